@@ -1,0 +1,41 @@
+# Everything a newcomer needs: `make demo`, `make test`. `make help` lists the rest.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test lint bench ui clean
+
+help:  ## list the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## */  make \1|/' | column -t -s '|'
+
+setup: $(READY)  ## make .venv with everything in it
+
+$(READY): pyproject.toml constraints.txt scripts/activate_lines.sh
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check "uv>=0.5"
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --constraint constraints.txt --editable '.[ingest,dask,dev]'
+	sh scripts/activate_lines.sh $(VENV)
+	@touch $@
+
+demo: $(READY)  ## a small rslearn dataset goes in, a score comes out
+	@sh scripts/demo.sh $(BIN)
+
+test: $(READY)  ## every test
+	$(BIN)/python -m pytest -n 2
+
+lint: $(READY)  ## formatting, types, and which module may import which
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: $(READY)  ## how fast it is, beside rslearn; WINDOWS=1000 for a larger dataset
+	$(BIN)/python -m eval_ingest_tests.bench --windows $${WINDOWS:-250}
+
+ui: $(READY)  ## Dagster's web page with the demo's datasets, at http://127.0.0.1:3000
+	@. $(BIN)/activate && dagster dev --host 127.0.0.1 --port $${PORT:-3000}
+
+clean:  ## remove the demo's data, Dagster's history and .env; .venv stays
+	rm -rf .demo .dagster .env

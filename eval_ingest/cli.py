@@ -1,0 +1,325 @@
+"""The command line: parse, call, print. `eval-ingest --help` shows every command with examples."""
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from eval_ingest import __version__
+from eval_ingest.errors import EvalIngestError, SpecError
+
+if TYPE_CHECKING:
+    from eval_ingest.core.spec import DatasetSpec
+    from eval_ingest.pipeline import Job, Outcome
+    from eval_ingest.settings import Settings
+
+EXAMPLES = """\
+examples:
+  eval-ingest list                                  what is known and what is ingested
+  eval-ingest validate --source gs://bucket/crops   what an ingest would do, nothing written
+  eval-ingest ingest --name tolbi_crops             a dataset of the catalog
+  eval-ingest ingest --name crops --source gs://bucket/crops --ratios 80 10 10
+  eval-ingest info --name tolbi_crops
+  eval-ingest verify --name tolbi_crops             read everything back and compare checksums
+
+environment:
+  OLMOEARTH_EVAL_DATASETS   where ingested datasets are (default weka://dfive-default/olmoearth/...)
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; 0 if it worked, 1 with a message if not, 2 for a usage error."""
+    options = _parser().parse_args(arguments)
+    try:
+        return int(options.run(options) or 0)
+    except EvalIngestError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("\nstopped; run the same command again: it goes on where it was", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="eval-ingest",
+        description="Turn labelled rslearn datasets into registered evals.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"eval-ingest {__version__}")
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+
+    ingest = _command(commands, "ingest", _ingest, "ingest a dataset and register it")
+    ingest.add_argument("--name", required=True, help="the dataset; from the catalog, or new")
+    _spec_options(ingest)
+    ingest.add_argument(
+        "--register",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="publish it in the registry (default); without: all stages but the last",
+    )
+    ingest.add_argument(
+        "--overwrite", action="store_true", help="ingest anew although nothing has changed"
+    )
+    ingest.add_argument("--dry-run", action="store_true", help="say what would be done; no writing")
+
+    validate = _command(commands, "validate", _validate, "show what is inferred, and from where")
+    validate.add_argument("--name", default=None, help="a dataset of the catalog")
+    _spec_options(validate)
+
+    _command(commands, "list", _list, "datasets in the registry and in the catalog")
+    info = _command(commands, "info", _info, "everything about an ingested dataset")
+    info.add_argument("--name", required=True)
+    verify = _command(commands, "verify", _verify, "read back what was ingested and compare")
+    verify.add_argument("--name", required=True)
+    remove = _command(commands, "remove", _remove, "delete an ingested dataset")
+    remove.add_argument("--name", required=True)
+    remove.add_argument("--yes", action="store_true", help="don't ask")
+
+    registry = commands.add_parser("registry", help="look after registry.json")
+    actions = registry.add_subparsers(metavar="ACTION", required=True)
+    _command(actions, "rebuild", _rebuild, "compile registry.json from every metadata.json")
+    return parser
+
+
+def _command(
+    commands: Any, name: str, run: Callable[[argparse.Namespace], int | None], text: str
+) -> argparse.ArgumentParser:
+    parser: argparse.ArgumentParser = commands.add_parser(name, help=text, description=text)
+    parser.set_defaults(run=run)
+    parser.add_argument("--json", action="store_true", help="print JSON, for programs")
+    return parser
+
+
+def _spec_options(parser: argparse.ArgumentParser) -> None:
+    """The flags that set a DatasetSpec's fields."""
+    add = parser.add_argument
+    add("--source", help="path or URL of the rslearn dataset")
+    add(
+        "--olmoearth-run-config-path",
+        dest="config",
+        metavar="DIR",
+        help="folder with model.yaml and olmoearth_run.yaml (default: the source)",
+    )
+    add("--display-name", help="for people")
+    add("--groups", nargs="+", metavar="GROUP", help="only windows of these groups")
+    add(
+        "--tags",
+        nargs="+",
+        metavar="KEY[=VALUE]",
+        help="only windows with these options; without value: the key is there",
+    )
+    add("--task-type", help="segmentation, classification, regression or scalar_regression")
+    add("--classes", nargs="+", metavar="NAME", help="class names in the order of their ids")
+    add("--property-name", help="vector labels: the property that holds the label")
+    add("--modalities", nargs="+", metavar="NAME", help="only these modalities")
+    add("--temporal-range", nargs=2, metavar=("FROM", "TO"), help="ISO dates")
+    add("--crop-size", type=int, metavar="PIXELS")
+    add("--split-strategy", dest="strategy", help="auto, random, stratified or spatial")
+    add("--ratios", nargs="+", type=float, metavar="PART", help="train val test, e.g. 80 10 10")
+    add("--seed", type=int, help="of the split")
+    add("--block-size", type=float, dest="block_size_m", metavar="M", help="spatial: metres")
+    add("--buffer", type=float, dest="buffer_m", metavar="M", help="spatial: metres")
+    add("--max-samples", type=int, metavar="N", help="at most N windows, each class in proportion")
+    add("--max-invalid-fraction", type=float, metavar="F", help="0 to 1; default 0.1")
+    add("--copy", choices=("windows", "stream"), help="stream: only the packed samples")
+
+
+_SPEC_FIELDS = (
+    "source", "config", "display_name", "groups", "tags", "task_type", "classes", "property_name",
+    "modalities", "temporal_range", "crop_size", "max_samples", "max_invalid_fraction", "copy",
+)  # fmt: skip
+_SPLIT_FIELDS = ("strategy", "ratios", "seed", "block_size_m", "buffer_m")
+
+
+def _spec(options: argparse.Namespace, settings: "Settings") -> "DatasetSpec":
+    """The catalog's spec, if there is one, with the flags laid over it."""
+    from eval_ingest.core.spec import DatasetSpec, check_name
+    from eval_ingest.store.catalog import find_spec, read_catalog
+
+    given = {f: getattr(options, f) for f in _SPEC_FIELDS if getattr(options, f) is not None}
+    if "tags" in given:
+        given["tags"] = _tags(given["tags"])
+    splits = {f: getattr(options, f) for f in _SPLIT_FIELDS if getattr(options, f) is not None}
+    if options.name is None and "source" not in given:
+        raise SpecError("give --source PATH_OR_URL, or --name of a dataset in the catalog")
+    name = check_name(options.name or _name_of(given["source"]))
+    known = read_catalog(settings).get(name)
+    if known is None and "source" not in given:
+        find_spec(settings, name)  # raises, naming the near ones
+    base = known.model_dump(by_alias=True, exclude_unset=True) if known is not None else {}
+    if splits:
+        given["splits"] = {**base.get("splits", {}), **splits}
+    return DatasetSpec.parse({"name": name, **base, **given}, f"the flags of {name}")
+
+
+def _name_of(source: str) -> str:
+    import re
+
+    last = source.rstrip("/").rsplit("/", 1)[-1].lower()
+    return re.sub(r"[^a-z0-9_-]+", "_", last).strip("_-") or "dataset"
+
+
+def _tags(texts: list[str]) -> dict[str, str]:
+    return {key: value for key, _, value in (text.partition("=") for text in texts)}
+
+
+# --------------------------------------------------------------------------------------- ingest
+
+
+def _ingest(options: argparse.Namespace) -> int:
+    from eval_ingest import pipeline
+    from eval_ingest.report.terminal import Progress, dry_run_lines, outcome_line, summary_lines
+    from eval_ingest.settings import Settings
+    from eval_ingest.store.catalog import add_spec
+
+    settings = Settings.load()
+    spec = _spec(options, settings)
+    if options.dry_run:
+        job = pipeline.open_job(spec, settings)
+        plan = pipeline.dry_run(job)
+        _print(options, plan, dry_run_lines(plan))
+        return 0
+    with Progress(quiet=options.json) as progress:
+        job = pipeline.open_job(spec, settings, progress=progress)
+        if options.overwrite:
+            pipeline.forget(job)
+        stages = pipeline.STAGES if options.register else pipeline.STAGES[:-1]
+
+        def tell(outcome: "Outcome") -> None:
+            if not options.json:
+                progress.line(outcome_line(outcome))
+
+        outcomes = pipeline.ingest(job, tell, stages)
+    add_spec(settings, spec)
+    summary = pipeline.summary(job, outcomes)
+    _print(options, summary, summary_lines(summary))
+    return 0
+
+
+def _validate(options: argparse.Namespace) -> int:
+    from eval_ingest import pipeline
+    from eval_ingest.report.terminal import config_lines
+    from eval_ingest.settings import Settings
+
+    settings = Settings.load()
+    spec = _spec(options, settings)
+    job = pipeline.open_job(spec, settings, root=".")  # nothing is written, so any root will do
+    facts = _job_facts(job)
+    _print(options, facts, config_lines(job))
+    return 0
+
+
+def _job_facts(job: "Job") -> dict[str, Any]:
+    return {
+        "spec": job.spec.model_dump(mode="json", by_alias=True, exclude_defaults=True),
+        "source": job.source.url,
+        "config": job.config.model_dump(mode="json"),
+    }
+
+
+# ------------------------------------------------------------------------- looking at the root
+
+
+def _list(options: argparse.Namespace) -> int:
+    from eval_ingest.report.terminal import list_lines
+    from eval_ingest.settings import Settings
+    from eval_ingest.store.catalog import read_catalog
+    from eval_ingest.store.layout import EvalRoot
+    from eval_ingest.store.registry import read_registry
+    from eval_ingest.store.uri import resolve_eval_root
+
+    settings = Settings.load()
+    catalog = read_catalog(settings)
+    root = EvalRoot(resolve_eval_root(settings))
+    registry = read_registry(root)
+    facts = {
+        "eval_root": str(root.path),
+        "registered": registry,
+        "catalog": {
+            name: spec.model_dump(mode="json", by_alias=True, exclude_defaults=True)
+            for name, spec in catalog.items()
+        },
+    }
+    _print(options, facts, list_lines(str(root.path), registry, catalog))
+    return 0
+
+
+def _info(options: argparse.Namespace) -> int:
+    from eval_ingest.report.terminal import info_lines
+    from eval_ingest.store.registry import require_metadata
+
+    root = _root()
+    metadata = require_metadata(root, options.name)
+    facts = metadata.model_dump(mode="json", by_alias=True)
+    _print(options, facts, info_lines(metadata, str(root.dataset(options.name).path)))
+    return 0
+
+
+def _verify(options: argparse.Namespace) -> int:
+    from eval_ingest.report.terminal import Progress
+    from eval_ingest.store.registry import require_metadata
+    from eval_ingest.store.verify import verify
+
+    root = _root()
+    metadata = require_metadata(root, options.name)
+    with Progress(quiet=options.json) as progress:
+        result = verify(root.dataset(options.name), metadata, progress)
+    lines = [f"{options.name}: {result['checked']}"]
+    lines += [f"  damaged: {problem}" for problem in result["problems"]]
+    if result["problems"]:
+        lines.append(f"repair it: eval-ingest ingest --name {options.name} --overwrite")
+    else:
+        lines.append("everything is as it was written")
+    _print(options, result, lines)
+    return 1 if result["problems"] else 0
+
+
+def _remove(options: argparse.Namespace) -> int:
+    from eval_ingest.store.registry import remove_dataset, require_metadata
+
+    root = _root()
+    require_metadata(root, options.name)
+    path = root.dataset(options.name).path
+    if not options.yes:
+        if not sys.stdin.isatty():
+            raise SpecError(f"removing {path} needs --yes when nobody can be asked")
+        if input(f"delete {path} and everything in it? [y/N] ").strip().lower() != "y":
+            print("nothing was deleted")
+            return 0
+    remove_dataset(root, options.name)
+    _print(options, {"removed": options.name}, [f"{options.name} is removed from {root.path}"])
+    return 0
+
+
+def _rebuild(options: argparse.Namespace) -> int:
+    from eval_ingest.store.registry import rebuild_registry
+
+    root = _root()
+    entries = rebuild_registry(root)
+    text = f"{root.registry}: {len(entries)} datasets: {', '.join(sorted(entries)) or 'none'}"
+    _print(options, {"datasets": sorted(entries)}, [text])
+    return 0
+
+
+def _root() -> Any:
+    from eval_ingest.settings import Settings
+    from eval_ingest.store.layout import EvalRoot
+    from eval_ingest.store.uri import resolve_eval_root
+
+    return EvalRoot(resolve_eval_root(Settings.load()))
+
+
+def _print(options: argparse.Namespace, facts: Any, lines: list[str]) -> None:
+    if options.json:
+        print(json.dumps(facts, indent=2, ensure_ascii=False))
+    else:
+        print("\n".join(lines))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

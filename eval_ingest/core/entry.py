@@ -1,0 +1,159 @@
+"""What is kept about an ingested dataset: metadata.json, and its entry in registry.json."""
+
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from eval_ingest.core.modality import MODALITIES
+from eval_ingest.core.resolved import ResolvedConfig
+from eval_ingest.core.spec import DatasetSpec
+
+METADATA_VERSION = 1
+REGISTRY_VERSION = "1.0"
+"""The version that the existing OlmoEarth eval code writes and reads."""
+
+BandStatsTable = dict[str, dict[str, dict[str, float]]]
+"""{modality: {band: {mean, std, min, max}}}, in stored units; Sentinel-1 in dB."""
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class NormStats(_Model):
+    """The outcome of the norm_stats stage."""
+
+    version: int = 1
+    fingerprint: str
+    n_windows: int
+    """Train windows that the statistics are from."""
+    stats: BandStatsTable
+    warnings: list[str] = Field(default_factory=list)
+
+
+class ShardArray(_Model):
+    """One .npy file of a shard."""
+
+    dtype: str
+    uniform: bool
+    """True: (N, ...) with the samples' shape; False: flat, with offsets."""
+
+
+class Shard(_Model):
+    """A shard of packed samples under samples/."""
+
+    name: str
+    rows: int
+    arrays: dict[str, ShardArray]
+    """By modality, and `target`."""
+
+
+class SplitFile(_Model):
+    """A split and its index."""
+
+    count: int
+    index: str
+    """Relative to the dataset's folder."""
+
+
+class CopyResult(_Model):
+    """The outcome of the weka_copy stage."""
+
+    version: int = 1
+    fingerprint: str
+    mode: str
+    """`windows` or `stream`."""
+    shards: list[Shard]
+    splits: dict[str, SplitFile]
+    n_copied: int
+    """Windows in the rslearn copy."""
+    n_bytes: int
+    """Bytes of the rslearn copy."""
+    packed_bytes: int
+
+
+class Metadata(_Model):
+    """metadata.json: everything about an ingested dataset."""
+
+    version: int = METADATA_VERSION
+    name: str
+    fingerprint: str
+    published_at: str
+    spec: DatasetSpec
+    config: ResolvedConfig
+    source: str
+    splits: dict[str, SplitFile]
+    shards: list[Shard]
+    norm_stats: BandStatsTable
+    n_windows: int
+    invalid: dict[str, int]
+    """Invalid windows by reason."""
+    split_report: dict[str, Any]
+    warnings: list[str]
+    fingerprints: dict[str, str]
+    """By stage."""
+    window_size: int
+    """Side of the smallest sample in pixels."""
+    num_timesteps: int
+    """The most timesteps of any sample and modality."""
+    n_bytes: int = 0
+
+
+def registry_entry(metadata: Metadata, path: str) -> dict[str, Any]:
+    """The dataset as the existing OlmoEarth eval code reads it, and some fields more.
+
+    Args:
+        metadata: the dataset.
+        path: its folder, for `weka_path`.
+    """
+    config, task = metadata.config, metadata.config.task
+    return {
+        "name": metadata.name,
+        "display_name": metadata.spec.display_name or metadata.name,
+        "source_path": metadata.source,
+        "weka_path": path,
+        "task_type": str(task.kind),
+        "num_classes": task.num_classes if task.kind.has_classes else 1,
+        "is_multilabel": False,
+        "classes": [known.name for known in task.classes],
+        "split_tag_key": "eval_split",
+        "split_stats": {split: {"count": found.count} for split, found in metadata.splits.items()},
+        "modalities": [modality.name for modality in config.modalities],
+        "imputes": imputes(config),
+        "window_size": config.crop_size or metadata.window_size,
+        "timeseries": metadata.num_timesteps > 1,
+        "norm_stats": metadata.norm_stats,
+        "use_pretrain_norm": True,
+        "num_timesteps": metadata.num_timesteps,
+        "fingerprint": metadata.fingerprint,
+        "ingested_at": metadata.published_at,
+    }
+
+
+_NEAREST_BAND = {
+    "sentinel2_l2a": ("B02", "B03", "B04", "B05", "B06", "B07", "B08", "B8A", "B09", "B11", "B12"),
+    "landsat": ("B2", "B3", "B4", "B5", "B6", "B7"),
+    "sentinel1": ("vv", "vh"),
+}
+
+
+def imputes(config: ResolvedConfig) -> list[list[str]]:
+    """[present band, missing band] pairs: which band stands in for one the dataset lacks.
+
+    The stand-in is the nearest present band in the order of wavelengths, else the first present.
+    """
+    pairs: list[list[str]] = []
+    for modality in config.modalities:
+        spectrum = _NEAREST_BAND.get(modality.name, MODALITIES[modality.name].bands)
+        for missing in modality.missing_bands:
+            present = [band for band in spectrum if band in modality.bands] or modality.bands
+            if missing in spectrum:
+                place = spectrum.index(missing)
+                stand_in = min(
+                    present,
+                    key=lambda band: abs(spectrum.index(band) - place) if band in spectrum else 99,
+                )
+            else:
+                stand_in = present[0]
+            pairs.append([stand_in, missing])
+    return pairs

@@ -1,0 +1,167 @@
+"""The window index: one row per window, with all that later stages need to know about it.
+
+Because the moments of the pixels and the class counts of the labels stand in the index,
+normalisation and stratified splits are column arithmetic: no pixel is read again.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, Self
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from eval_ingest.core.norm import MOMENTS
+from eval_ingest.core.resolved import ResolvedConfig
+from eval_ingest.core.task import TaskKind
+from eval_ingest.core.validate import InvalidSummary, Problem, summarise
+
+INDEX_VERSION = 1
+"""Raised when a column changes meaning: an index of another version is built anew."""
+
+_TIME = pa.timestamp("us", tz="UTC")
+_INTERVAL = pa.struct([("start", _TIME), ("end", _TIME)])
+_MOMENTS = pa.struct([(name, pa.list_(pa.float64())) for name in MOMENTS])
+_PROBLEM = pa.struct([("code", pa.string()), ("detail", pa.string())])
+
+
+def index_schema(config: ResolvedConfig) -> pa.Schema:
+    """The columns of a dataset's window index, sorted rows of (group, name)."""
+    fields: list[tuple[str, pa.DataType]] = [
+        ("group", pa.string()),
+        ("name", pa.string()),
+        ("crs", pa.string()),
+        ("x_resolution", pa.float64()),
+        ("y_resolution", pa.float64()),
+        ("bounds", pa.list_(pa.int64(), 4)),
+        ("height", pa.int32()),
+        ("width", pa.int32()),
+        ("time_start", _TIME),
+        ("time_end", _TIME),
+        ("options", pa.string()),
+        ("geometry", pa.binary()),
+        ("layers", pa.list_(pa.string())),
+        ("n_files", pa.int32()),
+        ("n_bytes", pa.int64()),
+        ("source_digest", pa.string()),
+        ("status", pa.string()),
+        ("problems", pa.list_(_PROBLEM)),
+    ]
+    for modality in config.modalities:
+        fields += [
+            (f"{modality.name}.timesteps", pa.int32()),
+            (f"{modality.name}.timestamps", pa.list_(_INTERVAL)),
+            (f"{modality.name}.moments", _MOMENTS),
+        ]
+    if config.task.kind.has_classes:
+        fields += [
+            ("label.class_counts", pa.list_(pa.int64())),
+            ("label.invalid", pa.int64()),
+        ]
+    else:
+        fields += [("label.moments", _MOMENTS), ("label.invalid", pa.int64())]
+    return pa.schema(fields)
+
+
+def moments_struct(moments: NDArray[np.float64]) -> dict[str, list[float]]:
+    """Moments (5, C) as the value of a moments column."""
+    return {name: moments[k].tolist() for k, name in enumerate(MOMENTS)}
+
+
+@dataclass(frozen=True)
+class WindowIndex:
+    """A dataset's window index and what it was made from."""
+
+    table: pa.Table
+    """Rows sorted by (group, name); the schema of `index_schema`."""
+    fingerprint: str
+    row_key: str
+    """Rows of an older index with the same row key and source digest hold the same values."""
+    source: str = ""
+    extra: Mapping[str, Any] = field(default_factory=dict)
+    """Further facts kept beside the table, such as how many windows the filters left out."""
+
+    def __len__(self) -> int:
+        return int(self.table.num_rows)
+
+    @cached_property
+    def groups(self) -> list[str]:
+        """Group per row."""
+        return list(self.table["group"].to_pylist())
+
+    @cached_property
+    def names(self) -> list[str]:
+        """Window name per row."""
+        return list(self.table["name"].to_pylist())
+
+    @cached_property
+    def keys(self) -> list[str]:
+        """`group/name` per row."""
+        return [f"{group}/{name}" for group, name in zip(self.groups, self.names, strict=True)]
+
+    @cached_property
+    def valid(self) -> NDArray[np.bool_]:
+        """True per valid row."""
+        return np.asarray(pc.equal(self.table["status"], "valid").to_numpy(), dtype=bool)
+
+    @cached_property
+    def summary(self) -> InvalidSummary:
+        """The invalid windows by reason."""
+        problems = [
+            [Problem(found["code"], found["detail"]) for found in row or ()]
+            for row in self.table["problems"].to_pylist()
+        ]
+        return summarise(self.keys, problems)
+
+    def moments(self, modality: str) -> NDArray[np.float64]:
+        """Moments (N, 5, C) of a modality; zero counts where a row has none."""
+        return _moments_array(self.table[f"{modality}.moments"])
+
+    def label_moments(self) -> NDArray[np.float64]:
+        """Moments (N, 5, 1) of a regression's targets."""
+        return _moments_array(self.table["label.moments"])
+
+    def class_counts(self, num_classes: int) -> NDArray[np.int64]:
+        """Pixels (segmentation) or windows (classification) per class: (N, num_classes)."""
+        counts = np.zeros((len(self), num_classes), np.int64)
+        for row, values in enumerate(self.table["label.class_counts"].to_pylist()):
+            if values:
+                counts[row] = values
+        return counts
+
+    def main_class(self, kind: TaskKind, num_classes: int) -> NDArray[np.int64]:
+        """The most frequent class per row, or the quintile of the mean target for regressions.
+
+        -1 where a row has no label.
+        """
+        if kind.has_classes:
+            counts = self.class_counts(num_classes)
+            return np.where(counts.sum(axis=1) > 0, counts.argmax(axis=1), -1)
+        moments = self.label_moments()[:, :, 0]
+        with np.errstate(invalid="ignore", divide="ignore"):
+            means = moments[:, 1] / moments[:, 0]
+        known = np.isfinite(means)
+        strata = np.full(len(means), -1, np.int64)
+        if known.any():
+            edges = np.quantile(means[known], [0.2, 0.4, 0.6, 0.8])
+            strata[known] = np.searchsorted(edges, means[known], side="right")
+        return strata
+
+    @classmethod
+    def empty(cls, config: ResolvedConfig, fingerprint: str, row_key: str) -> Self:
+        """An index without rows."""
+        return cls(index_schema(config).empty_table(), fingerprint, row_key)
+
+
+def _moments_array(column: pa.ChunkedArray) -> NDArray[np.float64]:
+    rows = column.to_pylist()
+    bands = max((len(row["count"]) for row in rows if row), default=0)
+    result = np.zeros((len(rows), 5, bands))
+    result[:, 3], result[:, 4] = np.inf, -np.inf
+    for k, row in enumerate(rows):
+        if row and row["count"]:
+            result[k] = [row[name] for name in MOMENTS]
+    return result

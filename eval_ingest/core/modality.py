@@ -1,0 +1,73 @@
+"""Modalities: their bands in order, and which rslearn layers mean which of them."""
+
+import re
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Modality:
+    """A sensor product that OlmoEarth models know."""
+
+    name: str
+    """The name in registries and samples, such as `sentinel2_l2a`."""
+    bands: tuple[str, ...]
+    """All bands in the order in which samples hold them."""
+    layers: tuple[str, ...]
+    """rslearn layer names that mean this modality."""
+    decibels: bool = False
+    """True: linear power on disk, decibels for statistics and models."""
+
+
+MODALITIES: dict[str, Modality] = {
+    modality.name: modality
+    for modality in (
+        Modality(
+            "sentinel2_l2a",
+            ("B02", "B03", "B04", "B08", "B05", "B06", "B07", "B8A", "B11", "B12", "B01", "B09"),
+            ("sentinel2", "sentinel2_l2a"),
+        ),
+        Modality(
+            "sentinel1",
+            ("vv", "vh"),
+            ("sentinel1", "sentinel1_ascending", "sentinel1_descending", "sentinel1_rtc"),
+            decibels=True,
+        ),
+        Modality(
+            "landsat",
+            ("B8", "B1", "B2", "B3", "B4", "B5", "B6", "B7", "B9", "B10", "B11"),
+            ("landsat",),
+        ),
+    )
+}
+
+# Other products whose names begin like a modality's: they must not be taken for it.
+_OTHER_PRODUCTS = frozenset({"sentinel2_l1c", "sentinel1_slc", "sentinel1_grd_raw"})
+
+_BY_LAYER = {layer: modality for modality in MODALITIES.values() for layer in modality.layers}
+_ITEM_GROUP = re.compile(r"\.\d+$")
+
+
+def modality_of_layer(layer: str) -> Modality | None:
+    """The modality that a layer holds, or None if it is none we know.
+
+    Tried in turn: the exact name; without a leading `pre_` or `post_`; dropping trailing
+    `_parts` until a name matches. An item group suffix (`sentinel2.3`) is ignored.
+
+    >>> modality_of_layer("pre_sentinel2").name
+    'sentinel2_l2a'
+    >>> modality_of_layer("sentinel2_feb.3").name
+    'sentinel2_l2a'
+    >>> modality_of_layer("sentinel2_l1c") is None
+    True
+    """
+    name = _ITEM_GROUP.sub("", layer)
+    for candidate in (name, re.sub(r"^(pre|post)_", "", name)):
+        parts = candidate.split("_")
+        while parts:
+            key = "_".join(parts)
+            if key in _OTHER_PRODUCTS:
+                return None
+            if key in _BY_LAYER:
+                return _BY_LAYER[key]
+            parts.pop()
+    return None

@@ -1,0 +1,177 @@
+"""Moments of pixels, the statistics made from them, and the normalisation methods."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+MOMENTS = ("count", "sum", "sum_of_squares", "min", "max")
+
+_BLOCK_ROWS = 2048
+"""Rows converted to float64 at a time, so that a block stays in the processor's cache."""
+
+DECIBEL_FLOOR = 1e-10
+"""Linear power below this is taken for this before the logarithm."""
+
+
+def to_decibels(linear: NDArray[Any]) -> NDArray[np.float32]:
+    """Linear power to decibels, 10 * log10(max(x, 1e-10)), as float32 of the same shape."""
+    floored: NDArray[np.float32] = np.maximum(linear, np.float32(DECIBEL_FLOOR), dtype=np.float32)
+    np.log10(floored, out=floored)
+    floored *= np.float32(10)
+    return floored
+
+
+def measure(pixels: NDArray[Any], *, decibels: bool = False) -> NDArray[np.float64]:
+    """Moments per band of pixels (..., C): array (5, C) in the order of MOMENTS.
+
+    Only finite pixels count. With `decibels`, pixels are linear power: they are converted first,
+    and pixels that are not positive hold no measurement and don't count.
+    A band without any counted pixel has count 0, sums 0, min +inf and max -inf.
+    """
+    rows = pixels.reshape(-1, pixels.shape[-1])
+    if decibels:
+        measured = rows > 0
+        rows = to_decibels(rows)
+        if not measured.all():
+            rows = np.where(measured, rows, np.float32(np.nan))
+    if rows.dtype.kind == "f" and not np.isfinite(rows.sum(dtype=np.float64)):
+        return _measure_finite(rows)
+    return _measure_all(rows)
+
+
+def _measure_all(rows: NDArray[Any]) -> NDArray[np.float64]:
+    n, bands = rows.shape
+    result = np.empty((5, bands))
+    result[0] = n
+    result[3], result[4] = _min_max(rows)
+    # Wide rows make the products below efficient: fold neighbouring pixels into one row.
+    fold = next((k for k in (16, 12, 8, 4, 2) if n % k == 0), 1)
+    wide = np.ascontiguousarray(rows).reshape(n // fold, fold * bands)
+    sums = np.zeros((2, fold * bands))
+    ones = np.ones(_BLOCK_ROWS)
+    for start in range(0, len(wide), _BLOCK_ROWS // 8):
+        block = wide[start : start + _BLOCK_ROWS // 8].astype(np.float64)
+        weights = ones[: len(block)]
+        sums[0] += weights @ block
+        np.multiply(block, block, out=block)
+        sums[1] += weights @ block
+    result[1:3] = sums.reshape(2, fold, bands).sum(axis=1)
+    return result
+
+
+def _min_max(rows: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Minimum and maximum per column; halving keeps every pass a wide elementwise one."""
+    low = high = rows
+    while len(low) > 8:
+        half = len(low) // 2
+        odd_low, odd_high = low[2 * half :], high[2 * half :]
+        low = np.minimum(low[:half], low[half : 2 * half])
+        high = np.maximum(high[:half], high[half : 2 * half])
+        if len(odd_low):
+            low[0] = np.minimum(low[0], odd_low[0])
+            high[0] = np.maximum(high[0], odd_high[0])
+    return low.min(axis=0), high.max(axis=0)
+
+
+def _measure_finite(rows: NDArray[Any]) -> NDArray[np.float64]:
+    finite = np.isfinite(rows)
+    values = np.where(finite, rows, 0).astype(np.float64)
+    return np.stack(
+        [
+            finite.sum(axis=0, dtype=np.float64),
+            values.sum(axis=0),
+            (values * values).sum(axis=0),
+            np.where(finite, rows, np.inf).min(axis=0, initial=np.inf),
+            np.where(finite, rows, -np.inf).max(axis=0, initial=-np.inf),
+        ]
+    )
+
+
+@dataclass(frozen=True)
+class BandStats:
+    """Statistics of one band over all counted pixels."""
+
+    mean: float
+    std: float
+    """Population standard deviation."""
+    min: float
+    max: float
+
+
+def combine(moments: NDArray[np.float64]) -> list[BandStats]:
+    """Statistics per band from the moments (N, 5, C) of N windows.
+
+    The variance is put together from the windows' own variances and the spread of their means
+    (Chan, Golub and LeVeque 1983), which doesn't cancel as sum-of-squares minus square-of-sum does.
+    A band without any counted pixel has NaN everywhere.
+    """
+    count, total, squares = moments[:, 0], moments[:, 1], moments[:, 2]
+    n = count.sum(axis=0)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        mean = total.sum(axis=0) / n
+        window_mean = np.where(count > 0, total / count, 0)
+        within = np.maximum(squares - total * window_mean, 0).sum(axis=0)
+        between = (count * (window_mean - mean) ** 2).sum(axis=0)
+        std = np.sqrt((within + between) / n)
+        # Where all pixels are equal, rounding must not leave a tiny deviation behind.
+        low, high = moments[:, 3].min(axis=0), moments[:, 4].max(axis=0)
+        std = np.where(low == high, 0.0, std)
+    empty = n == 0
+    return [
+        BandStats(*(float("nan"),) * 4)
+        if empty[c]
+        else BandStats(float(mean[c]), float(std[c]), float(low[c]), float(high[c]))
+        for c in range(moments.shape[2])
+    ]
+
+
+@dataclass(frozen=True)
+class Method:
+    """A normalisation: y = (x - lo) / (hi - lo), then what `then` says."""
+
+    sigmas: float | None
+    """lo, hi = mean -+ sigmas * std; None: min and max."""
+    then: str = ""
+    """`` nothing, `clip` to 0..1, or `int`: clip(255 y, 0, 255), truncated to uint8, / 255."""
+
+
+METHODS: dict[str, Method | None] = {
+    "norm_no_clip": Method(1),
+    "norm_no_clip_2_std": Method(2),
+    "norm_yes_clip": Method(1, "clip"),
+    "norm_yes_clip_2_std": Method(2, "clip"),
+    "norm_yes_clip_3_std": Method(3, "clip"),
+    "norm_yes_clip_int": Method(1, "int"),
+    "norm_yes_clip_2_std_int": Method(2, "int"),
+    "norm_yes_clip_3_std_int": Method(3, "int"),
+    "norm_yes_clip_min_max_int": Method(None, "int"),
+    "standardize": None,
+    "no_norm": None,
+}
+"""The methods of OlmoEarth's evals, by their names there."""
+
+
+def affine(method: str, stats: list[BandStats]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Per band the scale and offset with which y = x * scale + offset, before any clipping.
+
+    A band that doesn't vary (hi == lo) gets scale 0 and offset 0: 0 after normalisation.
+    KeyError if the method isn't one of METHODS.
+    """
+    rule = METHODS[method]
+    mean = np.array([band.mean for band in stats])
+    std = np.array([band.std for band in stats])
+    if method == "no_norm":
+        return np.ones(len(stats), np.float32), np.zeros(len(stats), np.float32)
+    if rule is None:
+        low, width = mean, std
+    elif rule.sigmas is None:
+        low = np.array([band.min for band in stats])
+        width = np.array([band.max for band in stats]) - low
+    else:
+        low, width = mean - rule.sigmas * std, 2 * rule.sigmas * std
+    varies = np.isfinite(width) & (width > 0)
+    scale = np.divide(1.0, width, out=np.zeros_like(mean), where=varies)
+    offset = np.where(varies, -low * scale, 0.0)
+    return scale.astype(np.float32), offset.astype(np.float32)

@@ -1,0 +1,173 @@
+"""What samples are made of: the outcome of reading a dataset's own configuration.
+
+A `ResolvedConfig` is everything that index, pack and loader need to know about a dataset.
+It is inferred by `studio.config.resolve` and kept in metadata.json with the origin of each value.
+"""
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from eval_ingest.core.task import Task
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class BandSet(_Frozen):
+    """One raster file per item group: the bands that are stored together."""
+
+    bands: tuple[str, ...]
+    dtype: str
+    """numpy name of the stored type, such as `uint16`."""
+    zoom_offset: int = 0
+    """Stored at the window's resolution divided by 2 ** zoom_offset."""
+    spatial_size: tuple[int, int] | None = None
+    """Fixed (height, width), whatever the window's size."""
+    nodata_value: float | None = None
+    geotiff: bool = True
+    """Stored as rslearn's GeotiffRasterFormat; anything else is read through rslearn."""
+
+
+class Layer(_Frozen):
+    """A layer of config.json that some input reads."""
+
+    name: str
+    vector: bool = False
+    band_sets: tuple[BandSet, ...] = ()
+    """Empty for vector layers."""
+    geojson: bool = True
+    """Vector layers: stored as rslearn's GeojsonVectorFormat; anything else is read through it."""
+
+
+class LayerRead(_Frozen):
+    """A layer to read, and which of its item groups."""
+
+    layer: str
+    item_group: int | None
+    """One item group, or None for all completed ones in order."""
+
+    @property
+    def specifier(self) -> str:
+        """rslearn's name for it: `sentinel2`, `sentinel2.3`, or `sentinel2.*` for all."""
+        if self.item_group is None:
+            return f"{self.layer}.*"
+        return f"{self.layer}.{self.item_group}" if self.item_group else self.layer
+
+
+class InputPart(_Frozen):
+    """One rslearn DataInput: its reads are alternatives or are stacked along time."""
+
+    key: str
+    """The input's name in model.yaml."""
+    reads: tuple[LayerRead, ...]
+    stack: bool
+    """True: all reads are stacked (load_all_layers). False: the first completed one is read."""
+    required: bool = True
+
+
+class Pad(_Frozen):
+    """rslearn's Pad transform: zeros around, or a crop where the image is larger."""
+
+    size: int
+    center: bool = False
+    """Equal on all sides; otherwise at the bottom and right only."""
+
+
+class ModalityInput(_Frozen):
+    """A modality of the samples: its parts are stacked along time in this order."""
+
+    name: str
+    bands: tuple[str, ...]
+    """The bands that the dataset has, in the modality's order."""
+    missing_bands: tuple[str, ...] = ()
+    """The modality's bands that no layer holds."""
+    parts: tuple[InputPart, ...]
+    dtype: str
+    """Type of packed pixels: the narrowest that holds the stored ones (`uint16`, `float32`)."""
+    pad: Pad | None = None
+    decibels: bool = False
+    """Linear on disk and in packs, decibels for statistics and models."""
+
+    @property
+    def required(self) -> bool:
+        """False if a window without this modality is still valid."""
+        return any(part.required for part in self.parts)
+
+
+class LabelInput(_Frozen):
+    """Where the label is read from."""
+
+    part: InputPart
+    band: str | None = None
+    """Raster labels: the band of the label layer. None for vector labels."""
+    dtype: str = "int32"
+    """The type that rslearn reads the label as: int32 or float32."""
+    pad: Pad | None = None
+
+
+class SplitSelector(_Frozen):
+    """Which windows model.yaml gives to a split: in one of the groups, with all of the tags."""
+
+    groups: tuple[str, ...] = ()
+    """Empty: any group."""
+    names: tuple[str, ...] = ()
+    """Empty: any window name."""
+    tags: dict[str, str] = Field(default_factory=dict)
+    """Window options that must be present and, if the value isn't empty, equal."""
+
+    def selects(self, group: str, name: str, options: dict[str, object]) -> bool:
+        """True if a window of this group, name and options is selected."""
+        if self.groups and group not in self.groups:
+            return False
+        if self.names and name not in self.names:
+            return False
+        return all(
+            key in options and (not value or str(options[key]) == value)
+            for key, value in self.tags.items()
+        )
+
+
+class ResolvedConfig(_Frozen):
+    """A dataset's configuration, resolved: what is predicted from what, and who said so."""
+
+    task: Task
+    label: LabelInput
+    modalities: tuple[ModalityInput, ...]
+    layers: tuple[Layer, ...]
+    """The layers that modalities and label read, and no others."""
+    crop_size: int | None = None
+    """Side in pixels of the crop that the dataset's own training takes."""
+    selectors: dict[str, SplitSelector] = Field(default_factory=dict)
+    """train, val, test as model.yaml declares them; empty if it doesn't."""
+    declared_ratios: tuple[float, float, float] | None = None
+    """train, val, test proportions from olmoearth_run.yaml's data splitter."""
+    window_storage: str = "file"
+    """`file`, or the class path of another rslearn WindowStorageFactory."""
+    data_storage: str = "per_item_group"
+    """`per_item_group`, or the class path of another WindowDataStorageFactory."""
+    unsupported_inputs: tuple[str, ...] = ()
+    """Inputs that no modality stands for (srtm, era5, ...): listed, not loaded."""
+    dropped_transforms: tuple[str, ...] = ()
+    """Transforms left out because they are random, normalise, or are replaced by ours."""
+    provenance: dict[str, str] = Field(default_factory=dict)
+    """Field name to the place it was inferred from, such as `model.yaml: data.init_args.task`."""
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def layer_names(self) -> frozenset[str]:
+        """Names of the layers that are read."""
+        return frozenset(layer.name for layer in self.layers)
+
+    def layer(self, name: str) -> Layer:
+        """The layer of that name; KeyError if no input reads it."""
+        for layer in self.layers:
+            if layer.name == name:
+                return layer
+        raise KeyError(name)
+
+    def modality(self, name: str) -> ModalityInput:
+        """The modality of that name; KeyError if the dataset doesn't have it."""
+        for modality in self.modalities:
+            if modality.name == name:
+                return modality
+        raise KeyError(name)

@@ -1,0 +1,142 @@
+"""DatasetSpec: what a person says about a dataset. Name and source; the rest is inferred."""
+
+import re
+from typing import Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from eval_ingest.core.task import TaskKind
+from eval_ingest.errors import SpecError
+
+NAME_PATTERN = re.compile(r"[a-z0-9][a-z0-9_-]*")
+SPLITS = ("train", "val", "test")
+
+
+def check_name(name: str) -> str:
+    """Return the name if it can be a dataset's; raise SpecError if not.
+
+    Names become folders, asset keys and partition keys, so they stay plain.
+    """
+    if not NAME_PATTERN.fullmatch(name):
+        raise SpecError(
+            f"dataset name {name!r} is not allowed; use lower-case letters, digits, _ and -, "
+            "beginning with a letter or digit, such as tolbi_crops"
+        )
+    return name
+
+
+class SplitPolicy(BaseModel):
+    """How windows are divided into train, val and test."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    strategy: Literal["auto", "random", "stratified", "spatial"] = "auto"
+    """auto: the dataset's own splits where it declares them, else random."""
+    ratios: tuple[float, float, float] = (0.8, 0.1, 0.1)
+    """train, val, test; percentages (80 10 10) are taken too."""
+    seed: int = 42
+    block_size_m: float = Field(default=5120.0, gt=0)
+    """spatial: side in metres of the blocks that stay together."""
+    buffer_m: float = Field(default=0.0, ge=0)
+    """spatial: train windows nearer than this to a val or test window are left out."""
+
+    @field_validator("ratios", mode="before")
+    @classmethod
+    def _normalise_ratios(cls, value: Any) -> Any:
+        """Take fractions or percentages; insist that they add up."""
+        ratios = [float(ratio) for ratio in value]
+        if len(ratios) != 3:
+            raise ValueError(f"needs three numbers (train val test), got {len(ratios)}")
+        if any(ratio < 0 for ratio in ratios):
+            raise ValueError(f"{ratios} has a negative part")
+        total = sum(ratios)
+        for whole in (1.0, 100.0):
+            if abs(total - whole) < 1e-6 * whole:
+                return tuple(ratio / whole for ratio in ratios)
+        raise ValueError(f"{ratios} add up to {total:g}; they must add up to 1 or 100")
+
+
+class DatasetSpec(BaseModel):
+    """A dataset to ingest. Only name and source are needed."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str
+    source: str
+    """Path or URL of the rslearn dataset; `${VAR:-default}` is expanded."""
+    config: str | None = None
+    """Folder with model.yaml, dataset.json or olmoearth_run.yaml; default the source itself."""
+    display_name: str | None = None
+    groups: tuple[str, ...] = ()
+    """Only windows of these groups; empty means those that model.yaml names, else all."""
+    tags: dict[str, str] = Field(default_factory=dict)
+    """Only windows whose options have all of these; an empty value: the key is present."""
+    task_type: TaskKind | None = None
+    classes: tuple[str, ...] = ()
+    property_name: str | None = None
+    modalities: tuple[str, ...] = ()
+    """Only these modalities; empty means all that model.yaml reads."""
+    temporal_range: tuple[str, str] | None = None
+    """ISO dates: only windows whose time range lies within."""
+    crop_size: int | None = Field(default=None, gt=0)
+    splits: SplitPolicy = SplitPolicy()
+    max_samples: int | None = Field(default=None, gt=0)
+    """At most this many windows over all splits, stratified by class, chosen by hash."""
+    max_invalid_fraction: float = Field(default=0.1, ge=0, le=1)
+    copy_mode: Literal["windows", "stream"] = Field(default="windows", alias="copy")
+    """windows: the rslearn windows and the packed samples; stream: the packed samples alone."""
+    licence: str | None = None
+    notes: str | None = None
+
+    @field_validator("name")
+    @classmethod
+    def _check_name(cls, value: str) -> str:
+        if not NAME_PATTERN.fullmatch(value):
+            raise ValueError(f"{value!r} must match {NAME_PATTERN.pattern}")
+        return value
+
+    @field_validator("groups", "classes", "modalities", mode="before")
+    @classmethod
+    def _listed(cls, value: Any) -> Any:
+        """YAML reads `groups: 20251210` as a number; take a single value as a list of one."""
+        if value is None:
+            return ()
+        if isinstance(value, str | int):
+            return (str(value),)
+        return tuple(str(item) for item in value)
+
+    @field_validator("tags", mode="before")
+    @classmethod
+    def _tag_texts(cls, value: Any) -> Any:
+        if isinstance(value, dict):
+            return {str(k): "" if v is None else str(v) for k, v in value.items()}
+        return value
+
+    @model_validator(mode="after")
+    def _source_given(self) -> Self:
+        if not self.source.strip():
+            raise ValueError("source is empty")
+        return self
+
+    @classmethod
+    def parse(cls, values: dict[str, Any], where: str) -> Self:
+        """Build a spec from plain values; `where` names their origin in a SpecError."""
+        try:
+            return cls.model_validate(values)
+        except ValidationError as error:
+            raise SpecError(f"{where}: {_first_problems(error, cls)}") from error
+
+
+def _first_problems(error: ValidationError, model: type[BaseModel]) -> str:
+    texts = []
+    for problem in error.errors(include_url=False)[:3]:
+        field = ".".join(str(part) for part in problem["loc"]) or "spec"
+        if problem["type"] == "extra_forbidden":
+            import difflib
+
+            near = difflib.get_close_matches(str(problem["loc"][-1]), model.model_fields, n=1)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            texts.append(f"unknown field {field!r}{hint}")
+        else:
+            texts.append(f"{field}: {problem['msg'].removeprefix('Value error, ')}")
+    return "; ".join(texts)

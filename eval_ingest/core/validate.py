@@ -1,0 +1,100 @@
+"""Which windows are valid: the problem codes, and how many invalid windows are too many."""
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from eval_ingest.errors import InvalidWindowsError
+
+PROBLEMS: dict[str, str] = {
+    "metadata_missing": "the window has no metadata.json",
+    "metadata_unreadable": "metadata.json can't be read or lacks a field",
+    "bounds_invalid": "bounds are not four integers that span a positive area",
+    "layer_not_completed": "a layer that the task reads is not completed",
+    "raster_missing": "a completed layer lacks its raster",
+    "raster_unreadable": "a raster can't be decoded",
+    "raster_bands": "a raster has the wrong number of bands or timesteps",
+    "raster_dtype": "a raster's type isn't the one in config.json",
+    "raster_grid": "a raster doesn't cover the window",
+    "input_nodata": "an input is wholly nodata",
+    "input_not_finite": "an input has no finite pixel",
+    "label_missing": "there is no label",
+    "label_unreadable": "the label can't be read",
+    "label_all_invalid": "no pixel of the label is valid",
+    "label_out_of_range": "the label holds a class outside 0 .. num_classes - 1",
+    "smaller_than_crop": "the window is smaller than the crop",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """Why a window is invalid."""
+
+    code: str
+    """A key of PROBLEMS."""
+    detail: str
+    """What was found where, for the person who looks at this one window."""
+
+
+@dataclass(frozen=True)
+class InvalidSummary:
+    """The invalid windows of an index, counted by reason."""
+
+    n_windows: int
+    n_invalid: int
+    reasons: dict[str, int]
+    """Windows per problem code, most frequent first; a window counts once per code."""
+    examples: dict[str, list[str]]
+    """Up to three `group/name: detail` per code."""
+
+    @property
+    def fraction(self) -> float:
+        """Share of windows that are invalid, 0 to 1."""
+        return self.n_invalid / self.n_windows if self.n_windows else 0.0
+
+    def lines(self) -> list[str]:
+        """The table of reasons, one line each."""
+        return [
+            f"  {code:<20} {count:>7}  {PROBLEMS.get(code, '')}; e.g. {self.examples[code][0]}"
+            for code, count in self.reasons.items()
+        ]
+
+
+def summarise(keys: Sequence[str], problems: Iterable[Sequence[Problem]]) -> InvalidSummary:
+    """Count invalid windows by reason; `keys` are their `group/name`, in step with problems."""
+    counts: Counter[str] = Counter()
+    examples: dict[str, list[str]] = {}
+    n_invalid = 0
+    for key, found in zip(keys, problems, strict=True):
+        n_invalid += bool(found)
+        counts.update({problem.code for problem in found})
+        for problem in found:
+            shown = examples.setdefault(problem.code, [])
+            if len(shown) < 3:
+                shown.append(f"{key}: {problem.detail}")
+    reasons = dict(counts.most_common())
+    return InvalidSummary(len(keys), n_invalid, reasons, examples)
+
+
+def check_invalid_fraction(summary: InvalidSummary, limit: float, dataset: str) -> None:
+    """Stop an ingest that would rest on mostly broken data.
+
+    Raises:
+        InvalidWindowsError: nothing is valid, or more than `limit` (0 to 1) is invalid.
+    """
+    if summary.n_windows == 0:
+        raise InvalidWindowsError(
+            f"{dataset}: no windows were found; check groups, tags and temporal_range in the spec"
+        )
+    if summary.n_invalid == summary.n_windows or summary.fraction > limit:
+        raise InvalidWindowsError(
+            "\n".join(
+                [
+                    f"{dataset}: {summary.n_invalid} of {summary.n_windows} windows are invalid "
+                    f"({summary.fraction:.1%}; at most {limit:.1%} may be):",
+                    *summary.lines(),
+                    "repair the source, or raise max_invalid_fraction in the spec "
+                    "(--max-invalid-fraction) if that is expected",
+                ]
+            )
+        )

@@ -1,0 +1,99 @@
+"""The error tree. Each message says what, where, the value, and what to do next.
+
+EvalIngestError
+|-- SettingsError          an environment variable is missing or unusable
+|-- SpecError              a dataset spec (catalog YAML or flags) is wrong
+|   `-- UnknownDatasetError
+|-- SourceError            the rslearn dataset can't be read
+|   |-- SourceNotFoundError
+|   `-- ConfigError        config.json, model.yaml or olmoearth_run.yaml is wrong
+|       |-- InferenceError     a value can't be inferred; names the field and the flag
+|       `-- UnsupportedError   readable, but not a task that can become an eval
+|-- InvalidWindowsError    too many windows are broken
+|-- SplitError             the split policy can't be carried out
+|-- StoreError             the eval root can't be written or read
+|   |-- NotIngestedError
+|   |-- IntegrityError     a copied or packed file isn't what it should be
+|   `-- LockedError        another process is ingesting the same dataset
+`-- LoadError              EvalDataset was asked for something it doesn't have
+"""
+
+import difflib
+from collections.abc import Iterable
+
+
+class EvalIngestError(Exception):
+    """The root of every error that eval_ingest raises on purpose."""
+
+
+class SettingsError(EvalIngestError):
+    """An environment variable is missing or unusable."""
+
+
+class SpecError(EvalIngestError):
+    """A dataset spec is wrong: an unknown field, a bad value, a bad name."""
+
+
+class UnknownDatasetError(SpecError):
+    """No dataset of that name; the message lists the near ones."""
+
+    def __init__(self, name: str, known: Iterable[str], where: str, cure: str) -> None:
+        names = sorted(known)
+        near = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
+        if near:
+            hint = f"did you mean {' or '.join(near)}?"
+        elif names:
+            hint = f"known: {', '.join(names[:12])}{', ...' if len(names) > 12 else ''}."
+        else:
+            hint = "there is none yet."
+        super().__init__(f"no dataset {name!r} in {where}; {hint} {cure}")
+        self.name = name
+        self.near = near
+
+
+class SourceError(EvalIngestError):
+    """The rslearn dataset at the source can't be read."""
+
+
+class SourceNotFoundError(SourceError):
+    """There is nothing at the source path."""
+
+
+class ConfigError(SourceError):
+    """config.json, model.yaml or olmoearth_run.yaml is missing or wrong."""
+
+
+class InferenceError(ConfigError):
+    """A value can't be inferred; the message names the field and the flag that sets it."""
+
+
+class UnsupportedError(ConfigError):
+    """The configuration is readable but describes something that isn't supported."""
+
+
+class InvalidWindowsError(EvalIngestError):
+    """More windows are invalid than the spec allows."""
+
+
+class SplitError(EvalIngestError):
+    """The split policy can't be carried out on these windows."""
+
+
+class StoreError(EvalIngestError):
+    """The eval root can't be written or read."""
+
+
+class NotIngestedError(StoreError):
+    """A stage's input isn't there yet."""
+
+
+class IntegrityError(StoreError):
+    """A file differs in size, checksum or shape from what was recorded."""
+
+
+class LockedError(StoreError):
+    """Another process holds the dataset's lock."""
+
+
+class LoadError(EvalIngestError):
+    """EvalDataset was asked for a split, modality or method that isn't there."""

@@ -1,0 +1,290 @@
+"""From the windows of a source to the rows of a window index."""
+
+import json
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Executor
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from eval_ingest.core.fingerprint import fingerprint
+from eval_ingest.core.index import INDEX_VERSION, index_schema, moments_struct
+from eval_ingest.core.norm import measure
+from eval_ingest.core.resolved import ResolvedConfig
+from eval_ingest.core.spec import DatasetSpec
+from eval_ingest.core.task import IGNORE_LABEL, TaskKind
+from eval_ingest.engine import map_ordered
+from eval_ingest.store.index_file import read_table, write_table
+from eval_ingest.studio.source import Source, WindowFiles
+from eval_ingest.studio.window import WindowMetadata, WindowSample, apply_pad, read_window
+
+SHARD_WINDOWS = 64
+"""Windows per task: enough to drown its overhead, few enough to balance and to show progress."""
+
+Progress = Callable[[str, int, int], None]
+"""Called with what is being done, how many are done, and how many there are."""
+
+
+def row_key(config: ResolvedConfig) -> str:
+    """What a row's values depend on besides the window's files."""
+    pixels = config.model_dump(
+        mode="json",
+        include={"task", "label", "modalities", "layers", "crop_size", "data_storage"},
+    )
+    for known in pixels["task"]["classes"]:
+        known.pop("color")
+    return fingerprint("row", INDEX_VERSION, pixels)
+
+
+@dataclass(frozen=True)
+class WindowFilter:
+    """Which windows are wanted, by their metadata."""
+
+    tags: dict[str, str] = field(default_factory=dict)
+    temporal_range: tuple[str, str] | None = None
+
+    @classmethod
+    def of(cls, spec: DatasetSpec) -> "WindowFilter":
+        """The spec's filter."""
+        return cls(spec.tags, spec.temporal_range)
+
+    def wants(self, metadata: WindowMetadata) -> bool:
+        """True if the options have every tag and the time range lies within (whole days)."""
+        for key, value in self.tags.items():
+            if key not in metadata.options or (value and str(metadata.options[key]) != value):
+                return False
+        if self.temporal_range is None:
+            return True
+        if metadata.time_range is None:
+            return False
+        first, last = self.temporal_range
+        start, end = (time.date().isoformat() for time in metadata.time_range)
+        return first <= start and end <= last
+
+
+@dataclass
+class Pool:
+    """Rows of earlier runs, to be used again where window and row key are unchanged."""
+
+    tables: list[pa.Table]
+    places: dict[tuple[str, str, str], tuple[int, int]]
+    """(group, name, source_digest) to (table, row)."""
+
+    @classmethod
+    def of(cls, tables: Iterable[pa.Table]) -> "Pool":
+        """All rows of the tables; the last one of a window counts."""
+        kept = list(tables)
+        places = {}
+        for number, table in enumerate(kept):
+            columns = (table[name].to_pylist() for name in ("group", "name", "source_digest"))
+            for row, key in enumerate(zip(*columns, strict=True)):
+                places[key] = (number, row)
+        return cls(kept, places)
+
+    def take(self, places: Sequence[tuple[int, int]]) -> list[pa.Table]:
+        """The rows at these places, as tables."""
+        rows: dict[int, list[int]] = {}
+        for number, row in places:
+            rows.setdefault(number, []).append(row)
+        return [self.tables[number].take(sorted(found)) for number, found in rows.items()]
+
+
+def index_windows(
+    source: Source,
+    config: ResolvedConfig,
+    window_filter: WindowFilter,
+    wanted: Iterable[WindowFiles],
+    total: int,
+    executor: Executor,
+    workers: int,
+    parts: "PartialRows",
+    progress: Progress,
+) -> list[pa.Table]:
+    """Read, decode and judge windows: one row each, in tables of some windows.
+
+    Windows that the filter doesn't want get no row.
+    Every finished table is kept by `parts`, so that a stopped run goes on where it was.
+    """
+    work = partial(index_shard, source, config, window_filter)
+    tables, done = [], 0
+    for table in map_ordered(executor, work, _shards(wanted), in_flight=2 * workers):
+        parts.add(table)
+        tables.append(table)
+        done = min(done + SHARD_WINDOWS, total)
+        progress("windows read", done, total)
+    return tables
+
+
+def _shards(windows: Iterable[WindowFiles]) -> Iterator[list[WindowFiles]]:
+    shard: list[WindowFiles] = []
+    for window in windows:
+        shard.append(window)
+        if len(shard) == SHARD_WINDOWS:
+            yield shard
+            shard = []
+    if shard:
+        yield shard
+
+
+def index_shard(
+    source: Source, config: ResolvedConfig, window_filter: WindowFilter, shard: list[WindowFiles]
+) -> pa.Table:
+    """Rows of some windows; runs in a worker."""
+    samples = (read_window(source, files, config, window_filter.wants) for files in shard)
+    rows = [index_row(sample, config) for sample in samples if sample is not None]
+    return pa.Table.from_pylist(rows, schema=index_schema(config))
+
+
+def index_row(sample: WindowSample, config: ResolvedConfig) -> dict[str, Any]:
+    """The row of one window; its geometry is added later, for all windows at once."""
+    files, metadata = sample.files, sample.metadata
+    row: dict[str, Any] = {
+        "group": files.group,
+        "name": files.name,
+        "layers": sample.layers,
+        "n_files": len(files.files),
+        "n_bytes": files.n_bytes,
+        "source_digest": files.digest,
+        "status": "invalid" if sample.problems else "valid",
+        "problems": [
+            {"code": found.code, "detail": found.detail[:500]} for found in sample.problems
+        ],
+    }
+    if metadata is not None:
+        row |= _metadata_columns(metadata)
+    for modality in config.modalities:
+        found = sample.modalities.get(modality.name)
+        row[f"{modality.name}.timesteps"] = found.pixels.shape[2] if found else 0
+        if found is None:
+            continue
+        pixels = apply_pad(found.pixels, modality.pad)
+        row[f"{modality.name}.moments"] = moments_struct(
+            measure(pixels, decibels=modality.decibels)
+        )
+        if found.timestamps is not None:
+            row[f"{modality.name}.timestamps"] = [
+                {"start": start, "end": end} for start, end in found.timestamps
+            ]
+    return row | _label_columns(sample, config)
+
+
+def _metadata_columns(metadata: WindowMetadata) -> dict[str, Any]:
+    start, end = metadata.time_range or (None, None)
+    return {
+        "crs": metadata.crs,
+        "x_resolution": metadata.x_resolution,
+        "y_resolution": metadata.y_resolution,
+        "bounds": list(metadata.bounds),
+        "height": metadata.height,
+        "width": metadata.width,
+        "time_start": start,
+        "time_end": end,
+        "options": json.dumps(metadata.options, sort_keys=True),
+    }
+
+
+def _label_columns(sample: WindowSample, config: ResolvedConfig) -> dict[str, Any]:
+    task, target = config.task, sample.target
+    if target is None:
+        return {}
+    if not task.kind.has_classes:
+        target = apply_pad(target, config.label.pad, np.nan) if target.ndim else target
+        values = target.reshape(-1, 1)
+        moments = measure(values)
+        return {
+            "label.moments": moments_struct(moments),
+            "label.invalid": values.size - int(moments[0, 0]),
+        }
+    if task.kind is TaskKind.SEGMENTATION:
+        target = apply_pad(target, config.label.pad, IGNORE_LABEL)
+    labels = target.reshape(-1)
+    inside = labels[(labels >= 0) & (labels < task.num_classes)]
+    return {
+        "label.class_counts": np.bincount(inside, minlength=task.num_classes).tolist(),
+        "label.invalid": int((labels == IGNORE_LABEL).sum()),
+    }
+
+
+def add_geometry(table: pa.Table) -> pa.Table:
+    """Fill the geometry column: window outlines in longitude and latitude, as WKB.
+
+    All windows of one CRS are transformed together. A CRS that can't be understood leaves null.
+    """
+    import pyproj
+    import shapely
+
+    geometry = np.full(table.num_rows, None, dtype=object)
+    crs = np.array(table["crs"].to_pylist(), dtype=object)
+    known = np.flatnonzero([text is not None for text in crs])
+    bounds = np.array([table["bounds"][int(k)].as_py() for k in known], dtype=float).reshape(-1, 4)
+    scale = (
+        np.column_stack(
+            [table[name].take(known).to_numpy() for name in ("x_resolution", "y_resolution") * 2]
+        )
+        if len(known)
+        else np.zeros((0, 4))
+    )
+    corners = bounds * scale
+    for text in set(crs[known]):
+        here = np.flatnonzero(crs[known] == text)
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                transformer = pyproj.Transformer.from_crs(text, "EPSG:4326", always_xy=True)
+        except pyproj.exceptions.ProjError:
+            continue
+        x0, y0, x1, y1 = corners[here].T
+        xs, ys = np.stack([x0, x1, x1, x0, x0], axis=1), np.stack([y0, y0, y1, y1, y0], axis=1)
+        lon, lat = transformer.transform(xs, ys)
+        finite = np.isfinite(lon).all(axis=1) & np.isfinite(lat).all(axis=1)
+        shapes = shapely.polygons(np.stack([lon[finite], lat[finite]], axis=-1))
+        geometry[known[here[finite]]] = shapely.to_wkb(shapely.normalize(shapes))
+    place = table.schema.get_field_index("geometry")
+    return table.set_column(place, "geometry", pa.array(geometry.tolist(), pa.binary()))
+
+
+class PartialRows:
+    """Finished rows of an index that isn't complete yet, in files beside it."""
+
+    def __init__(self, folder: Path, key: str) -> None:
+        self._folder = folder
+        self._key = key
+        self._waiting: list[pa.Table] = []
+        self._count = len(list(folder.glob("*.parquet"))) if folder.is_dir() else 0
+
+    def tables(self) -> list[pa.Table]:
+        """What earlier runs left, if their row key is ours."""
+        found = []
+        for path in sorted(self._folder.glob("*.parquet")) if self._folder.is_dir() else []:
+            part = read_table(path, "partial_rows", INDEX_VERSION)
+            if part is not None and part[1].get("row_key") == self._key:
+                found.append(part[0])
+        return found
+
+    def add(self, table: pa.Table, every: int = 2048) -> None:
+        """Keep some rows; they reach the disk in files of about `every` rows."""
+        self._waiting.append(table)
+        if sum(part.num_rows for part in self._waiting) >= every:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write what is waiting."""
+        if not self._waiting:
+            return
+        facts = {"kind": "partial_rows", "version": INDEX_VERSION, "row_key": self._key}
+        path = self._folder / f"{self._count:06d}.parquet"
+        write_table(path, pa.concat_tables(self._waiting), facts)
+        self._waiting.clear()
+        self._count += 1
+
+    def clear(self) -> None:
+        """Remove all of it: the index is written."""
+        import shutil
+
+        self._waiting.clear()
+        shutil.rmtree(self._folder, ignore_errors=True)

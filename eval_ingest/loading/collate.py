@@ -1,0 +1,42 @@
+"""Samples to batches, also where windows differ in size or number of timesteps."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from eval_ingest.core.task import IGNORE_LABEL
+
+
+def collate(samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Stack samples; where shapes differ, pad at the end of H, W and T to the largest.
+
+    Pixels and timestamps are padded with zeros, class targets with -1, others with NaN.
+    `batch["timesteps"][modality]` (long, B) tells how many timesteps of each sample are real.
+    """
+    batch: dict[str, Any] = {}
+    for key in samples[0]:
+        values = [sample[key] for sample in samples]
+        if key == "timestamps":
+            batch[key] = {m: _stack([value[m] for value in values], 0) for m in values[0]}
+            batch["timesteps"] = {
+                m: torch.tensor([len(value[m]) for value in values]) for m in values[0]
+            }
+        elif key == "target":
+            fill = float("nan") if values[0].is_floating_point() else IGNORE_LABEL
+            batch[key] = _stack(values, fill)
+        elif isinstance(values[0], torch.Tensor):
+            batch[key] = _stack(values, 0)
+        else:
+            batch[key] = values
+    return batch
+
+
+def _stack(tensors: Sequence[torch.Tensor], fill: float) -> torch.Tensor:
+    if all(tensor.shape == tensors[0].shape for tensor in tensors):
+        return torch.stack(list(tensors))
+    shape = [max(sizes) for sizes in zip(*(tensor.shape for tensor in tensors), strict=True)]
+    result = tensors[0].new_full((len(tensors), *shape), fill)
+    for place, tensor in zip(result, tensors, strict=True):
+        place[tuple(slice(size) for size in tensor.shape)] = tensor
+    return result

@@ -1,0 +1,409 @@
+"""EvalDataset: a split of an ingested dataset, memory mapped.
+
+Opening reads metadata.json and the split's index; no window is scanned, and pixels are read when
+a sample is asked for. Workers of a DataLoader share the maps.
+"""
+
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from numpy.typing import NDArray
+from torch.utils.data import DataLoader, Dataset
+
+from eval_ingest.core.entry import Metadata
+from eval_ingest.core.resolved import ModalityInput
+from eval_ingest.core.spec import SPLITS
+from eval_ingest.core.task import Task
+from eval_ingest.errors import IntegrityError, LoadError
+from eval_ingest.loading.collate import collate
+from eval_ingest.loading.normalize import (
+    DEFAULT_METHOD,
+    Normalizer,
+    make_normalizer,
+    pretrained_stats,
+)
+from eval_ingest.settings import Settings
+from eval_ingest.store.layout import EvalRoot
+from eval_ingest.store.registry import require_metadata
+from eval_ingest.store.uri import resolve_eval_root
+
+TARGET = "target"
+
+_BATCH_BYTES = 64 << 20
+"""`loader` makes batches of about this many bytes of float32 pixels."""
+
+
+class EvalDataset(Dataset[dict[str, Any]]):
+    """A split of an ingested eval dataset.
+
+    `ds[i]` is a dict:
+
+    | key | value |
+    |---|---|
+    | each modality | float32 (H, W, T, C), bands in `ds.bands[modality]`'s order |
+    | timestamps | per modality long (T, 3): day, month from 0, year |
+    | target | long (H, W) or scalar class, -1 invalid; or float32 (H, W) or scalar, NaN invalid |
+    | window | "group/name" |
+
+    Samples are ordered as rslearn orders windows, by the SHA-256 of their names.
+
+    Args:
+        name: the dataset, as in the registry.
+        split: train, val or test.
+        root: the eval root; default OLMOEARTH_EVAL_DATASETS.
+        modalities: only these; default all.
+        normalize: "dataset" (statistics of its train split), "pretrained" (OlmoEarth's), or None
+            (stored values, Sentinel-1 linear).
+        method: how statistics are used; see `core.norm.METHODS`.
+        crop: a square of the dataset's crop size from the "center" or a "random" place; None: all.
+            A dataset without a crop size is never cropped.
+        label_fraction: share of the train split, in (0, 1]: nested subsets, drawn by `seed`.
+        seed: of label_fraction.
+
+    Raises:
+        UnknownDatasetError: no such dataset under the root; the message lists the near names.
+        LoadError: an argument that the dataset can't satisfy.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        split: str,
+        *,
+        root: str | Path | None = None,
+        modalities: Sequence[str] | None = None,
+        normalize: Literal["dataset", "pretrained"] | None = "dataset",
+        method: str = DEFAULT_METHOD,
+        crop: Literal["center", "random"] | None = "center",
+        label_fraction: float = 1.0,
+        seed: int = 42,
+    ) -> None:
+        self._arguments = {
+            "name": name, "split": split, "root": root, "modalities": modalities,
+            "normalize": normalize, "method": method, "crop": crop,
+            "label_fraction": label_fraction, "seed": seed,
+        }  # fmt: skip
+        eval_root = EvalRoot(resolve_eval_root(Settings.load(), root))
+        self._arguments["root"] = str(eval_root.path)
+        self.metadata: Metadata = require_metadata(eval_root, name)
+        if split not in SPLITS:
+            raise LoadError(f"no split {split!r}; there are {', '.join(SPLITS)}")
+        if crop not in ("center", "random", None):
+            raise LoadError(f"no crop {crop!r}; there are 'center', 'random' and None")
+        self.name, self.split = name, split
+        self._folder = eval_root.dataset(name).path
+        self._inputs = self._choose(modalities)
+        self._normalizers = {
+            modality.name: self._normalizer(modality, normalize, method)
+            for modality in self._inputs
+        }
+        self._crop = self.metadata.config.crop_size if crop else None
+        self._random_crop = crop == "random"
+        self._index = self._read_index()
+        self._order = self._draw(label_fraction, seed)
+        self._maps: dict[tuple[int, str], NDArray[Any]] = {}
+
+    # -------------------------------------------------------------------------------- opening
+
+    def _choose(self, modalities: Sequence[str] | None) -> list[ModalityInput]:
+        known = {modality.name: modality for modality in self.metadata.config.modalities}
+        wanted = list(known) if modalities is None else list(modalities)
+        unknown = [name for name in wanted if name not in known]
+        if unknown or not wanted:
+            raise LoadError(
+                f"{self.metadata.name} has no modality {', '.join(unknown) or '(none asked for)'}; "
+                f"it has {', '.join(known)}"
+            )
+        return [known[name] for name in wanted]
+
+    def _normalizer(
+        self, modality: ModalityInput, normalize: str | None, method: str
+    ) -> Normalizer:
+        if normalize is None:
+            return Normalizer(None, None)
+        if normalize == "dataset":
+            stats = self.metadata.norm_stats[modality.name]
+        elif normalize == "pretrained":
+            stats = pretrained_stats(modality.name)
+        else:
+            raise LoadError(f"no normalize={normalize!r}; there are 'dataset', 'pretrained', None")
+        return make_normalizer(method, modality.bands, stats, modality.decibels)
+
+    def _read_index(self) -> "_SplitIndex":
+        path = self._folder / self.metadata.splits[self.split].index
+        try:
+            table = pq.read_table(path, memory_map=True)
+        except (OSError, pa.ArrowException) as error:
+            raise IntegrityError(
+                f"the index {path} can't be read ({error}); ingest {self.name} again"
+            ) from error
+        return _SplitIndex(table, [modality.name for modality in self.metadata.config.modalities])
+
+    def _draw(self, label_fraction: float, seed: int) -> NDArray[np.int64] | None:
+        """The rows of a label fraction, or None for all of them in order."""
+        if not 0 < label_fraction <= 1:
+            raise LoadError(f"label_fraction is {label_fraction}; it must be in (0, 1]")
+        if label_fraction == 1:
+            return None
+        if self.split != "train":
+            raise LoadError(
+                f"label_fraction is for the train split; {self.split} is always used whole"
+            )
+        total = len(self._index)
+        count = max(1, int(total * label_fraction))
+        generator = torch.Generator().manual_seed(seed)
+        return torch.randperm(total, generator=generator)[:count].numpy()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self._arguments
+
+    def __setstate__(self, arguments: dict[str, Any]) -> None:
+        # Opening again costs milliseconds; the maps themselves can't travel.
+        self.__init__(**arguments)  # type: ignore[misc]
+
+    # --------------------------------------------------------------------------------- asking
+
+    def __len__(self) -> int:
+        return len(self._index) if self._order is None else len(self._order)
+
+    def __repr__(self) -> str:
+        shapes = ", ".join(f"{m.name} ({len(m.bands)} bands)" for m in self._inputs)
+        return f"EvalDataset({self.name!r}, {self.split!r}: {len(self)} samples, {shapes})"
+
+    @property
+    def task(self) -> Task:
+        """What is predicted."""
+        return self.metadata.config.task
+
+    @property
+    def classes(self) -> list[str]:
+        """Class names by id; empty for regressions."""
+        return [known.name for known in self.task.classes]
+
+    @property
+    def bands(self) -> dict[str, tuple[str, ...]]:
+        """Bands per modality, in the order of the samples."""
+        return {modality.name: modality.bands for modality in self._inputs}
+
+    def window(self, i: int) -> str:
+        """`group/name` of sample i."""
+        row = self._row(i)
+        return f"{self._index.groups[row]}/{self._index.names[row]}"
+
+    def _row(self, i: int) -> int:
+        if not -len(self) <= i < len(self):
+            raise IndexError(f"sample {i} of {len(self)} in {self.name} {self.split}")
+        i %= len(self)
+        return i if self._order is None else int(self._order[i])
+
+    def __getitem__(self, i: int) -> dict[str, Any]:
+        row = self._row(int(i))
+        window = self._window_slice(row)
+        sample: dict[str, Any] = {}
+        for modality in self._inputs:
+            stored = self._stored(modality.name, row)[window]
+            sample[modality.name] = self._normalizers[modality.name].apply(stored)
+        sample["timestamps"] = {
+            modality.name: self._index.timestamps(modality.name, row) for modality in self._inputs
+        }
+        target = self._stored(TARGET, row)
+        sample["target"] = self._target(target[window] if target.ndim else target)
+        sample["window"] = f"{self._index.groups[row]}/{self._index.names[row]}"
+        return sample
+
+    def __getitems__(self, indices: Sequence[int]) -> list[dict[str, Any]]:
+        return [self[i] for i in indices]
+
+    def _window_slice(self, row: int) -> tuple[slice, slice]:
+        """Rows and columns of the crop."""
+        if self._crop is None:
+            return slice(None), slice(None)
+        slices = []
+        for size in (int(self._index.heights[row]), int(self._index.widths[row])):
+            spare = max(size - self._crop, 0)
+            start = int(torch.randint(spare + 1, ())) if self._random_crop else spare // 2
+            slices.append(slice(start, start + self._crop))
+        return slices[0], slices[1]
+
+    def _target(self, stored: NDArray[Any]) -> torch.Tensor:
+        kind = np.int64 if self.task.kind.has_classes else np.float32
+        return torch.from_numpy(np.array(stored, dtype=kind))
+
+    def _stored(self, name: str, row: int) -> NDArray[Any]:
+        """A sample's stored array: a view of the memory map."""
+        shard = int(self._index.shards[row])
+        array = self._map(shard, name)
+        if self.metadata.shards[shard].arrays[name].uniform:
+            return np.asarray(array[int(self._index.rows[row])])
+        shape = self._shape(name, row)
+        start = int(self._index.offsets[name][row])
+        return array[start : start + int(np.prod(shape))].reshape(shape)
+
+    def _shape(self, name: str, row: int) -> tuple[int, ...]:
+        size = int(self._index.heights[row]), int(self._index.widths[row])
+        if name == TARGET:
+            return size
+        modality = self.metadata.config.modality(name)
+        return (*size, int(self._index.timesteps[name][row]), len(modality.bands))
+
+    def _map(self, shard: int, name: str) -> NDArray[Any]:
+        found = self._maps.get((shard, name))
+        if found is None:
+            path = self._folder / "samples" / self.metadata.shards[shard].name / f"{name}.npy"
+            try:
+                found = np.load(path, mmap_mode="r", allow_pickle=False)
+            except (OSError, ValueError) as error:
+                raise IntegrityError(
+                    f"the packed samples {path} can't be read ({error}); ingest {self.name} again"
+                ) from error
+            self._maps[shard, name] = found
+        return found
+
+    # ------------------------------------------------------------------------------- batching
+
+    def batches(self, batch_size: int) -> Iterator[dict[str, Any]]:
+        """All samples in order, in batches as `collate` makes them.
+
+        Where samples agree in shape, the stored pixels of a batch are converted and normalised
+        as one array.
+        """
+        if batch_size < 1:
+            raise LoadError(f"batch_size is {batch_size}; it must be at least 1")
+        for start in range(0, len(self), batch_size):
+            rows = [self._row(i) for i in range(start, min(start + batch_size, len(self)))]
+            yield self._batch(rows, range(start, start + len(rows)))
+
+    def _batch(self, rows: list[int], places: range) -> dict[str, Any]:
+        batch: dict[str, Any] = {}
+        if self._random_crop or len({self._shapes_of(row) for row in rows}) > 1:
+            return collate([self[i] for i in places])
+        window = self._window_slice(rows[0])
+        for modality in self._inputs:
+            stored = self._gather(modality.name, rows, window)
+            batch[modality.name] = self._normalizers[modality.name].apply(stored)
+        batch["timestamps"] = {
+            m.name: torch.stack([self._index.timestamps(m.name, row) for row in rows])
+            for m in self._inputs
+        }
+        batch["timesteps"] = {
+            m.name: torch.from_numpy(self._index.timesteps[m.name][rows].astype(np.int64))
+            for m in self._inputs
+        }
+        batch["target"] = self._target(self._gather(TARGET, rows, window))
+        batch["window"] = [f"{self._index.groups[row]}/{self._index.names[row]}" for row in rows]
+        return batch
+
+    def _shapes_of(self, row: int) -> tuple[int, ...]:
+        steps = (int(self._index.timesteps[m.name][row]) for m in self._inputs)
+        return int(self._index.heights[row]), int(self._index.widths[row]), *steps
+
+    def _gather(self, name: str, rows: list[int], window: tuple[slice, slice]) -> NDArray[Any]:
+        """Stored arrays of equal shape, stacked; a view where they lie side by side."""
+        shard = int(self._index.shards[rows[0]])
+        places = self._index.rows[rows]
+        together = bool((self._index.shards[rows] == shard).all())
+        if together and self.metadata.shards[shard].arrays[name].uniform:
+            array = self._map(shard, name)
+            if array.ndim > 1:
+                array = array[:, *window]
+            first = int(places[0])
+            if (places == np.arange(first, first + len(rows))).all():
+                return array[first : first + len(rows)]
+            return array[places]
+        stored = [self._stored(name, row) for row in rows]
+        return np.stack([s[window] if s.ndim else s for s in stored])
+
+    def loader(
+        self,
+        batch_size: int | None = None,
+        num_workers: int | None = None,
+        shuffle: bool | None = None,
+        **kwargs: Any,
+    ) -> DataLoader[dict[str, Any]]:
+        """A DataLoader with workers and batch size chosen for this dataset.
+
+        Reading a memory map costs less than handing tensors between processes, so there are no
+        workers unless samples are large. `loader.why` says what was chosen and why. Anything given
+        here wins; train is shuffled.
+        """
+        sizes = [int(np.prod(self._stored(m.name, self._row(0)).shape)) * 4 for m in self._inputs]
+        if self._crop and len(self):
+            height, width = (
+                int(x[self._row(0)]) for x in (self._index.heights, self._index.widths)
+            )
+            sizes = [size * self._crop**2 // (height * width) for size in sizes]
+        sample_bytes = max(sum(sizes), 1)
+        chosen = batch_size or int(
+            min(max(2 ** int(np.log2(max(_BATCH_BYTES / sample_bytes, 1))), 1), 256)
+        )
+        workers = num_workers
+        if workers is None:
+            workers = 0 if sample_bytes < 32 << 20 else min(4, os.cpu_count() or 1)
+        loader: DataLoader[dict[str, Any]] = DataLoader(
+            self,
+            batch_size=chosen,
+            num_workers=workers,
+            shuffle=self.split == "train" if shuffle is None else shuffle,
+            collate_fn=kwargs.pop("collate_fn", collate),
+            **kwargs,
+        )
+        loader.why = (  # type: ignore[attr-defined]
+            f"batch_size {chosen}: a sample is {sample_bytes / 2**20:.2f} MiB as float32, a batch "
+            f"about {chosen * sample_bytes / 2**20:.0f} MiB; num_workers {workers}: "
+            + (
+                "reading the memory map is faster than handing tensors between processes"
+                if workers == 0
+                else "samples are large enough to be worth handing between processes"
+            )
+        )
+        return loader
+
+
+class _SplitIndex:
+    """A split's index as arrays; texts are only decoded when asked for."""
+
+    def __init__(self, table: pa.Table, modalities: list[str]) -> None:
+        def numbers(name: str) -> NDArray[Any]:
+            return np.asarray(table[name].to_numpy())
+
+        self._table = table
+        self.shards, self.rows = numbers("shard"), numbers("row")
+        self.heights, self.widths = numbers("height"), numbers("width")
+        self.offsets = {name: numbers(f"{name}.offset") for name in (*modalities, TARGET)}
+        self.timesteps = {name: numbers(f"{name}.timesteps") for name in modalities}
+        self._stamps: dict[str, tuple[NDArray[Any], NDArray[Any]]] = {}
+        self.groups: _Texts = _Texts(table["group"])
+        self.names: _Texts = _Texts(table["name"])
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def timestamps(self, modality: str, row: int) -> torch.Tensor:
+        """long (T, 3): day, month from 0, year."""
+        if modality not in self._stamps:
+            column = self._table[f"{modality}.timestamps"].combine_chunks()
+            if isinstance(column, pa.ChunkedArray):
+                column = column.chunk(0) if column.num_chunks else pa.array([], column.type)
+            self._stamps[modality] = (
+                column.offsets.to_numpy(),
+                column.values.to_numpy(zero_copy_only=False),
+            )
+        offsets, values = self._stamps[modality]
+        found = values[offsets[row] : offsets[row + 1]].astype(np.int64)
+        return torch.from_numpy(found.reshape(-1, 3))
+
+
+class _Texts:
+    """A text column, read one by one."""
+
+    def __init__(self, column: pa.ChunkedArray) -> None:
+        self._column = column
+
+    def __getitem__(self, row: int) -> str:
+        return str(self._column[row].as_py())

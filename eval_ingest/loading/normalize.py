@@ -1,0 +1,114 @@
+"""From stored pixels to float32: one conversion and one multiply-add."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from eval_ingest.core.norm import METHODS, BandStats, affine, to_decibels
+from eval_ingest.errors import LoadError
+
+DEFAULT_METHOD = "norm_no_clip_2_std"
+
+
+@dataclass(frozen=True)
+class Normalizer:
+    """How one modality's pixels become what a model sees."""
+
+    scale: NDArray[np.float32] | None
+    """Per band; None: values are only converted to float32."""
+    offset: NDArray[np.float32] | None
+    then: str = ""
+    """`` nothing more, `clip` to 0..1, or `int`: quantise to 256 steps in 0..1."""
+    decibels: bool = False
+
+    def apply(self, stored: NDArray[Any], out: torch.Tensor | None = None) -> torch.Tensor:
+        """Normalise pixels (..., T, C) into float32 of the same shape, `out` if given."""
+        if out is None:
+            out = torch.empty(stored.shape, dtype=torch.float32)
+        if self.decibels and self.scale is not None:
+            stored = to_decibels(stored)
+        out.copy_(_tensor(stored))
+        if self.scale is not None and self.offset is not None and out.numel():
+            # One row holds a pixel's T x C values: wide rows are what vector units like.
+            timesteps = stored.shape[-2]
+            scale = torch.from_numpy(np.tile(self.scale, timesteps))
+            offset = torch.from_numpy(np.tile(self.offset, timesteps))
+            rows = out.view(-1, len(scale))
+            torch.addcmul(offset, rows, scale, out=rows)
+        if self.then == "clip":
+            out.clamp_(0, 1)
+        elif self.then == "int":
+            out.mul_(255).clamp_(0, 255).floor_().div_(255)
+        return out
+
+
+def _tensor(array: NDArray[Any]) -> torch.Tensor:
+    """A tensor on the array's memory; it is only read."""
+    if not array.flags.writeable:
+        # torch warns of read-only memory, which a memory map is; nothing is ever written to it.
+        view = array.view()
+        interface = dict(view.__array_interface__)
+        interface["data"] = (interface["data"][0], False)
+        array = np.asarray(_Writable(interface, array))
+    return torch.from_numpy(array)
+
+
+class _Writable:
+    """Presents read-only memory as writable, and keeps its owner alive."""
+
+    def __init__(self, interface: dict[str, Any], owner: NDArray[Any]) -> None:
+        self.__array_interface__ = interface
+        self.owner = owner
+
+
+def make_normalizer(
+    method: str, bands: tuple[str, ...], stats: dict[str, dict[str, float]], decibels: bool
+) -> Normalizer:
+    """The normaliser of a modality.
+
+    Args:
+        method: one of `core.norm.METHODS`.
+        bands: the sample's bands in order.
+        stats: per band at least mean and std.
+        decibels: pixels are linear power.
+
+    Raises:
+        LoadError: no such method, or a band without statistics.
+    """
+    if method not in METHODS:
+        raise LoadError(f"no normalisation method {method!r}; there are {', '.join(METHODS)}")
+    missing = [band for band in bands if band not in stats]
+    if missing:
+        raise LoadError(f"no statistics for the bands {', '.join(missing)}; use normalize=None")
+    nan = float("nan")
+    table = [
+        BandStats(s["mean"], s["std"], s.get("min", nan), s.get("max", nan))
+        for s in (stats[band] for band in bands)
+    ]
+    scale, offset = affine(method, table)
+    rule = METHODS[method]
+    return Normalizer(scale, offset, rule.then if rule else "", decibels)
+
+
+def pretrained_stats(modality: str) -> dict[str, dict[str, float]]:
+    """Band statistics of OlmoEarth's pretraining, from olmoearth_pretrain_minimal.
+
+    Raises:
+        LoadError: the package isn't installed, or doesn't know the modality.
+    """
+    try:
+        # Optional: only pretrained normalisation needs it.
+        from olmoearth_pretrain_minimal.olmoearth_pretrain_v1.data import normalize
+    except ImportError as error:
+        raise LoadError(
+            'normalize="pretrained" needs olmoearth-pretrain-minimal; '
+            'install it: pip install "eval-ingest[olmoearth]"'
+        ) from error
+    config = normalize.load_computed_config()
+    if modality not in config:
+        raise LoadError(f"OlmoEarth's pretraining has no statistics for {modality}")
+    stats: dict[str, dict[str, float]] = config[modality]
+    return stats

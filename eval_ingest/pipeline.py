@@ -1,0 +1,654 @@
+"""START HERE: from an rslearn dataset to a registered eval dataset, in five stages.
+
+    window_index -> split_assignment -> norm_stats -> weka_copy -> registry_entry
+
+| stage | does |
+|---|---|
+| window_index | reads every window once and judges it: one row per window |
+| split_assignment | gives each valid window train, val, test or none |
+| norm_stats | band statistics of the train windows, from the moments in the index |
+| weka_copy | copies the windows and packs the samples |
+| registry_entry | writes metadata.json, the commit point, and the registry |
+
+Each stage is a function of the stages before it, and each outcome carries a fingerprint: a hash of
+its inputs' fingerprints, of the spec's fields that it reads, and of its own version. An outcome on
+disk with the wanted fingerprint is taken as it is, so a second run does nothing, and a stopped one
+goes on where it was. `ingest` runs all five; Dagster runs the same functions one by one.
+"""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from eval_ingest.core.entry import CopyResult, Metadata, NormStats
+from eval_ingest.core.fingerprint import fingerprint
+from eval_ingest.core.index import INDEX_VERSION, WindowIndex
+from eval_ingest.core.norm import combine
+from eval_ingest.core.resolved import ResolvedConfig
+from eval_ingest.core.spec import DatasetSpec
+from eval_ingest.core.splits import SPLITS_VERSION, SplitAssignment, assign_splits
+from eval_ingest.core.validate import check_invalid_fraction
+from eval_ingest.engine import executor
+from eval_ingest.errors import ConfigError, NotIngestedError, SpecError
+from eval_ingest.indexing import (
+    PartialRows,
+    Pool,
+    Progress,
+    WindowFilter,
+    add_geometry,
+    index_windows,
+    row_key,
+)
+from eval_ingest.settings import Settings
+from eval_ingest.store.atomic import read_json, write_bytes, write_json
+from eval_ingest.store.index_file import read_index, read_splits, write_index, write_splits
+from eval_ingest.store.layout import DatasetLayout, EvalRoot
+from eval_ingest.store.pack import remove_leftovers, retire_shards
+from eval_ingest.store.registry import locked, read_metadata, rebuild_registry
+from eval_ingest.store.uri import resolve_eval_root
+from eval_ingest.studio.config import ConfigFiles, dataset_config_for_copy, resolve
+from eval_ingest.studio.source import CONFIG_FILES, Source, WindowFiles, open_source
+from eval_ingest.transfer import transfer
+
+STAGES = ("window_index", "split_assignment", "norm_stats", "weka_copy", "registry_entry")
+
+NORM_VERSION = 1
+COPY_VERSION = 1
+ENTRY_VERSION = 1
+
+GRACE_S = 3600.0
+"""Files that metadata.json no longer names stay this long, for readers of the old version."""
+
+
+def no_progress(what: str, done: int, total: int) -> None:
+    """Tells nobody."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """One dataset on its way: where it comes from, what it is, where it goes."""
+
+    spec: DatasetSpec
+    settings: Settings
+    root: EvalRoot
+    source: Source
+    files: ConfigFiles
+    config: ResolvedConfig
+    progress: Progress = field(default=no_progress, compare=False)
+
+    @property
+    def layout(self) -> DatasetLayout:
+        """The dataset's files under the eval root."""
+        return self.root.dataset(self.spec.name)
+
+    @cached_property
+    def row_key(self) -> str:
+        """What a window's row depends on besides its files."""
+        return row_key(self.config)
+
+
+def open_job(
+    spec: DatasetSpec,
+    settings: Settings,
+    root: str | Path | None = None,
+    progress: Progress = no_progress,
+) -> Job:
+    """Find the source, read its configuration, and infer what the samples are made of.
+
+    Raises:
+        SourceError: the source or its configuration can't be read or understood.
+        StoreError: the eval root can't be reached.
+        SettingsError: the source names an environment variable that isn't set.
+    """
+    eval_root = EvalRoot(resolve_eval_root(settings, root))
+    source = open_source(settings.expand(spec.source))
+    files = read_config_files(source, spec, settings)
+    return Job(spec, settings, eval_root, source, files, resolve(files, spec), progress)
+
+
+def read_config_files(source: Source, spec: DatasetSpec, settings: Settings) -> ConfigFiles:
+    """config.json, model.yaml and olmoearth_run.yaml; those in `spec.config` come first.
+
+    Raises:
+        ConfigError: there is no config.json.
+    """
+    folders = [source]
+    if spec.config is not None:
+        folders.insert(0, open_source(settings.expand(spec.config)))
+
+    def first(*names: str) -> str | None:
+        for folder in folders:
+            for name in names:
+                text = folder.read_text(name)
+                if text is not None:
+                    return text
+        return None
+
+    config_json = first(*CONFIG_FILES)
+    if config_json is None:
+        raise ConfigError(
+            f"{source.url} holds no config.json, so it is no rslearn dataset; "
+            "give the folder that holds config.json and windows/"
+        )
+    return ConfigFiles(
+        config_json, first("model.yaml"), first("olmoearth_run.yaml"), where=folders[0].url
+    )
+
+
+# ---------------------------------------------------------------------------- 1. window_index
+
+
+def window_index(job: Job) -> WindowIndex:
+    """Read and judge every window; rows of unchanged windows are taken from earlier runs.
+
+    Raises:
+        SourceError: the source can't be read.
+        InvalidWindowsError: more windows are invalid than the spec allows.
+    """
+    old = read_index(job.layout.window_index)
+    listed = _list_windows(job)
+    wanted = fingerprint(
+        "window_index",
+        INDEX_VERSION,
+        job.row_key,
+        job.spec.tags,
+        job.spec.temporal_range,
+        [(window.group, window.name, window.digest) for window in listed],
+    )
+    if old is not None and old.fingerprint == wanted:
+        index = old
+    else:
+        index = _build_index(job, old, listed, wanted)
+    check_invalid_fraction(index.summary, job.spec.max_invalid_fraction, job.spec.name)
+    return index
+
+
+@dataclass(frozen=True)
+class _Listed:
+    """A window that the source lists."""
+
+    group: str
+    name: str
+    digest: str
+
+
+def _list_windows(job: Job) -> list[_Listed]:
+    if job.config.window_storage != "file":
+        raise ConfigError(
+            f"{job.source.url} keeps its windows in {job.config.window_storage}; "
+            "only windows in files are supported: convert it with rslearn's "
+            "`rslearn dataset migrate_window_storage`"
+        )
+    listed = []
+    for window in job.source.windows(wanted_groups(job), job.config.layer_names):
+        listed.append(_Listed(window.group, window.name, window.digest))
+        if len(listed) % 1000 == 0:
+            job.progress("windows listed", len(listed), 0)
+    return listed
+
+
+def wanted_groups(job: Job) -> list[str]:
+    """The groups to read: the spec's, else those that model.yaml names, else all.
+
+    Raises:
+        SpecError: the spec names a group that the source doesn't have.
+    """
+    present = job.source.groups()
+    if job.spec.groups:
+        absent = sorted(set(job.spec.groups) - set(present))
+        if absent:
+            raise SpecError(
+                f"{job.spec.name}: {job.source.url} has no group {', '.join(absent)}; "
+                f"it has {', '.join(present[:12]) or 'no windows at all'} (--groups)"
+            )
+        return sorted(job.spec.groups)
+    named = [set(selector.groups) for selector in job.config.selectors.values()]
+    if named and all(named):
+        return [group for group in present if group in set().union(*named)]
+    return present
+
+
+def _build_index(
+    job: Job, old: WindowIndex | None, listed: list[_Listed], wanted: str
+) -> WindowIndex:
+    parts = PartialRows(job.layout.path / ".window_index", job.row_key)
+    earlier = parts.tables()
+    if old is not None and old.row_key == job.row_key:
+        earlier.insert(0, old.table)
+    pool = Pool.of(earlier)
+    kept, fresh = [], []
+    for window in listed:
+        place = pool.places.get((window.group, window.name, window.digest))
+        if place is not None:
+            kept.append(place)
+        else:
+            fresh.append(window)
+    to_read: Iterator[WindowFiles] = (
+        job.source.window(window.group, window.name, job.config.layer_names) for window in fresh
+    )
+    with executor(job.settings) as pool_executor:
+        read = index_windows(
+            job.source,
+            job.config,
+            WindowFilter.of(job.spec),
+            to_read,
+            len(fresh),
+            pool_executor,
+            job.settings.workers,
+            parts,
+            job.progress,
+        )
+    empty = WindowIndex.empty(job.config, wanted, job.row_key)
+    table = pa.concat_tables([empty.table, *pool.take(kept), *read], promote_options="none")
+    table = add_geometry(table.sort_by([("group", "ascending"), ("name", "ascending")]))
+    extra = {"n_listed": len(listed), "n_filtered_out": len(listed) - table.num_rows,
+             "n_read": len(fresh)}  # fmt: skip
+    index = WindowIndex(table, wanted, job.row_key, job.source.url, extra)
+    parts.flush()  # kept until the index itself is on disk: see finish_index
+    return index
+
+
+def finish_index(job: Job, index: WindowIndex) -> None:
+    """Write the index and drop the partial rows that a stopped run would have gone on from."""
+    write_index(job.layout.window_index, index)
+    PartialRows(job.layout.path / ".window_index", job.row_key).clear()
+
+
+# ------------------------------------------------------------------------ 2. split_assignment
+
+
+def split_assignment(job: Job, index: WindowIndex) -> SplitAssignment:
+    """Give each valid window a split: column arithmetic and hashes, no pixel is read.
+
+    Raises:
+        SplitError: no window is selected, or train is empty.
+    """
+    config = job.config
+    wanted = fingerprint(
+        "split_assignment",
+        SPLITS_VERSION,
+        index.fingerprint,
+        job.spec.splits,
+        job.spec.max_samples,
+        dict(config.selectors),
+        config.declared_ratios,
+    )
+    old = read_splits(job.layout.split_assignment)
+    if old is not None and old.fingerprint == wanted:
+        return old
+    return assign_splits(index, config, job.spec, wanted)
+
+
+# ------------------------------------------------------------------------------ 3. norm_stats
+
+
+def norm_stats(job: Job, index: WindowIndex, splits: SplitAssignment) -> NormStats:
+    """Band statistics of the train windows, summed up from the moments in the index."""
+    train = splits.splits == "train"
+    stats = NormStats(
+        fingerprint=fingerprint("norm_stats", NORM_VERSION, index.fingerprint, splits.fingerprint),
+        n_windows=int(train.sum()),
+        stats={},
+    )
+    for modality in job.config.modalities:
+        bands = combine(index.moments(modality.name)[train])
+        stats.stats[modality.name] = {
+            band: {"mean": s.mean, "std": s.std, "min": s.min, "max": s.max}
+            for band, s in zip(modality.bands, bands, strict=True)
+        }
+        stats.warnings += [
+            f"{modality.name} {band} does not vary (always {s.mean:g}); it is 0 after normalisation"
+            for band, s in zip(modality.bands, bands, strict=True)
+            if s.std == 0
+        ]
+    return stats
+
+
+# ------------------------------------------------------------------------------- 4. weka_copy
+
+
+def weka_copy(job: Job, index: WindowIndex, splits: SplitAssignment) -> CopyResult:
+    """Copy the windows of all splits and pack their samples; only what isn't there yet.
+
+    Raises:
+        SourceError: a window changed since it was indexed.
+        StoreError: the eval root can't be written.
+    """
+    wanted = fingerprint(
+        "weka_copy", COPY_VERSION, index.fingerprint, splits.fingerprint, job.spec.copy_mode
+    )
+    old = read_copy(job.layout)
+    if old is not None and old.fingerprint == wanted and _copy_is_there(job, old):
+        return old
+    with executor(job.settings) as pool:
+        result = transfer(
+            job.source,
+            job.config,
+            job.layout,
+            index,
+            splits,
+            job.spec.copy_mode,
+            wanted,
+            pool,
+            job.settings.workers,
+            job.progress,
+        )
+    if job.spec.copy_mode == "windows":
+        write_json(job.layout.path / "config.json", dataset_config_for_copy(job.files, job.config))
+        for name, text in (
+            ("model.yaml", job.files.model_yaml),
+            ("olmoearth_run.yaml", job.files.run_yaml),
+        ):
+            if text is not None:
+                write_bytes(job.layout.path / name, text.encode())
+    return result
+
+
+def _copy_is_there(job: Job, result: CopyResult) -> bool:
+    """A cheap look: what the result names exists. `eval-ingest verify` looks at every byte."""
+    paths = [job.layout.path / found.index for found in result.splits.values()]
+    paths += [
+        job.layout.samples / shard.name / f"{array}.npy"
+        for shard in result.shards
+        for array in shard.arrays
+    ]
+    if result.mode == "windows":
+        paths += [job.layout.copy_manifest, job.layout.path / "config.json"]
+    return all(path.is_file() for path in paths)
+
+
+# -------------------------------------------------------------------------- 5. registry_entry
+
+
+def registry_entry(
+    job: Job, index: WindowIndex, splits: SplitAssignment, stats: NormStats, copy: CopyResult
+) -> Metadata:
+    """Put together metadata.json: whoever reads it sees this version, whole."""
+    prints = {
+        "window_index": index.fingerprint,
+        "split_assignment": splits.fingerprint,
+        "norm_stats": stats.fingerprint,
+        "weka_copy": copy.fingerprint,
+    }
+    wanted = fingerprint(
+        "registry_entry", ENTRY_VERSION, prints, job.spec, job.config, job.source.url
+    )
+    old = read_metadata(job.layout)
+    if old is not None and old.fingerprint == wanted:
+        return old
+    used = splits.table["split"].to_pylist()
+    rows = [row for row, split in enumerate(used) if split != "none"]
+    taken = index.table.take(rows)
+    padded = [modality.pad.size for modality in job.config.modalities if modality.pad]
+    sides = taken["height"].to_pylist() + taken["width"].to_pylist()
+    steps = [
+        count
+        for modality in job.config.modalities
+        for count in taken[f"{modality.name}.timesteps"].to_pylist()
+    ]
+    prints["registry_entry"] = wanted
+    return Metadata(
+        name=job.spec.name,
+        fingerprint=wanted,
+        published_at=datetime.now(UTC).isoformat(timespec="seconds"),
+        spec=job.spec,
+        config=job.config,
+        source=job.source.url,
+        splits=copy.splits,
+        shards=copy.shards,
+        norm_stats=stats.stats,
+        n_windows=len(index),
+        invalid=index.summary.reasons,
+        split_report=splits.report,
+        warnings=[*job.config.warnings, *stats.warnings],
+        fingerprints=prints,
+        window_size=padded[0] if padded else min(sides),
+        num_timesteps=max(steps),
+        n_bytes=copy.n_bytes + copy.packed_bytes,
+    )
+
+
+def publish(job: Job, metadata: Metadata) -> None:
+    """Write metadata.json, compile the registry, then clear away what nothing names any more.
+
+    Raises:
+        StoreError: the eval root can't be written.
+    """
+    write_json(job.layout.metadata, metadata.model_dump(mode="json", by_alias=True))
+    rebuild_registry(job.root)
+    list(remove_leftovers(job.layout.samples, [s.name for s in metadata.shards], GRACE_S))
+    named = {found.index for found in metadata.splits.values()}
+    for path in job.layout.path.glob("*/index.*.parquet"):
+        old = time.time() - path.stat().st_mtime >= GRACE_S
+        if str(path.relative_to(job.layout.path)) not in named and old:
+            path.unlink(missing_ok=True)
+
+
+# --------------------------------------------------------------------------------- running them
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a stage gave."""
+
+    stage: str
+    value: Any
+    ran: bool
+    """False: the outcome on disk was already the wanted one."""
+    seconds: float
+
+    @property
+    def fingerprint(self) -> str:
+        """The outcome's fingerprint, which is also its Dagster data version."""
+        return str(self.value.fingerprint)
+
+
+@dataclass(frozen=True)
+class _Stage:
+    build: Callable[..., Any]
+    inputs: tuple[str, ...]
+    read: Callable[[DatasetLayout], Any]
+    write: Callable[[Job, Any], None]
+
+
+def read_norm_stats(layout: DatasetLayout) -> NormStats | None:
+    """norm_stats.json, or None if it isn't there."""
+    content = read_json(layout.norm_stats)
+    return None if content is None else NormStats.model_validate(content)
+
+
+def read_copy(layout: DatasetLayout) -> CopyResult | None:
+    """weka_copy.json, or None if it isn't there."""
+    content = read_json(layout.weka_copy)
+    return None if content is None else CopyResult.model_validate(content)
+
+
+_STAGES: dict[str, _Stage] = {
+    "window_index": _Stage(
+        window_index, (), lambda layout: read_index(layout.window_index), finish_index
+    ),
+    "split_assignment": _Stage(
+        split_assignment,
+        ("window_index",),
+        lambda layout: read_splits(layout.split_assignment),
+        lambda job, value: write_splits(job.layout.split_assignment, value),
+    ),
+    "norm_stats": _Stage(
+        norm_stats,
+        ("window_index", "split_assignment"),
+        read_norm_stats,
+        lambda job, value: write_json(job.layout.norm_stats, value.model_dump()),
+    ),
+    "weka_copy": _Stage(
+        weka_copy,
+        ("window_index", "split_assignment"),
+        read_copy,
+        lambda job, value: write_json(job.layout.weka_copy, value.model_dump()),
+    ),
+    "registry_entry": _Stage(
+        registry_entry,
+        ("window_index", "split_assignment", "norm_stats", "weka_copy"),
+        read_metadata,
+        publish,
+    ),
+}
+
+
+def read_stage(layout: DatasetLayout, stage: str) -> Any | None:
+    """The outcome of a stage that is on disk, or None."""
+    return _STAGES[stage].read(layout)
+
+
+def write_stage(job: Job, stage: str, value: Any) -> bool:
+    """Write a stage's outcome, unless it is what is on disk already; True if it was written."""
+    old = _STAGES[stage].read(job.layout)
+    if old is not None and old.fingerprint == value.fingerprint and _registered(job, stage):
+        return False
+    _STAGES[stage].write(job, value)
+    return True
+
+
+def _registered(job: Job, stage: str) -> bool:
+    """A run that was stopped between metadata.json and the registry has to catch up."""
+    if stage != "registry_entry":
+        return True
+    registry = read_json(job.root.registry) or {}
+    entry = registry.get("datasets", {}).get(job.spec.name, {})
+    metadata = read_metadata(job.layout)
+    return metadata is not None and entry.get("fingerprint") == metadata.fingerprint
+
+
+def run_stage(job: Job, stage: str, values: dict[str, Any] | None = None) -> Outcome:
+    """Run one stage if its outcome on disk is missing or stale, and write it.
+
+    Args:
+        job: the dataset.
+        stage: one of STAGES.
+        values: outcomes of earlier stages, where they are at hand; else they are read from disk.
+
+    Raises:
+        NotIngestedError: an earlier stage has not run.
+        EvalIngestError: whatever the stage raises.
+    """
+    started = time.monotonic()
+    inputs = []
+    for name in _STAGES[stage].inputs:
+        value = (values or {}).get(name)
+        if value is None:
+            value = read_stage(job.layout, name)
+        if value is None:
+            raise NotIngestedError(
+                f"{job.spec.name}: {stage} needs {name}, which has not run; run: "
+                f"dagster asset materialize --select {name} --partition {job.spec.name}"
+            )
+        inputs.append(value)
+    value = _STAGES[stage].build(job, *inputs)
+    ran = write_stage(job, stage, value)
+    return Outcome(stage, value, ran, time.monotonic() - started)
+
+
+def ingest(
+    job: Job,
+    each: Callable[[Outcome], None] = lambda _: None,
+    stages: Sequence[str] = STAGES,
+) -> list[Outcome]:
+    """Run the stages, all five unless told otherwise; `each` is called after every one.
+
+    Raises:
+        LockedError: another process is ingesting the same dataset.
+        EvalIngestError: whatever a stage raises; what was published before stays as it was.
+    """
+    with dataset_lock(job):
+        values: dict[str, Any] = {}
+        outcomes = []
+        for stage in stages:
+            outcome = run_stage(job, stage, values)
+            values[stage] = outcome.value
+            outcomes.append(outcome)
+            each(outcome)
+        return outcomes
+
+
+@contextmanager
+def dataset_lock(job: Job, timeout_s: float = 5.0) -> Iterator[None]:
+    """Keep two processes from ingesting the same dataset at once.
+
+    Raises:
+        LockedError: another process is at it.
+    """
+    with locked(job.layout.lock, timeout_s, f"{job.spec.name} is being ingested"):
+        yield
+
+
+def forget(job: Job) -> None:
+    """Drop the outcomes of all stages but what is published, so that the next run does it all.
+
+    Readers are not disturbed: metadata.json and what it names stay until they are replaced.
+    """
+    with dataset_lock(job):
+        layout = job.layout
+        for path in (
+            layout.window_index,
+            layout.split_assignment,
+            layout.norm_stats,
+            layout.weka_copy,
+            layout.copy_manifest,
+        ):
+            path.unlink(missing_ok=True)
+        retire_shards(layout.samples)
+
+
+def summary(job: Job, outcomes: Sequence[Outcome]) -> dict[str, Any]:
+    """What an ingest did, for people and programs."""
+    values = {outcome.stage: outcome.value for outcome in outcomes}
+    ran = any(outcome.ran for outcome in outcomes)
+    return {
+        "name": job.spec.name,
+        "path": str(job.layout.path),
+        "ran": ran,
+        "registered": "registry_entry" in values,
+        "stages": {
+            outcome.stage: {
+                "ran": outcome.ran,
+                "seconds": round(outcome.seconds, 3),
+                "fingerprint": outcome.fingerprint,
+            }
+            for outcome in outcomes
+        },
+        "counts": values["split_assignment"].counts(),
+        "report": values["split_assignment"].report if ran else None,
+        "classes": [known.name for known in job.config.task.classes],
+        "warnings": [*job.config.warnings, *values["norm_stats"].warnings] if ran else [],
+    }
+
+
+def dry_run(job: Job) -> dict[str, Any]:
+    """What an ingest would read and write, from the listing alone."""
+    groups = wanted_groups(job)
+    n_windows = n_files = n_bytes = 0
+    for window in job.source.windows(groups, job.config.layer_names):
+        n_windows += 1
+        n_files += len(window.files)
+        n_bytes += window.n_bytes
+    policy = job.spec.splits
+    shares = " / ".join(f"{ratio:.0%}" for ratio in policy.ratios)
+    declared = (
+        "the dataset's own where it declares them, else " if policy.strategy == "auto" else ""
+    )
+    return {
+        "name": job.spec.name,
+        "source": job.source.url,
+        "groups": groups,
+        "n_windows": n_windows,
+        "n_files": n_files,
+        "n_bytes": n_bytes,
+        "path": str(job.layout.path),
+        "splits": f"{policy.strategy}: {declared}train/val/test {shares}",
+    }

@@ -1,0 +1,264 @@
+"""What the command line prints: plain lines, made from values."""
+
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any, Self
+
+from eval_ingest.core.entry import Metadata
+from eval_ingest.core.spec import SPLITS, DatasetSpec
+from eval_ingest.core.task import Task
+from eval_ingest.pipeline import Job, Outcome
+
+
+class Progress:
+    """A line that tells rate and remaining time, on a terminal; nothing where output is kept."""
+
+    def __init__(self, quiet: bool = False) -> None:
+        self._shown = sys.stderr.isatty() and not quiet
+        self._what, self._started, self._last = "", 0.0, 0.0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._clear()
+
+    def __call__(self, what: str, done: int, total: int) -> None:
+        """Tell that `done` of `total` (0: unknown) are done."""
+        now = time.monotonic()
+        if what != self._what:
+            self._what, self._started, self._last = what, now, 0.0
+        if not self._shown or (now - self._last < 0.2 and done != total):
+            return
+        self._last = now
+        rate = done / max(now - self._started, 1e-3)
+        text = f"{what}: {done:,}"
+        if total:
+            left = (total - done) / rate if rate else 0
+            text += f" of {total:,}  {rate:,.0f} a second  {_clock(left)} left"
+        sys.stderr.write(f"\r\x1b[2K{text}")
+        sys.stderr.flush()
+
+    def line(self, text: str) -> None:
+        """Print a line for good."""
+        self._clear()
+        print(text, flush=True)
+
+    def _clear(self) -> None:
+        if self._shown and self._what:
+            sys.stderr.write("\r\x1b[2K")
+            sys.stderr.flush()
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes}:{rest:02d}"
+
+
+def size(n_bytes: float) -> str:
+    """Bytes in the largest fitting unit."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if n_bytes < 1024:
+            return f"{n_bytes:.0f} {unit}" if unit == "B" else f"{n_bytes:.1f} {unit}"
+        n_bytes /= 1024
+    return f"{n_bytes:.1f} TiB"
+
+
+def table(rows: Sequence[Sequence[str]], indent: str = "  ") -> list[str]:
+    """Rows of texts in aligned columns; columns of numbers are aligned to the right."""
+    widths = [max(len(row[c]) for row in rows) for c in range(len(rows[0]))]
+    numeric = [
+        all(row[c].replace(",", "").replace(".", "").rstrip("%").isdigit() for row in rows[1:])
+        for c in range(len(rows[0]))
+    ]
+    lines = []
+    for row in rows:
+        cells = [
+            cell.rjust(width) if right else cell.ljust(width)
+            for cell, width, right in zip(row, widths, numeric, strict=True)
+        ]
+        lines.append((indent + "  ".join(cells)).rstrip())
+    return lines
+
+
+def outcome_line(outcome: Outcome) -> str:
+    """One line about a stage."""
+    return f"{outcome.stage:<17} {describe(outcome)}"
+
+
+def describe(outcome: Outcome) -> str:
+    """What a stage gave, in words."""
+    if not outcome.ran:
+        return "up to date, nothing to do"
+    value = outcome.value
+    match outcome.stage:
+        case "window_index":
+            summary = value.summary
+            text = f"{summary.n_windows} windows, {summary.n_invalid} invalid"
+            if summary.reasons:
+                text += f" ({', '.join(f'{n} {code}' for code, n in summary.reasons.items())})"
+        case "split_assignment":
+            text = f"{counts_text(value.counts())}; {value.report['strategy']}"
+        case "norm_stats":
+            bands = sum(len(stats) for stats in value.stats.values())
+            text = f"{bands} bands from {value.n_windows} train windows"
+        case "weka_copy":
+            text = f"{size(value.packed_bytes)} packed"
+            if value.mode == "windows":
+                text = f"{value.n_copied} windows ({size(value.n_bytes)}) copied, {text}"
+        case _:
+            text = "published"
+    return f"{text} ({outcome.seconds:.1f} s)"
+
+
+def counts_text(counts: Mapping[str, int]) -> str:
+    """`train 84, val 18, test 18`."""
+    return ", ".join(f"{split} {counts.get(split, 0)}" for split in SPLITS)
+
+
+def summary_lines(summary: dict[str, Any]) -> list[str]:
+    """The end of an ingest."""
+    lines = []
+    if summary["report"]:
+        lines += ["", *split_lines(summary["report"], summary["classes"])]
+    lines += [f"warning: {text}" for text in summary["warnings"]]
+    name = summary["name"]
+    if not summary["ran"]:
+        lines.append(f"{name} is up to date: nothing was to be done")
+    elif summary["registered"]:
+        lines += ["", f"{name} is registered: {summary['path']}"]
+        lines.append(f'use it: EvalDataset("{name}", split="train")')
+    else:
+        lines += ["", f"{name} is in {summary['path']}, not registered (--no-register)"]
+    return lines
+
+
+def split_lines(report: Mapping[str, Any], classes: Sequence[str]) -> list[str]:
+    """The split report as a table."""
+    counts = report["counts"]
+    lines = [f"splits: {report['strategy']}"]
+    rows = [["", *SPLITS], ["windows", *(str(counts[split]) for split in SPLITS)]]
+    if "class_counts" in report:
+        totals = {split: max(sum(found), 1) for split, found in report["class_counts"].items()}
+        for k, name in enumerate(classes):
+            shares = [report["class_counts"][split][k] / totals[split] for split in SPLITS]
+            if any(shares):
+                rows.append([name, *(f"{share:.1%}" for share in shares)])
+    for split, found in report.get("target", {}).items():
+        lines.append(f"  {split}: mean {found['mean']:.4g}, std {found['std']:.4g}")
+    lines += table(rows)
+    for split, names in report.get("classes_missing", {}).items():
+        if names:
+            lines.append(f"  {split} has no {', '.join(names)}")
+    for split, distance in report.get("distance_from_train", {}).items():
+        lines.append(
+            f"  class distribution of {split}: {distance:.3f} from train (0 equal, 1 apart)"
+        )
+    for reason, count in report.get("left_out", {}).items():
+        lines.append(f"  {count} windows in no split: {reason}")
+    return lines
+
+
+def task_text(task: Task) -> str:
+    """`segmentation, 7 classes`."""
+    if task.kind.has_classes:
+        return f"{task.kind}, {task.num_classes} classes"
+    return str(task.kind)
+
+
+def config_lines(job: Job) -> list[str]:
+    """What was inferred, and from where."""
+    config, origin = job.config, job.config.provenance
+    crop = "none" if config.crop_size is None else f"{config.crop_size} pixels"
+    rows = [["", "value", "from"]]
+    rows.append(["task", task_text(config.task), origin.get("task", "")])
+    if config.task.classes:
+        names = ", ".join(known.name for known in config.task.classes)
+        rows.append(["classes", _short(names), origin.get("classes", "")])
+    if config.task.nodata_value is not None:
+        rows.append(["nodata", f"{config.task.nodata_value:g}", origin.get("nodata_value", "")])
+    if config.task.property_name:
+        rows.append(["property", config.task.property_name, origin.get("property_name", "")])
+    reads = ", ".join(read.specifier for read in config.label.part.reads)
+    rows.append(["label", reads, origin.get("label", "")])
+    for modality in config.modalities:
+        layers = ", ".join(dict.fromkeys(r.specifier for p in modality.parts for r in p.reads))
+        text = f"{len(modality.bands)} bands {modality.dtype} from {_short(layers)}"
+        if modality.missing_bands:
+            text += f"; lacks {', '.join(modality.missing_bands)}"
+        rows.append([modality.name, text, origin.get("modalities", "")])
+    rows.append(["crop size", crop, origin.get("crop_size", "")])
+    for split, selector in config.selectors.items():
+        parts = [*(selector.groups and [f"groups {', '.join(selector.groups)}"]),
+                 *(f"{k}={v}" if v else k for k, v in selector.tags.items())]  # fmt: skip
+        rows.append([split, _short("; ".join(parts) or "all windows"), origin.get("selectors", "")])
+    lines = [f"{job.spec.name}  {job.source.url}", *table(rows)]
+    if config.unsupported_inputs:
+        lines.append(f"not loaded: {', '.join(config.unsupported_inputs)}")
+    if config.dropped_transforms:
+        lines.append(f"transforms left out: {', '.join(config.dropped_transforms)}")
+    lines += [f"warning: {text}" for text in config.warnings]
+    return lines
+
+
+def _short(text: str, limit: int = 72) -> str:
+    return text if len(text) <= limit else text[: limit - 3] + "..."
+
+
+def dry_run_lines(plan: Mapping[str, Any]) -> list[str]:
+    """What an ingest would do."""
+    return [
+        f"{plan['name']}: {plan['n_windows']:,} windows in {', '.join(plan['groups'])}, "
+        f"{plan['n_files']:,} files, {size(plan['n_bytes'])}",
+        f"would write to {plan['path']}",
+        f"splits: {plan['splits']}",
+        "nothing was written (--dry-run)",
+    ]
+
+
+def list_lines(
+    root: str, registry: Mapping[str, Any], catalog: Mapping[str, DatasetSpec]
+) -> list[str]:
+    """Registered datasets, then those of the catalog that are not ingested."""
+    lines = [f"eval root {root}"]
+    rows = [["name", "task", "modalities", *SPLITS]]
+    for name, entry in sorted(registry.items()):
+        counts = [str(entry["split_stats"].get(s, {}).get("count", 0)) for s in SPLITS]
+        kind = entry["task_type"]
+        if entry["num_classes"] > 1:
+            kind += f" ({entry['num_classes']})"
+        rows.append([name, kind, ", ".join(entry["modalities"]), *counts])
+    lines += table(rows) if len(rows) > 1 else ["  no dataset is registered yet"]
+    waiting = [spec for name, spec in catalog.items() if name not in registry]
+    if waiting:
+        lines += ["", "in the catalog, not ingested (eval-ingest ingest --name NAME)"]
+        lines += table([["name", "source"], *([spec.name, spec.source] for spec in waiting)])
+    return lines
+
+
+def info_lines(metadata: Metadata, path: str) -> list[str]:
+    """Everything about a dataset that a person asks for."""
+    config = metadata.config
+    lines = [
+        f"{metadata.name}  {task_text(config.task)}",
+        f"  path       {path} ({size(metadata.n_bytes)})",
+        f"  source     {metadata.source}",
+        f"  published  {metadata.published_at}, version {metadata.fingerprint}",
+        f"  windows    {metadata.n_windows}, of them invalid {sum(metadata.invalid.values())}"
+        + (
+            f" ({', '.join(f'{n} {c}' for c, n in metadata.invalid.items())})"
+            if metadata.invalid
+            else ""
+        ),
+    ]
+    for modality in config.modalities:
+        lines.append(
+            f"  {modality.name:<10} {len(modality.bands)} bands {modality.dtype}, "
+            f"up to {metadata.num_timesteps} timesteps"
+        )
+    lines.append(f"  size       {metadata.window_size} pixels, crop {config.crop_size or 'none'}")
+    lines += split_lines(metadata.split_report, [known.name for known in config.task.classes])
+    lines += [f"warning: {text}" for text in metadata.warnings]
+    lines.append(f'use it: EvalDataset("{metadata.name}", split="train")')
+    return lines

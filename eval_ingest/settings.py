@@ -1,0 +1,90 @@
+"""The only reader of the environment.
+
+| variable | meaning | default |
+|---|---|---|
+| OLMOEARTH_EVAL_DATASETS | the eval root: datasets and registry | DEFAULT_EVAL_ROOT below |
+| EVAL_INGEST_CATALOG | folder of specs added to the built-in ones | {eval root}/catalog |
+| EVAL_INGEST_WORKERS | threads or processes that decode and copy | one per core |
+| EVAL_INGEST_ENGINE | threads, processes, or a dask scheduler's address | threads |
+| STUDIO_ROOT | where the catalog's Studio datasets are | gs://rslearn-eai/datasets |
+
+A file `.env` in the current folder is read too; the environment wins over it.
+"""
+
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import MappingProxyType
+from typing import Self
+
+from eval_ingest.errors import SettingsError
+
+DEFAULT_EVAL_ROOT = "weka://dfive-default/olmoearth/eval_datasets"
+EVAL_ROOT_VARIABLE = "OLMOEARTH_EVAL_DATASETS"
+
+_VARIABLE = re.compile(r"\$\{(?P<name>[A-Za-z_][A-Za-z0-9_]*)(?::-(?P<default>[^}]*))?\}")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the environment says, parsed once."""
+
+    eval_root: str = DEFAULT_EVAL_ROOT
+    catalog: str | None = None
+    workers: int = 1
+    engine: str = "threads"
+    variables: Mapping[str, str] = field(default_factory=dict, repr=False)
+    """Every variable, for `${VAR:-default}` in catalog sources."""
+
+    @classmethod
+    def load(cls, environ: Mapping[str, str] | None = None, dotenv: Path = Path(".env")) -> Self:
+        """Read the environment and `.env`.
+
+        Raises:
+            SettingsError: a variable holds something unusable.
+        """
+        variables = _read_dotenv(dotenv) | dict(os.environ if environ is None else environ)
+
+        def text(name: str) -> str | None:
+            return variables.get(name, "").strip() or None
+
+        workers = text("EVAL_INGEST_WORKERS")
+        if workers is not None and not (workers.isdigit() and int(workers) > 0):
+            raise SettingsError(f"EVAL_INGEST_WORKERS={workers!r} must be a number from 1 up")
+        return cls(
+            eval_root=text(EVAL_ROOT_VARIABLE) or DEFAULT_EVAL_ROOT,
+            catalog=text("EVAL_INGEST_CATALOG"),
+            workers=int(workers) if workers else _cores(),
+            engine=text("EVAL_INGEST_ENGINE") or "threads",
+            variables=MappingProxyType(variables),
+        )
+
+    def expand(self, text: str) -> str:
+        """Replace `${VAR}` and `${VAR:-default}`.
+
+        Raises:
+            SettingsError: a variable without default isn't set.
+        """
+
+        def value(match: re.Match[str]) -> str:
+            name, default = match["name"], match["default"]
+            found = self.variables.get(name) or default
+            if found is None:
+                raise SettingsError(f"{text!r} needs the environment variable {name}; set it")
+            return found
+
+        return _VARIABLE.sub(value, text)
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _read_dotenv(path: Path) -> dict[str, str]:
+    if not path.is_file():
+        return {}
+    from dotenv import dotenv_values
+
+    return {key: value for key, value in dotenv_values(path).items() if value is not None}

@@ -1,0 +1,1 @@
+"""The destination side: every byte that is written is written here."""

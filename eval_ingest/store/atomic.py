@@ -1,0 +1,88 @@
+"""Publish whole or not at all: write aside, flush, rename."""
+
+import contextlib
+import errno
+import functools
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from eval_ingest.errors import StoreError
+
+
+def store_error(path: Path | str, doing: str, error: OSError) -> StoreError:
+    """An OSError as a message that says what to do."""
+    cure = {
+        errno.EACCES: "check who owns it, or set OLMOEARTH_EVAL_DATASETS to a folder of yours",
+        errno.EPERM: "check who owns it, or set OLMOEARTH_EVAL_DATASETS to a folder of yours",
+        errno.EROFS: "it is mounted read-only; set OLMOEARTH_EVAL_DATASETS to a writable folder",
+        errno.ENOSPC: "the disk is full; free space and run again: it goes on where it stopped",
+        errno.EDQUOT: "your quota is used up; free some space and run again",
+        errno.ENOTDIR: "a part of this path is a file; set OLMOEARTH_EVAL_DATASETS to a folder",
+    }.get(error.errno or 0, "run again once that is resolved: it goes on where it stopped")
+    return StoreError(f"{doing} {path} failed: {error.strerror or error}; {cure}")
+
+
+@contextlib.contextmanager
+def written_aside(path: Path) -> Iterator[Path]:
+    """A temporary path beside `path` that takes its place when the block ends without error.
+
+    Raises:
+        StoreError: it can't be written.
+    """
+    temporary: Path | None = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, text = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+        os.close(handle)
+        temporary = Path(text)
+        os.chmod(temporary, 0o666 & ~umask())
+        yield temporary
+        with open(temporary, "rb+") as stream:
+            os.fsync(stream.fileno())
+        os.replace(temporary, path)
+        temporary = None
+    except OSError as error:
+        raise store_error(path, "writing", error) from error
+    finally:
+        if temporary is not None:
+            with contextlib.suppress(OSError):
+                temporary.unlink()
+
+
+@functools.cache
+def umask() -> int:
+    """The process's file mode mask, which temporary files and folders would otherwise ignore."""
+    mask = os.umask(0o022)
+    os.umask(mask)
+    return mask
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Replace a file's content at once; readers see the old or the new, never a mix."""
+    with written_aside(path) as temporary:
+        temporary.write_bytes(data)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Replace a JSON file at once."""
+    write_bytes(path, (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode())
+
+
+def read_json(path: Path) -> Any | None:
+    """The content of a JSON file, or None if it isn't there.
+
+    Raises:
+        StoreError: it can't be read or isn't JSON.
+    """
+    try:
+        return json.loads(path.read_bytes())
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as error:
+        raise store_error(path, "reading", error) from error
+    except ValueError as error:
+        raise StoreError(f"{path} is not JSON ({error}); remove it and ingest again") from error

@@ -1,0 +1,1 @@
+"""The source side: reads configurations, windows and rasters of rslearn datasets."""

@@ -1,0 +1,335 @@
+"""A value in a configuration file that knows its place, so that every message can name it.
+
+Here texts become plain values, and nothing is imported or instantiated: the files come from a
+bucket, and a class_path in them is code.
+"""
+
+import json
+import re
+import reprlib
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass
+from typing import Any
+
+import yaml
+
+from eval_ingest.errors import ConfigError
+
+MAX_CHARACTERS = 5_000_000
+"""Real files have about ten thousand; a longer one is not a configuration."""
+
+_MAX_MERGED_ENTRIES = 10_000
+"""Entries of one YAML mapping after its `<<` merges, which could otherwise grow exponentially."""
+
+_MAX_SHOWN = 120
+"""Characters of a value in a message."""
+
+_ALLOWED_PACKAGES = re.compile(
+    r"(rslearn|rslp|torch|torchmetrics|torchvision|lightning|helios|olmoearth\w*)(\.\w+)+"
+)
+
+# ${VAR}, ${VAR:-default}, {{ var }} and {TEMPLATE}: texts to be filled in, not YAML mappings.
+_PLACEHOLDER = re.compile(r"\$\{[^{}\n]*\}|\{\{[^{}\n]*\}\}|\{[A-Z][A-Z0-9_]*\}")
+_DEFAULT = re.compile(r"\$\{\w+:-([^{}]*)\}")
+_BARE_JSON_PLACEHOLDER = re.compile(r"(?<=[:\[,\s])(\$\{[^{}\"\n]*\})(?=\s*[,\]}\n])")
+_SHIELD = str.maketrans("{}", "\ue000\ue001")
+_UNSHIELD = str.maketrans("\ue000\ue001", "{}")
+
+# What PyYAML's constructors raise on texts such as `!!int ""` or a date in month 13.
+_PARSE_FAULTS = (
+    ValueError,
+    TypeError,
+    LookupError,
+    AttributeError,
+    RecursionError,
+    OverflowError,
+)
+
+
+@dataclass(frozen=True)
+class Node:
+    """A value of a configuration file, with its place in it."""
+
+    value: Any
+    """None where the file has nothing."""
+    file: str
+    """The file's name, such as `model.yaml`."""
+    path: str = ""
+    """Dotted, such as `data.init_args.task`."""
+    where: str = ""
+    """The folder or URL that holds the file."""
+
+    @property
+    def place(self) -> str:
+        """`model.yaml: data.init_args.task`, as provenance gives it."""
+        return f"{self.file}: {self.path}" if self.path else self.file
+
+    def error(
+        self, problem: str, cure: str = "", kind: type[ConfigError] = ConfigError
+    ) -> ConfigError:
+        """An error about this value: where it stands, what is wrong, what to do."""
+        folder = f"{self.where.rstrip('/')}/" if self.where else ""
+        return kind(f"{folder}{self.place}: {problem}{'; ' + cure if cure else ''}")
+
+    # --- structure ---
+
+    def get(self, *keys: Hashable) -> "Node":
+        """The value under these keys; a Node of None where there is none."""
+        node = self
+        for key in keys:
+            inner = node.value.get(key) if isinstance(node.value, dict) else None
+            node = node._child(inner, f".{key}")
+        return node
+
+    @property
+    def args(self) -> "Node":
+        """Its init_args if it is written as class_path and init_args, else itself."""
+        if isinstance(self.value, dict) and (
+            "class_path" in self.value or "init_args" in self.value
+        ):
+            return self.get("init_args")
+        return self
+
+    @property
+    def class_path(self) -> str:
+        """The class path, also where only its text is given; empty if there is none."""
+        value = self.value.get("class_path") if isinstance(self.value, dict) else self.value
+        return value if isinstance(value, str) else ""
+
+    @property
+    def class_name(self) -> str:
+        """The last part of the class path."""
+        return self.class_path.rpartition(".")[2]
+
+    def items(self) -> list["Node"]:
+        """The elements of a list; none if it is missing."""
+        if self.value is None:
+            return []
+        if not isinstance(self.value, list | tuple):
+            raise self.error(f"is {self.shown}, but must be a list")
+        return [self._child(value, f"[{i}]") for i, value in enumerate(self.value)]
+
+    def entries(self) -> dict[str, "Node"]:
+        """The entries of a mapping; none if it is missing."""
+        if self.value is None:
+            return {}
+        if not isinstance(self.value, dict):
+            raise self.error(f"is {self.shown}, but must be a mapping")
+        return {str(key): self._child(value, f".{key}") for key, value in self.value.items()}
+
+    # --- scalars ---
+
+    @property
+    def given(self) -> bool:
+        """True if the file has a value here that isn't an unset placeholder."""
+        return self.value is not None and not self.unset
+
+    @property
+    def unset(self) -> bool:
+        """True for a placeholder without default, such as ${PATCH_SIZE}."""
+        return (
+            isinstance(self.value, str)
+            and _PLACEHOLDER.fullmatch(self.value.strip()) is not None
+            and _DEFAULT.fullmatch(self.value.strip()) is None
+        )
+
+    @property
+    def shown(self) -> str:
+        """The value, short enough for a message."""
+        text = _SHORT.repr(self.value)
+        return text if len(text) <= _MAX_SHOWN else f"{text[:_MAX_SHOWN]}..."
+
+    def text(self) -> str:
+        """The text; empty if it is missing. Numbers are taken as their text."""
+        value = self._filled()
+        if value is None:
+            return ""
+        if not isinstance(value, str | int | float):
+            raise self.error(f"is {self.shown}, but must be a text")
+        return str(value)
+
+    def texts(self) -> tuple[str, ...]:
+        """A list of texts, in their places; a lone one is taken as a list of one."""
+        if isinstance(self.value, list | tuple):
+            return tuple(item.text() for item in self.items())
+        return (self.text(),) if self.given else ()
+
+    def number(self) -> float | None:
+        """The number; None if it is missing or an unset placeholder."""
+        value = self._filled()
+        if value is None or self.unset:
+            return None
+        try:
+            return float(value) if not isinstance(value, bool) else _refuse()
+        except (TypeError, ValueError, OverflowError):
+            raise self.error(f"is {self.shown}, but must be a number") from None
+
+    def integer(self) -> int | None:
+        """The whole number; None if it is missing or an unset placeholder."""
+        number = self.number()
+        if number is None:
+            return None
+        if not number.is_integer():
+            raise self.error(f"is {self.shown}, but must be a whole number")
+        return int(number)
+
+    def flag(self, default: bool = False) -> bool:
+        """True or false; the default if it is missing or an unset placeholder."""
+        value = self._filled()
+        if value is None or self.unset:
+            return default
+        if isinstance(value, str) and value.lower() in ("true", "false"):
+            return value.lower() == "true"
+        if not isinstance(value, bool):
+            raise self.error(f"is {self.shown}, but must be true or false")
+        return value
+
+    def _child(self, value: Any, suffix: str) -> "Node":
+        path = f"{self.path}{suffix}".lstrip(".")
+        return Node(value, self.file, path, self.where)
+
+    def _filled(self) -> Any:
+        """The value, or a placeholder's default."""
+        if isinstance(self.value, str):
+            default = _DEFAULT.fullmatch(self.value.strip())
+            if default:
+                return default.group(1) or None
+        return self.value
+
+
+def parse_json(text: str, file: str, where: str) -> Node:
+    """The JSON object in `text`; a ConfigError names file, line and problem."""
+    root = Node(None, file, where=where)
+    _check_length(text, root)
+    try:
+        value = json.loads(text)
+    except _PARSE_FAULTS as first:
+        # rslearn fills in ${VAR} before it parses, so that a bare one may stand for a number.
+        try:
+            value = json.loads(_BARE_JSON_PLACEHOLDER.sub(r'"\1"', text))
+        except _PARSE_FAULTS:
+            raise root.error(f"is not valid JSON: {_json_problem(first)}") from None
+    return _checked_root(value, root, "JSON object")
+
+
+def parse_yaml(text: str, file: str, where: str) -> Node:
+    """The YAML mapping in `text`; placeholders stay as texts."""
+    root = Node(None, file, where=where)
+    _check_length(text, root)
+    shielded = _PLACEHOLDER.sub(lambda match: match.group().translate(_SHIELD), text)
+    try:
+        value = yaml.load(shielded, Loader=_Loader)  # a SafeLoader
+        value = _map_texts(value, lambda part: part.translate(_UNSHIELD))
+    except yaml.MarkedYAMLError as error:
+        raise root.error(f"is not valid YAML: {_yaml_problem(error)}") from None
+    except (yaml.YAMLError, *_PARSE_FAULTS) as error:
+        raise root.error(f"is not valid YAML: {_first_line(error)}") from None
+    return _checked_root(value, root, "YAML mapping")
+
+
+def check_class_path(node: Node) -> None:
+    """Refuse a class path outside the packages that datasets may name."""
+    named = node.get("class_path") if isinstance(node.value, dict) else node
+    if not _ALLOWED_PACKAGES.fullmatch(node.class_path):
+        raise node.error(
+            f"class_path {named.shown} is not of a package that may be named here (rslearn, "
+            "rslp, torch, torchmetrics, torchvision, lightning, helios, olmoearth*)",
+            "a class_path is code: replace it by one of these packages' classes",
+        )
+
+
+def check_class_paths(root: Node) -> None:
+    """Refuse any class path under `root` that is outside the allowed packages."""
+    seen: set[int] = set()  # YAML aliases can make the tree a graph, even a cyclic one
+    waiting = [root]
+    while waiting:
+        node = waiting.pop()
+        if id(node.value) in seen or not isinstance(node.value, dict | list):
+            continue
+        seen.add(id(node.value))
+        if isinstance(node.value, dict):
+            if "class_path" in node.value:
+                check_class_path(node)
+            waiting.extend(node.entries().values())
+        else:
+            waiting.extend(node.items())
+
+
+class _Loader(yaml.SafeLoader):
+    """PyYAML's SafeLoader, with a limit on what `<<` merges can grow to."""
+
+    def flatten_mapping(self, node: yaml.MappingNode) -> None:
+        super().flatten_mapping(node)
+        if len(node.value) > _MAX_MERGED_ENTRIES:
+            raise yaml.constructor.ConstructorError(
+                None, None, "too many merged entries", node.start_mark
+            )
+
+
+def _short_repr() -> reprlib.Repr:
+    short = reprlib.Repr()
+    short.maxlevel = 2
+    short.maxstring = short.maxother = 60
+    return short
+
+
+_SHORT = _short_repr()
+
+
+def _refuse() -> float:
+    raise ValueError
+
+
+def _check_length(text: str, root: Node) -> None:
+    if len(text) > MAX_CHARACTERS:
+        raise root.error(
+            f"has {len(text):,} characters, more than the {MAX_CHARACTERS:,} allowed",
+            "is this the right file?",
+        )
+
+
+def _checked_root(value: Any, root: Node, expected: str) -> Node:
+    if not isinstance(value, dict):
+        found = "empty" if value is None else f"a {type(value).__name__}"
+        raise root.error(f"is {found}, but must be a {expected}")
+    return Node(value, root.file, where=root.where)
+
+
+def _map_texts(value: Any, change: Callable[[str], str]) -> Any:
+    """A copy of the value with every text changed; what is shared by aliases stays shared."""
+    done: dict[int, Any] = {}
+
+    def mapped(part: Any) -> Any:
+        if isinstance(part, str):
+            return change(part)
+        if not isinstance(part, dict | list):
+            return part
+        if id(part) not in done:
+            copy: Any = {} if isinstance(part, dict) else []
+            done[id(part)] = copy
+            if isinstance(part, dict):
+                copy.update({mapped(key): mapped(inner) for key, inner in part.items()})
+            else:
+                copy.extend(mapped(inner) for inner in part)
+        return done[id(part)]
+
+    return mapped(value)
+
+
+def _json_problem(error: BaseException) -> str:
+    if isinstance(error, json.JSONDecodeError):
+        return f"line {error.lineno} column {error.colno}: {error.msg}"
+    return _first_line(error)
+
+
+def _yaml_problem(error: yaml.MarkedYAMLError) -> str:
+    mark = error.problem_mark or error.context_mark
+    line = f"line {mark.line + 1} column {mark.column + 1}: " if mark else ""
+    problem = error.problem or error.context or "unreadable"
+    return line + problem.translate(_UNSHIELD)
+
+
+def _first_line(error: BaseException) -> str:
+    if isinstance(error, RecursionError):
+        return "it is nested too deeply"
+    return (str(error) or type(error).__name__).splitlines()[0]

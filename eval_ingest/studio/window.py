@@ -1,0 +1,541 @@
+"""One window: its metadata parsed, its rasters decoded into a sample, and judged.
+
+The values are those of rslearn's ModelDataset; only the order of axes and of bands is ours.
+"""
+
+import json
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from eval_ingest.core.resolved import (
+    InputPart,
+    LabelInput,
+    Layer,
+    ModalityInput,
+    Pad,
+    ResolvedConfig,
+)
+from eval_ingest.core.task import IGNORE_LABEL, Task, TaskKind
+from eval_ingest.core.validate import Problem
+from eval_ingest.errors import SourceError
+from eval_ingest.studio.decode import Grid, RasterProblem, band_set_dirname, decode_geotiff
+from eval_ingest.studio.source import Source, WindowFiles
+
+Interval = tuple[datetime, datetime]
+
+
+@dataclass
+class WindowMetadata:
+    """What metadata.json says."""
+
+    crs: str
+    x_resolution: float
+    """CRS units per pixel."""
+    y_resolution: float
+    bounds: tuple[int, int, int, int]
+    """x0, y0, x1, y1 in pixels."""
+    time_range: Interval | None
+    options: dict[str, Any]
+
+    @property
+    def grid(self) -> Grid:
+        """The window's pixel grid."""
+        return Grid(self.crs, self.x_resolution, self.y_resolution, self.bounds)
+
+    @property
+    def height(self) -> int:
+        """Rows of pixels."""
+        return self.bounds[3] - self.bounds[1]
+
+    @property
+    def width(self) -> int:
+        """Columns of pixels."""
+        return self.bounds[2] - self.bounds[0]
+
+
+@dataclass
+class ModalitySample:
+    """A window's pixels of one modality."""
+
+    pixels: NDArray[Any]
+    """(H, W, T, C) in the stored type, bands in the modality's order, before padding."""
+    timestamps: list[Interval] | None
+    """Start and end per timestep; None if the rasters don't say."""
+
+
+@dataclass
+class WindowSample:
+    """A window as read: what is missing is told in `problems`."""
+
+    files: WindowFiles
+    metadata: WindowMetadata | None = None
+    layers: list[str] = field(default_factory=list)
+    """Completed item groups of the layers that are read, such as `sentinel2.3`."""
+    modalities: dict[str, ModalitySample] = field(default_factory=dict)
+    target: NDArray[Any] | None = None
+    """(H, W) or scalar; int64 class ids with -1 invalid, or float32 with NaN invalid."""
+    problems: list[Problem] = field(default_factory=list)
+
+
+class _Unreadable(Exception):
+    """Stops reading a window; carries the problem."""
+
+    def __init__(self, code: str, detail: str) -> None:
+        super().__init__(detail)
+        self.problem = Problem(code, detail)
+
+
+def read_window(
+    source: Source,
+    files: WindowFiles,
+    config: ResolvedConfig,
+    wanted: Callable[[WindowMetadata], bool] = lambda _: True,
+) -> WindowSample | None:
+    """Read and judge a window. Broken data becomes problems; only a lost source raises.
+
+    Returns None for a window that isn't wanted, before any raster is read.
+
+    Raises:
+        SourceError: a file has gone or changed since it was listed.
+    """
+    reader = _WindowReader(source, files, config)
+    sample = WindowSample(files)
+    sample.layers = [
+        f"{layer.name}.{item_group}" if item_group else layer.name
+        for layer in config.layers
+        for item_group in files.completed(layer.name)
+    ]
+    try:
+        sample.metadata = reader.metadata()
+    except _Unreadable as stop:
+        sample.problems.append(stop.problem)
+        return sample
+    if not wanted(sample.metadata):
+        return None
+    grid = sample.metadata.grid
+    for modality in config.modalities:
+        try:
+            found = reader.modality(modality, grid)
+            if found is not None:
+                sample.modalities[modality.name] = found
+                sample.problems += _judge_pixels(modality, found.pixels)
+        except _Unreadable as stop:
+            sample.problems.append(stop.problem)
+    try:
+        sample.target = reader.target(grid)
+        sample.problems += _judge_target(config.task, sample.target)
+    except _Unreadable as stop:
+        sample.problems.append(stop.problem)
+    crop = config.crop_size
+    padded = {m.pad.size for m in config.modalities if m.pad}
+    height, width = (
+        (padded.pop(),) * 2 if padded else (sample.metadata.height, sample.metadata.width)
+    )
+    if crop is not None and min(height, width) < crop:
+        detail = f"{height} x {width} pixels, the crop is {crop}; set crop_size (--crop-size)"
+        sample.problems.append(Problem("smaller_than_crop", detail))
+    return sample
+
+
+@dataclass
+class _WindowReader:
+    source: Source
+    files: WindowFiles
+    config: ResolvedConfig
+    items: dict[str, Any] | None = None
+
+    def _bytes(self, path: str) -> bytes:
+        return self.source.read(self.files.group, self.files.name, self.files.by_path[path])
+
+    def _json(self, path: str, code: str) -> Any:
+        try:
+            return json.loads(self._bytes(path))
+        except (ValueError, RecursionError) as error:
+            raise _Unreadable(code, f"{path} is not JSON: {error}") from error
+
+    def metadata(self) -> WindowMetadata:
+        if "metadata.json" not in self.files.by_path:
+            raise _Unreadable("metadata_missing", "metadata.json is not there")
+        return parse_metadata(self._json("metadata.json", "metadata_unreadable"))
+
+    def modality(self, modality: ModalityInput, grid: Grid) -> ModalitySample | None:
+        """Stack all parts along time; None if the modality is optional and absent."""
+        stack: list[NDArray[Any]] = []
+        times: list[Interval | None] = []
+        for part in modality.parts:
+            for layer, item_group in self._choose(part, modality.name):
+                pixels, stamps = self._raster(
+                    self.config.layer(layer), item_group, modality.bands, grid
+                )
+                stack.append(pixels)
+                times += stamps
+        if not stack:
+            return None
+        pixels = _assemble(stack, np.dtype(modality.dtype))
+        known = [time for time in times if time is not None]
+        return ModalitySample(pixels, known if len(known) == len(times) else None)
+
+    def _choose(self, part: InputPart, what: str) -> list[tuple[str, int]]:
+        """The item groups that rslearn would read for an input.
+
+        Where it would pick one of several at random, the first is taken.
+        """
+        available: list[tuple[str, int]] = []
+        lacking: list[str] = []
+        for read in part.reads:
+            completed = self.files.completed(read.layer)
+            if read.item_group is None:
+                # rslearn insists on item group 0 and then takes all that are completed.
+                if 0 in completed:
+                    available += [(read.layer, item_group) for item_group in completed]
+                else:
+                    lacking.append(read.layer)
+            elif read.item_group in completed:
+                available.append((read.layer, read.item_group))
+            else:
+                lacking.append(read.specifier)
+        if lacking and (part.stack or not available):
+            if not part.required:
+                return []
+            raise _Unreadable("layer_not_completed", f"{what}: {', '.join(lacking)} not completed")
+        return available if part.stack else available[:1]
+
+    def _raster(
+        self, layer: Layer, item_group: int, bands: Sequence[str], grid: Grid
+    ) -> tuple[NDArray[Any], list[Interval | None]]:
+        """(H, W, T, C) of the bands in their order, and the timesteps' intervals."""
+        if self.config.data_storage != "per_item_group" or not all(
+            b.geotiff for b in layer.band_sets
+        ):
+            return self._through_rslearn(layer, item_group, bands, grid)
+        folder = f"layers/{layer.name}.{item_group}" if item_group else f"layers/{layer.name}"
+        result: NDArray[Any] | None = None
+        stamps: list[Interval | None] = []
+        wanted = {band: place for place, band in enumerate(bands)}
+        for band_set in layer.band_sets:
+            here = [(k, wanted.pop(b)) for k, b in enumerate(band_set.bands) if b in wanted]
+            if not here:
+                continue
+            base = f"{folder}/{band_set_dirname(band_set.bands)}"
+            pixels, times = self._geotiff(base, len(band_set.bands), band_set.dtype, grid)
+            sources, places = [k for k, _ in here], [place for _, place in here]
+            if len(here) == len(bands):
+                order = [sources[places.index(c)] for c in range(len(bands))]
+                return _take_bands(pixels, order), self._or_items(
+                    times, layer.name, item_group, pixels
+                )
+            if result is None:
+                result = np.zeros((*pixels.shape[:3], len(bands)), pixels.dtype)
+                stamps = self._or_items(times, layer.name, item_group, pixels)
+            elif result.shape[:3] != pixels.shape[:3]:
+                raise _Unreadable(
+                    "raster_bands", f"{base}: other timesteps than the other band sets"
+                )
+            result = result.astype(np.promote_types(result.dtype, pixels.dtype), copy=False)
+            result[..., places] = pixels[..., sources]
+        if result is None or wanted:
+            raise _Unreadable("raster_bands", f"{layer.name} lacks {', '.join(wanted)}")
+        return result, stamps
+
+    def _geotiff(
+        self, base: str, n_bands: int, dtype: str, grid: Grid
+    ) -> tuple[NDArray[Any], list[Interval] | None]:
+        """(H, W, T, C) of one band set's file and its sidecar's intervals."""
+        path = f"{base}/geotiff.tif"
+        if path not in self.files.by_path:
+            raise _Unreadable("raster_missing", f"{path} is not there")
+        channels, timesteps, times = n_bands, 1, None
+        sidecar = f"{base}/metadata.json"
+        if sidecar in self.files.by_path:
+            channels, timesteps, times = _parse_sidecar(
+                self._json(sidecar, "raster_unreadable"), sidecar, n_bands
+            )
+        try:
+            pixels, header = decode_geotiff(self._bytes(path), grid)
+        except RasterProblem as problem:
+            raise _Unreadable(problem.code, f"{path}: {problem.detail}") from problem
+        if channels != n_bands or pixels.shape[2] != channels * timesteps:
+            raise _Unreadable(
+                "raster_bands",
+                f"{path} has {pixels.shape[2]} bands, config.json and sidecar say "
+                f"{n_bands} x {timesteps} timesteps",
+            )
+        if header.dtype != dtype:
+            raise _Unreadable("raster_dtype", f"{path} is {header.dtype}, config.json says {dtype}")
+        height, width = pixels.shape[:2]
+        if timesteps == 1:
+            return pixels[:, :, None, :], times
+        return pixels.reshape(height, width, channels, timesteps).swapaxes(2, 3), times
+
+    def _or_items(
+        self, times: list[Interval] | None, layer: str, item_group: int, pixels: NDArray[Any]
+    ) -> list[Interval | None]:
+        """A sidecar's intervals, or the item's time range for a single timestep without them."""
+        timesteps = pixels.shape[2]
+        if times is not None:
+            if len(times) != timesteps:
+                raise _Unreadable(
+                    "raster_bands", f"{layer}: {len(times)} timestamps for {timesteps} timesteps"
+                )
+            return list(times)
+        if timesteps == 1:
+            return [self._item_interval(layer, item_group)]
+        raise _Unreadable("raster_bands", f"{layer}: {timesteps} timesteps without timestamps")
+
+    def _item_interval(self, layer: str, item_group: int) -> Interval | None:
+        if self.items is None:
+            found = []
+            if "items.json" in self.files.by_path:
+                found = self._json("items.json", "metadata_unreadable")
+            self.items = {}
+            for entry in found if isinstance(found, list) else []:
+                if isinstance(entry, dict) and isinstance(entry.get("layer_name"), str):
+                    self.items[entry["layer_name"]] = entry.get("serialized_item_groups") or []
+        try:
+            intervals = [
+                _interval(item["geometry"]["time_range"]) for item in self.items[layer][item_group]
+            ]
+        except (KeyError, IndexError, TypeError, ValueError):
+            return None
+        if not intervals:
+            return None
+        return min(start for start, _ in intervals), max(end for _, end in intervals)
+
+    def _through_rslearn(
+        self, layer: Layer, item_group: int, bands: Sequence[str], grid: Grid
+    ) -> tuple[NDArray[Any], list[Interval | None]]:
+        """Whatever the fast path doesn't know, rslearn reads: other formats, other storages."""
+        from eval_ingest.studio.fallback import read_raster
+
+        try:
+            pixels, times = read_raster(
+                self.source.url, self.files.group, self.files.name, layer.name, item_group, bands
+            )
+        except RasterProblem as problem:
+            raise _Unreadable(problem.code, problem.detail) from problem
+        return pixels, self._or_items(times, layer.name, item_group, pixels)
+
+    def target(self, grid: Grid) -> NDArray[Any]:
+        """The target, without padding: (H, W) or scalar."""
+        label = self.config.label
+        task = self.config.task
+        chosen = self._choose(label.part, "label")
+        if not chosen:
+            raise _Unreadable("label_missing", "no label layer is completed")
+        if task.kind.per_pixel:
+            return self._raster_target(label, chosen, task, grid)
+        features = [
+            feature
+            for layer, item_group in chosen
+            for feature in self._features(layer, item_group, grid)
+        ]
+        return vector_target(features, task)
+
+    def _raster_target(
+        self, label: LabelInput, chosen: list[tuple[str, int]], task: Task, grid: Grid
+    ) -> NDArray[Any]:
+        if len(chosen) != 1 or label.band is None:
+            raise _Unreadable("raster_bands", f"{len(chosen)} label rasters; one is needed")
+        layer, item_group = chosen[0]
+        pixels, _ = self._raster(self.config.layer(layer), item_group, [label.band], grid)
+        if pixels.shape[2] != 1:
+            raise _Unreadable("raster_bands", f"the label has {pixels.shape[2]} timesteps")
+        with np.errstate(invalid="ignore"):
+            return raster_target(pixels[:, :, 0, 0].astype(label.dtype), task)
+
+    def _features(self, layer: str, item_group: int, grid: Grid) -> list[dict[str, Any]]:
+        """Properties of the features that intersect the window, in file order."""
+        from eval_ingest.studio.features import features_within
+
+        folder = f"layers/{layer}.{item_group}" if item_group else f"layers/{layer}"
+        path = f"{folder}/data.geojson"
+        if path not in self.files.by_path:
+            raise _Unreadable("label_missing", f"{path} is not there")
+        try:
+            return features_within(self._json(path, "label_unreadable"), grid)
+        except SourceError:
+            raise
+        except _Unreadable:
+            raise
+        except Exception as error:  # geometry libraries raise many types on broken shapes
+            raise _Unreadable(
+                "label_unreadable", f"{path}: {type(error).__name__}: {error}"
+            ) from error
+
+
+def parse_metadata(raw: Any) -> WindowMetadata:
+    """Check and convert the content of a window's metadata.json."""
+    try:
+        projection = raw["projection"]
+        crs = str(projection["crs"])
+        resolutions = float(projection["x_resolution"]), float(projection["y_resolution"])
+        options = raw.get("options") or {}
+        times = raw.get("time_range")
+        time_range = _interval(times) if times else None
+        bounds = raw["bounds"]
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise _Unreadable(
+            "metadata_unreadable", f"metadata.json: {type(error).__name__}: {error}"
+        ) from error
+    if not isinstance(options, dict):
+        raise _Unreadable("metadata_unreadable", f"options are {type(options).__name__}, not a map")
+    if not all(math.isfinite(r) and r != 0 for r in resolutions):
+        raise _Unreadable("metadata_unreadable", f"resolutions are {resolutions}")
+    whole = (
+        isinstance(bounds, list)
+        and len(bounds) == 4
+        and all(isinstance(b, int) and not isinstance(b, bool) for b in bounds)
+    )
+    if not whole or bounds[2] <= bounds[0] or bounds[3] <= bounds[1]:
+        raise _Unreadable("bounds_invalid", f"bounds are {str(bounds)[:80]}")
+    if max(bounds[2] - bounds[0], bounds[3] - bounds[1]) > 65536 or max(map(abs, bounds)) >= 2**53:
+        raise _Unreadable("bounds_invalid", f"bounds {bounds} span more than 65536 pixels")
+    x0, y0, x1, y1 = bounds
+    return WindowMetadata(crs, *resolutions, (x0, y0, x1, y1), time_range, options)
+
+
+def _interval(times: Sequence[str]) -> Interval:
+    start, end = (datetime.fromisoformat(text) for text in times)
+    return tuple(t if t.tzinfo else t.replace(tzinfo=UTC) for t in (start, end))  # type: ignore[return-value]
+
+
+def _parse_sidecar(raw: Any, path: str, n_bands: int) -> tuple[int, int, list[Interval] | None]:
+    """Channels, timesteps and intervals from a raster's metadata.json."""
+    try:
+        channels = int(raw.get("num_channels") or n_bands)
+        timesteps = int(raw.get("num_timesteps") or 1)
+        stamps = raw.get("timestamps")
+        times = None if stamps is None else [_interval(stamp) for stamp in stamps]
+    except (TypeError, ValueError, AttributeError) as error:
+        raise _Unreadable(
+            "raster_unreadable", f"{path}: {type(error).__name__}: {error}"
+        ) from error
+    if timesteps < 1 or channels < 1:
+        raise _Unreadable("raster_bands", f"{path}: {channels} channels, {timesteps} timesteps")
+    return channels, timesteps, times
+
+
+def _assemble(stack: list[NDArray[Any]], dtype: np.dtype[Any]) -> NDArray[Any]:
+    """Join (H, W, T, C) arrays along T."""
+    if len(stack) == 1:
+        return np.ascontiguousarray(stack[0], dtype=dtype)
+    height, width, _, bands = stack[0].shape
+    result = np.empty((height, width, sum(part.shape[2] for part in stack), bands), dtype)
+    step = 0
+    for part in stack:
+        result[:, :, step : step + part.shape[2]] = part
+        step += part.shape[2]
+    return result
+
+
+def _take_bands(pixels: NDArray[Any], order: list[int]) -> NDArray[Any]:
+    return pixels if order == list(range(pixels.shape[-1])) else np.take(pixels, order, axis=-1)
+
+
+def raster_target(stored: NDArray[Any], task: Task) -> NDArray[Any]:
+    """The target of a stored label raster (H, W), by the rules of rslearn's task classes.
+
+    Segmentation: int64 class ids, -1 where the label is nodata. Regression: float32, NaN there.
+    """
+    if task.kind is TaskKind.SEGMENTATION:
+        labels = stored.astype(np.int64)
+        if task.class_id_mapping:
+            mapped = labels.copy()
+            for old, new in task.class_id_mapping.items():
+                mapped[labels == old] = new
+            labels = mapped
+        if task.nodata_value is not None:
+            labels[labels == int(task.nodata_value)] = IGNORE_LABEL
+        return labels
+    values = stored.astype(np.float32)
+    if task.scale_factor != 1:
+        values = values * np.float32(task.scale_factor)
+    if task.nodata_value is not None:
+        values = np.where(stored == task.nodata_value, np.float32(np.nan), values)
+    return values
+
+
+def vector_target(features: list[dict[str, Any]], task: Task) -> NDArray[Any]:
+    """The target of a window from its features' properties: the first that has one counts.
+
+    Raises a label problem if none has, or if a class is unknown and not to be skipped.
+    """
+    for properties in features:
+        if task.property_name is None or task.property_name not in properties:
+            continue
+        value = properties[task.property_name]
+        if task.kind is TaskKind.SCALAR_REGRESSION:
+            try:
+                return np.asarray(float(value) * task.scale_factor, dtype=np.float32)
+            except (TypeError, ValueError) as error:
+                raise _Unreadable(
+                    "label_unreadable", f"{task.property_name} = {value!r} is not a number"
+                ) from error
+        class_id = _class_id(value, task)
+        if 0 <= class_id < task.num_classes:
+            return np.asarray(class_id, dtype=np.int64)
+        if not task.skip_unknown_categories:
+            raise _Unreadable(
+                "label_out_of_range", f"{task.property_name} = {value!r} is none of the classes"
+            )
+    raise _Unreadable("label_missing", f"no feature has the property {task.property_name!r}")
+
+
+def _class_id(value: Any, task: Task) -> int:
+    if task.read_class_id:
+        try:
+            return int(value)
+        except (TypeError, ValueError):
+            return -1
+    return next((k for k, known in enumerate(task.classes) if known.name == value), -1)
+
+
+def _judge_pixels(modality: ModalityInput, pixels: NDArray[Any]) -> list[Problem]:
+    """Wholly nodata or wholly not finite."""
+    if pixels.dtype.kind == "f" and not np.isfinite(pixels).any():
+        return [Problem("input_not_finite", f"{modality.name} has no finite pixel")]
+    if not pixels.any():
+        return [Problem("input_nodata", f"{modality.name} is 0 everywhere")]
+    return []
+
+
+def _judge_target(task: Task, target: NDArray[Any]) -> list[Problem]:
+    if not task.kind.has_classes:
+        if not np.isfinite(target).any():
+            return [Problem("label_all_invalid", "no valid label value")]
+        return []
+    low, high = int(target.min()), int(target.max())
+    if high >= task.num_classes or low < IGNORE_LABEL:
+        bad = high if high >= task.num_classes else low
+        return [
+            Problem("label_out_of_range", f"class {bad} where there are {task.num_classes} classes")
+        ]
+    if high == IGNORE_LABEL:
+        return [Problem("label_all_invalid", "no pixel has a valid class")]
+    return []
+
+
+def apply_pad(pixels: NDArray[Any], pad: Pad | None, fill: float = 0) -> NDArray[Any]:
+    """rslearn's Pad on the first two axes (H, W): fill around, or crop where larger."""
+    if pad is None:
+        return pixels
+    for axis in (0, 1):
+        extra = pad.size - pixels.shape[axis]
+        before = extra // 2 if pad.center else 0
+        after = extra - before
+        if extra >= 0:
+            if before or after:
+                widths = [(0, 0)] * pixels.ndim
+                widths[axis] = (before, after)
+                pixels = np.pad(pixels, widths, constant_values=fill)
+        else:
+            # rslearn crops only where `before` is negative or both are: see its Pad.
+            keep = slice(-before if before < 0 else 0, pixels.shape[axis] + after)
+            pixels = pixels[(slice(None),) * axis + (keep,)]
+    return pixels

@@ -1,0 +1,414 @@
+"""One pass over the windows that are in a split: copied to the eval root, and packed."""
+
+import hashlib
+from collections.abc import Sequence
+from concurrent.futures import Executor
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from eval_ingest.core.entry import CopyResult, Shard, ShardArray, SplitFile
+from eval_ingest.core.fingerprint import fingerprint
+from eval_ingest.core.index import WindowIndex
+from eval_ingest.core.resolved import ResolvedConfig
+from eval_ingest.core.spec import SPLITS
+from eval_ingest.core.splits import SplitAssignment
+from eval_ingest.core.task import IGNORE_LABEL
+from eval_ingest.engine import map_ordered
+from eval_ingest.errors import SourceError
+from eval_ingest.indexing import Progress
+from eval_ingest.store.copy import CopiedWindow, Manifest, change_split, copy_window
+from eval_ingest.store.index_file import write_table
+from eval_ingest.store.layout import DatasetLayout
+from eval_ingest.store.pack import (
+    TARGET,
+    PackRow,
+    ShardWriter,
+    plan_arrays,
+    read_shard_index,
+    shard_names,
+)
+from eval_ingest.studio.source import Source, SourceFile, WindowFiles
+from eval_ingest.studio.window import apply_pad, read_window
+
+SPLIT_INDEX_VERSION = 1
+
+MAX_SHARD_BYTES = 8 << 30
+"""Larger datasets are packed in several shards: a stopped run loses at most one."""
+
+_TASK_WINDOWS = 16
+
+
+@dataclass(frozen=True)
+class Place:
+    """A window that is in a split, and where its sample goes or is."""
+
+    group: str
+    name: str
+    source_digest: str
+    split: str
+    row: int
+    """In the window index."""
+
+    @property
+    def key(self) -> tuple[str, str, str]:
+        """Equal keys, equal samples."""
+        return self.group, self.name, self.source_digest
+
+    @property
+    def order(self) -> tuple[int, str, str]:
+        """train, val, test; within a split by the SHA-256 of the name, as rslearn orders windows.
+
+        So sample i of a split is the same window here and in rslearn's ModelDataset, and the
+        label fractions that the existing evals take are the same subsets.
+        """
+        digest = hashlib.sha256(self.name.encode()).hexdigest()
+        return SPLITS.index(self.split), digest, self.group
+
+
+def places_in_splits(index: WindowIndex, splits: SplitAssignment) -> list[Place]:
+    """The windows of all splits, in the order of packs and split indexes."""
+    digests = index.table["source_digest"].to_pylist()
+    places = [
+        Place(group, name, digest, split, row)
+        for row, (group, name, digest, split) in enumerate(
+            zip(index.groups, index.names, digests, splits.splits.tolist(), strict=True)
+        )
+        if split in SPLITS
+    ]
+    return sorted(places, key=lambda place: place.order)
+
+
+@dataclass(frozen=True)
+class _Job:
+    """What a worker does with some windows; pickled for worker processes."""
+
+    source: Source
+    config: ResolvedConfig
+    layout: DatasetLayout
+    writer: ShardWriter | None
+
+    def __call__(self, batch: list[tuple[Place, int | None, bool]]) -> list[CopiedWindow]:
+        """Place windows; each with its row in the shard, if it is to be packed, and copy or not."""
+        copied = []
+        for place, pack_row, copy in batch:
+            files = self.source.window(place.group, place.name, self.config.layer_names)
+            if files.digest != place.source_digest:
+                raise SourceError(
+                    f"{place.group}/{place.name} has changed since it was indexed; "
+                    "run the ingest again: only what changed is read anew"
+                )
+            source = _ReadOnce(self.source)
+            if pack_row is not None and self.writer is not None:
+                self.writer.write(pack_row, sample_arrays(source, files, self.config))
+            if copy:
+                contents = [
+                    (file.path, partial(source.read, place.group, place.name, file))
+                    for file in files.files
+                ]
+                copied.append(
+                    copy_window(
+                        self.layout.windows,
+                        place.group,
+                        place.name,
+                        place.source_digest,
+                        place.split,
+                        contents,
+                    )
+                )
+        return copied
+
+
+class _ReadOnce:
+    """A source that remembers the bytes of one window: packing and copying read them once."""
+
+    def __init__(self, source: Source) -> None:
+        self._source = source
+        self.url = source.url
+        self._bytes: dict[str, bytes] = {}
+
+    def read(self, group: str, name: str, file: SourceFile) -> bytes:
+        if file.path not in self._bytes:
+            self._bytes[file.path] = self._source.read(group, name, file)
+        return self._bytes[file.path]
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._source, name)
+
+
+def sample_arrays(source: Any, files: WindowFiles, config: ResolvedConfig) -> dict[str, Any]:
+    """A valid window's arrays as packed: per modality (H, W, T, C), and the target.
+
+    Raises:
+        SourceError: the window isn't valid any more.
+    """
+    sample = read_window(source, files, config)
+    if sample is None or sample.problems or sample.metadata is None or sample.target is None:
+        detail = sample.problems[0].detail if sample and sample.problems else "it can't be read"
+        raise SourceError(f"{files.key} was valid when it was indexed, now: {detail}; run again")
+    arrays = {}
+    for modality in config.modalities:
+        found = sample.modalities.get(modality.name)
+        if found is None:
+            height, width = sample.metadata.height, sample.metadata.width
+            pixels = np.zeros((height, width, 0, len(modality.bands)), modality.dtype)
+        else:
+            pixels = found.pixels
+        arrays[modality.name] = apply_pad(pixels, modality.pad)
+    target = sample.target
+    if target.ndim:
+        fill = IGNORE_LABEL if config.task.kind.has_classes else np.nan
+        target = apply_pad(target, config.label.pad, fill)
+    arrays[TARGET] = target
+    return arrays
+
+
+def pack_rows(index: WindowIndex, config: ResolvedConfig, places: Sequence[Place]) -> list[PackRow]:
+    """The shapes of the samples, from the index."""
+    heights, widths = (index.table[name].to_pylist() for name in ("height", "width"))
+    steps = {
+        modality.name: index.table[f"{modality.name}.timesteps"].to_pylist()
+        for modality in config.modalities
+    }
+    size = next((m.pad.size for m in config.modalities if m.pad is not None), None)
+    return [
+        PackRow(
+            place.group,
+            place.name,
+            place.source_digest,
+            size or heights[place.row],
+            size or widths[place.row],
+            {name: values[place.row] for name, values in steps.items()},
+        )
+        for place in places
+    ]
+
+
+def transfer(
+    source: Source,
+    config: ResolvedConfig,
+    layout: DatasetLayout,
+    index: WindowIndex,
+    splits: SplitAssignment,
+    mode: str,
+    stage_fingerprint: str,
+    executor: Executor,
+    workers: int,
+    progress: Progress,
+) -> CopyResult:
+    """Copy and pack what isn't there yet, and write the three split indexes.
+
+    Windows that are already packed are not read, and of those already copied to another split
+    only metadata.json is rewritten.
+    """
+    places = places_in_splits(index, splits)
+    packed = _packed_already(layout, index.row_key)
+    manifest = Manifest(layout)
+    to_copy = set()
+    if mode == "windows":
+        to_copy = {place.key for place in places if not _is_copied(place, manifest, layout)}
+        _move_between_splits(places, to_copy, manifest, layout)
+
+    new = [place for place in places if place.key not in packed]
+    done, total = 0, len({place.key for place in new} | to_copy)
+    for chunk in _shards(index, config, new):
+        writer = ShardWriter.create(layout.samples, config, pack_rows(index, config, chunk))
+        try:
+            work = [(place, row, place.key in to_copy) for row, place in enumerate(chunk)]
+            job = _Job(source, config, layout, writer)
+            for copied in map_ordered(executor, job, _batches(work), in_flight=2 * workers):
+                manifest.add(copied)
+                done = min(done + _TASK_WINDOWS, total)
+                progress("windows copied and packed", done, total)
+            name = fingerprint(index.row_key, [place.key for place in chunk])
+            name = writer.commit(layout.samples, name, index.row_key)
+        except BaseException:
+            writer.abandon()
+            raise
+        packed |= {place.key: (name, row) for row, place in enumerate(chunk)}
+        to_copy -= {place.key for place in chunk}
+    rest = [(place, None, True) for place in places if place.key in to_copy]
+    job = _Job(source, config, layout, None)
+    for copied in map_ordered(executor, job, _batches(rest), in_flight=2 * workers):
+        manifest.add(copied)
+        done = min(done + _TASK_WINDOWS, total)
+        progress("windows copied", done, total)
+    if mode == "windows":
+        manifest.close()
+
+    return _write_split_indexes(
+        config, layout, index, places, packed, mode, stage_fingerprint, manifest
+    )
+
+
+def _packed_already(
+    layout: DatasetLayout, row_key: str
+) -> dict[tuple[str, str, str], tuple[str, int]]:
+    """Where samples lie in the shards that are there: key to (shard, row)."""
+    packed = {}
+    for shard in shard_names(layout.samples):
+        found = read_shard_index(layout.samples, shard, row_key)
+        if found is None:
+            continue
+        columns = (found[name].to_pylist() for name in ("group", "name", "source_digest"))
+        for row, key in enumerate(zip(*columns, strict=True)):
+            packed[key] = (shard, row)
+    return packed
+
+
+def _is_copied(place: Place, manifest: Manifest, layout: DatasetLayout) -> bool:
+    known = manifest.windows.get((place.group, place.name))
+    return (
+        known is not None
+        and known.source_digest == place.source_digest
+        and (layout.windows / place.group / place.name / "metadata.json").is_file()
+    )
+
+
+def _move_between_splits(
+    places: Sequence[Place],
+    to_copy: set[tuple[str, str, str]],
+    manifest: Manifest,
+    layout: DatasetLayout,
+) -> None:
+    """Rewrite eval_split where it changed; drop windows that are in no split any more."""
+    wanted = {(place.group, place.name): place for place in places}
+    moved = []
+    for key, copied in list(manifest.windows.items()):
+        place = wanted.get(key)
+        if place is None:
+            manifest.drop(key)
+        elif place.key not in to_copy and copied.split != place.split:
+            moved.append(change_split(layout.windows, copied, place.split))
+    manifest.add(moved)
+
+
+def _shards(
+    index: WindowIndex, config: ResolvedConfig, places: Sequence[Place]
+) -> list[list[Place]]:
+    """Consecutive places whose samples together stay below MAX_SHARD_BYTES."""
+    shards: list[list[Place]] = []
+    size = 0
+    for place, row in zip(places, pack_rows(index, config, places), strict=True):
+        n_bytes = sum(
+            int(plan.offsets[-1]) * np.dtype(plan.dtype).itemsize
+            for plan in plan_arrays(config, [row])
+        )
+        if not shards or size + n_bytes > MAX_SHARD_BYTES:
+            shards.append([])
+            size = 0
+        shards[-1].append(place)
+        size += n_bytes
+    return shards
+
+
+def _batches(work: list[Any]) -> list[list[Any]]:
+    return [work[k : k + _TASK_WINDOWS] for k in range(0, len(work), _TASK_WINDOWS)]
+
+
+def _write_split_indexes(
+    config: ResolvedConfig,
+    layout: DatasetLayout,
+    index: WindowIndex,
+    places: Sequence[Place],
+    packed: dict[tuple[str, str, str], tuple[str, int]],
+    mode: str,
+    stage_fingerprint: str,
+    manifest: Manifest,
+) -> CopyResult:
+    used = sorted({packed[place.key][0] for place in places})
+    tables = {shard: read_shard_index(layout.samples, shard, index.row_key) for shard in used}
+    shards = []
+    packed_bytes = 0
+    for shard in used:
+        table = tables[shard]
+        assert table is not None, f"shard {shard} was listed as packed"
+        arrays = {}
+        for name in [*(m.name for m in config.modalities), TARGET]:
+            path = layout.samples / shard / f"{name}.npy"
+            array = np.load(path, mmap_mode="r")
+            arrays[name] = ShardArray(
+                dtype=str(array.dtype), uniform=array.ndim > 1 or _scalar(config, name)
+            )
+            packed_bytes += path.stat().st_size
+        shards.append(Shard(name=shard, rows=table.num_rows, arrays=arrays))
+    files = {}
+    for split in SPLITS:
+        rows = [place for place in places if place.split == split]
+        table = split_index(config, index, rows, packed, used, tables)
+        short = fingerprint(SPLIT_INDEX_VERSION, stage_fingerprint, split)
+        path = layout.split_index(split, short)
+        write_table(path, table, {"kind": "split_index", "version": SPLIT_INDEX_VERSION})
+        files[split] = SplitFile(count=len(rows), index=str(path.relative_to(layout.path)))
+    return CopyResult(
+        fingerprint=stage_fingerprint,
+        mode=mode,
+        shards=shards,
+        splits=files,
+        n_copied=len(manifest.windows) if mode == "windows" else 0,
+        n_bytes=sum(c.n_bytes for c in manifest.windows.values()) if mode == "windows" else 0,
+        packed_bytes=packed_bytes,
+    )
+
+
+def _scalar(config: ResolvedConfig, name: str) -> bool:
+    return name == TARGET and not config.task.kind.per_pixel
+
+
+def split_index(
+    config: ResolvedConfig,
+    index: WindowIndex,
+    rows: Sequence[Place],
+    packed: dict[tuple[str, str, str], tuple[str, int]],
+    shards: Sequence[str],
+    tables: dict[str, pa.Table],
+) -> pa.Table:
+    """A split's cached index: per sample the window, the shard and row, offsets and timestamps.
+
+    `<modality>.timestamps` holds T x [day, month from 0, year], flat: the middle of each
+    timestep's interval, or of the window's time range where the rasters don't say (zeros where
+    that is unknown too).
+    """
+    number = {shard: k for k, shard in enumerate(shards)}
+    where = [packed[place.key] for place in rows]
+    columns: dict[str, Any] = {
+        "group": [place.group for place in rows],
+        "name": [place.name for place in rows],
+        "shard": pa.array([number[shard] for shard, _ in where], pa.int32()),
+        "row": pa.array([row for _, row in where], pa.int64()),
+    }
+    lookup = {
+        shard: {name: table[name].to_pylist() for name in table.column_names}
+        for shard, table in tables.items()
+    }
+    for name in ("height", "width"):
+        columns[name] = pa.array([lookup[s][name][r] for s, r in where], pa.int32())
+    for name in [*(m.name for m in config.modalities), TARGET]:
+        offsets = [lookup[s][f"{name}.offset"][r] for s, r in where]
+        columns[f"{name}.offset"] = pa.array(offsets, pa.int64())
+    for modality in config.modalities:
+        column = f"{modality.name}.timesteps"
+        steps = [lookup[s][column][r] for s, r in where]
+        columns[column] = pa.array(steps, pa.int32())
+        stamps = _timestamps(index, modality.name, rows, steps)
+        columns[f"{modality.name}.timestamps"] = pa.array(stamps, pa.list_(pa.int32()))
+    return pa.table(columns)
+
+
+def _timestamps(
+    index: WindowIndex, modality: str, rows: Sequence[Place], steps: Sequence[int]
+) -> list[list[int]]:
+    taken = index.table.take([place.row for place in rows])
+    intervals = taken[f"{modality}.timestamps"].to_pylist()
+    starts, ends = taken["time_start"].to_pylist(), taken["time_end"].to_pylist()
+    result = []
+    for found, start, end, count in zip(intervals, starts, ends, steps, strict=True):
+        times = [item["start"] + (item["end"] - item["start"]) / 2 for item in found or ()]
+        if len(times) != count:
+            times = [start + (end - start) / 2] * count if start is not None else []
+        numbers = [number for t in times for number in (t.day, t.month - 1, t.year)]
+        result.append(numbers or [0] * (3 * count))
+    return result

@@ -1,0 +1,69 @@
+"""Shared fixtures: small real rslearn datasets, ingested once per test session."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from eval_ingest import pipeline
+from eval_ingest.core.spec import DatasetSpec
+from eval_ingest.settings import Settings
+from eval_ingest_tests import factories
+
+
+@pytest.fixture(autouse=True)
+def _no_environment_of_the_machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name in ("OLMOEARTH_EVAL_DATASETS", "EVAL_INGEST_CATALOG", "STUDIO_ROOT",
+                 "EVAL_INGEST_WORKERS", "EVAL_INGEST_ENGINE"):  # fmt: skip
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.chdir(tmp_path)  # away from a .env of the checkout
+
+
+@pytest.fixture(scope="session")
+def written(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Source dataset of a case of `factories.CASES`, written once; don't change it."""
+    cache: dict[str, Path] = {}
+
+    def write(case: str) -> Path:
+        if case not in cache:
+            cache[case] = factories.CASES[case](tmp_path_factory.mktemp(case))
+        return cache[case]
+
+    return write
+
+
+@pytest.fixture
+def copied(written: Callable[[str], Path], tmp_path: Path) -> Callable[[str], Path]:
+    """A copy of a case's source dataset, to be changed at will."""
+
+    def copy(case: str) -> Path:
+        target = tmp_path / f"source_{case}"
+        shutil.copytree(written(case), target)
+        return target
+
+    return copy
+
+
+def make_job(source: Path, root: Path, name: str = "crops", **spec: Any) -> pipeline.Job:
+    """A job with two threads."""
+    parsed = DatasetSpec.parse({"name": name, "source": str(source), **spec}, "test")
+    return pipeline.open_job(parsed, Settings(eval_root=str(root), workers=2))
+
+
+@pytest.fixture(scope="session")
+def ingested(
+    written: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[str], Path]:
+    """Eval root in which a case is ingested under its own name; don't change it."""
+    cache: dict[str, Path] = {}
+
+    def ingest(case: str) -> Path:
+        if case not in cache:
+            root = tmp_path_factory.mktemp(f"root_{case}")
+            pipeline.ingest(make_job(written(case), root, case, max_invalid_fraction=0.5))
+            cache[case] = root
+        return cache[case]
+
+    return ingest
