@@ -18,7 +18,9 @@ def test_samples_equal_those_of_rslearn(
     case: str, ingested: Callable[[str], Path], written: Callable[[str], Path]
 ) -> None:
     root = ingested(case)
-    expected = {(s.group, s.name): s for s in rslearn_samples(root / case, written(case) / "model.yaml")}
+    expected = {
+        (s.group, s.name): s for s in rslearn_samples(root / case, written(case) / "model.yaml")
+    }
     compared = 0
     for split in ("train", "val", "test"):
         dataset = EvalDataset(case, split, root=root, normalize=None, crop=None)

@@ -244,9 +244,12 @@ def test_a_stopped_ingest_goes_on(
     outcomes = pipeline.ingest(make_job(source, root))
     assert ran(outcomes) == ["weka_copy", "registry_entry"]
     layout = EvalRoot(root).dataset("crops")
-    assert verify(layout, pipeline.read_stage(layout, "registry_entry"), pipeline.no_progress)[
-        "problems"
-    ] == []
+    assert (
+        verify(layout, pipeline.read_stage(layout, "registry_entry"), pipeline.no_progress)[
+            "problems"
+        ]
+        == []
+    )
 
 
 def _interrupted(*_: object) -> None:
@@ -304,9 +307,12 @@ def test_one_dataset_is_ingested_once_at_a_time(
     written: Callable[[str], Path], tmp_path: Path
 ) -> None:
     job = make_job(written("segmentation"), tmp_path)
-    with locked(job.layout.lock, 1, "test"), pytest.raises(LockedError, match="another process"):
-        with pipeline.dataset_lock(job, timeout_s=0.1):
-            pass
+    with (
+        locked(job.layout.lock, 1, "test"),
+        pytest.raises(LockedError, match="another process"),
+        pipeline.dataset_lock(job, timeout_s=0.1),
+    ):
+        pass
 
 
 # ------------------------------------------------------------------------------- wrong input
@@ -318,7 +324,7 @@ def test_a_missing_source_is_told(tmp_path: Path) -> None:
 
 
 def test_a_folder_without_config_json_is_told(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="holds no config.json"):
+    with pytest.raises(ConfigError, match=r"holds no config\.json"):
         make_job(tmp_path, tmp_path / "root")
 
 

@@ -5,6 +5,7 @@ What belongs here: which keys there are. What doesn't: what a dataset is (store/
 
 from collections.abc import Iterator
 from datetime import datetime
+from typing import Any
 
 import dagster as dg
 from dagster import DagsterInstance
@@ -26,7 +27,7 @@ class DatasetPartitions(dg.DynamicPartitionsDefinition):
         self,
         partition_key: str,
         current_time: datetime | None = None,
-        dynamic_partitions_store: dg.DynamicPartitionsStore | None = None,
+        dynamic_partitions_store: Any = None,
     ) -> bool:
         return NAME_PATTERN.fullmatch(partition_key) is not None
 
@@ -54,8 +55,6 @@ def catalog_partitions(
     listed = set(context.instance.get_dynamic_partitions(str(studio_datasets.name)))
     new = [name for name in read_catalog(settings, broken={}) if name not in listed]
     if new:
-        yield dg.SensorResult(
-            dynamic_partitions_requests=[studio_datasets.build_add_request(new)]
-        )
+        yield dg.SensorResult(dynamic_partitions_requests=[studio_datasets.build_add_request(new)])
     else:
         yield dg.SkipReason("every dataset of the catalog is listed")

@@ -315,7 +315,7 @@ class EvalDataset(Dataset[dict[str, Any]]):
             first = int(places[0])
             if (places == np.arange(first, first + len(rows))).all():
                 return array[first : first + len(rows)]
-            return array[places]
+            return np.take(array, places, axis=0)
         stored = [self._stored(name, row) for row in rows]
         return np.stack([s[window] if s.ndim else s for s in stored])
 
@@ -353,7 +353,7 @@ class EvalDataset(Dataset[dict[str, Any]]):
             collate_fn=kwargs.pop("collate_fn", collate),
             **kwargs,
         )
-        loader.why = (  # type: ignore[attr-defined]
+        loader.why = (
             f"batch_size {chosen}: a sample is {sample_bytes / 2**20:.2f} MiB as float32, a batch "
             f"about {chosen * sample_bytes / 2**20:.0f} MiB; num_workers {workers}: "
             + (

@@ -3,12 +3,14 @@
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from eval_ingest.core.entry import Metadata
 from eval_ingest.core.spec import SPLITS, DatasetSpec
 from eval_ingest.core.task import Task
-from eval_ingest.pipeline import Job, Outcome
+
+if TYPE_CHECKING:
+    from eval_ingest.pipeline import Job, Outcome
 
 
 class Progress:
@@ -82,12 +84,12 @@ def table(rows: Sequence[Sequence[str]], indent: str = "  ") -> list[str]:
     return lines
 
 
-def outcome_line(outcome: Outcome) -> str:
+def outcome_line(outcome: "Outcome") -> str:
     """One line about a stage."""
     return f"{outcome.stage:<17} {describe(outcome)}"
 
 
-def describe(outcome: Outcome) -> str:
+def describe(outcome: "Outcome") -> str:
     """What a stage gave, in words."""
     if not outcome.ran:
         return "up to date, nothing to do"
@@ -167,7 +169,7 @@ def task_text(task: Task) -> str:
     return str(task.kind)
 
 
-def config_lines(job: Job) -> list[str]:
+def config_lines(job: "Job") -> list[str]:
     """What was inferred, and from where."""
     config, origin = job.config, job.config.provenance
     crop = "none" if config.crop_size is None else f"{config.crop_size} pixels"

@@ -9,11 +9,12 @@ certain goes to rasterio, which is imported only then.
 import hashlib
 import json
 import math
+import operator
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from imagecodecs import tiff_decode
@@ -120,8 +121,12 @@ _MAX_BYTES = 4 << 30
 _KINDS = {b"II*\0": ("<", 4), b"MM\0*": (">", 4), b"II+\0": ("<", 8), b"MM\0+": (">", 8)}
 """First bytes of a file to byte order and the size of an offset: BigTIFF's is 8."""
 
-_INTEGERS = {1: ("B", 1), 3: ("H", 2), 4: ("I", 4), 16: ("Q", 8)}
-_FLOATS = {11: ("f", 4), 12: ("d", 8)}
+_SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4}
+_SIZES |= {16: 8, 17: 8, 18: 8}
+"""Type of a tag's values to their size in bytes."""
+
+_INTEGERS = {1: "B", 3: "H", 4: "I", 16: "Q"}
+_FLOATS = {11: "f", 12: "d"}
 
 _SUBFILE = 254
 _WIDTH = 256
@@ -182,76 +187,45 @@ _SAFE_GEO_KEYS = frozenset({1024, 1025, 1026, 2048, 2049, 2054, 2057, 2059, 3072
 """GeoKeys that beside an EPSG code say nothing new, as long as the units are metre and degree."""
 
 
-def _broken(why: str) -> RasterProblem:
-    return RasterProblem("raster_unreadable", why)
+class _Table(NamedTuple):
+    """Where a TIFF keeps the offsets of its blocks, or their sizes."""
+
+    form: str
+    """As struct writes it."""
+    start: int
+    stop: int
 
 
-class _Directory:
-    """The entries of a TIFF's first directory, read with every offset checked."""
+class _Tags:
+    """The values of a directory's tags, given as (type, start, stop) of each by its code."""
 
-    __slots__ = (
-        "codes",
-        "count_at",
-        "count_form",
-        "data",
-        "entries",
-        "last",
-        "offset_form",
-        "order",
-    )
+    def __init__(self, order: str, data: bytes, entries: dict[int, tuple[int, int, int]]) -> None:
+        self._order = order
+        self._data = data
+        self._entries = entries
 
-    def __init__(self, data: bytes) -> None:
-        kind = _KINDS.get(bytes(data[:4]))
-        if kind is None:
-            raise _broken("it is not a TIFF" if len(data) else "it is empty")
-        self.data = data
-        self.order, size = kind
-        self.offset_form = self.order + ("I" if size == 4 else "Q")
-        if size == 8 and self._number("4xI", 0) != (8 if self.order == "<" else 8 << 16):
-            raise _broken("its BigTIFF header is damaged")
-        self.count_form = self.order + ("H" if size == 4 else "Q")
-        self.count_at = self._number(self.offset_form, size)
-        count = self._number(self.count_form, self.count_at)
-        first = self.count_at + struct.calcsize(self.count_form)
-        length = 4 + 2 * size
-        end = first + count * length
-        if end + size > len(data):
-            raise _broken(f"it ends at byte {len(data)}, within its directory")
-        layout = "HHI4x" if size == 4 else "HHQ8x"
-        fields = struct.unpack_from(self.order + layout * count, data, first)
-        self.codes: tuple[int, ...] = fields[::3]
-        values_at = range(first + length - size, end + length - size, length)
-        self.entries = dict(
-            zip(self.codes, zip(fields[1::3], fields[2::3], values_at, strict=True), strict=True)
-        )
-        self.last = self._number(self.offset_form, end) == 0
+    def __contains__(self, code: int) -> bool:
+        return code in self._entries
 
-    def _number(self, form: str, at: int) -> int:
-        try:
-            value: int = struct.unpack_from(form, self.data, at)[0]
-        except (struct.error, OverflowError):
-            raise _broken(f"byte {at} is beyond its end at {len(self.data)}") from None
-        return value
+    def table(self, code: int, letters: dict[int, str] | None = None) -> _Table:
+        """Where and in what form the values of a tag are stored."""
+        if code not in self._entries:
+            raise _broken(f"it lacks tag {code}")
+        type_, start, stop = self._entries[code]
+        letter = (letters or _INTEGERS).get(type_)
+        if letter is None:
+            raise _broken(f"tag {code} can't hold values of type {type_}")
+        return _Table(f"{self._order}{(stop - start) // _SIZES[type_]}{letter}", start, stop)
 
-    def _place(self, code: int, size: int) -> tuple[int, int]:
-        """(position, number) of a tag's values of `size` bytes each."""
-        _, count, at = self.entries[code]
-        room = 4 if self.offset_form[1] == "I" else 8
-        if count * size > room:
-            at = self._number(self.offset_form, at)
-            if at + count * size > len(self.data):
-                raise _broken(f"tag {code} reaches beyond its end at byte {len(self.data)}")
-        return at, count
+    def _numbers(self, code: int, letters: dict[int, str]) -> tuple[Any, ...]:
+        if code not in self._entries:
+            return ()
+        form, start, _ = self.table(code, letters)
+        return struct.unpack_from(form, self._data, start)
 
     def integers(self, code: int) -> tuple[int, ...]:
         """A tag's values; empty if it isn't there."""
-        if code not in self.entries:
-            return ()
-        kind = _INTEGERS.get(self.entries[code][0])
-        if kind is None:
-            raise _broken(f"tag {code} doesn't hold integers")
-        at, count = self._place(code, kind[1])
-        return struct.unpack_from(f"{self.order}{count}{kind[0]}", self.data, at)
+        return self._numbers(code, _INTEGERS)
 
     def integer(self, code: int, default: int) -> int:
         """A tag's first value."""
@@ -260,25 +234,52 @@ class _Directory:
 
     def floats(self, code: int) -> tuple[float, ...]:
         """A tag's values; empty if it isn't there."""
-        if code not in self.entries:
-            return ()
-        kind = _FLOATS.get(self.entries[code][0])
-        if kind is None:
-            raise _broken(f"tag {code} doesn't hold floating-point numbers")
-        at, count = self._place(code, kind[1])
-        return struct.unpack_from(f"{self.order}{count}{kind[0]}", self.data, at)
+        return self._numbers(code, _FLOATS)
 
     def text(self, code: int) -> bytes:
         """A tag's bytes; empty if it isn't there."""
-        if code not in self.entries:
-            return b""
-        at, count = self._place(code, 1)
-        return bytes(self.data[at : at + count])
+        _, start, stop = self._entries.get(code, (0, 0, 0))
+        return self._data[start:stop]
 
-    def pixel_tags(self) -> tuple[int, bytes]:
-        """Where the number of entries stands, and its form without the georeference's tags."""
-        count = sum(code < _PIXEL_SCALE for code in self.codes)
-        return self.count_at, struct.pack(self.count_form, count)
+
+class _Layout(NamedTuple):
+    """How the pixels are cut into strips or tiles."""
+
+    n_blocks: int
+    block_bytes: int
+    """Of a whole block, uncompressed."""
+    last_bytes: int
+    """Of the blocks at the bottom: strips end with the image, tiles don't."""
+    n_last: int
+    compression: int
+
+
+class _Head(NamedTuple):
+    """A parsed header, good for each file with the same bytes but for its tables of blocks."""
+
+    header: GeotiffHeader
+    layout: _Layout
+    offsets: _Table
+    sizes: _Table
+    end: int
+    """Past the last byte that was read."""
+    same: tuple[tuple[int, int, bytes], ...]
+    """(start, stop, bytes) of all that was read but the tables."""
+
+    def fits(self, data: bytes) -> bool:
+        """True if this is the header of that file too."""
+        if len(data) < self.end:
+            return False
+        for start, stop, expected in self.same:
+            if data[start:stop] != expected:
+                return False
+        return True
+
+
+_heads: dict[bytes, _Head] = {}
+"""By a file's first bytes the header last read: the timesteps of a window have it in common."""
+
+_KEY_BYTES, _MAX_HEADS, _MAX_HEAD_BYTES = 64, 256, 1 << 14
 
 
 def read_header(data: bytes) -> GeotiffHeader:
@@ -288,7 +289,85 @@ def read_header(data: bytes) -> GeotiffHeader:
         RasterProblem: `raster_unreadable` if it isn't a TIFF, or is damaged or cut off: also
             if a strip or tile lies beyond the end, or its size can't be true.
     """
-    tags = _Directory(data)
+    key = data[:_KEY_BYTES]
+    head = _heads.get(key)
+    if head is None or not head.fits(data):
+        head = _parse(data)
+        if head.end <= _MAX_HEAD_BYTES:
+            if len(_heads) >= _MAX_HEADS:
+                _heads.clear()
+            _heads[key] = head
+    offsets = struct.unpack_from(head.offsets.form, data, head.offsets.start)
+    sizes = struct.unpack_from(head.sizes.form, data, head.sizes.start)
+    if _check_blocks(len(data), head.layout, offsets, sizes) or not head.header.simple:
+        return head.header
+    return replace(head.header, simple=False)
+
+
+def _broken(why: str) -> RasterProblem:
+    return RasterProblem("raster_unreadable", why)
+
+
+def _number(form: str, data: bytes, at: int) -> int:
+    try:
+        value: int = struct.unpack_from(form, data, at)[0]
+    except (struct.error, OverflowError):
+        raise _broken(f"it ends at byte {len(data)}, before byte {at}") from None
+    return value
+
+
+def _parse(data: bytes) -> _Head:
+    kind = _KINDS.get(data[:4])
+    if kind is None:
+        raise _broken("it is not a TIFF" if len(data) else "it is empty")
+    order, size = kind
+    offset_form, count_form = (order + form for form in ("IH" if size == 4 else "QQ"))
+    if size == 8 and _number(order + "I", data, 4) != (8 if order == "<" else 8 << 16):
+        raise _broken("its BigTIFF header is damaged")
+    count_at = _number(offset_form, data, size)
+    count = _number(count_form, data, count_at)
+    length = 4 + 2 * size
+    at = count_at + (2 if size == 4 else 8)
+    end = at + count * length
+    if end + size > len(data):
+        raise _broken(f"it ends at byte {len(data)}, within its directory")
+    last = _number(offset_form, data, end) == 0
+    end += size
+    fields = struct.unpack_from(order + ("HHI4x" if size == 4 else "HHQ8x") * count, data, at)
+    entries: dict[int, tuple[int, int, int]] = {}
+    for code, type_, n in zip(fields[::3], fields[1::3], fields[2::3], strict=True):
+        n_bytes = n * _SIZES.get(type_, 0)
+        start = at + length - size
+        if n_bytes > size:
+            start = _number(offset_form, data, start)
+        if start + n_bytes > len(data):
+            raise _broken(f"it ends at byte {len(data)}, before the end of tag {code}")
+        entries[code] = (type_, start, start + n_bytes)
+        end = max(end, start + n_bytes)
+        at += length
+    tags = _Tags(order, data, entries)
+    codes = fields[::3]
+    n_pixel_tags = sum(code < _PIXEL_SCALE for code in codes)
+    pixel_tags = (count_at, struct.pack(count_form, n_pixel_tags))
+    header, layout = _interpret(tags, pixel_tags, last and _is_known(codes))
+    tiled = _TILE_WIDTH in entries
+    offsets = tags.table(_TILES if tiled else _STRIPS)
+    sizes = tags.table(_TILE_SIZES if tiled else _STRIP_SIZES)
+    first, second = sorted([(offsets.start, offsets.stop), (sizes.start, sizes.stop)])
+    spans = ((0, first[0]), (first[1], second[0]), (second[1], end))
+    same = tuple((start, stop, data[start:stop]) for start, stop in spans)
+    return _Head(header, layout, offsets, sizes, end, same)
+
+
+def _is_known(codes: tuple[int, ...]) -> bool:
+    """True if the tags are in order, and none is there that may change what pixels mean."""
+    return _KNOWN_TAGS.issuperset(codes) and list(codes) == sorted(set(codes))
+
+
+def _interpret(
+    tags: _Tags, pixel_tags: tuple[int, bytes], known: bool
+) -> tuple[GeotiffHeader, _Layout]:
+    """What the tags mean; `simple` if no block is missing."""
     width, height = tags.integer(_WIDTH, 0), tags.integer(_HEIGHT, 0)
     bands = tags.integer(_BANDS, 1)
     if min(width, height, bands) < 1:
@@ -296,84 +375,87 @@ def read_header(data: bytes) -> GeotiffHeader:
     bits = set(tags.integers(_BITS) or (1,))
     formats = set(tags.integers(_SAMPLE_FORMAT) or (1,))
     dtype = _TYPES.get((min(formats), min(bits))) if len(bits) == len(formats) == 1 else None
-    compression = tags.integer(_COMPRESSION, 1)
-    planar = tags.integer(_PLANAR, 1) == 2
-    whole = _check_blocks(tags, (width, height, bands), max(bits), compression, planar)
-    text = tags.text(_NODATA)
-    nodata, nodata_fits = _parse_nodata(text, dtype, bands) if text else (None, True)
+    nodata, fills = _parse_nodata(tags.text(_NODATA), dtype)
     extra = tags.integers(_EXTRA_SAMPLES)
     alpha = any(extra)
-    simple = (
-        whole
-        and dtype is not None
-        and nodata_fits
-        and tags.last
-        and compression in _EXPANSION
-        and _is_plain(tags, bands)
-        and (not alpha or (_is_plain_alpha(extra) and dtype == "uint8" and nodata is None))
-    )
-    epsg = _read_epsg(tags.integers(_GEO_KEYS))
     place = _read_place(tags)
-    return GeotiffHeader(
+    header = GeotiffHeader(
         width=width,
         height=height,
         bands=bands,
         dtype=dtype or "unknown",
-        epsg=epsg,
+        epsg=_read_epsg(tags.integers(_GEO_KEYS)),
         origin=place[:2] if place else None,
         pixel_size=place[2:] if place else None,
-        georeferenced=not tags.entries.keys().isdisjoint((_PIXEL_SCALE, _TIE_POINT, _TRANSFORM)),
+        georeferenced=any(code in tags for code in (_PIXEL_SCALE, _TIE_POINT, _TRANSFORM)),
         nodata=nodata,
-        planar=planar,
+        planar=tags.integer(_PLANAR, 1) == 2,
         alpha=alpha,
-        simple=simple,
-        pixel_tags=tags.pixel_tags(),
+        simple=(
+            known
+            and dtype is not None
+            and fills
+            and _is_plain(tags, bands)
+            and (not alpha or (_is_plain_alpha(extra) and dtype == "uint8" and nodata is None))
+        ),
+        pixel_tags=pixel_tags,
     )
+    return header, _read_layout(tags, header, max(bits))
+
+
+def _read_layout(tags: _Tags, header: GeotiffHeader, bits: int) -> _Layout:
+    width, height = header.width, header.height
+    tiled = _TILE_WIDTH in tags
+    if tiled:
+        block_width, block_height = tags.integer(_TILE_WIDTH, 0), tags.integer(_TILE_HEIGHT, 0)
+    else:
+        block_width, block_height = width, min(tags.integer(_STRIP_ROWS, height), height)
+    if block_width < 1 or block_height < 1:
+        raise _broken(f"its blocks are {block_width} x {block_height} pixels")
+    n_planes, n_together = (header.bands, 1) if header.planar else (1, header.bands)
+    row_bytes = (block_width * n_together * bits + 7) // 8
+    n_across, n_down = -(-width // block_width), -(-height // block_height)
+    last_rows = block_height if tiled else height - (n_down - 1) * block_height
+    layout = _Layout(
+        n_blocks=n_across * n_down * n_planes,
+        block_bytes=row_bytes * block_height,
+        last_bytes=row_bytes * last_rows,
+        n_last=n_across * n_planes,
+        compression=tags.integer(_COMPRESSION, 1),
+    )
+    if layout.n_blocks * layout.block_bytes > _MAX_BYTES:
+        raise _broken(f"{width} x {height} pixels of {header.bands} bands are more than 4 GiB")
+    return layout
 
 
 def _check_blocks(
-    tags: _Directory, shape: tuple[int, int, int], bits: int, compression: int, planar: bool
+    n_bytes: int, layout: _Layout, offsets: tuple[int, ...], sizes: tuple[int, ...]
 ) -> bool:
-    """Check that all strips or tiles are there; False if some are left out (a sparse file)."""
-    width, height, bands = shape
-    tiled = _TILE_WIDTH in tags.entries
-    if tiled:
-        block_width, block_height = tags.integer(_TILE_WIDTH, 0), tags.integer(_TILE_HEIGHT, 0)
-        offsets, sizes = tags.integers(_TILES), tags.integers(_TILE_SIZES)
-    else:
-        block_width, block_height = width, min(tags.integer(_STRIP_ROWS, height), height)
-        offsets, sizes = tags.integers(_STRIPS), tags.integers(_STRIP_SIZES)
-    if block_width < 1 or block_height < 1:
-        raise _broken(f"its blocks are {block_width} x {block_height} pixels")
-    block_bytes = (block_width * (1 if planar else bands) * bits + 7) // 8 * block_height
-    n_blocks = -(-width // block_width) * -(-height // block_height) * (bands if planar else 1)
-    if max(n_blocks * block_bytes, (width * height * bands * bits) // 8) > _MAX_BYTES:
-        raise _broken(f"{width} x {height} pixels of {bands} bands are more than 4 GiB")
-    if len(offsets) != len(sizes) or len(sizes) < n_blocks:
-        raise _broken(f"{n_blocks} blocks expected, {len(offsets)} and {len(sizes)} listed")
-    if max(map(int.__add__, offsets, sizes)) > len(tags.data):
-        raise _broken(f"its blocks reach beyond its end at byte {len(tags.data)}")
-    if len(sizes) > n_blocks or 0 in offsets or 0 in sizes:
+    """Check that all blocks are within the file; False if some are left out (a sparse file)."""
+    if len(offsets) != len(sizes) or len(sizes) < layout.n_blocks:
+        raise _broken(
+            f"{len(offsets)} offsets and {len(sizes)} sizes found for {layout.n_blocks} blocks"
+        )
+    if max(map(operator.add, offsets, sizes)) > n_bytes:
+        raise _broken(f"it ends at byte {n_bytes}, before the end of its pixels")
+    if len(sizes) > layout.n_blocks or 0 in offsets or 0 in sizes:
         return False
-    if compression == 1:
-        last_rows = height % block_height or block_height
-        last_bytes = block_bytes if tiled else block_bytes // block_height * last_rows
-        if min(sizes) < last_bytes or sum(size < block_bytes for size in sizes) > (
-            0 if last_bytes == block_bytes else bands if planar else 1
-        ):
+    expansion = _EXPANSION.get(layout.compression)
+    if expansion is None:
+        return False
+    if layout.n_blocks * layout.block_bytes > expansion * n_bytes + layout.block_bytes:
+        raise _broken(
+            f"{n_bytes} bytes can't hold {layout.n_blocks} blocks of {layout.block_bytes}"
+        )
+    if layout.compression == 1:
+        short = sum(size < layout.block_bytes for size in sizes)
+        if min(sizes) < layout.last_bytes or short > layout.n_last:
             raise _broken("its blocks are shorter than their pixels")
-    elif n_blocks * block_bytes > _EXPANSION.get(compression, _MAX_BYTES) * len(tags.data):
-        raise _broken(f"{len(tags.data)} bytes can't hold {width} x {height} x {bands} pixels")
     return True
 
 
-def _is_plain(tags: _Directory, bands: int) -> bool:
+def _is_plain(tags: _Tags, bands: int) -> bool:
     """True if no tag makes the pixels anything but numbers in rows from the top left."""
-    codes = tags.codes
-    if not _KNOWN_TAGS.issuperset(codes) or len(tags.entries) != len(codes):
-        return False
-    if codes != tuple(sorted(codes)):
-        return False
     metadata = tags.text(_METADATA).lower()
     return (
         tags.integer(_SUBFILE, 0) == 0
@@ -395,8 +477,10 @@ def _is_plain_alpha(extra: tuple[int, ...]) -> bool:
     return extra[-1] == 2 and not any(extra[:-1])
 
 
-def _parse_nodata(text: bytes, dtype: str | None, bands: int) -> tuple[float | None, bool]:
-    """The nodata value, and whether the fast path may fill with it."""
+def _parse_nodata(text: bytes, dtype: str | None) -> tuple[float | None, bool]:
+    """The nodata value, and whether pixels of the type can be filled with it."""
+    if not text:
+        return None, True
     try:
         value = float(text.rstrip(b"\0 "))
     except ValueError:
@@ -413,7 +497,6 @@ def _parse_nodata(text: bytes, dtype: str | None, bands: int) -> tuple[float | N
     return value, int(limits.min) <= value <= int(limits.max) and value.is_integer()
 
 
-@lru_cache(maxsize=256)
 def _read_epsg(keys: tuple[int, ...]) -> int | None:
     """The EPSG code of a GeoKeyDirectory, if it says nothing beyond that code."""
     if len(keys) < 4 or len(keys) != 4 + 4 * keys[3]:
@@ -429,10 +512,10 @@ def _read_epsg(keys: tuple[int, ...]) -> int | None:
     return code if code is not None and 1024 <= code < 32767 else None
 
 
-def _read_place(tags: _Directory) -> tuple[float, float, float, float] | None:
+def _read_place(tags: _Tags) -> tuple[float, float, float, float] | None:
     """Origin x and y, pixel width and height; None if the raster isn't plainly north-up."""
     scale, tie = tags.floats(_PIXEL_SCALE), tags.floats(_TIE_POINT)
-    if len(scale) < 2 or len(tie) != 6 or _TRANSFORM in tags.entries:
+    if len(scale) < 2 or len(tie) != 6 or _TRANSFORM in tags:
         return None
     x_size, y_size = scale[0], scale[1]
     x, y = tie[3] - tie[0] * x_size, tie[4] + tie[1] * y_size
@@ -475,6 +558,15 @@ def _place(header: GeotiffHeader, grid: Grid) -> tuple[Axis, Axis] | None:
     x = (grid.bounds[0] * grid.x_resolution - header.origin[0]) / x_size
     y = (header.origin[1] - grid.bounds[1] * grid.y_resolution) / y_size
     x_step, y_step = grid.x_resolution / x_size, -grid.y_resolution / y_size
+    if (
+        abs(x) <= _SLACK
+        and abs(y) <= _SLACK
+        and header.width == grid.width
+        and header.height == grid.height
+        and abs(x_step - 1) * header.width <= _SLACK
+        and abs(y_step - 1) * header.height <= _SLACK
+    ):
+        return slice(0, header.height), slice(0, header.width)
     _check_cover(("left", "right"), x, x + grid.width * x_step, header.width)
     _check_cover(("top", "bottom"), y, y + grid.height * y_step, header.height)
     needed = max(1 << 22, 8 * grid.width * grid.height * x_step * y_step)

@@ -1,4 +1,4 @@
-"""Rasters that the fast path doesn't know, read by rslearn: other formats and other storages."""
+"""What the fast path doesn't know, rslearn reads: other formats and other storages."""
 
 import contextlib
 import json
@@ -33,6 +33,31 @@ def _dataset(url: str) -> Any:
     return Dataset(root, dataset_config=DatasetConfig.model_validate(raw | {"layers": layers}))
 
 
+def _window(url: str, group: str, name: str) -> Any:
+    return _dataset(url).load_windows(groups=[group], names=[name])[0]
+
+
+def read_features(
+    url: str, group: str, name: str, layer: str, item_group: int
+) -> list[dict[str, Any]]:
+    """Properties of the features that intersect the window, in file order.
+
+    Raises:
+        RasterProblem: rslearn can't read them.
+    """
+    try:
+        vector_format = _dataset(url).layers[layer].instantiate_vector_format()
+        features = _window(url, group, name).data.read_vector(
+            layer, vector_format, group_idx=item_group
+        )
+    except Exception as error:  # whatever rslearn raises makes this window invalid
+        where = os.path.join(group, name, layer)
+        raise RasterProblem(
+            "label_unreadable", f"{where}: {type(error).__name__}: {error}"
+        ) from error
+    return [dict(feature.properties or {}) for feature in features]
+
+
 def read_raster(
     url: str, group: str, name: str, layer: str, item_group: int, bands: Sequence[str]
 ) -> tuple[NDArray[Any], list[tuple[datetime, datetime]] | None]:
@@ -45,8 +70,7 @@ def read_raster(
 
     dataset = _dataset(url)
     try:
-        windows = dataset.load_windows(groups=[group], names=[name])
-        window = windows[0]
+        window = _window(url, group, name)
         result: NDArray[Any] | None = None
         times = None
         wanted = {band: place for place, band in enumerate(bands)}

@@ -75,7 +75,10 @@ class WindowFiles:
 class Source(Protocol):
     """An rslearn dataset with windows in files, read only."""
 
-    url: str
+    @property
+    def url(self) -> str:
+        """Where it lies."""
+        ...
 
     def read_text(self, name: str) -> str | None:
         """A file beside the windows folder, or None if it isn't there."""

@@ -351,6 +351,15 @@ class _WindowReader:
 
     def _features(self, layer: str, item_group: int, grid: Grid) -> list[dict[str, Any]]:
         """Properties of the features that intersect the window, in file order."""
+        if self.config.data_storage != "per_item_group" or not self.config.layer(layer).geojson:
+            from eval_ingest.studio.fallback import read_features
+
+            try:
+                return read_features(
+                    self.source.url, self.files.group, self.files.name, layer, item_group
+                )
+            except RasterProblem as problem:
+                raise _Unreadable(problem.code, problem.detail) from problem
         from eval_ingest.studio.features import features_within
 
         folder = f"layers/{layer}.{item_group}" if item_group else f"layers/{layer}"

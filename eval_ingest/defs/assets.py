@@ -1,0 +1,127 @@
+"""The five stages as assets, one partition per dataset.
+
+    window_index -> split_assignment -> norm_stats -> weka_copy -> registry_entry
+
+A body wires and reports; what a stage does stands in pipeline.py.
+"""
+# No `from __future__ import annotations` here: Dagster reads the annotation of `context`.
+
+from typing import Any
+
+import dagster as dg
+
+from eval_ingest.core.entry import CopyResult, Metadata, NormStats
+from eval_ingest.core.index import WindowIndex
+from eval_ingest.core.splits import SplitAssignment
+from eval_ingest.defs.failures import RETRIES
+from eval_ingest.defs.metadata import stage_metadata
+from eval_ingest.defs.partitions import studio_datasets
+from eval_ingest.defs.resources import STAGE_IO
+from eval_ingest.defs.running import run_stage
+from eval_ingest.settings import Settings
+
+GROUP = "studio_ingest"
+
+SettingsParam = dg.ResourceParam[Settings]
+
+
+def _stage(context: dg.AssetExecutionContext, settings: Settings, **values: Any) -> dg.Output[Any]:
+    """Run the stage that is named like the asset, on the dataset that is the partition."""
+    stage = context.asset_key.path[-1]
+    job, outcome = run_stage(context, settings, context.partition_key, stage, values)
+    metadata = stage_metadata(job, outcome)
+    del metadata["path"]  # the IO manager adds it
+    return dg.Output(
+        outcome.value, data_version=dg.DataVersion(outcome.fingerprint), metadata=metadata
+    )
+
+
+@dg.asset(
+    group_name=GROUP,
+    partitions_def=studio_datasets,
+    io_manager_key=STAGE_IO,
+    retry_policy=RETRIES,
+    kinds={"parquet"},
+)
+def window_index(
+    context: dg.AssetExecutionContext, settings: SettingsParam
+) -> dg.Output[WindowIndex]:
+    """Every window of the source, read once and judged: one row per window."""
+    return _stage(context, settings)
+
+
+@dg.asset(
+    group_name=GROUP,
+    partitions_def=studio_datasets,
+    io_manager_key=STAGE_IO,
+    retry_policy=RETRIES,
+    kinds={"parquet"},
+)
+def split_assignment(
+    context: dg.AssetExecutionContext, settings: SettingsParam, window_index: WindowIndex
+) -> dg.Output[SplitAssignment]:
+    """Train, val, test or none for each window, and why."""
+    return _stage(context, settings, window_index=window_index)
+
+
+@dg.asset(
+    group_name=GROUP,
+    partitions_def=studio_datasets,
+    io_manager_key=STAGE_IO,
+    retry_policy=RETRIES,
+    kinds={"json"},
+)
+def norm_stats(
+    context: dg.AssetExecutionContext,
+    settings: SettingsParam,
+    window_index: WindowIndex,
+    split_assignment: SplitAssignment,
+) -> dg.Output[NormStats]:
+    """Mean, standard deviation, min and max of each band over the train windows."""
+    return _stage(context, settings, window_index=window_index, split_assignment=split_assignment)
+
+
+@dg.asset(
+    group_name=GROUP,
+    partitions_def=studio_datasets,
+    io_manager_key=STAGE_IO,
+    retry_policy=RETRIES,
+    kinds={"numpy"},
+)
+def weka_copy(
+    context: dg.AssetExecutionContext,
+    settings: SettingsParam,
+    window_index: WindowIndex,
+    split_assignment: SplitAssignment,
+) -> dg.Output[CopyResult]:
+    """The windows beside the GPUs: as an rslearn dataset, and packed for EvalDataset."""
+    return _stage(context, settings, window_index=window_index, split_assignment=split_assignment)
+
+
+@dg.asset(
+    group_name=GROUP,
+    partitions_def=studio_datasets,
+    io_manager_key=STAGE_IO,
+    retry_policy=RETRIES,
+    kinds={"json"},
+)
+def registry_entry(
+    context: dg.AssetExecutionContext,
+    settings: SettingsParam,
+    window_index: WindowIndex,
+    split_assignment: SplitAssignment,
+    norm_stats: NormStats,
+    weka_copy: CopyResult,
+) -> dg.Output[Metadata]:
+    """metadata.json and the entry in registry.json: from here on, EvalDataset finds it."""
+    return _stage(
+        context,
+        settings,
+        window_index=window_index,
+        split_assignment=split_assignment,
+        norm_stats=norm_stats,
+        weka_copy=weka_copy,
+    )
+
+
+STAGE_ASSETS = [window_index, split_assignment, norm_stats, weka_copy, registry_entry]

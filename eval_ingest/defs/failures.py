@@ -1,0 +1,52 @@
+"""Our errors as Dagster failures: the message first, and a retry only where it may help."""
+
+import errno
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import dagster as dg
+
+from eval_ingest.errors import EvalIngestError, SourceError, StoreError
+
+RETRIES = dg.RetryPolicy(max_retries=2, delay=10, backoff=dg.Backoff.EXPONENTIAL)
+"""For failures that allow retries: a stage goes on where it stopped, so trying again is cheap."""
+
+_LASTING = (
+    FileNotFoundError, FileExistsError, NotADirectoryError, IsADirectoryError, PermissionError,
+    ImportError, ValueError,
+)  # fmt: skip
+_LASTING_ERRNO = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
+_LASTING_HTTP = {400, 401, 403, 404}
+
+
+@contextmanager
+def as_failure(dataset: str) -> Iterator[None]:
+    """Turn what is raised inside into a `dagster.Failure` whose description says what to do."""
+    try:
+        yield
+    except EvalIngestError as error:
+        raise dg.Failure(str(error), allow_retries=may_pass(error)) from error
+    except OSError as error:
+        text = f"{dataset}: {type(error).__name__}: {error}; run again: it goes on where it stopped"
+        raise dg.Failure(text, allow_retries=may_pass(error)) from error
+    except Exception as error:
+        text = (
+            f"{dataset}: {type(error).__name__}: {error}; "
+            "that is a fault in eval_ingest: report it with the traceback"
+        )
+        raise dg.Failure(text, allow_retries=False) from error
+
+
+def may_pass(error: Exception) -> bool:
+    """True if the network or a disk failed, so that the same thing may work a little later."""
+    cause: BaseException | None = error
+    if isinstance(error, EvalIngestError):
+        if type(error) not in (SourceError, StoreError):
+            return False  # the subclasses are about what the data is, not about reaching it
+        cause = error.__cause__
+    if cause is None or isinstance(cause, _LASTING):
+        return False
+    return (
+        getattr(cause, "errno", None) not in _LASTING_ERRNO
+        and getattr(cause, "code", None) not in _LASTING_HTTP
+    )

@@ -1,0 +1,156 @@
+"""The front door: for each dataset of the catalog an asset of its name that does the whole job.
+
+`dagster asset materialize --select tolbi_crops` runs five ops, one per stage, and a last one that
+sums up. Each runs its stage if it is missing or stale, and logs the materialisation of the stage
+asset's partition. So there is one step per stage to watch and to retry, and the stage assets show
+what was done.
+"""
+
+from collections.abc import Iterable
+from functools import cache
+
+import dagster as dg
+from dagster._core.definitions.data_version import DATA_VERSION_TAG
+
+from eval_ingest.core.spec import DatasetSpec
+from eval_ingest.defs.failures import RETRIES, as_failure
+from eval_ingest.defs.metadata import counts_text, entry_metadata, stage_metadata
+from eval_ingest.defs.running import StageRun, run_stage
+from eval_ingest.errors import NotIngestedError
+from eval_ingest.pipeline import STAGES
+from eval_ingest.settings import Settings
+from eval_ingest.store.layout import EvalRoot
+from eval_ingest.store.registry import read_metadata
+from eval_ingest.store.uri import resolve_eval_root
+
+GROUP = "eval_datasets"
+
+
+def dataset_assets(specs: Iterable[DatasetSpec]) -> list[dg.AssetsDefinition]:
+    """The front doors of some datasets; a dataset named like a stage can't have one."""
+    return [
+        _dataset_asset(spec.name, _description(spec)) for spec in specs if spec.name not in STAGES
+    ]
+
+
+@cache  # `dagster asset materialize` loads the definitions six times, at 15 ms a dataset
+def _dataset_asset(name: str, description: str) -> dg.AssetsDefinition:
+    stages = [_stage_op(name, stage).alias(stage) for stage in STAGES]
+    summary = _summary_op(name).alias("summary")
+
+    @dg.graph_asset(
+        key=dg.AssetKey([name]),
+        group_name=GROUP,
+        description=description,
+        # The edge that the page draws. It carries no value and asks for no run of its own.
+        ins={
+            "registered": dg.AssetIn(
+                key="registry_entry",
+                partition_mapping=dg.SpecificPartitionsPartitionMapping([name]),
+                dagster_type=dg.Nothing,
+            )
+        },
+        kinds={"dataset"},
+    )
+    def ingest(registered):  # type: ignore[no-untyped-def]
+        done = registered
+        for stage in stages:
+            done = stage(start=done)
+        return summary(start=done)
+
+    return ingest
+
+
+def _description(spec: DatasetSpec) -> str:
+    lines = [spec.display_name or spec.name, f"Source: `{spec.source}`"]
+    lines += [text for text in (spec.notes, spec.licence and f"Licence: {spec.licence}") if text]
+    return "\n\n".join(lines)
+
+
+def _op_name(name: str, step: str) -> str:
+    """Unique in the code location: - may not stand in an op's name, and __ keeps a-b from a_b."""
+    return f"{name.replace('_', '_u').replace('-', '_d')}__{step}"
+
+
+def _stage_op(name: str, stage: str) -> dg.OpDefinition:
+    # Ops hand on nothing but their order: values go through the eval root, so a re-execution
+    # from any op finds them.
+    @dg.op(
+        name=_op_name(name, stage),
+        description=f"Run {stage} of {name} if it is missing or stale.",
+        ins={"start": dg.In(dg.Nothing)},
+        out=dg.Out(dg.Nothing),
+        retry_policy=RETRIES,
+    )
+    def run(context: dg.OpExecutionContext, settings: dg.ResourceParam[Settings]) -> None:
+        done = run_stage(context, settings, name, stage)
+        if done.outcome.ran or not _is_known(context.instance, name, done):
+            context.log_event(
+                dg.AssetMaterialization(
+                    asset_key=stage,
+                    partition=name,
+                    metadata=stage_metadata(done.job, done.outcome),
+                    tags={DATA_VERSION_TAG: done.outcome.fingerprint},
+                )
+            )
+
+    return run
+
+
+def _is_known(instance: dg.DagsterInstance, name: str, done: StageRun) -> bool:
+    """True if the last materialisation of the partition has this data version."""
+    found = instance.fetch_materializations(
+        dg.AssetRecordsFilter(dg.AssetKey(done.outcome.stage), asset_partitions=[name]), limit=1
+    ).records
+    materialization = found[0].asset_materialization if found else None
+    tags = materialization.tags if materialization is not None else None
+    return (tags or {}).get(DATA_VERSION_TAG) == done.outcome.fingerprint
+
+
+def _summary_op(name: str) -> dg.OpDefinition:
+    """The op that the asset's own materialisation comes from.
+
+    It can't be the registry_entry op: Dagster looks up the version of registry_entry when a step
+    begins, and would call the asset stale for what the step itself had logged.
+    """
+
+    @dg.op(
+        name=_op_name(name, "summary"),
+        description=f"Say what {name} is now.",
+        ins={"start": dg.In(dg.Nothing)},
+        out=dg.Out(dg.Nothing),
+    )
+    def run(
+        context: dg.OpExecutionContext, settings: dg.ResourceParam[Settings]
+    ) -> dg.Output[None]:
+        with as_failure(name):
+            layout = EvalRoot(resolve_eval_root(settings)).dataset(name)
+            entry = read_metadata(layout)
+            if entry is None:
+                raise NotIngestedError(f"{layout.metadata} has been removed; run {name} again")
+        counts = counts_text({split: found.count for split, found in entry.splits.items()})
+        if _anything_ran(context, name):
+            context.log.info(f"{name}: registered in {layout.path}: {counts}")
+        else:
+            context.log.info(f"{name}: up to date, nothing to do: {counts} in {layout.path}")
+        return dg.Output(
+            None,
+            data_version=dg.DataVersion(entry.fingerprint),
+            metadata=entry_metadata(layout, entry),
+        )
+
+    return run
+
+
+def _anything_ran(context: dg.OpExecutionContext, name: str) -> bool:
+    """True if a stage of this run did something, by the materialisations that the ops logged."""
+    logged = context.instance.all_logs(
+        context.run_id, of_type=dg.DagsterEventType.ASSET_MATERIALIZATION
+    )
+    found = (entry.asset_materialization for entry in logged)
+    return any(
+        materialization is not None
+        and materialization.partition == name
+        and materialization.metadata["was up to date"].value is False
+        for materialization in found
+    )

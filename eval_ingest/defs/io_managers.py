@@ -1,0 +1,68 @@
+"""Values of the stage assets: the files of an eval dataset, and nothing beside them.
+
+What is read and written here is what `EvalDataset` loads; how, says store/.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+from upath import UPath
+
+from eval_ingest import pipeline
+from eval_ingest.defs.failures import as_failure
+from eval_ingest.defs.metadata import stage_path
+from eval_ingest.errors import NotIngestedError
+from eval_ingest.settings import Settings
+from eval_ingest.store.catalog import find_spec
+from eval_ingest.store.layout import DatasetLayout, EvalRoot
+from eval_ingest.store.uri import resolve_eval_root
+
+
+class StageIOManager(dg.UPathIOManager):
+    """window_index and split_assignment as Parquet, the other stages as JSON: see store/layout.py.
+
+    An asset's name is its stage, and its partition the dataset.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        # Base path unused: the eval root is looked for when a run needs it, since the code
+        # location has to load where Weka isn't mounted.
+        super().__init__(base_path=UPath("."))
+        self._settings = settings
+
+    def get_path_for_partition(
+        self, context: dg.InputContext | dg.OutputContext, path: UPath, partition: str
+    ) -> UPath:
+        with as_failure(partition):
+            layout = EvalRoot(resolve_eval_root(self._settings)).dataset(partition)
+            return UPath(stage_path(layout, context.asset_key.path[-1]))
+
+    def dump_to_path(self, context: dg.OutputContext, obj: Any, path: UPath) -> None:
+        """Write a value, unless it is what is on disk.
+
+        It is, if our stage assets made it: they write under the lock that they build under.
+        """
+        name, stage = context.partition_key, context.asset_key.path[-1]
+        with as_failure(name):
+            old = pipeline.read_stage(_layout(path), stage)
+            if old is None or old.fingerprint != obj.fingerprint:
+                job = pipeline.open_job(find_spec(self._settings, name), self._settings)
+                with pipeline.dataset_lock(job):
+                    pipeline.write_stage(job, stage, obj)
+
+    def load_from_path(self, context: dg.InputContext, path: UPath) -> Any:
+        """Read a stage's outcome; a Failure that says what to run if it isn't there."""
+        layout, stage = _layout(path), context.asset_key.path[-1]
+        with as_failure(layout.name):
+            value = pipeline.read_stage(layout, stage)
+            if value is None:
+                raise NotIngestedError(
+                    f"{layout.name}: {stage} has not run yet; run: "
+                    f"dagster asset materialize --select {stage} --partition {layout.name}"
+                )
+            return value
+
+
+def _layout(path: UPath) -> DatasetLayout:
+    return DatasetLayout(Path(str(path)).parent)

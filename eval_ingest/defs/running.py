@@ -1,0 +1,82 @@
+"""One stage of one dataset inside a Dagster step: what stage assets and front doors share."""
+
+import time
+import warnings
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import dagster as dg
+
+from eval_ingest import pipeline
+from eval_ingest.defs.failures import as_failure
+from eval_ingest.defs.metadata import stage_line
+from eval_ingest.defs.partitions import add_partition
+from eval_ingest.pipeline import Job, Outcome
+from eval_ingest.settings import Settings
+from eval_ingest.store.catalog import find_spec
+
+# DataVersion is the very thing that a fingerprint is, and it has been "in beta" since 2023.
+warnings.filterwarnings("ignore", category=dg.BetaWarning, module=r"eval_ingest\.defs")
+
+
+class StageRun(NamedTuple):
+    """A stage's outcome, and the job that it was a part of."""
+
+    job: Job
+    outcome: Outcome
+
+
+def run_stage(
+    context: dg.AssetExecutionContext | dg.OpExecutionContext,
+    settings: Settings,
+    name: str,
+    stage: str,
+    values: Mapping[str, Any] | None = None,
+) -> StageRun:
+    """Run one stage of a dataset if it is missing or stale, under the dataset's lock.
+
+    Raises:
+        dg.Failure: whatever goes wrong.
+    """
+    with as_failure(name):
+        spec = find_spec(settings, name)
+        add_partition(context.instance, name)
+        progress = LogProgress(context.log, stage)
+        job = pipeline.open_job(spec, settings, progress=progress)
+        with pipeline.dataset_lock(job):
+            outcome = pipeline.run_stage(job, stage, dict(values or {}))
+        context.log.info(stage_line(outcome))
+    return StageRun(job, outcome)
+
+
+class LogProgress:
+    """Progress as log lines: one every ten seconds, so that a long stage is seen to move."""
+
+    def __init__(self, log: dg.DagsterLogManager, stage: str, every_s: float = 10.0) -> None:
+        self._log = log
+        self._stage = stage
+        self._every_s = every_s
+        self._what = ""
+        self._begun = self._told = time.monotonic()
+
+    def __call__(self, what: str, done: int, total: int) -> None:
+        now = time.monotonic()
+        if what != self._what:
+            self._what, self._begun = what, now
+        if now - self._told < self._every_s:
+            return
+        self._told = now
+        seconds = now - self._begun
+        rate = done / seconds if seconds > 0 else 0.0
+        text = f"{self._stage}: {what}: {done}" + (f" of {total}" if total else "")
+        if rate > 0:
+            text += f", {rate:.0f} a second"
+            if total > done:
+                text += f", {_duration((total - done) / rate)} to go"
+        self._log.info(text)
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

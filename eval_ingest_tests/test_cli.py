@@ -1,0 +1,167 @@
+"""The command line as a person uses it: what is printed, and how it fails."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from eval_ingest import cli
+
+
+@pytest.fixture
+def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("OLMOEARTH_EVAL_DATASETS", str(tmp_path / "evals"))
+    return tmp_path / "evals"
+
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def run(root: Path, capsys: pytest.CaptureFixture[str]) -> Run:
+    def call(*arguments: str) -> tuple[int, str, str]:
+        code = cli.main(list(arguments))
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return call
+
+
+def test_ingest_tells_what_it_did_and_the_second_that_nothing_was_to_be_done(
+    run: Run, written: Callable[[str], Path]
+) -> None:
+    source = str(written("segmentation"))
+    code, out, err = run("ingest", "--name", "crops", "--source", source)
+    assert (code, err) == (0, "")
+    assert "window_index" in out and "0 invalid" in out
+    assert "crops is registered" in out
+    assert 'EvalDataset("crops", split="train")' in out
+    code, out, _ = run("ingest", "--name", "crops")  # the catalog knows it by now
+    assert code == 0
+    assert out.count("up to date, nothing to do") == 5
+    assert "crops is up to date: nothing was to be done" in out
+
+
+def test_the_commands_of_old_notes_work(run: Run, written: Callable[[str], Path]) -> None:
+    source = written("segmentation")
+    group = next((source / "windows").iterdir()).name
+    code, out, err = run(
+        "ingest", "--name", "crops", "--source", str(source),
+        "--olmoearth-run-config-path", str(source), "--groups", group, "--register",
+        "--overwrite", "--max-samples=8", "--json",
+    )  # fmt: skip
+    assert (code, err) == (0, "")
+    assert sum(json.loads(out)["counts"].values()) == 8
+
+
+def test_validate_shows_values_and_origins_and_writes_nothing(
+    run: Run, root: Path, written: Callable[[str], Path]
+) -> None:
+    code, out, _ = run("validate", "--source", str(written("segmentation")))
+    assert code == 0
+    assert "segmentation, " in out and "model.yaml" in out and "sentinel2_l2a" in out
+    assert not root.exists()
+
+
+def test_a_dry_run_tells_windows_and_bytes_and_writes_nothing(
+    run: Run, root: Path, written: Callable[[str], Path]
+) -> None:
+    source = str(written("segmentation"))
+    code, out, _ = run("ingest", "--name", "crops", "--source", source, "--dry-run")
+    assert code == 0
+    assert "windows in" in out and "nothing was written" in out
+    assert not root.exists()
+
+
+def test_list_info_verify_and_remove(run: Run, root: Path, written: Callable[[str], Path]) -> None:
+    run("ingest", "--name", "crops", "--source", str(written("segmentation")))
+    assert "crops" in run("list")[1]
+    assert "tolbi_crops" in run("list")[1]
+    assert json.loads(run("list", "--json")[1])["registered"]["crops"]["name"] == "crops"
+    assert "segmentation" in run("info", "--name", "crops")[1]
+    assert "everything is as it was written" in run("verify", "--name", "crops")[1]
+    code, _, err = run("remove", "--name", "crops")
+    assert code == 1 and "needs --yes" in err
+    assert run("remove", "--name", "crops", "--yes")[0] == 0
+    assert not (root / "crops").exists()
+    assert "crops" not in json.loads((root / "registry.json").read_text())["datasets"]
+
+
+def test_registry_rebuild_restores_a_lost_registry(
+    run: Run, root: Path, written: Callable[[str], Path]
+) -> None:
+    run("ingest", "--name", "crops", "--source", str(written("segmentation")))
+    before = json.loads((root / "registry.json").read_text())["datasets"]
+    (root / "registry.json").unlink()
+    assert run("registry", "rebuild")[0] == 0
+    assert json.loads((root / "registry.json").read_text())["datasets"] == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "messages"),
+    [
+        (["info", "--name", "tolbi_crop"], ["no dataset 'tolbi_crop'"]),
+        (["ingest", "--name", "tolbi_crop"], ["did you mean tolbi_crops", "--source"]),
+        (["ingest", "--name", "x", "--source", "/no/where"], ["/no/where does not exist"]),
+        (["ingest", "--name", "../x", "--source", "/tmp"], ["'../x' is not allowed"]),
+        (["validate"], ["--source"]),
+        (
+            ["ingest", "--name", "x", "--source", "/tmp", "--ratios", "80", "10", "20"],
+            ["add up to 110"],
+        ),
+        (
+            ["ingest", "--name", "x", "--source", "/tmp", "--split-strategy", "lucky"],
+            ["auto", "stratified"],
+        ),
+    ],
+)
+def test_wrong_input_is_one_message(run: Run, arguments: list[str], messages: list[str]) -> None:
+    code, out, err = run(*arguments)
+    assert code == 1
+    assert out == ""
+    assert err.startswith("error: ") and "Traceback" not in err
+    for message in messages:
+        assert message in err
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs to drop root's rights")
+def test_a_root_without_permission_is_one_message(
+    tmp_path: Path, written: Callable[[str], Path]
+) -> None:
+    root = tmp_path / "locked"
+    root.mkdir(mode=0o555)
+    for parent in [tmp_path, *tmp_path.parents][:4]:
+        parent.chmod(0o755)
+    source = written("segmentation")
+    for parent in [source, *source.parents][:4]:
+        parent.chmod(0o755)
+    code = (
+        "import os, sys; os.setuid(65534); from eval_ingest.cli import main; "
+        f"sys.exit(main(['ingest', '--name', 'x', '--source', {str(source)!r}]))"
+    )
+    found = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OLMOEARTH_EVAL_DATASETS": str(root), "HOME": str(tmp_path)},
+        cwd=tmp_path,
+    )
+    assert found.returncode == 1
+    assert "Permission denied" in found.stderr and "OLMOEARTH_EVAL_DATASETS" in found.stderr
+    assert "Traceback" not in found.stderr
+    assert list(root.iterdir()) == []
+
+
+def test_help_and_list_answer_at_once(root: Path) -> None:
+    for arguments in (["--help"], ["list"]):
+        started = time.monotonic()
+        subprocess.run(
+            [sys.executable, "-m", "eval_ingest.cli", *arguments], check=True, capture_output=True
+        )
+        # A second is the aim; the bound is wide because the machine may be busy with other tests.
+        assert time.monotonic() - started < 5

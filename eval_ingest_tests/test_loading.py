@@ -1,0 +1,269 @@
+"""EvalDataset: opening, normalising, cropping, batching, and what it refuses."""
+
+import json
+import pickle
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.data import DataLoader
+
+from eval_ingest import EvalDataset
+from eval_ingest.core.norm import METHODS
+from eval_ingest.errors import IntegrityError, LoadError, UnknownDatasetError
+from eval_ingest.loading import collate
+from eval_ingest.loading.normalize import make_normalizer
+
+Ingested = Callable[[str], Path]
+
+
+def test_a_sample_is_as_documented(ingested: Ingested) -> None:
+    dataset = EvalDataset("segmentation", "train", root=ingested("segmentation"), crop=None)
+    sample = dataset[0]
+    pixels = sample["sentinel2_l2a"]
+    height, width, timesteps, bands = pixels.shape
+    assert pixels.dtype == torch.float32
+    assert bands == len(dataset.bands["sentinel2_l2a"]) == 12
+    assert sample["timestamps"]["sentinel2_l2a"].shape == (timesteps, 3)
+    assert sample["timestamps"]["sentinel2_l2a"].dtype == torch.int64
+    assert sample["target"].shape == (height, width)
+    assert sample["target"].dtype == torch.int64
+    assert sample["window"] == dataset.window(0)
+
+
+def test_loading_imports_neither_rslearn_nor_dagster(ingested: Ingested) -> None:
+    root = ingested("segmentation")
+    code = (
+        "import sys; from eval_ingest import EvalDataset; "
+        f"EvalDataset('segmentation', 'val', root={str(root)!r})[0]; "
+        "print([m for m in ('rslearn', 'dagster', 'rasterio', 'imagecodecs') if m in sys.modules])"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "[]"
+
+
+def test_opening_reads_no_pixel_and_no_window(
+    ingested: Ingested, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = ingested("segmentation")
+    opened: list[str] = []
+    real = np.load
+    monkeypatch.setattr(np, "load", lambda path, **k: opened.append(str(path)) or real(path, **k))
+    dataset = EvalDataset("segmentation", "train", root=root)
+    assert opened == []
+    dataset[0]
+    assert len(opened) == 2  # the modality and the target
+
+
+@pytest.mark.parametrize("normalize", ["dataset", None])
+@pytest.mark.parametrize("crop", ["center", None])
+@pytest.mark.parametrize("case", ["segmentation", "vector_classification", "ragged_segmentation"])
+def test_batches_equal_collated_samples(
+    case: str, crop: str | None, normalize: str | None, ingested: Ingested
+) -> None:
+    dataset = EvalDataset(case, "train", root=ingested(case), crop=crop, normalize=normalize)
+    start = 0
+    for batch in dataset.batches(5):
+        size = len(batch["window"])
+        expected = collate([dataset[i] for i in range(start, start + size)])
+        _assert_equal(batch, expected)
+        start += size
+    assert start == len(dataset)
+
+
+def _assert_equal(found: dict, expected: dict) -> None:
+    assert found.keys() == expected.keys()
+    for key, value in expected.items():
+        if isinstance(value, dict):
+            _assert_equal(found[key], value)
+        elif isinstance(value, torch.Tensor):
+            assert found[key].dtype == value.dtype
+            assert torch.equal(found[key].nan_to_num(-7), value.nan_to_num(-7)), key
+        else:
+            assert found[key] == value
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("dtype", [np.uint16, np.float32])
+def test_normalisation_equals_the_formula(method: str, dtype: type) -> None:
+    rng = np.random.default_rng(0)
+    stored = rng.integers(0, 4000, (2, 5, 4, 3, 2)).astype(dtype)
+    mean, std, low, high = np.array([900.0, 2000]), np.array([300.0, 0.5]), [0, 1], [4000, 3999]
+    stats = {
+        band: {"mean": mean[c], "std": std[c], "min": low[c], "max": high[c]}
+        for c, band in enumerate("ab")
+    }
+    found = make_normalizer(method, ("a", "b"), stats, decibels=False).apply(stored).numpy()
+    x = stored.astype(np.float64)
+    sigmas = 3 if "3_std" in method else 2 if "2_std" in method else 1
+    lo, hi = mean - sigmas * std, mean + sigmas * std
+    if "min_max" in method:
+        lo, hi = np.array(low), np.array(high)
+    y = (x - lo) / (hi - lo)
+    if method == "standardize":
+        y = (x - mean) / std
+    if method == "no_norm":
+        y = x
+    if method.endswith("_int"):
+        y = np.clip(255 * y, 0, 255).astype(np.uint8) / 255
+        assert np.abs(found - y).max() <= 1 / 255 + 1e-6  # a value on a step may round either way
+        assert (np.abs(found - y) > 1e-6).mean() < 0.01
+        return
+    if "yes_clip" in method:
+        y = np.clip(y, 0, 1)
+    assert found == pytest.approx(y, rel=1e-4, abs=1e-3)
+
+
+def test_sentinel1_is_normalised_in_decibels(ingested: Ingested) -> None:
+    root = ingested("vector_classification")
+    raw = EvalDataset("vector_classification", "train", root=root, normalize=None, crop=None)
+    normalized = EvalDataset(
+        "vector_classification", "train", root=root, method="standardize", crop=None
+    )
+    stats = raw.metadata.norm_stats["sentinel1"]
+    decibels = 10 * torch.log10(raw[0]["sentinel1"].clamp(min=1e-10))
+    for c, band in enumerate(raw.bands["sentinel1"]):
+        expected = (decibels[..., c] - stats[band]["mean"]) / stats[band]["std"]
+        assert torch.allclose(normalized[0]["sentinel1"][..., c], expected, atol=1e-4)
+
+
+def test_a_centre_crop_is_the_centre(ingested: Ingested) -> None:
+    root = ingested("segmentation")
+    whole = EvalDataset("segmentation", "val", root=root, crop=None)
+    crop = EvalDataset("segmentation", "val", root=root)
+    size = crop.metadata.config.crop_size
+    assert size is not None
+    start = (whole[0]["target"].shape[0] - size) // 2
+    window = slice(start, start + size)
+    assert torch.equal(crop[0]["sentinel2_l2a"], whole[0]["sentinel2_l2a"][window, window])
+    assert torch.equal(crop[0]["target"], whole[0]["target"][window, window])
+
+
+def test_a_random_crop_has_pixels_and_target_from_one_place(ingested: Ingested) -> None:
+    root = ingested("segmentation")
+    whole = EvalDataset("segmentation", "val", root=root, crop=None, normalize=None)[0]
+    dataset = EvalDataset("segmentation", "val", root=root, crop="random", normalize=None)
+    size = dataset.metadata.config.crop_size
+    assert size is not None
+    seen = set()
+    for _ in range(20):
+        crop = dataset[0]
+        spare = whole["target"].shape[0] - size + 1
+        places = [
+            (y, x)
+            for y in range(spare)
+            for x in range(spare)
+            if torch.equal(
+                whole["sentinel2_l2a"][y : y + size, x : x + size], crop["sentinel2_l2a"]
+            )
+        ]
+        assert len(places) == 1
+        y, x = places[0]
+        assert torch.equal(whole["target"][y : y + size, x : x + size], crop["target"])
+        seen.add(places[0])
+    assert len(seen) > 1
+
+
+def test_label_fractions_are_nested_and_drawn_as_documented(ingested: Ingested) -> None:
+    root = ingested("segmentation")
+    whole = EvalDataset("segmentation", "train", root=root)
+    windows = [whole.window(i) for i in range(len(whole))]
+    drawn = torch.randperm(len(whole), generator=torch.Generator().manual_seed(42)).tolist()
+    for fraction in (0.01, 0.3, 0.7):
+        part = EvalDataset("segmentation", "train", root=root, label_fraction=fraction)
+        expected = drawn[: max(1, int(len(whole) * fraction))]
+        assert [part.window(i) for i in range(len(part))] == [windows[i] for i in expected]
+
+
+def test_ragged_samples_are_padded_in_a_batch_only(ingested: Ingested) -> None:
+    dataset = EvalDataset("ragged_segmentation", "train", root=ingested("ragged_segmentation"))
+    shapes = {dataset[i]["sentinel2_l2a"].shape for i in range(len(dataset))}
+    assert len(shapes) > 1
+    batch = next(iter(dataset.loader(batch_size=len(dataset), shuffle=False)))
+    assert batch["sentinel2_l2a"].shape[0] == len(dataset)
+    for i in range(len(dataset)):
+        sample = dataset[i]["sentinel2_l2a"]
+        height, width, timesteps, _ = sample.shape
+        assert int(batch["timesteps"]["sentinel2_l2a"][i]) == timesteps
+        padded = batch["sentinel2_l2a"][i]
+        assert torch.equal(padded[:height, :width, :timesteps], sample)
+        assert not padded[:, :, timesteps:].any()
+        assert (batch["target"][i, height:] == -1).all()
+
+
+def test_a_pickle_is_small_and_opens_again(ingested: Ingested) -> None:
+    dataset = EvalDataset("segmentation", "train", root=ingested("segmentation"))
+    data = pickle.dumps(dataset)
+    assert len(data) < 1000
+    assert torch.equal(pickle.loads(data)[1]["target"], dataset[1]["target"])
+
+
+@pytest.mark.parametrize("context", ["fork", "spawn"])
+def test_workers_of_a_data_loader_see_the_same_samples(context: str, ingested: Ingested) -> None:
+    dataset = EvalDataset("segmentation", "val", root=ingested("segmentation"))
+    loader = DataLoader(
+        dataset, batch_size=2, num_workers=1, multiprocessing_context=context, collate_fn=collate
+    )
+    found = torch.cat([batch["sentinel2_l2a"] for batch in loader])
+    assert torch.equal(found, torch.stack([s["sentinel2_l2a"] for s in dataset]))
+
+
+def test_iterating_ends(ingested: Ingested) -> None:
+    dataset = EvalDataset("segmentation", "val", root=ingested("segmentation"))
+    assert len(list(dataset)) == len(dataset)
+    with pytest.raises(IndexError, match=f"sample {len(dataset)} of {len(dataset)}"):
+        dataset[len(dataset)]
+    assert dataset[-1]["window"] == dataset[len(dataset) - 1]["window"]
+
+
+def test_loader_says_what_it_chose(ingested: Ingested) -> None:
+    loader = EvalDataset("segmentation", "train", root=ingested("segmentation")).loader()
+    assert "batch_size" in loader.why and "num_workers 0" in loader.why  # type: ignore[attr-defined]
+
+
+def test_the_root_comes_from_the_environment_and_may_be_read_only(
+    ingested: Ingested, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = ingested("segmentation")
+    monkeypatch.setenv("OLMOEARTH_EVAL_DATASETS", str(root))
+    before = sorted(root.rglob("*"))
+    assert len(EvalDataset("segmentation", "test")[0]["target"].shape) == 2
+    assert sorted(root.rglob("*")) == before
+
+
+def test_an_unknown_name_names_the_near_ones(ingested: Ingested) -> None:
+    with pytest.raises(UnknownDatasetError, match="did you mean segmentation"):
+        EvalDataset("segmentaton", "train", root=ingested("segmentation"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"split": "dev"}, "no split 'dev'; there are train, val, test"),
+        ({"modalities": ["sentinel3"]}, "has no modality sentinel3; it has sentinel2_l2a"),
+        ({"method": "minmax"}, "no normalisation method 'minmax'"),
+        ({"normalize": "yes"}, "no normalize='yes'"),
+        ({"crop": "left"}, "no crop 'left'"),
+        ({"label_fraction": 0}, r"must be in \(0, 1\]"),
+        ({"split": "val", "label_fraction": 0.5}, "val is always used whole"),
+    ],
+)
+def test_wrong_arguments_are_told(arguments: dict, message: str, ingested: Ingested) -> None:
+    with pytest.raises(LoadError, match=message):
+        EvalDataset(
+            "segmentation", **{"split": "train", "root": ingested("segmentation"), **arguments}
+        )
+
+
+def test_a_missing_pack_is_told(ingested: Ingested, tmp_path: Path) -> None:
+    import shutil
+
+    shutil.copytree(ingested("segmentation"), tmp_path / "root")
+    shard = json.loads((tmp_path / "root/segmentation/metadata.json").read_text())["shards"][0]
+    (tmp_path / "root/segmentation/samples" / shard["name"] / "target.npy").unlink()
+    with pytest.raises(IntegrityError, match="ingest segmentation again"):
+        EvalDataset("segmentation", "train", root=tmp_path / "root")[0]
