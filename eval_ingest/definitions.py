@@ -1,6 +1,7 @@
 """Everything that Dagster sees: `dagster asset materialize -m eval_ingest.definitions ...`."""
 
 import logging
+from functools import cache
 
 import dagster as dg
 
@@ -9,6 +10,7 @@ from eval_ingest.defs.front_door import dataset_assets
 from eval_ingest.defs.partitions import catalog_partitions
 from eval_ingest.defs.resources import build_resources
 from eval_ingest.errors import EvalIngestError
+from eval_ingest.pipeline import STAGES
 from eval_ingest.settings import Settings
 from eval_ingest.store.catalog import read_catalog
 
@@ -22,7 +24,12 @@ def build_defs(settings: Settings | None = None) -> dg.Definitions:
     broken: dict[str, EvalIngestError] = {}
     specs = read_catalog(settings, broken)
     for error in broken.values():
-        logging.getLogger("dagster").warning("left out of the catalog: %s", error)
+        _warn(f"left out of the catalog: {error}")
+    for name in specs.keys() & set(STAGES):
+        _warn(
+            f"the dataset {name} has no asset of its own, since a stage is named so; rename it, "
+            f"or materialise the partition {name} of the five stages"
+        )
     return dg.Definitions(
         assets=[*STAGE_ASSETS, *dataset_assets(specs.values())],
         sensors=[catalog_partitions],
@@ -30,6 +37,11 @@ def build_defs(settings: Settings | None = None) -> dg.Definitions:
         # Stages use all cores by themselves; a process per step would only add its start.
         executor=dg.in_process_executor,
     )
+
+
+@cache  # once per text: Dagster loads the definitions several times per command
+def _warn(text: str) -> None:
+    logging.getLogger("dagster").warning(text)
 
 
 @dg.definitions

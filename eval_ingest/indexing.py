@@ -1,16 +1,17 @@
 """From the windows of a source to the rows of a window index."""
 
 import json
+import shutil
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from eval_ingest.core.fingerprint import fingerprint
 from eval_ingest.core.index import INDEX_VERSION, index_schema, moments_struct
@@ -20,8 +21,15 @@ from eval_ingest.core.spec import DatasetSpec
 from eval_ingest.core.task import IGNORE_LABEL, TaskKind
 from eval_ingest.engine import map_ordered
 from eval_ingest.store.index_file import read_table, write_table
+from eval_ingest.store.pack import MAX_SHARD_BYTES, PackRow, ShardWriter, plan_arrays
 from eval_ingest.studio.source import Source, WindowFiles
-from eval_ingest.studio.window import WindowMetadata, WindowSample, apply_pad, read_window
+from eval_ingest.studio.window import (
+    WindowMetadata,
+    WindowSample,
+    apply_pad,
+    read_window,
+    sample_arrays,
+)
 
 SHARD_WINDOWS = 64
 """Windows per task: enough to drown its overhead, few enough to balance and to show progress."""
@@ -94,50 +102,153 @@ class Pool:
         return [self.tables[number].take(sorted(found)) for number, found in rows.items()]
 
 
+WindowItem = WindowFiles | tuple[str, str]
+"""A window to read: as listed, or its group and name where listing it is left to the worker."""
+
+
+@dataclass(frozen=True)
+class IndexTask:
+    """How windows become rows, and perhaps samples; pickled for worker processes."""
+
+    source: Source
+    config: ResolvedConfig
+    window_filter: WindowFilter
+    packer: "Packer | None" = None
+
+    def __call__(self, shard: "list[tuple[int, WindowItem]]") -> "IndexedShard":
+        """Rows of some windows, each with its place among the samples; runs in a worker."""
+        result = IndexedShard()
+        rows = []
+        for place, item in shard:
+            files = item
+            if not isinstance(files, WindowFiles):
+                files = self.source.window(*files, self.config.layer_names)
+            sample = read_window(self.source, files, self.config, self.window_filter.wants)
+            if sample is None:
+                result.filtered_out.append((files.group, files.name, files.digest))
+                continue
+            rows.append(index_row(sample, self.config))
+            if self.packer is not None and not sample.problems:
+                result.packed += self.packer.pack(place, sample)
+        result.table = pa.Table.from_pylist(rows, schema=index_schema(self.config))
+        return result
+
+
+@dataclass
+class IndexedShard:
+    """What became of some windows."""
+
+    table: pa.Table = None
+    filtered_out: list[tuple[str, str, str]] = field(default_factory=list)
+    """(group, name, source digest) of windows that the filter doesn't want."""
+    packed: list[tuple[int, PackRow]] = field(default_factory=list)
+
+
 def index_windows(
-    source: Source,
-    config: ResolvedConfig,
-    window_filter: WindowFilter,
-    wanted: Iterable[WindowFiles],
-    total: int,
+    task: IndexTask,
+    items: Sequence[WindowItem],
     executor: Executor,
     workers: int,
     parts: "PartialRows",
     progress: Progress,
-) -> list[pa.Table]:
+) -> list[IndexedShard]:
     """Read, decode and judge windows: one row each, in tables of some windows.
 
     Windows that the filter doesn't want get no row.
     Every finished table is kept by `parts`, so that a stopped run goes on where it was.
     """
-    work = partial(index_shard, source, config, window_filter)
-    tables, done = [], 0
-    for table in map_ordered(executor, work, _shards(wanted), in_flight=2 * workers):
-        parts.add(table)
-        tables.append(table)
-        done = min(done + SHARD_WINDOWS, total)
-        progress("windows read", done, total)
-    return tables
+    found = []
+    places = list(enumerate(items))
+    shards = (places[k : k + SHARD_WINDOWS] for k in range(0, len(places), SHARD_WINDOWS))
+    for number, shard in enumerate(map_ordered(executor, task, shards, in_flight=2 * workers), 1):
+        parts.add(shard.table)
+        found.append(shard)
+        progress("windows read", min(number * SHARD_WINDOWS, len(places)), len(places))
+    return found
 
 
-def _shards(windows: Iterable[WindowFiles]) -> Iterator[list[WindowFiles]]:
-    shard: list[WindowFiles] = []
-    for window in windows:
-        shard.append(window)
-        if len(shard) == SHARD_WINDOWS:
-            yield shard
-            shard = []
-    if shard:
-        yield shard
+class Packer:
+    """Packs samples while their windows are indexed, so that nothing is decoded twice.
+
+    Window k of the run gets row k of the shards; rows of windows that turn out to be invalid, or
+    to differ in shape from the first one, stay empty, and the copy stage packs what is missing.
+    """
+
+    def __init__(self, samples: Path, config: ResolvedConfig, count: int, like: PackRow) -> None:
+        self._samples, self._config = samples, config
+        (row_bytes,) = {sum(p.n_bytes for p in plan_arrays(config, [like]))}
+        self._per_shard = max(MAX_SHARD_BYTES // max(row_bytes, 1), 1)
+        self._writers = [
+            ShardWriter.create(
+                samples, plan_arrays(config, [like] * min(self._per_shard, count - first))
+            )
+            for first in range(0, count, self._per_shard)
+        ]
+
+    def pack(self, place: int, sample: WindowSample) -> list[tuple[int, PackRow]]:
+        """Write a valid window's arrays; returns its place and row, or nothing."""
+        if not self._selected(sample):
+            return []
+        arrays = sample_arrays(sample, self._config)
+        number, row = divmod(place, self._per_shard)
+        if not self._writers[number].fits(row, arrays):
+            return []
+        self._writers[number].write(row, arrays)
+        return [(place, pack_row(sample, arrays, self._config))]
+
+    def _selected(self, sample: WindowSample) -> bool:
+        """False for windows that model.yaml gives to no split."""
+        assert sample.metadata is not None
+        files, options = sample.files, sample.metadata.options
+        selectors = self._config.selectors.values()
+        return not selectors or any(
+            selector.selects(files.group, files.name, options) for selector in selectors
+        )
+
+    def commit(self, packed: Sequence[tuple[int, PackRow]], key: str) -> None:
+        """Publish the shards with what was packed."""
+        for number, writer in enumerate(self._writers):
+            first = number * self._per_shard
+            rows = [
+                (place - first, row)
+                for place, row in packed
+                if first <= place < first + self._per_shard
+            ]
+            if not rows:
+                writer.abandon()
+                continue
+            keys = [(row.group, row.name, row.source_digest) for _, row in rows]
+            writer.commit(self._samples, fingerprint(key, keys), key, rows)
+
+    def abandon(self) -> None:
+        """Remove what was packed."""
+        for writer in self._writers:
+            writer.abandon()
 
 
-def index_shard(
-    source: Source, config: ResolvedConfig, window_filter: WindowFilter, shard: list[WindowFiles]
-) -> pa.Table:
-    """Rows of some windows; runs in a worker."""
-    samples = (read_window(source, files, config, window_filter.wants) for files in shard)
-    rows = [index_row(sample, config) for sample in samples if sample is not None]
-    return pa.Table.from_pylist(rows, schema=index_schema(config))
+def pack_row(
+    sample: WindowSample, arrays: dict[str, NDArray[Any]], config: ResolvedConfig
+) -> PackRow:
+    """A sample's place in a shard's index."""
+    height, width = arrays[config.modalities[0].name].shape[:2]
+    steps = {modality.name: arrays[modality.name].shape[2] for modality in config.modalities}
+    files = sample.files
+    return PackRow(files.group, files.name, files.digest, height, width, steps)
+
+
+def make_packer(
+    task: IndexTask, items: Sequence[WindowItem], samples: Path, look_at: int = 16
+) -> Packer | None:
+    """A packer for samples shaped like the first valid window, or None if none is near."""
+    for item in items[:look_at]:
+        files = item
+        if not isinstance(files, WindowFiles):
+            files = task.source.window(*files, task.config.layer_names)
+        sample = read_window(task.source, files, task.config, task.window_filter.wants)
+        if sample is not None and not sample.problems:
+            like = pack_row(sample, sample_arrays(sample, task.config), task.config)
+            return Packer(samples, task.config, len(items), like)
+    return None
 
 
 def index_row(sample: WindowSample, config: ResolvedConfig) -> dict[str, Any]:
@@ -284,7 +395,5 @@ class PartialRows:
 
     def clear(self) -> None:
         """Remove all of it: the index is written."""
-        import shutil
-
         self._waiting.clear()
         shutil.rmtree(self._folder, ignore_errors=True)

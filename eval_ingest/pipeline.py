@@ -16,10 +16,11 @@ disk with the wanted fingerprint is taken as it is, so a second run does nothing
 goes on where it was. `ingest` runs all five; Dagster runs the same functions one by one.
 """
 
+import hashlib
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
@@ -38,12 +39,15 @@ from eval_ingest.core.validate import check_invalid_fraction
 from eval_ingest.engine import executor
 from eval_ingest.errors import ConfigError, NotIngestedError, SpecError
 from eval_ingest.indexing import (
+    IndexTask,
     PartialRows,
     Pool,
     Progress,
     WindowFilter,
+    WindowItem,
     add_geometry,
     index_windows,
+    make_packer,
     row_key,
 )
 from eval_ingest.settings import Settings
@@ -54,7 +58,7 @@ from eval_ingest.store.pack import remove_leftovers, retire_shards
 from eval_ingest.store.registry import locked, read_metadata, rebuild_registry
 from eval_ingest.store.uri import resolve_eval_root
 from eval_ingest.studio.config import ConfigFiles, dataset_config_for_copy, resolve
-from eval_ingest.studio.source import CONFIG_FILES, Source, WindowFiles, open_source
+from eval_ingest.studio.source import CONFIG_FILES, LocalSource, Source, WindowFiles, open_source
 from eval_ingest.transfer import transfer
 
 STAGES = ("window_index", "split_assignment", "norm_stats", "weka_copy", "registry_entry")
@@ -148,50 +152,108 @@ def read_config_files(source: Source, spec: DatasetSpec, settings: Settings) -> 
 def window_index(job: Job) -> WindowIndex:
     """Read and judge every window; rows of unchanged windows are taken from earlier runs.
 
+    Valid windows are packed on the way, unless only some of them will be in a split, so that the
+    copy stage needs not decode them again.
+
     Raises:
         SourceError: the source can't be read.
         InvalidWindowsError: more windows are invalid than the spec allows.
     """
-    old = read_index(job.layout.window_index)
-    listed = _list_windows(job)
-    wanted = fingerprint(
-        "window_index",
-        INDEX_VERSION,
-        job.row_key,
-        job.spec.tags,
-        job.spec.temporal_range,
-        [(window.group, window.name, window.digest) for window in listed],
-    )
-    if old is not None and old.fingerprint == wanted:
-        index = old
-    else:
-        index = _build_index(job, old, listed, wanted)
-    check_invalid_fraction(index.summary, job.spec.max_invalid_fraction, job.spec.name)
-    return index
-
-
-@dataclass(frozen=True)
-class _Listed:
-    """A window that the source lists."""
-
-    group: str
-    name: str
-    digest: str
-
-
-def _list_windows(job: Job) -> list[_Listed]:
     if job.config.window_storage != "file":
         raise ConfigError(
             f"{job.source.url} keeps its windows in {job.config.window_storage}; "
             "only windows in files are supported: convert it with rslearn's "
             "`rslearn dataset migrate_window_storage`"
         )
+    old = read_index(job.layout.window_index)
+    parts = PartialRows(job.layout.path / ".window_index", job.row_key)
+    earlier = parts.tables()
+    if old is not None and old.row_key == job.row_key:
+        earlier.insert(0, old.table)
+    if not earlier and isinstance(job.source, LocalSource):
+        # Nothing to compare with: the workers may list each window's files as they read it.
+        items: list[WindowItem] = list(job.source.names(wanted_groups(job)))
+        index = _build_index(job, items, [], [], parts)
+    else:
+        listed = _list_windows(job)
+        wanted = _index_fingerprint(job, [(w.group, w.name, w.digest) for w in listed])
+        if old is not None and old.fingerprint == wanted:
+            index = old
+        else:
+            pool = Pool.of(earlier)
+            known = [pool.places.get((w.group, w.name, w.digest)) for w in listed]
+            kept = pool.take([place for place in known if place is not None])
+            fresh = [w for w, place in zip(listed, known, strict=True) if place is None]
+            index = _build_index(job, fresh, kept, listed, parts)
+    check_invalid_fraction(index.summary, job.spec.max_invalid_fraction, job.spec.name)
+    return index
+
+
+def _index_fingerprint(job: Job, windows: list[tuple[str, str, str]]) -> str:
+    """Of the (group, name, source digest) of every window, and of what decides over rows."""
+    return fingerprint(
+        "window_index",
+        INDEX_VERSION,
+        job.row_key,
+        job.spec.tags,
+        job.spec.temporal_range,
+        sorted(windows),
+    )
+
+
+def _list_windows(job: Job) -> list[WindowFiles]:
     listed = []
     for window in job.source.windows(wanted_groups(job), job.config.layer_names):
-        listed.append(_Listed(window.group, window.name, window.digest))
+        listed.append(window)
         if len(listed) % 1000 == 0:
             job.progress("windows listed", len(listed), 0)
     return listed
+
+
+def _build_index(
+    job: Job,
+    fresh: Sequence[WindowItem],
+    kept: list[pa.Table],
+    listed: list[WindowFiles],
+    parts: PartialRows,
+) -> WindowIndex:
+    """Read the fresh windows, add them to the kept rows."""
+    task = IndexTask(job.source, job.config, WindowFilter.of(job.spec))
+    fresh = sorted(fresh, key=_reading_order)
+    packer = None
+    if job.spec.max_samples is None:
+        packer = make_packer(task, fresh, job.layout.samples)
+    try:
+        with executor(job.settings) as pool:
+            shards = index_windows(
+                replace(task, packer=packer), fresh, pool, job.settings.workers, parts, job.progress
+            )
+        if packer is not None:
+            packer.commit([row for shard in shards for row in shard.packed], job.row_key)
+    except BaseException:
+        parts.flush()
+        if packer is not None:
+            packer.abandon()
+        raise
+    parts.flush()  # kept until the index itself is on disk: see finish_index
+    empty = WindowIndex.empty(job.config, "", job.row_key).table
+    table = pa.concat_tables([empty, *kept, *(shard.table for shard in shards)])
+    table = add_geometry(table.sort_by([("group", "ascending"), ("name", "ascending")]))
+    filtered_out = [window for shard in shards for window in shard.filtered_out]
+    if listed:
+        windows = [(window.group, window.name, window.digest) for window in listed]
+    else:
+        columns = (table[name].to_pylist() for name in ("group", "name", "source_digest"))
+        windows = [*zip(*columns, strict=True), *filtered_out]
+    extra = {"n_filtered_out": len(filtered_out), "n_read": len(fresh)}
+    wanted = _index_fingerprint(job, windows)
+    return WindowIndex(table, wanted, job.row_key, job.source.url, extra)
+
+
+def _reading_order(item: WindowItem) -> tuple[str, str]:
+    """By the SHA-256 of the name: the order of splits, so that packs are read from front to end."""
+    group, name = (item.group, item.name) if isinstance(item, WindowFiles) else item
+    return hashlib.sha256(name.encode()).hexdigest(), group
 
 
 def wanted_groups(job: Job) -> list[str]:
@@ -213,46 +275,6 @@ def wanted_groups(job: Job) -> list[str]:
     if named and all(named):
         return [group for group in present if group in set().union(*named)]
     return present
-
-
-def _build_index(
-    job: Job, old: WindowIndex | None, listed: list[_Listed], wanted: str
-) -> WindowIndex:
-    parts = PartialRows(job.layout.path / ".window_index", job.row_key)
-    earlier = parts.tables()
-    if old is not None and old.row_key == job.row_key:
-        earlier.insert(0, old.table)
-    pool = Pool.of(earlier)
-    kept, fresh = [], []
-    for window in listed:
-        place = pool.places.get((window.group, window.name, window.digest))
-        if place is not None:
-            kept.append(place)
-        else:
-            fresh.append(window)
-    to_read: Iterator[WindowFiles] = (
-        job.source.window(window.group, window.name, job.config.layer_names) for window in fresh
-    )
-    with executor(job.settings) as pool_executor:
-        read = index_windows(
-            job.source,
-            job.config,
-            WindowFilter.of(job.spec),
-            to_read,
-            len(fresh),
-            pool_executor,
-            job.settings.workers,
-            parts,
-            job.progress,
-        )
-    empty = WindowIndex.empty(job.config, wanted, job.row_key)
-    table = pa.concat_tables([empty.table, *pool.take(kept), *read], promote_options="none")
-    table = add_geometry(table.sort_by([("group", "ascending"), ("name", "ascending")]))
-    extra = {"n_listed": len(listed), "n_filtered_out": len(listed) - table.num_rows,
-             "n_read": len(fresh)}  # fmt: skip
-    index = WindowIndex(table, wanted, job.row_key, job.source.url, extra)
-    parts.flush()  # kept until the index itself is on disk: see finish_index
-    return index
 
 
 def finish_index(job: Job, index: WindowIndex) -> None:

@@ -16,7 +16,6 @@ from eval_ingest.core.index import WindowIndex
 from eval_ingest.core.resolved import ResolvedConfig
 from eval_ingest.core.spec import SPLITS
 from eval_ingest.core.splits import SplitAssignment
-from eval_ingest.core.task import IGNORE_LABEL
 from eval_ingest.engine import map_ordered
 from eval_ingest.errors import SourceError
 from eval_ingest.indexing import Progress
@@ -24,6 +23,7 @@ from eval_ingest.store.copy import CopiedWindow, Manifest, change_split, copy_wi
 from eval_ingest.store.index_file import write_table
 from eval_ingest.store.layout import DatasetLayout
 from eval_ingest.store.pack import (
+    MAX_SHARD_BYTES,
     TARGET,
     PackRow,
     ShardWriter,
@@ -32,12 +32,9 @@ from eval_ingest.store.pack import (
     shard_names,
 )
 from eval_ingest.studio.source import Source, SourceFile, WindowFiles
-from eval_ingest.studio.window import apply_pad, read_window
+from eval_ingest.studio.window import read_window, sample_arrays
 
 SPLIT_INDEX_VERSION = 1
-
-MAX_SHARD_BYTES = 8 << 30
-"""Larger datasets are packed in several shards: a stopped run loses at most one."""
 
 _TASK_WINDOWS = 16
 
@@ -103,7 +100,7 @@ class _Job:
                 )
             source = _ReadOnce(self.source)
             if pack_row is not None and self.writer is not None:
-                self.writer.write(pack_row, sample_arrays(source, files, self.config))
+                self.writer.write(pack_row, read_arrays(source, files, self.config))
             if copy:
                 contents = [
                     (file.path, partial(source.read, place.group, place.name, file))
@@ -139,31 +136,17 @@ class _ReadOnce:
         return getattr(self._source, name)
 
 
-def sample_arrays(source: Any, files: WindowFiles, config: ResolvedConfig) -> dict[str, Any]:
-    """A valid window's arrays as packed: per modality (H, W, T, C), and the target.
+def read_arrays(source: Any, files: WindowFiles, config: ResolvedConfig) -> dict[str, Any]:
+    """A valid window's arrays as packed.
 
     Raises:
         SourceError: the window isn't valid any more.
     """
     sample = read_window(source, files, config)
-    if sample is None or sample.problems or sample.metadata is None or sample.target is None:
-        detail = sample.problems[0].detail if sample and sample.problems else "it can't be read"
+    if sample is None or sample.problems:
+        detail = sample.problems[0].detail if sample else "it can't be read"
         raise SourceError(f"{files.key} was valid when it was indexed, now: {detail}; run again")
-    arrays = {}
-    for modality in config.modalities:
-        found = sample.modalities.get(modality.name)
-        if found is None:
-            height, width = sample.metadata.height, sample.metadata.width
-            pixels = np.zeros((height, width, 0, len(modality.bands)), modality.dtype)
-        else:
-            pixels = found.pixels
-        arrays[modality.name] = apply_pad(pixels, modality.pad)
-    target = sample.target
-    if target.ndim:
-        fill = IGNORE_LABEL if config.task.kind.has_classes else np.nan
-        target = apply_pad(target, config.label.pad, fill)
-    arrays[TARGET] = target
-    return arrays
+    return sample_arrays(sample, config)
 
 
 def pack_rows(index: WindowIndex, config: ResolvedConfig, places: Sequence[Place]) -> list[PackRow]:
@@ -215,7 +198,8 @@ def transfer(
     new = [place for place in places if place.key not in packed]
     done, total = 0, len({place.key for place in new} | to_copy)
     for chunk in _shards(index, config, new):
-        writer = ShardWriter.create(layout.samples, config, pack_rows(index, config, chunk))
+        rows = pack_rows(index, config, chunk)
+        writer = ShardWriter.create(layout.samples, plan_arrays(config, rows))
         try:
             work = [(place, row, place.key in to_copy) for row, place in enumerate(chunk)]
             job = _Job(source, config, layout, writer)
@@ -224,7 +208,7 @@ def transfer(
                 done = min(done + _TASK_WINDOWS, total)
                 progress("windows copied and packed", done, total)
             name = fingerprint(index.row_key, [place.key for place in chunk])
-            name = writer.commit(layout.samples, name, index.row_key)
+            name = writer.commit(layout.samples, name, index.row_key, list(enumerate(rows)))
         except BaseException:
             writer.abandon()
             raise
@@ -253,9 +237,9 @@ def _packed_already(
         found = read_shard_index(layout.samples, shard, row_key)
         if found is None:
             continue
-        columns = (found[name].to_pylist() for name in ("group", "name", "source_digest"))
-        for row, key in enumerate(zip(*columns, strict=True)):
-            packed[key] = (shard, row)
+        columns = (found[name].to_pylist() for name in ("group", "name", "source_digest", "row"))
+        for group, name, digest, row in zip(*columns, strict=True):
+            packed[group, name, digest] = (shard, row)
     return packed
 
 
@@ -293,10 +277,7 @@ def _shards(
     shards: list[list[Place]] = []
     size = 0
     for place, row in zip(places, pack_rows(index, config, places), strict=True):
-        n_bytes = sum(
-            int(plan.offsets[-1]) * np.dtype(plan.dtype).itemsize
-            for plan in plan_arrays(config, [row])
-        )
+        n_bytes = sum(plan.n_bytes for plan in plan_arrays(config, [row]))
         if not shards or size + n_bytes > MAX_SHARD_BYTES:
             shards.append([])
             size = 0
@@ -380,10 +361,7 @@ def split_index(
         "shard": pa.array([number[shard] for shard, _ in where], pa.int32()),
         "row": pa.array([row for _, row in where], pa.int64()),
     }
-    lookup = {
-        shard: {name: table[name].to_pylist() for name in table.column_names}
-        for shard, table in tables.items()
-    }
+    lookup = {shard: _by_row(table) for shard, table in tables.items()}
     for name in ("height", "width"):
         columns[name] = pa.array([lookup[s][name][r] for s, r in where], pa.int32())
     for name in [*(m.name for m in config.modalities), TARGET]:
@@ -396,6 +374,14 @@ def split_index(
         stamps = _timestamps(index, modality.name, rows, steps)
         columns[f"{modality.name}.timestamps"] = pa.array(stamps, pa.list_(pa.int32()))
     return pa.table(columns)
+
+
+def _by_row(table: pa.Table) -> dict[str, dict[int, Any]]:
+    """A shard index's columns, each by the row in the shard."""
+    rows = table["row"].to_pylist()
+    return {
+        name: dict(zip(rows, table[name].to_pylist(), strict=True)) for name in table.column_names
+    }
 
 
 def _timestamps(

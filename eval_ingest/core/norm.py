@@ -6,10 +6,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from eval_ingest.core.scratch import scratch
+
 MOMENTS = ("count", "sum", "sum_of_squares", "min", "max")
 
-_BLOCK_ROWS = 2048
-"""Rows converted to float64 at a time, so that a block stays in the processor's cache."""
+_BLOCK_VALUES = 1 << 15
+"""Values converted to float64 at a time: 256 KiB, which stay in the processor's cache."""
 
 DECIBEL_FLOOR = 1e-10
 """Linear power below this is taken for this before the logarithm."""
@@ -18,8 +20,8 @@ DECIBEL_FLOOR = 1e-10
 def to_decibels(linear: NDArray[Any]) -> NDArray[np.float32]:
     """Linear power to decibels, 10 * log10(max(x, 1e-10)), as float32 of the same shape."""
     floored: NDArray[np.float32] = np.maximum(linear, np.float32(DECIBEL_FLOOR), dtype=np.float32)
-    np.log10(floored, out=floored)
-    floored *= np.float32(10)
+    np.log(floored, out=floored)  # numpy vectorises log, but not log10
+    floored *= np.float32(10 / np.log(10))
     return floored
 
 
@@ -43,36 +45,26 @@ def measure(pixels: NDArray[Any], *, decibels: bool = False) -> NDArray[np.float
 
 def _measure_all(rows: NDArray[Any]) -> NDArray[np.float64]:
     n, bands = rows.shape
+    # Wide rows make reductions along the first axis efficient: fold neighbouring pixels into one.
+    fold = next((k for k in (128, 64, 32, 16, 8, 4, 2) if n % k == 0), 1)
+    wide = np.ascontiguousarray(rows).reshape(n // fold, fold * bands)
     result = np.empty((5, bands))
     result[0] = n
-    result[3], result[4] = _min_max(rows)
-    # Wide rows make the products below efficient: fold neighbouring pixels into one row.
-    fold = next((k for k in (16, 12, 8, 4, 2) if n % k == 0), 1)
-    wide = np.ascontiguousarray(rows).reshape(n // fold, fold * bands)
+    result[3] = wide.min(axis=0).reshape(fold, bands).min(axis=0)
+    result[4] = wide.max(axis=0).reshape(fold, bands).max(axis=0)
     sums = np.zeros((2, fold * bands))
-    ones = np.ones(_BLOCK_ROWS)
-    for start in range(0, len(wide), _BLOCK_ROWS // 8):
-        block = wide[start : start + _BLOCK_ROWS // 8].astype(np.float64)
-        weights = ones[: len(block)]
-        sums[0] += weights @ block
-        np.multiply(block, block, out=block)
-        sums[1] += weights @ block
+    height = max(_BLOCK_VALUES // (fold * bands), 1)
+    block = scratch("moments", (height, fold * bands), np.float64)
+    ones = np.ones(height)
+    for start in range(0, len(wide), height):
+        part = block[: len(wide) - start]
+        np.copyto(part, wide[start : start + height])
+        # A product with ones adds up columns faster than sum does.
+        sums[0] += ones[: len(part)] @ part
+        np.multiply(part, part, out=part)
+        sums[1] += ones[: len(part)] @ part
     result[1:3] = sums.reshape(2, fold, bands).sum(axis=1)
     return result
-
-
-def _min_max(rows: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
-    """Minimum and maximum per column; halving keeps every pass a wide elementwise one."""
-    low = high = rows
-    while len(low) > 8:
-        half = len(low) // 2
-        odd_low, odd_high = low[2 * half :], high[2 * half :]
-        low = np.minimum(low[:half], low[half : 2 * half])
-        high = np.maximum(high[:half], high[half : 2 * half])
-        if len(odd_low):
-            low[0] = np.minimum(low[0], odd_low[0])
-            high[0] = np.maximum(high[0], odd_high[0])
-    return low.min(axis=0), high.max(axis=0)
 
 
 def _measure_finite(rows: NDArray[Any]) -> NDArray[np.float64]:

@@ -25,7 +25,8 @@ def as_failure(dataset: str) -> Iterator[None]:
     try:
         yield
     except EvalIngestError as error:
-        raise dg.Failure(str(error), allow_retries=may_pass(error)) from error
+        # The message says it all; a traceback is worth showing where another library failed.
+        raise dg.Failure(str(error), allow_retries=may_pass(error)) from error.__cause__
     except OSError as error:
         text = f"{dataset}: {type(error).__name__}: {error}; run again: it goes on where it stopped"
         raise dg.Failure(text, allow_retries=may_pass(error)) from error

@@ -38,27 +38,23 @@ def _dataset_asset(name: str, description: str) -> dg.AssetsDefinition:
     stages = [_stage_op(name, stage).alias(stage) for stage in STAGES]
     summary = _summary_op(name).alias("summary")
 
-    @dg.graph_asset(
-        key=dg.AssetKey([name]),
-        group_name=GROUP,
-        description=description,
-        # The edge that the page draws. It carries no value and asks for no run of its own.
-        ins={
-            "registered": dg.AssetIn(
-                key="registry_entry",
-                partition_mapping=dg.SpecificPartitionsPartitionMapping([name]),
-                dagster_type=dg.Nothing,
-            )
-        },
-        kinds={"dataset"},
-    )
+    # graph_asset would do, but it names its graph after the asset with - turned into _.
+    @dg.graph(name=_identifier(name), ins={"registered": dg.GraphIn()}, out=dg.GraphOut())
     def ingest(registered):  # type: ignore[no-untyped-def]
         done = registered
         for stage in stages:
             done = stage(start=done)
         return summary(start=done)
 
-    return ingest
+    return dg.AssetsDefinition.from_graph(
+        ingest,
+        # The edge that the page draws. It carries no value and asks for no run of its own.
+        keys_by_input_name={"registered": dg.AssetKey("registry_entry")},
+        partition_mappings={"registered": dg.SpecificPartitionsPartitionMapping([name])},
+        keys_by_output_name={"result": dg.AssetKey([name])},
+        group_name=GROUP,
+        descriptions_by_output_name={"result": description},
+    )
 
 
 def _description(spec: DatasetSpec) -> str:
@@ -67,16 +63,16 @@ def _description(spec: DatasetSpec) -> str:
     return "\n\n".join(lines)
 
 
-def _op_name(name: str, step: str) -> str:
-    """Unique in the code location: - may not stand in an op's name, and __ keeps a-b from a_b."""
-    return f"{name.replace('_', '_u').replace('-', '_d')}__{step}"
+def _identifier(name: str) -> str:
+    """A dataset's name as Dagster takes it for ops; names are lower-case, so a-b isn't a_b."""
+    return name.replace("-", "_DASH_")
 
 
 def _stage_op(name: str, stage: str) -> dg.OpDefinition:
     # Ops hand on nothing but their order: values go through the eval root, so a re-execution
     # from any op finds them.
     @dg.op(
-        name=_op_name(name, stage),
+        name=f"{stage}_OF_{_identifier(name)}",
         description=f"Run {stage} of {name} if it is missing or stale.",
         ins={"start": dg.In(dg.Nothing)},
         out=dg.Out(dg.Nothing),
@@ -115,7 +111,7 @@ def _summary_op(name: str) -> dg.OpDefinition:
     """
 
     @dg.op(
-        name=_op_name(name, "summary"),
+        name=f"summary_OF_{_identifier(name)}",
         description=f"Say what {name} is now.",
         ins={"start": dg.In(dg.Nothing)},
         out=dg.Out(dg.Nothing),

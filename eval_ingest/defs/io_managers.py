@@ -4,7 +4,7 @@ What is read and written here is what `EvalDataset` loads; how, says store/.
 """
 
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import dagster as dg
 from upath import UPath
@@ -57,11 +57,18 @@ class StageIOManager(dg.UPathIOManager):
         with as_failure(layout.name):
             value = pipeline.read_stage(layout, stage)
             if value is None:
-                raise NotIngestedError(
-                    f"{layout.name}: {stage} has not run yet; run: "
-                    f"dagster asset materialize --select {stage} --partition {layout.name}"
-                )
+                self._explain_missing(layout, stage)
             return value
+
+    def _explain_missing(self, layout: DatasetLayout, stage: str) -> NoReturn:
+        """Name the first stage that is missing: the ones after it need it too."""
+        find_spec(self._settings, layout.name)  # a mistyped name has another cure
+        upto = pipeline.STAGES[: pipeline.STAGES.index(stage) + 1]
+        first = next(s for s in upto if s == stage or pipeline.read_stage(layout, s) is None)
+        raise NotIngestedError(
+            f"{layout.name}: {first} has not run yet, and this stage needs it; run: "
+            f"dagster asset materialize --select {first} --partition {layout.name}"
+        )
 
 
 def _layout(path: UPath) -> DatasetLayout:

@@ -3,7 +3,6 @@
 What belongs here: which keys there are. What doesn't: what a dataset is (store/catalog.py).
 """
 
-from collections.abc import Iterator
 from datetime import datetime
 from typing import Any
 
@@ -50,11 +49,10 @@ def add_partition(instance: DagsterInstance, name: str) -> None:
 )
 def catalog_partitions(
     context: dg.SensorEvaluationContext, settings: dg.ResourceParam[Settings]
-) -> Iterator[dg.SensorResult | dg.SkipReason]:
+) -> dg.SensorResult | dg.SkipReason:
     """List the catalog's datasets as partitions before anybody has ingested them."""
     listed = set(context.instance.get_dynamic_partitions(str(studio_datasets.name)))
     new = [name for name in read_catalog(settings, broken={}) if name not in listed]
-    if new:
-        yield dg.SensorResult(dynamic_partitions_requests=[studio_datasets.build_add_request(new)])
-    else:
-        yield dg.SkipReason("every dataset of the catalog is listed")
+    if not new:
+        return dg.SkipReason("every dataset of the catalog is listed")
+    return dg.SensorResult(dynamic_partitions_requests=[studio_datasets.build_add_request(new)])

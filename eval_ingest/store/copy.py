@@ -72,16 +72,13 @@ def copy_window(
     try:
         shutil.rmtree(aside, ignore_errors=True)
         aside.mkdir(parents=True)
-        made = {""}
+        made: set[str] = {""}
         total, n_files, checksum = 0, 0, 0
         for path, read in files:
             data = read()
             if path == "metadata.json":
                 data = with_split(data, split)
-            folder = path.rpartition("/")[0]
-            if folder not in made:
-                os.makedirs(aside / folder, exist_ok=True)
-                made.add(folder)
+            _make_folders(str(aside), path.rpartition("/")[0], made)
             checksum = _extend(checksum, path, _write_checked(f"{aside}/{path}", data))
             total += len(data)
             n_files += 1
@@ -95,6 +92,14 @@ def copy_window(
     return CopiedWindow(group, name, source_digest, split, n_files, total, f"{checksum:08x}")
 
 
+def _make_folders(root: str, folder: str, made: set[str]) -> None:
+    """Make a folder and its parents below root, each once."""
+    if folder not in made:
+        _make_folders(root, folder.rpartition("/")[0], made)
+        os.mkdir(f"{root}/{folder}")
+        made.add(folder)
+
+
 def _write_checked(path: str, data: bytes) -> int:
     """Write a file, read it back, and return its CRC32C."""
     with open(path, "wb", buffering=0) as stream:
@@ -102,6 +107,8 @@ def _write_checked(path: str, data: bytes) -> int:
         while view:
             view = view[stream.write(view) :]
     expected = google_crc32c.value(data)
+    if not data:  # the `completed` markers
+        return int(expected)
     with open(path, "rb", buffering=0) as stream:
         found = google_crc32c.value(stream.read())
     if found != expected:

@@ -4,20 +4,22 @@ A shard holds some windows of a dataset, once, whatever their split:
 
     samples/{shard}/<modality>.npy    (N, H, W, T, C) where all windows agree in shape, else flat
     samples/{shard}/target.npy        (N, H, W) or (N,), else flat
-    samples/{shard}/index.parquet     group, name, source_digest, height, width, and per array
-                                      the timesteps and the offset of the first element
+    samples/{shard}/index.parquet     group, name, source_digest, row, height, width, and per
+                                      array the timesteps and the offset of the first element
 
 Pixels keep the source's integer or float type; nothing is padded on disk. A shard appears by a
 rename when it is complete and is never changed after that.
 """
 
 import itertools
+import math
 import os
 import shutil
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +35,9 @@ from eval_ingest.store.index_file import read_table, write_table
 TARGET = "target"
 
 SHARD_VERSION = 1
+
+MAX_SHARD_BYTES = 8 << 30
+"""Larger datasets are packed in several shards: a stopped run loses at most one."""
 
 
 @dataclass(frozen=True)
@@ -51,31 +56,47 @@ class PackRow:
 
 @dataclass(frozen=True)
 class ArrayPlan:
-    """One .npy file of a shard."""
+    """One .npy file of a shard: room for `count` rows."""
 
     name: str
     """A modality, or `target`."""
     dtype: str
-    shapes: tuple[tuple[int, ...], ...]
-    """Per row; a scalar target has the shape ()."""
+    count: int
+    shape: tuple[int, ...] | None
+    """Of every row, if all agree; a scalar target has the shape ()."""
+    shapes: tuple[tuple[int, ...], ...] = ()
+    """Per row, if they differ."""
 
-    @property
-    def uniform(self) -> bool:
-        """True if all rows have the same shape."""
-        return len(set(self.shapes)) <= 1
+    @classmethod
+    def of(cls, name: str, dtype: str, shapes: Sequence[tuple[int, ...]]) -> "ArrayPlan":
+        """A plan for rows of these shapes."""
+        if len(set(shapes)) == 1:
+            return cls(name, dtype, len(shapes), shapes[0])
+        return cls(name, dtype, len(shapes), None, tuple(shapes))
 
-    @property
+    @cached_property
     def offsets(self) -> NDArray[np.int64]:
-        """First element of each row, and the total at the end: N + 1 numbers."""
-        sizes = [int(np.prod(shape, dtype=np.int64)) for shape in self.shapes]
+        """First element of each row, and the total at the end: count + 1 numbers."""
+        if self.shape is not None:
+            return np.arange(self.count + 1, dtype=np.int64) * math.prod(self.shape)
+        sizes = [math.prod(shape) for shape in self.shapes]
         return np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)])
 
     @property
     def file_shape(self) -> tuple[int, ...]:
         """Shape of the .npy file."""
-        if self.uniform:
-            return (len(self.shapes), *(self.shapes[0] if self.shapes else ()))
+        if self.shape is not None:
+            return (self.count, *self.shape)
         return (int(self.offsets[-1]),)
+
+    @property
+    def n_bytes(self) -> int:
+        """Bytes of all rows."""
+        return int(self.offsets[-1]) * np.dtype(self.dtype).itemsize
+
+    def shape_of(self, row: int) -> tuple[int, ...]:
+        """Shape of a row."""
+        return self.shapes[row] if self.shape is None else self.shape
 
 
 def target_dtype(config: ResolvedConfig) -> str:
@@ -90,41 +111,31 @@ def target_dtype(config: ResolvedConfig) -> str:
 def plan_arrays(config: ResolvedConfig, rows: Sequence[PackRow]) -> list[ArrayPlan]:
     """The files of a shard of these rows."""
     plans = [
-        ArrayPlan(
+        ArrayPlan.of(
             modality.name,
             modality.dtype,
-            tuple(
-                (row.height, row.width, row.timesteps[modality.name], len(modality.bands))
-                for row in rows
-            ),
+            [(r.height, r.width, r.timesteps[modality.name], len(modality.bands)) for r in rows],
         )
         for modality in config.modalities
     ]
-    shapes: tuple[tuple[int, ...], ...]
-    if config.task.kind.per_pixel:
-        shapes = tuple((row.height, row.width) for row in rows)
-    else:
-        shapes = tuple(() for _ in rows)
-    return [*plans, ArrayPlan(TARGET, target_dtype(config), shapes)]
+    per_pixel = config.task.kind.per_pixel
+    shapes = [(row.height, row.width) if per_pixel else () for row in rows]
+    return [*plans, ArrayPlan.of(TARGET, target_dtype(config), shapes)]
 
 
 class ShardWriter:
-    """Writes a shard in place into memory maps; rows may be written in any order, by any thread.
+    """Writes a shard in place; rows may be written in any order, by any thread or process.
 
-    Pickled, it opens the same files again: worker processes write their rows themselves.
+    Pickled, it opens the same files again. Rows that are never written take no room on the disk.
     """
 
-    def __init__(self, folder: Path, config: ResolvedConfig, rows: Sequence[PackRow]) -> None:
-        self.rows = list(rows)
-        self.plans = plan_arrays(config, rows)
+    def __init__(self, folder: Path, plans: Sequence[ArrayPlan]) -> None:
+        self.plans = list(plans)
         self.folder = folder
-        self._offsets = {plan.name: plan.offsets for plan in self.plans}
-        self._maps: dict[str, NDArray[Any]] = {}
+        self._files: dict[str, tuple[int, int]] = {}
 
     @classmethod
-    def create(
-        cls, samples: Path, config: ResolvedConfig, rows: Sequence[PackRow]
-    ) -> "ShardWriter":
+    def create(cls, samples: Path, plans: Sequence[ArrayPlan]) -> "ShardWriter":
         """Make the files, aside, at their full size.
 
         Raises:
@@ -134,57 +145,75 @@ class ShardWriter:
             samples.mkdir(parents=True, exist_ok=True)
             folder = Path(tempfile.mkdtemp(prefix=".shard.", suffix=".tmp", dir=samples))
             folder.chmod(0o777 & ~umask())
-            writer = cls(folder, config, rows)
-            for plan in writer.plans:
+            for plan in plans:
                 _create_npy(folder / f"{plan.name}.npy", plan.file_shape, np.dtype(plan.dtype))
         except OSError as error:
             raise store_error(samples, "making a shard of samples in", error) from error
-        return writer
+        return cls(folder, plans)
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_maps": {}}
+        return self.__dict__ | {"_files": {}}
 
-    def _map(self, name: str) -> NDArray[Any]:
-        if name not in self._maps:
+    def _file(self, name: str) -> tuple[int, int]:
+        """File descriptor, and where the first element lies."""
+        found = self._files.get(name)
+        if found is None:
             path = self.folder / f"{name}.npy"
-            self._maps[name] = np.lib.format.open_memmap(path, mode="r+")
-        return self._maps[name]
+            start = _data_start(path)
+            opened = os.open(path, os.O_WRONLY)
+            found = self._files.setdefault(name, (opened, start))
+            if found[0] != opened:  # another thread was faster
+                os.close(opened)
+        return found
+
+    def fits(self, row: int, arrays: dict[str, NDArray[Any]]) -> bool:
+        """True if the arrays have the shapes that are planned for the row."""
+        return all(arrays[plan.name].shape == plan.shape_of(row) for plan in self.plans)
 
     def write(self, row: int, arrays: dict[str, NDArray[Any]]) -> None:
-        """Put a window's arrays, each of its planned shape, into their place."""
-        for plan in self.plans:
-            shape = plan.shapes[row]
-            array = arrays[plan.name]
-            if array.shape != shape:
-                raise ValueError(f"{plan.name} has shape {array.shape}, planned was {shape}")
-            target = self._map(plan.name)
-            if plan.uniform:
-                target[row] = array
-            else:
-                start = self._offsets[plan.name][row]
-                target[start : start + array.size] = array.reshape(-1)
+        """Put a window's arrays, each of its planned shape, into their place.
 
-    def commit(self, samples: Path, shard: str, row_key: str) -> str:
+        Raises:
+            StoreError: it can't be written; the disk is full, for example.
+        """
+        for plan in self.plans:
+            array = np.ascontiguousarray(arrays[plan.name], dtype=plan.dtype)
+            if array.shape != plan.shape_of(row):
+                raise ValueError(
+                    f"{plan.name} has shape {array.shape}, planned was {plan.shape_of(row)}"
+                )
+            opened, start = self._file(plan.name)
+            # Not through a memory map: a full disk would be a fatal signal there.
+            view = memoryview(array.reshape(-1).view(np.uint8).data)
+            at = start + int(plan.offsets[row]) * array.itemsize
+            try:
+                while view:
+                    written = os.pwrite(opened, view, at)
+                    view, at = view[written:], at + written
+            except OSError as error:
+                raise store_error(self.folder / plan.name, "writing", error) from error
+
+    def commit(
+        self, samples: Path, shard: str, row_key: str, rows: Sequence[tuple[int, PackRow]]
+    ) -> str:
         """Flush everything, give the shard its name, and return it.
 
         Args:
             samples: the samples folder.
             shard: the name wanted; a number is added if a retired shard still has it.
             row_key: what the values depend on besides the windows' files; kept in the index.
+            rows: which window was written to which row.
 
         Raises:
             StoreError: it can't be written.
         """
+        self._close()
         try:
-            for array in self._maps.values():
-                if isinstance(array, np.memmap):
-                    array.flush()
-            self._maps.clear()
             for plan in self.plans:
                 with open(self.folder / f"{plan.name}.npy", "rb+") as stream:
                     os.fsync(stream.fileno())
             facts = {"kind": "shard", "version": SHARD_VERSION, "row_key": row_key}
-            write_table(self.folder / "index.parquet", self.index_table(), facts)
+            write_table(self.folder / "index.parquet", self._index_table(rows), facts)
             name = shard
             for number in itertools.count(2):
                 if not (samples / name).exists():
@@ -197,28 +226,35 @@ class ShardWriter:
 
     def abandon(self) -> None:
         """Remove what was written."""
-        self._maps.clear()
+        self._close()
         shutil.rmtree(self.folder, ignore_errors=True)
 
-    def index_table(self) -> pa.Table:
-        """Where each row lies."""
+    def _close(self) -> None:
+        for opened, _ in self._files.values():
+            os.close(opened)
+        self._files.clear()
+
+    def _index_table(self, rows: Sequence[tuple[int, PackRow]]) -> pa.Table:
+        """Where each window lies."""
+        places = [place for place, _ in rows]
         columns: dict[str, Any] = {
-            "group": [row.group for row in self.rows],
-            "name": [row.name for row in self.rows],
-            "source_digest": [row.source_digest for row in self.rows],
-            "height": pa.array([row.height for row in self.rows], pa.int32()),
-            "width": pa.array([row.width for row in self.rows], pa.int32()),
+            "group": pa.array([row.group for _, row in rows], pa.string()),
+            "name": pa.array([row.name for _, row in rows], pa.string()),
+            "source_digest": pa.array([row.source_digest for _, row in rows], pa.string()),
+            "row": pa.array(places, pa.int64()),
+            "height": pa.array([row.height for _, row in rows], pa.int32()),
+            "width": pa.array([row.width for _, row in rows], pa.int32()),
         }
         for plan in self.plans:
-            columns[f"{plan.name}.offset"] = pa.array(plan.offsets[:-1], pa.int64())
+            columns[f"{plan.name}.offset"] = pa.array(plan.offsets[places], pa.int64())
             if plan.name != TARGET:
-                steps = [row.timesteps[plan.name] for row in self.rows]
+                steps = [row.timesteps[plan.name] for _, row in rows]
                 columns[f"{plan.name}.timesteps"] = pa.array(steps, pa.int32())
         return pa.table(columns)
 
 
 def _create_npy(path: Path, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
-    """An .npy file of that shape whose space is reserved, so that a full disk is told at once."""
+    """An .npy file of that shape, at its full size, without content."""
     with open(path, "wb") as stream:
         header = {
             "descr": np.lib.format.dtype_to_descr(dtype),
@@ -226,17 +262,14 @@ def _create_npy(path: Path, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Non
             "shape": shape,
         }
         np.lib.format.write_array_header_1_0(stream, header)
-        size = stream.tell() + int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
-        stream.flush()
-        if hasattr(os, "posix_fallocate") and size:
-            try:
-                os.posix_fallocate(stream.fileno(), 0, size)
-            except OSError as error:
-                if error.errno not in (22, 95):  # not every network file system can reserve
-                    raise
-                os.ftruncate(stream.fileno(), size)
-        else:
-            stream.truncate(size)
+        stream.truncate(stream.tell() + math.prod(shape) * dtype.itemsize)
+
+
+def _data_start(path: Path) -> int:
+    with open(path, "rb") as stream:
+        np.lib.format.read_magic(stream)
+        np.lib.format.read_array_header_1_0(stream)
+        return stream.tell()
 
 
 def shard_names(samples: Path) -> list[str]:

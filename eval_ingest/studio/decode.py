@@ -7,11 +7,13 @@ certain goes to rasterio, which is imported only then.
 """
 
 import hashlib
+import itertools
 import json
 import math
 import operator
 import struct
-from collections.abc import Iterable, Sequence
+import sys
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -70,6 +72,8 @@ class GeotiffHeader:
     """(x, y) in CRS units, both positive although rows go south."""
     georeferenced: bool
     nodata: float | None
+    compression: int
+    """The TIFF's code for it: 5 is LZW."""
     planar: bool
     """Stored band after band; otherwise the bands of a pixel stand together."""
     alpha: bool
@@ -169,6 +173,8 @@ _EXPANSION = {1: 1, 5: 1500, 8: 1100, 32946: 1100, 32773: 128, 50000: 40_000}
 None, LZW, deflate under both its numbers, packbits, zstd.
 """
 
+_DEFLATE = (8, 32946)
+
 _TYPES = {
     (1, 8): "uint8",
     (1, 16): "uint16",
@@ -255,31 +261,25 @@ class _Layout(NamedTuple):
 
 
 class _Head(NamedTuple):
-    """A parsed header, good for each file with the same bytes but for its tables of blocks."""
+    """A parsed header: good for every file with the same bytes but for three tables."""
 
     header: GeotiffHeader
     layout: _Layout
     offsets: _Table
     sizes: _Table
+    tie_point: _Table
     end: int
     """Past the last byte that was read."""
-    same: tuple[tuple[int, int, bytes], ...]
-    """(start, stop, bytes) of all that was read but the tables."""
-
-    def fits(self, data: bytes) -> bool:
-        """True if this is the header of that file too."""
-        if len(data) < self.end:
-            return False
-        for start, stop, expected in self.same:
-            if data[start:stop] != expected:
-                return False
-        return True
+    pick: Callable[[bytes], tuple[bytes, ...]]
+    """What was read of a file, without the tables of offsets, sizes and tie point."""
+    same: tuple[bytes, ...]
+    """What `pick` gave."""
 
 
 _heads: dict[bytes, _Head] = {}
-"""By a file's first bytes the header last read: the timesteps of a window have it in common."""
+"""By a file's first bytes, the header last read: a dataset's rasters have it in common."""
 
-_KEY_BYTES, _MAX_HEADS, _MAX_HEAD_BYTES = 64, 256, 1 << 14
+_KEY_BYTES, _MAX_HEADS, _MAX_HEAD_BYTES, _MAX_TAGS = 64, 256, 1 << 14, 1 << 16
 
 
 def read_header(data: bytes) -> GeotiffHeader:
@@ -291,17 +291,23 @@ def read_header(data: bytes) -> GeotiffHeader:
     """
     key = data[:_KEY_BYTES]
     head = _heads.get(key)
-    if head is None or not head.fits(data):
+    if head is None or len(data) < head.end or head.pick(data) != head.same:
         head = _parse(data)
         if head.end <= _MAX_HEAD_BYTES:
             if len(_heads) >= _MAX_HEADS:
                 _heads.clear()
             _heads[key] = head
-    offsets = struct.unpack_from(head.offsets.form, data, head.offsets.start)
-    sizes = struct.unpack_from(head.sizes.form, data, head.sizes.start)
-    if _check_blocks(len(data), head.layout, offsets, sizes) or not head.header.simple:
-        return head.header
-    return replace(head.header, simple=False)
+    header, layout, offsets, sizes, tie_point, *_ = head
+    whole = _check_blocks(
+        len(data),
+        layout,
+        struct.unpack_from(offsets.form, data, offsets.start),
+        struct.unpack_from(sizes.form, data, sizes.start),
+    )
+    origin = _origin(struct.unpack_from(tie_point.form, data, tie_point.start), header.pixel_size)
+    if origin != header.origin or (header.simple and not whole):
+        return replace(header, origin=origin, simple=header.simple and whole)
+    return header
 
 
 def _broken(why: str) -> RasterProblem:
@@ -329,34 +335,45 @@ def _parse(data: bytes) -> _Head:
     length = 4 + 2 * size
     at = count_at + (2 if size == 4 else 8)
     end = at + count * length
-    if end + size > len(data):
-        raise _broken(f"it ends at byte {len(data)}, within its directory")
+    if count > _MAX_TAGS or end + size > len(data):
+        raise _broken(f"it ends at byte {len(data)}, within its directory of {count} tags")
     last = _number(offset_form, data, end) == 0
     end += size
     fields = struct.unpack_from(order + ("HHI4x" if size == 4 else "HHQ8x") * count, data, at)
     entries: dict[int, tuple[int, int, int]] = {}
+    ranges = [(count_at, end)]
     for code, type_, n in zip(fields[::3], fields[1::3], fields[2::3], strict=True):
         n_bytes = n * _SIZES.get(type_, 0)
         start = at + length - size
         if n_bytes > size:
             start = _number(offset_form, data, start)
+            ranges.append((start, start + n_bytes))
         if start + n_bytes > len(data):
             raise _broken(f"it ends at byte {len(data)}, before the end of tag {code}")
         entries[code] = (type_, start, start + n_bytes)
         end = max(end, start + n_bytes)
         at += length
-    tags = _Tags(order, data, entries)
     codes = fields[::3]
+    tags = _Tags(order, data, entries)
     n_pixel_tags = sum(code < _PIXEL_SCALE for code in codes)
     pixel_tags = (count_at, struct.pack(count_form, n_pixel_tags))
     header, layout = _interpret(tags, pixel_tags, last and _is_known(codes))
-    tiled = _TILE_WIDTH in entries
+    tiled = _TILE_WIDTH in tags
     offsets = tags.table(_TILES if tiled else _STRIPS)
     sizes = tags.table(_TILE_SIZES if tiled else _STRIP_SIZES)
-    first, second = sorted([(offsets.start, offsets.stop), (sizes.start, sizes.stop)])
-    spans = ((0, first[0]), (first[1], second[0]), (second[1], end))
-    same = tuple((start, stop, data[start:stop]) for start, stop in spans)
-    return _Head(header, layout, offsets, sizes, end, same)
+    tie_point = tags.table(_TIE_POINT, _FLOATS) if _TIE_POINT in tags else _Table("", end, end)
+    cuts = sorted((table.start, table.stop) for table in (offsets, sizes, tie_point))
+    starts, stops = [0, *(stop for _, stop in cuts)], [*(start for start, _ in cuts), end]
+    pick = operator.itemgetter(*map(slice, starts, stops))
+    if _overlap(ranges):
+        end = sys.maxsize  # one tag's values in another's table: not good for any other file
+    return _Head(header, layout, offsets, sizes, tie_point, end, pick, pick(data))
+
+
+def _overlap(ranges: list[tuple[int, int]]) -> bool:
+    """True if any two ranges (start, stop) have bytes in common."""
+    ranges.sort()
+    return any(stop > start for (_, stop), (start, _) in itertools.pairwise(ranges))
 
 
 def _is_known(codes: tuple[int, ...]) -> bool:
@@ -376,19 +393,19 @@ def _interpret(
     formats = set(tags.integers(_SAMPLE_FORMAT) or (1,))
     dtype = _TYPES.get((min(formats), min(bits))) if len(bits) == len(formats) == 1 else None
     nodata, fills = _parse_nodata(tags.text(_NODATA), dtype)
-    extra = tags.integers(_EXTRA_SAMPLES)
-    alpha = any(extra)
-    place = _read_place(tags)
+    alpha = any(tags.integers(_EXTRA_SAMPLES))
+    pixel_size = _pixel_size(tags)
     header = GeotiffHeader(
         width=width,
         height=height,
         bands=bands,
         dtype=dtype or "unknown",
         epsg=_read_epsg(tags.integers(_GEO_KEYS)),
-        origin=place[:2] if place else None,
-        pixel_size=place[2:] if place else None,
+        origin=_origin(tags.floats(_TIE_POINT), pixel_size),
+        pixel_size=pixel_size,
         georeferenced=any(code in tags for code in (_PIXEL_SCALE, _TIE_POINT, _TRANSFORM)),
         nodata=nodata,
+        compression=tags.integer(_COMPRESSION, 1),
         planar=tags.integer(_PLANAR, 1) == 2,
         alpha=alpha,
         simple=(
@@ -396,7 +413,9 @@ def _interpret(
             and dtype is not None
             and fills
             and _is_plain(tags, bands)
-            and (not alpha or (_is_plain_alpha(extra) and dtype == "uint8" and nodata is None))
+            and (
+                not alpha or (_is_plain_alpha(tags, bands) and dtype == "uint8" and nodata is None)
+            )
         ),
         pixel_tags=pixel_tags,
     )
@@ -421,7 +440,7 @@ def _read_layout(tags: _Tags, header: GeotiffHeader, bits: int) -> _Layout:
         block_bytes=row_bytes * block_height,
         last_bytes=row_bytes * last_rows,
         n_last=n_across * n_planes,
-        compression=tags.integer(_COMPRESSION, 1),
+        compression=header.compression,
     )
     if layout.n_blocks * layout.block_bytes > _MAX_BYTES:
         raise _broken(f"{width} x {height} pixels of {header.bands} bands are more than 4 GiB")
@@ -443,10 +462,10 @@ def _check_blocks(
     expansion = _EXPANSION.get(layout.compression)
     if expansion is None:
         return False
-    if layout.n_blocks * layout.block_bytes > expansion * n_bytes + layout.block_bytes:
-        raise _broken(
-            f"{n_bytes} bytes can't hold {layout.n_blocks} blocks of {layout.block_bytes}"
-        )
+    pixel_bytes = (layout.n_blocks - layout.n_last) * layout.block_bytes
+    pixel_bytes += layout.n_last * layout.last_bytes
+    if pixel_bytes > expansion * n_bytes:
+        raise _broken(f"{n_bytes} bytes can't hold {pixel_bytes} bytes of pixels")
     if layout.compression == 1:
         short = sum(size < layout.block_bytes for size in sizes)
         if min(sizes) < layout.last_bytes or short > layout.n_last:
@@ -459,7 +478,7 @@ def _is_plain(tags: _Tags, bands: int) -> bool:
     metadata = tags.text(_METADATA).lower()
     return (
         tags.integer(_SUBFILE, 0) == 0
-        and tags.integer(_PHOTOMETRIC, 1) in (1, 2)
+        and tags.integer(_PHOTOMETRIC, 0) in (1, 2)
         and tags.integer(_FILL_ORDER, 1) == 1
         and tags.integer(_ORIENTATION, 1) == 1
         and tags.integer(_PLANAR, 1) in (1, 2)
@@ -472,9 +491,11 @@ def _is_plain(tags: _Tags, bands: int) -> bool:
     )
 
 
-def _is_plain_alpha(extra: tuple[int, ...]) -> bool:
-    """True if the last band, and no other, is alpha that the colours aren't multiplied by."""
-    return extra[-1] == 2 and not any(extra[:-1])
+def _is_plain_alpha(tags: _Tags, bands: int) -> bool:
+    """True if the last band, and no other, is alpha that the others aren't multiplied by."""
+    extra = tags.integers(_EXTRA_SAMPLES)
+    n_colours = 3 if tags.integer(_PHOTOMETRIC, 0) == 2 else 1
+    return len(extra) == bands - n_colours and extra[-1] == 2 and not any(extra[:-1])
 
 
 def _parse_nodata(text: bytes, dtype: str | None) -> tuple[float | None, bool]:
@@ -512,16 +533,24 @@ def _read_epsg(keys: tuple[int, ...]) -> int | None:
     return code if code is not None and 1024 <= code < 32767 else None
 
 
-def _read_place(tags: _Tags) -> tuple[float, float, float, float] | None:
-    """Origin x and y, pixel width and height; None if the raster isn't plainly north-up."""
-    scale, tie = tags.floats(_PIXEL_SCALE), tags.floats(_TIE_POINT)
-    if len(scale) < 2 or len(tie) != 6 or _TRANSFORM in tags:
+def _pixel_size(tags: _Tags) -> tuple[float, float] | None:
+    """Width and height of a pixel; None if the raster isn't plainly north-up."""
+    scale = tags.floats(_PIXEL_SCALE)
+    if len(scale) < 2 or _TRANSFORM in tags:
         return None
-    x_size, y_size = scale[0], scale[1]
-    x, y = tie[3] - tie[0] * x_size, tie[4] + tie[1] * y_size
-    if not (0 < x_size < math.inf and 0 < y_size < math.inf and math.isfinite(x + y)):
+    width, height = scale[0], scale[1]
+    return (width, height) if 0 < width < math.inf and 0 < height < math.inf else None
+
+
+def _origin(
+    tie_point: tuple[float, ...], pixel_size: tuple[float, float] | None
+) -> tuple[float, float] | None:
+    """Outer corner of the first pixel, from the one point tied to a place; None if it isn't one."""
+    if pixel_size is None or len(tie_point) != 6:
         return None
-    return x, y, x_size, y_size
+    column, row, _, x, y, _ = tie_point
+    origin = (x - column * pixel_size[0], y + row * pixel_size[1])
+    return origin if math.isfinite(origin[0]) and math.isfinite(origin[1]) else None
 
 
 # --- from the raster's pixels to the window's -------------------------------------------------
@@ -615,7 +644,7 @@ def _decode_pixels(data: bytes, header: GeotiffHeader) -> NDArray[Any]:
     bare = bytearray(data)
     bare[at : at + len(count)] = count
     try:
-        pixels: NDArray[Any] = tiff_decode(bare)  # releases the GIL
+        pixels: NDArray[Any] = tiff_decode(bare, out=_zeros(header))  # releases the GIL
         if pixels.dtype != header.dtype:
             raise ValueError(f"{pixels.dtype} instead of {header.dtype}")
         if header.planar:
@@ -627,6 +656,17 @@ def _decode_pixels(data: bytes, header: GeotiffHeader) -> NDArray[Any]:
     if header.alpha:
         pixels[pixels[:, :, -1] == 0] = 0
     return pixels
+
+
+def _zeros(header: GeotiffHeader) -> NDArray[Any] | None:
+    """An array to decode into, where libtiff may leave a part of it unset."""
+    # It accepts deflate blocks that are damaged near their end: always the same result then.
+    if header.compression not in _DEFLATE:
+        return None
+    shape = [header.height, header.width]
+    if header.bands > 1:
+        shape.insert(0 if header.planar else 2, header.bands)
+    return np.zeros(shape, header.dtype)
 
 
 def _on_grid(
@@ -688,6 +728,8 @@ def _warp(data: bytes, header: GeotiffHeader, grid: Grid) -> tuple[NDArray[Any],
                 resampling=Resampling.nearest,
             ) as warped:
                 pixels: NDArray[Any] = warped.read()
+            # rasterio reads int8 as int16 here; the stored type holds the same values.
+            pixels = pixels.astype(source.dtypes[0], copy=False)
             read = replace(header, bands=len(pixels), dtype=pixels.dtype.name, nodata=source.nodata)
     except RasterProblem:
         raise

@@ -146,10 +146,15 @@ class LocalSource:
     def groups(self) -> list[str]:
         return _visible_folders(os.path.join(self.url, "windows"))
 
-    def windows(self, groups: list[str], layers: frozenset[str]) -> Iterator[WindowFiles]:
+    def names(self, groups: list[str]) -> Iterator[tuple[str, str]]:
+        """(group, name) of every window, without a look at its files."""
         for group in sorted(groups):
             for name in _visible_folders(os.path.join(self.url, "windows", group)):
-                yield self.window(group, name, layers)
+                yield group, name
+
+    def windows(self, groups: list[str], layers: frozenset[str]) -> Iterator[WindowFiles]:
+        for group, name in self.names(groups):
+            yield self.window(group, name, layers)
 
     def window(self, group: str, name: str, layers: frozenset[str]) -> WindowFiles:
         root = os.path.join(self.url, "windows", group, name)
