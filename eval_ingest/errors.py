@@ -15,7 +15,8 @@ EvalIngestError
 |   |-- NotIngestedError
 |   |-- IntegrityError     a copied or packed file isn't what it should be
 |   `-- LockedError        another process is ingesting the same dataset
-`-- LoadError              EvalDataset was asked for something it doesn't have
+|-- LoadError              EvalDataset was asked for something it doesn't have
+`-- SweepError             an encoder, a probe or the sweep's output is wrong
 """
 
 import difflib
@@ -97,3 +98,7 @@ class LockedError(StoreError):
 
 class LoadError(EvalIngestError):
     """EvalDataset was asked for a split, modality or method that isn't there."""
+
+
+class SweepError(EvalIngestError):
+    """An encoder can't be loaded or used, or a sweep can't be carried out as asked."""

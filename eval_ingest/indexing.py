@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from eval_ingest.core.digest import pixel_digest
 from eval_ingest.core.fingerprint import fingerprint
 from eval_ingest.core.index import INDEX_VERSION, index_schema, moments_struct
 from eval_ingest.core.norm import measure
@@ -27,6 +28,7 @@ from eval_ingest.studio.window import (
     WindowMetadata,
     WindowSample,
     apply_pad,
+    read_metadata,
     read_window,
     sample_arrays,
 )
@@ -268,20 +270,36 @@ def index_row(sample: WindowSample, config: ResolvedConfig) -> dict[str, Any]:
     }
     if metadata is not None:
         row |= _metadata_columns(metadata)
+    moments: dict[str, NDArray[np.float64]] = {}
     for modality in config.modalities:
         found = sample.modalities.get(modality.name)
         row[f"{modality.name}.timesteps"] = found.pixels.shape[2] if found else 0
         if found is None:
             continue
         pixels = apply_pad(found.pixels, modality.pad)
-        row[f"{modality.name}.moments"] = moments_struct(
-            measure(pixels, decibels=modality.decibels)
-        )
+        moments[modality.name] = measure(pixels, decibels=modality.decibels)
+        row[f"{modality.name}.moments"] = moments_struct(moments[modality.name])
         if found.timestamps is not None:
             row[f"{modality.name}.timestamps"] = [
                 {"start": start, "end": end} for start, end in found.timestamps
             ]
+    arrays = {name: found.pixels for name, found in sample.modalities.items()}
+    row["pixel_digest"] = pixel_digest(arrays, moments)
     return row | _label_columns(sample, config)
+
+
+def metadata_row(
+    source: Source, files: WindowFiles, wanted: Callable[[WindowMetadata], bool]
+) -> dict[str, Any] | None:
+    """The row of a window of which nothing but metadata.json is read, for a dry run.
+
+    Returns None if it isn't wanted.
+    """
+    row = {"group": files.group, "name": files.name, "status": "valid", "problems": []}
+    metadata = read_metadata(source, files)
+    if metadata is None:
+        return row | {"status": "invalid"}
+    return row | _metadata_columns(metadata) if wanted(metadata) else None
 
 
 def _metadata_columns(metadata: WindowMetadata) -> dict[str, Any]:

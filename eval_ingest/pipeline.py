@@ -47,6 +47,7 @@ from eval_ingest.indexing import (
     WindowItem,
     add_geometry,
     index_windows,
+    metadata_row,
     make_packer,
     row_key,
 )
@@ -407,7 +408,7 @@ def registry_entry(
         return old
     used = splits.table["split"].to_pylist()
     rows = [row for row, split in enumerate(used) if split != "none"]
-    taken = index.table.take(rows)
+    taken = index.table.take(pa.array(rows, pa.int64()))
     padded = [modality.pad.size for modality in job.config.modalities if modality.pad]
     sides = taken["height"].to_pylist() + taken["width"].to_pylist()
     steps = [
@@ -652,25 +653,28 @@ def summary(job: Job, outcomes: Sequence[Outcome]) -> dict[str, Any]:
 
 
 def dry_run(job: Job) -> dict[str, Any]:
-    """What an ingest would read and write, from the listing alone."""
+    """What an ingest would read and write: from the listing and the windows' metadata alone."""
     groups = wanted_groups(job)
-    n_windows = n_files = n_bytes = 0
-    for window in job.source.windows(groups, job.config.layer_names):
-        n_windows += 1
-        n_files += len(window.files)
-        n_bytes += window.n_bytes
-    policy = job.spec.splits
-    shares = " / ".join(f"{ratio:.0%}" for ratio in policy.ratios)
-    declared = (
-        "the dataset's own where it declares them, else " if policy.strategy == "auto" else ""
-    )
+    listed = _list_windows(job)
+    wants = WindowFilter.of(job.spec).wants
+    rows = []
+    for done, files in enumerate(listed, start=1):
+        row = metadata_row(job.source, files, wants)
+        if row is not None:
+            rows.append(row)
+        job.progress("metadata read", done, len(listed))
+    schema = WindowIndex.empty(job.config, "", "").table.schema
+    index = WindowIndex(add_geometry(pa.Table.from_pylist(rows, schema=schema)), "", "")
+    splits = assign_splits(index, job.config, job.spec, "")
     return {
         "name": job.spec.name,
         "source": job.source.url,
         "groups": groups,
-        "n_windows": n_windows,
-        "n_files": n_files,
-        "n_bytes": n_bytes,
+        "n_windows": len(rows),
+        "n_filtered_out": len(listed) - len(rows),
+        "n_files": sum(len(files.files) for files in listed),
+        "n_bytes": sum(files.n_bytes for files in listed),
         "path": str(job.layout.path),
-        "splits": f"{policy.strategy}: {declared}train/val/test {shares}",
+        "counts": splits.counts(),
+        "strategy": splits.report["strategy"],
     }

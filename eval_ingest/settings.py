@@ -6,6 +6,7 @@
 | EVAL_INGEST_CATALOG | folder of specs added to the built-in ones | {eval root}/catalog |
 | EVAL_INGEST_WORKERS | threads or processes that decode and copy | one per core |
 | EVAL_INGEST_ENGINE | threads, processes, or a dask scheduler's address | threads |
+| EVAL_INGEST_CACHE | frozen embeddings of sweeps; may be deleted at any time | ~/.cache/eval_ingest |
 | STUDIO_ROOT | where the catalog's Studio datasets are | gs://rslearn-eai/datasets |
 
 A file `.env` in the current folder is read too; the environment wins over it.
@@ -23,6 +24,7 @@ from eval_ingest.errors import SettingsError
 
 DEFAULT_EVAL_ROOT = "weka://dfive-default/olmoearth/eval_datasets"
 EVAL_ROOT_VARIABLE = "OLMOEARTH_EVAL_DATASETS"
+DEFAULT_CACHE = "~/.cache/eval_ingest"
 
 _VARIABLE = re.compile(r"\$\{(?P<name>[A-Za-z_][A-Za-z0-9_]*)(?::-(?P<default>[^}]*))?\}")
 
@@ -35,6 +37,7 @@ class Settings:
     catalog: str | None = None
     workers: int = 1
     engine: str = "threads"
+    cache: str = DEFAULT_CACHE
     variables: Mapping[str, str] = field(default_factory=dict, repr=False)
     """Every variable, for `${VAR:-default}` in catalog sources."""
 
@@ -58,6 +61,7 @@ class Settings:
             catalog=text("EVAL_INGEST_CATALOG"),
             workers=int(workers) if workers else _cores(),
             engine=text("EVAL_INGEST_ENGINE") or "threads",
+            cache=text("EVAL_INGEST_CACHE") or DEFAULT_CACHE,
             variables=MappingProxyType(variables),
         )
 

@@ -387,7 +387,7 @@ def _by_row(table: pa.Table) -> dict[str, dict[int, Any]]:
 def _timestamps(
     index: WindowIndex, modality: str, rows: Sequence[Place], steps: Sequence[int]
 ) -> list[list[int]]:
-    taken = index.table.take([place.row for place in rows])
+    taken = index.table.take(pa.array([place.row for place in rows], pa.int64()))
     intervals = taken[f"{modality}.timestamps"].to_pylist()
     starts, ends = taken["time_start"].to_pylist(), taken["time_end"].to_pylist()
     result = []

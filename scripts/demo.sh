@@ -35,5 +35,21 @@ echo "== 3. What was registered"
 eval-ingest info --name tolbi_crops
 
 echo
-echo "== 4. EvalDataset(\"tolbi_crops\", split=\"val\"), and a first score"
+echo "== 4. What training code does"
+code='from eval_ingest import EvalDataset
+val = EvalDataset("tolbi_crops", split="val")
+batch = next(val.batches(16))'
+echo "$code" | sed 's/^/  >>> /'
+python - <<PY
+import time, torch
+from eval_ingest.loading import EvalDataset
+started = time.perf_counter()
+$code
+print(f"  opened, and one batch made, in {(time.perf_counter() - started) * 1000:.0f} ms:")
+for key in ("sentinel2_l2a", "target"):
+    print(f"    {key:<14} {str(batch[key].dtype).removeprefix('torch.'):<8} {tuple(batch[key].shape)}")
+PY
+
+echo
+echo "== 5. A first score"
 python -m eval_ingest.demo --score

@@ -19,7 +19,7 @@ from eval_ingest.core.resolved import ResolvedConfig
 from eval_ingest.core.task import TaskKind
 from eval_ingest.core.validate import InvalidSummary, Problem, summarise
 
-INDEX_VERSION = 1
+INDEX_VERSION = 2
 """Raised when a column changes meaning: an index of another version is built anew."""
 
 _TIME = pa.timestamp("us", tz="UTC")
@@ -47,6 +47,7 @@ def index_schema(config: ResolvedConfig) -> pa.Schema:
         ("n_files", pa.int32()),
         ("n_bytes", pa.int64()),
         ("source_digest", pa.string()),
+        ("pixel_digest", pa.string()),
         ("status", pa.string()),
         ("problems", pa.list_(_PROBLEM)),
     ]
@@ -158,7 +159,7 @@ class WindowIndex:
 
 def _moments_array(column: pa.ChunkedArray) -> NDArray[np.float64]:
     rows = column.to_pylist()
-    bands = max((len(row["count"]) for row in rows if row), default=0)
+    bands = max((len(row["count"]) for row in rows if row), default=1)
     result = np.zeros((len(rows), 5, bands))
     result[:, 3], result[:, 4] = np.inf, -np.inf
     for k, row in enumerate(rows):

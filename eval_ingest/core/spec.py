@@ -1,7 +1,7 @@
 """DatasetSpec: what a person says about a dataset. Name and source; the rest is inferred."""
 
 import re
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
@@ -82,6 +82,8 @@ class DatasetSpec(BaseModel):
     splits: SplitPolicy = SplitPolicy()
     max_samples: int | None = Field(default=None, gt=0)
     """At most this many windows over all splits, stratified by class, chosen by hash."""
+    label_fractions: dict[str, Annotated[float, Field(gt=0, le=1)]] = Field(default_factory=dict)
+    """Names for shares of the train split: EvalDataset(label_fraction="few"). They are nested."""
     max_invalid_fraction: float = Field(default=0.1, ge=0, le=1)
     copy_mode: Literal["windows", "stream"] = Field(default="windows", alias="copy")
     """windows: the rslearn windows and the packed samples; stream: the packed samples alone."""

@@ -1,7 +1,8 @@
 """Which window belongs to train, val or test.
 
 Assignment hashes (seed, window): it doesn't depend on the order in which windows are listed,
-and a new window moves no other.
+and a new window moves no other. The exception: windows that overlap share one hash, so a new
+window that overlaps others can move those it joins together (see `_overlap_keys`).
 """
 
 import hashlib
@@ -20,10 +21,14 @@ from eval_ingest.core.spec import SPLITS, DatasetSpec, SplitPolicy
 from eval_ingest.core.task import Task
 from eval_ingest.errors import SplitError
 
-SPLITS_VERSION = 1
+SPLITS_VERSION = 2
 
 NONE = "none"
 """The split of windows that are in none: invalid, not selected, or left out."""
+
+_SLIVER = 1e-3
+"""Outlines are straight lines between projected corners, so neighbours on a grid overlap by
+slivers: two windows only overlap if they still do without this share of their width."""
 
 _ALIASES = {
     "train": "train", "training": "train",
@@ -127,7 +132,8 @@ def _choose(
     chosen: NDArray[np.str_]
     match policy.strategy:
         case "auto" | "random":
-            chosen = _by_threshold(_uniform(index.keys, f"split:{policy.seed}"), ratios)
+            keys = _overlap_keys(index, candidates, ratios, policy)
+            chosen = _by_threshold(_uniform(keys, f"split:{policy.seed}"), ratios)
         case "stratified":
             chosen = _stratified(index.keys, candidates, strata, ratios, policy.seed)
         case "spatial":
@@ -153,6 +159,110 @@ def _by_threshold(
 ) -> NDArray[np.str_]:
     edges = np.cumsum(ratios)[:2]
     return np.array(SPLITS, dtype="<U5")[np.searchsorted(edges, uniform, side="right")]
+
+
+def _overlap_keys(
+    index: WindowIndex,
+    candidates: NDArray[np.bool_],
+    ratios: tuple[float, float, float],
+    policy: SplitPolicy,
+) -> list[str]:
+    """What each window is hashed by: itself, or the first by name of the windows it overlaps.
+
+    Windows that overlap, directly or through others, thereby get into the same split. Where so
+    many hang together that a split would be thrown off (more than half of the smallest split),
+    they are hashed by their blocks of the equal-area grid instead, as `spatial` does: then only
+    windows at the blocks' borders overlap others of another split, and the report counts them.
+    """
+    import shapely
+
+    keys = list(index.keys)
+    outlines = footprints(index)
+    taken = candidates & (outlines.place >= 0)
+    too_many = max(int(candidates.sum()) * min(r for r in ratios if r > 0) / 2, 2)
+    for rows in _overlap_clusters(outlines, np.flatnonzero(taken)):
+        names = [keys[row] for row in rows]
+        if len(rows) <= too_many:
+            names = [min(names)] * len(rows)
+        else:
+            shapes = outlines.shapes[outlines.place[rows]]
+            centres = shapely.get_coordinates(shapely.centroid(shapes))
+            blocks = np.floor(centres / policy.block_size_m).astype(np.int64)
+            names = [f"block {x}/{y}" for x, y in blocks.tolist()]
+        for row, name in zip(rows, names, strict=True):
+            keys[row] = name
+    return keys
+
+
+@dataclass(frozen=True)
+class Footprints:
+    """The outlines of an index's windows, each different one once."""
+
+    shapes: NDArray[Any]
+    """Polygons in metres, as `equal_area` gives them."""
+    place: NDArray[np.int64]
+    """Per row of the index the place in `shapes`; -1 where the outline isn't known."""
+
+
+def footprints(index: WindowIndex) -> Footprints:
+    """The outlines of all windows; a site that was taken a thousand times costs one outline."""
+    import shapely
+
+    column = pa.chunked_array([index.table["geometry"].combine_chunks()], pa.binary())
+    encoded = column.dictionary_encode().chunk(0)
+    shapes = equal_area(shapely.from_wkb(encoded.dictionary.to_pylist()))
+    place = encoded.indices.fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int64)
+    return Footprints(shapes, place)
+
+
+def _overlap_clusters(outlines: Footprints, rows: NDArray[np.int64]) -> list[NDArray[np.int64]]:
+    """The groups of two or more of these rows that hang together by overlap, each sorted."""
+    import shapely
+
+    present, first_of, shape_of = np.unique(
+        outlines.place[rows], return_index=True, return_inverse=True
+    )
+    shrunk = without_slivers(outlines.shapes[present])
+    one, other = shapely.STRtree(shrunk).query(shrunk, predicate="intersects")
+    once = one < other
+    # Windows of one and the same outline are joined to the first of them.
+    first = np.concatenate([first_of[one[once]], np.arange(len(rows))])
+    second = np.concatenate([first_of[other[once]], first_of[shape_of]])
+    different = first != second
+    return [rows[members] for members in _connected(len(rows), first[different], second[different])]
+
+
+def without_slivers(shapes: NDArray[Any]) -> NDArray[Any]:
+    """Shapes drawn together towards their middle, so that only real overlap intersects."""
+    import shapely
+
+    known = np.flatnonzero(~shapely.is_missing(shapes) & ~shapely.is_empty(shapes))
+    some = shapes[known]
+    corners = shapely.get_coordinates(some)
+    middles = shapely.get_coordinates(shapely.centroid(some))
+    middles = np.repeat(middles, shapely.get_num_coordinates(some), axis=0)
+    result = np.full(len(shapes), None, dtype=object)
+    result[known] = shapely.set_coordinates(some, middles + (corners - middles) * (1 - _SLIVER))
+    return result
+
+
+def _connected(
+    count: int, first: NDArray[np.int64], second: NDArray[np.int64]
+) -> list[NDArray[np.int64]]:
+    """The groups of two or more among `count` things that the pairs connect, each sorted."""
+    root = np.arange(count)
+    while True:  # each round joins trees by their roots, then flattens them: log(count) rounds
+        a, b = root[first], root[second]
+        if (a == b).all():
+            break
+        np.minimum.at(root, np.maximum(a, b), np.minimum(a, b))
+        while (root != root[root]).any():
+            root = root[root]
+    linked = np.unique(np.concatenate([first, second]))
+    order = linked[np.argsort(root[linked], kind="stable")]
+    if not len(order):
+        return []
+    return np.split(order, np.flatnonzero(np.diff(root[order])) + 1)
 
 
 def _stratified(

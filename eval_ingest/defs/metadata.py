@@ -87,7 +87,7 @@ def stage_metadata(job: Job, outcome: Outcome) -> dict[str, Any]:
         case CopyResult():
             return common | _copy_metadata(value)
         case Metadata():
-            return common | entry_metadata(job.layout, value)
+            return entry_metadata(job.layout, value) | common
         case _:
             return common
 

@@ -63,7 +63,8 @@ class EvalDataset(Dataset[dict[str, Any]]):
         method: how statistics are used; see `core.norm.METHODS`.
         crop: a square of the dataset's crop size from the "center" or a "random" place; None: all.
             A dataset without a crop size is never cropped.
-        label_fraction: share of the train split, in (0, 1]: nested subsets, drawn by `seed`.
+        label_fraction: share of the train split, in (0, 1], or "10%", or a name in the spec's
+            label_fractions: nested subsets, drawn by `seed`.
         seed: of label_fraction.
 
     Raises:
@@ -81,7 +82,7 @@ class EvalDataset(Dataset[dict[str, Any]]):
         normalize: Literal["dataset", "pretrained"] | None = "dataset",
         method: str = DEFAULT_METHOD,
         crop: Literal["center", "random"] | None = "center",
-        label_fraction: float = 1.0,
+        label_fraction: float | str = 1.0,
         seed: int = 42,
     ) -> None:
         self._arguments = {
@@ -106,7 +107,7 @@ class EvalDataset(Dataset[dict[str, Any]]):
         self._crop = self.metadata.config.crop_size if crop else None
         self._random_crop = crop == "random"
         self._index = self._read_index()
-        self._order = self._draw(label_fraction, seed)
+        self._order = self._draw(self._fraction(label_fraction), seed)
         self._maps: dict[tuple[int, str], NDArray[Any]] = {}
 
     # -------------------------------------------------------------------------------- opening
@@ -144,6 +145,20 @@ class EvalDataset(Dataset[dict[str, Any]]):
                 f"the index {path} can't be read ({error}); ingest {self.name} again"
             ) from error
         return _SplitIndex(table, [modality.name for modality in self.metadata.config.modalities])
+
+    def _fraction(self, given: float | str) -> float:
+        if not isinstance(given, str):
+            return given
+        named = self.metadata.spec.label_fractions
+        if given in named:
+            return named[given]
+        try:
+            return float(given[:-1]) / 100 if given.endswith("%") else float(given)
+        except ValueError:
+            raise LoadError(
+                f"no label_fraction {given!r}; {self.metadata.name} names "
+                f"{', '.join(named) or 'none'}; or give a share such as 0.1 or '10%'"
+            ) from None
 
     def _draw(self, label_fraction: float, seed: int) -> NDArray[np.int64] | None:
         """The rows of a label fraction, or None for all of them in order."""
@@ -216,6 +231,9 @@ class EvalDataset(Dataset[dict[str, Any]]):
         sample["target"] = self._target(target[window] if target.ndim else target)
         sample["window"] = f"{self._index.groups[row]}/{self._index.names[row]}"
         return sample
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        return (self[i] for i in range(len(self)))
 
     def __getitems__(self, indices: Sequence[int]) -> list[dict[str, Any]]:
         return [self[i] for i in indices]

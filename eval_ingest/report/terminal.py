@@ -210,11 +210,14 @@ def _short(text: str, limit: int = 72) -> str:
 
 def dry_run_lines(plan: Mapping[str, Any]) -> list[str]:
     """What an ingest would do."""
+    windows = f"{plan['n_windows']:,} windows in {', '.join(plan['groups'])}"
+    if plan["n_filtered_out"]:
+        windows += f" ({plan['n_filtered_out']:,} others don't match tags or time)"
     return [
-        f"{plan['name']}: {plan['n_windows']:,} windows in {', '.join(plan['groups'])}, "
-        f"{plan['n_files']:,} files, {size(plan['n_bytes'])}",
+        f"{plan['name']}: {windows}, {plan['n_files']:,} files, {size(plan['n_bytes'])} to read",
+        f"splits: {counts_text(plan['counts'])}; {plan['strategy']}",
+        "  (labels and rasters are not read in a dry run: invalid windows will leave their splits)",
         f"would write to {plan['path']}",
-        f"splits: {plan['splits']}",
         "nothing was written (--dry-run)",
     ]
 

@@ -63,7 +63,7 @@ class GeotiffHeader:
     height: int
     bands: int
     dtype: str
-    """numpy name of the stored type."""
+    """numpy name of the stored type; `unknown` if only GDAL can read it."""
     epsg: int | None
     """None: no CRS, or one that its keys don't give by a plain EPSG code."""
     origin: tuple[float, float] | None
@@ -109,6 +109,8 @@ def decode_geotiff(data: bytes, grid: Grid) -> tuple[NDArray[Any], GeotiffHeader
     header = read_header(data)
     if not header.georeferenced:
         raise RasterProblem("raster_grid", "it has no georeference")
+    if grid.width * grid.height * header.bands > _MAX_BYTES:
+        raise RasterProblem("raster_grid", f"{grid.width} x {grid.height} pixels are too many")
     if header.simple and header.epsg is not None and header.epsg == _epsg(grid.crs):
         place = _place(header, grid)
         if place is not None:
@@ -121,6 +123,7 @@ def decode_geotiff(data: bytes, grid: Grid) -> tuple[NDArray[Any], GeotiffHeader
 # --- the header -------------------------------------------------------------------------------
 
 _MAX_BYTES = 4 << 30
+_MAX_FLOAT32 = float(np.finfo(np.float32).max)
 
 _KINDS = {b"II*\0": ("<", 4), b"MM\0*": (">", 4), b"II+\0": ("<", 8), b"MM\0+": (">", 8)}
 """First bytes of a file to byte order and the size of an offset: BigTIFF's is 8."""
@@ -312,6 +315,12 @@ def read_header(data: bytes) -> GeotiffHeader:
 
 def _broken(why: str) -> RasterProblem:
     return RasterProblem("raster_unreadable", why)
+
+
+def _short(error: Exception) -> str:
+    """A decoder's message on one line; GDAL's may hold a whole CRS."""
+    text = " ".join(f"{type(error).__name__}: {error}".split())
+    return text if len(text) <= 200 else f"{text[:197]}..."
 
 
 def _number(form: str, data: bytes, at: int) -> int:
@@ -513,7 +522,7 @@ def _parse_nodata(text: bytes, dtype: str | None) -> tuple[float | None, bool]:
     if dtype == "float64":
         return value, math.isfinite(value)
     if dtype == "float32":
-        return value, abs(value) < 3.5e38 and float(np.float32(value)) == value
+        return value, abs(value) <= _MAX_FLOAT32 and float(np.float32(value)) == value
     limits = np.iinfo(dtype)
     return value, int(limits.min) <= value <= int(limits.max) and value.is_integer()
 
@@ -652,7 +661,7 @@ def _decode_pixels(data: bytes, header: GeotiffHeader) -> NDArray[Any]:
         else:
             pixels = pixels.reshape(header.height, header.width, header.bands)
     except Exception as error:  # whatever the codec raises, the raster is damaged
-        raise _broken(str(error) or type(error).__name__) from error
+        raise _broken(_short(error)) from error
     if header.alpha:
         pixels[pixels[:, :, -1] == 0] = 0
     return pixels
@@ -684,8 +693,6 @@ def _on_grid(
     inside_rows, source_rows = _inside(rows)
     inside_columns, source_columns = _inside(columns)
     shape = (len(inside_rows), len(inside_columns), header.bands)
-    if math.prod(shape) * pixels.itemsize > _MAX_BYTES:
-        raise RasterProblem("raster_grid", f"a window of {shape[1]} x {shape[0]} is too large")
     out = np.full(shape, header.nodata or 0, pixels.dtype)
     out[np.ix_(inside_rows, inside_columns)] = pixels[np.ix_(source_rows, source_columns)]
     return out
@@ -712,13 +719,13 @@ def _warp(data: bytes, header: GeotiffHeader, grid: Grid) -> tuple[NDArray[Any],
     from rasterio.io import MemoryFile
     from rasterio.vrt import WarpedVRT
 
-    scale = Affine.scale(grid.x_resolution, grid.y_resolution)
-    transform = scale * Affine.translation(grid.bounds[0], grid.bounds[1])
+    x_size, y_size = grid.x_resolution, grid.y_resolution
+    transform = Affine(x_size, 0, grid.bounds[0] * x_size, 0, y_size, grid.bounds[1] * y_size)
     try:
         crs = CRS.from_string(grid.crs)
         # Only as a GeoTIFF: other drivers of GDAL follow paths and URLs in a file's text.
         with MemoryFile(data) as memory, memory.open(driver="GTiff") as source:
-            _check_warped_cover(source, crs, transform, grid)
+            _check_warped_cover(source, crs, grid)
             with WarpedVRT(
                 source,
                 crs=crs,
@@ -734,11 +741,11 @@ def _warp(data: bytes, header: GeotiffHeader, grid: Grid) -> tuple[NDArray[Any],
     except RasterProblem:
         raise
     except Exception as error:  # GDAL's errors have no common root
-        raise _broken(f"{type(error).__name__}: {error}") from error
+        raise _broken(_short(error)) from error
     return np.moveaxis(pixels, 0, -1), read
 
 
-def _check_warped_cover(source: Any, crs: Any, transform: Any, grid: Grid) -> None:
+def _check_warped_cover(source: Any, crs: Any, grid: Grid) -> None:
     """Raise if the raster leaves more of the window's outline uncovered than is allowed.
 
     From another CRS that is half a pixel more than from the same.
@@ -746,14 +753,15 @@ def _check_warped_cover(source: Any, crs: Any, transform: Any, grid: Grid) -> No
     from rasterio.warp import transform as transform_points
 
     along, ones = np.linspace(0, 1, 9), np.ones(9)
-    x = np.concatenate([along, along, 0 * ones, ones]) * grid.width
-    y = np.concatenate([0 * ones, ones, along, along]) * grid.height
-    xs, ys = transform * (x, y)
+    xs = np.concatenate([along, along, 0 * ones, ones]) * grid.width + grid.bounds[0]
+    ys = np.concatenate([0 * ones, ones, along, along]) * grid.height + grid.bounds[1]
+    xs, ys = xs * grid.x_resolution, ys * grid.y_resolution
     allowed = 1.0
     if source.crs is not None and source.crs != crs:
         xs, ys = map(np.asarray, transform_points(crs, source.crs, xs, ys)[:2])
         allowed = 1.5
-    columns, rows = ~source.transform * (xs, ys)
+    place = ~source.transform
+    columns, rows = place.a * xs + place.b * ys + place.c, place.d * xs + place.e * ys + place.f
     if not (np.isfinite(columns).all() and np.isfinite(rows).all()):
         raise RasterProblem("raster_grid", "the window can't be transformed to its CRS")
     sides, ends = ("left", "right"), ("top", "bottom")

@@ -152,6 +152,15 @@ def read_window(
     return sample
 
 
+def read_metadata(source: Source, files: WindowFiles) -> WindowMetadata | None:
+    """A window's metadata alone; None if it is missing or broken."""
+    try:
+        path = files.by_path["metadata.json"]
+        return parse_metadata(json.loads(source.read(files.group, files.name, path)))
+    except (KeyError, ValueError, _Unreadable):
+        return None
+
+
 @dataclass
 class _WindowReader:
     source: Source
