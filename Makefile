@@ -32,7 +32,7 @@ lint: $(READY)  ## formatting, types, and which module may import which
 	$(BIN)/lint-imports
 
 bench: $(READY)  ## how fast it is, beside rslearn; WINDOWS=1000 for a larger dataset
-	$(BIN)/python -m eval_ingest_tests.bench --windows $${WINDOWS:-250}
+	$(BIN)/python -m benchmarks.bench --windows $${WINDOWS:-250}
 
 ui: $(READY)  ## Dagster's web page with the demo's datasets, at http://127.0.0.1:3000
 	@. $(BIN)/activate && dagster dev --host 127.0.0.1 --port $${PORT:-3000}

@@ -353,7 +353,7 @@ def add_geometry(table: pa.Table) -> pa.Table:
     bounds = np.array([table["bounds"][int(k)].as_py() for k in known], dtype=float).reshape(-1, 4)
     scale = (
         np.column_stack(
-            [table[name].take(known).to_numpy() for name in ("x_resolution", "y_resolution") * 2]
+            [table[name].take(known).to_pylist() for name in ("x_resolution", "y_resolution") * 2]
         )
         if len(known)
         else np.zeros((0, 4))

@@ -11,7 +11,6 @@ from typing import Any, Self
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from eval_ingest.core.norm import MOMENTS
@@ -106,7 +105,7 @@ class WindowIndex:
     @cached_property
     def valid(self) -> NDArray[np.bool_]:
         """True per valid row."""
-        return np.asarray(pc.equal(self.table["status"], "valid").to_numpy(), dtype=bool)
+        return np.array([status == "valid" for status in self.table["status"].to_pylist()], bool)
 
     @cached_property
     def summary(self) -> InvalidSummary:

@@ -128,7 +128,9 @@ def _overlaps(
         one, place = tree.query(shrunk[outlines.place[rows]], predicate="intersects")
         # Each outline stands for all train windows that have it.
         of = np.repeat(rows[one], count[place])
-        within = np.arange(len(of)) - np.repeat(np.cumsum(count[place]) - count[place], count[place])
+        within = np.arange(len(of)) - np.repeat(
+            np.cumsum(count[place]) - count[place], count[place]
+        )
         against = order[np.repeat(first[place], count[place]) + within]
         together = _same_time(times[of], times[against])
         at_once = _first_each(of[together], against[together])
@@ -142,7 +144,8 @@ def _same_time(a: NDArray[np.float64], b: NDArray[np.float64]) -> NDArray[np.boo
     """True where time ranges share more than an end; unknown ranges may be any time."""
     start, end = np.maximum(a[:, 0], b[:, 0]), np.minimum(a[:, 1], b[:, 1])
     instant = (a[:, 0] == a[:, 1]) | (b[:, 0] == b[:, 1])
-    return (start < end) | (instant & (start == end)) | np.isnan(start) | np.isnan(end)
+    together = (start < end) | (instant & (start == end)) | np.isnan(start) | np.isnan(end)
+    return np.asarray(together)
 
 
 def _near(
@@ -164,9 +167,7 @@ def _near(
     return _first_each(held_out[one], train[first[place]])
 
 
-def _duplicates(
-    index: WindowIndex, splits: NDArray[np.str_], rows: NDArray[np.int64]
-) -> Cases:
+def _duplicates(index: WindowIndex, splits: NDArray[np.str_], rows: NDArray[np.int64]) -> Cases:
     """Windows of one split whose pixels another split has too."""
     digests = pixel_groups(index)
     split = splits[rows[0]] if len(rows) else ""
@@ -215,8 +216,8 @@ def standard_error(windows: int) -> float:
     A score of 0 or 1 per window, as accuracy is made of, varies by at most 0.25 (at p = 0.5), and
     so does any other mean of one score within 0 to 1 per window. Pixels of one window resemble
     each other, so the windows count for segmentation too. For regressions read it as a share: with
-    normal errors the RMSE of n windows is off by about 1 / sqrt(2 n) of itself, which is less than
-    twice this.
+    normal errors the RMSE of n windows is off by about 1 / sqrt(2 n) of itself, which is 1.4 times
+    this.
 
     >>> standard_error(100)
     0.05

@@ -74,9 +74,7 @@ class OlmoEarthAdapter:
             )
         self._sample_type, modalities = _package()
         self._tolerance_days = tolerance_days
-        self._bands = {
-            name: _BandFiller.of(dataset, name, missing_bands) for name in dataset.bands
-        }
+        self._bands = {name: _BandFiller.of(dataset, name, missing_bands) for name in dataset.bands}
         groups = band_groups or {
             name: modalities.get(name).bandsets_as_indices() for name in dataset.bands
         }

@@ -95,7 +95,8 @@ def read_table(path: Path, kind: str, version: int) -> tuple[pa.Table, dict[str,
     if facts is None or facts.get("kind") != kind or facts.get("version") != version:
         return None
     try:
-        return pq.read_table(path), facts
+        with pq.ParquetFile(path) as file:
+            return file.read(), facts
     except OSError as error:
         raise store_error(path, "reading", error) from error
     except pa.ArrowException:

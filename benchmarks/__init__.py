@@ -1,0 +1,1 @@
+"""How fast eval_ingest is, measured beside the tools it stands next to."""

@@ -1,0 +1,254 @@
+"""A split's frozen embeddings: made once, kept in the cache, mapped into memory when read.
+
+    {cache}/embeddings/{key}/features.f32      float32 (R, D), one row per patch or per window
+                             target.npy        (R, Q): the labels of a row, Q = patch_size^2 or 1
+                             places.npy        (N, 2): first row and number of rows per window
+                             embeddings.json   shapes and provenance; written last
+
+The key is a fingerprint of encoder, dataset, split, normalisation, bands and patch size. The
+folder may be deleted at any time.
+"""
+
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from eval_ingest.core.fingerprint import fingerprint
+from eval_ingest.errors import SweepError
+from eval_ingest.loading import EvalDataset, collate
+from eval_ingest.store.atomic import read_json, write_json, written_aside
+from eval_ingest.sweep.encoders import Embeddings, Encoder
+
+VERSION = 1
+
+_BATCH_BYTES = 48 << 20
+"""Batches are made of about this many bytes of pixels."""
+MAX_BATCH = 128
+
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class Embedded:
+    """A split as a probe sees it."""
+
+    features: NDArray[np.float32]
+    """(R, D)"""
+    target: NDArray[Any]
+    """(R, Q): int16 with -1 for no label, or float32 with NaN."""
+    places: NDArray[np.int64]
+    """(N, 2): the first row of a window and how many rows it has."""
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+
+def embed_split(
+    dataset: EvalDataset, encoder: Encoder, cache: Path, progress: Progress | None = None
+) -> Embedded:
+    """A split's embeddings, from the cache if they are there.
+
+    Args:
+        dataset: the split, opened as the encoder wants it.
+        encoder: the frozen encoder.
+        cache: the cache folder.
+        progress: called with (what, windows done, windows).
+
+    Raises:
+        SweepError: sizes don't fit the patch size, the encoder fails or returns something else
+            than it should, or the cache can't be written.
+    """
+    folder = cache / "embeddings" / embedding_key(dataset, encoder)
+    found = _read(folder)
+    if found is None:
+        writable(cache, "set EVAL_INGEST_CACHE to a folder of yours")
+        _write(folder, dataset, encoder, progress or (lambda what, done, total: None))
+        found = _read(folder)
+    if found is None:
+        raise SweepError(f"{folder} was written but can't be read; remove it and run again")
+    return found
+
+
+def embedding_key(dataset: EvalDataset, encoder: Encoder) -> str:
+    """The cache key of a split's embeddings."""
+    return fingerprint(
+        "embeddings",
+        VERSION,
+        encoder.fingerprint,
+        encoder.patch_size,
+        dataset.name,
+        dataset.metadata.fingerprint,
+        dataset.split,
+        encoder.normalize,
+        encoder.method,
+        {name: list(bands) for name, bands in dataset.bands.items()},
+    )
+
+
+def writable(folder: Path, cure: str) -> None:
+    """Make a folder, and see that files can be made in it.
+
+    Raises:
+        SweepError: they can't.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise SweepError(f"{folder} can't be made ({error.strerror}); {cure}") from error
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise SweepError(f"{folder} can't be written; {cure}")
+
+
+# ---------------------------------------------------------------------------------- reading
+
+
+def _read(folder: Path) -> Embedded | None:
+    facts = read_json(folder / "embeddings.json")
+    if not isinstance(facts, dict) or facts.get("version") != VERSION:
+        return None
+    rows, width = facts["rows"], facts["width"]
+    features = folder / "features.f32"
+    try:
+        if features.stat().st_size != rows * width * 4:
+            return None
+        return Embedded(
+            # Copy on write: torch wants memory that it could write to.
+            np.memmap(features, np.float32, "c", shape=(rows, width)),
+            np.load(folder / "target.npy", allow_pickle=False),
+            np.load(folder / "places.npy", allow_pickle=False),
+        )
+    except (OSError, ValueError):
+        return None  # damaged or half deleted: made anew
+
+
+# ---------------------------------------------------------------------------------- writing
+
+
+def _write(folder: Path, dataset: EvalDataset, encoder: Encoder, progress: Progress) -> None:
+    total = len(dataset)
+    what = f"{encoder.name} on {dataset.name} {dataset.split}"
+    places = np.zeros((total, 2), np.int64)
+    targets: list[NDArray[Any]] = []
+    rows = width = done = 0
+    with written_aside(folder / "features.f32") as temporary, open(temporary, "wb") as stream:
+        for indices, batch in _batches(dataset):
+            _check_size(dataset, encoder, batch)
+            features, labels = _embed(dataset, encoder, batch)
+            size = len(features) // len(indices)
+            places[indices, 0] = rows + size * np.arange(len(indices))
+            places[indices, 1] = size
+            if width not in (0, features.shape[1]):
+                raise SweepError(
+                    f"encoder {encoder.name} on {dataset.name}: embeddings of {width} values, "
+                    f"then of {features.shape[1]}; they must all be as long"
+                )
+            rows, width = rows + len(features), features.shape[1]
+            stream.write(features.tobytes())
+            targets.append(labels)
+            done += len(indices)
+            progress(what, done, total)
+    for name, array in (("target", np.concatenate(targets)), ("places", places)):
+        with written_aside(folder / f"{name}.npy") as temporary, open(temporary, "wb") as stream:
+            np.save(stream, array, allow_pickle=False)
+    facts = {
+        "version": VERSION, "rows": rows, "width": width, "encoder": encoder.name,
+        "weights": encoder.weights, "dataset": dataset.name, "split": dataset.split,
+        "dataset_version": dataset.metadata.fingerprint,
+    }  # fmt: skip
+    write_json(folder / "embeddings.json", facts)
+
+
+def _batches(dataset: EvalDataset) -> Iterator[tuple[list[int], dict[str, Any]]]:
+    """Indices and batches whose samples agree in height and width, so that none is padded."""
+    waiting: dict[tuple[int, ...], list[tuple[int, dict[str, Any]]]] = {}
+    for i in range(len(dataset)):
+        sample = dataset[i]
+        pixels = [sample[name] for name in dataset.bands]
+        group = waiting.setdefault(tuple(pixels[0].shape[:2]), [])
+        group.append((i, sample))
+        n_bytes = sum(values.numel() * 4 for values in pixels)
+        if len(group) >= min(max(_BATCH_BYTES // max(n_bytes, 1), 1), MAX_BATCH):
+            yield _batch(group)
+            group.clear()
+    for group in waiting.values():
+        if group:
+            yield _batch(group)
+
+
+def _batch(group: list[tuple[int, dict[str, Any]]]) -> tuple[list[int], dict[str, Any]]:
+    return [i for i, _ in group], collate([sample for _, sample in group])
+
+
+def _check_size(dataset: EvalDataset, encoder: Encoder, batch: dict[str, Any]) -> None:
+    height, width = batch[next(iter(dataset.bands))].shape[1:3]
+    p = encoder.patch_size
+    if height % p or width % p:
+        fitting = [str(n) for n in range(1, 17) if height % n == 0 and width % n == 0]
+        raise SweepError(
+            f"{dataset.name}: samples of {height} x {width} pixels can't be divided into patches "
+            f"of {p} x {p}; say --patch-size {' or '.join(fitting)}"
+        )
+
+
+def _embed(
+    dataset: EvalDataset, encoder: Encoder, batch: dict[str, Any]
+) -> tuple[NDArray[np.float32], NDArray[Any]]:
+    """Rows (R, D) of a batch and their labels (R, Q)."""
+    try:
+        with torch.no_grad():
+            found = encoder.embed(batch, dataset)
+            found = Embeddings(*found)
+    except (SweepError, KeyboardInterrupt):
+        raise
+    except Exception as error:  # anybody's own code
+        raise SweepError(
+            f"encoder {encoder.name} failed on {dataset.name} {dataset.split} with "
+            f"{type(error).__name__}: {error}"
+        ) from error
+    p = encoder.patch_size
+    target = batch["target"]
+    batch_size, height, width = batch[next(iter(dataset.bands))].shape[:3]
+    h, w = height // p, width // p
+    if dataset.task.kind.per_pixel:
+        if found.patches is None:
+            raise _wrong(dataset, encoder, "patches", (batch_size, h, w, "D"), None)
+        if tuple(found.patches.shape[:3]) != (batch_size, h, w) or found.patches.ndim != 4:
+            raise _wrong(dataset, encoder, "patches", (batch_size, h, w, "D"), found.patches)
+        vectors = found.patches.flatten(0, 2)
+        # Labels lie as pixels do: (B, h, w) patches of p x p.
+        labels = target.view(batch_size, h, p, w, p).permute(0, 1, 3, 2, 4).reshape(-1, p * p)
+    else:
+        pooled = found.pooled
+        if pooled is None and found.patches is not None:
+            pooled = found.patches.flatten(1, -2).mean(1)
+        if pooled is None or pooled.ndim != 2 or len(pooled) != batch_size:
+            raise _wrong(dataset, encoder, "pooled", (batch_size, "D"), pooled)
+        vectors, labels = pooled, target[:, None]
+    vectors = vectors.float().cpu().contiguous()
+    if not bool(torch.isfinite(vectors).all()):
+        raise SweepError(
+            f"encoder {encoder.name} on {dataset.name} {dataset.split}: embeddings are not finite"
+        )
+    kind = np.int16 if dataset.task.kind.has_classes else np.float32
+    return vectors.numpy(), labels.numpy().astype(kind)
+
+
+def _wrong(
+    dataset: EvalDataset,
+    encoder: Encoder,
+    what: str,
+    expected: tuple[Any, ...],
+    found: torch.Tensor | None,
+) -> SweepError:
+    shape = "None" if found is None else str(tuple(found.shape))
+    wanted = ", ".join(map(str, expected))
+    return SweepError(
+        f"encoder {encoder.name} on {dataset.name} ({dataset.task.kind}): {what} must have the "
+        f"shape ({wanted}), not {shape}; see eval_ingest.sweep.encoders.Encoder"
+    )

@@ -1,0 +1,314 @@
+"""Leakage: every planted neighbour, overlap and copy is found; auto splits make none."""
+
+import json
+from datetime import UTC, datetime
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import shapely
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from eval_ingest.core.index import WindowIndex, index_schema, moments_struct
+from eval_ingest.core.leakage import Leakage, find_leakage, standard_error
+from eval_ingest.core.resolved import (
+    InputPart,
+    LabelInput,
+    ModalityInput,
+    ResolvedConfig,
+)
+from eval_ingest.core.spec import DatasetSpec
+from eval_ingest.core.splits import SCHEMA, SplitAssignment, assign_splits
+from eval_ingest.core.task import LabelClass, Task, TaskKind
+
+SIDE_M = 640.0
+BANDS = ("B02", "B03", "B04", "B08")
+MEANS = (1100.0, 1300.0, 1400.0, 2700.0)
+
+Window = dict[str, Any]
+
+
+def make_config(**changes: Any) -> ResolvedConfig:
+    part = InputPart(key="x", reads=(), stack=True)
+    return ResolvedConfig(
+        **{
+            "task": Task(
+                kind=TaskKind.CLASSIFICATION,
+                num_classes=2,
+                classes=(LabelClass(name="maize"), LabelClass(name="forest")),
+            ),
+            "label": LabelInput(part=part),
+            "modalities": (
+                ModalityInput(name="sentinel2_l2a", bands=BANDS, parts=(part,), dtype="uint16"),
+            ),
+            "layers": (),
+            **changes,
+        }
+    )
+
+
+def window(name: str, x_m: float = 0.0, y_m: float = 0.0, **facts: Any) -> Window:
+    """A window of 640 m near the equator, x_m east and y_m north of (0, 0)."""
+    return {"name": name, "x": x_m, "y": y_m, **facts}
+
+
+def day(text: str) -> datetime:
+    return datetime.fromisoformat(text).replace(tzinfo=UTC)
+
+
+def make_index(windows: list[Window], config: ResolvedConfig | None = None) -> WindowIndex:
+    config = config or make_config()
+    rows = []
+    for k, w in enumerate(windows):
+        # On the equator a degree of the equal-area grid is 96,486 m by 128,000 m.
+        west, south = w["x"] / 96486.3, w["y"] / 127_250.0
+        side_x, side_y = SIDE_M / 96486.3, SIDE_M / 127_250.0
+        box = shapely.box(west, south, west + side_x, south + side_y)
+        counts = [0, 0]
+        counts[w.get("class", k % 2)] = 1
+        start, end = w.get("time", ("2024-01-01", "2024-12-31"))
+        row = {
+            "group": "g",
+            "name": w["name"],
+            "height": 64,
+            "width": 64,
+            "options": json.dumps(w.get("options", {})),
+            "geometry": None if w.get("unplaced") else shapely.to_wkb(box),
+            "time_start": start and day(start),
+            "time_end": end and day(end),
+            "pixel_digest": w.get("digest", w["name"]),
+            "status": "valid",
+            "label.class_counts": counts,
+            "label.invalid": 0,
+        }
+        for modality in config.modalities:
+            stamps = w.get("stamps", ("2024-03-01", "2024-06-01"))
+            row[f"{modality.name}.timesteps"] = len(stamps)
+            row[f"{modality.name}.timestamps"] = [{"start": day(t), "end": day(t)} for t in stamps]
+            row[f"{modality.name}.moments"] = moments_struct(
+                w.get("moments", moments(len(stamps), means=w.get("means", MEANS)))
+            )
+        rows.append(row)
+    rows.sort(key=lambda row: row["name"])
+    return WindowIndex(pa.Table.from_pylist(rows, schema=index_schema(config)), "fp", "key")
+
+
+def moments(
+    timesteps: int = 2,
+    means: tuple[float, ...] = MEANS,
+    low: float = 100.0,
+    std: float = 300.0,
+    counted: float = 1.0,
+) -> np.ndarray[Any, Any]:
+    """Moments (5, C) of a 64 x 64 window with these band means."""
+    n = 64 * 64 * timesteps * counted
+    mean = np.array(means)
+    deviation = np.full(len(means), std)
+    return np.stack(
+        [
+            np.full(len(means), n),
+            n * mean,
+            n * (mean**2 + deviation**2),
+            np.full(len(means), low) if std else mean,
+            mean + 3 * deviation,
+        ]
+    )
+
+
+def given_splits(index: WindowIndex, windows: list[Window]) -> SplitAssignment:
+    chosen = {w["name"]: w["split"] for w in windows}
+    table = pa.table(
+        {
+            "group": index.table["group"],
+            "name": index.table["name"],
+            "split": [chosen[name] for name in index.names],
+            "reason": [""] * len(index),
+        },
+        schema=SCHEMA,
+    )
+    return SplitAssignment(table, "fp", {"strategy": "given"})
+
+
+def leaks(windows: list[Window], **arguments: Any) -> Leakage:
+    index = make_index(windows)
+    return find_leakage(index, given_splits(index, windows), **arguments)
+
+
+def grid(side: int, step_m: float) -> list[Window]:
+    return [
+        window(f"w{k:05d}", (k % side) * step_m, (k // side) * step_m) for k in range(side * side)
+    ]
+
+
+# --------------------------------------------------------------------------------------- leakage
+
+
+def test_a_held_out_window_that_overlaps_a_train_window_is_found_by_name() -> None:
+    found = leaks(
+        [
+            window("a", split="train"),
+            window("b", 320, 0, split="test"),
+            window("c", 50_000, split="test"),
+        ]
+    ).splits["test"]
+    assert found.windows == 2
+    assert found.overlapping.count == 1
+    assert found.overlapping.examples == ["g/b overlaps train g/a"]
+    assert found.near.count == 0
+
+
+def test_windows_that_only_touch_are_near_not_overlapping() -> None:
+    found = leaks([window("a", split="train"), window("b", SIDE_M, split="val")]).splits["val"]
+    assert found.overlapping.count == 0
+    assert found.near.examples == ["g/b is near train g/a"]
+
+
+@pytest.mark.parametrize(("gap_m", "near"), [(900, 1), (1100, 0)])
+def test_near_is_measured_in_metres_between_outlines(gap_m: float, near: int) -> None:
+    windows = [window("a", split="train"), window("b", SIDE_M + gap_m, split="test")]
+    assert leaks(windows, distance_m=1000).splits["test"].near.count == near
+
+
+def test_the_same_ground_at_another_time_is_reported_apart() -> None:
+    windows = [
+        window("a", split="train", time=("2020-01-01", "2021-01-01")),
+        window("b", split="test", time=("2021-01-01", "2022-01-01")),
+        window("c", 9000, split="train", time=("2020-01-01", "2021-01-01")),
+        window("d", 9000, split="test", time=("2020-12-01", "2022-01-01")),
+    ]
+    found = leaks(windows).splits["test"]
+    assert found.overlapping.examples == ["g/d overlaps train g/c"]
+    assert found.overlapping_other_time.examples == ["g/b overlaps, at another time, train g/a"]
+    assert found.near.count == 0
+
+
+def test_a_window_of_unknown_time_may_be_of_any_time() -> None:
+    windows = [window("a", split="train"), window("b", split="test", time=(None, None))]
+    assert leaks(windows).splits["test"].overlapping.count == 1
+
+
+def test_equal_pixels_in_two_splits_are_found_wherever_they_lie() -> None:
+    windows = [
+        window("a", split="train", digest="same"),
+        window("b", 80_000, split="test", digest="same"),
+        window("c", 90_000, split="val", digest="other"),
+    ]
+    found = leaks(windows)
+    assert found.splits["test"].duplicated.examples == ["g/b has the pixels of g/a (train)"]
+    assert found.splits["val"].duplicated.count == 0
+
+
+def test_windows_in_no_split_and_without_outline_leak_nothing() -> None:
+    windows = [
+        window("a", split="none", digest="same"),
+        window("b", split="test", digest="same"),
+        window("c", split="train", unplaced=True),
+        window("d", split="test", unplaced=True, digest=None),
+    ]
+    found = leaks(windows).splits["test"]
+    assert found.windows == 2
+    assert (found.overlapping.count, found.near.count, found.duplicated.count) == (0, 0, 0)
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.sets(st.integers(0, 199), min_size=1, max_size=40))
+def test_every_planted_overlap_and_no_other_is_found(planted: set[int]) -> None:
+    windows = [window(f"w{k:03d}", k * 5000.0, split="train") for k in range(200)]
+    windows += [window(f"x{k:03d}", k * 5000.0 + 200, 100, split="test") for k in planted]
+    windows += [window(f"y{k:03d}", k * 5000.0, 90_000, split="test") for k in range(20)]
+    found = leaks(windows).splits["test"]
+    assert found.overlapping.count == len(planted)
+    assert found.near.count == 0
+
+
+def test_a_spatial_split_with_a_buffer_has_no_leakage() -> None:
+    windows = grid(30, 600.0)
+    index = make_index(windows)
+    policy = {"strategy": "spatial", "buffer_m": 1000, "block_size_m": 3000}
+    spec = DatasetSpec.parse({"name": "d", "source": "x", "splits": policy}, "test")
+    assignment = assign_splits(index, make_config(), spec, "fp")
+    assert min(assignment.counts().values()) > 0
+    for found in find_leakage(index, assignment, distance_m=1000).splits.values():
+        assert found.overlapping.count == 0
+        assert found.near.count == 0
+
+
+def test_a_larger_split_has_a_smaller_standard_error() -> None:
+    assert standard_error(100) == 0.05
+    assert standard_error(400) == 0.025
+
+
+# --------------------------------------------------------------------- auto splits and overlap
+
+
+def assigned(windows: list[Window], **splits: Any) -> dict[str, str]:
+    index = make_index(windows)
+    spec = DatasetSpec.parse({"name": "d", "source": "x", "splits": splits}, "test")
+    found = assign_splits(index, make_config(), spec, "fp")
+    return dict(zip(index.names, found.splits.tolist(), strict=True))
+
+
+def pairs_of_overlapping(count: int) -> list[Window]:
+    return [window(f"w{k:04d}", (k // 2) * 5000.0 + (k % 2) * 300) for k in range(count)]
+
+
+@pytest.mark.parametrize("strategy", ["auto", "random"])
+def test_overlapping_windows_get_into_the_same_split(strategy: str) -> None:
+    splits = assigned(pairs_of_overlapping(400), strategy=strategy)
+    assert set(splits.values()) == {"train", "val", "test"}
+    assert all(splits[f"w{k:04d}"] == splits[f"w{k + 1:04d}"] for k in range(0, 400, 2))
+
+
+def test_windows_joined_through_others_get_into_the_same_split() -> None:
+    far = [window(f"w{k:04d}", k * 5000.0, 50_000) for k in range(300)]
+    for seed in range(5):
+        chain = [window(f"c{k}", k * 400.0) for k in range(6)]
+        splits = assigned(far + chain, seed=seed)
+        assert len({splits[f"c{k}"] for k in range(6)}) == 1
+
+
+def test_the_same_site_at_other_times_stays_in_one_split() -> None:
+    windows = [
+        window(f"w{k:04d}", (k // 4) * 5000.0, time=(f"202{k % 4}-01-01", f"202{k % 4}-12-31"))
+        for k in range(400)
+    ]
+    splits = assigned(windows)
+    assert all(len({splits[f"w{k + j:04d}"] for j in range(4)}) == 1 for k in range(0, 400, 4))
+
+
+def test_windows_that_only_touch_are_split_one_by_one() -> None:
+    alone = [window(f"w{k:05d}", k * 5000.0) for k in range(400)]
+    assert assigned(grid(20, SIDE_M)) == assigned(alone)
+
+
+def test_a_new_window_moves_only_those_that_it_overlaps() -> None:
+    windows = pairs_of_overlapping(400)
+    before = assigned(windows)
+    # Named before all others, it becomes the one by which its neighbours are hashed.
+    bridge = window("a", 100.0)
+    after = assigned([*windows, bridge])
+    assert after["w0000"] == after["w0001"] == after["a"]
+    moved = {name for name, split in before.items() if after[name] != split}
+    assert moved <= {"w0000", "w0001"}
+
+
+def overlap_share(windows: list[Window], splits: dict[str, str]) -> float:
+    found = leaks([{**w, "split": splits[w["name"]]} for w in windows]).splits["test"]
+    return found.overlapping.count / found.windows
+
+
+def test_where_everything_hangs_together_blocks_are_split() -> None:
+    windows = grid(40, 500.0)
+    splits = assigned(windows, block_size_m=4000)
+    assert set(splits.values()) == {"train", "val", "test"}
+    one_by_one = assigned([{**w, "unplaced": True} for w in windows])
+    assert overlap_share(windows, splits) < 0.6
+    assert overlap_share(windows, one_by_one) > 0.95
+
+
+def test_windows_without_outline_are_split_by_their_names() -> None:
+    alone = [window(f"w{k:05d}", k * 5000.0) for k in range(100)]
+    unplaced = [{**w, "unplaced": k % 3 == 0} for k, w in enumerate(alone)]
+    assert assigned(unplaced) == assigned(alone)

@@ -1,0 +1,283 @@
+"""Quality: planted faults are found, with counts and names; a clean dataset is good."""
+
+import json
+from typing import Any
+
+import numpy as np
+import pytest
+
+from eval_ingest.core.digest import pixel_digest
+from eval_ingest.core.modality import MODALITIES
+from eval_ingest.core.pretraining import PRETRAINING
+from eval_ingest.core.quality import quality_report
+from eval_ingest.core.resolved import InputPart, ModalityInput, ResolvedConfig
+from eval_ingest.core.spec import DatasetSpec
+from eval_ingest.core.splits import SplitAssignment, assign_splits, split_report
+from eval_ingest_tests.test_core_leakage import (
+    MEANS,
+    Window,
+    given_splits,
+    make_config,
+    make_index,
+    moments,
+    window,
+)
+
+RADAR = make_config(
+    modalities=(
+        ModalityInput(
+            name="sentinel1",
+            bands=("vv", "vh"),
+            parts=(InputPart(key="s1", reads=(), stack=True),),
+            dtype="float32",
+            decibels=True,
+        ),
+    )
+)
+
+
+def clean(count: int = 1200, **facts: Any) -> list[Window]:
+    """Windows 5 km apart, a tenth of them val and another tenth test."""
+    parts = ["train"] * 8 + ["val", "test"]
+    return [
+        window(
+            f"w{k:05d}",
+            (k % 100) * 5000.0,
+            (k // 100) * 5000.0,
+            split=parts[k % 10],
+            **{"class": (k // 10) % 2, **facts},
+        )
+        for k in range(count)
+    ]
+
+
+def report(windows: list[Window], config: ResolvedConfig | None = None) -> dict[str, Any]:
+    config = config or make_config()
+    index = make_index(windows, config)
+    found = quality_report(index, given_splits(index, windows), config)
+    json.dumps(found, allow_nan=False)
+    return found
+
+
+def findings(windows: list[Window], config: ResolvedConfig | None = None) -> dict[str, Any]:
+    return {found["code"]: found for found in report(windows, config)["findings"]}
+
+
+# --------------------------------------------------------------------------------------- verdict
+
+
+def test_a_clean_dataset_is_good() -> None:
+    found = report(clean())
+    assert found["verdict"] == "good"
+    assert found["reasons"] == []
+    assert found["findings"] == []
+    assert found["standard_error"] == {"train": 0.0161, "val": 0.0456, "test": 0.0456}
+
+
+def test_a_clean_dataset_that_is_split_here_is_good_too() -> None:
+    index = make_index(clean(3000))
+    spec = DatasetSpec.parse({"name": "d", "source": "x"}, "test")
+    assignment = assign_splits(index, make_config(), spec, "fp")
+    assert quality_report(index, assignment, make_config())["verdict"] == "good"
+
+
+def test_a_small_test_split_is_a_warning_and_a_tiny_one_an_error() -> None:
+    assert report(clean(300))["verdict"] == "usable with warnings"
+    assert report(clean(60))["verdict"] == "poor"
+
+
+def test_an_empty_split_is_poor() -> None:
+    windows = [{**w, "split": "train" if w["split"] == "val" else w["split"]} for w in clean()]
+    found = report(windows)
+    assert found["verdict"] == "poor"
+    assert found["reasons"][0].startswith("val is empty")
+    assert found["standard_error"]["val"] is None
+
+
+def test_a_class_that_train_lacks_is_poor() -> None:
+    config = make_config()
+    windows = [{**w, "class": int(w["split"] == "test")} for w in clean()]
+    index = make_index(windows, config)
+    assignment = given_splits(index, windows)
+    full = SplitAssignment(
+        assignment.table, "fp", split_report(index, assignment, config.task, "given")
+    )
+    found = quality_report(index, full, config)
+    assert found["verdict"] == "poor"
+    assert "train has no forest" in found["reasons"][0]
+    codes = [f["code"] for f in found["findings"]]
+    assert codes.count("class_missing") == 3  # val and test lack one of the two as well
+    assert codes.count("class_distribution") == 1  # test; val is like train
+
+
+def test_leaks_make_a_dataset_poor() -> None:
+    windows = clean()
+    for k in range(30):
+        windows.append(window(f"x{k}", k * 5000.0 + 100, 0, split="test"))
+    found = report(windows)
+    assert found["verdict"] == "poor"
+    assert found["leakage"]["splits"]["test"]["overlapping"]["count"] >= 24
+    assert len(found["leakage"]["splits"]["test"]["overlapping"]["examples"]) == 3
+
+
+# ----------------------------------------------------------------------------------------- units
+
+
+def with_means(factor: float, plus: float = 0.0, low: float = 100.0) -> list[Window]:
+    means = tuple(mean * factor + plus for mean in MEANS)
+    measured = moments(means=means, low=low * factor + plus, std=300 * factor)
+    return clean(200, moments=measured)
+
+
+@pytest.mark.parametrize(
+    ("factor", "cause"),
+    [
+        (1e-4, "reflectance from 0 to 1"),
+        (0.0255, "8 bits"),
+        (0.1, "too small by a factor of 10"),
+        (10.0, "too large by a factor of 10"),
+        (1e4, "too large by a factor of 10,000"),
+    ],
+)
+def test_another_scale_is_found_and_named(factor: float, cause: str) -> None:
+    found = findings(with_means(factor))["units"]
+    assert found["severity"] == "warning"
+    assert cause in found["text"]
+    assert found["count"] == 4
+    assert found["examples"][0].startswith("B02: mean")
+
+
+def test_the_offset_of_baseline_0400_is_found() -> None:
+    assert "offset of 1000" in findings(with_means(1.0, plus=1000.0))["units"]["text"]
+
+
+@pytest.mark.parametrize("factor", [0.3, 1.0, 2.0])
+def test_darker_and_brighter_landscapes_are_plausible(factor: float) -> None:
+    assert "units" not in findings(with_means(factor))
+
+
+@pytest.mark.parametrize(
+    ("measured", "cause"),
+    [
+        (moments(means=(2.0, 1.0), low=0.1, std=1, counted=0.01), "stored in decibels"),
+        (moments(means=(30.0, 24.0), low=10, std=3), "42 dB too bright"),
+        (moments(means=(-52.0, -58.0), low=-70, std=3), "40 dB too dark"),
+    ],
+)
+def test_radar_in_other_units_is_found(measured: Any, cause: str) -> None:
+    found = findings(clean(200, moments=measured), RADAR)["units"]
+    assert cause in found["text"]
+
+
+def test_radar_in_the_units_of_pretraining_is_plausible() -> None:
+    measured = moments(means=(-11.0, -18.0), low=-30, std=3)
+    assert "units" not in findings(clean(200, moments=measured), RADAR)
+
+
+def test_one_band_in_another_unit_is_named() -> None:
+    measured = moments(means=(1100.0, 1300.0, 14000.0, 2700.0))
+    found = findings(clean(200, moments=measured))["units"]
+    assert (found["count"], found["of"]) == (1, 4)
+    assert found["examples"][0].startswith("B04")
+
+
+def test_every_modality_has_pretraining_statistics_for_every_band() -> None:
+    for modality in MODALITIES.values():
+        assert tuple(PRETRAINING[modality.name]) == modality.bands
+
+
+def test_pretraining_statistics_are_those_of_the_package() -> None:
+    normalize = pytest.importorskip(
+        "olmoearth_pretrain_minimal.olmoearth_pretrain_v1.data.normalize"
+    )
+    theirs = normalize.load_computed_config()
+    for modality, bands in PRETRAINING.items():
+        for band, (mean, std) in bands.items():
+            assert mean == pytest.approx(theirs[modality][band]["mean"], rel=1e-4)
+            assert std == pytest.approx(theirs[modality][band]["std"], rel=1e-4)
+
+
+# ------------------------------------------------------------------------------------------ data
+
+
+def test_a_band_that_never_varies_is_found() -> None:
+    measured = moments()
+    measured[:, 2] = [8192, 0, 0, 0, 0]
+    found = findings(clean(200, moments=measured))["zero_variance"]
+    assert found["examples"] == ["B04"]
+
+
+def test_windows_with_a_flat_band_are_found_by_name() -> None:
+    windows = clean()
+    windows[7]["moments"] = moments(std=0.0)
+    found = findings(windows)["flat_window"]
+    assert (found["count"], found["severity"]) == (1, "note")
+    assert found["examples"] == ["g/w00007"]
+
+
+def test_windows_without_half_of_their_pixels_are_found() -> None:
+    windows = clean()
+    for k in range(100):
+        windows[k]["moments"] = moments(counted=0.3)
+    found = findings(windows)["nodata"]
+    assert (found["count"], found["severity"]) == (100, "warning")
+    assert "5.8% are missing" in found["text"]
+
+
+def test_windows_with_zeros_in_every_band_are_noted() -> None:
+    windows = clean()
+    windows[3]["moments"] = moments(low=0.0)
+    assert findings(windows)["zero_pixels"]["examples"] == ["g/w00003"]
+
+
+def test_timesteps_out_of_order_are_found() -> None:
+    windows = clean()
+    windows[5]["stamps"] = ("2024-06-01", "2024-03-01")
+    assert findings(windows)["timestamps_unordered"]["examples"] == ["g/w00005"]
+
+
+def test_timesteps_outside_the_windows_time_are_found() -> None:
+    windows = clean()
+    windows[5]["stamps"] = ("2023-06-01", "2024-03-01")
+    found = findings(windows)["timestamps_outside"]
+    assert (found["count"], found["examples"]) == (1, ["g/w00005"])
+
+
+def test_a_layer_that_is_outside_in_every_window_is_only_noted() -> None:
+    found = findings(clean(stamps=("2022-06-01", "2022-07-01")))["timestamps_outside"]
+    assert found["severity"] == "note"
+
+
+def test_duplicated_windows_and_pixels_are_found() -> None:
+    windows = clean()
+    windows.append({**windows[0], "name": "again"})
+    windows[20]["digest"] = windows[10]["digest"] = "same"
+    found = findings(windows)
+    assert found["duplicated_window"]["count"] == 1
+    assert found["duplicated_pixels"]["examples"] == ["g/w00020"]
+
+
+def test_constant_labels_are_poor() -> None:
+    found = report([{**w, "class": 1} for w in clean()])
+    assert found["verdict"] == "poor"
+    assert "every label is forest" in found["reasons"][0]
+
+
+# ---------------------------------------------------------------------------------------- digest
+
+
+def digest_of(pixels: np.ndarray[Any, Any]) -> str | None:
+    sums = np.zeros((5, pixels.shape[-1]))
+    sums[1] = pixels.sum(axis=(0, 1, 2), dtype=np.float64)
+    return pixel_digest({"s2": pixels}, {"s2": sums})
+
+
+def test_equal_pixels_have_equal_digests_and_others_do_not() -> None:
+    pixels = np.random.default_rng(0).integers(0, 9999, (8, 8, 3, 4), dtype=np.uint16)
+    assert digest_of(pixels) == digest_of(pixels.copy(order="F"))
+    other = pixels.copy()
+    other[3, 4, 1, 2] ^= 1
+    assert digest_of(pixels) != digest_of(other)
+    assert digest_of(pixels) != digest_of(pixels[::-1])
+    assert digest_of(pixels) != digest_of(pixels.reshape(16, 4, 3, 4))
+    assert pixel_digest({}, {}) is None
