@@ -3,7 +3,7 @@
 import json
 import shutil
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from eval_ingest.core.digest import pixel_digest
@@ -23,7 +24,7 @@ from eval_ingest.core.task import IGNORE_LABEL, TaskKind
 from eval_ingest.engine import map_ordered
 from eval_ingest.store.index_file import read_table, write_table
 from eval_ingest.store.pack import MAX_SHARD_BYTES, PackRow, ShardWriter, plan_arrays
-from eval_ingest.studio.source import Source, WindowFiles
+from eval_ingest.studio.source import Listed, Source, WindowFiles, WindowReader
 from eval_ingest.studio.window import (
     WindowMetadata,
     WindowSample,
@@ -31,6 +32,7 @@ from eval_ingest.studio.window import (
     read_metadata,
     read_window,
     sample_arrays,
+    sample_size,
 )
 
 SHARD_WINDOWS = 64
@@ -62,6 +64,11 @@ class WindowFilter:
     def of(cls, spec: DatasetSpec) -> "WindowFilter":
         """The spec's filter."""
         return cls(spec.tags, spec.temporal_range)
+
+    @property
+    def takes_all(self) -> bool:
+        """True if there is nothing that a window could lack."""
+        return not self.tags and self.temporal_range is None
 
     def wants(self, metadata: WindowMetadata) -> bool:
         """True if the options have every tag and the time range lies within (whole days)."""
@@ -104,10 +111,6 @@ class Pool:
         return [self.tables[number].take(sorted(found)) for number, found in rows.items()]
 
 
-WindowItem = WindowFiles | tuple[str, str]
-"""A window to read: as listed, or its group and name where listing it is left to the worker."""
-
-
 @dataclass(frozen=True)
 class IndexTask:
     """How windows become rows, and perhaps samples; pickled for worker processes."""
@@ -116,24 +119,34 @@ class IndexTask:
     config: ResolvedConfig
     window_filter: WindowFilter
     packer: "Packer | None" = None
+    copies: bool = True
+    """True: the copy stage will want the bytes of valid windows."""
 
-    def __call__(self, shard: "list[tuple[int, WindowItem]]") -> "IndexedShard":
+    def __call__(self, shard: "list[tuple[int, Listed]]") -> "IndexedShard":
         """Rows of some windows, each with its place among the samples; runs in a worker."""
         result = IndexedShard()
         rows = []
-        for place, item in shard:
-            files = item
-            if not isinstance(files, WindowFiles):
-                files = self.source.window(*files, self.config.layer_names)
-            sample = read_window(self.source, files, self.config, self.window_filter.wants)
+        windows = self.readers([item for _, item in shard])
+        for (place, _), (files, reader) in zip(shard, windows, strict=True):
+            sample = read_window(reader, files, self.config, self.window_filter.wants)
             if sample is None:
-                result.filtered_out.append((files.group, files.name, files.digest))
+                result.filtered_out.append(files.listed)
                 continue
             rows.append(index_row(sample, self.config))
-            if self.packer is not None and not sample.problems:
-                result.packed += self.packer.pack(place, sample)
+            if sample.problems:
+                continue
+            packed = self.packer.pack(place, sample) if self.packer is not None else []
+            result.packed += packed
+            if self.copies or not packed:
+                reader.keep()
         result.table = pa.Table.from_pylist(rows, schema=index_schema(self.config))
         return result
+
+    def readers(self, items: Sequence[Listed]) -> Iterator[tuple[WindowFiles, WindowReader]]:
+        """The windows' files and readers, in turn."""
+        layers = self.config.layer_names
+        windows = (self.source.window(item.group, item.name, layers) for item in items)
+        return self.source.readers(windows, whole=self.window_filter.takes_all)
 
 
 @dataclass
@@ -141,14 +154,14 @@ class IndexedShard:
     """What became of some windows."""
 
     table: pa.Table = None
-    filtered_out: list[tuple[str, str, str]] = field(default_factory=list)
-    """(group, name, source digest) of windows that the filter doesn't want."""
+    filtered_out: list[Listed] = field(default_factory=list)
+    """Windows that the filter doesn't want."""
     packed: list[tuple[int, PackRow]] = field(default_factory=list)
 
 
 def index_windows(
     task: IndexTask,
-    items: Sequence[WindowItem],
+    items: Sequence[Listed],
     executor: Executor,
     workers: int,
     parts: "PartialRows",
@@ -238,15 +251,41 @@ def pack_row(
     return PackRow(files.group, files.name, files.digest, height, width, steps)
 
 
+def pack_row_of(table: pa.Table, row: int, config: ResolvedConfig) -> PackRow:
+    """The shape of a valid window's sample, from its row in the index."""
+    found = table.slice(row, 1).select(
+        ["group", "name", "source_digest", "height", "width"]
+        + [f"{modality.name}.timesteps" for modality in config.modalities]
+    )
+    values = found.to_pylist()[0]
+    return PackRow(
+        values["group"],
+        values["name"],
+        values["source_digest"],
+        *sample_size(config, values["height"], values["width"]),
+        {m.name: values[f"{m.name}.timesteps"] for m in config.modalities},
+    )
+
+
 def make_packer(
-    task: IndexTask, items: Sequence[WindowItem], samples: Path, look_at: int = 16
+    task: IndexTask,
+    items: Sequence[Listed],
+    known: Sequence[pa.Table],
+    samples: Path,
+    look_at: int = 16,
 ) -> Packer | None:
-    """A packer for samples shaped like the first valid window, or None if none is near."""
-    for item in items[:look_at]:
-        files = item
-        if not isinstance(files, WindowFiles):
-            files = task.source.window(*files, task.config.layer_names)
-        sample = read_window(task.source, files, task.config, task.window_filter.wants)
+    """A packer for samples shaped like the first valid window, or None if none is near.
+
+    The first valid window is looked for in the rows that are known already, then by reading.
+    """
+    for table in known:
+        valid = table.filter(pc.equal(table["status"], "valid"))
+        if valid.num_rows and items:
+            return Packer(samples, task.config, len(items), pack_row_of(valid, 0, task.config))
+    for files, reader in task.readers(items[:look_at]):
+        sample = read_window(reader, files, task.config, task.window_filter.wants)
+        if sample is not None:
+            reader.keep()  # it is read again when its turn comes
         if sample is not None and not sample.problems:
             like = pack_row(sample, sample_arrays(sample, task.config), task.config)
             return Packer(samples, task.config, len(items), like)
@@ -289,14 +328,14 @@ def index_row(sample: WindowSample, config: ResolvedConfig) -> dict[str, Any]:
 
 
 def metadata_row(
-    source: Source, files: WindowFiles, wanted: Callable[[WindowMetadata], bool]
+    reader: WindowReader, files: WindowFiles, wanted: Callable[[WindowMetadata], bool]
 ) -> dict[str, Any] | None:
     """The row of a window of which nothing but metadata.json is read, for a dry run.
 
     Returns None if it isn't wanted.
     """
     row = {"group": files.group, "name": files.name, "status": "valid", "problems": []}
-    metadata = read_metadata(source, files)
+    metadata = read_metadata(reader, files)
     if metadata is None:
         return row | {"status": "invalid"}
     return row | _metadata_columns(metadata) if wanted(metadata) else None

@@ -44,7 +44,6 @@ from eval_ingest.indexing import (
     Pool,
     Progress,
     WindowFilter,
-    WindowItem,
     add_geometry,
     index_windows,
     metadata_row,
@@ -59,7 +58,8 @@ from eval_ingest.store.pack import remove_leftovers, retire_shards
 from eval_ingest.store.registry import locked, read_metadata, rebuild_registry
 from eval_ingest.store.uri import resolve_eval_root
 from eval_ingest.studio.config import ConfigFiles, dataset_config_for_copy, resolve
-from eval_ingest.studio.source import CONFIG_FILES, LocalSource, Source, WindowFiles, open_source
+from eval_ingest.studio.source import CONFIG_FILES, Listed, LocalSource, Source, open_source
+from eval_ingest.studio.window import sample_size
 from eval_ingest.transfer import transfer
 
 STAGES = ("window_index", "split_assignment", "norm_stats", "weka_copy", "registry_entry")
@@ -113,7 +113,8 @@ def open_job(
         SettingsError: the source names an environment variable that isn't set.
     """
     eval_root = EvalRoot(resolve_eval_root(settings, root))
-    source = open_source(settings.expand(spec.source))
+    staging = eval_root.dataset(spec.name).staging
+    source = open_source(settings.expand(spec.source), staging, eval_root.archives)
     files = read_config_files(source, spec, settings)
     return Job(spec, settings, eval_root, source, files, resolve(files, spec), progress)
 
@@ -139,7 +140,7 @@ def read_config_files(source: Source, spec: DatasetSpec, settings: Settings) -> 
     config_json = first(*CONFIG_FILES)
     if config_json is None:
         raise ConfigError(
-            f"{source.url} holds no config.json, so it is no rslearn dataset; "
+            f"{source.origin} holds no config.json, so it is no rslearn dataset; "
             "give the folder that holds config.json and windows/"
         )
     return ConfigFiles(
@@ -173,16 +174,16 @@ def window_index(job: Job) -> WindowIndex:
         earlier.insert(0, old.table)
     if not earlier and isinstance(job.source, LocalSource):
         # Nothing to compare with: the workers may list each window's files as they read it.
-        items: list[WindowItem] = list(job.source.names(wanted_groups(job)))
+        items = list(job.source.names(wanted_groups(job)))
         index = _build_index(job, items, [], [], parts)
     else:
         listed = _list_windows(job)
-        wanted = _index_fingerprint(job, [(w.group, w.name, w.digest) for w in listed])
+        wanted = _index_fingerprint(job, listed)
         if old is not None and old.fingerprint == wanted:
             index = old
         else:
             pool = Pool.of(earlier)
-            known = [pool.places.get((w.group, w.name, w.digest)) for w in listed]
+            known = [pool.places.get(w) for w in listed]
             kept = pool.take([place for place in known if place is not None])
             fresh = [w for w, place in zip(listed, known, strict=True) if place is None]
             index = _build_index(job, fresh, kept, listed, parts)
@@ -190,8 +191,8 @@ def window_index(job: Job) -> WindowIndex:
     return index
 
 
-def _index_fingerprint(job: Job, windows: list[tuple[str, str, str]]) -> str:
-    """Of the (group, name, source digest) of every window, and of what decides over rows."""
+def _index_fingerprint(job: Job, windows: list[Listed]) -> str:
+    """Of every window's group, name and digest, and of what decides over rows."""
     return fingerprint(
         "window_index",
         INDEX_VERSION,
@@ -202,9 +203,9 @@ def _index_fingerprint(job: Job, windows: list[tuple[str, str, str]]) -> str:
     )
 
 
-def _list_windows(job: Job) -> list[WindowFiles]:
+def _list_windows(job: Job) -> list[Listed]:
     listed = []
-    for window in job.source.windows(wanted_groups(job), job.config.layer_names):
+    for window in job.source.listing(wanted_groups(job), job.config.layer_names):
         listed.append(window)
         if len(listed) % 1000 == 0:
             job.progress("windows listed", len(listed), 0)
@@ -213,17 +214,18 @@ def _list_windows(job: Job) -> list[WindowFiles]:
 
 def _build_index(
     job: Job,
-    fresh: Sequence[WindowItem],
+    fresh: Sequence[Listed],
     kept: list[pa.Table],
-    listed: list[WindowFiles],
+    listed: list[Listed],
     parts: PartialRows,
 ) -> WindowIndex:
     """Read the fresh windows, add them to the kept rows."""
-    task = IndexTask(job.source, job.config, WindowFilter.of(job.spec))
+    copies = job.spec.copy_mode == "windows"
+    task = IndexTask(job.source, job.config, WindowFilter.of(job.spec), copies=copies)
     fresh = sorted(fresh, key=_reading_order)
     packer = None
     if job.spec.max_samples is None:
-        packer = make_packer(task, fresh, job.layout.samples)
+        packer = make_packer(task, fresh, kept, job.layout.samples)
     try:
         with executor(job.settings) as pool:
             shards = index_windows(
@@ -241,20 +243,17 @@ def _build_index(
     table = pa.concat_tables([empty, *kept, *(shard.table for shard in shards)])
     table = add_geometry(table.sort_by([("group", "ascending"), ("name", "ascending")]))
     filtered_out = [window for shard in shards for window in shard.filtered_out]
-    if listed:
-        windows = [(window.group, window.name, window.digest) for window in listed]
-    else:
+    if not listed:
         columns = (table[name].to_pylist() for name in ("group", "name", "source_digest"))
-        windows = [*zip(*columns, strict=True), *filtered_out]
+        listed = [*map(Listed, *columns), *filtered_out]
     extra = {"n_filtered_out": len(filtered_out), "n_read": len(fresh)}
-    wanted = _index_fingerprint(job, windows)
-    return WindowIndex(table, wanted, job.row_key, job.source.url, extra)
+    wanted = _index_fingerprint(job, listed)
+    return WindowIndex(table, wanted, job.row_key, job.source.origin, extra)
 
 
-def _reading_order(item: WindowItem) -> tuple[str, str]:
+def _reading_order(item: Listed) -> tuple[str, str]:
     """By the SHA-256 of the name: the order of splits, so that packs are read from front to end."""
-    group, name = (item.group, item.name) if isinstance(item, WindowFiles) else item
-    return hashlib.sha256(name.encode()).hexdigest(), group
+    return hashlib.sha256(item.name.encode()).hexdigest(), item.group
 
 
 def wanted_groups(job: Job) -> list[str]:
@@ -349,6 +348,7 @@ def weka_copy(job: Job, index: WindowIndex, splits: SplitAssignment) -> CopyResu
     )
     old = read_copy(job.layout)
     if old is not None and old.fingerprint == wanted and _copy_is_there(job, old):
+        job.source.forget()
         return old
     with executor(job.settings) as pool:
         result = transfer(
@@ -371,6 +371,7 @@ def weka_copy(job: Job, index: WindowIndex, splits: SplitAssignment) -> CopyResu
         ):
             if text is not None:
                 write_bytes(job.layout.path / name, text.encode())
+    job.source.forget()
     return result
 
 
@@ -401,7 +402,7 @@ def registry_entry(
         "weka_copy": copy.fingerprint,
     }
     wanted = fingerprint(
-        "registry_entry", ENTRY_VERSION, prints, job.spec, job.config, job.source.url
+        "registry_entry", ENTRY_VERSION, prints, job.spec, job.config, job.source.origin
     )
     old = read_metadata(job.layout)
     if old is not None and old.fingerprint == wanted:
@@ -409,8 +410,7 @@ def registry_entry(
     used = splits.table["split"].to_pylist()
     rows = [row for row, split in enumerate(used) if split != "none"]
     taken = index.table.take(pa.array(rows, pa.int64()))
-    padded = [modality.pad.size for modality in job.config.modalities if modality.pad]
-    sides = taken["height"].to_pylist() + taken["width"].to_pylist()
+    sizes = zip(taken["height"].to_pylist(), taken["width"].to_pylist(), strict=True)
     steps = [
         count
         for modality in job.config.modalities
@@ -423,7 +423,7 @@ def registry_entry(
         published_at=datetime.now(UTC).isoformat(timespec="seconds"),
         spec=job.spec,
         config=job.config,
-        source=job.source.url,
+        source=job.source.origin,
         splits=copy.splits,
         shards=copy.shards,
         norm_stats=stats.stats,
@@ -432,7 +432,7 @@ def registry_entry(
         split_report=splits.report,
         warnings=[*job.config.warnings, *stats.warnings],
         fingerprints=prints,
-        window_size=padded[0] if padded else min(sides),
+        window_size=min(min(sample_size(job.config, *size)) for size in sizes),
         num_timesteps=max(steps),
         n_bytes=copy.n_bytes + copy.packed_bytes,
     )
@@ -655,14 +655,16 @@ def summary(job: Job, outcomes: Sequence[Outcome]) -> dict[str, Any]:
 def dry_run(job: Job) -> dict[str, Any]:
     """What an ingest would read and write: from the listing and the windows' metadata alone."""
     groups = wanted_groups(job)
-    listed = _list_windows(job)
     wants = WindowFilter.of(job.spec).wants
     rows = []
-    for done, files in enumerate(listed, start=1):
-        row = metadata_row(job.source, files, wants)
+    listed = n_files = n_bytes = 0
+    windows = job.source.windows(groups, job.config.layer_names)
+    for files, reader in job.source.readers(windows, whole=False):
+        row = metadata_row(reader, files, wants)
         if row is not None:
             rows.append(row)
-        job.progress("metadata read", done, len(listed))
+        listed, n_files, n_bytes = listed + 1, n_files + len(files.files), n_bytes + files.n_bytes
+        job.progress("metadata read", listed, 0)
     schema = WindowIndex.empty(job.config, "", "").table.schema
     index = WindowIndex(add_geometry(pa.Table.from_pylist(rows, schema=schema)), "", "")
     splits = assign_splits(index, job.config, job.spec, "")
@@ -671,9 +673,9 @@ def dry_run(job: Job) -> dict[str, Any]:
         "source": job.source.url,
         "groups": groups,
         "n_windows": len(rows),
-        "n_filtered_out": len(listed) - len(rows),
-        "n_files": sum(len(files.files) for files in listed),
-        "n_bytes": sum(files.n_bytes for files in listed),
+        "n_filtered_out": listed - len(rows),
+        "n_files": n_files,
+        "n_bytes": n_bytes,
         "path": str(job.layout.path),
         "counts": splits.counts(),
         "strategy": splits.report["strategy"],

@@ -31,8 +31,8 @@ from eval_ingest.store.pack import (
     read_shard_index,
     shard_names,
 )
-from eval_ingest.studio.source import Source, SourceFile, WindowFiles
-from eval_ingest.studio.window import read_window, sample_arrays
+from eval_ingest.studio.source import Source, SourceFile, WindowFiles, WindowReader
+from eval_ingest.studio.window import read_window, sample_arrays, sample_size
 
 SPLIT_INDEX_VERSION = 1
 
@@ -91,14 +91,17 @@ class _Job:
     def __call__(self, batch: list[tuple[Place, int | None, bool]]) -> list[CopiedWindow]:
         """Place windows; each with its row in the shard, if it is to be packed, and copy or not."""
         copied = []
-        for place, pack_row, copy in batch:
-            files = self.source.window(place.group, place.name, self.config.layer_names)
+        layers = self.config.layer_names
+        windows = (self.source.window(place.group, place.name, layers) for place, _, _ in batch)
+        for (place, pack_row, copy), (files, reader) in zip(
+            batch, self.source.readers(windows), strict=True
+        ):
             if files.digest != place.source_digest:
                 raise SourceError(
                     f"{place.group}/{place.name} has changed since it was indexed; "
                     "run the ingest again: only what changed is read anew"
                 )
-            source = _ReadOnce(self.source)
+            source = _ReadOnce(reader)
             if pack_row is not None and self.writer is not None:
                 self.writer.write(pack_row, read_arrays(source, files, self.config))
             if copy:
@@ -116,27 +119,31 @@ class _Job:
                         contents,
                     )
                 )
+            reader.drop()
         return copied
 
 
 class _ReadOnce:
-    """A source that remembers the bytes of one window: packing and copying read them once."""
+    """A reader that remembers one window's bytes: packing and copying read them once."""
 
-    def __init__(self, source: Source) -> None:
-        self._source = source
-        self.url = source.url
+    def __init__(self, reader: WindowReader) -> None:
+        self._reader = reader
+        self.url = reader.url
         self._bytes: dict[str, bytes] = {}
 
     def read(self, group: str, name: str, file: SourceFile) -> bytes:
         if file.path not in self._bytes:
-            self._bytes[file.path] = self._source.read(group, name, file)
+            self._bytes[file.path] = self._reader.read(group, name, file)
         return self._bytes[file.path]
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._source, name)
+    def keep(self) -> None:
+        self._reader.keep()
+
+    def drop(self) -> None:
+        self._reader.drop()
 
 
-def read_arrays(source: Any, files: WindowFiles, config: ResolvedConfig) -> dict[str, Any]:
+def read_arrays(source: WindowReader, files: WindowFiles, config: ResolvedConfig) -> dict[str, Any]:
     """A valid window's arrays as packed.
 
     Raises:
@@ -156,14 +163,12 @@ def pack_rows(index: WindowIndex, config: ResolvedConfig, places: Sequence[Place
         modality.name: index.table[f"{modality.name}.timesteps"].to_pylist()
         for modality in config.modalities
     }
-    size = next((m.pad.size for m in config.modalities if m.pad is not None), None)
     return [
         PackRow(
             place.group,
             place.name,
             place.source_digest,
-            size or heights[place.row],
-            size or widths[place.row],
+            *sample_size(config, heights[place.row], widths[place.row]),
             {name: values[place.row] for name, values in steps.items()},
         )
         for place in places
@@ -197,6 +202,8 @@ def transfer(
 
     new = [place for place in places if place.key not in packed]
     done, total = 0, len({place.key for place in new} | to_copy)
+    if total:
+        source.ensure_listed(sorted({place.group for place in places}), config.layer_names)
     for chunk in _shards(index, config, new):
         rows = pack_rows(index, config, chunk)
         writer = ShardWriter.create(layout.samples, plan_arrays(config, rows))

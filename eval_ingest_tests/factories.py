@@ -270,7 +270,9 @@ class Writer:
     def _reflectance(self, signal: Signal, bands: tuple[str, ...]) -> np.ndarray:
         """(C, 1, H, W): each band reacts to the signal in its own way."""
         kinds = np.arange(len(bands))[:, None, None]
-        image = 1200 + 180 * kinds + 900 * np.cos(kinds) * signal
+        # Two directions, so that a linear model can tell classes in the middle from the ends.
+        image = 1500 + 180 * kinds + 900 * np.cos(kinds) * signal
+        image += 700 * np.sin(2 * kinds) * np.sin(np.pi * signal)
         image = image + self.rng.normal(0, 120, image.shape)
         return np.clip(np.rint(image), 1, 10000).astype(np.uint16)[:, None]
 
@@ -301,11 +303,12 @@ def segmentation(root: Path, *, windows: int = 24, size: int = 24, timesteps: in
 def vector_classification(root: Path, *, windows: int = 24, timesteps: int = 2) -> Path:
     """Like nandi: a class per window, two modalities, three resolutions, centred Pad, two groups.
 
-    The Pad of 8 cuts the windows of one group (16 x 16) and fills up those of the other (4 x 4).
-    The windows don't lie on the coarse bands' grid.
+    The Pad of 8 cuts the windows of one group (16 x 16) and leaves those of the other (8 x 8).
+    No window needs filling up: rslearn 0.1.19 makes 4 x 12 pixels of 4 x 4 then, because its
+    centred Pad fills the width twice. The windows don't lie on the coarse bands' grid.
     """
     classes = ["Coffee", "Trees", "Grassland", "Maize"]
-    sizes = {"groundtruth_polygon": 16, "worldcover": 4}
+    sizes = {"groundtruth_polygon": 16, "worldcover": 8}
     layers = {
         "sentinel2": s2_by_resolution(
             data_source={"name": "rslp.satlas.data_sources.MonthlyAzureSentinel2", "ingest": False}

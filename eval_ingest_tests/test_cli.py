@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -129,27 +130,26 @@ def test_wrong_input_is_one_message(run: Run, arguments: list[str], messages: li
         assert message in err
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="needs to drop root's rights")
+@pytest.mark.skipif(shutil.which("setpriv") is None, reason="needs setpriv to drop rights")
 def test_a_root_without_permission_is_one_message(
     tmp_path: Path, written: Callable[[str], Path]
 ) -> None:
     root = tmp_path / "locked"
-    root.mkdir(mode=0o555)
-    for parent in [tmp_path, *tmp_path.parents][:4]:
-        parent.chmod(0o755)
-    source = written("segmentation")
-    for parent in [source, *source.parents][:4]:
-        parent.chmod(0o755)
-    code = (
-        "import os, sys; os.setuid(65534); from eval_ingest.cli import main; "
-        f"sys.exit(main(['ingest', '--name', 'x', '--source', {str(source)!r}]))"
-    )
+    root.mkdir()
+    command = [sys.executable, "-m", "eval_ingest.cli", "ingest", "--name", "x"]
+    if os.geteuid() == 0:
+        # root may write everywhere, unless the folder is another user's and that right is dropped
+        os.chown(root, 65534, 65534)
+        drop = "-dac_override,-dac_read_search,-fowner"
+        command = ["setpriv", f"--bounding-set={drop}", f"--inh-caps={drop}", *command]
+    root.chmod(0o555)
     found = subprocess.run(
-        [sys.executable, "-c", code],
+        [*command, "--source", str(written("segmentation"))],
         capture_output=True,
         text=True,
-        env={**os.environ, "OLMOEARTH_EVAL_DATASETS": str(root), "HOME": str(tmp_path)},
+        env={**os.environ, "OLMOEARTH_EVAL_DATASETS": str(root)},
         cwd=tmp_path,
+        check=False,
     )
     assert found.returncode == 1
     assert "Permission denied" in found.stderr and "OLMOEARTH_EVAL_DATASETS" in found.stderr

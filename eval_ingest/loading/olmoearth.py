@@ -1,4 +1,4 @@
-"""EvalDataset's samples as OlmoEarth's masked samples, for the models of olmoearth_pretrain_minimal.
+"""EvalDataset's samples as the masked samples of olmoearth_pretrain_minimal's models.
 
     dataset = EvalDataset("tolbi_crops", "val", normalize="pretrained")
     adapter = OlmoEarthAdapter(dataset)

@@ -17,7 +17,7 @@ that are new go into a new shard beside the old ones.
 from dataclasses import dataclass
 from pathlib import Path
 
-from eval_ingest.core.spec import check_name
+from eval_ingest.core.spec import NAME_PATTERN, check_name
 
 
 @dataclass(frozen=True)
@@ -37,6 +37,11 @@ class EvalRoot:
         return self.path / ".registry.lock"
 
     @property
+    def archives(self) -> Path:
+        """Where sources that are archives are unpacked."""
+        return self.path / ".archives"
+
+    @property
     def catalog(self) -> Path:
         """Where added dataset specs are, unless EVAL_INGEST_CATALOG says otherwise."""
         return self.path / "catalog"
@@ -49,7 +54,8 @@ class EvalRoot:
         """Datasets with a metadata.json, sorted."""
         if not self.path.is_dir():
             return []
-        return sorted(found.parent.name for found in self.path.glob("*/metadata.json"))
+        names = (found.parent.name for found in self.path.glob("*/metadata.json"))
+        return sorted(name for name in names if NAME_PATTERN.fullmatch(name))
 
 
 @dataclass(frozen=True)
@@ -102,6 +108,11 @@ class DatasetLayout:
     def samples(self) -> Path:
         """The packed samples' shards."""
         return self.path / "samples"
+
+    @property
+    def staging(self) -> Path:
+        """What is kept of a remote source from stage to stage; gone when the copy is done."""
+        return self.path / ".staging"
 
     @property
     def lock(self) -> Path:

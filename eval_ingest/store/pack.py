@@ -177,7 +177,7 @@ class ShardWriter:
             StoreError: it can't be written; the disk is full, for example.
         """
         for plan in self.plans:
-            array = np.ascontiguousarray(arrays[plan.name], dtype=plan.dtype)
+            array = np.asarray(arrays[plan.name], dtype=plan.dtype, order="C")
             if array.shape != plan.shape_of(row):
                 raise ValueError(
                     f"{plan.name} has shape {array.shape}, planned was {plan.shape_of(row)}"

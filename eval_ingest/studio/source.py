@@ -2,20 +2,23 @@
 
 A source is listed once per ingest. Listing gives each file's size and version, so that nothing is
 asked about one by one, and a changed file is noticed without being read.
+
+A folder is a LocalSource; what lies behind a URL is in remote.py, and archives in archive.py.
 """
 
 import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol
+from typing import NamedTuple, Protocol
 
 from eval_ingest.errors import SourceError, SourceNotFoundError
 
 WINDOW_FILES = ("metadata.json", "items.json")
 CONFIG_FILES = ("config.json", "dataset.json")
+ARCHIVE_ENDINGS = (".tar", ".tar.gz", ".tgz")
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +31,15 @@ class SourceFile:
     """Bytes."""
     version: str
     """Changes when the content does: modification time, or an object's checksum or generation."""
+
+
+class Listed(NamedTuple):
+    """A window of a listing, without its files: small enough to hold a hundred thousand."""
+
+    group: str
+    name: str
+    digest: str = ""
+    """Of its files; empty where they weren't looked at."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +72,11 @@ class WindowFiles:
         text = "\n".join(f"{file.path}\t{file.size}\t{file.version}" for file in self.files)
         return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
+    @property
+    def listed(self) -> Listed:
+        """What identifies it."""
+        return Listed(self.group, self.name, self.digest)
+
     def completed(self, layer: str) -> list[int]:
         """Item groups of a layer whose `completed` marker is there, in order."""
         found = []
@@ -72,12 +89,38 @@ class WindowFiles:
         return sorted(found)
 
 
+class WindowReader(Protocol):
+    """Reads the files of one window."""
+
+    @property
+    def url(self) -> str:
+        """Where the dataset lies."""
+        ...
+
+    def read(self, group: str, name: str, file: SourceFile) -> bytes:
+        """A file's bytes; SourceError if they aren't as they were listed."""
+        ...
+
+    def keep(self) -> None:
+        """A later stage will read this window again: where fetching costs, keep its bytes."""
+        ...
+
+    def drop(self) -> None:
+        """No later stage will read this window again: drop what was kept."""
+        ...
+
+
 class Source(Protocol):
     """An rslearn dataset with windows in files, read only."""
 
     @property
     def url(self) -> str:
-        """Where it lies."""
+        """Where it lies: what rslearn can open."""
+        ...
+
+    @property
+    def origin(self) -> str:
+        """What the user gave: an archive's own URL, where `url` is the unpacked folder."""
         ...
 
     def read_text(self, name: str) -> str | None:
@@ -88,28 +131,67 @@ class Source(Protocol):
         """Window groups, sorted."""
         ...
 
+    def listing(self, groups: list[str], layers: frozenset[str]) -> Iterator[Listed]:
+        """Every window of the groups; a remote source keeps their files for `window`."""
+        ...
+
+    def ensure_listed(self, groups: list[str], layers: frozenset[str]) -> None:
+        """List the groups now if that isn't done, so that `window` costs nothing."""
+        ...
+
     def windows(self, groups: list[str], layers: frozenset[str]) -> Iterator[WindowFiles]:
-        """Every window of the groups with its files in `layers`, sorted by (group, name)."""
+        """Every window of the groups with its files in `layers`, group by group."""
         ...
 
     def window(self, group: str, name: str, layers: frozenset[str]) -> WindowFiles:
-        """One window as it is now."""
+        """One window: as it is now, or, of a remote source, as it was listed."""
         ...
 
     def read(self, group: str, name: str, file: SourceFile) -> bytes:
-        """A file's bytes; SourceError if they aren't as many as were listed."""
+        """A file's bytes; SourceError if they aren't as they were listed."""
+        ...
+
+    def readers(
+        self, windows: Iterable[WindowFiles], whole: bool = True
+    ) -> Iterator[tuple[WindowFiles, WindowReader]]:
+        """Each window with its reader; a remote source fetches those that come next meanwhile.
+
+        Args:
+            windows: in the order in which they will be read.
+            whole: False if metadata.json alone is sure to be read.
+        """
+        ...
+
+    def forget(self) -> None:
+        """Drop everything that was kept: the ingest is done."""
         ...
 
 
-def open_source(url: str) -> Source:
-    """The source at a path or URL.
+def open_source(url: str, staging: Path | None = None, archives: Path | None = None) -> Source:
+    """The source at a path or URL: a folder, a bucket's folder, or an archive of one.
+
+    Args:
+        url: a path, or a URL that fsspec knows; ending in .tar, .tar.gz or .tgz for an archive.
+        staging: folder in which a remote source keeps what it has listed and fetched.
+        archives: folder in which archives are unpacked; needed for them only.
 
     Raises:
         SourceNotFoundError: there is nothing, or no rslearn dataset.
         SourceError: it can't be reached.
     """
-    source: Source = FsspecSource(url) if "://" in url else LocalSource(url)
-    return source
+    url = url.removeprefix("file://")
+    if url.lower().endswith(ARCHIVE_ENDINGS):
+        from eval_ingest.studio.archive import open_archive
+
+        return open_archive(url, archives)
+    if "://" in url:
+        # fsspec's file systems take a second to import; a folder needs none of them.
+        from eval_ingest.studio.remote import RemoteSource
+
+        source = RemoteSource(url.rstrip("/"), staging)
+        source.check()
+        return source
+    return LocalSource(url)
 
 
 def layer_of(path: str) -> str | None:
@@ -134,6 +216,10 @@ class LocalSource:
                 f"source {self.url} {what}; give the folder that holds config.json and windows/"
             )
 
+    @property
+    def origin(self) -> str:
+        return self.url
+
     def read_text(self, name: str) -> str | None:
         path = Path(self.url, name)
         try:
@@ -146,14 +232,20 @@ class LocalSource:
     def groups(self) -> list[str]:
         return _visible_folders(os.path.join(self.url, "windows"))
 
-    def names(self, groups: list[str]) -> Iterator[tuple[str, str]]:
-        """(group, name) of every window, without a look at its files."""
+    def names(self, groups: list[str]) -> Iterator[Listed]:
+        """Every window, without a look at its files."""
         for group in sorted(groups):
             for name in _visible_folders(os.path.join(self.url, "windows", group)):
-                yield group, name
+                yield Listed(group, name)
+
+    def listing(self, groups: list[str], layers: frozenset[str]) -> Iterator[Listed]:
+        return (window.listed for window in self.windows(groups, layers))
+
+    def ensure_listed(self, groups: list[str], layers: frozenset[str]) -> None:
+        pass  # a window is looked at when its turn comes
 
     def windows(self, groups: list[str], layers: frozenset[str]) -> Iterator[WindowFiles]:
-        for group, name in self.names(groups):
+        for group, name, _ in self.names(groups):
             yield self.window(group, name, layers)
 
     def window(self, group: str, name: str, layers: frozenset[str]) -> WindowFiles:
@@ -189,6 +281,21 @@ class LocalSource:
             )
         return data
 
+    def readers(
+        self, windows: Iterable[WindowFiles], whole: bool = True
+    ) -> Iterator[tuple[WindowFiles, WindowReader]]:
+        for files in windows:
+            yield files, self
+
+    def keep(self) -> None:
+        pass  # its files stay where they are
+
+    def drop(self) -> None:
+        pass
+
+    def forget(self) -> None:
+        pass
+
 
 def _visible_folders(path: str) -> list[str]:
     try:
@@ -209,104 +316,3 @@ def _collect(entry: os.DirEntry[str], path: str, files: list[SourceFile]) -> Non
     with os.scandir(entry.path) as entries:
         for child in entries:
             _collect(child, f"{path}/{child.name}", files)
-
-
-@dataclass(frozen=True)
-class FsspecSource:
-    """A dataset behind a URL: gs://, s3://, or any other file system that fsspec knows."""
-
-    url: str
-
-    @cached_property
-    def _fs(self) -> tuple[Any, str]:
-        import fsspec
-
-        try:
-            fs, root = fsspec.core.url_to_fs(self.url)
-        except (ImportError, ValueError) as error:
-            raise SourceError(f"source {self.url} can't be opened: {error}") from error
-        return fs, root.rstrip("/")
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {"url": self.url}  # each process opens its own connection
-
-    def _call(self, what: str, method: str, *args: Any, **kwargs: Any) -> Any:
-        fs, _ = self._fs
-        try:
-            return getattr(fs, method)(*args, **kwargs)
-        except FileNotFoundError:
-            raise
-        except Exception as error:
-            raise SourceError(
-                f"source {self.url}: {what} failed: {type(error).__name__}: {error}; "
-                "check the URL and your credentials (gcloud auth application-default login)"
-            ) from error
-
-    def read_text(self, name: str) -> str | None:
-        try:
-            data = self._call(f"reading {name}", "cat_file", f"{self._fs[1]}/{name}")
-        except FileNotFoundError:
-            return None
-        return str(data.decode("utf-8", errors="replace"))
-
-    def groups(self) -> list[str]:
-        return self._folders(f"{self._fs[1]}/windows")
-
-    def _folders(self, path: str) -> list[str]:
-        try:
-            entries = self._call("listing", "ls", path, detail=True)
-        except FileNotFoundError:
-            return []
-        names = (e["name"].rstrip("/").rsplit("/", 1)[-1] for e in entries if _is_folder(e))
-        return sorted(name for name in names if name and not name.startswith("."))
-
-    def windows(self, groups: list[str], layers: frozenset[str]) -> Iterator[WindowFiles]:
-        for group in sorted(groups):
-            base = f"{self._fs[1]}/windows/{group}"
-            found = self._find(base)
-            by_window: dict[str, list[SourceFile]] = {}
-            for path, info in found.items():
-                name, _, inner = path.removeprefix(base).lstrip("/").partition("/")
-                if inner and not name.startswith(".") and _wanted(inner, layers):
-                    by_window.setdefault(name, []).append(_source_file(inner, info))
-            for name in sorted(by_window):
-                files = sorted(by_window.pop(name), key=lambda file: file.path)
-                yield WindowFiles(group, name, tuple(files))
-
-    def window(self, group: str, name: str, layers: frozenset[str]) -> WindowFiles:
-        base = f"{self._fs[1]}/windows/{group}/{name}"
-        files = [
-            _source_file(inner, info)
-            for path, info in self._find(base).items()
-            if _wanted(inner := path.removeprefix(base).lstrip("/"), layers)
-        ]
-        return WindowFiles(group, name, tuple(sorted(files, key=lambda file: file.path)))
-
-    def _find(self, base: str) -> dict[str, dict[str, Any]]:
-        found: dict[str, dict[str, Any]] = self._call("listing", "find", base, detail=True)
-        return found
-
-    def read(self, group: str, name: str, file: SourceFile) -> bytes:
-        path = f"{self._fs[1]}/windows/{group}/{name}/{file.path}"
-        try:
-            data: bytes = self._call(f"reading {file.path}", "cat_file", path)
-        except FileNotFoundError as error:
-            raise SourceError(f"{path} has gone since it was listed; run again") from error
-        if len(data) != file.size:
-            raise SourceError(f"{path}: {len(data)} of {file.size} bytes arrived; run again")
-        return data
-
-
-def _is_folder(entry: dict[str, Any]) -> bool:
-    return bool(entry.get("type") == "directory")
-
-
-def _wanted(path: str, layers: frozenset[str]) -> bool:
-    return path in WINDOW_FILES or layer_of(path) in layers
-
-
-def _source_file(path: str, info: dict[str, Any]) -> SourceFile:
-    for key in ("crc32c", "generation", "ETag", "etag", "md5Hash", "mtime", "created"):
-        if info.get(key):
-            return SourceFile(path, int(info.get("size") or 0), str(info[key]))
-    return SourceFile(path, int(info.get("size") or 0), "")

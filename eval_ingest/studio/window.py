@@ -26,7 +26,7 @@ from eval_ingest.core.task import IGNORE_LABEL, Task, TaskKind
 from eval_ingest.core.validate import Problem
 from eval_ingest.errors import SourceError
 from eval_ingest.studio.decode import Grid, RasterProblem, band_set_dirname, decode_geotiff
-from eval_ingest.studio.source import Source, WindowFiles
+from eval_ingest.studio.source import WindowFiles, WindowReader
 
 Interval = tuple[datetime, datetime]
 
@@ -101,7 +101,7 @@ class _Unreadable(Exception):
 
 
 def read_window(
-    source: Source,
+    source: WindowReader,
     files: WindowFiles,
     config: ResolvedConfig,
     wanted: Callable[[WindowMetadata], bool] = lambda _: True,
@@ -142,17 +142,14 @@ def read_window(
     except _Unreadable as stop:
         sample.problems.append(stop.problem)
     crop = config.crop_size
-    padded = {m.pad.size for m in config.modalities if m.pad}
-    height, width = (
-        (padded.pop(),) * 2 if padded else (sample.metadata.height, sample.metadata.width)
-    )
+    height, width = sample_size(config, sample.metadata.height, sample.metadata.width)
     if crop is not None and min(height, width) < crop:
         detail = f"{height} x {width} pixels, the crop is {crop}; set crop_size (--crop-size)"
         sample.problems.append(Problem("smaller_than_crop", detail))
     return sample
 
 
-def read_metadata(source: Source, files: WindowFiles) -> WindowMetadata | None:
+def read_metadata(source: WindowReader, files: WindowFiles) -> WindowMetadata | None:
     """A window's metadata alone; None if it is missing or broken."""
     try:
         path = files.by_path["metadata.json"]
@@ -163,7 +160,7 @@ def read_metadata(source: Source, files: WindowFiles) -> WindowMetadata | None:
 
 @dataclass
 class _WindowReader:
-    source: Source
+    source: WindowReader
     files: WindowFiles
     config: ResolvedConfig
     items: dict[str, Any] | None = None
@@ -593,21 +590,42 @@ def _judge_target(task: Task, target: NDArray[Any]) -> list[Problem]:
     return []
 
 
+def sample_size(config: ResolvedConfig, height: int, width: int) -> tuple[int, int]:
+    """Height and width of the sample of a window of that size, in pixels."""
+    pad = next((m.pad for m in config.modalities if m.pad is not None), None)
+    if pad is None:
+        return height, width
+    rows, columns = _pad_widths(height, width, pad)
+    return height + sum(rows), width + sum(columns)
+
+
 def apply_pad(pixels: NDArray[Any], pad: Pad | None, fill: float = 0) -> NDArray[Any]:
     """rslearn's Pad on the first two axes (H, W): fill around, or crop where larger."""
     if pad is None:
         return pixels
-    for axis in (0, 1):
-        extra = pad.size - pixels.shape[axis]
-        before = extra // 2 if pad.center else 0
-        after = extra - before
-        if extra >= 0:
-            if before or after:
-                widths = [(0, 0)] * pixels.ndim
-                widths[axis] = (before, after)
-                pixels = np.pad(pixels, widths, constant_values=fill)
-        else:
-            # rslearn crops only where `before` is negative or both are: see its Pad.
-            keep = slice(-before if before < 0 else 0, pixels.shape[axis] + after)
-            pixels = pixels[(slice(None),) * axis + (keep,)]
+    widths = _pad_widths(*pixels.shape[:2], pad)
+    cut = tuple(
+        slice(max(-before, 0), size + min(after, 0))
+        for size, (before, after) in zip(pixels.shape, widths, strict=False)
+    )
+    pixels = pixels[cut]
+    if any(extra > 0 for width in widths for extra in width):
+        around = [(max(before, 0), max(after, 0)) for before, after in widths]
+        around += [(0, 0)] * (pixels.ndim - 2)
+        pixels = np.pad(pixels, around, constant_values=fill)
     return pixels
+
+
+def _pad_widths(height: int, width: int, pad: Pad) -> tuple[tuple[int, int], tuple[int, int]]:
+    """(before, after) of rows and of columns; negative: cut off.
+
+    Where rslearn 0.1.19 centres and a window is lower than the size, it adds the missing rows as
+    columns. Samples must equal its own, so the same is done here.
+    """
+    rows, columns = pad.size - height, pad.size - width
+    if not pad.center:
+        return (0, rows), (0, columns)
+    upper, left = rows // 2, columns // 2
+    if upper > 0:
+        return (0, 0), (left + upper, columns - left + rows - upper)
+    return (upper, rows - upper), (left, columns - left)

@@ -6,6 +6,7 @@ and the epoch that score best on val are the ones that are tested.
 """
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -164,7 +165,7 @@ def knn_predict(
     known = F.normalize(train[valid].to(device), dim=1)
     votes_for = labels[valid].to(device)
     found = []
-    for block in queries.split(max(_BLOCK_VALUES // max(len(known), 1), 1)):
+    for block in _blocks(queries, len(known)):
         similarity = F.normalize(block.to(device), dim=1) @ known.T
         nearest, places = similarity.topk(min(k, len(known)), dim=1)
         # Relative to the nearest: the same order, and nothing overflows.
@@ -172,6 +173,13 @@ def knn_predict(
         votes = weights.new_zeros(len(block), num_classes)
         found.append(votes.scatter_add_(1, votes_for[places], weights).argmax(1).cpu())
     return np.asarray(torch.cat(found).numpy())
+
+
+def _blocks(rows: torch.Tensor, values_per_row: int) -> Iterator[torch.Tensor]:
+    """The rows in pieces of which the results stay small."""
+    size = max(_BLOCK_VALUES // max(values_per_row, 1), 1)
+    for start in range(0, len(rows), size):
+        yield rows[start : start + size]
 
 
 def run_linear(
@@ -249,7 +257,7 @@ class _Layer:
     """One trained probe: its batch normalisation, if any, is folded into it."""
 
     weight: torch.Tensor
-    """(D, O)"""
+    """(D, O); O = classes x labels of a row, classes outermost"""
     bias: torch.Tensor
     """(O,)"""
 
@@ -258,10 +266,10 @@ class _Layer:
     ) -> NDArray[Any]:
         """Class ids or numbers (R, Q) from features (R, D)."""
         found = []
-        for block in features.split(max(_BLOCK_VALUES // self.weight.shape[1], 1)):
+        for block in _blocks(features, self.weight.shape[1]):
             outputs = torch.addmm(self.bias, block.to(device), self.weight)
             if task.kind.has_classes:
-                found.append(outputs.view(len(block), -1, task.num_classes).argmax(-1).cpu())
+                found.append(outputs.view(len(block), task.num_classes, -1).argmax(1).cpu())
             else:
                 found.append((outputs * units.std + units.mean).cpu())
         return np.asarray(torch.cat(found).numpy())
@@ -283,6 +291,7 @@ class _Probes:
         device: torch.device,
     ) -> None:
         self._task, self._device, self._learning_rates = task, device, learning_rates
+        self._classes = task.num_classes if task.kind.has_classes else 1
         n = len(learning_rates)
         bound = 1 / math.sqrt(inputs)  # as torch.nn.Linear begins; alike for every rate
         weight = torch.empty(inputs, outputs).uniform_(-bound, bound, generator=generator)
@@ -317,13 +326,12 @@ class _Probes:
         total = valid.sum()
         values = self._parameters["bias"].numel()
         size = max(_TRAIN_VALUES // values, 1)
-        for rows, labels, known in zip(
-            features.split(size), target.split(size), valid.split(size), strict=True
-        ):
-            outputs = self._outputs(rows)  # (n, L, O)
-            # A mean over all labels of the batch for each rate; the rates don't meet in the sum.
-            loss = self._loss(outputs, labels, known) / total
-            loss.backward()  # type: ignore[no-untyped-call]
+        for start in range(0, len(features), size):
+            part = slice(start, start + size)
+            outputs = self._outputs(features[part])
+            # The mean over all labels of the batch, for each rate: no rate sees another's.
+            gradient = self._loss_gradient(outputs.detach(), target[part], valid[part])
+            outputs.backward(gradient / total)  # type: ignore[no-untyped-call]
 
     def _normalise(self, features: torch.Tensor) -> torch.Tensor:
         if "gamma" not in self._parameters:
@@ -336,11 +344,13 @@ class _Probes:
         return (features - mean) * torch.rsqrt(variance + _BATCH_NORM_EPSILON)
 
     def _outputs(self, features: torch.Tensor) -> torch.Tensor:
-        """(n, L, O) from normalised features (n, D)."""
+        """(n, C, L, Q) from normalised features (n, D)."""
         weight, bias = self._affine()
         rates, inputs, outputs = weight.shape
-        wide = weight.permute(1, 0, 2).reshape(inputs, rates * outputs)
-        return torch.addmm(bias.reshape(-1), features, wide).view(-1, rates, outputs)
+        classes = self._classes
+        wide = weight.view(rates, inputs, classes, -1).permute(1, 2, 0, 3).reshape(inputs, -1)
+        offset = bias.view(rates, classes, -1).transpose(0, 1).reshape(-1)
+        return torch.addmm(offset, features, wide).view(-1, classes, rates, outputs // classes)
 
     def _affine(self) -> tuple[torch.Tensor, torch.Tensor]:
         weight, bias = self._parameters["weight"], self._parameters["bias"]
@@ -349,17 +359,21 @@ class _Probes:
             weight = weight * self._parameters["gamma"][:, :, None]
         return weight, bias
 
-    def _loss(
+    def _loss_gradient(
         self, outputs: torch.Tensor, target: torch.Tensor, valid: torch.Tensor
     ) -> torch.Tensor:
-        """Sum of the losses of all rates over valid labels."""
-        n, rates, _ = outputs.shape
-        if self._task.kind.has_classes:
-            logits = outputs.reshape(-1, self._task.num_classes)
-            labels = target[:, None].expand(n, rates, -1).reshape(-1)
-            return F.cross_entropy(logits, labels, ignore_index=IGNORE_LABEL, reduction="sum")
-        error = (outputs - target[:, None].nan_to_num()) * valid[:, None]
-        return error.square().sum()
+        """Of the summed cross-entropy or squared error of labels (n, Q), for outputs (n, C, L, Q).
+
+        By hand: autograd's cross-entropy takes most of a training step where classes are few.
+        """
+        known = valid[:, None, None].float()
+        if not self._task.kind.has_classes:
+            return (outputs - target.nan_to_num()[:, None, None]) * (2 * known)
+        gradient = outputs.softmax(1)
+        truth = torch.zeros_like(outputs[:, :, 0])
+        truth.scatter_(1, target.clamp(min=0)[:, None], 1.0)
+        gradient.sub_(truth[:, :, None])
+        return gradient if bool(valid.all()) else gradient.mul_(known)
 
     @torch.no_grad()
     def _step(self, epoch: float, epochs: int) -> None:

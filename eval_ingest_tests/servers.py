@@ -1,0 +1,275 @@
+"""Object stores on 127.0.0.1 that tests start and stop, and a proxy that breaks things."""
+
+import http.client
+import random
+import re
+import socket
+import struct
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+BUCKET = "studio-bucket"
+
+
+@dataclass
+class ObjectServer:
+    """A running object store with one bucket."""
+
+    address: str
+    """http://127.0.0.1:port."""
+    scheme: str
+    environment: dict[str, str]
+
+    @property
+    def url(self) -> str:
+        return f"{self.scheme}://{BUCKET}"
+
+    def reached_at(self, address: str) -> dict[str, str]:
+        """The environment in which its clients go to another address, such as a proxy's."""
+        return {
+            key: value.replace(self.address, address) for key, value in self.environment.items()
+        }
+
+    def filesystem(self) -> Any:
+        """fsspec's file system, by the server's own address; the environment has to be set."""
+        import fsspec
+
+        options = {"use_listings_cache": False, "skip_instance_cache": True}
+        if self.scheme == "gs":
+            options["token"] = "anon"  # type: ignore[assignment]
+        return fsspec.filesystem(self.scheme, **options)
+
+    def upload(self, folder: Path, name: str) -> str:
+        """Put a folder's files below the bucket; returns their URL."""
+        files = {
+            f"{BUCKET}/{name}/{path.relative_to(folder)}": path.read_bytes()
+            for path in sorted(folder.rglob("*"))
+            if path.is_file()
+        }
+        self.filesystem().pipe(files)
+        return f"{self.url}/{name}"
+
+
+@contextmanager
+def gcs_server() -> Iterator[ObjectServer]:
+    """gcp-storage-emulator, made to answer several requests at a time."""
+    from gcp_storage_emulator.handlers import buckets
+    from gcp_storage_emulator.server import RequestHandler
+    from gcp_storage_emulator.storage import Storage
+
+    class MemoryStorage(Storage):
+        def _write_config_to_file(self) -> None:
+            """Nothing: it would write all it knows, for each object that is put."""
+
+    class Handler(RequestHandler):
+        lock = threading.Lock()
+
+        def log_message(self, format: str, *args: object) -> None:
+            pass
+
+        def __getattribute__(self, name: str) -> Any:
+            found = super().__getattribute__(name)
+            if not name.startswith("do_"):
+                return found
+
+            def locked() -> None:
+                with Handler.lock:  # it keeps everything in plain dicts
+                    found()
+
+            return locked
+
+    storage = MemoryStorage(use_memory_fs=True)
+    buckets.create_bucket(BUCKET, storage)
+    with _serving(partial(Handler, storage)) as address:
+        environment = {
+            "STORAGE_EMULATOR_HOST": address,
+            "GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT": "false",
+        }
+        yield ObjectServer(address, "gs", environment)
+
+
+@contextmanager
+def s3_server() -> Iterator[ObjectServer]:
+    """moto's S3."""
+    import boto3
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    address = f"http://{host}:{port}"
+    environment = {
+        "AWS_ENDPOINT_URL": address,
+        "AWS_ACCESS_KEY_ID": "test",
+        "AWS_SECRET_ACCESS_KEY": "test",
+        "AWS_DEFAULT_REGION": "us-east-1",
+    }
+    client = boto3.client(
+        "s3",
+        endpoint_url=address,
+        aws_access_key_id="test",
+        aws_secret_access_key="test",
+        region_name="us-east-1",
+    )
+    client.create_bucket(Bucket=BUCKET)
+    try:
+        yield ObjectServer(address, "s3", environment)
+    finally:
+        server.stop()
+
+
+@contextmanager
+def _serving(handler: Any) -> Iterator[str]:
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    server.daemon_threads = True
+    thread = threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}"
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+@dataclass
+class Proxy:
+    """Passes requests on to a server, counts what objects are fetched, and breaks some answers."""
+
+    upstream: str
+    address: str = ""
+    faults: float = 0.0
+    """Share of objects whose first fetch goes wrong in one of the ways below."""
+    refused: int = 0
+    """If set, every request is answered with this status."""
+    fetched: Counter[str] = field(default_factory=Counter)
+    """Object to the number of whole answers that went out."""
+    n_bytes: int = 0
+    """Of objects, in whole answers."""
+    lists: int = 0
+    done: Counter[str] = field(default_factory=Counter)
+    """Kind of fault to how often."""
+    seen: set[str] = field(default_factory=set)
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+    KINDS = ("503", "truncated", "reset", "slow", "429")
+
+    def fault_of(self, path: str) -> str | None:
+        """The fault of this request: each object's first request may have one."""
+        with self.lock:
+            if path in self.seen:
+                return None
+            self.seen.add(path)
+        rng = random.Random(path)
+        return rng.choice(self.KINDS) if rng.random() < self.faults else None
+
+    def reset(self) -> None:
+        """Count anew."""
+        with self.lock:
+            self.fetched.clear()
+            self.n_bytes = self.lists = 0
+
+
+_GCS_OBJECT = re.compile(r"/(?:download/)?storage/v1/b/[^/]+/o/(?P<name>[^?]+)\?.*alt=media")
+_S3_OBJECT = re.compile(rf"/{BUCKET}/(?P<name>[^?]+)(\?x-id=GetObject)?$")
+_LIST = re.compile(r"(/storage/v1/b/[^/]+/o/?(\?|$))|(list-type=2)")
+
+
+@contextmanager
+def proxy(upstream: str) -> Iterator[Proxy]:
+    """A proxy in front of a server."""
+    state = Proxy(upstream)
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def log_message(self, format: str, *args: object) -> None:
+            pass
+
+        def _pass_on(self) -> None:
+            body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+            match = None
+            if self.command == "GET":
+                match = _GCS_OBJECT.match(self.path) or _S3_OBJECT.match(self.path)
+                if _LIST.search(self.path) and not match:
+                    with state.lock:
+                        state.lists += 1
+            if state.refused:
+                self._answer(state.refused, {}, b"{}")
+                return
+            name = unquote(match["name"]) if match else None
+            fault = state.fault_of(name) if name else None
+            if fault is not None:
+                with state.lock:
+                    state.done[fault] += 1
+            if fault in ("503", "429"):
+                self._answer(int(fault), {}, b"")
+                return
+            if fault == "reset":
+                # Closing with something unsent and no lingering sends RST.
+                self.connection.setsockopt(
+                    socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0)
+                )
+                self.close_connection = True
+                self.connection.close()
+                return
+            status, headers, data = self._upstream(body)
+            if fault == "slow":
+                time.sleep(0.2)
+            if fault == "truncated":
+                self._answer(status, headers, data, send=len(data) // 2)
+                return
+            if name and status < 300:
+                with state.lock:
+                    state.fetched[name] += 1
+                    state.n_bytes += len(data)
+            self._answer(status, headers, data)
+
+        do_GET = do_POST = do_PUT = do_DELETE = do_HEAD = do_PATCH = _pass_on
+
+        def _upstream(self, body: bytes) -> tuple[int, dict[str, str], bytes]:
+            parts = urlsplit(state.upstream)
+            connection = http.client.HTTPConnection(parts.hostname or "", parts.port, timeout=30)
+            try:
+                # Host stays the client's: AWS signatures cover it.
+                connection.putrequest(
+                    self.command, self.path, skip_host=True, skip_accept_encoding=True
+                )
+                for key, value in self.headers.items():
+                    connection.putheader(key, value)
+                connection.endheaders(body)
+                answer = connection.getresponse()
+                dropped = ("transfer-encoding", "connection", "content-length", "date", "server")
+                headers = {k: v for k, v in answer.getheaders() if k.lower() not in dropped}
+                if self.command == "HEAD":
+                    headers["X-Length"] = answer.getheader("Content-Length") or "0"
+                return answer.status, headers, answer.read()
+            finally:
+                connection.close()
+
+        def _answer(
+            self, status: int, headers: dict[str, str], data: bytes, send: int | None = None
+        ) -> None:
+            length = headers.pop("X-Length", str(len(data)))
+            self.send_response(status)
+            for key, value in headers.items():
+                self.send_header(key, value)
+            self.send_header("Content-Length", length)
+            self.end_headers()
+            self.wfile.write(data[:send])
+            self.wfile.flush()
+            if send is not None:
+                self.close_connection = True
+
+    with _serving(Handler) as address:
+        state.address = address
+        yield state
