@@ -76,6 +76,17 @@ def _parser() -> argparse.ArgumentParser:
     info.add_argument("--name", required=True)
     verify = _command(commands, "verify", _verify, "read back what was ingested and compare")
     verify.add_argument("--name", required=True)
+    report = _command(commands, "report", _report, "pictures, an HTML page and a dataset card")
+    report.add_argument("--name", required=True)
+    export = _command(commands, "export", _export, "write a dataset as a folder to publish")
+    export.add_argument("--name", required=True)
+    export.add_argument("--to", required=True, metavar="DIR", help="becomes an eval root")
+    export.add_argument(
+        "--windows",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="with the rslearn copy (default), or only the packed samples",
+    )
     remove = _command(commands, "remove", _remove, "delete an ingested dataset")
     remove.add_argument("--name", required=True)
     remove.add_argument("--yes", action="store_true", help="don't ask")
@@ -277,6 +288,24 @@ def _verify(options: argparse.Namespace) -> int:
         lines.append("everything is as it was written")
     _print(options, result, lines)
     return 1 if result["problems"] else 0
+
+
+def _report(options: argparse.Namespace) -> int:
+    from eval_ingest.report.command import report
+
+    facts, lines = report(_root(), options.name)
+    _print(options, facts, lines)
+    return 0
+
+
+def _export(options: argparse.Namespace) -> int:
+    from eval_ingest.report.command import export
+    from eval_ingest.report.terminal import Progress
+
+    with Progress(quiet=options.json) as progress:
+        facts, lines = export(_root(), options.name, options.to, options.windows, progress)
+    _print(options, facts, lines)
+    return 0
 
 
 def _remove(options: argparse.Namespace) -> int:

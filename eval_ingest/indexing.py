@@ -282,7 +282,8 @@ def make_packer(
         valid = table.filter(pc.equal(table["status"], "valid"))
         if valid.num_rows and items:
             return Packer(samples, task.config, len(items), pack_row_of(valid, 0, task.config))
-    for files, reader in task.readers(items[:look_at]):
+    for item in items[:look_at]:
+        [(files, reader)] = task.readers([item])  # one by one: most often, the first will do
         sample = read_window(reader, files, task.config, task.window_filter.wants)
         if sample is not None:
             reader.keep()  # it is read again when its turn comes

@@ -9,6 +9,8 @@ import pytest
 import torch
 
 from eval_ingest import EvalDataset
+from eval_ingest.core.resolved import Pad
+from eval_ingest.studio.window import apply_pad
 from eval_ingest_tests.factories import CASES
 from eval_ingest_tests.oracle import OracleSample, rslearn_samples
 
@@ -27,13 +29,13 @@ def test_samples_equal_those_of_rslearn(
         for i in range(len(dataset)):
             sample = dataset[i]
             group, name = sample["window"].split("/")
-            _compare(dataset, sample, expected[group, name])
+            compare(dataset, sample, expected[group, name])
             compared += 1
     assert compared == len(expected)  # every window of the copy is in exactly one split
     assert compared >= 8
 
 
-def _compare(dataset: EvalDataset, sample: dict, expected: OracleSample) -> None:
+def compare(dataset: EvalDataset, sample: dict, expected: OracleSample) -> None:
     for modality in dataset.metadata.config.modalities:
         arrays, stamps = [], []
         keys = [modality.name] if modality.name in expected.inputs else []
@@ -68,3 +70,21 @@ def _compare_target(found: torch.Tensor, target: dict[str, np.ndarray]) -> None:
         values = np.squeeze(target.get("values", target.get("value")))
         assert found.dtype == torch.float32
         assert np.array_equal(found.numpy(), np.where(valid, values, np.nan), equal_nan=True)
+
+
+@pytest.mark.parametrize("mode", ["topleft", "center"])
+@pytest.mark.parametrize("size", [5, 8])
+@pytest.mark.parametrize("shape", [(8, 8), (12, 11), (5, 6), (4, 8), (3, 3), (9, 4), (4, 9)])
+def test_padding_equals_that_of_rslearn(mode: str, size: int, shape: tuple[int, int]) -> None:
+    from rslearn.train.model_context import RasterImage
+    from rslearn.train.transforms.pad import Pad as Reference
+
+    image = torch.arange(1, shape[0] * shape[1] + 1).reshape(1, 1, *shape).float()
+    reference = Reference(size, mode=mode, image_selectors=["x"])
+    try:
+        expected = reference({"x": RasterImage(image)}, {})[0]["x"].image[0, 0].numpy()
+    except AssertionError:  # it can't cut off at the end only
+        assert mode == "topleft" and max(shape) > size
+        return
+    found = apply_pad(image[0, 0].numpy(), Pad(size=size, center=mode == "center"))
+    assert np.array_equal(found, expected)

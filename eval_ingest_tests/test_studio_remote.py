@@ -224,7 +224,7 @@ def test_any_other_file_system_of_fsspec(small: Path, tmp_path: Path, reference:
 def test_a_missing_bucket_and_a_missing_folder_are_told(server: ObjectServer) -> None:
     with pytest.raises(SourceNotFoundError, match="there is no bucket nowhere-at-all"):
         open_source(f"{server.scheme}://nowhere-at-all/crops")
-    with pytest.raises(SourceNotFoundError, match="does not exist in .*studio-bucket"):
+    with pytest.raises(SourceNotFoundError, match=r"does not exist in .*studio-bucket"):
         open_source(f"{server.url}/data/nope")
 
 

@@ -595,37 +595,33 @@ def sample_size(config: ResolvedConfig, height: int, width: int) -> tuple[int, i
     pad = next((m.pad for m in config.modalities if m.pad is not None), None)
     if pad is None:
         return height, width
-    rows, columns = _pad_widths(height, width, pad)
-    return height + sum(rows), width + sum(columns)
+    size = [height, width]
+    for axis, before, after in _pad_steps(height, width, pad):
+        size[axis] += before + after
+    return size[0], size[1]
 
 
 def apply_pad(pixels: NDArray[Any], pad: Pad | None, fill: float = 0) -> NDArray[Any]:
     """rslearn's Pad on the first two axes (H, W): fill around, or crop where larger."""
     if pad is None:
         return pixels
-    widths = _pad_widths(*pixels.shape[:2], pad)
-    cut = tuple(
-        slice(max(-before, 0), size + min(after, 0))
-        for size, (before, after) in zip(pixels.shape, widths, strict=False)
-    )
-    pixels = pixels[cut]
-    if any(extra > 0 for width in widths for extra in width):
-        around = [(max(before, 0), max(after, 0)) for before, after in widths]
-        around += [(0, 0)] * (pixels.ndim - 2)
-        pixels = np.pad(pixels, around, constant_values=fill)
+    for axis, before, after in _pad_steps(*pixels.shape[:2], pad):
+        if before < 0 or after < 0:
+            keep = slice(-before, pixels.shape[axis] + after)
+            pixels = pixels[(slice(None),) * axis + (keep,)]
+        elif before or after:
+            around = [(0, 0)] * pixels.ndim
+            around[axis] = (before, after)
+            pixels = np.pad(pixels, around, constant_values=fill)
     return pixels
 
 
-def _pad_widths(height: int, width: int, pad: Pad) -> tuple[tuple[int, int], tuple[int, int]]:
-    """(before, after) of rows and of columns; negative: cut off.
+def _pad_steps(height: int, width: int, pad: Pad) -> list[tuple[int, int, int]]:
+    """(axis, before, after) in turn, axis 0 for rows and 1 for columns; negative: cut off.
 
     Where rslearn 0.1.19 centres and a window is lower than the size, it adds the missing rows as
     columns. Samples must equal its own, so the same is done here.
     """
     rows, columns = pad.size - height, pad.size - width
-    if not pad.center:
-        return (0, rows), (0, columns)
-    upper, left = rows // 2, columns // 2
-    if upper > 0:
-        return (0, 0), (left + upper, columns - left + rows - upper)
-    return (upper, rows - upper), (left, columns - left)
+    upper, left = (rows // 2, columns // 2) if pad.center else (0, 0)
+    return [(1, left, columns - left), (1 if upper > 0 else 0, upper, rows - upper)]

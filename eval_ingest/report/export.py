@@ -1,0 +1,103 @@
+"""A dataset as a folder to publish: an eval root with this one dataset in it."""
+
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from eval_ingest.core.entry import Metadata
+from eval_ingest.errors import IntegrityError, StoreError
+from eval_ingest.report.card import write_report
+from eval_ingest.store.atomic import store_error, write_json
+from eval_ingest.store.layout import DatasetLayout, EvalRoot
+from eval_ingest.store.registry import rebuild_registry, require_metadata
+
+_RSLEARN = ("config.json", "model.yaml", "olmoearth_run.yaml", "copy_manifest.parquet")
+_ALWAYS = ("norm_stats.json", "window_index.parquet", "split_assignment.parquet")
+
+
+def export_dataset(
+    root: EvalRoot,
+    name: str,
+    to: Path,
+    windows: bool = True,
+    progress: Callable[[str, int, int], None] = lambda what, done, total: None,
+) -> Path:
+    """Copy a published dataset with its report to {to}/{name}, and register it there.
+
+    Args:
+        root: where it is.
+        name: the dataset.
+        to: an eval root of its own; made if it isn't there.
+        windows: with the rslearn copy; without: the packed samples alone.
+        progress: told the files that are copied.
+
+    Raises:
+        UnknownDatasetError: there is no such dataset.
+        StoreError: `to` can't be written, or holds that dataset already.
+    """
+    target = EvalRoot(to.absolute())
+    final = target.dataset(name)
+    metadata = require_metadata(root, name)
+    if final.path.exists():
+        raise StoreError(f"{final.path} is there already; remove it or choose another --to")
+    fresh = not target.path.exists()
+    aside = DatasetLayout(target.path / f".{name}.{os.getpid()}.export" / name)
+    windows = windows and metadata.spec.copy_mode == "windows"
+    try:
+        aside.path.mkdir(parents=True)
+        files = list(_files(root.dataset(name), metadata, windows))
+        for done, path in enumerate(files, start=1):
+            _copy(root.dataset(name).path, aside.path, path)
+            progress("files copied", done, len(files))
+        write_json(
+            aside.metadata, _exported(metadata, windows).model_dump(mode="json", by_alias=True)
+        )
+        write_report(EvalRoot(aside.path.parent), name)
+        os.rename(aside.path, final.path)
+    except OSError as error:
+        raise store_error(final.path, "exporting to", error) from error
+    finally:
+        shutil.rmtree(aside.path.parent, ignore_errors=True)
+    rebuild_registry(target)
+    if fresh:  # then nobody else can hold it, and it isn't for publishing
+        target.registry_lock.unlink(missing_ok=True)
+    return final.path
+
+
+def _files(layout: DatasetLayout, metadata: Metadata, windows: bool) -> Iterator[str]:
+    """Paths within the dataset's folder of everything that metadata.json stands for."""
+    yield from _ALWAYS
+    for found in metadata.splits.values():
+        yield found.index
+    for shard in metadata.shards:
+        yield f"samples/{shard.name}/index.parquet"
+        for array in shard.arrays:
+            yield f"samples/{shard.name}/{array}.npy"
+    if not windows:
+        return
+    yield layout.weka_copy.name
+    yield from (name for name in _RSLEARN if (layout.path / name).is_file())
+    for folder, folders, names in os.walk(layout.windows):
+        folders[:] = sorted(f for f in folders if not f.startswith("."))
+        inside = Path(folder).relative_to(layout.path).as_posix()
+        yield from (f"{inside}/{name}" for name in sorted(names))
+
+
+def _copy(source: Path, target: Path, path: str) -> None:
+    """Copy one file; the whole folder gets its name later, so the file may keep its own."""
+    (target / path).parent.mkdir(parents=True, exist_ok=True)
+    try:
+        shutil.copyfile(source / path, target / path)
+    except FileNotFoundError as error:
+        raise IntegrityError(
+            f"{source / path} is missing; it was ingested anew in the meantime, or is damaged: "
+            "export again, or see eval-ingest verify"
+        ) from error
+
+
+def _exported(metadata: Metadata, windows: bool) -> Metadata:
+    if windows:
+        return metadata
+    spec = metadata.spec.model_copy(update={"copy_mode": "stream"})
+    return metadata.model_copy(update={"spec": spec})

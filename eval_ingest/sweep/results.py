@@ -1,0 +1,340 @@
+"""Result rows on disk, and the tables made from them.
+
+{out}/rows/{key}.json      one row each, written when it is done: what resuming goes by
+{out}/results.parquet      all rows as columns
+{out}/results.json         all rows, confusion matrices included
+{out}/plots/*.png
+"""
+
+import json
+import math
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from eval_ingest.errors import SweepError
+from eval_ingest.store.atomic import read_json, write_json, written_aside
+
+ROW_VERSION = 1
+
+
+class ClassScore(BaseModel):
+    """One class of a row; None where the class is neither labelled nor predicted."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str
+    iou: float | None
+    accuracy: float | None
+    """Recall: the part of its labels that is predicted as it."""
+    f1: float | None
+    support: int
+    """Labelled pixels or windows."""
+
+
+class Row(BaseModel):
+    """One score: an encoder on a dataset, at a label fraction, with a seed."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    version: int = ROW_VERSION
+    key: str
+    """Fingerprint of everything that decides over the score."""
+    dataset: str
+    dataset_version: str
+    """The fingerprint in its metadata.json."""
+    task: str
+    encoder: str
+    encoder_fingerprint: str
+    weights: str
+    """Where the encoder's weights are from; random initialisation is said here."""
+    probe: str
+    split: str
+    label_fraction: float
+    seed: int
+    n_train: int
+    n_val: int
+    n_test: int
+    normalize: str
+    method: str
+    patch_size: int
+    bands: dict[str, list[str]]
+    """By modality."""
+    learning_rate: float | None
+    """Chosen on val; None for kNN."""
+    epoch: int | None
+    metric: str
+    lower_is_better: bool
+    val_score: float | None
+    test_score: float | None
+    """On `split`."""
+    ci_low: float | None
+    ci_high: float | None
+    """95 % bootstrap interval over windows."""
+    metrics: dict[str, float | None]
+    per_class: list[ClassScore]
+    confusion: list[list[int]] | None
+    """Rows are the truth, columns what was predicted."""
+    notes: list[str]
+    device: str
+    seconds: float
+    """Of probing; embedding not counted."""
+    finished_at: str
+
+
+@dataclass(frozen=True)
+class Failure:
+    """An encoder that couldn't be scored on a dataset."""
+
+    encoder: str
+    dataset: str
+    message: str
+
+
+@dataclass(frozen=True)
+class ResultTable:
+    """The outcome of a sweep."""
+
+    rows: list[Row]
+    """Every row of the plan that there is now, in the plan's order."""
+    computed: int
+    """How many of them were missing and are new."""
+    failures: list[Failure] = field(default_factory=list)
+
+
+def number(value: float) -> float | None:
+    """A score for JSON, which has no NaN."""
+    return float(value) if math.isfinite(value) else None
+
+
+def row_path(out: Path, key: str) -> Path:
+    """Where a row is kept."""
+    return out / "rows" / f"{key}.json"
+
+
+def write_row(out: Path, row: Row) -> None:
+    """Keep a row."""
+    write_json(row_path(out, row.key), row.model_dump(mode="json"))
+
+
+def read_row(out: Path, key: str) -> Row | None:
+    """A kept row, or None if it isn't there or is of another version."""
+    return _row(row_path(out, key))
+
+
+def _row(path: Path) -> Row | None:
+    content = read_json(path)
+    if not isinstance(content, dict) or content.get("version") != ROW_VERSION:
+        return None
+    try:
+        return Row.model_validate(content)
+    except ValidationError as error:
+        where = ".".join(str(part) for part in error.errors()[0]["loc"])
+        raise SweepError(f"{path} is damaged at {where}; remove it and run the sweep again") from (
+            error
+        )
+
+
+def read_rows(out: Path) -> list[Row]:
+    """Every kept row, sorted by dataset, encoder, label fraction and seed.
+
+    Raises:
+        SweepError: there is none.
+    """
+    rows = [row for path in (out / "rows").glob("*.json") if (row := _row(path)) is not None]
+    if not rows:
+        raise SweepError(
+            f"there are no results in {out}; run: eval-ingest sweep --encoder pixels --out {out}"
+        )
+    rows.sort(key=lambda r: (r.dataset, r.encoder, r.label_fraction, r.seed, r.finished_at))
+    return rows
+
+
+_SCHEMA = pa.schema(
+    [
+        *((name, pa.string()) for name in (
+            "key", "dataset", "dataset_version", "task", "encoder", "encoder_fingerprint",
+            "weights", "probe", "split")),
+        ("label_fraction", pa.float64()),
+        ("seed", pa.int64()),
+        *((name, pa.int64()) for name in ("n_train", "n_val", "n_test")),
+        ("normalize", pa.string()),
+        ("method", pa.string()),
+        ("patch_size", pa.int64()),
+        ("bands", pa.list_(pa.struct([("modality", pa.string()),
+                                      ("bands", pa.list_(pa.string()))]))),
+        ("learning_rate", pa.float64()),
+        ("epoch", pa.int64()),
+        ("metric", pa.string()),
+        ("lower_is_better", pa.bool_()),
+        *((name, pa.float64()) for name in (
+            "val_score", "test_score", "ci_low", "ci_high",
+            "accuracy", "macro_f1", "miou", "rmse", "mae", "r2")),
+        ("per_class", pa.list_(pa.struct([
+            ("name", pa.string()), ("iou", pa.float64()), ("accuracy", pa.float64()),
+            ("f1", pa.float64()), ("support", pa.int64())]))),
+        ("confusion", pa.list_(pa.list_(pa.int64()))),
+        ("notes", pa.list_(pa.string())),
+        ("device", pa.string()),
+        ("seconds", pa.float64()),
+        ("finished_at", pa.string()),
+    ]
+)  # fmt: skip
+
+
+def write_tables(out: Path, rows: Sequence[Row]) -> None:
+    """results.parquet and results.json from rows."""
+    columns = []
+    for row in rows:
+        flat: dict[str, Any] = {**row.model_dump(mode="json"), **row.metrics}
+        flat["bands"] = [{"modality": m, "bands": bands} for m, bands in row.bands.items()]
+        columns.append({name: flat.get(name) for name in _SCHEMA.names})
+    with written_aside(out / "results.parquet") as temporary:
+        pq.write_table(pa.Table.from_pylist(columns, _SCHEMA), temporary, compression="zstd")
+    write_json(out / "results.json", [row.model_dump(mode="json") for row in rows])
+
+
+# ------------------------------------------------------------------------------- leaderboard
+
+
+@dataclass(frozen=True)
+class Cell:
+    """The score of an encoder on a dataset at a label fraction: the mean over seeds."""
+
+    score: float
+    low: float
+    high: float
+    """One seed: its bootstrap interval. Several: the lowest and highest end of theirs."""
+    seeds: int
+    metric: str
+    lower_is_better: bool
+    n_train: int
+
+
+@dataclass(frozen=True)
+class Leaderboard:
+    """Datasets by encoders, at one label fraction, on one split."""
+
+    label_fraction: float
+    split: str
+    datasets: list[str]
+    encoders: list[str]
+    cells: dict[tuple[str, str], Cell]
+    """By (dataset, encoder)."""
+
+    def best(self, dataset: str) -> list[str]:
+        """The encoders with the best score on a dataset; none if there is only one."""
+        found = {e: self.cells[dataset, e] for e in self.encoders if (dataset, e) in self.cells}
+        if len(found) < 2:
+            return []
+        scores = {e: -c.score if c.lower_is_better else c.score for e, c in found.items()}
+        return [e for e, value in scores.items() if value == max(scores.values())]
+
+
+def leaderboards(rows: Iterable[Row]) -> list[Leaderboard]:
+    """One per split and label fraction, the largest fraction first.
+
+    Of a dataset that was ingested anew, only the rows of the version scored last count.
+    """
+    current = latest(rows)
+    names = encoder_labels(current)
+    boards = []
+    for split, fraction in sorted(
+        {(row.split, row.label_fraction) for row in current}, key=lambda at: (at[0], -at[1])
+    ):
+        groups: dict[tuple[str, str], list[Row]] = defaultdict(list)
+        for row in current:
+            if (row.split, row.label_fraction) == (split, fraction):
+                groups[row.dataset, names[row.key]].append(row)
+        cells = {at: cell for at, group in groups.items() if (cell := _cell(group)) is not None}
+        datasets = sorted({dataset for dataset, _ in groups})
+        encoders = sorted({encoder for _, encoder in groups})
+        boards.append(Leaderboard(fraction, split, datasets, encoders, cells))
+    return boards
+
+
+def latest(rows: Iterable[Row]) -> list[Row]:
+    """Without rows of a dataset version, or of an encoder's weights, that was scored anew."""
+    rows = list(rows)
+    newest: dict[tuple[str, ...], Row] = {}
+    for row in rows:
+        at = _setting(row)
+        if at not in newest or row.finished_at > newest[at].finished_at:
+            newest[at] = row
+    versions = {at: (row.dataset_version, row.encoder_fingerprint) for at, row in newest.items()}
+    return [
+        row
+        for row in rows
+        if (row.dataset_version, row.encoder_fingerprint) == versions[_setting(row)]
+    ]
+
+
+def _setting(row: Row) -> tuple[str, ...]:
+    return (row.dataset, row.split, *_variant(row))
+
+
+def _variant(row: Row) -> tuple[str, ...]:
+    """What tells encoders apart that have the same name."""
+    patch = f"p{row.patch_size}"
+    return row.encoder, row.normalize, row.method, patch, row.probe, row.weights
+
+
+def encoder_labels(rows: Iterable[Row]) -> dict[str, str]:
+    """Per row key a name for its encoder, with only what is needed to tell it from others.
+
+    Tasks differ in their probe by default, so the probe is only named where one dataset has two.
+    """
+    rows = list(rows)
+    labels = {}
+    for row in rows:
+        others = [r for r in rows if r.encoder == row.encoder and r.dataset == row.dataset]
+        apart = [
+            part
+            for i, part in enumerate(_variant(row)[1:], 1)
+            if any(_variant(other)[i] != part for other in others)
+        ]
+        labels[row.key] = " ".join([row.encoder, *apart])
+    return labels
+
+
+def _cell(rows: Sequence[Row]) -> Cell | None:
+    scores = [row.test_score for row in rows if row.test_score is not None]
+    if not scores:
+        return None
+    lows = [row.ci_low for row in rows if row.ci_low is not None] or scores
+    highs = [row.ci_high for row in rows if row.ci_high is not None] or scores
+    return Cell(
+        sum(scores) / len(scores),
+        min(lows),
+        max(highs),
+        len(scores),
+        rows[0].metric,
+        rows[0].lower_is_better,
+        max(row.n_train for row in rows),
+    )
+
+
+def leaderboard_json(boards: Sequence[Leaderboard]) -> list[dict[str, Any]]:
+    """Leaderboards for programs."""
+    return [
+        {
+            "split": board.split,
+            "label_fraction": board.label_fraction,
+            "scores": [
+                {"dataset": dataset, "encoder": encoder, **cell.__dict__}
+                for (dataset, encoder), cell in sorted(board.cells.items())
+            ],
+        }
+        for board in boards
+    ]
+
+
+def dumps(value: Any) -> str:
+    """JSON for people and programs."""
+    return json.dumps(value, indent=2, ensure_ascii=False)
