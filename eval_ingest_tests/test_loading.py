@@ -75,6 +75,16 @@ def test_batches_equal_collated_samples(
     assert start == len(dataset)
 
 
+def test_reused_memory_holds_the_same_values(ingested: Ingested) -> None:
+    dataset = EvalDataset("segmentation", "train", root=ingested("segmentation"))
+    fresh = list(dataset.batches(5))
+    places = set()
+    for expected, batch in zip(fresh, dataset.batches(5, reuse=True), strict=True):
+        _assert_equal(batch, expected)
+        places.add(batch["sentinel2_l2a"].data_ptr())
+    assert len(places) == 1
+
+
 def _assert_equal(found: dict, expected: dict) -> None:
     assert found.keys() == expected.keys()
     for key, value in expected.items():

@@ -287,26 +287,31 @@ class EvalDataset(Dataset[dict[str, Any]]):
 
     # ------------------------------------------------------------------------------- batching
 
-    def batches(self, batch_size: int) -> Iterator[dict[str, Any]]:
+    def batches(self, batch_size: int, reuse: bool = False) -> Iterator[dict[str, Any]]:
         """All samples in order, in batches as `collate` makes them.
 
         Where samples agree in shape, the stored pixels of a batch are converted and normalised
-        as one array.
+        as one array. With `reuse`, every batch's pixels lie in the same memory: about twice as
+        fast, for loops that are done with a batch before they ask for the next.
         """
+        buffers: dict[str, torch.Tensor] | None = {} if reuse else None
         if batch_size < 1:
             raise LoadError(f"batch_size is {batch_size}; it must be at least 1")
         for start in range(0, len(self), batch_size):
             rows = [self._row(i) for i in range(start, min(start + batch_size, len(self)))]
-            yield self._batch(rows, range(start, start + len(rows)))
+            yield self._batch(rows, range(start, start + len(rows)), buffers)
 
-    def _batch(self, rows: list[int], places: range) -> dict[str, Any]:
+    def _batch(
+        self, rows: list[int], places: range, buffers: dict[str, torch.Tensor] | None
+    ) -> dict[str, Any]:
         batch: dict[str, Any] = {}
         if self._random_crop or len({self._shapes_of(row) for row in rows}) > 1:
             return collate([self[i] for i in places])
         window = self._window_slice(rows[0])
         for modality in self._inputs:
             stored = self._gather(modality.name, rows, window)
-            batch[modality.name] = self._normalizers[modality.name].apply(stored)
+            out = None if buffers is None else _buffer(buffers, modality.name, stored.shape)
+            batch[modality.name] = self._normalizers[modality.name].apply(stored, out)
         batch["timestamps"] = {
             m.name: torch.stack([self._index.timestamps(m.name, row) for row in rows])
             for m in self._inputs
@@ -383,6 +388,14 @@ class EvalDataset(Dataset[dict[str, Any]]):
             )
         )
         return loader
+
+
+def _buffer(buffers: dict[str, torch.Tensor], name: str, shape: tuple[int, ...]) -> torch.Tensor:
+    """The first of a buffer's rows, as many as are asked for; made when it doesn't fit."""
+    buffer = buffers.get(name)
+    if buffer is None or buffer.shape[1:] != shape[1:] or len(buffer) < shape[0]:
+        buffer = buffers[name] = torch.empty(shape, dtype=torch.float32)
+    return buffer[: shape[0]]
 
 
 class _SplitIndex:
