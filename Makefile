@@ -12,11 +12,11 @@ help:  ## list the targets
 
 setup: $(READY)  ## make .venv with everything in it
 
-$(READY): pyproject.toml constraints.txt scripts/activate_lines.sh
+$(READY): pyproject.toml constraints.txt scripts/install_dagster_entry.py
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check "uv>=0.5"
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --constraint constraints.txt --editable '.[ingest,dask,dev]'
-	sh scripts/activate_lines.sh $(VENV)
+	$(BIN)/python scripts/install_dagster_entry.py
 	@touch $@
 
 demo: $(READY)  ## a small rslearn dataset goes in, a score comes out

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from eval_ingest import __version__
 from eval_ingest.errors import EvalIngestError, SpecError
+from eval_ingest.sweep.command import add_commands as add_sweep_commands
 
 if TYPE_CHECKING:
     from eval_ingest.core.spec import DatasetSpec
@@ -20,8 +21,11 @@ examples:
   eval-ingest validate --source gs://bucket/crops   what an ingest would do, nothing written
   eval-ingest ingest --name tolbi_crops             a dataset of the catalog
   eval-ingest ingest --name crops --source gs://bucket/crops --ratios 80 10 10
+  eval-ingest discover --root gs://bucket/datasets  which datasets are there, and what is new
   eval-ingest info --name tolbi_crops
   eval-ingest verify --name tolbi_crops             read everything back and compare checksums
+  eval-ingest sweep --encoder pixels --datasets all   score a frozen encoder on every dataset
+  eval-ingest leaderboard                           what the sweeps found
 
 environment:
   OLMOEARTH_EVAL_DATASETS   where ingested datasets are (default weka://dfive-default/olmoearth/...)
@@ -71,6 +75,13 @@ def _parser() -> argparse.ArgumentParser:
     validate.add_argument("--name", default=None, help="a dataset of the catalog")
     _spec_options(validate)
 
+    discover = _command(commands, "discover", _discover, "find datasets, and say what is new")
+    discover.add_argument(
+        "--root",
+        action="append",
+        metavar="PATH_OR_URL",
+        help="look below it; may be repeated (default: EVAL_INGEST_STUDIO_ROOTS)",
+    )
     _command(commands, "list", _list, "datasets in the registry and in the catalog")
     info = _command(commands, "info", _info, "everything about an ingested dataset")
     info.add_argument("--name", required=True)
@@ -90,6 +101,8 @@ def _parser() -> argparse.ArgumentParser:
     remove = _command(commands, "remove", _remove, "delete an ingested dataset")
     remove.add_argument("--name", required=True)
     remove.add_argument("--yes", action="store_true", help="don't ask")
+
+    add_sweep_commands(commands, _command)
 
     registry = commands.add_parser("registry", help="look after registry.json")
     actions = registry.add_subparsers(metavar="ACTION", required=True)
@@ -149,7 +162,7 @@ _SPLIT_FIELDS = ("strategy", "ratios", "seed", "block_size_m", "buffer_m")
 
 def _spec(options: argparse.Namespace, settings: "Settings") -> "DatasetSpec":
     """The catalog's spec, if there is one, with the flags laid over it."""
-    from eval_ingest.core.spec import DatasetSpec, check_name
+    from eval_ingest.core.spec import DatasetSpec, check_name, name_from
     from eval_ingest.store.catalog import find_spec, read_catalog
 
     given = {f: getattr(options, f) for f in _SPEC_FIELDS if getattr(options, f) is not None}
@@ -158,7 +171,7 @@ def _spec(options: argparse.Namespace, settings: "Settings") -> "DatasetSpec":
     splits = {f: getattr(options, f) for f in _SPLIT_FIELDS if getattr(options, f) is not None}
     if options.name is None and "source" not in given:
         raise SpecError("give --source PATH_OR_URL, or --name of a dataset in the catalog")
-    name = check_name(options.name or _name_of(given["source"]))
+    name = check_name(options.name or name_from(_last_folder(given["source"])))
     known = read_catalog(settings).get(name)
     if known is None and "source" not in given:
         find_spec(settings, name)  # raises, naming the near ones
@@ -168,11 +181,9 @@ def _spec(options: argparse.Namespace, settings: "Settings") -> "DatasetSpec":
     return DatasetSpec.parse({"name": name, **base, **given}, f"the flags of {name}")
 
 
-def _name_of(source: str) -> str:
-    import re
-
-    last = source.rstrip("/").rsplit("/", 1)[-1].lower()
-    return re.sub(r"[^a-z0-9_-]+", "_", last).strip("_-") or "dataset"
+def _last_folder(source: str) -> str:
+    last = source.rstrip("/").rsplit("/", 1)[-1]
+    return last.removesuffix(".gz").removesuffix(".tgz").removesuffix(".tar")
 
 
 def _tags(texts: list[str]) -> dict[str, str]:
@@ -231,6 +242,36 @@ def _job_facts(job: "Job") -> dict[str, Any]:
         "source": job.source.url,
         "config": job.config.model_dump(mode="json"),
     }
+
+
+def _discover(options: argparse.Namespace) -> int:
+    from eval_ingest.report.terminal import discover_lines
+    from eval_ingest.settings import Settings
+    from eval_ingest.watching import judge, survey
+
+    settings = Settings.load()
+    roots = options.root or settings.studio_roots
+    if not roots:
+        raise SpecError("give --root PATH_OR_URL, or set EVAL_INGEST_STUDIO_ROOTS")
+    found = survey(roots, settings)
+    judged = [(sighting, judge(sighting, settings)) for sighting in found.sightings]
+    facts = {
+        "datasets": [
+            {
+                "name": sighting.name,
+                "source": sighting.found.url,
+                "fingerprint": sighting.found.fingerprint,
+                "task": str(judgement.config.task.kind) if judgement.config else None,
+                "windows": sighting.found.windows,
+                "state": str(judgement.state),
+                "reason": judgement.reason,
+            }
+            for sighting, judgement in judged
+        ],
+        "down": found.down,
+    }
+    _print(options, facts, discover_lines(roots, judged, found.down))
+    return 1 if found.down else 0
 
 
 # ------------------------------------------------------------------------- looking at the root

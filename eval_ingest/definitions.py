@@ -9,6 +9,7 @@ from eval_ingest.defs.assets import STAGE_ASSETS
 from eval_ingest.defs.front_door import dataset_assets
 from eval_ingest.defs.partitions import catalog_partitions
 from eval_ingest.defs.resources import build_resources
+from eval_ingest.defs.sensors import discovery_sensor, ingest_studio_dataset
 from eval_ingest.errors import EvalIngestError
 from eval_ingest.pipeline import STAGES
 from eval_ingest.settings import Settings
@@ -32,7 +33,8 @@ def build_defs(settings: Settings | None = None) -> dg.Definitions:
         )
     return dg.Definitions(
         assets=[*STAGE_ASSETS, *dataset_assets(specs.values())],
-        sensors=[catalog_partitions],
+        jobs=[ingest_studio_dataset],
+        sensors=[catalog_partitions, discovery_sensor(settings.studio_roots)],
         resources=build_resources(settings),
         # Stages use all cores by themselves; a process per step would only add its start.
         executor=dg.in_process_executor,

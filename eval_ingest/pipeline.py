@@ -32,6 +32,7 @@ from eval_ingest.core.entry import CopyResult, Metadata, NormStats
 from eval_ingest.core.fingerprint import fingerprint
 from eval_ingest.core.index import INDEX_VERSION, WindowIndex
 from eval_ingest.core.norm import combine
+from eval_ingest.core.quality import quality_report
 from eval_ingest.core.resolved import ResolvedConfig
 from eval_ingest.core.spec import DatasetSpec
 from eval_ingest.core.splits import SPLITS_VERSION, SplitAssignment, assign_splits
@@ -46,8 +47,8 @@ from eval_ingest.indexing import (
     WindowFilter,
     add_geometry,
     index_windows,
-    metadata_row,
     make_packer,
+    metadata_row,
     row_key,
 )
 from eval_ingest.settings import Settings
@@ -58,6 +59,7 @@ from eval_ingest.store.pack import remove_leftovers, retire_shards
 from eval_ingest.store.registry import locked, read_metadata, rebuild_registry
 from eval_ingest.store.uri import resolve_eval_root
 from eval_ingest.studio.config import ConfigFiles, dataset_config_for_copy, resolve
+from eval_ingest.studio.discovery import source_fingerprint
 from eval_ingest.studio.source import CONFIG_FILES, Listed, LocalSource, Source, open_source
 from eval_ingest.studio.window import sample_size
 from eval_ingest.transfer import transfer
@@ -66,7 +68,7 @@ STAGES = ("window_index", "split_assignment", "norm_stats", "weka_copy", "regist
 
 NORM_VERSION = 1
 COPY_VERSION = 1
-ENTRY_VERSION = 1
+ENTRY_VERSION = 2
 
 GRACE_S = 3600.0
 """Files that metadata.json no longer names stay this long, for readers of the old version."""
@@ -161,12 +163,9 @@ def window_index(job: Job) -> WindowIndex:
         SourceError: the source can't be read.
         InvalidWindowsError: more windows are invalid than the spec allows.
     """
-    if job.config.window_storage != "file":
-        raise ConfigError(
-            f"{job.source.url} keeps its windows in {job.config.window_storage}; "
-            "only windows in files are supported: convert it with rslearn's "
-            "`rslearn dataset migrate_window_storage`"
-        )
+    check_storage(job.source, job.config)
+    # Looked at before the listing: what arrives in between is then a change, and not overlooked.
+    seen = source_fingerprint(job.source.origin)
     old = read_index(job.layout.window_index)
     parts = PartialRows(job.layout.path / ".window_index", job.row_key)
     earlier = parts.tables()
@@ -188,7 +187,21 @@ def window_index(job: Job) -> WindowIndex:
             fresh = [w for w, place in zip(listed, known, strict=True) if place is None]
             index = _build_index(job, fresh, kept, listed, parts)
     check_invalid_fraction(index.summary, job.spec.max_invalid_fraction, job.spec.name)
+    if seen:
+        state = {"fingerprint": seen, "window_index": index.fingerprint}
+        if read_json(job.layout.source_state) != state:
+            write_json(job.layout.source_state, state)
     return index
+
+
+def check_storage(source: Source, config: ResolvedConfig) -> None:
+    """Raise ConfigError if the windows aren't in files."""
+    if config.window_storage != "file":
+        raise ConfigError(
+            f"{source.url} keeps its windows in {config.window_storage}; "
+            "only windows in files are supported: convert it with rslearn's "
+            "`rslearn dataset migrate_window_storage`"
+        )
 
 
 def _index_fingerprint(job: Job, windows: list[Listed]) -> str:
@@ -430,6 +443,7 @@ def registry_entry(
         n_windows=len(index),
         invalid=index.summary.reasons,
         split_report=splits.report,
+        quality=quality_report(index, splits, job.config),
         warnings=[*job.config.warnings, *stats.warnings],
         fingerprints=prints,
         window_size=min(min(sample_size(job.config, *size)) for size in sizes),
@@ -648,6 +662,7 @@ def summary(job: Job, outcomes: Sequence[Outcome]) -> dict[str, Any]:
         "counts": values["split_assignment"].counts(),
         "report": values["split_assignment"].report if ran else None,
         "classes": [known.name for known in job.config.task.classes],
+        "quality": values["registry_entry"].quality if "registry_entry" in values else {},
         "warnings": [*job.config.warnings, *values["norm_stats"].warnings] if ran else [],
     }
 

@@ -7,6 +7,7 @@
 | EVAL_INGEST_WORKERS | threads or processes that decode and copy | one per core |
 | EVAL_INGEST_ENGINE | threads, processes, or a dask scheduler's address | threads |
 | EVAL_INGEST_CACHE | frozen embeddings of sweeps; may be deleted at any time | ~/.cache/eval_ingest |
+| EVAL_INGEST_STUDIO_ROOTS | paths and URLs to find datasets under, with commas | none |
 | STUDIO_ROOT | where the catalog's Studio datasets are | gs://rslearn-eai/datasets |
 
 A file `.env` in the current folder is read too; the environment wins over it.
@@ -38,6 +39,8 @@ class Settings:
     workers: int = 1
     engine: str = "threads"
     cache: str = DEFAULT_CACHE
+    studio_roots: tuple[str, ...] = ()
+    """Paths and URLs under which datasets are looked for."""
     variables: Mapping[str, str] = field(default_factory=dict, repr=False)
     """Every variable, for `${VAR:-default}` in catalog sources."""
 
@@ -62,6 +65,11 @@ class Settings:
             workers=int(workers) if workers else _cores(),
             engine=text("EVAL_INGEST_ENGINE") or "threads",
             cache=text("EVAL_INGEST_CACHE") or DEFAULT_CACHE,
+            studio_roots=tuple(
+                root.strip()
+                for root in (text("EVAL_INGEST_STUDIO_ROOTS") or "").split(",")
+                if root.strip()
+            ),
             variables=MappingProxyType(variables),
         )
 

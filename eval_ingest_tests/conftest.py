@@ -15,8 +15,8 @@ from eval_ingest_tests import factories
 
 @pytest.fixture(autouse=True)
 def _no_environment_of_the_machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    for name in ("OLMOEARTH_EVAL_DATASETS", "EVAL_INGEST_CATALOG", "STUDIO_ROOT",
-                 "EVAL_INGEST_WORKERS", "EVAL_INGEST_ENGINE"):  # fmt: skip
+    for name in ("OLMOEARTH_EVAL_DATASETS", "EVAL_INGEST_CATALOG", "EVAL_INGEST_WORKERS",
+                 "EVAL_INGEST_ENGINE", "EVAL_INGEST_STUDIO_ROOTS", "STUDIO_ROOT"):  # fmt: skip
         monkeypatch.delenv(name, raising=False)
     monkeypatch.chdir(tmp_path)  # away from a .env of the checkout
 
@@ -67,3 +67,17 @@ def ingested(
         return cache[case]
 
     return ingest
+
+
+@pytest.fixture(scope="session")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A source dataset of ten windows of two timesteps; don't change it."""
+    return factories.segmentation(tmp_path_factory.mktemp("small"), windows=10, timesteps=2)
+
+
+@pytest.fixture(scope="session")
+def reference(small: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Eval root with the small dataset, ingested from its folder as `crops`; don't change it."""
+    root = tmp_path_factory.mktemp("reference")
+    pipeline.ingest(make_job(small, root))
+    return root

@@ -209,7 +209,7 @@ def test_a_mistyped_partition_names_the_near_dataset(world: World) -> None:
 
 def test_a_failed_stage_says_first_what_to_do_and_is_not_retried(world: World) -> None:
     world.add("crops", max_invalid_fraction=0.0)
-    for label in list(world.source.glob("windows/*/*/layers/*/completed"))[:2]:
+    for label in list(world.source.glob("windows/*/*/layers/label_raster/completed"))[:2]:
         label.unlink()
     result = world.stages()
     text = failure_text(result)

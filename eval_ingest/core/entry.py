@@ -89,6 +89,8 @@ class Metadata(_Model):
     invalid: dict[str, int]
     """Invalid windows by reason."""
     split_report: dict[str, Any]
+    quality: dict[str, Any] = Field(default_factory=dict)
+    """The verdict and what it rests on: see `core.quality.quality_report`."""
     warnings: list[str]
     fingerprints: dict[str, str]
     """By stage."""

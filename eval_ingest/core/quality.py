@@ -527,7 +527,7 @@ def _times(data: _Data) -> Iterator[Finding]:
     used = np.zeros(len(data.index), bool)
     used[data.used] = True
     for modality in data.config.modalities:
-        rows, start, end = _timesteps(data.index.table[f"{modality.name}.timestamps"])
+        rows, start, end = timesteps(data.index.table[f"{modality.name}.timestamps"])
         if not len(rows):
             continue
         step = (rows[1:] == rows[:-1]) & (start[1:] < start[:-1])
@@ -553,10 +553,10 @@ def _times(data: _Data) -> Iterator[Finding]:
             )
 
 
-def _timesteps(
+def timesteps(
     column: pa.ChunkedArray,
 ) -> tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.float64]]:
-    """Row, start and end (microseconds) of every timestep of every window."""
+    """Row, start and end (microseconds since 1970) of every timestep of a timestamps column."""
     lists = column.combine_chunks()
     lengths = pc.fill_null(pc.list_value_length(lists), 0).to_numpy(zero_copy_only=False)
     steps = lists.flatten()

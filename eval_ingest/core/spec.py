@@ -25,6 +25,15 @@ def check_name(name: str) -> str:
     return name
 
 
+def name_from(text: str) -> str:
+    """A dataset name made from a folder's.
+
+    >>> name_from("Tolbi crops (2025)")
+    'tolbi_crops_2025'
+    """
+    return re.sub(r"[^a-z0-9_-]+", "_", text.lower()).strip("_-") or "dataset"
+
+
 class SplitPolicy(BaseModel):
     """How windows are divided into train, val and test."""
 

@@ -125,14 +125,15 @@ def _summary_op(name: str) -> dg.OpDefinition:
             if entry is None:
                 raise NotIngestedError(f"{layout.metadata} has been removed; run {name} again")
         counts = counts_text({split: found.count for split, found in entry.splits.items()})
-        if _anything_ran(context, name):
+        ran = _anything_ran(context, name)
+        if ran:
             context.log.info(f"{name}: registered in {layout.path}: {counts}")
         else:
             context.log.info(f"{name}: up to date, nothing to do: {counts} in {layout.path}")
         return dg.Output(
             None,
             data_version=dg.DataVersion(entry.fingerprint),
-            metadata=entry_metadata(layout, entry),
+            metadata=entry_metadata(layout, entry, pictures=ran),
         )
 
     return run

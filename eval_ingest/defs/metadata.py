@@ -1,5 +1,6 @@
 """What a person wants to see of a stage's outcome: one line for the log, tables for the page."""
 
+import base64
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,8 +12,9 @@ from eval_ingest.core.entry import CopyResult, Metadata, NormStats
 from eval_ingest.core.index import WindowIndex
 from eval_ingest.core.splits import SplitAssignment
 from eval_ingest.core.validate import PROBLEMS
+from eval_ingest.errors import EvalIngestError
 from eval_ingest.pipeline import Job, Outcome
-from eval_ingest.store.layout import DatasetLayout
+from eval_ingest.store.layout import DatasetLayout, EvalRoot
 
 STAGE_FILES = {
     "window_index": "window_index",
@@ -87,7 +89,7 @@ def stage_metadata(job: Job, outcome: Outcome) -> dict[str, Any]:
         case CopyResult():
             return common | _copy_metadata(value)
         case Metadata():
-            return entry_metadata(job.layout, value) | common
+            return entry_metadata(job.layout, value, pictures=True) | common
         case _:
             return common
 
@@ -207,8 +209,8 @@ def _copy_metadata(copy: CopyResult) -> dict[str, Any]:
     }
 
 
-def entry_metadata(layout: DatasetLayout, entry: Metadata) -> dict[str, Any]:
-    """Metadata of a registered dataset."""
+def entry_metadata(layout: DatasetLayout, entry: Metadata, *, pictures: bool) -> dict[str, Any]:
+    """Metadata of a registered dataset; pictures take a second or two."""
     config, task = entry.config, entry.config.task
     found: dict[str, Any] = {
         "path": dg.MetadataValue.path(str(layout.path)),
@@ -229,7 +231,28 @@ def entry_metadata(layout: DatasetLayout, entry: Metadata) -> dict[str, Any]:
         found["classes"] = _list([known.name for known in task.classes])
     if entry.warnings:
         found["warnings"] = _list(entry.warnings)
-    return found
+    if entry.quality:
+        found["verdict"] = entry.quality["verdict"]
+        if entry.quality["reasons"]:
+            found["why"] = _list(entry.quality["reasons"])
+    return found | _pictures(layout) if pictures else found
+
+
+def _pictures(layout: DatasetLayout) -> dict[str, Any]:
+    """Samples, map and class histogram of a published dataset, as pictures."""
+    # matplotlib is slow to import, and only needed where a dataset was published.
+    from eval_ingest.report.pictures import partition_pictures
+
+    try:
+        pictures = partition_pictures(EvalRoot(layout.path.parent), layout.name)
+    except EvalIngestError:  # a preview must not fail a dataset that is published
+        return {}
+    return {
+        title: dg.MetadataValue.md(
+            f"![{title}](data:image/png;base64,{base64.b64encode(png).decode()})"
+        )
+        for title, png in pictures.items()
+    }
 
 
 def _schema(schema: pa.Schema) -> dg.TableSchema:

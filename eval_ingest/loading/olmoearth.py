@@ -8,6 +8,10 @@
 
 All modalities of a masked sample share one list of timesteps, the slots. An image goes to a slot
 by its date; a slot without an image of a modality holds zeros there, masked as missing.
+
+In evaluation mode the package's encoders drop masked tokens but attend to what fills up a batch
+(0.1.5 passes an attention mask only when training): a window's embedding depends on its neighbours
+where they have differing numbers of tokens. Batch windows with equally many, as the sweep does.
 """
 
 from collections.abc import Mapping, Sequence

@@ -64,7 +64,7 @@ def _facts(view: View) -> Rows:
 
 
 def _split_table(view: View, quality: dict[str, Any]) -> Rows:
-    rows = [["split", "windows", "standard error", "overlap train", "near train", "copied"]]
+    rows = [["split", "windows", "standard error", "overlap train", "near train", "same pixels"]]
     for split in SPLITS:
         error = quality["standard_error"][split]
         leaks = quality["leakage"]["splits"].get(split)

@@ -18,6 +18,7 @@ from eval_ingest.core.entry import Metadata
 from eval_ingest.core.index import WindowIndex
 from eval_ingest.core.norm import to_decibels
 from eval_ingest.core.pretraining import PRETRAINING
+from eval_ingest.core.quality import timesteps
 from eval_ingest.core.resolved import ModalityInput
 from eval_ingest.core.spec import SPLITS
 from eval_ingest.core.splits import SplitAssignment
@@ -625,14 +626,10 @@ def timeline(view: View, dpi: int = DPI, colors: int | None = None) -> bytes:
 
 def _months(view: View, modality: str) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Row of the index and month since 1970-01 of every timestep of the used windows."""
-    rows, months = [], []
-    stamps = view.index.table[f"{modality}.timestamps"].take(view.used).to_pylist()
-    for row, intervals in zip(view.used.tolist(), stamps, strict=True):
-        for interval in intervals or ():
-            start = interval["start"]
-            rows.append(row)
-            months.append(12 * (start.year - 1970) + start.month - 1)
-    return np.array(rows, np.int64), np.array(months, np.int64)
+    rows, start, _ = timesteps(view.index.table[f"{modality}.timestamps"])
+    wanted = np.isin(rows, view.used) & np.isfinite(start)
+    stamps = start[wanted].astype(np.int64).astype("datetime64[us]")
+    return rows[wanted], stamps.astype("datetime64[M]").astype(np.int64)
 
 
 _LEGEND_COLUMNS = 6

@@ -11,6 +11,7 @@ from eval_ingest.core.task import Task
 
 if TYPE_CHECKING:
     from eval_ingest.pipeline import Job, Outcome
+    from eval_ingest.watching import Judgement, Sighting
 
 
 class Progress:
@@ -124,6 +125,8 @@ def summary_lines(summary: dict[str, Any]) -> list[str]:
     lines = []
     if summary["report"]:
         lines += ["", *split_lines(summary["report"], summary["classes"])]
+    if summary["ran"]:
+        lines += quality_lines(summary["quality"])
     lines += [f"warning: {text}" for text in summary["warnings"]]
     name = summary["name"]
     if not summary["ran"]:
@@ -160,6 +163,13 @@ def split_lines(report: Mapping[str, Any], classes: Sequence[str]) -> list[str]:
     for reason, count in report.get("left_out", {}).items():
         lines.append(f"  {count} windows in no split: {reason}")
     return lines
+
+
+def quality_lines(quality: Mapping[str, Any]) -> list[str]:
+    """The verdict on a dataset, and why it isn't better."""
+    if not quality:
+        return []
+    return [f"verdict: {quality['verdict']}", *(f"  {reason}" for reason in quality["reasons"])]
 
 
 def task_text(task: Task) -> str:
@@ -242,6 +252,24 @@ def list_lines(
     return lines
 
 
+def discover_lines(
+    roots: Sequence[str],
+    judged: Sequence["tuple[Sighting, Judgement]"],
+    down: Mapping[str, str],
+) -> list[str]:
+    """Datasets under the roots, and what is to be done about each."""
+    rows = [["name", "source", "task", "windows", "state", "reason"]]
+    for sighting, judgement in judged:
+        task = task_text(judgement.config.task) if judgement.config else ""
+        windows, state = f"{sighting.found.windows:,}", str(judgement.state)
+        rows.append([sighting.name, sighting.found.url, task, windows, state, judgement.reason])
+    if len(rows) > 1:
+        lines = table(rows, indent="")
+    else:
+        lines = [f"no dataset (config.json beside windows/) under {', '.join(roots)}"]
+    return lines + [f"could not look into {root}: {reason}" for root, reason in down.items()]
+
+
 def info_lines(metadata: Metadata, path: str) -> list[str]:
     """Everything about a dataset that a person asks for."""
     config = metadata.config
@@ -264,6 +292,7 @@ def info_lines(metadata: Metadata, path: str) -> list[str]:
         )
     lines.append(f"  size       {metadata.window_size} pixels, crop {config.crop_size or 'none'}")
     lines += split_lines(metadata.split_report, [known.name for known in config.task.classes])
+    lines += quality_lines(metadata.quality)
     lines += [f"warning: {text}" for text in metadata.warnings]
     lines.append(f'use it: EvalDataset("{metadata.name}", split="train")')
     return lines

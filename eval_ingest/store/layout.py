@@ -110,6 +110,11 @@ class DatasetLayout:
         return self.path / "samples"
 
     @property
+    def source_state(self) -> Path:
+        """What the source looked like to discovery when it was indexed last."""
+        return self.path / "source_state.json"
+
+    @property
     def staging(self) -> Path:
         """What is kept of a remote source from stage to stage; gone when the copy is done."""
         return self.path / ".staging"

@@ -10,6 +10,7 @@ folder may be deleted at any time.
 """
 
 import os
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,6 +45,8 @@ class Embedded:
     """(R, Q): int16 with -1 for no label, or float32 with NaN."""
     places: NDArray[np.int64]
     """(N, 2): the first row of a window and how many rows it has."""
+    seconds: float
+    """What making it took."""
 
     def __len__(self) -> int:
         return len(self.places)
@@ -122,6 +125,7 @@ def _read(folder: Path) -> Embedded | None:
             np.memmap(features, np.float32, "c", shape=(rows, width)),
             np.load(folder / "target.npy", allow_pickle=False),
             np.load(folder / "places.npy", allow_pickle=False),
+            float(facts["seconds"]),
         )
     except (OSError, ValueError):
         return None  # damaged or half deleted: made anew
@@ -131,6 +135,7 @@ def _read(folder: Path) -> Embedded | None:
 
 
 def _write(folder: Path, dataset: EvalDataset, encoder: Encoder, progress: Progress) -> None:
+    started = time.monotonic()
     total = len(dataset)
     what = f"{encoder.name} on {dataset.name} {dataset.split}"
     places = np.zeros((total, 2), np.int64)
@@ -160,6 +165,7 @@ def _write(folder: Path, dataset: EvalDataset, encoder: Encoder, progress: Progr
         "version": VERSION, "rows": rows, "width": width, "encoder": encoder.name,
         "weights": encoder.weights, "dataset": dataset.name, "split": dataset.split,
         "dataset_version": dataset.metadata.fingerprint,
+        "seconds": round(time.monotonic() - started, 3),
     }  # fmt: skip
     write_json(folder / "embeddings.json", facts)
 

@@ -68,8 +68,13 @@ class Tally:
         return rows
 
     def interval(self, resamples: int = 1000, seed: int = 0) -> tuple[float, float]:
-        """95 % bootstrap interval of the primary score, by drawing windows with replacement."""
+        """95 % bootstrap interval of the primary score, by drawing windows with replacement.
+
+        NaN where fewer than two windows have a label: one window says nothing of the spread.
+        """
         n = len(self.counts)
+        if np.count_nonzero(self.counts.reshape(n, -1).any(axis=1)) < 2:
+            return float("nan"), float("nan")
         rng = np.random.default_rng(seed)
         flat = self.counts.reshape(n, -1)
         found = []

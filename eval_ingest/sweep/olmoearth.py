@@ -86,17 +86,40 @@ class OlmoEarthEncoder:
         Pooled: the mean over all seen tokens of the window.
         """
         sample = self._adapter(dataset)(batch)
-        there = {k: v.to(self._device) for k, v in sample.as_dict(return_none=False).items()}
+        fields = sample.as_dict(return_none=False)
+        seen = _seen_tokens(fields, self.patch_size)
+        patches: torch.Tensor | None = None
+        pooled: torch.Tensor | None = None
+        # In evaluation the model attends to what fills up the windows with fewer tokens, so
+        # windows are only embedded together where they have equally many.
+        for number in seen.unique():
+            group = torch.nonzero(seen == number)[:, 0]
+            found = self._embed(type(sample), {k: v[group] for k, v in fields.items()})
+            if patches is None or pooled is None:
+                patches = found[0].new_empty(len(seen), *found[0].shape[1:])
+                pooled = found[1].new_empty(len(seen), *found[1].shape[1:])
+            patches[group], pooled[group] = found
+        return Embeddings(patches, pooled)
+
+    def _embed(
+        self, sample_type: Any, fields: dict[str, torch.Tensor]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        there = {key: value.to(self._device) for key, value in fields.items()}
         masks = [value for key, value in there.items() if key.endswith("_mask")]
         complete = all(bool((mask == SEEN).all()) for mask in masks)
         # bfloat16 is what the published models are trained and evaluated in on GPUs.
         fast = torch.autocast("cuda", torch.bfloat16, enabled=self._device.type == "cuda")
         with warnings.catch_warnings(), fast:
             warnings.simplefilter("ignore")  # of nested tensors and the like inside the model
-            output = self._model(type(sample)(**there), self.patch_size, fast_pass=complete)
+            output = self._model(sample_type(**there), self.patch_size, fast_pass=complete)
         tokens = output["tokens_and_masks"]
-        return _pool({name: (getattr(tokens, name), getattr(tokens, f"{name}_mask"))
-                      for name in tokens.modalities})  # fmt: skip
+        found = _pool(
+            {
+                name: (getattr(tokens, name), getattr(tokens, f"{name}_mask"))
+                for name in tokens.modalities
+            }
+        )
+        return found[0].cpu(), found[1].cpu()
 
     def _adapter(self, dataset: EvalDataset) -> OlmoEarthAdapter:
         key = dataset.name, dataset.split, dataset.metadata.fingerprint
@@ -116,22 +139,31 @@ class OlmoEarthEncoder:
         return self._adapters[key]
 
 
-def _pool(tokens: dict[str, tuple[torch.Tensor, torch.Tensor]]) -> Embeddings:
-    """Means over seen tokens: per modality (B, h, w, T, S, D) with mask (B, h, w, T, S)."""
-    patches: torch.Tensor | float = 0.0
-    modalities: torch.Tensor | float = 0.0
-    total: torch.Tensor | float = 0.0
-    count: torch.Tensor | float = 0.0
+def _seen_tokens(fields: dict[str, torch.Tensor], patch_size: int) -> torch.Tensor:
+    """(B,) how many tokens of each window the encoder sees."""
+    p = patch_size
+    masks = [value[:, ::p, ::p] for key, value in fields.items() if key.endswith("_mask")]
+    return torch.stack([(mask == SEEN).flatten(1).sum(1) for mask in masks]).sum(0)
+
+
+def _pool(
+    tokens: dict[str, tuple[torch.Tensor, torch.Tensor]],
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Patches (B, h, w, D) and pooled (B, D): means over seen tokens.
+
+    Args:
+        tokens: per modality values (B, h, w, T, S, D) and mask (B, h, w, T, S).
+    """
+    sums, numbers = [], []
     for values, mask in tokens.values():
         seen = (mask == SEEN)[..., None]
-        summed = torch.where(seen, values.float(), 0.0).sum((3, 4))
-        number = seen.sum((3, 4))  # (B, h, w, 1)
-        patches = patches + summed / number.clamp(min=1)
-        modalities = modalities + (number > 0).float()
-        total, count = total + summed.sum((1, 2)), count + number.sum((1, 2))
-    assert isinstance(patches, torch.Tensor) and isinstance(total, torch.Tensor)
-    assert isinstance(modalities, torch.Tensor) and isinstance(count, torch.Tensor)
-    return Embeddings(patches / modalities.clamp(min=1), total / count.clamp(min=1))
+        sums.append(torch.where(seen, values.float(), 0.0).sum((3, 4)))
+        numbers.append(seen.sum((3, 4)))  # (B, h, w, 1)
+    total, number = torch.stack(sums), torch.stack(numbers)
+    modalities = (number > 0).sum(0).clamp(min=1)
+    patches = (total / number.clamp(min=1)).sum(0) / modalities
+    pooled = total.sum((0, 2, 3)) / number.sum((0, 2, 3)).clamp(min=1)
+    return patches, pooled
 
 
 def load_olmoearth(text: str, patch_size: int, device: torch.device) -> OlmoEarthEncoder:

@@ -42,7 +42,7 @@ class SweepPlan:
     """Default: what the encoder asks for; see core.norm.METHODS."""
 
     def checked(self, root: EvalRoot) -> Self:
-        """This plan with `all` spelled out.
+        """The same plan with `all` spelled out.
 
         Raises:
             SweepError: a value that can't be; the message says which would.

@@ -5,6 +5,7 @@ wide layer, so a batch of features is read and multiplied once for all of them. 
 and the epoch that score best on val are the ones that are tested.
 """
 
+import contextlib
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -38,6 +39,8 @@ _BATCH_NORM_MOMENTUM, _BATCH_NORM_EPSILON = 0.1, 1e-5
 
 _BLOCK_VALUES = 1 << 24
 """Logits made at a time when predicting."""
+_SMALL_STEP = 2e7
+"""Multiplications of a training step up to which one thread is faster than two."""
 _TRAIN_VALUES = 1 << 21
 """Logits made at a time when training: larger batches add up their gradients."""
 
@@ -207,16 +210,17 @@ def run_linear(
     probes = _Probes(train.features.shape[1], outputs, task, learning_rates, generator, device)
     truth = val.target.numpy()
     best, chosen = float("nan"), None
-    for epoch in range(1, epochs + 1):
-        probes.train_epoch(train, epoch - 1, epochs, generator)
-        if epoch % EVALUATE_EVERY and epoch != epochs:
-            continue
-        for i, learning_rate in enumerate(learning_rates):
-            layer = probes.layer(i)
-            predicted = layer.predict(val.features, task, units, device)
-            found = score(task.kind, task.num_classes, predicted, truth)
-            if better(task.kind, found, best):
-                best, chosen = found, (layer, learning_rate, epoch)
+    with _few_threads(train, outputs * len(learning_rates)):
+        for epoch in range(1, epochs + 1):
+            probes.train_epoch(train, epoch - 1, epochs, generator)
+            if epoch % EVALUATE_EVERY and epoch != epochs:
+                continue
+            for i, learning_rate in enumerate(learning_rates):
+                layer = probes.layer(i)
+                predicted = layer.predict(val.features, task, units, device)
+                found = score(task.kind, task.num_classes, predicted, truth)
+                if better(task.kind, found, best):
+                    best, chosen = found, (layer, learning_rate, epoch)
     if chosen is None:
         raise SweepError("every learning rate diverged; the embeddings may hold huge values")
     layer, learning_rate, epoch = chosen
@@ -225,6 +229,21 @@ def run_linear(
         for rows in (val, test)
     )
     return Probed(on_val, on_test, learning_rate, epoch)
+
+
+@contextlib.contextmanager
+def _few_threads(train: Rows, outputs: int) -> Iterator[None]:
+    """One thread where steps are so small that threads wait for each other most of the time."""
+    before = torch.get_num_threads()
+    rows = len(train.features) * min(WINDOWS_PER_BATCH / len(train), 1)
+    small = rows * train.features.shape[1] * outputs < _SMALL_STEP
+    if small:
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        if small:
+            torch.set_num_threads(before)
 
 
 def _tally(task: Task, predicted: NDArray[Any], rows: Rows) -> Tally:

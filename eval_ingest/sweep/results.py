@@ -6,7 +6,6 @@
 {out}/plots/*.png
 """
 
-import json
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
@@ -84,7 +83,9 @@ class Row(BaseModel):
     notes: list[str]
     device: str
     seconds: float
-    """Of probing; embedding not counted."""
+    """Of training and scoring the probe."""
+    embed_seconds: float
+    """Of embedding all splits, when that was done."""
     finished_at: str
 
 
@@ -183,6 +184,7 @@ _SCHEMA = pa.schema(
         ("notes", pa.list_(pa.string())),
         ("device", pa.string()),
         ("seconds", pa.float64()),
+        ("embed_seconds", pa.float64()),
         ("finished_at", pa.string()),
     ]
 )  # fmt: skip
@@ -208,8 +210,8 @@ class Cell:
     """The score of an encoder on a dataset at a label fraction: the mean over seeds."""
 
     score: float
-    low: float
-    high: float
+    low: float | None
+    high: float | None
     """One seed: its bootstrap interval. Several: the lowest and highest end of theirs."""
     seeds: int
     metric: str
@@ -307,12 +309,12 @@ def _cell(rows: Sequence[Row]) -> Cell | None:
     scores = [row.test_score for row in rows if row.test_score is not None]
     if not scores:
         return None
-    lows = [row.ci_low for row in rows if row.ci_low is not None] or scores
-    highs = [row.ci_high for row in rows if row.ci_high is not None] or scores
+    lows = [row.ci_low for row in rows if row.ci_low is not None]
+    highs = [row.ci_high for row in rows if row.ci_high is not None]
     return Cell(
         sum(scores) / len(scores),
-        min(lows),
-        max(highs),
+        min(lows, default=None),
+        max(highs, default=None),
         len(scores),
         rows[0].metric,
         rows[0].lower_is_better,
@@ -333,8 +335,3 @@ def leaderboard_json(boards: Sequence[Leaderboard]) -> list[dict[str, Any]]:
         }
         for board in boards
     ]
-
-
-def dumps(value: Any) -> str:
-    """JSON for people and programs."""
-    return json.dumps(value, indent=2, ensure_ascii=False)

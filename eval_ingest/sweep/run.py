@@ -238,6 +238,7 @@ class _Run:
             notes=notes,
             device=self.device.type,
             seconds=round(time.monotonic() - started, 3),
+            embed_seconds=round(splits.seconds, 3),
             finished_at=datetime.now(UTC).isoformat(),
             **_scores(probed, [known.name for known in task.classes]),
         )
@@ -258,13 +259,18 @@ def _scores(probed: Probed, classes: list[str]) -> dict[str, Any]:
 
 
 def _require_windows(metadata: Metadata, split: str) -> None:
-    for needed in ("train", split):
-        found = metadata.splits.get(needed)
-        if found is None or found.count == 0:
-            raise SweepError(
-                f"{metadata.name}: the {needed} split has no windows; "
-                + ("check splits of its spec" if needed == "train" else "say --split val")
-            )
+    counts = {name: found.count for name, found in metadata.splits.items()}
+    if not counts.get("train"):
+        raise SweepError(
+            f"{metadata.name}: the train split has no windows, so no probe can be trained; "
+            "check splits in its spec"
+        )
+    if not counts.get(split):
+        others = " or ".join(f"--split {name}" for name in ("test", "val") if counts.get(name))
+        raise SweepError(
+            f"{metadata.name}: the {split} split has no windows; "
+            + (f"say {others}" if others else "check splits in its spec")
+        )
 
 
 @dataclass(frozen=True)
@@ -280,7 +286,10 @@ class _Splits:
     val: Rows | None
     """None where the dataset has no val split."""
     test: Rows
+    """The split that is scored."""
     split: str
+    seconds: float
+    """What embedding took."""
 
     @classmethod
     def of(cls, run: _Run, encoder: Encoder, metadata: Metadata) -> "_Splits":
@@ -293,21 +302,24 @@ class _Splits:
                 method=encoder.method,
             )
 
-        def rows(split: str) -> Rows:
-            return Rows.of(embed_split(opened(split), encoder, run.cache, run.progress))
+        def embedded(split: str) -> Embedded:
+            return embed_split(opened(split), encoder, run.cache, run.progress)
 
-        train = opened("train")
         split = run.plan.split
-        has_val = metadata.splits.get("val") is not None and metadata.splits["val"].count > 0
-        val = rows("val") if has_val else None
+        made = {"train": embedded("train")}
+        for name in ("val", split):
+            if name not in made and metadata.splits[name].count:
+                made[name] = embedded(name)
+        train = opened("train")
         return cls(
             metadata.name,
             run.root.path,
-            embed_split(train, encoder, run.cache, run.progress),
+            made["train"],
             {train.window(i): i for i in range(len(train))},
-            val,
-            val if split == "val" and val is not None else rows(split),
+            Rows.of(made["val"]) if "val" in made else None,
+            Rows.of(made[split]),
             split,
+            sum(found.seconds for found in made.values()),
         )
 
     def train_windows(self, case: _Case) -> NDArray[np.int64]:

@@ -1,0 +1,176 @@
+"""The commands `sweep` and `leaderboard`: flags in, lines out."""
+
+import argparse
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from eval_ingest.sweep.plan import SweepPlan
+    from eval_ingest.sweep.results import Leaderboard, ResultTable
+
+AddCommand = Callable[..., argparse.ArgumentParser]
+
+DEFAULT_OUT = "sweep_results"
+
+
+def add_commands(commands: Any, add_command: AddCommand) -> None:
+    """Add both commands.
+
+    Args:
+        commands: what argparse's add_subparsers returned.
+        add_command: called with (commands, name, function, help).
+    """
+    sweep = add_command(
+        commands, "sweep", _sweep, "score frozen encoders on ingested datasets, all or some"
+    )
+    add = sweep.add_argument
+    add(
+        "--encoder",
+        nargs="+",
+        required=True,
+        metavar="NAME",
+        help="pixels, olmoearth:nano@random, olmoearth:base@/path/to/weights, module:factory",
+    )
+    add("--datasets", nargs="+", default=["all"], metavar="NAME", help="default: all")
+    add("--split", default="test", help="the split that is scored; default test")
+    add(
+        "--label-fraction",
+        nargs="+",
+        type=_fraction,
+        default=[1.0],
+        metavar="F",
+        help="parts of the train split, such as 0.01 0.1 1.0 or 10%%; each holds the smaller ones",
+    )
+    add("--seeds", nargs="+", type=int, default=[42], metavar="N", help="default 42")
+    add("--patch-size", type=int, default=4, metavar="PIXELS", help="default 4")
+    add("--probe", default="auto", help="auto (knn for window classes), knn or linear")
+    add("--normalize", help="dataset, pretrained or none; default: as the encoder wants it")
+    add("--method", help="such as norm_no_clip_2_std; default: as the encoder wants it")
+    add("--device", help="cpu or cuda; default: a GPU if there is one")
+    add("--out", type=Path, default=Path(DEFAULT_OUT), metavar="DIR", help=f"default {DEFAULT_OUT}")
+    add("--no-plots", action="store_true", help="no pictures")
+
+    board = add_command(commands, "leaderboard", _leaderboard, "scores: datasets by encoders")
+    board.add_argument("--out", type=Path, default=Path(DEFAULT_OUT), metavar="DIR")
+    board.add_argument("--plots", action="store_true", help="draw the pictures anew")
+
+
+def _fraction(text: str) -> float:
+    try:
+        return float(text[:-1]) / 100 if text.endswith("%") else float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is neither 0.1 nor 10%") from None
+
+
+def _sweep(options: argparse.Namespace) -> int:
+    from eval_ingest.report.terminal import Progress
+    from eval_ingest.sweep.run import run_sweep
+
+    with Progress(quiet=options.json) as progress:
+        table = run_sweep(
+            _plan(options),
+            device=options.device,
+            progress=progress,
+            tell=None if options.json else progress.line,
+        )
+        plots = []
+        if table.computed and not options.no_plots:
+            plots = _draw(options.out)
+    if options.json:
+        print(json.dumps(_facts(table, options.out, plots), indent=2, ensure_ascii=False))
+    else:
+        print("\n".join(_summary(table, options.out, plots)))
+    return 1 if table.failures else 0
+
+
+def _plan(options: argparse.Namespace) -> "SweepPlan":
+    from eval_ingest.sweep.plan import SweepPlan
+
+    return SweepPlan(
+        encoders=tuple(options.encoder),
+        out=options.out,
+        datasets=tuple(options.datasets),
+        split=options.split,
+        label_fractions=tuple(options.label_fraction),
+        seeds=tuple(options.seeds),
+        patch_size=options.patch_size,
+        probe=options.probe,
+        normalize=options.normalize,
+        method=options.method,
+    )
+
+
+def _draw(out: Path) -> list[Path]:
+    from eval_ingest.sweep.plots import draw
+    from eval_ingest.sweep.results import read_rows
+
+    return draw(read_rows(out), out / "plots")
+
+
+def _facts(table: "ResultTable", out: Path, plots: Sequence[Path]) -> dict[str, Any]:
+    return {
+        "rows": [row.model_dump(mode="json") for row in table.rows],
+        "computed": table.computed,
+        "failures": [failure.__dict__ for failure in table.failures],
+        "out": str(out),
+        "plots": [str(path) for path in plots],
+    }
+
+
+def _summary(table: "ResultTable", out: Path, plots: Sequence[Path]) -> list[str]:
+    lines = []
+    if table.rows:
+        old = len(table.rows) - table.computed
+        lines += ["", f"{table.computed} new scores, {old} were there already: {out}"]
+        lines.append(f"see them: eval-ingest leaderboard --out {out}")
+    if plots:
+        lines.append(f"pictures: {plots[0].parent} ({len(plots)})")
+    if table.failures:
+        lines += ["", f"{len(table.failures)} failed:"]
+        lines += [f"  {f.encoder} on {f.dataset}: {f.message}" for f in table.failures]
+    return lines
+
+
+def _leaderboard(options: argparse.Namespace) -> int:
+    from eval_ingest.sweep.results import leaderboard_json, leaderboards, read_rows
+
+    boards = leaderboards(read_rows(options.out))
+    if options.plots:
+        _draw(options.out)
+    if options.json:
+        print(json.dumps(leaderboard_json(boards), indent=2, ensure_ascii=False))
+    else:
+        print("\n".join(line for board in boards for line in board_lines(board)))
+    return 0
+
+
+def board_lines(board: "Leaderboard") -> list[str]:
+    """A leaderboard as a table; the best of each dataset is starred."""
+    from eval_ingest.report.terminal import table
+
+    rows = [["dataset", "metric", "train", *board.encoders]]
+    for dataset in board.datasets:
+        best = board.best(dataset)
+        there = [board.cells[dataset, e] for e in board.encoders if (dataset, e) in board.cells]
+        if not there:
+            continue
+        metric = there[0].metric + (" (low is good)" if there[0].lower_is_better else "")
+        cells = []
+        for encoder in board.encoders:
+            cell = board.cells.get((dataset, encoder))
+            if cell is None:
+                cells.append("-")
+                continue
+            star = "*" if encoder in best else " "
+            known = cell.low is not None and cell.high is not None
+            interval = f" [{cell.low:.3f}, {cell.high:.3f}]" if known else ""
+            cells.append(f"{cell.score:.3f}{star}{interval}")
+        rows.append([dataset, metric, str(there[0].n_train), *cells])
+    seeds = {cell.seeds for cell in board.cells.values()}
+    note = f", mean of {max(seeds)} seeds" if seeds and max(seeds) > 1 else ""
+    title = (
+        f"{board.split} scores with {100 * board.label_fraction:.4g} % of the train windows{note}"
+    )
+    return [title, *table(rows), ""]

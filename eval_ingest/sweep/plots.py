@@ -1,0 +1,238 @@
+"""Pictures of a sweep: scores by dataset and encoder, confusion matrices, label fractions."""
+
+import math
+import re
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from eval_ingest.errors import SweepError
+from eval_ingest.store.atomic import written_aside
+from eval_ingest.sweep.results import Leaderboard, Row, encoder_labels, latest, leaderboards
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+# Okabe and Ito's palette, which colour-blind readers can tell apart.
+_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999")
+
+_METRICS = {
+    "accuracy": "accuracy",
+    "miou": "mean IoU",
+    "rmse": "RMSE, lower is better",
+    "mae": "MAE, lower is better",
+}
+_BOUNDED = ("accuracy", "miou")
+"""Metrics that lie between 0 and 1."""
+_MAX_CELLS_WITH_NUMBERS = 15
+"""Confusion matrices of more classes are drawn without numbers."""
+
+
+def draw(rows: Sequence[Row], folder: Path) -> list[Path]:
+    """Draw everything there is to see in the rows; the files' paths.
+
+    Raises:
+        SweepError: matplotlib isn't installed.
+        StoreError: a file can't be written.
+    """
+    rows = latest(rows)
+    names = encoder_labels(rows)
+    encoders = sorted(set(names.values()))
+    colours = {name: _COLOURS[i % len(_COLOURS)] for i, name in enumerate(encoders)}
+    paths = []
+    for board in _largest_fraction(leaderboards(rows)):
+        paths.append(_save(draw_scores(board, colours), folder / f"scores_{board.split}.png"))
+    by_dataset: dict[tuple[str, str], list[Row]] = defaultdict(list)
+    for row in rows:
+        by_dataset[row.dataset, row.split].append(row)
+    for (dataset, split), group in sorted(by_dataset.items()):
+        if len({row.label_fraction for row in group}) > 1:
+            figure = draw_fractions(group, names, colours)
+            paths.append(_save(figure, folder / f"fractions_{dataset}_{split}.png"))
+        for encoder, row in _for_confusion(group, names).items():
+            name = re.sub(r"[^a-zA-Z0-9._-]+", "_", f"{dataset}_{encoder}_{split}")
+            paths.append(_save(draw_confusion(row, encoder), folder / f"confusion_{name}.png"))
+    return paths
+
+
+def _largest_fraction(boards: Sequence[Leaderboard]) -> list[Leaderboard]:
+    """One board per split."""
+    found: dict[str, Leaderboard] = {}
+    for board in boards:
+        found.setdefault(board.split, board)
+    return list(found.values())
+
+
+def _for_confusion(rows: Sequence[Row], names: dict[str, str]) -> dict[str, Row]:
+    """By encoder the row with the most labels, and of those the one with the first seed."""
+    found: dict[str, Row] = {}
+    for row in sorted(rows, key=lambda row: (-row.label_fraction, row.seed)):
+        if row.confusion is not None:
+            found.setdefault(names[row.key], row)
+    return found
+
+
+def draw_scores(board: Leaderboard, colours: dict[str, str]) -> "Figure":
+    """One panel per dataset, as metrics and scales differ; a bar per encoder with its interval."""
+    n = len(board.datasets)
+    columns = min(n, 3)
+    lines = math.ceil(n / columns)
+    bars = len(board.encoders)
+    figure = _figure(1.2 + 3.9 * columns, lines * (0.8 + 0.34 * bars) + 0.5)
+    axes = figure.subplots(lines, columns, squeeze=False)
+    for ax, dataset in zip(axes.flat, board.datasets, strict=False):
+        _score_panel(ax, board, dataset, colours)
+    for ax in axes.flat[n:]:
+        ax.set_axis_off()
+    for line in axes:
+        for ax in line[1:]:
+            ax.set_yticklabels([])
+    figure.suptitle(
+        f"{board.split} scores with {100 * board.label_fraction:.4g} % of the train windows, "
+        "95 % intervals",
+        fontsize=11,
+    )
+    return figure
+
+
+def _score_panel(ax: "Axes", board: Leaderboard, dataset: str, colours: dict[str, str]) -> None:
+    top, metric = 0.0, ""
+    for place, encoder in enumerate(board.encoders):
+        cell = board.cells.get((dataset, encoder))
+        if cell is None:
+            ax.text(0, place, " not scored", va="center", fontsize=8, color="#888888")
+            continue
+        metric = cell.metric
+        ax.barh(place, cell.score, height=0.62, color=colours[encoder], alpha=0.85)
+        end = cell.score
+        if cell.low is not None and cell.high is not None:
+            ends = [cell.low, cell.high]
+            ax.plot(ends, [place, place], color="#222222", lw=1.2, marker="|", ms=6)
+            end = max(end, cell.high)
+        top = max(top, end)
+        ax.annotate(
+            f"{cell.score:.3f}" if metric in _BOUNDED else f"{cell.score:.4g}",
+            (end, place),
+            (5, 0),
+            textcoords="offset points",
+            va="center",
+            fontsize=8,
+        )
+    ax.set_yticks(range(len(board.encoders)), board.encoders, fontsize=8)
+    ax.set_ylim(len(board.encoders) - 0.4, -0.6)
+    bounded = metric in _BOUNDED
+    ax.set_xlim(0, 1.16 if bounded else (top or 1) * 1.22)
+    if bounded:
+        ax.set_xticks([0, 0.25, 0.5, 0.75, 1])
+    ax.set_title(f"{dataset} - {_METRICS.get(metric, metric)}", fontsize=9, loc="left")
+    _plain(ax)
+
+
+def draw_fractions(rows: Sequence[Row], names: dict[str, str], colours: dict[str, str]) -> "Figure":
+    """Score against the number of train windows, one line per encoder."""
+    figure = _figure(5.6, 3.8)
+    ax = figure.subplots()
+    lines: dict[str, dict[float, list[Row]]] = defaultdict(lambda: defaultdict(list))
+    for row in rows:
+        if row.test_score is not None:
+            lines[names[row.key]][row.label_fraction].append(row)
+    for encoder, points in sorted(lines.items()):
+        fractions = sorted(points)
+        x = [points[f][0].n_train for f in fractions]
+        score = [np.mean([_or_nan(r.test_score) for r in points[f]]) for f in fractions]
+        low = [np.min([_or_nan(r.ci_low) for r in points[f]]) for f in fractions]
+        high = [np.max([_or_nan(r.ci_high) for r in points[f]]) for f in fractions]
+        ax.plot(x, score, marker="o", ms=4, color=colours[encoder], label=encoder)
+        ax.fill_between(x, low, high, color=colours[encoder], alpha=0.15, lw=0)
+    first = rows[0]
+    ax.set_xscale("log")
+    ticks = sorted({(row.n_train, row.label_fraction) for row in rows})
+    ax.set_xticks([n for n, _ in ticks], [f"{n}\n{100 * f:.3g} %" for n, f in ticks], fontsize=8)
+    ax.minorticks_off()
+    ax.set_xlabel("labelled train windows", fontsize=9)
+    ax.set_ylabel(_METRICS.get(first.metric, first.metric), fontsize=9)
+    if first.metric in _BOUNDED:
+        ax.set_ylim(0, 1.03)
+    ax.set_title(f"{first.dataset}, {first.split}", fontsize=10, loc="left")
+    ax.legend(frameon=False, fontsize=8)
+    _plain(ax)
+    return figure
+
+
+def _or_nan(value: float | None) -> float:
+    return math.nan if value is None else value
+
+
+def draw_confusion(row: Row, encoder: str) -> "Figure":
+    """Truth by prediction, as shares of the truth; classes that never occur are left out."""
+    counts = np.array(row.confusion, np.int64)
+    there = np.flatnonzero(counts.sum(0) + counts.sum(1))
+    counts = counts[np.ix_(there, there)]
+    names = [row.per_class[c].name for c in there]
+    totals = counts.sum(1, keepdims=True)
+    shares = counts / np.maximum(totals, 1)
+    n = len(there)
+    side = max(3.0, 0.42 * n + 1.6)
+    figure = _figure(side + 1.1, side + 0.5)
+    ax = figure.subplots()
+    image = ax.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    size = 8 if n <= 20 else max(3.0, 160 / n)
+    unit = "px" if row.task == "segmentation" else "windows"
+    ax.set_xticks(range(n), names, rotation=45, ha="right", rotation_mode="anchor", fontsize=size)
+    labels = [f"{name} ({int(t):,} {unit})" for name, t in zip(names, totals[:, 0], strict=True)]
+    ax.set_yticks(range(n), labels if n <= 20 else names, fontsize=size)
+    if n <= _MAX_CELLS_WITH_NUMBERS:
+        for i, j in zip(*np.nonzero(counts), strict=True):
+            ax.text(
+                int(j), int(i), f"{100 * shares[i, j]:.0f}", ha="center", va="center", fontsize=8,
+                color="white" if shares[i, j] > 0.55 else "#1a1a1a",
+            )  # fmt: skip
+    ax.set_xlabel("predicted", fontsize=9)
+    ax.set_ylabel("labelled", fontsize=9)
+    score = "" if row.test_score is None else f", {_METRICS[row.metric]} {row.test_score:.3f}"
+    ax.set_title(
+        f"{row.dataset}, {row.split}, % of each labelled class\n{encoder}{score}",
+        fontsize=9,
+        loc="left",
+    )
+    bar = figure.colorbar(image, ax=ax, fraction=0.046, pad=0.03)
+    bar.set_ticks([0, 0.5, 1], labels=["0 %", "50 %", "100 %"])
+    bar.ax.tick_params(labelsize=8, length=0)
+    bar.outline.set_visible(False)
+    ax.tick_params(length=0)
+    for spine in ax.spines.values():
+        spine.set_visible(False)
+    return figure
+
+
+def _plain(ax: "Axes") -> None:
+    for side in ("top", "right"):
+        ax.spines[side].set_visible(False)
+    ax.tick_params(labelsize=8, length=2)
+    ax.grid(axis="x", color="#dddddd", lw=0.6)
+    ax.set_axisbelow(True)
+
+
+def _figure(width: float, height: float) -> "Figure":
+    """A figure of its own, which no window and no global state knows of."""
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise SweepError(
+            f"pictures need matplotlib ({error}); "
+            'install it: pip install "eval-ingest[ingest]", or say --no-plots'
+        ) from error
+    figure = Figure(figsize=(width, height), dpi=150, layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def _save(figure: "Figure", path: Path) -> Path:
+    with written_aside(path) as temporary:
+        figure.savefig(temporary, format="png")
+    return path

@@ -1,0 +1,245 @@
+"""Finding datasets under roots, naming them, and judging them."""
+
+import json
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
+
+from eval_ingest import pipeline
+from eval_ingest.cli import main
+from eval_ingest.core.spec import DatasetSpec
+from eval_ingest.errors import SourceError, SourceNotFoundError
+from eval_ingest.settings import Settings
+from eval_ingest.store.catalog import add_spec
+from eval_ingest.studio import discovery
+from eval_ingest.studio.discovery import Entry, find_datasets, source_fingerprint
+from eval_ingest.watching import State, judge, survey
+from eval_ingest_tests.conftest import make_job
+from eval_ingest_tests.servers import gcs_server
+
+Written = Callable[[str], Path]
+
+
+def shell(folder: Path, groups: Sequence[str] = ("g",), windows: int = 2) -> Path:
+    """A folder that looks like a dataset from outside."""
+    for group in groups:
+        for k in range(windows):
+            (folder / "windows" / group / f"w{k}" / "layers").mkdir(parents=True)
+    (folder / "config.json").write_text("{}")
+    return folder
+
+
+def names(root: Path, settings: Settings) -> dict[str, str]:
+    return {
+        s.name: str(Path(s.found.url).relative_to(root))
+        for s in survey([str(root)], settings).sightings
+    }
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Settings:
+    return Settings(eval_root=str(tmp_path / "evals"), workers=2)
+
+
+def test_datasets_are_found_at_any_depth_up_to_the_limit(tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    shell(root / "one")
+    shell(root / "a" / "b" / "c" / "deep", groups=("x", "y"), windows=3)
+    shell(root / "a" / "b" / "c" / "d" / "too_deep")
+    shell(root / ".hidden" / "no")
+    (root / "no_windows").mkdir()
+    (root / "no_windows" / "config.json").write_text("{}")
+    found = {f.url: f for f in find_datasets(str(root))}
+    assert set(found) == {f"{root}/one", f"{root}/a/b/c/deep"}
+    deep = found[f"{root}/a/b/c/deep"]
+    assert deep.windows == 6 and deep.groups == {"x": 3, "y": 3}
+
+
+def test_a_root_may_be_a_dataset_itself(tmp_path: Path) -> None:
+    shell(tmp_path / "one")
+    (found,) = find_datasets(str(tmp_path / "one"))
+    assert found.url == str(tmp_path / "one")
+    assert source_fingerprint(f"{tmp_path}/one/") == found.fingerprint
+    assert source_fingerprint(f"{tmp_path}/nope") == ""
+
+
+def test_windows_are_not_looked_into(tmp_path: Path) -> None:
+    shell(tmp_path / "one")
+    shell(tmp_path / "one" / "windows" / "g" / "w0")  # a trap
+    listed: list[str] = []
+    real = discovery._LocalLister(str(tmp_path))
+
+    def lister(folders: Sequence[str]) -> list[list[Entry]]:
+        listed.extend(folders)
+        return real(folders)
+
+    assert len(list(find_datasets(str(tmp_path), lister=lister))) == 1
+    assert listed == ["", "one", "one/windows", "one/windows/g"]
+
+
+def test_copies_in_an_eval_root_are_no_sources(
+    written: Written, tmp_path: Path, settings: Settings
+) -> None:
+    pipeline.ingest(make_job(written("segmentation"), tmp_path / "root" / "evals"))
+    shell(tmp_path / "root" / "one")
+    assert names(tmp_path / "root", settings) == {"one": "one"}
+
+
+def test_a_link_in_a_circle_ends(tmp_path: Path) -> None:
+    shell(tmp_path / "root" / "a" / "one")
+    (tmp_path / "root" / "a" / "round").symlink_to(tmp_path / "root")
+    shell(tmp_path / "elsewhere" / "linked")
+    (tmp_path / "root" / "two").symlink_to(tmp_path / "elsewhere" / "linked")
+    found = sorted(Path(f.url).name for f in find_datasets(str(tmp_path / "root")))
+    assert found == ["one", "two"]
+
+
+def test_the_fingerprint_follows_configuration_and_windows(tmp_path: Path) -> None:
+    folder = shell(tmp_path / "one")
+    seen = [source_fingerprint(str(folder))]
+    assert source_fingerprint(str(folder)) == seen[0]
+    for change in (
+        lambda: (folder / "model.yaml").write_text("task:"),
+        lambda: (folder / "windows" / "g" / "w9").mkdir(),
+        lambda: (folder / "windows" / "h" / "w0").mkdir(parents=True),
+        lambda: (folder / "windows" / "g" / "w9").rename(folder / "windows" / "g" / "w8"),
+    ):
+        change()
+        seen.append(source_fingerprint(str(folder)))
+    assert len(set(seen)) == len(seen)
+    (folder / "notes.txt").write_text("nobody reads this")
+    assert source_fingerprint(str(folder)) == seen[-1]
+
+
+def test_names_come_from_folders_and_collisions_take_the_folder_above(
+    tmp_path: Path, settings: Settings
+) -> None:
+    root = tmp_path / "root"
+    for folder in ("Rice 2024", "a/crops", "b/crops", "c/x/maize", "d/x/maize"):
+        shell(root / folder)
+    found = names(root, settings)
+    assert found["rice_2024"] == "Rice 2024"
+    assert found["a_crops"] == "a/crops" and found["b_crops"] == "b/crops"
+    twins = sorted(name for name in found if "maize" in name)
+    assert len(twins) == 2 and all(name.startswith("maize_") for name in twins)
+
+
+def test_the_catalog_names_its_own(tmp_path: Path, settings: Settings) -> None:
+    root = tmp_path / "root"
+    shell(root / "x1")
+    shell(root / "crops")
+    add_spec(settings, DatasetSpec(name="crops", source=str(root / "x1")))
+    add_spec(settings, DatasetSpec(name="crops_too", source=str(root / "x1") + "/"))
+    assert names(root, settings) == {"crops": "x1", "crops_too": "x1", "root_crops": "crops"}
+
+
+def test_a_root_that_is_down_does_not_stop_the_others(tmp_path: Path, settings: Settings) -> None:
+    shell(tmp_path / "root" / "one")
+    (tmp_path / "file").write_text("")
+    roots = [str(tmp_path / "gone"), str(tmp_path / "file"), str(tmp_path / "root"), "${UNSET}/x"]
+    found = survey(roots, settings)
+    assert [s.name for s in found.sightings] == ["one"]
+    assert set(found.down) == set(roots) - {str(tmp_path / "root")}
+    assert "does not exist or is empty" in found.down[roots[0]]
+
+
+def test_too_many_folders_are_a_mistake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(discovery, "MAX_FOLDERS", 3)
+    for k in range(5):
+        (tmp_path / f"f{k}").mkdir()
+    with pytest.raises(SourceError, match="give roots nearer to the datasets"):
+        list(find_datasets(str(tmp_path)))
+    with pytest.raises(SourceNotFoundError):
+        list(find_datasets(str(tmp_path / "gone")))
+
+
+def test_a_dataset_is_new_then_registered_then_changed(
+    written: Written, tmp_path: Path, settings: Settings
+) -> None:
+    root = tmp_path / "root"
+    shutil.copytree(written("segmentation"), root / "crops")
+
+    def state() -> State:
+        (sighting,) = survey([str(root)], settings).sightings
+        return judge(sighting, settings).state
+
+    def ingest() -> None:
+        pipeline.ingest(make_job(root / "crops", tmp_path / "evals"))
+
+    assert state() is State.NEW
+    ingest()
+    assert state() is State.REGISTERED
+    shutil.move(next((root / "crops" / "windows").glob("*/*")), tmp_path / "aside")
+    assert state() is State.CHANGED
+    ingest()
+    assert state() is State.REGISTERED
+
+
+def test_what_can_not_be_ingested_says_why(
+    written: Written, tmp_path: Path, settings: Settings
+) -> None:
+    root = tmp_path / "root"
+    shell(root / "no_task")
+    shutil.copytree(written("segmentation"), root / "broken")
+    (root / "broken" / "model.yaml").write_text("data: [unclosed")
+    (root / "empty" / "windows").mkdir(parents=True)
+    (root / "empty" / "config.json").write_text("{}")
+    judged = {s.name: judge(s, settings) for s in survey([str(root)], settings).sightings}
+    assert {j.state for j in judged.values()} == {State.NOT_INGESTABLE}
+    assert "model.yaml" in judged["broken"].reason
+    assert "holds no windows" in judged["empty"].reason
+    assert judged["no_task"].reason
+
+
+def test_a_bucket_is_looked_through_like_a_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = tmp_path / "root"
+    for folder in ("one", "a/b/two"):
+        shell(root / folder)
+        for window in (root / folder).glob("windows/*/*"):
+            (window / "metadata.json").write_text("{}")  # buckets have no empty folders
+    expected = {f.url.removeprefix(str(root)): f.groups for f in find_datasets(str(root))}
+    with gcs_server() as server:
+        for key, value in server.environment.items():
+            monkeypatch.setenv(key, value)
+        url = server.upload(root, "roots")
+        found = list(find_datasets(url))
+        assert {f.url.removeprefix(url): f.groups for f in found} == expected
+        from eval_ingest.defs.sensors import gcs_lister
+
+        lister = gcs_lister(url)
+        assert lister is not None
+        assert list(find_datasets(url, lister=lister)) == found  # equal fingerprints too
+        assert source_fingerprint(found[0].url) == found[0].fingerprint
+        with pytest.raises(SourceNotFoundError):
+            list(find_datasets(f"{url}/nope"))
+
+
+def test_discover_prints_a_table(
+    written: Written,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    root = tmp_path / "root"
+    shutil.copytree(written("segmentation"), root / "crops")
+    shell(root / "strange")
+    monkeypatch.setenv("OLMOEARTH_EVAL_DATASETS", str(tmp_path / "evals"))
+    monkeypatch.setenv("EVAL_INGEST_STUDIO_ROOTS", f"{root}, {tmp_path}/gone")
+    assert main(["discover"]) == 1  # a root is down
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].split() == ["name", "source", "task", "windows", "state", "reason"]
+    assert lines[1].split()[:2] == ["crops", str(root / "crops")] and "new" in lines[1]
+    assert "not ingestable" in lines[2]
+    assert "could not look into" in lines[3] and "gone" in lines[3]
+    assert main(["discover", "--root", str(root), "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert [d["state"] for d in facts["datasets"]] == ["new", "not ingestable"]
+
+
+def test_discover_without_roots_says_what_to_give(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["discover"]) == 1
+    assert "--root PATH_OR_URL, or set EVAL_INGEST_STUDIO_ROOTS" in capsys.readouterr().err

@@ -1,0 +1,274 @@
+"""Pictures, page, card and export of datasets of every task kind."""
+
+import dataclasses
+import html
+import io
+import json
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+
+from eval_ingest import EvalDataset, cli
+from eval_ingest.core.quality import quality_report
+from eval_ingest.core.task import LabelClass, Task, TaskKind
+from eval_ingest.errors import StoreError, UnknownDatasetError
+from eval_ingest.report.card import dataset_card, html_page, hub_header, write_report
+from eval_ingest.report.drawing import WIDTH_PX, class_colors
+from eval_ingest.report.export import export_dataset
+from eval_ingest.report.pictures import (
+    SMALL_BYTES,
+    Picture,
+    View,
+    all_pictures,
+    open_view,
+    partition_pictures,
+    previews,
+)
+from eval_ingest.store.layout import DatasetLayout, EvalRoot
+from eval_ingest.store.registry import read_registry, require_metadata
+from eval_ingest.store.verify import verify
+from eval_ingest_tests import factories
+
+Ingested = Callable[[str], Path]
+
+SOME = "segmentation"
+
+
+def view_of(ingested: Ingested, case: str) -> View:
+    return open_view(EvalRoot(ingested(case)), case)
+
+
+def with_spec(view: View, **changes: Any) -> View:
+    metadata = view.metadata
+    spec = metadata.spec.model_copy(update=changes)
+    return dataclasses.replace(view, metadata=metadata.model_copy(update={"spec": spec}))
+
+
+def quality_of(view: View) -> dict[str, Any]:
+    return quality_report(view.index, view.assignment, view.metadata.config)
+
+
+@pytest.fixture
+def copied_root(ingested: Ingested, tmp_path: Path) -> EvalRoot:
+    """An eval root of its own with the case SOME, to be written into."""
+    shutil.copytree(ingested(SOME), tmp_path / "evals")
+    return EvalRoot(tmp_path / "evals")
+
+
+# -------------------------------------------------------------------------------------- pictures
+
+
+@pytest.mark.parametrize("case", factories.CASES)
+def test_every_kind_of_dataset_has_its_pictures(case: str, ingested: Ingested) -> None:
+    view = view_of(ingested, case)
+    pictures = all_pictures(view)
+    previews = [f"preview_{m.name}" for m in view.metadata.config.modalities]
+    assert [p.name for p in pictures] == [*previews, "map", "labels", "bands", "timeline"]
+    for picture in pictures:
+        image = Image.open(io.BytesIO(picture.png))
+        assert image.format == "PNG"
+        assert image.width == WIDTH_PX
+        assert 200 < image.height < 3000
+        assert len(image.convert("RGB").getcolors(1 << 24) or []) > 20  # not blank
+
+
+def test_the_same_dataset_gives_the_same_bytes(ingested: Ingested) -> None:
+    first, second = (partition_pictures(EvalRoot(ingested(SOME)), SOME) for _ in range(2))
+    assert first == second
+
+
+def test_the_pictures_of_an_asset_are_small(ingested: Ingested) -> None:
+    pictures = partition_pictures(EvalRoot(ingested(SOME)), SOME)
+    assert list(pictures) == ["samples", "map", "labels"]
+    assert sum(map(len, pictures.values())) <= SMALL_BYTES
+    assert all(png.startswith(b"\x89PNG") for png in pictures.values())
+
+
+def test_a_class_is_drawn_in_the_datasets_own_colour(ingested: Ingested) -> None:
+    view = view_of(ingested, SOME)
+    classes = tuple(
+        known.model_copy(update={"color": (255, 0, 254)}) for known in view.task.classes
+    )
+    config = view.metadata.config
+    config = config.model_copy(update={"task": config.task.model_copy(update={"classes": classes})})
+    changed = dataclasses.replace(
+        view, metadata=view.metadata.model_copy(update={"config": config})
+    )
+    png = previews(changed, config.modalities[0].name)
+    pixels = np.asarray(Image.open(io.BytesIO(png)).convert("RGB"))
+    assert (pixels == (255, 0, 254)).all(axis=-1).sum() > 100
+
+
+def test_classes_without_colours_get_different_ones() -> None:
+    classes = tuple(LabelClass(name=f"c{k}") for k in range(40))
+    task = Task(kind=TaskKind.SEGMENTATION, num_classes=40, classes=classes)
+    assert len(set(class_colors(task))) == 40
+
+
+def test_own_colours_are_kept_and_not_given_to_others() -> None:
+    own = LabelClass(name="a", color=(230, 159, 0))
+    task = Task(kind=TaskKind.SEGMENTATION, num_classes=2, classes=(LabelClass(name="b"), own))
+    first, second = class_colors(task)
+    assert second == (230 / 255, 159 / 255, 0)
+    assert first != second
+
+
+# ------------------------------------------------------------------------------------------ page
+
+
+@pytest.mark.parametrize("case", factories.CASES)
+def test_the_page_needs_nothing_from_elsewhere(case: str, ingested: Ingested) -> None:
+    view = view_of(ingested, case)
+    page = html_page(view, quality_of(view), [Picture("map", "A map", b"png")])
+    assert "<script" not in page
+    assert "<link" not in page
+    assert "http" not in re.sub(r"<td>[^<]*</td>", "", page)
+    assert re.findall(r'src="([^"]*)"', page) == ["data:image/png;base64,cG5n"]
+    assert "prefers-color-scheme: dark" in page
+
+
+def test_names_from_data_are_no_markup(ingested: Ingested) -> None:
+    view = with_spec(
+        view_of(ingested, SOME), display_name="<script>x</script>", notes="a <b>bold</b> | note"
+    )
+    quality = quality_of(view)
+    assert "<script" not in html_page(view, quality, [])
+    card = dataset_card(view, quality, [])
+    assert "<script" not in card.partition("\n---\n")[2]
+    assert "&lt;b&gt;bold" in card
+
+
+def test_the_page_tells_the_verdict_and_its_reasons(ingested: Ingested) -> None:
+    view = view_of(ingested, SOME)
+    quality = quality_of(view)
+    page = html_page(view, quality, [])
+    assert f">{quality['verdict']}</span>" in page
+    assert quality["reasons"]
+    for reason in quality["reasons"]:
+        assert html.escape(reason) in page
+
+
+# ------------------------------------------------------------------------------------------ card
+
+
+def header_of(card: str) -> dict[str, Any]:
+    _, header, _ = card.split("---\n", 2)
+    found: dict[str, Any] = yaml.safe_load(header)
+    return found
+
+
+@pytest.mark.parametrize("case", factories.CASES)
+def test_the_card_has_a_header_that_the_hub_reads(case: str, ingested: Ingested) -> None:
+    view = view_of(ingested, case)
+    header = header_of(dataset_card(view, quality_of(view), all_pictures(view)[:0]))
+    assert header["size_categories"] == ["n<1K"]
+    assert header["task_categories"][0] in ("image-segmentation", "image-classification", "other")
+    for split in header["configs"][0]["data_files"]:
+        assert (ingested(case) / case / split["path"]).is_file()
+
+
+@pytest.mark.parametrize(
+    ("licence", "expected"),
+    [
+        (None, {"license": "unknown"}),
+        ("CC-BY-4.0", {"license": "cc-by-4.0"}),
+        ("CC BY 4.0", {"license": "cc-by-4.0"}),
+        ("Ask first", {"license": "other", "license_name": "ask-first"}),
+    ],
+)
+def test_the_licence_is_given_by_the_hubs_name(
+    licence: str | None, expected: dict[str, str], ingested: Ingested
+) -> None:
+    header = hub_header(with_spec(view_of(ingested, SOME), licence=licence))
+    assert {key: header[key] for key in header if key.startswith("license")} == expected
+
+
+def test_a_report_is_written_beside_the_dataset(copied_root: EvalRoot) -> None:
+    paths = write_report(copied_root, SOME)
+    folder = copied_root.dataset(SOME).path
+    assert folder / "README.md" in paths
+    assert all(path.stat().st_size for path in paths)
+    card = (folder / "README.md").read_text()
+    for picture in re.findall(r"\]\((.*?\.png)\)", card):
+        assert (folder / picture).is_file()
+
+
+def test_a_dataset_that_is_not_there_is_named(ingested: Ingested) -> None:
+    with pytest.raises(UnknownDatasetError, match="did you mean segmentation"):
+        write_report(EvalRoot(ingested(SOME)), "segmentatoin")
+
+
+# ---------------------------------------------------------------------------------------- export
+
+
+@pytest.mark.parametrize(
+    ("case", "windows"),
+    [(SOME, True), (SOME, False), ("vector_classification", False), ("ragged_segmentation", True)],
+)
+def test_an_export_is_an_eval_root_that_loads(
+    case: str, windows: bool, ingested: Ingested, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = EvalRoot(ingested(case))
+    path = export_dataset(source, case, tmp_path / "out", windows)
+    assert path == tmp_path / "out" / case
+    assert list(read_registry(EvalRoot(tmp_path / "out"))) == [case]
+    assert (path / "windows").is_dir() == windows
+    assert (path / "report" / "report.html").is_file()
+    names = {p.name for p in (tmp_path / "out").iterdir()}
+    assert names == {"registry.json", case}
+    monkeypatch.setenv("OLMOEARTH_EVAL_DATASETS", str(tmp_path / "out"))
+    for split in ("train", "val", "test"):
+        exported = EvalDataset(case, split, normalize=None)
+        original = EvalDataset(case, split, root=source.path, normalize=None)
+        assert len(exported) == len(original) > 0
+        for modality in exported.bands:
+            assert (exported[0][modality] == original[0][modality]).all()
+    assert verified(path) == verified(source.dataset(case).path)
+
+
+def verified(path: Path) -> list[str]:
+    metadata = require_metadata(EvalRoot(path.parent), path.name)
+    return list(verify(DatasetLayout(path), metadata, lambda what, done, total: None)["problems"])
+
+
+def test_an_export_replaces_nothing(ingested: Ingested, tmp_path: Path) -> None:
+    source = EvalRoot(ingested(SOME))
+    (tmp_path / "out" / SOME).mkdir(parents=True)
+    with pytest.raises(StoreError, match="is there already"):
+        export_dataset(source, SOME, tmp_path / "out")
+    with pytest.raises(StoreError, match="is there already"):
+        export_dataset(source, SOME, source.path)
+    assert list((tmp_path / "out").iterdir()) == [tmp_path / "out" / SOME]
+
+
+def test_an_export_that_fails_leaves_nothing(copied_root: EvalRoot, tmp_path: Path) -> None:
+    next(copied_root.dataset(SOME).samples.glob("*/target.npy")).unlink()
+    with pytest.raises(StoreError, match=r"target\.npy is missing"):
+        export_dataset(copied_root, SOME, tmp_path / "out")
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_the_commands_say_where_everything_is(
+    copied_root: EvalRoot,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("OLMOEARTH_EVAL_DATASETS", str(copied_root.path))
+    assert cli.main(["report", "--name", SOME]) == 0
+    assert "report.html" in capsys.readouterr().out
+    out = tmp_path / "out"
+    arguments = ["export", "--name", SOME, "--to", str(out), "--no-windows", "--json"]
+    assert cli.main(arguments) == 0
+    assert json.loads(capsys.readouterr().out) == {
+        "name": SOME, "path": str(out / SOME), "windows": False,
+    }  # fmt: skip
+    assert cli.main(arguments) == 1
+    assert "is there already" in capsys.readouterr().err

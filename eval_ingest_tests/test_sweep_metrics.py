@@ -1,0 +1,114 @@
+"""Scores against scikit-learn, and bootstrap intervals against a loop."""
+
+import numpy as np
+import pytest
+from sklearn import metrics as oracle
+
+from eval_ingest.core.task import TaskKind
+from eval_ingest.errors import SweepError
+from eval_ingest.sweep.metrics import better, score, tally
+
+CLASSES = 5
+
+
+def made_up(kind: TaskKind, n: int = 30, seed: int = 0) -> tuple[np.ndarray, ...]:
+    """predicted, target and window of rows: three rows a window of four labels."""
+    rng = np.random.default_rng(seed)
+    rows, labels = (3 * n, 4) if kind.per_pixel else (n, 1)
+    windows = np.repeat(np.arange(n), rows // n)
+    if kind.has_classes:
+        target = rng.integers(0, CLASSES - 1, (rows, labels))  # the last class never occurs
+        predicted = np.where(rng.random((rows, labels)) < 0.6, target, rng.integers(0, 3, labels))
+        target[rng.random((rows, labels)) < 0.2] = -1
+        return predicted, target.astype(np.int16), windows
+    target = rng.normal(1000, 3, (rows, labels)).astype(np.float32)
+    predicted = target + rng.normal(0.3, 1, (rows, labels)).astype(np.float32)
+    target[rng.random((rows, labels)) < 0.2] = np.nan
+    return predicted, target, windows
+
+
+@pytest.mark.parametrize("kind", [TaskKind.SEGMENTATION, TaskKind.CLASSIFICATION])
+def test_class_scores_equal_scikit_learn(kind: TaskKind) -> None:
+    predicted, target, windows = made_up(kind)
+    found = tally(kind, CLASSES, predicted, target, windows, 30)
+    valid = target.reshape(-1) != -1
+    y, p = target.reshape(-1)[valid], predicted.reshape(-1)[valid]
+    scores = found.scores()
+    assert scores["accuracy"] == pytest.approx(oracle.accuracy_score(y, p))
+    assert scores["macro_f1"] == pytest.approx(oracle.f1_score(y, p, average="macro"))
+    if kind is TaskKind.SEGMENTATION:
+        assert scores["miou"] == pytest.approx(oracle.jaccard_score(y, p, average="macro"))
+    expected = oracle.confusion_matrix(y, p, labels=range(CLASSES))
+    assert (found.confusion == expected).all()
+    assert found.primary == pytest.approx(score(kind, CLASSES, predicted, target))
+
+
+def test_per_class_values_equal_scikit_learn_and_are_none_where_a_class_never_occurs() -> None:
+    predicted, target, windows = made_up(TaskKind.SEGMENTATION)
+    rows = tally(TaskKind.SEGMENTATION, CLASSES, predicted, target, windows, 30).per_class(
+        list("abcde")
+    )
+    valid = target != -1
+    y, p = target[valid], predicted[valid]
+    iou = oracle.jaccard_score(y, p, average=None)
+    recall = oracle.recall_score(y, p, average=None)
+    for c in range(CLASSES - 1):
+        assert rows[c]["iou"] == pytest.approx(iou[c])
+        assert rows[c]["accuracy"] == pytest.approx(recall[c])
+        assert rows[c]["support"] == (y == c).sum()
+    assert rows[4] == {"name": "e", "iou": None, "accuracy": None, "f1": None, "support": 0}
+
+
+@pytest.mark.parametrize("kind", [TaskKind.REGRESSION, TaskKind.SCALAR_REGRESSION])
+def test_regression_scores_equal_scikit_learn(kind: TaskKind) -> None:
+    predicted, target, windows = made_up(kind)
+    found = tally(kind, 1, predicted, target, windows, 30)
+    valid = np.isfinite(target)
+    y, p = target[valid].astype(np.float64), predicted[valid]
+    scores = found.scores()
+    assert scores["rmse"] == pytest.approx(oracle.root_mean_squared_error(y, p), rel=1e-6)
+    assert scores["mae"] == pytest.approx(oracle.mean_absolute_error(y, p), rel=1e-6)
+    assert scores["r2"] == pytest.approx(oracle.r2_score(y, p), rel=1e-5)
+    assert found.per_class([]) == [] and found.confusion is None
+    assert found.primary == pytest.approx(score(kind, 1, predicted, target))
+
+
+@pytest.mark.parametrize("kind", list(TaskKind))
+def test_the_interval_is_that_of_a_loop_over_resampled_windows(kind: TaskKind) -> None:
+    predicted, target, windows = made_up(kind)
+    low, high = tally(kind, CLASSES, predicted, target, windows, 30).interval(2000)
+    rng = np.random.default_rng(1)
+    scores = []
+    for _ in range(2000):
+        rows = np.concatenate([np.flatnonzero(windows == w) for w in rng.integers(0, 30, 30)])
+        scores.append(score(kind, CLASSES, predicted[rows], target[rows]))
+    expected_low, expected_high = np.percentile(scores, [2.5, 97.5])
+    width = expected_high - expected_low
+    assert low == pytest.approx(expected_low, abs=0.1 * width)
+    assert high == pytest.approx(expected_high, abs=0.1 * width)
+
+
+def test_one_window_has_no_interval() -> None:
+    target = np.array([[0, 1, -1]])
+    found = tally(TaskKind.SEGMENTATION, 2, target.clip(0), target, np.array([0]), 1)
+    assert np.isnan(found.interval()).all()
+    assert found.primary == 1
+
+
+def test_a_split_without_labels_cannot_be_scored() -> None:
+    target = np.full((3, 1), -1)
+    with pytest.raises(SweepError, match="no window of the split has a label"):
+        tally(TaskKind.CLASSIFICATION, 2, target, target, np.arange(3), 3)
+
+
+def test_a_constant_truth_has_no_r2() -> None:
+    target = np.full((4, 1), 7, np.float32)
+    found = tally(TaskKind.SCALAR_REGRESSION, 1, target + 1, target, np.arange(4), 4)
+    assert np.isnan(found.scores()["r2"]) and found.scores()["rmse"] == 1
+
+
+def test_better_knows_which_metrics_are_errors() -> None:
+    assert better(TaskKind.SEGMENTATION, 0.5, 0.4)
+    assert not better(TaskKind.REGRESSION, 0.5, 0.4)
+    assert better(TaskKind.REGRESSION, 0.5, float("nan"))
+    assert not better(TaskKind.REGRESSION, float("nan"), 0.4)
