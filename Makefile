@@ -15,7 +15,7 @@ setup: $(READY)  ## make .venv with everything in it
 $(READY): pyproject.toml constraints.txt scripts/install_dagster_entry.py
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check "uv>=0.5"
-	$(BIN)/uv pip install --quiet --python $(BIN)/python --constraint constraints.txt --editable '.[ingest,dask,dev]'
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --constraint constraints.txt --editable '.[ingest,olmoearth,dask,s3,dev]'
 	$(BIN)/python scripts/install_dagster_entry.py
 	@touch $@
 
@@ -34,7 +34,8 @@ lint: $(READY)  ## formatting, types, and which module may import which
 bench: $(READY)  ## how fast it is, beside rslearn; WINDOWS=1000 for a larger dataset
 	$(BIN)/python -m benchmarks.bench --windows $${WINDOWS:-250}
 
-ui: $(READY)  ## Dagster's web page with the demo's datasets, at http://127.0.0.1:3000
+ui: $(READY)  ## Dagster's web page and daemon at http://127.0.0.1:3000, watching the demo's folder
+	@test -f .env || sh scripts/demo.sh $(BIN)
 	@. $(BIN)/activate && dagster dev --host 127.0.0.1 --port $${PORT:-3000}
 
 clean:  ## remove the demo's data, Dagster's history and .env; .venv stays

@@ -52,7 +52,7 @@ class Ticks:
 
     def run(self, data: SensorExecutionData) -> list[bool]:
         """Do what the tick asked for."""
-        job = build_defs(self.settings).get_job_def("ingest_studio_dataset")
+        job = build_defs(self.settings).resolve_job_def("ingest_studio_dataset")
         return [
             job.execute_in_process(
                 instance=self.instance, partition_key=request.partition_key, raise_on_error=False

@@ -14,8 +14,9 @@ cat > .env <<LINES
 # Written by make demo: this checkout works on the demo's data. Remove with make clean.
 STUDIO_ROOT=$root/studio
 OLMOEARTH_EVAL_DATASETS=$root/eval_datasets
+EVAL_INGEST_STUDIO_ROOTS=$root/studio
 LINES
-unset STUDIO_ROOT OLMOEARTH_EVAL_DATASETS EVAL_INGEST_CATALOG
+unset STUDIO_ROOT OLMOEARTH_EVAL_DATASETS EVAL_INGEST_CATALOG EVAL_INGEST_STUDIO_ROOTS
 
 echo "== 1. A small rslearn dataset, as Studio writes them"
 python -m eval_ingest.demo --root "$root/studio"

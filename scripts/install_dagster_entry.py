@@ -14,12 +14,12 @@ ENTRY = """\
 # Written by eval_ingest's scripts/install_dagster_entry.py: see there.
 import os
 import sys
-
-from dagster.cli import main
+from importlib.metadata import entry_points
 
 if sys.argv[1:2] == ["asset"] and not {{"-m", "--module-name", "-f"}} & set(sys.argv):
     os.environ.setdefault("DAGSTER_MODULE_NAME", "eval_ingest.definitions")
-sys.exit(main())
+(command,) = entry_points(group="console_scripts", name="dagster")
+sys.exit(command.load()())
 """
 
 if __name__ == "__main__":

@@ -605,7 +605,7 @@ def apply_pad(pixels: NDArray[Any], pad: Pad | None, fill: float = 0) -> NDArray
     """rslearn's Pad on the first two axes (H, W): fill around, or crop where larger."""
     if pad is None:
         return pixels
-    for axis, before, after in _pad_steps(*pixels.shape[:2], pad):
+    for axis, before, after in _pad_steps(pixels.shape[0], pixels.shape[1], pad):
         if before < 0 or after < 0:
             keep = slice(-before, pixels.shape[axis] + after)
             pixels = pixels[(slice(None),) * axis + (keep,)]

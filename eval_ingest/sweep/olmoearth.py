@@ -92,7 +92,7 @@ class OlmoEarthEncoder:
         pooled: torch.Tensor | None = None
         # In evaluation the model attends to what fills up the windows with fewer tokens, so
         # windows are only embedded together where they have equally many.
-        for number in seen.unique():
+        for number in sorted(set(seen.tolist())):
             group = torch.nonzero(seen == number)[:, 0]
             found = self._embed(type(sample), {k: v[group] for k, v in fields.items()})
             if patches is None or pooled is None:
