@@ -65,7 +65,7 @@ def find_datasets(
         below: list[str] = []
         for folder, entries in zip(level, ls(level), strict=True):
             names = {entry.name.rsplit("/", 1)[-1]: entry for entry in entries}
-            if not depth and not entries:
+            if not depth and not entries and not os.path.isdir(root):
                 raise SourceNotFoundError(f"the root {root} does not exist or is empty")
             if _EVAL_ROOT_FILE in names:
                 continue

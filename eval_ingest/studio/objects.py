@@ -116,7 +116,11 @@ class Objects:
 
     def submit(self, work: Coroutine[Any, Any, Result]) -> "Future[Result]":
         """Begin something on the loop that all requests run on."""
-        self._opened, self._slots, self._threads  # noqa: B018  made here, once, not by a race
+        try:
+            self._opened, self._slots, self._threads  # noqa: B018  made here, once, not by a race
+        except BaseException:
+            work.close()
+            raise
         return asyncio.run_coroutine_threadsafe(work, self._loop)
 
     def run(self, work: Coroutine[Any, Any, Result]) -> Result:

@@ -128,8 +128,8 @@ def _summary(table: "ResultTable", out: Path, plots: Sequence[Path]) -> list[str
     if plots:
         lines.append(f"pictures: {plots[0].parent} ({len(plots)})")
     if table.failures:
-        lines += ["", f"{len(table.failures)} failed:"]
-        lines += [f"  {f.encoder} on {f.dataset}: {f.message}" for f in table.failures]
+        names = ", ".join(f"{failure.encoder} on {failure.dataset}" for failure in table.failures)
+        lines += ["", f"{len(table.failures)} failed, see above: {names}"]
     return lines
 
 

@@ -52,17 +52,17 @@ class Encoder(Protocol):
     the first `batch["timesteps"]["sentinel2_l2a"][b]` timesteps are real); all samples of a batch
     have the same height and width. `dataset` is the EvalDataset, for `dataset.bands`.
 
-    >>> class Mean:
-    ...     name, fingerprint, weights = "mean", "mean-1", "none"
+    >>> class FirstImage:
+    ...     name, fingerprint, weights = "first image", "first-image-1", "none"
     ...     normalize, method = "dataset", "norm_no_clip_2_std"
     ...     def __init__(self, patch_size, device):
     ...         self.patch_size = patch_size
     ...     def embed(self, batch, dataset):
     ...         p = self.patch_size
-    ...         pixels = batch["sentinel2_l2a"].mean(3)
+    ...         pixels = batch["sentinel2_l2a"][:, :, :, 0]
     ...         grid = pixels.unfold(1, p, p).unfold(2, p, p)
     ...         return Embeddings(grid.mean((-1, -2)))
-    >>> isinstance(Mean(4, torch.device("cpu")), Encoder)
+    >>> isinstance(FirstImage(4, torch.device("cpu")), Encoder)
     True
     """
 

@@ -208,7 +208,7 @@ def run_linear(
     generator = torch.Generator().manual_seed(seed)
     outputs = train.target.shape[1] * (task.num_classes if task.kind.has_classes else 1)
     probes = _Probes(train.features.shape[1], outputs, task, learning_rates, generator, device)
-    truth = val.target.numpy()
+    truth, val_features = val.target.numpy(), val.to(device).features
     best, chosen = float("nan"), None
     with _few_threads(train, outputs * len(learning_rates)):
         for epoch in range(1, epochs + 1):
@@ -217,7 +217,7 @@ def run_linear(
                 continue
             for i, learning_rate in enumerate(learning_rates):
                 layer = probes.layer(i)
-                predicted = layer.predict(val.features, task, units, device)
+                predicted = layer.predict(val_features, task, units, device)
                 found = score(task.kind, task.num_classes, predicted, truth)
                 if better(task.kind, found, best):
                     best, chosen = found, (layer, learning_rate, epoch)

@@ -1,0 +1,124 @@
+"""Engines: threads, processes and a dask cluster give the same result, also when a worker dies."""
+
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from eval_ingest import pipeline
+from eval_ingest.engine import executor, map_ordered
+from eval_ingest.errors import SettingsError
+from eval_ingest.settings import Settings
+from eval_ingest_tests.conftest import make_job
+
+
+def test_results_come_in_order_and_few_are_in_flight() -> None:
+    started: list[int] = []
+
+    def work(k: int) -> int:
+        started.append(k)
+        time.sleep(0.001 * (5 - k % 5))
+        return k
+
+    with ThreadPoolExecutor(4) as pool:
+        results = map_ordered(pool, work, range(50), in_flight=6)
+        for expected, found in enumerate(results):
+            assert found == expected
+            assert len(started) <= expected + 6 + 1
+
+
+def test_the_first_error_ends_it() -> None:
+    done: list[int] = []
+
+    def work(k: int) -> None:
+        if k == 3:
+            raise ValueError("broken")
+        done.append(k)
+
+    with ThreadPoolExecutor(1) as pool, pytest.raises(ValueError, match="broken"):
+        list(map_ordered(pool, work, range(1000), in_flight=4))
+    assert len(done) < 20
+
+
+def test_an_unknown_engine_is_told() -> None:
+    with (
+        pytest.raises(SettingsError, match="must be threads, processes, or a dask"),
+        executor(Settings(engine="fibres")),
+    ):
+        pass
+
+
+@pytest.fixture
+def cluster(tmp_path: Path) -> Iterator[tuple[str, list[subprocess.Popen[str]]]]:
+    """A dask scheduler on 127.0.0.1 and two worker processes."""
+    pytest.importorskip("distributed")
+    log = tmp_path / "scheduler.log"
+    local = ["--host", "127.0.0.1", "--no-dashboard"]
+    with open(log, "w") as stream:
+        scheduler = subprocess.Popen(
+            [sys.executable, "-m", "distributed.cli.dask_scheduler", *local, "--port", "0"],
+            stderr=stream,
+            text=True,
+        )
+    processes = [scheduler]
+    try:
+        address = _wait_for(lambda: re.search(r"Scheduler at:\s+(tcp://\S+)", log.read_text()))
+        worker = [sys.executable, "-m", "distributed.cli.dask_worker", address[1], *local]
+        worker += ["--nthreads", "1", "--no-nanny", "--local-directory", str(tmp_path / "dask")]
+        processes += [
+            subprocess.Popen(worker, stderr=subprocess.DEVNULL, text=True) for _ in range(2)
+        ]
+        yield address[1], processes[1:]
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+
+
+def _wait_for(look: Callable[[], re.Match[str] | None], seconds: float = 60) -> re.Match[str]:
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        found = look()
+        if found:
+            return found
+        time.sleep(0.1)
+    raise TimeoutError("the scheduler doesn't start")
+
+
+def test_an_ingest_over_dask_survives_the_death_of_a_worker(
+    cluster: tuple[str, list[subprocess.Popen[str]]],
+    written: Callable[[str], Path],
+    ingested: Callable[[str], Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from distributed import Client
+
+    address, workers = cluster
+    with Client(address) as client:
+        client.wait_for_workers(2, timeout=60)
+    # Small tasks, so that there is something left to do when one worker is gone.
+    monkeypatch.setattr("eval_ingest.indexing.SHARD_WINDOWS", 2)
+    killed: list[int] = []
+
+    def kill_one(what: str, done: int, total: int) -> None:
+        if what == "windows read" and not killed:
+            killed.append(done)
+            workers[0].kill()
+
+    job = make_job(written("segmentation"), tmp_path, "segmentation", max_invalid_fraction=0.5)
+    settings = Settings(eval_root=str(tmp_path), workers=2, engine=address)
+    job = pipeline.open_job(job.spec, settings, progress=kill_one)
+    pipeline.ingest(job)
+    assert killed
+    reference = ingested("segmentation") / "segmentation"
+    arrays = sorted(reference.rglob("*.npy"))
+    assert arrays
+    for path in arrays:
+        other = job.layout.path / path.relative_to(reference)
+        assert other.read_bytes() == path.read_bytes()

@@ -1,0 +1,391 @@
+"""Whole sweeps: every task kind, signal and chance, resuming, fractions, results, the command."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from eval_ingest import EvalDataset, cli
+from eval_ingest.errors import SweepError, UnknownDatasetError
+from eval_ingest.settings import Settings
+from eval_ingest.sweep import run as run_module
+from eval_ingest.sweep.command import board_lines
+from eval_ingest.sweep.plan import SweepPlan
+from eval_ingest.sweep.plots import draw
+from eval_ingest.sweep.results import (
+    ResultTable,
+    Row,
+    leaderboards,
+    read_rows,
+    write_row,
+)
+from eval_ingest.sweep.run import run_sweep
+from eval_ingest_tests.fake_evals import write_fake
+
+Ingested = Callable[[str], Path]
+Sweep = Callable[..., ResultTable]
+
+KINDS = ("segmentation", "classification", "regression", "scalar_regression")
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An eval root with a dataset of each kind, and one of each without a signal."""
+    root = tmp_path_factory.mktemp("fake_evals")
+    for kind in KINDS:
+        write_fake(root, kind, kind, counts=(80, 30, 60))
+        write_fake(root, f"shuffled_{kind}", kind, counts=(80, 30, 60), shuffled=True)
+    return root
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture
+def sweep(root: Path, cache: Path, tmp_path: Path) -> Sweep:
+    def call(*datasets: str, root: Path = root, **more: Any) -> ResultTable:
+        hooks = {key: more.pop(key) for key in ("tell", "progress") if key in more}
+        more = {"encoders": ("pixels",), "out": tmp_path / "out", **more}
+        plan = SweepPlan(datasets=datasets or ("all",), **more)
+        return run_sweep(plan, Settings(cache=str(cache)), root=root, device="cpu", **hooks)
+
+    return call
+
+
+# ------------------------------------------------------------------------------------ scores
+
+
+def test_pixels_find_a_planted_signal_and_are_at_chance_without(sweep: Sweep) -> None:
+    rows = {row.dataset: row for row in sweep().rows}
+    assert len(rows) == 8
+    assert rows["classification"].test_score == 1 and rows["classification"].probe == "knn"
+    assert rows["segmentation"].metrics["accuracy"] > 0.95
+    for kind in ("regression", "scalar_regression"):
+        assert rows[kind].metrics["r2"] > 0.9, kind
+        assert rows[f"shuffled_{kind}"].metrics["r2"] < 0.15
+    for kind in ("segmentation", "classification"):
+        assert rows[f"shuffled_{kind}"].metrics["accuracy"] < 0.45  # chance is a quarter
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_random_network_finds_the_signal_too(kind: str, sweep: Sweep) -> None:
+    pytest.importorskip("olmoearth_pretrain_minimal")
+    said: list[str] = []
+    table = sweep(kind, f"shuffled_{kind}", encoders=("olmoearth:nano@random",), tell=said.append)
+    real, shuffled = table.rows
+    assert any("random initialisation" in text for text in said)
+    assert real.weights == "random initialisation (seed 0)"
+    if kind in ("segmentation", "classification"):
+        assert real.metrics["accuracy"] > 0.6 and shuffled.metrics["accuracy"] < 0.45
+    else:
+        assert real.metrics["r2"] > 0.5 and shuffled.metrics["r2"] < 0.15
+
+
+@pytest.mark.parametrize(
+    "case",
+    ["segmentation", "vector_classification", "per_pixel_regression", "scalar_regression",
+     "ragged_segmentation", "class_mapping", "three_modalities"],
+)  # fmt: skip
+def test_every_kind_of_ingested_dataset_is_scored(
+    case: str, sweep: Sweep, ingested: Ingested
+) -> None:
+    row = sweep(case, root=ingested(case)).rows[0]
+    dataset = EvalDataset(case, "test", root=ingested(case))
+    assert row.dataset_version == dataset.metadata.fingerprint
+    assert row.n_test == len(dataset)
+    assert row.bands == {name: list(bands) for name, bands in dataset.bands.items()}
+    assert [known.name for known in row.per_class] == dataset.classes
+    assert row.test_score is not None
+
+
+def test_a_row_records_what_decides_over_it(sweep: Sweep) -> None:
+    row = sweep("segmentation", seeds=(7,)).rows[0]
+    assert (row.n_train, row.n_val, row.n_test, row.seed) == (80, 30, 60, 7)
+    assert (row.normalize, row.method, row.patch_size) == ("dataset", "standardize", 4)
+    assert (row.metric, row.probe, row.split) == ("miou", "linear", "test")
+    assert row.learning_rate is not None and row.val_score is not None
+    assert row.ci_low <= row.test_score <= row.ci_high
+    assert np.array(row.confusion).sum() == 60 * 64 == sum(c.support for c in row.per_class)
+    assert row.notes == [] and row.seconds > 0 and row.device == "cpu"
+
+
+def test_the_probe_and_the_normalisation_can_be_chosen(sweep: Sweep) -> None:
+    row = sweep("classification", probe="linear", normalize="none").rows[0]
+    assert (row.probe, row.normalize, row.method) == ("linear", "none", "none")
+    assert row.learning_rate is not None and row.test_score > 0.9
+    with pytest.raises(SweepError, match="no split 'dev'; there are train, val, test"):
+        sweep("classification", split="dev")
+    failures = sweep("segmentation", probe="knn").failures
+    assert "the knn probe is for classification" in failures[0].message
+
+
+# --------------------------------------------------------------------------------- fractions
+
+
+def test_label_fractions_are_those_of_eval_dataset_and_nested(
+    sweep: Sweep, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: dict[tuple[float, int], list[int]] = {}
+    real = run_module._Splits.train_windows
+
+    def spied(self: Any, case: Any) -> Any:
+        windows = real(self, case)
+        drawn[case.label_fraction, case.seed] = windows.tolist()
+        return windows
+
+    monkeypatch.setattr(run_module._Splits, "train_windows", spied)
+    fractions = (0.01, 0.1, 0.5, 1.0)
+    rows = sweep("classification", label_fractions=fractions, seeds=(42, 3)).rows
+    whole = EvalDataset("classification", "train", root=root)
+    for (fraction, seed), windows in drawn.items():
+        part = EvalDataset("classification", "train", root=root, label_fraction=fraction, seed=seed)
+        assert {whole.window(i) for i in windows} == {part.window(i) for i in range(len(part))}
+    assert set(drawn[0.01, 42]) < set(drawn[0.1, 42]) < set(drawn[0.5, 42]) < set(drawn[1, 42])
+    assert drawn[0.1, 42] != drawn[0.1, 3]
+    order = torch.randperm(80, generator=torch.Generator().manual_seed(42))
+    assert drawn[0.1, 42] == order[:8].tolist()  # as the existing eval code draws
+    assert [row.n_train for row in rows if row.seed == 42] == [1, 8, 40, 80]
+
+
+# ---------------------------------------------------------------------------------- resuming
+
+
+def test_a_second_sweep_does_only_what_is_missing(
+    sweep: Sweep, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = sweep("segmentation", "classification")
+    assert first.computed == 2
+    monkeypatch.setattr(run_module, "embed_split", None)  # nothing may be embedded any more
+    said: list[str] = []
+    again = sweep("segmentation", "classification", tell=said.append)
+    assert (again.computed, again.rows) == (0, first.rows)
+    assert all("up to date, nothing to do" in text for text in said)
+    monkeypatch.undo()
+    more = sweep("segmentation", "classification", seeds=(42, 1))
+    assert more.computed == 2 and len(more.rows) == 4
+
+
+def test_a_dataset_that_changed_is_scored_again_and_the_old_row_kept(
+    sweep: Sweep, tmp_path: Path
+) -> None:
+    counts = (12, 4, 6)
+    for version in ("one", "two"):
+        root = tmp_path / version
+        write_fake(root, "fake", "classification", counts=counts, version=version)
+        assert sweep("fake", root=root).computed == 1
+    rows = read_rows(tmp_path / "out")
+    assert sorted(row.dataset_version for row in rows) == ["one", "two"]
+    (board,) = leaderboards(rows)
+    assert board.cells["fake", "pixels"].seeds == 1  # the newer one alone
+
+
+KILLED = """
+import os, sys, signal
+from pathlib import Path
+from eval_ingest.settings import Settings
+from eval_ingest.sweep.plan import SweepPlan
+from eval_ingest.sweep.run import run_sweep
+
+def tell(text):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+root, cache, out = sys.argv[1:]
+plan = SweepPlan(("pixels",), Path(out), ("classification", "scalar_regression"))
+run_sweep(plan, Settings(cache=cache), root=root, device="cpu", tell=tell)
+"""
+
+
+def test_a_killed_sweep_goes_on_where_it_was(
+    sweep: Sweep, root: Path, cache: Path, tmp_path: Path
+) -> None:
+    found = subprocess.run(
+        [sys.executable, "-c", KILLED, str(root), str(cache), str(tmp_path / "out")],
+        capture_output=True,
+        text=True,
+    )
+    assert found.returncode == -signal.SIGKILL, found.stderr
+    assert len(list((tmp_path / "out" / "rows").glob("*.json"))) == 1
+    table = sweep("classification", "scalar_regression")
+    assert table.computed == 1 and len(table.rows) == 2
+
+
+# ----------------------------------------------------------------------------- what is unusual
+
+
+def test_without_val_some_train_windows_are_held_out_and_that_is_said(
+    sweep: Sweep, tmp_path: Path
+) -> None:
+    write_fake(tmp_path / "evals", "noval", "segmentation", counts=(40, 0, 10))
+    said: list[str] = []
+    table = sweep(root=tmp_path / "evals", tell=said.append)
+    row = table.rows[0]
+    assert (row.n_train, row.n_val) == (32, 8)
+    assert row.notes == ["no val split: chosen on 8 train windows held out"]
+    assert any("no val split" in text for text in said)
+    row = sweep(root=tmp_path / "evals", label_fractions=(0.05,)).rows[0]
+    assert (row.n_train, row.n_val) == (2, 2) and "chosen on train" in row.notes[0]
+
+
+def test_scoring_val_says_that_the_probe_was_chosen_on_it(sweep: Sweep) -> None:
+    row = sweep("segmentation", split="val").rows[0]
+    assert row.n_test == 30 and row.test_score == row.val_score
+    assert "chosen on" in row.notes[0]
+
+
+def test_a_failure_leaves_the_other_datasets_alone(sweep: Sweep, tmp_path: Path) -> None:
+    root = tmp_path / "evals"
+    write_fake(root, "good", "classification", counts=(12, 4, 6))
+    write_fake(root, "notest", "classification", counts=(12, 4, 0))
+    write_fake(root, "odd", "segmentation", counts=(4, 1, 1), size=12)
+    table = sweep(root=root, patch_size=8)
+    assert [row.dataset for row in table.rows] == ["good"]
+    messages = {failure.dataset: failure.message for failure in table.failures}
+    assert messages.keys() == {"notest", "odd"}
+    assert messages["notest"] == "notest: the test split has no windows; say --split val"
+    assert "say --patch-size 1 or 2 or 3 or 4 or 6 or 12" in messages["odd"]
+
+
+def test_wrong_plans_are_refused_before_anything_is_done(sweep: Sweep, tmp_path: Path) -> None:
+    with pytest.raises(UnknownDatasetError, match="did you mean segmentation"):
+        sweep("segmentatoin")
+    for more, message in (
+        ({"label_fractions": (0.0,)}, "label fraction is 0; it must be above 0"),
+        ({"encoders": ("pixls",)}, "no encoder 'pixls'"),
+        ({"encoders": ()}, "at least one encoder"),
+        ({"patch_size": 0}, "patch size is 0"),
+        ({"probe": "svm"}, "no probe 'svm'; there are auto, knn, linear"),
+        ({"method": "norm"}, "no method 'norm'"),
+    ):
+        with pytest.raises(SweepError) as error:
+            sweep("segmentation", **more)
+        assert message in str(error.value)
+    with pytest.raises(SweepError, match="no dataset is ingested under"):
+        sweep(root=tmp_path / "empty")
+    assert not (tmp_path / "out").exists()
+
+
+# ------------------------------------------------------------------------------------ results
+
+
+def test_results_are_written_as_parquet_and_json(sweep: Sweep, tmp_path: Path) -> None:
+    sweep("segmentation", "scalar_regression")
+    table = pq.read_table(tmp_path / "out" / "results.parquet").to_pylist()
+    content = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert [row["key"] for row in table] == [row["key"] for row in content]
+    by_name = {row["dataset"]: row for row in table}
+    seg, scalar = by_name["segmentation"], by_name["scalar_regression"]
+    assert seg["miou"] == seg["test_score"] and seg["rmse"] is None
+    assert scalar["rmse"] == scalar["test_score"] and scalar["confusion"] is None
+    assert seg["per_class"][0]["name"] == "class_0"
+    assert seg["bands"][0]["modality"] == "sentinel2_l2a" and len(seg["bands"][0]["bands"]) == 12
+    assert Row.model_validate(content[0]) in read_rows(tmp_path / "out")
+
+
+def test_the_leaderboard_has_datasets_by_encoders_and_stars_the_best(
+    sweep: Sweep, tmp_path: Path
+) -> None:
+    row = sweep("scalar_regression").rows[0]
+    for name, score in (("good", 0.1), ("bad", 1e6)):
+        other = row.model_copy(update={"key": name, "encoder": name, "test_score": score})
+        write_row(tmp_path / "out", other)
+    (board,) = leaderboards(read_rows(tmp_path / "out"))
+    assert board.encoders == ["bad", "good", "pixels"]
+    assert board.best("scalar_regression") == ["good"]  # low is good
+    lines = board_lines(board)
+    assert "100 % of the train windows" in lines[0]
+    assert "rmse (low is good)" in lines[2] and "0.100*" in lines[2]
+
+
+def test_encoders_of_one_name_are_told_apart_by_what_differs(sweep: Sweep, tmp_path: Path) -> None:
+    sweep("scalar_regression")
+    sweep("scalar_regression", patch_size=2)
+    (board,) = leaderboards(read_rows(tmp_path / "out"))
+    assert board.encoders == ["pixels p2", "pixels p4"]
+
+
+def test_pictures_are_drawn(sweep: Sweep, tmp_path: Path) -> None:
+    sweep("segmentation", "scalar_regression", label_fractions=(0.2, 1.0), seeds=(1, 2))
+    paths = draw(read_rows(tmp_path / "out"), tmp_path / "plots")
+    assert {path.name for path in paths} == {
+        "scores_test.png",
+        "fractions_segmentation_test.png",
+        "fractions_scalar_regression_test.png",
+        "confusion_segmentation_pixels_test.png",
+    }
+    assert all(path.read_bytes().startswith(b"\x89PNG") for path in paths)
+
+
+# ---------------------------------------------------------------------------- the command line
+
+
+@pytest.fixture
+def command(
+    root: Path, cache: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., tuple[int, str, str]]:
+    monkeypatch.setenv("OLMOEARTH_EVAL_DATASETS", str(root))
+    monkeypatch.setenv("EVAL_INGEST_CACHE", str(cache))
+
+    def call(*arguments: str) -> tuple[int, str, str]:
+        code = cli.main(list(arguments))
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return call
+
+
+def test_the_commands_sweep_and_leaderboard(
+    command: Callable[..., tuple[int, str, str]], tmp_path: Path
+) -> None:
+    out = str(tmp_path / "out")
+    code, text, err = command(
+        "sweep", "--encoder", "pixels", "--datasets", "classification", "--label-fraction", "10%",
+        "1", "--out", out,
+    )  # fmt: skip
+    assert (code, err) == (0, "")
+    assert "classification  pixels  accuracy" in text and "2 new scores, 0 were there" in text
+    assert (tmp_path / "out" / "plots" / "scores_test.png").exists()
+    code, text, _ = command("leaderboard", "--out", out)
+    assert code == 0 and "10 % of the train windows" in text
+    code, text, _ = command("leaderboard", "--out", out, "--json")
+    boards = json.loads(text)
+    assert [board["label_fraction"] for board in boards] == [1.0, 0.1]
+    assert boards[0]["scores"][0]["n_train"] == 80
+    code, text, _ = command(
+        "sweep", "--encoder", "pixels", "--datasets", "classification", "--out", out, "--json"
+    )
+    facts = json.loads(text)
+    assert facts["computed"] == 0 and len(facts["rows"]) == 1
+
+
+def test_failures_are_told_and_the_exit_code_is_1(
+    command: Callable[..., tuple[int, str, str]], tmp_path: Path
+) -> None:
+    out = str(tmp_path / "out")
+    code, text, _ = command(
+        "sweep", "--encoder", "pixels", "--datasets", "segmentation", "classification",
+        "--patch-size", "3", "--out", out, "--no-plots",
+    )  # fmt: skip
+    assert code == 1
+    assert "8 x 8 pixels can't be divided into patches of 3 x 3" in text
+    code, _, err = command("sweep", "--encoder", "nothing", "--out", out)
+    assert code == 1 and err.startswith("error: no encoder 'nothing'")
+    code, _, err = command("leaderboard", "--out", str(tmp_path / "empty"))
+    assert code == 1 and "there are no results in" in err
+
+
+def test_a_dataset_of_200_windows_takes_well_under_a_minute(sweep: Sweep, tmp_path: Path) -> None:
+    write_fake(tmp_path / "evals", "crops", "segmentation", counts=(150, 25, 25), size=16)
+    started = time.monotonic()
+    assert sweep(root=tmp_path / "evals").rows[0].test_score > 0.9
+    assert time.monotonic() - started < 60  # 3 s on two cores of their own
