@@ -32,6 +32,17 @@ environment:
 """
 
 
+INGEST_EXAMPLES = """\
+examples:
+  eval-ingest ingest --name tolbi_crops
+  eval-ingest ingest --name crops --source gs://bucket/crops
+  eval-ingest ingest --name crops --source gs://bucket/crops --groups 20251210 --max-samples 16
+  eval-ingest ingest --name crops --source /data/crops --tags oep_eval split=val --ratios 80 10 10
+  eval-ingest ingest --name crops --source /data/crops --split-strategy spatial --block-size 5000
+  eval-ingest ingest --name crops --source /data/crops --dry-run
+"""
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; 0 if it worked, 1 with a message if not, 2 for a usage error."""
     options = _parser().parse_args(arguments)
@@ -57,7 +68,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"eval-ingest {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
 
-    ingest = _command(commands, "ingest", _ingest, "ingest a dataset and register it")
+    ingest = _command(
+        commands, "ingest", _ingest, "ingest a dataset and register it", INGEST_EXAMPLES
+    )
     ingest.add_argument("--name", required=True, help="the dataset; from the catalog, or new")
     _spec_options(ingest)
     ingest.add_argument(
@@ -111,9 +124,19 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _command(
-    commands: Any, name: str, run: Callable[[argparse.Namespace], int | None], text: str
+    commands: Any,
+    name: str,
+    run: Callable[[argparse.Namespace], int | None],
+    text: str,
+    examples: str | None = None,
 ) -> argparse.ArgumentParser:
-    parser: argparse.ArgumentParser = commands.add_parser(name, help=text, description=text)
+    parser: argparse.ArgumentParser = commands.add_parser(
+        name,
+        help=text,
+        description=text,
+        epilog=examples,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.set_defaults(run=run)
     parser.add_argument("--json", action="store_true", help="print JSON, for programs")
     return parser
@@ -149,6 +172,12 @@ def _spec_options(parser: argparse.ArgumentParser) -> None:
     add("--block-size", type=float, dest="block_size_m", metavar="M", help="spatial: metres")
     add("--buffer", type=float, dest="buffer_m", metavar="M", help="spatial: metres")
     add("--max-samples", type=int, metavar="N", help="at most N windows, each class in proportion")
+    add(
+        "--label-fractions",
+        nargs="+",
+        metavar="NAME=SHARE",
+        help='named parts of train, e.g. few=0.01: EvalDataset(label_fraction="few")',
+    )
     add("--max-invalid-fraction", type=float, metavar="F", help="0 to 1; default 0.1")
     add("--copy", choices=("windows", "stream"), help="stream: only the packed samples")
 
@@ -166,6 +195,8 @@ def _spec(options: argparse.Namespace, settings: "Settings") -> "DatasetSpec":
     from eval_ingest.store.catalog import find_spec, read_catalog
 
     given = {f: getattr(options, f) for f in _SPEC_FIELDS if getattr(options, f) is not None}
+    if options.label_fractions is not None:
+        given["label_fractions"] = _tags(options.label_fractions)
     if "tags" in given:
         given["tags"] = _tags(given["tags"])
     splits = {f: getattr(options, f) for f in _SPLIT_FIELDS if getattr(options, f) is not None}
@@ -208,6 +239,8 @@ def _ingest(options: argparse.Namespace) -> int:
         return 0
     with Progress(quiet=options.json) as progress:
         job = pipeline.open_job(spec, settings, progress=progress)
+        if options.source is not None and not options.overwrite:
+            _refuse_another_source(job)
         if options.overwrite:
             pipeline.forget(job)
         stages = pipeline.STAGES if options.register else pipeline.STAGES[:-1]
@@ -221,6 +254,18 @@ def _ingest(options: argparse.Namespace) -> int:
     summary = pipeline.summary(job, outcomes)
     _print(options, summary, summary_lines(summary))
     return 0
+
+
+def _refuse_another_source(job: "Job") -> None:
+    """A name that is taken is not given to another dataset by mistake."""
+    from eval_ingest.pipeline import read_stage
+
+    published = read_stage(job.layout, "registry_entry")
+    if published is not None and published.source != job.source.origin:
+        raise SpecError(
+            f"{job.spec.name} is ingested already, from {published.source}; "
+            f"give {job.source.origin} another --name, or replace the old one with --overwrite"
+        )
 
 
 def _validate(options: argparse.Namespace) -> int:

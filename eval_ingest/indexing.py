@@ -182,6 +182,14 @@ def index_windows(
     return found
 
 
+def selected(config: ResolvedConfig, files: WindowFiles, metadata: WindowMetadata) -> bool:
+    """False for windows that model.yaml gives to no split."""
+    selectors = config.selectors.values()
+    return not selectors or any(
+        selector.selects(files.group, files.name, metadata.options) for selector in selectors
+    )
+
+
 class Packer:
     """Packs samples while their windows are indexed, so that nothing is decoded twice.
 
@@ -202,7 +210,8 @@ class Packer:
 
     def pack(self, place: int, sample: WindowSample) -> list[tuple[int, PackRow]]:
         """Write a valid window's arrays; returns its place and row, or nothing."""
-        if not self._selected(sample):
+        assert sample.metadata is not None
+        if not selected(self._config, sample.files, sample.metadata):
             return []
         arrays = sample_arrays(sample, self._config)
         number, row = divmod(place, self._per_shard)
@@ -210,15 +219,6 @@ class Packer:
             return []
         self._writers[number].write(row, arrays)
         return [(place, pack_row(sample, arrays, self._config))]
-
-    def _selected(self, sample: WindowSample) -> bool:
-        """False for windows that model.yaml gives to no split."""
-        assert sample.metadata is not None
-        files, options = sample.files, sample.metadata.options
-        selectors = self._config.selectors.values()
-        return not selectors or any(
-            selector.selects(files.group, files.name, options) for selector in selectors
-        )
 
     def commit(self, packed: Sequence[tuple[int, PackRow]], key: str) -> None:
         """Publish the shards with what was packed."""

@@ -35,7 +35,7 @@ from eval_ingest.core.norm import combine
 from eval_ingest.core.quality import quality_report
 from eval_ingest.core.resolved import ResolvedConfig
 from eval_ingest.core.spec import DatasetSpec
-from eval_ingest.core.splits import SPLITS_VERSION, SplitAssignment, assign_splits
+from eval_ingest.core.splits import SPLITS_VERSION, SplitAssignment, assign_splits, uniform
 from eval_ingest.core.validate import check_invalid_fraction
 from eval_ingest.engine import executor
 from eval_ingest.errors import ConfigError, NotIngestedError, SpecError
@@ -50,6 +50,7 @@ from eval_ingest.indexing import (
     make_packer,
     metadata_row,
     row_key,
+    selected,
 )
 from eval_ingest.settings import Settings
 from eval_ingest.store.atomic import read_json, write_bytes, write_json
@@ -61,6 +62,7 @@ from eval_ingest.store.uri import resolve_eval_root
 from eval_ingest.studio.config import ConfigFiles, dataset_config_for_copy, resolve
 from eval_ingest.studio.discovery import source_fingerprint
 from eval_ingest.studio.source import CONFIG_FILES, Listed, LocalSource, Source, open_source
+from eval_ingest.studio.window import read_metadata as read_window_metadata
 from eval_ingest.studio.window import sample_size
 from eval_ingest.transfer import transfer
 
@@ -173,10 +175,10 @@ def window_index(job: Job) -> WindowIndex:
         earlier.insert(0, old.table)
     if not earlier and isinstance(job.source, LocalSource):
         # Nothing to compare with: the workers may list each window's files as they read it.
-        items = list(job.source.names(wanted_groups(job)))
+        items = _enough(job, list(job.source.names(wanted_groups(job))))
         index = _build_index(job, items, [], [], parts)
     else:
-        listed = _list_windows(job)
+        listed = _enough(job, _list_windows(job))
         wanted = _index_fingerprint(job, listed)
         if old is not None and old.fingerprint == wanted:
             index = old
@@ -223,6 +225,31 @@ def _list_windows(job: Job) -> list[Listed]:
         if len(listed) % 1000 == 0:
             job.progress("windows listed", len(listed), 0)
     return listed
+
+
+def _enough(job: Job, windows: list[Listed]) -> list[Listed]:
+    """The windows to read: all, or with max_samples a random part that is surely enough.
+
+    So that a trial with a few samples of a large dataset reads a few windows. The part is the
+    first by hash that tags, time and model.yaml select: four times as many as are asked for, since
+    some are invalid and the rarer classes must be found.
+    """
+    limit = job.spec.max_samples
+    count = len(windows) if limit is None else max(4 * limit, limit + 64)
+    if count >= len(windows):
+        return windows
+    wants = WindowFilter.of(job.spec).wants
+    numbers = uniform([f"{w.group}/{w.name}" for w in windows], f"enough:{job.spec.splits.seed}")
+    ordered = (windows[k] for k in numbers.argsort(kind="stable"))
+    files = (job.source.window(w.group, w.name, job.config.layer_names) for w in ordered)
+    chosen: list[Listed] = []
+    for found, reader in job.source.readers(files, whole=False):
+        metadata = read_window_metadata(reader, found)
+        if metadata is None or (wants(metadata) and selected(job.config, found, metadata)):
+            chosen.append(found.listed)
+            if len(chosen) == count:
+                break
+    return chosen
 
 
 def _build_index(

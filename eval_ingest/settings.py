@@ -6,7 +6,7 @@
 | EVAL_INGEST_CATALOG | folder of specs added to the built-in ones | {eval root}/catalog |
 | EVAL_INGEST_WORKERS | threads or processes that decode and copy | one per core |
 | EVAL_INGEST_ENGINE | threads, processes, or a dask scheduler's address | threads |
-| EVAL_INGEST_CACHE | frozen embeddings of sweeps; may be deleted at any time | ~/.cache/eval_ingest |
+| EVAL_INGEST_CACHE | frozen embeddings of sweeps; may be deleted | ~/.cache/eval_ingest |
 | EVAL_INGEST_STUDIO_ROOTS | paths and URLs to find datasets under, with commas | none |
 | STUDIO_ROOT | where the catalog's Studio datasets are | gs://rslearn-eai/datasets |
 

@@ -48,6 +48,17 @@ def test_ingest_tells_what_it_did_and_the_second_that_nothing_was_to_be_done(
     assert "crops is up to date: nothing was to be done" in out
 
 
+def test_a_name_that_is_taken_is_not_given_to_another_source(
+    run: Run, written: Callable[[str], Path]
+) -> None:
+    assert run("ingest", "--name", "crops", "--source", str(written("segmentation")))[0] == 0
+    other = str(written("class_mapping"))
+    code, _, err = run("ingest", "--name", "crops", "--source", other)
+    assert code == 1
+    assert "crops is ingested already, from" in err and "--overwrite" in err
+    assert run("ingest", "--name", "crops", "--source", other, "--overwrite")[0] == 0
+
+
 def test_the_commands_of_old_notes_work(run: Run, written: Callable[[str], Path]) -> None:
     source = written("segmentation")
     group = next((source / "windows").iterdir()).name

@@ -302,6 +302,21 @@ def test_groups_and_tags_choose_windows(written: Callable[[str], Path], tmp_path
     assert sum(counts.values()) == len(tagged)
 
 
+def test_a_trial_with_few_samples_reads_few_windows(
+    copied: Copied, tmp_path: Path, pixels_read: list[int]
+) -> None:
+    source = copied("segmentation")
+    window = windows_of(source)[0]
+    for k in range(80):
+        shutil.copytree(window, window.parent / f"more_{k}")
+    job = make_job(source, tmp_path / "root", max_samples=4)
+    assert ran(pipeline.ingest(job)) == list(pipeline.STAGES)
+    counts = pipeline.read_stage(job.layout, "split_assignment").counts()
+    assert sum(counts.values()) == 4
+    assert len(pixels_read) == 4 * (4 + 64) + 4 * 4  # four rasters a window; read, then packed
+    assert ran(pipeline.ingest(make_job(source, tmp_path / "root", max_samples=4))) == []
+
+
 def test_one_dataset_is_ingested_once_at_a_time(
     written: Callable[[str], Path], tmp_path: Path
 ) -> None:

@@ -12,7 +12,9 @@ from eval_ingest.store.catalog import add_spec, find_spec, read_catalog
 KNOWN = {
     "tolbi_crops": "gs://rslearn-eai/datasets/tolbi",
     "canada_wildfire_test": "gs://rslearn-eai/datasets/wildfire/canada_fire_sat_test",
-    "canada_wildfire_full": "/weka/dfive-default/rslearn-eai/datasets/wildfire/canada_fire_sat_full",
+    "canada_wildfire_full": (
+        "/weka/dfive-default/rslearn-eai/datasets/wildfire/canada_fire_sat_full"
+    ),
     "yemen_crop": "gs://rslearn-eai/datasets/yemen_crop",
     "geo_ecosystem": "gs://rslearn-eai/datasets/geo_ecosystem",
     "worldcover": "gs://rslearn-eai/datasets/worldcover",

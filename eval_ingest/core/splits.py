@@ -133,7 +133,7 @@ def _choose(
     match policy.strategy:
         case "auto" | "random":
             keys = _overlap_keys(index, candidates, ratios, policy)
-            chosen = _by_threshold(_uniform(keys, f"split:{policy.seed}"), ratios)
+            chosen = _by_threshold(uniform(keys, f"split:{policy.seed}"), ratios)
         case "stratified":
             chosen = _stratified(index.keys, candidates, strata, ratios, policy.seed)
         case "spatial":
@@ -145,7 +145,7 @@ def _choose(
     return f"{name} {shares}, seed {policy.seed}"
 
 
-def _uniform(keys: Sequence[str], salt: str) -> NDArray[np.float64]:
+def uniform(keys: Sequence[str], salt: str) -> NDArray[np.float64]:
     """A number in [0, 1) per key, from a keyed BLAKE2b hash."""
     key = hashlib.blake2b(salt.encode(), digest_size=16).digest()
     digests = b"".join(
@@ -155,10 +155,10 @@ def _uniform(keys: Sequence[str], salt: str) -> NDArray[np.float64]:
 
 
 def _by_threshold(
-    uniform: NDArray[np.float64], ratios: tuple[float, float, float]
+    numbers: NDArray[np.float64], ratios: tuple[float, float, float]
 ) -> NDArray[np.str_]:
     edges = np.cumsum(ratios)[:2]
-    return np.array(SPLITS, dtype="<U5")[np.searchsorted(edges, uniform, side="right")]
+    return np.array(SPLITS, dtype="<U5")[np.searchsorted(edges, numbers, side="right")]
 
 
 def _overlap_keys(
@@ -276,14 +276,14 @@ def _stratified(
 
     Only windows of such rare classes move, so that a new window still moves (almost) no other.
     """
-    uniform = _uniform(keys, f"split:{seed}")
-    chosen = _by_threshold(uniform, ratios)
+    numbers = uniform(keys, f"split:{seed}")
+    chosen = _by_threshold(numbers, ratios)
     wanted = [split for split, ratio in zip(SPLITS, ratios, strict=True) if ratio > 0]
     for stratum in np.unique(strata[candidates]):
         rows = np.flatnonzero(candidates & (strata == stratum))
         if len(rows) < len(wanted):
             continue
-        rows = rows[np.argsort(uniform[rows])]
+        rows = rows[np.argsort(numbers[rows])]
         for split in wanted:
             if not (chosen[rows] == split).any():
                 largest = max(wanted, key=lambda other: int((chosen[rows] == other).sum()))
@@ -310,7 +310,7 @@ def _spatial(
     blocks = np.floor(centres / policy.block_size_m).astype(np.int64)
     names = [f"{x}/{y}" for x, y in blocks.tolist()]
     chosen = np.full(len(index), NONE, dtype="<U5")
-    chosen[candidates] = _by_threshold(_uniform(names, f"block:{policy.seed}"), ratios)
+    chosen[candidates] = _by_threshold(uniform(names, f"block:{policy.seed}"), ratios)
     if policy.buffer_m > 0:
         held_out = np.flatnonzero(np.isin(chosen, ("val", "test")))
         train = np.flatnonzero(chosen == "train")
@@ -414,7 +414,7 @@ def _take_declared(
     for have, lack in (("val", "test"), ("test", "val")):
         if have in present and lack not in present:
             rows = candidates & (splits == have)
-            half = _uniform(index.keys, f"divide:{policy.seed}") < 0.5
+            half = uniform(index.keys, f"divide:{policy.seed}") < 0.5
             splits[rows & half] = lack
             reasons[rows] = f"declared {have} by {origin}, divided into val and test"
             what += f"; {have} divided into val and test"
@@ -433,7 +433,7 @@ def _limit(
     total = int(candidates.sum())
     if total <= limit:
         return candidates
-    uniform = _uniform(keys, f"max_samples:{seed}")
+    numbers = uniform(keys, f"max_samples:{seed}")
     present = np.unique(strata[candidates])
     sizes = np.array([int((candidates & (strata == stratum)).sum()) for stratum in present])
     exact = sizes * limit / total
@@ -443,7 +443,7 @@ def _limit(
     kept = np.zeros(len(keys), bool)
     for stratum, quota in zip(present, quotas, strict=True):
         rows = np.flatnonzero(candidates & (strata == stratum))
-        kept[rows[np.argsort(uniform[rows], kind="stable")[:quota]]] = True
+        kept[rows[np.argsort(numbers[rows], kind="stable")[:quota]]] = True
     return kept
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 from eval_ingest.core.fingerprint import fingerprint
 from eval_ingest.errors import SourceError, SourceNotFoundError
-from eval_ingest.studio.objects import Entry, Objects
+from eval_ingest.studio.objects import FIRST_TIMEOUT_S, Entry, Objects
 from eval_ingest.studio.source import CONFIG_FILES
 
 MAX_DEPTH = 4
@@ -124,8 +124,8 @@ def _last(entry: Entry) -> str:
 def _lister(root: str) -> Lister:
     if "://" not in root:
         return _LocalLister(root)
-    # One quick second try: a root that is down shall not hold up the others.
-    return _RemoteLister(Objects(root, attempts=2))
+    # A root that is down shall not hold up the others; there will be another look.
+    return _RemoteLister(Objects(root, attempts=1, timeout_s=FIRST_TIMEOUT_S))
 
 
 @dataclass(frozen=True)

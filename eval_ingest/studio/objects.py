@@ -10,6 +10,7 @@ import contextlib
 import errno
 import hashlib
 import inspect
+import logging
 import os
 import random
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
@@ -28,6 +29,8 @@ ATTEMPTS = 5
 """How often a request is tried, beyond what the file system's own library tries."""
 TIMEOUT_S = 60.0
 """For a request, beside a second for each SLOWEST_BYTES."""
+FIRST_TIMEOUT_S = 20.0
+"""For the first look at a place that may be mistyped, or out of reach from here."""
 SLOWEST_BYTES = 250_000
 
 _PASSING_ERRNO = {
@@ -57,9 +60,10 @@ class Truncated(Exception):
 class Objects:
     """The folder of objects at a URL; safe to use from several threads."""
 
-    def __init__(self, url: str, attempts: int = ATTEMPTS) -> None:
+    def __init__(self, url: str, attempts: int = ATTEMPTS, timeout_s: float = TIMEOUT_S) -> None:
         self.url = url.rstrip("/")
         self._attempts = attempts
+        self._timeout_s = timeout_s
         self._etag_is_md5 = True
 
     # ---------------------------------------------------------------------- the file system
@@ -73,6 +77,9 @@ class Objects:
         # service accounts don't have; it only matters for writing to hierarchical buckets.
         os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
         protocol = self.url.partition("://")[0]
+        log = logging.getLogger("gcsfs")
+        if log.level == logging.NOTSET:
+            log.setLevel(logging.CRITICAL)  # it logs a traceback for what our errors say
         # A listing is wanted as it is now, and kept nowhere: it may hold millions of objects.
         options: dict[str, Any] = {"use_listings_cache": False, "skip_instance_cache": True}
         if protocol in ("s3", "s3a"):
@@ -146,7 +153,7 @@ class Objects:
         for attempt in range(1, self._attempts + 1):
             try:
                 async with self._slots:
-                    return await asyncio.wait_for(call(), TIMEOUT_S + n_bytes / SLOWEST_BYTES)
+                    return await asyncio.wait_for(call(), self._timeout_s + n_bytes / SLOWEST_BYTES)
             except (FileNotFoundError, SourceError):
                 raise
             except Exception as error:
@@ -164,8 +171,11 @@ class Objects:
                 f"{where}: {doing} is not allowed with {self._who()} "
                 f"({_first_line(error)}); {self._cure()}"
             )
+        times = f" {self._attempts} times" if self._attempts > 1 and may_pass(error) else ""
+        late = isinstance(error, TimeoutError) and not str(error)
+        problem = f"no answer within {self._timeout_s:.0f} s" if late else _first_line(error)
         return SourceError(
-            f"{where}: {doing} failed {self._attempts} times: {_first_line(error)}; "
+            f"{where}: {doing} failed{times}: {problem}; "
             "check the network, and run again: it goes on where it stopped"
         )
 
@@ -249,7 +259,7 @@ class Objects:
         if not found:
             scheme, _, rest = self.url.partition("://")
             bucket, _, inner = rest.partition("/")
-            above = Objects(f"{scheme}://{bucket}", self._attempts)
+            above = Objects(f"{scheme}://{bucket}", self._attempts, self._timeout_s)
             if inner and above.run(above.list_folder("")):
                 raise SourceNotFoundError(
                     f"source {self.url} does not exist in {scheme}://{bucket}; "

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from eval_ingest.errors import SourceError
-from eval_ingest.studio.objects import Entry, Objects, prefixes
+from eval_ingest.studio.objects import FIRST_TIMEOUT_S, Entry, Objects, prefixes
 from eval_ingest.studio.source import (
     WINDOW_FILES,
     Listed,
@@ -54,7 +54,8 @@ class RemoteSource:
     @cached_property
     def _top(self) -> dict[str, Entry]:
         """The files beside the windows folder: one listing instead of a request for each."""
-        return {entry.name: entry for entry in self._objects.require()}
+        first = Objects(self.url, attempts=1, timeout_s=FIRST_TIMEOUT_S)
+        return {entry.name: entry for entry in first.require()}
 
     @cached_property
     def _listing(self) -> Listing | None:

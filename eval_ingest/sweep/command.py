@@ -169,7 +169,7 @@ def board_lines(board: "Leaderboard") -> list[str]:
             cells.append(f"{cell.score:.3f}{star}{interval}")
         rows.append([dataset, metric, str(there[0].n_train), *cells])
     seeds = {cell.seeds for cell in board.cells.values()}
-    note = f", mean of {max(seeds)} seeds" if seeds and max(seeds) > 1 else ""
+    note = f", means over up to {max(seeds)} seeds" if seeds and max(seeds) > 1 else ""
     title = (
         f"{board.split} scores with {100 * board.label_fraction:.4g} % of the train windows{note}"
     )

@@ -176,11 +176,11 @@ def draw_confusion(row: Row, encoder: str) -> "Figure":
     totals = counts.sum(1, keepdims=True)
     shares = counts / np.maximum(totals, 1)
     n = len(there)
-    side = max(3.0, 0.42 * n + 1.6)
+    side = min(max(3.0, 0.42 * n + 1.6), 9.0)
     figure = _figure(side + 1.1, side + 0.5)
     ax = figure.subplots()
     image = ax.imshow(shares, cmap="Blues", vmin=0, vmax=1)
-    size = 8 if n <= 20 else max(3.0, 160 / n)
+    size = 8 if n <= 20 else max(2.5, 190 / n)
     unit = "px" if row.task == "segmentation" else "windows"
     ax.set_xticks(range(n), names, rotation=45, ha="right", rotation_mode="anchor", fontsize=size)
     labels = [f"{name} ({int(t):,} {unit})" for name, t in zip(names, totals[:, 0], strict=True)]
@@ -234,5 +234,5 @@ def _figure(width: float, height: float) -> "Figure":
 
 def _save(figure: "Figure", path: Path) -> Path:
     with written_aside(path) as temporary:
-        figure.savefig(temporary, format="png")
+        figure.savefig(temporary, format="png", bbox_inches="tight", pad_inches=0.12)
     return path

@@ -39,8 +39,9 @@ _BATCH_NORM_MOMENTUM, _BATCH_NORM_EPSILON = 0.1, 1e-5
 
 _BLOCK_VALUES = 1 << 24
 """Logits made at a time when predicting."""
-_SMALL_STEP = 2e7
-"""Multiplications of a training step up to which one thread is faster than two."""
+_SMALL_STEP = 1e8
+"""Multiplications of a training step up to which more threads gain little, and lose much where
+others use the cores too: they wait for each other by spinning."""
 _TRAIN_VALUES = 1 << 21
 """Logits made at a time when training: larger batches add up their gradients."""
 
@@ -233,7 +234,7 @@ def run_linear(
 
 @contextlib.contextmanager
 def _few_threads(train: Rows, outputs: int) -> Iterator[None]:
-    """One thread where steps are so small that threads wait for each other most of the time."""
+    """One thread where steps are small."""
     before = torch.get_num_threads()
     rows = len(train.features) * min(WINDOWS_PER_BATCH / len(train), 1)
     small = rows * train.features.shape[1] * outputs < _SMALL_STEP
