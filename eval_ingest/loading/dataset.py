@@ -309,9 +309,7 @@ class EvalDataset(Dataset[dict[str, Any]]):
             return collate([self[i] for i in places])
         window = self._window_slice(rows[0])
         for modality in self._inputs:
-            stored = self._gather(modality.name, rows, window)
-            out = None if buffers is None else _buffer(buffers, modality.name, stored.shape)
-            batch[modality.name] = self._normalizers[modality.name].apply(stored, out)
+            batch[modality.name] = self._pixels(modality.name, rows, window, buffers)
         batch["timestamps"] = {
             m.name: torch.stack([self._index.timestamps(m.name, row) for row in rows])
             for m in self._inputs
@@ -320,7 +318,7 @@ class EvalDataset(Dataset[dict[str, Any]]):
             m.name: torch.from_numpy(self._index.timesteps[m.name][rows].astype(np.int64))
             for m in self._inputs
         }
-        batch["target"] = self._target(self._gather(TARGET, rows, window))
+        batch["target"] = self._target(self._targets(rows, window))
         batch["window"] = [f"{self._index.groups[row]}/{self._index.names[row]}" for row in rows]
         return batch
 
@@ -328,21 +326,39 @@ class EvalDataset(Dataset[dict[str, Any]]):
         steps = (int(self._index.timesteps[m.name][row]) for m in self._inputs)
         return int(self._index.heights[row]), int(self._index.widths[row]), *steps
 
-    def _gather(self, name: str, rows: list[int], window: tuple[slice, slice]) -> NDArray[Any]:
-        """Stored arrays of equal shape, stacked; a view where they lie side by side."""
-        shard = int(self._index.shards[rows[0]])
-        places = self._index.rows[rows]
-        together = bool((self._index.shards[rows] == shard).all())
-        if together and self.metadata.shards[shard].arrays[name].uniform:
-            array = self._map(shard, name)
-            if array.ndim > 1:
-                array = array[:, *window]
-            first = int(places[0])
-            if (places == np.arange(first, first + len(rows))).all():
-                return array[first : first + len(rows)]
-            return np.take(array, places, axis=0)
-        stored = [self._stored(name, row) for row in rows]
-        return np.stack([s[window] if s.ndim else s for s in stored])
+    def _pixels(
+        self,
+        name: str,
+        rows: list[int],
+        window: tuple[slice, slice],
+        buffers: dict[str, torch.Tensor] | None,
+    ) -> torch.Tensor:
+        """Normalised pixels of samples of equal shape: no stored pixel is copied on the way."""
+        first = self._stored(name, rows[0])[window]
+        shape = (len(rows), *first.shape)
+        out = _buffer({} if buffers is None else buffers, name, shape)
+        normalizer = self._normalizers[name]
+        together = self._together(name, rows)
+        if together is not None:
+            return normalizer.apply(together[:, *window], out)
+        for place, row in zip(out, rows, strict=True):
+            normalizer.apply(self._stored(name, row)[window], place)
+        return out
+
+    def _together(self, name: str, rows: list[int]) -> NDArray[Any] | None:
+        """A view of the stored arrays, if they lie side by side in one shard."""
+        shard, first = int(self._index.shards[rows[0]]), int(self._index.rows[rows[0]])
+        if not self.metadata.shards[shard].arrays[name].uniform:
+            return None
+        if (self._index.shards[rows] != shard).any():
+            return None
+        if (self._index.rows[rows] != np.arange(first, first + len(rows))).any():
+            return None
+        return self._map(shard, name)[first : first + len(rows)]
+
+    def _targets(self, rows: list[int], window: tuple[slice, slice]) -> NDArray[Any]:
+        stored = [self._stored(TARGET, row) for row in rows]
+        return np.stack([target[window] if target.ndim else target for target in stored])
 
     def loader(
         self,

@@ -12,9 +12,6 @@ from eval_ingest.errors import LoadError
 
 DEFAULT_METHOD = "norm_no_clip_2_std"
 
-_SMALL = 1 << 20
-"""Values up to which numpy converts by itself."""
-
 
 @dataclass(frozen=True)
 class Normalizer:
@@ -33,34 +30,19 @@ class Normalizer:
             out = torch.empty(stored.shape, dtype=torch.float32)
         if self.decibels and self.scale is not None:
             stored = to_decibels(stored)
-        if stored.size <= _SMALL:
-            self._apply_small(stored, out.numpy())
-        else:
-            out.copy_(_tensor(stored))
-            if self.scale is not None and self.offset is not None:
-                scale, offset = self._rows(stored.shape[-2])
-                rows = out.view(-1, len(scale))
-                torch.addcmul(torch.from_numpy(offset), rows, torch.from_numpy(scale), out=rows)
+        out.copy_(_tensor(stored))
+        if self.scale is not None and self.offset is not None and out.numel():
+            # One row holds a pixel's T x C values: wide rows are what vector units like.
+            timesteps = stored.shape[-2]
+            scale = torch.from_numpy(np.tile(self.scale, timesteps))
+            offset = torch.from_numpy(np.tile(self.offset, timesteps))
+            rows = out.view(-1, len(scale))
+            torch.addcmul(offset, rows, scale, out=rows)
         if self.then == "clip":
             out.clamp_(0, 1)
         elif self.then == "int":
             out.mul_(255).clamp_(0, 255).floor_().div_(255)
         return out
-
-    def _apply_small(self, stored: NDArray[Any], out: NDArray[np.float32]) -> None:
-        """Convert a single sample: waking torch's threads would cost more than they save."""
-        if self.scale is None or self.offset is None:
-            np.copyto(out, stored)
-        elif out.size:
-            scale, offset = self._rows(stored.shape[-2])
-            rows = out.reshape(-1, len(scale))
-            np.multiply(stored.reshape(rows.shape), scale, out=rows, casting="unsafe")
-            rows += offset
-
-    def _rows(self, timesteps: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Scale and offset of the T x C values of a pixel: wide rows suit vector units."""
-        assert self.scale is not None and self.offset is not None
-        return np.tile(self.scale, timesteps), np.tile(self.offset, timesteps)
 
 
 def _tensor(array: NDArray[Any]) -> torch.Tensor:
