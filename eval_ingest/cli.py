@@ -3,6 +3,7 @@
 import argparse
 import json
 import sys
+import tempfile
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -233,8 +234,10 @@ def _ingest(options: argparse.Namespace) -> int:
     settings = Settings.load()
     spec = _spec(options, settings)
     if options.dry_run:
-        job = pipeline.open_job(spec, settings)
-        plan = pipeline.dry_run(job)
+        path = _root().dataset(spec.name).path
+        with tempfile.TemporaryDirectory() as scratch:
+            plan = pipeline.dry_run(pipeline.open_job(spec, settings, root=scratch))
+        plan["path"] = str(path)
         _print(options, plan, dry_run_lines(plan))
         return 0
     with Progress(quiet=options.json) as progress:
@@ -275,9 +278,9 @@ def _validate(options: argparse.Namespace) -> int:
 
     settings = Settings.load()
     spec = _spec(options, settings)
-    job = pipeline.open_job(spec, settings, root=".")  # nothing is written, so any root will do
-    facts = _job_facts(job)
-    _print(options, facts, config_lines(job))
+    with tempfile.TemporaryDirectory() as scratch:  # for archives, which have to be unpacked
+        job = pipeline.open_job(spec, settings, root=scratch)
+        _print(options, _job_facts(job), config_lines(job))
     return 0
 
 

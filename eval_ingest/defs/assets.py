@@ -6,6 +6,7 @@ A body wires and reports; what a stage does stands in pipeline.py.
 """
 # No `from __future__ import annotations` here: Dagster reads the annotation of `context`.
 
+from functools import partial
 from typing import Any
 
 import dagster as dg
@@ -22,6 +23,14 @@ from eval_ingest.settings import Settings
 
 GROUP = "studio_ingest"
 
+_stage_asset = partial(
+    dg.asset,
+    group_name=GROUP,
+    partitions_def=studio_datasets,
+    io_manager_key=STAGE_IO,
+    retry_policy=RETRIES,
+)
+
 SettingsParam = dg.ResourceParam[Settings]
 
 
@@ -36,13 +45,7 @@ def _stage(context: dg.AssetExecutionContext, settings: Settings, **values: Any)
     )
 
 
-@dg.asset(
-    group_name=GROUP,
-    partitions_def=studio_datasets,
-    io_manager_key=STAGE_IO,
-    retry_policy=RETRIES,
-    kinds={"parquet"},
-)
+@_stage_asset(kinds={"parquet"})
 def window_index(
     context: dg.AssetExecutionContext, settings: SettingsParam
 ) -> dg.Output[WindowIndex]:
@@ -50,13 +53,7 @@ def window_index(
     return _stage(context, settings)
 
 
-@dg.asset(
-    group_name=GROUP,
-    partitions_def=studio_datasets,
-    io_manager_key=STAGE_IO,
-    retry_policy=RETRIES,
-    kinds={"parquet"},
-)
+@_stage_asset(kinds={"parquet"})
 def split_assignment(
     context: dg.AssetExecutionContext, settings: SettingsParam, window_index: WindowIndex
 ) -> dg.Output[SplitAssignment]:
@@ -64,13 +61,7 @@ def split_assignment(
     return _stage(context, settings, window_index=window_index)
 
 
-@dg.asset(
-    group_name=GROUP,
-    partitions_def=studio_datasets,
-    io_manager_key=STAGE_IO,
-    retry_policy=RETRIES,
-    kinds={"json"},
-)
+@_stage_asset(kinds={"json"})
 def norm_stats(
     context: dg.AssetExecutionContext,
     settings: SettingsParam,
@@ -81,13 +72,7 @@ def norm_stats(
     return _stage(context, settings, window_index=window_index, split_assignment=split_assignment)
 
 
-@dg.asset(
-    group_name=GROUP,
-    partitions_def=studio_datasets,
-    io_manager_key=STAGE_IO,
-    retry_policy=RETRIES,
-    kinds={"numpy"},
-)
+@_stage_asset(kinds={"numpy"})
 def weka_copy(
     context: dg.AssetExecutionContext,
     settings: SettingsParam,
@@ -98,13 +83,7 @@ def weka_copy(
     return _stage(context, settings, window_index=window_index, split_assignment=split_assignment)
 
 
-@dg.asset(
-    group_name=GROUP,
-    partitions_def=studio_datasets,
-    io_manager_key=STAGE_IO,
-    retry_policy=RETRIES,
-    kinds={"json"},
-)
+@_stage_asset(kinds={"json"})
 def registry_entry(
     context: dg.AssetExecutionContext,
     settings: SettingsParam,
