@@ -1,6 +1,8 @@
 """Work that fans out: shards of windows over a `concurrent.futures.Executor`.
 
-Threads are the default: decoding, copying and BLAS release the GIL, and nothing is pickled.
+Decoding releases the GIL, but half of the work on a window is Python: two threads index hardly more
+windows than one, two processes twice as many. Starting processes takes a second or two, so they
+are for datasets where that is little.
 """
 
 import contextlib
@@ -16,31 +18,43 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
+MANY_WINDOWS = 400
+"""From here on `auto` takes processes."""
+
+
 @contextlib.contextmanager
-def executor(settings: Settings) -> Iterator[Executor]:
+def executor(settings: Settings, windows: int = 0) -> Iterator[Executor]:
     """The executor that EVAL_INGEST_ENGINE names, with EVAL_INGEST_WORKERS workers.
+
+    Args:
+        settings: engine and workers.
+        windows: how many windows have to be decoded.
 
     Raises:
         SettingsError: there is no such engine.
     """
-    if settings.engine == "threads":
+    engine = settings.engine
+    if engine == "auto":
+        many = windows >= MANY_WINDOWS and settings.workers > 1
+        engine = "processes" if many else "threads"
+    if engine == "threads":
         with ThreadPoolExecutor(settings.workers, thread_name_prefix="eval_ingest") as pool:
             yield pool
-    elif settings.engine == "processes":
+    elif engine == "processes":
         import multiprocessing
 
         # Not fork: Arrow and BLAS have threads of their own by now.
         context = multiprocessing.get_context("spawn")
         with ProcessPoolExecutor(settings.workers, mp_context=context) as processes:
             yield processes
-    elif "://" in settings.engine:
+    elif "://" in engine:
         from distributed import Client
 
-        with Client(settings.engine) as client:  # type: ignore[no-untyped-call]
+        with Client(engine) as client:  # type: ignore[no-untyped-call]
             yield client.get_executor(pure=False, retries=2)
     else:
         raise SettingsError(
-            f"EVAL_INGEST_ENGINE={settings.engine!r} must be threads, processes, "
+            f"EVAL_INGEST_ENGINE={settings.engine!r} must be auto, threads, processes, "
             "or a dask scheduler's address such as tcp://scheduler:8786"
         )
 

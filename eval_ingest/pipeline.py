@@ -267,7 +267,7 @@ def _build_index(
     if job.spec.max_samples is None:
         packer = make_packer(task, fresh, kept, job.layout.samples)
     try:
-        with executor(job.settings) as pool:
+        with executor(job.settings, len(fresh)) as pool:
             shards = index_windows(
                 replace(task, packer=packer), fresh, pool, job.settings.workers, parts, job.progress
             )

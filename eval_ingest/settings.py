@@ -5,7 +5,7 @@
 | OLMOEARTH_EVAL_DATASETS | the eval root: datasets and registry | DEFAULT_EVAL_ROOT below |
 | EVAL_INGEST_CATALOG | folder of specs added to the built-in ones | {eval root}/catalog |
 | EVAL_INGEST_WORKERS | threads or processes that decode and copy | one per core |
-| EVAL_INGEST_ENGINE | threads, processes, or a dask scheduler's address | threads |
+| EVAL_INGEST_ENGINE | auto, threads, processes, or a dask scheduler's address | auto |
 | EVAL_INGEST_CACHE | frozen embeddings of sweeps; may be deleted | ~/.cache/eval_ingest |
 | EVAL_INGEST_STUDIO_ROOTS | paths and URLs to find datasets under, with commas | none |
 | STUDIO_ROOT | where the catalog's Studio datasets are | gs://rslearn-eai/datasets |
@@ -37,7 +37,7 @@ class Settings:
     eval_root: str = DEFAULT_EVAL_ROOT
     catalog: str | None = None
     workers: int = 1
-    engine: str = "threads"
+    engine: str = "auto"
     cache: str = DEFAULT_CACHE
     studio_roots: tuple[str, ...] = ()
     """Paths and URLs under which datasets are looked for."""
@@ -63,7 +63,7 @@ class Settings:
             eval_root=text(EVAL_ROOT_VARIABLE) or DEFAULT_EVAL_ROOT,
             catalog=text("EVAL_INGEST_CATALOG"),
             workers=int(workers) if workers else _cores(),
-            engine=text("EVAL_INGEST_ENGINE") or "threads",
+            engine=text("EVAL_INGEST_ENGINE") or "auto",
             cache=text("EVAL_INGEST_CACHE") or DEFAULT_CACHE,
             studio_roots=tuple(
                 root.strip()

@@ -5,7 +5,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -47,10 +47,18 @@ def test_the_first_error_ends_it() -> None:
 
 def test_an_unknown_engine_is_told() -> None:
     with (
-        pytest.raises(SettingsError, match="must be threads, processes, or a dask"),
+        pytest.raises(SettingsError, match="must be auto, threads, processes, or a dask"),
         executor(Settings(engine="fibres")),
     ):
         pass
+
+
+def test_many_windows_are_worth_starting_processes() -> None:
+    for windows, expected in ((10, ThreadPoolExecutor), (400, ProcessPoolExecutor)):
+        with executor(Settings(workers=2), windows) as pool:
+            assert isinstance(pool, expected)
+    with executor(Settings(workers=1), 4000) as pool:
+        assert isinstance(pool, ThreadPoolExecutor)
 
 
 @pytest.fixture

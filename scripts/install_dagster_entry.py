@@ -16,10 +16,11 @@ import os
 import sys
 from importlib.metadata import entry_points
 
-if sys.argv[1:2] == ["asset"] and not {{"-m", "--module-name", "-f"}} & set(sys.argv):
-    os.environ.setdefault("DAGSTER_MODULE_NAME", "eval_ingest.definitions")
-(command,) = entry_points(group="console_scripts", name="dagster")
-sys.exit(command.load()())
+if __name__ == "__main__":  # worker processes import this file, too
+    if sys.argv[1:2] == ["asset"] and not {{"-m", "--module-name", "-f"}} & set(sys.argv):
+        os.environ.setdefault("DAGSTER_MODULE_NAME", "eval_ingest.definitions")
+    (command,) = entry_points(group="console_scripts", name="dagster")
+    sys.exit(command.load()())
 """
 
 if __name__ == "__main__":
