@@ -199,7 +199,7 @@ class Packer:
 
     def __init__(self, samples: Path, config: ResolvedConfig, count: int, like: PackRow) -> None:
         self._samples, self._config = samples, config
-        (row_bytes,) = {sum(p.n_bytes for p in plan_arrays(config, [like]))}
+        row_bytes = sum(plan.n_bytes for plan in plan_arrays(config, [like]))
         self._per_shard = max(MAX_SHARD_BYTES // max(row_bytes, 1), 1)
         self._writers = [
             ShardWriter.create(

@@ -324,9 +324,10 @@ def _write_split_indexes(
             packed_bytes += path.stat().st_size
         shards.append(Shard(name=shard, rows=table.num_rows, arrays=arrays))
     files = {}
+    lookup = {shard: _by_row(table) for shard, table in tables.items()}
     for split in SPLITS:
         rows = [place for place in places if place.split == split]
-        table = split_index(config, index, rows, packed, used, tables)
+        table = split_index(config, index, rows, packed, used, lookup)
         short = fingerprint(SPLIT_INDEX_VERSION, stage_fingerprint, split)
         path = layout.split_index(split, short)
         write_table(path, table, {"kind": "split_index", "version": SPLIT_INDEX_VERSION})
@@ -352,7 +353,7 @@ def split_index(
     rows: Sequence[Place],
     packed: dict[tuple[str, str, str], tuple[str, int]],
     shards: Sequence[str],
-    tables: dict[str, pa.Table],
+    lookup: dict[str, dict[str, dict[int, Any]]],
 ) -> pa.Table:
     """A split's cached index: per sample the window, the shard and row, offsets and timestamps.
 
@@ -368,7 +369,6 @@ def split_index(
         "shard": pa.array([number[shard] for shard, _ in where], pa.int32()),
         "row": pa.array([row for _, row in where], pa.int64()),
     }
-    lookup = {shard: _by_row(table) for shard, table in tables.items()}
     for name in ("height", "width"):
         columns[name] = pa.array([lookup[s][name][r] for s, r in where], pa.int32())
     for name in [*(m.name for m in config.modalities), TARGET]:
@@ -394,7 +394,8 @@ def _by_row(table: pa.Table) -> dict[str, dict[int, Any]]:
 def _timestamps(
     index: WindowIndex, modality: str, rows: Sequence[Place], steps: Sequence[int]
 ) -> list[list[int]]:
-    taken = index.table.take(pa.array([place.row for place in rows], pa.int64()))
+    columns = [f"{modality}.timestamps", "time_start", "time_end"]
+    taken = index.table.select(columns).take(pa.array([place.row for place in rows], pa.int64()))
     intervals = taken[f"{modality}.timestamps"].to_pylist()
     starts, ends = taken["time_start"].to_pylist(), taken["time_end"].to_pylist()
     result = []

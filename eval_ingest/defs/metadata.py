@@ -2,6 +2,7 @@
 
 import base64
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 import dagster as dg
@@ -235,11 +236,15 @@ def entry_metadata(layout: DatasetLayout, entry: Metadata, *, pictures: bool) ->
         found["verdict"] = entry.quality["verdict"]
         if entry.quality["reasons"]:
             found["why"] = _list(entry.quality["reasons"])
-    return found | _pictures(layout) if pictures else found
+    return found | _pictures(layout, entry.fingerprint) if pictures else found
 
 
-def _pictures(layout: DatasetLayout) -> dict[str, Any]:
-    """Samples, map and class histogram of a published dataset, as pictures."""
+@lru_cache(maxsize=2)
+def _pictures(layout: DatasetLayout, fingerprint: str) -> dict[str, Any]:
+    """Samples, map and class histogram of a published dataset's version, as pictures.
+
+    Drawn once, though registry_entry and the front door both show them.
+    """
     # matplotlib is slow to import, and only needed where a dataset was published.
     from eval_ingest.report.pictures import partition_pictures
 

@@ -37,7 +37,7 @@ TARGET = "target"
 SHARD_VERSION = 1
 
 MAX_SHARD_BYTES = 8 << 30
-"""Larger datasets are packed in several shards: a stopped run loses at most one."""
+"""Larger datasets are packed in several shards: a stopped copy loses at most one."""
 
 
 @dataclass(frozen=True)
