@@ -6,7 +6,9 @@
 | EVAL_INGEST_CATALOG | folder of specs added to the built-in ones | {eval root}/catalog |
 | EVAL_INGEST_WORKERS | threads or processes that decode and copy | one per core |
 | EVAL_INGEST_ENGINE | auto, threads, processes, or a dask scheduler's address | auto |
-| EVAL_INGEST_CACHE | frozen embeddings of sweeps; may be deleted | ~/.cache/eval_ingest |
+| EVAL_INGEST_CACHE | sweeps' embeddings, files of remote eval roots | ~/.cache/eval_ingest |
+| EVAL_INGEST_CACHE_GIB | how much of remote eval roots it may hold | 100 |
+| WEKA_ENDPOINT_URL | Weka's S3, where weka:// isn't mounted at /weka | none |
 | EVAL_INGEST_STUDIO_ROOTS | paths and URLs to find datasets under, with commas | none |
 | STUDIO_ROOT | where the catalog's Studio datasets are | gs://rslearn-eai/datasets |
 
@@ -26,6 +28,7 @@ from eval_ingest.errors import SettingsError
 DEFAULT_EVAL_ROOT = "weka://dfive-default/olmoearth/eval_datasets"
 EVAL_ROOT_VARIABLE = "OLMOEARTH_EVAL_DATASETS"
 DEFAULT_CACHE = "~/.cache/eval_ingest"
+DEFAULT_CACHE_GIB = 100.0
 
 _VARIABLE = re.compile(r"\$\{(?P<name>[A-Za-z_][A-Za-z0-9_]*)(?::-(?P<default>[^}]*))?\}")
 
@@ -39,6 +42,9 @@ class Settings:
     workers: int = 1
     engine: str = "auto"
     cache: str = DEFAULT_CACHE
+    cache_gib: float = DEFAULT_CACHE_GIB
+    """Limit of what the cache holds of remote eval roots."""
+    weka_endpoint_url: str | None = None
     studio_roots: tuple[str, ...] = ()
     """Paths and URLs under which datasets are looked for."""
     variables: Mapping[str, str] = field(default_factory=dict, repr=False)
@@ -59,12 +65,15 @@ class Settings:
         workers = text("EVAL_INGEST_WORKERS")
         if workers is not None and not (workers.isdigit() and int(workers) > 0):
             raise SettingsError(f"EVAL_INGEST_WORKERS={workers!r} must be a number from 1 up")
+        gib = text("EVAL_INGEST_CACHE_GIB")
         return cls(
             eval_root=text(EVAL_ROOT_VARIABLE) or DEFAULT_EVAL_ROOT,
             catalog=text("EVAL_INGEST_CATALOG"),
             workers=int(workers) if workers else _cores(),
             engine=text("EVAL_INGEST_ENGINE") or "auto",
             cache=text("EVAL_INGEST_CACHE") or DEFAULT_CACHE,
+            cache_gib=_gib(gib) if gib else DEFAULT_CACHE_GIB,
+            weka_endpoint_url=text("WEKA_ENDPOINT_URL"),
             studio_roots=tuple(
                 root.strip()
                 for root in (text("EVAL_INGEST_STUDIO_ROOTS") or "").split(",")
@@ -88,6 +97,16 @@ class Settings:
             return found
 
         return _VARIABLE.sub(value, text)
+
+
+def _gib(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < float("inf"):
+        raise SettingsError(f"EVAL_INGEST_CACHE_GIB={text!r} must be a number above 0")
+    return value
 
 
 def _cores() -> int:

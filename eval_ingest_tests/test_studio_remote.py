@@ -12,8 +12,9 @@ import pytest
 
 from eval_ingest import pipeline
 from eval_ingest.errors import SourceError, SourceNotFoundError
-from eval_ingest.studio import objects, remote
-from eval_ingest.studio.objects import Entry, Objects, prefixes
+from eval_ingest.objects import reading as objects
+from eval_ingest.objects.reading import Entry, Objects, prefixes
+from eval_ingest.studio import remote
 from eval_ingest.studio.remote import RemoteSource
 from eval_ingest.studio.source import LocalSource, Source, open_source
 from eval_ingest.studio.staging import Listing, StagedWindows

@@ -17,10 +17,10 @@ import dagster as dg
 from eval_ingest.defs.assets import STAGE_ASSETS
 from eval_ingest.defs.partitions import studio_datasets
 from eval_ingest.errors import EvalIngestError, SourceError
+from eval_ingest.objects.reading import Entry
 from eval_ingest.settings import Settings
 from eval_ingest.store.catalog import add_spec
 from eval_ingest.studio.discovery import Found, find_datasets
-from eval_ingest.studio.objects import Entry
 from eval_ingest.watching import Sighting, State, judge, survey
 
 NAME = "studio_discovery"

@@ -76,7 +76,7 @@ def open_archive(url: str, folder: Path | None, limits: Limits = LIMITS) -> Arch
 def _stat(url: str) -> str:
     """Size and version of the archive, as a text."""
     if "://" in url:
-        from eval_ingest.studio.objects import Objects
+        from eval_ingest.objects.reading import Objects
 
         entry = Objects(url).info()
         if entry is None or entry.folder:
@@ -94,7 +94,7 @@ def _stat(url: str) -> str:
 @contextlib.contextmanager
 def _stream(url: str) -> Iterator[IO[bytes]]:
     if "://" in url:
-        from eval_ingest.studio.objects import Objects
+        from eval_ingest.objects.reading import Objects
 
         with Objects(url).open() as stream:
             yield stream

@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 
 from eval_ingest.core.fingerprint import fingerprint
 from eval_ingest.errors import SourceError, SourceNotFoundError
-from eval_ingest.studio.objects import FIRST_TIMEOUT_S, Entry, Objects
+from eval_ingest.objects.filesystems import weka_mount
+from eval_ingest.objects.reading import FIRST_TIMEOUT_S, Entry, Objects
 from eval_ingest.studio.source import CONFIG_FILES
 
 MAX_DEPTH = 4
@@ -58,7 +59,7 @@ def find_datasets(
         SourceNotFoundError: there is no such root.
         SourceError: it can't be listed.
     """
-    root = root.removeprefix("file://").rstrip("/") or "/"
+    root = str(weka_mount(root) or root.removeprefix("file://")).rstrip("/") or "/"
     ls = lister or _lister(root)
     level, folders = [""], 0
     for depth in range(max_depth + 1):

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from eval_ingest.errors import SourceError
-from eval_ingest.studio.objects import FIRST_TIMEOUT_S, Entry, Objects, prefixes
+from eval_ingest.objects.reading import FIRST_TIMEOUT_S, Entry, Objects, prefixes
 from eval_ingest.studio.source import (
     WINDOW_FILES,
     Listed,

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import NamedTuple, Protocol
 
 from eval_ingest.errors import SourceError, SourceNotFoundError
+from eval_ingest.objects.filesystems import weka_mount
 
 WINDOW_FILES = ("metadata.json", "items.json")
 CONFIG_FILES = ("config.json", "dataset.json")
@@ -179,7 +180,7 @@ def open_source(url: str, staging: Path | None = None, archives: Path | None = N
         SourceNotFoundError: there is nothing, or no rslearn dataset.
         SourceError: it can't be reached.
     """
-    url = url.removeprefix("file://")
+    url = str(weka_mount(url) or url.removeprefix("file://"))
     if url.lower().endswith(ARCHIVE_ENDINGS):
         from eval_ingest.studio.archive import open_archive
 

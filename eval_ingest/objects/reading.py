@@ -1,25 +1,22 @@
-"""A folder of objects behind a URL: listed in parallel, read with retries, verified.
-
-Everything that talks to gcsfs, s3fs and the other file systems of fsspec is here; what the
-objects mean is said in remote.py.
-"""
+"""A folder of objects behind a URL: listed in parallel, read with retries, verified."""
 
 import asyncio
 import base64
-import contextlib
-import errno
 import hashlib
 import inspect
-import logging
 import os
 import random
+import threading
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from functools import cached_property
 from typing import Any, TypeVar
 
-from eval_ingest.errors import SourceError, SourceNotFoundError
+from eval_ingest.errors import EvalIngestError, SourceError, SourceNotFoundError
+from eval_ingest.objects.faults import Conflict, Truncated, first_line, is_forbidden, may_pass
+from eval_ingest.objects.filesystems import open_filesystem
 
 Result = TypeVar("Result")
 
@@ -33,12 +30,6 @@ FIRST_TIMEOUT_S = 20.0
 """For the first look at a place that may be mistyped, or out of reach from here."""
 SLOWEST_BYTES = 250_000
 
-_PASSING_ERRNO = {
-    errno.ECONNRESET, errno.ECONNABORTED, errno.ECONNREFUSED, errno.EPIPE, errno.ETIMEDOUT,
-    errno.EIO, errno.EBUSY, errno.ENETUNREACH, errno.EHOSTUNREACH, errno.EAGAIN,
-}  # fmt: skip
-_PASSING_MODULES = {"aiohttp", "aiobotocore", "botocore", "requests", "urllib3", "http", "ssl"}
-
 
 @dataclass(frozen=True, slots=True)
 class Entry:
@@ -51,84 +42,103 @@ class Entry:
     version: str
     """Changes when the content does: `crc32c:...`, `etag:...`, `generation:...` or `time:...`."""
     folder: bool = False
+    token: str = ""
+    """Changes with every write, also of the same content: what a conditional write names."""
+    modified: float = 0.0
+    """When it was written, in seconds since 1970; 0 if the server doesn't say."""
 
 
-class Truncated(Exception):
-    """What arrived isn't what was listed, though the listing still holds."""
+class _Connection:
+    """A file system, and what its requests run on. A forked process needs one of its own."""
+
+    def __init__(self, url: str, endpoint: str | None) -> None:
+        import fsspec.asyn
+
+        self.pid = os.getpid()
+        self.fs, self.root = open_filesystem(url, endpoint)
+        self.loop: asyncio.AbstractEventLoop = fsspec.asyn.get_loop()
+        self.threads = ThreadPoolExecutor(IN_FLIGHT, thread_name_prefix="eval_ingest_fetch")
+        self.slots = asyncio.Semaphore(IN_FLIGHT)
 
 
 class Objects:
-    """The folder of objects at a URL; safe to use from several threads."""
+    """The folder of objects at a URL; safe to use from several threads.
 
-    def __init__(self, url: str, attempts: int = ATTEMPTS, timeout_s: float = TIMEOUT_S) -> None:
+    Args:
+        url: gs://bucket/path, s3://bucket/path, weka://bucket/path, or another that fsspec knows.
+        attempts: how often a request is tried.
+        timeout_s: for each try.
+        endpoint: of Weka's S3; default WEKA_ENDPOINT_URL.
+    """
+
+    kind = "source"
+    """What lies at the URL, for messages."""
+    error: type[EvalIngestError] = SourceError
+    google_role = "Storage Object Viewer"
+    rights = "list and read"
+
+    def __init__(
+        self,
+        url: str,
+        attempts: int = ATTEMPTS,
+        timeout_s: float = TIMEOUT_S,
+        endpoint: str | None = None,
+    ) -> None:
         self.url = url.rstrip("/")
         self._attempts = attempts
         self._timeout_s = timeout_s
+        self._endpoint = endpoint
         self._etag_is_md5 = True
+        self._connection: _Connection | None = None
+        self._opening = threading.Lock()
 
     # ---------------------------------------------------------------------- the file system
 
-    @cached_property
-    def _opened(self) -> tuple[Any, str]:
-        """The file system, and the folder's path in it."""
-        import fsspec
+    @property
+    def _open(self) -> _Connection:
+        """The connection of this process, made when it is first asked for."""
+        found = self._connection
+        if found is not None and found.pid == os.getpid():
+            return found
+        with self._opening:
+            found = self._connection
+            if found is not None and found.pid == os.getpid():
+                return found
+            try:
+                self._connection = _Connection(self.url, self._endpoint)
+            except (ImportError, ValueError) as error:
+                raise self.error(
+                    f"{self.kind} {self.url} can't be opened: {error}; {self._cure_of_url(error)}"
+                ) from error
+            except Exception as error:
+                raise self.explain("opening it", error) from error
+            return self._connection
 
-        # gcsfs would ask the Storage Control API about each bucket, which emulators and many
-        # service accounts don't have; it only matters for writing to hierarchical buckets.
-        os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
-        protocol = self.url.partition("://")[0]
-        log = logging.getLogger("gcsfs")
-        if log.level == logging.NOTSET:
-            log.setLevel(logging.CRITICAL)  # it logs a traceback for what our errors say
-        # A listing is wanted as it is now, and kept nowhere: it may hold millions of objects.
-        options: dict[str, Any] = {"use_listings_cache": False, "skip_instance_cache": True}
-        if protocol in ("s3", "s3a"):
-            options["max_concurrency"] = 1  # more, and it asks for every object's size first
-        try:
-            if protocol in ("gs", "gcs"):
-                options["token"] = _google_token()
-            fs, root = fsspec.core.url_to_fs(self.url, **options)
-        except (ImportError, ValueError) as error:
-            raise SourceError(
-                f"source {self.url} can't be opened: {error}; "
-                "give a path, gs://bucket/path, s3://bucket/path, or another URL that fsspec knows"
-            ) from error
-        except Exception as error:
-            raise self.explain("opening it", error) from error
-        return fs, root.rstrip("/")
+    def _cure_of_url(self, error: Exception) -> str:
+        scheme = self.url.partition("://")[0]
+        if scheme == "weka":
+            return "set it to the address of Weka's S3, or give a path"
+        if isinstance(error, ImportError) and scheme in ("s3", "s3a", "gs", "gcs"):
+            return f"run: pip install 'eval-ingest[{scheme[:2]}]'"
+        return "give a path, gs://bucket/path, s3://bucket/path, or another URL that fsspec knows"
 
     @property
     def _fs(self) -> Any:
-        return self._opened[0]
+        return self._open.fs
 
     def path(self, name: str) -> str:
         """The file system's path of an object."""
-        root = self._opened[1]
+        root = self._open.root
         return f"{root}/{name}" if name else root
-
-    @cached_property
-    def _loop(self) -> asyncio.AbstractEventLoop:
-        import fsspec.asyn
-
-        loop: asyncio.AbstractEventLoop = fsspec.asyn.get_loop()
-        return loop
-
-    @cached_property
-    def _threads(self) -> ThreadPoolExecutor:
-        return ThreadPoolExecutor(IN_FLIGHT, thread_name_prefix="eval_ingest_fetch")
-
-    @cached_property
-    def _slots(self) -> asyncio.Semaphore:
-        return asyncio.Semaphore(IN_FLIGHT)
 
     def submit(self, work: Coroutine[Any, Any, Result]) -> "Future[Result]":
         """Begin something on the loop that all requests run on."""
         try:
-            self._opened, self._slots, self._threads  # noqa: B018  made here, once, not by a race
+            loop = self._open.loop
         except BaseException:
             work.close()
             raise
-        return asyncio.run_coroutine_threadsafe(work, self._loop)
+        return asyncio.run_coroutine_threadsafe(work, loop)
 
     def run(self, work: Coroutine[Any, Any, Result]) -> Result:
         """Do something on that loop, and wait for it."""
@@ -138,8 +148,8 @@ class Objects:
         """One call of the file system, whether it is an asynchronous one or not."""
         if getattr(self._fs, "async_impl", False):
             return await getattr(self._fs, f"_{method}")(*args, **kwargs)
-        call = getattr(self._fs, method)
-        return await self._loop.run_in_executor(self._threads, lambda: call(*args, **kwargs))
+        call, here = getattr(self._fs, method), self._open
+        return await here.loop.run_in_executor(here.threads, lambda: call(*args, **kwargs))
 
     async def _retrying(
         self, doing: str, call: Callable[[], Awaitable[Result]], n_bytes: int = 0
@@ -148,13 +158,14 @@ class Objects:
 
         Raises:
             FileNotFoundError: there is no such object.
-            SourceError: it keeps failing, or won't ever work.
+            Conflict: the condition of a write isn't met.
+            EvalIngestError: it keeps failing, or won't ever work.
         """
         for attempt in range(1, self._attempts + 1):
             try:
-                async with self._slots:
+                async with self._open.slots:
                     return await asyncio.wait_for(call(), self._timeout_s + n_bytes / SLOWEST_BYTES)
-            except (FileNotFoundError, SourceError):
+            except (FileNotFoundError, Conflict, EvalIngestError):
                 raise
             except Exception as error:
                 if attempt == self._attempts or not may_pass(error):
@@ -163,24 +174,25 @@ class Objects:
             await asyncio.sleep(random.uniform(0.2, 1.0) * min(0.3 * 2**attempt, 20.0))
         raise AssertionError("unreachable")
 
-    def explain(self, doing: str, error: Exception) -> SourceError:
+    def explain(self, doing: str, error: Exception) -> EvalIngestError:
         """What went wrong as one sentence that says what to do."""
-        where = f"source {self.url}"
-        if _is_forbidden(error):
-            return SourceError(
+        where = f"{self.kind} {self.url}"
+        if is_forbidden(error):
+            return self.error(
                 f"{where}: {doing} is not allowed with {self._who()} "
-                f"({_first_line(error)}); {self._cure()}"
+                f"({first_line(error)}); {self._cure()}"
             )
         times = f" {self._attempts} times" if self._attempts > 1 and may_pass(error) else ""
         late = isinstance(error, TimeoutError) and not str(error)
-        problem = f"no answer within {self._timeout_s:.0f} s" if late else _first_line(error)
-        return SourceError(
+        problem = f"no answer within {self._timeout_s:.0f} s" if late else first_line(error)
+        return self.error(
             f"{where}: {doing} failed{times}: {problem}; "
             "check the network, and run again: it goes on where it stopped"
         )
 
     def _who(self) -> str:
-        credentials = getattr(self._opened[0], "credentials", None)
+        here = self._connection  # None if opening it is what failed
+        credentials = getattr(here.fs, "credentials", None) if here is not None else None
         if credentials is None:
             return "your credentials"
         if getattr(credentials, "credentials", None) is None:
@@ -193,10 +205,10 @@ class Objects:
         bucket = rest.partition("/")[0]
         if scheme in ("gs", "gcs"):
             return (
-                f"ask for the role Storage Object Viewer on gs://{bucket}, "
+                f"ask for the role {self.google_role} on gs://{bucket}, "
                 "or log in: gcloud auth application-default login"
             )
-        return f"check that they may list and read {scheme}://{bucket}"
+        return f"check that they may {self.rights} {scheme}://{bucket}"
 
     # -------------------------------------------------------------------------------- listing
 
@@ -242,11 +254,14 @@ class Objects:
         return "prefix" in self._find_parameters
 
     def _entry(self, info: dict[str, Any]) -> Entry:
-        root = self._opened[1].lstrip("/")
+        root = self._open.root.lstrip("/")
         name = str(info["name"]).lstrip("/")
         relative = name.removeprefix(root).strip("/") if root else name.strip("/")
         folder = info.get("type") == "directory"
-        return Entry(relative, 0 if folder else int(info.get("size") or 0), _version(info), folder)
+        if folder:
+            return Entry(relative, 0, "", folder=True)
+        size = int(info.get("size") or 0)
+        return Entry(relative, size, _version(info), False, _token(info), _modified(info))
 
     def require(self) -> list[Entry]:
         """What lies in the folder itself.
@@ -277,7 +292,7 @@ class Objects:
 
         Raises:
             FileNotFoundError: there is no such object.
-            SourceError: it has changed since it was listed, or can't be read.
+            EvalIngestError: it has changed since it was listed, or can't be read.
         """
         if listed is not None and listed.size == 0:
             return b""  # the `completed` markers: a third of all files
@@ -305,7 +320,7 @@ class Objects:
         """Find out whether the object has changed, or didn't arrive whole."""
         now = self._entry(await self._ask("info", path))
         if (now.size, now.version) != (listed.size, listed.version):
-            raise SourceError(
+            raise self.error(
                 f"{self.url}/{listed.name} has changed since it was listed "
                 f"({listed.size} bytes, {listed.version}; now {now.size} bytes, {now.version}); "
                 "run again when the source is still: only what changed is read anew"
@@ -337,66 +352,41 @@ class Objects:
         return self._entry(found)
 
 
-def _google_token() -> str:
-    """How gcsfs is to log in: Google's default credentials, or not at all if there are none.
-
-    gcsfs left alone would do so too, but only after asking for a machine's account several times.
-    """
-    import google.auth
-    from gcsfs import GCSFileSystem
-
-    if not GCSFileSystem(token="anon", skip_instance_cache=True).on_google:
-        return "anon"  # STORAGE_EMULATOR_HOST
-    try:
-        google.auth.default()
-    except google.auth.exceptions.DefaultCredentialsError:
-        return "anon"
-    return "google_default"
-
-
-def may_pass(error: BaseException) -> bool:
-    """True for what the network or an overloaded server does, and a second try may not meet."""
-    if isinstance(error, Truncated | TimeoutError | asyncio.TimeoutError | ConnectionError):
-        return True
-    if isinstance(error, FileNotFoundError | PermissionError):
-        return False
-    code = getattr(error, "code", None) or getattr(error, "status", None)
-    with contextlib.suppress(TypeError, ValueError):
-        return int(code) in (408, 425, 429) or 500 <= int(code) < 600  # type: ignore[arg-type]
-    if isinstance(error, OSError) and error.errno in _PASSING_ERRNO:
-        return True
-    return type(error).__module__.partition(".")[0] in _PASSING_MODULES
-
-
-def _is_forbidden(error: BaseException) -> bool:
-    code = str(getattr(error, "code", None) or getattr(error, "status", None) or "")
-    text = str(error)
-    return (
-        isinstance(error, PermissionError)
-        or code in ("401", "403")
-        or text.startswith("Forbidden")
-        or "Unable to locate credentials" in text
-        or "does not have storage.objects" in text
-    )
-
-
-def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0][:200]}" if lines else type(error).__name__
+_TIMES = ("LastModified", "mtime", "last_modified", "updated", "created")
+_VERSIONS = {
+    "crc32c": ("crc32c",),
+    "etag": ("ETag", "etag"),
+    "generation": ("generation",),
+    "time": _TIMES,
+}
 
 
 def _version(info: dict[str, Any]) -> str:
     """What the server says that changes with the content; a checksum if there is one."""
-    for kind, keys in (
-        ("crc32c", ("crc32c",)),
-        ("etag", ("ETag", "etag")),
-        ("generation", ("generation",)),
-        ("time", ("LastModified", "mtime", "last_modified", "created")),
-    ):
-        for key in keys:
+    return _first(info, "crc32c", "etag", "generation", "time")
+
+
+def _token(info: dict[str, Any]) -> str:
+    """What the server says that a conditional write names."""
+    return _first(info, "generation", "etag", "time")
+
+
+def _first(info: dict[str, Any], *kinds: str) -> str:
+    for kind in kinds:
+        for key in _VERSIONS[kind]:
             if info.get(key):
                 return f"{kind}:{str(info[key]).strip(chr(34))}"
     return ""
+
+
+def _modified(info: dict[str, Any]) -> float:
+    for key in _TIMES:
+        value = info.get(key)
+        if isinstance(value, datetime):
+            return (value if value.tzinfo else value.replace(tzinfo=UTC)).timestamp()
+        if isinstance(value, int | float):
+            return float(value)
+    return 0.0
 
 
 def crc32c_text(data: bytes) -> str:

@@ -1,0 +1,68 @@
+"""Which errors of a file system may pass, and which say that something isn't allowed."""
+
+import asyncio
+import contextlib
+import errno
+
+
+class Truncated(Exception):
+    """What arrived isn't what was listed or sent, though nothing has changed."""
+
+
+class Conflict(Exception):
+    """An object isn't what it was when the writer looked: somebody else has written it."""
+
+
+_PASSING_ERRNO = {
+    errno.ECONNRESET, errno.ECONNABORTED, errno.ECONNREFUSED, errno.EPIPE, errno.ETIMEDOUT,
+    errno.EIO, errno.EREMOTEIO, errno.EBUSY, errno.ENETUNREACH, errno.EHOSTUNREACH, errno.EAGAIN,
+}  # fmt: skip
+"""EREMOTEIO and EBUSY are what s3fs makes of the answers 500 and 503."""
+_PASSING_MODULES = {"aiohttp", "aiobotocore", "botocore", "requests", "urllib3", "http", "ssl"}
+
+
+def may_pass(error: BaseException) -> bool:
+    """True for what the network or an overloaded server does, and a second try may not meet."""
+    if isinstance(error, Truncated | TimeoutError | asyncio.TimeoutError | ConnectionError):
+        return True
+    if isinstance(error, FileNotFoundError | PermissionError):
+        return False
+    code = getattr(error, "code", None) or getattr(error, "status", None)
+    with contextlib.suppress(TypeError, ValueError):
+        return int(code) in (408, 425, 429) or 500 <= int(code) < 600  # type: ignore[arg-type]
+    if isinstance(error, OSError) and error.errno in _PASSING_ERRNO:
+        return True
+    return type(error).__module__.partition(".")[0] in _PASSING_MODULES
+
+
+def is_forbidden(error: BaseException) -> bool:
+    """True if the server or the lack of credentials says no."""
+    code = str(getattr(error, "code", None) or getattr(error, "status", None) or "")
+    text = str(error)
+    return (
+        isinstance(error, PermissionError)
+        or code in ("401", "403")
+        or text.startswith("Forbidden")
+        or "Unable to locate credentials" in text
+        or "does not have storage.objects" in text
+    )
+
+
+def is_conflict(error: BaseException) -> bool:
+    """True if a condition of a write wasn't met.
+
+    gcsfs makes FileExistsError of a 412; s3fs makes an OSError whose cause is botocore's error.
+    """
+    if isinstance(error, FileExistsError):
+        return True
+    response = getattr(error.__cause__ or error, "response", None)
+    if not isinstance(response, dict):
+        return False
+    code = str(response.get("Error", {}).get("Code", ""))
+    return code in ("PreconditionFailed", "ConditionalRequestConflict", "412", "409")
+
+
+def first_line(error: BaseException) -> str:
+    """An error as one line: its type, and the beginning of what it says."""
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0][:200]}" if lines else type(error).__name__
