@@ -34,7 +34,7 @@ def build_defs(settings: Settings | None = None) -> dg.Definitions:
     return dg.Definitions(
         assets=[*STAGE_ASSETS, *dataset_assets(specs.values())],
         jobs=[ingest_studio_dataset],
-        sensors=[catalog_partitions, discovery_sensor(settings.studio_roots)],
+        sensors=[catalog_partitions, discovery_sensor(settings)],
         resources=build_resources(settings),
         # Stages use all cores by themselves; a process per step would only add its start.
         executor=dg.in_process_executor,

@@ -302,19 +302,29 @@ def wanted_groups(job: Job) -> list[str]:
     Raises:
         SpecError: the spec names a group that the source doesn't have.
     """
-    present = job.source.groups()
-    if job.spec.groups:
-        absent = sorted(set(job.spec.groups) - set(present))
+    return groups_to_read(job.spec, job.config, job.source.groups(), job.source.url)
+
+
+def groups_to_read(
+    spec: DatasetSpec, config: ResolvedConfig, present: Sequence[str], where: str
+) -> list[str]:
+    """Those of the groups present that the spec names, else those that model.yaml names, else all.
+
+    Raises:
+        SpecError: the spec names a group that isn't present.
+    """
+    if spec.groups:
+        absent = sorted(set(spec.groups) - set(present))
         if absent:
             raise SpecError(
-                f"{job.spec.name}: {job.source.url} has no group {', '.join(absent)}; "
+                f"{spec.name}: {where} has no group {', '.join(absent)}; "
                 f"it has {', '.join(present[:12]) or 'no windows at all'} (--groups)"
             )
-        return sorted(job.spec.groups)
-    named = [set(selector.groups) for selector in job.config.selectors.values()]
+        return sorted(spec.groups)
+    named = [set(selector.groups) for selector in config.selectors.values()]
     if named and all(named):
         return [group for group in present if group in set().union(*named)]
-    return present
+    return list(present)
 
 
 def finish_index(job: Job, index: WindowIndex) -> None:

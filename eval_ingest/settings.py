@@ -10,6 +10,7 @@
 | EVAL_INGEST_CACHE_GIB | how much of remote eval roots it may hold | 100 |
 | WEKA_ENDPOINT_URL | Weka's S3, where weka:// isn't mounted at /weka | none |
 | EVAL_INGEST_STUDIO_ROOTS | paths and URLs to find datasets under, with commas | none |
+| EVAL_INGEST_DISCOVERY_SECONDS | how often the sensor looks there | 30 |
 | STUDIO_ROOT | where the catalog's Studio datasets are | gs://rslearn-eai/datasets |
 
 A file `.env` in the current folder is read too; the environment wins over it.
@@ -47,6 +48,8 @@ class Settings:
     weka_endpoint_url: str | None = None
     studio_roots: tuple[str, ...] = ()
     """Paths and URLs under which datasets are looked for."""
+    discovery_seconds: int = 30
+    """How often Dagster's sensor looks."""
     variables: Mapping[str, str] = field(default_factory=dict, repr=False)
     """Every variable, for `${VAR:-default}` in catalog sources."""
 
@@ -62,14 +65,17 @@ class Settings:
         def text(name: str) -> str | None:
             return variables.get(name, "").strip() or None
 
-        workers = text("EVAL_INGEST_WORKERS")
-        if workers is not None and not (workers.isdigit() and int(workers) > 0):
-            raise SettingsError(f"EVAL_INGEST_WORKERS={workers!r} must be a number from 1 up")
+        def count(name: str) -> int | None:
+            value = text(name)
+            if value is not None and not (value.isdigit() and int(value) > 0):
+                raise SettingsError(f"{name}={value!r} must be a number from 1 up")
+            return None if value is None else int(value)
+
         gib = text("EVAL_INGEST_CACHE_GIB")
         return cls(
             eval_root=text(EVAL_ROOT_VARIABLE) or DEFAULT_EVAL_ROOT,
             catalog=text("EVAL_INGEST_CATALOG"),
-            workers=int(workers) if workers else _cores(),
+            workers=count("EVAL_INGEST_WORKERS") or _cores(),
             engine=text("EVAL_INGEST_ENGINE") or "auto",
             cache=text("EVAL_INGEST_CACHE") or DEFAULT_CACHE,
             cache_gib=_gib(gib) if gib else DEFAULT_CACHE_GIB,
@@ -79,6 +85,7 @@ class Settings:
                 for root in (text("EVAL_INGEST_STUDIO_ROOTS") or "").split(",")
                 if root.strip()
             ),
+            discovery_seconds=count("EVAL_INGEST_DISCOVERY_SECONDS") or cls.discovery_seconds,
             variables=MappingProxyType(variables),
         )
 

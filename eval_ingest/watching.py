@@ -2,14 +2,19 @@
 
 import os
 from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from enum import StrEnum
+from functools import partial
+from pathlib import PurePath
 
+from eval_ingest.background import Background
 from eval_ingest.core.fingerprint import fingerprint
 from eval_ingest.core.resolved import ResolvedConfig
 from eval_ingest.core.spec import DatasetSpec, name_from
-from eval_ingest.errors import ConfigError, EvalIngestError, StoreError
-from eval_ingest.pipeline import check_storage, read_config_files
+from eval_ingest.errors import ConfigError, EvalIngestError, SourceError, StoreError
+from eval_ingest.indexing import WindowFilter, selected
+from eval_ingest.pipeline import check_storage, groups_to_read, read_config_files
 from eval_ingest.settings import Settings
 from eval_ingest.store.atomic import read_json
 from eval_ingest.store.catalog import read_catalog
@@ -17,8 +22,13 @@ from eval_ingest.store.layout import EvalRoot
 from eval_ingest.store.registry import read_metadata
 from eval_ingest.store.uri import resolve_eval_root
 from eval_ingest.studio.config import resolve
-from eval_ingest.studio.discovery import MAX_DEPTH, Found, find_datasets
-from eval_ingest.studio.source import open_source
+from eval_ingest.studio.discovery import MAX_DEPTH, SAMPLE, Found, find_datasets, spread
+from eval_ingest.studio.source import Source, WindowFiles, WindowReader, open_source
+from eval_ingest.studio.window import not_there_yet
+from eval_ingest.studio.window import read_metadata as read_window_metadata
+
+Find = Callable[[str, int], Iterable[Found]]
+Looks = Background[str, list[Found]]
 
 
 @dataclass(frozen=True)
@@ -29,11 +39,18 @@ class Sighting:
     found: Found
     in_catalog: bool
     """True: the spec is the catalog's; False: it is its name and source."""
+    problem: str = ""
+    """What is wrong with the catalog's spec, where that can't be read."""
 
     @property
     def name(self) -> str:
         """The dataset's name."""
         return self.spec.name
+
+    @property
+    def version(self) -> str:
+        """Changes with the source, as far as `Found.fingerprint` sees it, and with the spec."""
+        return fingerprint(self.found.fingerprint, self.spec, self.problem)
 
 
 @dataclass
@@ -52,6 +69,8 @@ class State(StrEnum):
     NEW = "new"
     REGISTERED = "registered"
     CHANGED = "changed"
+    UNFINISHED = "unfinished"
+    """New or changed, but so many windows lack layers that it is probably still being written."""
     NOT_INGESTABLE = "not ingestable"
 
 
@@ -61,29 +80,63 @@ class Judgement:
 
     state: State
     reason: str = ""
-    """Why it is not ingestable."""
+    """Why it is not ingestable, or what is unfinished."""
     config: ResolvedConfig | None = None
+    stamp: str = ""
+    """New or changed: of the dataset and of the files of some windows. While it changes, the
+    dataset is still being written."""
 
 
 def survey(
     roots: Iterable[str],
     settings: Settings,
     max_depth: int = MAX_DEPTH,
-    find: Callable[[str, int], Iterable[Found]] = find_datasets,
+    find: Find = find_datasets,
+    looks: Looks | None = None,
+    timeout_s: float | None = None,
 ) -> Survey:
-    """Look for datasets under some roots; one that is down is told, and the others go on."""
+    """Look for datasets under some roots at once; one that is down is told, the others go on.
+
+    Args:
+        roots: paths and URLs, in which `${VAR}` is expanded.
+        settings: say where catalog and eval root are.
+        max_depth: levels of folders below a root.
+        find: finds the datasets under one root.
+        looks: takes looks that last longer than the timeout, to be had in a later survey.
+        timeout_s: a root that takes longer counts as down; default: it is waited for.
+
+    Raises:
+        StoreError: the catalog can't be read, so that no dataset has a sure name.
+    """
+    looks = Background() if looks is None else looks
+    work = {root: partial(_look, root, settings, max_depth, find) for root in dict.fromkeys(roots)}
+    done = looks.outcomes(work, timeout_s)
     result = Survey()
     found: dict[str, Found] = {}
-    for root in dict.fromkeys(roots):
+    for root in work:
+        if root not in done:
+            result.down[root] = (
+                f"the root {root} has not answered yet; "
+                "if that stays so, check the network or the mount"
+            )
+            continue
         try:
-            for dataset in find(settings.expand(root), max_depth):
+            for dataset in done[root].result():
                 found.setdefault(_plain(dataset.url), dataset)
         except EvalIngestError as error:
             result.down[root] = str(error)
-    # A spec that can't be read hides its dataset's name, not the dataset.
-    catalog = read_catalog(settings, broken={})
-    result.sightings = sorted(_named(found, catalog, settings), key=lambda s: s.name)
+    broken: dict[str, EvalIngestError] = {}
+    catalog = read_catalog(settings, broken)
+    for path, problem in broken.items():
+        if not path.endswith((".yaml", ".yml")):
+            raise problem  # the folder itself: every dataset of it would be taken for new
+    named = _named(found, catalog, settings, {PurePath(p).stem: str(e) for p, e in broken.items()})
+    result.sightings = sorted(named, key=lambda s: s.name)
     return result
+
+
+def _look(root: str, settings: Settings, max_depth: int, find: Find) -> list[Found]:
+    return list(find(settings.expand(root), max_depth))
 
 
 def _plain(url: str) -> str:
@@ -92,9 +145,15 @@ def _plain(url: str) -> str:
 
 
 def _named(
-    found: Mapping[str, Found], catalog: Mapping[str, DatasetSpec], settings: Settings
+    found: Mapping[str, Found],
+    catalog: Mapping[str, DatasetSpec],
+    settings: Settings,
+    broken: Mapping[str, str],
 ) -> list[Sighting]:
-    """Give names: the catalog's, else the folder's, else with the folder above it."""
+    """Give names: the catalog's, else the folder's, else with the folder above it.
+
+    A spec that can't be read (`broken`, by name) keeps its name: a person is to mend it.
+    """
     by_source: dict[str, list[DatasetSpec]] = {}
     for spec in catalog.values():
         try:
@@ -111,7 +170,8 @@ def _named(
             sightings += [Sighting(spec, dataset, in_catalog=True) for spec in known]
     for url, name in _new_names(list(free), set(catalog)).items():
         spec = DatasetSpec(name=name, source=free[url].url)
-        sightings.append(Sighting(spec, free[url], in_catalog=False))
+        problem = broken.get(name, "")
+        sightings.append(Sighting(spec, free[url], bool(problem), problem))
     return sightings
 
 
@@ -152,7 +212,7 @@ def _part(url: str, place: int) -> str:
 
 
 def judge(sighting: Sighting, settings: Settings) -> Judgement:
-    """What is to be done about a dataset; its configuration is read, its windows are not.
+    """What is to be done about a dataset: its configuration and some windows' files are looked at.
 
     Raises:
         StoreError: the eval root can't be reached.
@@ -166,6 +226,8 @@ def judge(sighting: Sighting, settings: Settings) -> Judgement:
         if same and whole:
             return Judgement(State.REGISTERED, config=metadata.config)
     try:
+        if sighting.problem:
+            raise ConfigError(sighting.problem)
         if not sighting.found.windows:
             raise ConfigError(
                 f"{sighting.found.url} holds no windows; expected windows/<group>/<window>"
@@ -174,8 +236,68 @@ def judge(sighting: Sighting, settings: Settings) -> Judgement:
         files = read_config_files(source, sighting.spec, settings)
         config = resolve(files, sighting.spec)
         check_storage(source, config)
+        inside = look_inside(sighting, source, config)
     except StoreError:
         raise
     except EvalIngestError as error:
         return Judgement(State.NOT_INGESTABLE, str(error))
-    return Judgement(State.NEW if metadata is None else State.CHANGED, config=config)
+    if len(inside.lacking) > sighting.spec.max_invalid_fraction * inside.looked_at:
+        window, lacks = next(iter(inside.lacking.items()))
+        reason = (
+            f"{len(inside.lacking)} of {inside.looked_at} windows looked into are not complete, "
+            f"such as {window}: {lacks}; it may still be being written, and is taken when it is "
+            "complete"
+        )
+        return Judgement(State.UNFINISHED, reason, config, inside.stamp)
+    state = State.NEW if metadata is None else State.CHANGED
+    return Judgement(state, config=config, stamp=inside.stamp)
+
+
+@dataclass(frozen=True)
+class Inside:
+    """A look into some windows of a dataset."""
+
+    stamp: str
+    """Changes with the dataset's fingerprint and with any file of the windows looked into."""
+    looked_at: int
+    """Windows that the dataset's configuration selects."""
+    lacking: dict[str, str]
+    """`group/name` of the incomplete ones to what they lack."""
+
+
+def look_inside(sighting: Sighting, source: Source, config: ResolvedConfig) -> Inside:
+    """List the files of up to SAMPLE windows of the groups that an ingest would read.
+
+    Raises:
+        SpecError: the spec names a group that isn't there.
+        SourceError: the source can't be listed.
+    """
+    sample = sighting.found.sample
+    groups = groups_to_read(sighting.spec, config, sorted(sample), source.url)
+    places = spread([(group, name) for group in groups for name in sample[group]], SAMPLE)
+    with ThreadPoolExecutor(8, thread_name_prefix="look_inside") as pool:
+        windows = list(pool.map(lambda at: source.window(at[0], at[1], config.layer_names), places))
+    incomplete = [window for window in windows if not_there_yet(window, config)]
+    lacking = {
+        window.key: not_there_yet(window, config)
+        for window, reader in source.readers(incomplete, whole=False)
+        if _is_wanted(window, reader, sighting.spec, config)
+    }
+    return Inside(
+        fingerprint(sighting.found.fingerprint, [window.listed for window in windows]),
+        len(windows) - len(incomplete) + len(lacking),
+        lacking,
+    )
+
+
+def _is_wanted(
+    window: WindowFiles, reader: WindowReader, spec: DatasetSpec, config: ResolvedConfig
+) -> bool:
+    """False for windows that an ingest passes over, by their tags or time."""
+    try:
+        metadata = read_window_metadata(reader, window)
+    except SourceError:
+        return True  # it has gone or changed since it was listed
+    if metadata is None:
+        return True
+    return WindowFilter.of(spec).wants(metadata) and selected(config, window, metadata)

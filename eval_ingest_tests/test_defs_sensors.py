@@ -2,22 +2,28 @@
 
 import json
 import shutil
-from collections.abc import Callable, Iterator
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import dagster as dg
 import pytest
 from dagster._core.definitions.sensor_definition import SensorExecutionData
 
+from eval_ingest import pipeline
+from eval_ingest.background import Background
 from eval_ingest.definitions import build_defs
-from eval_ingest.defs import sensors
+from eval_ingest.defs import gcs, sensors
+from eval_ingest.defs.cursor import Cursor, Seen, Step
 from eval_ingest.defs.resources import build_resources
-from eval_ingest.defs.sensors import Cursor
-from eval_ingest.errors import SourceError
+from eval_ingest.errors import InvalidWindowsError, SourceError
 from eval_ingest.pipeline import STAGES
 from eval_ingest.settings import Settings
+from eval_ingest.store.catalog import add_spec, find_spec
 from eval_ingest.store.layout import EvalRoot
 from eval_ingest.store.registry import read_registry
+from eval_ingest.studio.discovery import Found, find_datasets
 from eval_ingest_tests.servers import gcs_server
 
 Tick = Callable[..., SensorExecutionData]
@@ -42,6 +48,7 @@ class Ticks:
             repository_def=repository,
             resources=build_resources(self.settings),
         ) as context:
+            context.log.addHandler(_Lines(self.log))
             data = sensor.evaluate_tick(context)
         self.cursor = data.cursor or self.cursor
         for request in data.dynamic_partitions_requests or ():
@@ -55,10 +62,42 @@ class Ticks:
         job = build_defs(self.settings).resolve_job_def("ingest_studio_dataset")
         return [
             job.execute_in_process(
-                instance=self.instance, partition_key=request.partition_key, raise_on_error=False
+                instance=self.instance,
+                partition_key=request.partition_key,
+                tags=request.tags,
+                raise_on_error=False,
             ).success
             for request in data.run_requests or ()
         ]
+
+    def until_asked(self, success: bool = True) -> list[dg.RunRequest]:
+        """Two ticks, and the runs that the second asks for; they must end as said.
+
+        They are ingests without Dagster's job, whose pictures take seconds, but with its records.
+        """
+        first = self()
+        requests = list((first if first.run_requests else self()).run_requests or ())
+        for request in requests:
+            spec = find_spec(self.settings, str(request.partition_key))
+            try:
+                pipeline.ingest(pipeline.open_job(spec, self.settings))
+            except InvalidWindowsError:
+                assert not success
+                self.leave(request, dg.DagsterRunStatus.FAILURE)
+            else:
+                assert success
+                self.leave(request, dg.DagsterRunStatus.SUCCESS)
+        return requests
+
+    def leave(self, request: dg.RunRequest, status: dg.DagsterRunStatus) -> dg.DagsterRun:
+        """Leave the run of a request in some status."""
+        job = build_defs(self.settings).resolve_job_def("ingest_studio_dataset")
+        tags = {**request.tags, "dagster/partition": str(request.partition_key)}
+        return self.instance.create_run_for_job(job, tags=tags, status=status)
+
+    def log_of(self, text: str) -> list[str]:
+        """What the ticks have logged with a text in it."""
+        return [line for line in self.log if text in line]
 
 
 @pytest.fixture
@@ -81,6 +120,7 @@ def test_a_new_dataset_is_registered_without_any_reload(
     small: Path, root: Path, ticks: Ticks
 ) -> None:
     shutil.copytree(small, root / "Nice Crops")
+    assert "nice_crops is new, and waits for a second look" in (ticks().skip_message or "")
     data = ticks()
     (request,) = data.run_requests or ()
     assert request.partition_key == "nice_crops"
@@ -98,47 +138,161 @@ def test_an_unchanged_dataset_is_left_alone_and_a_changed_one_is_asked_for_again
     small: Path, root: Path, ticks: Ticks
 ) -> None:
     shutil.copytree(small, root / "crops")
-    first = ticks()
-    assert not (second := ticks()).run_requests
-    assert second.skip_message == "1 datasets found, nothing new or changed"
-    ticks.run(first)
-    assert not ticks().run_requests
+    (old,) = ticks.until_asked()
+    assert ticks().skip_message == "1 datasets found; nothing new or changed"
+    assert Cursor.parse(ticks.cursor).seen["crops"].step is Step.REGISTERED
     windows = sorted((root / "crops" / "windows").glob("*/*"))
     shutil.rmtree(windows[0])
-    third = ticks()
-    (old,), (new,) = first.run_requests or (), third.run_requests or ()
+    assert "crops is changed" in (ticks().skip_message or "")
+    (new,) = ticks.until_asked()
     assert new.partition_key == "crops" and new.run_key != old.run_key
     assert new.tags["eval_ingest/state"] == "changed"
-    assert not third.dynamic_partitions_requests
     assert not ticks().run_requests
+
+
+def test_a_dataset_is_not_taken_while_it_is_being_copied(
+    small: Path, root: Path, ticks: Ticks
+) -> None:
+    files = sorted(path.relative_to(small) for path in small.rglob("*") if path.is_file())
+    # As a copy that makes every folder first and then fills them: the worst case.
+    for file in files:
+        (root / "crops" / file.parent).mkdir(parents=True, exist_ok=True)
+    for part in range(4):  # a tick after each quarter of the files
+        for file in files[part::4]:
+            shutil.copy(small / file, root / "crops" / file)
+        assert not ticks().run_requests
+    (request,) = ticks().run_requests or ()
+    assert request.partition_key == "crops"
+
+
+def test_what_is_prepared_but_not_materialised_is_told_and_taken_when_complete(
+    small: Path, root: Path, ticks: Ticks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(small, root / "crops")
+    markers = sorted(root.glob("crops/windows/*/*/layers/label_raster/completed"))
+    for marker in markers:
+        marker.unlink()
+    for _ in range(3):
+        told = ticks().skip_message or ""
+        assert "10 of 10 windows looked into are not complete" in told
+        assert "label: label_raster not completed" in told
+    monkeypatch.setattr(sensors, "STUCK_S", 0)  # an hour later a run is to say all about it
+    assert len(ticks().run_requests or ()) == 1
+    monkeypatch.undo()
+    ticks.cursor = None
+    assert not ticks().run_requests
+    for marker in markers:
+        marker.touch()
+    assert not ticks().run_requests
+    assert len(ticks().run_requests or ()) == 1
 
 
 def test_what_is_registered_already_is_not_ingested_again(
     small: Path, root: Path, ticks: Ticks
 ) -> None:
     shutil.copytree(small, root / "crops")
-    ticks.run(ticks())
+    ticks.until_asked()
     ticks.cursor = None  # lost, or reset on the page
+    assert not ticks().run_requests
     assert not ticks().run_requests
 
 
+def test_a_failed_version_is_asked_for_again_later_and_later(
+    small: Path, root: Path, ticks: Ticks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(small, root / "crops")
+    rasters = sorted(root.glob("crops/windows/*/*/layers/label_raster/*/geotiff.tif"))
+    contents = [path.read_bytes() for path in rasters]
+    for path in rasters:
+        path.write_bytes(b"no raster")
+    (first,) = ticks.until_asked(success=False)
+    told = ticks().skip_message or ""
+    assert "crops: its last ingest failed: see run" in told and "tried again at" in told
+    assert len(ticks.log_of("tried again")) == 1
+    assert not ticks().run_requests
+    assert len(ticks.log_of("tried again")) == 1  # told once, seen in each tick
+    ticks.cursor = None  # doesn't make it run in circles either
+    assert not ticks().run_requests
+    for path, content in zip(rasters, contents, strict=True):
+        path.write_bytes(content)  # no listing of folders shows this
+    monkeypatch.setattr(sensors, "RETRY_S", 0)
+    (second,) = ticks.until_asked()
+    assert second.run_key != first.run_key
+    assert second.tags[sensors.VERSION_TAG] == first.tags[sensors.VERSION_TAG]
+    assert not ticks().run_requests
+    assert Cursor.parse(ticks.cursor).told == {}
+
+
+def test_waiting_times_double_up_to_a_day() -> None:
+    waits = [sensors._Runs(False, count).next_try for count in (1, 2, 3, 8, 2000)]
+    assert waits == [600, 1200, 2400, 76_800, 86_400]
+
+
+def test_a_spec_that_a_person_mends_makes_a_failed_dataset_run_at_once(
+    small: Path, root: Path, ticks: Ticks
+) -> None:
+    shutil.copytree(small, root / "crops")
+    for path in sorted(root.glob("crops/windows/*/*/layers/label_raster/*/geotiff.tif"))[:4]:
+        path.write_bytes(b"no raster")
+    ticks.until_asked(success=False)
+    spec = find_spec(ticks.settings, "crops")
+    add_spec(ticks.settings, spec.model_copy(update={"max_invalid_fraction": 0.5}))
+    (again,) = ticks.until_asked()
+    assert again.partition_key == "crops"
+
+
+def test_a_cancelled_run_is_not_asked_for_again(small: Path, root: Path, ticks: Ticks) -> None:
+    shutil.copytree(small, root / "crops")
+    ticks()
+    (request,) = ticks().run_requests or ()
+    ticks.leave(request, dg.DagsterRunStatus.CANCELED)
+    for _ in range(3):
+        assert not ticks().run_requests
+
+
+def test_a_dataset_that_somebody_is_ingesting_waits(small: Path, root: Path, ticks: Ticks) -> None:
+    shutil.copytree(small, root / "crops")
+    run = ticks.leave(
+        dg.RunRequest(partition_key="crops", tags={"eval_ingest/dataset": "crops"}),
+        dg.DagsterRunStatus.STARTED,
+    )
+    for _ in range(3):
+        assert "crops is new, and waits for the run going on" in (ticks().skip_message or "")
+    ticks.instance.report_run_failed(run)
+    assert len(ticks().run_requests or ()) == 1
+
+
 def test_a_folder_that_can_not_be_ingested_is_told_once_and_taken_when_mended(
-    small: Path, root: Path, ticks: Ticks, caplog: pytest.LogCaptureFixture
+    small: Path, root: Path, ticks: Ticks
 ) -> None:
     shutil.copytree(small, root / "crops")
     shutil.copytree(small, root / "broken")
     good = (root / "broken" / "model.yaml").read_text()
     (root / "broken" / "model.yaml").write_text("data: [unclosed")
-    first = ticks()
-    assert [r.partition_key for r in first.run_requests or ()] == ["crops"]
+    assert [r.partition_key for r in ticks.until_asked()] == ["crops"]
     told = Cursor.parse(ticks.cursor).told
     assert "model.yaml" in told[str(root / "broken")]
-    second = ticks()
-    assert "model.yaml" in (second.skip_message or "")  # still to be seen in the tick
+    assert "model.yaml" in (ticks().skip_message or "")  # still to be seen in the tick
     assert Cursor.parse(ticks.cursor).told == told
+    assert len(ticks.log_of("model.yaml")) == 1
     (root / "broken" / "model.yaml").write_text(good)
-    assert [r.partition_key for r in ticks().run_requests or ()] == ["broken"]
+    assert [r.partition_key for r in ticks.until_asked()] == ["broken"]
     assert Cursor.parse(ticks.cursor).told == {}
+
+
+def test_a_spec_with_a_typo_is_told_and_not_overwritten(
+    small: Path, root: Path, ticks: Ticks
+) -> None:
+    shutil.copytree(small, root / "crops")
+    spec = Path(ticks.settings.eval_root) / "catalog" / "crops.yaml"
+    spec.parent.mkdir(parents=True)
+    text = f"name: crops\nsource: {root}/crops\nspilts: {{strategy: random}}\n"
+    spec.write_text(text)
+    for _ in range(3):
+        assert "did you mean splits?" in (ticks().skip_message or "")
+    assert spec.read_text() == text
+    spec.write_text(text.replace("spilts", "splits"))
+    assert len(ticks.until_asked()) == 1
 
 
 def test_problems_are_logged_once(root: Path) -> None:
@@ -151,6 +305,10 @@ def test_problems_are_logged_once(root: Path) -> None:
     for reason in ("down", "down", "still down, otherwise"):
         cursor.tell(log, "gs://a", reason)
     assert lines == ["down", "still down, otherwise"]
+    cursor.seen = {
+        "a": Seen("v", Step.REGISTERED),
+        "b": Seen("v", Step.WAITING, "stamp", 1_700_000_000, 3),
+    }
     assert Cursor.parse(cursor.dump()) == cursor
     assert Cursor.parse("not json") == Cursor.parse("[]") == Cursor()
 
@@ -170,21 +328,53 @@ def test_a_root_that_is_down_does_not_stop_the_others(
 ) -> None:
     shutil.copytree(small, root / "crops")
     roots = (str(tmp_path / "gone"), str(root))
-    ticks.settings = Settings(eval_root=ticks.settings.eval_root, workers=2, studio_roots=roots)
-    assert [r.partition_key for r in ticks().run_requests or ()] == ["crops"]
+    ticks.settings = replace(ticks.settings, studio_roots=roots)
+    assert [r.partition_key for r in ticks.until_asked()] == ["crops"]
     assert "does not exist" in Cursor.parse(ticks.cursor).told[roots[0]]
     assert "does not exist" in (ticks().skip_message or "")
 
 
-def test_a_slow_tick_goes_on_in_the_next(
+def test_a_root_that_never_answers_does_not_stop_the_others(
     small: Path, root: Path, ticks: Ticks, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name in ("a", "b"):
+    shutil.copytree(small, root / "crops")
+    hung, looks = threading.Event(), []
+
+    def find(where: str, depth: int) -> Iterable[Found]:
+        if where == "gs://hangs":
+            looks.append(where)
+            hung.wait(60)
+        return find_datasets(where, depth)
+
+    monkeypatch.setattr(sensors, "find", find)
+    monkeypatch.setattr(sensors, "ROOTS_S", 0.5)
+    ticks.settings = replace(ticks.settings, studio_roots=("gs://hangs", str(root)))
+    assert [r.partition_key for r in ticks.until_asked()] == ["crops"]
+    assert "gs://hangs has not answered yet" in (ticks().skip_message or "")
+    assert len(looks) == 1  # and one thread waits, not one a tick
+    hung.set()
+
+
+def test_a_slow_tick_goes_on_in_the_next_with_those_it_has_not_seen(
+    small: Path, root: Path, ticks: Ticks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("a", "b", "c"):
         shutil.copytree(small, root / name)
-    monkeypatch.setattr(sensors, "BUDGET_S", -1.0)
-    assert not ticks().run_requests
-    monkeypatch.setattr(sensors, "BUDGET_S", 30.0)
-    assert len(ticks().run_requests or ()) == 2
+    monkeypatch.setattr(sensors, "AT_ONCE", 1)
+    monkeypatch.setattr(sensors, "BUDGET_S", 0.0)
+    real = Background.outcomes
+    monkeypatch.setattr(
+        Background, "outcomes", lambda self, work, timeout_s: real(self, work, None)
+    )
+    order = []
+    for _ in range(6):
+        data = ticks()
+        assert "2 more datasets are looked at in the next tick" in str(data.skip_message) or (
+            data.run_requests
+        )
+        seen = Cursor.parse(ticks.cursor)
+        order.append(next(n for n, found in seen.seen.items() if found.tick == seen.tick))
+    assert order == ["a", "b", "c"] * 2
 
 
 def test_an_eval_root_out_of_reach_is_told(small: Path, root: Path, ticks: Ticks) -> None:
@@ -196,11 +386,12 @@ def test_an_eval_root_out_of_reach_is_told(small: Path, root: Path, ticks: Ticks
 
 
 def test_the_sensor_runs_where_there_are_roots() -> None:
-    running = sensors.discovery_sensor(("gs://bucket",))
-    stopped = sensors.discovery_sensor(())
+    running = sensors.discovery_sensor(Settings(studio_roots=("gs://bucket",)))
+    stopped = sensors.discovery_sensor(Settings(discovery_seconds=300))
     assert running.default_status is dg.DefaultSensorStatus.RUNNING
     assert stopped.default_status is dg.DefaultSensorStatus.STOPPED
-    assert running.minimum_interval_seconds == 60
+    assert running.minimum_interval_seconds == 30
+    assert stopped.minimum_interval_seconds == 300
 
 
 def test_without_roots_it_says_what_to_set(ticks: Ticks) -> None:
@@ -209,21 +400,19 @@ def test_without_roots_it_says_what_to_set(ticks: Ticks) -> None:
 
 
 def test_a_dataset_dropped_into_a_bucket_is_ingested(
-    small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    small: Path, ticks: Ticks, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with gcs_server() as server, dg.instance_for_test() as instance:
+    with gcs_server() as server:
         for key, value in server.environment.items():
             monkeypatch.setenv(key, value)
-        settings = Settings(
-            eval_root=str(tmp_path / "evals"), workers=2, studio_roots=(f"{server.url}/datasets",)
-        )
-        ticks = Ticks(instance, settings)
+        ticks.settings = replace(ticks.settings, studio_roots=(f"{server.url}/datasets",))
         assert "does not exist or is empty" in (ticks().skip_message or "")
         server.upload(small, "datasets/team/new_crops")
+        assert not ticks().run_requests
         data = ticks()
         assert [r.partition_key for r in data.run_requests or ()] == ["new_crops"]
         assert ticks.run(data) == [True]
-        assert list(read_registry(EvalRoot(tmp_path / "evals"))) == ["new_crops"]
+        assert list(read_registry(EvalRoot(Path(ticks.settings.eval_root)))) == ["new_crops"]
         assert "nothing new" in (ticks().skip_message or "")
 
 
@@ -233,7 +422,7 @@ def test_a_bucket_that_refuses_is_told_in_one_line(monkeypatch: pytest.MonkeyPat
             raise RuntimeError("403 no\nmore lines")
 
     with pytest.raises(SourceError, match=r"403 no; check the URL") as told:
-        sensors.GcsLister(Refusing(), "bucket", "folder")([""])
+        gcs.GcsLister(Refusing(), "bucket", "folder")([""])
     assert "\n" not in str(told.value)
 
 

@@ -208,7 +208,7 @@ def test_a_bucket_is_looked_through_like_a_folder(
         url = server.upload(root, "roots")
         found = list(find_datasets(url))
         assert {f.url.removeprefix(url): f.groups for f in found} == expected
-        from eval_ingest.defs.sensors import gcs_lister
+        from eval_ingest.defs.gcs import gcs_lister
 
         lister = gcs_lister(url)
         assert lister is not None

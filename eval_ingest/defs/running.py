@@ -18,6 +18,9 @@ from eval_ingest.store.catalog import find_spec
 # DataVersion is the very thing that a fingerprint is, and it has been "in beta" since 2023.
 warnings.filterwarnings("ignore", category=dg.BetaWarning, module=r"eval_ingest\.defs")
 
+DATASET_TAG = "eval_ingest/dataset"
+"""On every run that works on a dataset: front doors have no partition to be found by."""
+
 
 class StageRun(NamedTuple):
     """A stage's outcome, and the job that it was a part of."""
@@ -41,6 +44,8 @@ def run_stage(
     with as_failure(name):
         spec = find_spec(settings, name)
         add_partition(context.instance, name)
+        if DATASET_TAG not in context.run.tags:
+            context.instance.add_run_tags(context.run.run_id, {DATASET_TAG: name})
         progress = LogProgress(context.log, stage)
         job = pipeline.open_job(spec, settings, progress=progress)
         with pipeline.dataset_lock(job):

@@ -2,31 +2,46 @@
 
 What belongs here: what Dagster is asked to do about a dataset. What doesn't: finding datasets
 (studio/discovery.py) and judging them (watching.py).
+
+A dataset is asked for when two looks in a row found it the same: folder, configuration, and the
+files of some windows. So one that is being copied waits for its last file, and a whole one waits
+for a single tick. A version whose run failed is asked for again after ten minutes, then twenty,
+and so on up to a day, since what was wrong may be mended where no listing shows it.
 """
 
-import json
-import logging
 import time
-from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from functools import partial
 
 import dagster as dg
+from dagster._core.storage.dagster_run import NOT_FINISHED_STATUSES
+from dagster._core.storage.tags import PARTITION_NAME_TAG
 
+from eval_ingest.background import Background
 from eval_ingest.defs.assets import STAGE_ASSETS
+from eval_ingest.defs.cursor import Cursor, Seen, Step
+from eval_ingest.defs.gcs import find
 from eval_ingest.defs.partitions import studio_datasets
-from eval_ingest.errors import EvalIngestError, SourceError
-from eval_ingest.objects.reading import Entry
+from eval_ingest.defs.running import DATASET_TAG
+from eval_ingest.errors import EvalIngestError
 from eval_ingest.settings import Settings
 from eval_ingest.store.catalog import add_spec
-from eval_ingest.studio.discovery import Found, find_datasets
-from eval_ingest.watching import Sighting, State, judge, survey
+from eval_ingest.watching import Judgement, Looks, Sighting, State, judge, survey
 
 NAME = "studio_discovery"
-INTERVAL_S = 60
-BUDGET_S = 30.0
+BUDGET_S = 40.0
 """A tick begins nothing new after this long: Dagster stops ticks after 60 s by default."""
+ROOTS_S = 25.0
+"""Roots that haven't answered by then are told; their answer is taken in a later tick."""
+AT_ONCE = 16
+"""Datasets that are looked at at the same time."""
+STUCK_S = 3600
+"""What is unfinished and has not changed for so long is asked for, so that a run says what is
+wrong with it."""
+RETRY_S = 600
+MAX_RETRY_S = 86_400
+VERSION_TAG = "eval_ingest/version"
 
 ingest_studio_dataset = dg.define_asset_job(
     "ingest_studio_dataset",
@@ -34,47 +49,25 @@ ingest_studio_dataset = dg.define_asset_job(
     description="All five stages of a dataset that was found under a watched root.",
 )
 
-
-@dataclass
-class Cursor:
-    """What earlier ticks have seen and told."""
-
-    seen: dict[str, str] = field(default_factory=dict)
-    """Dataset to the fingerprint that was last asked to be ingested, or found to be."""
-    told: dict[str, str] = field(default_factory=dict)
-    """Folder that can't be ingested, or root that is down, to the reason as it was told."""
-
-    @classmethod
-    def parse(cls, text: str | None) -> "Cursor":
-        """The cursor of the last tick; an unreadable one begins anew, since run keys protect."""
-        try:
-            values = json.loads(text or "{}")
-            return cls(dict(values.get("seen", {})), dict(values.get("told", {})))
-        except (ValueError, TypeError, AttributeError):
-            return cls()
-
-    def dump(self) -> str:
-        """As Dagster keeps it."""
-        return json.dumps({"seen": self.seen, "told": self.told}, sort_keys=True)
-
-    def tell(self, log: logging.Logger, where: str, reason: str) -> None:
-        """Log a problem, once."""
-        if self.told.get(where) != reason:
-            self.told[where] = reason
-            log.warning(reason)
+# Kept between ticks: a look that lasts longer than a tick is had in a later one.
+_roots: Looks = Background()
+_datasets: Background[tuple[str, str, str], Judgement] = Background()
 
 
-def discovery_sensor(roots: Sequence[str]) -> dg.SensorDefinition:
+def discovery_sensor(settings: Settings) -> dg.SensorDefinition:
     """The sensor; it runs from the start where there are roots to look at."""
-    status = dg.DefaultSensorStatus.RUNNING if roots else dg.DefaultSensorStatus.STOPPED
+    running = bool(settings.studio_roots)
 
     @dg.sensor(
         name=NAME,
         job=ingest_studio_dataset,
-        minimum_interval_seconds=INTERVAL_S,
-        default_status=status,
+        minimum_interval_seconds=settings.discovery_seconds,
+        default_status=dg.DefaultSensorStatus.RUNNING
+        if running
+        else dg.DefaultSensorStatus.STOPPED,
         description=(
-            "Finds datasets under EVAL_INGEST_STUDIO_ROOTS, and ingests what is new or changed."
+            "Looks for datasets under EVAL_INGEST_STUDIO_ROOTS, and ingests what is new or changed "
+            "and no longer being written. What can't be ingested is told in the tick's log."
         ),
     )
     def studio_discovery(
@@ -91,127 +84,193 @@ def discovery_sensor(roots: Sequence[str]) -> dg.SensorDefinition:
 
 
 def look(context: dg.SensorEvaluationContext, settings: Settings) -> dg.SensorResult:
-    """One tick: find, judge what isn't known in this version, and ask for runs."""
+    """One tick: find, judge what isn't settled in this version, and ask for runs."""
     deadline = time.monotonic() + BUDGET_S
     cursor = Cursor.parse(context.cursor)
-    found = survey(settings.studio_roots, settings, find=find)
-    problems = dict(found.down)
-    wanted: list[tuple[Sighting, State]] = []
-    unknown = [s for s in found.sightings if cursor.seen.get(s.name) != s.found.fingerprint]
-    left = 0
-    for sighting in unknown:
+    cursor.tick += 1
+    found = survey(settings.studio_roots, settings, find=find, looks=_roots, timeout_s=ROOTS_S)
+    tick = _Tick(context, settings, cursor, dict(found.down))
+    pending = [sighting for sighting in found.sightings if tick.is_pending(sighting)]
+    pending.sort(key=tick.turn)
+    left = len(pending)
+    for start in range(0, len(pending), AT_ONCE):
+        batch = pending[start : start + AT_ONCE]
+        work = {_key(sighting): partial(judge, sighting, settings) for sighting in batch}
+        done = _datasets.outcomes(work, max(deadline - time.monotonic(), 0.0))
+        for sighting in batch:
+            if _key(sighting) in done:
+                tick.decide(sighting, done[_key(sighting)].result())
+                left -= 1
         if time.monotonic() > deadline:
-            left += 1
-            continue
-        judgement = judge(sighting, settings)
-        if judgement.state is State.NOT_INGESTABLE:
-            problems[sighting.found.url] = f"{sighting.found.url}: {judgement.reason}"
-            continue
-        if judgement.state is not State.REGISTERED:
-            wanted.append((sighting, judgement.state))
-        cursor.seen[sighting.name] = sighting.found.fingerprint
-    if not left:  # what is all right again is told again when it fails anew
-        cursor.told = {where: told for where, told in cursor.told.items() if where in problems}
-    for where, reason in problems.items():
-        cursor.tell(context.log, where, reason)
+            break
     if left:
-        context.log.info(f"{left} more datasets are looked at in the next tick")
-    return _result(context, settings, cursor, wanted, problems, len(found.sightings))
+        tick.notes.append(f"{left} more datasets are looked at in the next tick")
+    else:  # what is all right again is told again when it fails anew
+        cursor.told = {at: told for at, told in cursor.told.items() if at in tick.problems}
+    for where, reason in tick.problems.items():
+        cursor.tell(context.log, where, reason)
+    return tick.result(len(found.sightings))
 
 
-def _result(
-    context: dg.SensorEvaluationContext,
-    settings: Settings,
-    cursor: Cursor,
-    wanted: Sequence[tuple[Sighting, State]],
-    problems: dict[str, str],
-    n_found: int,
-) -> dg.SensorResult:
-    for sighting, state in wanted:
+def _key(sighting: Sighting) -> tuple[str, str, str]:
+    return sighting.name, sighting.found.url, sighting.version
+
+
+class _Tick:
+    """What one tick finds out and asks for."""
+
+    def __init__(
+        self,
+        context: dg.SensorEvaluationContext,
+        settings: Settings,
+        cursor: Cursor,
+        problems: dict[str, str],
+    ) -> None:
+        self.context = context
+        self.settings = settings
+        self.cursor = cursor
+        self.problems = problems
+        """Root, folder or dataset to what is wrong with it."""
+        self.notes: list[str] = []
+        self.requests: list[dg.RunRequest] = []
+
+    def is_pending(self, sighting: Sighting) -> bool:
+        """True if a dataset has to be looked at; False if there is nothing to do, or not yet."""
+        seen = self.cursor.seen.get(sighting.name)
+        if seen is None or seen.version != sighting.version:
+            return True
+        if seen.step is Step.REGISTERED:
+            return False
+        if seen.step is not Step.REQUESTED:
+            return True
+        runs = self._runs(sighting)
+        # A person who cancels a run doesn't want it back.
+        return not (runs.going_on or runs.cancelled)
+
+    def turn(self, sighting: Sighting) -> int:
+        """Whom a tick looked at longest ago comes first, so that a slow one starves no other."""
+        seen = self.cursor.seen.get(sighting.name)
+        return 0 if seen is None else seen.tick
+
+    def decide(self, sighting: Sighting, judgement: Judgement) -> None:
+        """Ask for a run, wait for another look, or tell why neither."""
+        name, version = sighting.name, sighting.version
+        old = self.cursor.seen.get(name)
+        same = old is not None and old.version == version and old.stamp == judgement.stamp
+        now = int(time.time())
+        since = old.since if old is not None and same else now
+        seen = Seen(version, Step.TOLD, judgement.stamp, since, self.cursor.tick)
+        runs = self._runs(sighting)
+        match judgement.state:
+            case State.REGISTERED:
+                seen = replace(seen, step=Step.REGISTERED)
+            case State.NOT_INGESTABLE:
+                self.problems[sighting.found.url] = f"{sighting.found.url}: {judgement.reason}"
+            case State.UNFINISHED if now - since < STUCK_S:
+                self.problems[sighting.found.url] = f"{sighting.found.url}: {judgement.reason}"
+            case _ if runs.going_on:
+                seen = replace(seen, step=Step.WAITING)
+                self.notes.append(f"{name} is {judgement.state}, and waits for the run going on")
+            case _ if runs.count and now < runs.next_try:
+                seen = replace(seen, step=Step.REQUESTED)
+                self.problems[name] = runs.told(name)
+            case _ if not same:
+                seen = replace(seen, step=Step.WAITING)
+                self.notes.append(
+                    f"{name} is {judgement.state}, and waits for a second look: "
+                    "it may still be being written"
+                )
+            case _:
+                seen = replace(seen, step=Step.REQUESTED)
+                self._request(sighting, judgement.state, runs)
+        self.cursor.seen[name] = seen
+
+    def _request(self, sighting: Sighting, state: State, runs: "_Runs") -> None:
         if not sighting.in_catalog:
-            add_spec(settings, sighting.spec)  # from here on, stage assets know the dataset
-        context.log.info(
-            f"{sighting.name} is {state}: {sighting.found.url} "
-            f"({sighting.found.windows} windows); its ingest is requested"
+            add_spec(self.settings, sighting.spec)  # from here on, stage assets know the dataset
+        self.requests.append(
+            dg.RunRequest(
+                # One run per version and try, should this tick be cut off and done again.
+                run_key=f"{sighting.name}:{sighting.version}:{runs.count + 1}",
+                partition_key=sighting.name,
+                tags={
+                    VERSION_TAG: sighting.version,
+                    "eval_ingest/source": sighting.found.url[:255],
+                    "eval_ingest/state": str(state),
+                },
+            )
         )
-    partitions = str(studio_datasets.name)
-    names = [sighting.name for sighting, _ in wanted]
-    new = [name for name in names if not context.instance.has_dynamic_partition(partitions, name)]
-    skipped = None
-    if not wanted:
-        lines = [f"{n_found} datasets found, nothing new or changed"]
-        skipped = "; ".join([*lines, *problems.values()])
-    return dg.SensorResult(
-        run_requests=[_request(sighting, state) for sighting, state in wanted],
-        dynamic_partitions_requests=[studio_datasets.build_add_request(new)] if new else [],
-        skip_reason=skipped,
-        cursor=cursor.dump(),
-    )
+        again = f" for the {runs.count + 1}. time" if runs.count else ""
+        self.context.log.info(
+            f"{sighting.name} is {state}: {sighting.found.url} "
+            f"({sighting.found.windows} windows); its ingest is requested{again}"
+        )
 
+    def _runs(self, sighting: Sighting) -> "_Runs":
+        return _runs_of(self.context.instance, sighting.name, sighting.version)
 
-def _request(sighting: Sighting, state: State) -> dg.RunRequest:
-    return dg.RunRequest(
-        # One run per version of a dataset, however often it is asked for.
-        run_key=f"{sighting.name}:{sighting.found.fingerprint}",
-        partition_key=sighting.name,
-        tags={
-            "eval_ingest/source": sighting.found.url[:255],
-            "eval_ingest/state": str(state),
-        },
-    )
-
-
-def find(root: str, max_depth: int) -> Iterable[Found]:
-    """Datasets under a root: gs:// through dagster-gcp, where there are credentials for it."""
-    lister = gcs_lister(root) if root.startswith("gs://") else None
-    return find_datasets(root, max_depth, lister)
-
-
-def gcs_lister(root: str) -> "GcsLister | None":
-    """Lists a bucket with dagster-gcp's resource; None where it needs credentials we lack."""
-    # Four seconds to import: the code location has to load without it.
-    from dagster_gcp.gcs import GCSResource
-    from google.auth.exceptions import GoogleAuthError
-
-    try:
-        client = GCSResource().get_client()
-    except (GoogleAuthError, OSError):
-        return None  # a public bucket, perhaps: gcsfs asks without credentials
-    bucket, _, folder = root.removeprefix("gs://").strip("/").partition("/")
-    return GcsLister(client, bucket, folder)
+    def result(self, n_found: int) -> dg.SensorResult:
+        """What Dagster is to do."""
+        partitions = str(studio_datasets.name)
+        names = [str(request.partition_key) for request in self.requests]
+        known = set(self.context.instance.get_dynamic_partitions(partitions))
+        new = [name for name in names if name not in known]
+        for note in self.notes:
+            self.context.log.info(note)
+        skipped = None
+        if not self.requests:
+            lines = [f"{n_found} datasets found"]
+            lines += self.notes or ["nothing new or changed"]
+            skipped = "; ".join([*lines, *self.problems.values()])
+        return dg.SensorResult(
+            run_requests=self.requests,
+            dynamic_partitions_requests=[studio_datasets.build_add_request(new)] if new else [],
+            skip_reason=skipped,
+            cursor=self.cursor.dump(),
+        )
 
 
 @dataclass(frozen=True)
-class GcsLister:
-    """Lists folders of a bucket level by level, several at a time."""
+class _Runs:
+    """What has become of a dataset's runs."""
 
-    client: Any
-    """A google.cloud.storage.Client."""
-    bucket: str
-    folder: str
+    going_on: bool
+    """Some run of the dataset, whoever began it, isn't over."""
+    count: int
+    """Runs of this version."""
+    last_id: str = ""
+    last_status: dg.DagsterRunStatus | None = None
+    last_end: float = 0.0
 
-    def __call__(self, folders: Sequence[str]) -> list[list[Entry]]:
-        with ThreadPoolExecutor(16, thread_name_prefix="discovery") as pool:
-            return list(pool.map(lambda folder: list(self._list(folder)), folders))
+    @property
+    def cancelled(self) -> bool:
+        return self.last_status is dg.DagsterRunStatus.CANCELED
 
-    def _list(self, folder: str) -> Iterator[Entry]:
-        prefix = "".join(f"{part}/" for part in (self.folder, folder) if part)
-        try:
-            listed: Any = self.client.list_blobs(
-                self.bucket, prefix=prefix, delimiter="/", timeout=20
-            )
-            for blob in listed:
-                if blob.name != prefix:
-                    yield Entry(self._relative(blob.name), blob.size or 0, f"crc32c:{blob.crc32c}")
-            for found in sorted(listed.prefixes):
-                yield Entry(self._relative(found), 0, "", folder=True)
-        except Exception as error:  # google-cloud's and requests' errors have no common root
-            raise SourceError(
-                f"source gs://{self.bucket}/{self.folder}: listing {folder or 'it'} failed: "
-                f"{type(error).__name__}: {str(error).splitlines()[0][:200]}; "
-                "check the URL, the network and your credentials "
-                "(gcloud auth application-default login)"
-            ) from error
+    @property
+    def next_try(self) -> float:
+        """Seconds since 1970."""
+        return self.last_end + float(min(RETRY_S * 2 ** min(self.count - 1, 10), MAX_RETRY_S))
 
-    def _relative(self, name: str) -> str:
-        return name.removeprefix(f"{self.folder}/" if self.folder else "").rstrip("/")
+    def told(self, name: str) -> str:
+        """Why nothing is asked for now."""
+        what = "failed"
+        if self.last_status is dg.DagsterRunStatus.SUCCESS:
+            what = "went well but did not register this version"
+        return (
+            f"{name}: its last ingest {what}: see run {self.last_id[:8]}; it is tried again at "
+            f"{datetime.fromtimestamp(self.next_try, UTC):%Y-%m-%d %H:%M} UTC, or when you run it"
+        )
+
+
+def _runs_of(instance: dg.DagsterInstance, name: str, version: str) -> _Runs:
+    going_on = any(
+        instance.get_runs_count(dg.RunsFilter(statuses=NOT_FINISHED_STATUSES, tags={tag: name}))
+        for tag in (PARTITION_NAME_TAG, DATASET_TAG)
+    )
+    ours = dg.RunsFilter(tags={PARTITION_NAME_TAG: name, VERSION_TAG: version})
+    count = instance.get_runs_count(ours)
+    if not count:
+        return _Runs(going_on, 0)
+    (last,) = instance.get_run_records(ours, limit=1)
+    end = last.end_time or last.update_timestamp.timestamp()
+    return _Runs(going_on, count, last.dagster_run.run_id, last.dagster_run.status, end)

@@ -7,6 +7,7 @@ listings of one level each.
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 from eval_ingest.core.fingerprint import fingerprint
 from eval_ingest.errors import SourceError, SourceNotFoundError
@@ -17,11 +18,14 @@ from eval_ingest.studio.source import CONFIG_FILES
 MAX_DEPTH = 4
 MAX_FOLDERS = 20_000
 """A root with more folders than this, beside those in datasets, is a mistake."""
+SAMPLE = 24
+"""So many windows of a group are known by name, for a look into them."""
 
 _WATCHED_FILES = (*CONFIG_FILES, "model.yaml", "olmoearth_run.yaml")
 _EVAL_ROOT_FILE = "registry.json"
 """Below an eval root there are datasets too, but they are copies."""
 
+Item = TypeVar("Item")
 Lister = Callable[[Sequence[str]], list[list[Entry]]]
 """What lies right below each of some folders, whose paths are relative to the root."""
 
@@ -38,6 +42,8 @@ class Found:
     """
     groups: dict[str, int] = field(compare=False)
     """Number of window folders by group."""
+    sample: dict[str, tuple[str, ...]] = field(compare=False)
+    """Up to SAMPLE windows by group, the first and the last by name among them."""
 
     @property
     def windows(self) -> int:
@@ -108,14 +114,29 @@ def _look_at(root: str, folder: str, names: dict[str, Entry], ls: Lister) -> Fou
     [entries] = ls([windows])
     groups = [e for e in entries if e.folder and not _last(e).startswith(".")]
     found: dict[str, int] = {}
+    sample: dict[str, tuple[str, ...]] = {}
     facts: list[tuple[str, ...]] = []
     for group, inside in zip(groups, ls([group.name for group in groups]), strict=True):
         listed = sorted(_last(e) for e in inside if e.folder and not _last(e).startswith("."))
         found[_last(group)] = len(listed)
+        sample[_last(group)] = tuple(spread(listed, SAMPLE))
         facts.append((_last(group), fingerprint(listed)))
     files = [(n, names[n].size, names[n].version) for n in _WATCHED_FILES if n in names]
     url = f"{root.rstrip('/')}/{folder}" if folder else root
-    return Found(url, fingerprint("source", files, sorted(facts)), dict(sorted(found.items())))
+    return Found(
+        url, fingerprint("source", files, sorted(facts)), dict(sorted(found.items())), sample
+    )
+
+
+def spread(items: Sequence[Item], most: int) -> list[Item]:
+    """At most so many items, spread evenly, the first and the last among them.
+
+    >>> spread("abcdefg", 3)
+    ['a', 'd', 'g']
+    """
+    if len(items) <= most:
+        return list(items)
+    return [items[k * (len(items) - 1) // (most - 1)] for k in range(most)]
 
 
 def _last(entry: Entry) -> str:

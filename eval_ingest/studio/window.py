@@ -158,6 +158,47 @@ def read_metadata(source: WindowReader, files: WindowFiles) -> WindowMetadata | 
         return None
 
 
+def choose_reads(files: WindowFiles, part: InputPart, what: str) -> list[tuple[str, int]]:
+    """The item groups (layer, number) that rslearn would read for an input.
+
+    Where it would pick one of several at random, the first is taken. `what` names the input.
+    """
+    available: list[tuple[str, int]] = []
+    lacking: list[str] = []
+    for read in part.reads:
+        completed = files.completed(read.layer)
+        if read.item_group is None:
+            # rslearn insists on item group 0 and then takes all that are completed.
+            if 0 in completed:
+                available += [(read.layer, item_group) for item_group in completed]
+            else:
+                lacking.append(read.layer)
+        elif read.item_group in completed:
+            available.append((read.layer, read.item_group))
+        else:
+            lacking.append(read.specifier)
+    if lacking and (part.stack or not available):
+        if not part.required:
+            return []
+        raise _Unreadable("layer_not_completed", f"{what}: {', '.join(lacking)} not completed")
+    return available if part.stack else available[:1]
+
+
+def not_there_yet(files: WindowFiles, config: ResolvedConfig) -> str:
+    """What a window lacks as far as its list of files tells; "" if nothing."""
+    if "metadata.json" not in files.by_path:
+        return "metadata.json is not there"
+    try:
+        for modality in config.modalities:
+            for part in modality.parts:
+                choose_reads(files, part, modality.name)
+        if not choose_reads(files, config.label.part, "label"):
+            return "no label layer is completed"
+    except _Unreadable as stop:
+        return stop.problem.detail
+    return ""
+
+
 @dataclass
 class _WindowReader:
     source: WindowReader
@@ -184,7 +225,7 @@ class _WindowReader:
         stack: list[_Raster] = []
         times: list[Interval | None] = []
         for part in modality.parts:
-            for layer, item_group in self._choose(part, modality.name):
+            for layer, item_group in choose_reads(self.files, part, modality.name):
                 raster, stamps = self._raster(
                     self.config.layer(layer), item_group, modality.bands, grid
                 )
@@ -195,31 +236,6 @@ class _WindowReader:
         pixels = _assemble(stack, np.dtype(modality.dtype))
         known = [time for time in times if time is not None]
         return ModalitySample(pixels, known if len(known) == len(times) else None)
-
-    def _choose(self, part: InputPart, what: str) -> list[tuple[str, int]]:
-        """The item groups that rslearn would read for an input.
-
-        Where it would pick one of several at random, the first is taken.
-        """
-        available: list[tuple[str, int]] = []
-        lacking: list[str] = []
-        for read in part.reads:
-            completed = self.files.completed(read.layer)
-            if read.item_group is None:
-                # rslearn insists on item group 0 and then takes all that are completed.
-                if 0 in completed:
-                    available += [(read.layer, item_group) for item_group in completed]
-                else:
-                    lacking.append(read.layer)
-            elif read.item_group in completed:
-                available.append((read.layer, read.item_group))
-            else:
-                lacking.append(read.specifier)
-        if lacking and (part.stack or not available):
-            if not part.required:
-                return []
-            raise _Unreadable("layer_not_completed", f"{what}: {', '.join(lacking)} not completed")
-        return available if part.stack else available[:1]
 
     def _raster(
         self, layer: Layer, item_group: int, bands: Sequence[str], grid: Grid
@@ -340,7 +356,7 @@ class _WindowReader:
         """The target, without padding: (H, W) or scalar."""
         label = self.config.label
         task = self.config.task
-        chosen = self._choose(label.part, "label")
+        chosen = choose_reads(self.files, label.part, "label")
         if not chosen:
             raise _Unreadable("label_missing", "no label layer is completed")
         if task.kind.per_pixel:

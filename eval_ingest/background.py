@@ -1,0 +1,53 @@
+"""Waiting for several things at once, but not for ever."""
+
+import threading
+import time
+from collections.abc import Callable, Hashable, Mapping
+from concurrent.futures import Future, wait
+from typing import Generic, TypeVar
+
+Key = TypeVar("Key", bound=Hashable)
+Value = TypeVar("Value")
+
+
+class Background(Generic[Key, Value]):
+    """Work by key, each in a thread of its own, so that what hangs holds up nothing else.
+
+    What isn't done in time goes on, and its outcome is had by asking for the same key again.
+    The threads are daemons: a mount that never answers doesn't keep a process alive.
+    """
+
+    def __init__(self) -> None:
+        self._begun: dict[Key, tuple[float, Future[Value]]] = {}
+
+    def outcomes(
+        self, work: Mapping[Key, Callable[[], Value]], timeout_s: float | None
+    ) -> dict[Key, Future[Value]]:
+        """Begin what isn't under way yet, wait, and return what is done: a value or an error."""
+        for key, call in work.items():
+            if key not in self._begun:
+                self._begun[key] = (time.monotonic(), _start(call))
+        asked = {key: self._begun[key][1] for key in work}
+        wait(asked.values(), timeout_s)
+        done = {key: future for key, future in asked.items() if future.done()}
+        for key in done:
+            del self._begun[key]
+        return done
+
+    def seconds(self, key: Key) -> float:
+        """How long something has been under way; 0 if it isn't."""
+        begun = self._begun.get(key)
+        return 0.0 if begun is None else time.monotonic() - begun[0]
+
+
+def _start(call: Callable[[], Value]) -> "Future[Value]":
+    future: Future[Value] = Future()
+
+    def run() -> None:
+        try:
+            future.set_result(call())
+        except BaseException as error:
+            future.set_exception(error)
+
+    threading.Thread(target=run, name="eval_ingest_background", daemon=True).start()
+    return future
