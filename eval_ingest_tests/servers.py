@@ -15,7 +15,7 @@ from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote, urlsplit
+from urllib.parse import parse_qs, unquote, urlsplit
 
 BUCKET = "studio-bucket"
 
@@ -62,6 +62,7 @@ class ObjectServer:
 @contextmanager
 def gcs_server() -> Iterator[ObjectServer]:
     """gcp-storage-emulator, made to answer several requests at a time."""
+    from gcp_storage_emulator.exceptions import NotFound
     from gcp_storage_emulator.handlers import buckets
     from gcp_storage_emulator.server import RequestHandler
     from gcp_storage_emulator.storage import Storage
@@ -83,9 +84,29 @@ def gcs_server() -> Iterator[ObjectServer]:
 
             def locked() -> None:
                 with Handler.lock:  # it keeps everything in plain dicts
-                    found()
+                    if self._as_expected():
+                        found()
 
             return locked
+
+        def _as_expected(self) -> bool:
+            """Answer 412 where an upload's ifGenerationMatch isn't met: the emulator ignores it."""
+            parts = urlsplit(self.path)
+            query = parse_qs(parts.query)
+            match = re.match(r"/upload/storage/v1/b/([^/]+)/o", parts.path)
+            if match is None or "ifGenerationMatch" not in query:
+                return True
+            try:
+                now = storage.get_file_obj(unquote(match[1]), query["name"][0])["generation"]
+            except NotFound:
+                now = "0"
+            if now == query["ifGenerationMatch"][0]:
+                return True
+            self.rfile.read(int(self.headers.get("Content-Length") or 0))
+            self.send_response(412)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+            return False
 
     storage = MemoryStorage(use_memory_fs=True)
     buckets.create_bucket(BUCKET, storage)
@@ -99,12 +120,20 @@ def gcs_server() -> Iterator[ObjectServer]:
 
 @contextmanager
 def s3_server() -> Iterator[ObjectServer]:
-    """moto's S3."""
+    """moto's S3, answering one request at a time: its objects don't bear two."""
     import boto3
     from moto.server import ThreadedMotoServer
 
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
+    running: Any = server._server
+    lock, app = threading.Lock(), running.app
+
+    def one_at_a_time(environ: Any, start_response: Any) -> list[bytes]:
+        with lock:
+            return [b"".join(app(environ, start_response))]
+
+    running.app = one_at_a_time
     host, port = server.get_host_and_port()
     address = f"http://{host}:{port}"
     environment = {

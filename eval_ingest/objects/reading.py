@@ -74,6 +74,8 @@ class Objects:
     kind = "source"
     """What lies at the URL, for messages."""
     error: type[EvalIngestError] = SourceError
+    changed: type[EvalIngestError] = SourceError
+    """What is raised where an object isn't any more what was listed."""
     google_role = "Storage Object Viewer"
     rights = "list and read"
 
@@ -320,7 +322,7 @@ class Objects:
         """Find out whether the object has changed, or didn't arrive whole."""
         now = self._entry(await self._ask("info", path))
         if (now.size, now.version) != (listed.size, listed.version):
-            raise self.error(
+            raise self.changed(
                 f"{self.url}/{listed.name} has changed since it was listed "
                 f"({listed.size} bytes, {listed.version}; now {now.size} bytes, {now.version}); "
                 "run again when the source is still: only what changed is read anew"

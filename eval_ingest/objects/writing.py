@@ -1,0 +1,345 @@
+"""A folder of objects that is written as well: eval roots.
+
+An object is put whole or not at all, under a condition where two writers could meet: S3's If-Match
+and If-None-Match, Google's ifGenerationMatch. Other file systems of fsspec have none; there the
+object is looked at just before it is written.
+"""
+
+import asyncio
+import base64
+import contextlib
+import glob
+import hashlib
+import json
+import os
+import secrets
+from collections.abc import Coroutine, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from eval_ingest.errors import IntegrityError, StoreError
+from eval_ingest.objects.faults import Conflict, Truncated, is_conflict
+from eval_ingest.objects.reading import Entry, Objects, Result, crc32c_text
+
+PART_BYTES = 32 << 20
+"""Of one request of a large download."""
+PARTS_AHEAD = 4
+DELETED_AT_ONCE = 1000
+"""What S3 takes in one request."""
+
+
+class Changed(StoreError):
+    """An object was written while it was being read."""
+
+
+class WritableObjects(Objects):
+    """The objects of an eval root; safe to use from several threads."""
+
+    kind = "eval root"
+    error = StoreError
+    changed = Changed
+    google_role = "Storage Object User"
+    rights = "list, read, write and delete in"
+
+    def _cure_of_url(self, error: Exception) -> str:
+        if self.url.startswith("weka://") and not isinstance(error, ImportError):
+            return (
+                "set WEKA_ENDPOINT_URL to the address of Weka's S3, or OLMOEARTH_EVAL_DATASETS "
+                "to a folder or URL, such as OLMOEARTH_EVAL_DATASETS=$HOME/evals"
+            )
+        return super()._cure_of_url(error)
+
+    @property
+    def _dialect(self) -> str:
+        """How conditions are said: `s3`, `gs`, or not at all."""
+        protocol = self._fs.protocol
+        known = {protocol} if isinstance(protocol, str) else set(protocol)
+        return next((name for name in ("s3", "gs") if name in known), "")
+
+    # ---------------------------------------------------------------------------- small objects
+
+    async def stat(self, name: str) -> Entry | None:
+        """An object as it is now, or None."""
+        path = self.path(name)
+        try:
+            info = await self._retrying(f"looking at {name}", lambda: self._ask("info", path))
+        except FileNotFoundError:
+            return None
+        entry = self._entry(info)
+        return None if entry.folder else entry
+
+    async def read_current(self, name: str, entry: Entry | None = None) -> tuple[Entry, bytes]:
+        """An object as it is now, with its bytes.
+
+        Args:
+            name: the object.
+            entry: what was just seen of it.
+
+        Raises:
+            FileNotFoundError: there is none.
+            StoreError: it can't be read.
+        """
+        for _ in range(5):
+            entry = entry or await self.stat(name)
+            if entry is None:
+                raise FileNotFoundError(name)
+            try:
+                return entry, await self.read(name, entry)
+            except Changed:
+                entry = None  # written at this very moment
+        raise self.error(f"{self.kind} {self.url}: {name} changes all the time; run again")
+
+    async def put(self, name: str, data: bytes) -> Entry:
+        """Write an object, whatever was there.
+
+        Raises:
+            StoreError: it can't be written.
+        """
+        try:
+            return await self._put(name, data, None)
+        except FileNotFoundError as error:
+            raise self._no_bucket(error) from error
+
+    async def create(self, name: str, data: bytes) -> Entry:
+        """Write an object that must not exist.
+
+        Raises:
+            Conflict: it exists, with other content.
+            StoreError: it can't be written.
+        """
+        return await self._conditionally(name, data, Entry(name, 0, ""))
+
+    async def replace(self, entry: Entry, data: bytes) -> Entry:
+        """Write an object that must be as it was seen.
+
+        Raises:
+            Conflict: it isn't.
+            StoreError: it can't be written.
+        """
+        return await self._conditionally(entry.name, data, entry)
+
+    async def _conditionally(self, name: str, data: bytes, seen: Entry) -> Entry:
+        try:
+            return await self._put(name, data, seen)
+        except (Conflict, FileNotFoundError) as error:
+            if not seen.token and isinstance(error, FileNotFoundError):
+                raise self._no_bucket(error) from error
+            # The write may have been ours: its answer was lost, and it was tried again.
+            try:
+                entry, found = await self.read_current(name)
+            except FileNotFoundError:
+                raise Conflict(f"{name} has gone") from error
+            if found == data:
+                return entry
+            raise Conflict(f"{name} was written by somebody else") from error
+
+    def _no_bucket(self, error: FileNotFoundError) -> StoreError:
+        bucket = self.url.partition("://")[2].partition("/")[0]
+        return StoreError(f"{self.kind} {self.url}: there is no bucket {bucket}; check the URL")
+
+    async def _put(self, name: str, data: bytes, seen: Entry | None) -> Entry:
+        """Put an object; `seen` is what it must be now, without a token: not there."""
+
+        async def put() -> Entry:
+            try:
+                match self._dialect:
+                    case "s3":
+                        return await self._put_s3(name, data, seen)
+                    case "gs":
+                        return await self._put_gs(name, data, seen)
+                    case _:
+                        return await self._put_plainly(name, data, seen)
+            except Exception as error:
+                if seen is not None and is_conflict(error):
+                    raise Conflict(name) from error
+                raise
+
+        return await self._retrying(f"writing {name}", put, len(data))
+
+    async def _put_s3(self, name: str, data: bytes, seen: Entry | None) -> Entry:
+        bucket, key, _ = self._fs.split_path(self.path(name))
+        condition = {}
+        if seen is not None:
+            etag = seen.token.removeprefix("etag:")
+            condition = {"IfMatch": f'"{etag}"'} if etag else {"IfNoneMatch": "*"}
+        answer = await self._fs._call_s3(
+            "put_object",
+            Bucket=bucket,
+            Key=key,
+            Body=data,
+            ContentMD5=base64.b64encode(_md5(data).digest()).decode(),
+            **condition,
+        )
+        etag = f"etag:{answer['ETag'].strip(chr(34))}"
+        return Entry(name, len(data), etag, token=etag)
+
+    async def _put_gs(self, name: str, data: bytes, seen: Entry | None) -> Entry:
+        bucket, key, _ = self._fs.split_path(self.path(name))
+        condition = {}
+        if seen is not None:
+            condition = {"ifGenerationMatch": seen.token.removeprefix("generation:") or "0"}
+        crc32c = crc32c_text(data)  # which the server compares with what arrives
+        boundary = f"=={secrets.token_hex(16)}=="
+        head = (
+            f"--{boundary}\nContent-Type: application/json; charset=UTF-8\n\n"
+            f"{json.dumps({'name': key, 'crc32c': crc32c})}\n"
+            f"--{boundary}\nContent-Type: application/octet-stream\n\n"
+        )
+        answer = await self._fs._call(
+            "POST",
+            f"{self._fs._location}/upload/storage/v1/b/{quote(bucket)}/o",
+            uploadType="multipart",
+            name=key,
+            headers={"Content-Type": f'multipart/related; boundary="{boundary}"'},
+            data=head.encode() + data + f"\n--{boundary}--".encode(),
+            json_out=True,
+            **condition,
+        )
+        entry = self._entry(self._fs._process_object(bucket, answer))
+        if entry.size != len(data) or entry.version != f"crc32c:{crc32c}":
+            raise Truncated(f"{name} arrived with {entry.size} bytes, {entry.version}")
+        return entry
+
+    async def _put_plainly(self, name: str, data: bytes, seen: Entry | None) -> Entry:
+        path = self.path(name)
+        if seen is not None:
+            now = await self._stat_once(path)
+            if (now.token if now else "") != seen.token or (now is None) != (not seen.token):
+                raise Conflict(name)
+        parent = path.rpartition("/")[0]
+        await self._ask("makedirs", parent, exist_ok=True)
+        await self._ask("pipe_file", path, data)
+        return await self._stat_once(path) or Entry(name, len(data), "")
+
+    async def _stat_once(self, path: str) -> Entry | None:
+        try:
+            return self._entry(await self._ask("info", path))
+        except FileNotFoundError:
+            return None
+
+    # ---------------------------------------------------------------------------- large objects
+
+    async def upload(self, name: str, file: Path, crc32c: str) -> Entry:
+        """Write an object from a file, in parts where it is large.
+
+        Args:
+            name: the object.
+            file: the file.
+            crc32c: of the file, as `crc32c_text` writes it.
+
+        Raises:
+            StoreError: it can't be written.
+        """
+        path, n_bytes = self.path(name), file.stat().st_size
+
+        async def send() -> Entry:
+            if not self._dialect:
+                await self._ask("makedirs", path.rpartition("/")[0], exist_ok=True)
+            more = {"max_concurrency": PARTS_AHEAD} if self._dialect == "s3" else {}
+            await self._ask("put_file", str(file), path, **more)
+            entry = self._entry(await self._ask("info", path))
+            kind, _, value = entry.version.partition(":")
+            if entry.size != n_bytes or (kind == "crc32c" and value != crc32c):
+                raise Truncated(f"{name} arrived with {entry.size} bytes, {entry.version}")
+            return entry
+
+        return await self._retrying(f"writing {name}", send, n_bytes)
+
+    async def download(self, name: str, file: Path, n_bytes: int) -> None:
+        """Write an object of known size into a file, several parts at a time.
+
+        Raises:
+            FileNotFoundError: there is no such object.
+            StoreError: it can't be read, or has another size.
+            OSError: the file can't be written.
+        """
+        path = self.path(name)
+        ahead = asyncio.Semaphore(PARTS_AHEAD)
+
+        async def part(start: int, end: int) -> None:
+            async def fetch() -> bytes:
+                data: bytes = await self._ask("cat_file", path, start=start, end=end)
+                if len(data) != end - start:
+                    await self._check_size(name, n_bytes)
+                    raise Truncated(f"{len(data)} of {end - start} bytes arrived")
+                return data
+
+            async with ahead:
+                data = await self._retrying(f"reading {name}", fetch, end - start)
+                _write_at(opened, data, start)  # into the page cache: no thread is worth it
+
+        opened = os.open(file, os.O_WRONLY)
+        try:
+            starts = range(0, n_bytes, PART_BYTES)
+            await together([part(k, min(k + PART_BYTES, n_bytes)) for k in starts])
+        finally:
+            os.close(opened)
+
+    async def _check_size(self, name: str, n_bytes: int) -> None:
+        now = self._entry(await self._ask("info", self.path(name)))
+        if now.size != n_bytes:
+            raise IntegrityError(
+                f"{self.url}/{name} has {now.size} bytes, recorded are {n_bytes}; "
+                "see eval-ingest verify"
+            )
+
+    # --------------------------------------------------------------------------------- deleting
+
+    async def delete(self, names: Sequence[str]) -> None:
+        """Delete objects; one that isn't there is as good as deleted.
+
+        Raises:
+            StoreError: one can't be deleted.
+        """
+        if self._dialect == "s3":
+            some = [names[k : k + DELETED_AT_ONCE] for k in range(0, len(names), DELETED_AT_ONCE)]
+            await together(map(self._delete_s3, some))
+        else:
+            await together(map(self._delete_one, names))
+
+    async def _delete_s3(self, names: Sequence[str]) -> None:
+        split = [self._fs.split_path(self.path(name)) for name in names]
+
+        async def call() -> None:
+            answer: dict[str, Any] = await self._fs._call_s3(
+                "delete_objects",
+                Bucket=split[0][0],
+                Delete={"Objects": [{"Key": key} for _, key, _ in split], "Quiet": True},
+            )
+            for problem in answer.get("Errors") or ():
+                if problem.get("Code") != "NoSuchKey":
+                    raise OSError(f"{problem.get('Key')}: {problem.get('Code')}")
+
+        await self._retrying(f"deleting {names[0]} and others", call)
+
+    async def _delete_one(self, name: str) -> None:
+        path = self.path(name)
+        remove = "rm_file" if self._dialect == "gs" else "rm"
+        if remove == "rm":
+            path = glob.escape(path)  # it takes patterns
+        with contextlib.suppress(FileNotFoundError):
+            await self._retrying(f"deleting {name}", lambda: self._ask(remove, path))
+
+
+async def together(work: Iterable[Coroutine[Any, Any, Result]]) -> list[Result]:
+    """All results in turn; the first error ends the others before it is raised."""
+    tasks = [asyncio.ensure_future(one) for one in work]
+    try:
+        return await asyncio.gather(*tasks)
+    except BaseException:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        raise
+
+
+def _md5(data: bytes) -> Any:
+    return hashlib.md5(data, usedforsecurity=False)
+
+
+def _write_at(opened: int, data: bytes, start: int) -> None:
+    view = memoryview(data)
+    while view:
+        written = os.pwrite(opened, view, start)
+        view, start = view[written:], start + written

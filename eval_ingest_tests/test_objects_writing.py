@@ -1,0 +1,144 @@
+"""Objects that are written: one contract for Google Cloud Storage, S3, Weka's S3 and others."""
+
+import asyncio
+from collections.abc import Iterator
+from pathlib import Path
+
+import fsspec
+import pytest
+
+from eval_ingest.errors import IntegrityError, StoreError
+from eval_ingest.objects import reading, writing
+from eval_ingest.objects.faults import Conflict
+from eval_ingest.objects.reading import crc32c_text
+from eval_ingest.objects.writing import WritableObjects
+from eval_ingest_tests.servers import BUCKET, ObjectServer, gcs_server, s3_server
+
+
+@pytest.fixture(scope="module")
+def servers() -> Iterator[dict[str, ObjectServer]]:
+    with gcs_server() as gcs, s3_server() as s3:
+        yield {"gs": gcs, "s3": s3}
+
+
+@pytest.fixture(params=["gs", "s3", "weka", "memory"])
+def objects(
+    request: pytest.FixtureRequest,
+    servers: dict[str, ObjectServer],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> Iterator[WritableObjects]:
+    """A new folder of objects."""
+    kind, folder = request.param, tmp_path.name.lower()
+    monkeypatch.setattr(reading.random, "uniform", lambda *_: 0.0)
+    if kind == "memory":
+        yield WritableObjects(f"memory://{folder}")
+        memory = fsspec.filesystem("memory")
+        if memory.exists(f"/{folder}"):
+            memory.rm(f"/{folder}", recursive=True)
+        return
+    server = servers["gs" if kind == "gs" else "s3"]
+    for key, value in server.environment.items():
+        if kind != "weka" or key != "AWS_ENDPOINT_URL":
+            monkeypatch.setenv(key, value)
+    endpoint = server.address if kind == "weka" else None
+    yield WritableObjects(f"{kind}://{BUCKET}/{folder}", endpoint=endpoint)
+
+
+def test_what_is_put_is_read_and_deleted(objects: WritableObjects) -> None:
+    run = objects.run
+    assert run(objects.stat("a/b.json")) is None
+    for data in (b"one", b"", bytes(range(256)) * 100):
+        entry = run(objects.put("a/b.json", data))
+        assert entry.size == len(data) and entry.name == "a/b.json"
+        seen, found = run(objects.read_current("a/b.json"))
+        assert (found, seen.token) == (data, entry.token)
+    run(objects.put("a/ c ü+%.txt", b"names"))
+    assert [e.name for e in sorted(run(objects.find("a")), key=lambda e: e.name)] == [
+        "a/ c ü+%.txt",
+        "a/b.json",
+    ]
+    assert all(entry.modified > 1e9 for entry in run(objects.find("a")))
+    run(objects.delete(["a/b.json", "a/ c ü+%.txt", "a/nope"]))
+    assert run(objects.find("a")) == []
+
+
+def test_of_two_writers_the_second_is_told(objects: WritableObjects) -> None:
+    run = objects.run
+    first = run(objects.create("x", b"1"))
+    with pytest.raises(Conflict):
+        run(objects.create("x", b"2"))
+    second = run(objects.replace(first, b"22"))
+    with pytest.raises(Conflict):
+        run(objects.replace(first, b"333"))
+    assert run(objects.read_current("x"))[1] == b"22"
+    run(objects.delete(["x"]))
+    with pytest.raises(Conflict):
+        run(objects.replace(second, b"4444"))
+    assert run(objects.stat("x")) is None
+
+
+def test_a_write_whose_answer_was_lost_counts(objects: WritableObjects) -> None:
+    entry = objects.run(objects.create("x", b"mine"))
+    assert objects.run(objects.create("x", b"mine")).token == entry.token
+
+
+def test_many_writers_at_once_lose_nothing(objects: WritableObjects) -> None:
+    if objects.url.startswith("memory"):
+        pytest.skip("no conditions there")
+
+    async def add(words: list[str]) -> None:
+        while words:
+            entry, data = await objects.read_current("n")
+            try:
+                await objects.replace(entry, data + words[0].encode())
+            except Conflict:
+                continue
+            words.pop(0)
+
+    async def four() -> None:
+        await asyncio.gather(*(add([f"{who}{k} " for k in range(3)]) for who in "abcd"))
+
+    objects.run(objects.create("n", b""))
+    objects.run(four())
+    expected = sorted(f"{who}{k}" for who in "abcd" for k in range(3))
+    assert sorted(objects.run(objects.read_current("n"))[1].decode().split()) == expected
+
+
+def test_files_go_up_and_come_down_in_parts(
+    objects: WritableObjects, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(writing, "PART_BYTES", 1000)
+    data = bytes(range(251)) * 30
+    source, target = tmp_path / "source", tmp_path / "target"
+    source.write_bytes(data)
+    target.touch()
+    entry = objects.run(objects.upload("samples/x.npy", source, crc32c_text(data)))
+    assert entry.size == len(data)
+    objects.run(objects.download("samples/x.npy", target, len(data)))
+    assert target.read_bytes() == data
+    with pytest.raises(IntegrityError, match=r"has 7530 bytes, recorded are 7990"):
+        objects.run(objects.download("samples/x.npy", target, 7990))
+    with pytest.raises((FileNotFoundError, StoreError)):
+        objects.run(objects.download("samples/y.npy", target, 10))
+
+
+def test_a_missing_bucket_is_told(objects: WritableObjects) -> None:
+    if objects.url.startswith("memory"):
+        pytest.skip("no buckets there")
+    scheme = objects.url.partition("://")[0]
+    other = WritableObjects(f"{scheme}://nowhere-at-all/evals", endpoint=objects._endpoint)
+    with pytest.raises(StoreError, match="there is no bucket nowhere-at-all"):
+        other.run(other.put("x", b"1"))
+    with pytest.raises(StoreError, match="there is no bucket nowhere-at-all"):
+        other.run(other.create("x", b"1"))
+
+
+def test_weka_without_mount_or_endpoint_says_what_to_set() -> None:
+    objects = WritableObjects("weka://dfive-default/evals")
+    with pytest.raises(
+        StoreError,
+        match=r"/weka/dfive-default is not mounted here, and WEKA_ENDPOINT_URL is not set; "
+        r"set WEKA_ENDPOINT_URL .* or OLMOEARTH_EVAL_DATASETS",
+    ):
+        objects.run(objects.stat("x"))
