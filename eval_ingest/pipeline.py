@@ -26,8 +26,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
+from eval_ingest.core.columns import numbers
 from eval_ingest.core.entry import CopyResult, Metadata, NormStats
 from eval_ingest.core.fingerprint import fingerprint
 from eval_ingest.core.index import INDEX_VERSION, WindowIndex
@@ -457,14 +459,11 @@ def registry_entry(
     old = read_metadata(job.layout)
     if old is not None and old.fingerprint == wanted:
         return old
-    used = splits.table["split"].to_pylist()
-    rows = [row for row, split in enumerate(used) if split != "none"]
-    taken = index.table.take(pa.array(rows, pa.int64()))
-    sizes = zip(taken["height"].to_pylist(), taken["width"].to_pylist(), strict=True)
+    sides = [numbers(index.table[name], 0)[splits.used] for name in ("height", "width")]
+    sizes = np.unique(np.column_stack(sides), axis=0).tolist()
     steps = [
-        count
+        int(numbers(index.table[f"{modality.name}.timesteps"], 0)[splits.used].max())
         for modality in job.config.modalities
-        for count in taken[f"{modality.name}.timesteps"].to_pylist()
     ]
     prints["registry_entry"] = wanted
     return Metadata(

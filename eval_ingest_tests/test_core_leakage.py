@@ -22,8 +22,11 @@ from eval_ingest.core.resolved import (
 from eval_ingest.core.spec import DatasetSpec
 from eval_ingest.core.splits import SCHEMA, SplitAssignment, assign_splits
 from eval_ingest.core.task import LabelClass, Task, TaskKind
+from eval_ingest.errors import SplitError
 
 SIDE_M = 640.0
+DEGREE_M = 111_319.5
+"""On the equator."""
 BANDS = ("B02", "B03", "B04", "B08")
 MEANS = (1100.0, 1300.0, 1400.0, 2700.0)
 
@@ -62,10 +65,9 @@ def make_index(windows: list[Window], config: ResolvedConfig | None = None) -> W
     config = config or make_config()
     rows = []
     for k, w in enumerate(windows):
-        # On the equator a degree of the equal-area grid is 96,486 m by 128,000 m.
-        west, south = w["x"] / 96486.3, w["y"] / 127_250.0
-        side_x, side_y = SIDE_M / 96486.3, SIDE_M / 127_250.0
-        box = shapely.box(west, south, west + side_x, south + side_y)
+        west, south = w["x"] / DEGREE_M, w["y"] / DEGREE_M
+        side = SIDE_M / DEGREE_M
+        box = shapely.box(west, south, west + side, south + side)
         counts = [0, 0]
         counts[w.get("class", k % 2)] = 1
         start, end = w.get("time", ("2024-01-01", "2024-12-31"))
@@ -223,16 +225,99 @@ def test_every_planted_overlap_and_no_other_is_found(planted: set[int]) -> None:
     assert found.near.count == 0
 
 
-def test_a_spatial_split_with_a_buffer_has_no_leakage() -> None:
-    windows = grid(30, 600.0)
+DAYS = st.one_of(st.none(), st.integers(1, 6))
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(
+        st.tuples(st.sampled_from(["train", "test"]), st.integers(0, 5), DAYS, DAYS),
+        min_size=2,
+        max_size=25,
+    )
+)
+def test_overlaps_in_space_and_time_are_those_of_a_loop(
+    drawn: list[tuple[str, int, int | None, int | None]],
+) -> None:
+    windows = []
+    for k, (split, place, one, other) in enumerate(drawn):
+        ends = sorted([one, other]) if one and other else [one, other]
+        times = tuple(end and f"2024-01-0{end}" for end in ends)
+        windows.append(window(f"w{k:02d}", place * 500.0, split=split, time=times))
+    same, apart = set(), set()
+    for w in windows:
+        trained = [t for t in windows if t["split"] == "train" and abs(t["x"] - w["x"]) < SIDE_M]
+        if w["split"] == "test" and trained:
+            together = any(share_a_time(w["time"], t["time"]) for t in trained)
+            (same if together else apart).add(w["name"])
+    found = leaks(windows, distance_m=0).splits["test"]
+    assert (found.overlapping.count, found.overlapping_other_time.count) == (len(same), len(apart))
+
+
+def share_a_time(a: tuple[str | None, ...], b: tuple[str | None, ...]) -> bool:
+    """Ranges that share only an end don't, but a moment does with what it is at the end of."""
+    start = max((t[0] for t in (a, b) if t[0]), default=None)
+    end = min((t[1] for t in (a, b) if t[1]), default=None)
+    if start is None or end is None:
+        return True
+    moment = any(t[0] is not None and t[0] == t[1] for t in (a, b))
+    return start <= end if moment else start < end
+
+
+def planted() -> list[Window]:
+    """A grid of windows 3 km apart, to which neighbours, overlapping ones and copies are added."""
+    windows = grid(30, 3000.0)
+    for k in range(0, 900, 30):
+        w = windows[k]
+        windows.append(window(f"near{k}", w["x"] + SIDE_M + 300, w["y"]))
+        windows.append(window(f"over{k}", w["x"] + 200, w["y"] + 100))
+        windows.append(window(f"copy{k}", w["x"], w["y"] + 200_000, digest=w["name"]))
+    return windows
+
+
+def test_every_planted_neighbour_overlap_and_copy_is_found() -> None:
+    windows = [{**w, "split": "test" if w["name"][0] in "noc" else "train"} for w in planted()]
+    found = leaks(windows).splits["test"]
+    assert (found.near.count, found.overlapping.count, found.duplicated.count) == (30, 30, 30)
+
+
+@pytest.mark.parametrize("buffer_m", [0, 1000])
+def test_a_spatial_split_has_none_of_them(buffer_m: float) -> None:
+    windows = planted()
     index = make_index(windows)
-    policy = {"strategy": "spatial", "buffer_m": 1000, "block_size_m": 3000}
+    # Blocks so small that most of what is planted lies in another one.
+    policy = {"strategy": "spatial", "buffer_m": buffer_m, "block_size_m": 500}
     spec = DatasetSpec.parse({"name": "d", "source": "x", "splits": policy}, "test")
     assignment = assign_splits(index, make_config(), spec, "fp")
-    assert min(assignment.counts().values()) > 0
+    assert min(assignment.counts().values()) > 50
+    close = "within 1000 m of" if buffer_m else "overlaps"
+    left_out = assignment.report["left_out"]
+    assert left_out[f"{close} a val or test window"] > 0
+    assert left_out["has the pixels of a val or test window"] > 0
     for found in find_leakage(index, assignment, distance_m=1000).splits.values():
         assert found.overlapping.count == 0
-        assert found.near.count == 0
+        assert found.duplicated.count == 0
+        assert found.near.count == 0 or not buffer_m
+
+
+def test_a_spatial_split_of_windows_side_by_side_leaves_none_out_without_a_buffer() -> None:
+    policy = {"strategy": "spatial", "block_size_m": 3200}
+    assert "none" not in assigned(grid(30, SIDE_M), **policy).values()
+
+
+def test_a_spatial_split_leaves_out_windows_of_unknown_place() -> None:
+    windows = [{**w, "unplaced": k == 7} for k, w in enumerate(grid(20, 5000.0))]
+    assert assigned(windows, strategy="spatial")["w00007"] == "none"
+
+
+def test_blocks_that_hold_everything_are_told_from_ratios_that_are_wrong() -> None:
+    for seed in range(20):
+        try:
+            assigned(grid(3, 700.0), strategy="spatial", block_size_m=1e6, seed=seed)
+        except SplitError as error:
+            assert "block_size_m" in str(error)
+            return
+    raise AssertionError("no seed puts the one block into val or test")
 
 
 def test_a_larger_split_has_a_smaller_standard_error() -> None:
@@ -254,7 +339,7 @@ def pairs_of_overlapping(count: int) -> list[Window]:
     return [window(f"w{k:04d}", (k // 2) * 5000.0 + (k % 2) * 300) for k in range(count)]
 
 
-@pytest.mark.parametrize("strategy", ["auto", "random"])
+@pytest.mark.parametrize("strategy", ["auto", "random", "stratified"])
 def test_overlapping_windows_get_into_the_same_split(strategy: str) -> None:
     splits = assigned(pairs_of_overlapping(400), strategy=strategy)
     assert set(splits.values()) == {"train", "val", "test"}
@@ -306,6 +391,39 @@ def test_where_everything_hangs_together_blocks_are_split() -> None:
     one_by_one = assigned([{**w, "unplaced": True} for w in windows])
     assert overlap_share(windows, splits) < 0.6
     assert overlap_share(windows, one_by_one) > 0.95
+
+
+@pytest.mark.parametrize("strategy", ["auto", "stratified"])
+def test_windows_of_equal_pixels_get_into_the_same_split(strategy: str) -> None:
+    windows = [window(f"w{k:04d}", k * 5000.0, digest=f"{k // 2}") for k in range(400)]
+    splits = assigned(windows, strategy=strategy)
+    assert set(splits.values()) == {"train", "val", "test"}
+    assert all(splits[f"w{k:04d}"] == splits[f"w{k + 1:04d}"] for k in range(0, 400, 2))
+
+
+def test_copies_stay_together_where_blocks_are_split() -> None:
+    windows = grid(40, 500.0)
+    for k in range(100):
+        windows[k]["digest"] = windows[-1 - k]["digest"] = f"copy {k}"
+    splits = assigned(windows, block_size_m=4000)
+    assert set(splits.values()) == {"train", "val", "test"}
+    pairs = [(windows[k]["name"], windows[-1 - k]["name"]) for k in range(100)]
+    assert all(splits[one] == splits[other] for one, other in pairs)
+
+
+def test_a_rare_class_of_overlapping_windows_moves_as_a_whole() -> None:
+    windows = [{**w, "class": int(k < 6)} for k, w in enumerate(pairs_of_overlapping(400))]
+    for seed in range(10):
+        splits = assigned(windows, strategy="stratified", seed=seed)
+        assert {splits[f"w{k:04d}"] for k in range(6)} == {"train", "val", "test"}
+        assert all(splits[f"w{k:04d}"] == splits[f"w{k + 1:04d}"] for k in range(0, 400, 2))
+
+
+@pytest.mark.parametrize("step_m", [0.0, 1.0])
+def test_windows_all_at_one_place_are_still_divided(step_m: float) -> None:
+    splits = list(assigned(grid(20, step_m)).values())
+    assert splits.count("train") > 250
+    assert min(splits.count("val"), splits.count("test")) > 10
 
 
 def test_windows_without_outline_are_split_by_their_names() -> None:

@@ -1,8 +1,11 @@
-"""Which layer names mean which modality."""
+"""Which layer names mean which modality, and which bands are alike."""
 
 import pytest
 
+from eval_ingest.core.entry import imputes
 from eval_ingest.core.modality import MODALITIES, modality_of_layer
+from eval_ingest.core.resolved import ModalityInput
+from eval_ingest_tests.test_core_leakage import make_config
 
 
 @pytest.mark.parametrize(
@@ -54,3 +57,32 @@ def test_every_layer_of_a_modality_means_it():
 def test_no_band_is_listed_twice():
     for modality in MODALITIES.values():
         assert len(set(modality.bands)) == len(modality.bands)
+
+
+def test_every_optical_band_has_a_wavelength() -> None:
+    for modality in MODALITIES.values():
+        bands = set() if modality.decibels else set(modality.bands)
+        assert modality.wavelengths_nm.keys() == bands
+
+
+@pytest.mark.parametrize(
+    ("modality", "missing", "stand_in"),
+    [
+        ("sentinel2_l2a", "B01", "B02"),
+        ("sentinel2_l2a", "B8A", "B08"),
+        ("sentinel2_l2a", "B09", "B8A"),
+        ("sentinel2_l2a", "B12", "B11"),
+        ("landsat", "B8", "B3"),
+        ("landsat", "B9", "B6"),
+        ("landsat", "B10", "B11"),
+        ("sentinel1", "vh", "vv"),
+    ],
+)
+def test_the_band_nearest_in_wavelength_stands_in_for_a_missing_one(
+    modality: str, missing: str, stand_in: str
+) -> None:
+    bands = tuple(band for band in MODALITIES[modality].bands if band != missing)
+    given = ModalityInput(
+        name=modality, bands=bands, missing_bands=(missing,), parts=(), dtype="uint16"
+    )
+    assert imputes(make_config(modalities=(given,))) == [[stand_in, missing]]

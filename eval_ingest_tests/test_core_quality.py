@@ -4,15 +4,19 @@ import json
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from eval_ingest.core.digest import pixel_digest
+from eval_ingest.core.index import WindowIndex, index_schema
 from eval_ingest.core.modality import MODALITIES
+from eval_ingest.core.norm import MOMENTS
 from eval_ingest.core.pretraining import PRETRAINING
 from eval_ingest.core.quality import quality_report
 from eval_ingest.core.resolved import InputPart, ModalityInput, ResolvedConfig
 from eval_ingest.core.spec import DatasetSpec
 from eval_ingest.core.splits import SplitAssignment, assign_splits, split_report
+from eval_ingest.core.task import Task, TaskKind
 from eval_ingest_tests.test_core_leakage import (
     MEANS,
     Window,
@@ -118,6 +122,38 @@ def test_leaks_make_a_dataset_poor() -> None:
     assert found["verdict"] == "poor"
     assert found["leakage"]["splits"]["test"]["overlapping"]["count"] >= 24
     assert len(found["leakage"]["splits"]["test"]["overlapping"]["examples"]) == 3
+
+
+def test_what_helps_against_leaks_is_said_once() -> None:
+    windows = [
+        window(f"w{k:04d}", k // 3 * 5000.0, split=("train", "val", "test")[k % 3])
+        for k in range(600)
+    ]
+    reasons = report(windows)["reasons"]
+    assert [" overlap a train window" in reason for reason in reasons].count(True) == 2
+    assert [reason for reason in reasons if "splits.strategy spatial" in reason] == reasons[:1]
+
+
+def test_windows_that_all_lie_at_one_place_may_have_placeholders_for_coordinates() -> None:
+    found = findings([{**w, "x": 0.0, "y": 0.0} for w in clean(200)])
+    assert found["one_place"]["count"] == 200
+    assert "placeholders" in found["one_place"]["text"]
+    assert len(found["one_place"]["examples"]) == 3
+    assert "spatial" not in found["leakage_overlap"]["text"]
+    assert "one_place" not in findings([{**w, "unplaced": True} for w in clean(200)])
+
+
+def test_the_error_of_a_regression_is_a_share_of_the_score() -> None:
+    task = Task(kind=TaskKind.SCALAR_REGRESSION, num_classes=1)
+    table = make_index(clean(300)).table
+    moments = [{k: [float(v)] for k, v in zip(MOMENTS, (1, n, n * n, n, n), strict=True)}
+               for n in range(300)]  # fmt: skip
+    config = make_config(task=task)
+    kind = index_schema(config).field("label.moments").type
+    table = table.append_column("label.moments", pa.array(moments, kind))
+    index = WindowIndex(table, "fp", "key")
+    found = quality_report(index, given_splits(index, clean(300)), config)
+    assert "off by up to 13 % of itself" in found["reasons"][0]  # 1 / sqrt(2 * 30)
 
 
 # ----------------------------------------------------------------------------------------- units

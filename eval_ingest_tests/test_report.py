@@ -6,6 +6,8 @@ import io
 import json
 import re
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -118,6 +120,21 @@ def test_own_colours_are_kept_and_not_given_to_others() -> None:
     first, second = class_colors(task)
     assert second == (230 / 255, 159 / 255, 0)
     assert first != second
+
+
+def test_judging_and_drawing_do_without_pandas(ingested: Ingested) -> None:
+    program = (
+        "import sys\n"
+        "from pathlib import Path\n"
+        "from eval_ingest.core.quality import quality_report\n"
+        "from eval_ingest.report.pictures import label_histogram, open_view, timeline, window_map\n"
+        "from eval_ingest.store.layout import EvalRoot\n"
+        "view = open_view(EvalRoot(Path(sys.argv[1])), sys.argv[2])\n"
+        "quality_report(view.index, view.assignment, view.metadata.config)\n"
+        "window_map(view), label_histogram(view), timeline(view)\n"
+        "assert 'pandas' not in sys.modules, 'pandas takes half a second to import'\n"
+    )
+    subprocess.run([sys.executable, "-c", program, ingested(SOME), SOME], check=True)
 
 
 # ------------------------------------------------------------------------------------------ page

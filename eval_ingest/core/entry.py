@@ -132,30 +132,18 @@ def registry_entry(metadata: Metadata, path: str) -> dict[str, Any]:
     }
 
 
-_NEAREST_BAND = {
-    "sentinel2_l2a": ("B02", "B03", "B04", "B05", "B06", "B07", "B08", "B8A", "B09", "B11", "B12"),
-    "landsat": ("B2", "B3", "B4", "B5", "B6", "B7"),
-    "sentinel1": ("vv", "vh"),
-}
-
-
 def imputes(config: ResolvedConfig) -> list[list[str]]:
     """[present band, missing band] pairs: which band stands in for one the dataset lacks.
 
-    The stand-in is the nearest present band in the order of wavelengths, else the first present.
+    The stand-in is the present band nearest in wavelength; for radar the first that is present.
     """
     pairs: list[list[str]] = []
     for modality in config.modalities:
-        spectrum = _NEAREST_BAND.get(modality.name, MODALITIES[modality.name].bands)
+        wavelengths = MODALITIES[modality.name].wavelengths_nm
         for missing in modality.missing_bands:
-            present = [band for band in spectrum if band in modality.bands] or modality.bands
-            if missing in spectrum:
-                place = spectrum.index(missing)
-                stand_in = min(
-                    present,
-                    key=lambda band: abs(spectrum.index(band) - place) if band in spectrum else 99,
-                )
-            else:
-                stand_in = present[0]
+            stand_in = min(
+                modality.bands,
+                key=lambda band: abs(wavelengths.get(band, 0) - wavelengths.get(missing, 0)),
+            )
             pairs.append([stand_in, missing])
     return pairs

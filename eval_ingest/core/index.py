@@ -11,8 +11,11 @@ from typing import Any, Self
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from eval_ingest.core.columns import codes, encoded, floats, lengths, matrix, one_array
+from eval_ingest.core.footprints import Footprints
 from eval_ingest.core.norm import MOMENTS
 from eval_ingest.core.resolved import ResolvedConfig
 from eval_ingest.core.task import TaskKind
@@ -105,16 +108,40 @@ class WindowIndex:
     @cached_property
     def valid(self) -> NDArray[np.bool_]:
         """True per valid row."""
-        return np.array([status == "valid" for status in self.table["status"].to_pylist()], bool)
+        places, values = encoded(self.table["status"])
+        known = values.to_pylist()
+        return np.asarray(places == (known.index("valid") if "valid" in known else len(known)))
 
     @cached_property
     def summary(self) -> InvalidSummary:
         """The invalid windows by reason."""
+        column = one_array(self.table["problems"])
+        rows = np.flatnonzero(lengths(column)).tolist()
         problems = [
-            [Problem(found["code"], found["detail"]) for found in row or ()]
-            for row in self.table["problems"].to_pylist()
+            [Problem(found["code"], found["detail"]) for found in column[row].as_py()]
+            for row in rows
         ]
-        return summarise(self.keys, problems)
+        return summarise([self.keys[row] for row in rows], problems, len(self))
+
+    @cached_property
+    def footprints(self) -> Footprints:
+        """The windows' outlines."""
+        return Footprints.of(self.table["geometry"])
+
+    @cached_property
+    def times(self) -> NDArray[np.float64]:
+        """Start and end of each window's time range, (N, 2) in microseconds since 1970.
+
+        NaN where unknown.
+        """
+        return np.column_stack([floats(self.table[name]) for name in ("time_start", "time_end")])
+
+    @cached_property
+    def pixel_groups(self) -> NDArray[np.int64]:
+        """A number per row that is equal where all pixels are; -1 where there are none."""
+        if "pixel_digest" not in self.table.column_names:
+            return np.full(len(self), -1, np.int64)
+        return codes(self.table["pixel_digest"])
 
     def moments(self, modality: str) -> NDArray[np.float64]:
         """Moments (N, 5, C) of a modality; zero counts where a row has none."""
@@ -126,11 +153,7 @@ class WindowIndex:
 
     def class_counts(self, num_classes: int) -> NDArray[np.int64]:
         """Pixels (segmentation) or windows (classification) per class: (N, num_classes)."""
-        counts = np.zeros((len(self), num_classes), np.int64)
-        for row, values in enumerate(self.table["label.class_counts"].to_pylist()):
-            if values:
-                counts[row] = values
-        return counts
+        return matrix(self.table["label.class_counts"], num_classes, 0, np.int64)
 
     def main_class(self, kind: TaskKind, num_classes: int) -> NDArray[np.int64]:
         """The most frequent class per row, or the quintile of the mean target for regressions.
@@ -157,11 +180,13 @@ class WindowIndex:
 
 
 def _moments_array(column: pa.ChunkedArray) -> NDArray[np.float64]:
-    rows = column.to_pylist()
-    bands = max((len(row["count"]) for row in rows if row), default=1)
-    result = np.zeros((len(rows), 5, bands))
-    result[:, 3], result[:, 4] = np.inf, -np.inf
-    for k, row in enumerate(rows):
-        if row and row["count"]:
-            result[k] = [row[name] for name in MOMENTS]
-    return result
+    structs = one_array(column)
+    fields = [pc.struct_field(structs, name) for name in MOMENTS]
+    bands = int(max(lengths(fields[0]), default=0)) or 1
+    return np.stack(
+        [
+            matrix(values, bands, {"min": np.inf, "max": -np.inf}.get(name, 0.0), np.float64)
+            for name, values in zip(MOMENTS, fields, strict=True)
+        ],
+        axis=1,
+    )

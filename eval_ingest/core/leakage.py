@@ -1,27 +1,20 @@
-"""Leakage: val and test windows that show what a train window has shown already.
-
-Overlap and distance are measured between the windows' outlines on the equal-area grid that the
-spatial split uses too, so a `buffer_m` there is a `distance_m` here.
-"""
+"""Leakage: val and test windows that show what a train window has shown already."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
-import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from eval_ingest.core.footprints import Footprints
 from eval_ingest.core.index import WindowIndex
-from eval_ingest.core.splits import Footprints, SplitAssignment, footprints, without_slivers
+from eval_ingest.core.splits import SplitAssignment
 
 DISTANCE_M = 1000.0
 """Windows nearer than this to a train window show much the same landscape."""
 
 EXAMPLES = 3
-
-_CHUNK = 4096
-"""Held-out windows compared at a time: bounds the number of pairs in memory."""
 
 
 @dataclass(frozen=True)
@@ -73,103 +66,119 @@ def find_leakage(
         distance_m: metres between outlines up to which windows are near.
     """
     splits = assignment.splits
-    outlines = footprints(index)
-    times = window_times(index)
+    outlines = index.footprints
     train = np.flatnonzero((splits == "train") & (outlines.place >= 0))
+    places = _TrainPlaces.of(outlines, index.times, train)
     found = {}
     for split in ("val", "test"):
         rows = np.flatnonzero(splits == split)
         placed = rows[outlines.place[rows] >= 0]
-        same, other = _overlaps(outlines, times, placed, train)
+        same, other = places.overlaps(placed)
         apart = np.setdiff1d(placed, np.concatenate([same[0], other[0]]))
+        near = outlines.nearest(apart, train, distance_m)
         found[split] = SplitLeakage(
             windows=len(rows),
             overlapping=_cases(index.keys, *same, "overlaps train"),
             overlapping_other_time=_cases(index.keys, *other, "overlaps, at another time, train"),
-            near=_cases(index.keys, *_near(outlines, apart, train, distance_m), "is near train"),
+            near=_cases(index.keys, *near, "is near train"),
             duplicated=_duplicates(index, splits, rows),
         )
     return Leakage(distance_m, found)
-
-
-def window_times(index: WindowIndex) -> NDArray[np.float64]:
-    """Start and end of each window's time range, (N, 2) in microseconds; NaN where unknown."""
-    columns = [
-        pc.cast(index.table[name], "int64").to_numpy().astype(np.float64)
-        for name in ("time_start", "time_end")
-    ]
-    return np.column_stack(columns)
 
 
 Pairs = tuple[NDArray[np.int64], NDArray[np.int64]]
 """Rows of held-out windows, each once and in order, and of the windows that they leak from."""
 
 
-def _overlaps(
-    outlines: Footprints,
-    times: NDArray[np.float64],
-    held_out: NDArray[np.int64],
-    train: NDArray[np.int64],
-) -> tuple[Pairs, Pairs]:
-    """Overlaps in space and time, and those in space alone."""
-    import shapely
+@dataclass(frozen=True)
+class _TrainPlaces:
+    """The train windows by outline and, within an outline, by the start of their time.
 
-    nothing = np.zeros(0, np.int64)
-    if not len(held_out) or not len(train):
-        return (nothing, nothing), (nothing, nothing)
-    order = train[np.argsort(outlines.place[train], kind="stable")]
-    shapes, first, count = np.unique(outlines.place[order], return_index=True, return_counts=True)
-    shrunk = without_slivers(outlines.shapes)
-    tree = shapely.STRtree(shrunk[shapes])
-    same: list[Pairs] = []
-    other: list[Pairs] = []
-    for start in range(0, len(held_out), _CHUNK):
-        rows = held_out[start : start + _CHUNK]
-        one, place = tree.query(shrunk[outlines.place[rows]], predicate="intersects")
-        # Each outline stands for all train windows that have it.
-        of = np.repeat(rows[one], count[place])
-        within = np.arange(len(of)) - np.repeat(
-            np.cumsum(count[place]) - count[place], count[place]
+    A place may have been taken thousands of times, in every split: so whether some train window
+    of an outline shares a time is asked once per outline, not once per window. Of those that
+    start before the asked time ends, the one that ends last is the one to look at.
+    """
+
+    outlines: Footprints
+    spans: NDArray[np.float64]
+    """Half-open time spans of all windows of the index: see `_spans`."""
+    shapes: NDArray[np.int64]
+    """Places in outlines.shapes that train windows have, sorted."""
+    first: NDArray[np.int64]
+    """Per shape, where its windows begin in `rows`."""
+    rows: NDArray[np.int64]
+    """Train windows, by shape and start."""
+    latest: NDArray[np.int64]
+    """Per place in `rows`: of its shape's windows up to there, the place of the last to end."""
+
+    @classmethod
+    def of(
+        cls, outlines: Footprints, times: NDArray[np.float64], train: NDArray[np.int64]
+    ) -> "_TrainPlaces":
+        spans = _spans(times)
+        rows = train[np.lexsort((spans[train, 0], outlines.place[train]))]
+        shapes, first, shape = np.unique(
+            outlines.place[rows], return_index=True, return_inverse=True
         )
-        against = order[np.repeat(first[place], count[place]) + within]
-        together = _same_time(times[of], times[against])
-        at_once = _first_each(of[together], against[together])
-        rest = ~np.isin(of, at_once[0])
-        same.append(at_once)
-        other.append(_first_each(of[rest], against[rest]))
-    return _joined(same), _joined(other)
+        # Ranks of the ends, raised from shape to shape: so a running maximum stays in its shape.
+        by_end = np.argsort(spans[rows, 1], kind="stable")
+        rank = np.empty(len(rows), np.int64)
+        rank[by_end] = np.arange(len(rows))
+        highest = np.maximum.accumulate(shape * len(rows) + rank) if len(rows) else rank
+        return cls(outlines, spans, shapes, first, rows, by_end[highest - shape * len(rows)])
+
+    def overlaps(self, held_out: NDArray[np.int64]) -> tuple[Pairs, Pairs]:
+        """Held-out windows that overlap train windows in space and time, or in space alone."""
+        wanted, shape = np.unique(self.outlines.place[held_out], return_inverse=True)
+        held_out = held_out[np.argsort(shape, kind="stable")]
+        number = np.bincount(shape, minlength=len(wanted))
+        begin = np.cumsum(number) - number
+        same, other = [], []
+        for one, place in self.outlines.overlaps(wanted, self.shapes):
+            # Every held-out window that has the outline, with every outline that it overlaps.
+            place = np.repeat(place, number[one])
+            within = np.arange(len(place)) - np.repeat(
+                np.cumsum(number[one]) - number[one], number[one]
+            )
+            of = held_out[np.repeat(begin[one], number[one]) + within]
+            against, together = self._at_the_time_of(of, place)
+            at_once = _first_each(of[together], against[together])
+            rest = ~np.isin(of, at_once[0])
+            same.append(at_once)
+            other.append(_first_each(of[rest], self.rows[self.first[place[rest]]]))
+        return _joined(same), _joined(other)
+
+    def _at_the_time_of(
+        self, of: NDArray[np.int64], place: NDArray[np.int64]
+    ) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+        """A train window of a shape for each window, and whether they share some time."""
+        starts, ends = self.spans[self.rows, 0], self.spans[of, 1]
+        values = np.unique(np.concatenate([starts, ends]))
+        shape = np.repeat(np.arange(len(self.first)), np.diff([*self.first, len(self.rows)]))
+        keys = shape * len(values) + np.searchsorted(values, starts)
+        wanted = place * len(values) + np.searchsorted(values, ends)
+        before = np.searchsorted(keys, wanted) - 1  # the last that starts before the window ends
+        some = before >= self.first[place]
+        against = self.rows[self.latest[np.maximum(before, 0)]]
+        return against, some & (self.spans[against, 1] > self.spans[of, 0])
 
 
-def _same_time(a: NDArray[np.float64], b: NDArray[np.float64]) -> NDArray[np.bool_]:
-    """True where time ranges share more than an end; unknown ranges may be any time."""
-    start, end = np.maximum(a[:, 0], b[:, 0]), np.minimum(a[:, 1], b[:, 1])
-    instant = (a[:, 0] == a[:, 1]) | (b[:, 0] == b[:, 1])
-    together = (start < end) | (instant & (start == end)) | np.isnan(start) | np.isnan(end)
-    return np.asarray(together)
+def _spans(times: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Half-open spans (start, end) that meet exactly where time ranges share a time.
 
-
-def _near(
-    outlines: Footprints,
-    held_out: NDArray[np.int64],
-    train: NDArray[np.int64],
-    distance_m: float,
-) -> Pairs:
-    """Held-out windows with a train window within the distance, and the nearest one."""
-    import shapely
-
-    if not len(held_out) or not len(train) or distance_m <= 0:
-        return np.zeros(0, np.int64), np.zeros(0, np.int64)
-    places, first = np.unique(outlines.place[train], return_index=True)
-    tree = shapely.STRtree(outlines.shapes[places])
-    one, place = tree.query_nearest(
-        outlines.shapes[outlines.place[held_out]], max_distance=distance_m, all_matches=False
-    )
-    return _first_each(held_out[one], train[first[place]])
+    Ranges that share an end share no time, but a moment does with every range that it is in or
+    at the end of. Unknown ends may be any time. In half microseconds, so that a moment has some
+    width.
+    """
+    spans = 2 * times
+    moment = times[:, 0] == times[:, 1]
+    spans[moment] += (-1, 1)
+    return np.where(np.isnan(spans), (-np.inf, np.inf), spans)
 
 
 def _duplicates(index: WindowIndex, splits: NDArray[np.str_], rows: NDArray[np.int64]) -> Cases:
     """Windows of one split whose pixels another split has too."""
-    digests = pixel_groups(index)
+    digests = index.pixel_groups
     split = splits[rows[0]] if len(rows) else ""
     others = np.flatnonzero((splits != split) & (splits != "none") & (digests >= 0))
     known, first = np.unique(digests[others], return_index=True)
@@ -179,21 +188,17 @@ def _duplicates(index: WindowIndex, splits: NDArray[np.str_], rows: NDArray[np.i
     return _cases(index.keys, of, against, "has the pixels of", splits)
 
 
-def pixel_groups(index: WindowIndex) -> NDArray[np.int64]:
-    """A number per row that is equal where all pixels are; -1 where there are none."""
-    if "pixel_digest" not in index.table.column_names:
-        return np.full(len(index), -1, np.int64)
-    codes = index.table["pixel_digest"].combine_chunks().dictionary_encode().indices
-    return np.asarray(codes.fill_null(-1).to_numpy(zero_copy_only=False), dtype=np.int64)
-
-
 def _first_each(of: NDArray[np.int64], against: NDArray[np.int64]) -> Pairs:
     rows, first = np.unique(of, return_index=True)
     return rows, against[first]
 
 
 def _joined(parts: list[Pairs]) -> Pairs:
-    return np.concatenate([p[0] for p in parts]), np.concatenate([p[1] for p in parts])
+    of, against = zip(*parts, strict=True) if parts else ([], [])
+    nothing = np.zeros(0, np.int64)
+    rows, partners = np.concatenate([nothing, *of]), np.concatenate([nothing, *against])
+    order = np.argsort(rows)
+    return rows[order], partners[order]
 
 
 def _cases(

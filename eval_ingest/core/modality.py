@@ -1,7 +1,8 @@
 """Modalities: their bands in order, and which rslearn layers mean which of them."""
 
 import re
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True)
@@ -16,7 +17,21 @@ class Modality:
     """rslearn layer names that mean this modality."""
     decibels: bool = False
     """True: linear power on disk, decibels for statistics and models."""
+    wavelengths_nm: Mapping[str, float] = field(default_factory=dict, compare=False)
+    """Middle of each band in nanometres; empty for radar."""
 
+
+# The MSI of Sentinel-2A, from its spectral responses (ESA).
+_SENTINEL2_NM: dict[str, float] = {
+    "B01": 443, "B02": 492, "B03": 560, "B04": 665, "B05": 704, "B06": 741,
+    "B07": 783, "B08": 833, "B8A": 865, "B09": 945, "B11": 1614, "B12": 2202,
+}  # fmt: skip
+
+# OLI and TIRS of Landsat 8 (USGS).
+_LANDSAT_NM: dict[str, float] = {
+    "B1": 443, "B2": 482, "B3": 561, "B4": 655, "B5": 865, "B6": 1609,
+    "B7": 2201, "B8": 590, "B9": 1373, "B10": 10895, "B11": 12005,
+}  # fmt: skip
 
 MODALITIES: dict[str, Modality] = {
     modality.name: modality
@@ -25,6 +40,7 @@ MODALITIES: dict[str, Modality] = {
             "sentinel2_l2a",
             ("B02", "B03", "B04", "B08", "B05", "B06", "B07", "B8A", "B11", "B12", "B01", "B09"),
             ("sentinel2", "sentinel2_l2a"),
+            wavelengths_nm=_SENTINEL2_NM,
         ),
         Modality(
             "sentinel1",
@@ -36,6 +52,7 @@ MODALITIES: dict[str, Modality] = {
             "landsat",
             ("B8", "B1", "B2", "B3", "B4", "B5", "B6", "B7", "B9", "B10", "B11"),
             ("landsat",),
+            wavelengths_nm=_LANDSAT_NM,
         ),
     )
 }

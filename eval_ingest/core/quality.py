@@ -11,19 +11,12 @@ from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from eval_ingest.core.columns import Column, codes, floats, lengths, numbers, one_array
 from eval_ingest.core.index import WindowIndex
-from eval_ingest.core.leakage import (
-    EXAMPLES,
-    Leakage,
-    find_leakage,
-    pixel_groups,
-    standard_error,
-    window_times,
-)
+from eval_ingest.core.leakage import EXAMPLES, Leakage, find_leakage, standard_error
 from eval_ingest.core.norm import BandStats, combine
 from eval_ingest.core.pretraining import PRETRAINING
 from eval_ingest.core.resolved import ModalityInput, ResolvedConfig
@@ -95,14 +88,10 @@ class _Data:
     assignment: SplitAssignment
     config: ResolvedConfig
 
-    @cached_property
-    def splits(self) -> NDArray[np.str_]:
-        return self.assignment.splits
-
-    @cached_property
+    @property
     def used(self) -> NDArray[np.int64]:
         """Rows that are in a split."""
-        return np.flatnonzero(np.isin(self.splits, SPLITS))
+        return self.assignment.used
 
     @cached_property
     def moments(self) -> dict[str, NDArray[np.float64]]:
@@ -139,8 +128,8 @@ def quality_report(
     data = _Data(index, assignment, config)
     leakage = find_leakage(index, assignment)
     findings = [
-        *_leaks(leakage),
-        *_split_sizes(assignment),
+        *_leaks(data, leakage),
+        *_split_sizes(data),
         *_classes(data),
         *_invalid(data),
         *_units(data),
@@ -169,8 +158,21 @@ def quality_report(
 # --------------------------------------------------------------------------------------- splits
 
 
-def _leaks(leakage: Leakage) -> Iterator[Finding]:
-    cure = "split by place (splits.strategy spatial, with a buffer_m)"
+def _leaks(data: _Data, leakage: Leakage) -> Iterator[Finding]:
+    places = data.index.footprints.place[data.used]
+    one_place = len(places) > 1 and bool((places == places[0]).all()) and places[0] >= 0
+    cure = "; divide by place: splits.strategy spatial with a buffer_m (--split-strategy, --buffer)"
+    if one_place:
+        yield Finding(
+            "one_place",
+            "warning",
+            len(places),
+            len(places),
+            f"all {len(places):,} windows lie at one and the same place; if their coordinates are "
+            "placeholders, overlap means nothing; if not, divide by time (window option split)",
+            data.names(data.used),
+        )
+        cure = ""
     for split, found in leakage.splits.items():
         total = found.windows
         kinds: tuple[tuple[str, Any, float | None, float, str], ...] = (
@@ -191,12 +193,13 @@ def _leaks(leakage: Leakage) -> Iterator[Finding]:
             if poor is not None and share > poor:
                 severity = "error"
             text = f"{cases.count:,} of {total:,} {split} windows {what}"
-            text += "" if severity == "note" else f"; {cure}"
+            if severity != "note":
+                text, cure = text + cure, ""  # said once
             yield Finding(f"leakage_{code}", severity, cases.count, total, text, cases.examples)
 
 
-def _split_sizes(assignment: SplitAssignment) -> Iterator[Finding]:
-    counts = assignment.counts()
+def _split_sizes(data: _Data) -> Iterator[Finding]:
+    counts = data.assignment.counts()
     total = sum(counts.values())
     for split in ("val", "test"):
         count = counts[split]
@@ -206,13 +209,16 @@ def _split_sizes(assignment: SplitAssignment) -> Iterator[Finding]:
             continue
         error = standard_error(count)
         if error > MAX_STANDARD_ERROR:
+            off = f"{100 * error:.1f} points"
+            if not data.config.task.kind.has_classes:
+                off = f"{100 * 2**0.5 * error:.0f} % of itself"
             yield Finding(
                 "small_split",
                 "error" if error > USELESS_STANDARD_ERROR else "warning",
                 count,
                 total,
-                f"{split} has {count} windows: a score on it is off by up to {100 * error:.1f} "
-                "points (one standard error) by chance; give it more windows (splits.ratios)",
+                f"{split} has {count} windows: a score on it is off by up to {off} "
+                "(one standard error) by chance; give it more windows (splits.ratios)",
             )
 
 
@@ -441,13 +447,10 @@ def _flat_bands(data: _Data) -> Iterator[Finding]:
 
 def _counted_share(data: _Data, modality: ModalityInput) -> NDArray[np.float64]:
     """Per used window the share of pixels that count: finite and, for power, positive."""
-    sides = [
-        data.index.table[name].take(data.used).to_numpy().astype(np.float64)
-        for name in ("height", "width")
-    ]
+    sides = [floats(data.index.table[name])[data.used] for name in ("height", "width")]
     if modality.pad is not None:
         sides = [np.minimum(side, modality.pad.size) for side in sides]
-    steps = data.index.table[f"{modality.name}.timesteps"].take(data.used).to_numpy()
+    steps = floats(data.index.table[f"{modality.name}.timesteps"])[data.used]
     total = sides[0] * sides[1] * steps
     counted = data.moments[modality.name][:, 0]
     if not counted.shape[1]:
@@ -482,7 +485,7 @@ def _missing_pixels(data: _Data) -> Iterator[Finding]:
                     "zero_pixels", "note", len(rows), len(data.used), text, data.names(rows)
                 )
         if not modality.required:
-            steps = data.index.table[f"{modality.name}.timesteps"].take(data.used).to_numpy()
+            steps = numbers(data.index.table[f"{modality.name}.timesteps"], 0)[data.used]
             yield from data.windows(
                 "modality_absent", data.used[steps == 0], f"{{n}} have no {modality.name}"
             )
@@ -506,7 +509,7 @@ def _labels(data: _Data) -> Iterator[Finding]:
             yield Finding("constant_label", "error", len(data.used), len(data.used), text)
     if not task.kind.per_pixel:
         return
-    invalid = pc.fill_null(data.index.table["label.invalid"].take(data.used), 0).to_numpy()
+    invalid = numbers(data.index.table["label.invalid"], 0)[data.used]
     if task.kind.has_classes:
         valid = counts.sum(axis=1)
     else:
@@ -523,7 +526,7 @@ def _labels(data: _Data) -> Iterator[Finding]:
 
 def _times(data: _Data) -> Iterator[Finding]:
     """Timesteps out of order, or of another time than the window's."""
-    wanted = window_times(data.index)
+    wanted = data.index.times
     used = np.zeros(len(data.index), bool)
     used[data.used] = True
     for modality in data.config.modalities:
@@ -554,18 +557,13 @@ def _times(data: _Data) -> Iterator[Finding]:
 
 
 def timesteps(
-    column: pa.ChunkedArray,
+    column: Column,
 ) -> tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.float64]]:
     """Row, start and end (microseconds since 1970) of every timestep of a timestamps column."""
-    lists = column.combine_chunks()
-    lengths = pc.fill_null(pc.list_value_length(lists), 0).to_numpy(zero_copy_only=False)
+    lists = one_array(column)
     steps = lists.flatten()
-    start, end = (
-        pc.cast(pc.struct_field(steps, name), "int64").to_numpy(zero_copy_only=False)
-        for name in ("start", "end")
-    )
-    rows = np.repeat(np.arange(len(lists)), lengths)
-    return rows, start.astype(np.float64), end.astype(np.float64)
+    start, end = (floats(pc.struct_field(steps, name)) for name in ("start", "end"))
+    return np.repeat(np.arange(len(lists)), lengths(lists)), start, end
 
 
 def _only(used: NDArray[np.bool_], rows: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -575,16 +573,15 @@ def _only(used: NDArray[np.bool_], rows: NDArray[np.int64]) -> NDArray[np.int64]
 
 def _duplicates(data: _Data) -> Iterator[Finding]:
     """Windows that are there twice: same place and time, or same pixels."""
-    codes = data.index.table["geometry"].combine_chunks().dictionary_encode().indices
-    place = codes.fill_null(-1).to_numpy(zero_copy_only=False).astype(np.float64)
-    keys = np.column_stack([place, np.nan_to_num(window_times(data.index), nan=-1)])[data.used]
+    place = codes(data.index.table["geometry"]).astype(np.float64)
+    keys = np.column_stack([place, np.nan_to_num(data.index.times, nan=-1)])[data.used]
     known = keys[:, 0] >= 0
     yield from data.windows(
         "duplicated_window",
         data.used[known][_repeated(keys[known])],
         "{n} repeat the place and time of another window",
     )
-    groups = pixel_groups(data.index)[data.used]
+    groups = data.index.pixel_groups[data.used]
     known = groups >= 0
     yield from data.windows(
         "duplicated_pixels",

@@ -1,40 +1,42 @@
 """Which window belongs to train, val or test.
 
 Assignment hashes (seed, window): it doesn't depend on the order in which windows are listed,
-and a new window moves no other. The exception: windows that overlap share one hash, so a new
-window that overlaps others can move those it joins together (see `_overlap_keys`).
+and a new window moves no other. The exception: windows that overlap or have the same pixels share
+one hash, so a new window can move those that it joins together (see `_joint_keys`).
 """
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from eval_ingest.core.columns import encoded
+from eval_ingest.core.footprints import Footprints, connected, equal_area
 from eval_ingest.core.index import WindowIndex
 from eval_ingest.core.resolved import ResolvedConfig, SplitSelector
 from eval_ingest.core.spec import SPLITS, DatasetSpec, SplitPolicy
 from eval_ingest.core.task import Task
 from eval_ingest.errors import SplitError
 
-SPLITS_VERSION = 2
+SPLITS_VERSION = 3
 
 NONE = "none"
 """The split of windows that are in none: invalid, not selected, or left out."""
-
-_SLIVER = 1e-3
-"""Outlines are straight lines between projected corners, so neighbours on a grid overlap by
-slivers: two windows only overlap if they still do without this share of their width."""
 
 _ALIASES = {
     "train": "train", "training": "train",
     "val": "val", "valid": "val", "validation": "val", "dev": "val",
     "test": "test", "testing": "test",
 }  # fmt: skip
+
+_MAX_HALVINGS = 8
+"""Blocks are made smaller at most this often: from 5 km to 40 m."""
 
 SCHEMA = pa.schema(
     [("group", pa.string()), ("name", pa.string()), ("split", pa.string()), ("reason", pa.string())]
@@ -51,10 +53,15 @@ class SplitAssignment:
     report: dict[str, Any]
     """Strategy, counts, class shares per split and their distance: see `split_report`."""
 
-    @property
+    @cached_property
     def splits(self) -> NDArray[np.str_]:
         """Split per row."""
-        return np.array(self.table["split"].to_pylist(), dtype=str)
+        return np.array(self.table["split"].to_pylist(), dtype="<U5")
+
+    @cached_property
+    def used(self) -> NDArray[np.int64]:
+        """Rows that are in a split."""
+        return np.flatnonzero(np.isin(self.splits, SPLITS))
 
     def counts(self) -> dict[str, int]:
         """Windows per split, train, val and test."""
@@ -104,7 +111,12 @@ def assign_splits(
     if counts["train"] == 0:
         raise SplitError(
             f"{spec.name}: the train split is empty (0 of {int(candidates.sum())} windows); "
-            f"check splits.ratios {spec.splits.ratios} and the dataset's split tags"
+            + (
+                f"choose another splits.block_size_m than {spec.splits.block_size_m:g} "
+                "(--block-size), or a smaller splits.buffer_m (--buffer)"
+                if spec.splits.strategy == "spatial"
+                else f"check splits.ratios {spec.splits.ratios} and the dataset's split tags"
+            )
         )
     report = split_report(index, assignment, config.task, strategy)
     return SplitAssignment(assignment.table, fingerprint, report)
@@ -132,10 +144,11 @@ def _choose(
     chosen: NDArray[np.str_]
     match policy.strategy:
         case "auto" | "random":
-            keys = _overlap_keys(index, candidates, ratios, policy)
+            keys = _joint_keys(index, candidates, ratios, policy)
             chosen = _by_threshold(uniform(keys, f"split:{policy.seed}"), ratios)
         case "stratified":
-            chosen = _stratified(index.keys, candidates, strata, ratios, policy.seed)
+            keys = _joint_keys(index, candidates, ratios, policy)
+            chosen = _stratified(keys, candidates, strata, ratios, policy.seed)
         case "spatial":
             chosen = _spatial(index, candidates, ratios, policy, reasons)
     splits[candidates] = chosen[candidates]
@@ -161,108 +174,92 @@ def _by_threshold(
     return np.array(SPLITS, dtype="<U5")[np.searchsorted(edges, numbers, side="right")]
 
 
-def _overlap_keys(
+def _joint_keys(
     index: WindowIndex,
     candidates: NDArray[np.bool_],
     ratios: tuple[float, float, float],
     policy: SplitPolicy,
 ) -> list[str]:
-    """What each window is hashed by: itself, or the first by name of the windows it overlaps.
+    """What each window is hashed by: itself, or the first by name of those it belongs with.
 
-    Windows that overlap, directly or through others, thereby get into the same split. Where so
-    many hang together that a split would be thrown off (more than half of the smallest split),
-    they are hashed by their blocks of the equal-area grid instead, as `spatial` does: then only
-    windows at the blocks' borders overlap others of another split, and the report counts them.
+    Windows that overlap or have the same pixels, directly or through others, thereby get into the
+    same split. Where so many hang together that a split would be thrown off (more than half of
+    the smallest split), they are hashed by their blocks of the equal-area grid instead, as
+    `spatial` does: then only windows at the blocks' borders overlap others of another split, and
+    the report counts them. Blocks are halved until none holds too many; windows that lie all at
+    one place are hashed one by one.
     """
-    import shapely
-
     keys = list(index.keys)
-    outlines = footprints(index)
-    taken = candidates & (outlines.place >= 0)
-    too_many = max(int(candidates.sum()) * min(r for r in ratios if r > 0) / 2, 2)
-    for rows in _overlap_clusters(outlines, np.flatnonzero(taken)):
-        names = [keys[row] for row in rows]
-        if len(rows) <= too_many:
-            names = [min(names)] * len(rows)
+    limit = max(int(candidates.sum()) * min(r for r in ratios if r > 0) / 2, 2)
+    rows = np.flatnonzero(candidates)
+    copies = [copy for copy in _copies(index.pixel_groups, rows) if len(copy) <= limit]
+    for group in _overlap_clusters(index.footprints, rows, copies):
+        names = [keys[row] for row in group]
+        if len(group) <= limit:
+            names = [min(names)] * len(group)
         else:
-            shapes = outlines.shapes[outlines.place[rows]]
-            centres = shapely.get_coordinates(shapely.centroid(shapes))
-            blocks = np.floor(centres / policy.block_size_m).astype(np.int64)
-            names = [f"block {x}/{y}" for x, y in blocks.tolist()]
-        for row, name in zip(rows, names, strict=True):
+            names = _block_names(index.footprints, group, names, limit, policy.block_size_m)
+        for row, name in zip(group, names, strict=True):
             keys[row] = name
+    for copy in copies:  # blocks may have parted them
+        first = min(keys[row] for row in copy)
+        for row in copy:
+            keys[row] = first
     return keys
 
 
-@dataclass(frozen=True)
-class Footprints:
-    """The outlines of an index's windows, each different one once."""
-
-    shapes: NDArray[Any]
-    """Polygons in metres, as `equal_area` gives them."""
-    place: NDArray[np.int64]
-    """Per row of the index the place in `shapes`; -1 where the outline isn't known."""
-
-
-def footprints(index: WindowIndex) -> Footprints:
-    """The outlines of all windows; a site that was taken a thousand times costs one outline."""
-    import shapely
-
-    column = pa.chunked_array([index.table["geometry"].combine_chunks()], pa.binary())
-    encoded = column.dictionary_encode().chunk(0)
-    shapes = equal_area(shapely.from_wkb(encoded.dictionary.to_pylist()))
-    place = encoded.indices.fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int64)
-    return Footprints(shapes, place)
-
-
-def _overlap_clusters(outlines: Footprints, rows: NDArray[np.int64]) -> list[NDArray[np.int64]]:
-    """The groups of two or more of these rows that hang together by overlap, each sorted."""
-    import shapely
-
-    present, first_of, shape_of = np.unique(
-        outlines.place[rows], return_index=True, return_inverse=True
-    )
-    shrunk = without_slivers(outlines.shapes[present])
-    one, other = shapely.STRtree(shrunk).query(shrunk, predicate="intersects")
-    once = one < other
-    # Windows of one and the same outline are joined to the first of them.
-    first = np.concatenate([first_of[one[once]], np.arange(len(rows))])
-    second = np.concatenate([first_of[other[once]], first_of[shape_of]])
-    different = first != second
-    return [rows[members] for members in _connected(len(rows), first[different], second[different])]
-
-
-def without_slivers(shapes: NDArray[Any]) -> NDArray[Any]:
-    """Shapes drawn together towards their middle, so that only real overlap intersects."""
-    import shapely
-
-    known = np.flatnonzero(~shapely.is_missing(shapes) & ~shapely.is_empty(shapes))
-    some = shapes[known]
-    corners = shapely.get_coordinates(some)
-    middles = shapely.get_coordinates(shapely.centroid(some))
-    middles = np.repeat(middles, shapely.get_num_coordinates(some), axis=0)
-    result = np.full(len(shapes), None, dtype=object)
-    result[known] = shapely.set_coordinates(some, middles + (corners - middles) * (1 - _SLIVER))
-    return result
-
-
-def _connected(
-    count: int, first: NDArray[np.int64], second: NDArray[np.int64]
-) -> list[NDArray[np.int64]]:
-    """The groups of two or more among `count` things that the pairs connect, each sorted."""
-    root = np.arange(count)
-    while True:  # each round joins trees by their roots, then flattens them: log(count) rounds
-        a, b = root[first], root[second]
-        if (a == b).all():
-            break
-        np.minimum.at(root, np.maximum(a, b), np.minimum(a, b))
-        while (root != root[root]).any():
-            root = root[root]
-    linked = np.unique(np.concatenate([first, second]))
-    order = linked[np.argsort(root[linked], kind="stable")]
-    if not len(order):
+def _copies(groups: NDArray[np.int64], rows: NDArray[np.int64]) -> list[NDArray[np.int64]]:
+    """The rows that have the same pixels, where that are two or more."""
+    _, place, count = np.unique(groups[rows], return_inverse=True, return_counts=True)
+    rows = rows[(count[place] > 1) & (groups[rows] >= 0)]
+    if not len(rows):
         return []
-    return np.split(order, np.flatnonzero(np.diff(root[order])) + 1)
+    rows = rows[np.argsort(groups[rows], kind="stable")]
+    return np.split(rows, np.flatnonzero(np.diff(groups[rows])) + 1)
+
+
+def _overlap_clusters(
+    outlines: Footprints, rows: NDArray[np.int64], copies: list[NDArray[np.int64]]
+) -> list[NDArray[np.int64]]:
+    """The groups of two or more of these rows that overlap or are copies, each sorted."""
+    placed = rows[outlines.place[rows] >= 0]
+    present, first_of, shape_of = np.unique(
+        outlines.place[placed], return_index=True, return_inverse=True
+    )
+    # Windows of one and the same outline are joined to the first of them.
+    joined = [(placed, placed[first_of[shape_of]])]
+    for one, other in outlines.overlaps(present, present):
+        for group in connected(len(present), one, other):  # far fewer pairs than overlap
+            members = placed[first_of[group]]
+            joined.append((members[1:], np.full(len(group) - 1, members[0])))
+    joined += [(np.full(len(copy) - 1, copy[0]), copy[1:]) for copy in copies]
+    first, second = (np.concatenate(side) for side in zip(*joined, strict=True))
+    different = first != second
+    return connected(len(outlines.place), first[different], second[different])
+
+
+def _block_names(
+    outlines: Footprints,
+    rows: NDArray[np.int64],
+    names: list[str],
+    limit: float,
+    block_size_m: float,
+) -> list[str]:
+    """A name per row: its block's, or its own where even small blocks hold too many rows."""
+    known = outlines.place[rows] >= 0
+    centres = np.zeros((len(rows), 2))
+    centres[known] = equal_area(outlines.centres[outlines.place[rows[known]]])
+    for halvings in range(_MAX_HALVINGS):
+        size_m = block_size_m / 2**halvings
+        blocks = np.floor(centres / size_m).astype(np.int64)
+        _, block, count = np.unique(blocks, axis=0, return_inverse=True, return_counts=True)
+        fits = known & (count[block.reshape(-1)] <= limit)
+        if fits[known].all():
+            break
+    return [
+        f"block {size_m:g} {x}/{y}" if fit else name
+        for (x, y), fit, name in zip(blocks.tolist(), fits.tolist(), names, strict=True)
+    ]
 
 
 def _stratified(
@@ -274,12 +271,14 @@ def _stratified(
 ) -> NDArray[np.str_]:
     """By hash as `random`, then each class of three or more windows gets into every split.
 
-    Only windows of such rare classes move, so that a new window still moves (almost) no other.
+    Only windows of such rare classes move, and those that share their key, so that a new window
+    still moves (almost) no other. The rarest class comes last: what it moves, nothing moves again.
     """
     numbers = uniform(keys, f"split:{seed}")
     chosen = _by_threshold(numbers, ratios)
     wanted = [split for split, ratio in zip(SPLITS, ratios, strict=True) if ratio > 0]
-    for stratum in np.unique(strata[candidates]):
+    present, sizes = np.unique(strata[candidates], return_counts=True)
+    for stratum in present[np.argsort(-sizes, kind="stable")]:
         rows = np.flatnonzero(candidates & (strata == stratum))
         if len(rows) < len(wanted):
             continue
@@ -289,9 +288,8 @@ def _stratified(
                 largest = max(wanted, key=lambda other: int((chosen[rows] == other).sum()))
                 donors = rows[chosen[rows] == largest]
                 # Splits lie along the hash in the order train, val, test: take the nearest.
-                chosen[donors[-1] if SPLITS.index(split) > SPLITS.index(largest) else donors[0]] = (
-                    split
-                )
+                donor = donors[-1] if SPLITS.index(split) > SPLITS.index(largest) else donors[0]
+                chosen[numbers == numbers[donor]] = split
     return chosen
 
 
@@ -302,38 +300,46 @@ def _spatial(
     policy: SplitPolicy,
     reasons: NDArray[np.object_],
 ) -> NDArray[np.str_]:
-    """Whole blocks of an equal-area grid go to one split; a buffer thins out train."""
-    import shapely
+    """Whole blocks of an equal-area grid go to one split.
 
-    shapes = equal_area(shapely.from_wkb(index.table["geometry"].to_pylist()))
-    centres = shapely.get_coordinates(shapely.centroid(shapes[candidates]))
+    Left out are train windows that overlap or, with a buffer, are near a val or test window, and
+    windows that have the pixels of one in a split that comes later.
+    """
+    outlines = index.footprints
+    taken = np.flatnonzero(candidates)
+    placed = taken[outlines.place[taken] >= 0]
+    chosen = np.full(len(index), NONE, dtype="<U5")
+    reasons[candidates & (outlines.place < 0)] = "its place isn't known"
+    centres = equal_area(outlines.centres[outlines.place[placed]])
     blocks = np.floor(centres / policy.block_size_m).astype(np.int64)
     names = [f"{x}/{y}" for x, y in blocks.tolist()]
-    chosen = np.full(len(index), NONE, dtype="<U5")
-    chosen[candidates] = _by_threshold(uniform(names, f"block:{policy.seed}"), ratios)
-    if policy.buffer_m > 0:
-        held_out = np.flatnonzero(np.isin(chosen, ("val", "test")))
-        train = np.flatnonzero(chosen == "train")
-        if len(held_out) and len(train):
-            tree = shapely.STRtree(shapes[held_out])
-            near, _ = tree.query(shapes[train], predicate="dwithin", distance=policy.buffer_m)
-            left_out = train[np.unique(near)]
-            chosen[left_out] = NONE
-            reasons[left_out] = f"within {policy.buffer_m:g} m of a val or test window"
+    chosen[placed] = _by_threshold(uniform(names, f"block:{policy.seed}"), ratios)
+    for rows, reason in _too_close(index, chosen, policy.buffer_m):
+        chosen[rows] = NONE
+        reasons[rows] = reason
     return chosen
 
 
-def equal_area(shapes: NDArray[Any]) -> NDArray[Any]:
-    """Geometries in longitude and latitude, in metres on the EASE-Grid 2.0 (EPSG:6933)."""
-    import pyproj
-    import shapely
-
-    transformer = pyproj.Transformer.from_crs("EPSG:4326", "EPSG:6933", always_xy=True)
-
-    def project(points: NDArray[np.float64]) -> NDArray[np.float64]:
-        return np.column_stack(transformer.transform(points[:, 0], points[:, 1]))
-
-    return np.asarray(shapely.transform(shapes, project))
+def _too_close(
+    index: WindowIndex, chosen: NDArray[np.str_], buffer_m: float
+) -> Iterator[tuple[NDArray[np.int64], str]]:
+    """Rows that show what a val or test window shows, and how; read `chosen` as it then is."""
+    outlines = index.footprints
+    train, held_out = np.flatnonzero(chosen == "train"), np.flatnonzero(chosen != "train")
+    held_out = held_out[chosen[held_out] != NONE]
+    if buffer_m > 0:
+        near = train[outlines.within(train, held_out, buffer_m)]
+        yield near, f"within {buffer_m:g} m of a val or test window"
+    shapes, kept = (np.unique(outlines.place[rows]) for rows in (train, held_out))
+    pairs = outlines.overlaps(shapes, kept)
+    overlapping = shapes[np.unique(np.concatenate([shapes[:0], *(one for one, _ in pairs)]))]
+    train = train[chosen[train] == "train"]
+    yield train[np.isin(outlines.place[train], overlapping)], "overlaps a val or test window"
+    groups = index.pixel_groups
+    for split, later in (("train", ("val", "test")), ("val", ("test",))):
+        rows, others = np.flatnonzero(chosen == split), np.flatnonzero(np.isin(chosen, later))
+        copied = (groups[rows] >= 0) & np.isin(groups[rows], groups[others])
+        yield rows[copied], f"has the pixels of a {' or '.join(later)} window"
 
 
 def _options(index: WindowIndex) -> list[dict[str, Any]]:
@@ -492,10 +498,10 @@ def split_report(
 
 
 def _count_reasons(assignment: SplitAssignment) -> dict[str, int]:
-    left_out: dict[str, int] = {}
-    for split, reason in zip(
-        assignment.table["split"].to_pylist(), assignment.table["reason"].to_pylist(), strict=True
-    ):
-        if split == NONE:
-            left_out[reason] = left_out.get(reason, 0) + 1
-    return left_out
+    places, values = encoded(assignment.table["reason"])
+    counts = np.bincount(places[assignment.splits == NONE], minlength=len(values))
+    return {
+        reason: count
+        for reason, count in zip(values.to_pylist(), counts.tolist(), strict=True)
+        if count
+    }

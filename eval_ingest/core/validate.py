@@ -60,8 +60,16 @@ class InvalidSummary:
         ]
 
 
-def summarise(keys: Sequence[str], problems: Iterable[Sequence[Problem]]) -> InvalidSummary:
-    """Count invalid windows by reason; `keys` are their `group/name`, in step with problems."""
+def summarise(
+    keys: Sequence[str], problems: Iterable[Sequence[Problem]], n_windows: int
+) -> InvalidSummary:
+    """Count invalid windows by reason.
+
+    Args:
+        keys: `group/name` of the invalid windows.
+        problems: theirs, in step with the keys.
+        n_windows: how many windows there are, valid ones included.
+    """
     counts: Counter[str] = Counter()
     examples: dict[str, list[str]] = {}
     n_invalid = 0
@@ -73,7 +81,7 @@ def summarise(keys: Sequence[str], problems: Iterable[Sequence[Problem]]) -> Inv
             if len(shown) < 3:
                 shown.append(f"{key}: {problem.detail}")
     reasons = dict(counts.most_common())
-    return InvalidSummary(len(keys), n_invalid, reasons, examples)
+    return InvalidSummary(n_windows, n_invalid, reasons, examples)
 
 
 def check_invalid_fraction(summary: InvalidSummary, limit: float, dataset: str) -> None:

@@ -14,10 +14,11 @@ from dagster._core.definitions.data_version import DATA_VERSION_TAG
 
 from eval_ingest.core.spec import DatasetSpec
 from eval_ingest.defs.failures import RETRIES, as_failure
-from eval_ingest.defs.metadata import counts_text, entry_metadata, stage_metadata
+from eval_ingest.defs.metadata import entry_metadata, stage_metadata
 from eval_ingest.defs.running import StageRun, run_stage
 from eval_ingest.errors import NotIngestedError
 from eval_ingest.pipeline import STAGES
+from eval_ingest.report.terminal import counts_text
 from eval_ingest.settings import Settings
 from eval_ingest.store.layout import EvalRoot
 from eval_ingest.store.registry import read_metadata

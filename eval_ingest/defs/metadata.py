@@ -8,6 +8,7 @@ from typing import Any
 import dagster as dg
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from eval_ingest.core.entry import CopyResult, Metadata, NormStats
 from eval_ingest.core.index import WindowIndex
@@ -15,6 +16,7 @@ from eval_ingest.core.splits import SplitAssignment
 from eval_ingest.core.validate import PROBLEMS
 from eval_ingest.errors import EvalIngestError
 from eval_ingest.pipeline import Job, Outcome
+from eval_ingest.report.terminal import describe, size
 from eval_ingest.store.layout import DatasetLayout, EvalRoot
 
 STAGE_FILES = {
@@ -32,40 +34,9 @@ def stage_path(layout: DatasetLayout, stage: str) -> str:
     return str(getattr(layout, STAGE_FILES[stage]))
 
 
-# ------------------------------------------------------------------------------------ log lines
-
-
 def stage_line(outcome: Outcome) -> str:
     """`window_index: 124 windows, 4 invalid (0.4 s)`."""
-    if not outcome.ran:
-        return f"{outcome.stage}: up to date, nothing to do"
-    return f"{outcome.stage}: {_what(outcome.value)} ({outcome.seconds:.1f} s)"
-
-
-def _what(value: Any) -> str:
-    match value:
-        case WindowIndex():
-            return f"{len(value)} windows, {value.summary.n_invalid} invalid"
-        case SplitAssignment():
-            return counts_text(value.counts())
-        case NormStats():
-            bands = sum(len(bands) for bands in value.stats.values())
-            text = f"{bands} bands from {value.n_windows} train windows"
-            return text + "".join(f"; {warning}" for warning in value.warnings)
-        case CopyResult():
-            packed = f"{_size(value.packed_bytes)} packed"
-            if value.mode == "stream":
-                return f"{packed}, windows not copied (copy: stream)"
-            return f"{value.n_copied} windows copied, {_size(value.n_bytes)}; {packed}"
-        case Metadata():
-            return f"{value.name} is registered"
-        case _:
-            return type(value).__name__
-
-
-def counts_text(counts: dict[str, int]) -> str:
-    """`train 80, val 10, test 10`."""
-    return ", ".join(f"{split} {count}" for split, count in counts.items())
+    return f"{outcome.stage}: {describe(outcome)}"
 
 
 # ------------------------------------------------------------------------------------- metadata
@@ -96,14 +67,14 @@ def stage_metadata(job: Job, outcome: Outcome) -> dict[str, Any]:
 
 
 def _index_metadata(job: Job, index: WindowIndex) -> dict[str, Any]:
-    n_bytes = sum(size or 0 for size in index.table["n_bytes"].to_pylist())
+    n_bytes = pc.sum(index.table["n_bytes"]).as_py() or 0
     found: dict[str, Any] = {
         "dagster/row_count": len(index),
         "valid": len(index) - index.summary.n_invalid,
         "invalid": index.summary.n_invalid,
         "source": index.source,
         "source bytes": n_bytes,
-        "source size": _size(n_bytes),
+        "source size": size(n_bytes),
         "dagster/column_schema": _schema(index.table.schema),
     }
     found |= {key.removeprefix("n_").replace("_", " "): n for key, n in index.extra.items()}
@@ -201,7 +172,7 @@ def _copy_metadata(copy: CopyResult) -> dict[str, Any]:
         "windows copied": copy.n_copied,
         "copied bytes": copy.n_bytes,
         "packed bytes": copy.packed_bytes,
-        "size": _size(copy.n_bytes + copy.packed_bytes),
+        "size": size(copy.n_bytes + copy.packed_bytes),
         "shards": len(copy.shards),
         "splits": _markdown(
             ("split", "windows", "index"),
@@ -220,7 +191,7 @@ def entry_metadata(layout: DatasetLayout, entry: Metadata, *, pictures: bool) ->
         "modalities": ", ".join(modality.name for modality in config.modalities),
         "window size": entry.window_size,
         "timesteps": entry.num_timesteps,
-        "size": _size(entry.n_bytes),
+        "size": size(entry.n_bytes),
         "published at": entry.published_at,
         "source": entry.source,
         "load it": dg.MetadataValue.md(
@@ -284,11 +255,3 @@ def _list(texts: Sequence[str]) -> dg.MarkdownMetadataValue:
 
 def _share(part: float, whole: float) -> str:
     return f"{part / whole:.1%}" if whole else ""
-
-
-def _size(n_bytes: float) -> str:
-    for unit in ("bytes", "kB", "MB", "GB"):
-        if n_bytes < 1000:
-            return f"{n_bytes:.3g} {unit}" if unit != "bytes" else f"{n_bytes:.0f} bytes"
-        n_bytes /= 1000
-    return f"{n_bytes:.3g} TB"

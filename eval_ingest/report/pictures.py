@@ -88,15 +88,15 @@ class View:
         """What is predicted."""
         return self.metadata.config.task
 
-    @cached_property
+    @property
     def splits(self) -> NDArray[np.str_]:
         """Split per row of the index."""
         return self.assignment.splits
 
-    @cached_property
+    @property
     def used(self) -> NDArray[np.int64]:
         """Rows of the index that are in a split."""
-        return np.flatnonzero(np.isin(self.splits, SPLITS))
+        return self.assignment.used
 
     @cached_property
     def class_counts(self) -> NDArray[np.int64]:
@@ -459,11 +459,9 @@ def _caption(modality: ModalityInput) -> str:
 
 def window_map(view: View, dpi: int = DPI, colors: int | None = None) -> bytes:
     """Windows by split at their longitude and latitude, equally scaled at the middle."""
-    import shapely
-
-    shapes = shapely.from_wkb(view.index.table["geometry"].to_pylist())
-    middles = shapely.centroid(shapes)
-    lon, lat = shapely.get_x(middles), shapely.get_y(middles)
+    outlines = view.index.footprints
+    middles = np.vstack([outlines.centres, [[np.nan, np.nan]]])[outlines.place]
+    lon, lat = middles.T
     figure = new_figure(5.6, dpi)
     add_title(
         figure, f"{view.metadata.name}: windows by split", "longitude and latitude, no base map"

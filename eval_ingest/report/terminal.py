@@ -106,10 +106,13 @@ def describe(outcome: "Outcome") -> str:
         case "norm_stats":
             bands = sum(len(stats) for stats in value.stats.values())
             text = f"{bands} bands from {value.n_windows} train windows"
+            text += "".join(f"; {warning}" for warning in value.warnings)
         case "weka_copy":
             text = f"{size(value.packed_bytes)} packed"
             if value.mode == "windows":
                 text = f"{value.n_copied} windows ({size(value.n_bytes)}) copied, {text}"
+            else:
+                text += f", windows not copied (copy: {value.mode})"
         case _:
             text = "published"
     return f"{text} ({outcome.seconds:.1f} s)"

@@ -1,0 +1,93 @@
+"""Outlines: overlap and distance on the ground, at any latitude and across the 180th meridian."""
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import shapely
+
+from eval_ingest.core.footprints import Footprints, connected
+
+DEGREE_M = 111_319.5
+
+
+def footprints(*boxes: tuple[float, float, float, float] | None) -> Footprints:
+    """Of boxes (west, south, east, north) in degrees."""
+    shapes = [None if box is None else shapely.to_wkb(shapely.box(*box)) for box in boxes]
+    return Footprints.of(pa.array(shapes, pa.binary()))
+
+
+def rows(*numbers: int) -> np.ndarray:
+    return np.array(numbers, np.int64)
+
+
+def overlapping(outlines: Footprints) -> set[tuple[int, int]]:
+    places = np.arange(len(outlines.shapes))
+    pairs = [pair for part in outlines.overlaps(places, places) for pair in zip(*part, strict=True)]
+    return {(int(one), int(other)) for one, other in pairs if one < other}
+
+
+def test_equal_outlines_are_kept_once_and_unknown_ones_not_at_all() -> None:
+    found = footprints((0, 0, 1, 1), None, (5, 5, 6, 6), (0, 0, 1, 1))
+    assert found.place.tolist() == [0, -1, 1, 0]
+    assert found.centres.tolist() == [[0.5, 0.5], [5.5, 5.5]]
+
+
+def test_what_is_no_polygon_has_no_outline() -> None:
+    column = pa.array([b"nonsense", shapely.to_wkb(shapely.box(0, 0, 1, 1))], pa.binary())
+    assert Footprints.of(column).place.tolist() == [-1, 0]
+    assert Footprints.of(pa.array([], pa.binary())).place.tolist() == []
+
+
+@pytest.mark.parametrize("latitude", [0.0, 45.0, 62.0, 78.0, -55.0])
+@pytest.mark.parametrize("direction", ["north", "east"])
+def test_distances_are_those_on_the_ground_at_any_latitude(latitude: float, direction: str) -> None:
+    side = 0.002
+    for gap_m, near in ((950, True), (1050, False)):
+        gap = gap_m / DEGREE_M
+        x = y = 0.0
+        if direction == "north":
+            y = side + gap
+        else:
+            x = side + gap / np.cos(np.radians(latitude + side / 2))
+        outlines = footprints(
+            (0, latitude, side, latitude + side), (x, latitude + y, x + side, latitude + y + side)
+        )
+        assert outlines.within(rows(1), rows(0), 1000).tolist() == [near]
+
+
+def test_the_nearest_is_named_and_rows_without_outline_are_near_nothing() -> None:
+    outlines = footprints((0, 0, 1, 1), (1.002, 0, 2, 1), (1.001, 0.2, 1.5, 0.3), None)
+    of, against = outlines.nearest(rows(0, 3), rows(1, 2, 3), 1000)
+    assert (of.tolist(), against.tolist()) == ([0], [2])
+    assert outlines.nearest(rows(3), rows(0), 1000)[0].tolist() == []
+
+
+def test_slivers_between_neighbours_are_no_overlap() -> None:
+    assert overlapping(footprints((0, 0, 1, 1), (0.9999, 0, 2, 1))) == set()
+    assert overlapping(footprints((0, 0, 1, 1), (0.99, 0, 2, 1))) == {(0, 1)}
+
+
+def test_a_window_across_the_180th_meridian_is_small() -> None:
+    # As longitudes it reaches from -179.99 to 179.99: around the whole earth.
+    across = (-179.99, -17, 179.99, -16.99)
+    fiji, africa, samoa = (
+        (-179.995, -17, -179.98, -16.99),
+        (20, -17, 21, -16),
+        (-172, -14, -171, -13),
+    )
+    outlines = footprints(across, fiji, africa, samoa, (179.985, -17, 179.995, -16.99))
+    assert overlapping(outlines) == {(0, 1), (0, 4)}
+    assert outlines.centres[0, 0] == pytest.approx(180)
+
+
+def test_connected_groups_are_those_of_a_graph() -> None:
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        first, second = rng.integers(0, 40, (2, 25))
+        groups = connected(40, first, second)
+        label = np.arange(40)
+        for _ in range(40):
+            for a, b in zip(first, second, strict=True):
+                label[[a, b]] = min(label[a], label[b])
+        expected = {tuple(np.flatnonzero(label == k)) for k in label if (label == k).sum() > 1}
+        assert {tuple(group) for group in groups if len(group) > 1} == expected
