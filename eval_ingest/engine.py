@@ -6,12 +6,22 @@ are for datasets where that is little.
 """
 
 import contextlib
+import multiprocessing
+import os
+import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
-from typing import TypeVar
+from concurrent.futures import (
+    BrokenExecutor,
+    CancelledError,
+    Executor,
+    Future,
+    ProcessPoolExecutor,
+    ThreadPoolExecutor,
+)
+from typing import Any, TypeVar
 
-from eval_ingest.errors import SettingsError
+from eval_ingest.errors import EngineError, SettingsError
 from eval_ingest.settings import Settings
 
 Item = TypeVar("Item")
@@ -32,6 +42,7 @@ def executor(settings: Settings, windows: int = 0) -> Iterator[Executor]:
 
     Raises:
         SettingsError: there is no such engine.
+        EngineError: the workers were lost on the way, or no scheduler answers.
     """
     engine = settings.engine
     if engine == "auto":
@@ -41,22 +52,66 @@ def executor(settings: Settings, windows: int = 0) -> Iterator[Executor]:
         with ThreadPoolExecutor(settings.workers, thread_name_prefix="eval_ingest") as pool:
             yield pool
     elif engine == "processes":
-        import multiprocessing
-
         # Not fork: Arrow and BLAS have threads of their own by now.
         context = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(settings.workers, mp_context=context) as processes:
-            yield processes
+        with ProcessPoolExecutor(settings.workers, context, _end_with_parent) as processes:
+            try:
+                yield processes
+            except BrokenExecutor as error:
+                raise EngineError(
+                    "a worker process was killed, most often because memory ran out; run again: it "
+                    f"goes on where it stopped (EVAL_INGEST_WORKERS={settings.workers}: fewer "
+                    "workers need less memory)"
+                ) from error
     elif "://" in engine:
-        from distributed import Client
+        with _dask_client(engine) as client:
+            from distributed.scheduler import KilledWorker
 
-        with Client(engine) as client:  # type: ignore[no-untyped-call]
-            yield client.get_executor(pure=False, retries=2)
+            try:
+                yield client.get_executor(pure=False, retries=2)
+            except (KilledWorker, CancelledError) as error:
+                raise EngineError(
+                    f"EVAL_INGEST_ENGINE={engine}: the scheduler lost its workers, or was lost "
+                    f"({type(error).__name__}); see its log, and run again: it goes on where it "
+                    "stopped"
+                ) from error
     else:
         raise SettingsError(
             f"EVAL_INGEST_ENGINE={settings.engine!r} must be auto, threads, processes, "
             "or a dask scheduler's address such as tcp://scheduler:8786"
         )
+
+
+def _end_with_parent() -> None:
+    """Runs in every worker: let it end when the process that wants its results does.
+
+    Workers of a process that is killed would otherwise finish what is queued, while the next run
+    is at work already, and then wait for ever.
+    """
+    parent = multiprocessing.parent_process()
+
+    def watch() -> None:
+        if parent is not None:
+            parent.join()
+            os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def _dask_client(address: str) -> Any:
+    try:
+        from distributed import Client
+    except ImportError as error:
+        raise SettingsError(
+            f"EVAL_INGEST_ENGINE={address!r} needs dask: pip install 'eval-ingest[dask]'"
+        ) from error
+    try:
+        return Client(address)  # type: ignore[no-untyped-call]
+    except (OSError, ValueError) as error:
+        raise EngineError(
+            f"EVAL_INGEST_ENGINE={address}: no scheduler answers ({error}); start one, or correct "
+            "the address"
+        ) from error
 
 
 def map_ordered(

@@ -15,6 +15,7 @@ EvalIngestError
 |   |-- NotIngestedError
 |   |-- IntegrityError     a copied or packed file isn't what it should be
 |   `-- LockedError        another process is ingesting the same dataset
+|-- EngineError            a worker process died, or a scheduler is lost
 |-- LoadError              EvalDataset was asked for something it doesn't have
 `-- SweepError             an encoder, a probe or the sweep's output is wrong
 """
@@ -94,6 +95,10 @@ class IntegrityError(StoreError):
 
 class LockedError(StoreError):
     """Another process holds the dataset's lock."""
+
+
+class EngineError(EvalIngestError):
+    """The workers that decode and copy were lost, or can't be had."""
 
 
 class LoadError(EvalIngestError):

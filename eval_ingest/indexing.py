@@ -1,11 +1,12 @@
 """From the windows of a source to the rows of a window index."""
 
+import hashlib
 import json
 import shutil
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from eval_ingest.core.resolved import ResolvedConfig
 from eval_ingest.core.spec import DatasetSpec
 from eval_ingest.core.task import IGNORE_LABEL, TaskKind
 from eval_ingest.engine import map_ordered
+from eval_ingest.store.atomic import read_json, write_json
 from eval_ingest.store.index_file import read_table, write_table
 from eval_ingest.store.pack import MAX_SHARD_BYTES, PackRow, ShardWriter, plan_arrays
 from eval_ingest.studio.source import Listed, Source, WindowFiles, WindowReader
@@ -34,6 +36,9 @@ from eval_ingest.studio.window import (
     sample_arrays,
     sample_size,
 )
+
+PARTIAL_VERSION = 2
+_PACKING = "packing.json"
 
 SHARD_WINDOWS = 64
 """Windows per task: enough to drown its overhead, few enough to balance and to show progress."""
@@ -84,31 +89,65 @@ class WindowFilter:
         return first <= start and end <= last
 
 
-@dataclass
-class Pool:
-    """Rows of earlier runs, to be used again where window and row key are unchanged."""
+@dataclass(frozen=True)
+class IndexWork:
+    """Which windows have to be read, and which rows of earlier runs are still right."""
 
-    tables: list[pa.Table]
-    places: dict[tuple[str, str, str], tuple[int, int]]
-    """(group, name, source_digest) to (table, row)."""
+    new: list[Listed]
+    """Windows that the last index doesn't have, in the order in which they are read and packed."""
+    known: list[pa.Table] = field(default_factory=list)
+    """Rows of the last index."""
+    stopped: list[tuple["PartTable", list[int]]] = field(default_factory=list)
+    """Rows of new windows that a stopped run has finished."""
 
     @classmethod
-    def of(cls, tables: Iterable[pa.Table]) -> "Pool":
-        """All rows of the tables; the last one of a window counts."""
-        kept = list(tables)
-        places = {}
-        for number, table in enumerate(kept):
-            columns = (table[name].to_pylist() for name in ("group", "name", "source_digest"))
-            for row, key in enumerate(zip(*columns, strict=True)):
-                places[key] = (number, row)
-        return cls(kept, places)
+    def of(
+        cls,
+        windows: Sequence[Listed],
+        known: pa.Table | None = None,
+        stopped: "Sequence[PartTable]" = (),
+    ) -> "IndexWork":
+        """Compare windows, as they are now, with the last index and with what was left undone."""
+        rows = {} if known is None else _rows_by_window(known)
+        same = sorted(rows[window] for window in windows if window in rows)
+        new = sorted((window for window in windows if window not in rows), key=_reading_order)
+        left = set(new)
+        finished = []
+        for part in stopped:
+            here = {w: row for w, row in _rows_by_window(part.table).items() if w in left}
+            left -= here.keys()
+            finished.append((part, sorted(here.values())))
+        return cls(new, [] if known is None else [known.take(same)], finished)
 
-    def take(self, places: Sequence[tuple[int, int]]) -> list[pa.Table]:
-        """The rows at these places, as tables."""
-        rows: dict[int, list[int]] = {}
-        for number, row in places:
-            rows.setdefault(number, []).append(row)
-        return [self.tables[number].take(sorted(found)) for number, found in rows.items()]
+    @property
+    def kept(self) -> list[pa.Table]:
+        """All rows that are still right."""
+        return [*self.known, *(part.table.take(rows) for part, rows in self.stopped)]
+
+    @property
+    def to_read(self) -> list[tuple[int, Listed]]:
+        """The windows without a row, each with its place among the new ones."""
+        done = {w for part, rows in self.stopped for w in _rows_by_window(part.table.take(rows))}
+        return [(place, w) for place, w in enumerate(self.new) if w not in done]
+
+    def packed(self, packer: "Packer", config: ResolvedConfig) -> list[tuple[int, PackRow]]:
+        """What a stopped run has packed, with its places."""
+        return [
+            item
+            for part, rows in self.stopped
+            if part.packing == packer.key
+            for item in part.packed(rows, config)
+        ]
+
+
+def _rows_by_window(table: pa.Table) -> dict[Listed, int]:
+    columns = (table[name].to_pylist() for name in ("group", "name", "source_digest"))
+    return {window: row for row, window in enumerate(map(Listed, *columns))}
+
+
+def _reading_order(item: Listed) -> tuple[str, str]:
+    """By the SHA-256 of the name: the order of splits, so that packs are read from front to end."""
+    return hashlib.sha256(item.name.encode()).hexdigest(), item.group
 
 
 @dataclass(frozen=True)
@@ -122,7 +161,7 @@ class IndexTask:
     copies: bool = True
     """True: the copy stage will want the bytes of valid windows."""
 
-    def __call__(self, shard: "list[tuple[int, Listed]]") -> "IndexedShard":
+    def __call__(self, shard: "Sequence[tuple[int, Listed]]") -> "IndexedShard":
         """Rows of some windows, each with its place among the samples; runs in a worker."""
         result = IndexedShard()
         rows = []
@@ -161,24 +200,23 @@ class IndexedShard:
 
 def index_windows(
     task: IndexTask,
-    items: Sequence[Listed],
+    items: "Sequence[tuple[int, Listed]]",
     executor: Executor,
     workers: int,
     parts: "PartialRows",
     progress: Progress,
 ) -> list[IndexedShard]:
-    """Read, decode and judge windows: one row each, in tables of some windows.
+    """Read, decode and judge windows, each given with its place among the samples.
 
-    Windows that the filter doesn't want get no row.
-    Every finished table is kept by `parts`, so that a stopped run goes on where it was.
+    The result is one row each, in tables of some windows; windows that the filter doesn't want
+    get no row. What is done is kept by `parts`, so that a stopped run goes on where it was.
     """
     found = []
-    places = list(enumerate(items))
-    shards = (places[k : k + SHARD_WINDOWS] for k in range(0, len(places), SHARD_WINDOWS))
+    shards = (items[k : k + SHARD_WINDOWS] for k in range(0, len(items), SHARD_WINDOWS))
     for number, shard in enumerate(map_ordered(executor, task, shards, in_flight=2 * workers), 1):
-        parts.add(shard.table)
+        parts.add(shard)
         found.append(shard)
-        progress("windows read", min(number * SHARD_WINDOWS, len(places)), len(places))
+        progress("windows read", min(number * SHARD_WINDOWS, len(items)), len(items))
     return found
 
 
@@ -193,20 +231,59 @@ def selected(config: ResolvedConfig, files: WindowFiles, metadata: WindowMetadat
 class Packer:
     """Packs samples while their windows are indexed, so that nothing is decoded twice.
 
-    Window k of the run gets row k of the shards; rows of windows that turn out to be invalid, or
-    to differ in shape from the first one, stay empty, and the copy stage packs what is missing.
+    Window k of those that are to be packed gets row k of the shards; rows of windows that turn
+    out to be invalid, or to differ in shape from the first one, stay empty, and the copy stage
+    packs what is missing. The shards grow in a folder that outlives a stopped run, whose next one
+    writes the missing rows into the same places: the result is the same as without the stop.
     """
 
-    def __init__(self, samples: Path, config: ResolvedConfig, count: int, like: PackRow) -> None:
-        self._samples, self._config = samples, config
+    def __init__(
+        self, folder: Path, config: ResolvedConfig, count: int, like: PackRow, key: str
+    ) -> None:
+        self.key = key
+        """Of the windows and their places: rows packed under another key lie elsewhere."""
+        self._config = config
         row_bytes = sum(plan.n_bytes for plan in plan_arrays(config, [like]))
         self._per_shard = max(MAX_SHARD_BYTES // max(row_bytes, 1), 1)
-        self._writers = [
-            ShardWriter.create(
-                samples, plan_arrays(config, [like] * min(self._per_shard, count - first))
+        self._writers: list[ShardWriter | None] = [
+            ShardWriter(
+                folder / f"{first}.shard",
+                plan_arrays(config, [like] * min(self._per_shard, count - first)),
             )
             for first in range(0, count, self._per_shard)
         ]
+
+    @classmethod
+    def create(
+        cls, folder: Path, config: ResolvedConfig, count: int, like: PackRow, key: str
+    ) -> "Packer":
+        """Begin anew: what an earlier run left in the folder is removed.
+
+        Raises:
+            StoreError: there is no room or no permission.
+        """
+        shutil.rmtree(folder, ignore_errors=True)
+        packer = cls(folder, config, count, like, key)
+        for writer in packer._writers:
+            assert writer is not None
+            ShardWriter.create_in(writer.folder, writer.plans)
+        facts = {"key": key, "count": count, "like": asdict(like)}
+        write_json(folder / _PACKING, facts)  # last: with it, the shards are all there
+        return packer
+
+    @classmethod
+    def resume(cls, folder: Path, config: ResolvedConfig, key: str) -> "Packer | None":
+        """Go on where a stopped run was; None if that one packed other windows, or none."""
+        facts = read_json(folder / _PACKING)
+        if facts is None or facts["key"] != key:
+            return None
+        packer = cls(folder, config, facts["count"], PackRow(**facts["like"]), key)
+        # A shard that isn't there any more was complete, and has its name already.
+        packer._writers = [
+            writer if writer is not None and writer.folder.is_dir() else None
+            for writer in packer._writers
+        ]
+        return packer
 
     def pack(self, place: int, sample: WindowSample) -> list[tuple[int, PackRow]]:
         """Write a valid window's arrays; returns its place and row, or nothing."""
@@ -215,30 +292,35 @@ class Packer:
             return []
         arrays = sample_arrays(sample, self._config)
         number, row = divmod(place, self._per_shard)
-        if not self._writers[number].fits(row, arrays):
+        writer = self._writers[number]
+        if writer is None or not writer.fits(row, arrays):
             return []
-        self._writers[number].write(row, arrays)
+        writer.write(row, arrays)
         return [(place, pack_row(sample, arrays, self._config))]
 
-    def commit(self, packed: Sequence[tuple[int, PackRow]], key: str) -> None:
-        """Publish the shards with what was packed."""
+    def sync(self) -> None:
+        """Bring what was packed to the disk, so that it can be relied on."""
+        for writer in self._writers:
+            if writer is not None:
+                writer.sync()
+
+    def commit(self, samples: Path, packed: Iterable[tuple[int, PackRow]], row_key: str) -> None:
+        """Publish the shards with what was packed, in this run and in those that were stopped."""
+        in_order = sorted(packed, key=lambda item: item[0])
         for number, writer in enumerate(self._writers):
+            if writer is None:
+                continue
             first = number * self._per_shard
             rows = [
                 (place - first, row)
-                for place, row in packed
+                for place, row in in_order
                 if first <= place < first + self._per_shard
             ]
             if not rows:
                 writer.abandon()
                 continue
             keys = [(row.group, row.name, row.source_digest) for _, row in rows]
-            writer.commit(self._samples, fingerprint(key, keys), key, rows)
-
-    def abandon(self) -> None:
-        """Remove what was packed."""
-        for writer in self._writers:
-            writer.abandon()
+            writer.commit(samples, fingerprint(row_key, keys), row_key, rows)
 
 
 def pack_row(
@@ -251,37 +333,44 @@ def pack_row(
     return PackRow(files.group, files.name, files.digest, height, width, steps)
 
 
-def pack_row_of(table: pa.Table, row: int, config: ResolvedConfig) -> PackRow:
-    """The shape of a valid window's sample, from its row in the index."""
-    found = table.slice(row, 1).select(
-        ["group", "name", "source_digest", "height", "width"]
-        + [f"{modality.name}.timesteps" for modality in config.modalities]
-    )
-    values = found.to_pylist()[0]
-    return PackRow(
-        values["group"],
-        values["name"],
-        values["source_digest"],
-        *sample_size(config, values["height"], values["width"]),
-        {m.name: values[f"{m.name}.timesteps"] for m in config.modalities},
-    )
+def pack_rows(table: pa.Table, rows: Sequence[int], config: ResolvedConfig) -> list[PackRow]:
+    """The shapes of valid windows' samples, from their rows in an index."""
+    steps = {modality.name: f"{modality.name}.timesteps" for modality in config.modalities}
+    columns = ["group", "name", "source_digest", "height", "width", *steps.values()]
+    found = table.select(columns).take(pa.array(rows, pa.int64())).to_pylist()
+    return [
+        PackRow(
+            row["group"],
+            row["name"],
+            row["source_digest"],
+            *sample_size(config, row["height"], row["width"]),
+            {name: row[column] for name, column in steps.items()},
+        )
+        for row in found
+    ]
 
 
 def make_packer(
     task: IndexTask,
     items: Sequence[Listed],
     known: Sequence[pa.Table],
-    samples: Path,
+    folder: Path,
     look_at: int = 16,
 ) -> Packer | None:
-    """A packer for samples shaped like the first valid window, or None if none is near.
+    """A packer for these windows in these places, shaped like the first valid one.
 
-    The first valid window is looked for in the rows that are known already, then by reading.
+    What a stopped run has packed of the same windows is kept. The first valid window is looked
+    for in the rows that are known already, then by reading; None if none is near.
     """
+    key = fingerprint("packing", row_key(task.config), [(item.group, item.name) for item in items])
+    packer = Packer.resume(folder, task.config, key)
+    if packer is not None:
+        return packer
     for table in known:
         valid = table.filter(pc.equal(table["status"], "valid"))
         if valid.num_rows and items:
-            return Packer(samples, task.config, len(items), pack_row_of(valid, 0, task.config))
+            [like] = pack_rows(valid, [0], task.config)
+            return Packer.create(folder, task.config, len(items), like, key)
     for item in items[:look_at]:
         [(files, reader)] = task.readers([item])  # one by one: most often, the first will do
         sample = read_window(reader, files, task.config, task.window_filter.wants)
@@ -289,7 +378,7 @@ def make_packer(
             reader.keep()  # it is read again when its turn comes
         if sample is not None and not sample.problems:
             like = pack_row(sample, sample_arrays(sample, task.config), task.config)
-            return Packer(samples, task.config, len(items), like)
+            return Packer.create(folder, task.config, len(items), like, key)
     return None
 
 
@@ -418,34 +507,53 @@ def add_geometry(table: pa.Table) -> pa.Table:
 
 
 class PartialRows:
-    """Finished rows of an index that isn't complete yet, in files beside it."""
+    """What is done of an index that isn't complete yet, in a folder: rows and packed samples."""
 
     def __init__(self, folder: Path, key: str) -> None:
         self._folder = folder
         self._key = key
         self._waiting: list[pa.Table] = []
         self._count = len(list(folder.glob("*.parquet"))) if folder.is_dir() else 0
+        self.packer: Packer | None = None
+        """Packs the samples of the rows that are added."""
 
-    def tables(self) -> list[pa.Table]:
+    @property
+    def packing(self) -> Path:
+        """Where the packer's shards grow."""
+        return self._folder / "packing"
+
+    def read(self) -> "list[PartTable]":
         """What earlier runs left, if their row key is ours."""
         found = []
         for path in sorted(self._folder.glob("*.parquet")) if self._folder.is_dir() else []:
-            part = read_table(path, "partial_rows", INDEX_VERSION)
+            part = read_table(path, "partial_rows", PARTIAL_VERSION)
             if part is not None and part[1].get("row_key") == self._key:
-                found.append(part[0])
+                table, facts = part
+                places = table["place"].to_pylist()
+                found.append(PartTable(table.drop_columns("place"), places, facts["packing"]))
         return found
 
-    def add(self, table: pa.Table, every: int = 2048) -> None:
+    def add(self, shard: IndexedShard, every: int = 2048) -> None:
         """Keep some rows; they reach the disk in files of about `every` rows."""
-        self._waiting.append(table)
+        places = {(row.group, row.name): place for place, row in shard.packed}
+        names = zip(shard.table["group"].to_pylist(), shard.table["name"].to_pylist(), strict=True)
+        column = pa.array([places.get(name) for name in names], pa.int64())
+        self._waiting.append(shard.table.append_column("place", column))
         if sum(part.num_rows for part in self._waiting) >= every:
             self.flush()
 
     def flush(self) -> None:
-        """Write what is waiting."""
+        """Write what is waiting, after the samples that it speaks of."""
         if not self._waiting:
             return
-        facts = {"kind": "partial_rows", "version": INDEX_VERSION, "row_key": self._key}
+        if self.packer is not None:
+            self.packer.sync()
+        facts = {
+            "kind": "partial_rows",
+            "version": PARTIAL_VERSION,
+            "row_key": self._key,
+            "packing": self.packer.key if self.packer is not None else "",
+        }
         path = self._folder / f"{self._count:06d}.parquet"
         write_table(path, pa.concat_tables(self._waiting), facts)
         self._waiting.clear()
@@ -455,3 +563,20 @@ class PartialRows:
         """Remove all of it: the index is written."""
         self._waiting.clear()
         shutil.rmtree(self._folder, ignore_errors=True)
+
+
+@dataclass(frozen=True)
+class PartTable:
+    """Rows that a stopped run has finished."""
+
+    table: pa.Table
+    places: list[int | None]
+    """Of each row's sample among those that were packed; None: it wasn't packed."""
+    packing: str
+    """The key of the packer, see `Packer.key`."""
+
+    def packed(self, rows: Sequence[int], config: ResolvedConfig) -> list[tuple[int, PackRow]]:
+        """Those of some rows that were packed, with their places."""
+        done = [row for row in rows if self.places[row] is not None]
+        found = pack_rows(self.table, done, config)
+        return [(self.places[row] or 0, at) for row, at in zip(done, found, strict=True)]

@@ -16,7 +16,8 @@ disk with the wanted fingerprint is taken as it is, so a second run does nothing
 goes on where it was. `ingest` runs all five; Dagster runs the same functions one by one.
 """
 
-import hashlib
+import contextlib
+import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -40,11 +41,11 @@ from eval_ingest.core.spec import DatasetSpec
 from eval_ingest.core.splits import SPLITS_VERSION, SplitAssignment, assign_splits, uniform
 from eval_ingest.core.validate import check_invalid_fraction
 from eval_ingest.engine import executor
-from eval_ingest.errors import ConfigError, NotIngestedError, SpecError
+from eval_ingest.errors import ConfigError, NotIngestedError, SpecError, StoreError
 from eval_ingest.indexing import (
     IndexTask,
+    IndexWork,
     PartialRows,
-    Pool,
     Progress,
     WindowFilter,
     add_geometry,
@@ -58,7 +59,8 @@ from eval_ingest.settings import Settings
 from eval_ingest.store.atomic import read_json, write_bytes, write_json
 from eval_ingest.store.index_file import read_index, read_splits, write_index, write_splits
 from eval_ingest.store.layout import DatasetLayout, EvalRoot
-from eval_ingest.store.pack import remove_leftovers, retire_shards
+from eval_ingest.store.leftovers import GRACE_S, remove_retired, remove_unfinished, retire
+from eval_ingest.store.pack import retire_shards
 from eval_ingest.store.registry import locked, read_metadata, rebuild_registry
 from eval_ingest.store.uri import resolve_eval_root
 from eval_ingest.studio.config import ConfigFiles, dataset_config_for_copy, resolve
@@ -73,9 +75,6 @@ STAGES = ("window_index", "split_assignment", "norm_stats", "weka_copy", "regist
 NORM_VERSION = 1
 COPY_VERSION = 1
 ENTRY_VERSION = 2
-
-GRACE_S = 3600.0
-"""Files that metadata.json no longer names stay this long, for readers of the old version."""
 
 
 def no_progress(what: str, done: int, total: int) -> None:
@@ -172,24 +171,19 @@ def window_index(job: Job) -> WindowIndex:
     seen = source_fingerprint(job.source.origin)
     old = read_index(job.layout.window_index)
     parts = PartialRows(job.layout.path / ".window_index", job.row_key)
-    earlier = parts.tables()
-    if old is not None and old.row_key == job.row_key:
-        earlier.insert(0, old.table)
-    if not earlier and isinstance(job.source, LocalSource):
+    stopped = parts.read()
+    known = old.table if old is not None and old.row_key == job.row_key else None
+    if known is None and not stopped and isinstance(job.source, LocalSource):
         # Nothing to compare with: the workers may list each window's files as they read it.
-        items = _enough(job, list(job.source.names(wanted_groups(job))))
-        index = _build_index(job, items, [], [], parts)
+        names = _enough(job, list(job.source.names(wanted_groups(job))))
+        index = _build_index(job, IndexWork.of(names), [], parts)
     else:
         listed = _enough(job, _list_windows(job))
-        wanted = _index_fingerprint(job, listed)
-        if old is not None and old.fingerprint == wanted:
+        if old is not None and old.fingerprint == _index_fingerprint(job, listed):
             index = old
+            parts.clear()  # a run was stopped when it had just written the index
         else:
-            pool = Pool.of(earlier)
-            known = [pool.places.get(w) for w in listed]
-            kept = pool.take([place for place in known if place is not None])
-            fresh = [w for w, place in zip(listed, known, strict=True) if place is None]
-            index = _build_index(job, fresh, kept, listed, parts)
+            index = _build_index(job, IndexWork.of(listed, known, stopped), listed, parts)
     check_invalid_fraction(index.summary, job.spec.max_invalid_fraction, job.spec.name)
     if seen:
         state = {"fingerprint": seen, "window_index": index.fingerprint}
@@ -255,47 +249,37 @@ def _enough(job: Job, windows: list[Listed]) -> list[Listed]:
 
 
 def _build_index(
-    job: Job,
-    fresh: Sequence[Listed],
-    kept: list[pa.Table],
-    listed: list[Listed],
-    parts: PartialRows,
+    job: Job, work: IndexWork, listed: list[Listed], parts: PartialRows
 ) -> WindowIndex:
-    """Read the fresh windows, add them to the kept rows."""
+    """Read the windows that have to be read, and add them to the rows that are there."""
     copies = job.spec.copy_mode == "windows"
     task = IndexTask(job.source, job.config, WindowFilter.of(job.spec), copies=copies)
-    fresh = sorted(fresh, key=_reading_order)
     packer = None
     if job.spec.max_samples is None:
-        packer = make_packer(task, fresh, kept, job.layout.samples)
+        packer = make_packer(task, work.new, work.known, parts.packing)
+    to_read = work.to_read
     try:
-        with executor(job.settings, len(fresh)) as pool:
+        parts.packer = packer
+        with executor(job.settings, len(to_read)) as pool:
             shards = index_windows(
-                replace(task, packer=packer), fresh, pool, job.settings.workers, parts, job.progress
-            )
-        if packer is not None:
-            packer.commit([row for shard in shards for row in shard.packed], job.row_key)
-    except BaseException:
-        parts.flush()
-        if packer is not None:
-            packer.abandon()
-        raise
-    parts.flush()  # kept until the index itself is on disk: see finish_index
+                replace(task, packer=packer), to_read, pool, job.settings.workers, parts,
+                job.progress,
+            )  # fmt: skip
+    finally:
+        parts.flush()  # kept until the index itself is on disk: see finish_index
+    if packer is not None:
+        packed = work.packed(packer, job.config) + [row for shard in shards for row in shard.packed]
+        packer.commit(job.layout.samples, packed, job.row_key)
     empty = WindowIndex.empty(job.config, "", job.row_key).table
-    table = pa.concat_tables([empty, *kept, *(shard.table for shard in shards)])
+    table = pa.concat_tables([empty, *work.kept, *(shard.table for shard in shards)])
     table = add_geometry(table.sort_by([("group", "ascending"), ("name", "ascending")]))
     filtered_out = [window for shard in shards for window in shard.filtered_out]
     if not listed:
         columns = (table[name].to_pylist() for name in ("group", "name", "source_digest"))
         listed = [*map(Listed, *columns), *filtered_out]
-    extra = {"n_filtered_out": len(filtered_out), "n_read": len(fresh)}
+    extra = {"n_filtered_out": len(filtered_out), "n_read": len(work.new)}
     wanted = _index_fingerprint(job, listed)
     return WindowIndex(table, wanted, job.row_key, job.source.origin, extra)
-
-
-def _reading_order(item: Listed) -> tuple[str, str]:
-    """By the SHA-256 of the name: the order of splits, so that packs are read from front to end."""
-    return hashlib.sha256(item.name.encode()).hexdigest(), item.group
 
 
 def wanted_groups(job: Job) -> list[str]:
@@ -489,19 +473,21 @@ def registry_entry(
 
 
 def publish(job: Job, metadata: Metadata) -> None:
-    """Write metadata.json, compile the registry, then clear away what nothing names any more.
+    """Write metadata.json and compile the registry.
 
     Raises:
         StoreError: the eval root can't be written.
     """
+    with contextlib.suppress(StoreError):  # of another version, or damaged: nobody reads it
+        retire(job.layout, read_metadata(job.layout), metadata)
     write_json(job.layout.metadata, metadata.model_dump(mode="json", by_alias=True))
     rebuild_registry(job.root)
-    list(remove_leftovers(job.layout.samples, [s.name for s in metadata.shards], GRACE_S))
-    named = {found.index for found in metadata.splits.values()}
-    for path in job.layout.path.glob("*/index.*.parquet"):
-        old = time.time() - path.stat().st_mtime >= GRACE_S
-        if str(path.relative_to(job.layout.path)) not in named and old:
-            path.unlink(missing_ok=True)
+
+
+def tidy(job: Job, metadata: Metadata) -> None:
+    """Clear away what nothing names any more, once readers have had time to let go of it."""
+    remove_retired(job.layout, metadata, GRACE_S)
+    shutil.rmtree(job.layout.staging, ignore_errors=True)
 
 
 # --------------------------------------------------------------------------------- running them
@@ -624,6 +610,8 @@ def run_stage(job: Job, stage: str, values: dict[str, Any] | None = None) -> Out
         inputs.append(value)
     value = _STAGES[stage].build(job, *inputs)
     ran = write_stage(job, stage, value)
+    if stage == "registry_entry":
+        tidy(job, value)
     return Outcome(stage, value, ran, time.monotonic() - started)
 
 
@@ -653,10 +641,13 @@ def ingest(
 def dataset_lock(job: Job, timeout_s: float = 5.0) -> Iterator[None]:
     """Keep two processes from ingesting the same dataset at once.
 
+    Whoever gets the lock removes what a killed holder left unfinished.
+
     Raises:
         LockedError: another process is at it.
     """
     with locked(job.layout.lock, timeout_s, f"{job.spec.name} is being ingested"):
+        remove_unfinished(job.layout)
         yield
 
 

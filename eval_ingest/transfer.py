@@ -3,7 +3,7 @@
 import hashlib
 from collections.abc import Sequence
 from concurrent.futures import Executor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -18,25 +18,27 @@ from eval_ingest.core.spec import SPLITS
 from eval_ingest.core.splits import SplitAssignment
 from eval_ingest.engine import map_ordered
 from eval_ingest.errors import SourceError
-from eval_ingest.indexing import Progress
+from eval_ingest.indexing import Progress, pack_rows
 from eval_ingest.store.copy import CopiedWindow, Manifest, change_split, copy_window
 from eval_ingest.store.index_file import write_table
 from eval_ingest.store.layout import DatasetLayout
 from eval_ingest.store.pack import (
     MAX_SHARD_BYTES,
     TARGET,
-    PackRow,
     ShardWriter,
     plan_arrays,
     read_shard_index,
     shard_names,
 )
 from eval_ingest.studio.source import Source, SourceFile, WindowFiles, WindowReader
-from eval_ingest.studio.window import read_window, sample_arrays, sample_size
+from eval_ingest.studio.window import read_window, sample_arrays
 
 SPLIT_INDEX_VERSION = 1
 
 _TASK_WINDOWS = 16
+
+_MOVED_TOGETHER = 256
+"""Windows whose split is changed between two notes in the journal."""
 
 
 @dataclass(frozen=True)
@@ -156,25 +158,6 @@ def read_arrays(source: WindowReader, files: WindowFiles, config: ResolvedConfig
     return sample_arrays(sample, config)
 
 
-def pack_rows(index: WindowIndex, config: ResolvedConfig, places: Sequence[Place]) -> list[PackRow]:
-    """The shapes of the samples, from the index."""
-    heights, widths = (index.table[name].to_pylist() for name in ("height", "width"))
-    steps = {
-        modality.name: index.table[f"{modality.name}.timesteps"].to_pylist()
-        for modality in config.modalities
-    }
-    return [
-        PackRow(
-            place.group,
-            place.name,
-            place.source_digest,
-            *sample_size(config, heights[place.row], widths[place.row]),
-            {name: values[place.row] for name, values in steps.items()},
-        )
-        for place in places
-    ]
-
-
 def transfer(
     source: Source,
     config: ResolvedConfig,
@@ -198,6 +181,7 @@ def transfer(
     to_copy = set()
     if mode == "windows":
         to_copy = {place.key for place in places if not _is_copied(place, manifest, layout)}
+        manifest.forget((group, name) for group, name, _ in to_copy)
         _move_between_splits(places, to_copy, manifest, layout)
 
     new = [place for place in places if place.key not in packed]
@@ -205,7 +189,7 @@ def transfer(
     if total:
         source.ensure_listed(sorted({place.group for place in places}), config.layer_names)
     for chunk in _shards(index, config, new):
-        rows = pack_rows(index, config, chunk)
+        rows = pack_rows(index.table, [place.row for place in chunk], config)
         writer = ShardWriter.create(layout.samples, plan_arrays(config, rows))
         try:
             work = [(place, row, place.key in to_copy) for row, place in enumerate(chunk)]
@@ -267,14 +251,17 @@ def _move_between_splits(
 ) -> None:
     """Rewrite eval_split where it changed; drop windows that are in no split any more."""
     wanted = {(place.group, place.name): place for place in places}
-    moved = []
-    for key, copied in list(manifest.windows.items()):
-        place = wanted.get(key)
-        if place is None:
-            manifest.drop(key)
-        elif place.key not in to_copy and copied.split != place.split:
-            moved.append(change_split(layout.windows, copied, place.split))
-    manifest.add(moved)
+    manifest.drop([key for key in manifest.windows if key not in wanted])
+    moving = [
+        copied
+        for key, copied in manifest.windows.items()
+        if wanted[key].key not in to_copy and copied.split != wanted[key].split
+    ]
+    for k in range(0, len(moving), _MOVED_TOGETHER):
+        chunk = moving[k : k + _MOVED_TOGETHER]
+        # Not vouched for while metadata.json may say the one split or the other.
+        manifest.add(replace(copied, split="") for copied in chunk)
+        manifest.add(change_split(layout.windows, c, wanted[c.key].split) for c in chunk)
 
 
 def _shards(
@@ -283,7 +270,8 @@ def _shards(
     """Consecutive places whose samples together stay below MAX_SHARD_BYTES."""
     shards: list[list[Place]] = []
     size = 0
-    for place, row in zip(places, pack_rows(index, config, places), strict=True):
+    rows = pack_rows(index.table, [place.row for place in places], config)
+    for place, row in zip(places, rows, strict=True):
         n_bytes = sum(plan.n_bytes for plan in plan_arrays(config, [row]))
         if not shards or size + n_bytes > MAX_SHARD_BYTES:
             shards.append([])

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 
 import dagster as dg
 
-from eval_ingest.errors import EvalIngestError, SourceError, StoreError
+from eval_ingest.errors import EngineError, EvalIngestError, SourceError, StoreError
 
 RETRIES = dg.RetryPolicy(max_retries=2, delay=10, backoff=dg.Backoff.EXPONENTIAL)
 """For failures that allow retries: a stage goes on where it stopped, so trying again is cheap."""
@@ -39,10 +39,10 @@ def as_failure(dataset: str) -> Iterator[None]:
 
 
 def may_pass(error: Exception) -> bool:
-    """True if the network or a disk failed, so that the same thing may work a little later."""
+    """True if the network, a disk or a worker failed, and the same may work a little later."""
     cause: BaseException | None = error
     if isinstance(error, EvalIngestError):
-        if type(error) not in (SourceError, StoreError):
+        if type(error) not in (SourceError, StoreError, EngineError):
             return False  # the subclasses are about what the data is, not about reaching it
         cause = error.__cause__
     if cause is None or isinstance(cause, _LASTING):

@@ -4,23 +4,29 @@ A window appears by a rename when all its files are there and read back right. W
 kept in a manifest, so that a stopped copy goes on, and `verify` can check it later.
 """
 
+import contextlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterable
+import tempfile
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import google_crc32c
 import pyarrow as pa
 
 from eval_ingest.errors import IntegrityError
-from eval_ingest.store.atomic import store_error
+from eval_ingest.store.atomic import store_error, umask
 from eval_ingest.store.index_file import read_table, write_table
 from eval_ingest.store.layout import DatasetLayout
 
 SPLIT_OPTION = "eval_split"
 """The window option that says which split a window belongs to."""
+
+UNFINISHED = ".copying"
+"""Beside the windows folder: windows on their way into it, or out of it."""
 
 MANIFEST_VERSION = 1
 _JOURNAL = ".copy_journal.jsonl"
@@ -68,10 +74,13 @@ def copy_window(
         StoreError: it can't be written.
     """
     final = windows / group / name
-    aside = windows / group / f".{name}.{os.getpid()}.tmp"
+    scratch = windows.parent / UNFINISHED
+    aside: Path | None = None
     try:
-        shutil.rmtree(aside, ignore_errors=True)
-        aside.mkdir(parents=True)
+        scratch.mkdir(parents=True, exist_ok=True)
+        final.parent.mkdir(parents=True, exist_ok=True)
+        aside = Path(tempfile.mkdtemp(dir=scratch))
+        aside.chmod(0o777 & ~umask())
         made: set[str] = {""}
         total, n_files, checksum = 0, 0, 0
         for path, read in files:
@@ -83,12 +92,15 @@ def copy_window(
             total += len(data)
             n_files += 1
         if final.exists():
-            shutil.rmtree(final)
+            # Moved, not removed, so that no half of it is ever in its place.
+            os.rename(final, f"{aside}.old")
         os.rename(aside, final)
     except OSError as error:
         raise store_error(final, "copying to", error) from error
     finally:
-        shutil.rmtree(aside, ignore_errors=True)
+        if aside is not None:
+            shutil.rmtree(aside, ignore_errors=True)
+            shutil.rmtree(f"{aside}.old", ignore_errors=True)
     return CopiedWindow(group, name, source_digest, split, n_files, total, f"{checksum:08x}")
 
 
@@ -169,11 +181,17 @@ def measure_copy(folder: Path) -> tuple[int, int, str]:
 
 
 class Manifest:
-    """Which windows are in the copy; a journal keeps it true while copying goes on."""
+    """Which windows are in the copy; a journal keeps it true while copying goes on.
+
+    What is about to change is told to the journal first: after a stop, a window is either as the
+    manifest says, or the manifest doesn't vouch for it and the next run does it again.
+    """
 
     def __init__(self, layout: DatasetLayout) -> None:
         self._layout = layout
         self._journal = layout.path / _JOURNAL
+        self._journal_bytes: int | None = None
+        """How much of the journal is whole: the rest is a line at which a run was stopped."""
         self.windows: dict[tuple[str, str], CopiedWindow] = {}
         found = read_table(layout.copy_manifest, "copy_manifest", MANIFEST_VERSION)
         if found is not None:
@@ -186,31 +204,67 @@ class Manifest:
 
     def _replay(self) -> None:
         try:
-            lines = self._journal.read_text().splitlines()
+            data = self._journal.read_bytes()
         except FileNotFoundError:
             return
-        for line in lines:
+        except OSError as error:
+            raise store_error(self._journal, "reading", error) from error
+        self._journal_bytes = 0
+        for line in data.splitlines(keepends=True):
             try:
-                self._put(CopiedWindow(**json.loads(line)))
-            except (ValueError, TypeError):
-                break  # the line at which an earlier run was stopped
+                entry = json.loads(line)
+                if len(entry) == 2:
+                    self.windows.pop((entry["group"], entry["name"]), None)
+                else:
+                    self._put(CopiedWindow(**entry))
+            except (ValueError, TypeError, KeyError):
+                break
+            self._journal_bytes += len(line)
 
     def add(self, copied: Iterable[CopiedWindow]) -> None:
         """Note windows as copied, at once and on disk."""
         found = list(copied)
         for window in found:
             self._put(window)
+        self._write(asdict(window) for window in found)
+
+    def forget(self, keys: Iterable[tuple[str, str]]) -> None:
+        """Note that windows are about to be replaced or removed."""
+        known = [key for key in keys if self.windows.pop(key, None) is not None]
+        self._write({"group": group, "name": name} for group, name in known)
+
+    def _write(self, entries: Iterable[dict[str, Any]]) -> None:
+        text = "".join(json.dumps(entry) + "\n" for entry in entries)
+        if not text:
+            return
         try:
             self._layout.path.mkdir(parents=True, exist_ok=True)
-            with open(self._journal, "a", encoding="utf-8") as stream:
-                stream.writelines(json.dumps(asdict(window)) + "\n" for window in found)
+            with open(self._journal, "ab") as stream:
+                if self._journal_bytes is not None:
+                    stream.truncate(self._journal_bytes)
+                    self._journal_bytes = None
+                stream.write(text.encode())
         except OSError as error:
             raise store_error(self._journal, "writing", error) from error
 
-    def drop(self, key: tuple[str, str]) -> None:
-        """Remove a window from the copy."""
-        window = self.windows.pop(key)
-        shutil.rmtree(self._layout.windows / window.group / window.name, ignore_errors=True)
+    def drop(self, keys: Sequence[tuple[str, str]]) -> None:
+        """Remove windows from the copy.
+
+        Raises:
+            StoreError: one can't be removed.
+        """
+        self.forget(keys)
+        for group, name in keys:
+            folder = self._layout.windows / group / name
+            try:
+                scratch = self._layout.path / UNFINISHED
+                scratch.mkdir(exist_ok=True)
+                aside = tempfile.mkdtemp(dir=scratch)
+                with contextlib.suppress(FileNotFoundError):
+                    os.rename(folder, f"{aside}/old")
+            except OSError as error:
+                raise store_error(folder, "removing", error) from error
+            shutil.rmtree(aside, ignore_errors=True)
 
     def close(self) -> None:
         """Write the manifest and drop the journal."""
@@ -230,3 +284,4 @@ class Manifest:
         facts = {"kind": "copy_manifest", "version": MANIFEST_VERSION}
         write_table(self._layout.copy_manifest, table, facts)
         self._journal.unlink(missing_ok=True)
+        shutil.rmtree(self._layout.path / UNFINISHED, ignore_errors=True)

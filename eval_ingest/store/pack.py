@@ -16,8 +16,7 @@ import math
 import os
 import shutil
 import tempfile
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -145,14 +144,31 @@ class ShardWriter:
             samples.mkdir(parents=True, exist_ok=True)
             folder = Path(tempfile.mkdtemp(prefix=".shard.", suffix=".tmp", dir=samples))
             folder.chmod(0o777 & ~umask())
+        except OSError as error:
+            raise store_error(samples, "making a shard of samples in", error) from error
+        return cls.create_in(folder, plans)
+
+    @classmethod
+    def create_in(cls, folder: Path, plans: Sequence[ArrayPlan]) -> "ShardWriter":
+        """Make the files, at their full size, in a folder that the next run will find again.
+
+        Raises:
+            StoreError: there is no room or no permission.
+        """
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
             for plan in plans:
                 _create_npy(folder / f"{plan.name}.npy", plan.file_shape, np.dtype(plan.dtype))
         except OSError as error:
-            raise store_error(samples, "making a shard of samples in", error) from error
+            raise store_error(folder, "making a shard of samples in", error) from error
         return cls(folder, plans)
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_files": {}}
+
+    def __del__(self) -> None:
+        # A worker process gets a writer with every task, and may get thousands.
+        self._close()
 
     def _file(self, name: str) -> tuple[int, int]:
         """File descriptor, and where the first element lies."""
@@ -193,6 +209,20 @@ class ShardWriter:
             except OSError as error:
                 raise store_error(self.folder / plan.name, "writing", error) from error
 
+    def sync(self) -> None:
+        """Bring what was written to the disk.
+
+        Raises:
+            StoreError: it can't be written.
+        """
+        for plan in self.plans:
+            path = self.folder / f"{plan.name}.npy"
+            try:
+                with open(path, "rb+") as stream:
+                    os.fsync(stream.fileno())
+            except OSError as error:
+                raise store_error(path, "writing", error) from error
+
     def commit(
         self, samples: Path, shard: str, row_key: str, rows: Sequence[tuple[int, PackRow]]
     ) -> str:
@@ -208,10 +238,9 @@ class ShardWriter:
             StoreError: it can't be written.
         """
         self._close()
+        self.sync()
         try:
-            for plan in self.plans:
-                with open(self.folder / f"{plan.name}.npy", "rb+") as stream:
-                    os.fsync(stream.fileno())
+            samples.mkdir(parents=True, exist_ok=True)
             facts = {"kind": "shard", "version": SHARD_VERSION, "row_key": row_key}
             write_table(self.folder / "index.parquet", self._index_table(rows), facts)
             name = shard
@@ -285,18 +314,6 @@ def read_shard_index(samples: Path, shard: str, row_key: str) -> pa.Table | None
     if found is None or found[1].get("row_key") != row_key:
         return None
     return found[0]
-
-
-def remove_leftovers(samples: Path, keep: Sequence[str], older_than_s: float) -> Iterator[Path]:
-    """Remove shards that nothing names and unfinished ones, once they have been left that long."""
-    if not samples.is_dir():
-        return
-    for folder in samples.iterdir():
-        if folder.name in keep or not folder.is_dir():
-            continue
-        if time.time() - folder.stat().st_mtime >= older_than_s:
-            shutil.rmtree(folder, ignore_errors=True)
-            yield folder
 
 
 def retire_shards(samples: Path) -> None:

@@ -17,6 +17,8 @@ from eval_ingest.store.layout import DatasetLayout, EvalRoot
 
 LOCK_TIMEOUT_S = 120.0
 
+_REMOVED = ".removed."
+
 
 @contextmanager
 def locked(path: Path, timeout_s: float, waiting_for: str) -> Iterator[None]:
@@ -105,6 +107,8 @@ def rebuild_registry(root: EvalRoot) -> dict[str, Any]:
         StoreError: the registry can't be written.
     """
     with locked(root.registry_lock, LOCK_TIMEOUT_S, "registry.json"):
+        for stray in root.path.glob(f".{root.registry.name}.*.tmp"):
+            stray.unlink(missing_ok=True)  # of a process that was killed while it held the lock
         entries: dict[str, Any] = {}
         before = _entries_or_empty(root)
         for name in root.dataset_names():
@@ -126,6 +130,8 @@ def rebuild_registry(root: EvalRoot) -> dict[str, Any]:
                     "datasets": entries,
                 },
             )
+    for removed in root.path.glob(f"{_REMOVED}*"):
+        shutil.rmtree(removed, ignore_errors=True)
     return entries
 
 
@@ -143,11 +149,10 @@ def remove_dataset(root: EvalRoot, name: str) -> None:
         StoreError: it can't be removed.
     """
     layout = root.dataset(name)
-    aside = root.path / f".removed.{name}.{time.time_ns()}"
+    aside = root.path / f"{_REMOVED}{name}.{time.time_ns()}"
     with locked(layout.lock, LOCK_TIMEOUT_S, f"removing {name}"):
         try:
             layout.path.rename(aside)
         except OSError as error:
             raise store_error(layout.path, "removing", error) from error
-    rebuild_registry(root)
-    shutil.rmtree(aside, ignore_errors=True)
+    rebuild_registry(root)  # which also removes what was set aside
