@@ -241,6 +241,8 @@ class ShardWriter:
         self.sync()
         try:
             samples.mkdir(parents=True, exist_ok=True)
+            for stray in self.folder.glob(".*.tmp"):
+                stray.unlink()  # a run was stopped right here
             facts = {"kind": "shard", "version": SHARD_VERSION, "row_key": row_key}
             write_table(self.folder / "index.parquet", self._index_table(rows), facts)
             name = shard
