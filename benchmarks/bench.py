@@ -256,7 +256,7 @@ def load_rows(source: Path) -> list[dict[str, str]]:
     normalized = EvalDataset("tolbi_crops", "train", root=root, crop=None)
 
     def run_batches(which: EvalDataset) -> None:
-        for batch in which.batches(32, reuse=True):
+        for batch in which.batches(32):
             del batch
 
     plain = len(dataset) / median_seconds(lambda: run_batches(dataset), 3)

@@ -25,14 +25,13 @@ from rslearn.utils.raster_array import RasterArray, RasterMetadata
 from rslearn.utils.raster_format import GeotiffRasterFormat, get_bandset_dirname
 from upath import UPath
 
-from eval_ingest.studio import decode
+from eval_ingest.studio import decode, geotiff
 from eval_ingest.studio.decode import (
     Grid,
-    RasterProblem,
     band_set_dirname,
     decode_geotiff,
-    read_header,
 )
+from eval_ingest.studio.geotiff import RasterProblem, read_header
 
 UTM = "EPSG:32630"
 GRID = Grid(UTM, 10.0, -10.0, (50_000, -100_000, 50_064, -99_936))
@@ -453,7 +452,7 @@ def test_a_header_is_not_taken_for_that_of_a_similar_file(tmp_path: Path) -> Non
     ]
     expected = []
     for data in files:
-        decode._heads.clear()
+        geotiff._heads.clear()
         expected.append(read_header(data))
     for order in itertools.permutations(range(len(files))):
         assert [read_header(files[i]) for i in order] == [expected[i] for i in order]
@@ -581,7 +580,7 @@ def directories(draw: st.DrawFn) -> bytes:
     """TIFFs with a directory of the right form and any content."""
     order, big = draw(st.sampled_from("<>")), draw(st.booleans())
     number = "Q" if big else "I"
-    tags = draw(st.lists(st.sampled_from(sorted(decode._KNOWN_TAGS)), unique=True, max_size=20))
+    tags = draw(st.lists(st.sampled_from(sorted(geotiff._KNOWN_TAGS)), unique=True, max_size=20))
     values = st.one_of(st.integers(0, 600), st.integers(0, 2 ** (64 if big else 32) - 1))
     head = struct.pack(order + "2sHHHQ", b"II" if order == "<" else b"MM", 43, 8, 0, 16)
     if not big:

@@ -1,11 +1,36 @@
 """Samples to batches, also where windows differ in size or number of timesteps."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, overload
 
 import torch
 
 from eval_ingest.core.task import IGNORE_LABEL
+
+
+class Samples(Sequence[dict[str, Any]]):
+    """Samples that are views of one batch, so that `collate` need not copy them."""
+
+    def __init__(self, batch: dict[str, Any]) -> None:
+        self.batch = batch
+
+    def __len__(self) -> int:
+        return len(self.batch["window"])
+
+    @overload
+    def __getitem__(self, i: int) -> dict[str, Any]: ...
+
+    @overload
+    def __getitem__(self, i: slice) -> list[dict[str, Any]]: ...
+
+    def __getitem__(self, i: int | slice) -> dict[str, Any] | list[dict[str, Any]]:
+        if isinstance(i, slice):
+            return [self[k] for k in range(*i.indices(len(self)))]
+        return {
+            key: {m: stack[i] for m, stack in value.items()} if key == "timestamps" else value[i]
+            for key, value in self.batch.items()
+            if key != "timesteps"
+        }
 
 
 def collate(samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -14,6 +39,8 @@ def collate(samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
     Pixels and timestamps are padded with zeros, class targets with -1, others with NaN.
     `batch["timesteps"][modality]` (long, B) tells how many timesteps of each sample are real.
     """
+    if isinstance(samples, Samples):
+        return samples.batch
     batch: dict[str, Any] = {}
     for key in samples[0]:
         values = [sample[key] for sample in samples]

@@ -21,13 +21,15 @@ from eval_ingest.core.resolved import ModalityInput
 from eval_ingest.core.spec import SPLITS
 from eval_ingest.core.task import Task
 from eval_ingest.errors import IntegrityError, LoadError
-from eval_ingest.loading.collate import collate
+from eval_ingest.loading.collate import Samples, collate
+from eval_ingest.loading.memory import recycler
 from eval_ingest.loading.normalize import (
     DEFAULT_METHOD,
     Normalizer,
     make_normalizer,
     pretrained_stats,
 )
+from eval_ingest.loading.parallel import in_parallel
 from eval_ingest.settings import Settings
 from eval_ingest.store.layout import EvalRoot
 from eval_ingest.store.registry import require_metadata
@@ -220,12 +222,15 @@ class EvalDataset(Dataset[dict[str, Any]]):
         return i if self._order is None else int(self._order[i])
 
     def __getitem__(self, i: int) -> dict[str, Any]:
-        row = self._row(int(i))
+        return self._sample(self._row(int(i)))
+
+    def _sample(self, row: int) -> dict[str, Any]:
         window = self._window_slice(row)
         sample: dict[str, Any] = {}
         for modality in self._inputs:
             stored = self._stored(modality.name, row)[window]
-            sample[modality.name] = self._normalizers[modality.name].apply(stored)
+            sample[modality.name] = recycler.empty(stored.shape)
+            self._normalizers[modality.name].apply(stored, sample[modality.name])
         sample["timestamps"] = {
             modality.name: self._index.timestamps(modality.name, row) for modality in self._inputs
         }
@@ -237,8 +242,11 @@ class EvalDataset(Dataset[dict[str, Any]]):
     def __iter__(self) -> Iterator[dict[str, Any]]:
         return (self[i] for i in range(len(self)))
 
-    def __getitems__(self, indices: Sequence[int]) -> list[dict[str, Any]]:
-        return [self[i] for i in indices]
+    def __getitems__(self, indices: Sequence[int]) -> Sequence[dict[str, Any]]:
+        """Samples for a DataLoader; of equal shape, they lie in one batch already."""
+        rows = [self._row(int(i)) for i in indices]
+        batch = self._batch(rows)
+        return [self._sample(row) for row in rows] if batch is None else Samples(batch)
 
     def _window_slice(self, row: int) -> tuple[slice, slice]:
         """Rows and columns of the crop."""
@@ -277,7 +285,8 @@ class EvalDataset(Dataset[dict[str, Any]]):
         if found is None:
             path = self._folder / "samples" / self.metadata.shards[shard].name / f"{name}.npy"
             try:
-                found = np.load(path, mmap_mode="r", allow_pickle=False)
+                # As a plain array: a memmap object makes every slice of it expensive.
+                found = np.load(path, mmap_mode="r", allow_pickle=False).view(np.ndarray)
             except (OSError, ValueError) as error:
                 raise IntegrityError(
                     f"the packed samples {path} can't be read ({error}); ingest {self.name} again"
@@ -287,29 +296,28 @@ class EvalDataset(Dataset[dict[str, Any]]):
 
     # ------------------------------------------------------------------------------- batching
 
-    def batches(self, batch_size: int, reuse: bool = False) -> Iterator[dict[str, Any]]:
+    def batches(self, batch_size: int) -> Iterator[dict[str, Any]]:
         """All samples in order, in batches as `collate` makes them.
 
-        Where samples agree in shape, the stored pixels of a batch are converted and normalised
-        as one array. With `reuse`, every batch's pixels lie in the same memory: about twice as
-        fast, for loops that are done with a batch before they ask for the next.
+        Where samples agree in shape, stored pixels are converted and normalised straight into
+        their place in the batch, on several threads.
         """
-        buffers: dict[str, torch.Tensor] | None = {} if reuse else None
         if batch_size < 1:
             raise LoadError(f"batch_size is {batch_size}; it must be at least 1")
         for start in range(0, len(self), batch_size):
             rows = [self._row(i) for i in range(start, min(start + batch_size, len(self)))]
-            yield self._batch(rows, range(start, start + len(rows)), buffers)
+            batch = self._batch(rows)
+            yield collate([self._sample(row) for row in rows]) if batch is None else batch
 
-    def _batch(
-        self, rows: list[int], places: range, buffers: dict[str, torch.Tensor] | None
-    ) -> dict[str, Any]:
-        batch: dict[str, Any] = {}
-        if self._random_crop or len({self._shapes_of(row) for row in rows}) > 1:
-            return collate([self[i] for i in places])
-        window = self._window_slice(rows[0])
-        for modality in self._inputs:
-            batch[modality.name] = self._pixels(modality.name, rows, window, buffers)
+    def _batch(self, rows: list[int]) -> dict[str, Any] | None:
+        """Some rows as one batch; None if they differ in shape."""
+        windows = [self._window_slice(row) for row in rows]
+        shapes = {self._shapes_of(row, *w) for row, w in zip(rows, windows, strict=True)}
+        if len(shapes) != 1:
+            return None
+        batch: dict[str, Any] = {
+            modality.name: self._pixels(modality.name, rows, windows) for modality in self._inputs
+        }
         batch["timestamps"] = {
             m.name: torch.stack([self._index.timestamps(m.name, row) for row in rows])
             for m in self._inputs
@@ -318,47 +326,37 @@ class EvalDataset(Dataset[dict[str, Any]]):
             m.name: torch.from_numpy(self._index.timesteps[m.name][rows].astype(np.int64))
             for m in self._inputs
         }
-        batch["target"] = self._target(self._targets(rows, window))
+        targets = (self._stored(TARGET, row) for row in rows)
+        batch["target"] = self._target(
+            np.stack(
+                [
+                    target[window] if target.ndim else target
+                    for target, window in zip(targets, windows, strict=True)
+                ]
+            )
+        )
         batch["window"] = [f"{self._index.groups[row]}/{self._index.names[row]}" for row in rows]
         return batch
 
-    def _shapes_of(self, row: int) -> tuple[int, ...]:
+    def _shapes_of(self, row: int, rows: slice, columns: slice) -> tuple[int, ...]:
+        height, width = int(self._index.heights[row]), int(self._index.widths[row])
         steps = (int(self._index.timesteps[m.name][row]) for m in self._inputs)
-        return int(self._index.heights[row]), int(self._index.widths[row]), *steps
+        return len(range(height)[rows]), len(range(width)[columns]), *steps
 
     def _pixels(
-        self,
-        name: str,
-        rows: list[int],
-        window: tuple[slice, slice],
-        buffers: dict[str, torch.Tensor] | None,
+        self, name: str, rows: list[int], windows: list[tuple[slice, slice]]
     ) -> torch.Tensor:
         """Normalised pixels of samples of equal shape: no stored pixel is copied on the way."""
-        first = self._stored(name, rows[0])[window]
-        shape = (len(rows), *first.shape)
-        out = _buffer({} if buffers is None else buffers, name, shape)
-        normalizer = self._normalizers[name]
-        together = self._together(name, rows)
-        if together is not None:
-            return normalizer.apply(together[:, *window], out)
-        for place, row in zip(out, rows, strict=True):
-            normalizer.apply(self._stored(name, row)[window], place)
+        first = self._stored(name, rows[0])[windows[0]]
+        out = recycler.empty((len(rows), *first.shape))
+        apply = self._normalizers[name].apply
+
+        def fill(places: range) -> None:
+            for k in places:
+                apply(self._stored(name, rows[k])[windows[k]], out[k])
+
+        in_parallel(fill, len(rows), first.size)
         return out
-
-    def _together(self, name: str, rows: list[int]) -> NDArray[Any] | None:
-        """A view of the stored arrays, if they lie side by side in one shard."""
-        shard, first = int(self._index.shards[rows[0]]), int(self._index.rows[rows[0]])
-        if not self.metadata.shards[shard].arrays[name].uniform:
-            return None
-        if (self._index.shards[rows] != shard).any():
-            return None
-        if (self._index.rows[rows] != np.arange(first, first + len(rows))).any():
-            return None
-        return self._map(shard, name)[first : first + len(rows)]
-
-    def _targets(self, rows: list[int], window: tuple[slice, slice]) -> NDArray[Any]:
-        stored = [self._stored(TARGET, row) for row in rows]
-        return np.stack([target[window] if target.ndim else target for target in stored])
 
     def loader(
         self,
@@ -404,14 +402,6 @@ class EvalDataset(Dataset[dict[str, Any]]):
             )
         )
         return loader
-
-
-def _buffer(buffers: dict[str, torch.Tensor], name: str, shape: tuple[int, ...]) -> torch.Tensor:
-    """The first of a buffer's rows, as many as are asked for; made when it doesn't fit."""
-    buffer = buffers.get(name)
-    if buffer is None or buffer.shape[1:] != shape[1:] or len(buffer) < shape[0]:
-        buffer = buffers[name] = torch.empty(shape, dtype=torch.float32)
-    return buffer[: shape[0]]
 
 
 class _SplitIndex:

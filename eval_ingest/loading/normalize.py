@@ -1,12 +1,13 @@
 """From stored pixels to float32: one conversion and one multiply-add."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from eval_ingest.core import kernels
 from eval_ingest.core.norm import METHODS, BandStats, affine, to_decibels
 from eval_ingest.errors import LoadError
 
@@ -23,26 +24,38 @@ class Normalizer:
     then: str = ""
     """`` nothing more, `clip` to 0..1, or `int`: quantise to 256 steps in 0..1."""
     decibels: bool = False
+    _tiled: dict[int, tuple[NDArray[np.float32], NDArray[np.float32]]] = field(
+        default_factory=dict, compare=False, repr=False
+    )
 
-    def apply(self, stored: NDArray[Any], out: torch.Tensor | None = None) -> torch.Tensor:
-        """Normalise pixels (..., T, C) into float32 of the same shape, `out` if given."""
-        if out is None:
-            out = torch.empty(stored.shape, dtype=torch.float32)
-        if self.decibels and self.scale is not None:
+    def apply(self, stored: NDArray[Any], out: torch.Tensor) -> None:
+        """Normalise pixels (..., T, C) into a contiguous float32 tensor of the same shape."""
+        if not stored.size:
+            return
+        factor, offset = self._per_pixel(stored.shape[-2])
+        if self.decibels and factor is not None:
             stored = to_decibels(stored)
-        out.copy_(_tensor(stored))
-        if self.scale is not None and self.offset is not None and out.numel():
-            # One row holds a pixel's T x C values: wide rows are what vector units like.
-            timesteps = stored.shape[-2]
-            scale = torch.from_numpy(np.tile(self.scale, timesteps))
-            offset = torch.from_numpy(np.tile(self.offset, timesteps))
-            rows = out.view(-1, len(scale))
-            torch.addcmul(offset, rows, scale, out=rows)
+        if not kernels.scale(stored, factor, offset, out.numpy()):
+            out.copy_(_tensor(stored))
+            if factor is not None and offset is not None:
+                rows = out.view(-1, len(factor))
+                torch.addcmul(torch.from_numpy(offset), rows, torch.from_numpy(factor), out=rows)
         if self.then == "clip":
             out.clamp_(0, 1)
         elif self.then == "int":
             out.mul_(255).clamp_(0, 255).floor_().div_(255)
-        return out
+
+    def _per_pixel(
+        self, timesteps: int
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32]] | tuple[None, None]:
+        """Scale and offset of a pixel's T x C values: wide rows are what vector units like."""
+        if self.scale is None or self.offset is None:
+            return None, None
+        found = self._tiled.get(timesteps)
+        if found is None:
+            found = np.tile(self.scale, timesteps), np.tile(self.offset, timesteps)
+            self._tiled[timesteps] = found
+        return found
 
 
 def _tensor(array: NDArray[Any]) -> torch.Tensor:

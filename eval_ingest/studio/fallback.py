@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from eval_ingest.studio.decode import RasterProblem
+from eval_ingest.studio.geotiff import RasterProblem
 
 
 @lru_cache(maxsize=8)

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from eval_ingest.core import kernels
 from eval_ingest.core.resolved import (
     InputPart,
     LabelInput,
@@ -21,11 +22,11 @@ from eval_ingest.core.resolved import (
     Pad,
     ResolvedConfig,
 )
-from eval_ingest.core.scratch import scratch
 from eval_ingest.core.task import IGNORE_LABEL, Task, TaskKind
 from eval_ingest.core.validate import Problem
 from eval_ingest.errors import SourceError
-from eval_ingest.studio.decode import Grid, RasterProblem, band_set_dirname, decode_geotiff
+from eval_ingest.studio.decode import Grid, band_set_dirname, decode_geotiff
+from eval_ingest.studio.geotiff import RasterProblem
 from eval_ingest.studio.source import WindowFiles, WindowReader
 
 Interval = tuple[datetime, datetime]
@@ -465,42 +466,19 @@ def _parse_sidecar(raw: Any, path: str, n_bands: int) -> tuple[int, int, list[In
 def _assemble(stack: list[_Raster], dtype: np.dtype[Any]) -> NDArray[Any]:
     """Join rasters along T into (H, W, T, C), bands in their wanted order."""
     first = stack[0]
-    height, width, _, stored_bands = first.pixels.shape
+    height, width = first.pixels.shape[:2]
     timesteps = sum(raster.pixels.shape[2] for raster in stack)
-    if all(r.order == first.order and r.pixels.shape[3] == stored_bands for r in stack):
-        shape = (height, width, timesteps, stored_bands)
-        ordered = first.order == tuple(range(stored_bands))
-        joined = np.empty(shape, dtype) if ordered else scratch("interleave", shape, dtype)
-        _interleave(stack, joined)
-        if ordered:
-            return joined
-        result = np.empty((height, width, timesteps, len(first.order)), dtype)
-        for place, band in enumerate(first.order):  # faster than one gather of short rows
-            result[..., place] = joined[..., band]
-        return result
     result = np.empty((height, width, timesteps, len(first.order)), dtype)
+    if all(raster.order == first.order for raster in stack) and kernels.interleave(
+        [raster.pixels for raster in stack], first.order, result
+    ):
+        return result
     step = 0
     for raster in stack:
         steps = raster.pixels.shape[2]
         result[:, :, step : step + steps] = raster.pixels[..., list(raster.order)]
         step += steps
     return result
-
-
-def _interleave(stack: list[_Raster], joined: NDArray[Any]) -> None:
-    """Copy rasters side by side along T."""
-    bands = joined.shape[3]
-    # Moved as one item, a pixel's bands are copied several times faster than one by one.
-    pixel = np.dtype((np.void, bands * joined.dtype.itemsize))
-    whole = joined.view(pixel)[..., 0]
-    step = 0
-    for raster in stack:
-        steps = raster.pixels.shape[2]
-        if raster.pixels.dtype == joined.dtype and raster.pixels.flags.c_contiguous:
-            whole[:, :, step : step + steps] = raster.pixels.view(pixel)[..., 0]
-        else:
-            joined[:, :, step : step + steps] = raster.pixels
-        step += steps
 
 
 def raster_target(stored: NDArray[Any], task: Task) -> NDArray[Any]:
