@@ -27,10 +27,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 
-from eval_ingest.core.columns import numbers
 from eval_ingest.core.entry import CopyResult, Metadata, NormStats
 from eval_ingest.core.fingerprint import fingerprint
 from eval_ingest.core.index import INDEX_VERSION, WindowIndex
@@ -55,26 +53,26 @@ from eval_ingest.indexing import (
     row_key,
     selected,
 )
+from eval_ingest.rslearn_copy import Samples, write_copy_files
 from eval_ingest.settings import Settings
-from eval_ingest.store.atomic import read_json, write_bytes, write_json
+from eval_ingest.store.atomic import read_json, write_json
 from eval_ingest.store.index_file import read_index, read_splits, write_index, write_splits
 from eval_ingest.store.layout import DatasetLayout, EvalRoot
 from eval_ingest.store.leftovers import GRACE_S, remove_retired, remove_unfinished, retire
 from eval_ingest.store.pack import retire_shards
 from eval_ingest.store.registry import locked, read_metadata, rebuild_registry
 from eval_ingest.store.uri import resolve_eval_root
-from eval_ingest.studio.config import ConfigFiles, dataset_config_for_copy, resolve
+from eval_ingest.studio.config import ConfigFiles, resolve
 from eval_ingest.studio.discovery import source_fingerprint
 from eval_ingest.studio.source import CONFIG_FILES, Listed, LocalSource, Source, open_source
 from eval_ingest.studio.window import read_metadata as read_window_metadata
-from eval_ingest.studio.window import sample_size
 from eval_ingest.transfer import transfer
 
 STAGES = ("window_index", "split_assignment", "norm_stats", "weka_copy", "registry_entry")
 
 NORM_VERSION = 1
-COPY_VERSION = 1
-ENTRY_VERSION = 2
+COPY_VERSION = 2
+ENTRY_VERSION = 3
 
 
 def no_progress(what: str, done: int, total: int) -> None:
@@ -400,13 +398,9 @@ def weka_copy(job: Job, index: WindowIndex, splits: SplitAssignment) -> CopyResu
             job.progress,
         )
     if job.spec.copy_mode == "windows":
-        write_json(job.layout.path / "config.json", dataset_config_for_copy(job.files, job.config))
-        for name, text in (
-            ("model.yaml", job.files.model_yaml),
-            ("olmoearth_run.yaml", job.files.run_yaml),
-        ):
-            if text is not None:
-                write_bytes(job.layout.path / name, text.encode())
+        samples = Samples(job.config, index, splits)
+        files = write_copy_files(job.layout, job.files, samples)
+        result = result.model_copy(update={"files": files})
     job.source.forget()
     return result
 
@@ -420,7 +414,7 @@ def _copy_is_there(job: Job, result: CopyResult) -> bool:
         for array in shard.arrays
     ]
     if result.mode == "windows":
-        paths += [job.layout.copy_manifest, job.layout.path / "config.json"]
+        paths += [job.layout.copy_manifest, *(job.layout.path / name for name in result.files)]
     return all(path.is_file() for path in paths)
 
 
@@ -443,12 +437,7 @@ def registry_entry(
     old = read_metadata(job.layout)
     if old is not None and old.fingerprint == wanted:
         return old
-    sides = [numbers(index.table[name], 0)[splits.used] for name in ("height", "width")]
-    sizes = np.unique(np.column_stack(sides), axis=0).tolist()
-    steps = [
-        int(numbers(index.table[f"{modality.name}.timesteps"], 0)[splits.used].max())
-        for modality in job.config.modalities
-    ]
+    samples = Samples(job.config, index, splits)
     prints["registry_entry"] = wanted
     return Metadata(
         name=job.spec.name,
@@ -464,10 +453,13 @@ def registry_entry(
         invalid=index.summary.reasons,
         split_report=splits.report,
         quality=quality_report(index, splits, job.config),
-        warnings=[*job.config.warnings, *stats.warnings],
+        warnings=[*job.config.warnings, *stats.warnings, *samples.warnings],
         fingerprints=prints,
-        window_size=min(min(sample_size(job.config, *size)) for size in sizes),
-        num_timesteps=max(steps),
+        window_size=samples.smallest_side,
+        num_timesteps=samples.most_timesteps,
+        optional_modalities=samples.optional_modalities,
+        timesteps={name: (int(s.min()), int(s.max())) for name, s in samples.timesteps.items()},
+        same_timesteps=samples.same_timesteps,
         n_bytes=copy.n_bytes + copy.packed_bytes,
     )
 

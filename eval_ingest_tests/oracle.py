@@ -146,10 +146,14 @@ def _open(
 # ------------------------------------------------------------------------ model.yaml to objects
 
 
-def _load(class_path: str) -> Any:
+def stand_in_for_wandb() -> None:
+    """rslearn's tasks import it to draw confusion matrices, but only its extras install it."""
     if "wandb" not in sys.modules and importlib.util.find_spec("wandb") is None:
-        # rslearn's tasks import it to draw confusion matrices, but only its extras install it.
         sys.modules["wandb"] = types.ModuleType("wandb")
+
+
+def _load(class_path: str) -> Any:
+    stand_in_for_wandb()
     module, _, name = class_path.rpartition(".")
     if not module.startswith("rslearn."):
         raise ValueError(f"the oracle only makes objects of rslearn, not {class_path}")

@@ -36,7 +36,7 @@ def test_samples_equal_those_of_rslearn(
 
 
 def compare(dataset: EvalDataset, sample: dict, expected: OracleSample) -> None:
-    for modality in dataset.metadata.config.modalities:
+    for modality in map(dataset.metadata.config.modality, dataset.bands):
         arrays, stamps = [], []
         keys = [modality.name] if modality.name in expected.inputs else []
         for key in keys or [part.key for part in modality.parts]:

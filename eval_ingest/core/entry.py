@@ -6,7 +6,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from eval_ingest.core.modality import MODALITIES
 from eval_ingest.core.resolved import ResolvedConfig
-from eval_ingest.core.spec import DatasetSpec
+from eval_ingest.core.spec import SPLIT_OPTION, DatasetSpec
 
 METADATA_VERSION = 1
 REGISTRY_VERSION = "1.0"
@@ -63,6 +63,8 @@ class CopyResult(_Model):
     fingerprint: str
     mode: str
     """`windows` or `stream`."""
+    files: list[str] = Field(default_factory=list)
+    """What rslearn reads beside the windows, relative to the dataset's folder."""
     shards: list[Shard]
     splits: dict[str, SplitFile]
     n_copied: int
@@ -96,6 +98,12 @@ class Metadata(_Model):
     """By stage."""
     window_size: int
     """Side of the smallest sample in pixels."""
+    optional_modalities: list[str] = Field(default_factory=list)
+    """Modalities that some samples lack."""
+    timesteps: dict[str, tuple[int, int]] = Field(default_factory=dict)
+    """The fewest and the most timesteps of a sample, by modality."""
+    same_timesteps: bool = True
+    """Each sample has equally many timesteps of every modality that isn't optional."""
     num_timesteps: int
     """The most timesteps of any sample and modality."""
     n_bytes: int = 0
@@ -109,6 +117,7 @@ def registry_entry(metadata: Metadata, path: str) -> dict[str, Any]:
         path: its folder, for `weka_path`.
     """
     config, task = metadata.config, metadata.config.task
+    names = [modality.name for modality in config.modalities]
     return {
         "name": metadata.name,
         "display_name": metadata.spec.display_name or metadata.name,
@@ -118,17 +127,33 @@ def registry_entry(metadata: Metadata, path: str) -> dict[str, Any]:
         "num_classes": task.num_classes if task.kind.has_classes else 1,
         "is_multilabel": False,
         "classes": [known.name for known in task.classes],
-        "split_tag_key": "eval_split",
+        "split_tag_key": SPLIT_OPTION,
         "split_stats": {split: {"count": found.count} for split, found in metadata.splits.items()},
-        "modalities": [modality.name for modality in config.modalities],
+        # Its code fails on a sample without one of these.
+        "modalities": [name for name in names if name not in metadata.optional_modalities],
+        "optional_modalities": metadata.optional_modalities,
         "imputes": imputes(config),
-        "window_size": config.crop_size or metadata.window_size,
+        "window_size": min(config.crop_size or metadata.window_size, metadata.window_size),
         "timeseries": metadata.num_timesteps > 1,
-        "norm_stats": metadata.norm_stats,
+        "norm_stats": _with_stand_ins(metadata.norm_stats, imputes(config)),
         "use_pretrain_norm": True,
         "num_timesteps": metadata.num_timesteps,
+        "timesteps": {name: list(found) for name, found in metadata.timesteps.items()},
+        "same_timesteps": metadata.same_timesteps,
         "fingerprint": metadata.fingerprint,
         "ingested_at": metadata.published_at,
+    }
+
+
+def _with_stand_ins(stats: BandStatsTable, pairs: list[list[str]]) -> BandStatsTable:
+    """The statistics with those of the stand-ins for missing bands, in the modality's order."""
+    sources = {missing: present for present, missing in pairs}
+    return {
+        modality: {
+            band: known[band if band in known else sources[band]]
+            for band in MODALITIES[modality].bands
+        }
+        for modality, known in stats.items()
     }
 
 

@@ -10,6 +10,8 @@ from eval_ingest.errors import SpecError
 
 NAME_PATTERN = re.compile(r"[a-z0-9][a-z0-9_-]*")
 SPLITS = ("train", "val", "test")
+SPLIT_OPTION = "eval_split"
+"""The option of a window in the rslearn copy that says which split it belongs to."""
 
 
 def check_name(name: str) -> str:

@@ -255,7 +255,9 @@ class EvalDataset(Dataset[dict[str, Any]]):
         slices = []
         for size in (int(self._index.heights[row]), int(self._index.widths[row])):
             spare = max(size - self._crop, 0)
-            start = int(torch.randint(spare + 1, ())) if self._random_crop else spare // 2
+            # An odd pixel is cut off at the front, as rslearn's centred Pad does.
+            middle = (spare + 1) // 2
+            start = int(torch.randint(spare + 1, ())) if self._random_crop else middle
             slices.append(slice(start, start + self._crop))
         return slices[0], slices[1]
 

@@ -6,13 +6,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from eval_ingest.core.entry import Metadata
-from eval_ingest.errors import IntegrityError, StoreError
+from eval_ingest.errors import IntegrityError, NotIngestedError, StoreError
+from eval_ingest.pipeline import read_copy
 from eval_ingest.report.card import write_report
 from eval_ingest.store.atomic import store_error, write_json
 from eval_ingest.store.layout import DatasetLayout, EvalRoot
 from eval_ingest.store.registry import rebuild_registry, require_metadata
 
-_RSLEARN = ("config.json", "model.yaml", "olmoearth_run.yaml", "copy_manifest.parquet")
 _ALWAYS = ("norm_stats.json", "window_index.parquet", "split_assignment.parquet")
 
 
@@ -66,7 +66,11 @@ def export_dataset(
 
 
 def _files(layout: DatasetLayout, metadata: Metadata, windows: bool) -> Iterator[str]:
-    """Paths within the dataset's folder of everything that metadata.json stands for."""
+    """Paths within the dataset's folder of everything that metadata.json stands for.
+
+    Raises:
+        NotIngestedError: the copy stage's outcome is gone.
+    """
     yield from _ALWAYS
     for found in metadata.splits.values():
         yield found.index
@@ -76,8 +80,15 @@ def _files(layout: DatasetLayout, metadata: Metadata, windows: bool) -> Iterator
             yield f"samples/{shard.name}/{array}.npy"
     if not windows:
         return
+    copy = read_copy(layout)
+    if copy is None or not copy.files:
+        raise NotIngestedError(
+            f"{layout.weka_copy} doesn't say what belongs to the copy; "
+            f"run eval-ingest ingest --name {metadata.name} first"
+        )
     yield layout.weka_copy.name
-    yield from (name for name in _RSLEARN if (layout.path / name).is_file())
+    yield layout.copy_manifest.name
+    yield from copy.files
     for folder, folders, names in os.walk(layout.windows):
         folders[:] = sorted(f for f in folders if not f.startswith("."))
         inside = Path(folder).relative_to(layout.path).as_posix()

@@ -17,13 +17,11 @@ from typing import Any
 import google_crc32c
 import pyarrow as pa
 
+from eval_ingest.core.spec import SPLIT_OPTION
 from eval_ingest.errors import IntegrityError
 from eval_ingest.store.atomic import store_error, umask
 from eval_ingest.store.index_file import read_table, write_table
 from eval_ingest.store.layout import DatasetLayout
-
-SPLIT_OPTION = "eval_split"
-"""The window option that says which split a window belongs to."""
 
 UNFINISHED = ".copying"
 """Beside the windows folder: windows on their way into it, or out of it."""

@@ -6,6 +6,7 @@
     {name}/norm_stats.json
     {name}/window_index.parquet, split_assignment.parquet, weka_copy.json
     {name}/config.json, model.yaml, windows/...      the rslearn copy
+    {name}/model.original.yaml, .rslearn_dataset_index/...
     {name}/samples/{shard}/<modality>.npy, target.npy, index.parquet
     {name}/{train,val,test}/index.<fingerprint>.parquet
 

@@ -1,0 +1,195 @@
+"""model.yaml of the rslearn copy: what rslearn must do to read a sample as EvalDataset gives it.
+
+Written from the resolved configuration, so that it says the same as metadata.json, flags of the
+spec included. Against the dataset's own model.yaml: inputs are named after their modality, with
+the bands in its order; layers that no modality stands for are gone; nothing random is left, and
+nothing that normalises; splits go by the option `eval_split`; no environment variable is needed.
+"""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from eval_ingest.core.entry import imputes
+from eval_ingest.core.modality import MODALITIES
+from eval_ingest.core.resolved import InputPart, ModalityInput, Pad, ResolvedConfig
+from eval_ingest.core.spec import SPLIT_OPTION, SPLITS
+from eval_ingest.core.task import TaskKind
+
+TARGETS = "targets"
+"""The input that rslearn's tasks read the label from."""
+
+_TASKS = {
+    TaskKind.SEGMENTATION: "segmentation.SegmentationTask",
+    TaskKind.CLASSIFICATION: "classification.ClassificationTask",
+    TaskKind.REGRESSION: "per_pixel_regression.PerPixelRegressionTask",
+    TaskKind.SCALAR_REGRESSION: "regression.RegressionTask",
+}
+_TARGET_IMAGES = {
+    TaskKind.SEGMENTATION: ("target/classes", "target/valid"),
+    TaskKind.REGRESSION: ("target/values", "target/valid"),
+}
+
+
+def copy_model(
+    config: ResolvedConfig, modalities: Iterable[str], crop: int | None
+) -> dict[str, Any]:
+    """The content of model.yaml, of which `data` is all there is.
+
+    Args:
+        config: the dataset.
+        modalities: names of those that are read; each window must have them.
+        crop: side of the square in the middle that is read, in pixels; None: all.
+    """
+    chosen = [config.modality(name) for name in modalities]
+    inputs = copy_inputs(config, modalities)
+    data: dict[str, Any] = {"path": ".", "inputs": inputs, "task": _task(config)}
+    transforms = [step for modality in chosen for step in _modality_steps(config, modality)]
+    transforms += _pads(config, chosen, crop)
+    if transforms:
+        data["default_config"] = {"transforms": transforms}
+    for split in SPLITS:
+        data[f"{split}_config"] = {"tags": split_tags(split)}
+    return {"data": _class("rslearn.train.data_module.RslearnDataModule", **data)}
+
+
+def split_tags(split: str) -> dict[str, str]:
+    """The tags that select a split's windows."""
+    return {SPLIT_OPTION: split}
+
+
+def copy_inputs(config: ResolvedConfig, modalities: Iterable[str]) -> dict[str, dict[str, Any]]:
+    """The inputs by name, as arguments of rslearn's DataInput: one per part, and the label."""
+    inputs = {}
+    for modality in map(config.modality, modalities):
+        for name, part in _parts(modality):
+            inputs[name] = {
+                **_reads(part),
+                "data_type": "raster",
+                "bands": list(modality.bands),
+                # rslearn cuts fractions off where the dataset's own model.yaml says INT32.
+                "dtype": "INT32" if modality.dtype == "int32" else "FLOAT32",
+                "passthrough": True,
+            }
+    label = config.label
+    inputs[TARGETS] = {**_reads(label.part), "required": True, "is_target": True}
+    if label.band is None:
+        inputs[TARGETS]["data_type"] = "vector"
+    else:
+        inputs[TARGETS] |= {
+            "data_type": "raster",
+            "bands": [label.band],
+            "dtype": label.dtype.upper(),
+        }
+    return inputs
+
+
+def _parts(modality: ModalityInput) -> list[tuple[str, InputPart]]:
+    """A modality's parts and the names of their inputs: the modality's own if there is one."""
+    if len(modality.parts) == 1:
+        # Without it there is no such modality, and then the window isn't read at all.
+        return [(modality.name, modality.parts[0].model_copy(update={"required": True}))]
+    return [(f"{modality.name}_{k}", part) for k, part in enumerate(modality.parts)]
+
+
+def _reads(part: InputPart) -> dict[str, Any]:
+    whole = any(read.item_group is None for read in part.reads)
+    return {
+        "layers": [read.layer if whole else read.specifier for read in part.reads],
+        "required": part.required,
+        "load_all_layers": part.stack,
+        "load_all_item_groups": whole,
+    }
+
+
+def _task(config: ResolvedConfig) -> dict[str, Any]:
+    task = config.task
+    args: dict[str, Any] = {}
+    if task.kind is TaskKind.SEGMENTATION:
+        args["num_classes"] = task.num_classes
+        if task.class_id_mapping:
+            args["class_id_mapping"] = dict(task.class_id_mapping)
+        if task.nodata_value is not None:
+            args["nodata_value"] = int(task.nodata_value)
+    elif task.kind is TaskKind.REGRESSION:
+        args["scale_factor"] = task.scale_factor
+        if task.nodata_value is not None:
+            args["nodata_value"] = task.nodata_value
+    else:
+        args["property_name"] = task.property_name
+        args["allow_invalid"] = task.allow_invalid
+        if task.kind is TaskKind.SCALAR_REGRESSION:
+            args["scale_factor"] = task.scale_factor
+        else:
+            args["classes"] = [known.name for known in task.classes]
+            args["read_class_id"] = task.read_class_id
+            args["skip_unknown_categories"] = task.skip_unknown_categories
+    return _class(f"rslearn.train.tasks.{_TASKS[task.kind]}", **args)
+
+
+def _modality_steps(config: ResolvedConfig, modality: ModalityInput) -> list[dict[str, Any]]:
+    """Join a modality's parts along time, and let other bands stand for those that it lacks."""
+    steps = []
+    names = [name for name, _ in _parts(modality)]
+    if len(names) > 1:
+        steps.append(
+            _transform(
+                "concatenate.Concatenate",
+                selections={name: [] for name in names},
+                output_selector=modality.name,
+                skip_missing=not all(part.required for part in modality.parts),
+            )
+        )
+    if modality.missing_bands:
+        steps.append(
+            _transform(
+                "select_bands.SelectBands",
+                band_indices=_with_stand_ins(modality, stand_ins(config)),
+                input_selector=modality.name,
+                output_selector=modality.name,
+            )
+        )
+    return steps
+
+
+def stand_ins(config: ResolvedConfig) -> dict[str, str]:
+    """Missing band to the band that the registry names in its place."""
+    return {missing: present for present, missing in imputes(config)}
+
+
+def _with_stand_ins(modality: ModalityInput, sources: Mapping[str, str]) -> list[int]:
+    """Places in the dataset's bands, for each of the modality's bands in order."""
+    return [
+        modality.bands.index(band if band in modality.bands else sources[band])
+        for band in MODALITIES[modality.name].bands
+    ]
+
+
+def _pads(
+    config: ResolvedConfig, modalities: list[ModalityInput], crop: int | None
+) -> list[dict[str, Any]]:
+    """The dataset's own Pad, then the crop: rslearn's Pad cuts what is larger than its size."""
+    by_pad: dict[Pad, list[str]] = {}
+    for modality in modalities:
+        if modality.pad is not None:
+            by_pad.setdefault(modality.pad, []).append(modality.name)
+    targets = _TARGET_IMAGES.get(config.task.kind, ())
+    if config.label.pad is not None:
+        by_pad.setdefault(config.label.pad, []).extend(targets)
+    steps = [_pad(pad, selectors) for pad, selectors in by_pad.items()]
+    if crop is not None:
+        images = [*(modality.name for modality in modalities), *targets]
+        steps.append(_pad(Pad(size=crop, center=True), images))
+    return steps
+
+
+def _pad(pad: Pad, selectors: list[str]) -> dict[str, Any]:
+    mode = "center" if pad.center else "topleft"
+    return _transform("pad.Pad", size=pad.size, mode=mode, image_selectors=selectors)
+
+
+def _transform(name: str, **args: Any) -> dict[str, Any]:
+    return _class(f"rslearn.train.transforms.{name}", **args)
+
+
+def _class(path: str, /, **args: Any) -> dict[str, Any]:
+    return {"class_path": path, "init_args": args}
