@@ -38,6 +38,8 @@ from eval_ingest.studio.window import (
 )
 
 PARTIAL_VERSION = 2
+PARTIAL_ROWS = 2048
+"""Finished rows between two writes: a stopped run loses at most ten seconds of work."""
 _PACKING = "packing.json"
 
 SHARD_WINDOWS = 64
@@ -533,13 +535,13 @@ class PartialRows:
                 found.append(PartTable(table.drop_columns("place"), places, facts["packing"]))
         return found
 
-    def add(self, shard: IndexedShard, every: int = 2048) -> None:
-        """Keep some rows; they reach the disk in files of about `every` rows."""
+    def add(self, shard: IndexedShard) -> None:
+        """Keep some rows; they reach the disk in files of about PARTIAL_ROWS rows."""
         places = {(row.group, row.name): place for place, row in shard.packed}
         names = zip(shard.table["group"].to_pylist(), shard.table["name"].to_pylist(), strict=True)
         column = pa.array([places.get(name) for name in names], pa.int64())
         self._waiting.append(shard.table.append_column("place", column))
-        if sum(part.num_rows for part in self._waiting) >= every:
+        if sum(part.num_rows for part in self._waiting) >= PARTIAL_ROWS:
             self.flush()
 
     def flush(self) -> None:

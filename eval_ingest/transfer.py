@@ -251,7 +251,7 @@ def _move_between_splits(
 ) -> None:
     """Rewrite eval_split where it changed; drop windows that are in no split any more."""
     wanted = {(place.group, place.name): place for place in places}
-    manifest.drop([key for key in manifest.windows if key not in wanted])
+    manifest.forget([key for key in manifest.windows if key not in wanted])
     moving = [
         copied
         for key, copied in manifest.windows.items()

@@ -15,20 +15,21 @@ import signal
 import sys
 import time
 import traceback
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
-import pyarrow.parquet as pq
-
-from eval_ingest import EvalDataset, pipeline
+from eval_ingest import EvalDataset, indexing, pipeline, transfer
 from eval_ingest.core.spec import SPLITS, DatasetSpec
 from eval_ingest.errors import EvalIngestError
 from eval_ingest.settings import Settings
 from eval_ingest.store.layout import EvalRoot
 from eval_ingest.store.registry import read_metadata, read_registry
 from eval_ingest.store.verify import verify
+from eval_ingest_tests import factories
 
 KILLED = -signal.SIGKILL
 OUR_ERROR, OTHER_ERROR = 3, 4
@@ -52,23 +53,33 @@ class Run:
     engine: str = "threads"
     overwrite: bool = False
     spec: Mapping[str, Any] = field(default_factory=dict)
+    shard_bytes: int | None = None
+    """Samples that a shard holds at most, where the real limit is far too large for a test."""
 
-    def job(self) -> pipeline.Job:
+    def job(self, progress: Callable[[str, int, int], None] = pipeline.no_progress) -> pipeline.Job:
         """What pipeline.ingest takes."""
         values = {"name": self.name, "source": self.source, **self.spec}
         settings = Settings(eval_root=str(self.root), workers=2, engine=self.engine)
-        return pipeline.open_job(DatasetSpec.parse(values, "test"), settings)
+        return pipeline.open_job(DatasetSpec.parse(values, "test"), settings, progress=progress)
 
-    def do(self) -> None:
-        """Ingest in this process."""
-        job = self.job()
-        if self.overwrite:
-            pipeline.forget(job)
-        pipeline.ingest(job)
+    def do(self, progress: Callable[[str, int, int], None] = pipeline.no_progress) -> None:
+        """Ingest, in steps of two windows, so that there are many moments to be stopped at."""
+        with (
+            patch.multiple(indexing, SHARD_WINDOWS=2, PARTIAL_ROWS=4, **self._limits),
+            patch.multiple(transfer, _TASK_WINDOWS=2, _MOVED_TOGETHER=2, **self._limits),
+        ):
+            job = self.job(progress)
+            if self.overwrite:
+                pipeline.forget(job)
+            pipeline.ingest(job)
 
-    def into(self, root: Path) -> "Run":
+    @property
+    def _limits(self) -> dict[str, int]:
+        return {} if self.shard_bytes is None else {"MAX_SHARD_BYTES": self.shard_bytes}
+
+    def into(self, root: Path, **changes: Any) -> "Run":
         """The same run elsewhere."""
-        return replace(self, root=root)
+        return replace(self, root=root, **changes)
 
 
 @dataclass
@@ -83,7 +94,7 @@ class Process:
         self.process.join(seconds)
         if self.process.is_alive():
             self.kill()
-            raise AssertionError(f"the ingest hangs\n{self.text()}")
+            raise AssertionError(f"the ingest hangs\n{self.text}")
         return int(self.process.exitcode)
 
     def kill(self) -> None:
@@ -92,67 +103,59 @@ class Process:
         self.process.join()
 
     @property
-    def children(self) -> list[int]:
-        """Its child processes: the workers of the engine `processes` and what looks after them."""
-        pid = self.process.pid
-        with contextlib.suppress(OSError):
-            return [int(c) for c in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
-        return []
+    def alive(self) -> bool:
+        """False once it has ended."""
+        return bool(self.process.is_alive())
 
     @property
     def workers(self) -> list[int]:
-        """Those of its children that decode and copy."""
-        return [pid for pid in self.children if "spawn_main" in _command(pid)]
+        """Its child processes that decode and copy, with the engine `processes`."""
+        pid = self.process.pid
+        with contextlib.suppress(OSError):
+            text = Path(f"/proc/{pid}/task/{pid}/children").read_text()
+            return [int(child) for child in text.split() if "spawn_main" in _command(child)]
+        return []
 
+    @property
     def text(self) -> str:
-        """What it said when it failed."""
+        """What it said when it failed, or how many changes it made."""
         return self.log.read_text() if self.log.exists() else ""
 
 
-def start(run: Run, log: Path, kill_at: int | None = None, times: int = 1) -> Process:
+def start(run: Run, log: Path, kill_at: int | None = None) -> Process:
     """Begin a run.
 
     Args:
         run: what is to be ingested.
         log: takes the error, if it fails, and the number of changes, if it doesn't.
         kill_at: the process ends by SIGKILL instead of making this change (the first is 1).
-        times: how often it is done: 0 for a process that only gets ready.
     """
-    process = _CONTEXT.Process(target=_main, args=(run, log, kill_at, times), daemon=False)
+    log.unlink(missing_ok=True)
+    process = _CONTEXT.Process(target=_main, args=(run, log, kill_at), daemon=False)
     process.start()
     return Process(process, log)
 
 
-def count_changes(run: Run, log: Path) -> int:
-    """How many changes a whole run makes: the moments at which it can be killed."""
-    assert start(run, log).wait() == 0, log.read_text()
-    return int(log.read_text())
-
-
-def _main(run: Run, log: Path, kill_at: int | None, times: int) -> None:
+def _main(run: Run, log: Path, kill_at: int | None) -> None:
     changes = 0
-    root = str(run.root)
+    root = f"{run.root}/"
 
     def watch(event: str, arguments: tuple[Any, ...]) -> None:
         nonlocal changes
-        if event == "open":
-            path, _, flags = arguments
-            counts = isinstance(flags, int) and bool(flags & _WRITING)
-        else:
-            path = arguments[0] if arguments else None
-            counts = event in _CHANGES
-        if counts and (not isinstance(path, str | os.PathLike) or os.fspath(path) != str(log)):
-            if isinstance(path, str | os.PathLike) and str(path).startswith("/dev/"):
-                return
-            changes += 1
-            if changes == kill_at:
-                os.kill(os.getpid(), signal.SIGKILL)
+        writes = event == "open" and isinstance(arguments[2], int) and arguments[2] & _WRITING
+        if not writes and event not in _CHANGES:
+            return
+        # rmtree gives names relative to a folder that it holds open.
+        path = os.fspath(arguments[0]) if isinstance(arguments[0], str | Path) else ""
+        if path.startswith("/") and not f"{path}/".startswith(root):
+            return
+        changes += 1
+        if changes == kill_at:
+            os.kill(os.getpid(), signal.SIGKILL)
 
-    assert root
     sys.addaudithook(watch)
     try:
-        for _ in range(times):
-            run.do()
+        run.do()
     except EvalIngestError as error:
         log.write_text(f"{type(error).__name__}: {error}")
         os._exit(OUR_ERROR)
@@ -162,7 +165,7 @@ def _main(run: Run, log: Path, kill_at: int | None, times: int) -> None:
     log.write_text(str(changes))
 
 
-def _command(pid: int) -> str:
+def _command(pid: str) -> str:
     with contextlib.suppress(OSError):
         return Path(f"/proc/{pid}/cmdline").read_text()
     return ""
@@ -189,8 +192,6 @@ def is_running(pid: int) -> bool:
 
 _TIMES = {"published_at", "updated_at", "ingested_at"}
 """Fields that say when something was done: all that may differ between two ingests."""
-
-_LOCKS = (".lock",)
 
 
 def snapshot(root: Path, name: str = "crops") -> dict[str, str]:
@@ -231,12 +232,11 @@ def differences(found: dict[str, str], expected: dict[str, str]) -> list[str]:
 
 
 def strays(root: Path) -> list[str]:
-    """Files right below a root that belong to no dataset."""
-    known = {"registry.json", ".registry.lock", "catalog"}
+    """Files right below a root that belong to nothing."""
     return [
         path.name
         for path in sorted(root.iterdir())
-        if path.name not in known and not path.name.endswith(".lock") and path.name[0] == "."
+        if path.name.startswith(".") and not path.name.endswith(".lock")
     ]
 
 
@@ -256,22 +256,22 @@ def values(root: Path, name: str = "crops") -> dict[str, str]:
 
 
 def damage(root: Path) -> list[str]:
-    """What is wrong under a root: the registry, each dataset in it, each checksum; as lines."""
-    lines = []
+    """What is wrong under a root, as lines: the registry, and each dataset that it names."""
     eval_root = EvalRoot(root)
     entries = read_registry(eval_root)
+    lines = []
     for name in sorted({*entries, *eval_root.dataset_names()}):
-        layout = eval_root.dataset(name)
-        metadata = read_metadata(layout)
+        metadata = read_metadata(eval_root.dataset(name))
         if metadata is None:
             lines.append(f"{name} is in the registry but has no metadata.json")
             continue
-        for split in SPLITS:
-            dataset = EvalDataset(name, split, root=root)
-            if len(dataset) != metadata.splits[split].count:
-                lines.append(f"{name} {split}: {len(dataset)} samples")
-            for sample in dataset:
-                lines += [f"{name}: {sample['window']}"] * (not sample["window"])
+        counts = {split: found.count for split, found in metadata.splits.items()}
+        read = Counter(key.split()[0] for key in values(root, name))
+        lines += [
+            f"{name} {split}: {read[split]} of {count} samples"
+            for split, count in counts.items()
+            if read[split] != count
+        ]
     return lines
 
 
@@ -284,17 +284,161 @@ def verified(root: Path, name: str = "crops") -> list[str]:
     return problems
 
 
-@contextlib.contextmanager
-def copy_of(root: Path, target: Path) -> Iterator[Path]:
-    """A copy of an eval root that may be damaged, and is gone afterwards."""
-    shutil.copytree(root, target, symlinks=True)
-    try:
-        yield target
-    finally:
-        shutil.rmtree(target, ignore_errors=True)
+# ------------------------------------------------------------------------------------ scenarios
 
 
-def index_facts(path: Path) -> dict[str, Any]:
-    """The facts in a Parquet file of ours."""
-    facts: dict[str, Any] = json.loads(pq.read_schema(path).metadata[b"eval_ingest"])
-    return facts
+@dataclass
+class Scenario:
+    """A run that is going to be disturbed, in a root where there is something to lose."""
+
+    name: str
+    run: Run
+    base: Path
+    """An eval root with the dataset `other` and perhaps an older version of `crops`."""
+    work: Path
+    """Where it happens; `base` is copied there for each case."""
+    same_bytes: bool = True
+    """False where an undisturbed run and a repeated one may name shards differently."""
+    expected: dict[str, str] = field(default_factory=dict)
+    """The snapshot after an undisturbed run."""
+    before: dict[str, str] = field(default_factory=dict)
+    """Values of the older version, if there is one."""
+    after: dict[str, str] = field(default_factory=dict)
+    other: dict[str, str] = field(default_factory=dict)
+    changes: int = 0
+    """Changes that an undisturbed run makes."""
+
+    def __post_init__(self) -> None:
+        self.other = values(self.base, "other")
+        if (self.base / "crops" / "metadata.json").exists():
+            self.before = values(self.base)
+        with self.fresh():
+            process = start(self.run, self.log)
+            assert process.wait() == 0, process.text
+            self.changes = int(process.text)
+            self.expected = snapshot(self.work)
+            self.after = values(self.work)
+            assert verified(self.work) == []
+
+    @property
+    def log(self) -> Path:
+        """What a process of the scenario says."""
+        return self.work.with_suffix(".log")
+
+    @contextlib.contextmanager
+    def fresh(self) -> Iterator[Path]:
+        """The base, ready to be damaged, and gone afterwards."""
+        shutil.copytree(self.base, self.work, symlinks=True)
+        try:
+            yield self.work
+        finally:
+            shutil.rmtree(self.work, ignore_errors=True)
+
+    def check_stopped(self) -> None:
+        """What must be true at any moment: nothing is damaged, and nothing is half published."""
+        _expect("damaged after the stop", damage(self.work), [])
+        _expect("the other dataset", values(self.work, "other"), self.other)
+        if (self.work / "crops" / "metadata.json").exists():
+            if (found := values(self.work)) != self.before:
+                _expect("the values after the stop", found, self.after)
+        else:
+            _expect("the older version, which is gone", {}, self.before)
+
+    def check_repeated(self) -> None:
+        """The next run completes what was stopped, as if nothing had happened."""
+        replace(self.run, overwrite=False, engine="threads").do()
+        _expect("the values after the next run", values(self.work), self.after)
+        _expect("the other dataset after the next run", values(self.work, "other"), self.other)
+        _expect("damaged after the next run", verified(self.work), [])
+        _expect("left in the root", strays(self.work), [])
+        found, expected = snapshot(self.work), self.expected
+        if not self.same_bytes:
+            found, expected = _copies(found), _copies(expected)
+        _expect("files after the next run", differences(found, expected), [])
+
+    def kill_at(self, change: int) -> None:
+        """One case: killed instead of making a change."""
+        with self.fresh():
+            process = start(self.run, self.log, kill_at=change)
+            assert process.wait() == KILLED, process.text
+            self.check_stopped()
+            self.check_repeated()
+
+    def kill_after(self, seconds: float) -> bool:
+        """One case: killed after some time; False if the run was faster."""
+        with self.fresh():
+            process = start(self.run, self.log)
+            process.process.join(seconds)
+            workers = process.workers
+            process.kill()
+            assert wait_until(lambda: not any(map(is_running, workers))), "its workers live on"
+            self.check_stopped()
+            self.check_repeated()
+            return process.process.exitcode == KILLED
+
+    def kill_worker(self, seconds: float) -> bool:
+        """One case: one worker is killed some time after it began; False if there was none."""
+        with self.fresh():
+            process = start(self.run, self.log)
+            wait_until(lambda: bool(process.workers) or not process.alive)
+            process.process.join(seconds)
+            workers = process.workers
+            for pid in workers[:1]:
+                os.kill(pid, signal.SIGKILL)
+            code = process.wait()
+            assert code in (0, OUR_ERROR), process.text
+            assert code == 0 or "a worker process was killed" in process.text, process.text
+            self.check_stopped()
+            self.check_repeated()
+            return bool(workers)
+
+
+def _copies(files: dict[str, str]) -> dict[str, str]:
+    return {path: digest for path, digest in files.items() if "/windows/" in path}
+
+
+def _expect(what: str, found: Any, expected: Any) -> None:
+    if found == expected:
+        return
+    if isinstance(found, dict):
+        found, expected = differences(found, expected), []
+    raise AssertionError(f"{what}: {found}")
+
+
+def scenarios(folder: Path) -> Iterator[tuple[str, Callable[[], Scenario]]]:
+    """Ingests of every kind, by name; each is prepared when it is asked for."""
+    source = factories.segmentation(folder / "plain", windows=10, timesteps=2)
+    ragged = factories.ragged_segmentation(folder / "ragged", windows=10)
+    changed = folder / "changed"
+    first = folder / "root" / "other_only"
+    Run(str(source), first, "other").do()
+    published = folder / "root" / "published"
+    shutil.copytree(first, published)
+    Run(str(source), published).do()
+    _edit(source, changed)
+    work = folder / "root" / "work"
+    seeded = {"splits": {"strategy": "random", "seed": 5}}
+    again = Run(str(source), work)
+
+    def of(name: str, run: Run, base: Path, **more: Any) -> tuple[str, Callable[[], Scenario]]:
+        return name, lambda: Scenario(name, run, base, work, **more)
+
+    yield of("first", again, first)
+    yield of("split", replace(again, spec=seeded), published)
+    yield of("changed", Run(str(changed), work), published)
+    yield of("ragged", Run(str(ragged), work, spec={"max_invalid_fraction": 0.5}), first)
+    yield of("shards", replace(again, shard_bytes=90_000), first)
+    yield of("stream", replace(again, spec={"copy": "stream"}), first)
+    # The same folder through fsspec, as a bucket would be read.
+    yield of("remote", Run(f"local://{source}", work), first)
+    yield of("overwrite", replace(again, overwrite=True), published, same_bytes=False)
+
+
+def _edit(source: Path, target: Path) -> None:
+    """A later version of a dataset: a window more, a window less, and one with other pixels."""
+    shutil.copytree(source, target)
+    windows = sorted(path.parent for path in target.glob("windows/*/*/metadata.json"))
+    shutil.copytree(windows[1], windows[1].with_name("added"))
+    shutil.rmtree(windows[2])
+    labels = [next(windows[k].glob("layers/label_raster/*/geotiff.tif")) for k in (3, 4)]
+    shutil.copyfile(labels[0], labels[1])

@@ -4,12 +4,11 @@ A window appears by a rename when all its files are there and read back right. W
 kept in a manifest, so that a stopped copy goes on, and `verify` can check it later.
 """
 
-import contextlib
 import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -245,27 +244,13 @@ class Manifest:
         except OSError as error:
             raise store_error(self._journal, "writing", error) from error
 
-    def drop(self, keys: Sequence[tuple[str, str]]) -> None:
-        """Remove windows from the copy.
+    def close(self) -> None:
+        """Remove windows that aren't in the copy any more, write the manifest, drop the journal.
 
         Raises:
-            StoreError: one can't be removed.
+            StoreError: one can't be removed, or the manifest can't be written.
         """
-        self.forget(keys)
-        for group, name in keys:
-            folder = self._layout.windows / group / name
-            try:
-                scratch = self._layout.path / UNFINISHED
-                scratch.mkdir(exist_ok=True)
-                aside = tempfile.mkdtemp(dir=scratch)
-                with contextlib.suppress(FileNotFoundError):
-                    os.rename(folder, f"{aside}/old")
-            except OSError as error:
-                raise store_error(folder, "removing", error) from error
-            shutil.rmtree(aside, ignore_errors=True)
-
-    def close(self) -> None:
-        """Write the manifest and drop the journal."""
+        self._remove_strangers()
         rows = [asdict(self.windows[key]) for key in sorted(self.windows)]
         schema = pa.schema(
             [
@@ -283,3 +268,17 @@ class Manifest:
         write_table(self._layout.copy_manifest, table, facts)
         self._journal.unlink(missing_ok=True)
         shutil.rmtree(self._layout.path / UNFINISHED, ignore_errors=True)
+
+    def _remove_strangers(self) -> None:
+        """Windows that nobody vouches for: forgotten ones, and what stopped runs left."""
+        windows = self._layout.windows
+        try:
+            for group in os.listdir(windows) if windows.is_dir() else []:
+                for name in os.listdir(windows / group):
+                    if (group, name) not in self.windows:
+                        # Moved first, so that a stop doesn't leave half of it in its place.
+                        scratch = self._layout.path / UNFINISHED
+                        scratch.mkdir(exist_ok=True)
+                        os.rename(windows / group / name, f"{tempfile.mkdtemp(dir=scratch)}/old")
+        except OSError as error:
+            raise store_error(windows, "removing windows from", error) from error
