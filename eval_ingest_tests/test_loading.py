@@ -227,6 +227,20 @@ def test_ragged_samples_are_padded_in_a_batch_only(ingested: Ingested) -> None:
         assert (batch["target"][i, height:] == -1).all()
 
 
+def test_in_buckets_every_sample_comes_once_and_none_is_padded(ingested: Ingested) -> None:
+    dataset = EvalDataset("ragged_segmentation", "train", root=ingested("ragged_segmentation"))
+    samples = {sample["window"]: sample for sample in dataset}
+    batches = list(dataset.batches(3, bucket=True))
+    assert sorted(name for batch in batches for name in batch["window"]) == sorted(samples)
+    for batch in batches:
+        for i, name in enumerate(batch["window"]):
+            assert torch.equal(batch["sentinel2_l2a"][i], samples[name]["sentinel2_l2a"])
+            assert torch.equal(batch["target"][i], samples[name]["target"])
+    even = EvalDataset("segmentation", "train", root=ingested("segmentation"))
+    in_order = [name for batch in even.batches(4, bucket=True) for name in batch["window"]]
+    assert in_order == [even.window(i) for i in range(len(even))]
+
+
 def test_a_pickle_is_small_and_opens_again(ingested: Ingested) -> None:
     dataset = EvalDataset("segmentation", "train", root=ingested("segmentation"))
     data = pickle.dumps(dataset)

@@ -171,9 +171,8 @@ def test_a_training_step_is_that_of_torch(kind: TaskKind) -> None:
         generator = torch.Generator().manual_seed(0)
         ours = probes._Probes(12, outputs, task, rates, generator, CPU)
         linear = torch.nn.Linear(12, outputs)
-        start = ours._parameters
-        linear.weight.data = start["weight"][place].detach().T.clone()
-        linear.bias.data = start["bias"][place].detach().clone()
+        start = ours._parameters["affine"][:, :, place].flatten(1)
+        linear.weight.data, linear.bias.data = start[:-1].T.clone(), start[-1].clone()
         norm = torch.nn.Identity() if kind.per_pixel else torch.nn.BatchNorm1d(12)
         theirs = torch.nn.Sequential(norm, linear)
         optimiser = torch.optim.AdamW(theirs.parameters(), lr=rate)

@@ -298,18 +298,28 @@ class EvalDataset(Dataset[dict[str, Any]]):
 
     # ------------------------------------------------------------------------------- batching
 
-    def batches(self, batch_size: int) -> Iterator[dict[str, Any]]:
+    def batches(self, batch_size: int, bucket: bool = False) -> Iterator[dict[str, Any]]:
         """All samples in order, in batches as `collate` makes them.
 
         Where samples agree in shape, stored pixels are converted and normalised straight into
-        their place in the batch, on several threads.
+        their place in the batch, on several threads. With `bucket`, samples of equal shape come
+        together, so that none is padded: `batch["window"]` tells which they are.
         """
         if batch_size < 1:
             raise LoadError(f"batch_size is {batch_size}; it must be at least 1")
-        for start in range(0, len(self), batch_size):
-            rows = [self._row(i) for i in range(start, min(start + batch_size, len(self)))]
-            batch = self._batch(rows)
-            yield collate([self._sample(row) for row in rows]) if batch is None else batch
+        every = [self._row(i) for i in range(len(self))]
+        for bucketed in self._buckets(every) if bucket else [every]:
+            for start in range(0, len(bucketed), batch_size):
+                rows = bucketed[start : start + batch_size]
+                batch = self._batch(rows)
+                yield collate([self._sample(row) for row in rows]) if batch is None else batch
+
+    def _buckets(self, rows: list[int]) -> list[list[int]]:
+        """Rows by the shape of their samples, in order within a bucket."""
+        found: dict[tuple[int, ...], list[int]] = {}
+        for row in rows:
+            found.setdefault(self._shapes_of(row, *self._window_slice(row)), []).append(row)
+        return list(found.values())
 
     def _batch(self, rows: list[int]) -> dict[str, Any] | None:
         """Some rows as one batch; None if they differ in shape."""

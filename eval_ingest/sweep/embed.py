@@ -11,7 +11,7 @@ folder may be deleted at any time.
 
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from eval_ingest.core.fingerprint import fingerprint
 from eval_ingest.errors import SweepError
-from eval_ingest.loading import EvalDataset, collate
+from eval_ingest.loading import EvalDataset
 from eval_ingest.store.atomic import read_json, write_json, written_aside
 from eval_ingest.sweep.encoders import Embeddings, Encoder
 
@@ -139,12 +139,14 @@ def _write(folder: Path, dataset: EvalDataset, encoder: Encoder, progress: Progr
     total = len(dataset)
     what = f"{encoder.name} on {dataset.name} {dataset.split}"
     places = np.zeros((total, 2), np.int64)
+    place_of = {dataset.window(i): i for i in range(total)}
     targets: list[NDArray[Any]] = []
     rows = width = done = 0
     with written_aside(folder / "features.f32") as temporary, open(temporary, "wb") as stream:
-        for indices, batch in _batches(dataset):
+        for batch in dataset.batches(_batch_size(dataset), bucket=True):
             _check_size(dataset, encoder, batch)
             features, labels = _embed(dataset, encoder, batch)
+            indices = [place_of[window] for window in batch["window"]]
             size = len(features) // len(indices)
             places[indices, 0] = rows + size * np.arange(len(indices))
             places[indices, 1] = size
@@ -154,7 +156,7 @@ def _write(folder: Path, dataset: EvalDataset, encoder: Encoder, progress: Progr
                     f"then of {features.shape[1]}; they must all be as long"
                 )
             rows, width = rows + len(features), features.shape[1]
-            stream.write(features.tobytes())
+            stream.write(features.data)
             targets.append(labels)
             done += len(indices)
             progress(what, done, total)
@@ -170,25 +172,11 @@ def _write(folder: Path, dataset: EvalDataset, encoder: Encoder, progress: Progr
     write_json(folder / "embeddings.json", facts)
 
 
-def _batches(dataset: EvalDataset) -> Iterator[tuple[list[int], dict[str, Any]]]:
-    """Indices and batches whose samples agree in height and width, so that none is padded."""
-    waiting: dict[tuple[int, ...], list[tuple[int, dict[str, Any]]]] = {}
-    for i in range(len(dataset)):
-        sample = dataset[i]
-        pixels = [sample[name] for name in dataset.bands]
-        group = waiting.setdefault(tuple(pixels[0].shape[:2]), [])
-        group.append((i, sample))
-        n_bytes = sum(values.numel() * 4 for values in pixels)
-        if len(group) >= min(max(_BATCH_BYTES // max(n_bytes, 1), 1), MAX_BATCH):
-            yield _batch(group)
-            group.clear()
-    for group in waiting.values():
-        if group:
-            yield _batch(group)
-
-
-def _batch(group: list[tuple[int, dict[str, Any]]]) -> tuple[list[int], dict[str, Any]]:
-    return [i for i, _ in group], collate([sample for _, sample in group])
+def _batch_size(dataset: EvalDataset) -> int:
+    """How many samples as large as the first one make a batch."""
+    sample = dataset[0]
+    n_bytes: int = sum(sample[name].numel() * 4 for name in dataset.bands)
+    return min(max(_BATCH_BYTES // max(n_bytes, 1), 1), MAX_BATCH)
 
 
 def _check_size(dataset: EvalDataset, encoder: Encoder, batch: dict[str, Any]) -> None:

@@ -50,7 +50,7 @@ class Encoder(Protocol):
     and `embed(batch, dataset)`, called without gradients. `batch` is a dict as EvalDataset's
     `collate` makes it (`batch["sentinel2_l2a"]` is float32 (B, H, W, T, C) on the CPU, of which
     the first `batch["timesteps"]["sentinel2_l2a"][b]` timesteps are real); all samples of a batch
-    have the same height and width. `dataset` is the EvalDataset, for `dataset.bands`.
+    have the same shape. `dataset` is the EvalDataset, for `dataset.bands`.
 
     >>> class FirstImage:
     ...     name, fingerprint, weights = "first image", "first-image-1", "none"

@@ -7,7 +7,7 @@ import torch
 from eval_ingest.loading import EvalDataset
 from eval_ingest.sweep.encoders import Embeddings
 
-VERSION = 1
+VERSION = 2
 
 MAX_TIMESTEPS = 12
 """Up to so many timesteps, each one's mean is a feature of its own."""
@@ -51,11 +51,10 @@ def _statistics(
     if steps == 0:
         return pixels.new_zeros(batch, h, w, (4 + slots) * bands)
     pixels = pixels.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
-    # (B, h, w, pixels of a patch, T, C)
-    cells = pixels.view(batch, h, p, w, p, steps, bands).permute(0, 1, 3, 2, 4, 5, 6).flatten(3, 4)
-    means = cells.mean(3)
-    squares = cells.square().mean(3)
-    low, high = cells.amin(3), cells.amax(3)  # all (B, h, w, T, C)
+    cells = pixels.view(batch, h, p, w, p, steps, bands)
+    means = cells.sum(2).sum(3) / p**2
+    low, high = cells.amin(2).amin(3), cells.amax(2).amax(3)  # all (B, h, w, T, C)
+    squares = pixels.square_().view_as(cells).sum(2).sum(3) / p**2
 
     real = (torch.arange(steps) < timesteps[:, None]).view(batch, 1, 1, steps, 1)
     count = timesteps.clamp(min=1).view(batch, 1, 1, 1)

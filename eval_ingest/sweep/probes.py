@@ -21,7 +21,7 @@ from eval_ingest.errors import SweepError
 from eval_ingest.sweep.embed import Embedded
 from eval_ingest.sweep.metrics import Tally, better, score, tally
 
-VERSION = 1
+VERSION = 2
 
 K = 20
 TEMPERATURE = 0.07
@@ -38,12 +38,15 @@ _BETAS, _EPSILON, _WEIGHT_DECAY = (0.9, 0.999), 1e-8, 0.01  # AdamW's defaults i
 _BATCH_NORM_MOMENTUM, _BATCH_NORM_EPSILON = 0.1, 1e-5
 
 _BLOCK_VALUES = 1 << 24
-"""Logits made at a time when predicting."""
-_SMALL_STEP = 1e8
+"""Logits made at a time when predicting, and when training on a GPU."""
+_NEARLY_ZERO = 1e-20
+"""Smaller probabilities are taken as this: a product of subnormal numbers takes ten times longer,
+and high learning rates give many of them."""
+_CACHED_VALUES = 1 << 18
+"""Logits made at a time when training on a CPU, by each thread: what its cache holds."""
+_SMALL_STEP = 1e9
 """Multiplications of a training step up to which more threads gain little, and lose much where
 others use the cores too: they wait for each other by spinning."""
-_TRAIN_VALUES = 1 << 21
-"""Logits made at a time when training: larger batches add up their gradients."""
 
 
 @dataclass(frozen=True)
@@ -97,8 +100,16 @@ class Rows:
     def select(self, windows: torch.Tensor) -> "Rows":
         """These windows, in this order."""
         count = self.count[windows]
+        first = count.cumsum(0) - count
+        alike = len(self) * int(self.count[0]) == len(self.features) if len(self) else False
+        if alike and bool((self.count == self.count[0]).all()):
+            features, target = (
+                _taken(values.view(len(self), -1), windows).view(-1, values.shape[1])
+                for values in (self.features, self.target)
+            )
+            return Rows(features, target, first, count)
         rows = _expand(self.first[windows], count).to(self.features.device)
-        return Rows(self.features[rows], self.target[rows], count.cumsum(0) - count, count)
+        return Rows(self.features[rows], self.target[rows], first, count)
 
     def to(self, device: torch.device) -> "Rows":
         """On a GPU if they leave half of its memory free, else where they are."""
@@ -108,6 +119,13 @@ class Rows:
         if self.features.nbytes + self.target.nbytes > free // 2:
             return self
         return replace(self, features=self.features.to(device), target=self.target.to(device))
+
+
+def _taken(values: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+    """Rows of a matrix."""
+    if values.device.type == "cpu":  # numpy copies whole rows, torch value by value
+        return torch.from_numpy(np.take(values.numpy(), rows.numpy(), axis=0))
+    return values[rows.to(values.device)]
 
 
 def _expand(first: torch.Tensor, count: torch.Tensor) -> torch.Tensor:
@@ -298,7 +316,9 @@ class _Layer:
 class _Probes:
     """Linear layers for L learning rates, trained side by side by AdamW.
 
-    Window classification and regression normalise their inputs over the batch (BatchNorm1d).
+    Window classification and regression normalise their inputs over the batch (BatchNorm1d). The
+    gradients are written out: autograd and new memory for every step take most of the time where
+    layers are as small as these.
     """
 
     def __init__(
@@ -311,119 +331,153 @@ class _Probes:
         device: torch.device,
     ) -> None:
         self._task, self._device, self._learning_rates = task, device, learning_rates
-        self._classes = task.num_classes if task.kind.has_classes else 1
+        classes = task.num_classes if task.kind.has_classes else 1
         n = len(learning_rates)
         bound = 1 / math.sqrt(inputs)  # as torch.nn.Linear begins; alike for every rate
         weight = torch.empty(inputs, outputs).uniform_(-bound, bound, generator=generator)
         bias = torch.empty(outputs).uniform_(-bound, bound, generator=generator)
-        self._parameters = {"weight": weight.repeat(n, 1, 1), "bias": bias.repeat(n, 1)}
+        # (D + 1, C, L, Q): a row per input, the last one is the bias.
+        affine = torch.cat([weight, bias[None]]).view(inputs + 1, classes, 1, -1)
+        self._parameters = {"affine": affine.repeat(1, 1, n, 1)}
         if not task.kind.per_pixel:
-            self._parameters["gamma"] = torch.ones(n, inputs)
-            self._parameters["beta"] = torch.zeros(n, inputs)
-        for name, value in self._parameters.items():
-            self._parameters[name] = value.to(device).requires_grad_()
-        self._moments = {
-            name: (torch.zeros_like(value), torch.zeros_like(value))
-            for name, value in self._parameters.items()
-        }
+            self._parameters["gamma"] = torch.ones(inputs, 1, n, 1)
+            self._parameters["beta"] = torch.zeros(inputs, 1, n, 1)
+        self._parameters = {name: value.to(device) for name, value in self._parameters.items()}
+        zeros = {name: torch.zeros_like(value) for name, value in self._parameters.items()}
+        self._moments = {name: (value.clone(), value.clone()) for name, value in zeros.items()}
+        self._gradients, self._scratch = zeros, {name: z.clone() for name, z in zeros.items()}
+        self._buffers: dict[str, torch.Tensor] = {}
         self._steps = 0
         # Batch statistics depend on the inputs alone, so all rates share them.
         self._mean = torch.zeros(inputs, device=device)
         self._variance = torch.ones(inputs, device=device)
 
+    @torch.no_grad()
     def train_epoch(self, train: Rows, epoch: int, epochs: int, generator: torch.Generator) -> None:
         """One pass over the windows in random order, in batches of about 32."""
         order = torch.randperm(len(train), generator=generator)
         batches = order.tensor_split(math.ceil(len(train) / WINDOWS_PER_BATCH))
         for i, windows in enumerate(batches):
-            batch = train.select(windows)
-            self._backward(batch.features.to(self._device), batch.target.to(self._device))
+            self._differentiate(*self._batch(train, windows))
             self._step(epoch + i / len(batches), epochs)
 
-    def _backward(self, features: torch.Tensor, target: torch.Tensor) -> None:
-        features = self._normalise(features)
-        valid = target != IGNORE_LABEL if self._task.kind.has_classes else torch.isfinite(target)
-        total = valid.sum()
-        values = self._parameters["bias"].numel()
-        size = max(_TRAIN_VALUES // values, 1)
-        for start in range(0, len(features), size):
-            part = slice(start, start + size)
-            outputs = self._outputs(features[part])
-            # The mean over all labels of the batch, for each rate: no rate sees another's.
-            gradient = self._loss_gradient(outputs.detach(), target[part], valid[part])
-            outputs.backward(gradient / total)  # type: ignore[no-untyped-call]
-
-    def _normalise(self, features: torch.Tensor) -> torch.Tensor:
-        if "gamma" not in self._parameters:
-            return features
-        n = len(features)
-        variance, mean = torch.var_mean(features, dim=0, correction=0)
-        unbiased = variance * (n / max(n - 1, 1))
-        self._mean.lerp_(mean, _BATCH_NORM_MOMENTUM)
-        self._variance.lerp_(unbiased, _BATCH_NORM_MOMENTUM)
-        return (features - mean) * torch.rsqrt(variance + _BATCH_NORM_EPSILON)
-
-    def _outputs(self, features: torch.Tensor) -> torch.Tensor:
-        """(n, C, L, Q) from normalised features (n, D)."""
-        weight, bias = self._affine()
-        rates, inputs, outputs = weight.shape
-        classes = self._classes
-        wide = weight.view(rates, inputs, classes, -1).permute(1, 2, 0, 3).reshape(inputs, -1)
-        offset = bias.view(rates, classes, -1).transpose(0, 1).reshape(-1)
-        return torch.addmm(offset, features, wide).view(-1, classes, rates, outputs // classes)
-
-    def _affine(self) -> tuple[torch.Tensor, torch.Tensor]:
-        weight, bias = self._parameters["weight"], self._parameters["bias"]
+    def _batch(self, train: Rows, windows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Inputs (n, D + 1), normalised and with ones at the end, and their labels (n, Q)."""
+        batch = train.select(windows)
+        features = batch.features.to(self._device)
+        inputs = self._buffer("inputs", len(features), features.shape[1] + 1)
+        inputs[:, -1] = 1
         if "gamma" in self._parameters:
-            bias = bias + torch.einsum("ld,ldo->lo", self._parameters["beta"], weight)
-            weight = weight * self._parameters["gamma"][:, :, None]
-        return weight, bias
+            n = len(features)
+            variance, mean = torch.var_mean(features, dim=0, correction=0)
+            unbiased = variance * (n / max(n - 1, 1))
+            self._mean.lerp_(mean, _BATCH_NORM_MOMENTUM)
+            self._variance.lerp_(unbiased, _BATCH_NORM_MOMENTUM)
+            scale = torch.rsqrt(variance + _BATCH_NORM_EPSILON)
+            torch.sub(features, mean, out=inputs[:, :-1]).mul_(scale)
+        else:
+            inputs[:, :-1] = features
+        return inputs, batch.target.to(self._device)
+
+    def _buffer(self, name: str, rows: int, columns: int) -> torch.Tensor:
+        """Memory that is used again for every step."""
+        buffer = self._buffers.get(name)
+        if buffer is None or len(buffer) < rows:
+            buffer = self._buffers[name] = torch.empty(rows, columns, device=self._device)
+        return buffer[:rows]
+
+    def _differentiate(self, inputs: torch.Tensor, target: torch.Tensor) -> None:
+        """Gradients of the mean loss over all labels of the batch; no rate sees another's."""
+        weights = self._affine()
+        valid = target != IGNORE_LABEL if self._task.kind.has_classes else torch.isfinite(target)
+        gradient = self._scratch["affine"].zero_()
+        wide, sums = weights.flatten(1), gradient.flatten(1)
+        cpu = self._device.type == "cpu"
+        values = _CACHED_VALUES * torch.get_num_threads() if cpu else _BLOCK_VALUES
+        size = max(values // wide.shape[1], 1)
+        for start in range(0, len(inputs), size):
+            part = slice(start, start + size)
+            outputs = self._buffer("outputs", len(inputs[part]), wide.shape[1])
+            torch.mm(inputs[part], wide, out=outputs)
+            sums.addmm_(inputs[part].T, self._loss_gradient(outputs, target[part], valid[part]))
+        if self._task.kind.has_classes:
+            gradient.sub_(self._truth(inputs, target, valid)[:, :, None])
+        self._through_affine(gradient.div_(valid.sum()))
 
     def _loss_gradient(
         self, outputs: torch.Tensor, target: torch.Tensor, valid: torch.Tensor
     ) -> torch.Tensor:
-        """Of the summed cross-entropy or squared error of labels (n, Q), for outputs (n, C, L, Q).
+        """Of the summed loss, for outputs (n, C L Q): twice the error, or the softmax.
 
-        By hand: autograd's cross-entropy takes most of a training step where classes are few.
+        From the softmax the truth is still to be taken: see `_truth`.
         """
-        known = valid[:, None, None].float()
+        _, classes, rates, _ = self._parameters["affine"].shape
+        shaped = outputs.view(len(outputs), classes, rates, -1)
+        known = valid[:, None, None]
         if not self._task.kind.has_classes:
-            return (outputs - target.nan_to_num()[:, None, None]) * (2 * known)
-        gradient = outputs.softmax(1)
-        truth = torch.zeros_like(outputs[:, :, 0])
-        truth.scatter_(1, target.clamp(min=0)[:, None], 1.0)
-        gradient.sub_(truth[:, :, None])
-        return gradient if bool(valid.all()) else gradient.mul_(known)
+            shaped.sub_(target.nan_to_num()[:, None, None]).mul_(known * 2.0)
+            return outputs
+        found = self._buffer("softmax", len(outputs), outputs.shape[1])
+        torch.softmax(shaped, 1, out=found.view_as(shaped))
+        found.clamp_(min=_NEARLY_ZERO)
+        if not bool(valid.all()):
+            found.view_as(shaped).mul_(known)
+        return found
 
-    @torch.no_grad()
+    def _truth(
+        self, inputs: torch.Tensor, target: torch.Tensor, valid: torch.Tensor
+    ) -> torch.Tensor:
+        """Inputs (n, D + 1) summed up by label: (D + 1, C, Q). All rates share it."""
+        classes = self._parameters["affine"].shape[1]
+        truth = self._buffer("truth", len(target), classes * target.shape[1])
+        shaped = truth.view(len(target), classes, -1)
+        shaped.zero_().scatter_(1, target.clamp(min=0)[:, None], valid[:, None].float())
+        return (inputs.T @ truth).view(-1, classes, target.shape[1])
+
+    def _affine(self) -> torch.Tensor:
+        """(D + 1, C, L, Q) from normalised inputs to outputs: BatchNorm's and Linear's weights."""
+        affine = self._parameters["affine"]
+        if "gamma" not in self._parameters:
+            return affine
+        weights = torch.empty_like(affine)
+        torch.mul(affine[:-1], self._parameters["gamma"], out=weights[:-1])
+        weights[-1] = affine[-1] + (affine[:-1] * self._parameters["beta"]).sum(0)
+        return weights
+
+    def _through_affine(self, gradient: torch.Tensor) -> None:
+        """From the gradient of what `_affine` gives to those of the parameters."""
+        found = self._gradients["affine"].copy_(gradient)
+        if "gamma" in self._parameters:
+            affine, gamma, beta = (self._parameters[n] for n in ("affine", "gamma", "beta"))
+            found[:-1].mul_(gamma).addcmul_(beta, gradient[-1:])
+            for name, sums in (("gamma", gradient[:-1]), ("beta", gradient[-1:])):
+                self._gradients[name][:] = (affine[:-1] * sums).sum((1, 3), keepdim=True)
+
     def _step(self, epoch: float, epochs: int) -> None:
         """One step of AdamW, with a learning rate of its own for every layer."""
         self._steps += 1
         rates = torch.tensor(
             [scheduled(rate, epoch, epochs) for rate in self._learning_rates], device=self._device
-        )
+        )[:, None]
         first, second = (1 - beta**self._steps for beta in _BETAS)
         for name, value in self._parameters.items():
-            gradient = value.grad
-            if gradient is None:
-                continue
-            rate = rates.view(-1, *(1 for _ in value.shape[1:]))
-            mean, square = self._moments[name]
+            gradient, (mean, square) = self._gradients[name], self._moments[name]
             mean.lerp_(gradient, 1 - _BETAS[0])
             square.mul_(_BETAS[1]).addcmul_(gradient, gradient, value=1 - _BETAS[1])
-            value.mul_(1 - rate * _WEIGHT_DECAY)
-            value.sub_(rate * (mean / first) / ((square / second).sqrt_().add_(_EPSILON)))
-            value.grad = None
+            change = torch.sqrt(square, out=self._scratch[name])
+            change.mul_(1 / math.sqrt(second)).add_(_EPSILON)
+            torch.div(mean, change, out=change)
+            value.mul_(1 - rates * _WEIGHT_DECAY).addcmul_(change, -rates / first)
 
     @torch.no_grad()
     def layer(self, i: int) -> _Layer:
         """The probe of the i-th learning rate as it is now."""
-        weight, bias = (value[i] for value in self._affine())
+        affine = self._affine()[:, :, i].flatten(1)
+        weight, bias = affine[:-1].clone(), affine[-1].clone()
         if "gamma" in self._parameters:
-            inverse = torch.rsqrt(self._variance + _BATCH_NORM_EPSILON)
-            weight = weight * inverse[:, None]
-            bias = bias - self._mean @ weight
-        return _Layer(weight.clone(), bias.clone())
+            weight *= torch.rsqrt(self._variance + _BATCH_NORM_EPSILON)[:, None]
+            bias -= self._mean @ weight
+        return _Layer(weight, bias)
 
 
 def scheduled(learning_rate: float, epoch: float, epochs: int) -> float:
