@@ -19,7 +19,7 @@ def one_array(column: Column) -> pa.Array:
     if isinstance(column, pa.ChunkedArray):
         column = column.combine_chunks()
     if isinstance(column, pa.ChunkedArray):  # one piece, or none, stays chunked in some versions
-        return column.chunk(0) if column.num_chunks else pa.array([], column.type)
+        return column.chunk(0) if column.num_chunks else pa.nulls(0, column.type)
     return column
 
 

@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset
 
+from eval_ingest.core.columns import numbers, one_array
 from eval_ingest.core.entry import Metadata
 from eval_ingest.core.resolved import ModalityInput
 from eval_ingest.core.spec import SPLITS
@@ -420,14 +421,14 @@ class _SplitIndex:
     """A split's index as arrays; texts are only decoded when asked for."""
 
     def __init__(self, table: pa.Table, modalities: list[str]) -> None:
-        def numbers(name: str) -> NDArray[Any]:
-            return _numbers(table[name])
+        def column(name: str) -> NDArray[Any]:
+            return numbers(table[name])
 
         self._table = table
-        self.shards, self.rows = numbers("shard"), numbers("row")
-        self.heights, self.widths = numbers("height"), numbers("width")
-        self.offsets = {name: numbers(f"{name}.offset") for name in (*modalities, TARGET)}
-        self.timesteps = {name: numbers(f"{name}.timesteps") for name in modalities}
+        self.shards, self.rows = column("shard"), column("row")
+        self.heights, self.widths = column("height"), column("width")
+        self.offsets = {name: column(f"{name}.offset") for name in (*modalities, TARGET)}
+        self.timesteps = {name: column(f"{name}.timesteps") for name in modalities}
         self._stamps: dict[str, tuple[NDArray[Any], NDArray[Any]]] = {}
         self.groups: _Texts = _Texts(table["group"])
         self.names: _Texts = _Texts(table["name"])
@@ -438,8 +439,8 @@ class _SplitIndex:
     def timestamps(self, modality: str, row: int) -> torch.Tensor:
         """long (T, 3): day, month from 0, year."""
         if modality not in self._stamps:
-            column = _one_array(self._table[f"{modality}.timestamps"])
-            self._stamps[modality] = (_numbers(column.offsets), _numbers(column.values))
+            column = one_array(self._table[f"{modality}.timestamps"])
+            self._stamps[modality] = (numbers(column.offsets), numbers(column.values))
         offsets, values = self._stamps[modality]
         found = values[offsets[row] : offsets[row + 1]].astype(np.int64)
         return torch.from_numpy(found.reshape(-1, 3))
@@ -453,16 +454,3 @@ class _Texts:
 
     def __getitem__(self, row: int) -> str:
         return str(self._column[row].as_py())
-
-
-def _one_array(column: pa.ChunkedArray | pa.Array) -> pa.Array:
-    if isinstance(column, pa.ChunkedArray):
-        column = column.combine_chunks()
-    if isinstance(column, pa.ChunkedArray):
-        return column.chunk(0) if column.num_chunks else pa.array([], column.type)
-    return column
-
-
-def _numbers(column: pa.ChunkedArray | pa.Array) -> NDArray[Any]:
-    """A column of numbers without nulls. Not by to_numpy: that imports pandas, which takes long."""
-    return np.from_dlpack(_one_array(column))
