@@ -3,9 +3,11 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+PEERS := .venv-peers
+PEERS_READY := $(PEERS)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint bench ui clean
+.PHONY: help setup demo test lint bench peers bench-peers ui clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## */  make \1|/' | column -t -s '|'
@@ -33,6 +35,22 @@ lint: $(READY)  ## formatting, types, and which module may import which
 
 bench: $(READY)  ## how fast it is, beside rslearn; WINDOWS=1000 for a larger dataset
 	$(BIN)/python -m benchmarks.bench --windows $${WINDOWS:-250}
+
+peers: $(PEERS_READY)  ## make .venv-peers: the existing OlmoEarth eval code, for test_peers.py
+
+# Its extras don't resolve: [eval] asks for versions that exclude each other. What is installed
+# without dependencies is only imported, never run.
+$(PEERS_READY): constraints-peers.txt | $(READY)
+	$(PYTHON) -m venv --clear $(PEERS)
+	$(BIN)/uv pip install --quiet --compile-bytecode --python $(PEERS)/bin/python --constraint constraints-peers.txt \
+	  'olmoearth-pretrain[training]==0.1.2' rslearn==0.1.19 'setuptools<81' 'pandas>=2.2' \
+	  tacoreader geopandas rioxarray scikit-learn xarray einops
+	$(BIN)/uv pip install --quiet --compile-bytecode --python $(PEERS)/bin/python --constraint constraints-peers.txt \
+	  --no-deps geobench satlaspretrain-models timm
+	@touch $@
+
+bench-peers: $(READY) $(PEERS_READY)  ## how fast, beside the existing OlmoEarth eval code; WINDOWS=1000
+	$(BIN)/python -m benchmarks.bench_peers --windows $${WINDOWS:-250}
 
 ui: $(READY)  ## Dagster's web page and daemon at http://127.0.0.1:3000, watching the demo's folder
 	@test -f .env || sh scripts/demo.sh $(BIN)

@@ -27,6 +27,7 @@ examples:
   eval-ingest verify --name tolbi_crops             read everything back and compare checksums
   eval-ingest sweep --encoder pixels --datasets all   score a frozen encoder on every dataset
   eval-ingest leaderboard                           what the sweeps found
+  eval-ingest tasks --format olmoearth              the registry as OlmoEarth's downstream tasks
 
 environment:
   OLMOEARTH_EVAL_DATASETS   where ingested datasets are (default weka://dfive-default/olmoearth/...)

@@ -566,10 +566,11 @@ def class_mapping(root: Path, *, windows: int = 16, size: int = 16, timesteps: i
     return writer.path
 
 
-def three_modalities(root: Path, *, windows: int = 18, size: int = 16) -> Path:
+def three_modalities(root: Path, *, windows: int = 18, size: int = 16, even: bool = False) -> Path:
     """Three modalities with timesteps of their own; Landsat is optional and at times missing.
 
-    Sentinel-1 has all timesteps in one file. The label holds class ids.
+    Sentinel-1 has all timesteps in one file. The label holds class ids. With `even`, every window
+    has three timesteps of each.
     """
     classes = ["forest", "pasture", "urban"]
     layers = {
@@ -609,10 +610,13 @@ def three_modalities(root: Path, *, windows: int = 18, size: int = 16) -> Path:
             window = writer.window("plots", size, size)
             kind = k % len(classes) if k < 6 else int(writer.rng.integers(len(classes)))
             signal = np.full((size, size), kind / (len(classes) - 1))
-            times = {"sentinel2": monthly(3), "sentinel1": monthly(2), "landsat": monthly(2)}
+            others = 3 if even else 2
+            times = {
+                "sentinel2": monthly(3), "sentinel1": monthly(others), "landsat": monthly(others)
+            }  # fmt: skip
             writer.sentinel2(window, "sentinel2", signal, times["sentinel2"])
             writer.sentinel1(window, "sentinel1", signal, times["sentinel1"], one_file=True)
-            if k % 4 != 1:
+            if even or k % 4 != 1:
                 writer.landsat(window, signal, times["landsat"], sidecar=True)
             writer.features(window, {"class_id": kind})
             save_items(window, times)

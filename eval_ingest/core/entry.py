@@ -127,6 +127,7 @@ def registry_entry(metadata: Metadata, path: str) -> dict[str, Any]:
         "num_classes": task.num_classes if task.kind.has_classes else 1,
         "is_multilabel": False,
         "classes": [known.name for known in task.classes],
+        "copy": metadata.spec.copy_mode,
         "split_tag_key": SPLIT_OPTION,
         "split_stats": {split: {"count": found.count} for split, found in metadata.splits.items()},
         # Its code fails on a sample without one of these.
@@ -135,7 +136,7 @@ def registry_entry(metadata: Metadata, path: str) -> dict[str, Any]:
         "imputes": imputes(config),
         "window_size": min(config.crop_size or metadata.window_size, metadata.window_size),
         "timeseries": metadata.num_timesteps > 1,
-        "norm_stats": _with_stand_ins(metadata.norm_stats, imputes(config)),
+        "norm_stats": _whole(metadata.norm_stats, imputes(config)),
         "use_pretrain_norm": True,
         "num_timesteps": metadata.num_timesteps,
         "timesteps": {name: list(found) for name, found in metadata.timesteps.items()},
@@ -145,16 +146,24 @@ def registry_entry(metadata: Metadata, path: str) -> dict[str, Any]:
     }
 
 
-def _with_stand_ins(stats: BandStatsTable, pairs: list[list[str]]) -> BandStatsTable:
-    """The statistics with those of the stand-ins for missing bands, in the modality's order."""
+def _whole(stats: BandStatsTable, pairs: list[list[str]]) -> BandStatsTable:
+    """The statistics as the existing code can use them: of all bands in the modality's order.
+
+    A missing band has those of its stand-in. A band that doesn't vary has a deviation and a range
+    of 1, because that code divides by them.
+    """
     sources = {missing: present for present, missing in pairs}
     return {
         modality: {
-            band: known[band if band in known else sources[band]]
+            band: _divisible(known[band if band in known else sources[band]])
             for band in MODALITIES[modality].bands
         }
         for modality, known in stats.items()
     }
+
+
+def _divisible(stats: dict[str, float]) -> dict[str, float]:
+    return stats if stats["std"] != 0 else {**stats, "std": 1.0, "max": stats["min"] + 1}
 
 
 def imputes(config: ResolvedConfig) -> list[list[str]]:

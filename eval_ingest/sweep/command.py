@@ -1,7 +1,8 @@
-"""The commands `sweep` and `leaderboard`: flags in, lines out."""
+"""The commands `sweep`, `leaderboard` and `tasks`: flags in, lines out."""
 
 import argparse
 import json
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,9 +15,16 @@ AddCommand = Callable[..., argparse.ArgumentParser]
 
 DEFAULT_OUT = "sweep_results"
 
+TASKS_EXAMPLES = """\
+examples:
+  eval-ingest tasks --format olmoearth > our_tasks.py
+  eval-ingest tasks --format olmoearth --datasets tolbi_crops nandi
+  eval-ingest tasks --format olmoearth --as overrides | xargs python train.py train my_run local
+"""
+
 
 def add_commands(commands: Any, add_command: AddCommand) -> None:
-    """Add both commands.
+    """Add the commands.
 
     Args:
         commands: what argparse's add_subparsers returned.
@@ -55,6 +63,24 @@ def add_commands(commands: Any, add_command: AddCommand) -> None:
     board = add_command(commands, "leaderboard", _leaderboard, "scores: datasets by encoders")
     board.add_argument("--out", type=Path, default=Path(DEFAULT_OUT), metavar="DIR")
     board.add_argument("--plots", action="store_true", help="draw the pictures anew")
+
+    tasks = add_command(
+        commands,
+        "tasks",
+        _tasks,
+        "the registry as downstream tasks of another trainer",
+        TASKS_EXAMPLES,
+    )
+    add = tasks.add_argument
+    add("--format", choices=("olmoearth",), default="olmoearth", help="whose trainer")
+    add(
+        "--as",
+        dest="form",
+        choices=("python", "overrides"),
+        default="python",
+        help="a Python module with EVAL_TASKS (default), or command line arguments",
+    )
+    add("--datasets", nargs="+", default=[], metavar="NAME", help="default: all")
 
 
 def _fraction(text: str) -> float:
@@ -143,6 +169,27 @@ def _leaderboard(options: argparse.Namespace) -> int:
         print(json.dumps(leaderboard_json(boards), indent=2, ensure_ascii=False))
     else:
         print("\n".join(line for board in boards for line in board_lines(board)))
+    return 0
+
+
+def _tasks(options: argparse.Namespace) -> int:
+    from eval_ingest.settings import Settings
+    from eval_ingest.store.layout import EvalRoot
+    from eval_ingest.store.uri import resolve_eval_root
+    from eval_ingest.sweep.tasks import as_overrides, as_python, left_out_lines, trainer_tasks
+
+    root = EvalRoot(resolve_eval_root(Settings.load()))
+    found = trainer_tasks(root, options.datasets)
+    if options.json:
+        tasks = {task.name: task.fields for task in found.tasks}
+        facts = {"registry": found.registry, "tasks": tasks, "left_out": found.left_out}
+        print(json.dumps(facts, indent=2, ensure_ascii=False))
+    elif options.form == "python":
+        print(as_python(found))
+    else:
+        print("\n".join(as_overrides(found)))
+        # Not among the arguments: these lines go to xargs.
+        print("\n".join(left_out_lines(found)), end="", file=sys.stderr)
     return 0
 
 

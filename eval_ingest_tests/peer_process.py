@@ -1,0 +1,171 @@
+"""The existing OlmoEarth eval code, asked over a pipe. Run by .venv-peers' Python, not by ours.
+
+One JSON request a line on stdin, one JSON reply a line on stdout. The package is used as it is
+published; what stands beside it here is only what its own imports lack on PyPI.
+"""
+
+import importlib.abc
+import importlib.machinery
+import json
+import os
+import sys
+import traceback
+import types
+from dataclasses import asdict, dataclass
+
+
+class _Absent(importlib.abc.MetaPathFinder, importlib.abc.Loader):
+    """Other people's encoders that its callback imports, and that can't be installed with it."""
+
+    NAMES = ("claymodel", "terratorch")
+
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in self.NAMES:
+            return importlib.machinery.ModuleSpec(name, self, is_package=True)
+        return None
+
+    def create_module(self, spec):
+        module = types.ModuleType(spec.name)
+        module.__path__ = []
+        module.__getattr__ = _any_class
+        return module
+
+    def exec_module(self, module):
+        pass
+
+
+def _any_class(name):
+    if name.startswith("__"):
+        raise AttributeError(name)
+    return type(name, (), {})
+
+
+class ScannedError(Exception):
+    """rslearn read the windows' metadata one by one."""
+
+
+def forbid_scans():
+    from rslearn.dataset.storage.file import FileWindowStorage
+
+    def scan(*args, **kwargs):
+        raise ScannedError("rslearn scans the windows")
+
+    FileWindowStorage.get_windows = scan
+
+
+def configs(registry):
+    """Every entry of a registry as its EvalDatasetConfig."""
+    from olmoearth_pretrain.evals.studio_ingest.registry import Registry
+
+    return {entry.name: asdict(entry.to_eval_config()) for entry in Registry.load(registry)}
+
+
+def read(registry, name, split, out, arguments=None):
+    """Write a split's samples to a .npz; returns the windows in order."""
+    import numpy as np
+    from olmoearth_pretrain.evals.datasets.rslearn_dataset import from_registry_entry
+    from olmoearth_pretrain.evals.studio_ingest.registry import Registry
+
+    dataset = from_registry_entry(Registry.load(registry).get(name), split, **(arguments or {}))
+    arrays = {}
+    for i in range(len(dataset)):
+        sample, target = dataset[i]
+        for key, value in sample.as_dict().items():
+            if value is not None:
+                arrays[f"{i}.{key}"] = value.numpy()
+        arrays[f"{i}.target"] = target.numpy()
+    np.savez(out, **arrays)
+    inner, order = dataset.dataset, range(len(dataset))
+    if hasattr(inner, "indices"):  # a label fraction
+        inner, order = inner.dataset, inner.indices
+    windows = inner.get_dataset_examples()
+    return [f"{windows[k].group}/{windows[k].name}" for k in order]
+
+
+def collate(registry, name, split, out):
+    """Write a split as one batch to a .npz."""
+    import numpy as np
+    from olmoearth_pretrain.evals.datasets.rslearn_dataset import from_registry_entry
+    from olmoearth_pretrain.evals.datasets.utils import eval_collate_fn_variable_time
+    from olmoearth_pretrain.evals.studio_ingest.registry import Registry
+
+    dataset = from_registry_entry(Registry.load(registry).get(name), split)
+    sample, target = eval_collate_fn_variable_time([dataset[i] for i in range(len(dataset))])
+    arrays = {k: v.numpy() for k, v in sample.as_dict().items() if v is not None}
+    np.savez(out, target=target.numpy(), **arrays)
+
+
+def python_tasks(code):
+    """Run a module that defines EVAL_TASKS; returns them."""
+    return {name: asdict(task) for name, task in _run(code).items()}
+
+
+def overridden_tasks(arguments):
+    """The tasks of a trainer's configuration after these command line arguments."""
+    from olmo_core.config import Config
+    from olmo_core.train.config import TrainerConfig
+    from olmoearth_pretrain.train.callbacks.evaluator_callback import (
+        DownstreamEvaluatorCallbackConfig,
+        DownstreamTaskConfig,
+    )
+
+    @dataclass
+    class Experiment(Config):
+        trainer: TrainerConfig
+
+    # from_dict finds the class by its name
+    Experiment.__module__, Experiment.__qualname__ = __name__, "Experiment"
+    globals()["Experiment"] = Experiment
+    callback = DownstreamEvaluatorCallbackConfig(tasks={"own": DownstreamTaskConfig("own")})
+    trainer = TrainerConfig(save_folder="unused").with_callback("downstream_evaluator", callback)
+    tasks = Experiment(trainer).merge(arguments).trainer.callbacks["downstream_evaluator"].tasks
+    assert all(isinstance(task, DownstreamTaskConfig) for task in tasks.values())
+    return {name: asdict(task) for name, task in tasks.items()}
+
+
+def evaluate(code, only=None, epochs=2):
+    """Run its own evaluators of EVAL_TASKS on an encoder with random weights; scores by task."""
+    import torch
+    from olmoearth_pretrain.nn.flexi_vit import EncoderConfig
+    from olmoearth_pretrain.train.callbacks.evaluator_callback import (
+        DownstreamEvaluatorCallbackConfig,
+    )
+
+    tasks = _run(code)
+    for task in tasks.values():
+        task.num_workers, task.epochs, task.linear_probe_eval_interval = 0, epochs, 1
+    torch.manual_seed(0)
+    modalities = ["sentinel2_l2a", "sentinel1", "landsat"]
+    encoder = EncoderConfig(supported_modality_names=modalities).build()
+    module = types.SimpleNamespace(model=types.SimpleNamespace(encoder=encoder))
+    trainer = types.SimpleNamespace(device=torch.device("cpu"), train_module=module)
+    callback = DownstreamEvaluatorCallbackConfig(tasks=tasks, tasks_to_run=only).build(trainer)
+    scores = {}
+    for evaluator in callback.evaluators:
+        result = evaluator.val().val_result
+        scores[evaluator.evaluation_name] = {k: float(v) for k, v in result.metrics.items()}
+    return scores
+
+
+def _run(code):
+    namespace = {}
+    exec(compile(code, "tasks.py", "exec"), namespace)
+    return namespace["EVAL_TASKS"]
+
+
+def main():
+    replies = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # whatever the packages print is not a reply
+    sys.meta_path.append(_Absent())
+    forbid_scans()
+    for line in sys.stdin:
+        request = json.loads(line)
+        try:
+            reply = {"value": globals()[request["do"]](**request["with"])}
+        except Exception:
+            reply = {"error": traceback.format_exc()}
+        print(json.dumps(reply, default=str), file=replies, flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,154 @@
+"""The registry as downstream tasks of OlmoEarth's trainer."""
+
+import ast
+import json
+import shlex
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from eval_ingest import cli
+from eval_ingest.errors import SweepError, UnknownDatasetError
+from eval_ingest.store.layout import EvalRoot
+from eval_ingest.sweep.tasks import CALLBACK, as_overrides, as_python, patch_size, trainer_tasks
+
+
+def entry(name: str, **changes: Any) -> dict[str, Any]:
+    return {
+        "name": name,
+        "weka_path": f"/evals/{name}",
+        "copy": "windows",
+        "task_type": "segmentation",
+        "split_stats": {"train": {"count": 80}, "val": {"count": 10}, "test": {"count": 10}},
+        "modalities": ["sentinel2_l2a"],
+        "same_timesteps": True,
+        "window_size": 64,
+        "num_timesteps": 12,
+        "use_pretrain_norm": True,
+        **changes,
+    }
+
+
+def root_of(path: Path, *entries: dict[str, Any]) -> EvalRoot:
+    content = {"version": "1.0", "datasets": {known["name"]: known for known in entries}}
+    (path / "registry.json").write_text(json.dumps(content))
+    return EvalRoot(path)
+
+
+def test_window_classes_go_to_knn_and_everything_else_to_a_linear_probe(tmp_path: Path) -> None:
+    kinds = ("classification", "regression", "scalar_regression", "segmentation")
+    root = root_of(tmp_path, *(entry(kind, task_type=kind) for kind in kinds))
+    modes = {task.dataset: task.eval_mode for task in trainer_tasks(root).tasks}
+    assert modes.pop("classification") == "knn"
+    assert modes == dict.fromkeys(kinds[1:], "linear_probe")
+
+
+def test_too_few_train_windows_for_the_trainers_knn_go_to_a_linear_probe(tmp_path: Path) -> None:
+    stats = {"train": {"count": 19}, "val": {"count": 1}, "test": {"count": 0}}
+    root = root_of(tmp_path, entry("few", task_type="classification", split_stats=stats))
+    (task,) = trainer_tasks(root).tasks
+    assert task.eval_mode == "linear_probe" and "20 train windows" in task.note
+
+
+def test_the_patch_size_is_the_nearest_to_4_that_divides_the_window() -> None:
+    for size in range(1, 130):
+        found = patch_size(size)
+        assert size % found == 0 and 1 <= found <= 8
+        assert all(size % p for p in range(1, 9) if abs(p - 4) < abs(found - 4))
+
+
+def test_modalities_are_joined_where_the_trainer_can(tmp_path: Path) -> None:
+    both = ["sentinel2_l2a", "sentinel1"]
+    root = root_of(
+        tmp_path,
+        entry("apart", modalities=both, same_timesteps=False),
+        entry("joint", modalities=both),
+    )
+    inputs = {task.name: task.input_modalities for task in trainer_tasks(root).tasks}
+    assert inputs == {
+        "apart_sentinel2_l2a": ("sentinel2_l2a",),
+        "apart_sentinel1": ("sentinel1",),
+        "joint": tuple(both),
+    }
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"copy": "stream"}, "no rslearn copy; ingest it with --copy windows"),
+        ({"num_timesteps": 14}, "14 timesteps, and the trainer makes up dates for 13"),
+        ({"name": "m-crops"}, "takes this name for a dataset of its own"),
+        ({"name": "mados"}, "takes this name for a dataset of its own"),
+        ({"name": "pastis_2"}, "takes this name for a dataset of its own"),
+        ({"split_stats": {"train": {"count": 8}, "val": {"count": 0}}}, "val is empty"),
+    ],
+)
+def test_what_the_trainer_cant_read_is_left_out_and_said(
+    changes: dict[str, Any], reason: str, tmp_path: Path
+) -> None:
+    root = root_of(tmp_path, entry("good"), entry(**{"name": "bad", **changes}))
+    found = trainer_tasks(root)
+    assert [task.name for task in found.tasks] == ["good"]
+    ((name, text),) = found.left_out.items()
+    assert name == changes.get("name", "bad") and reason in text
+    assert as_python(found).endswith(f"# left out: {name}: {text}")
+
+
+def test_names_are_such_as_overrides_can_say(tmp_path: Path) -> None:
+    names = ("2024", "my-crops", "my_crops")
+    root = root_of(tmp_path, *map(entry, names))
+    tasks = trainer_tasks(root).tasks
+    assert [task.name for task in tasks] == ["eval_2024", "my_crops", "my_crops_2"]
+    assert [task.dataset for task in tasks] == list(names)
+
+
+def test_datasets_are_chosen_by_name_and_near_names_are_offered(tmp_path: Path) -> None:
+    root = root_of(tmp_path, entry("tolbi_crops"), entry("nandi"))
+    assert [task.name for task in trainer_tasks(root, ["nandi", "nandi"]).tasks] == ["nandi"]
+    with pytest.raises(UnknownDatasetError, match="did you mean tolbi_crops"):
+        trainer_tasks(root, ["tolbi_crop"])
+
+
+def test_an_empty_registry_is_an_error_that_says_what_to_do(tmp_path: Path) -> None:
+    with pytest.raises(SweepError, match="run eval-ingest ingest"):
+        trainer_tasks(EvalRoot(tmp_path))
+
+
+def test_the_python_is_a_module_with_one_call_per_task(tmp_path: Path) -> None:
+    root = root_of(tmp_path, entry("crops"), entry("odd", window_size=25))
+    tree = ast.parse(as_python(trainer_tasks(root)))
+    assigned = tree.body[-1]
+    assert isinstance(assigned, ast.Assign) and isinstance(assigned.value, ast.Dict)
+    calls = {k.value: v for k, v in zip(assigned.value.keys, assigned.value.values, strict=True)}  # type: ignore[union-attr]
+    odd = {word.arg: ast.unparse(word.value) for word in calls["odd"].keywords}  # type: ignore[attr-defined]
+    assert odd["patch_size"] == "5" and odd["eval_mode"] == "EvalMode.LINEAR_PROBE"
+    assert odd["embedding_batch_size"] == "128" and odd["epochs"] == "50"
+    assert odd["eval_interval"] == "Duration.epochs(10)"
+    path = next(node for node in tree.body if isinstance(node, ast.Assign))
+    assert ast.literal_eval(path.value.args[0]) == str(root.registry)  # type: ignore[attr-defined]
+
+
+def test_an_override_is_one_shell_word_that_sets_a_whole_task(tmp_path: Path) -> None:
+    found = trainer_tasks(root_of(tmp_path, entry("crops")))
+    (word,) = shlex.split("\n".join(as_overrides(found)))
+    key, _, value = word.partition("=")
+    assert key == f"{CALLBACK}.tasks.crops"
+    assert json.loads(value) == found.tasks[0].fields
+
+
+def test_the_command_prints_both_forms_and_json(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root_of(tmp_path, entry("crops"), entry("thin", copy="stream"))
+    monkeypatch.setenv("OLMOEARTH_EVAL_DATASETS", str(tmp_path))
+    assert cli.main(["tasks", "--format", "olmoearth"]) == 0
+    assert "EVAL_TASKS = {" in capsys.readouterr().out
+    assert cli.main(["tasks", "--as", "overrides"]) == 0
+    out, err = capsys.readouterr()
+    assert out.count(CALLBACK) == 1 and "left out: thin" in err
+    assert cli.main(["tasks", "--json", "--datasets", "crops"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["tasks"]["crops"]["patch_size"] == 4 and facts["left_out"] == {}
+    assert cli.main(["tasks", "--datasets", "crop"]) == 1
+    assert "did you mean crops" in capsys.readouterr().err
