@@ -150,6 +150,17 @@ def test_normalisation_equals_the_formula(method: str, dtype: type) -> None:
     assert found == pytest.approx(y, rel=1e-4, abs=1e-3)
 
 
+@pytest.mark.parametrize("width", [255, 510, 1275, 8670])
+def test_whole_numbers_on_the_edge_of_a_step_are_put_into_the_upper_one(width: int) -> None:
+    low = 37
+    stored = np.arange(low, low + width + 1, dtype=np.uint16).reshape(1, -1, 1, 1)
+    stats = {"a": {"mean": 1.0, "std": 1.0, "min": low, "max": low + width}}
+    out = torch.empty(stored.shape)
+    make_normalizer("norm_yes_clip_min_max_int", ("a",), stats, False).apply(stored, out)
+    steps = (out * 255).round().long().flatten().tolist()
+    assert steps == [255 * k // width for k in range(width + 1)]
+
+
 def test_sentinel1_is_normalised_in_decibels(ingested: Ingested) -> None:
     root = ingested("vector_classification")
     raw = EvalDataset("vector_classification", "train", root=root, normalize=None, crop=None)

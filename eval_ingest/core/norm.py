@@ -149,17 +149,17 @@ METHODS: dict[str, Method | None] = {
 """The methods of OlmoEarth's evals, by their names there."""
 
 
-def affine(method: str, stats: list[BandStats]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Per band the scale and offset with which y = x * scale + offset, before any clipping.
+def bounds(method: str, stats: list[BandStats]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Per band lo and hi - lo, with which y = (x - lo) / (hi - lo), before any clipping.
 
-    A band that doesn't vary (hi == lo) gets scale 0 and offset 0: 0 after normalisation.
+    A band that doesn't vary (hi == lo) gets an infinite width: 0 after normalisation.
     KeyError if the method isn't one of METHODS.
     """
     rule = METHODS[method]
     mean = np.array([band.mean for band in stats])
     std = np.array([band.std for band in stats])
     if method == "no_norm":
-        return np.ones(len(stats), np.float32), np.zeros(len(stats), np.float32)
+        return np.zeros(len(stats)), np.ones(len(stats))
     if rule is None:
         low, width = mean, std
     elif rule.sigmas is None:
@@ -168,6 +168,15 @@ def affine(method: str, stats: list[BandStats]) -> tuple[NDArray[np.float32], ND
     else:
         low, width = mean - rule.sigmas * std, 2 * rule.sigmas * std
     varies = np.isfinite(width) & (width > 0)
-    scale = np.divide(1.0, width, out=np.zeros_like(mean), where=varies)
-    offset = np.where(varies, -low * scale, 0.0)
-    return scale.astype(np.float32), offset.astype(np.float32)
+    return np.where(varies, low, 0.0), np.where(varies, width, np.inf)
+
+
+def affine(method: str, stats: list[BandStats]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Per band the scale and offset with which y = x * scale + offset, before any clipping.
+
+    A band that doesn't vary (hi == lo) gets scale 0 and offset 0: 0 after normalisation.
+    KeyError if the method isn't one of METHODS.
+    """
+    low, width = bounds(method, stats)
+    scale = 1.0 / width
+    return scale.astype(np.float32), (0.0 - low * scale).astype(np.float32)

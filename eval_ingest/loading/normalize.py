@@ -8,7 +8,7 @@ import torch
 from numpy.typing import NDArray
 
 from eval_ingest.core import kernels
-from eval_ingest.core.norm import METHODS, BandStats, affine, to_decibels
+from eval_ingest.core.norm import METHODS, BandStats, affine, bounds, to_decibels
 from eval_ingest.errors import LoadError
 
 DEFAULT_METHOD = "norm_no_clip_2_std"
@@ -24,6 +24,9 @@ class Normalizer:
     then: str = ""
     """`` nothing more, `clip` to 0..1, or `int`: quantise to 256 steps in 0..1."""
     decibels: bool = False
+    bounds: tuple[torch.Tensor, torch.Tensor] | None = None
+    """`int` alone: lo and hi - lo per band. Stored numbers often lie on the edge of two steps, so
+    that a multiply-add, which rounds, would put the largest into the last step but one."""
     _tiled: dict[int, tuple[NDArray[np.float32], NDArray[np.float32]]] = field(
         default_factory=dict, compare=False, repr=False
     )
@@ -31,6 +34,9 @@ class Normalizer:
     def apply(self, stored: NDArray[Any], out: torch.Tensor) -> None:
         """Normalise pixels (..., T, C) into a contiguous float32 tensor of the same shape."""
         if not stored.size:
+            return
+        if self.bounds is not None:
+            self._quantise(to_decibels(stored) if self.decibels else stored, out)
             return
         factor, offset = self._per_pixel(stored.shape[-2])
         if self.decibels and factor is not None:
@@ -42,8 +48,12 @@ class Normalizer:
                 torch.addcmul(torch.from_numpy(offset), rows, torch.from_numpy(factor), out=rows)
         if self.then == "clip":
             out.clamp_(0, 1)
-        elif self.then == "int":
-            out.mul_(255).clamp_(0, 255).floor_().div_(255)
+
+    def _quantise(self, stored: NDArray[Any], out: torch.Tensor) -> None:
+        assert self.bounds is not None, "quantising needs the bounds"
+        low, width = self.bounds
+        out.copy_(_tensor(stored))
+        out.sub_(low).div_(width).mul_(255).clamp_(0, 255).floor_().div_(255)
 
     def _per_pixel(
         self, timesteps: int
@@ -103,7 +113,11 @@ def make_normalizer(
     ]
     scale, offset = affine(method, table)
     rule = METHODS[method]
-    return Normalizer(scale, offset, rule.then if rule else "", decibels)
+    exact = None
+    if rule and rule.then == "int":
+        low, width = bounds(method, table)
+        exact = torch.from_numpy(low).float(), torch.from_numpy(width).float()
+    return Normalizer(scale, offset, rule.then if rule else "", decibels, exact)
 
 
 def pretrained_stats(modality: str) -> dict[str, dict[str, float]]:
