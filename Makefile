@@ -54,7 +54,7 @@ bench-peers: $(READY) $(PEERS_READY)  ## how fast, beside the existing OlmoEarth
 
 ui: $(READY)  ## Dagster's web page and daemon at http://127.0.0.1:3000, watching the demo's folder
 	@test -f .env || sh scripts/demo.sh $(BIN)
-	@. $(BIN)/activate && dagster dev --host 127.0.0.1 --port $${PORT:-3000}
+	@. $(BIN)/activate && exec dagster dev --host 127.0.0.1 --port $${PORT:-3000}
 
 clean:  ## remove the demo's data, Dagster's history and .env; .venv stays
 	rm -rf .demo .dagster .env

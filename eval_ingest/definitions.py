@@ -6,6 +6,7 @@ from functools import cache
 import dagster as dg
 
 from eval_ingest.defs.assets import STAGE_ASSETS
+from eval_ingest.defs.checks import registry_entry_checks
 from eval_ingest.defs.front_door import dataset_assets
 from eval_ingest.defs.partitions import catalog_partitions
 from eval_ingest.defs.resources import build_resources
@@ -33,6 +34,7 @@ def build_defs(settings: Settings | None = None) -> dg.Definitions:
         )
     return dg.Definitions(
         assets=[*STAGE_ASSETS, *dataset_assets(specs.values())],
+        asset_checks=[registry_entry_checks],
         jobs=[ingest_studio_dataset],
         sensors=[catalog_partitions, discovery_sensor(settings)],
         resources=build_resources(settings),

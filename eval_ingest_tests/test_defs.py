@@ -161,9 +161,14 @@ def test_materialisations_show_what_a_person_wants_to_know(world: World) -> None
     assert index["dagster/row_count"] == splits["dagster/row_count"] == windows
     assert index["valid"] + index["invalid"] == windows
     assert "| id | class | pixels | share |" in index["classes"]
-    columns = [column.name for column in index["dagster/column_schema"].columns]
-    assert columns[:2] == ["group", "name"]
+    columns = index["dagster/column_schema"].columns
+    assert [column.name for column in columns][:2] == ["group", "name"]
+    for column in (*columns, *splits["dagster/column_schema"].columns):
+        assert column.description, f"{column.name}: say what it is in defs/metadata.py"
     assert "| train |" in splits["splits"]
+    assert entry["splits"] == splits["splits"] and entry["classes"] == splits["classes"]
+    assert entry["pictures"].count("](data:image/png;base64,") == 3
+    assert list(entry)[:2] == ["verdict", "why"]
     assert "| modality | band | mean | std | min | max |" in norm["statistics"]
     assert copy["windows copied"] > 0
     assert entry["train"] == splits["train"]
@@ -299,6 +304,16 @@ def test_the_front_door_is_stale_when_its_stages_went_on_without_it(world: World
     assert world.stale("crops") is StaleStatus.STALE
     assert world.front_door().success
     assert world.stale("crops") is StaleStatus.FRESH
+
+
+def test_a_stage_that_runs_again_for_nothing_makes_nothing_stale(world: World) -> None:
+    assert world.front_door().success
+    assert world.stages("window_index", "split_assignment").success
+    for stage in pipeline.STAGES:
+        assert world.stale(stage, "crops") is StaleStatus.FRESH
+    world.add("crops", splits=random_splits(3))
+    assert world.stages("split_assignment").success
+    assert world.stale("norm_stats", "crops") is StaleStatus.STALE
 
 
 def test_the_front_door_goes_on_where_it_failed(world: World, copied: Any) -> None:

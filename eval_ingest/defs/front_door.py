@@ -10,14 +10,22 @@ from collections.abc import Iterable
 from functools import cache
 
 import dagster as dg
-from dagster._core.definitions.data_version import DATA_VERSION_TAG
+from dagster._core.definitions.data_version import (
+    CODE_VERSION_TAG,
+    DATA_VERSION_IS_USER_PROVIDED_TAG,
+    DATA_VERSION_TAG,
+    get_input_data_version_tag,
+    get_input_event_pointer_tag,
+)
 
 from eval_ingest.core.spec import DatasetSpec
+from eval_ingest.defs.assets import STAGE_ASSETS
+from eval_ingest.defs.checks import evaluations, is_checked
 from eval_ingest.defs.failures import RETRIES, as_failure
-from eval_ingest.defs.metadata import entry_metadata, stage_metadata
-from eval_ingest.defs.running import StageRun, run_stage
+from eval_ingest.defs.metadata import UP_TO_DATE, entry_metadata, stage_metadata
+from eval_ingest.defs.running import run_stage
 from eval_ingest.errors import NotIngestedError
-from eval_ingest.pipeline import STAGES
+from eval_ingest.pipeline import STAGES, Outcome
 from eval_ingest.report.terminal import counts_text
 from eval_ingest.settings import Settings
 from eval_ingest.store.layout import EvalRoot
@@ -25,6 +33,9 @@ from eval_ingest.store.registry import read_metadata
 from eval_ingest.store.uri import resolve_eval_root
 
 GROUP = "eval_datasets"
+
+_STAGE_DEPS = {asset.key.path[-1]: sorted(asset.dependency_keys) for asset in STAGE_ASSETS}
+"""By stage the assets that it is made from."""
 
 
 def dataset_assets(specs: Iterable[DatasetSpec]) -> list[dg.AssetsDefinition]:
@@ -81,27 +92,52 @@ def _stage_op(name: str, stage: str) -> dg.OpDefinition:
     )
     def run(context: dg.OpExecutionContext, settings: dg.ResourceParam[Settings]) -> None:
         done = run_stage(context, settings, name, stage)
-        if done.outcome.ran or not _is_known(context.instance, name, done):
+        last = _last(context.instance, stage, name)
+        if done.outcome.ran or _version(last) != done.outcome.fingerprint:
             context.log_event(
                 dg.AssetMaterialization(
                     asset_key=stage,
                     partition=name,
                     metadata=stage_metadata(done.job, done.outcome),
-                    tags={DATA_VERSION_TAG: done.outcome.fingerprint},
+                    tags=_version_tags(context, name, done.outcome),
                 )
             )
 
     return run
 
 
-def _is_known(instance: dg.DagsterInstance, name: str, done: StageRun) -> bool:
-    """True if the last materialisation of the partition has this data version."""
+def _last(instance: dg.DagsterInstance, stage: str, name: str) -> dg.EventLogRecord | None:
+    """The last materialisation of a stage's partition."""
     found = instance.fetch_materializations(
-        dg.AssetRecordsFilter(dg.AssetKey(done.outcome.stage), asset_partitions=[name]), limit=1
+        dg.AssetRecordsFilter(dg.AssetKey(stage), asset_partitions=[name]), limit=1
     ).records
-    materialization = found[0].asset_materialization if found else None
-    tags = materialization.tags if materialization is not None else None
-    return (tags or {}).get(DATA_VERSION_TAG) == done.outcome.fingerprint
+    return found[0] if found else None
+
+
+def _version(record: dg.EventLogRecord | None) -> str:
+    """Its data version; "" without one."""
+    materialization = None if record is None else record.asset_materialization
+    tags = None if materialization is None else materialization.tags
+    return (tags or {}).get(DATA_VERSION_TAG, "")
+
+
+def _version_tags(context: dg.OpExecutionContext, name: str, outcome: Outcome) -> dict[str, str]:
+    """The data version, and those of what it was made from, as Dagster notes them itself.
+
+    Without the latter the page calls a stage stale as soon as one before it has run again, even
+    if that did nothing.
+    """
+    tags = {
+        DATA_VERSION_TAG: outcome.fingerprint,
+        DATA_VERSION_IS_USER_PROVIDED_TAG: "true",
+        CODE_VERSION_TAG: context.run.run_id,  # as where an asset doesn't give any
+    }
+    for key in _STAGE_DEPS[outcome.stage]:
+        record = _last(context.instance, key.path[-1], name)
+        if record is not None:
+            tags[get_input_data_version_tag(key)] = _version(record)
+            tags[get_input_event_pointer_tag(key)] = str(record.storage_id)
+    return tags
 
 
 def _summary_op(name: str) -> dg.OpDefinition:
@@ -121,10 +157,15 @@ def _summary_op(name: str) -> dg.OpDefinition:
         context: dg.OpExecutionContext, settings: dg.ResourceParam[Settings]
     ) -> dg.Output[None]:
         with as_failure(name):
-            layout = EvalRoot(resolve_eval_root(settings)).dataset(name)
+            root = EvalRoot(resolve_eval_root(settings))
+            layout = root.dataset(name)
             entry = read_metadata(layout)
             if entry is None:
                 raise NotIngestedError(f"{layout.metadata} has been removed; run {name} again")
+            record = _last(context.instance, "registry_entry", name)
+            if record is not None and not is_checked(context.instance, entry):
+                for evaluation in evaluations(root, name, record):
+                    context.log_event(evaluation)  # type: ignore[arg-type]  # hints lag behind
         counts = counts_text({split: found.count for split, found in entry.splits.items()})
         ran = _anything_ran(context, name)
         if ran:
@@ -149,6 +190,6 @@ def _anything_ran(context: dg.OpExecutionContext, name: str) -> bool:
     return any(
         materialization is not None
         and materialization.partition == name
-        and materialization.metadata["was up to date"].value is False
+        and materialization.metadata[UP_TO_DATE].value is False
         for materialization in found
     )

@@ -1,7 +1,7 @@
 """What a person wants to see of a stage's outcome: one line for the log, tables for the page."""
 
 import base64
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 from eval_ingest.core.entry import CopyResult, Metadata, NormStats
 from eval_ingest.core.index import WindowIndex
 from eval_ingest.core.splits import SplitAssignment
+from eval_ingest.core.task import Task
 from eval_ingest.core.validate import PROBLEMS
 from eval_ingest.errors import EvalIngestError
 from eval_ingest.pipeline import Job, Outcome
@@ -27,6 +28,8 @@ STAGE_FILES = {
     "registry_entry": "metadata",
 }
 """The property of DatasetLayout that is the stage's file."""
+UP_TO_DATE = "was up to date"
+"""Key of the metadata that says that nothing was to be done."""
 
 
 def stage_path(layout: DatasetLayout, stage: str) -> str:
@@ -45,25 +48,25 @@ def stage_line(outcome: Outcome) -> str:
 def stage_metadata(job: Job, outcome: Outcome) -> dict[str, Any]:
     """Metadata of a stage's materialisation."""
     value = outcome.value
-    common = {
+    match value:
+        case WindowIndex():
+            found = _index_metadata(job, value)
+        case SplitAssignment():
+            found = _splits_metadata(job, value)
+        case NormStats():
+            found = _norm_metadata(value)
+        case CopyResult():
+            found = _copy_metadata(value)
+        case Metadata():
+            found = entry_metadata(job.layout, value, pictures=True)
+        case _:
+            found = {}
+    return found | {
         "path": dg.MetadataValue.path(stage_path(job.layout, outcome.stage)),
         "fingerprint": outcome.fingerprint,
         "seconds": round(outcome.seconds, 2),
-        "was up to date": not outcome.ran,
+        UP_TO_DATE: not outcome.ran,
     }
-    match value:
-        case WindowIndex():
-            return common | _index_metadata(job, value)
-        case SplitAssignment():
-            return common | _splits_metadata(job, value)
-        case NormStats():
-            return common | _norm_metadata(value)
-        case CopyResult():
-            return common | _copy_metadata(value)
-        case Metadata():
-            return entry_metadata(job.layout, value, pictures=True) | common
-        case _:
-            return common
 
 
 def _index_metadata(job: Job, index: WindowIndex) -> dict[str, Any]:
@@ -72,14 +75,9 @@ def _index_metadata(job: Job, index: WindowIndex) -> dict[str, Any]:
         "dagster/row_count": len(index),
         "valid": len(index) - index.summary.n_invalid,
         "invalid": index.summary.n_invalid,
-        "source": index.source,
-        "source bytes": n_bytes,
-        "source size": size(n_bytes),
-        "dagster/column_schema": _schema(index.table.schema),
     }
-    found |= {key.removeprefix("n_").replace("_", " "): n for key, n in index.extra.items()}
     if index.summary.reasons:
-        found["reasons"] = _markdown(
+        found["reasons"] = table(
             ("reason", "windows", "meaning", "for example"),
             [
                 (code, count, PROBLEMS.get(code, ""), index.summary.examples[code][0])
@@ -90,7 +88,7 @@ def _index_metadata(job: Job, index: WindowIndex) -> dict[str, Any]:
     if task.kind.has_classes:
         counts = index.class_counts(task.num_classes)[index.valid].sum(axis=0)
         unit = "pixels" if task.kind.per_pixel else "windows"
-        found["classes"] = _markdown(
+        found["classes"] = table(
             ("id", "class", unit, "share"),
             [
                 (k, known.name, int(counts[k]), _share(counts[k], counts.sum()))
@@ -108,41 +106,56 @@ def _index_metadata(job: Job, index: WindowIndex) -> dict[str, Any]:
                 "min": float(moments[:, 3].min()),
                 "max": float(moments[:, 4].max()),
             }
-    return found
+    found |= {key.removeprefix("n_").replace("_", " "): n for key, n in index.extra.items()}
+    return found | {
+        "source": index.source,
+        "source size": size(n_bytes),
+        "dagster/column_schema": _schema(index.table.schema),
+    }
 
 
 def _splits_metadata(job: Job, splits: SplitAssignment) -> dict[str, Any]:
-    counts, report = splits.counts(), splits.report
-    missing = report.get("classes_missing", {})
-    distance = report.get("distance_from_train", {})
+    report = splits.report
     found: dict[str, Any] = {
         "dagster/row_count": splits.table.num_rows,
+        **_split_tables(splits.counts(), report, job.config.task),
         "strategy": report.get("strategy", ""),
-        **counts,
-        "splits": _markdown(
-            ("split", "windows", "share", "distance from train", "classes missing"),
-            [
-                (
-                    split,
-                    count,
-                    _share(count, sum(counts.values())),
-                    distance.get(split, ""),
-                    ", ".join(missing.get(split, ())),
-                )
-                for split, count in counts.items()
-            ],
-        ),
+        **splits.counts(),
         "dagster/column_schema": _schema(splits.table.schema),
     }
     if report.get("left_out"):
-        found["left out"] = _markdown(("reason", "windows"), list(report["left_out"].items()))
+        found["left out"] = table(("reason", "windows"), list(report["left_out"].items()))
+    return found
+
+
+def _split_tables(
+    counts: Mapping[str, int], report: Mapping[str, Any], task: Task
+) -> dict[str, Any]:
+    """The splits with what sets them apart, and the classes or the targets in each."""
+    missing = report.get("classes_missing", {})
+    distance = report.get("distance_from_train", {})
+    heads, rows = ["split", "windows", "share"], []
+    heads += ["class distance from train (0 to 1)"] if distance else []
+    heads += ["classes missing"] if any(missing.values()) else []
+    for split, count in counts.items():
+        facts = {
+            "split": split,
+            "windows": count,
+            "share": _share(count, sum(counts.values())),
+            "class distance from train (0 to 1)": distance.get(split, ""),
+            "classes missing": ", ".join(missing.get(split, ())),
+        }
+        rows.append([facts[head] for head in heads])
+    found: dict[str, Any] = {"splits": table(heads, rows)}
     if "class_counts" in report:
         totals = {split: sum(n) for split, n in report["class_counts"].items()}
-        found["classes"] = _markdown(
-            ("class", *totals),
+        unit = "pixels" if task.kind.per_pixel else "windows"
+        found["classes"] = table(
+            ("class", *(f"{split}, % of {unit}" for split in totals)),
             [
                 (known.name, *(_share(report["class_counts"][s][k], totals[s]) for s in totals))
-                for k, known in enumerate(job.config.task.classes)
+                for k, known in enumerate(task.classes)
+                if k != task.ignored_id
             ],
         )
     elif report.get("target"):
@@ -159,10 +172,10 @@ def _norm_metadata(stats: NormStats) -> dict[str, Any]:
     found: dict[str, Any] = {
         "train windows": stats.n_windows,
         "bands": len(rows),
-        "statistics": _markdown(("modality", "band", "mean", "std", "min", "max"), rows),
+        "statistics": table(("modality", "band", "mean", "std", "min", "max"), rows),
     }
     if stats.warnings:
-        found["warnings"] = _list(stats.warnings)
+        found["warnings"] = listed(stats.warnings)
     return found
 
 
@@ -174,7 +187,7 @@ def _copy_metadata(copy: CopyResult) -> dict[str, Any]:
         "packed bytes": copy.packed_bytes,
         "size": size(copy.n_bytes + copy.packed_bytes),
         "shards": len(copy.shards),
-        "splits": _markdown(
+        "splits": table(
             ("split", "windows", "index"),
             [(split, found.count, found.index) for split, found in copy.splits.items()],
         ),
@@ -183,31 +196,32 @@ def _copy_metadata(copy: CopyResult) -> dict[str, Any]:
 
 def entry_metadata(layout: DatasetLayout, entry: Metadata, *, pictures: bool) -> dict[str, Any]:
     """Metadata of a registered dataset; pictures take a second or two."""
-    config, task = entry.config, entry.config.task
-    found: dict[str, Any] = {
-        "path": dg.MetadataValue.path(str(layout.path)),
-        **{split: split_file.count for split, split_file in entry.splits.items()},
-        "task": str(task.kind),
-        "modalities": ", ".join(modality.name for modality in config.modalities),
-        "window size": entry.window_size,
-        "timesteps": entry.num_timesteps,
-        "size": size(entry.n_bytes),
-        "published at": entry.published_at,
-        "source": entry.source,
+    config, counts = entry.config, {split: found.count for split, found in entry.splits.items()}
+    found: dict[str, Any] = {}
+    if entry.quality:
+        found["verdict"] = entry.quality["verdict"]
+        if entry.quality["reasons"]:
+            found["why"] = listed(entry.quality["reasons"])
+    if entry.warnings:
+        found["warnings"] = listed(entry.warnings)
+    found |= _split_tables(counts, entry.split_report, config.task)
+    if pictures:
+        found |= _pictures(layout, entry.fingerprint)
+    return found | {
         "load it": dg.MetadataValue.md(
             f"```python\nfrom eval_ingest import EvalDataset\n\n"
             f'EvalDataset("{entry.name}", split="val")\n```'
         ),
+        "task": str(config.task.kind),
+        "modalities": ", ".join(modality.name for modality in config.modalities),
+        "window size": entry.window_size,
+        "timesteps": entry.num_timesteps,
+        **counts,
+        "size": size(entry.n_bytes),
+        "path": dg.MetadataValue.path(str(layout.path)),
+        "source": entry.source,
+        "published at": entry.published_at,
     }
-    if task.kind.has_classes:
-        found["classes"] = _list([known.name for known in task.classes])
-    if entry.warnings:
-        found["warnings"] = _list(entry.warnings)
-    if entry.quality:
-        found["verdict"] = entry.quality["verdict"]
-        if entry.quality["reasons"]:
-            found["why"] = _list(entry.quality["reasons"])
-    return found | _pictures(layout, entry.fingerprint) if pictures else found
 
 
 @lru_cache(maxsize=2)
@@ -223,21 +237,65 @@ def _pictures(layout: DatasetLayout, fingerprint: str) -> dict[str, Any]:
         pictures = partition_pictures(EvalRoot(layout.path.parent), layout.name)
     except EvalIngestError:  # a preview must not fail a dataset that is published
         return {}
-    return {
-        title: dg.MetadataValue.md(
-            f"![{title}](data:image/png;base64,{base64.b64encode(png).decode()})"
+    return {"pictures": png_metadata(pictures)} if pictures else {}
+
+
+def png_metadata(pictures: Mapping[str, bytes]) -> dg.MarkdownMetadataValue:
+    """Pictures by title as one value, which the page shows behind "Show Markdown"."""
+    return dg.MetadataValue.md(
+        "\n\n".join(
+            f"**{title}**\n\n![{title}](data:image/png;base64,{base64.b64encode(png).decode()})"
+            for title, png in pictures.items()
         )
-        for title, png in pictures.items()
-    }
+    )
+
+
+COLUMNS = {
+    "group": "Window group: the folder above the window's.",
+    "name": "Window name: its folder.",
+    "crs": "Coordinate reference system of the window.",
+    "x_resolution": "Units of the CRS per pixel.",
+    "y_resolution": "Units of the CRS per pixel; mostly negative.",
+    "bounds": "x0, y0, x1, y1 in pixels.",
+    "height": "Pixels.",
+    "width": "Pixels.",
+    "time_start": "Of the window's time range.",
+    "time_end": "Of the window's time range.",
+    "options": "The window's options (its tags), as JSON.",
+    "geometry": "Outline in longitude and latitude, as WKB.",
+    "layers": "Completed item groups of the layers that are read.",
+    "n_files": "Files of those layers, and the window's own.",
+    "n_bytes": "Their size.",
+    "source_digest": "Changes when any of the files does.",
+    "pixel_digest": "Equal where all pixels are equal.",
+    "status": "valid or invalid.",
+    "problems": "Why it is invalid: code and detail.",
+    "timesteps": "Number of timesteps.",
+    "timestamps": "Start and end of each timestep.",
+    "moments": "Per band count, sum, sum of squares, min and max of the finite pixels.",
+    "class_counts": "Labelled pixels, or windows, per class.",
+    "invalid": "Label pixels without a class or value.",
+    "split": "train, val, test or none.",
+    "reason": "What gave it the split, or kept it out.",
+}
+"""What is in the columns of the index and of the split assignment; those of a modality or of the
+label go by the part after the dot."""
 
 
 def _schema(schema: pa.Schema) -> dg.TableSchema:
     return dg.TableSchema(
-        columns=[dg.TableColumn(column.name, str(column.type)) for column in schema]
+        columns=[
+            dg.TableColumn(
+                column.name,
+                str(column.type),
+                description=COLUMNS.get(column.name.rpartition(".")[2]),
+            )
+            for column in schema
+        ]
     )
 
 
-def _markdown(heads: Sequence[str], rows: Sequence[Sequence[Any]]) -> dg.MarkdownMetadataValue:
+def table(heads: Sequence[str], rows: Sequence[Sequence[Any]]) -> dg.MarkdownMetadataValue:
     """A table; cells that hold `|` or line breaks can't break it."""
     lines = [heads, ["---"] * len(heads), *rows]
     return dg.MetadataValue.md(
@@ -249,7 +307,8 @@ def _cell(value: Any) -> str:
     return " ".join(str(value).replace("|", "\\|").split())
 
 
-def _list(texts: Sequence[str]) -> dg.MarkdownMetadataValue:
+def listed(texts: Sequence[str]) -> dg.MarkdownMetadataValue:
+    """A list with bullets."""
     return dg.MetadataValue.md("\n".join(f"- {text}" for text in texts))
 
 
