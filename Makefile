@@ -14,7 +14,7 @@ help:  ## list the targets
 
 setup: $(READY)  ## make .venv with everything in it
 
-$(READY): pyproject.toml constraints.txt scripts/install_dagster_entry.py eval_ingest/core/_kernels.c
+$(READY): pyproject.toml constraints.txt scripts/install_dagster_entry.py $(wildcard eval_ingest/*/_*.c)
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check "uv>=0.5"
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --constraint constraints.txt --editable '.[ingest,olmoearth,dask,s3,dev]'

@@ -19,6 +19,7 @@ from concurrent.futures import (
     ProcessPoolExecutor,
     ThreadPoolExecutor,
 )
+from itertools import islice
 from typing import Any, TypeVar
 
 from eval_ingest.errors import EngineError, SettingsError
@@ -52,9 +53,7 @@ def executor(settings: Settings, windows: int = 0) -> Iterator[Executor]:
         with ThreadPoolExecutor(settings.workers, thread_name_prefix="eval_ingest") as pool:
             yield pool
     elif engine == "processes":
-        # Not fork: Arrow and BLAS have threads of their own by now.
-        context = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(settings.workers, context, _end_with_parent) as processes:
+        with ProcessPoolExecutor(settings.workers, _context(), _end_with_parent) as processes:
             try:
                 yield processes
             except BrokenExecutor as error:
@@ -80,6 +79,19 @@ def executor(settings: Settings, windows: int = 0) -> Iterator[Executor]:
             f"EVAL_INGEST_ENGINE={settings.engine!r} must be auto, threads, processes, "
             "or a dask scheduler's address such as tcp://scheduler:8786"
         )
+
+
+def _context() -> multiprocessing.context.BaseContext:
+    """How workers start: forked from a clean process that has imported what they need.
+
+    Not from ours: Arrow and BLAS have threads of their own by now. And not each by itself: sixty
+    workers would import the same modules sixty times.
+    """
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["eval_ingest.indexing", "eval_ingest.transfer"])
+    return context
 
 
 def _end_with_parent() -> None:
@@ -132,3 +144,14 @@ def map_ordered(
     finally:
         for future in waiting:
             future.cancel()
+
+
+def batched(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
+    """Lists of `size` items each, the last of what is left.
+
+    >>> list(batched("abcde", 2))
+    [['a', 'b'], ['c', 'd'], ['e']]
+    """
+    source = iter(items)
+    while some := list(islice(source, size)):
+        yield some

@@ -9,7 +9,6 @@ which is imported only then.
 
 import hashlib
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -53,10 +52,11 @@ class Grid:
         return self.bounds[2] - self.bounds[0]
 
 
-def band_set_dirname(bands: Sequence[str]) -> str:
+@lru_cache(maxsize=1024)
+def band_set_dirname(bands: tuple[str, ...]) -> str:
     """The folder name of a band set, as rslearn's get_bandset_dirname gives it.
 
-    >>> band_set_dirname(["B02", "B03"])
+    >>> band_set_dirname(("B02", "B03"))
     'B02_B03'
     """
     if any("_" in band for band in bands):

@@ -13,8 +13,8 @@ from typing import Any
 
 from eval_ingest.errors import SourceError
 from eval_ingest.objects.reading import FIRST_TIMEOUT_S, Entry, Objects, prefixes
+from eval_ingest.studio.listing import WINDOW_FILES
 from eval_ingest.studio.source import (
-    WINDOW_FILES,
     Listed,
     SourceFile,
     WindowFiles,

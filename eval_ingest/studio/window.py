@@ -8,6 +8,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from numpy.typing import NDArray
 
 from eval_ingest.core import kernels
 from eval_ingest.core.resolved import (
+    BandSet,
     InputPart,
     LabelInput,
     Layer,
@@ -239,7 +241,7 @@ class _WindowReader:
         return ModalitySample(pixels, known if len(known) == len(times) else None)
 
     def _raster(
-        self, layer: Layer, item_group: int, bands: Sequence[str], grid: Grid
+        self, layer: Layer, item_group: int, bands: tuple[str, ...], grid: Grid
     ) -> tuple["_Raster", list[Interval | None]]:
         """Pixels of the bands, and the timesteps' intervals."""
         if self.config.data_storage != "per_item_group" or not all(
@@ -249,18 +251,13 @@ class _WindowReader:
         folder = f"layers/{layer.name}.{item_group}" if item_group else f"layers/{layer.name}"
         result: NDArray[Any] | None = None
         stamps: list[Interval | None] = []
-        wanted = {band: place for place, band in enumerate(bands)}
-        for band_set in layer.band_sets:
-            here = [(k, wanted.pop(b)) for k, b in enumerate(band_set.bands) if b in wanted]
-            if not here:
-                continue
+        reads, lacking = _plan_reads(layer.band_sets, bands)
+        for band_set, sources, places in reads:
             base = f"{folder}/{band_set_dirname(band_set.bands)}"
             pixels, times = self._geotiff(base, len(band_set.bands), band_set.dtype, grid)
-            sources, places = [k for k, _ in here], [place for _, place in here]
-            if len(here) == len(bands):
-                order = [sources[places.index(c)] for c in range(len(bands))]
+            if len(sources) == len(bands):
                 stamps = self._or_items(times, layer.name, item_group, pixels)
-                return _Raster(pixels, tuple(order)), stamps
+                return _Raster(pixels, sources), stamps
             if result is None:
                 result = np.zeros((*pixels.shape[:3], len(bands)), pixels.dtype)
                 stamps = self._or_items(times, layer.name, item_group, pixels)
@@ -269,9 +266,9 @@ class _WindowReader:
                     "raster_bands", f"{base}: other timesteps than the other band sets"
                 )
             result = result.astype(np.promote_types(result.dtype, pixels.dtype), copy=False)
-            result[..., places] = pixels[..., sources]
-        if result is None or wanted:
-            raise _Unreadable("raster_bands", f"{layer.name} lacks {', '.join(wanted)}")
+            result[..., list(places)] = pixels[..., list(sources)]
+        if result is None or lacking:
+            raise _Unreadable("raster_bands", f"{layer.name} lacks {', '.join(lacking)}")
         return _Raster(result, tuple(range(len(bands)))), stamps
 
     def _geotiff(
@@ -375,7 +372,7 @@ class _WindowReader:
         if len(chosen) != 1 or label.band is None:
             raise _Unreadable("raster_bands", f"{len(chosen)} label rasters; one is needed")
         layer, item_group = chosen[0]
-        raster, _ = self._raster(self.config.layer(layer), item_group, [label.band], grid)
+        raster, _ = self._raster(self.config.layer(layer), item_group, (label.band,), grid)
         if raster.pixels.shape[2] != 1:
             raise _Unreadable("raster_bands", f"the label has {raster.pixels.shape[2]} timesteps")
         stored = raster.pixels[:, :, 0, raster.order[0]]
@@ -409,6 +406,25 @@ class _WindowReader:
             raise _Unreadable(
                 "label_unreadable", f"{path}: {type(error).__name__}: {error}"
             ) from error
+
+
+@lru_cache(maxsize=1024)
+def _plan_reads(
+    band_sets: tuple[BandSet, ...], bands: tuple[str, ...]
+) -> tuple[list[tuple[BandSet, tuple[int, ...], tuple[int, ...]]], list[str]]:
+    """Which band sets to read for some bands, and the bands that none has.
+
+    Of each its bands that are wanted, and their places among those that are wanted; a band is
+    taken from the first set that has it.
+    """
+    reads = []
+    wanted = {band: place for place, band in enumerate(bands)}
+    for band_set in band_sets:
+        here = [(wanted.pop(b), k) for k, b in enumerate(band_set.bands) if b in wanted]
+        if here:
+            here.sort()
+            reads.append((band_set, tuple(k for _, k in here), tuple(place for place, _ in here)))
+    return reads, list(wanted)
 
 
 def parse_metadata(raw: Any) -> WindowMetadata:
