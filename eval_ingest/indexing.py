@@ -119,17 +119,17 @@ class IndexWork:
             here = {w: row for w, row in _rows_by_window(part.table).items() if w in left}
             left -= here.keys()
             finished.append((part, sorted(here.values())))
-        return cls(new, [] if known is None else [known.take(same)], finished)
+        return cls(new, [] if known is None else [_take(known, same)], finished)
 
     @property
     def kept(self) -> list[pa.Table]:
         """All rows that are still right."""
-        return [*self.known, *(part.table.take(rows) for part, rows in self.stopped)]
+        return [*self.known, *(_take(part.table, rows) for part, rows in self.stopped)]
 
     @property
     def to_read(self) -> list[tuple[int, Listed]]:
         """The windows without a row, each with its place among the new ones."""
-        done = {w for part, rows in self.stopped for w in _rows_by_window(part.table.take(rows))}
+        done = {w for part, rows in self.stopped for w in _rows_by_window(_take(part.table, rows))}
         return [(place, w) for place, w in enumerate(self.new) if w not in done]
 
     def packed(self, packer: "Packer", config: ResolvedConfig) -> list[tuple[int, PackRow]]:
@@ -140,6 +140,10 @@ class IndexWork:
             if part.packing == packer.key
             for item in part.packed(rows, config)
         ]
+
+
+def _take(table: pa.Table, rows: Sequence[int]) -> pa.Table:
+    return table.take(pa.array(rows, pa.int64()))  # an empty list would be of type null
 
 
 def _rows_by_window(table: pa.Table) -> dict[Listed, int]:
