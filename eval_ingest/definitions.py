@@ -7,12 +7,12 @@ import dagster as dg
 
 from eval_ingest.defs.assets import STAGE_ASSETS
 from eval_ingest.defs.checks import registry_entry_checks
-from eval_ingest.defs.front_door import dataset_assets
+from eval_ingest.defs.front_door import TAKEN, dataset_assets
 from eval_ingest.defs.partitions import catalog_partitions
 from eval_ingest.defs.resources import build_resources
 from eval_ingest.defs.sensors import discovery_sensor, ingest_studio_dataset
+from eval_ingest.defs.sweep import eval_sweep
 from eval_ingest.errors import EvalIngestError
-from eval_ingest.pipeline import STAGES
 from eval_ingest.settings import Settings
 from eval_ingest.store.catalog import read_catalog
 
@@ -27,13 +27,13 @@ def build_defs(settings: Settings | None = None) -> dg.Definitions:
     specs = read_catalog(settings, broken)
     for error in broken.values():
         _warn(f"left out of the catalog: {error}")
-    for name in specs.keys() & set(STAGES):
+    for name in specs.keys() & TAKEN:
         _warn(
-            f"the dataset {name} has no asset of its own, since a stage is named so; rename it, "
+            f"the dataset {name} has no asset of its own, since another is named so; rename it, "
             f"or materialise the partition {name} of the five stages"
         )
     return dg.Definitions(
-        assets=[*STAGE_ASSETS, *dataset_assets(specs.values())],
+        assets=[*STAGE_ASSETS, eval_sweep, *dataset_assets(specs.values())],
         asset_checks=[registry_entry_checks],
         jobs=[ingest_studio_dataset],
         sensors=[catalog_partitions, discovery_sensor(settings)],

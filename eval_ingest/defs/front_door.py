@@ -33,15 +33,17 @@ from eval_ingest.store.registry import read_metadata
 from eval_ingest.store.uri import resolve_eval_root
 
 GROUP = "eval_datasets"
+TAKEN = frozenset({*STAGES, "eval_sweep"})
+"""Assets that are not datasets."""
 
 _STAGE_DEPS = {asset.key.path[-1]: sorted(asset.dependency_keys) for asset in STAGE_ASSETS}
 """By stage the assets that it is made from."""
 
 
 def dataset_assets(specs: Iterable[DatasetSpec]) -> list[dg.AssetsDefinition]:
-    """The front doors of some datasets; a dataset named like a stage can't have one."""
+    """The front doors of some datasets; one whose name is taken can't have one."""
     return [
-        _dataset_asset(spec.name, _description(spec)) for spec in specs if spec.name not in STAGES
+        _dataset_asset(spec.name, _description(spec)) for spec in specs if spec.name not in TAKEN
     ]
 
 

@@ -1,0 +1,178 @@
+"""The asset eval_sweep: frozen encoders scored on a registered dataset, one partition each.
+
+It wires sweep/run.py, as `eval-ingest sweep` does, and gives the same rows.
+"""
+# No `from __future__ import annotations` here: Dagster reads the annotations.
+
+from collections.abc import Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
+
+import dagster as dg
+from pydantic import Field
+
+from eval_ingest.core.fingerprint import fingerprint
+from eval_ingest.defs.failures import RETRIES, as_failure
+from eval_ingest.defs.metadata import listed, png_metadata, table
+from eval_ingest.defs.partitions import studio_datasets
+from eval_ingest.defs.running import LogProgress
+from eval_ingest.errors import SweepError
+from eval_ingest.settings import Settings
+from eval_ingest.sweep.command import DEFAULT_OUT
+
+if TYPE_CHECKING:
+    from eval_ingest.sweep.results import ResultTable, Row
+
+POOL = "sweep"
+MAX_PICTURE_BYTES = 1 << 20
+"""Pictures are kept in Dagster's event log; the most telling ones come first."""
+
+
+class SweepConfig(dg.Config):
+    """What `eval-ingest sweep` takes as flags."""
+
+    encoders: list[str] = Field(
+        default=["pixels"],
+        description="pixels, olmoearth:nano@random, olmoearth:base@/path/to/weights, or "
+        "module:factory",
+    )
+    split: str = Field(default="test", description="the split that is scored")
+    label_fractions: list[float] = Field(
+        default=[1.0], description="parts of the train split; each holds the smaller ones"
+    )
+    seeds: list[int] = Field(default=[42], description="each draws the parts and starts a probe")
+    patch_size: int = Field(default=4, description="pixels")
+    probe: str = Field(default="auto", description="auto (knn for window classes), knn or linear")
+    normalize: str | None = Field(
+        default=None, description="dataset, pretrained or none; default: as the encoder wants it"
+    )
+    method: str | None = Field(
+        default=None, description="such as norm_no_clip_2_std; default: as the encoder wants it"
+    )
+    device: str | None = Field(
+        default=None, description="cpu or cuda; default: a GPU if there is one"
+    )
+    out: str = Field(
+        default=DEFAULT_OUT,
+        description="folder of the results, seen from where Dagster runs; scores that are there "
+        "aren't made again",
+    )
+
+
+@dg.asset(
+    group_name="eval_scores",
+    partitions_def=studio_datasets,
+    deps=["registry_entry"],
+    retry_policy=RETRIES,
+    pool=POOL,
+    kinds={"pytorch"},
+)
+def eval_sweep(
+    context: dg.AssetExecutionContext, config: SweepConfig, settings: dg.ResourceParam[Settings]
+) -> dg.MaterializeResult[Any]:
+    """Scores of frozen encoders on the dataset: embedded once, then kNN or a linear probe.
+
+    What is to be scored is said in the Launchpad; the default is the baseline of pixel statistics.
+    Results are kept in the folder `out`, where `eval-ingest leaderboard` finds them.
+    """
+    name = context.partition_key
+    with as_failure(name):
+        scored = _run(context, config, settings, name)
+        result = dg.MaterializeResult[Any](
+            data_version=dg.DataVersion(fingerprint(sorted(row.key for row in scored.rows))),
+            metadata=_metadata(scored.rows, scored.computed, Path(config.out)),
+        )
+        if scored.failures:
+            if scored.rows:  # what did work is shown, though the run fails
+                context.log_event(
+                    dg.AssetMaterialization(
+                        "eval_sweep", partition=name, metadata=dict(result.metadata or {})
+                    )
+                )
+            lines = [f"{failure.encoder}: {failure.message}" for failure in scored.failures]
+            raise SweepError(f"{name}: {'; '.join(lines)}")
+    return result
+
+
+def _run(
+    context: dg.AssetExecutionContext, config: SweepConfig, settings: Settings, name: str
+) -> "ResultTable":
+    # torch and the encoders take seconds to import: not for the code location.
+    from eval_ingest.sweep.plan import SweepPlan
+    from eval_ingest.sweep.run import run_sweep
+
+    plan = SweepPlan(
+        encoders=tuple(config.encoders),
+        out=Path(config.out).expanduser(),
+        datasets=(name,),
+        split=config.split,
+        label_fractions=tuple(config.label_fractions),
+        seeds=tuple(config.seeds),
+        patch_size=config.patch_size,
+        probe=config.probe,  # type: ignore[arg-type]  # checked by run_sweep
+        normalize=config.normalize,  # type: ignore[arg-type]
+        method=config.method,
+    )
+    return run_sweep(
+        plan,
+        settings,
+        device=config.device,
+        progress=LogProgress(context.log, "eval_sweep"),
+        tell=context.log.info,
+    )
+
+
+def _metadata(rows: "Sequence[Row]", computed: int, out: Path) -> dict[str, Any]:
+    found: dict[str, Any] = {
+        "scores": table(
+            ("encoder", "weights", "train windows", "seed", "probe", "metric", "score", "95 %"),
+            [_score(row) for row in rows],
+        )
+    }
+    found |= {
+        f"{row.encoder} {row.metric}": row.test_score
+        for row in rows
+        if row.test_score is not None and row.label_fraction == 1 and row.seed == rows[0].seed
+    }
+    notes = list(dict.fromkeys(note for row in rows for note in row.notes))
+    if notes:
+        found["notes"] = listed(notes)
+    pictures = _pictures(rows)
+    if pictures:
+        found["pictures"] = png_metadata(pictures)
+    return found | {
+        "new scores": computed,
+        "dataset version": rows[0].dataset_version if rows else "",
+        "path": dg.MetadataValue.path(str(out.absolute())),
+        "see all": f"eval-ingest leaderboard --out {out}",
+    }
+
+
+def _score(row: "Row") -> tuple[Any, ...]:
+    known = row.ci_low is not None and row.ci_high is not None
+    return (
+        row.encoder,
+        row.weights,
+        f"{row.n_train} ({100 * row.label_fraction:.4g} %)",
+        row.seed,
+        row.probe if row.learning_rate is None else f"{row.probe}, lr {row.learning_rate:g}",
+        row.metric + (" (low is good)" if row.lower_is_better else ""),
+        "" if row.test_score is None else f"{row.test_score:.4f}",
+        f"{row.ci_low:.4f} to {row.ci_high:.4f}" if known else "",
+    )
+
+
+def _pictures(rows: "Sequence[Row]") -> dict[str, bytes]:
+    """Scores, label fractions and confusion matrices of these rows, as far as they fit."""
+    if not rows:
+        return {}
+    from eval_ingest.sweep.plots import draw
+
+    pictures: dict[str, bytes] = {}
+    with TemporaryDirectory() as folder:
+        for path in draw(rows, Path(folder)):
+            png = path.read_bytes()
+            if sum(map(len, pictures.values())) + len(png) <= MAX_PICTURE_BYTES:
+                pictures[path.stem.replace("_", " ")] = png
+    return pictures
