@@ -7,7 +7,7 @@ PEERS := .venv-peers
 PEERS_READY := $(PEERS)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint bench peers bench-peers ui clean
+.PHONY: help setup demo test lint bench peers bench-peers signal ui clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## */  make \1|/' | column -t -s '|'
@@ -51,6 +51,9 @@ $(PEERS_READY): constraints-peers.txt | $(READY)
 
 bench-peers: $(READY) $(PEERS_READY)  ## how fast, beside the existing OlmoEarth eval code; WINDOWS=1000
 	$(BIN)/python -m benchmarks.bench_peers --windows $${WINDOWS:-250}
+
+signal: $(READY)  ## a sweep finds planted signals, and none in shuffled labels; WINDOWS=400
+	$(BIN)/python -m benchmarks.signal --windows $${WINDOWS:-150}
 
 ui: $(READY)  ## Dagster's web page and daemon at http://127.0.0.1:3000, watching the demo's folder
 	@test -f .env || sh scripts/demo.sh $(BIN)

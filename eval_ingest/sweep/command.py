@@ -2,14 +2,17 @@
 
 import argparse
 import json
+import shutil
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from eval_ingest.core.spec import NAME_PATTERN
+
 if TYPE_CHECKING:
     from eval_ingest.sweep.plan import SweepPlan
-    from eval_ingest.sweep.results import Leaderboard, ResultTable
+    from eval_ingest.sweep.results import Cell, Leaderboard, ResultTable
 
 AddCommand = Callable[..., argparse.ArgumentParser]
 
@@ -49,7 +52,8 @@ def add_commands(commands: Any, add_command: AddCommand) -> None:
         type=_fraction,
         default=[1.0],
         metavar="F",
-        help="parts of the train split, such as 0.01 0.1 1.0 or 10%%; each holds the smaller ones",
+        help="parts of the train split: 0.01 0.1 1.0, 10%%, or names of the datasets' own "
+        "label_fractions; each holds the smaller ones",
     )
     add("--seeds", nargs="+", type=int, default=[42], metavar="N", help="default 42")
     add("--patch-size", type=int, default=4, metavar="PIXELS", help="default 4")
@@ -83,11 +87,13 @@ def add_commands(commands: Any, add_command: AddCommand) -> None:
     add("--datasets", nargs="+", default=[], metavar="NAME", help="default: all")
 
 
-def _fraction(text: str) -> float:
+def _fraction(text: str) -> float | str:
     try:
         return float(text[:-1]) / 100 if text.endswith("%") else float(text)
     except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is neither 0.1 nor 10%") from None
+        if NAME_PATTERN.fullmatch(text):
+            return text
+        raise argparse.ArgumentTypeError(f"{text!r} is neither 0.1 nor 10% nor a name") from None
 
 
 def _sweep(options: argparse.Namespace) -> int:
@@ -168,7 +174,8 @@ def _leaderboard(options: argparse.Namespace) -> int:
     if options.json:
         print(json.dumps(leaderboard_json(boards), indent=2, ensure_ascii=False))
     else:
-        print("\n".join(line for board in boards for line in board_lines(board)))
+        width = shutil.get_terminal_size((120, 24)).columns
+        print("\n".join(line for board in boards for line in board_lines(board, width)))
     return 0
 
 
@@ -193,31 +200,47 @@ def _tasks(options: argparse.Namespace) -> int:
     return 0
 
 
-def board_lines(board: "Leaderboard") -> list[str]:
-    """A leaderboard as a table; the best of each dataset is starred."""
+def board_lines(board: "Leaderboard", width: int = 120) -> list[str]:
+    """A leaderboard as a table; the best of each dataset is starred.
+
+    Datasets by encoders where that fits into so many columns, else a line per dataset and encoder.
+    """
     from eval_ingest.report.terminal import table
 
-    rows = [["dataset", "metric", "train", *board.encoders]]
+    seeds = max((cell.seeds for cell in board.cells.values()), default=1)
+    title = (
+        f"{board.split} scores, probes trained on {100 * board.label_fraction:.4g} % of train"
+        + (f"; means of up to {seeds} seeds" if seeds > 1 else "")
+        + "; [95 % interval]"
+        + ("; * best" if len(board.encoders) > 1 else "")
+    )
+    wide = [["dataset", "metric", "train", board.split, *board.encoders]]
+    tall = [["dataset", "metric", "train", board.split, "encoder", "score"]]
     for dataset in board.datasets:
         best = board.best(dataset)
-        there = [board.cells[dataset, e] for e in board.encoders if (dataset, e) in board.cells]
-        if not there:
+        cells = {e: board.cells[dataset, e] for e in board.encoders if (dataset, e) in board.cells}
+        if not cells:
             continue
-        metric = there[0].metric + (" (low is good)" if there[0].lower_is_better else "")
-        cells = []
-        for encoder in board.encoders:
-            cell = board.cells.get((dataset, encoder))
-            if cell is None:
-                cells.append("-")
-                continue
-            star = "*" if encoder in best else " "
-            known = cell.low is not None and cell.high is not None
-            interval = f" [{cell.low:.3f}, {cell.high:.3f}]" if known else ""
-            cells.append(f"{cell.score:.3f}{star}{interval}")
-        rows.append([dataset, metric, str(there[0].n_train), *cells])
-    seeds = {cell.seeds for cell in board.cells.values()}
-    note = f", means over up to {max(seeds)} seeds" if seeds and max(seeds) > 1 else ""
-    title = (
-        f"{board.split} scores with {100 * board.label_fraction:.4g} % of the train windows{note}"
-    )
-    return [title, *table(rows), ""]
+        one = next(iter(cells.values()))
+        metric = one.metric + (" (low)" if one.lower_is_better else "")
+        facts = [dataset, metric, f"{one.n_train:,}", f"{one.n_test:,}"]
+        texts = {e: _cell(cell, e in best) for e, cell in cells.items()}
+        wide.append([*facts, *(texts.get(e, "-") for e in board.encoders)])
+        for encoder, text in texts.items():
+            tall.append([*facts, encoder, text])
+            facts = [""] * len(facts)
+    lines = table(wide)
+    if max(map(len, lines)) > width:
+        lines = table(tall)
+    return [title, *lines, ""]
+
+
+def _cell(cell: "Cell", best: bool) -> str:
+    score = _number(cell.score) + ("*" if best else " ")
+    if cell.low is None or cell.high is None:
+        return score
+    return f"{score} [{_number(cell.low)}, {_number(cell.high)}]"
+
+
+def _number(value: float) -> str:
+    return f"{value:.3f}" if abs(value) < 100 else f"{value:.4g}"

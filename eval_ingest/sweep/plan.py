@@ -29,7 +29,8 @@ class SweepPlan:
     """Names, or `all` for every dataset under the eval root."""
     split: str = "test"
     """The split that is scored."""
-    label_fractions: tuple[float, ...] = (1.0,)
+    label_fractions: tuple[float | str, ...] = (1.0,)
+    """Shares of the train windows, or names that datasets give to shares (`label_fractions`)."""
     seeds: tuple[int, ...] = (42,)
     """Each draws the label fraction, as EvalDataset(label_fraction=, seed=), and starts a probe.
     42 is what the existing OlmoEarth eval code draws with."""
@@ -66,14 +67,14 @@ class SweepPlan:
             _one_of("method", self.method, tuple(METHODS))
         if self.patch_size < 1:
             raise SweepError(f"patch size is {self.patch_size}; it must be at least 1")
-        wrong = [f for f in self.label_fractions if not 0 < f <= 1]
+        wrong = [f for f in self.label_fractions if not isinstance(f, str) and not 0 < f <= 1]
         if wrong:
             raise SweepError(f"label fraction is {wrong[0]:g}; it must be above 0 and at most 1")
         return replace(
             self,
             encoders=_once(self.encoders),
             datasets=self._names(root),
-            label_fractions=tuple(sorted(set(self.label_fractions))),
+            label_fractions=tuple(dict.fromkeys(self.label_fractions)),
             seeds=tuple(dict.fromkeys(self.seeds)),
         )
 

@@ -20,11 +20,14 @@ if TYPE_CHECKING:
 # Okabe and Ito's palette, which colour-blind readers can tell apart.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999")
 
+_MARKERS = "osD^vP*X"
+"""Beside the colours, for readers without them and for more than eight encoders."""
+
 _METRICS = {
     "accuracy": "accuracy",
     "miou": "mean IoU",
-    "rmse": "RMSE, lower is better",
-    "mae": "MAE, lower is better",
+    "rmse": "RMSE in the target's units, low is good",
+    "mae": "MAE in the target's units, low is good",
 }
 _BOUNDED = ("accuracy", "miou")
 """Metrics that lie between 0 and 1."""
@@ -82,7 +85,7 @@ def draw_scores(board: Leaderboard, colours: dict[str, str]) -> "Figure":
     columns = min(n, 3)
     lines = math.ceil(n / columns)
     bars = len(board.encoders)
-    figure = _figure(1.2 + 3.9 * columns, lines * (0.8 + 0.34 * bars) + 0.5)
+    figure = _figure(1.2 + 3.9 * columns, lines * (0.95 + 0.34 * bars) + 0.5)
     axes = figure.subplots(lines, columns, squeeze=False)
     for ax, dataset in zip(axes.flat, board.datasets, strict=False):
         _score_panel(ax, board, dataset, colours)
@@ -92,21 +95,21 @@ def draw_scores(board: Leaderboard, colours: dict[str, str]) -> "Figure":
         for ax in line[1:]:
             ax.set_yticklabels([])
     figure.suptitle(
-        f"{board.split} scores with {100 * board.label_fraction:.4g} % of the train windows, "
-        "95 % intervals",
+        f"Scores on {board.split}, probes trained on {100 * board.label_fraction:.4g} % of the "
+        "train windows; whiskers: 95 % intervals",
         fontsize=11,
     )
     return figure
 
 
 def _score_panel(ax: "Axes", board: Leaderboard, dataset: str, colours: dict[str, str]) -> None:
-    top, metric = 0.0, ""
+    top, metric, windows = 0.0, "", 0
     for place, encoder in enumerate(board.encoders):
         cell = board.cells.get((dataset, encoder))
         if cell is None:
             ax.text(0, place, " not scored", va="center", fontsize=8, color="#888888")
             continue
-        metric = cell.metric
+        metric, windows = cell.metric, cell.n_test
         ax.barh(place, cell.score, height=0.62, color=colours[encoder], alpha=0.85)
         end = cell.score
         if cell.low is not None and cell.high is not None:
@@ -128,39 +131,59 @@ def _score_panel(ax: "Axes", board: Leaderboard, dataset: str, colours: dict[str
     ax.set_xlim(0, 1.16 if bounded else (top or 1) * 1.22)
     if bounded:
         ax.set_xticks([0, 0.25, 0.5, 0.75, 1])
-    ax.set_title(f"{dataset} - {_METRICS.get(metric, metric)}", fontsize=9, loc="left")
+    ax.set_title(
+        f"{dataset} ({windows:,} windows)\n{_METRICS.get(metric, metric)}", fontsize=9, loc="left"
+    )
     _plain(ax)
 
 
 def draw_fractions(rows: Sequence[Row], names: dict[str, str], colours: dict[str, str]) -> "Figure":
     """Score against the number of train windows, one line per encoder."""
-    figure = _figure(5.6, 3.8)
+    figure = _figure(6.4, 4.0)
     ax = figure.subplots()
     lines: dict[str, dict[float, list[Row]]] = defaultdict(lambda: defaultdict(list))
     for row in rows:
         if row.test_score is not None:
             lines[names[row.key]][row.label_fraction].append(row)
-    for encoder, points in sorted(lines.items()):
+    top = 0.0
+    for k, (encoder, points) in enumerate(sorted(lines.items())):
         fractions = sorted(points)
         x = [points[f][0].n_train for f in fractions]
         score = [np.mean([_or_nan(r.test_score) for r in points[f]]) for f in fractions]
         low = [np.min([_or_nan(r.ci_low) for r in points[f]]) for f in fractions]
         high = [np.max([_or_nan(r.ci_high) for r in points[f]]) for f in fractions]
-        ax.plot(x, score, marker="o", ms=4, color=colours[encoder], label=encoder)
+        marker = _MARKERS[k % len(_MARKERS)]
+        ax.plot(x, score, marker=marker, ms=5, color=colours[encoder], label=encoder)
         ax.fill_between(x, low, high, color=colours[encoder], alpha=0.15, lw=0)
+        top = max([top, *filter(math.isfinite, [*score, *high])])
     first = rows[0]
     ax.set_xscale("log")
-    ticks = sorted({(row.n_train, row.label_fraction) for row in rows})
-    ax.set_xticks([n for n, _ in ticks], [f"{n}\n{100 * f:.3g} %" for n, f in ticks], fontsize=8)
-    ax.minorticks_off()
+    _fraction_ticks(ax, sorted({(row.n_train, row.label_fraction) for row in rows}))
     ax.set_xlabel("labelled train windows", fontsize=9)
     ax.set_ylabel(_METRICS.get(first.metric, first.metric), fontsize=9)
-    if first.metric in _BOUNDED:
-        ax.set_ylim(0, 1.03)
-    ax.set_title(f"{first.dataset}, {first.split}", fontsize=10, loc="left")
-    ax.legend(frameon=False, fontsize=8)
+    ax.set_ylim(0, min(1.12 * top or 1, 1.03) if first.metric in _BOUNDED else 1.12 * top or None)
+    seeds = len({row.seed for row in rows})
+    mean = f"mean of {seeds} seeds, " if seeds > 1 else ""
+    ax.set_title(
+        f"{first.dataset}, {first.n_test:,} {first.split} windows\n{mean}band: 95 % interval",
+        fontsize=9, loc="left",
+    )  # fmt: skip
+    figure.legend(
+        frameon=False, fontsize=8, loc="outside lower center", ncols=2 if len(lines) < 5 else 3
+    )
     _plain(ax)
     return figure
+
+
+def _fraction_ticks(ax: "Axes", ticks: Sequence[tuple[int, float]]) -> None:
+    """Number and share of train windows; of those that lie too near for both labels the larger."""
+    shown: list[tuple[int, float]] = []
+    room = 0.09 * math.log(max(ticks[-1][0] / max(ticks[0][0], 1), 1.01))
+    for number, fraction in reversed(ticks):
+        if not shown or math.log(shown[-1][0] / max(number, 1)) > room:
+            shown.append((number, fraction))
+    ax.set_xticks([n for n, _ in shown], [f"{n:,}\n{100 * f:.3g} %" for n, f in shown], fontsize=8)
+    ax.minorticks_off()
 
 
 def _or_nan(value: float | None) -> float:
@@ -180,6 +203,9 @@ def draw_confusion(row: Row, encoder: str) -> "Figure":
     figure = _figure(side + 1.1, side + 0.5)
     ax = figure.subplots()
     image = ax.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    for edge in np.arange(n - 1) + 0.5 if n <= 40 else ():
+        ax.axhline(edge, color="white", lw=0.8)
+        ax.axvline(edge, color="white", lw=0.8)
     size = 8 if n <= 20 else max(2.5, 190 / n)
     unit = "px" if row.task == "segmentation" else "windows"
     ax.set_xticks(range(n), names, rotation=45, ha="right", rotation_mode="anchor", fontsize=size)
@@ -195,7 +221,8 @@ def draw_confusion(row: Row, encoder: str) -> "Figure":
     ax.set_ylabel("labelled", fontsize=9)
     score = "" if row.test_score is None else f", {_METRICS[row.metric]} {row.test_score:.3f}"
     ax.set_title(
-        f"{row.dataset}, {row.split}, % of each labelled class\n{encoder}{score}",
+        f"{row.dataset}, {row.n_test:,} {row.split} windows, % of each labelled class\n"
+        f"{encoder}{score}",
         fontsize=9,
         loc="left",
     )

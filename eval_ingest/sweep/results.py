@@ -217,6 +217,8 @@ class Cell:
     metric: str
     lower_is_better: bool
     n_train: int
+    n_test: int
+    """Windows that the score is of."""
 
 
 @dataclass(frozen=True)
@@ -319,6 +321,7 @@ def _cell(rows: Sequence[Row]) -> Cell | None:
         rows[0].metric,
         rows[0].lower_is_better,
         max(row.n_train for row in rows),
+        max(row.n_test for row in rows),
     )
 
 

@@ -1,7 +1,7 @@
 """Run a plan: embed what isn't in the cache, probe what isn't in the results."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -162,7 +162,7 @@ class _Run:
         _require_windows(metadata, self.plan.split)
         cases = [
             _Case(fraction, seed, self._key(encoder, metadata, probe, fraction, seed))
-            for fraction in self.plan.label_fractions
+            for fraction in _fractions(metadata, self.plan.label_fractions)
             for seed in self.plan.seeds
         ]
         kept = {case.key: read_row(self.plan.out, case.key) for case in cases}
@@ -256,6 +256,18 @@ def _scores(probed: Probed, classes: list[str]) -> dict[str, Any]:
         "per_class": [ClassScore(**found) for found in probed.test.per_class(classes)],
         "confusion": None if confusion is None else confusion.tolist(),
     }
+
+
+def _fractions(metadata: Metadata, given: Sequence[float | str]) -> list[float]:
+    """Shares of the train windows, smallest first; names are looked up in the dataset's spec."""
+    named = metadata.spec.label_fractions
+    unknown = [name for name in given if isinstance(name, str) and name not in named]
+    if unknown:
+        raise SweepError(
+            f"{metadata.name}: no label fraction {unknown[0]!r}; its spec names "
+            f"{', '.join(named) or 'none'} (label_fractions); or give a share such as 0.1 or 10%"
+        )
+    return sorted({named[part] if isinstance(part, str) else part for part in given})
 
 
 def _require_windows(metadata: Metadata, split: str) -> None:
