@@ -235,7 +235,7 @@ def _ingest(options: argparse.Namespace) -> int:
     settings = Settings.load()
     spec = _spec(options, settings)
     if options.dry_run:
-        path = _root().dataset(spec.name).path
+        path = _root().dataset(spec.name).url
         with tempfile.TemporaryDirectory() as scratch:
             plan = pipeline.dry_run(pipeline.open_job(spec, settings, root=scratch))
         plan["path"] = str(path)
@@ -330,23 +330,22 @@ def _list(options: argparse.Namespace) -> int:
     from eval_ingest.report.terminal import list_lines
     from eval_ingest.settings import Settings
     from eval_ingest.store.catalog import read_catalog
-    from eval_ingest.store.layout import EvalRoot
     from eval_ingest.store.registry import read_registry
-    from eval_ingest.store.uri import resolve_eval_root
+    from eval_ingest.store.uri import open_root
 
     settings = Settings.load()
     catalog = read_catalog(settings)
-    root = EvalRoot(resolve_eval_root(settings))
+    root = open_root(settings)
     registry = read_registry(root)
     facts = {
-        "eval_root": str(root.path),
+        "eval_root": root.url,
         "registered": registry,
         "catalog": {
             name: spec.model_dump(mode="json", by_alias=True, exclude_defaults=True)
             for name, spec in catalog.items()
         },
     }
-    _print(options, facts, list_lines(str(root.path), registry, catalog))
+    _print(options, facts, list_lines(root.url, registry, catalog))
     return 0
 
 
@@ -357,7 +356,7 @@ def _info(options: argparse.Namespace) -> int:
     root = _root()
     metadata = require_metadata(root, options.name)
     facts = metadata.model_dump(mode="json", by_alias=True)
-    _print(options, facts, info_lines(metadata, str(root.dataset(options.name).path)))
+    _print(options, facts, info_lines(metadata, root.dataset(options.name).url))
     return 0
 
 
@@ -399,11 +398,14 @@ def _export(options: argparse.Namespace) -> int:
 
 
 def _remove(options: argparse.Namespace) -> int:
+    from eval_ingest.core.spec import check_name
     from eval_ingest.store.registry import remove_dataset, require_metadata
 
     root = _root()
-    require_metadata(root, options.name)
-    path = root.dataset(options.name).path
+    left = root.remote is not None and root.remote.remaining(check_name(options.name))
+    if not left:  # what a stopped removal has left of a remote dataset can be removed too
+        require_metadata(root, options.name)
+    path = root.dataset(options.name).url
     if not options.yes:
         if not sys.stdin.isatty():
             raise SpecError(f"removing {path} needs --yes when nobody can be asked")
@@ -411,7 +413,7 @@ def _remove(options: argparse.Namespace) -> int:
             print("nothing was deleted")
             return 0
     remove_dataset(root, options.name)
-    _print(options, {"removed": options.name}, [f"{options.name} is removed from {root.path}"])
+    _print(options, {"removed": options.name}, [f"{options.name} is removed from {root.url}"])
     return 0
 
 
@@ -420,17 +422,17 @@ def _rebuild(options: argparse.Namespace) -> int:
 
     root = _root()
     entries = rebuild_registry(root)
-    text = f"{root.registry}: {len(entries)} datasets: {', '.join(sorted(entries)) or 'none'}"
+    names = ", ".join(sorted(entries)) or "none"
+    text = f"{root.shown(root.registry)}: {len(entries)} datasets: {names}"
     _print(options, {"datasets": sorted(entries)}, [text])
     return 0
 
 
 def _root() -> Any:
     from eval_ingest.settings import Settings
-    from eval_ingest.store.layout import EvalRoot
-    from eval_ingest.store.uri import resolve_eval_root
+    from eval_ingest.store.uri import open_root
 
-    return EvalRoot(resolve_eval_root(Settings.load()))
+    return open_root(Settings.load())
 
 
 def _print(options: argparse.Namespace, facts: Any, lines: list[str]) -> None:

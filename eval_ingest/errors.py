@@ -14,7 +14,8 @@ EvalIngestError
 |-- StoreError             the eval root can't be written or read
 |   |-- NotIngestedError
 |   |-- IntegrityError     a copied or packed file isn't what it should be
-|   `-- LockedError        another process is ingesting the same dataset
+|   |-- LockedError        another process is ingesting the same dataset
+|   `-- OutdatedError      another process has written what was to be written
 |-- EngineError            a worker process died, or a scheduler is lost
 |-- LoadError              EvalDataset was asked for something it doesn't have
 `-- SweepError             an encoder, a probe or the sweep's output is wrong
@@ -95,6 +96,10 @@ class IntegrityError(StoreError):
 
 class LockedError(StoreError):
     """Another process holds the dataset's lock."""
+
+
+class OutdatedError(StoreError):
+    """Another process has written an object since it was looked at."""
 
 
 class EngineError(EvalIngestError):

@@ -25,7 +25,8 @@ from eval_ingest.core.task import IGNORE_LABEL, TaskKind
 from eval_ingest.engine import map_ordered
 from eval_ingest.store.atomic import read_json, write_json
 from eval_ingest.store.index_file import read_table, write_table
-from eval_ingest.store.pack import MAX_SHARD_BYTES, PackRow, ShardWriter, plan_arrays
+from eval_ingest.store.layout import DatasetLayout
+from eval_ingest.store.pack import PackRow, ShardWriter, plan_arrays
 from eval_ingest.studio.source import Listed, Source, WindowFiles, WindowReader
 from eval_ingest.studio.window import (
     WindowMetadata,
@@ -210,18 +211,23 @@ def index_windows(
     executor: Executor,
     workers: int,
     parts: "PartialRows",
+    commits: "Commits | None",
     progress: Progress,
 ) -> list[IndexedShard]:
     """Read, decode and judge windows, each given with its place among the samples.
 
     The result is one row each, in tables of some windows; windows that the filter doesn't want
-    get no row. What is done is kept by `parts`, so that a stopped run goes on where it was.
+    get no row. What is done is kept by `parts`, so that a stopped run goes on where it was;
+    `commits` publishes shards of samples when all their windows are read.
     """
     found = []
     shards = (items[k : k + SHARD_WINDOWS] for k in range(0, len(items), SHARD_WINDOWS))
     for number, shard in enumerate(map_ordered(executor, task, shards, in_flight=2 * workers), 1):
         parts.add(shard)
         found.append(shard)
+        if commits is not None:
+            rest = items[number * SHARD_WINDOWS :]
+            commits.add(shard.packed, before=rest[0][0] if rest else None)
         progress("windows read", min(number * SHARD_WINDOWS, len(items)), len(items))
     return found
 
@@ -244,13 +250,19 @@ class Packer:
     """
 
     def __init__(
-        self, folder: Path, config: ResolvedConfig, count: int, like: PackRow, key: str
+        self,
+        folder: Path,
+        config: ResolvedConfig,
+        count: int,
+        like: PackRow,
+        key: str,
+        shard_bytes: int,
     ) -> None:
         self.key = key
         """Of the windows and their places: rows packed under another key lie elsewhere."""
         self._config = config
         row_bytes = sum(plan.n_bytes for plan in plan_arrays(config, [like]))
-        self._per_shard = max(MAX_SHARD_BYTES // max(row_bytes, 1), 1)
+        self._per_shard = max(shard_bytes // max(row_bytes, 1), 1)
         self._writers: list[ShardWriter | None] = [
             ShardWriter(
                 folder / f"{first}.shard",
@@ -261,7 +273,13 @@ class Packer:
 
     @classmethod
     def create(
-        cls, folder: Path, config: ResolvedConfig, count: int, like: PackRow, key: str
+        cls,
+        folder: Path,
+        config: ResolvedConfig,
+        count: int,
+        like: PackRow,
+        key: str,
+        shard_bytes: int,
     ) -> "Packer":
         """Begin anew: what an earlier run left in the folder is removed.
 
@@ -269,7 +287,7 @@ class Packer:
             StoreError: there is no room or no permission.
         """
         shutil.rmtree(folder, ignore_errors=True)
-        packer = cls(folder, config, count, like, key)
+        packer = cls(folder, config, count, like, key, shard_bytes)
         for writer in packer._writers:
             assert writer is not None
             ShardWriter.create_in(writer.folder, writer.plans)
@@ -278,12 +296,15 @@ class Packer:
         return packer
 
     @classmethod
-    def resume(cls, folder: Path, config: ResolvedConfig, key: str) -> "Packer | None":
+    def resume(
+        cls, folder: Path, config: ResolvedConfig, key: str, shard_bytes: int
+    ) -> "Packer | None":
         """Go on where a stopped run was; None if that one packed other windows, or none."""
         facts = read_json(folder / _PACKING)
         if facts is None or facts["key"] != key:
             return None
-        packer = cls(folder, config, facts["count"], PackRow(**facts["like"]), key)
+        like = PackRow(**facts["like"])
+        packer = cls(folder, config, facts["count"], like, key, shard_bytes)
         # A shard that isn't there any more was complete, and has its name already.
         packer._writers = [
             writer if writer is not None and writer.folder.is_dir() else None
@@ -310,23 +331,74 @@ class Packer:
             if writer is not None:
                 writer.sync()
 
-    def commit(self, samples: Path, packed: Iterable[tuple[int, PackRow]], row_key: str) -> None:
-        """Publish the shards with what was packed, in this run and in those that were stopped."""
-        in_order = sorted(packed, key=lambda item: item[0])
+    def commit(
+        self,
+        layout: DatasetLayout,
+        packed: Iterable[tuple[int, PackRow]],
+        row_key: str,
+        before: int | None,
+    ) -> None:
+        """Publish the shards all of whose places lie before one, with what was packed."""
+        rows: dict[int, list[tuple[int, PackRow]]] = {}
+        for place, row in packed:
+            rows.setdefault(place // self._per_shard, []).append((place % self._per_shard, row))
         for number, writer in enumerate(self._writers):
+            if before is not None and (number + 1) * self._per_shard > before:
+                return
             if writer is None:
                 continue
-            first = number * self._per_shard
-            rows = [
-                (place - first, row)
-                for place, row in in_order
-                if first <= place < first + self._per_shard
-            ]
-            if not rows:
+            here = sorted(rows.get(number, ()), key=lambda item: item[0])
+            if here:
+                keys = [(row.group, row.name, row.source_digest) for _, row in here]
+                writer.commit(layout, fingerprint(row_key, keys), row_key, here)
+            else:
                 writer.abandon()
-                continue
-            keys = [(row.group, row.name, row.source_digest) for _, row in rows]
-            writer.commit(samples, fingerprint(row_key, keys), row_key, rows)
+            self._writers[number] = None
+
+    @property
+    def per_shard(self) -> int:
+        """Places of a shard."""
+        return self._per_shard
+
+
+class Commits:
+    """Publishes a packer's shards, each as soon as the last of its windows is read.
+
+    So what is packed takes no more room aside than a shard or two, and a stopped run has lost no
+    more.
+
+    Args:
+        packer: packs the samples.
+        layout: the dataset.
+        row_key: what the rows depend on besides the windows' files.
+        packed: what stopped runs have packed already.
+    """
+
+    def __init__(
+        self,
+        packer: Packer,
+        layout: DatasetLayout,
+        row_key: str,
+        packed: Sequence[tuple[int, PackRow]],
+    ) -> None:
+        self._packer, self._layout, self._row_key = packer, layout, row_key
+        self._packed = list(packed)
+        self._done = 0
+
+    def add(self, packed: Sequence[tuple[int, PackRow]], before: int | None) -> None:
+        """Note what was packed; all places before `before` are done, or all if it is None.
+
+        Raises:
+            StoreError: a shard can't be published.
+        """
+        self._packed += packed
+        done = None if before is None else before // self._packer.per_shard
+        if done is not None and done <= self._done:
+            return
+        self._packer.commit(self._layout, self._packed, self._row_key, before)
+        self._done = done or 0
+        first = self._done * self._packer.per_shard
+        self._packed = [item for item in self._packed if item[0] >= first]
 
 
 def pack_row(
@@ -361,6 +433,7 @@ def make_packer(
     items: Sequence[Listed],
     known: Sequence[pa.Table],
     folder: Path,
+    shard_bytes: int,
     look_at: int = 16,
 ) -> Packer | None:
     """A packer for these windows in these places, shaped like the first valid one.
@@ -368,15 +441,16 @@ def make_packer(
     What a stopped run has packed of the same windows is kept. The first valid window is looked
     for in the rows that are known already, then by reading; None if none is near.
     """
-    key = fingerprint("packing", row_key(task.config), [(item.group, item.name) for item in items])
-    packer = Packer.resume(folder, task.config, key)
+    windows = [(item.group, item.name) for item in items]
+    key = fingerprint("packing", row_key(task.config), shard_bytes, windows)
+    packer = Packer.resume(folder, task.config, key, shard_bytes)
     if packer is not None:
         return packer
     for table in known:
         valid = table.filter(pc.equal(table["status"], "valid"))
         if valid.num_rows and items:
             [like] = pack_rows(valid, [0], task.config)
-            return Packer.create(folder, task.config, len(items), like, key)
+            return Packer.create(folder, task.config, len(items), like, key, shard_bytes)
     for item in items[:look_at]:
         [(files, reader)] = task.readers([item])  # one by one: most often, the first will do
         sample = read_window(reader, files, task.config, task.window_filter.wants)
@@ -384,7 +458,7 @@ def make_packer(
             reader.keep()  # it is read again when its turn comes
         if sample is not None and not sample.problems:
             like = pack_row(sample, sample_arrays(sample, task.config), task.config)
-            return Packer.create(folder, task.config, len(items), like, key)
+            return Packer.create(folder, task.config, len(items), like, key, shard_bytes)
     return None
 
 

@@ -41,6 +41,7 @@ from eval_ingest.core.validate import check_invalid_fraction
 from eval_ingest.engine import executor
 from eval_ingest.errors import ConfigError, NotIngestedError, SpecError, StoreError
 from eval_ingest.indexing import (
+    Commits,
     IndexTask,
     IndexWork,
     PartialRows,
@@ -60,8 +61,15 @@ from eval_ingest.store.index_file import read_index, read_splits, write_index, w
 from eval_ingest.store.layout import DatasetLayout, EvalRoot
 from eval_ingest.store.leftovers import GRACE_S, remove_retired, remove_unfinished, retire
 from eval_ingest.store.pack import retire_shards
-from eval_ingest.store.registry import locked, read_metadata, rebuild_registry
-from eval_ingest.store.uri import resolve_eval_root
+from eval_ingest.store.registry import (
+    locked,
+    read_metadata,
+    read_registry,
+    rebuild_registry,
+    write_metadata,
+)
+from eval_ingest.store.rslearn_index import FOLDER as RSLEARN_INDEX
+from eval_ingest.store.uri import open_root
 from eval_ingest.studio.config import ConfigFiles, resolve
 from eval_ingest.studio.discovery import source_fingerprint
 from eval_ingest.studio.source import CONFIG_FILES, Listed, LocalSource, Source, open_source
@@ -115,7 +123,7 @@ def open_job(
         StoreError: the eval root can't be reached.
         SettingsError: the source names an environment variable that isn't set.
     """
-    eval_root = EvalRoot(resolve_eval_root(settings, root))
+    eval_root = open_root(settings, root)
     staging = eval_root.dataset(spec.name).staging
     source = open_source(settings.expand(spec.source), staging, eval_root.archives)
     files = read_config_files(source, spec, settings)
@@ -252,22 +260,23 @@ def _build_index(
     """Read the windows that have to be read, and add them to the rows that are there."""
     copies = job.spec.copy_mode == "windows"
     task = IndexTask(job.source, job.config, WindowFilter.of(job.spec), copies=copies)
-    packer = None
+    packer = commits = None
     if job.spec.max_samples is None:
-        packer = make_packer(task, work.new, work.known, parts.packing)
+        packer = make_packer(task, work.new, work.known, parts.packing, job.layout.shard_bytes)
+    if packer is not None:
+        commits = Commits(packer, job.layout, job.row_key, work.packed(packer, job.config))
     to_read = work.to_read
     try:
         parts.packer = packer
         with executor(job.settings, len(to_read)) as pool:
             shards = index_windows(
-                replace(task, packer=packer), to_read, pool, job.settings.workers, parts,
+                replace(task, packer=packer), to_read, pool, job.settings.workers, parts, commits,
                 job.progress,
             )  # fmt: skip
     finally:
         parts.flush()  # kept until the index itself is on disk: see finish_index
-    if packer is not None:
-        packed = work.packed(packer, job.config) + [row for shard in shards for row in shard.packed]
-        packer.commit(job.layout.samples, packed, job.row_key)
+    if commits is not None:
+        commits.add([], before=None)
     empty = WindowIndex.empty(job.config, "", job.row_key).table
     table = pa.concat_tables([empty, *work.kept, *(shard.table for shard in shards)])
     table = add_geometry(table.sort_by([("group", "ascending"), ("name", "ascending")]))
@@ -400,6 +409,9 @@ def weka_copy(job: Job, index: WindowIndex, splits: SplitAssignment) -> CopyResu
     if job.spec.copy_mode == "windows":
         samples = Samples(job.config, index, splits)
         files = write_copy_files(job.layout, job.files, samples)
+        if job.layout.remote is not None:  # indexes of an earlier copy, made by whoever
+            names = [Path(file).name for file in files]
+            job.layout.remote.keep_only(job.layout.path / RSLEARN_INDEX, names)
         result = result.model_copy(update={"files": files})
     job.source.forget()
     return result
@@ -415,7 +427,7 @@ def _copy_is_there(job: Job, result: CopyResult) -> bool:
     ]
     if result.mode == "windows":
         paths += [job.layout.copy_manifest, *(job.layout.path / name for name in result.files)]
-    return all(path.is_file() for path in paths)
+    return all(job.layout.is_there(path) for path in paths)
 
 
 # -------------------------------------------------------------------------- 5. registry_entry
@@ -435,7 +447,11 @@ def registry_entry(
         "registry_entry", ENTRY_VERSION, prints, job.spec, job.config, job.source.origin
     )
     old = read_metadata(job.layout)
-    if old is not None and old.fingerprint == wanted:
+    if old is not None and (old.fingerprint, old.splits, old.shards) == (
+        wanted,
+        copy.splits,
+        copy.shards,  # others, if the samples were packed anew
+    ):
         return old
     samples = Samples(job.config, index, splits)
     prints["registry_entry"] = wanted
@@ -472,7 +488,7 @@ def publish(job: Job, metadata: Metadata) -> None:
     """
     with contextlib.suppress(StoreError):  # of another version, or damaged: nobody reads it
         retire(job.layout, read_metadata(job.layout), metadata)
-    write_json(job.layout.metadata, metadata.model_dump(mode="json", by_alias=True))
+    write_metadata(job.layout, metadata)
     rebuild_registry(job.root)
 
 
@@ -511,24 +527,26 @@ class _Stage:
 
 def read_norm_stats(layout: DatasetLayout) -> NormStats | None:
     """norm_stats.json, or None if it isn't there."""
+    layout.root.pull(layout.norm_stats)
     content = read_json(layout.norm_stats)
     return None if content is None else NormStats.model_validate(content)
 
 
 def read_copy(layout: DatasetLayout) -> CopyResult | None:
     """weka_copy.json, or None if it isn't there."""
+    layout.root.pull(layout.weka_copy)
     content = read_json(layout.weka_copy)
     return None if content is None else CopyResult.model_validate(content)
 
 
 _STAGES: dict[str, _Stage] = {
     "window_index": _Stage(
-        window_index, (), lambda layout: read_index(layout.window_index), finish_index
+        window_index, (), lambda layout: read_index(_pulled(layout, "window_index")), finish_index
     ),
     "split_assignment": _Stage(
         split_assignment,
         ("window_index",),
-        lambda layout: read_splits(layout.split_assignment),
+        lambda layout: read_splits(_pulled(layout, "split_assignment")),
         lambda job, value: write_splits(job.layout.split_assignment, value),
     ),
     "norm_stats": _Stage(
@@ -552,6 +570,12 @@ _STAGES: dict[str, _Stage] = {
 }
 
 
+def _pulled(layout: DatasetLayout, file: str) -> Path:
+    path: Path = getattr(layout, file)
+    layout.root.pull(path)
+    return path
+
+
 def read_stage(layout: DatasetLayout, stage: str) -> Any | None:
     """The outcome of a stage that is on disk, or None."""
     return _STAGES[stage].read(layout)
@@ -560,20 +584,20 @@ def read_stage(layout: DatasetLayout, stage: str) -> Any | None:
 def write_stage(job: Job, stage: str, value: Any) -> bool:
     """Write a stage's outcome, unless it is what is on disk already; True if it was written."""
     old = _STAGES[stage].read(job.layout)
-    if old is not None and old.fingerprint == value.fingerprint and _registered(job, stage):
+    same = old is not None and old.fingerprint == value.fingerprint
+    if same and (stage != "registry_entry" or (old == value and _registered(job, value))):
         return False
     _STAGES[stage].write(job, value)
     return True
 
 
-def _registered(job: Job, stage: str) -> bool:
+def _registered(job: Job, metadata: Metadata) -> bool:
     """A run that was stopped between metadata.json and the registry has to catch up."""
-    if stage != "registry_entry":
-        return True
-    registry = read_json(job.root.registry) or {}
-    entry = registry.get("datasets", {}).get(job.spec.name, {})
-    metadata = read_metadata(job.layout)
-    return metadata is not None and entry.get("fingerprint") == metadata.fingerprint
+    try:
+        entry = read_registry(job.root).get(job.spec.name, {})
+    except StoreError:
+        return False  # damaged: it is compiled anew
+    return entry.get("fingerprint") == metadata.fingerprint  # type: ignore[no-any-return]
 
 
 def run_stage(job: Job, stage: str, values: dict[str, Any] | None = None) -> Outcome:
@@ -588,6 +612,9 @@ def run_stage(job: Job, stage: str, values: dict[str, Any] | None = None) -> Out
         NotIngestedError: an earlier stage has not run.
         EvalIngestError: whatever the stage raises.
     """
+    if not job.layout.is_held:
+        with dataset_lock(job):
+            return run_stage(job, stage, values)
     started = time.monotonic()
     inputs = []
     for name in _STAGES[stage].inputs:
@@ -602,6 +629,7 @@ def run_stage(job: Job, stage: str, values: dict[str, Any] | None = None) -> Out
         inputs.append(value)
     value = _STAGES[stage].build(job, *inputs)
     ran = write_stage(job, stage, value)
+    job.layout.send()
     if stage == "registry_entry":
         tidy(job, value)
     return Outcome(stage, value, ran, time.monotonic() - started)
@@ -638,7 +666,8 @@ def dataset_lock(job: Job, timeout_s: float = 5.0) -> Iterator[None]:
     Raises:
         LockedError: another process is at it.
     """
-    with locked(job.layout.lock, timeout_s, f"{job.spec.name} is being ingested"):
+    layout, what = job.layout, f"{job.spec.name} is being ingested"
+    with locked(layout.lock, timeout_s, what), layout.held(timeout_s, what):
         remove_unfinished(job.layout)
         yield
 
@@ -658,7 +687,8 @@ def forget(job: Job) -> None:
             layout.copy_manifest,
         ):
             path.unlink(missing_ok=True)
-        retire_shards(layout.samples)
+        retire_shards(layout)
+        layout.send()
 
 
 def summary(job: Job, outcomes: Sequence[Outcome]) -> dict[str, Any]:
@@ -667,7 +697,7 @@ def summary(job: Job, outcomes: Sequence[Outcome]) -> dict[str, Any]:
     ran = any(outcome.ran for outcome in outcomes)
     return {
         "name": job.spec.name,
-        "path": str(job.layout.path),
+        "path": job.layout.url,
         "ran": ran,
         "registered": "registry_entry" in values,
         "stages": {
@@ -710,7 +740,7 @@ def dry_run(job: Job) -> dict[str, Any]:
         "n_filtered_out": listed - len(rows),
         "n_files": n_files,
         "n_bytes": n_bytes,
-        "path": str(job.layout.path),
+        "path": job.layout.url,
         "counts": splits.counts(),
         "strategy": splits.report["strategy"],
     }

@@ -116,6 +116,14 @@ def _gib(text: str) -> float:
     return value
 
 
+_STORAGE_PREFIXES = ("AWS_", "WEKA_", "STORAGE_", "GOOGLE_", "GCSFS_", "CLOUDSDK_")
+
+
+def storage_environment() -> tuple[tuple[str, str], ...]:
+    """The variables that decide how object stores are reached and with whose credentials."""
+    return tuple(sorted(v for v in os.environ.items() if v[0].startswith(_STORAGE_PREFIXES)))
+
+
 def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 

@@ -7,10 +7,9 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 
-from eval_ingest.core.entry import CopyResult, Shard, ShardArray, SplitFile
+from eval_ingest.core.entry import CopyResult, Shard, SplitFile
 from eval_ingest.core.fingerprint import fingerprint
 from eval_ingest.core.index import WindowIndex
 from eval_ingest.core.resolved import ResolvedConfig
@@ -19,17 +18,18 @@ from eval_ingest.core.splits import SplitAssignment
 from eval_ingest.engine import map_ordered
 from eval_ingest.errors import SourceError
 from eval_ingest.indexing import Progress, pack_rows
-from eval_ingest.store.copy import CopiedWindow, Manifest, change_split, copy_window
+from eval_ingest.store.copy import CopiedWindow, Manifest
 from eval_ingest.store.index_file import write_table
 from eval_ingest.store.layout import DatasetLayout
 from eval_ingest.store.pack import (
-    MAX_SHARD_BYTES,
     TARGET,
     ShardWriter,
     plan_arrays,
+    read_shard_arrays,
     read_shard_index,
     shard_names,
 )
+from eval_ingest.store.windows import Windows, windows_of
 from eval_ingest.studio.source import Source, SourceFile, WindowFiles, WindowReader
 from eval_ingest.studio.window import read_window, sample_arrays
 
@@ -87,7 +87,7 @@ class _Job:
 
     source: Source
     config: ResolvedConfig
-    layout: DatasetLayout
+    windows: Windows
     writer: ShardWriter | None
 
     def __call__(self, batch: list[tuple[Place, int | None, bool]]) -> list[CopiedWindow]:
@@ -111,15 +111,9 @@ class _Job:
                     (file.path, partial(source.read, place.group, place.name, file))
                     for file in files.files
                 ]
+                window = place.group, place.name
                 copied.append(
-                    copy_window(
-                        self.layout.windows,
-                        place.group,
-                        place.name,
-                        place.source_digest,
-                        place.split,
-                        contents,
-                    )
+                    self.windows.write(*window, place.source_digest, place.split, contents)
                 )
             reader.drop()
         return copied
@@ -177,41 +171,43 @@ def transfer(
     """
     places = places_in_splits(index, splits)
     packed = _packed_already(layout, index.row_key)
-    manifest = Manifest(layout)
+    manifest, windows = Manifest(layout), windows_of(layout)
     to_copy = set()
     if mode == "windows":
-        to_copy = {place.key for place in places if not _is_copied(place, manifest, layout)}
+        to_copy = {place.key for place in places if not _is_copied(place, manifest, windows)}
         manifest.forget((group, name) for group, name, _ in to_copy)
-        _move_between_splits(places, to_copy, manifest, layout)
+        windows.clear((group, name) for group, name, _ in to_copy)
+        _move_between_splits(places, to_copy, manifest, windows)
 
     new = [place for place in places if place.key not in packed]
     done, total = 0, len({place.key for place in new} | to_copy)
     if total:
         source.ensure_listed(sorted({place.group for place in places}), config.layer_names)
-    for chunk in _shards(index, config, new):
+    for chunk in _shards(index, config, new, layout.shard_bytes):
         rows = pack_rows(index.table, [place.row for place in chunk], config)
         writer = ShardWriter.create(layout.samples, plan_arrays(config, rows))
         try:
             work = [(place, row, place.key in to_copy) for row, place in enumerate(chunk)]
-            job = _Job(source, config, layout, writer)
+            job = _Job(source, config, windows, writer)
             for copied in map_ordered(executor, job, _batches(work), in_flight=2 * workers):
                 manifest.add(copied)
                 done = min(done + _TASK_WINDOWS, total)
                 progress("windows copied and packed", done, total)
             name = fingerprint(index.row_key, [place.key for place in chunk])
-            name = writer.commit(layout.samples, name, index.row_key, list(enumerate(rows)))
+            name = writer.commit(layout, name, index.row_key, list(enumerate(rows)))
         except BaseException:
             writer.abandon()
             raise
         packed |= {place.key: (name, row) for row, place in enumerate(chunk)}
         to_copy -= {place.key for place in chunk}
     rest = [(place, None, True) for place in places if place.key in to_copy]
-    job = _Job(source, config, layout, None)
+    job = _Job(source, config, windows, None)
     for copied in map_ordered(executor, job, _batches(rest), in_flight=2 * workers):
         manifest.add(copied)
         done = min(done + _TASK_WINDOWS, total)
         progress("windows copied", done, total)
     if mode == "windows":
+        windows.keep_only(manifest.windows)
         manifest.close()
 
     return _write_split_indexes(
@@ -234,12 +230,12 @@ def _packed_already(
     return packed
 
 
-def _is_copied(place: Place, manifest: Manifest, layout: DatasetLayout) -> bool:
+def _is_copied(place: Place, manifest: Manifest, windows: Windows) -> bool:
     known = manifest.windows.get((place.group, place.name))
     return (
         known is not None
         and known.source_digest == place.source_digest
-        and (layout.windows / place.group / place.name / "metadata.json").is_file()
+        and windows.has(place.group, place.name)
     )
 
 
@@ -247,7 +243,7 @@ def _move_between_splits(
     places: Sequence[Place],
     to_copy: set[tuple[str, str, str]],
     manifest: Manifest,
-    layout: DatasetLayout,
+    windows: Windows,
 ) -> None:
     """Rewrite eval_split where it changed; drop windows that are in no split any more."""
     wanted = {(place.group, place.name): place for place in places}
@@ -261,19 +257,19 @@ def _move_between_splits(
         chunk = moving[k : k + _MOVED_TOGETHER]
         # Not vouched for while metadata.json may say the one split or the other.
         manifest.add(replace(copied, split="") for copied in chunk)
-        manifest.add(change_split(layout.windows, c, wanted[c.key].split) for c in chunk)
+        manifest.add(windows.change_splits((c, wanted[c.key].split) for c in chunk))
 
 
 def _shards(
-    index: WindowIndex, config: ResolvedConfig, places: Sequence[Place]
+    index: WindowIndex, config: ResolvedConfig, places: Sequence[Place], shard_bytes: int
 ) -> list[list[Place]]:
-    """Consecutive places whose samples together stay below MAX_SHARD_BYTES."""
+    """Consecutive places whose samples together stay below that many bytes."""
     shards: list[list[Place]] = []
     size = 0
     rows = pack_rows(index.table, [place.row for place in places], config)
     for place, row in zip(places, rows, strict=True):
         n_bytes = sum(plan.n_bytes for plan in plan_arrays(config, [row]))
-        if not shards or size + n_bytes > MAX_SHARD_BYTES:
+        if not shards or size + n_bytes > shard_bytes:
             shards.append([])
             size = 0
         shards[-1].append(place)
@@ -302,21 +298,16 @@ def _write_split_indexes(
     for shard in used:
         table = tables[shard]
         assert table is not None, f"shard {shard} was listed as packed"
-        arrays = {}
-        for name in [*(m.name for m in config.modalities), TARGET]:
-            path = layout.samples / shard / f"{name}.npy"
-            array = np.load(path, mmap_mode="r")
-            arrays[name] = ShardArray(
-                dtype=str(array.dtype), uniform=array.ndim > 1 or _scalar(config, name)
-            )
-            packed_bytes += path.stat().st_size
+        arrays = read_shard_arrays(layout.samples, shard)
+        packed_bytes += sum(array.n_bytes or 0 for array in arrays.values())
         shards.append(Shard(name=shard, rows=table.num_rows, arrays=arrays))
     files = {}
     lookup = {shard: _by_row(table) for shard, table in tables.items()}
     for split in SPLITS:
         rows = [place for place in places if place.split == split]
         table = split_index(config, index, rows, packed, used, lookup)
-        short = fingerprint(SPLIT_INDEX_VERSION, stage_fingerprint, split)
+        # With the shards: packed anew, the same windows may lie elsewhere.
+        short = fingerprint(SPLIT_INDEX_VERSION, stage_fingerprint, split, used)
         path = layout.split_index(split, short)
         write_table(path, table, {"kind": "split_index", "version": SPLIT_INDEX_VERSION})
         files[split] = SplitFile(count=len(rows), index=str(path.relative_to(layout.path)))
@@ -329,10 +320,6 @@ def _write_split_indexes(
         n_bytes=sum(c.n_bytes for c in manifest.windows.values()) if mode == "windows" else 0,
         packed_bytes=packed_bytes,
     )
-
-
-def _scalar(config: ResolvedConfig, name: str) -> bool:
-    return name == TARGET and not config.task.kind.per_pixel
 
 
 def split_index(

@@ -14,13 +14,13 @@ from eval_ingest.core.resolved import ResolvedConfig
 from eval_ingest.core.spec import DatasetSpec, name_from
 from eval_ingest.errors import ConfigError, EvalIngestError, SourceError, StoreError
 from eval_ingest.indexing import WindowFilter, selected
+from eval_ingest.objects.filesystems import weka_mount
 from eval_ingest.pipeline import check_storage, groups_to_read, read_config_files
 from eval_ingest.settings import Settings
 from eval_ingest.store.atomic import read_json
 from eval_ingest.store.catalog import read_catalog
-from eval_ingest.store.layout import EvalRoot
 from eval_ingest.store.registry import read_metadata
-from eval_ingest.store.uri import resolve_eval_root
+from eval_ingest.store.uri import open_root
 from eval_ingest.studio.config import resolve
 from eval_ingest.studio.discovery import MAX_DEPTH, SAMPLE, Found, find_datasets, spread
 from eval_ingest.studio.source import Source, WindowFiles, WindowReader, open_source
@@ -141,6 +141,7 @@ def _look(root: str, settings: Settings, max_depth: int, find: Find) -> list[Fou
 
 def _plain(url: str) -> str:
     """One way of writing a path or URL."""
+    url = str(weka_mount(url) or url)
     return url.rstrip("/") if "://" in url else os.path.realpath(url)
 
 
@@ -217,9 +218,10 @@ def judge(sighting: Sighting, settings: Settings) -> Judgement:
     Raises:
         StoreError: the eval root can't be reached.
     """
-    layout = EvalRoot(resolve_eval_root(settings)).dataset(sighting.name)
+    layout = open_root(settings).dataset(sighting.name)
     metadata = read_metadata(layout)
     if metadata is not None:
+        layout.root.pull(layout.source_state)
         seen = read_json(layout.source_state) or {}
         same = seen.get("fingerprint") == sighting.found.fingerprint
         whole = seen.get("window_index") == metadata.fingerprints.get("window_index")

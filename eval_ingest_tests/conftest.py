@@ -16,7 +16,8 @@ from eval_ingest_tests import factories
 @pytest.fixture(autouse=True)
 def _no_environment_of_the_machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     for name in ("OLMOEARTH_EVAL_DATASETS", "EVAL_INGEST_CATALOG", "EVAL_INGEST_WORKERS",
-                 "EVAL_INGEST_ENGINE", "EVAL_INGEST_STUDIO_ROOTS", "STUDIO_ROOT"):  # fmt: skip
+                 "EVAL_INGEST_ENGINE", "EVAL_INGEST_STUDIO_ROOTS", "STUDIO_ROOT",
+                 "EVAL_INGEST_CACHE", "EVAL_INGEST_CACHE_GIB", "WEKA_ENDPOINT_URL"):  # fmt: skip
         monkeypatch.delenv(name, raising=False)
     monkeypatch.chdir(tmp_path)  # away from a .env of the checkout
 

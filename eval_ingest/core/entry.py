@@ -37,6 +37,10 @@ class ShardArray(_Model):
     dtype: str
     uniform: bool
     """True: (N, ...) with the samples' shape; False: flat, with offsets."""
+    n_bytes: int | None = None
+    """Of the file."""
+    crc32c: str | None = None
+    """Of the file, as Google Cloud Storage writes it; under remote eval roots alone."""
 
 
 class Shard(_Model):

@@ -28,9 +28,8 @@ from eval_ingest.errors import NotIngestedError
 from eval_ingest.pipeline import STAGES, Outcome
 from eval_ingest.report.terminal import counts_text
 from eval_ingest.settings import Settings
-from eval_ingest.store.layout import EvalRoot
 from eval_ingest.store.registry import read_metadata
-from eval_ingest.store.uri import resolve_eval_root
+from eval_ingest.store.uri import open_root
 
 GROUP = "eval_datasets"
 TAKEN = frozenset({*STAGES, "eval_sweep"})
@@ -159,11 +158,13 @@ def _summary_op(name: str) -> dg.OpDefinition:
         context: dg.OpExecutionContext, settings: dg.ResourceParam[Settings]
     ) -> dg.Output[None]:
         with as_failure(name):
-            root = EvalRoot(resolve_eval_root(settings))
+            root = open_root(settings)
             layout = root.dataset(name)
             entry = read_metadata(layout)
             if entry is None:
-                raise NotIngestedError(f"{layout.metadata} has been removed; run {name} again")
+                raise NotIngestedError(
+                    f"{root.shown(layout.metadata)} has been removed; run {name} again"
+                )
             record = _last(context.instance, "registry_entry", name)
             if record is not None and not is_checked(context.instance, entry):
                 for evaluation in evaluations(root, name, record):
@@ -171,9 +172,9 @@ def _summary_op(name: str) -> dg.OpDefinition:
         counts = counts_text({split: found.count for split, found in entry.splits.items()})
         ran = _anything_ran(context, name)
         if ran:
-            context.log.info(f"{name}: registered in {layout.path}: {counts}")
+            context.log.info(f"{name}: registered in {layout.url}: {counts}")
         else:
-            context.log.info(f"{name}: up to date, nothing to do: {counts} in {layout.path}")
+            context.log.info(f"{name}: up to date, nothing to do: {counts} in {layout.url}")
         return dg.Output(
             None,
             data_version=dg.DataVersion(entry.fingerprint),

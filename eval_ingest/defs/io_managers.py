@@ -11,12 +11,12 @@ from upath import UPath
 
 from eval_ingest import pipeline
 from eval_ingest.defs.failures import as_failure
-from eval_ingest.defs.metadata import stage_path
+from eval_ingest.defs.metadata import stage_file, stage_path
 from eval_ingest.errors import NotIngestedError
 from eval_ingest.settings import Settings
 from eval_ingest.store.catalog import find_spec
-from eval_ingest.store.layout import DatasetLayout, EvalRoot
-from eval_ingest.store.uri import resolve_eval_root
+from eval_ingest.store.layout import DatasetLayout
+from eval_ingest.store.uri import open_root
 
 
 class StageIOManager(dg.UPathIOManager):
@@ -35,8 +35,13 @@ class StageIOManager(dg.UPathIOManager):
         self, context: dg.InputContext | dg.OutputContext, path: UPath, partition: str
     ) -> UPath:
         with as_failure(partition):
-            layout = EvalRoot(resolve_eval_root(self._settings)).dataset(partition)
-            return UPath(stage_path(layout, context.asset_key.path[-1]))
+            layout = open_root(self._settings).dataset(partition)
+            return UPath(stage_file(layout, context.asset_key.path[-1]))
+
+    def get_metadata(self, context: dg.OutputContext, obj: Any) -> dict[str, dg.MetadataValue]:
+        """Where the value is, as people know it: the URL of a remote root's."""
+        layout = open_root(self._settings).dataset(context.partition_key)
+        return {"path": dg.MetadataValue.path(stage_path(layout, context.asset_key.path[-1]))}
 
     def dump_to_path(self, context: dg.OutputContext, obj: Any, path: UPath) -> None:
         """Write a value, unless it is what is on disk.
@@ -45,7 +50,7 @@ class StageIOManager(dg.UPathIOManager):
         """
         name, stage = context.partition_key, context.asset_key.path[-1]
         with as_failure(name):
-            old = pipeline.read_stage(_layout(path), stage)
+            old = pipeline.read_stage(self._layout(path), stage)
             if old is None or old.fingerprint != obj.fingerprint:
                 job = pipeline.open_job(find_spec(self._settings, name), self._settings)
                 with pipeline.dataset_lock(job):
@@ -53,7 +58,7 @@ class StageIOManager(dg.UPathIOManager):
 
     def load_from_path(self, context: dg.InputContext, path: UPath) -> Any:
         """Read a stage's outcome; a Failure that says what to run if it isn't there."""
-        layout, stage = _layout(path), context.asset_key.path[-1]
+        layout, stage = self._layout(path), context.asset_key.path[-1]
         with as_failure(layout.name):
             value = pipeline.read_stage(layout, stage)
             if value is None:
@@ -70,6 +75,5 @@ class StageIOManager(dg.UPathIOManager):
             f"dagster asset materialize --select {first} --partition {layout.name}"
         )
 
-
-def _layout(path: UPath) -> DatasetLayout:
-    return DatasetLayout(Path(str(path)).parent)
+    def _layout(self, path: UPath) -> DatasetLayout:
+        return open_root(self._settings).dataset(Path(str(path)).parent.name)

@@ -3,6 +3,7 @@
 import base64
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import dagster as dg
@@ -18,7 +19,7 @@ from eval_ingest.core.validate import PROBLEMS
 from eval_ingest.errors import EvalIngestError
 from eval_ingest.pipeline import Job, Outcome
 from eval_ingest.report.terminal import describe, size
-from eval_ingest.store.layout import DatasetLayout, EvalRoot
+from eval_ingest.store.layout import DatasetLayout
 
 STAGE_FILES = {
     "window_index": "window_index",
@@ -32,9 +33,15 @@ UP_TO_DATE = "was up to date"
 """Key of the metadata that says that nothing was to be done."""
 
 
+def stage_file(layout: DatasetLayout, stage: str) -> Path:
+    """The file on this machine that holds a stage's outcome."""
+    path: Path = getattr(layout, STAGE_FILES[stage])
+    return path
+
+
 def stage_path(layout: DatasetLayout, stage: str) -> str:
-    """The file that holds a stage's outcome."""
-    return str(getattr(layout, STAGE_FILES[stage]))
+    """Where a stage's outcome is, as people know it."""
+    return layout.root.shown(stage_file(layout, stage))
 
 
 def stage_line(outcome: Outcome) -> str:
@@ -218,7 +225,7 @@ def entry_metadata(layout: DatasetLayout, entry: Metadata, *, pictures: bool) ->
         "timesteps": entry.num_timesteps,
         **counts,
         "size": size(entry.n_bytes),
-        "path": dg.MetadataValue.path(str(layout.path)),
+        "path": dg.MetadataValue.path(layout.url),
         "source": entry.source,
         "published at": entry.published_at,
     }
@@ -234,7 +241,7 @@ def _pictures(layout: DatasetLayout, fingerprint: str) -> dict[str, Any]:
     from eval_ingest.report.pictures import partition_pictures
 
     try:
-        pictures = partition_pictures(EvalRoot(layout.path.parent), layout.name)
+        pictures = partition_pictures(layout.root, layout.name)
     except EvalIngestError:  # a preview must not fail a dataset that is published
         return {}
     return {"pictures": png_metadata(pictures)} if pictures else {}

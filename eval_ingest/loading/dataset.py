@@ -23,6 +23,7 @@ from eval_ingest.core.spec import SPLITS
 from eval_ingest.core.task import Task
 from eval_ingest.errors import IntegrityError, LoadError
 from eval_ingest.loading.collate import Samples, collate
+from eval_ingest.loading.maps import Maps, open_array
 from eval_ingest.loading.memory import recycler
 from eval_ingest.loading.normalize import (
     DEFAULT_METHOD,
@@ -32,9 +33,8 @@ from eval_ingest.loading.normalize import (
 )
 from eval_ingest.loading.parallel import in_parallel
 from eval_ingest.settings import Settings
-from eval_ingest.store.layout import EvalRoot
 from eval_ingest.store.registry import require_metadata
-from eval_ingest.store.uri import resolve_eval_root
+from eval_ingest.store.uri import open_root
 
 TARGET = "target"
 
@@ -93,15 +93,15 @@ class EvalDataset(Dataset[dict[str, Any]]):
             "normalize": normalize, "method": method, "crop": crop,
             "label_fraction": label_fraction, "seed": seed,
         }  # fmt: skip
-        eval_root = EvalRoot(resolve_eval_root(Settings.load(), root))
-        self._arguments["root"] = str(eval_root.path)
+        eval_root = open_root(Settings.load(), root)
+        self._arguments["root"] = eval_root.url
         self.metadata: Metadata = require_metadata(eval_root, name)
         if split not in SPLITS:
             raise LoadError(f"no split {split!r}; there are {', '.join(SPLITS)}")
         if crop not in ("center", "random", None):
             raise LoadError(f"no crop {crop!r}; there are 'center', 'random' and None")
         self.name, self.split = name, split
-        self._folder = eval_root.dataset(name).path
+        self._layout = eval_root.dataset(name)
         self._inputs = self._choose(modalities)
         self._normalizers = {
             modality.name: self._normalizer(modality, normalize, method)
@@ -111,7 +111,7 @@ class EvalDataset(Dataset[dict[str, Any]]):
         self._random_crop = crop == "random"
         self._index = self._read_index()
         self._order = self._draw(self._fraction(label_fraction), seed)
-        self._maps: dict[tuple[int, str], NDArray[Any]] = {}
+        self._maps: Maps = {}
 
     # -------------------------------------------------------------------------------- opening
 
@@ -140,7 +140,8 @@ class EvalDataset(Dataset[dict[str, Any]]):
         return make_normalizer(method, modality.bands, stats, modality.decibels)
 
     def _read_index(self) -> "_SplitIndex":
-        path = self._folder / self.metadata.splits[self.split].index
+        path = self._layout.path / self.metadata.splits[self.split].index
+        self._layout.have(path)
         try:
             # Not pq.read_table: that imports pandas, which takes longer than all of the rest.
             with pq.ParquetFile(path, memory_map=True) as file:
@@ -286,14 +287,7 @@ class EvalDataset(Dataset[dict[str, Any]]):
     def _map(self, shard: int, name: str) -> NDArray[Any]:
         found = self._maps.get((shard, name))
         if found is None:
-            path = self._folder / "samples" / self.metadata.shards[shard].name / f"{name}.npy"
-            try:
-                # As a plain array: a memmap object makes every slice of it expensive.
-                found = np.load(path, mmap_mode="r", allow_pickle=False).view(np.ndarray)
-            except (OSError, ValueError) as error:
-                raise IntegrityError(
-                    f"the packed samples {path} can't be read ({error}); ingest {self.name} again"
-                ) from error
+            found = open_array(self._layout, self.metadata.shards[shard], name, self._maps)
             self._maps[shard, name] = found
         return found
 

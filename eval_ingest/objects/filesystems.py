@@ -25,8 +25,8 @@ def weka_mount(url: str) -> Path | None:
     return WEKA_MOUNT / bucket / inner.strip("/")
 
 
-def open_filesystem(url: str, endpoint: str | None = None) -> tuple[Any, str]:
-    """The file system of a URL, and the URL's path in it.
+def open_filesystem(url: str, endpoint: str | None = None) -> Any:
+    """The file system of a URL, made anew.
 
     Args:
         url: gs://bucket/path, s3://bucket/path, weka://bucket/path, or another that fsspec knows.
@@ -64,8 +64,7 @@ def open_filesystem(url: str, endpoint: str | None = None) -> tuple[Any, str]:
         options["max_concurrency"] = 1  # more, and it asks for every object's size first
     if protocol in ("gs", "gcs"):
         options["token"] = google_token()
-    fs, root = fsspec.core.url_to_fs(url, **options)
-    return fs, root.rstrip("/")
+    return fsspec.core.url_to_fs(url, **options)[0]
 
 
 def google_token() -> str:

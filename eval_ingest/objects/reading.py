@@ -17,11 +17,12 @@ from typing import Any, TypeVar
 from eval_ingest.errors import EvalIngestError, SourceError, SourceNotFoundError
 from eval_ingest.objects.faults import Conflict, Truncated, first_line, is_forbidden, may_pass
 from eval_ingest.objects.filesystems import open_filesystem
+from eval_ingest.settings import storage_environment
 
 Result = TypeVar("Result")
 
 IN_FLIGHT = 64
-"""Requests at a time, per source and process."""
+"""Requests at a time, per server and process."""
 ATTEMPTS = 5
 """How often a request is tried, beyond what the file system's own library tries."""
 TIMEOUT_S = 60.0
@@ -48,17 +49,39 @@ class Entry:
     """When it was written, in seconds since 1970; 0 if the server doesn't say."""
 
 
+@dataclass(frozen=True)
+class _Server:
+    """A file system, and what its requests run on."""
+
+    fs: Any
+    loop: asyncio.AbstractEventLoop
+    threads: ThreadPoolExecutor
+    slots: asyncio.Semaphore
+
+
 class _Connection:
-    """A file system, and what its requests run on. A forked process needs one of its own."""
+    """A server, and a folder's path on it. A forked process needs one of its own."""
 
     def __init__(self, url: str, endpoint: str | None) -> None:
         import fsspec.asyn
 
         self.pid = os.getpid()
-        self.fs, self.root = open_filesystem(url, endpoint)
-        self.loop: asyncio.AbstractEventLoop = fsspec.asyn.get_loop()
-        self.threads = ThreadPoolExecutor(IN_FLIGHT, thread_name_prefix="eval_ingest_fetch")
-        self.slots = asyncio.Semaphore(IN_FLIGHT)
+        # Making a client takes half a second, so everything that lies on a server shares one.
+        key = (self.pid, url.partition("://")[0], endpoint, storage_environment())
+        if key not in _servers:
+            _servers[key] = _Server(
+                open_filesystem(url, endpoint),
+                fsspec.asyn.get_loop(),
+                ThreadPoolExecutor(IN_FLIGHT, thread_name_prefix="eval_ingest_fetch"),
+                asyncio.Semaphore(IN_FLIGHT),
+            )
+        server = _servers[key]
+        self.fs, self.loop = server.fs, server.loop
+        self.threads, self.slots = server.threads, server.slots
+        self.root: str = self.fs._strip_protocol(url.replace("weka://", "s3://", 1)).rstrip("/")
+
+
+_servers: dict[Any, _Server] = {}
 
 
 class Objects:
@@ -189,8 +212,11 @@ class Objects:
         problem = f"no answer within {self._timeout_s:.0f} s" if late else first_line(error)
         return self.error(
             f"{where}: {doing} failed{times}: {problem}; "
-            "check the network, and run again: it goes on where it stopped"
+            f"{self._cure_of_network()}, and run again: it goes on where it stopped"
         )
+
+    def _cure_of_network(self) -> str:
+        return "check the network"
 
     def _who(self) -> str:
         here = self._connection  # None if opening it is what failed

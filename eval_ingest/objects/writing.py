@@ -11,9 +11,9 @@ import contextlib
 import glob
 import hashlib
 import json
-import os
 import secrets
-from collections.abc import Coroutine, Iterable, Sequence
+from collections import deque
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -49,6 +49,15 @@ class WritableObjects(Objects):
                 "to a folder or URL, such as OLMOEARTH_EVAL_DATASETS=$HOME/evals"
             )
         return super()._cure_of_url(error)
+
+    def _cure_of_network(self) -> str:
+        also = " and WEKA_ENDPOINT_URL" if self.url.startswith("weka://") else ""
+        return f"check the network{also}, or set OLMOEARTH_EVAL_DATASETS to another place"
+
+    @property
+    def has_conditions(self) -> bool:
+        """True if of two writers at once one is refused."""
+        return bool(self._dialect)
 
     @property
     def _dialect(self) -> str:
@@ -246,18 +255,18 @@ class WritableObjects(Objects):
 
         return await self._retrying(f"writing {name}", send, n_bytes)
 
-    async def download(self, name: str, file: Path, n_bytes: int) -> None:
-        """Write an object of known size into a file, several parts at a time.
+    async def stream(self, name: str, n_bytes: int, take: Callable[[bytes], object]) -> None:
+        """Hand on the bytes of an object of known size, in turn, while the next ones arrive.
 
         Raises:
             FileNotFoundError: there is no such object.
             StoreError: it can't be read, or has another size.
-            OSError: the file can't be written.
         """
         path = self.path(name)
-        ahead = asyncio.Semaphore(PARTS_AHEAD)
 
-        async def part(start: int, end: int) -> None:
+        async def part(start: int) -> bytes:
+            end = min(start + PART_BYTES, n_bytes)
+
             async def fetch() -> bytes:
                 data: bytes = await self._ask("cat_file", path, start=start, end=end)
                 if len(data) != end - start:
@@ -265,16 +274,20 @@ class WritableObjects(Objects):
                     raise Truncated(f"{len(data)} of {end - start} bytes arrived")
                 return data
 
-            async with ahead:
-                data = await self._retrying(f"reading {name}", fetch, end - start)
-                _write_at(opened, data, start)  # into the page cache: no thread is worth it
+            return await self._retrying(f"reading {name}", fetch, end - start)
 
-        opened = os.open(file, os.O_WRONLY)
+        waiting: deque[asyncio.Task[bytes]] = deque()
         try:
-            starts = range(0, n_bytes, PART_BYTES)
-            await together([part(k, min(k + PART_BYTES, n_bytes)) for k in starts])
+            for start in range(0, n_bytes, PART_BYTES):
+                waiting.append(asyncio.ensure_future(part(start)))
+                if len(waiting) >= PARTS_AHEAD:
+                    take(await waiting.popleft())
+            while waiting:
+                take(await waiting.popleft())
         finally:
-            os.close(opened)
+            for task in waiting:
+                task.cancel()
+            await asyncio.gather(*waiting, return_exceptions=True)
 
     async def _check_size(self, name: str, n_bytes: int) -> None:
         now = self._entry(await self._ask("info", self.path(name)))
@@ -336,10 +349,3 @@ async def together(work: Iterable[Coroutine[Any, Any, Result]]) -> list[Result]:
 
 def _md5(data: bytes) -> Any:
     return hashlib.md5(data, usedforsecurity=False)
-
-
-def _write_at(opened: int, data: bytes, start: int) -> None:
-    view = memoryview(data)
-    while view:
-        written = os.pwrite(opened, view, start)
-        view, start = view[written:], start + written

@@ -39,6 +39,7 @@ def write_report(root: EvalRoot, name: str) -> list[Path]:
     files[folder / "README.md"] = dataset_card(view, quality, pictures).encode()
     for path, data in files.items():
         write_bytes(path, data)
+    root.push(*files)
     return list(files)
 
 

@@ -15,7 +15,7 @@ def report(root: EvalRoot, name: str) -> tuple[dict[str, Any], list[str]]:
     Raises:
         EvalIngestError: see `write_report`.
     """
-    paths = [str(path) for path in write_report(root, name)]
+    paths = [root.shown(path) for path in write_report(root, name)]
     page = next(path for path in paths if path.endswith("report.html"))
     return {"name": name, "files": paths}, [*(f"  {path}" for path in paths), f"look at {page}"]
 

@@ -2,7 +2,8 @@
 
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from eval_ingest.core.entry import Metadata
@@ -12,6 +13,10 @@ from eval_ingest.report.card import write_report
 from eval_ingest.store.atomic import store_error, write_json
 from eval_ingest.store.layout import DatasetLayout, EvalRoot
 from eval_ingest.store.registry import rebuild_registry, require_metadata
+from eval_ingest.store.windows import windows_of
+
+_AT_ONCE = 16
+"""Files that are fetched from a remote root at a time."""
 
 _ALWAYS = ("norm_stats.json", "window_index.parquet", "split_assignment.parquet")
 
@@ -47,8 +52,8 @@ def export_dataset(
     try:
         aside.path.mkdir(parents=True)
         files = list(_files(root.dataset(name), metadata, windows))
-        for done, path in enumerate(files, start=1):
-            _copy(root.dataset(name).path, aside.path, path)
+        copies = _copies(root.dataset(name), aside.path, files)
+        for done, _ in enumerate(copies, start=1):
             progress("files copied", done, len(files))
         write_json(
             aside.metadata, _exported(metadata, windows).model_dump(mode="json", by_alias=True)
@@ -89,20 +94,32 @@ def _files(layout: DatasetLayout, metadata: Metadata, windows: bool) -> Iterator
     yield layout.weka_copy.name
     yield layout.copy_manifest.name
     yield from copy.files
-    for folder, folders, names in os.walk(layout.windows):
-        folders[:] = sorted(f for f in folders if not f.startswith("."))
-        inside = Path(folder).relative_to(layout.path).as_posix()
-        yield from (f"{inside}/{name}" for name in sorted(names))
+    yield from (f"windows/{path}" for path in windows_of(layout).paths())
 
 
-def _copy(source: Path, target: Path, path: str) -> None:
+def _copies(layout: DatasetLayout, target: Path, paths: Sequence[str]) -> Iterator[None]:
+    """Copy files; from a remote root several at a time."""
+    if layout.remote is None:
+        for path in paths:
+            _copy(layout, target, path)
+            yield
+        return
+    with ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="export") as pool:
+        yield from pool.map(lambda path: _copy(layout, target, path), paths)
+
+
+def _copy(layout: DatasetLayout, target: Path, path: str) -> None:
     """Copy one file; the whole folder gets its name later, so the file may keep its own."""
+    source = layout.path / path
     (target / path).parent.mkdir(parents=True, exist_ok=True)
+    if layout.remote is not None:
+        layout.remote.fetch_file(source, target / path)
+        return
     try:
-        shutil.copyfile(source / path, target / path)
+        shutil.copyfile(source, target / path)
     except FileNotFoundError as error:
         raise IntegrityError(
-            f"{source / path} is missing; it was ingested anew in the meantime, or is damaged: "
+            f"{source} is missing; it was ingested anew in the meantime, or is damaged: "
             "export again, or see eval-ingest verify"
         ) from error
 

@@ -117,7 +117,7 @@ class View:
         opened = {}
         for split in SPLITS:
             data = EvalDataset(
-                self.metadata.name, split, root=self.root.path, normalize=None, crop=None
+                self.metadata.name, split, root=self.root.url, normalize=None, crop=None
             )
             opened[split] = data, {data.window(i): i for i in range(len(data))}
         return opened
@@ -137,6 +137,7 @@ def open_view(root: EvalRoot, name: str) -> View:
     """
     metadata = require_metadata(root, name)
     layout = root.dataset(name)
+    root.pull(layout.window_index, layout.split_assignment)
     index, assignment = read_index(layout.window_index), read_splits(layout.split_assignment)
     if index is None or assignment is None:
         missing = layout.window_index if index is None else layout.split_assignment

@@ -70,7 +70,12 @@ def write_bytes(path: Path, data: bytes) -> None:
 
 def write_json(path: Path, value: Any) -> None:
     """Replace a JSON file at once."""
-    write_bytes(path, (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode())
+    write_bytes(path, json_bytes(value))
+
+
+def json_bytes(value: Any) -> bytes:
+    """A JSON file's content."""
+    return (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode()
 
 
 def read_json(path: Path) -> Any | None:
@@ -87,3 +92,16 @@ def read_json(path: Path) -> Any | None:
         raise store_error(path, "reading", error) from error
     except ValueError as error:
         raise StoreError(f"{path} is not JSON ({error}); remove it and ingest again") from error
+
+
+def file_crc32c(path: Path) -> str:
+    """CRC32C of a file's bytes, as Google Cloud Storage writes it."""
+    import base64
+
+    import google_crc32c  # a machine that only loads from local roots may lack it
+
+    checksum = google_crc32c.Checksum()
+    with open(path, "rb", buffering=0) as stream:
+        while chunk := stream.read(16 << 20):
+            checksum.update(chunk)
+    return base64.b64encode(checksum.digest()).decode()

@@ -11,20 +11,26 @@ from eval_ingest.core.spec import DatasetSpec
 from eval_ingest.errors import EvalIngestError, SpecError, StoreError, UnknownDatasetError
 from eval_ingest.settings import Settings
 from eval_ingest.store.atomic import store_error, write_bytes
-from eval_ingest.store.layout import EvalRoot
-from eval_ingest.store.uri import eval_root_path
+from eval_ingest.store.uri import open_root
 
 BUILT_IN = "built in"
 
 
 def catalog_folder(settings: Settings) -> Path | None:
-    """The folder of added specs, or None where the eval root can't be reached."""
+    """The folder of added specs, or None where there is no such eval root on this machine.
+
+    Raises:
+        StoreError: a remote eval root can't be read.
+    """
     if settings.catalog is not None:
         return Path(settings.catalog).expanduser()
     try:
-        return EvalRoot(eval_root_path(settings.eval_root)).catalog
+        root = open_root(settings)
     except StoreError:
         return None
+    if root.remote is not None:
+        root.remote.pull_folder(root.catalog)
+    return root.catalog
 
 
 def read_catalog(
@@ -42,7 +48,13 @@ def read_catalog(
         StoreError: a spec or the folder of added specs can't be read.
     """
     specs = _read_folder(files("eval_ingest").joinpath("catalog"), broken)
-    folder = catalog_folder(settings)
+    try:
+        folder = catalog_folder(settings)
+    except StoreError as error:
+        if broken is None:
+            raise
+        broken[settings.eval_root] = error
+        folder = None
     if folder is not None:
         specs.update(_read_folder(folder, broken))
     return dict(sorted(specs.items()))
@@ -130,12 +142,16 @@ def add_spec(settings: Settings, spec: DatasetSpec) -> Path:
     Raises:
         StoreError: the folder can't be reached or written.
     """
-    folder = catalog_folder(settings)
-    if folder is None:
-        folder = EvalRoot(eval_root_path(settings.eval_root)).catalog  # raises, saying why
+    folder, root = catalog_folder(settings), None
+    if settings.catalog is None:
+        root = open_root(settings)  # raises, saying why, where there is no folder
+        folder = root.catalog
+    assert folder is not None
     values = spec.model_dump(mode="json", by_alias=True, exclude_defaults=True)
     path = folder / f"{spec.name}.yaml"
     text = yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
     if not path.exists() or path.read_text(encoding="utf-8") != text:
         write_bytes(path, text.encode())
+    if root is not None:
+        root.push(path)
     return path

@@ -4,14 +4,17 @@ A window appears by a rename when all its files are there and read back right. W
 kept in a manifest, so that a stopped copy goes on, and `verify` can check it later.
 """
 
+import hashlib
 import json
+import math
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass
+import time
+from collections.abc import Callable, Container, Iterable
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import google_crc32c
 import pyarrow as pa
@@ -25,8 +28,13 @@ from eval_ingest.store.layout import DatasetLayout
 UNFINISHED = ".copying"
 """Beside the windows folder: windows on their way into it, or out of it."""
 
-MANIFEST_VERSION = 1
+MANIFEST_VERSION = 2
 _JOURNAL = ".copy_journal.jsonl"
+_SEND_EVERY_S = 30.0
+"""How often a remote root gets the journal, so that another machine can go on."""
+
+Contents = Iterable[tuple[str, Callable[[], bytes]]]
+"""Files of a window, sorted by path, each with a function that gives its bytes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,12 +48,54 @@ class CopiedWindow:
     n_files: int
     n_bytes: int
     checksum: str
-    """CRC32C over the files' paths and their CRC32Cs, in the order of their paths."""
+    """Of all files: see FilesChecksum."""
 
     @property
     def key(self) -> tuple[str, str]:
         """(group, name)."""
         return self.group, self.name
+
+
+class FilesChecksum:
+    """Of a window's files: the sum, modulo 2^64, of a BLAKE2b of each one's path and CRC32C.
+
+    So the order doesn't matter, and a file can be exchanged without reading the others.
+
+    >>> a, b = FilesChecksum(), FilesChecksum()
+    >>> a.add("x", 1), a.add("y", 2)
+    (None, None)
+    >>> b.add("y", 2), b.add("x", 3), b.exchange("x", 3, 1)
+    (None, None, None)
+    >>> str(a) == str(b)
+    True
+    """
+
+    def __init__(self, text: str = "0") -> None:
+        self._sum = int(text, 16)
+
+    def add(self, path: str, crc: int) -> None:
+        """Add a file, by its path in the window and its CRC32C."""
+        self._sum = (self._sum + self._term(path, crc)) % 2**64
+
+    def exchange(self, path: str, old: int, new: int) -> None:
+        """A file had one CRC32C and has another now."""
+        self._sum = (self._sum - self._term(path, old) + self._term(path, new)) % 2**64
+
+    @staticmethod
+    def _term(path: str, crc: int) -> int:
+        text = f"{path}\t{crc:08x}".encode()
+        return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "big")
+
+    def __str__(self) -> str:
+        return f"{self._sum:016x}"
+
+
+class Measured(NamedTuple):
+    """A copied window, read back."""
+
+    n_files: int
+    n_bytes: int
+    checksum: str
 
 
 def copy_window(
@@ -54,7 +104,7 @@ def copy_window(
     name: str,
     source_digest: str,
     split: str,
-    files: Iterable[tuple[str, Callable[[], bytes]]],
+    files: Contents,
 ) -> CopiedWindow:
     """Write one window's files aside, read them back, and move the folder into its place.
 
@@ -79,13 +129,13 @@ def copy_window(
         aside = Path(tempfile.mkdtemp(dir=scratch))
         aside.chmod(0o777 & ~umask())
         made: set[str] = {""}
-        total, n_files, checksum = 0, 0, 0
+        total, n_files, checksum = 0, 0, FilesChecksum()
         for path, read in files:
             data = read()
             if path == "metadata.json":
                 data = with_split(data, split)
             _make_folders(str(aside), path.rpartition("/")[0], made)
-            checksum = _extend(checksum, path, _write_checked(f"{aside}/{path}", data))
+            checksum.add(path, _write_checked(f"{aside}/{path}", data))
             total += len(data)
             n_files += 1
         if final.exists():
@@ -98,7 +148,7 @@ def copy_window(
         if aside is not None:
             shutil.rmtree(aside, ignore_errors=True)
             shutil.rmtree(f"{aside}.old", ignore_errors=True)
-    return CopiedWindow(group, name, source_digest, split, n_files, total, f"{checksum:08x}")
+    return CopiedWindow(group, name, source_digest, split, n_files, total, str(checksum))
 
 
 def _make_folders(root: str, folder: str, made: set[str]) -> None:
@@ -125,10 +175,6 @@ def _write_checked(path: str, data: bytes) -> int:
     return int(expected)
 
 
-def _extend(checksum: int, path: str, crc: int) -> int:
-    return int(google_crc32c.extend(checksum, f"{path}\t{crc:08x}\n".encode()))
-
-
 def with_split(metadata: bytes, split: str) -> bytes:
     """A window's metadata.json with the split in its options."""
     content = json.loads(metadata)
@@ -146,24 +192,30 @@ def change_split(windows: Path, copied: CopiedWindow, split: str) -> CopiedWindo
     path = folder / "metadata.json"
     aside = folder / ".metadata.json.tmp"
     try:
-        data = with_split(path.read_bytes(), split)
-        _write_checked(str(aside), data)
+        old = path.read_bytes()
+        new = with_split(old, split)
+        _write_checked(str(aside), new)
         os.replace(aside, path)
     except OSError as error:
         raise store_error(path, "rewriting", error) from error
-    n_files, n_bytes, checksum = measure_copy(folder)
-    return CopiedWindow(
-        copied.group, copied.name, copied.source_digest, split, n_files, n_bytes, checksum
-    )
+    return with_metadata(copied, split, old, new)
 
 
-def measure_copy(folder: Path) -> tuple[int, int, str]:
+def with_metadata(copied: CopiedWindow, split: str, old: bytes, new: bytes) -> CopiedWindow:
+    """A copied window whose metadata.json was exchanged."""
+    checksum = FilesChecksum(copied.checksum)
+    checksum.exchange("metadata.json", google_crc32c.value(old), google_crc32c.value(new))
+    n_bytes = copied.n_bytes - len(old) + len(new)
+    return replace(copied, split=split, n_bytes=n_bytes, checksum=str(checksum))
+
+
+def measure_copy(folder: Path) -> Measured:
     """Files, bytes and checksum of a copied window as it lies there now.
 
     Raises:
         StoreError: it can't be read.
     """
-    checksum, total = 0, 0
+    checksum, total = FilesChecksum(), 0
     paths = []
     try:
         for base, _, names in os.walk(folder):
@@ -171,10 +223,32 @@ def measure_copy(folder: Path) -> tuple[int, int, str]:
         for path in sorted(paths):
             data = (folder / path).read_bytes()
             total += len(data)
-            checksum = _extend(checksum, path, int(google_crc32c.value(data)))
+            checksum.add(path, google_crc32c.value(data))
     except OSError as error:
         raise store_error(folder, "reading", error) from error
-    return len(paths), total, f"{checksum:08x}"
+    return Measured(len(paths), total, str(checksum))
+
+
+def remove_strangers(windows: Path, known: Container[tuple[str, str]]) -> None:
+    """Remove windows that nobody vouches for: forgotten ones, and what stopped runs left.
+
+    Args:
+        windows: the copy's windows folder.
+        known: (group, name) of those that stay.
+
+    Raises:
+        StoreError: one can't be removed.
+    """
+    try:
+        for group in os.listdir(windows) if windows.is_dir() else []:
+            for name in os.listdir(windows / group):
+                if (group, name) not in known:
+                    # Moved first, so that a stop doesn't leave half of it in its place.
+                    scratch = windows.parent / UNFINISHED
+                    scratch.mkdir(exist_ok=True)
+                    os.rename(windows / group / name, f"{tempfile.mkdtemp(dir=scratch)}/old")
+    except OSError as error:
+        raise store_error(windows, "removing windows from", error) from error
 
 
 class Manifest:
@@ -189,6 +263,7 @@ class Manifest:
         self._journal = layout.path / _JOURNAL
         self._journal_bytes: int | None = None
         """How much of the journal is whole: the rest is a line at which a run was stopped."""
+        self._sent = -math.inf
         self.windows: dict[tuple[str, str], CopiedWindow] = {}
         found = read_table(layout.copy_manifest, "copy_manifest", MANIFEST_VERSION)
         if found is not None:
@@ -223,14 +298,15 @@ class Manifest:
         found = list(copied)
         for window in found:
             self._put(window)
-        self._write(asdict(window) for window in found)
+        unsure = any(not window.split for window in found)
+        self._write((asdict(window) for window in found), at_once=unsure)
 
     def forget(self, keys: Iterable[tuple[str, str]]) -> None:
         """Note that windows are about to be replaced or removed."""
         known = [key for key in keys if self.windows.pop(key, None) is not None]
-        self._write({"group": group, "name": name} for group, name in known)
+        self._write(({"group": group, "name": name} for group, name in known), at_once=True)
 
-    def _write(self, entries: Iterable[dict[str, Any]]) -> None:
+    def _write(self, entries: Iterable[dict[str, Any]], at_once: bool) -> None:
         text = "".join(json.dumps(entry) + "\n" for entry in entries)
         if not text:
             return
@@ -243,14 +319,17 @@ class Manifest:
                 stream.write(text.encode())
         except OSError as error:
             raise store_error(self._journal, "writing", error) from error
+        # Whoever goes on elsewhere may know too little, but nothing that isn't so any more.
+        if at_once or time.monotonic() - self._sent > _SEND_EVERY_S:
+            self._layout.root.push(self._journal)
+            self._sent = time.monotonic()
 
     def close(self) -> None:
-        """Remove windows that aren't in the copy any more, write the manifest, drop the journal.
+        """Write the manifest and drop the journal.
 
         Raises:
-            StoreError: one can't be removed, or the manifest can't be written.
+            StoreError: the manifest can't be written.
         """
-        self._remove_strangers()
         rows = [asdict(self.windows[key]) for key in sorted(self.windows)]
         schema = pa.schema(
             [
@@ -268,17 +347,3 @@ class Manifest:
         write_table(self._layout.copy_manifest, table, facts)
         self._journal.unlink(missing_ok=True)
         shutil.rmtree(self._layout.path / UNFINISHED, ignore_errors=True)
-
-    def _remove_strangers(self) -> None:
-        """Windows that nobody vouches for: forgotten ones, and what stopped runs left."""
-        windows = self._layout.windows
-        try:
-            for group in os.listdir(windows) if windows.is_dir() else []:
-                for name in os.listdir(windows / group):
-                    if (group, name) not in self.windows:
-                        # Moved first, so that a stop doesn't leave half of it in its place.
-                        scratch = self._layout.path / UNFINISHED
-                        scratch.mkdir(exist_ok=True)
-                        os.rename(windows / group / name, f"{tempfile.mkdtemp(dir=scratch)}/old")
-        except OSError as error:
-            raise store_error(windows, "removing windows from", error) from error

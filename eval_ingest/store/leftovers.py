@@ -40,7 +40,7 @@ def remove_unfinished(layout: DatasetLayout) -> None:
 
 def retire(layout: DatasetLayout, old: Metadata | None, new: Metadata) -> None:
     """Let the grace of what the new version doesn't name begin now; call it before publishing."""
-    if old is None:
+    if old is None or layout.remote is not None:  # a remote root's grace begins by itself
         return
     for path in _named(layout, old) - _named(layout, new):
         with contextlib.suppress(OSError):
@@ -52,6 +52,9 @@ def remove_retired(layout: DatasetLayout, metadata: Metadata, grace_s: float) ->
 
     Ages are by the clock of the file system, which may differ from this machine's.
     """
+    if layout.remote is not None:
+        layout.remote.remove_retired(layout.name, _named(layout, metadata), grace_s)
+        return
     with contextlib.suppress(OSError):
         spare = set(_present(layout)) - _named(layout, metadata)
         if not spare:

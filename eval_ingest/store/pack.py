@@ -20,23 +20,25 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from eval_ingest.core.entry import ShardArray
 from eval_ingest.core.resolved import ResolvedConfig
 from eval_ingest.core.task import TaskKind
-from eval_ingest.store.atomic import store_error, umask
-from eval_ingest.store.index_file import read_table, write_table
+from eval_ingest.store.atomic import file_crc32c, store_error, umask
+from eval_ingest.store.index_file import read_facts, read_table, write_table
+from eval_ingest.store.layout import DatasetLayout
+
+if TYPE_CHECKING:  # a local root doesn't pay for it
+    from eval_ingest.store.remote_root import RemoteRoot
 
 TARGET = "target"
 
-SHARD_VERSION = 1
-
-MAX_SHARD_BYTES = 8 << 30
-"""Larger datasets are packed in several shards: a stopped copy loses at most one."""
+SHARD_VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -224,12 +226,12 @@ class ShardWriter:
                 raise store_error(path, "writing", error) from error
 
     def commit(
-        self, samples: Path, shard: str, row_key: str, rows: Sequence[tuple[int, PackRow]]
+        self, layout: DatasetLayout, shard: str, row_key: str, rows: Sequence[tuple[int, PackRow]]
     ) -> str:
-        """Flush everything, give the shard its name, and return it.
+        """Flush everything, give the shard its name, and return it; of a remote dataset, send it.
 
         Args:
-            samples: the samples folder.
+            layout: the dataset.
             shard: the name wanted; a number is added if a retired shard still has it.
             row_key: what the values depend on besides the windows' files; kept in the index.
             rows: which window was written to which row.
@@ -239,21 +241,40 @@ class ShardWriter:
         """
         self._close()
         self.sync()
+        samples = layout.samples
         try:
             samples.mkdir(parents=True, exist_ok=True)
             for stray in self.folder.glob(".*.tmp"):
                 stray.unlink()  # a run was stopped right here
-            facts = {"kind": "shard", "version": SHARD_VERSION, "row_key": row_key}
+            arrays = {plan.name: self._recorded(plan, layout.remote) for plan in self.plans}
+            facts = {
+                "kind": "shard",
+                "version": SHARD_VERSION,
+                "row_key": row_key,
+                "arrays": {name: array.model_dump() for name, array in arrays.items()},
+            }
             write_table(self.folder / "index.parquet", self._index_table(rows), facts)
             name = shard
             for number in itertools.count(2):
                 if not (samples / name).exists():
                     break
                 name = f"{shard}-{number}"
+            if layout.remote is not None:
+                layout.remote.send_shard(self.folder, samples / name, arrays)
             os.rename(self.folder, samples / name)
         except OSError as error:
             raise store_error(samples / shard, "writing", error) from error
         return name
+
+    def _recorded(self, plan: ArrayPlan, remote: "RemoteRoot | None") -> ShardArray:
+        """What is kept about an array's file; its checksum where it travels."""
+        path = self.folder / f"{plan.name}.npy"
+        return ShardArray(
+            dtype=str(np.dtype(plan.dtype)),
+            uniform=plan.shape is not None,
+            n_bytes=path.stat().st_size,
+            crc32c=None if remote is None else file_crc32c(path),
+        )
 
     def abandon(self) -> None:
         """Remove what was written."""
@@ -318,8 +339,17 @@ def read_shard_index(samples: Path, shard: str, row_key: str) -> pa.Table | None
     return found[0]
 
 
-def retire_shards(samples: Path) -> None:
+def read_shard_arrays(samples: Path, shard: str) -> dict[str, ShardArray]:
+    """What is recorded about a shard's arrays, which needn't be on this machine."""
+    facts = read_facts(samples / shard / "index.parquet") or {}
+    return {name: ShardArray.model_validate(a) for name, a in facts.get("arrays", {}).items()}
+
+
+def retire_shards(layout: DatasetLayout) -> None:
     """Make the shards that are there unknown to the next run, without taking them from readers."""
-    for shard in shard_names(samples):
-        index = samples / shard / "index.parquet"
+    indexes = [layout.samples / s / "index.parquet" for s in shard_names(layout.samples)]
+    if layout.remote is not None:
+        layout.remote.remove(indexes)
+        return
+    for index in indexes:
         index.rename(index.with_suffix(".retired"))

@@ -1,21 +1,29 @@
-"""registry.json: compiled from the datasets' metadata.json, under a lock, replaced at once."""
+"""registry.json: compiled from the datasets' metadata.json, under a lock, replaced at once.
 
+Under a remote root it is written on the condition that nobody else has written it meanwhile.
+"""
+
+import random
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
 from eval_ingest.core.entry import METADATA_VERSION, REGISTRY_VERSION, Metadata, registry_entry
-from eval_ingest.errors import LockedError, StoreError, UnknownDatasetError
-from eval_ingest.store.atomic import read_json, store_error, write_json
+from eval_ingest.errors import LockedError, OutdatedError, StoreError, UnknownDatasetError
+from eval_ingest.store.atomic import json_bytes, read_json, store_error, write_bytes
 from eval_ingest.store.layout import DatasetLayout, EvalRoot
 
+if TYPE_CHECKING:  # a local root doesn't pay for it
+    from eval_ingest.store.remote_root import RemoteRoot
+
 LOCK_TIMEOUT_S = 120.0
+REGISTRY_ATTEMPTS = 20
 
 _REMOVED = ".removed."
 
@@ -52,6 +60,11 @@ def read_metadata(layout: DatasetLayout) -> Metadata | None:
     Raises:
         StoreError: it can't be read, or is of another version.
     """
+    layout.root.pull(layout.metadata)
+    return _metadata_at_hand(layout)
+
+
+def _metadata_at_hand(layout: DatasetLayout) -> Metadata | None:
     content = read_json(layout.metadata)
     if content is None:
         return None
@@ -70,6 +83,19 @@ def read_metadata(layout: DatasetLayout) -> Metadata | None:
         ) from error
 
 
+def write_metadata(layout: DatasetLayout, metadata: Metadata) -> None:
+    """Write metadata.json, the commit point; of a remote dataset under its lease.
+
+    Raises:
+        StoreError: it can't be written, or another process has published the dataset meanwhile.
+    """
+    data = json_bytes(metadata.model_dump(mode="json", by_alias=True))
+    if layout.remote is None:
+        write_bytes(layout.metadata, data)
+    else:
+        layout.remote.publish(layout.metadata, data)
+
+
 def require_metadata(root: EvalRoot, name: str) -> Metadata:
     """A published dataset's metadata.
 
@@ -81,7 +107,7 @@ def require_metadata(root: EvalRoot, name: str) -> Metadata:
         raise UnknownDatasetError(
             name,
             root.dataset_names(),
-            f"the eval root {root.path}",
+            f"the eval root {root.url}",
             f"To ingest it: eval-ingest ingest --name {name}",
         )
     return metadata
@@ -89,12 +115,19 @@ def require_metadata(root: EvalRoot, name: str) -> Metadata:
 
 def read_registry(root: EvalRoot) -> dict[str, Any]:
     """The registry's entries by name; empty if there is none."""
+    root.pull(root.registry)
+    return _registry_at_hand(root)
+
+
+def _registry_at_hand(root: EvalRoot) -> dict[str, Any]:
     content = read_json(root.registry)
     if content is None:
         return {}
     datasets = content.get("datasets") if isinstance(content, dict) else None
     if not isinstance(datasets, dict):
-        raise StoreError(f"{root.registry} is damaged; run: eval-ingest registry rebuild")
+        raise StoreError(
+            f"{root.shown(root.registry)} is damaged; run: eval-ingest registry rebuild"
+        )
     return datasets
 
 
@@ -109,37 +142,64 @@ def rebuild_registry(root: EvalRoot) -> dict[str, Any]:
     with locked(root.registry_lock, LOCK_TIMEOUT_S, "registry.json"):
         for stray in root.path.glob(f".{root.registry.name}.*.tmp"):
             stray.unlink(missing_ok=True)  # of a process that was killed while it held the lock
-        entries: dict[str, Any] = {}
-        before = _entries_or_empty(root)
-        for name in root.dataset_names():
-            layout = root.dataset(name)
-            try:
-                metadata = read_metadata(layout)
-            except StoreError:
-                if name in before:
-                    entries[name] = before[name]
-                continue
-            if metadata is not None:
-                entries[name] = registry_entry(metadata, str(layout.path))
+        if root.remote is not None:
+            return _rebuild_remote(root, root.remote)
+        entries, before = _compiled(root, root.dataset_names())
         if entries != before or not root.registry.exists():
-            write_json(
-                root.registry,
-                {
-                    "version": REGISTRY_VERSION,
-                    "updated_at": datetime.now(UTC).isoformat(),
-                    "datasets": entries,
-                },
-            )
+            write_bytes(root.registry, _registry_bytes(entries))
     for removed in root.path.glob(f"{_REMOVED}*"):
         shutil.rmtree(removed, ignore_errors=True)
     return entries
 
 
-def _entries_or_empty(root: EvalRoot) -> dict[str, Any]:
+def _rebuild_remote(root: EvalRoot, remote: "RemoteRoot") -> dict[str, Any]:
+    """Compile and write; if another machine was faster, do it again from what there is then."""
+    for attempt in range(REGISTRY_ATTEMPTS):
+        time.sleep(random.uniform(0, 0.2 * attempt))
+        remote.pull([root.registry])
+        entries, before = _compiled(root, remote.pull_metadata())
+        if entries == before and root.registry.exists():
+            return entries
+        try:
+            remote.mirror.publish(root.registry, _registry_bytes(entries))
+        except OutdatedError:
+            continue
+        if remote.objects.has_conditions:
+            return entries  # else look again whether another one has written at the same time
+    raise StoreError(
+        f"{root.shown(root.registry)} was written by others each time; "
+        "run: eval-ingest registry rebuild"
+    )
+
+
+def _compiled(root: EvalRoot, names: Sequence[str]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The registry's entries as they should be, and as they are."""
     try:
-        return read_registry(root)
+        before = _registry_at_hand(root)
     except StoreError:
-        return {}
+        before = {}
+    entries: dict[str, Any] = {}
+    for name in names:
+        layout = root.dataset(name)
+        try:
+            metadata = _metadata_at_hand(layout)
+        except StoreError:
+            if name in before:
+                entries[name] = before[name]
+            continue
+        if metadata is not None:
+            entries[name] = registry_entry(metadata, layout.registered_path)
+    return entries, before
+
+
+def _registry_bytes(entries: dict[str, Any]) -> bytes:
+    return json_bytes(
+        {
+            "version": REGISTRY_VERSION,
+            "updated_at": datetime.now(UTC).isoformat(),
+            "datasets": entries,
+        }
+    )
 
 
 def remove_dataset(root: EvalRoot, name: str) -> None:
@@ -150,7 +210,15 @@ def remove_dataset(root: EvalRoot, name: str) -> None:
     """
     layout = root.dataset(name)
     aside = root.path / f"{_REMOVED}{name}.{time.time_ns()}"
-    with locked(layout.lock, LOCK_TIMEOUT_S, f"removing {name}"):
+    what = f"removing {name}"
+    with locked(layout.lock, LOCK_TIMEOUT_S, what), layout.held(LOCK_TIMEOUT_S, what):
+        if layout.remote is not None:
+            # There is nothing to rename; without metadata.json, nobody sees the rest.
+            layout.remote.remove([layout.metadata])
+            rebuild_registry(root)
+            layout.remote.remove_below(layout.path)
+            shutil.rmtree(layout.path, ignore_errors=True)
+            return
         try:
             layout.path.rename(aside)
         except OSError as error:

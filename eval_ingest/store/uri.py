@@ -1,40 +1,58 @@
-"""From the name of an eval root to a path: a folder, or `weka://bucket/path`."""
+"""From the name of an eval root to the root: a folder, weka://bucket/path, or another URL."""
 
 from pathlib import Path
 
 from eval_ingest.errors import StoreError
+from eval_ingest.objects.filesystems import WEKA_ENDPOINT_VARIABLE, WEKA_MOUNT, weka_mount
 from eval_ingest.settings import EVAL_ROOT_VARIABLE, Settings
+from eval_ingest.store.layout import EvalRoot
 
-WEKA_MOUNT = Path("/weka")
 
+def open_root(settings: Settings, root: str | Path | None = None) -> EvalRoot:
+    """The eval root that is asked for, or else the environment's; nothing is looked at yet.
 
-def eval_root_path(root: str) -> Path:
-    """The folder of an eval root.
-
-    `weka://bucket/path` is /weka/bucket/path where that is mounted.
+    `weka://bucket/path` is /weka/bucket/path where that is mounted, else the bucket of the S3
+    endpoint WEKA_ENDPOINT_URL.
 
     Raises:
         StoreError: it can't be reached from this machine.
     """
-    scheme, separator, rest = root.partition("://")
+    text = str(root) if root is not None else settings.eval_root
+    scheme, separator, rest = text.partition("://")
     if not separator:
-        return Path(root).expanduser().absolute()
+        return EvalRoot(Path(text).expanduser().absolute())
     if scheme == "file":
-        return Path("/" + rest.lstrip("/"))
-    if scheme == "weka":
-        bucket = rest.partition("/")[0]
-        if (WEKA_MOUNT / bucket).is_dir():
-            return WEKA_MOUNT / rest
+        return EvalRoot(Path("/" + rest.lstrip("/")))
+    mounted = weka_mount(text)
+    if mounted is not None:
+        return EvalRoot(mounted)
+    bucket, _, folder = rest.partition("/")
+    if ".." in folder.split("/") or not bucket:
         raise StoreError(
-            f"the eval root {root} can't be reached: {WEKA_MOUNT / bucket} is not mounted here; "
-            f"set {EVAL_ROOT_VARIABLE} to a folder, such as {EVAL_ROOT_VARIABLE}=$HOME/evals"
+            f"the eval root {text} names no folder; "
+            f"set {EVAL_ROOT_VARIABLE} to a path, or a URL such as s3://bucket/evals"
         )
-    raise StoreError(
-        f"eval roots of kind {scheme}:// are not supported ({root}); "
-        f"set {EVAL_ROOT_VARIABLE} to a folder or a weka:// path"
+    # fsspec's file systems are slow to import, and a local root needs none of this.
+    from eval_ingest.store.remote_root import open_remote_root
+
+    endpoint = None
+    if scheme == "weka":
+        endpoint = settings.weka_endpoint_url
+        if endpoint is None:
+            raise StoreError(
+                f"the eval root {text} can't be reached: {WEKA_MOUNT / bucket} is not mounted "
+                f"here; set {EVAL_ROOT_VARIABLE} to a folder or URL, such as "
+                f"{EVAL_ROOT_VARIABLE}=$HOME/evals, or {WEKA_ENDPOINT_VARIABLE} to the address of "
+                "Weka's S3"
+            )
+    cache = Path(settings.cache).expanduser().absolute()
+    server = endpoint or next(
+        (settings.variables[name] for name in _SERVERS if settings.variables.get(name)), ""
     )
+    limit = int(settings.cache_gib * 2**30)
+    remote = open_remote_root(text.rstrip("/"), cache, limit, server, endpoint)
+    return EvalRoot(remote.folder, remote)
 
 
-def resolve_eval_root(settings: Settings, root: str | Path | None = None) -> Path:
-    """The eval root that is asked for, or else the environment's."""
-    return eval_root_path(str(root) if root is not None else settings.eval_root)
+_SERVERS = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "STORAGE_EMULATOR_HOST")
+"""Variables by which buckets of the same name may be on another server."""

@@ -7,9 +7,10 @@ import numpy as np
 
 from eval_ingest.core.entry import Metadata
 from eval_ingest.errors import StoreError
-from eval_ingest.store.copy import Manifest, measure_copy
+from eval_ingest.store.copy import Manifest, Measured
 from eval_ingest.store.index_file import read_facts
 from eval_ingest.store.layout import DatasetLayout
+from eval_ingest.store.windows import windows_of
 
 
 def verify(
@@ -21,11 +22,17 @@ def verify(
     """
     problems = []
     for split, found in metadata.splits.items():
+        layout.root.pull(layout.path / found.index)
         if read_facts(layout.path / found.index) is None:
             problems.append(f"the index of {split}, {found.index}, can't be read")
     for shard in metadata.shards:
         for name, array in shard.arrays.items():
             path = layout.samples / shard.name / f"{name}.npy"
+            if layout.remote is not None:
+                wrong = layout.remote.check_array(path, array)
+                if wrong is not None:
+                    problems.append(f"{path.relative_to(layout.path)}: {wrong}")
+                continue
             try:
                 stored = np.load(path, mmap_mode="r", allow_pickle=False)
             except (OSError, ValueError) as error:
@@ -38,21 +45,21 @@ def verify(
                     f"{path.relative_to(layout.path)}: {stored.dtype} with {rows} rows, "
                     f"recorded {array.dtype} with at least {shard.rows}"
                 )
-    windows = list(Manifest(layout).windows.values())
-    for done, window in enumerate(windows, start=1):
-        folder = layout.windows / window.group / window.name
-        try:
-            n_files, n_bytes, checksum = measure_copy(folder)
-        except StoreError as error:
-            problems.append(str(error))
-            continue
-        if (n_files, n_bytes, checksum) != (window.n_files, window.n_bytes, window.checksum):
+    layout.root.pull(layout.copy_manifest)
+    windows = Manifest(layout).windows
+    for done, (key, now) in enumerate(windows_of(layout).measured(windows), start=1):
+        window = windows[key]
+        recorded = Measured(window.n_files, window.n_bytes, window.checksum)
+        if isinstance(now, StoreError):
+            problems.append(str(now))
+        elif now != recorded:
             problems.append(
-                f"windows/{window.group}/{window.name}: {n_files} files, {n_bytes} bytes, "
-                f"CRC32C {checksum}; recorded {window.n_files}, {window.n_bytes}, {window.checksum}"
+                f"windows/{window.group}/{window.name}: {now.n_files} files, {now.n_bytes} "
+                f"bytes, checksum {now.checksum}; recorded {recorded.n_files}, "
+                f"{recorded.n_bytes}, {recorded.checksum}"
             )
         progress("windows verified", done, len(windows))
-    total = sum(window.n_bytes for window in windows)
+    total = sum(window.n_bytes for window in windows.values())
     checked = (
         f"{len(windows)} windows ({total / 2**20:.1f} MiB), {len(metadata.shards)} shards, "
         f"{len(metadata.splits)} split indexes read"

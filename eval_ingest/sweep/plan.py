@@ -82,7 +82,7 @@ class SweepPlan:
         known = root.dataset_names()
         if not known:
             raise SweepError(
-                f"no dataset is ingested under {root.path}; "
+                f"no dataset is ingested under {root.url}; "
                 "run eval-ingest ingest, or set OLMOEARTH_EVAL_DATASETS"
             )
         if ALL in self.datasets:
@@ -92,7 +92,7 @@ class SweepPlan:
                 raise UnknownDatasetError(
                     name,
                     known,
-                    f"the eval root {root.path}",
+                    f"the eval root {root.url}",
                     f"To ingest it: eval-ingest ingest --name {name}",
                 )
         return _once(self.datasets)

@@ -19,7 +19,7 @@ from eval_ingest.loading import EvalDataset
 from eval_ingest.settings import Settings
 from eval_ingest.store.layout import EvalRoot
 from eval_ingest.store.registry import require_metadata
-from eval_ingest.store.uri import resolve_eval_root
+from eval_ingest.store.uri import open_root
 from eval_ingest.sweep import embed, probes
 from eval_ingest.sweep.embed import Embedded, Progress, embed_split, writable
 from eval_ingest.sweep.encoders import Encoder, load_encoder
@@ -73,7 +73,7 @@ def run_sweep(
         StoreError: the results can't be written.
     """
     settings = settings or Settings.load()
-    eval_root = EvalRoot(resolve_eval_root(settings, root))
+    eval_root = open_root(settings, root)
     plan = plan.checked(eval_root)
     writable(plan.out, "say --out FOLDER of yours")
     run = _Run(
@@ -290,7 +290,7 @@ class _Splits:
     """A dataset's embedded splits."""
 
     name: str
-    root: Path
+    root: str
     embedded: Embedded
     """train"""
     place: dict[str, int]
@@ -309,7 +309,7 @@ class _Splits:
             return EvalDataset(
                 metadata.name,
                 split,
-                root=run.root.path,
+                root=run.root.url,
                 normalize=encoder.normalize,
                 method=encoder.method,
             )
@@ -325,7 +325,7 @@ class _Splits:
         train = opened("train")
         return cls(
             metadata.name,
-            run.root.path,
+            run.root.url,
             made["train"],
             {train.window(i): i for i in range(len(train))},
             Rows.of(made["val"]) if "val" in made else None,
