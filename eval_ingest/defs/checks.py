@@ -29,7 +29,7 @@ from eval_ingest.report.terminal import counts_text
 from eval_ingest.settings import Settings
 from eval_ingest.store.layout import EvalRoot
 from eval_ingest.store.registry import require_metadata
-from eval_ingest.store.uri import resolve_eval_root
+from eval_ingest.store.uri import open_root
 
 WARN, ERROR = dg.AssetCheckSeverity.WARN, dg.AssetCheckSeverity.ERROR
 
@@ -187,7 +187,7 @@ def _loads(root: EvalRoot, entry: Metadata) -> Result:
             continue
         began = time.perf_counter()
         try:
-            data = EvalDataset(entry.name, split, root=root.path)
+            data = EvalDataset(entry.name, split, root=root.url)
             opened_ms = 1000 * (time.perf_counter() - began)
             samples = [data[i] for i in sorted({0, len(data) - 1})]
         except EvalIngestError as error:
@@ -291,7 +291,7 @@ def registry_entry_checks(
     name = context.partition_key
     wanted = [key.name for key in context.selected_asset_check_keys]
     with as_failure(name):
-        found = list(results(EvalRoot(resolve_eval_root(settings)), name, wanted))
+        found = list(results(open_root(settings), name, wanted))
     for result in found:
         level = "passed" if result.passed else result.severity.value.lower()
         context.log.info(f"{result.name}: {level}: {result.text}")

@@ -181,11 +181,10 @@ def _leaderboard(options: argparse.Namespace) -> int:
 
 def _tasks(options: argparse.Namespace) -> int:
     from eval_ingest.settings import Settings
-    from eval_ingest.store.layout import EvalRoot
-    from eval_ingest.store.uri import resolve_eval_root
+    from eval_ingest.store.uri import open_root
     from eval_ingest.sweep.tasks import as_overrides, as_python, left_out_lines, trainer_tasks
 
-    root = EvalRoot(resolve_eval_root(Settings.load()))
+    root = open_root(Settings.load())
     found = trainer_tasks(root, options.datasets)
     if options.json:
         tasks = {task.name: task.fields for task in found.tasks}
