@@ -153,19 +153,20 @@ def _run(code):
     return namespace["EVAL_TASKS"]
 
 
-def main():
+def serve(functions):
+    """Answer requests until there are no more."""
     replies = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # whatever the packages print is not a reply
-    sys.meta_path.append(_Absent())
-    forbid_scans()
     for line in sys.stdin:
         request = json.loads(line)
         try:
-            reply = {"value": globals()[request["do"]](**request["with"])}
+            reply = {"value": functions[request["do"]](**request["with"])}
         except Exception:
             reply = {"error": traceback.format_exc()}
         print(json.dumps(reply, default=str), file=replies, flush=True)
 
 
 if __name__ == "__main__":
-    main()
+    sys.meta_path.append(_Absent())
+    forbid_scans()
+    serve(globals())

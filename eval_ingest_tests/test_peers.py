@@ -6,7 +6,6 @@ of its own, in which rslearn may not scan windows: every read below found its in
 
 import json
 import shlex
-import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -20,8 +19,8 @@ from eval_ingest.core.norm import METHODS
 from eval_ingest.loading.olmoearth import OlmoEarthAdapter
 from eval_ingest_tests import factories
 from eval_ingest_tests.conftest import make_job
+from eval_ingest_tests.peer import PYTHON, Peer
 
-PYTHON = Path(__file__).parents[1] / ".venv-peers" / "bin" / "python"
 SPLITS = ("train", "val", "test")
 
 pytestmark = pytest.mark.skipif(not PYTHON.exists(), reason="needs .venv-peers: make peers")
@@ -29,49 +28,10 @@ pytestmark = pytest.mark.skipif(not PYTHON.exists(), reason="needs .venv-peers: 
 Ingested = Callable[[str], Path]
 
 
-class Peer:
-    """The other process."""
-
-    def __init__(self, log: Path) -> None:
-        self._log = log
-        self._process = subprocess.Popen(
-            [PYTHON, Path(__file__).parent / "peer_process.py"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=log.open("w"),
-            text=True,
-            cwd=log.parent,
-        )
-
-    def __call__(self, do: str, **arguments: Any) -> Any:
-        assert self._process.stdin is not None and self._process.stdout is not None
-        request = {"do": do, "with": {k: _plain(v) for k, v in arguments.items()}}
-        self._process.stdin.write(json.dumps(request) + "\n")
-        self._process.stdin.flush()
-        line = self._process.stdout.readline()
-        assert line, f"the other process ended:\n{self._log.read_text()[-3000:]}"
-        reply = json.loads(line)
-        if "error" in reply:
-            raise PeerError(reply["error"])
-        return reply["value"]
-
-    def close(self) -> None:
-        assert self._process.stdin is not None
-        self._process.stdin.close()
-        self._process.wait(60)
-
-
-class PeerError(Exception):
-    """What the other process raised."""
-
-
-def _plain(value: Any) -> Any:
-    return str(value) if isinstance(value, Path) else value
-
-
 @pytest.fixture(scope="module")
 def peer(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Peer]:
-    process = Peer(tmp_path_factory.mktemp("peer") / "log")
+    script = Path(__file__).parent / "peer_process.py"
+    process = Peer(script, tmp_path_factory.mktemp("peer") / "log")
     yield process
     process.close()
 

@@ -1,0 +1,231 @@
+"""`make bench-peers`: how fast, beside the existing OlmoEarth eval code, all in one run.
+
+Both get the same generated dataset from the same warm page cache, as many workers, compiled
+bytecode, and turns in alternating order. Every figure is a median; the spread is in the JSON.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from benchmarks.bench import CACHE, dataset, machine
+from eval_ingest_tests.peer import PYTHON, Peer
+
+NAME = "tolbi_crops"
+SCRIPT = Path(__file__).parent / "peer.py"
+
+
+@dataclass
+class Comparison:
+    """One line of the table."""
+
+    what: str
+    unit: str
+    ours: float
+    theirs: float
+    ratio: float
+    """How many times better ours is."""
+    wanted: float | None = None
+    """The ratio to reach."""
+    ours_all: list[float] = field(default_factory=list)
+    theirs_all: list[float] = field(default_factory=list)
+
+    def line(self, width: int) -> str:
+        """As text."""
+        digits = 0 if self.unit == "/s" else 3
+        wanted = f"(to reach: {self.wanted:g}x)" if self.wanted else ""
+        return (
+            f"{self.what:<{width}}  {self.ours:>10,.{digits}f} {self.unit:<2}  "
+            f"{self.theirs:>10,.{digits}f} {self.unit:<2}  {self.ratio:>7,.1f}x {wanted}".rstrip()
+        )
+
+
+def main() -> int:
+    """Print the table."""
+    parser = argparse.ArgumentParser(prog="make bench-peers", description=__doc__)
+    parser.add_argument("--windows", type=int, default=250)
+    parser.add_argument("--repeat", type=int, default=3, help="turns of the ingest; default 3")
+    parser.add_argument("--json", type=Path, help="write the figures there, too")
+    options = parser.parse_args()
+    if not PYTHON.exists():
+        print("there is no .venv-peers; run: make peers", file=sys.stderr)
+        return 1
+    source = dataset(options.windows).absolute()
+    cores = len(os.sched_getaffinity(0))
+    print(
+        f"{options.windows} windows of 64 x 64 pixels, 12 timesteps, 12 bands; {cores} workers "
+        f"each; {machine()}; load {os.getloadavg()[0]:.1f} at the start"
+    )
+    base = (CACHE / f"peers_{options.windows}").absolute()
+    shutil.rmtree(base, ignore_errors=True)
+    environment = {"OLMOEARTH_INGEST_WORKERS": str(cores), "NUM_WORKERS": str(cores)}
+    os.environ.update(environment)
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+    rows = [
+        *ingests(source, base, options.repeat),
+        *openings(base, options.repeat + 4),
+        *processes(base, options.repeat),
+    ]
+    width = max(len(row.what) for row in rows)
+    print(f"{'':<{width}}  {'eval_ingest':>13}  {'existing code':>13}")
+    for row in rows:
+        print(row.line(width))
+    if options.json:
+        facts = {"windows": options.windows, "machine": machine(), "workers": cores}
+        options.json.write_text(json.dumps({**facts, "rows": [asdict(r) for r in rows]}, indent=2))
+    return 0
+
+
+def alternate(
+    repeat: int, ours: Callable[[], float], theirs: Callable[[], float]
+) -> tuple[list[float], list[float]]:
+    """Run both in turns, the first one changing; what each returned."""
+    found: tuple[list[float], list[float]] = ([], [])
+    for turn in range(repeat):
+        for k in (0, 1) if turn % 2 == 0 else (1, 0):
+            found[k].append((ours, theirs)[k]())
+    return found
+
+
+def compared(
+    what: str, both: tuple[list[float], list[float]], wanted: float | None = None
+) -> Comparison:
+    """Seconds of both, compared by their medians."""
+    ours, theirs = map(statistics.median, both)
+    return Comparison(what, "s", ours, theirs, theirs / ours, wanted, *both)
+
+
+def timed(command: list[str | Path]) -> tuple[float, str]:
+    """Seconds of a whole process, and what it printed last."""
+    started = time.perf_counter()
+    done = subprocess.run(command, capture_output=True, text=True)
+    seconds = time.perf_counter() - started
+    if done.returncode:
+        raise SystemExit(f"{command[1]} failed:\n{done.stderr[-3000:]}")
+    lines = done.stdout.splitlines()
+    return seconds, lines[-1] if lines else ""
+
+
+def ingests(source: Path, base: Path, repeat: int) -> list[Comparison]:
+    """Whole ingests, each in a process of its own into an empty folder."""
+    inner: tuple[list[float], list[float]] = ([], [])
+
+    def fresh(folder: str) -> Path:
+        shutil.rmtree(base / folder, ignore_errors=True)
+        (base / folder).mkdir(parents=True)
+        warm(source)
+        os.sync()  # nobody pays for what another has written
+        return base / folder
+
+    def ours() -> float:
+        root = fresh("ours")
+        command = [sys.executable, "-m", "benchmarks.bench", "--one-ingest", source, root]
+        seconds, last = timed(command)
+        inner[0].append(json.loads(last)["seconds"])
+        return seconds
+
+    def theirs() -> float:
+        root = fresh("theirs")
+        seconds, last = timed([PYTHON, SCRIPT, "ingest", source, root, NAME])
+        inner[1].append(float(last))
+        return seconds
+
+    whole = alternate(repeat, ours, theirs)
+    return [
+        compared("whole ingest, as a process", whole, 6),
+        compared("  without its imports", inner, 6),
+    ]
+
+
+def warm(folder: Path) -> None:
+    """Read every file, so that it is in the page cache."""
+    for base, _, names in os.walk(folder):
+        for name in names:
+            (Path(base) / name).read_bytes()
+
+
+def openings(base: Path, repeat: int) -> list[Comparison]:
+    """Opening a split to its first sample, and random samples, both with everything imported."""
+    from eval_ingest import EvalDataset
+
+    with tempfile.TemporaryDirectory() as scratch:
+        peer = Peer(SCRIPT, Path(scratch) / "log")
+        peer("warm")
+        own, from_ours = base / "theirs" / "registry.json", base / "ours" / "registry.json"
+
+        def dataset() -> EvalDataset:
+            return EvalDataset(NAME, "train", root=base / "ours", normalize="pretrained")
+
+        def first_sample() -> float:
+            started = time.perf_counter()
+            dataset()[0]
+            return time.perf_counter() - started
+
+        def opens(registry: Path, fresh: bool = False) -> Callable[[], float]:
+            return lambda: float(
+                peer("opened", registry=registry, name=NAME, split="train", fresh=fresh)
+            )
+
+        scan = alternate(3, first_sample, opens(own, fresh=True))
+        opens(own)(), first_sample()
+        again = alternate(repeat, first_sample, opens(own))
+        theirs_on_ours = alternate(repeat, first_sample, opens(from_ours))
+        rows = [
+            compared("open a split to its first sample", again, 100),
+            compared("  the first time: it scans the windows", scan),
+            compared("  it on our copy, the first time too", theirs_on_ours),
+            _samples(dataset(), peer, own),
+        ]
+        peer.close()
+    return rows
+
+
+def _samples(ours: Iterable[object], peer: Peer, registry: Path) -> Comparison:
+    """Random samples a second, cropped and normalised."""
+    import random
+
+    def sample_ours(count: int = 3000) -> float:
+        order = random.Random(0).choices(range(len(ours)), k=count)  # type: ignore[arg-type]
+        started = time.perf_counter()
+        for i in order:
+            ours[i]  # type: ignore[index]
+        return count / (time.perf_counter() - started)
+
+    def sample_theirs(count: int = 60) -> float:
+        arguments = {"registry": registry, "name": NAME, "split": "train"}
+        return count / float(peer("sampled", **arguments, count=count, seed=0))
+
+    sample_ours(), sample_theirs()
+    both = alternate(5, sample_ours, sample_theirs)
+    own, theirs = map(statistics.median, both)
+    what = "random samples, one process"
+    return Comparison(what, "/s", own, theirs, own / theirs, 150, *both)
+
+
+def processes(base: Path, repeat: int) -> list[Comparison]:
+    """A fresh process to its first sample: imports and all."""
+    root = str(base / "ours")
+    code = f"from eval_ingest import EvalDataset; EvalDataset({NAME!r}, 'train', root={root!r})[0]"
+    registry = base / "theirs" / "registry.json"
+
+    def ours() -> float:
+        return timed([sys.executable, "-c", code])[0]
+
+    def theirs() -> float:
+        return timed([PYTHON, SCRIPT, "first", registry, NAME, "train"])[0]
+
+    ours(), theirs()
+    return [compared("a new process to its first sample", alternate(repeat, ours, theirs))]
+
+
+if __name__ == "__main__":
+    sys.exit(main())
