@@ -16,7 +16,7 @@ from eval_ingest import EvalDataset
 from eval_ingest.core.modality import MODALITIES
 from eval_ingest.errors import LoadError
 from eval_ingest.loading import collate
-from eval_ingest.loading.olmoearth import OlmoEarthAdapter, align
+from eval_ingest.loading.olmoearth import MISSING, SEEN, OlmoEarthAdapter, align
 from eval_ingest_tests.fake_evals import write_fake
 
 Ingested = Callable[[str], Path]
@@ -79,6 +79,12 @@ def test_bands_are_in_the_packages_order(package: Any) -> None:
 
     for modality in MODALITIES.values():
         assert list(modality.bands) == Modality.get(modality.name).band_order
+
+
+def test_masks_have_the_packages_values(package: Any) -> None:
+    from olmoearth_pretrain_minimal.olmoearth_pretrain_v1.utils.datatypes import MaskValue
+
+    assert (SEEN, MISSING) == (MaskValue.ONLINE_ENCODER.value, MaskValue.MISSING.value)
 
 
 @pytest.mark.parametrize("case", ["three_modalities", "per_pixel_regression"])
@@ -172,6 +178,21 @@ def test_missing_timesteps_of_a_modality_are_masked(package: Any, ingested: Inge
     assert mask.shape[-2:] == (3, 1)
     assert (mask[:, :, :2] == 0).all() and (mask[:, :, 2] == 3).all()
     assert (sample.sentinel1[0, :, :, 2] == 0).all()
+
+
+def test_a_modality_that_a_window_lacks_is_masked(package: Any, ingested: Ingested) -> None:
+    root = ingested("three_modalities")
+    dataset = EvalDataset("three_modalities", "train", root=root, normalize="pretrained")
+    adapter = OlmoEarthAdapter(dataset)
+    steps = [len(dataset[i]["timestamps"]["landsat"]) for i in range(len(dataset))]
+    without, beside = steps.index(0), steps.index(2)
+    for rows in ([without], [beside, without]):
+        sample, _ = adapter.collate([dataset[i] for i in rows])
+        assert sample.landsat.shape == (len(rows), 16, 16, 3, 11)
+        assert (sample.landsat[-1] == 0).all() and (sample.landsat_mask[-1] == 3).all()
+        assert (sample.sentinel2_l2a_mask == 0).all()
+    sample, _ = adapter.collate([dataset[beside], dataset[without]])
+    assert (sample.landsat_mask[0, :, :, :2] == 0).all()
 
 
 def test_samples_of_differing_length_and_size_are_padded_and_masked(
