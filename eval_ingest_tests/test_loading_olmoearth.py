@@ -84,7 +84,7 @@ def test_bands_are_in_the_packages_order(package: Any) -> None:
 def test_masks_have_the_packages_values(package: Any) -> None:
     from olmoearth_pretrain_minimal.olmoearth_pretrain_v1.utils.datatypes import MaskValue
 
-    assert (SEEN, MISSING) == (MaskValue.ONLINE_ENCODER.value, MaskValue.MISSING.value)
+    assert (MaskValue.ONLINE_ENCODER.value, MaskValue.MISSING.value) == (SEEN, MISSING)
 
 
 @pytest.mark.parametrize("case", ["three_modalities", "per_pixel_regression"])
