@@ -12,14 +12,19 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 import yaml
 
 from eval_ingest import EvalDataset, cli, pipeline
 from eval_ingest.core.norm import METHODS
 from eval_ingest.loading.olmoearth import OlmoEarthAdapter
+from eval_ingest.store.layout import EvalRoot
+from eval_ingest.store.registry import rebuild_registry
+from eval_ingest.sweep.tasks import trainer_tasks
 from eval_ingest_tests import factories
 from eval_ingest_tests.conftest import make_job
 from eval_ingest_tests.peer import PYTHON, Peer
+from eval_ingest_tests.test_shared_configs import CONFIGS, FOLDERS, generate
 
 SPLITS = ("train", "val", "test")
 
@@ -109,6 +114,16 @@ def test_three_modalities_at_once_equal_ours(peer: Peer, even: Path, tmp_path: P
     assert list(modalities) == ["sentinel2_l2a", "sentinel1", "landsat"]
 
 
+@pytest.mark.skipif(not CONFIGS.is_dir(), reason="needs ../shared/configs")
+@pytest.mark.parametrize("name", FOLDERS)
+def test_datasets_of_real_configurations_equal_ours(name: str, peer: Peer, tmp_path: Path) -> None:
+    source = generate(CONFIGS / name, tmp_path / "source", FOLDERS[name])
+    root = tmp_path / "root"
+    pipeline.ingest(make_job(source, root, name))
+    for task in trainer_tasks(EvalRoot(root)).tasks:
+        compare(peer, root, name, list(task.input_modalities), tmp_path)
+
+
 def compare(
     peer: Peer, root: Path, name: str, modalities: list[str] | None, tmp_path: Path
 ) -> None:
@@ -126,7 +141,9 @@ def compare(
             for modality in dataset.bands:
                 found = theirs[modality]
                 assert found.dtype == np.float32
-                ours = getattr(sample, modality)[0].numpy()
+                ours = dataset[i][modality].numpy()
+                if in_order(dataset[i]["timestamps"][modality]):  # else the adapter puts them so
+                    ours = getattr(sample, modality)[0].numpy()
                 assert found.shape == ours.shape
                 assert np.allclose(found, ours, rtol=1e-5, atol=1e-5)
                 mask = theirs[f"{modality}_mask"]
@@ -139,6 +156,12 @@ def compare(
             assert sample.timestamps[0, :, 2].unique().tolist() != [2022] and steps > 1
             compared += 1
     assert compared >= 8
+
+
+def in_order(stamps: torch.Tensor) -> bool:
+    """True if dates (T, 3) = day, month, year never go back."""
+    dates = stamps.flip(1).tolist()
+    return dates == sorted(dates)
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -232,9 +255,6 @@ def test_a_label_fraction_is_the_same_subset(
 @pytest.fixture(scope="module")
 def many(ingested: Ingested, even: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Eval root with the datasets of all cases."""
-    from eval_ingest.store.layout import EvalRoot
-    from eval_ingest.store.registry import rebuild_registry
-
     root = tmp_path_factory.mktemp("many")
     for case in factories.CASES:
         (root / case).symlink_to(ingested(case) / case)
