@@ -33,8 +33,8 @@ lint: $(READY)  ## formatting, types, and which module may import which
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-bench: $(READY)  ## how fast it is, beside rslearn; WINDOWS=1000 for a larger dataset
-	$(BIN)/python -m benchmarks.bench --windows $${WINDOWS:-250}
+bench: $(READY)  ## how fast it is, beside rslearn; WINDOWS=1000, GROWTH="250 1000 4000" or MANY=100000
+	$(BIN)/python -m benchmarks.bench --windows $${WINDOWS:-250} --growth $${GROWTH:-} --many $${MANY:-0}
 
 peers: $(PEERS_READY)  ## make .venv-peers: the existing OlmoEarth eval code, for test_peers.py
 

@@ -1,54 +1,85 @@
 """`make bench`: how fast, beside rslearn and a plain numpy memory map, all in one run.
 
+    make bench                        250 windows, a minute
+    make bench WINDOWS=1000           a larger dataset
+    make bench GROWTH="250 1000 4000" how time and memory grow with the number of windows
+    make bench MANY=100000            the same small windows again and again: time and memory
+
 Times on shared machines are noisy: ratios between neighbours in one run are what to compare.
-Every figure is a median of several repetitions.
+Every figure is a median of several repetitions, and what is compared takes turns.
 """
 
 import argparse
-import contextlib
-import io
 import json
+import logging
 import os
 import platform
 import shutil
 import statistics
 import subprocess
 import sys
+import threading
 import time
 import types
 import warnings
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 CACHE = Path(".cache/bench")
 GROUP = "20251210"
+WORKERS = len(os.sched_getaffinity(0))
+
+
+class Row(NamedTuple):
+    """A line of the table."""
+
+    what: str
+    ours: str
+    reference: str = ""
+    ratio: str = ""
 
 
 def main() -> int:
     """Print the table."""
-    parser = argparse.ArgumentParser(prog="make bench", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="make bench", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
     parser.add_argument("--windows", type=int, default=250)
-    parser.add_argument("--growth", type=int, nargs="*", default=[], help="e.g. 250 1000 4000")
+    parser.add_argument("--growth", type=int, nargs="*", default=[])
+    parser.add_argument("--many", type=int, default=0)
     parser.add_argument("--json", type=Path, help="write the figures there, too")
-    parser.add_argument("--one-ingest", nargs=2, metavar=("SOURCE", "ROOT"), help=argparse.SUPPRESS)
+    parser.add_argument("--one-ingest", nargs=3, help=argparse.SUPPRESS)
     options = parser.parse_args()
+    warnings.simplefilter("ignore")
+    logging.disable(logging.WARNING)
     if options.one_ingest:
         print(json.dumps(_one_ingest(*options.one_ingest)))
         return 0
-    warnings.simplefilter("ignore")
-    source = dataset(options.windows)
-    print(f"{options.windows} windows of 64 x 64 pixels, 12 timesteps, 12 bands; {machine()}")
-    rows = [*ingest_rows(source, options.windows), *decode_rows(source), *load_rows(source)]
-    if options.growth:
-        rows += growth_rows(options.growth)
-    width = max(len(row["what"]) for row in rows)
-    for row in rows:
-        print(f"{row['what']:<{width}}  {row['ours']:>22}  {row['reference']:>36}  {row['ratio']}")
+    print(f"{machine()}; {kernels_text()}")
+    parts: list[Callable[[], list[Row]]] = []
+    if options.many:
+        parts = [partial(many_rows, options.many)]
+    elif options.growth:
+        parts = [partial(growth_rows, options.growth)]
+    else:
+        source = dataset(options.windows)
+        print(f"{options.windows} windows of 64 x 64 pixels, 12 timesteps, 12 bands")
+        parts = [
+            partial(decode_rows, source),
+            partial(ingest_rows, source, options.windows),
+            partial(load_rows, source, CACHE / "root"),
+        ]
+    rows = []
+    for part in parts:
+        for row in part():
+            print(f"{row.what:<38}  {row.ours:>20}  {row.reference:>38}  {row.ratio}", flush=True)
+            rows.append(row._asdict())
     if options.json:
         options.json.write_text(json.dumps(rows, indent=2))
     return 0
@@ -57,137 +88,138 @@ def main() -> int:
 def machine() -> str:
     """The machine's size and the date, for the record."""
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    cores = len(os.sched_getaffinity(0))
     today = datetime.now(UTC).date()
-    return f"{cores} cores, {memory:.0f} GiB, Python {platform.python_version()}, {today}"
+    return f"{WORKERS} cores, {memory:.0f} GiB, Python {platform.python_version()}, {today}"
 
 
-def dataset(windows: int) -> Path:
+def kernels_text() -> str:
+    """Whether the fast loops are there."""
+    from eval_ingest.core.kernels import are_compiled
+
+    return "compiled loops" if are_compiled() else "NO compiled loops: no C compiler was found"
+
+
+def dataset(windows: int, size: int = 64, timesteps: int = 12) -> Path:
     """A tolbi-like source dataset of that many windows, written once."""
-    root = CACHE / f"source_{windows}"
+    root = CACHE / f"source_{windows}_{size}_{timesteps}"
     if not (root / ".complete").exists():
         from eval_ingest.demo import write_tolbi_like
 
         print(f"writing {windows} windows through rslearn (once) ...", file=sys.stderr)
         shutil.rmtree(root, ignore_errors=True)
-        write_tolbi_like(root, "tolbi", windows=windows, seed=1, broken=False, workers=2)
+        write_tolbi_like(
+            root, "tolbi", windows=windows, size=size, timesteps=timesteps, seed=1, broken=False,
+            workers=WORKERS,
+        )  # fmt: skip
         (root / ".complete").touch()
     return root / "tolbi"
 
 
-def row(what: str, ours: str, reference: str, ratio: str) -> dict[str, str]:
-    """A line of the table."""
-    return {"what": what, "ours": ours, "reference": reference, "ratio": ratio}
-
-
 def median_seconds(work: Callable[[], Any], repeat: int = 5) -> float:
     """Median time of a call."""
-    times = []
+    return compare([work], repeat)[0]
+
+
+def compare(works: Sequence[Callable[[], Any]], repeat: int = 5) -> list[float]:
+    """Median time of each of several calls, which take turns."""
+    times: list[list[float]] = [[] for _ in works]
     for _ in range(repeat):
-        started = time.perf_counter()
-        work()
-        times.append(time.perf_counter() - started)
-    return statistics.median(times)
-
-
-# ------------------------------------------------------------------------------------- ingest
-
-
-def _one_ingest(source: str, root: str) -> dict[str, float]:
-    """Ingest in this process; seconds, peak memory, seconds per stage."""
-    from eval_ingest import pipeline
-    from eval_ingest.core.spec import DatasetSpec
-    from eval_ingest.settings import Settings
-
-    spec = DatasetSpec(name="tolbi_crops", source=source)
-    started = time.perf_counter()
-    job = pipeline.open_job(spec, Settings.load({"OLMOEARTH_EVAL_DATASETS": root}, Path("none")))
-    outcomes = pipeline.ingest(job)
-    seconds = time.perf_counter() - started
-    status = Path("/proc/self/status").read_text()  # unlike getrusage, it forgets the parent's peak
-    peak = int(status.split("VmHWM:")[1].split()[0]) * 1024
-    return {"seconds": seconds, "peak": peak, **{o.stage: o.seconds for o in outcomes}}
-
-
-def run_ingest(source: Path, root: Path) -> dict[str, float]:
-    """Ingest in a process of its own, so that its peak memory is its own."""
-    command = [sys.executable, "-m", "benchmarks.bench", "--one-ingest", str(source), str(root)]
-    done = subprocess.run(command, check=True, capture_output=True, text=True)
-    found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
-    return found
-
-
-def ingest_rows(source: Path, windows: int) -> list[dict[str, str]]:
-    """A first ingest, one with nothing to do, one with another split policy."""
-    root = CACHE / f"root_{windows}"
-    shutil.rmtree(root, ignore_errors=True)
-    first = run_ingest(source, root)
-    again = min((run_ingest(source, root) for _ in range(3)), key=lambda found: found["seconds"])
-    return [
-        row(
-            "whole ingest",
-            f"{first['seconds']:.2f} s",
-            f"{first['seconds'] / windows * 1e3:.1f} ms a window",
-            f"index {first['window_index']:.2f} s, copy {first['weka_copy']:.2f} s",
-        ),
-        row(
-            "second ingest, nothing changed",
-            f"{again['seconds'] * 1e3:.0f} ms",
-            f"the first {first['seconds']:.2f} s",
-            f"{again['seconds'] / first['seconds']:.1%}",
-        ),
-    ]
-
-
-def growth_rows(sizes: list[int]) -> list[dict[str, str]]:
-    """How time and memory grow with the number of windows."""
-    rows = []
-    for windows in sizes:
-        root = CACHE / f"growth_{windows}"
-        shutil.rmtree(root, ignore_errors=True)
-        found = run_ingest(dataset(windows), root)
-        shutil.rmtree(root)
-        rows.append(
-            row(
-                f"ingest of {windows} windows",
-                f"{found['seconds']:.1f} s",
-                f"{found['seconds'] / windows * 1e3:.1f} ms a window",
-                f"peak {found['peak'] / 2**20:.0f} MiB",
-            )
-        )
-    return rows
+        for work, found in zip(works, times, strict=True):
+            started = time.perf_counter()
+            work()
+            found.append(time.perf_counter() - started)
+    return [statistics.median(found) for found in times]
 
 
 # ------------------------------------------------------------------------------------- decode
 
 
-def decode_rows(source: Path, count: int = 60) -> list[dict[str, str]]:
-    """Decode, judge and measure a window, beside rslearn's own sample."""
-    from eval_ingest import pipeline
-    from eval_ingest.core.spec import DatasetSpec
-    from eval_ingest.indexing import IndexTask, WindowFilter
-    from eval_ingest.settings import Settings
+def decode_rows(source: Path, count: int = 64) -> list[Row]:
+    """Decode, judge and measure a window, beside rslearn's own sample; where the time goes."""
+    from concurrent.futures import ProcessPoolExecutor
 
-    job = pipeline.open_job(DatasetSpec(name="tolbi_crops", source=str(source)), Settings(), CACHE)
-    names = list(job.source.names([GROUP]))[:count]
+    from eval_ingest.engine import _context
+    from eval_ingest.indexing import IndexTask, WindowFilter
+
+    job = open_job(source, CACHE / "none")
+    items = list(enumerate(job.source.names([GROUP])))[:count]
     task = IndexTask(job.source, job.config, WindowFilter())
-    items = list(enumerate(names))
-    task(items)  # the files are in the page cache from now on, for rslearn as well
-    one = median_seconds(lambda: task(items), 3) / len(items)
-    with ThreadPoolExecutor(2) as pool:
-        halves = [items[::2], items[1::2]]
-        two = median_seconds(lambda: list(pool.map(task, halves)), 3) / len(items)
     reference = model_dataset(source)
-    step = max(len(reference) // count, 1)
-    theirs = median_seconds(lambda: [reference[i * step] for i in range(20)], 3) / 20
+    step = max(len(reference) // 20, 1)
+
+    def theirs() -> None:
+        for i in range(20):
+            reference[i * step % len(reference)]
+
+    task(items)  # the files are in the page cache from now on, for rslearn as well
+    one, other = compare([lambda: task(items), theirs])
+    one, other = one / len(items), other / 20
+    rows = [
+        Row(
+            "decode, judge, measure a window",
+            f"{one * 1e3:.2f} ms",
+            f"rslearn ModelDataset {other * 1e3:.1f} ms",
+            f"{other / one:.1f}x faster",
+        )
+    ]
+    rows += profile_rows(lambda: task(items), len(items))
+    with ProcessPoolExecutor(WORKERS, _context()) as pool:
+        shards = [items[k::WORKERS] for k in range(WORKERS)]
+        list(pool.map(task, shards))
+        alone, together = compare([lambda: task(items), lambda: list(pool.map(task, shards))])
+    rows.append(
+        Row(
+            f"  in {WORKERS} processes",
+            f"{together / len(items) * 1e3:.2f} ms",
+            f"in one {alone / len(items) * 1e3:.2f} ms",
+            f"{alone / together:.2f}x faster",
+        )
+    )
+    return rows
+
+
+def profile_rows(work: Callable[[], Any], windows: int) -> list[Row]:
+    """What a window's time goes into, by clocks around the parts."""
+    from eval_ingest import indexing
+    from eval_ingest.core import kernels
+    from eval_ingest.studio import decode, source
+
+    parts: list[tuple[str, Any, str]] = [
+        ("the decoder (LZW)", decode, "decode_lzw"),
+        ("the decoder (libtiff)", decode, "_decode_by_libtiff"),
+        ("joining rasters", kernels, "interleave"),
+        ("moments, digest", indexing, "measure"),
+        ("moments, digest", indexing, "pixel_digest"),
+        ("listing files", source, "list_window"),
+        ("reading files", source, "_read"),
+    ]
+    seconds = dict.fromkeys((name for name, _, _ in parts), 0.0)
+
+    def clocked(name: str, call: Callable[..., Any]) -> Callable[..., Any]:
+        def run(*args: Any, **kwargs: Any) -> Any:
+            started = time.perf_counter()
+            try:
+                return call(*args, **kwargs)
+            finally:
+                seconds[name] += time.perf_counter() - started
+
+        return run
+
+    before = [(module, attribute, getattr(module, attribute)) for _, module, attribute in parts]
+    try:
+        for name, module, attribute in parts:
+            setattr(module, attribute, clocked(name, getattr(module, attribute)))
+        started = time.perf_counter()
+        work()
+        total = time.perf_counter() - started
+    finally:
+        for module, attribute, call in before:
+            setattr(module, attribute, call)
+    seconds["Python around them"] = total - sum(seconds.values())
     return [
-        row(
-            "decode, judge and measure a window",
-            f"{one * 1e3:.1f} ms",
-            f"rslearn ModelDataset {theirs * 1e3:.1f} ms",
-            f"{theirs / one:.1f}x faster",
-        ),
-        row("  on two threads", f"{two * 1e3:.1f} ms", "", f"{one / two:.2f}x of one"),
+        Row(f"  of it {name}", f"{spent / windows * 1e3:.2f} ms", "", f"{spent / total:.0%}")
+        for name, spent in seconds.items()
+        if spent > 0
     ]
 
 
@@ -216,84 +248,298 @@ def model_dataset(source: Path, index_mode: str = "off", tags: dict[str, str] | 
             "raster", ["label_raster"], bands=["label"], is_target=True, dtype=DType.INT32
         ),
     }
-    with contextlib.redirect_stderr(io.StringIO()):
-        return ModelDataset(
-            Dataset(UPath(source)),
-            SplitConfig(groups=[GROUP], tags=tags),
-            inputs,
-            SegmentationTask(num_classes=7, zero_is_invalid=True),
-            workers=0,
-            index_mode=IndexMode(index_mode),
+    return ModelDataset(
+        Dataset(UPath(source)),
+        SplitConfig(groups=[GROUP], tags=tags),
+        inputs,
+        SegmentationTask(num_classes=7, zero_is_invalid=True),
+        workers=0,
+        index_mode=IndexMode(index_mode),
+    )
+
+
+# ------------------------------------------------------------------------------------- ingest
+
+
+def open_job(source: Path, root: Path, **spec: Any) -> Any:
+    """The job of ingesting a source into a root."""
+    from eval_ingest import pipeline
+    from eval_ingest.core.spec import DatasetSpec
+    from eval_ingest.settings import Settings
+
+    environ = {"OLMOEARTH_EVAL_DATASETS": str(root), **os.environ}
+    settings = Settings.load(environ, Path("none"))
+    return pipeline.open_job(
+        DatasetSpec(name="tolbi_crops", source=str(source), **spec), settings, root
+    )
+
+
+def _one_ingest(source: str, root: str, spec: str) -> dict[str, float]:
+    """Ingest in this process; seconds, peak memory, seconds per stage."""
+    from eval_ingest import pipeline
+
+    started = time.perf_counter()
+    with peak_memory() as peak:
+        outcomes = pipeline.ingest(open_job(Path(source), Path(root), **json.loads(spec)))
+    seconds = time.perf_counter() - started
+    return {"seconds": seconds, "peak": peak[0], **{o.stage: o.seconds for o in outcomes}}
+
+
+@contextmanager
+def peak_memory(every_s: float = 0.05) -> Iterator[list[int]]:
+    """The most memory in bytes that this process and its workers took together."""
+    peak, ended = [0], threading.Event()
+
+    def watch() -> None:
+        while not ended.wait(every_s):
+            peak[0] = max(peak[0], sum(map(_private_bytes, _family(os.getpid()))))
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
+    try:
+        yield peak
+    finally:
+        ended.set()
+        watcher.join()
+
+
+def _family(pid: int) -> list[int]:
+    """A process, its children, and theirs."""
+    found = [pid]
+    for parent in found:
+        for tasks in Path(f"/proc/{parent}/task").glob("*/children"):
+            found += map(int, tasks.read_text().split())
+    return found
+
+
+def _private_bytes(pid: int) -> int:
+    """Memory of a process, what it shares with others divided among them."""
+    try:
+        text = Path(f"/proc/{pid}/smaps_rollup").read_text()
+    except OSError:
+        return 0
+    return int(text.split("Pss:")[1].split()[0]) * 1024
+
+
+def run_ingest(source: Path, root: Path, **spec: Any) -> dict[str, float]:
+    """Ingest in a process of its own, so that its memory is its own."""
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.bench", "--one-ingest", source, root, json.dumps(spec)],
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+def ingest_rows(source: Path, windows: int) -> list[Row]:
+    """A first ingest, one with nothing to do, one with another split, one with new windows."""
+    root = CACHE / "root"
+    first, again = [], []
+    for _ in range(3):
+        shutil.rmtree(root, ignore_errors=True)
+        first.append(run_ingest(source, root))
+        again.append(run_ingest(source, root))
+    whole = sorted(first, key=lambda found: found["seconds"])[1]
+    unchanged = statistics.median(found["seconds"] for found in again)
+    split = run_ingest(source, root, splits={"strategy": "random", "seed": 7})["seconds"]
+    copied = median_seconds(partial(copy_files, source / "windows", CACHE / "copied"), 3)
+    grown, new = with_new_windows(source, max(windows // 100, 1))
+    run_ingest(source, root)
+    added = run_ingest(grown, root)["seconds"]
+    shutil.rmtree(grown)
+    shutil.rmtree(CACHE / "copied")
+    return [
+        Row(
+            "whole ingest",
+            f"{whole['seconds']:.2f} s",
+            f"{whole['seconds'] / windows * 1e3:.1f} ms a window",
+            f"index {whole['window_index']:.2f} s, copy {whole['weka_copy']:.2f} s",
+        ),
+        Row(
+            "  copying the windows",
+            f"{whole['weka_copy'] / windows * 1e3:.1f} ms a window",
+            f"cp -r {copied / windows * 1e3:.1f} ms",
+            f"{whole['weka_copy'] / copied:.2f} of its time, checked",
+        ),
+        Row(
+            "again, nothing changed",
+            f"{unchanged * 1e3:.0f} ms",
+            f"{unchanged / windows * 1e6:.0f} us a window",
+            f"{unchanged / whole['seconds']:.1%} of the first",
+        ),
+        Row(
+            "again, another split",
+            f"{split * 1e3:.0f} ms",
+            "metadata.json of moved windows rewritten",
+            f"{split / whole['seconds']:.1%} of the first",
+        ),
+        Row(
+            f"again, {new} windows more",
+            f"{added * 1e3:.0f} ms",
+            f"{new / windows:.1%} of the windows",
+            f"{added / whole['seconds']:.1%} of the first",
+        ),
+    ]
+
+
+def copy_files(source: Path, target: Path) -> None:
+    """What the shell makes of copying a folder."""
+    shutil.rmtree(target, ignore_errors=True)
+    subprocess.run(["cp", "-r", source, target], check=True)
+
+
+def with_new_windows(source: Path, count: int) -> tuple[Path, int]:
+    """The source, by links, with some windows more: the first ones under other names."""
+    grown = CACHE / "grown"
+    shutil.rmtree(grown, ignore_errors=True)
+    shutil.copytree(source, grown, symlinks=True, ignore=shutil.ignore_patterns("windows"))
+    for group in (source / "windows").iterdir():
+        target = grown / "windows" / group.name
+        target.mkdir(parents=True)
+        names = sorted(window.name for window in group.iterdir())
+        for name in names:
+            (target / name).symlink_to((group / name).absolute())
+        for name in names[:count]:
+            shutil.copytree(group / name, target / f"{name}_new")
+    return grown, count
+
+
+def growth_rows(sizes: list[int]) -> list[Row]:
+    """How time and memory grow with the number of windows."""
+    rows = []
+    for windows in sizes:
+        root = CACHE / "growth"
+        shutil.rmtree(root, ignore_errors=True)
+        found = run_ingest(dataset(windows), root)
+        again = run_ingest(dataset(windows), root)["seconds"]
+        shutil.rmtree(root)
+        rows.append(
+            Row(
+                f"ingest of {windows} windows",
+                f"{found['seconds']:.1f} s",
+                f"{found['seconds'] / windows * 1e3:.1f} ms a window, again {again:.2f} s",
+                f"peak {found['peak'] / 2**20:.0f} MiB",
+            )
         )
+    return rows
+
+
+def many_rows(windows: int, real: int = 1000) -> list[Row]:
+    """So many windows that rows and names fill memory if anything does; small ones, many alike."""
+    source = dataset(real, size=16, timesteps=4)
+    many = CACHE / f"many_{windows}"
+    if not many.exists():
+        aside = many.with_suffix(".tmp")
+        shutil.rmtree(aside, ignore_errors=True)
+        shutil.copytree(source, aside, ignore=shutil.ignore_patterns("windows"))
+        names = sorted((source / "windows" / GROUP).iterdir())
+        (aside / "windows" / GROUP).mkdir(parents=True)
+        for k in range(windows):
+            link = aside / "windows" / GROUP / f"window_{k:06d}"
+            link.symlink_to(names[k % real].absolute())
+        aside.rename(many)
+    root = CACHE / "many"
+    shutil.rmtree(root, ignore_errors=True)
+    first = run_ingest(many, root, copy="stream")
+    again = run_ingest(many, root, copy="stream")
+    shutil.rmtree(root)
+    return [
+        Row(
+            f"{windows} windows {what}",
+            f"{found['seconds']:.0f} s",
+            f"index {found['window_index']:.0f} s, {found['seconds'] / windows * 1e3:.2f} ms each",
+            f"peak {found['peak'] / 2**20:.0f} MiB",
+        )
+        for what, found in (("(16 x 16 x 4)", first), ("again", again))
+    ]
 
 
 # --------------------------------------------------------------------------------------- load
 
 
-def load_rows(source: Path) -> list[dict[str, str]]:
+def load_rows(source: Path, root: Path) -> list[Row]:
     """Open a split, random samples, batches."""
     from eval_ingest.loading import EvalDataset
 
-    root = CACHE / f"root_{source.parent.name.removeprefix('source_')}"
-
-    def open_ours() -> Any:
-        return EvalDataset("tolbi_crops", "train", root=root, crop=None)[0]
+    def ours(**options: Any) -> EvalDataset:
+        return EvalDataset("tolbi_crops", "train", root=root, crop=None, **options)
 
     tags = {"split": "train"}
     model_dataset(source, "use", tags)  # writes rslearn's index
-    opened = median_seconds(open_ours)
-    theirs = median_seconds(lambda: model_dataset(source, "use", tags)[0], 3)
+    opened, theirs = compare(
+        [lambda: ours()[0], lambda: model_dataset(source, "use", tags)[0]], repeat=7
+    )
     shutil.rmtree(source / ".rslearn_dataset_index", ignore_errors=True)
 
-    dataset = EvalDataset("tolbi_crops", "train", root=root, crop=None, normalize=None)
-    order = np.random.default_rng(0).integers(0, len(dataset), 300).tolist()
-    for i in range(len(dataset)):
-        dataset[i]
-    ours = len(order) / median_seconds(lambda: [dataset[i] for i in order], 3)
+    plain, normal = ours(normalize=None), ours()
     reference = model_dataset(source)
-    rslearn = 20 / median_seconds(lambda: [reference[i] for i in range(20)], 3)
+    order = np.random.default_rng(0).integers(0, len(plain), 300).tolist()
+    for i in range(len(plain)):
+        plain[i]
 
-    normalized = EvalDataset("tolbi_crops", "train", root=root, crop=None)
+    def take(which: Any, indices: Sequence[int]) -> None:
+        for i in indices:
+            which[i]
 
-    def run_batches(which: EvalDataset) -> None:
-        for batch in which.batches(32):
+    random, normal_random, rslearn = compare(
+        [
+            partial(take, plain, order),
+            partial(take, normal, order),
+            partial(take, reference, range(20)),
+        ]
+    )
+    random, normal_random, rslearn = 300 / random, 300 / normal_random, 20 / rslearn
+
+    def run(batches: Any) -> None:
+        for batch in batches:
             del batch
 
-    plain = len(dataset) / median_seconds(lambda: run_batches(dataset), 3)
-    normal = len(dataset) / median_seconds(lambda: run_batches(normalized), 3)
-    stored = dataset._map(0, "sentinel2_l2a")
+    stored = plain._map(0, "sentinel2_l2a")
+    rows = [plain._row(i) for i in range(len(plain))]
+    places = [int(plain._index.rows[row]) for row in rows]
+    out = np.empty((32, *stored.shape[1:]), np.float32)
 
-    def copy_plain() -> None:
-        out = np.empty((32, *stored.shape[1:]), np.float32)
-        for start in range(0, len(dataset) - 31, 32):
-            np.copyto(out, stored[start : start + 32])
+    def memmap() -> None:
+        """The same samples out of a plain numpy memory map, into memory that is used again."""
+        for start in range(0, len(places), 32):
+            for k, place in enumerate(places[start : start + 32]):
+                np.copyto(out[k], stored[place])
 
-    memmap = (len(dataset) // 32 * 32) / median_seconds(copy_plain, 3)
+    batches, normalised, loader, copied = (
+        len(plain) / seconds
+        for seconds in compare(
+            [
+                lambda: run(plain.batches(32)),
+                lambda: run(normal.batches(32)),
+                lambda: run(normal.loader(batch_size=32)),
+                memmap,
+            ]
+        )
+    )
     return [
-        row(
-            "open a split to its first sample",
+        Row(
+            "open a split, first sample",
             f"{opened * 1e3:.1f} ms",
-            f"ModelDataset, index USE {theirs * 1e3:.0f} ms",
+            f"bare ModelDataset, index USE {theirs * 1e3:.0f} ms",
             f"{theirs / opened:.0f}x faster",
         ),
-        row(
+        Row(
             "random samples a second",
-            f"{ours:,.0f}",
+            f"{random:,.0f}",
             f"ModelDataset {rslearn:.0f}",
-            f"{ours / rslearn:.0f}x",
+            f"{random / rslearn:.0f}x",
         ),
-        row(
+        Row("  normalised", f"{normal_random:,.0f}", "", f"{normal_random / rslearn:.0f}x"),
+        Row(
             "batches of 32, samples a second",
-            f"{plain:,.0f}",
-            f"numpy memmap to float32 {memmap:,.0f}",
-            f"{plain / memmap:.2f}",
+            f"{batches:,.0f}",
+            f"numpy memmap to float32 {copied:,.0f}",
+            f"{batches / copied:.2f}",
         ),
-        row(
-            "  normalised",
-            f"{normal:,.0f}",
-            f"not normalised {plain:,.0f}",
-            f"{normal / plain:.2f}",
-        ),
+        Row("  normalised", f"{normalised:,.0f}", "", f"{normalised / copied:.2f}"),
+        Row("  loader(), shuffled, normalised", f"{loader:,.0f}", "", f"{loader / copied:.2f}"),
     ]
 
 
