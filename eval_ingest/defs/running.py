@@ -2,7 +2,7 @@
 
 import time
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import dagster as dg
@@ -57,15 +57,22 @@ def run_stage(
 class LogProgress:
     """Progress as log lines: one every ten seconds, so that a long stage is seen to move."""
 
-    def __init__(self, log: dg.DagsterLogManager, stage: str, every_s: float = 10.0) -> None:
+    def __init__(
+        self,
+        log: dg.DagsterLogManager,
+        stage: str,
+        every_s: float = 10.0,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._log = log
         self._stage = stage
         self._every_s = every_s
+        self._clock = clock
         self._what = ""
-        self._begun = self._told = time.monotonic()
+        self._begun = self._told = clock()
 
     def __call__(self, what: str, done: int, total: int) -> None:
-        now = time.monotonic()
+        now = self._clock()
         if what != self._what:
             self._what, self._begun = what, now
         if now - self._told < self._every_s:
