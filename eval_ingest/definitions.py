@@ -8,7 +8,7 @@ import dagster as dg
 from eval_ingest.defs.assets import STAGE_ASSETS
 from eval_ingest.defs.checks import registry_entry_checks
 from eval_ingest.defs.front_door import TAKEN, dataset_assets
-from eval_ingest.defs.partitions import catalog_partitions
+from eval_ingest.defs.known_datasets import known_datasets
 from eval_ingest.defs.resources import build_resources
 from eval_ingest.defs.sensors import discovery_sensor, ingest_studio_dataset
 from eval_ingest.defs.sweep import eval_sweep
@@ -36,7 +36,7 @@ def build_defs(settings: Settings | None = None) -> dg.Definitions:
         assets=[*STAGE_ASSETS, eval_sweep, *dataset_assets(specs.values())],
         asset_checks=[registry_entry_checks],
         jobs=[ingest_studio_dataset],
-        sensors=[catalog_partitions, discovery_sensor(settings)],
+        sensors=[known_datasets, discovery_sensor(settings)],
         resources=build_resources(settings),
         # Stages use all cores by themselves; a process per step would only add its start.
         executor=dg.in_process_executor,

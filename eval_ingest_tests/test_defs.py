@@ -28,8 +28,9 @@ from eval_ingest.core.entry import Metadata, NormStats
 from eval_ingest.definitions import build_defs
 from eval_ingest.defs.assets import STAGE_ASSETS
 from eval_ingest.defs.failures import as_failure, may_pass
+from eval_ingest.defs.known_datasets import known_datasets
 from eval_ingest.defs.metadata import stage_path
-from eval_ingest.defs.partitions import add_partition, catalog_partitions, studio_datasets
+from eval_ingest.defs.partitions import add_partition, studio_datasets
 from eval_ingest.defs.resources import build_resources
 from eval_ingest.defs.running import LogProgress
 from eval_ingest.errors import (
@@ -427,18 +428,58 @@ def test_the_code_location_loads_where_the_eval_root_cannot_be_reached(settings:
     assert dg.AssetKey("tolbi_crops") in graph.get_all_asset_keys()
 
 
-def test_the_catalog_sensor_lists_every_dataset_as_a_partition(world: World) -> None:
-    def tick() -> Any:
-        with dg.build_sensor_context(
-            instance=world.instance, resources={"settings": world.settings}
-        ) as context:
-            return catalog_partitions(context)
+def tick(world: World, cursor: str | None = None) -> Any:
+    """One tick of known_datasets, and what Dagster does about it."""
+    with dg.build_sensor_context(
+        instance=world.instance, cursor=cursor, resources={"settings": world.settings}
+    ) as context:
+        result = known_datasets(context)
+    if isinstance(result, dg.SensorResult):
+        for request in result.dynamic_partitions_requests or ():
+            for name in request.partition_keys:
+                add_partition(world.instance, name)
+        for event in result.asset_events or ():
+            world.instance.report_runless_asset_event(event)
+    return result
 
-    (request,) = tick().dynamic_partitions_requests
+
+def test_every_dataset_of_the_catalog_is_listed_as_a_partition(world: World) -> None:
+    (request,) = tick(world).dynamic_partitions_requests
     assert "crops" in request.partition_keys and "tolbi_crops" in request.partition_keys
-    for name in request.partition_keys:
-        add_partition(world.instance, name)
-    assert isinstance(tick(), dg.SkipReason)
+    assert isinstance(tick(world), dg.SkipReason)
+
+
+def test_what_the_command_line_ingested_is_shown_without_a_run(world: World) -> None:
+    pipeline.ingest(world.job())
+    first = tick(world)
+    assert len(first.asset_events) == 6
+    for stage in pipeline.STAGES:
+        assert world.stale(stage, "crops") is StaleStatus.FRESH
+    assert world.stale("crops") is StaleStatus.FRESH
+    assert (
+        world.shown("registry_entry")["verdict"]
+        == world.outcome("registry_entry").quality["verdict"]
+    )
+    assert isinstance(tick(world, first.cursor), dg.SkipReason)
+    assert isinstance(tick(world), dg.SkipReason)  # a lost cursor shows nothing twice
+    result = world.front_door()
+    assert result.success
+    assert log_lines(world, result)[-1].startswith("crops: up to date, nothing to do")
+    assert world.stale("crops") is StaleStatus.FRESH
+
+
+def test_a_dataset_that_the_stages_ingested_shows_at_its_own_asset_too(world: World) -> None:
+    assert world.stages().success
+    assert world.stale("crops") is StaleStatus.MISSING
+    (event,) = tick(world).asset_events
+    assert event.asset_key == dg.AssetKey("crops")
+    assert world.stale("crops") is StaleStatus.FRESH
+
+
+def test_an_eval_root_out_of_reach_costs_nothing_but_a_reason(world: World) -> None:
+    world.settings = Settings(eval_root="weka://nowhere/evals", catalog=world.settings.catalog)
+    assert tick(world).dynamic_partitions_requests
+    assert "set OLMOEARTH_EVAL_DATASETS" in str(tick(world).skip_message)
 
 
 def test_loading_the_code_location_imports_nothing_slow() -> None:

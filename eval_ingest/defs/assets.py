@@ -22,6 +22,9 @@ from eval_ingest.defs.running import run_stage
 from eval_ingest.settings import Settings
 
 GROUP = "studio_ingest"
+POOL = "ingest"
+"""Runs that read or write pixels; dagster.yaml says how many at a time."""
+POOLED = ("window_index", "weka_copy")
 
 _stage_asset = partial(
     dg.asset,
@@ -45,7 +48,7 @@ def _stage(context: dg.AssetExecutionContext, settings: Settings, **values: Any)
     )
 
 
-@_stage_asset(kinds={"parquet"})
+@_stage_asset(kinds={"parquet"}, pool=POOL)
 def window_index(
     context: dg.AssetExecutionContext, settings: SettingsParam
 ) -> dg.Output[WindowIndex]:
@@ -72,7 +75,7 @@ def norm_stats(
     return _stage(context, settings, window_index=window_index, split_assignment=split_assignment)
 
 
-@_stage_asset(kinds={"numpy"})
+@_stage_asset(kinds={"numpy"}, pool=POOL)
 def weka_copy(
     context: dg.AssetExecutionContext,
     settings: SettingsParam,

@@ -10,22 +10,16 @@ from collections.abc import Iterable
 from functools import cache
 
 import dagster as dg
-from dagster._core.definitions.data_version import (
-    CODE_VERSION_TAG,
-    DATA_VERSION_IS_USER_PROVIDED_TAG,
-    DATA_VERSION_TAG,
-    get_input_data_version_tag,
-    get_input_event_pointer_tag,
-)
 
 from eval_ingest.core.spec import DatasetSpec
-from eval_ingest.defs.assets import STAGE_ASSETS
+from eval_ingest.defs.assets import POOL, POOLED, registry_entry
 from eval_ingest.defs.checks import evaluations, is_checked
 from eval_ingest.defs.failures import RETRIES, as_failure
 from eval_ingest.defs.metadata import UP_TO_DATE, entry_metadata, stage_metadata
 from eval_ingest.defs.running import run_stage
+from eval_ingest.defs.versions import last_record, version_of, version_tags
 from eval_ingest.errors import NotIngestedError
-from eval_ingest.pipeline import STAGES, Outcome
+from eval_ingest.pipeline import STAGES
 from eval_ingest.report.terminal import counts_text
 from eval_ingest.settings import Settings
 from eval_ingest.store.registry import read_metadata
@@ -34,9 +28,6 @@ from eval_ingest.store.uri import open_root
 GROUP = "eval_datasets"
 TAKEN = frozenset({*STAGES, "eval_sweep"})
 """Assets that are not datasets."""
-
-_STAGE_DEPS = {asset.key.path[-1]: sorted(asset.dependency_keys) for asset in STAGE_ASSETS}
-"""By stage the assets that it is made from."""
 
 
 def dataset_assets(specs: Iterable[DatasetSpec]) -> list[dg.AssetsDefinition]:
@@ -90,55 +81,24 @@ def _stage_op(name: str, stage: str) -> dg.OpDefinition:
         ins={"start": dg.In(dg.Nothing)},
         out=dg.Out(dg.Nothing),
         retry_policy=RETRIES,
+        pool=POOL if stage in POOLED else None,
     )
     def run(context: dg.OpExecutionContext, settings: dg.ResourceParam[Settings]) -> None:
         done = run_stage(context, settings, name, stage)
-        last = _last(context.instance, stage, name)
-        if done.outcome.ran or _version(last) != done.outcome.fingerprint:
+        last = last_record(context.instance, dg.AssetKey(stage), name)
+        if done.outcome.ran or version_of(last) != done.outcome.fingerprint:
             context.log_event(
                 dg.AssetMaterialization(
                     asset_key=stage,
                     partition=name,
                     metadata=stage_metadata(done.job, done.outcome),
-                    tags=_version_tags(context, name, done.outcome),
+                    tags=version_tags(
+                        context.instance, context.run.run_id, name, stage, done.outcome.fingerprint
+                    ),
                 )
             )
 
     return run
-
-
-def _last(instance: dg.DagsterInstance, stage: str, name: str) -> dg.EventLogRecord | None:
-    """The last materialisation of a stage's partition."""
-    found = instance.fetch_materializations(
-        dg.AssetRecordsFilter(dg.AssetKey(stage), asset_partitions=[name]), limit=1
-    ).records
-    return found[0] if found else None
-
-
-def _version(record: dg.EventLogRecord | None) -> str:
-    """Its data version; "" without one."""
-    materialization = None if record is None else record.asset_materialization
-    tags = None if materialization is None else materialization.tags
-    return (tags or {}).get(DATA_VERSION_TAG, "")
-
-
-def _version_tags(context: dg.OpExecutionContext, name: str, outcome: Outcome) -> dict[str, str]:
-    """The data version, and those of what it was made from, as Dagster notes them itself.
-
-    Without the latter the page calls a stage stale as soon as one before it has run again, even
-    if that did nothing.
-    """
-    tags = {
-        DATA_VERSION_TAG: outcome.fingerprint,
-        DATA_VERSION_IS_USER_PROVIDED_TAG: "true",
-        CODE_VERSION_TAG: context.run.run_id,  # as where an asset doesn't give any
-    }
-    for key in _STAGE_DEPS[outcome.stage]:
-        record = _last(context.instance, key.path[-1], name)
-        if record is not None:
-            tags[get_input_data_version_tag(key)] = _version(record)
-            tags[get_input_event_pointer_tag(key)] = str(record.storage_id)
-    return tags
 
 
 def _summary_op(name: str) -> dg.OpDefinition:
@@ -165,7 +125,7 @@ def _summary_op(name: str) -> dg.OpDefinition:
                 raise NotIngestedError(
                     f"{root.shown(layout.metadata)} has been removed; run {name} again"
                 )
-            record = _last(context.instance, "registry_entry", name)
+            record = last_record(context.instance, registry_entry.key, name)
             if record is not None and not is_checked(context.instance, entry):
                 for evaluation in evaluations(root, name, record):
                     context.log_event(evaluation)  # type: ignore[arg-type]  # hints lag behind

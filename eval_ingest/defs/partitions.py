@@ -10,8 +10,6 @@ import dagster as dg
 from dagster import DagsterInstance
 
 from eval_ingest.core.spec import NAME_PATTERN
-from eval_ingest.settings import Settings
-from eval_ingest.store.catalog import read_catalog
 
 
 class DatasetPartitions(dg.DynamicPartitionsDefinition):
@@ -39,20 +37,3 @@ def add_partition(instance: DagsterInstance, name: str) -> None:
     partitions = str(studio_datasets.name)
     if not instance.has_dynamic_partition(partitions, name):
         instance.add_dynamic_partitions(partitions, [name])
-
-
-@dg.sensor(
-    name="catalog_partitions",
-    minimum_interval_seconds=30,
-    default_status=dg.DefaultSensorStatus.RUNNING,
-    description="Adds a partition for each dataset of the catalog, so that the page lists it.",
-)
-def catalog_partitions(
-    context: dg.SensorEvaluationContext, settings: dg.ResourceParam[Settings]
-) -> dg.SensorResult | dg.SkipReason:
-    """List the catalog's datasets as partitions before anybody has ingested them."""
-    listed = set(context.instance.get_dynamic_partitions(str(studio_datasets.name)))
-    new = [name for name in read_catalog(settings, broken={}) if name not in listed]
-    if not new:
-        return dg.SkipReason("every dataset of the catalog is listed")
-    return dg.SensorResult(dynamic_partitions_requests=[studio_datasets.build_add_request(new)])

@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import dagster as dg
+from dagster._core.storage.dagster_run import NOT_FINISHED_STATUSES
+from dagster._core.storage.tags import PARTITION_NAME_TAG
 
 from eval_ingest import pipeline
 from eval_ingest.defs.failures import as_failure
@@ -52,6 +54,14 @@ def run_stage(
             outcome = pipeline.run_stage(job, stage, dict(values or {}))
         context.log.info(stage_line(outcome))
     return StageRun(job, outcome)
+
+
+def is_going_on(instance: dg.DagsterInstance, name: str) -> bool:
+    """True if some run that works on a dataset, whoever began it, isn't over."""
+    return any(
+        instance.get_runs_count(dg.RunsFilter(statuses=NOT_FINISHED_STATUSES, tags={tag: name}))
+        for tag in (PARTITION_NAME_TAG, DATASET_TAG)
+    )
 
 
 class LogProgress:

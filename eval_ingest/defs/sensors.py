@@ -15,7 +15,6 @@ from datetime import UTC, datetime
 from functools import partial
 
 import dagster as dg
-from dagster._core.storage.dagster_run import NOT_FINISHED_STATUSES
 from dagster._core.storage.tags import PARTITION_NAME_TAG
 
 from eval_ingest.background import Background
@@ -23,7 +22,7 @@ from eval_ingest.defs.assets import STAGE_ASSETS
 from eval_ingest.defs.cursor import Cursor, Seen, Step
 from eval_ingest.defs.gcs import find
 from eval_ingest.defs.partitions import studio_datasets
-from eval_ingest.defs.running import DATASET_TAG
+from eval_ingest.defs.running import is_going_on
 from eval_ingest.errors import EvalIngestError
 from eval_ingest.settings import Settings
 from eval_ingest.store.catalog import add_spec
@@ -263,10 +262,7 @@ class _Runs:
 
 
 def _runs_of(instance: dg.DagsterInstance, name: str, version: str) -> _Runs:
-    going_on = any(
-        instance.get_runs_count(dg.RunsFilter(statuses=NOT_FINISHED_STATUSES, tags={tag: name}))
-        for tag in (PARTITION_NAME_TAG, DATASET_TAG)
-    )
+    going_on = is_going_on(instance, name)
     ours = dg.RunsFilter(tags={PARTITION_NAME_TAG: name, VERSION_TAG: version})
     count = instance.get_runs_count(ours)
     if not count:

@@ -1,0 +1,101 @@
+"""The sensor known_datasets: the page shows what catalog and registry hold, whoever ingested it.
+
+It adds a partition for each dataset of the catalog, and notes as materialised what was ingested
+by `eval-ingest`, by another Dagster, or by a sensor's run of the stages alone. It runs nothing.
+"""
+
+import json
+from collections.abc import Iterator
+
+import dagster as dg
+from dagster._core.definitions.data_version import DATA_VERSION_TAG
+
+from eval_ingest.core.entry import Metadata
+from eval_ingest.defs.front_door import TAKEN
+from eval_ingest.defs.metadata import entry_metadata, stage_path
+from eval_ingest.defs.partitions import studio_datasets
+from eval_ingest.defs.running import is_going_on
+from eval_ingest.defs.versions import last_record, version_of
+from eval_ingest.errors import EvalIngestError
+from eval_ingest.pipeline import STAGES
+from eval_ingest.settings import Settings
+from eval_ingest.store.catalog import read_catalog
+from eval_ingest.store.layout import DatasetLayout
+from eval_ingest.store.registry import read_metadata, read_registry
+from eval_ingest.store.uri import open_root
+
+
+@dg.sensor(
+    name="known_datasets",
+    minimum_interval_seconds=30,
+    default_status=dg.DefaultSensorStatus.RUNNING,
+    description=(
+        "Adds a partition for each dataset of the catalog, and shows as materialised what was "
+        "ingested without this Dagster. It runs nothing."
+    ),
+)
+def known_datasets(
+    context: dg.SensorEvaluationContext, settings: dg.ResourceParam[Settings]
+) -> dg.SensorResult | dg.SkipReason:
+    """List datasets as partitions, and note those that are registered."""
+    problem = ""
+    shown = _parse(context.cursor)
+    events: list[dg.AssetMaterialization] = []
+    registered: dict[str, str] = {}
+    try:
+        root = open_root(settings)
+        entries = read_registry(root)
+        registered = {name: str(entry.get("fingerprint", "")) for name, entry in entries.items()}
+        for name in [name for name in registered if shown.get(name) != registered[name]]:
+            if is_going_on(context.instance, name):
+                continue  # it will say so itself
+            entry = read_metadata(root.dataset(name))
+            if entry is not None and entry.fingerprint == registered[name]:
+                events += _unknown(context.instance, root.dataset(name), entry)
+                shown[name] = entry.fingerprint
+    except EvalIngestError as error:
+        problem = str(error)
+    partitions = str(studio_datasets.name)
+    listed = set(context.instance.get_dynamic_partitions(partitions))
+    names = {*read_catalog(settings, broken={}), *registered}
+    new = sorted(names - listed)
+    if not new and not events:
+        return dg.SkipReason(problem or "every dataset of catalog and registry is shown")
+    for name in sorted({str(event.asset_key.path[-1]) for event in events} - TAKEN):
+        context.log.info(f"{name} was ingested without this Dagster, and is shown now")
+    return dg.SensorResult(
+        asset_events=list(events),
+        dynamic_partitions_requests=[studio_datasets.build_add_request(new)] if new else [],
+        cursor=json.dumps({name: shown[name] for name in sorted(shown) if name in registered}),
+    )
+
+
+def _parse(cursor: str | None) -> dict[str, str]:
+    """Dataset to the version that is shown."""
+    try:
+        return dict(json.loads(cursor or "{}"))
+    except (ValueError, TypeError):
+        return {}
+
+
+def _unknown(
+    instance: dg.DagsterInstance, layout: DatasetLayout, entry: Metadata
+) -> Iterator[dg.AssetMaterialization]:
+    """Materialisations that this instance doesn't know of: stages in order, then the front door."""
+    for stage in STAGES:
+        version = entry.fingerprints.get(stage, "")
+        if version and version_of(last_record(instance, dg.AssetKey(stage), entry.name)) != version:
+            metadata = {"path": dg.MetadataValue.path(stage_path(layout, stage))}
+            if stage == STAGES[-1]:
+                metadata = entry_metadata(layout, entry, pictures=False) | metadata
+            yield dg.AssetMaterialization(
+                stage, partition=entry.name, metadata=metadata, tags={DATA_VERSION_TAG: version}
+            )
+    if entry.name in TAKEN:
+        return
+    if version_of(last_record(instance, dg.AssetKey(entry.name))) != entry.fingerprint:
+        yield dg.AssetMaterialization(
+            entry.name,
+            metadata=entry_metadata(layout, entry, pictures=False),
+            tags={DATA_VERSION_TAG: entry.fingerprint},
+        )
