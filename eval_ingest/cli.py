@@ -181,7 +181,11 @@ def _spec_options(parser: argparse.ArgumentParser) -> None:
         help='named parts of train, e.g. few=0.01: EvalDataset(label_fraction="few")',
     )
     add("--max-invalid-fraction", type=float, metavar="F", help="0 to 1; default 0.1")
-    add("--copy", choices=("windows", "stream"), help="stream: only the packed samples")
+    add(
+        "--copy",
+        choices=("windows", "stream", "index"),
+        help="stream: only the packed samples; index: no sample, they are read from the source",
+    )
 
 
 _SPEC_FIELDS = (
@@ -362,21 +366,18 @@ def _info(options: argparse.Namespace) -> int:
 
 def _verify(options: argparse.Namespace) -> int:
     from eval_ingest.report.terminal import Progress
-    from eval_ingest.store.registry import require_metadata
-    from eval_ingest.store.verify import verify
+    from eval_ingest.verifying import verify_dataset
 
-    root = _root()
-    metadata = require_metadata(root, options.name)
     with Progress(quiet=options.json) as progress:
-        result = verify(root.dataset(options.name), metadata, progress)
-    lines = [f"{options.name}: {result['checked']}"]
-    lines += [f"  damaged: {problem}" for problem in result["problems"]]
-    if result["problems"]:
+        result = verify_dataset(_root(), options.name, progress)
+    lines = [f"{options.name}: {result.checked}"]
+    lines += [f"  damaged: {problem}" for problem in result.problems]
+    if result.problems:
         lines.append(f"repair it: eval-ingest ingest --name {options.name} --overwrite")
     else:
         lines.append("everything is as it was written")
-    _print(options, result, lines)
-    return 1 if result["problems"] else 0
+    _print(options, result._asdict(), lines)
+    return 1 if result.problems else 0
 
 
 def _report(options: argparse.Namespace) -> int:

@@ -165,8 +165,8 @@ class IndexTask:
     config: ResolvedConfig
     window_filter: WindowFilter
     packer: "Packer | None" = None
-    copies: bool = True
-    """True: the copy stage will want the bytes of valid windows."""
+    copy_mode: str = "windows"
+    """Of the spec: whether the copy stage will want the bytes of valid windows."""
 
     def __call__(self, shard: "Sequence[tuple[int, Listed]]") -> "IndexedShard":
         """Rows of some windows, each with its place among the samples; runs in a worker."""
@@ -183,7 +183,7 @@ class IndexTask:
                 continue
             packed = self.packer.pack(place, sample) if self.packer is not None else []
             result.packed += packed
-            if self.copies or not packed:
+            if self.copy_mode == "windows" or (self.copy_mode == "stream" and not packed):
                 reader.keep()
         result.table = pa.Table.from_pylist(rows, schema=index_schema(self.config))
         return result
@@ -261,8 +261,9 @@ class Packer:
         self.key = key
         """Of the windows and their places: rows packed under another key lie elsewhere."""
         self._config = config
-        row_bytes = sum(plan.n_bytes for plan in plan_arrays(config, [like]))
-        self._per_shard = max(shard_bytes // max(row_bytes, 1), 1)
+        self.row_bytes = sum(plan.n_bytes for plan in plan_arrays(config, [like]))
+        """Of one sample."""
+        self._per_shard = max(shard_bytes // max(self.row_bytes, 1), 1)
         self._writers: list[ShardWriter | None] = [
             ShardWriter(
                 folder / f"{first}.shard",

@@ -54,7 +54,7 @@ from eval_ingest.indexing import (
     row_key,
     selected,
 )
-from eval_ingest.rslearn_copy import Samples, write_copy_files
+from eval_ingest.rslearn_copy import Samples, remove_copy, write_copy_files
 from eval_ingest.settings import Settings
 from eval_ingest.store.atomic import read_json, write_json
 from eval_ingest.store.index_file import read_index, read_splits, write_index, write_splits
@@ -68,7 +68,7 @@ from eval_ingest.store.registry import (
     rebuild_registry,
     write_metadata,
 )
-from eval_ingest.store.rslearn_index import FOLDER as RSLEARN_INDEX
+from eval_ingest.store.room import require_room
 from eval_ingest.store.uri import open_root
 from eval_ingest.studio.config import ConfigFiles, resolve
 from eval_ingest.studio.discovery import source_fingerprint
@@ -126,6 +126,11 @@ def open_job(
     eval_root = open_root(settings, root)
     staging = eval_root.dataset(spec.name).staging
     source = open_source(settings.expand(spec.source), staging, eval_root.archives)
+    if spec.copy_mode == "index" and source.url != source.origin:
+        raise SpecError(
+            f"{spec.name}: with --copy index samples are read from the source, and "
+            f"{source.origin} is an archive; unpack it and give the folder, or use --copy stream"
+        )
     files = read_config_files(source, spec, settings)
     return Job(spec, settings, eval_root, source, files, resolve(files, spec), progress)
 
@@ -258,14 +263,16 @@ def _build_index(
     job: Job, work: IndexWork, listed: list[Listed], parts: PartialRows
 ) -> WindowIndex:
     """Read the windows that have to be read, and add them to the rows that are there."""
-    copies = job.spec.copy_mode == "windows"
-    task = IndexTask(job.source, job.config, WindowFilter.of(job.spec), copies=copies)
+    mode = job.spec.copy_mode
+    task = IndexTask(job.source, job.config, WindowFilter.of(job.spec), copy_mode=mode)
     packer = commits = None
-    if job.spec.max_samples is None:
+    if job.spec.max_samples is None and mode != "index":
         packer = make_packer(task, work.new, work.known, parts.packing, job.layout.shard_bytes)
     if packer is not None:
         commits = Commits(packer, job.layout, job.row_key, work.packed(packer, job.config))
     to_read = work.to_read
+    if packer is not None:
+        require_room(job.layout, 0, len(to_read) * packer.row_bytes)
     try:
         parts.packer = packer
         with executor(job.settings, len(to_read)) as pool:
@@ -409,9 +416,6 @@ def weka_copy(job: Job, index: WindowIndex, splits: SplitAssignment) -> CopyResu
     if job.spec.copy_mode == "windows":
         samples = Samples(job.config, index, splits)
         files = write_copy_files(job.layout, job.files, samples)
-        if job.layout.remote is not None:  # indexes of an earlier copy, made by whoever
-            names = [Path(file).name for file in files]
-            job.layout.remote.keep_only(job.layout.path / RSLEARN_INDEX, names)
         result = result.model_copy(update={"files": files})
     job.source.forget()
     return result
@@ -494,6 +498,8 @@ def publish(job: Job, metadata: Metadata) -> None:
 
 def tidy(job: Job, metadata: Metadata) -> None:
     """Clear away what nothing names any more, once readers have had time to let go of it."""
+    if metadata.spec.copy_mode != "windows":
+        remove_copy(job.layout)
     remove_retired(job.layout, metadata, GRACE_S)
     shutil.rmtree(job.layout.staging, ignore_errors=True)
 

@@ -5,6 +5,7 @@ and rslearn's index of each split, so that nobody has to scan the windows.
 """
 
 import json
+import shutil
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -22,8 +23,10 @@ from eval_ingest.core.resolved import ResolvedConfig
 from eval_ingest.core.spec import SPLIT_OPTION, SPLITS
 from eval_ingest.core.splits import SplitAssignment
 from eval_ingest.store.atomic import write_bytes, write_json
+from eval_ingest.store.copy import UNFINISHED
 from eval_ingest.store.layout import DatasetLayout
-from eval_ingest.store.rslearn_index import index_key, write_indexes
+from eval_ingest.store.rslearn_index import FOLDER, index_key, write_indexes
+from eval_ingest.store.windows import windows_of
 from eval_ingest.studio.config import ConfigFiles, dataset_config_for_copy
 from eval_ingest.studio.window import sample_size
 from eval_ingest.transfer import Place, places_in_splits
@@ -164,4 +167,31 @@ def write_copy_files(layout: DatasetLayout, files: ConfigFiles, samples: Samples
     windows = {
         index_key(split_tags(split), inputs): samples.windows(places, split) for split in SPLITS
     }
-    return [*names, *write_indexes(layout.path, windows)]
+    indexes = write_indexes(layout.path, windows)
+    if layout.remote is not None:  # those of an earlier copy, whoever made them
+        kept = [path.rpartition("/")[2] for path in indexes]
+        layout.remote.keep_only(layout.path / FOLDER, kept)
+    return [*names, *indexes]
+
+
+_FILES = ("config.json", "model.yaml", "model.original.yaml", "olmoearth_run.yaml")
+
+
+def remove_copy(layout: DatasetLayout) -> None:
+    """Remove a copy that an earlier version of the dataset had; nothing keeps it right any more.
+
+    Raises:
+        StoreError: it can't be removed.
+    """
+    if not layout.copy_manifest.is_file():
+        return
+    windows_of(layout).keep_only(())
+    if layout.remote is not None:
+        layout.remote.keep_only(layout.path / FOLDER, ())
+    for name in _FILES:
+        (layout.path / name).unlink(missing_ok=True)
+    shutil.rmtree(layout.path / FOLDER, ignore_errors=True)
+    for folder in (layout.windows, layout.path / UNFINISHED):
+        shutil.rmtree(folder, ignore_errors=True)
+    layout.copy_manifest.unlink()  # last: until then the next run goes on
+    layout.send()

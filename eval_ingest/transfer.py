@@ -1,7 +1,7 @@
 """One pass over the windows that are in a split: copied to the eval root, and packed."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, replace
 from functools import partial
@@ -9,6 +9,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from eval_ingest.core.columns import numbers
 from eval_ingest.core.entry import CopyResult, Shard, SplitFile
 from eval_ingest.core.fingerprint import fingerprint
 from eval_ingest.core.index import WindowIndex
@@ -29,6 +30,7 @@ from eval_ingest.store.pack import (
     read_shard_index,
     shard_names,
 )
+from eval_ingest.store.room import require_room, window_bytes
 from eval_ingest.store.windows import Windows, windows_of
 from eval_ingest.studio.source import Source, SourceFile, WindowFiles, WindowReader
 from eval_ingest.studio.window import read_window, sample_arrays
@@ -36,6 +38,8 @@ from eval_ingest.studio.window import read_window, sample_arrays
 SPLIT_INDEX_VERSION = 1
 
 _TASK_WINDOWS = 16
+_UNPACKED = ""
+"""Stands for the shard of samples that are read from the source."""
 
 _MOVED_TOGETHER = 256
 """Windows whose split is changed between two notes in the journal."""
@@ -170,6 +174,8 @@ def transfer(
     only metadata.json is rewritten.
     """
     places = places_in_splits(index, splits)
+    if mode == "index":
+        return _write_split_indexes(config, layout, index, places, None, mode, stage_fingerprint)
     packed = _packed_already(layout, index.row_key)
     manifest, windows = Manifest(layout), windows_of(layout)
     to_copy = set()
@@ -180,6 +186,7 @@ def transfer(
         _move_between_splits(places, to_copy, manifest, windows)
 
     new = [place for place in places if place.key not in packed]
+    _require_room(layout, index, config, places, to_copy, new)
     done, total = 0, len({place.key for place in new} | to_copy)
     if total:
         source.ensure_listed(sorted({place.group for place in places}), config.layer_names)
@@ -210,9 +217,11 @@ def transfer(
         windows.keep_only(manifest.windows)
         manifest.close()
 
-    return _write_split_indexes(
-        config, layout, index, places, packed, mode, stage_fingerprint, manifest
-    )
+    result = _write_split_indexes(config, layout, index, places, packed, mode, stage_fingerprint)
+    if mode != "windows":
+        return result
+    copied_bytes = sum(copied.n_bytes for copied in manifest.windows.values())
+    return result.model_copy(update={"n_copied": len(manifest.windows), "n_bytes": copied_bytes})
 
 
 def _packed_already(
@@ -277,6 +286,25 @@ def _shards(
     return shards
 
 
+def _require_room(
+    layout: DatasetLayout,
+    index: WindowIndex,
+    config: ResolvedConfig,
+    places: Sequence[Place],
+    to_copy: Container[tuple[str, str, str]],
+    new: Sequence[Place],
+) -> None:
+    """Raise StoreError if the disk has no room for what is to be copied and packed."""
+    sizes, files = (numbers(index.table[name], 0) for name in ("n_bytes", "n_files"))
+    copied = [place.row for place in places if place.key in to_copy]
+    rows = pack_rows(index.table, [place.row for place in new], config)
+    require_room(
+        layout,
+        window_bytes(int(sizes[copied].sum()), int(files[copied].sum())),
+        sum(plan.n_bytes for plan in plan_arrays(config, rows)) if rows else 0,
+    )
+
+
 def _batches(work: list[Any]) -> list[list[Any]]:
     return [work[k : k + _TASK_WINDOWS] for k in range(0, len(work), _TASK_WINDOWS)]
 
@@ -286,12 +314,12 @@ def _write_split_indexes(
     layout: DatasetLayout,
     index: WindowIndex,
     places: Sequence[Place],
-    packed: dict[tuple[str, str, str], tuple[str, int]],
+    packed: dict[tuple[str, str, str], tuple[str, int]] | None,
     mode: str,
     stage_fingerprint: str,
-    manifest: Manifest,
 ) -> CopyResult:
-    used = sorted({packed[place.key][0] for place in places})
+    """The three split indexes; `packed` is None where samples are read from the source."""
+    used = sorted({packed[place.key][0] for place in places}) if packed is not None else []
     tables = {shard: read_shard_index(layout.samples, shard, index.row_key) for shard in used}
     shards = []
     packed_bytes = 0
@@ -303,6 +331,9 @@ def _write_split_indexes(
         shards.append(Shard(name=shard, rows=table.num_rows, arrays=arrays))
     files = {}
     lookup = {shard: _by_row(table) for shard, table in tables.items()}
+    if packed is None:
+        packed = {place.key: (_UNPACKED, row) for row, place in enumerate(places)}
+        lookup = {_UNPACKED: _shapes_by_row(index, config, places)}
     for split in SPLITS:
         rows = [place for place in places if place.split == split]
         table = split_index(config, index, rows, packed, used, lookup)
@@ -316,8 +347,8 @@ def _write_split_indexes(
         mode=mode,
         shards=shards,
         splits=files,
-        n_copied=len(manifest.windows) if mode == "windows" else 0,
-        n_bytes=sum(c.n_bytes for c in manifest.windows.values()) if mode == "windows" else 0,
+        n_copied=0,
+        n_bytes=0,
         packed_bytes=packed_bytes,
     )
 
@@ -334,16 +365,19 @@ def split_index(
 
     `<modality>.timestamps` holds T x [day, month from 0, year], flat: the middle of each
     timestep's interval, or of the window's time range where the rasters don't say (zeros where
-    that is unknown too).
+    that is unknown too). Where samples are read from the source, shard and row are -1, and
+    `source_digest` says of which files the sample is made.
     """
-    number = {shard: k for k, shard in enumerate(shards)}
+    number = {shard: k for k, shard in enumerate(shards)} | {_UNPACKED: -1}
     where = [packed[place.key] for place in rows]
     columns: dict[str, Any] = {
         "group": [place.group for place in rows],
         "name": [place.name for place in rows],
         "shard": pa.array([number[shard] for shard, _ in where], pa.int32()),
-        "row": pa.array([row for _, row in where], pa.int64()),
+        "row": pa.array([-1 if s == _UNPACKED else row for s, row in where], pa.int64()),
     }
+    if _UNPACKED in lookup:
+        columns["source_digest"] = [place.source_digest for place in rows]
     for name in ("height", "width"):
         columns[name] = pa.array([lookup[s][name][r] for s, r in where], pa.int32())
     for name in [*(m.name for m in config.modalities), TARGET]:
@@ -364,6 +398,23 @@ def _by_row(table: pa.Table) -> dict[str, dict[int, Any]]:
     return {
         name: dict(zip(rows, table[name].to_pylist(), strict=True)) for name in table.column_names
     }
+
+
+def _shapes_by_row(
+    index: WindowIndex, config: ResolvedConfig, places: Sequence[Place]
+) -> dict[str, dict[int, Any]]:
+    """What a shard's index would say about samples that are in none, each by its place."""
+    rows = list(enumerate(pack_rows(index.table, [place.row for place in places], config)))
+    columns: dict[str, dict[int, Any]] = {
+        "height": {k: row.height for k, row in rows},
+        "width": {k: row.width for k, row in rows},
+        f"{TARGET}.offset": dict.fromkeys(range(len(rows)), 0),
+    }
+    for modality in config.modalities:
+        name = modality.name
+        columns[f"{name}.offset"] = dict.fromkeys(range(len(rows)), 0)
+        columns[f"{name}.timesteps"] = {k: row.timesteps[name] for k, row in rows}
+    return columns
 
 
 def _timestamps(

@@ -280,7 +280,7 @@ def verified(root: Path, name: str = "crops") -> list[str]:
     layout = EvalRoot(root).dataset(name)
     metadata = read_metadata(layout)
     assert metadata is not None
-    problems: list[str] = verify(layout, metadata, pipeline.no_progress)["problems"]
+    problems: list[str] = verify(layout, metadata, pipeline.no_progress).problems
     return problems
 
 

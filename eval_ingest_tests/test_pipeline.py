@@ -243,12 +243,8 @@ def test_a_stopped_ingest_goes_on(
     outcomes = pipeline.ingest(make_job(source, root))
     assert ran(outcomes) == ["weka_copy", "registry_entry"]
     layout = EvalRoot(root).dataset("crops")
-    assert (
-        verify(layout, pipeline.read_stage(layout, "registry_entry"), pipeline.no_progress)[
-            "problems"
-        ]
-        == []
-    )
+    metadata = pipeline.read_stage(layout, "registry_entry")
+    assert verify(layout, metadata, pipeline.no_progress).problems == []
 
 
 def _interrupted(*_: object) -> None:
@@ -260,12 +256,12 @@ def test_verify_finds_a_changed_byte(copied: Copied, tmp_path: Path) -> None:
     pipeline.ingest(make_job(source, root))
     layout = EvalRoot(root).dataset("crops")
     metadata = pipeline.read_stage(layout, "registry_entry")
-    assert verify(layout, metadata, pipeline.no_progress)["problems"] == []
+    assert verify(layout, metadata, pipeline.no_progress).problems == []
     raster = next(layout.windows.rglob("geotiff.tif"))
     data = bytearray(raster.read_bytes())
     data[-1] ^= 1
     raster.write_bytes(data)
-    (problem,) = verify(layout, metadata, pipeline.no_progress)["problems"]
+    (problem,) = verify(layout, metadata, pipeline.no_progress).problems
     assert raster.relative_to(layout.path).parts[2] in problem
 
 

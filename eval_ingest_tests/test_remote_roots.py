@@ -18,10 +18,9 @@ from eval_ingest.store.registry import (
     read_registry,
     rebuild_registry,
     remove_dataset,
-    require_metadata,
 )
 from eval_ingest.store.uri import open_root
-from eval_ingest.store.verify import verify
+from eval_ingest.verifying import verify_dataset
 from eval_ingest_tests.servers import BUCKET, ObjectServer, gcs_server, s3_server
 
 KINDS = ("local", "gs", "s3", "weka")
@@ -179,11 +178,9 @@ def test_ingest_load_resplit_remove(place: Place, small: Path, reference: Path) 
 
 
 def _verified(place: Place) -> list[str]:
-    metadata = require_metadata(place.root, "crops")
-    result = verify(place.root.dataset("crops"), metadata, pipeline.no_progress)
-    assert "10 windows" in result["checked"]
-    problems: list[str] = result["problems"]
-    return problems
+    result = verify_dataset(place.root, "crops", pipeline.no_progress)
+    assert "10 windows" in result.checked
+    return result.problems
 
 
 def test_registry_rebuild(place: Place, small: Path) -> None:

@@ -254,7 +254,7 @@ def test_an_export_is_an_eval_root_that_loads(
 
 def verified(path: Path) -> list[str]:
     metadata = require_metadata(EvalRoot(path.parent), path.name)
-    return list(verify(DatasetLayout(path), metadata, lambda what, done, total: None)["problems"])
+    return list(verify(DatasetLayout(path), metadata, lambda what, done, total: None).problems)
 
 
 def test_an_export_replaces_nothing(ingested: Ingested, tmp_path: Path) -> None:

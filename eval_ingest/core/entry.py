@@ -66,7 +66,7 @@ class CopyResult(_Model):
     version: int = 1
     fingerprint: str
     mode: str
-    """`windows` or `stream`."""
+    """`windows`, `stream` or `index`."""
     files: list[str] = Field(default_factory=list)
     """What rslearn reads beside the windows, relative to the dataset's folder."""
     shards: list[Shard]

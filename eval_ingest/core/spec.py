@@ -96,8 +96,9 @@ class DatasetSpec(BaseModel):
     label_fractions: dict[str, Annotated[float, Field(gt=0, le=1)]] = Field(default_factory=dict)
     """Names for shares of the train split: EvalDataset(label_fraction="few"). They are nested."""
     max_invalid_fraction: float = Field(default=0.1, ge=0, le=1)
-    copy_mode: Literal["windows", "stream"] = Field(default="windows", alias="copy")
-    """windows: the rslearn windows and the packed samples; stream: the packed samples alone."""
+    copy_mode: Literal["windows", "stream", "index"] = Field(default="windows", alias="copy")
+    """windows: the rslearn windows and the packed samples; stream: the packed samples alone;
+    index: neither, samples are read from the source."""
     licence: str | None = None
     notes: str | None = None
 

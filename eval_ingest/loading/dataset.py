@@ -7,7 +7,7 @@ a sample is asked for. Workers of a DataLoader share the maps.
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -35,6 +35,9 @@ from eval_ingest.loading.parallel import in_parallel
 from eval_ingest.settings import Settings
 from eval_ingest.store.registry import require_metadata
 from eval_ingest.store.uri import open_root
+
+if TYPE_CHECKING:  # the source side is for datasets without packed samples alone
+    from eval_ingest.loading.from_source import SourceSamples
 
 TARGET = "target"
 
@@ -112,6 +115,7 @@ class EvalDataset(Dataset[dict[str, Any]]):
         self._index = self._read_index()
         self._order = self._draw(self._fraction(label_fraction), seed)
         self._maps: Maps = {}
+        self._from_source = self._open_source()
 
     # -------------------------------------------------------------------------------- opening
 
@@ -151,6 +155,22 @@ class EvalDataset(Dataset[dict[str, Any]]):
                 f"the index {path} can't be read ({error}); ingest {self.name} again"
             ) from error
         return _SplitIndex(table, [modality.name for modality in self.metadata.config.modalities])
+
+    def _open_source(self) -> "SourceSamples | None":
+        """Where the samples come from, if none are packed."""
+        if self.metadata.spec.copy_mode != "index":
+            return None
+        # The source side, with all that decoding needs; other datasets do without.
+        try:
+            from eval_ingest.loading.from_source import SourceSamples
+        except ImportError as error:
+            raise LoadError(
+                f"{self.name} was ingested with copy: index, so its samples are decoded from "
+                f"{self.metadata.source}, and that needs {error.name}: "
+                "pip install 'eval-ingest[ingest]'"
+            ) from error
+        index = self._index
+        return SourceSamples(self.metadata, index.groups, index.names, index.digests)
 
     def _fraction(self, given: float | str) -> float:
         if not isinstance(given, str):
@@ -269,6 +289,8 @@ class EvalDataset(Dataset[dict[str, Any]]):
 
     def _stored(self, name: str, row: int) -> NDArray[Any]:
         """A sample's stored array: a view of the memory map."""
+        if self._from_source is not None:
+            return self._from_source.array(row, name)
         shard = int(self._index.shards[row])
         array = self._map(shard, name)
         if self.metadata.shards[shard].arrays[name].uniform:
@@ -322,6 +344,8 @@ class EvalDataset(Dataset[dict[str, Any]]):
         shapes = {self._shapes_of(row, *w) for row, w in zip(rows, windows, strict=True)}
         if len(shapes) != 1:
             return None
+        if self._from_source is not None:
+            self._from_source.read_ahead(rows)
         batch: dict[str, Any] = {
             modality.name: self._pixels(modality.name, rows, windows) for modality in self._inputs
         }
@@ -375,8 +399,8 @@ class EvalDataset(Dataset[dict[str, Any]]):
         """A DataLoader with workers and batch size chosen for this dataset.
 
         Reading a memory map costs less than handing tensors between processes, so there are no
-        workers unless samples are large. `loader.why` says what was chosen and why. Anything given
-        here wins; train is shuffled.
+        workers unless samples are large, or decoded from the source. `loader.why` says what was
+        chosen and why. Anything given here wins; train is shuffled.
         """
         sizes = [int(np.prod(self._stored(m.name, self._row(0)).shape)) * 4 for m in self._inputs]
         if self._crop and len(self):
@@ -390,7 +414,8 @@ class EvalDataset(Dataset[dict[str, Any]]):
         )
         workers = num_workers
         if workers is None:
-            workers = 0 if sample_bytes < 32 << 20 else min(4, os.cpu_count() or 1)
+            mapped = self._from_source is None
+            workers = 0 if mapped and sample_bytes < 32 << 20 else min(4, os.cpu_count() or 1)
         loader: DataLoader[dict[str, Any]] = DataLoader(
             self,
             batch_size=chosen,
@@ -405,7 +430,7 @@ class EvalDataset(Dataset[dict[str, Any]]):
             + (
                 "reading the memory map is faster than handing tensors between processes"
                 if workers == 0
-                else "samples are large enough to be worth handing between processes"
+                else "samples are large or decoded from the source: worth handing between processes"
             )
         )
         return loader
@@ -426,6 +451,8 @@ class _SplitIndex:
         self._stamps: dict[str, tuple[NDArray[Any], NDArray[Any]]] = {}
         self.groups: _Texts = _Texts(table["group"])
         self.names: _Texts = _Texts(table["name"])
+        if "source_digest" in table.column_names:
+            self.digests: _Texts = _Texts(table["source_digest"])
 
     def __len__(self) -> int:
         return len(self.rows)

@@ -44,6 +44,11 @@ def export_dataset(
     target = EvalRoot(to.absolute())
     final = target.dataset(name)
     metadata = require_metadata(root, name)
+    if metadata.spec.copy_mode == "index":
+        raise StoreError(
+            f"{name} was ingested with copy: index, so there are no samples to export: they are "
+            f"read from {metadata.source}; ingest it with --copy stream first"
+        )
     if final.path.exists():
         raise StoreError(f"{final.path} is there already; remove it or choose another --to")
     fresh = not target.path.exists()

@@ -109,7 +109,9 @@ def describe(outcome: "Outcome") -> str:
             text += "".join(f"; {warning}" for warning in value.warnings)
         case "weka_copy":
             text = f"{size(value.packed_bytes)} packed"
-            if value.mode == "windows":
+            if value.mode == "index":
+                text = "nothing copied: samples are read from the source (copy: index)"
+            elif value.mode == "windows":
                 text = f"{value.n_copied} windows ({size(value.n_bytes)}) copied, {text}"
             else:
                 text += f", windows not copied (copy: {value.mode})"
@@ -279,7 +281,8 @@ def info_lines(metadata: Metadata, path: str) -> list[str]:
     lines = [
         f"{metadata.name}  {task_text(config.task)}",
         f"  path       {path} ({size(metadata.n_bytes)})",
-        f"  source     {metadata.source}",
+        f"  source     {metadata.source}"
+        + (": samples are read from there" if metadata.spec.copy_mode == "index" else ""),
         f"  published  {metadata.published_at}, version {metadata.fingerprint}",
         f"  windows    {metadata.n_windows}, of them invalid {sum(metadata.invalid.values())}"
         + (

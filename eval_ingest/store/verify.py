@@ -1,7 +1,7 @@
 """Read back what was ingested and compare it with what was recorded."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
 
@@ -13,12 +13,24 @@ from eval_ingest.store.layout import DatasetLayout
 from eval_ingest.store.windows import windows_of
 
 
+class Verified(NamedTuple):
+    """What was found."""
+
+    checked: str
+    """What was read."""
+    problems: list[str]
+    """One text per damaged thing."""
+
+
 def verify(
     layout: DatasetLayout, metadata: Metadata, progress: Callable[[str, int, int], None]
-) -> dict[str, Any]:
+) -> Verified:
     """Compare sizes and checksums of the copied windows, and the shape of every packed file.
 
-    Returns `checked`, a text, and `problems`, one text per damaged thing.
+    Of a remote dataset the packed files' checksums too; nothing of it is kept on this machine.
+
+    Raises:
+        StoreError: a remote root can't be read.
     """
     problems = []
     for split, found in metadata.splits.items():
@@ -64,4 +76,4 @@ def verify(
         f"{len(windows)} windows ({total / 2**20:.1f} MiB), {len(metadata.shards)} shards, "
         f"{len(metadata.splits)} split indexes read"
     )
-    return {"checked": checked, "problems": problems}
+    return Verified(checked, problems)

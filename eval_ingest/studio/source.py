@@ -203,7 +203,8 @@ def open_source(url: str, staging: Path | None = None, archives: Path | None = N
         source = RemoteSource(url.rstrip("/"), staging)
         source.check()
         return source
-    return LocalSource(url)
+    # Absolute: what is kept of it is read in other folders, by other processes.
+    return LocalSource(os.path.abspath(os.path.expanduser(url)))
 
 
 def layer_of(path: str) -> str | None:

@@ -112,7 +112,7 @@ def trainer_tasks(root: EvalRoot, datasets: Sequence[str] = ()) -> TaskList:
 
 def _unreadable(name: str, entry: Mapping[str, Any]) -> str:
     """Why the trainer can't read a dataset; empty if it can."""
-    if entry.get("copy") == "stream":
+    if entry.get("copy") in ("stream", "index"):
         return "it has no rslearn copy; ingest it with --copy windows"
     if name.startswith(_BUILT_IN) or name in _BUILT_IN_NAMES:
         return "the trainer takes this name for a dataset of its own; ingest it under another"

@@ -1,0 +1,123 @@
+"""Samples of a dataset ingested with `copy: index`: decoded from its source when asked for.
+
+They are what an ingest would have packed, value for value, as long as the source is what it was.
+
+The one place in loading/ that knows the source side. It is imported for such datasets alone, and
+needs what ingesting needs: pip install 'eval-ingest[ingest]'.
+"""
+
+import os
+import threading
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
+from typing import Any, Protocol
+
+from numpy.typing import NDArray
+
+from eval_ingest.core.entry import Metadata
+from eval_ingest.errors import EvalIngestError, IntegrityError, LoadError
+from eval_ingest.studio.source import Source, WindowFiles, WindowReader, open_source
+from eval_ingest.studio.window import read_window, sample_arrays
+
+Arrays = dict[str, NDArray[Any]]
+"""Per modality (H, W, T, C) in the stored type, and `target`."""
+
+_KEPT = 4
+"""Samples of single rows that stay at hand: each is asked for several times, array by array."""
+
+
+class Column(Protocol):
+    """A text column of a split's index."""
+
+    def __getitem__(self, row: int) -> str:
+        """The text in a row."""
+        ...
+
+
+class SourceSamples:
+    """Reads a split's windows; safe to use from several threads.
+
+    Args:
+        metadata: the dataset.
+        groups: the windows' groups, in the split's order.
+        names: their names.
+        digests: of the files that each was indexed with.
+    """
+
+    def __init__(self, metadata: Metadata, groups: Column, names: Column, digests: Column) -> None:
+        self._metadata = metadata
+        self._groups, self._names, self._digests = groups, names, digests
+        self._kept: dict[int, Arrays] = {}
+        self._lock = threading.RLock()
+
+    @cached_property
+    def _source(self) -> Source:
+        name, url = self._metadata.name, self._metadata.source
+        try:
+            return open_source(url)
+        except EvalIngestError as error:
+            raise LoadError(
+                f"{name} was ingested with copy: index, so its samples are read from {url}, and "
+                f"that fails: {error}. Make it readable there, or ingest {name} anew from where "
+                "it is now"
+            ) from error
+
+    def array(self, row: int, name: str) -> NDArray[Any]:
+        """A modality's pixels (H, W, T, C), or the target, of a row.
+
+        Raises:
+            LoadError: the source can't be read.
+            IntegrityError: the window isn't what it was when it was indexed.
+        """
+        with self._lock:
+            if row not in self._kept:
+                while len(self._kept) >= _KEPT:
+                    del self._kept[next(iter(self._kept))]
+                [self._kept[row]] = self._read([row])
+            return self._kept[row][name]
+
+    def read_ahead(self, rows: Sequence[int]) -> None:
+        """Have the samples of a batch at hand, and no others: read side by side.
+
+        Raises:
+            LoadError: the source can't be read.
+            IntegrityError: a window isn't what it was when it was indexed.
+        """
+        with self._lock:
+            kept = {row: self._kept[row] for row in rows if row in self._kept}
+            missing = [row for row in dict.fromkeys(rows) if row not in kept]
+            self._kept = kept  # let go of the last batch before this one is read
+            kept.update(zip(missing, self._read(missing), strict=True))
+
+    def _read(self, rows: Sequence[int]) -> list[Arrays]:
+        layers = self._metadata.config.layer_names
+        windows = (self._source.window(self._groups[r], self._names[r], layers) for r in rows)
+        try:
+            found = self._source.readers(windows)
+            if len(rows) == 1:
+                return [self._sample(row, *at) for row, at in zip(rows, found, strict=True)]
+            with ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="from_source") as pool:
+                pairs = zip(rows, found, strict=True)
+                return list(pool.map(lambda at: self._sample(at[0], *at[1]), pairs))
+        except (IntegrityError, LoadError):
+            raise
+        except EvalIngestError as error:
+            raise LoadError(f"{self._metadata.name}: {error}") from error
+
+    def _sample(self, row: int, files: WindowFiles, reader: WindowReader) -> Arrays:
+        metadata = self._metadata
+        if files.digest != self._digests[row]:
+            what = "has changed since it was indexed" if files.files else "is not there any more"
+            raise IntegrityError(
+                f"{metadata.name} reads its samples from {metadata.source}, and window "
+                f"{files.key} {what}; run: eval-ingest ingest --name {metadata.name}"
+            )
+        sample = read_window(reader, files, metadata.config)
+        if sample is None or sample.problems:
+            detail = sample.problems[0].detail if sample is not None else "it can't be read"
+            raise IntegrityError(
+                f"window {files.key} of {metadata.source} was valid when it was indexed, now: "
+                f"{detail}; run: eval-ingest ingest --name {metadata.name}"
+            )
+        return sample_arrays(sample, metadata.config)
