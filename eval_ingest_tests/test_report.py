@@ -2,6 +2,7 @@
 
 import dataclasses
 import html
+import inspect
 import io
 import json
 import re
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import yaml
 from PIL import Image
@@ -21,18 +23,16 @@ from eval_ingest import EvalDataset, cli
 from eval_ingest.core.quality import quality_report
 from eval_ingest.core.task import LabelClass, Task, TaskKind
 from eval_ingest.errors import StoreError, UnknownDatasetError
-from eval_ingest.report.card import dataset_card, html_page, hub_header, write_report
+from eval_ingest.report.card import dataset_card, hub_header
+from eval_ingest.report.charts import _nice_edges
 from eval_ingest.report.drawing import WIDTH_PX, class_colors
 from eval_ingest.report.export import export_dataset
-from eval_ingest.report.pictures import (
-    SMALL_BYTES,
-    Picture,
-    View,
-    all_pictures,
-    open_view,
-    partition_pictures,
-    previews,
-)
+from eval_ingest.report.map import window_map
+from eval_ingest.report.page import html_page
+from eval_ingest.report.pictures import SMALL_BYTES, Picture, all_pictures, partition_pictures
+from eval_ingest.report.previews import _stretch, previews
+from eval_ingest.report.view import View, open_view
+from eval_ingest.report.writing import write_report
 from eval_ingest.store.layout import DatasetLayout, EvalRoot
 from eval_ingest.store.registry import read_registry, require_metadata
 from eval_ingest.store.verify import verify
@@ -72,7 +72,10 @@ def test_every_kind_of_dataset_has_its_pictures(case: str, ingested: Ingested) -
     view = view_of(ingested, case)
     pictures = all_pictures(view)
     previews = [f"preview_{m.name}" for m in view.metadata.config.modalities]
-    assert [p.name for p in pictures] == [*previews, "map", "labels", "bands", "timeline"]
+    assert [p.name for p in pictures] == [
+        *previews,
+        *["map", "labels", "bands", "histograms", "timeline"],
+    ]
     for picture in pictures:
         image = Image.open(io.BytesIO(picture.png))
         assert image.format == "PNG"
@@ -127,7 +130,9 @@ def test_judging_and_drawing_do_without_pandas(ingested: Ingested) -> None:
         "import sys\n"
         "from pathlib import Path\n"
         "from eval_ingest.core.quality import quality_report\n"
-        "from eval_ingest.report.pictures import label_histogram, open_view, timeline, window_map\n"
+        "from eval_ingest.report.charts import label_histogram, timeline\n"
+        "from eval_ingest.report.map import window_map\n"
+        "from eval_ingest.report.view import open_view\n"
         "from eval_ingest.store.layout import EvalRoot\n"
         "view = open_view(EvalRoot(Path(sys.argv[1])), sys.argv[2])\n"
         "quality_report(view.index, view.assignment, view.metadata.config)\n"
@@ -135,6 +140,35 @@ def test_judging_and_drawing_do_without_pandas(ingested: Ingested) -> None:
         "assert 'pandas' not in sys.modules, 'pandas takes half a second to import'\n"
     )
     subprocess.run([sys.executable, "-c", program, ingested(SOME), SOME], check=True)
+
+
+def test_radar_pictures_dont_blow_up_speckle_and_optical_ones_keep_their_colours() -> None:
+    rng = np.random.default_rng(0)
+    flat = {0: rng.normal(-10, 0.3, (32, 32, 3)).astype(np.float32)}
+    assert np.ptp(_stretch(flat, decibels=True)[0]) < 0.3
+    scene = rng.uniform(500, 3000, (32, 32, 3)).astype(np.float32)
+    scene[..., 1] = 1200 + rng.normal(0, 20, (32, 32))  # a channel that hardly varies
+    shown = _stretch({0: scene}, decibels=False)[0]
+    assert np.ptp(shown[..., 1]) < 0.1 < np.ptp(shown[..., 0])
+    nothing = np.full((4, 4, 3), np.nan, np.float32)
+    assert np.ptp(_stretch({0: nothing}, decibels=False)[0]) == 0
+
+
+def test_a_map_without_any_place_says_so(ingested: Ingested) -> None:
+    view = view_of(ingested, SOME)
+    column = view.index.table.schema.get_field_index("geometry")
+    table = view.index.table.set_column(
+        column, "geometry", pa.nulls(len(view.index), view.index.table.schema.field(column).type)
+    )
+    unplaced = dataclasses.replace(view, index=dataclasses.replace(view.index, table=table))
+    assert window_map(unplaced).startswith(b"\x89PNG")
+
+
+def test_bars_of_targets_lie_between_round_numbers() -> None:
+    edges = _nice_edges(np.array([31.1, 229.0]), 16)
+    assert edges[0] <= 31.1 and edges[-1] >= 229 and 12 <= len(edges) <= 24
+    assert set(np.diff(edges)) == {10.0}
+    assert len(_nice_edges(np.array([7.0]), 16)) == 2
 
 
 # ------------------------------------------------------------------------------------------ page
@@ -189,6 +223,21 @@ def test_the_card_has_a_header_that_the_hub_reads(case: str, ingested: Ingested)
     assert header["task_categories"][0] in ("image-segmentation", "image-classification", "other")
     for split in header["configs"][0]["data_files"]:
         assert (ingested(case) / case / split["path"]).is_file()
+
+
+@pytest.mark.parametrize("case", factories.CASES)
+def test_the_hubs_own_library_reads_the_card(case: str, ingested: Ingested) -> None:
+    hub = pytest.importorskip("huggingface_hub")
+    view = with_spec(view_of(ingested, case), display_name='Crops: "maize" & more', licence="ODbL")
+    card = hub.DatasetCard(dataset_card(view, quality_of(view), []))  # raises on a wrong header
+    known = set(inspect.signature(hub.DatasetCardData).parameters) | {"tags", "configs"}
+    assert set(card.data.to_dict()) <= known
+    assert card.data.pretty_name == 'Crops: "maize" & more' and card.data.license == "odbl"
+    assert card.data.task_categories and "earth-observation" in card.data.tags
+    (config,) = card.data.configs
+    assert [found["split"] for found in config["data_files"]] == ["train", "validation", "test"]
+    assert hub.DatasetCard(str(card)).data.to_dict() == card.data.to_dict()
+    assert card.text.startswith("\n# Crops: ") or card.text.startswith("# Crops: ")
 
 
 @pytest.mark.parametrize(

@@ -36,6 +36,8 @@ class Footprints:
     """Polygons in metres on the Mercator map."""
     centres: NDArray[np.float64]
     """Longitude and latitude of the shapes' middles, (shapes, 2)."""
+    sides_degrees: NDArray[np.float64]
+    """Widths and heights of the shapes in degrees, (shapes, 2)."""
     place: NDArray[np.int64]
     """Per row of the index the place in `shapes`; -1 where the outline isn't known."""
 
@@ -55,7 +57,9 @@ class Footprints:
         place = np.where(place >= 0, number[place], -1) if len(number) else place
         shapes = _whole(shapes[known])
         centres = shapely.get_coordinates(shapely.centroid(shapes))
-        return cls(np.asarray(shapely.transform(shapes, _mercator)), centres, place)
+        bounds = shapely.bounds(shapes).reshape(-1, 4)
+        sides = bounds[:, 2:] - bounds[:, :2]
+        return cls(np.asarray(shapely.transform(shapes, _mercator)), centres, sides, place)
 
     @cached_property
     def stretch(self) -> NDArray[np.float64]:

@@ -5,7 +5,7 @@ gives findings; the verdict is `poor` if one of them is an error, `usable with w
 a warning, and `good` otherwise. Notes tell what a person may want to know.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import Any, Literal
@@ -22,6 +22,7 @@ from eval_ingest.core.pretraining import PRETRAINING
 from eval_ingest.core.resolved import ModalityInput, ResolvedConfig
 from eval_ingest.core.spec import SPLITS
 from eval_ingest.core.splits import SplitAssignment
+from eval_ingest.core.validate import PROBLEMS
 
 QUALITY_VERSION = 1
 
@@ -239,7 +240,7 @@ def _classes(data: _Data) -> Iterator[Finding]:
                 names[:EXAMPLES],
             )
     for split, distance in report.get("distance_from_train", {}).items():
-        if distance > MAX_DISTANCE:
+        if distance > max(MAX_DISTANCE, 2 * _distance_by_chance(report, split)):
             yield Finding(
                 "class_distribution",
                 "warning",
@@ -262,6 +263,14 @@ def _classes(data: _Data) -> Iterator[Finding]:
             )
 
 
+def _distance_by_chance(report: Mapping[str, Any], split: str) -> float:
+    """How far a split of so many windows drawn from train's classes lies from train, on average."""
+    train = np.array(report["class_counts"]["train"], float)
+    shares = train / max(train.sum(), 1)
+    spread = np.sqrt(shares * (1 - shares) / max(report["counts"][split], 1))
+    return float(spread.sum() * (2 / np.pi) ** 0.5 / 2)  # of the mean absolute normal deviate
+
+
 def _some(names: Sequence[str], limit: int = 6) -> str:
     listed = ", ".join(names[:limit])
     return listed if len(names) <= limit else f"{listed} and {len(names) - limit} more"
@@ -275,7 +284,9 @@ def _invalid(data: _Data) -> Iterator[Finding]:
             "note" if count <= FEW * summary.n_windows else "warning",
             count,
             summary.n_windows,
-            f"{count:,} of {summary.n_windows:,} windows are invalid and in no split: {code}",
+            f"{count:,} of {summary.n_windows:,} windows {'is' if count == 1 else 'are'} invalid "
+            "and in no split: "
+            f"{PROBLEMS.get(code, 'see the index')} ({code})",
             summary.examples[code],
         )
 

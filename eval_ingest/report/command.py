@@ -4,8 +4,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from eval_ingest.report.card import write_report
 from eval_ingest.report.export import export_dataset
+from eval_ingest.report.writing import write_report
 from eval_ingest.store.layout import EvalRoot
 
 

@@ -1,0 +1,148 @@
+"""What is told about a dataset in tables, for the HTML page and for the card."""
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from eval_ingest.core.columns import numbers
+from eval_ingest.core.resolved import ModalityInput
+from eval_ingest.core.spec import SPLITS
+from eval_ingest.report.terminal import size, task_text
+from eval_ingest.report.view import View
+
+Rows = list[list[str]]
+"""A table: the heads, then the lines."""
+
+
+def facts(view: View) -> Rows:
+    """What the dataset is, name and value; without heads."""
+    metadata, config = view.metadata, view.metadata.config
+    counts = ", ".join(f"{split} {metadata.splits[split].count:,}" for split in SPLITS)
+    published = metadata.published_at.replace("T", " ").replace("+00:00", " UTC")
+    rows = [
+        ["", ""],
+        ["task", task_text(config.task)],
+        ["windows", f"{sum(metadata.splits[s].count for s in SPLITS):,}: {counts}"],
+        *([m.name, _input(view, m)] for m in config.modalities),
+        ["window size", f"{_sizes(view)}; crop {config.crop_size or 'none'}"],
+        ["time", _time(view)],
+        ["split", str(metadata.split_report.get("strategy", ""))],
+        ["size", size(metadata.n_bytes)],
+        ["source", metadata.source],
+        ["licence", metadata.spec.licence or "not stated"],
+        ["published", f"{published}, version {metadata.fingerprint}"],
+    ]
+    if metadata.invalid:
+        reasons = ", ".join(f"{count:,} {code}" for code, count in metadata.invalid.items())
+        text = f"{sum(metadata.invalid.values()):,} of {metadata.n_windows:,}: {reasons}"
+        rows.insert(3, ["left out as invalid", text])
+    return rows
+
+
+def _input(view: View, modality: ModalityInput) -> str:
+    steps = numbers(view.index.table[f"{modality.name}.timesteps"], 0)[view.used]
+    text = f"{len(modality.bands)} bands, {_range(steps[steps > 0])} timesteps"
+    absent = int((steps == 0).sum())
+    if absent:
+        text += f"; {absent:,} windows have none"
+    if modality.missing_bands:
+        text += f"; lacks {', '.join(modality.missing_bands)}"
+    return text
+
+
+def _sizes(view: View) -> str:
+    height, width = (numbers(view.index.table[n], 0)[view.used] for n in ("height", "width"))
+    if (height == width).all() and np.ptp(height) == 0:
+        return f"{height[0]} x {width[0]} pixels"
+    return f"{_range(height)} x {_range(width)} pixels"
+
+
+def _range(values: NDArray[Any]) -> str:
+    if not len(values):
+        return "no"
+    low, high = int(values.min()), int(values.max())
+    return f"{low}" if low == high else f"{low} to {high}"
+
+
+def _time(view: View) -> str:
+    times = view.index.times[view.used]
+    if not len(times) or np.isnan(times).all():
+        return "not known"
+    first, last = np.nanmin(times), np.nanmax(times)
+    days = (np.datetime64(int(t), "us").astype("datetime64[D]") for t in (first, last))
+    return " to ".join(map(str, days))
+
+
+def split_table(view: View, quality: dict[str, Any]) -> Rows:
+    """Per split its size, what its scores are worth, and what of it train has shown already."""
+    near = f"within {quality['leakage']['distance_m']:g} m"
+    distances = view.metadata.split_report.get("distance_from_train", {})
+    rows = [["split", "windows", "standard error", "classes from train", "overlap train",
+             "at other time", near, "same pixels"]]  # fmt: skip
+    has_classes = view.task.kind.has_classes
+    for split in SPLITS:
+        error = quality["standard_error"][split]
+        leaks = quality["leakage"]["splits"].get(split)
+        cells = [""] * 4
+        if leaks is not None:
+            kinds = ("overlapping", "overlapping_other_time", "near", "duplicated")
+            cells = [f"{leaks[kind]['count']:,}" for kind in kinds]
+        worth = ""
+        if error is not None:
+            worth = f"{100 * error:.1f} points" if has_classes else f"{141.4 * error:.0f} %"
+        distance = f"{distances[split]:.2f}" if split in distances else ""
+        count = f"{view.metadata.splits[split].count:,}"
+        rows.append([split, count, worth, distance, *cells])
+    if not has_classes:
+        rows = [row[:3] + row[4:] for row in rows]
+    return rows
+
+
+def split_note(view: View) -> str:
+    """What the columns of the split table mean."""
+    if view.task.kind.has_classes:
+        return (
+            "Standard error: how far chance moves an accuracy on so many windows, at most: "
+            "sqrt(0.25 / windows). Classes from train: half the sum of the differences between "
+            "class shares, 0 equal, 1 disjoint. Then the windows that overlap a train window, that "
+            "do so at another time only, that lie near one, and whose pixels another split has too."
+        )
+    return (
+        "Standard error: how far chance moves an RMSE on so many windows, as a share of it: about "
+        "1 / sqrt(2 windows). Then the windows that overlap a train window, that do so at another "
+        "time only, that lie near one, and whose pixels another split has too."
+    )
+
+
+def class_table(view: View) -> Rows:
+    """Pixels or windows per class and split; empty for regressions."""
+    if not view.task.kind.has_classes:
+        return []
+    counts = {s: view.class_counts[view.splits == s].sum(axis=0) for s in SPLITS}
+    unit = "pixels" if view.task.kind.per_pixel else "windows"
+    rows = [["id", "class", *(f"{split} ({unit})" for split in SPLITS)]]
+    for k, known in enumerate(view.task.classes):
+        note = " (marks missing labels)" if k == view.task.ignored_id else ""
+        rows.append([str(k), known.name + note, *(f"{counts[s][k]:,}" for s in SPLITS)])
+    return rows
+
+
+def band_table(view: View) -> Rows:
+    """Statistics of the train windows per band."""
+    rows = [["modality", "band", "mean", "std", "min", "max"]]
+    for modality, bands in view.metadata.norm_stats.items():
+        for band, found in bands.items():
+            numbers = [f"{found[key]:.5g}" for key in ("mean", "std", "min", "max")]
+            rows.append([modality, band, *numbers])
+    return rows
+
+
+def usage(name: str) -> str:
+    """The Python that loads a dataset."""
+    return (
+        "# OLMOEARTH_EVAL_DATASETS is the folder that holds registry.json\n"
+        "from eval_ingest import EvalDataset\n\n"
+        f'ds = EvalDataset("{name}", split="train")\n'
+        "sample = ds[0]  # per modality float32 (H, W, T, C); timestamps; target; window\n"
+    )

@@ -1,0 +1,99 @@
+"""An ingested dataset, opened for looking at."""
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from eval_ingest.core.entry import Metadata
+from eval_ingest.core.index import WindowIndex
+from eval_ingest.core.spec import SPLITS
+from eval_ingest.core.splits import SplitAssignment
+from eval_ingest.core.task import Task
+from eval_ingest.errors import NotIngestedError
+from eval_ingest.store.index_file import read_index, read_splits
+from eval_ingest.store.layout import EvalRoot
+from eval_ingest.store.registry import require_metadata
+
+if TYPE_CHECKING:
+    from eval_ingest.loading import EvalDataset
+
+
+@dataclass(frozen=True)
+class View:
+    """An ingested dataset, opened for looking at."""
+
+    root: EvalRoot
+    metadata: Metadata
+    index: WindowIndex
+    assignment: SplitAssignment
+
+    @property
+    def task(self) -> Task:
+        """What is predicted."""
+        return self.metadata.config.task
+
+    @property
+    def splits(self) -> NDArray[np.str_]:
+        """Split per row of the index."""
+        return self.assignment.splits
+
+    @property
+    def used(self) -> NDArray[np.int64]:
+        """Rows of the index that are in a split."""
+        return self.assignment.used
+
+    @cached_property
+    def class_counts(self) -> NDArray[np.int64]:
+        """Pixels or windows per class, (N, classes), of all rows."""
+        return self.index.class_counts(self.task.num_classes)
+
+    @cached_property
+    def means(self) -> NDArray[np.float64]:
+        """Mean target per row, for regressions; NaN without one."""
+        moments = self.index.label_moments()[:, :, 0]
+        with np.errstate(invalid="ignore", divide="ignore"):
+            return np.asarray(moments[:, 1] / moments[:, 0])
+
+    @cached_property
+    def _samples(self) -> dict[str, "tuple[EvalDataset, dict[str, int]]"]:
+        from eval_ingest.loading import EvalDataset  # torch: not for the map or the histograms
+
+        opened = {}
+        for split in SPLITS:
+            data = EvalDataset(
+                self.metadata.name, split, root=self.root.url, normalize=None, crop=None
+            )
+            opened[split] = data, {data.window(i): i for i in range(len(data))}
+        return opened
+
+    def opened(self, split: str) -> "EvalDataset":
+        """A split in stored units, the whole windows."""
+        return self._samples[split][0]
+
+    def sample(self, row: int) -> dict[str, Any]:
+        """The packed sample of a row of the index: stored units, the whole window."""
+        data, places = self._samples[str(self.splits[row])]
+        return data[places[self.index.keys[row]]]
+
+
+def open_view(root: EvalRoot, name: str) -> View:
+    """Open a published dataset.
+
+    Raises:
+        UnknownDatasetError: there is none of that name.
+        NotIngestedError: its window index or split assignment is of another version, or gone.
+    """
+    metadata = require_metadata(root, name)
+    layout = root.dataset(name)
+    root.pull(layout.window_index, layout.split_assignment)
+    index, assignment = read_index(layout.window_index), read_splits(layout.split_assignment)
+    if index is None or assignment is None:
+        missing = layout.window_index if index is None else layout.split_assignment
+        raise NotIngestedError(
+            f"{name}: {missing} is not there or of another version; "
+            f"run: eval-ingest ingest --name {name}"
+        )
+    return View(root, metadata, index, assignment)

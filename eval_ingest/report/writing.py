@@ -1,0 +1,32 @@
+"""Write everything that a report is: pictures, page and card."""
+
+from pathlib import Path
+
+from eval_ingest.core.quality import quality_report
+from eval_ingest.report.card import dataset_card
+from eval_ingest.report.page import html_page
+from eval_ingest.report.pictures import all_pictures
+from eval_ingest.report.view import open_view
+from eval_ingest.store.atomic import write_bytes
+from eval_ingest.store.layout import EvalRoot
+
+
+def write_report(root: EvalRoot, name: str) -> list[Path]:
+    """Write {name}/report/*.png, {name}/report/report.html and {name}/README.md.
+
+    Raises:
+        UnknownDatasetError: there is no such dataset.
+        NotIngestedError: its index is of another version.
+        StoreError: the eval root can't be written.
+    """
+    view = open_view(root, name)
+    quality = quality_report(view.index, view.assignment, view.metadata.config)
+    pictures = all_pictures(view)
+    folder = root.dataset(name).path
+    files = {folder / "report" / f"{p.name}.png": p.png for p in pictures}
+    files[folder / "report" / "report.html"] = html_page(view, quality, pictures).encode()
+    files[folder / "README.md"] = dataset_card(view, quality, pictures).encode()
+    for path, data in files.items():
+        write_bytes(path, data)
+    root.push(*files)
+    return list(files)
