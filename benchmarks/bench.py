@@ -138,7 +138,7 @@ def decode_rows(source: Path, count: int = 64) -> list[Row]:
     """Decode, judge and measure a window, beside rslearn's own sample; where the time goes."""
     from concurrent.futures import ProcessPoolExecutor
 
-    from eval_ingest.engine import _context
+    from eval_ingest.engine import _Workers
     from eval_ingest.indexing import IndexTask, WindowFilter
 
     job = open_job(source, CACHE / "none")
@@ -163,7 +163,7 @@ def decode_rows(source: Path, count: int = 64) -> list[Row]:
         )
     ]
     rows += profile_rows(lambda: task(items), len(items))
-    with ProcessPoolExecutor(WORKERS, _context()) as pool:
+    with ProcessPoolExecutor(WORKERS, _Workers()) as pool:
         shards = [items[k::WORKERS] for k in range(WORKERS)]
         list(pool.map(task, shards))
         alone, together = compare([lambda: task(items), lambda: list(pool.map(task, shards))])

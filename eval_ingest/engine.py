@@ -8,6 +8,7 @@ are for datasets where that is little.
 import contextlib
 import multiprocessing
 import os
+import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -53,7 +54,7 @@ def executor(settings: Settings, windows: int = 0) -> Iterator[Executor]:
         with ThreadPoolExecutor(settings.workers, thread_name_prefix="eval_ingest") as pool:
             yield pool
     elif engine == "processes":
-        with ProcessPoolExecutor(settings.workers, _context(), _end_with_parent) as processes:
+        with ProcessPoolExecutor(settings.workers, _Workers(), _end_with_parent) as processes:
             try:
                 yield processes
             except BrokenExecutor as error:
@@ -81,17 +82,36 @@ def executor(settings: Settings, windows: int = 0) -> Iterator[Executor]:
         )
 
 
-def _context() -> multiprocessing.context.BaseContext:
-    """How workers start: forked from a clean process that has imported what they need.
+class _Worker(multiprocessing.context.ForkServerProcess):
+    """A worker that doesn't run the user's script again, as others do to find its functions.
 
-    Not from ours: Arrow and BLAS have threads of their own by now. And not each by itself: sixty
-    workers would import the same modules sixty times.
+    It needs none of them, and a script without `if __name__ == "__main__":` would start an ingest
+    in each worker.
     """
-    if "forkserver" not in multiprocessing.get_all_start_methods():
-        return multiprocessing.get_context("spawn")
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["eval_ingest.indexing", "eval_ingest.transfer"])
-    return context
+
+    def start(self) -> None:
+        main = vars(sys.modules["__main__"])
+        names = ("__file__", "__spec__")
+        hidden: dict[str, Any] = {name: main.pop(name) for name in names if name in main}
+        main["__spec__"] = None
+        try:
+            super().start()
+        finally:
+            main.update(hidden)
+
+
+class _Workers(multiprocessing.context.ForkServerContext):
+    """Workers are forked from a clean process that has imported what they need.
+
+    Not from ours: Arrow and BLAS have threads of their own by now. And they don't start by
+    themselves: sixty workers would import the same modules sixty times.
+    """
+
+    Process = _Worker
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.set_forkserver_preload(["eval_ingest.indexing", "eval_ingest.transfer"])
 
 
 def _end_with_parent() -> None:

@@ -130,3 +130,17 @@ def test_an_ingest_over_dask_survives_the_death_of_a_worker(
     for path in arrays:
         other = job.layout.path / path.relative_to(reference)
         assert other.read_bytes() == path.read_bytes()
+
+
+def test_a_script_without_a_main_guard_can_ingest(tmp_path: Path, small: Path) -> None:
+    script = tmp_path / "script.py"
+    settings = f"eval_root={str(tmp_path / 'root')!r}, workers=2, engine='processes'"
+    script.write_text(
+        "from eval_ingest import pipeline\n"
+        "from eval_ingest.core.spec import DatasetSpec\n"
+        "from eval_ingest.settings import Settings\n"
+        f"spec = DatasetSpec(name='crops', source={str(small)!r})\n"
+        f"print(len(pipeline.ingest(pipeline.open_job(spec, Settings({settings})))))\n"
+    )
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "5\n"), done.stderr

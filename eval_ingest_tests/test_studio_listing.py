@@ -8,7 +8,7 @@ import pytest
 
 from eval_ingest.errors import SourceError
 from eval_ingest.studio import listing
-from eval_ingest.studio.listing import list_window
+from eval_ingest.studio.listing import list_window, parse
 from eval_ingest.studio.source import LocalSource
 
 LAYERS = frozenset({"sentinel2", "label"})
@@ -41,22 +41,39 @@ def test_files_of_the_layers_that_are_asked_for(tmp_path: Path, way: str) -> Non
     ]
     others = ["other.json", "layers/sentinel1/completed", "layers/sentinel/x", "layers/label2/x"]
     write(tmp_path, *wanted, *others)
-    found = sorted(list_window(str(tmp_path), LAYERS))
+    found = parse(list_window(str(tmp_path), LAYERS))
     assert [path for path, _, _ in found] == sorted(wanted)
     for path, size, time in found:
         stat = (tmp_path / path).stat()
-        assert (size, time) == (stat.st_size, stat.st_mtime_ns)
+        assert (size, time) == (stat.st_size, str(stat.st_mtime_ns))
 
 
 @pytest.mark.parametrize("paths", [(), ("metadata.json",), ("layers",), ("layers/label",)])
 def test_what_is_missing_is_not_there(tmp_path: Path, way: str, paths: tuple[str, ...]) -> None:
     write(tmp_path, *paths)
-    found = [path for path, _, _ in list_window(str(tmp_path), LAYERS)]
+    found = [path for path, _, _ in parse(list_window(str(tmp_path), LAYERS))]
     assert found == [path for path in paths if path != "layers"]
-    assert list_window(str(tmp_path / "nowhere"), LAYERS) == []
-    assert list_window(str(tmp_path), frozenset()) == [
-        file for file in list_window(str(tmp_path), LAYERS) if file[0] == "metadata.json"
-    ]
+    assert list_window(str(tmp_path / "nowhere"), LAYERS) == b""
+    found = [path for path, _, _ in parse(list_window(str(tmp_path), frozenset()))]
+    assert found == [path for path in paths if path == "metadata.json"]
+
+
+def test_a_listing_tells_one_state_from_another(tmp_path: Path, way: str) -> None:
+    group = tmp_path / "windows" / "g"
+    write(tmp_path, "config.json")
+    write(group / "w", "metadata.json", "items.json")
+    write(group / "w", "layers/label/a", "layers/label.1/b", "layers/sentinel2/B02/geotiff.tif")
+    source = LocalSource(str(tmp_path))
+    before = source.window("g", "w", LAYERS)
+    assert list(source.listing(["g"], LAYERS)) == [before.listed]
+    assert list(source.windows(["g"], LAYERS)) == [before]
+    seen = {before.digest}
+    for path in ("layers/label/a", "metadata.json"):
+        (group / "w" / path).write_text("changed")
+        seen.add(source.window("g", "w", LAYERS).digest)
+    (group / "w" / "layers/label/a").rename(group / "w" / "layers/label/c")
+    seen.add(source.window("g", "w", LAYERS).digest)
+    assert len(seen) == 4
 
 
 def test_links_to_files_and_folders_are_followed_but_not_in_circles(
@@ -67,7 +84,7 @@ def test_links_to_files_and_folders_are_followed_but_not_in_circles(
     (window / "layers/sentinel2").symlink_to(tmp_path / "elsewhere")
     (window / "layers/label/b").symlink_to(window / "layers/label/a")
     (window / "layers/label/gone").symlink_to(tmp_path / "nothing")
-    found = {path for path, _, _ in list_window(str(window), LAYERS)}
+    found = {path for path, _, _ in parse(list_window(str(window), LAYERS))}
     assert found == {
         "metadata.json",
         "layers/sentinel2/geotiff.tif",

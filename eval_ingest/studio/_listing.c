@@ -9,6 +9,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <stdint.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
@@ -17,7 +18,8 @@
 enum { DEEPEST = 8, LONGEST = 4096 };
 
 typedef struct {
-    size_t path; /* where its text begins */
+    size_t place; /* of its path among the texts */
+    const char *path; /* the path itself, once all texts are there and stay where they are */
     int64_t size, time;
 } File;
 
@@ -59,7 +61,7 @@ static int add_file(Listing *listing, const char *path, const struct stat *found
     }
     memcpy(listing->texts + listing->n_texts, path, length);
     listing->files[listing->n_files++] =
-        (File){listing->n_texts, (int64_t)found->st_size, modified_ns(found)};
+        (File){listing->n_texts, NULL, (int64_t)found->st_size, modified_ns(found)};
     listing->n_texts += length;
     return 0;
 }
@@ -150,6 +152,37 @@ static int list_window(Listing *listing, const char *root, const char *layers, s
     return error;
 }
 
+static int by_path(const void *one, const void *other)
+{
+    return strcmp(((const File *)one)->path, ((const File *)other)->path);
+}
+
+static void sort_files(Listing *listing)
+{
+    for (size_t k = 0; k < listing->n_files; k++)
+        listing->files[k].path = listing->texts + listing->files[k].place;
+    if (listing->n_files > 1)
+        qsort(listing->files, listing->n_files, sizeof(File), by_path);
+}
+
+/* Per file its path, size and time, each with a zero byte after it; NULL without memory. */
+static char *as_text(const Listing *listing, size_t *length)
+{
+    char *text = malloc(listing->n_texts + 48 * listing->n_files + 1), *to = text;
+    if (text == NULL)
+        return NULL;
+    for (size_t k = 0; k < listing->n_files; k++) {
+        const File *file = &listing->files[k];
+        const size_t n_bytes = strlen(file->path) + 1;
+        memcpy(to, file->path, n_bytes);
+        to += n_bytes;
+        to += sprintf(to, "%lld", (long long)file->size) + 1;
+        to += sprintf(to, "%lld", (long long)file->time) + 1;
+    }
+    *length = (size_t)(to - text);
+    return text;
+}
+
 static PyObject *py_list_window(PyObject *self, PyObject *args)
 {
     PyObject *root, *result = NULL;
@@ -169,27 +202,27 @@ static PyObject *py_list_window(PyObject *self, PyObject *args)
         return PyErr_NoMemory();
     }
     const char *path = PyBytes_AsString(root);
+    char *text = NULL;
+    size_t length = 0;
     int error;
     Py_BEGIN_ALLOW_THREADS
     error = list_window(listing, path, layers, (size_t)n_bytes);
+    if (!error) {
+        sort_files(listing);
+        text = as_text(listing, &length);
+        if (text == NULL)
+            error = ENOMEM;
+    }
     Py_END_ALLOW_THREADS
     if (error == ENOMEM) {
         PyErr_NoMemory();
     } else if (error) {
         errno = error;
         PyErr_SetFromErrnoWithFilename(PyExc_OSError, path);
-    } else if ((result = PyList_New((Py_ssize_t)listing->n_files)) != NULL) {
-        for (size_t k = 0; k < listing->n_files; k++) {
-            const File *file = &listing->files[k];
-            PyObject *item = Py_BuildValue("(NLL)",
-                                           PyUnicode_DecodeFSDefault(listing->texts + file->path),
-                                           (long long)file->size, (long long)file->time);
-            if (item == NULL || PyList_SetItem(result, (Py_ssize_t)k, item) < 0) {
-                Py_CLEAR(result);
-                break;
-            }
-        }
+    } else {
+        result = PyBytes_FromStringAndSize(text, (Py_ssize_t)length);
     }
+    free(text);
     free(listing->files);
     free(listing->texts);
     free(listing);

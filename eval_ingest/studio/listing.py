@@ -18,8 +18,11 @@ _DEEPEST = 8
 """Folders below `layers/`; more than that is a link that leads round in circles."""
 
 
-def list_window(root: str, layers: frozenset[str]) -> list[tuple[str, int, int]]:
-    """Path, size in bytes and time of change in ns of a window's files, in no certain order.
+def list_window(root: str, layers: frozenset[str]) -> bytes:
+    """A window's files, sorted by path: of each path, size in bytes and time of change in ns.
+
+    After each of the three there is a zero byte, the only one that no path can hold. So the text
+    as a whole tells one state of a window from another, without a look at what is in it.
 
     Args:
         root: the window's folder; without one there are no files.
@@ -30,21 +33,25 @@ def list_window(root: str, layers: frozenset[str]) -> list[tuple[str, int, int]]
     """
     if _listing is not None:
         return _listing.list_window(root, b"".join(os.fsencode(name) + b"\0" for name in layers))
-    files = []
-    for name in WINDOW_FILES:
-        if os.path.isfile(f"{root}/{name}"):
-            files.append(_file(name, os.stat(f"{root}/{name}")))
+    files = [name for name in WINDOW_FILES if os.path.isfile(f"{root}/{name}")]
+    found = [_file(name, os.stat(f"{root}/{name}")) for name in files]
     try:
         with os.scandir(f"{root}/layers") as entries:
             wanted = [entry for entry in entries if entry.name.partition(".")[0] in layers]
     except (FileNotFoundError, NotADirectoryError):
-        return files
+        wanted = []
     for entry in wanted:
-        files += _below(entry, f"layers/{entry.name}", 1)
-    return files
+        found += _below(entry, f"layers/{entry.name}", 1)
+    return b"".join(b"%s\0%d\0%d\0" % file for file in sorted(found))
 
 
-def _below(entry: os.DirEntry[str], path: str, depth: int) -> Iterator[tuple[str, int, int]]:
+def parse(listed: bytes) -> list[tuple[str, int, str]]:
+    """Path, size and time of each file of a listing."""
+    texts = os.fsdecode(listed).split("\0")
+    return list(zip(texts[0::3], map(int, texts[1::3]), texts[2::3], strict=False))
+
+
+def _below(entry: os.DirEntry[str], path: str, depth: int) -> Iterator[tuple[bytes, int, int]]:
     if entry.is_dir():
         if depth > _DEEPEST:
             raise OSError(f"{entry.path}: too many levels of folders")
@@ -59,5 +66,5 @@ def _below(entry: os.DirEntry[str], path: str, depth: int) -> Iterator[tuple[str
     yield _file(path, stat)
 
 
-def _file(path: str, stat: os.stat_result) -> tuple[str, int, int]:
-    return path, stat.st_size, stat.st_mtime_ns
+def _file(path: str, stat: os.stat_result) -> tuple[bytes, int, int]:
+    return os.fsencode(path), stat.st_size, stat.st_mtime_ns

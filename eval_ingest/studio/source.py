@@ -18,7 +18,7 @@ from typing import NamedTuple, Protocol
 from eval_ingest.engine import batched, map_ordered
 from eval_ingest.errors import SourceError, SourceNotFoundError
 from eval_ingest.objects.filesystems import weka_mount
-from eval_ingest.studio.listing import list_window
+from eval_ingest.studio.listing import list_window, parse
 
 CONFIG_FILES = ("config.json", "dataset.json")
 ARCHIVE_ENDINGS = (".tar", ".tar.gz", ".tgz")
@@ -75,8 +75,8 @@ class WindowFiles:
     @cached_property
     def digest(self) -> str:
         """Changes when any of the files does."""
-        text = "\n".join(f"{file.path}\t{file.size}\t{file.version}" for file in self.files)
-        return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+        files = [f"{path}\0{size}\0{version}\0" for path, size, version in self.files]
+        return digest_of(os.fsencode("".join(files)))
 
     @property
     def listed(self) -> Listed:
@@ -99,6 +99,11 @@ class WindowFiles:
     def completed(self, layer: str) -> list[int]:
         """Item groups of a layer whose `completed` marker is there, in order."""
         return self._completed.get(layer, [])
+
+
+def digest_of(listed: bytes) -> str:
+    """The digest of a window's files, from a listing of them as listing.py writes it."""
+    return hashlib.blake2b(listed, digest_size=16).hexdigest()
 
 
 class WindowReader(Protocol):
@@ -252,31 +257,37 @@ class LocalSource:
                 yield Listed(group, name)
 
     def listing(self, groups: list[str], layers: frozenset[str]) -> Iterator[Listed]:
-        return (window.listed for window in self.windows(groups, layers))
+        for found, listed in self._list_all(groups, layers):
+            yield Listed(found.group, found.name, digest_of(listed))
 
     def ensure_listed(self, groups: list[str], layers: frozenset[str]) -> None:
         pass  # a window is looked at when its turn comes
 
     def windows(self, groups: list[str], layers: frozenset[str]) -> Iterator[WindowFiles]:
-        def look_at(some: list[Listed]) -> list[WindowFiles]:
-            return [self.window(group, name, layers) for group, name, _ in some]
+        for found, listed in self._list_all(groups, layers):
+            yield _window_files(found.group, found.name, listed)
+
+    def window(self, group: str, name: str, layers: frozenset[str]) -> WindowFiles:
+        return _window_files(group, name, self._list(group, name, layers))
+
+    def _list(self, group: str, name: str, layers: frozenset[str]) -> bytes:
+        root = f"{self.url}/windows/{group}/{name}"
+        try:
+            return list_window(root, layers)
+        except OSError as error:
+            raise SourceError(f"{root} can't be listed: {error.strerror or error}") from error
+
+    def _list_all(
+        self, groups: list[str], layers: frozenset[str]
+    ) -> Iterator[tuple[Listed, bytes]]:
+        def look_at(some: list[Listed]) -> list[tuple[Listed, bytes]]:
+            return [(window, self._list(window.group, window.name, layers)) for window in some]
 
         # More threads than cores: on a network file system most of them wait.
         with ThreadPoolExecutor(_LISTING_THREADS, thread_name_prefix="eval_ingest_list") as pool:
             some = batched(self.names(groups), _LISTED_TOGETHER)
             for found in map_ordered(pool, look_at, some, in_flight=2 * _LISTING_THREADS):
                 yield from found
-
-    def window(self, group: str, name: str, layers: frozenset[str]) -> WindowFiles:
-        root = f"{self.url}/windows/{group}/{name}"
-        try:
-            found = list_window(root, layers)
-        except OSError as error:
-            raise SourceError(f"{root} can't be listed: {error.strerror or error}") from error
-        found.sort()
-        return WindowFiles(
-            group, name, tuple([SourceFile(path, size, str(time)) for path, size, time in found])
-        )
 
     def read(self, group: str, name: str, file: SourceFile) -> bytes:
         path = f"{self.url}/windows/{group}/{name}/{file.path}"
@@ -305,6 +316,10 @@ class LocalSource:
 
     def forget(self) -> None:
         pass
+
+
+def _window_files(group: str, name: str, listed: bytes) -> WindowFiles:
+    return WindowFiles(group, name, tuple(SourceFile(*file) for file in parse(listed)))
 
 
 def _visible_folders(path: str) -> list[str]:
