@@ -7,6 +7,7 @@ bytecode, and turns in alternating order. Every figure is a median; the spread i
 import argparse
 import json
 import os
+import resource
 import shutil
 import statistics
 import subprocess
@@ -18,7 +19,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from benchmarks.bench import CACHE, dataset, machine
-from eval_ingest_tests.peer import PYTHON, Peer
+from eval_ingest_tests.peer import PYTHON, PYTHON_COMMAND, Peer
 
 NAME = "tolbi_crops"
 SCRIPT = Path(__file__).parent / "peer.py"
@@ -104,20 +105,26 @@ def compared(
     return Comparison(what, "s", ours, theirs, theirs / ours, wanted, *both)
 
 
-def timed(command: list[str | Path]) -> tuple[float, str]:
-    """Seconds of a whole process, and what it printed last."""
-    started = time.perf_counter()
+def timed(command: list[str | Path]) -> tuple[float, float, str]:
+    """Seconds and CPU seconds of a process with its children, and what it printed last."""
+    started, used = time.perf_counter(), _cpu_of_children()
     done = subprocess.run(command, capture_output=True, text=True)
-    seconds = time.perf_counter() - started
+    seconds, used = time.perf_counter() - started, _cpu_of_children() - used
     if done.returncode:
-        raise SystemExit(f"{command[1]} failed:\n{done.stderr[-3000:]}")
+        raise SystemExit(f"{command} failed:\n{done.stderr[-3000:]}")
     lines = done.stdout.splitlines()
-    return seconds, lines[-1] if lines else ""
+    return seconds, used, lines[-1] if lines else ""
+
+
+def _cpu_of_children() -> float:
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
 
 
 def ingests(source: Path, base: Path, repeat: int) -> list[Comparison]:
     """Whole ingests, each in a process of its own into an empty folder."""
     inner: tuple[list[float], list[float]] = ([], [])
+    cpu: tuple[list[float], list[float]] = ([], [])
 
     def fresh(folder: str) -> Path:
         shutil.rmtree(base / folder, ignore_errors=True)
@@ -129,13 +136,15 @@ def ingests(source: Path, base: Path, repeat: int) -> list[Comparison]:
     def ours() -> float:
         root = fresh("ours")
         command = [sys.executable, "-m", "benchmarks.bench", "--one-ingest", source, root]
-        seconds, last = timed(command)
+        seconds, used, last = timed(command)
+        cpu[0].append(used)
         inner[0].append(json.loads(last)["seconds"])
         return seconds
 
     def theirs() -> float:
         root = fresh("theirs")
-        seconds, last = timed([PYTHON, SCRIPT, "ingest", source, root, NAME])
+        seconds, used, last = timed([*PYTHON_COMMAND, SCRIPT, "ingest", source, root, NAME])
+        cpu[1].append(used)
         inner[1].append(float(last))
         return seconds
 
@@ -143,6 +152,7 @@ def ingests(source: Path, base: Path, repeat: int) -> list[Comparison]:
     return [
         compared("whole ingest, as a process", whole, 6),
         compared("  without its imports", inner, 6),
+        compared("  CPU time of all its processes", cpu),
     ]
 
 
@@ -221,7 +231,7 @@ def processes(base: Path, repeat: int) -> list[Comparison]:
         return timed([sys.executable, "-c", code])[0]
 
     def theirs() -> float:
-        return timed([PYTHON, SCRIPT, "first", registry, NAME, "train"])[0]
+        return timed([*PYTHON_COMMAND, SCRIPT, "first", registry, NAME, "train"])[0]
 
     ours(), theirs()
     return [compared("a new process to its first sample", alternate(repeat, ours, theirs))]

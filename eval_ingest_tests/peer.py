@@ -8,6 +8,9 @@ from typing import Any
 
 PYTHON = Path(__file__).parents[1] / ".venv-peers" / "bin" / "python"
 
+PYTHON_COMMAND = [PYTHON, "-P"]
+"""Without the script's folder on the path: a module beside it could hide one of Python's own."""
+
 
 class PeerError(Exception):
     """What the other process raised."""
@@ -19,7 +22,7 @@ class Peer:
     def __init__(self, script: Path, log: Path, **environment: str) -> None:
         self._log = log
         self._process = subprocess.Popen(
-            [PYTHON, script],
+            [*PYTHON_COMMAND, script],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=log.open("w"),
