@@ -17,6 +17,7 @@ goes on where it was. `ingest` runs all five; Dagster runs the same functions on
 """
 
 import contextlib
+import math
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -27,12 +28,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
 from eval_ingest.core.entry import CopyResult, Metadata, NormStats
 from eval_ingest.core.fingerprint import fingerprint
 from eval_ingest.core.index import INDEX_VERSION, WindowIndex
-from eval_ingest.core.norm import combine
+from eval_ingest.core.norm import MOMENTS, combine
 from eval_ingest.core.quality import quality_report
 from eval_ingest.core.resolved import ResolvedConfig
 from eval_ingest.core.spec import DatasetSpec
@@ -78,7 +80,7 @@ from eval_ingest.transfer import transfer
 
 STAGES = ("window_index", "split_assignment", "norm_stats", "weka_copy", "registry_entry")
 
-NORM_VERSION = 1
+NORM_VERSION = 2
 COPY_VERSION = 2
 ENTRY_VERSION = 3
 
@@ -370,16 +372,22 @@ def norm_stats(job: Job, index: WindowIndex, splits: SplitAssignment) -> NormSta
         stats={},
     )
     for modality in job.config.modalities:
-        bands = combine(index.moments(modality.name)[train])
+        moments = index.moments(modality.name)[train]
+        if moments.shape[2] != len(modality.bands):  # no window at all has this modality
+            moments = np.zeros((0, len(MOMENTS), len(modality.bands)))
+        found = dict(zip(modality.bands, combine(moments), strict=True))
+        absent = [band for band, s in found.items() if math.isnan(s.mean)]
+        flat = [f"{band} (always {s.mean:g})" for band, s in found.items() if s.std == 0]
         stats.stats[modality.name] = {
             band: {"mean": s.mean, "std": s.std, "min": s.min, "max": s.max}
-            for band, s in zip(modality.bands, bands, strict=True)
+            if band not in absent
+            else dict.fromkeys(("mean", "std", "min", "max"), 0.0)
+            for band, s in found.items()
         }
-        stats.warnings += [
-            f"{modality.name} {band} does not vary (always {s.mean:g}); it is 0 after normalisation"
-            for band, s in zip(modality.bands, bands, strict=True)
-            if s.std == 0
-        ]
+        for bands, what in ((absent, "has no pixel in any train window"), (flat, "does not vary")):
+            if bands:
+                text = f"{modality.name} {', '.join(bands)} {what}; it is 0 after normalisation"
+                stats.warnings.append(text)
     return stats
 
 

@@ -112,7 +112,8 @@ def combine(moments: NDArray[np.float64]) -> list[BandStats]:
         between = (count * (window_mean - mean) ** 2).sum(axis=0)
         std = np.sqrt((within + between) / n)
         # Where all pixels are equal, rounding must not leave a tiny deviation behind.
-        low, high = moments[:, 3].min(axis=0), moments[:, 4].max(axis=0)
+        low = moments[:, 3].min(axis=0, initial=np.inf)
+        high = moments[:, 4].max(axis=0, initial=-np.inf)
         std = np.where(low == high, 0.0, std)
     empty = n == 0
     return [

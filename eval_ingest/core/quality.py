@@ -90,6 +90,10 @@ class _Data:
     config: ResolvedConfig
 
     @property
+    def splits(self) -> NDArray[np.str_]:
+        return self.assignment.splits
+
+    @property
     def used(self) -> NDArray[np.int64]:
         """Rows that are in a split."""
         return self.assignment.used
@@ -134,6 +138,7 @@ def quality_report(
         *_classes(data),
         *_invalid(data),
         *_units(data),
+        *_absent_bands(data),
         *_flat_bands(data),
         *_missing_pixels(data),
         *_labels(data),
@@ -426,6 +431,27 @@ def _offset(data: _Data, bands: _Bands) -> str | None:
         f"no pixel of any band is below {lowest.min():.0f}: the offset of 1000 that Sentinel-2 "
         "products carry since processing baseline 04.00 seems to be left in; subtract 1000"
     )
+
+
+def _absent_bands(data: _Data) -> Iterator[Finding]:
+    train = data.splits[data.used] == "train"
+    for modality in data.config.modalities:
+        counts = data.moments[modality.name][train, 0].sum(axis=0)
+        if len(counts) == len(modality.bands):
+            absent = [b for b, n in zip(modality.bands, counts, strict=True) if not n]
+        else:
+            absent = list(modality.bands)
+        if absent and train.any():
+            what = "at all" if len(absent) == len(modality.bands) else f"of {_some(absent)}"
+            yield Finding(
+                "band_absent",
+                "warning",
+                len(absent),
+                len(modality.bands),
+                f"no train window has a pixel of {modality.name} {what}: it is 0 after "
+                "normalisation; leave the modality out (modalities) or check the source",
+                absent[:EXAMPLES],
+            )
 
 
 def _flat_bands(data: _Data) -> Iterator[Finding]:
