@@ -538,12 +538,12 @@ def _labels(data: _Data) -> Iterator[Finding]:
         present = [task.classes[c].name for c in np.flatnonzero(counts.any(axis=0))]
         if len(present) == 1:
             text = f"every label is {present[0]}: there is nothing to tell apart"
-            yield Finding("constant_label", "error", len(data.used), len(data.used), text)
+            yield _constant(data, text)
     elif len(data.used):
         stats = combine(data.index.label_moments()[data.used])
         if stats and stats[0].std == 0:
             text = f"every target is {stats[0].mean:g}: there is nothing to predict"
-            yield Finding("constant_label", "error", len(data.used), len(data.used), text)
+            yield _constant(data, text)
     if not task.kind.per_pixel:
         return
     invalid = numbers(data.index.table["label.invalid"], 0)[data.used]
@@ -559,6 +559,11 @@ def _labels(data: _Data) -> Iterator[Finding]:
             f"pixels (on the whole {valid.sum() / max((valid + invalid).sum(), 1):.1%} have one)"
         )
         yield Finding("sparse_label", "note", len(sparse), len(data.used), text, data.names(sparse))
+
+
+def _constant(data: _Data, text: str) -> Finding:
+    n = len(data.used)
+    return Finding("constant_label", "error", n, n, text, data.names(data.used))
 
 
 def _times(data: _Data) -> Iterator[Finding]:
