@@ -57,7 +57,11 @@ def executor(settings: Settings, windows: int = 0) -> Iterator[Executor]:
         with ProcessPoolExecutor(settings.workers, _Workers(), _end_with_parent) as processes:
             try:
                 yield processes
+            except EngineError:
+                _kill_workers(processes)
+                raise
             except BrokenExecutor as error:
+                _kill_workers(processes)
                 raise EngineError(
                     "a worker process was killed, most often because memory ran out; run again: it "
                     f"goes on where it stopped (EVAL_INGEST_WORKERS={settings.workers}: fewer "
@@ -114,6 +118,16 @@ class _Workers(multiprocessing.context.ForkServerContext):
         self.set_forkserver_preload(["eval_ingest.indexing", "eval_ingest.transfer"])
 
 
+def _kill_workers(pool: ProcessPoolExecutor) -> None:
+    """End the workers of a broken pool.
+
+    The pool does so itself, but for a worker that is just being started: CPython 3.11 waits for
+    that one for ever.
+    """
+    for process in list((getattr(pool, "_processes", None) or {}).values()):
+        process.kill()
+
+
 def _end_with_parent() -> None:
     """Runs in every worker: let it end when the process that wants its results does.
 
@@ -156,7 +170,7 @@ def map_ordered(
     waiting: deque[Future[Result]] = deque()
     try:
         for item in items:
-            waiting.append(pool.submit(work, item))
+            waiting.append(_submit(pool, work, item))
             if len(waiting) >= in_flight:
                 yield waiting.popleft().result()
         while waiting:
@@ -164,6 +178,16 @@ def map_ordered(
     finally:
         for future in waiting:
             future.cancel()
+
+
+def _submit(pool: Executor, work: Callable[[Item], Result], item: Item) -> Future[Result]:
+    try:
+        return pool.submit(work, item)
+    except (OSError, EOFError) as error:  # of processes: they are started when first needed
+        raise EngineError(
+            f"no worker can be started: {type(error).__name__}: {error}; run again: it goes on "
+            "where it stopped (EVAL_INGEST_WORKERS sets how many there are)"
+        ) from error
 
 
 def batched(items: Iterable[Item], size: int) -> Iterator[list[Item]]:

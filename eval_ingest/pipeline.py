@@ -58,7 +58,7 @@ from eval_ingest.indexing import (
 )
 from eval_ingest.rslearn_copy import Samples, remove_copy, write_copy_files
 from eval_ingest.settings import Settings
-from eval_ingest.store.atomic import read_json, write_json
+from eval_ingest.store.atomic import read_json, remove_file, write_json
 from eval_ingest.store.index_file import read_index, read_splits, write_index, write_splits
 from eval_ingest.store.layout import DatasetLayout, EvalRoot
 from eval_ingest.store.leftovers import GRACE_S, remove_retired, remove_unfinished, retire
@@ -408,6 +408,9 @@ def weka_copy(job: Job, index: WindowIndex, splits: SplitAssignment) -> CopyResu
     if old is not None and old.fingerprint == wanted and _copy_is_there(job, old):
         job.source.forget()
         return old
+    # What lies there is about to change: the outcome of the last copy vouches for it no longer.
+    remove_file(job.layout.weka_copy)
+    job.layout.send()
     with executor(job.settings) as pool:
         result = transfer(
             job.source,
@@ -700,7 +703,7 @@ def forget(job: Job) -> None:
             layout.weka_copy,
             layout.copy_manifest,
         ):
-            path.unlink(missing_ok=True)
+            remove_file(path)
         retire_shards(layout)
         layout.send()
 

@@ -23,6 +23,14 @@ def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iter
     yield request.param
 
 
+def no_link(path: str) -> None:
+    raise AssertionError(f"{path} is no link")
+
+
+def files_of(window: Path) -> list[tuple[str, int, str]]:
+    return parse(list_window(str(window), LAYERS, no_link))
+
+
 def write(root: Path, *paths: str) -> None:
     for path in paths:
         (root / path).parent.mkdir(parents=True, exist_ok=True)
@@ -41,7 +49,7 @@ def test_files_of_the_layers_that_are_asked_for(tmp_path: Path, way: str) -> Non
     ]
     others = ["other.json", "layers/sentinel1/completed", "layers/sentinel/x", "layers/label2/x"]
     write(tmp_path, *wanted, *others)
-    found = parse(list_window(str(tmp_path), LAYERS))
+    found = files_of(tmp_path)
     assert [path for path, _, _ in found] == sorted(wanted)
     for path, size, time in found:
         stat = (tmp_path / path).stat()
@@ -51,10 +59,10 @@ def test_files_of_the_layers_that_are_asked_for(tmp_path: Path, way: str) -> Non
 @pytest.mark.parametrize("paths", [(), ("metadata.json",), ("layers",), ("layers/label",)])
 def test_what_is_missing_is_not_there(tmp_path: Path, way: str, paths: tuple[str, ...]) -> None:
     write(tmp_path, *paths)
-    found = [path for path, _, _ in parse(list_window(str(tmp_path), LAYERS))]
+    found = [path for path, _, _ in files_of(tmp_path)]
     assert found == [path for path in paths if path != "layers"]
-    assert list_window(str(tmp_path / "nowhere"), LAYERS) == b""
-    found = [path for path, _, _ in parse(list_window(str(tmp_path), frozenset()))]
+    assert files_of(tmp_path / "nowhere") == []
+    found = [path for path, _, _ in parse(list_window(str(tmp_path), frozenset(), no_link))]
     assert found == [path for path in paths if path == "metadata.json"]
 
 
@@ -76,29 +84,67 @@ def test_a_listing_tells_one_state_from_another(tmp_path: Path, way: str) -> Non
     assert len(seen) == 4
 
 
-def test_links_to_files_and_folders_are_followed_but_not_in_circles(
+def test_links_are_followed_once_they_are_checked_and_not_in_circles(
     tmp_path: Path, way: str
 ) -> None:
     write(tmp_path, "elsewhere/geotiff.tif", "window/metadata.json", "window/layers/label/a")
     window = tmp_path / "window"
+    (window / "items.json").symlink_to(window / "metadata.json")
     (window / "layers/sentinel2").symlink_to(tmp_path / "elsewhere")
     (window / "layers/label/b").symlink_to(window / "layers/label/a")
     (window / "layers/label/gone").symlink_to(tmp_path / "nothing")
-    found = {path for path, _, _ in parse(list_window(str(window), LAYERS))}
+    checked: list[str] = []
+    found = {path for path, _, _ in parse(list_window(str(window), LAYERS, checked.append))}
     assert found == {
         "metadata.json",
+        "items.json",
         "layers/sentinel2/geotiff.tif",
         "layers/label/a",
         "layers/label/b",
     }
+    names = ("items.json", "layers/label/b", "layers/label/gone", "layers/sentinel2")
+    assert sorted(checked) == [f"{window}/{name}" for name in names]
     (window / "layers/label/round").symlink_to(window / "layers")
     with pytest.raises(OSError, match="levels"):
-        list_window(str(window), LAYERS)
-    write(tmp_path / "dataset", "config.json")
-    (tmp_path / "dataset/windows/g").mkdir(parents=True)
-    (tmp_path / "dataset/windows/g/w").symlink_to(window)
-    with pytest.raises(SourceError, match="windows/g/w can't be listed"):
+        list_window(str(window), LAYERS, checked.append)
+
+
+def test_layers_behind_a_link_are_checked_too(tmp_path: Path, way: str) -> None:
+    write(tmp_path, "elsewhere/label/a", "window/metadata.json")
+    (tmp_path / "window/layers").symlink_to(tmp_path / "elsewhere")
+    checked: list[str] = []
+    found = parse(list_window(str(tmp_path / "window"), LAYERS, checked.append))
+    assert sorted(path for path, _, _ in found) == ["layers/label/a", "metadata.json"]
+    assert checked == [str(tmp_path / "window/layers")]
+
+
+@pytest.mark.parametrize(
+    "link", ["windows/g", "windows/g/w", "windows/g/w/layers", "windows/g/w/layers/label"]
+)
+def test_a_link_out_of_the_dataset_is_refused(tmp_path: Path, way: str, link: str) -> None:
+    write(tmp_path, "dataset/config.json", "outside/w/layers/label/a", "outside/layers/label/a")
+    path = tmp_path / "dataset" / link
+    path.parent.mkdir(parents=True)
+    path.symlink_to(tmp_path / "outside")
+    source = LocalSource(str(tmp_path / "dataset"))
+    with pytest.raises(SourceError, match=r"is a link to .*outside, which is outside of the"):
+        list(source.windows(source.groups(), LAYERS))
+
+
+@pytest.mark.parametrize("name", ["metadata.json", "layers/label/data.geojson"])
+def test_a_link_to_a_file_elsewhere_is_refused(tmp_path: Path, way: str, name: str) -> None:
+    write(tmp_path, "secret", "dataset/windows/g/w/layers/label/completed")
+    (tmp_path / "dataset/windows/g/w" / name).symlink_to(tmp_path / "secret")
+    with pytest.raises(SourceError, match="outside of the dataset"):
         LocalSource(str(tmp_path / "dataset")).window("g", "w", LAYERS)
+
+
+@pytest.mark.parametrize("name", ["metadata.json", "layers/label/data.geojson"])
+def test_a_pipe_is_refused_and_not_waited_for(tmp_path: Path, way: str, name: str) -> None:
+    write(tmp_path, "windows/g/w/layers/label/completed")
+    os.mkfifo(tmp_path / "windows/g/w" / name)
+    with pytest.raises(SourceError, match="neither a file nor a folder"):
+        LocalSource(str(tmp_path)).window("g", "w", LAYERS)
 
 
 def test_a_name_longer_than_any_path_is_refused(tmp_path: Path, way: str) -> None:
@@ -113,4 +159,4 @@ def test_a_name_longer_than_any_path_is_refused(tmp_path: Path, way: str) -> Non
     finally:
         os.chdir(previous)
     with pytest.raises(OSError):
-        list_window(str(tmp_path), LAYERS)
+        files_of(tmp_path)

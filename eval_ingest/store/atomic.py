@@ -78,6 +78,18 @@ def json_bytes(value: Any) -> bytes:
     return (json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode()
 
 
+def remove_file(path: Path) -> None:
+    """Remove a file, if it is there.
+
+    Raises:
+        StoreError: it can't be removed.
+    """
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        raise store_error(path, "removing", error) from error
+
+
 def read_json(path: Path) -> Any | None:
     """The content of a JSON file, or None if it isn't there.
 

@@ -14,6 +14,7 @@ from eval_ingest.core.entry import Metadata
 from eval_ingest.core.spec import SPLITS
 from eval_ingest.store.copy import UNFINISHED
 from eval_ingest.store.layout import DatasetLayout
+from eval_ingest.store.rslearn_index import FOLDER as RSLEARN_INDEX
 
 GRACE_S = 3600.0
 """Files that metadata.json no longer names stay this long, for readers of the old version."""
@@ -21,7 +22,7 @@ GRACE_S = 3600.0
 _WRITTEN_ASIDE = (
     "metadata.json", "norm_stats.json", "window_index.parquet", "split_assignment.parquet",
     "weka_copy.json", "copy_manifest.parquet", "source_state.json", "config.json", "model.yaml",
-    "olmoearth_run.yaml",
+    "model.original.yaml", "olmoearth_run.yaml",
 )  # fmt: skip
 
 
@@ -32,7 +33,7 @@ def remove_unfinished(layout: DatasetLayout) -> None:
     """
     patterns = [f".{name}.*.tmp" for name in _WRITTEN_ASIDE]
     patterns += [f"{split}/.index.*.tmp" for split in SPLITS]
-    patterns += ["samples/.shard.*.tmp", UNFINISHED]
+    patterns += [f"{RSLEARN_INDEX}/.*.tmp", "samples/.shard.*.tmp", UNFINISHED]
     for pattern in patterns:
         for path in layout.path.glob(pattern):
             _remove(path)

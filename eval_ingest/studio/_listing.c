@@ -29,6 +29,7 @@ typedef struct {
     char *texts;
     size_t n_texts, text_room;
     char path[LONGEST]; /* of the folder that is being listed, relative to the window */
+    int odd; /* a link, or neither a file nor a folder: Python has to look closer */
 } Listing;
 
 static int64_t modified_ns(const struct stat *found)
@@ -82,9 +83,11 @@ static int list_folder(Listing *listing, int parent, const char *name, const cha
 {
     if (depth > DEEPEST)
         return ELOOP; /* a link that leads round in circles */
-    const int opened = openat(parent, name, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-    if (opened < 0)
+    const int opened = openat(parent, name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
+    if (opened < 0) {
+        listing->odd |= errno == ENOTDIR || errno == ELOOP; /* it may be a link */
         return errno;
+    }
     DIR *folder = fdopendir(opened);
     if (folder == NULL) {
         const int error = errno;
@@ -114,12 +117,14 @@ static int list_folder(Listing *listing, int parent, const char *name, const cha
         int is_folder = entry->d_type == DT_DIR;
         if (!is_folder) {
             struct stat found;
-            if (fstatat(opened, inner, &found, 0) < 0)
-                error = errno == ENOENT ? 0 : errno; /* gone meanwhile, or a link to nothing */
+            if (fstatat(opened, inner, &found, AT_SYMLINK_NOFOLLOW) < 0)
+                error = errno == ENOENT ? 0 : errno; /* gone meanwhile */
             else if (S_ISDIR(found.st_mode))
                 is_folder = 1;
-            else
+            else if (S_ISREG(found.st_mode))
                 error = add_file(listing, listing->path, &found);
+            else
+                listing->odd = 1;
         }
         if (is_folder)
             error = list_folder(listing, opened, inner, NULL, 0, depth + 1);
@@ -139,8 +144,12 @@ static int list_window(Listing *listing, const char *root, const char *layers, s
     static const char *const names[] = {"metadata.json", "items.json"};
     for (int k = 0; k < 2 && !error; k++) {
         struct stat found;
-        if (fstatat(opened, names[k], &found, 0) == 0 && S_ISREG(found.st_mode))
+        if (fstatat(opened, names[k], &found, AT_SYMLINK_NOFOLLOW) < 0)
+            error = errno == ENOENT ? 0 : errno;
+        else if (S_ISREG(found.st_mode))
             error = add_file(listing, names[k], &found);
+        else
+            listing->odd = 1;
     }
     if (!error) {
         strcpy(listing->path, "layers");
@@ -216,6 +225,8 @@ static PyObject *py_list_window(PyObject *self, PyObject *args)
     Py_END_ALLOW_THREADS
     if (error == ENOMEM) {
         PyErr_NoMemory();
+    } else if (listing->odd) {
+        result = Py_NewRef(Py_None);
     } else if (error) {
         errno = error;
         PyErr_SetFromErrnoWithFilename(PyExc_OSError, path);

@@ -5,7 +5,8 @@ and without the GIL, so that threads can wait for a network file system side by 
 """
 
 import os
-from collections.abc import Iterator
+import stat
+from collections.abc import Callable, Iterator
 
 try:
     from eval_ingest.studio import _listing
@@ -18,7 +19,11 @@ _DEEPEST = 8
 """Folders below `layers/`; more than that is a link that leads round in circles."""
 
 
-def list_window(root: str, layers: frozenset[str]) -> bytes:
+class OddFileError(OSError):
+    """What lies there is neither a file nor a folder."""
+
+
+def list_window(root: str, layers: frozenset[str], check_link: Callable[[str], None]) -> bytes:
     """A window's files, sorted by path: of each path, size in bytes and time of change in ns.
 
     After each of the three there is a zero byte, the only one that no path can hold. So the text
@@ -27,21 +32,26 @@ def list_window(root: str, layers: frozenset[str]) -> bytes:
     Args:
         root: the window's folder; without one there are no files.
         layers: layers whose files are wanted, all of their item groups.
+        check_link: called with each link before it is followed; raises if it may not be.
 
     Raises:
+        OddFileError: something is neither a file nor a folder, such as a pipe.
         OSError: a folder may not be listed.
     """
     if _listing is not None:
-        return _listing.list_window(root, b"".join(os.fsencode(name) + b"\0" for name in layers))
-    files = [name for name in WINDOW_FILES if os.path.isfile(f"{root}/{name}")]
-    found = [_file(name, os.stat(f"{root}/{name}")) for name in files]
+        text = _listing.list_window(root, b"".join(os.fsencode(name) + b"\0" for name in layers))
+        if text is not None:  # there is nothing but plain files and folders
+            return text
+    found = [file for name in WINDOW_FILES for file in _file(f"{root}/{name}", name, check_link)]
+    if os.path.islink(f"{root}/layers"):
+        check_link(f"{root}/layers")
     try:
         with os.scandir(f"{root}/layers") as entries:
             wanted = [entry for entry in entries if entry.name.partition(".")[0] in layers]
     except (FileNotFoundError, NotADirectoryError):
         wanted = []
     for entry in wanted:
-        found += _below(entry, f"layers/{entry.name}", 1)
+        found += _below(entry, f"layers/{entry.name}", 1, check_link)
     return b"".join(b"%s\0%d\0%d\0" % file for file in sorted(found))
 
 
@@ -51,20 +61,31 @@ def parse(listed: bytes) -> list[tuple[str, int, str]]:
     return list(zip(texts[0::3], map(int, texts[1::3]), texts[2::3], strict=False))
 
 
-def _below(entry: os.DirEntry[str], path: str, depth: int) -> Iterator[tuple[bytes, int, int]]:
-    if entry.is_dir():
-        if depth > _DEEPEST:
-            raise OSError(f"{entry.path}: too many levels of folders")
-        with os.scandir(entry.path) as entries:
-            for child in entries:
-                yield from _below(child, f"{path}/{child.name}", depth + 1)
+def _below(
+    entry: os.DirEntry[str], path: str, depth: int, check_link: Callable[[str], None]
+) -> Iterator[tuple[bytes, int, int]]:
+    if not entry.is_dir():
+        yield from _file(entry.path, path, check_link)
         return
+    if entry.is_symlink():
+        check_link(entry.path)
+    if depth > _DEEPEST:
+        raise OSError(f"{entry.path}: too many levels of folders")
+    with os.scandir(entry.path) as entries:
+        for child in entries:
+            yield from _below(child, f"{path}/{child.name}", depth + 1, check_link)
+
+
+def _file(
+    where: str, path: str, check_link: Callable[[str], None]
+) -> Iterator[tuple[bytes, int, int]]:
+    """The file, if there is one; it may have gone meanwhile, or be a link to nothing."""
+    if os.path.islink(where):
+        check_link(where)
     try:
-        stat = entry.stat()
-    except FileNotFoundError:  # gone meanwhile, or a link to nothing
+        found = os.stat(where)
+    except (FileNotFoundError, NotADirectoryError):
         return
-    yield _file(path, stat)
-
-
-def _file(path: str, stat: os.stat_result) -> tuple[bytes, int, int]:
-    return os.fsencode(path), stat.st_size, stat.st_mtime_ns
+    if not stat.S_ISREG(found.st_mode):
+        raise OddFileError(f"{where} is neither a file nor a folder; remove it from the dataset")
+    yield os.fsencode(path), found.st_size, found.st_mtime_ns

@@ -19,6 +19,7 @@ from eval_ingest.studio.source import (
     SourceFile,
     WindowFiles,
     WindowReader,
+    check_text_size,
     layer_of,
 )
 from eval_ingest.studio.staging import Listing, StagedWindows, remove_staging
@@ -72,6 +73,7 @@ class RemoteSource:
     def read_text(self, name: str) -> str | None:
         if name not in self._top:
             return None
+        check_text_size(f"{self.url}/{name}", self._top[name].size)
         try:
             data = self._objects.run(self._objects.read(name, self._top[name]))
             return data.decode()

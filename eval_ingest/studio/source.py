@@ -8,6 +8,7 @@ A folder is a LocalSource; what lies behind a URL is in remote.py, and archives 
 
 import hashlib
 import os
+import stat
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from typing import NamedTuple, Protocol
 from eval_ingest.engine import batched, map_ordered
 from eval_ingest.errors import SourceError, SourceNotFoundError
 from eval_ingest.objects.filesystems import weka_mount
-from eval_ingest.studio.listing import list_window, parse
+from eval_ingest.studio.listing import OddFileError, list_window, parse
 
 CONFIG_FILES = ("config.json", "dataset.json")
 ARCHIVE_ENDINGS = (".tar", ".tar.gz", ".tgz")
@@ -26,6 +27,23 @@ ARCHIVE_ENDINGS = (".tar", ".tar.gz", ".tgz")
 _LISTING_THREADS = 16
 _LISTED_TOGETHER = 32
 """Windows that a thread lists in one go."""
+
+
+MAX_TEXT_BYTES = 20_000_000
+"""Of a configuration file; real ones have about ten thousand."""
+
+
+def check_text_size(where: str, n_bytes: int) -> None:
+    """Refuse a configuration file that would fill the memory.
+
+    Raises:
+        SourceError: it is larger than MAX_TEXT_BYTES.
+    """
+    if n_bytes > MAX_TEXT_BYTES:
+        raise SourceError(
+            f"{where} has {n_bytes:,} bytes, more than the {MAX_TEXT_BYTES:,} of a configuration "
+            "file; is this the right one?"
+        )
 
 
 class SourceFile(NamedTuple):
@@ -241,6 +259,10 @@ class LocalSource:
     def read_text(self, name: str) -> str | None:
         path = Path(self.url, name)
         try:
+            found = path.stat()  # links are followed: people keep model.yaml elsewhere
+            if not stat.S_ISREG(found.st_mode):
+                raise SourceError(f"{path} is not a file; remove it, or put a file there")
+            check_text_size(str(path), found.st_size)
             return path.read_text(encoding="utf-8")
         except FileNotFoundError:
             return None
@@ -248,12 +270,12 @@ class LocalSource:
             raise SourceError(f"{path} can't be read: {error}") from error
 
     def groups(self) -> list[str]:
-        return _visible_folders(os.path.join(self.url, "windows"))
+        return self._visible_folders("windows")
 
     def names(self, groups: list[str]) -> Iterator[Listed]:
         """Every window, without a look at its files."""
         for group in sorted(groups):
-            for name in _visible_folders(os.path.join(self.url, "windows", group)):
+            for name in self._visible_folders("windows", group):
                 yield Listed(group, name)
 
     def listing(self, groups: list[str], layers: frozenset[str]) -> Iterator[Listed]:
@@ -273,7 +295,9 @@ class LocalSource:
     def _list(self, group: str, name: str, layers: frozenset[str]) -> bytes:
         root = f"{self.url}/windows/{group}/{name}"
         try:
-            return list_window(root, layers)
+            return list_window(root, layers, self._check_link)
+        except OddFileError as error:
+            raise SourceError(str(error)) from error
         except OSError as error:
             raise SourceError(f"{root} can't be listed: {error.strerror or error}") from error
 
@@ -289,16 +313,47 @@ class LocalSource:
             for found in map_ordered(pool, look_at, some, in_flight=2 * _LISTING_THREADS):
                 yield from found
 
+    def _visible_folders(self, *parts: str) -> list[str]:
+        """Names of the folders in a folder; links to folders are followed within the dataset."""
+        path = os.path.join(self.url, *parts)
+        try:
+            if os.path.islink(path):
+                self._check_link(path)
+            with os.scandir(path) as entries:
+                found = [e for e in entries if not e.name.startswith(".") and e.is_dir()]
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+        except OSError as error:
+            raise SourceError(f"{path} can't be listed: {error.strerror or error}") from error
+        for entry in found:
+            if entry.is_symlink():
+                self._check_link(entry.path)
+        return sorted(entry.name for entry in found)
+
+    def _check_link(self, path: str) -> None:
+        """Refuse a link that leads out of the dataset: a copy would publish what it points at.
+
+        Raises:
+            SourceError: it leads out.
+        """
+        root, real = os.path.realpath(self.url), os.path.realpath(path)
+        if os.path.commonpath([root, real]) != root:
+            raise SourceError(
+                f"{path} is a link to {real}, which is outside of the dataset; "
+                "put a copy there instead (for another model.yaml alone, "
+                "--olmoearth-run-config-path names its folder)"
+            )
+
     def read(self, group: str, name: str, file: SourceFile) -> bytes:
         path = f"{self.url}/windows/{group}/{name}/{file.path}"
         try:
-            data = _read(path, file.size)
+            data, time = _read(path, file.size)
         except OSError as error:
             raise SourceError(f"{path} can't be read: {error.strerror or error}") from error
-        if len(data) != file.size:
+        if len(data) != file.size or str(time) != file.version:
             raise SourceError(
-                f"{path} has {len(data)} bytes, {file.size} when it was listed; "
-                "the source changes while it is read: run again when it is still"
+                f"{path} has {len(data)} bytes, {file.size} when it was listed, or was written "
+                "since; the source changes while it is read: run again when it is still"
             )
         return data
 
@@ -322,23 +377,16 @@ def _window_files(group: str, name: str, listed: bytes) -> WindowFiles:
     return WindowFiles(group, name, tuple(SourceFile(*file) for file in parse(listed)))
 
 
-def _visible_folders(path: str) -> list[str]:
-    try:
-        with os.scandir(path) as entries:
-            return sorted(e.name for e in entries if not e.name.startswith(".") and e.is_dir())
-    except (FileNotFoundError, NotADirectoryError):
-        return []
-    except OSError as error:
-        raise SourceError(f"{path} can't be listed: {error.strerror or error}") from error
+def _read(path: str, size: int) -> tuple[bytes, int]:
+    """A file's bytes and its time of change in ns, with as few system calls as it takes.
 
-
-def _read(path: str, size: int) -> bytes:
-    """A file's bytes, with as few system calls as it takes; one byte more shows that it grew."""
+    One byte more shows that it grew.
+    """
     opened = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         data = os.read(opened, size + 1)
         while 0 < len(data) < size and (more := os.read(opened, size + 1 - len(data))):
             data += more
-        return data
+        return data, os.fstat(opened).st_mtime_ns
     finally:
         os.close(opened)

@@ -1,0 +1,194 @@
+"""An ingest in a process of its own that is killed at a chosen moment.
+
+There are two kinds of moments: before the n-th change to the eval root (an audit hook counts
+files that are opened for writing, renames, removals and new folders), and after some seconds.
+"""
+
+import contextlib
+import multiprocessing
+import multiprocessing.forkserver
+import os
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+from eval_ingest import indexing, pipeline, transfer
+from eval_ingest.core.spec import DatasetSpec
+from eval_ingest.errors import EvalIngestError
+from eval_ingest.settings import Settings
+
+KILLED = -signal.SIGKILL
+OUR_ERROR, OTHER_ERROR = 3, 4
+"""Exit codes of a run that ended with an EvalIngestError, or with anything else."""
+
+_REPOSITORY = str(Path(__file__).parents[1])
+_WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT
+_CHANGES = {"os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.truncate", "os.utime"}
+
+
+@dataclass(frozen=True)
+class Run:
+    """One ingest of one dataset."""
+
+    source: str
+    root: Path
+    name: str = "crops"
+    engine: str = "threads"
+    overwrite: bool = False
+    spec: Mapping[str, Any] = field(default_factory=dict)
+    shard_bytes: int | None = None
+    """Samples that a shard holds at most, where the real limit is far too large for a test."""
+
+    def job(self, progress: Callable[[str, int, int], None] = pipeline.no_progress) -> pipeline.Job:
+        """What pipeline.ingest takes."""
+        values = {"name": self.name, "source": self.source, **self.spec}
+        settings = Settings(eval_root=str(self.root), workers=2, engine=self.engine)
+        return pipeline.open_job(DatasetSpec.parse(values, "test"), settings, progress=progress)
+
+    def do(self, progress: Callable[[str, int, int], None] = pipeline.no_progress) -> None:
+        """Ingest, in steps of two windows, so that there are many moments to be stopped at."""
+        with (
+            patch.multiple(indexing, SHARD_WINDOWS=2, PARTIAL_ROWS=4, **self._limits),
+            patch.multiple(transfer, _TASK_WINDOWS=2, _MOVED_TOGETHER=2, **self._limits),
+        ):
+            job = self.job(progress)
+            if self.overwrite:
+                pipeline.forget(job)
+            pipeline.ingest(job)
+
+    @property
+    def _limits(self) -> dict[str, int]:
+        return {} if self.shard_bytes is None else {"MAX_SHARD_BYTES": self.shard_bytes}
+
+    def into(self, root: Path, **changes: Any) -> "Run":
+        """The same run elsewhere."""
+        return replace(self, root=root, **changes)
+
+
+@dataclass
+class Process:
+    """A run in a process of its own."""
+
+    process: Any
+    log: Path
+
+    def wait(self, seconds: float = 120) -> int:
+        """The exit code: 0, KILLED, OUR_ERROR or OTHER_ERROR; a run that hangs is a failure."""
+        self.process.join(seconds)
+        if self.process.is_alive():
+            self.kill()
+            raise AssertionError(f"the ingest hangs\n{self.text}")
+        return int(self.process.exitcode)
+
+    def kill(self) -> None:
+        """SIGKILL to the process itself, and to none of its children."""
+        self.process.kill()
+        self.process.join()
+
+    @property
+    def alive(self) -> bool:
+        """False once it has ended."""
+        return bool(self.process.is_alive())
+
+    @property
+    def workers(self) -> list[int]:
+        """Processes that decode and copy for it: its fork server's children."""
+        return [
+            worker
+            for server in _children(self.process.pid)
+            if "forkserver" in _command(server)
+            for worker in _children(server)
+        ]
+
+    @property
+    def text(self) -> str:
+        """What it said when it failed, or how many changes it made."""
+        return self.log.read_text() if self.log.exists() else ""
+
+
+def start(run: Run, log: Path, kill_at: int | None = None) -> Process:
+    """Begin a run.
+
+    Args:
+        run: what is to be ingested.
+        log: takes the error, if it fails, and the number of changes, if it doesn't.
+        kill_at: the process ends by SIGKILL instead of making this change (the first is 1).
+    """
+    log.unlink(missing_ok=True)
+    process = _context().Process(target=_main, args=(run, log, kill_at), daemon=False)
+    process.start()
+    return Process(process, log)
+
+
+def _context() -> multiprocessing.context.ForkServerContext:
+    """Processes forked from one that has imported what an ingest needs: they begin at once."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__, "shapely", "pandas", "pyproj", "filelock"])
+    # The server finds modules from its working folder alone, and tests work elsewhere.
+    with patch.dict(os.environ, PYTHONPATH=_REPOSITORY):
+        multiprocessing.forkserver.ensure_running()
+    return context
+
+
+def _main(run: Run, log: Path, kill_at: int | None) -> None:
+    changes = 0
+    root = f"{run.root}/"
+
+    def watch(event: str, arguments: tuple[Any, ...]) -> None:
+        nonlocal changes
+        writes = event == "open" and isinstance(arguments[2], int) and arguments[2] & _WRITING
+        if not writes and event not in _CHANGES:
+            return
+        # rmtree gives names relative to a folder that it holds open.
+        path = os.fspath(arguments[0]) if isinstance(arguments[0], str | Path) else ""
+        if path.startswith("/") and not f"{path}/".startswith(root):
+            return
+        changes += 1
+        if changes == kill_at:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    sys.addaudithook(watch)
+    try:
+        run.do()
+    except EvalIngestError as error:
+        log.write_text(f"{type(error).__name__}: {error}")
+        os._exit(OUR_ERROR)
+    except BaseException:
+        log.write_text(traceback.format_exc())
+        os._exit(OTHER_ERROR)
+    log.write_text(str(changes))
+
+
+def _children(pid: int) -> list[int]:
+    with contextlib.suppress(OSError):
+        return [int(c) for c in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    return []
+
+
+def _command(pid: int) -> str:
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{pid}/cmdline").read_text()
+    return ""
+
+
+def wait_until(true: Callable[[], bool], seconds: float = 60) -> bool:
+    """Wait for something; False if it doesn't come true in time."""
+    deadline = time.monotonic() + seconds
+    while not true():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.005)
+    return True
+
+
+def is_running(pid: int) -> bool:
+    """True for a process that has not ended; one that only waits to be collected has."""
+    with contextlib.suppress(OSError, IndexError):
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    return False

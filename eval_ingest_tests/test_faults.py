@@ -1,0 +1,315 @@
+"""Nothing is lost whatever happens: the short form of `make torture`."""
+
+import os
+import random
+import shutil
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from eval_ingest import EvalDataset, pipeline
+from eval_ingest.errors import SourceError, StoreError
+from eval_ingest.store import leftovers
+from eval_ingest.store.atomic import write_json
+from eval_ingest.store.copy import CopiedWindow, Manifest
+from eval_ingest.store.layout import EvalRoot
+from eval_ingest.store.pack import ArrayPlan, ShardWriter
+from eval_ingest.store.registry import read_registry, rebuild_registry
+from eval_ingest_tests import faults
+from eval_ingest_tests.faults import Scenario
+from eval_ingest_tests.killing import OUR_ERROR, Run, is_running, start, wait_until
+
+SCENARIOS = ("first", "split", "changed", "ragged", "shards", "stream", "remote", "overwrite")
+
+
+@pytest.fixture(scope="session")
+def scenario(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Scenario]:
+    """A prepared scenario of `faults.scenarios`, by name."""
+    makers = dict(faults.scenarios(tmp_path_factory.mktemp("scenarios")))
+    assert tuple(makers) == SCENARIOS
+    made: dict[str, Scenario] = {}
+
+    def get(name: str) -> Scenario:
+        if name not in made:
+            made[name] = makers[name]()
+        return made[name]
+
+    return get
+
+
+# -------------------------------------------------------------------------------------- killed
+
+
+@pytest.mark.parametrize("name", SCENARIOS)
+def test_a_killed_ingest_goes_on_to_the_same_bytes(
+    name: str, scenario: Callable[[str], Scenario]
+) -> None:
+    case = scenario(name)
+    rng = random.Random(name)
+    for change in sorted(rng.sample(range(1, case.changes + 1), 5)):
+        case.kill_at(change)
+
+
+def test_workers_end_with_the_process_that_is_killed(scenario: Callable[[str], Scenario]) -> None:
+    case = replace_run(scenario("first"), engine="processes")
+    with case.fresh():
+        process = start(case.run, case.log)
+        assert wait_until(lambda: len(process.workers) == 2)
+        workers = process.workers
+        process.kill()
+        assert wait_until(lambda: not any(map(is_running, workers)))
+        case.check_stopped()
+        case.check_repeated()
+
+
+def test_a_killed_worker_is_told_and_the_next_run_completes(
+    scenario: Callable[[str], Scenario],
+) -> None:
+    case = replace_run(scenario("first"), engine="processes")
+    assert case.kill_worker(0)
+
+
+def replace_run(case: Scenario, **changes: Any) -> Scenario:
+    """The same scenario, run in another way: what is expected stays the same."""
+    changed = Scenario.__new__(Scenario)
+    changed.__dict__.update(case.__dict__, run=replace(case.run, **changes))
+    return changed
+
+
+def test_samples_packed_before_a_stop_are_not_decoded_again(
+    small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = Run(str(small), tmp_path / "root")
+
+    def stop(what: str, done: int, total: int) -> None:
+        if what == "windows read" and done >= 6:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run.do(stop)
+    decoded: list[int] = []
+    decode = pipeline.IndexTask.__call__
+
+    def counted(task: Any, shard: Any) -> Any:
+        decoded.extend(place for place, _ in shard)
+        return decode(task, shard)
+
+    monkeypatch.setattr("eval_ingest.indexing.IndexTask.__call__", counted)
+    monkeypatch.setattr("eval_ingest.transfer.read_arrays", _not_again)
+    run.do()
+    assert decoded == list(range(6, 10))
+
+
+def _not_again(*_: object) -> None:
+    raise AssertionError("decoded again")
+
+
+def test_a_torn_line_of_the_journal_hides_none_that_follow(tmp_path: Path) -> None:
+    layout = EvalRoot(tmp_path).dataset("crops")
+    windows = [CopiedWindow("g", f"w{k}", "d", "train", 1, 1, "0") for k in range(4)]
+    manifest = Manifest(layout)
+    manifest.add(windows[:2])
+    journal = next(layout.path.glob("*journal*"))
+    journal.write_bytes(journal.read_bytes()[:-10])
+    again = Manifest(layout)
+    assert list(again.windows) == [("g", "w0")]
+    again.add(windows[2:])
+    again.forget([("g", "w0")])
+    assert list(Manifest(layout).windows) == [("g", "w2"), ("g", "w3")]
+
+
+def test_a_split_that_was_half_changed_is_not_trusted(small: Path, tmp_path: Path) -> None:
+    run = Run(str(small), tmp_path)
+    run.do()
+    expected = faults.snapshot(tmp_path)
+
+    def fails(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("eval_ingest.store.copy.measure_copy", fails)  # metadata.json is replaced
+        replace(run, spec={"splits": {"strategy": "random", "seed": 5}}).do()
+    run.do()
+    copies = {p: d for p, d in faults.snapshot(tmp_path).items() if "/windows/" in p}
+    assert copies == {p: d for p, d in expected.items() if "/windows/" in p}
+
+
+# ---------------------------------------------------------------------------------- at once
+
+
+def test_eight_ingests_at_once_lose_no_entry(small: Path, tmp_path: Path) -> None:
+    names = [f"crops_{k}" for k in range(8)]
+    running = [
+        start(Run(str(small), tmp_path / "root", name), tmp_path / f"{name}.log") for name in names
+    ]
+    assert [process.wait() for process in running] == [0] * 8
+    assert sorted(read_registry(EvalRoot(tmp_path / "root"))) == names
+    assert faults.damage(tmp_path / "root") == []
+
+
+def test_two_ingests_of_one_dataset_do_not_mix(small: Path, tmp_path: Path) -> None:
+    run = Run(str(small), tmp_path / "root")
+    running = [start(run, tmp_path / f"{k}.log") for k in range(2)]
+    codes = [process.wait() for process in running]
+    assert 0 in codes
+    for code, process in zip(codes, running, strict=True):
+        assert code in (0, OUR_ERROR), process.text
+        assert code == 0 or "another process" in process.text
+    assert faults.verified(tmp_path / "root") == []
+    run.into(tmp_path / "alone").do()
+    assert faults.differences(
+        faults.snapshot(tmp_path / "root"), faults.snapshot(tmp_path / "alone")
+    ) == []  # fmt: skip
+
+
+# ------------------------------------------------------------------------------------- the disk
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
+    """Mounts a disk of some size in memory, or changes its options; skips where it may not."""
+    target = tmp_path / "disk"
+    target.mkdir()
+
+    def mount(options: str) -> Path:
+        command = ["mount", "-t", "tmpfs", "-o", options, "none", str(target)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode:
+            pytest.skip(f"this machine lets no test mount a disk: {done.stderr.strip()}")
+        return target
+
+    yield mount
+    while os.path.ismount(target):
+        subprocess.run(["umount", "--lazy", str(target)], check=True)
+
+
+@pytest.mark.parametrize("name", ["first", "changed", "remote"])
+def test_a_full_disk_is_told_and_more_room_completes_it(
+    name: str, scenario: Callable[[str], Scenario], small_disk: Callable[[str], Path]
+) -> None:
+    case = scenario(name)
+    used = sum(-(-path.stat().st_size // 4096) for path in case.base.rglob("*"))
+    told = set()
+    for pages in (used + 4, used + 12, used + 40, used + 80, used + 120):
+        disk = small_disk(f"size={pages * 4096}")
+        try:
+            told.add(faults.fill_disk(case, disk))
+        finally:
+            subprocess.run(["umount", "--lazy", str(disk)], check=True)
+    assert len(told) > 1 or name == "changed"
+
+
+def test_a_read_only_root_is_told(small: Path, small_disk: Callable[[str], Path]) -> None:
+    disk = small_disk("size=64m")
+    Run(str(small), disk / "root").do()
+    small_disk("remount,ro")
+    for run in (Run(str(small), disk / "root"), Run(str(small), disk / "new")):
+        with pytest.raises(StoreError, match="mounted read-only; set OLMOEARTH_EVAL_DATASETS"):
+            run.do()
+    assert faults.damage(disk / "root") == []
+
+
+def test_workers_hold_no_files_open(tmp_path: Path) -> None:
+    writer = ShardWriter.create(tmp_path, [ArrayPlan.of("target", "int64", [()] * 50)])
+    before = len(os.listdir("/proc/self/fd"))
+    for row in range(50):
+        sent = ShardWriter(writer.folder, writer.plans)  # as a task brings it to a worker
+        sent.write(row, {"target": np.asarray(row)})
+    del sent
+    assert len(os.listdir("/proc/self/fd")) <= before + 1
+
+
+# ---------------------------------------------------------------------------------- the source
+
+
+def test_a_source_that_changes_underneath_gives_one_version_or_an_error(
+    small: Path, tmp_path: Path
+) -> None:
+    changes = faults.ChangingSource(small, tmp_path, seed=4)
+    outcomes = [changes.ingest_while_changing(pause_s) for pause_s in (0.001, 0.02, 0.2, 0.2)]
+    assert SourceError in outcomes
+    assert outcomes[-1] is None or outcomes[-2] is None
+
+
+def test_a_file_that_changes_in_place_between_listing_and_reading_is_noticed(
+    small: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(small, tmp_path / "source")
+    source = Run(str(tmp_path / "source"), tmp_path / "root").job().source
+    window = next(source.windows(source.groups(), frozenset({"sentinel2"})))
+    file = window.by_path["metadata.json"]
+    path = tmp_path / "source" / "windows" / window.group / window.name / "metadata.json"
+    assert source.read(window.group, window.name, file) == path.read_bytes()
+    time.sleep(0.02)  # more than the file system's grain of time
+    path.write_bytes(path.read_bytes().replace(b"EPSG", b"epsg"))
+    with pytest.raises(SourceError, match="the source changes while it is read"):
+        source.read(window.group, window.name, file)
+
+
+# ------------------------------------------------------------------------------ time and readers
+
+
+def test_a_reader_of_the_old_version_keeps_reading_right_values(
+    small: Path, tmp_path: Path
+) -> None:
+    run = Run(str(small), tmp_path)
+    run.do()
+    expected = faults.values(tmp_path)
+    for path in (tmp_path / "crops").rglob("*"):
+        os.utime(path, (1e9, 1e9))  # in use for years, and replaced now
+    held = {split: EvalDataset("crops", split, root=tmp_path, normalize=None, crop=None)
+            for split in ("train", "val", "test")}  # fmt: skip
+    replace(run, spec={"splits": {"strategy": "random", "seed": 5}}, overwrite=True).do()
+    replace(run, spec={"splits": {"strategy": "random", "seed": 6}}).do()
+    assert faults.values_of(held) == expected
+    assert faults.values(tmp_path) != expected
+
+
+def test_what_nothing_names_is_removed_after_its_grace(small: Path, tmp_path: Path) -> None:
+    run = Run(str(small), tmp_path)
+    run.do()
+    expected = faults.snapshot(tmp_path)
+    replace(run, overwrite=True).do()
+    retired = list((tmp_path / "crops" / "samples").iterdir())
+    assert len(retired) == 2
+    later = time.time() + 10 * leftovers.GRACE_S
+    run.do()  # does nothing, and the hour isn't over
+    assert all(path.exists() for path in retired)
+    os.utime(retired[0], (later, later))  # the clock was wrong, and goes back
+    os.utime(retired[1], (later, later))
+    run.do()
+    assert all(path.exists() for path in retired)
+    for path in retired:
+        os.utime(path, (0, 0))
+    run.do()
+    assert sum(path.exists() for path in retired) == 1
+    assert len(faults.snapshot(tmp_path)) == len(expected)
+
+
+def test_a_source_whose_clock_went_back_is_read_anew(small: Path, tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    shutil.copytree(small, source)
+    run = Run(str(source), tmp_path / "root")
+    run.do()
+    labels = sorted(source.glob("windows/*/*/layers/label_raster/*/geotiff.tif"))
+    labels[0].write_bytes(labels[1].read_bytes())
+    os.utime(labels[0], (0, 0))
+    run.do()
+    run.into(tmp_path / "fresh").do()
+    assert faults.values(tmp_path / "root") == faults.values(tmp_path / "fresh")
+
+
+def test_leftovers_of_a_registry_that_was_being_written_go(small: Path, tmp_path: Path) -> None:
+    Run(str(small), tmp_path).do()
+    (tmp_path / ".registry.json.abc.tmp").write_text("{")
+    (tmp_path / ".removed.old.17").mkdir()
+    write_json(tmp_path / "registry.json", "damaged")
+    assert list(rebuild_registry(EvalRoot(tmp_path))) == ["crops"]
+    assert faults.strays(tmp_path) == []
+    assert list(read_registry(EvalRoot(tmp_path))) == ["crops"]
