@@ -17,7 +17,7 @@ from eval_ingest.core.resolved import ResolvedConfig
 from eval_ingest.core.spec import SPLITS
 from eval_ingest.core.splits import SplitAssignment
 from eval_ingest.engine import map_ordered
-from eval_ingest.errors import SourceError
+from eval_ingest.errors import SourceError, StoreError
 from eval_ingest.indexing import Progress, pack_rows
 from eval_ingest.store.copy import CopiedWindow, Manifest
 from eval_ingest.store.index_file import write_table
@@ -266,7 +266,20 @@ def _move_between_splits(
         chunk = moving[k : k + _MOVED_TOGETHER]
         # Not vouched for while metadata.json may say the one split or the other.
         manifest.add(replace(copied, split="") for copied in chunk)
-        manifest.add(windows.change_splits((c, wanted[c.key].split) for c in chunk))
+        changed = windows.change_splits((c, wanted[c.key].split) for c in chunk)
+        manifest.add(_measured_again(changed, {c.key for c in chunk if not c.split}, windows))
+
+
+def _measured_again(
+    copied: list[CopiedWindow], unsure: set[tuple[str, str]], windows: Windows
+) -> list[CopiedWindow]:
+    """Copied windows, those read back whose checksum isn't known: a run was stopped at them."""
+    known = {window.key: window for window in copied}
+    for key, found in windows.measured(unsure):
+        if isinstance(found, StoreError):
+            raise found
+        known[key] = replace(known[key], **found._asdict())
+    return list(known.values())
 
 
 def _shards(

@@ -22,6 +22,7 @@ from eval_ingest import indexing, pipeline, transfer
 from eval_ingest.core.spec import DatasetSpec
 from eval_ingest.errors import EvalIngestError
 from eval_ingest.settings import Settings
+from eval_ingest.store import layout
 
 KILLED = -signal.SIGKILL
 OUR_ERROR, OTHER_ERROR = 3, 4
@@ -42,8 +43,8 @@ class Run:
     engine: str = "threads"
     overwrite: bool = False
     spec: Mapping[str, Any] = field(default_factory=dict)
-    shard_bytes: int | None = None
-    """Samples that a shard holds at most, where the real limit is far too large for a test."""
+    shard_bytes: int = layout.MAX_SHARD_BYTES
+    """Of a shard at most; the real limit is far too large for a test."""
 
     def job(self, progress: Callable[[str, int, int], None] = pipeline.no_progress) -> pipeline.Job:
         """What pipeline.ingest takes."""
@@ -54,17 +55,14 @@ class Run:
     def do(self, progress: Callable[[str, int, int], None] = pipeline.no_progress) -> None:
         """Ingest, in steps of two windows, so that there are many moments to be stopped at."""
         with (
-            patch.multiple(indexing, SHARD_WINDOWS=2, PARTIAL_ROWS=4, **self._limits),
-            patch.multiple(transfer, _TASK_WINDOWS=2, _MOVED_TOGETHER=2, **self._limits),
+            patch.multiple(indexing, SHARD_WINDOWS=2, PARTIAL_ROWS=4),
+            patch.multiple(transfer, _TASK_WINDOWS=2, _MOVED_TOGETHER=2),
+            patch.object(layout, "MAX_SHARD_BYTES", self.shard_bytes),
         ):
             job = self.job(progress)
             if self.overwrite:
                 pipeline.forget(job)
             pipeline.ingest(job)
-
-    @property
-    def _limits(self) -> dict[str, int]:
-        return {} if self.shard_bytes is None else {"MAX_SHARD_BYTES": self.shard_bytes}
 
     def into(self, root: Path, **changes: Any) -> "Run":
         """The same run elsewhere."""
