@@ -1,6 +1,7 @@
 """Nothing is lost whatever happens: the short form of `make torture`."""
 
 import os
+import pickle
 import random
 import shutil
 import subprocess
@@ -270,6 +271,19 @@ def test_a_reader_of_the_old_version_keeps_reading_right_values(
     replace(run, spec={"splits": {"strategy": "random", "seed": 6}}).do()
     assert faults.values_of(held) == expected
     assert faults.values(tmp_path) != expected
+
+
+def test_a_workers_copy_reads_the_version_that_its_loader_counts(
+    small: Path, tmp_path: Path
+) -> None:
+    run = Run(str(small), tmp_path)
+    run.do()
+    splits = ("train", "val", "test")
+    held = {s: EvalDataset("crops", s, root=tmp_path, normalize=None, crop=None) for s in splits}
+    expected = faults.values_of(held)
+    replace(run, spec={"splits": {"strategy": "random", "seed": 5}}).do()
+    sent = pickle.dumps(held)
+    assert faults.values_of(pickle.loads(sent)) == expected != faults.values(tmp_path)
 
 
 def test_what_nothing_names_is_removed_after_its_grace(small: Path, tmp_path: Path) -> None:

@@ -33,6 +33,7 @@ from eval_ingest.loading.normalize import (
 )
 from eval_ingest.loading.parallel import in_parallel
 from eval_ingest.settings import Settings
+from eval_ingest.store.layout import EvalRoot
 from eval_ingest.store.registry import require_metadata
 from eval_ingest.store.uri import open_root
 
@@ -92,13 +93,29 @@ class EvalDataset(Dataset[dict[str, Any]]):
         seed: int = 42,
     ) -> None:
         self._arguments = {
-            "name": name, "split": split, "root": root, "modalities": modalities,
-            "normalize": normalize, "method": method, "crop": crop,
-            "label_fraction": label_fraction, "seed": seed,
+            "name": name, "split": split, "modalities": modalities, "normalize": normalize,
+            "method": method, "crop": crop, "label_fraction": label_fraction, "seed": seed,
         }  # fmt: skip
         eval_root = open_root(Settings.load(), root)
-        self._arguments["root"] = eval_root.url
-        self.metadata: Metadata = require_metadata(eval_root, name)
+        self._root = eval_root.url
+        self._open(eval_root, require_metadata(eval_root, name), **self._arguments)
+
+    def _open(
+        self,
+        eval_root: EvalRoot,
+        metadata: Metadata,
+        *,
+        name: str,
+        split: str,
+        modalities: Sequence[str] | None,
+        normalize: Literal["dataset", "pretrained"] | None,
+        method: str,
+        crop: Literal["center", "random"] | None,
+        label_fraction: float | str,
+        seed: int,
+    ) -> None:
+        """Open a certain version of the dataset: the one that this metadata is of."""
+        self.metadata: Metadata = metadata
         if split not in SPLITS:
             raise LoadError(f"no split {split!r}; there are {', '.join(SPLITS)}")
         if crop not in ("center", "random", None):
@@ -201,12 +218,14 @@ class EvalDataset(Dataset[dict[str, Any]]):
         generator = torch.Generator().manual_seed(seed)
         return torch.randperm(total, generator=generator)[:count].numpy()
 
-    def __getstate__(self) -> dict[str, Any]:
-        return self._arguments
+    def __getstate__(self) -> tuple[str, Metadata, dict[str, Any]]:
+        return self._root, self.metadata, self._arguments
 
-    def __setstate__(self, arguments: dict[str, Any]) -> None:
-        # Opening again costs milliseconds; the maps themselves can't travel.
-        self.__init__(**arguments)  # type: ignore[misc]
+    def __setstate__(self, state: tuple[str, Metadata, dict[str, Any]]) -> None:
+        # Opening again costs milliseconds; the maps themselves can't travel. The metadata does, so
+        # that a worker reads the version that its loader counts, whatever was published since.
+        self._root, metadata, self._arguments = state
+        self._open(open_root(Settings.load(), self._root), metadata, **self._arguments)
 
     # --------------------------------------------------------------------------------- asking
 
