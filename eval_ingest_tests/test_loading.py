@@ -255,7 +255,7 @@ def test_in_buckets_every_sample_comes_once_and_none_is_padded(ingested: Ingeste
 def test_a_pickle_is_small_and_opens_again(ingested: Ingested) -> None:
     dataset = EvalDataset("segmentation", "train", root=ingested("segmentation"))
     data = pickle.dumps(dataset)
-    assert len(data) < 1000
+    assert len(data) < 20_000  # its metadata.json, and nothing of the samples
     assert torch.equal(pickle.loads(data)[1]["target"], dataset[1]["target"])
 
 

@@ -92,7 +92,7 @@ class EvalDataset(Dataset[dict[str, Any]]):
         label_fraction: float | str = 1.0,
         seed: int = 42,
     ) -> None:
-        self._arguments = {
+        self._arguments: dict[str, Any] = {
             "name": name, "split": split, "modalities": modalities, "normalize": normalize,
             "method": method, "crop": crop, "label_fraction": label_fraction, "seed": seed,
         }  # fmt: skip
