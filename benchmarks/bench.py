@@ -496,7 +496,7 @@ def load_rows(source: Path, root: Path) -> list[Row]:
         for batch in batches:
             del batch
 
-    stored = plain._map(0, "sentinel2_l2a")
+    stored = plain._samples._map(0, "sentinel2_l2a").array
     rows = [plain._row(i) for i in range(len(plain))]
     places = [int(plain._index.rows[row]) for row in rows]
     out = np.empty((32, *stored.shape[1:]), np.float32)

@@ -10,20 +10,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset
 
-from eval_ingest.core.columns import numbers, one_array
 from eval_ingest.core.entry import Metadata
 from eval_ingest.core.resolved import ModalityInput
 from eval_ingest.core.spec import SPLITS
 from eval_ingest.core.task import Task
-from eval_ingest.errors import IntegrityError, LoadError
+from eval_ingest.errors import LoadError
 from eval_ingest.loading.collate import Samples, collate
-from eval_ingest.loading.maps import Maps, open_array
 from eval_ingest.loading.memory import recycler
 from eval_ingest.loading.normalize import (
     DEFAULT_METHOD,
@@ -31,7 +27,9 @@ from eval_ingest.loading.normalize import (
     make_normalizer,
     pretrained_stats,
 )
+from eval_ingest.loading.packed import PackedSamples, Window
 from eval_ingest.loading.parallel import in_parallel
+from eval_ingest.loading.split_index import TARGET, SplitIndex
 from eval_ingest.settings import Settings
 from eval_ingest.store.layout import EvalRoot
 from eval_ingest.store.registry import require_metadata
@@ -39,8 +37,6 @@ from eval_ingest.store.uri import open_root
 
 if TYPE_CHECKING:  # the source side is for datasets without packed samples alone
     from eval_ingest.loading.from_source import SourceSamples
-
-TARGET = "target"
 
 _BATCH_BYTES = 64 << 20
 """`loader` makes batches of about this many bytes of float32 pixels."""
@@ -131,8 +127,7 @@ class EvalDataset(Dataset[dict[str, Any]]):
         self._random_crop = crop == "random"
         self._index = self._read_index()
         self._order = self._draw(self._fraction(label_fraction), seed)
-        self._maps: Maps = {}
-        self._from_source = self._open_source()
+        self._samples = self._open_samples()
 
     # -------------------------------------------------------------------------------- opening
 
@@ -160,23 +155,15 @@ class EvalDataset(Dataset[dict[str, Any]]):
             raise LoadError(f"no normalize={normalize!r}; there are 'dataset', 'pretrained', None")
         return make_normalizer(method, modality.bands, stats, modality.decibels)
 
-    def _read_index(self) -> "_SplitIndex":
+    def _read_index(self) -> SplitIndex:
         path = self._layout.path / self.metadata.splits[self.split].index
         self._layout.have(path)
-        try:
-            # Not pq.read_table: that imports pandas, which takes longer than all of the rest.
-            with pq.ParquetFile(path, memory_map=True) as file:
-                table = file.read(use_threads=False)
-        except (OSError, pa.ArrowException) as error:
-            raise IntegrityError(
-                f"the index {path} can't be read ({error}); ingest {self.name} again"
-            ) from error
-        return _SplitIndex(table, [modality.name for modality in self.metadata.config.modalities])
+        modalities = [modality.name for modality in self.metadata.config.modalities]
+        return SplitIndex(path, self.name, modalities)
 
-    def _open_source(self) -> "SourceSamples | None":
-        """Where the samples come from, if none are packed."""
+    def _open_samples(self) -> "PackedSamples | SourceSamples":
         if self.metadata.spec.copy_mode != "index":
-            return None
+            return PackedSamples(self._layout, self.metadata, self._index)
         # The source side, with all that decoding needs; other datasets do without.
         try:
             from eval_ingest.loading.from_source import SourceSamples
@@ -186,8 +173,7 @@ class EvalDataset(Dataset[dict[str, Any]]):
                 f"{self.metadata.source}, and that needs {error.name}: "
                 "pip install 'eval-ingest[ingest]'"
             ) from error
-        index = self._index
-        return SourceSamples(self.metadata, index.groups, index.names, index.digests)
+        return SourceSamples(self.metadata, self._index)
 
     def _fraction(self, given: float | str) -> float:
         if not isinstance(given, str):
@@ -253,8 +239,7 @@ class EvalDataset(Dataset[dict[str, Any]]):
 
     def window(self, i: int) -> str:
         """`group/name` of sample i."""
-        row = self._row(i)
-        return f"{self._index.groups[row]}/{self._index.names[row]}"
+        return self._index.window(self._row(i))
 
     def _row(self, i: int) -> int:
         if not -len(self) <= i < len(self):
@@ -263,21 +248,21 @@ class EvalDataset(Dataset[dict[str, Any]]):
         return i if self._order is None else int(self._order[i])
 
     def __getitem__(self, i: int) -> dict[str, Any]:
-        return self._sample(self._row(int(i)))
+        row = self._row(int(i))
+        return self._sample(row, self._window(row))
 
-    def _sample(self, row: int) -> dict[str, Any]:
-        window = self._window_slice(row)
+    def _sample(self, row: int, window: Window) -> dict[str, Any]:
+        self._read_ahead([row], [window])
         sample: dict[str, Any] = {}
         for modality in self._inputs:
-            stored = self._stored(modality.name, row)[window]
+            stored = self._samples.array(row, modality.name)[window]
             sample[modality.name] = recycler.empty(stored.shape)
             self._normalizers[modality.name].apply(stored, sample[modality.name])
         sample["timestamps"] = {
             modality.name: self._index.timestamps(modality.name, row) for modality in self._inputs
         }
-        target = self._stored(TARGET, row)
-        sample["target"] = self._target(target[window] if target.ndim else target)
-        sample["window"] = f"{self._index.groups[row]}/{self._index.names[row]}"
+        sample["target"] = self._target(self._stored_target(row, window))
+        sample["window"] = self._index.window(row)
         return sample
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
@@ -286,15 +271,19 @@ class EvalDataset(Dataset[dict[str, Any]]):
     def __getitems__(self, indices: Sequence[int]) -> Sequence[dict[str, Any]]:
         """Samples for a DataLoader; of equal shape, they lie in one batch already."""
         rows = [self._row(int(i)) for i in indices]
-        batch = self._batch(rows)
-        return [self._sample(row) for row in rows] if batch is None else Samples(batch)
+        windows = [self._window(row) for row in rows]
+        batch = self._batch(rows, windows)
+        return self._one_by_one(rows, windows) if batch is None else Samples(batch)
 
-    def _window_slice(self, row: int) -> tuple[slice, slice]:
+    def _one_by_one(self, rows: Sequence[int], windows: Sequence[Window]) -> list[dict[str, Any]]:
+        return [self._sample(row, window) for row, window in zip(rows, windows, strict=True)]
+
+    def _window(self, row: int) -> Window:
         """Rows and columns of the crop."""
         if self._crop is None:
             return slice(None), slice(None)
         slices = []
-        for size in (int(self._index.heights[row]), int(self._index.widths[row])):
+        for size in self._index.size(row):
             spare = max(size - self._crop, 0)
             # An odd pixel is cut off at the front, as rslearn's centred Pad does.
             middle = (spare + 1) // 2
@@ -302,35 +291,16 @@ class EvalDataset(Dataset[dict[str, Any]]):
             slices.append(slice(start, start + self._crop))
         return slices[0], slices[1]
 
+    def _read_ahead(self, rows: Sequence[int], windows: Sequence[Window]) -> None:
+        self._samples.read_ahead(rows, windows, [modality.name for modality in self._inputs])
+
+    def _stored_target(self, row: int, window: Window) -> NDArray[Any]:
+        target = self._samples.array(row, TARGET)
+        return target[window] if target.ndim else target
+
     def _target(self, stored: NDArray[Any]) -> torch.Tensor:
         kind = np.int64 if self.task.kind.has_classes else np.float32
         return torch.from_numpy(np.array(stored, dtype=kind))
-
-    def _stored(self, name: str, row: int) -> NDArray[Any]:
-        """A sample's stored array: a view of the memory map."""
-        if self._from_source is not None:
-            return self._from_source.array(row, name)
-        shard = int(self._index.shards[row])
-        array = self._map(shard, name)
-        if self.metadata.shards[shard].arrays[name].uniform:
-            return np.asarray(array[int(self._index.rows[row])])
-        shape = self._shape(name, row)
-        start = int(self._index.offsets[name][row])
-        return array[start : start + int(np.prod(shape))].reshape(shape)
-
-    def _shape(self, name: str, row: int) -> tuple[int, ...]:
-        size = int(self._index.heights[row]), int(self._index.widths[row])
-        if name == TARGET:
-            return size
-        modality = self.metadata.config.modality(name)
-        return (*size, int(self._index.timesteps[name][row]), len(modality.bands))
-
-    def _map(self, shard: int, name: str) -> NDArray[Any]:
-        found = self._maps.get((shard, name))
-        if found is None:
-            found = open_array(self._layout, self.metadata.shards[shard], name, self._maps)
-            self._maps[shard, name] = found
-        return found
 
     # ------------------------------------------------------------------------------- batching
 
@@ -344,27 +314,33 @@ class EvalDataset(Dataset[dict[str, Any]]):
         if batch_size < 1:
             raise LoadError(f"batch_size is {batch_size}; it must be at least 1")
         every = [self._row(i) for i in range(len(self))]
-        for bucketed in self._buckets(every) if bucket else [every]:
-            for start in range(0, len(bucketed), batch_size):
-                rows = bucketed[start : start + batch_size]
-                batch = self._batch(rows)
-                yield collate([self._sample(row) for row in rows]) if batch is None else batch
+        turns = [
+            bucketed[start : start + batch_size]
+            for bucketed in (self._buckets(every) if bucket else [every])
+            for start in range(0, len(bucketed), batch_size)
+        ]
+        cropped = [[self._window(row) for row in rows] for rows in turns[:1]]
+        for k, rows in enumerate(turns):
+            if k + 1 < len(turns):
+                cropped.append([self._window(row) for row in turns[k + 1]])
+                if self._samples.reads_in_background:
+                    self._read_ahead(turns[k + 1], cropped[k + 1])
+            batch = self._batch(rows, cropped[k])
+            yield collate(self._one_by_one(rows, cropped[k])) if batch is None else batch
 
     def _buckets(self, rows: list[int]) -> list[list[int]]:
         """Rows by the shape of their samples, in order within a bucket."""
         found: dict[tuple[int, ...], list[int]] = {}
         for row in rows:
-            found.setdefault(self._shapes_of(row, *self._window_slice(row)), []).append(row)
+            found.setdefault(self._shapes_of(row, self._window(row)), []).append(row)
         return list(found.values())
 
-    def _batch(self, rows: list[int]) -> dict[str, Any] | None:
+    def _batch(self, rows: list[int], windows: list[Window]) -> dict[str, Any] | None:
         """Some rows as one batch; None if they differ in shape."""
-        windows = [self._window_slice(row) for row in rows]
-        shapes = {self._shapes_of(row, *w) for row, w in zip(rows, windows, strict=True)}
+        shapes = {self._shapes_of(row, w) for row, w in zip(rows, windows, strict=True)}
         if len(shapes) != 1:
             return None
-        if self._from_source is not None:
-            self._from_source.read_ahead(rows)
+        self._read_ahead(rows, windows)
         batch: dict[str, Any] = {
             modality.name: self._pixels(modality.name, rows, windows) for modality in self._inputs
         }
@@ -376,34 +352,25 @@ class EvalDataset(Dataset[dict[str, Any]]):
             m.name: torch.from_numpy(self._index.timesteps[m.name][rows].astype(np.int64))
             for m in self._inputs
         }
-        targets = (self._stored(TARGET, row) for row in rows)
-        batch["target"] = self._target(
-            np.stack(
-                [
-                    target[window] if target.ndim else target
-                    for target, window in zip(targets, windows, strict=True)
-                ]
-            )
-        )
-        batch["window"] = [f"{self._index.groups[row]}/{self._index.names[row]}" for row in rows]
+        targets = [self._stored_target(row, w) for row, w in zip(rows, windows, strict=True)]
+        batch["target"] = self._target(np.stack(targets))
+        batch["window"] = [self._index.window(row) for row in rows]
         return batch
 
-    def _shapes_of(self, row: int, rows: slice, columns: slice) -> tuple[int, ...]:
-        height, width = int(self._index.heights[row]), int(self._index.widths[row])
+    def _shapes_of(self, row: int, window: Window) -> tuple[int, ...]:
+        sides = zip(self._index.size(row), window, strict=True)
         steps = (int(self._index.timesteps[m.name][row]) for m in self._inputs)
-        return len(range(height)[rows]), len(range(width)[columns]), *steps
+        return *(len(range(size)[part]) for size, part in sides), *steps
 
-    def _pixels(
-        self, name: str, rows: list[int], windows: list[tuple[slice, slice]]
-    ) -> torch.Tensor:
+    def _pixels(self, name: str, rows: list[int], windows: list[Window]) -> torch.Tensor:
         """Normalised pixels of samples of equal shape: no stored pixel is copied on the way."""
-        first = self._stored(name, rows[0])[windows[0]]
+        first = self._samples.array(rows[0], name)[windows[0]]
         out = recycler.empty((len(rows), *first.shape))
         apply = self._normalizers[name].apply
 
         def fill(places: range) -> None:
             for k in places:
-                apply(self._stored(name, rows[k])[windows[k]], out[k])
+                apply(self._samples.array(rows[k], name)[windows[k]], out[k])
 
         in_parallel(fill, len(rows), first.size)
         return out
@@ -421,19 +388,12 @@ class EvalDataset(Dataset[dict[str, Any]]):
         workers unless samples are large, or decoded from the source. `loader.why` says what was
         chosen and why. Anything given here wins; train is shuffled.
         """
-        sizes = [int(np.prod(self._stored(m.name, self._row(0)).shape)) * 4 for m in self._inputs]
-        if self._crop and len(self):
-            height, width = (
-                int(x[self._row(0)]) for x in (self._index.heights, self._index.widths)
-            )
-            sizes = [size * self._crop**2 // (height * width) for size in sizes]
-        sample_bytes = max(sum(sizes), 1)
-        chosen = batch_size or int(
-            min(max(2 ** int(np.log2(max(_BATCH_BYTES / sample_bytes, 1))), 1), 256)
-        )
+        sample_bytes = self._sample_bytes()
+        fitting = max(_BATCH_BYTES // sample_bytes, 1)
+        chosen = batch_size or min(1 << (fitting.bit_length() - 1), 256)
         workers = num_workers
         if workers is None:
-            mapped = self._from_source is None
+            mapped = isinstance(self._samples, PackedSamples)
             workers = 0 if mapped and sample_bytes < 32 << 20 else min(4, os.cpu_count() or 1)
         loader: DataLoader[dict[str, Any]] = DataLoader(
             self,
@@ -454,43 +414,11 @@ class EvalDataset(Dataset[dict[str, Any]]):
         )
         return loader
 
-
-class _SplitIndex:
-    """A split's index as arrays; texts are only decoded when asked for."""
-
-    def __init__(self, table: pa.Table, modalities: list[str]) -> None:
-        def column(name: str) -> NDArray[Any]:
-            return numbers(table[name])
-
-        self._table = table
-        self.shards, self.rows = column("shard"), column("row")
-        self.heights, self.widths = column("height"), column("width")
-        self.offsets = {name: column(f"{name}.offset") for name in (*modalities, TARGET)}
-        self.timesteps = {name: column(f"{name}.timesteps") for name in modalities}
-        self._stamps: dict[str, tuple[NDArray[Any], NDArray[Any]]] = {}
-        self.groups: _Texts = _Texts(table["group"])
-        self.names: _Texts = _Texts(table["name"])
-        if "source_digest" in table.column_names:
-            self.digests: _Texts = _Texts(table["source_digest"])
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def timestamps(self, modality: str, row: int) -> torch.Tensor:
-        """long (T, 3): day, month from 0, year."""
-        if modality not in self._stamps:
-            column = one_array(self._table[f"{modality}.timestamps"])
-            self._stamps[modality] = (numbers(column.offsets), numbers(column.values))
-        offsets, values = self._stamps[modality]
-        found = values[offsets[row] : offsets[row + 1]].astype(np.int64)
-        return torch.from_numpy(found.reshape(-1, 3))
-
-
-class _Texts:
-    """A text column, read one by one."""
-
-    def __init__(self, column: pa.ChunkedArray) -> None:
-        self._column = column
-
-    def __getitem__(self, row: int) -> str:
-        return str(self._column[row].as_py())
+    def _sample_bytes(self) -> int:
+        """Of the first sample's pixels as float32; at least 1."""
+        if not len(self):
+            return 1
+        row = self._row(0)
+        height, width, *steps = self._shapes_of(row, self._window(row))
+        bands = [len(modality.bands) for modality in self._inputs]
+        return max(4 * height * width * sum(t * c for t, c in zip(steps, bands, strict=True)), 1)

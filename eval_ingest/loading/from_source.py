@@ -11,12 +11,14 @@ import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
-from typing import Any, Protocol
+from typing import Any
 
 from numpy.typing import NDArray
 
 from eval_ingest.core.entry import Metadata
 from eval_ingest.errors import EvalIngestError, IntegrityError, LoadError
+from eval_ingest.loading.packed import Window
+from eval_ingest.loading.split_index import SplitIndex
 from eval_ingest.studio.source import Source, WindowFiles, WindowReader, open_source
 from eval_ingest.studio.window import read_window, sample_arrays
 
@@ -27,27 +29,19 @@ _KEPT = 4
 """Samples of single rows that stay at hand: each is asked for several times, array by array."""
 
 
-class Column(Protocol):
-    """A text column of a split's index."""
-
-    def __getitem__(self, row: int) -> str:
-        """The text in a row."""
-        ...
-
-
 class SourceSamples:
     """Reads a split's windows; safe to use from several threads.
 
     Args:
         metadata: the dataset.
-        groups: the windows' groups, in the split's order.
-        names: their names.
-        digests: of the files that each was indexed with.
+        index: the split's windows, with a digest of the files that each was indexed with.
     """
 
-    def __init__(self, metadata: Metadata, groups: Column, names: Column, digests: Column) -> None:
+    reads_in_background = False
+
+    def __init__(self, metadata: Metadata, index: SplitIndex) -> None:
         self._metadata = metadata
-        self._groups, self._names, self._digests = groups, names, digests
+        self._groups, self._names, self._digests = index.groups, index.names, index.digests
         self._kept: dict[int, Arrays] = {}
         self._lock = threading.RLock()
 
@@ -77,8 +71,10 @@ class SourceSamples:
                 [self._kept[row]] = self._read([row])
             return self._kept[row][name]
 
-    def read_ahead(self, rows: Sequence[int]) -> None:
-        """Have the samples of a batch at hand, and no others: read side by side.
+    def read_ahead(
+        self, rows: Sequence[int], windows: Sequence[Window], names: Sequence[str]
+    ) -> None:
+        """Have the samples of a batch at hand, and no others: read side by side, and whole.
 
         Raises:
             LoadError: the source can't be read.

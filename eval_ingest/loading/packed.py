@@ -1,0 +1,126 @@
+"""Packed samples mapped into memory: a local root's where they lie, a remote one's in the cache."""
+
+import mmap
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.lib.array_utils import byte_bounds
+from numpy.typing import NDArray
+
+from eval_ingest.core.entry import Metadata, Shard
+from eval_ingest.errors import IntegrityError
+from eval_ingest.loading.split_index import TARGET, SplitIndex
+from eval_ingest.store.layout import DatasetLayout
+
+Window = tuple[slice, slice]
+"""Rows and columns of a sample: its crop."""
+
+_ATTEMPTS = 5
+
+
+class _Map(NamedTuple):
+    """An array of a shard, in memory that the system fills from its file."""
+
+    array: NDArray[Any]
+    memory: mmap.mmap
+    address: int
+    """Of the first byte of `memory`."""
+
+    def ask_for(self, part: NDArray[Any]) -> None:
+        """Have the system read a part of the array, while we go on.
+
+        Touched page by page it would come in small pieces, one after the other.
+        """
+        low, high = byte_bounds(part)
+        start = (low - self.address) // mmap.PAGESIZE * mmap.PAGESIZE
+        self.memory.madvise(mmap.MADV_WILLNEED, start, high - self.address - start)
+
+
+class PackedSamples:
+    """The samples of a split, as they lie in the dataset's shards.
+
+    Args:
+        layout: the dataset.
+        metadata: names its shards.
+        index: says which row of which shard a sample is.
+    """
+
+    reads_in_background = hasattr(mmap, "MADV_WILLNEED")
+    """True: `read_ahead` returns at once."""
+
+    def __init__(self, layout: DatasetLayout, metadata: Metadata, index: SplitIndex) -> None:
+        self._layout, self._metadata, self._index = layout, metadata, index
+        self._maps: dict[tuple[int, str], _Map] = {}
+
+    def array(self, row: int, name: str) -> NDArray[Any]:
+        """A modality's pixels (H, W, T, C), or the target, of a row: a view of the memory map.
+
+        Raises:
+            IntegrityError: the shard can't be read, or isn't what was recorded.
+            StoreError: the shard can't be fetched.
+        """
+        return self._view(self._map(int(self._index.shards[row]), name).array, row, name)
+
+    def read_ahead(
+        self, rows: Sequence[int], windows: Sequence[Window], names: Sequence[str]
+    ) -> None:
+        """Tell the system what will be asked for soon, so that it reads all of it at once."""
+        if not self.reads_in_background:
+            return
+        for row, window in zip(rows, windows, strict=True):
+            for name in names:
+                found = self._map(int(self._index.shards[row]), name)
+                part = self._view(found.array, row, name)[window]
+                if part.nbytes > mmap.PAGESIZE:
+                    found.ask_for(part)
+
+    def _view(self, array: NDArray[Any], row: int, name: str) -> NDArray[Any]:
+        shard = self._metadata.shards[int(self._index.shards[row])]
+        if shard.arrays[name].uniform:
+            return np.asarray(array[int(self._index.rows[row])])
+        shape = self._shape(name, row)
+        start = int(self._index.offsets[name][row])
+        return array[start : start + int(np.prod(shape))].reshape(shape)
+
+    def _shape(self, name: str, row: int) -> tuple[int, ...]:
+        size = self._index.size(row)
+        if name == TARGET:
+            return size
+        bands = self._metadata.config.modality(name).bands
+        return (*size, int(self._index.timesteps[name][row]), len(bands))
+
+    def _map(self, shard: int, name: str) -> _Map:
+        found = self._maps.get((shard, name))
+        if found is None:
+            found = self._maps[shard, name] = self._open(self._metadata.shards[shard], name)
+        return found
+
+    def _open(self, shard: Shard, name: str) -> _Map:
+        """Map an array; of a remote root it is fetched first, if the cache doesn't have it."""
+        remote = self._layout.remote
+        for attempt in range(1, _ATTEMPTS + 1):
+            path = self._layout.array(shard.name, name, shard.arrays[name])
+            try:
+                found = np.load(path, mmap_mode="r", allow_pickle=False)
+                break
+            except FileNotFoundError as error:
+                # Another process may have needed the room between fetching and opening.
+                if remote is None or attempt == _ATTEMPTS:
+                    raise self._unreadable(shard, name, error) from error
+            except (OSError, ValueError) as error:
+                raise self._unreadable(shard, name, error) from error
+        if remote is not None:
+            # What is mapped takes room on the disk even when the cache has dropped it.
+            room = remote.cache.limit - found.nbytes
+            while self._maps and sum(m.array.nbytes for m in self._maps.values()) > room:
+                self._maps.pop(next(iter(self._maps)), None)
+        address = found.ctypes.data - found.offset % mmap.ALLOCATIONGRANULARITY
+        # As a plain array: a memmap object makes every slice of it expensive.
+        return _Map(found.view(np.ndarray), found._mmap, address)
+
+    def _unreadable(self, shard: Shard, name: str, error: Exception) -> IntegrityError:
+        path = self._layout.root.shown(self._layout.samples / shard.name / f"{name}.npy")
+        return IntegrityError(
+            f"the packed samples {path} can't be read ({error}); ingest {self._layout.name} again"
+        )
