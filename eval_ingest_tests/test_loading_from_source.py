@@ -12,8 +12,8 @@ import torch
 from eval_ingest import EvalDataset, cli, pipeline
 from eval_ingest.core.spec import SPLITS
 from eval_ingest.errors import IntegrityError, LoadError, SpecError, StoreError
-from eval_ingest.report.card import write_report
 from eval_ingest.report.export import export_dataset
+from eval_ingest.report.writing import write_report
 from eval_ingest.store.layout import EvalRoot
 from eval_ingest.store.registry import read_registry
 from eval_ingest.sweep.tasks import trainer_tasks
