@@ -25,7 +25,7 @@ demo: $(READY)  ## a small rslearn dataset goes in, a score comes out
 	@sh scripts/demo.sh $(BIN)
 
 test: $(READY)  ## every test
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 --dist loadgroup
 
 lint: $(READY)  ## formatting, types, and which module may import which
 	$(BIN)/ruff check .

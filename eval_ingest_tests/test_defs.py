@@ -3,12 +3,8 @@
 import json
 import os
 import shutil
-import signal
-import socket
 import subprocess
 import sys
-import time
-import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -567,49 +563,3 @@ def test_dagster_asset_materialize_fails_with_our_message_on_top(home: Path) -> 
 def test_dagster_definitions_validate_passes(home: Path, module: bool) -> None:
     checked = dagster("definitions", "validate", home=home, module=module)
     assert checked.returncode == 0, checked.stderr
-
-
-@pytest.mark.slow
-def test_dagster_dev_serves_the_asset_graph(home: Path) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    log = home.parent / "dev.log"
-    with log.open("wb") as stream:
-        server = subprocess.Popen(
-            [sys.executable, "-m", "dagster", "dev", "--host", "127.0.0.1", "--port", str(port)],
-            cwd=home, env=environment(), stdout=stream, stderr=stream, start_new_session=True,
-        )  # fmt: skip
-    try:
-        nodes = _ask(port, "{ assetNodes { assetKey { path } partitionKeys } }", log)
-    finally:
-        server.send_signal(signal.SIGINT)
-        try:
-            server.wait(60)
-        except subprocess.TimeoutExpired:
-            os.killpg(server.pid, signal.SIGKILL)
-    found = {node["assetKey"]["path"][-1]: node["partitionKeys"] for node in nodes["assetNodes"]}
-    assert {"crops", "nowhere", "tolbi_crops", *pipeline.STAGES} <= found.keys()
-    assert {"crops", "nowhere", "tolbi_crops"} <= set(found["window_index"])
-    assert not list(home.glob(".tmp_dagster_home*"))
-    assert (home / ".dagster" / "schedules").is_dir()
-
-
-def _ask(port: int, query: str, log: Path, timeout_s: float = 120.0) -> Any:
-    """Put a query until the page is up, knows the assets, and the sensor has ticked."""
-    request = urllib.request.Request(
-        f"http://127.0.0.1:{port}/graphql",
-        json.dumps({"query": query}).encode(),
-        {"Content-Type": "application/json"},
-    )
-    until = time.monotonic() + timeout_s
-    while time.monotonic() < until:
-        try:
-            with urllib.request.urlopen(request, timeout=10) as answer:
-                data = json.load(answer)["data"]
-        except OSError:
-            data = None
-        if data and any(node["partitionKeys"] for node in data["assetNodes"]):
-            return data
-        time.sleep(0.5)
-    raise AssertionError(f"dagster dev did not answer in time:\n{log.read_text()[-3000:]}")

@@ -95,6 +95,10 @@ class Ticks:
         tags = {**request.tags, "dagster/partition": str(request.partition_key)}
         return self.instance.create_run_for_job(job, tags=tags, status=status)
 
+    def state(self) -> Cursor:
+        """The cursor that the last tick left."""
+        return Cursor.parse(self.cursor, self.settings.eval_root)
+
     def log_of(self, text: str) -> list[str]:
         """What the ticks have logged with a text in it."""
         return [line for line in self.log if text in line]
@@ -140,7 +144,7 @@ def test_an_unchanged_dataset_is_left_alone_and_a_changed_one_is_asked_for_again
     shutil.copytree(small, root / "crops")
     (old,) = ticks.until_asked()
     assert ticks().skip_message == "1 datasets found; nothing new or changed"
-    assert Cursor.parse(ticks.cursor).seen["crops"].step is Step.REGISTERED
+    assert ticks.state().seen["crops"].step is Step.REGISTERED
     windows = sorted((root / "crops" / "windows").glob("*/*"))
     shutil.rmtree(windows[0])
     assert "crops is changed" in (ticks().skip_message or "")
@@ -197,6 +201,15 @@ def test_what_is_registered_already_is_not_ingested_again(
     assert not ticks().run_requests
 
 
+def test_another_eval_root_gets_everything_anew(
+    small: Path, root: Path, ticks: Ticks, tmp_path: Path
+) -> None:
+    shutil.copytree(small, root / "crops")
+    ticks.until_asked()
+    ticks.settings = replace(ticks.settings, eval_root=str(tmp_path / "another"))
+    assert len(ticks.until_asked()) == 1
+
+
 def test_a_failed_version_is_asked_for_again_later_and_later(
     small: Path, root: Path, ticks: Ticks, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -220,7 +233,7 @@ def test_a_failed_version_is_asked_for_again_later_and_later(
     assert second.run_key != first.run_key
     assert second.tags[sensors.VERSION_TAG] == first.tags[sensors.VERSION_TAG]
     assert not ticks().run_requests
-    assert Cursor.parse(ticks.cursor).told == {}
+    assert ticks.state().told == {}
 
 
 def test_waiting_times_double_up_to_a_day() -> None:
@@ -270,14 +283,14 @@ def test_a_folder_that_can_not_be_ingested_is_told_once_and_taken_when_mended(
     good = (root / "broken" / "model.yaml").read_text()
     (root / "broken" / "model.yaml").write_text("data: [unclosed")
     assert [r.partition_key for r in ticks.until_asked()] == ["crops"]
-    told = Cursor.parse(ticks.cursor).told
+    told = ticks.state().told
     assert "model.yaml" in told[str(root / "broken")]
     assert "model.yaml" in (ticks().skip_message or "")  # still to be seen in the tick
-    assert Cursor.parse(ticks.cursor).told == told
+    assert ticks.state().told == told
     assert len(ticks.log_of("model.yaml")) == 1
     (root / "broken" / "model.yaml").write_text(good)
     assert [r.partition_key for r in ticks.until_asked()] == ["broken"]
-    assert Cursor.parse(ticks.cursor).told == {}
+    assert ticks.state().told == {}
 
 
 def test_a_spec_with_a_typo_is_told_and_not_overwritten(
@@ -310,6 +323,7 @@ def test_problems_are_logged_once(root: Path) -> None:
         "b": Seen("v", Step.WAITING, "stamp", 1_700_000_000, 3),
     }
     assert Cursor.parse(cursor.dump()) == cursor
+    assert Cursor.parse(cursor.dump(), "another root") == Cursor("another root")
     assert Cursor.parse("not json") == Cursor.parse("[]") == Cursor()
 
 
@@ -330,7 +344,7 @@ def test_a_root_that_is_down_does_not_stop_the_others(
     roots = (str(tmp_path / "gone"), str(root))
     ticks.settings = replace(ticks.settings, studio_roots=roots)
     assert [r.partition_key for r in ticks.until_asked()] == ["crops"]
-    assert "does not exist" in Cursor.parse(ticks.cursor).told[roots[0]]
+    assert "does not exist" in ticks.state().told[roots[0]]
     assert "does not exist" in (ticks().skip_message or "")
 
 
@@ -372,7 +386,7 @@ def test_a_slow_tick_goes_on_in_the_next_with_those_it_has_not_seen(
         assert "2 more datasets are looked at in the next tick" in str(data.skip_message) or (
             data.run_requests
         )
-        seen = Cursor.parse(ticks.cursor)
+        seen = ticks.state()
         order.append(next(n for n, found in seen.seen.items() if found.tick == seen.tick))
     assert order == ["a", "b", "c"] * 2
 

@@ -37,6 +37,8 @@ class Seen:
 class Cursor:
     """What earlier ticks have seen and told."""
 
+    root: str = ""
+    """The eval root, for which `seen` holds."""
     tick: int = 0
     seen: dict[str, Seen] = field(default_factory=dict)
     """By dataset."""
@@ -45,22 +47,28 @@ class Cursor:
     reason as it was told."""
 
     @classmethod
-    def parse(cls, text: str | None) -> "Cursor":
-        """The cursor of the last tick; an unreadable one begins anew: registered is registered."""
+    def parse(cls, text: str | None, root: str = "") -> "Cursor":
+        """The cursor of the last tick.
+
+        One that is of another eval root, or can't be read, begins anew; what is registered is
+        found to be so.
+        """
         try:
             values = json.loads(text or "{}")
             seen = {
                 name: Seen(version, Step(step), *rest)
                 for name, (version, step, *rest) in values.get("seen", {}).items()
             }
-            return cls(int(values.get("tick", 0)), seen, dict(values.get("told", {})))
-        except (ValueError, TypeError, AttributeError):
-            return cls()
+            found = cls(values["root"], int(values["tick"]), seen, dict(values["told"]))
+        except (ValueError, TypeError, AttributeError, KeyError):
+            return cls(root)
+        return found if found.root == root else cls(root)
 
     def dump(self) -> str:
         """As Dagster keeps it, and as the sensor's page shows it."""
         seen = {name: _short(found) for name, found in self.seen.items()}
-        return json.dumps({"tick": self.tick, "seen": seen, "told": self.told}, sort_keys=True)
+        values = {"root": self.root, "tick": self.tick, "seen": seen, "told": self.told}
+        return json.dumps(values)
 
     def tell(self, log: logging.Logger, where: str, reason: str) -> None:
         """Log a problem, once."""

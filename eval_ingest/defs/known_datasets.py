@@ -39,7 +39,7 @@ def known_datasets(
 ) -> dg.SensorResult | dg.SkipReason:
     """List datasets as partitions, and note those that are registered."""
     problem = ""
-    shown = _parse(context.cursor)
+    shown = _parse(context.cursor, settings.eval_root)
     events: list[dg.AssetMaterialization] = []
     registered: dict[str, str] = {}
     try:
@@ -62,19 +62,25 @@ def known_datasets(
     if not new and not events:
         return dg.SkipReason(problem or "every dataset of catalog and registry is shown")
     for name in sorted({str(event.asset_key.path[-1]) for event in events} - TAKEN):
-        context.log.info(f"{name} was ingested without this Dagster, and is shown now")
+        context.log.info(f"{name} is registered, and its asset shows it now")
     return dg.SensorResult(
         asset_events=list(events),
         dynamic_partitions_requests=[studio_datasets.build_add_request(new)] if new else [],
-        cursor=json.dumps({name: shown[name] for name in sorted(shown) if name in registered}),
+        cursor=json.dumps(
+            {
+                "root": settings.eval_root,
+                "shown": {name: shown[name] for name in sorted(shown) if name in registered},
+            }
+        ),
     )
 
 
-def _parse(cursor: str | None) -> dict[str, str]:
-    """Dataset to the version that is shown."""
+def _parse(cursor: str | None, root: str) -> dict[str, str]:
+    """Dataset to the version that is shown, if the cursor is of this eval root."""
     try:
-        return dict(json.loads(cursor or "{}"))
-    except (ValueError, TypeError):
+        values = json.loads(cursor or "{}")
+        return dict(values["shown"]) if values["root"] == root else {}
+    except (ValueError, TypeError, KeyError):
         return {}
 
 

@@ -18,6 +18,7 @@ import dagster as dg
 from dagster._core.storage.tags import PARTITION_NAME_TAG
 
 from eval_ingest.background import Background
+from eval_ingest.core.fingerprint import fingerprint
 from eval_ingest.defs.assets import STAGE_ASSETS
 from eval_ingest.defs.cursor import Cursor, Seen, Step
 from eval_ingest.defs.gcs import find
@@ -85,7 +86,7 @@ def discovery_sensor(settings: Settings) -> dg.SensorDefinition:
 def look(context: dg.SensorEvaluationContext, settings: Settings) -> dg.SensorResult:
     """One tick: find, judge what isn't settled in this version, and ask for runs."""
     deadline = time.monotonic() + BUDGET_S
-    cursor = Cursor.parse(context.cursor)
+    cursor = Cursor.parse(context.cursor, settings.eval_root)
     cursor.tick += 1
     found = survey(settings.studio_roots, settings, find=find, looks=_roots, timeout_s=ROOTS_S)
     tick = _Tick(context, settings, cursor, dict(found.down))
@@ -133,10 +134,14 @@ class _Tick:
         self.notes: list[str] = []
         self.requests: list[dg.RunRequest] = []
 
+    def version(self, sighting: Sighting) -> str:
+        """Of a dataset, in the eval root that it goes to."""
+        return fingerprint(sighting.version, self.settings.eval_root)
+
     def is_pending(self, sighting: Sighting) -> bool:
         """True if a dataset has to be looked at; False if there is nothing to do, or not yet."""
         seen = self.cursor.seen.get(sighting.name)
-        if seen is None or seen.version != sighting.version:
+        if seen is None or seen.version != self.version(sighting):
             return True
         if seen.step is Step.REGISTERED:
             return False
@@ -153,7 +158,7 @@ class _Tick:
 
     def decide(self, sighting: Sighting, judgement: Judgement) -> None:
         """Ask for a run, wait for another look, or tell why neither."""
-        name, version = sighting.name, sighting.version
+        name, version = sighting.name, self.version(sighting)
         old = self.cursor.seen.get(name)
         same = old is not None and old.version == version and old.stamp == judgement.stamp
         now = int(time.time())
@@ -190,10 +195,10 @@ class _Tick:
         self.requests.append(
             dg.RunRequest(
                 # One run per version and try, should this tick be cut off and done again.
-                run_key=f"{sighting.name}:{sighting.version}:{runs.count + 1}",
+                run_key=f"{sighting.name}:{self.version(sighting)}:{runs.count + 1}",
                 partition_key=sighting.name,
                 tags={
-                    VERSION_TAG: sighting.version,
+                    VERSION_TAG: self.version(sighting),
                     "eval_ingest/source": sighting.found.url[:255],
                     "eval_ingest/state": str(state),
                 },
@@ -206,7 +211,7 @@ class _Tick:
         )
 
     def _runs(self, sighting: Sighting) -> "_Runs":
-        return _runs_of(self.context.instance, sighting.name, sighting.version)
+        return _runs_of(self.context.instance, sighting.name, self.version(sighting))
 
     def result(self, n_found: int) -> dg.SensorResult:
         """What Dagster is to do."""
@@ -214,10 +219,11 @@ class _Tick:
         names = [str(request.partition_key) for request in self.requests]
         known = set(self.context.instance.get_dynamic_partitions(partitions))
         new = [name for name in names if name not in known]
-        for note in self.notes:
-            self.context.log.info(note)
         skipped = None
-        if not self.requests:
+        if self.requests:
+            for note in self.notes:
+                self.context.log.info(note)
+        else:
             lines = [f"{n_found} datasets found"]
             lines += self.notes or ["nothing new or changed"]
             skipped = "; ".join([*lines, *self.problems.values()])

@@ -1,0 +1,144 @@
+"""docs/deployment.md and dagster.yaml: what they show is what Dagster and Kubernetes take."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+import pytest
+import yaml
+from dagster._config import process_config, resolve_to_config_type
+from dagster._core.instance.config import PoolGranularity
+from dagster._core.instance.ref import InstanceRef
+from dagster._core.workspace.config_schema import process_workspace_config
+from dagster._serdes import ConfigurableClassData
+from dagster._utils.merger import deep_merge_dicts
+
+from eval_ingest.defs.assets import POOL, STAGE_ASSETS
+from eval_ingest.defs.sweep import eval_sweep
+from eval_ingest_tests.test_defs import REPOSITORY
+
+BLOCK = re.compile(r"^```yaml\n# (?P<kind>[\w.]+)\n(?P<text>.*?)^```$", re.M | re.S)
+TEXT = (REPOSITORY / "docs" / "deployment.md").read_text()
+BLOCKS = [(match["kind"], match["text"]) for match in BLOCK.finditer(TEXT)]
+INSTANCE = [text for kind, text in BLOCKS if kind == "dagster.yaml"]
+ENVIRONMENT = {
+    "DAGSTER_PG_HOST": "127.0.0.1",
+    "DAGSTER_PG_USERNAME": "somebody",
+    "DAGSTER_PG_PASSWORD": "secret",
+    "DAGSTER_LOGS_BUCKET": "bucket",
+}
+
+
+@pytest.fixture(autouse=True)
+def _environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in ENVIRONMENT.items():
+        monkeypatch.setenv(name, value)
+
+
+def check(part: ConfigurableClassData) -> None:
+    """Fail unless the class exists and takes the configuration; it isn't connected to anything."""
+    cls = getattr(__import__(part.module_name, fromlist=[part.class_name]), part.class_name)
+    result = process_config(resolve_to_config_type(cls.config_type()), part.config_dict)
+    assert result.success, [error.message for error in result.errors or ()]
+    if part.class_name == "K8sRunLauncher":  # whose own schema takes any pod
+        kubernetes_takes("V1Volume", *result.value["volumes"])
+        kubernetes_takes("V1VolumeMount", *result.value["volume_mounts"])
+        of_run = result.value["run_k8s_config"]
+        kubernetes_takes("V1Container", {"name": "set by Dagster", **of_run["container_config"]})
+        kubernetes_takes("V1JobSpec", {"template": {}, **of_run["job_spec_config"]})
+
+
+def kubernetes_takes(model: str, *values: Any) -> None:
+    """Fail unless objects have no field that their kind doesn't have."""
+    import kubernetes
+    from dagster_k8s.models import k8s_model_from_dict, k8s_snake_case_dict
+
+    kind = getattr(kubernetes.client, model)
+    for value in values:
+        assert k8s_model_from_dict(kind, k8s_snake_case_dict(kind, value)) is not None
+
+
+def instance_of(text: str, folder: Path) -> InstanceRef:
+    (folder / "dagster.yaml").write_text(text)
+    ref = InstanceRef.from_dir(str(folder))
+    parts = (
+        ref.local_artifact_storage_data, ref.compute_logs_data, ref.run_launcher_data,
+        ref.run_coordinator_data, ref.scheduler_data, ref.storage_data,
+        ref.run_storage_data, ref.event_storage_data, ref.schedule_storage_data,
+    )  # fmt: skip
+    for part in parts:
+        if part is not None:
+            check(part)
+    return ref
+
+
+def test_every_yaml_block_of_the_document_is_checked_here() -> None:
+    assert len(BLOCKS) == TEXT.count("```yaml")
+    assert {kind for kind, _ in BLOCKS} == {"dagster.yaml", "workspace.yaml", "kubernetes"}
+
+
+@pytest.mark.parametrize("text", INSTANCE)
+def test_each_piece_of_dagster_yaml_loads(text: str, tmp_path: Path) -> None:
+    instance_of(text, tmp_path)
+
+
+def test_the_pieces_of_dagster_yaml_load_together(tmp_path: Path) -> None:
+    whole: dict[str, Any] = {}
+    for text in INSTANCE:
+        whole = deep_merge_dicts(whole, yaml.safe_load(text))
+    ref = instance_of(yaml.safe_dump(whole), tmp_path)
+    assert ref.run_launcher_data is not None and ref.storage_data is not None
+    assert ref.run_launcher_data.class_name == "K8sRunLauncher"
+    assert ref.storage_data.class_name == "DagsterPostgresStorage"
+
+
+@pytest.mark.parametrize(
+    ("right", "wrong"),
+    [("claimName", "claim"), ("bucket:", "buket:"), ("hostname", "host"), ("max_retries", "max")],
+)
+def test_a_mistake_in_a_block_would_be_found(right: str, wrong: str, tmp_path: Path) -> None:
+    (text,) = [text for text in INSTANCE if right in text]
+    with pytest.raises(Exception, match=wrong.strip(":")):
+        instance_of(text.replace(right, wrong), tmp_path)
+
+
+def test_the_workspace_loads() -> None:
+    for text in [text for kind, text in BLOCKS if kind == "workspace.yaml"]:
+        assert process_workspace_config(yaml.safe_load(text)).success
+
+
+def test_the_kubernetes_objects_are_what_kubernetes_takes() -> None:
+    for text in [text for kind, text in BLOCKS if kind == "kubernetes"]:
+        values = yaml.safe_load(text)
+        kubernetes_takes(f"V1{values['kind']}", values)
+
+
+def test_what_the_blocks_name_is_there() -> None:
+    """ConfigMaps and variables that one block asks for and another one sets."""
+    (environment,) = [
+        values["data"]
+        for kind, text in BLOCKS
+        if kind == "kubernetes" and (values := yaml.safe_load(text))["kind"] == "ConfigMap"
+    ]
+    wanted = {name for text in INSTANCE for name in re.findall(r"env: (\w+)", text)}
+    secret = {"DAGSTER_PG_USERNAME", "DAGSTER_PG_PASSWORD"}
+    assert wanted == set(ENVIRONMENT)
+    assert wanted - secret <= environment.keys()
+
+
+# ------------------------------------------------------------------------------- our dagster.yaml
+
+
+def test_our_own_instance_queues_by_pools_that_assets_are_in(tmp_path: Path) -> None:
+    instance_of((REPOSITORY / "dagster.yaml").read_text(), tmp_path)
+    with dg.DagsterInstance.from_config(str(tmp_path)) as instance:
+        pools = instance.get_concurrency_config().pool_config
+        # By ops, a command that was killed would keep its slot, and the next would wait for ever.
+        assert pools.pool_granularity is PoolGranularity.RUN
+        assert pools.default_pool_limit == 2
+        assert instance.run_monitoring_enabled and instance.run_retries_enabled
+        assert not instance.telemetry_enabled
+    pooled = {asset.key.path[-1] for asset in STAGE_ASSETS if POOL in asset.op.pools}
+    assert pooled == {"window_index", "weka_copy"}
+    assert eval_sweep.op.pools == {"sweep"}
