@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from eval_ingest.core.digest import pixel_digest
 from eval_ingest.core.fingerprint import fingerprint
 from eval_ingest.core.index import INDEX_VERSION, index_schema, moments_struct
-from eval_ingest.core.norm import measure
+from eval_ingest.core.norm import count_nodata, measure
 from eval_ingest.core.resolved import ResolvedConfig
 from eval_ingest.core.spec import DatasetSpec
 from eval_ingest.core.task import IGNORE_LABEL, TaskKind
@@ -489,6 +489,9 @@ def index_row(sample: WindowSample, config: ResolvedConfig) -> dict[str, Any]:
         pixels = apply_pad(found.pixels, modality.pad)
         moments[modality.name] = measure(pixels, decibels=modality.decibels)
         row[f"{modality.name}.moments"] = moments_struct(moments[modality.name])
+        row[f"{modality.name}.nodata"] = count_nodata(
+            pixels, moments[modality.name], decibels=modality.decibels
+        )
         if found.timestamps is not None:
             row[f"{modality.name}.timestamps"] = [
                 {"start": start, "end": end} for start, end in found.timestamps

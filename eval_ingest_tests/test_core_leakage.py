@@ -88,6 +88,7 @@ def make_index(windows: list[Window], config: ResolvedConfig | None = None) -> W
         for modality in config.modalities:
             stamps = w.get("stamps", ("2024-03-01", "2024-06-01"))
             row[f"{modality.name}.timesteps"] = len(stamps)
+            row[f"{modality.name}.nodata"] = w.get("nodata", 0)
             row[f"{modality.name}.timestamps"] = [{"start": day(t), "end": day(t)} for t in stamps]
             row[f"{modality.name}.moments"] = moments_struct(
                 w.get("moments", moments(len(stamps), means=w.get("means", MEANS)))

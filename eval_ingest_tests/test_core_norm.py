@@ -6,7 +6,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from eval_ingest.core.norm import METHODS, BandStats, affine, combine, measure, to_decibels
+from eval_ingest.core.norm import (
+    METHODS,
+    BandStats,
+    affine,
+    combine,
+    count_nodata,
+    measure,
+    to_decibels,
+)
 
 
 @given(
@@ -91,3 +99,19 @@ def test_methods_map_their_range_to_0_1(method: str, low: float, high: float) ->
 def test_standardize_is_the_z_score() -> None:
     scale, offset = affine("standardize", [BandStats(10.0, 2.0, 1.0, 30.0)])
     assert np.array([10.0, 12.0]) * scale + offset == pytest.approx([0, 1])
+
+
+@pytest.mark.parametrize("dtype", ["uint16", "float32"])
+@pytest.mark.parametrize("decibels", [False, True])
+def test_nodata_is_counted_where_no_band_holds_a_measurement(dtype: str, decibels: bool) -> None:
+    pixels = np.full((4, 4, 2, 3), 5, dtype)
+    assert count_nodata(pixels, measure(pixels, decibels=decibels), decibels=decibels) == 0
+    pixels[0, :, 0] = 0  # 4 places
+    pixels[1, :, 0, :2] = 0  # but the third band
+    if dtype == "float32":
+        pixels[2, 0, 1] = np.nan  # 1 place
+        pixels[2, 1, 1, 0] = np.nan
+        pixels[3, 0, 1] = -1.0  # a measurement, but no power
+    expected = 4 + (dtype == "float32") * (1 + decibels)
+    found = count_nodata(pixels, measure(pixels, decibels=decibels), decibels=decibels)
+    assert found == expected

@@ -260,10 +260,16 @@ def test_windows_without_half_of_their_pixels_are_found() -> None:
     assert "5.8% are missing" in found["text"]
 
 
-def test_windows_with_zeros_in_every_band_are_noted() -> None:
+def test_windows_that_are_mostly_zeros_are_found_and_some_zeros_noted() -> None:
     windows = clean()
-    windows[3]["moments"] = moments(low=0.0)
-    assert findings(windows)["zero_pixels"]["examples"] == ["g/w00003"]
+    windows[3]["nodata"] = 64 * 64
+    for k in range(20, 60):
+        windows[k]["nodata"] = 64 * 64 * 2
+    found = findings(windows)
+    assert found["nodata_some"]["examples"] == ["g/w00003"]
+    assert found["nodata_some"]["severity"] == "note"
+    assert (found["nodata"]["count"], found["nodata"]["severity"]) == (40, "warning")
+    assert "3.4% are missing" in found["nodata"]["text"]
 
 
 def test_timesteps_out_of_order_are_found() -> None:

@@ -70,12 +70,14 @@ def planted(
     shutil.copytree(written("segmentation"), source)
     windows = windows_of(source)
     train = [window for window in windows if split_of(window) == "train"]
-    names = ("flat", "zero", "unordered", "outside", "class", "twin")
+    names = ("flat", "zero", "empty", "unordered", "outside", "class", "twin")
     where = dict(zip(names, train, strict=False))
     for path in rasters(where["flat"]):
         rewrite(path, constant(3, 900))
     for path in rasters(where["zero"]):
         rewrite(path, lambda pixels: np.where(np.indices(pixels.shape)[1] < 3, 0, pixels))
+    for path in rasters(where["empty"]):
+        rewrite(path, lambda pixels: np.where(np.indices(pixels.shape)[1] < 20, 0, pixels))
     move_times(where["unordered"], [60, 0, 0])
     move_times(where["outside"], [0, 0, 2000])
     factories.set_label(source, where["class"].parent.name, where["class"].name, 99)
@@ -89,7 +91,8 @@ def planted(
     ("code", "window"),
     [
         ("flat_window", "flat"),
-        ("zero_pixels", "zero"),
+        ("nodata_some", "zero"),
+        ("nodata", "empty"),
         ("timestamps_unordered", "unordered"),
         ("timestamps_outside", "outside"),
         ("invalid_label_out_of_range", "class"),

@@ -21,7 +21,7 @@ from eval_ingest.core.resolved import ResolvedConfig
 from eval_ingest.core.task import TaskKind
 from eval_ingest.core.validate import InvalidSummary, Problem, summarise
 
-INDEX_VERSION = 2
+INDEX_VERSION = 3
 """Raised when a column changes meaning: an index of another version is built anew."""
 
 _TIME = pa.timestamp("us", tz="UTC")
@@ -58,6 +58,7 @@ def index_schema(config: ResolvedConfig) -> pa.Schema:
             (f"{modality.name}.timesteps", pa.int32()),
             (f"{modality.name}.timestamps", pa.list_(_INTERVAL)),
             (f"{modality.name}.moments", _MOMENTS),
+            (f"{modality.name}.nodata", pa.int64()),
         ]
     if config.task.kind.has_classes:
         fields += [

@@ -44,6 +44,25 @@ def measure(pixels: NDArray[Any], *, decibels: bool = False) -> NDArray[np.float
     return _measure_all(rows)
 
 
+def count_nodata(
+    pixels: NDArray[Any], moments: NDArray[np.float64], *, decibels: bool = False
+) -> int:
+    """How many of the places of pixels (..., C) hold no data in any band: 0, or not finite.
+
+    Args:
+        pixels: as given to `measure`.
+        moments: what `measure` gave; mostly they tell already that there is none.
+        decibels: as given to `measure`.
+    """
+    places: int = pixels.size // max(pixels.shape[-1], 1)
+    if moments[0].max(initial=0) == places and (decibels or (moments[3] > 0).any()):
+        return 0
+    data = pixels > 0 if decibels else pixels != 0
+    if pixels.dtype.kind == "f":
+        data &= np.isfinite(pixels)
+    return places - int(np.count_nonzero(data.any(axis=-1)))
+
+
 def _measure_all(rows: NDArray[Any]) -> NDArray[np.float64]:
     exact = kernels.measure(rows)
     if exact is not None:

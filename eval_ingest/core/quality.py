@@ -103,6 +103,10 @@ class _Data:
         """Per modality (N, 5, C) of the used rows."""
         return {m.name: self.index.moments(m.name)[self.used] for m in self.config.modalities}
 
+    def column(self, name: str) -> NDArray[np.float64]:
+        """A column of numbers at the used rows; 0 for null."""
+        return np.asarray(numbers(self.index.table[name], 0)[self.used], dtype=np.float64)
+
     def names(self, rows: Iterable[Any]) -> list[str]:
         """Up to three rows of the index by name."""
         return [self.index.keys[int(row)] for _, row in zip(range(EXAMPLES), rows, strict=False)]
@@ -366,11 +370,12 @@ def _stored_decibels(data: _Data, modality: ModalityInput) -> str | None:
     """Power can't be negative, decibels mostly are: then hardly a pixel counts as measured."""
     if not modality.decibels:
         return None
-    share = _counted_share(data, modality)
-    if not len(share) or np.nanmean(share) > 0.2:
+    total = _places(data, modality).sum()
+    share = data.moments[modality.name][:, 0].min(axis=1, initial=total).sum() / max(total, 1)
+    if not total or share > 0.2:
         return None
     return (
-        f"only {np.nanmean(share):.1%} of its pixels are positive: it seems to be stored in "
+        f"only {share:.1%} of its pixels are positive: it seems to be stored in "
         "decibels, where linear power is expected; store 10 ** (dB / 10)"
     )
 
@@ -482,50 +487,38 @@ def _flat_bands(data: _Data) -> Iterator[Finding]:
         )
 
 
-def _counted_share(data: _Data, modality: ModalityInput) -> NDArray[np.float64]:
-    """Per used window the share of pixels that count: finite and, for power, positive."""
+def _places(data: _Data, modality: ModalityInput) -> NDArray[np.float64]:
+    """Per used window how many pixels its sample has, over all timesteps."""
     sides = [floats(data.index.table[name])[data.used] for name in ("height", "width")]
     if modality.pad is not None:
-        sides = [np.minimum(side, modality.pad.size) for side in sides]
-    steps = floats(data.index.table[f"{modality.name}.timesteps"])[data.used]
-    total = sides[0] * sides[1] * steps
-    counted = data.moments[modality.name][:, 0]
-    if not counted.shape[1]:
-        return np.zeros(0)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        share = np.where(total > 0, counted.min(axis=1) / total, np.nan)
-    return np.asarray(np.minimum(share, 1.0))
+        sides = [np.full_like(side, modality.pad.size) for side in sides]  # filled up or cut
+    return np.asarray(sides[0] * sides[1] * data.column(f"{modality.name}.timesteps"))
 
 
 def _missing_pixels(data: _Data) -> Iterator[Finding]:
     for modality in data.config.modalities:
-        share = _counted_share(data, modality)
-        if not len(share):
-            continue
-        lacking = 1 - float(np.nanmean(share)) if np.isfinite(share).any() else 0.0
-        yield from data.windows(
-            "nodata",
-            data.used[np.nan_to_num(share, nan=1.0) < 0.5],
-            f"{{n}} lack more than half of their {modality.name} pixels "
-            f"(on the whole {lacking:.1%} are missing)",
-        )
-        moments = data.moments[modality.name]
-        if not modality.decibels:
-            empty = (moments[:, 0] > 0).any(axis=1) & (moments[:, 3] == 0).all(axis=1)
-            rows = data.used[empty]
-            if len(rows):
-                text = (
-                    f"{len(rows):,} of {len(data.used):,} windows hold 0 in every band of "
-                    f"{modality.name}: pixels without data, which models see as very dark"
-                )
-                yield Finding(
-                    "zero_pixels", "note", len(rows), len(data.used), text, data.names(rows)
-                )
+        steps = data.column(f"{modality.name}.timesteps")
         if not modality.required:
-            steps = numbers(data.index.table[f"{modality.name}.timesteps"], 0)[data.used]
             yield from data.windows(
                 "modality_absent", data.used[steps == 0], f"{{n}} have no {modality.name}"
             )
+        total = _places(data, modality)
+        counted = data.moments[modality.name][:, 0].max(axis=1, initial=0)
+        lacking = np.maximum(data.column(f"{modality.name}.nodata"), total - counted)
+        lacking[steps == 0] = 0
+        share = lacking / np.maximum(total, 1)
+        whole = f"on the whole {lacking.sum() / max(total.sum(), 1):.1%} are missing"
+        yield from data.windows(
+            "nodata",
+            data.used[share > 0.5],
+            f"{{n}} lack more than half of their {modality.name} pixels ({whole})",
+        )
+        some = data.used[(share > 0) & (share <= 0.5)]
+        if len(some):
+            n = f"{len(some):,} of {len(data.used):,} windows"
+            text = f"{n} lack some of their {modality.name} pixels ({whole})"
+            text += "" if modality.decibels else "; models see them as very dark"
+            yield Finding("nodata_some", "note", len(some), len(data.used), text, data.names(some))
 
 
 # ------------------------------------------------------------------------------ labels and times
