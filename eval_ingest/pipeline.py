@@ -127,7 +127,9 @@ def open_job(
     """
     eval_root = open_root(settings, root)
     staging = eval_root.dataset(spec.name).staging
-    source = open_source(settings.expand(spec.source), staging, eval_root.archives)
+    # What is kept for a remote root lies in its cache, which has a limit.
+    limit = None if eval_root.remote is None else eval_root.remote.cache.limit
+    source = open_source(settings.expand(spec.source), staging, eval_root.archives, limit)
     if spec.copy_mode == "index" and source.url != source.origin:
         raise SpecError(
             f"{spec.name}: with --copy index samples are read from the source, and "

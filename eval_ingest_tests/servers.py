@@ -14,8 +14,13 @@ from dataclasses import dataclass, field
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
+
+import pytest
+
+from eval_ingest.objects import reading
 
 BUCKET = "studio-bucket"
 
@@ -156,10 +161,15 @@ def s3_server() -> Iterator[ObjectServer]:
         server.stop()
 
 
+class _Server(ThreadingHTTPServer):
+    request_queue_size = 256  # with the default, 5, many connections at once are refused
+
+
 @contextmanager
 def _serving(handler: Any) -> Iterator[str]:
-    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    server = _Server(("127.0.0.1", 0), handler)
     server.daemon_threads = True
+    server.handle_error = lambda *_: None  # type: ignore[method-assign]  # clients that hang up
     thread = threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True)
     thread.start()
     try:
@@ -170,14 +180,36 @@ def _serving(handler: Any) -> Iterator[str]:
         thread.join()
 
 
+def hurry(patch: pytest.MonkeyPatch) -> None:
+    """Have no client wait before it tries again."""
+    import asyncio
+
+    import gcsfs.retry
+
+    async def at_once(_: float) -> None:
+        await asyncio.sleep(0)
+
+    patch.setattr(gcsfs.retry, "asyncio", SimpleNamespace(sleep=at_once))
+    patch.setattr(reading.random, "uniform", lambda *_: 0.0)
+
+
 @dataclass
 class Proxy:
-    """Passes requests on to a server, counts what objects are fetched, and breaks some answers."""
+    """Passes requests on to a server, counts what is fetched and written, and breaks some answers.
+
+    Which requests fail is drawn by path, so it is the same in every run.
+    """
 
     upstream: str
     address: str = ""
     faults: float = 0.0
-    """Share of objects whose first fetch goes wrong in one of the ways below."""
+    """Share of objects whose first fetch goes wrong in one of the ways of READING."""
+    looking_faults: float = 0.0
+    """Share of listings and looks at an object whose first answer goes wrong: LOOKING."""
+    writing_faults: float = 0.0
+    """Share of objects whose first write, or deletion, goes wrong: WRITING."""
+    stall_s: float = 0.0
+    """If set, the first answer about each object comes so late."""
     refused: int = 0
     """If set, every request is answered with this status."""
     fetched: Counter[str] = field(default_factory=Counter)
@@ -185,31 +217,46 @@ class Proxy:
     n_bytes: int = 0
     """Of objects, in whole answers."""
     lists: int = 0
+    written: Counter[str] = field(default_factory=Counter)
+    """Object to the number of writes that the server accepted."""
     done: Counter[str] = field(default_factory=Counter)
     """Kind of fault to how often."""
-    seen: set[str] = field(default_factory=set)
+    drawn: Counter[str] = field(default_factory=Counter)
+    seen: set[tuple[str, str]] = field(default_factory=set)
     lock: threading.Lock = field(default_factory=threading.Lock)
 
-    KINDS = ("503", "truncated", "reset", "slow", "429")
+    READING = ("503", "500", "429", "truncated", "short", "corrupt", "reset", "slow")
+    LOOKING = ("503", "truncated", "reset", "slow")
+    WRITING = ("503", "reset", "lost", "slow")
+    """lost: it is written, and nobody is told."""
 
-    def fault_of(self, path: str) -> str | None:
-        """The fault of this request: each object's first request may have one."""
+    def fault_of(self, kind: str, path: str) -> str | None:
+        """The fault of this request: the first one of its kind for a path may have one."""
+        share, ways = {
+            "reading": (self.faults, self.READING),
+            "looking": (self.looking_faults, self.LOOKING),
+            "writing": (self.writing_faults, self.WRITING),
+        }[kind]
         with self.lock:
-            if path in self.seen:
+            if (kind, path) in self.seen:
                 return None
-            self.seen.add(path)
-        rng = random.Random(path)
-        return rng.choice(self.KINDS) if rng.random() < self.faults else None
+            self.seen.add((kind, path))
+            if random.Random(path).random() >= share:
+                return None
+            self.drawn[kind] += 1  # each way in turn
+            return ways[self.drawn[kind] % len(ways)]
 
     def reset(self) -> None:
         """Count anew."""
         with self.lock:
             self.fetched.clear()
+            self.written.clear()
             self.n_bytes = self.lists = 0
 
 
 _GCS_OBJECT = re.compile(r"/(?:download/)?storage/v1/b/[^/]+/o/(?P<name>[^?]+)\?.*alt=media")
 _S3_OBJECT = re.compile(rf"/{BUCKET}/(?P<name>[^?]+)(\?x-id=GetObject)?$")
+_GCS_UPLOAD = re.compile(r"/upload/storage/v1/b/[^/]+/o\?.*name=(?P<name>[^&]+)")
 _LIST = re.compile(r"(/storage/v1/b/[^/]+/o/?(\?|$))|(list-type=2)")
 
 
@@ -236,24 +283,42 @@ def proxy(upstream: str) -> Iterator[Proxy]:
                 self._answer(state.refused, {}, b"{}")
                 return
             name = unquote(match["name"]) if match else None
-            fault = state.fault_of(name) if name else None
+            written = None
+            if self.command == "POST":
+                written = _GCS_UPLOAD.match(self.path)
+            elif self.command == "PUT":
+                written = _S3_OBJECT.match(self.path)
+            kind = "reading" if name else "looking"
+            if self.command in ("PUT", "POST", "DELETE"):
+                kind = "writing"
+            first = (kind, name or self.path) not in state.seen
+            fault = state.fault_of(kind, name or self.path)
             if fault is not None:
                 with state.lock:
                     state.done[fault] += 1
-            if fault in ("503", "429"):
+            if state.stall_s and name and first:
+                time.sleep(state.stall_s)
+            if fault in ("503", "500", "429"):
                 self._answer(int(fault), {}, b"")
                 return
             if fault == "reset":
-                # Closing with something unsent and no lingering sends RST.
-                self.connection.setsockopt(
-                    socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0)
-                )
-                self.close_connection = True
-                self.connection.close()
+                self._reset()
                 return
             status, headers, data = self._upstream(body)
+            if written and status < 300:
+                with state.lock:
+                    state.written[unquote(written["name"])] += 1
+            if fault == "lost":
+                self._reset()
+                return
             if fault == "slow":
                 time.sleep(0.2)
+            if fault == "short" and data:  # whole, to all appearances
+                self._answer(status, headers, data[: len(data) // 2])
+                return
+            if fault == "corrupt" and data:
+                self._answer(status, headers, bytes([data[0] ^ 1]) + data[1:])
+                return
             if fault == "truncated":
                 self._answer(status, headers, data, send=len(data) // 2)
                 return
@@ -264,6 +329,12 @@ def proxy(upstream: str) -> Iterator[Proxy]:
             self._answer(status, headers, data)
 
         do_GET = do_POST = do_PUT = do_DELETE = do_HEAD = do_PATCH = _pass_on
+
+        def _reset(self) -> None:
+            # Closing with something unsent and no lingering sends RST.
+            self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            self.close_connection = True
+            self.connection.close()
 
         def _upstream(self, body: bytes) -> tuple[int, dict[str, str], bytes]:
             parts = urlsplit(state.upstream)

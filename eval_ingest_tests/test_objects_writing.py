@@ -48,7 +48,8 @@ def objects(
 def test_what_is_put_is_read_and_deleted(objects: WritableObjects) -> None:
     run = objects.run
     assert run(objects.stat("a/b.json")) is None
-    for data in (b"one", b"", bytes(range(256)) * 100):
+    ends = (b"a\r", b"a\n", b"a\r\n", b"\n\r--x--\r\n", b"\r")
+    for data in (b"one", b"", bytes(range(256)) * 100, *ends):
         entry = run(objects.put("a/b.json", data))
         assert entry.size == len(data) and entry.name == "a/b.json"
         seen, found = run(objects.read_current("a/b.json"))

@@ -1,27 +1,53 @@
 """Eval roots: the same story on a folder, Google Cloud Storage, S3 and Weka's S3."""
 
 import json
+import os
+import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import dagster as dg
 import numpy as np
 import pytest
 
-from eval_ingest import EvalDataset, pipeline
+from eval_ingest import EvalDataset, cli, pipeline
 from eval_ingest.core.spec import SPLITS, DatasetSpec
-from eval_ingest.errors import UnknownDatasetError
+from eval_ingest.definitions import build_defs
+from eval_ingest.defs.assets import STAGE_ASSETS
+from eval_ingest.defs.resources import build_resources
+from eval_ingest.errors import (
+    IntegrityError,
+    LockedError,
+    OutdatedError,
+    StoreError,
+    UnknownDatasetError,
+)
+from eval_ingest.objects.writing import WritableObjects
 from eval_ingest.settings import Settings
+from eval_ingest.store import lease, remote_root
+from eval_ingest.store.catalog import add_spec
 from eval_ingest.store.layout import EvalRoot
 from eval_ingest.store.registry import (
     read_registry,
     rebuild_registry,
     remove_dataset,
+    require_metadata,
 )
+from eval_ingest.store.remote_root import RemoteRoot
 from eval_ingest.store.uri import open_root
 from eval_ingest.verifying import verify_dataset
-from eval_ingest_tests.servers import BUCKET, ObjectServer, gcs_server, s3_server
+from eval_ingest_tests.servers import (
+    BUCKET,
+    ObjectServer,
+    Proxy,
+    gcs_server,
+    hurry,
+    proxy,
+    s3_server,
+)
 
 KINDS = ("local", "gs", "s3", "weka")
 
@@ -187,3 +213,399 @@ def test_registry_rebuild(place: Place, small: Path) -> None:
     place.ingest(small, "one", copy="stream")
     place.ingest(small, "two", copy="stream")
     assert sorted(rebuild_registry(place.root)) == ["one", "two"]
+
+
+# ------------------------------------------------------------------------------ what goes wrong
+
+
+@pytest.fixture
+def remote_place(place: Place) -> Place:
+    if place.kind in ("local", "weka"):
+        pytest.skip("for the two kinds of servers")
+    return place
+
+
+@pytest.fixture
+def through(
+    remote_place: Place, servers: dict[str, ObjectServer], monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Proxy]:
+    """A proxy in front of the root's server, which everything goes through from now on."""
+    server = servers[remote_place.kind]
+    hurry(monkeypatch)
+    with proxy(server.address) as found:
+        for key, value in server.reached_at(found.address).items():
+            monkeypatch.setenv(key, value)
+        yield found
+
+
+def test_a_proxy_full_of_faults_changes_nothing(
+    through: Proxy, place: Place, small: Path, reference: Path
+) -> None:
+    through.faults = through.looking_faults = through.writing_faults = 0.2
+    place.ingest(small)
+    assert set(through.done) >= set(Proxy.WRITING) | set(Proxy.LOOKING)
+    place.machine("b")
+    through.seen.clear()
+    assert_same(samples(), samples(root=reference))
+    assert list(read_registry(place.root)) == ["crops"]
+    assert _verified(place) == []
+
+
+def test_unchanged_nothing_is_sent_or_read(through: Proxy, place: Place, small: Path) -> None:
+    place.ingest(small)
+    through.reset()
+    assert not any(outcome.ran for outcome in place.ingest(small))
+    assert {Path(name).name for name in through.written} == {".crops.lease"}
+    assert not [name for name in through.fetched if "/samples/" in name or "/windows/" in name]
+    place.machine("b")
+    through.reset()
+    assert not any(outcome.ran for outcome in place.ingest(small))
+    assert {Path(name).name for name in through.written} == {".crops.lease"}
+    # Which samples there are, but none of them.
+    assert not [name for name in through.fetched if name.endswith(".npy") or "/windows/" in name]
+
+
+def test_a_split_is_read_from_the_server_once(through: Proxy, place: Place, small: Path) -> None:
+    place.ingest(small, copy="stream")
+    place.machine("b")
+    through.reset()
+    first = samples()
+    arrays = {name: n for name, n in through.fetched.items() if name.endswith(".npy")}
+    assert set(arrays.values()) == {1} and len(arrays) == 2
+    through.reset()
+    assert_same(samples(), first)
+    assert not [name for name in through.fetched if not name.endswith("metadata.json")]
+
+
+def test_a_kill_in_any_stage_is_made_up_for(
+    remote_place: Place, small: Path, reference: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The process dies before each of its writes in turn; the next one goes on."""
+    puts = {"left": 0}
+    real = WritableObjects._put
+
+    async def put(self: WritableObjects, name: str, data: bytes, seen: Any) -> Any:
+        if not name.endswith(".lease"):
+            if puts["left"] == 0:
+                raise _Killed
+            puts["left"] -= 1
+        return await real(self, name, data, seen)
+
+    monkeypatch.setattr(WritableObjects, "_put", put)
+    place, k, stopped = remote_place, 0, 0
+    while True:
+        puts["left"] = k
+        place.machine("ab"[k % 2])  # and goes on on another machine
+        try:
+            place.ingest(small, copy="stream")
+            break
+        except _Killed:
+            stopped += 1
+        k += 1
+    assert stopped > 5
+    puts["left"] = 10_000
+    assert_same(samples(), samples(root=reference))
+    assert _shards(place) == 1
+
+
+class _Killed(Exception):
+    """Nobody expects it, so nobody makes up for it."""
+
+
+def _shards(place: Place) -> int:
+    return len(require_metadata(place.root, "crops").shards)
+
+
+def test_of_two_machines_one_waits_or_is_told(remote_place: Place, small: Path) -> None:
+    place = remote_place
+    job = place.job(small)
+    with pipeline.dataset_lock(job):
+        place.machine("b")
+        other = place.job(small)
+        with (
+            pytest.raises(
+                LockedError,
+                match=r"crops is being ingested: .*, process \d+ holds .*\.crops\.lease",
+            ),
+            pipeline.dataset_lock(other, timeout_s=0.0),
+        ):
+            pass
+    with pipeline.dataset_lock(other, timeout_s=0.0):
+        pass
+
+
+def test_the_lease_of_a_dead_process_ends(
+    remote_place: Place, small: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On its own machine at once, on others when its time is over."""
+    place = remote_place
+    job = place.job(small)
+    monkeypatch.setattr(lease.Lease, "release", lambda self: self._ended.set())  # as if killed
+    with pipeline.dataset_lock(job):
+        pass
+    with pipeline.dataset_lock(place.job(small), timeout_s=0.0):
+        pass
+    place.machine("b")
+    with (
+        pytest.raises(LockedError, match="ends by itself at"),
+        pipeline.dataset_lock(place.job(small), timeout_s=0.0),
+    ):
+        pass
+    later = time.time() + lease.LEASE_S + 1
+    monkeypatch.setattr(lease.time, "time", lambda: later)
+    with pipeline.dataset_lock(place.job(small), timeout_s=0.0):
+        pass
+
+
+def test_who_has_lost_the_lease_publishes_nothing(
+    remote_place: Place, small: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = remote_place
+    job = place.job(small, copy="stream")
+    with pipeline.dataset_lock(job):
+        values: dict[str, Any] = {}
+        for stage in pipeline.STAGES[:4]:
+            values[stage] = pipeline.run_stage(job, stage, values).value
+        # Its clock stands still, so it doesn't know; another machine has taken over meanwhile.
+        remote = place.root.remote
+        assert remote is not None
+        remote.objects.run(remote.objects.delete([".crops.lease"]))
+        place.machine("b")
+        place.ingest(small, copy="stream", display_name="the other")
+        with pytest.raises(OutdatedError, match=r"metadata\.json was written by another process"):
+            pipeline.run_stage(job, "registry_entry", values)
+    assert require_metadata(place.root, "crops").spec.display_name == "the other"
+
+
+def test_a_lease_that_can_not_be_renewed_is_lost(
+    remote_place: Place, small: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lease, "RENEW_S", 0.01)
+    place = remote_place
+    job = place.job(small)
+    with pipeline.dataset_lock(job):
+        remote = place.root.remote
+        assert remote is not None and job.layout.remote is not None
+        held = job.layout.remote._state.leases["crops"]
+        held._thread.join(0.3)
+        assert held._thread.is_alive()  # it is renewed again and again
+        remote.objects.run(remote.objects.put(".crops.lease", b"somebody else's"))
+        held._thread.join(10)
+        with pytest.raises(StoreError, match=r"is lost \(another process took it\); run again"):
+            job.layout.send()
+
+
+def test_machines_that_publish_at_once_lose_no_entry(remote_place: Place, small: Path) -> None:
+    place, names = remote_place, [f"crops_{k}" for k in range(4)]
+    jobs = []
+    for name in names:
+        place.machine(name)
+        jobs.append(place.job(small, name, copy="stream"))
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(pipeline.ingest, jobs))
+    assert sorted(read_registry(place.root)) == names
+
+
+def test_a_removal_that_was_stopped_is_finished(
+    remote_place: Place, small: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = remote_place
+    place.ingest(small, copy="stream")
+    with monkeypatch.context() as patch:
+        patch.setattr(RemoteRoot, "remove_below", _interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            remove_dataset(place.root, "crops")
+    assert read_registry(place.root) == {}
+    assert place.names() > {"registry.json"}
+    assert cli.main(["remove", "--name", "crops", "--yes"]) == 0
+    assert place.names() == {"registry.json"}
+
+
+def _interrupted(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
+def test_what_nothing_names_any_more_goes_after_an_hour(
+    remote_place: Place, small: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = remote_place
+    place.ingest(small, copy="stream")
+    job = place.job(small, copy="stream")
+    pipeline.forget(job)
+    pipeline.ingest(job)
+    old = {name for name in place.names() if "/samples/" in name}
+    new = _shard_names(place)
+    assert {Path(name).parent.name for name in old} > new
+    later = time.time() + 3601
+    monkeypatch.setattr(remote_root.time, "time", lambda: later)
+    place.ingest(small, copy="stream")
+    assert {Path(n).parent.name for n in place.names() if "/samples/" in n} == new
+    assert len(samples()["train"]) > 0
+
+
+def _shard_names(place: Place) -> set[str]:
+    return {shard.name for shard in require_metadata(place.root, "crops").shards}
+
+
+def test_damage_in_the_store_is_found(remote_place: Place, small: Path) -> None:
+    place = remote_place
+    place.ingest(small)
+    remote = place.root.remote
+    assert remote is not None
+    names = sorted(place.names())
+    target = next(name for name in names if name.endswith("target.npy"))
+    raster = next(name for name in names if name.endswith("geotiff.tif"))
+    gone = next(name for name in names if name.endswith("items.json"))
+    for name in (target, raster):
+        data = bytearray(place.read(name))
+        data[-1] ^= 1
+        remote.objects.run(remote.objects.put(name, bytes(data)))
+    remote.objects.run(remote.objects.delete([gone]))
+    problems = "\n".join(_verified(place))
+    for name in (target, raster.partition("/layers/")[0], gone.rpartition("/")[0]):
+        assert name.removeprefix("crops/") in problems
+    place.machine("b")
+    with pytest.raises(IntegrityError, match=r"target\.npy arrived with CRC32C"):
+        samples()
+    assert cli.main(["ingest", "--name", "crops", "--source", str(small), "--overwrite"]) == 0
+    assert _verified(place) == []
+    assert len(samples()["train"]) > 0
+
+
+def test_a_root_that_is_out_of_reach_says_what_to_set(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if place.kind == "local":
+        pytest.skip("it is never")
+    monkeypatch.setattr(remote_root, "FIRST_TIMEOUT_S", 0.5)
+    address = "http://127.0.0.1:9"
+    for variable in ("AWS_ENDPOINT_URL", "STORAGE_EMULATOR_HOST", "WEKA_ENDPOINT_URL"):
+        if variable in os.environ:
+            monkeypatch.setenv(variable, address)
+    with pytest.raises(StoreError, match=r"check the network.* or set OLMOEARTH_EVAL_DATASETS"):
+        read_registry(place.root)
+
+
+def test_the_default_root_says_what_to_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OLMOEARTH_EVAL_DATASETS", raising=False)
+    with pytest.raises(
+        StoreError,
+        match=r"weka://dfive-default/olmoearth/eval_datasets can't be reached: /weka/dfive-default "
+        r"is not mounted here; set OLMOEARTH_EVAL_DATASETS .*, or WEKA_ENDPOINT_URL",
+    ):
+        open_root(Settings.load())
+
+
+# ------------------------------------------------------------------------------------ the cache
+
+
+def test_the_cache_stays_within_its_limit(
+    remote_place: Place, small: Path, reference: Path, monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:  # fmt: skip
+    """Shards are small then, and those used longest ago make room, also while ingesting."""
+    size = sum(p.stat().st_size for p in (reference / "crops").glob("samples/*/*.npy"))
+    monkeypatch.setenv("EVAL_INGEST_CACHE_GIB", str(size * 0.6 / 2**30))
+    place = remote_place
+    place.ingest(small, copy="stream")
+    assert _shards(place) > 3
+    assert _cached(tmp_path / "cache_a") <= 0.6 * size
+    place.machine("b")
+    assert_same(samples(), samples(root=reference))
+    assert 0 < _cached(tmp_path / "cache_b") <= 0.6 * size
+
+
+def _cached(cache: Path) -> int:
+    return sum(path.stat().st_size for path in cache.glob("roots/*/*/samples/*/*.npy"))
+
+
+def test_other_file_systems_of_fsspec_work_too(
+    small: Path, reference: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    url = f"memory://{tmp_path.name}/evals"
+    monkeypatch.setenv("OLMOEARTH_EVAL_DATASETS", url)
+    monkeypatch.setenv("EVAL_INGEST_CACHE", str(tmp_path / "cache"))
+    place = Place("memory", url, lambda name: None)
+    place.ingest(small)
+    assert_same(samples(), samples(root=reference))
+    assert not any(outcome.ran for outcome in place.ingest(small))
+    assert list(read_registry(place.root)) == ["crops"]
+    assert _verified(place) == []
+    remove_dataset(place.root, "crops")
+    assert place.names() == {"registry.json"}
+
+
+# --------------------------------------------------------------- everything that a person can do
+
+
+def test_the_command_line_on_a_remote_root(
+    remote_place: Place,
+    small: Path,
+    reference: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    place = remote_place
+    if place.kind == "gs":
+        pytest.skip("one server will do")
+
+    def run(*arguments: str) -> str:
+        assert cli.main(list(arguments)) == 0, capsys.readouterr()
+        return capsys.readouterr().out
+
+    run("ingest", "--name", "crops", "--source", str(small))
+    assert "catalog/crops.yaml" in place.names()
+    place.machine("b")
+    listed = run("list")
+    assert f"eval root {place.url}" in listed and "crops" in listed
+    assert "nothing to do" in run("ingest", "--name", "crops")  # the catalog travels too
+    assert f"{place.url}/crops" in run("info", "--name", "crops")
+    assert "everything is as it was written" in run("verify", "--name", "crops")
+    assert f"look at {place.url}/crops/report/report.html" in run("report", "--name", "crops")
+    assert {"crops/README.md", "crops/report/report.html"} <= place.names()
+    run("report", "--name", "crops")  # over what is there
+    monkeypatch.setenv("EVAL_INGEST_STUDIO_ROOTS", str(small.parent))
+    assert "registered" in run("discover")
+    run("export", "--name", "crops", "--to", str(tmp_path / "out"))
+    assert_same(samples(root=tmp_path / "out"), samples(root=reference))
+    assert list((tmp_path / "out" / "crops" / "windows").glob("*/*/metadata.json"))
+    sweep = ["--encoder", "pixels", "--datasets", "all"]
+    assert "crops" in run("sweep", *sweep, "--out", str(tmp_path / "sweep"))
+    assert run("registry", "rebuild").startswith(f"{place.url}/registry.json: 1 datasets: crops")
+    entry = json.loads(place.read("registry.json"))["datasets"]["crops"]
+    expected = f"/weka/{BUCKET}/" if place.kind == "weka" else place.url
+    assert entry["weka_path"].startswith(expected) and entry["weka_path"].endswith("/evals/crops")
+    assert f"is removed from {place.url}" in run("remove", "--name", "crops", "--yes")
+    assert not [name for name in place.names() if name.startswith("crops/")]
+
+
+@pytest.mark.filterwarnings("ignore::dagster.BetaWarning")
+def test_dagster_on_a_remote_root(
+    remote_place: Place, small: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The front door, a stage of its own, and the code location where the root is down."""
+    place = remote_place
+    if place.kind == "gs":
+        pytest.skip("one server will do")
+    spec = DatasetSpec.parse({"name": "crops", "source": str(small)}, "test")
+    add_spec(Settings.load(), spec)
+    with dg.DagsterInstance.ephemeral() as instance:
+        job = build_defs(Settings.load()).resolve_implicit_global_asset_job_def()
+        front_door = [dg.AssetKey("crops")]
+        assert job.execute_in_process(instance=instance, asset_selection=front_door).success
+        assert len(samples()["train"]) > 0
+        place.machine("b")
+        stage = dg.materialize(
+            STAGE_ASSETS,
+            selection=["norm_stats"],
+            partition_key="crops",
+            resources=build_resources(Settings.load()),
+            instance=instance,
+        )
+        (logged,) = stage.asset_materializations_for_node("norm_stats")
+        assert logged.metadata["path"].value == f"{place.url}/crops/norm_stats.json"
+        assert logged.metadata["was up to date"].value is True
+    monkeypatch.setattr(remote_root, "FIRST_TIMEOUT_S", 0.5)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    assert build_defs(Settings.load()).resolve_asset_graph().get_all_asset_keys()

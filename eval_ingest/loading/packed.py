@@ -113,7 +113,7 @@ class PackedSamples:
         if remote is not None:
             # What is mapped takes room on the disk even when the cache has dropped it.
             room = remote.cache.limit - found.nbytes
-            while self._maps and sum(m.array.nbytes for m in self._maps.values()) > room:
+            while self._maps and sum(m.array.nbytes for m in list(self._maps.values())) > room:
                 self._maps.pop(next(iter(self._maps)), None)
         address = found.ctypes.data - found.offset % mmap.ALLOCATIONGRANULARITY
         # As a plain array: a memmap object makes every slice of it expensive.

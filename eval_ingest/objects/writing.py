@@ -25,6 +25,7 @@ from eval_ingest.objects.reading import Entry, Objects, Result, crc32c_text
 PART_BYTES = 32 << 20
 """Of one request of a large download."""
 PARTS_AHEAD = 4
+_WHOLE_BYTES = 8 << 20
 DELETED_AT_ONCE = 1000
 """What S3 takes in one request."""
 
@@ -190,10 +191,11 @@ class WritableObjects(Objects):
             condition = {"ifGenerationMatch": seen.token.removeprefix("generation:") or "0"}
         crc32c = crc32c_text(data)  # which the server compares with what arrives
         boundary = f"=={secrets.token_hex(16)}=="
+        # With CRLF, as the standard has it: after a bare LF, a CR at the end of the data is lost.
         head = (
-            f"--{boundary}\nContent-Type: application/json; charset=UTF-8\n\n"
-            f"{json.dumps({'name': key, 'crc32c': crc32c})}\n"
-            f"--{boundary}\nContent-Type: application/octet-stream\n\n"
+            f"--{boundary}\r\nContent-Type: application/json; charset=UTF-8\r\n\r\n"
+            f"{json.dumps({'name': key, 'crc32c': crc32c})}\r\n"
+            f"--{boundary}\r\nContent-Type: application/octet-stream\r\n\r\n"
         )
         answer = await self._fs._call(
             "POST",
@@ -201,7 +203,7 @@ class WritableObjects(Objects):
             uploadType="multipart",
             name=key,
             headers={"Content-Type": f'multipart/related; boundary="{boundary}"'},
-            data=head.encode() + data + f"\n--{boundary}--".encode(),
+            data=head.encode() + data + f"\r\n--{boundary}--\r\n".encode(),
             json_out=True,
             **condition,
         )
@@ -241,6 +243,8 @@ class WritableObjects(Objects):
             StoreError: it can't be written.
         """
         path, n_bytes = self.path(name), file.stat().st_size
+        if self._dialect == "gs" and n_bytes < _WHOLE_BYTES:
+            return await self.put(name, file.read_bytes())  # gcsfs would lose a CR at its end
 
         async def send() -> Entry:
             if not self._dialect:

@@ -110,12 +110,15 @@ class PackCache:
         os.replace(file, path)
         note_pack(path, n_bytes, crc32c)
 
-    def make_room(self, n_bytes: int, path: Path, reserve: Path | None = None) -> None:
+    def make_room(
+        self, n_bytes: int, path: Path, reserve: Path | None = None, written: bool = False
+    ) -> None:
         """Remove what was used longest ago until so much fits in.
 
         Args:
             n_bytes: what will be written.
             path: to which file, for the message.
+            written: it is on the disk already, and only has to be counted.
             reserve: a file that is made at that size, so that others see what is coming.
 
         Raises:
@@ -132,7 +135,7 @@ class PackCache:
         with FileLock(self.folder / ".room.lock"):
             held = sorted(self._held())
             total = sum(file.n_bytes for file in held)
-            free = shutil.disk_usage(self.folder).free - LEFT_FREE
+            free = shutil.disk_usage(self.folder).free - LEFT_FREE + n_bytes * written
             for file in held:
                 if total + n_bytes <= self.limit and n_bytes <= free:
                     break

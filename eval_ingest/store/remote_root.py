@@ -285,7 +285,8 @@ class RemoteRoot:
         entry = self.objects.run(self.objects.put(f"{folder}/index.parquet", index))
         listed[entry.name] = entry
         self.mirror.keep(aside / "index.parquet", entry, index)
-        self.cache.make_room(0, target)
+        n_bytes = sum(array.n_bytes or 0 for array in arrays.values())
+        self.cache.make_room(n_bytes, target, written=True)
 
     def fetch_array(self, path: Path, array: ShardArray) -> Path:
         """An array of packed samples as a local file, from the cache.

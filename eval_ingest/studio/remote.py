@@ -39,10 +39,12 @@ class RemoteSource:
     url: str
     staging: Path | None = None
     """Folder that keeps what is listed and fetched from stage to stage; None: nothing is kept."""
+    staging_limit: int | None = None
+    """Bytes of windows that it may keep."""
 
     def __getstate__(self) -> dict[str, Any]:
         # Each process opens its own connections.
-        return {"url": self.url, "staging": self.staging}
+        return {"url": self.url, "staging": self.staging, "staging_limit": self.staging_limit}
 
     @property
     def origin(self) -> str:
@@ -64,7 +66,7 @@ class RemoteSource:
 
     @cached_property
     def _staged(self) -> StagedWindows | None:
-        return None if self.staging is None else StagedWindows(self.staging)
+        return None if self.staging is None else StagedWindows(self.staging, self.staging_limit)
 
     def check(self) -> None:
         """Raise SourceError if it isn't there or may not be listed."""
@@ -238,6 +240,8 @@ class _FetchedWindow:
     def keep(self) -> None:
         """Have the bytes ready for a later stage."""
         if self._source._staged is None or self._is_staged:
+            return
+        if not self._source._staged.takes(self.files):
             return
         if len(self._contents) < len(self.files.files):
             for file in self.files.files:

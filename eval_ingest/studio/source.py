@@ -202,12 +202,18 @@ class Source(Protocol):
         ...
 
 
-def open_source(url: str, staging: Path | None = None, archives: Path | None = None) -> Source:
+def open_source(
+    url: str,
+    staging: Path | None = None,
+    archives: Path | None = None,
+    staging_limit: int | None = None,
+) -> Source:
     """The source at a path or URL: a folder, a bucket's folder, or an archive of one.
 
     Args:
         url: a path, or a URL that fsspec knows; ending in .tar, .tar.gz or .tgz for an archive.
         staging: folder in which a remote source keeps what it has listed and fetched.
+        staging_limit: bytes that it may keep; what comes after that is fetched a second time.
         archives: folder in which archives are unpacked; needed for them only.
 
     Raises:
@@ -223,7 +229,7 @@ def open_source(url: str, staging: Path | None = None, archives: Path | None = N
         # fsspec's file systems take a second to import; a folder needs none of them.
         from eval_ingest.studio.remote import RemoteSource
 
-        source = RemoteSource(url.rstrip("/"), staging)
+        source = RemoteSource(url.rstrip("/"), staging, staging_limit)
         source.check()
         return source
     # Absolute: what is kept of it is read in other folders, by other processes.

@@ -26,6 +26,9 @@ from eval_ingest.studio.source import Listed, SourceFile, WindowFiles
 
 LISTING_VERSION = 1
 _LISTING = "listing.sqlite"
+_TALLY = "kept"
+_TALLY_UNIT = 1 << 14
+"""Each byte of the tally stands for so many that are kept: several processes may append to it."""
 
 
 class Listing:
@@ -120,10 +123,27 @@ def _unpack(data: bytes) -> tuple[SourceFile, ...]:
 
 
 class StagedWindows:
-    """The bytes of windows that are fetched and not yet copied: one file for each."""
+    """The bytes of windows that are fetched and not yet copied: one file for each.
 
-    def __init__(self, folder: Path) -> None:
+    Args:
+        folder: the staging folder.
+        limit: bytes that an ingest may keep; what comes after that is fetched once more.
+    """
+
+    def __init__(self, folder: Path, limit: int | None = None) -> None:
         self._folder = folder / "windows"
+        self._tally = folder / _TALLY
+        self._limit = limit
+
+    def takes(self, files: WindowFiles) -> bool:
+        """True if a window may be kept."""
+        if self._limit is None:
+            return True
+        try:
+            kept = self._tally.stat().st_size * _TALLY_UNIT
+        except FileNotFoundError:
+            kept = 0
+        return kept + files.n_bytes <= self._limit
 
     def _path(self, files: WindowFiles) -> Path:
         name = hashlib.blake2b(files.key.encode(), digest_size=16).hexdigest()
@@ -145,6 +165,9 @@ class StagedWindows:
                 stream.write(head)
                 stream.writelines(contents.values())
             os.replace(aside, path)
+            if self._limit is not None:
+                with open(self._tally, "ab") as stream:
+                    stream.write(bytes(files.n_bytes // _TALLY_UNIT + 1))
         except OSError as error:
             with contextlib.suppress(OSError):
                 aside.unlink(missing_ok=True)
