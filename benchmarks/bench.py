@@ -391,18 +391,12 @@ def copy_files(source: Path, target: Path) -> None:
 
 
 def with_new_windows(source: Path, count: int) -> tuple[Path, int]:
-    """The source, by links, with some windows more: the first ones under other names."""
+    """The source, by hard links, with some windows more: the first ones under other names."""
     grown = CACHE / "grown"
     shutil.rmtree(grown, ignore_errors=True)
-    shutil.copytree(source, grown, symlinks=True, ignore=shutil.ignore_patterns("windows"))
-    for group in (source / "windows").iterdir():
-        target = grown / "windows" / group.name
-        target.mkdir(parents=True)
-        names = sorted(window.name for window in group.iterdir())
-        for name in names:
-            (target / name).symlink_to((group / name).absolute())
-        for name in names[:count]:
-            shutil.copytree(group / name, target / f"{name}_new")
+    shutil.copytree(source, grown, copy_function=os.link)
+    for window in sorted((source / "windows" / GROUP).iterdir())[:count]:
+        shutil.copytree(window, grown / "windows" / GROUP / f"{window.name}_new")
     return grown, count
 
 
@@ -433,12 +427,11 @@ def many_rows(windows: int, real: int = 1000) -> list[Row]:
     if not many.exists():
         aside = many.with_suffix(".tmp")
         shutil.rmtree(aside, ignore_errors=True)
-        shutil.copytree(source, aside, ignore=shutil.ignore_patterns("windows"))
-        names = sorted((source / "windows" / GROUP).iterdir())
-        (aside / "windows" / GROUP).mkdir(parents=True)
-        for k in range(windows):
-            link = aside / "windows" / GROUP / f"window_{k:06d}"
-            link.symlink_to(names[k % real].absolute())
+        shutil.copytree(source, aside)
+        group = aside / "windows" / GROUP
+        names = sorted(window.name for window in group.iterdir())
+        for k in range(windows - len(names)):
+            (group / f"window_{k:06d}").symlink_to(names[k % real])
         aside.rename(many)
     root = CACHE / "many"
     shutil.rmtree(root, ignore_errors=True)
