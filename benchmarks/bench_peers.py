@@ -56,7 +56,11 @@ def main() -> int:
     parser.add_argument("--windows", type=int, default=250)
     parser.add_argument("--repeat", type=int, default=3, help="turns of the ingest; default 3")
     parser.add_argument("--json", type=Path, help="write the figures there, too")
+    parser.add_argument("--one-ingest", nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args()
+    if options.one_ingest:
+        print(one_ingest(*options.one_ingest))
+        return 0
     if not PYTHON.exists():
         print("there is no .venv-peers; run: make peers", file=sys.stderr)
         return 1
@@ -135,10 +139,10 @@ def ingests(source: Path, base: Path, repeat: int) -> list[Comparison]:
 
     def ours() -> float:
         root = fresh("ours")
-        command = [sys.executable, "-m", "benchmarks.bench", "--one-ingest", source, root]
+        command = [sys.executable, "-m", "benchmarks.bench_peers", "--one-ingest", source, root]
         seconds, used, last = timed(command)
         cpu[0].append(used)
-        inner[0].append(json.loads(last)["seconds"])
+        inner[0].append(float(last))
         return seconds
 
     def theirs() -> float:
@@ -154,6 +158,18 @@ def ingests(source: Path, base: Path, repeat: int) -> list[Comparison]:
         compared("  without its imports", inner, 6),
         compared("  CPU time of all its processes", cpu),
     ]
+
+
+def one_ingest(source: str, root: str) -> float:
+    """Seconds of an ingest in this process."""
+    from eval_ingest import pipeline
+    from eval_ingest.core.spec import DatasetSpec
+    from eval_ingest.settings import Settings
+
+    started = time.perf_counter()
+    settings = Settings.load({"OLMOEARTH_EVAL_DATASETS": root}, Path("none"))
+    pipeline.ingest(pipeline.open_job(DatasetSpec(name=NAME, source=source), settings))
+    return time.perf_counter() - started
 
 
 def warm(folder: Path) -> None:
