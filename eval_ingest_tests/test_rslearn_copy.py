@@ -14,6 +14,7 @@ from eval_ingest import EvalDataset, pipeline
 from eval_ingest.core.modality import MODALITIES
 from eval_ingest.demo import quiet_rslearn
 from eval_ingest.store.rslearn_index import FOLDER
+from eval_ingest.store.verify import verify
 from eval_ingest_tests.conftest import make_job
 from eval_ingest_tests.factories import CASES
 from eval_ingest_tests.oracle import rslearn_samples, stand_in_for_wandb
@@ -210,3 +211,22 @@ def test_a_removed_index_is_written_again(copied: Callable[[str], Path], tmp_pat
     outcomes = {o.stage: o.ran for o in pipeline.ingest(job)}
     assert set(listed(tmp_path / "crops")) == set(SPLITS)
     assert not outcomes["window_index"]
+
+
+def test_verify_finds_an_index_that_is_no_longer_true(
+    copied: Callable[[str], Path], tmp_path: Path
+) -> None:
+    """Such as one that a reader which began before a new split has left after it."""
+    source, root = copied("segmentation"), tmp_path / "root"
+    job = make_job(source, root)
+    pipeline.ingest(job)
+    stale = next((root / "crops" / FOLDER).glob("*.json")).read_text()
+    splits = {"strategy": "random", "ratios": [50, 25, 25], "seed": 7}
+    pipeline.ingest(make_job(source, root, splits=splits))
+    metadata = EvalDataset("crops", "train", root=root).metadata
+    assert verify(job.layout, metadata, pipeline.no_progress).problems == []
+    (root / "crops" / FOLDER / "other.json").write_text(stale)
+    (root / "crops" / FOLDER / "torn.json").write_text(stale[:100])
+    wrong, damaged = verify(job.layout, metadata, pipeline.no_progress).problems
+    assert "other.json" in wrong and "split of the copy, such as" in wrong
+    assert damaged.endswith("torn.json is damaged")

@@ -16,7 +16,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TextIO
 
-from eval_ingest.store.atomic import store_error, written_aside
+from eval_ingest.core.spec import SPLIT_OPTION
+from eval_ingest.errors import StoreError
+from eval_ingest.store.atomic import read_json, store_error, written_aside
 
 FOLDER = ".rslearn_dataset_index"
 
@@ -77,6 +79,32 @@ def write_indexes(dataset: Path, windows: Mapping[str, Iterable[Mapping[str, Any
         if path.stem not in windows:
             path.unlink(missing_ok=True)
     return [f"{FOLDER}/{key}.json" for key in windows]
+
+
+def wrong_indexes(dataset: Path, splits: Mapping[tuple[str, str], str]) -> list[str]:
+    """One text per index, whoever wrote it, that rslearn would take although it isn't true.
+
+    Args:
+        dataset: the folder with config.json.
+        splits: the split of each window of the copy, by group and name.
+    """
+    problems = []
+    for path in sorted((dataset / FOLDER).glob("*.json")):
+        try:
+            listed = [
+                ((window["group"], window["name"]), window["options"].get(SPLIT_OPTION))
+                for window in (read_json(path) or {})["windows"]
+            ]
+        except (StoreError, KeyError, TypeError, AttributeError):
+            problems.append(f"{FOLDER}/{path.name} is damaged")
+            continue
+        wrong = ["/".join(key) for key, split in listed if splits.get(key) != split]
+        if wrong:
+            problems.append(
+                f"{FOLDER}/{path.name}: {len(wrong)} of {len(listed)} windows aren't in that "
+                f"split of the copy, such as {wrong[0]}"
+            )
+    return problems
 
 
 def _write(stream: TextIO, facts: Mapping[str, Any], windows: Iterable[Mapping[str, Any]]) -> None:

@@ -10,6 +10,7 @@ from eval_ingest.errors import StoreError
 from eval_ingest.store.copy import Manifest, Measured
 from eval_ingest.store.index_file import read_facts
 from eval_ingest.store.layout import DatasetLayout
+from eval_ingest.store.rslearn_index import wrong_indexes
 from eval_ingest.store.windows import windows_of
 
 
@@ -26,6 +27,8 @@ def verify(
     layout: DatasetLayout, metadata: Metadata, progress: Callable[[str, int, int], None]
 ) -> Verified:
     """Compare sizes and checksums of the copied windows, and the shape of every packed file.
+
+    rslearn's own indexes are compared with the windows' splits: rslearn itself wouldn't notice.
 
     Of a remote dataset the packed files' checksums too; nothing of it is kept on this machine.
 
@@ -71,6 +74,9 @@ def verify(
                 f"{recorded.n_bytes}, {recorded.checksum}"
             )
         progress("windows verified", done, len(windows))
+    if layout.remote is None:
+        splits = {key: window.split for key, window in windows.items()}
+        problems += wrong_indexes(layout.path, splits)
     total = sum(window.n_bytes for window in windows.values())
     checked = (
         f"{len(windows)} windows ({total / 2**20:.1f} MiB), {len(metadata.shards)} shards, "
