@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from eval_ingest import __version__
 from eval_ingest.errors import EvalIngestError, SpecError
+from eval_ingest.redaction import redacted
 from eval_ingest.sweep.command import add_commands as add_sweep_commands
 
 if TYPE_CHECKING:
@@ -269,10 +270,10 @@ def _refuse_another_source(job: "Job") -> None:
     from eval_ingest.pipeline import read_stage
 
     published = read_stage(job.layout, "registry_entry")
-    if published is not None and published.source != job.source.origin:
+    if published is not None and published.source != job.origin:
         raise SpecError(
             f"{job.spec.name} is ingested already, from {published.source}; "
-            f"give {job.source.origin} another --name, or replace the old one with --overwrite"
+            f"give {job.origin} another --name, or replace the old one with --overwrite"
         )
 
 
@@ -292,7 +293,7 @@ def _validate(options: argparse.Namespace) -> int:
 def _job_facts(job: "Job") -> dict[str, Any]:
     return {
         "spec": job.spec.model_dump(mode="json", by_alias=True, exclude_defaults=True),
-        "source": job.source.url,
+        "source": redacted(job.source.url),
         "config": job.config.model_dump(mode="json"),
     }
 

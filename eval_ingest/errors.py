@@ -24,9 +24,17 @@ EvalIngestError
 import difflib
 from collections.abc import Iterable
 
+from eval_ingest.redaction import shown
+
 
 class EvalIngestError(Exception):
-    """The root of every error that eval_ingest raises on purpose."""
+    """The root of every error that eval_ingest raises on purpose.
+
+    Its message holds no secrets of URLs and nothing that a terminal would obey.
+    """
+
+    def __init__(self, message: str = "") -> None:
+        super().__init__(shown(message))
 
 
 class SettingsError(EvalIngestError):

@@ -56,6 +56,7 @@ from eval_ingest.indexing import (
     row_key,
     selected,
 )
+from eval_ingest.redaction import holds_secret, redacted
 from eval_ingest.rslearn_copy import Samples, remove_copy, write_copy_files
 from eval_ingest.settings import Settings
 from eval_ingest.store.atomic import read_json, remove_file, write_json
@@ -106,6 +107,11 @@ class Job:
         """The dataset's files under the eval root."""
         return self.root.dataset(self.spec.name)
 
+    @property
+    def origin(self) -> str:
+        """Where the dataset comes from, as it may be shown and kept: without secrets."""
+        return redacted(self.source.origin)
+
     @cached_property
     def row_key(self) -> str:
         """What a window's row depends on besides its files."""
@@ -130,6 +136,11 @@ def open_job(
     # What is kept for a remote root lies in its cache, which has a limit.
     limit = None if eval_root.remote is None else eval_root.remote.cache.limit
     source = open_source(settings.expand(spec.source), staging, eval_root.archives, limit)
+    if spec.copy_mode == "index" and holds_secret(source.origin):
+        raise SpecError(
+            f"{spec.name}: with --copy index samples are read from the source, and the password "
+            f"or signature of {source.origin} is kept nowhere; use --copy stream"
+        )
     if spec.copy_mode == "index" and source.url != source.origin:
         raise SpecError(
             f"{spec.name}: with --copy index samples are read from the source, and "
@@ -297,7 +308,7 @@ def _build_index(
         listed = [*map(Listed, *columns), *filtered_out]
     extra = {"n_filtered_out": len(filtered_out), "n_read": len(work.new)}
     wanted = _index_fingerprint(job, listed)
-    return WindowIndex(table, wanted, job.row_key, job.source.origin, extra)
+    return WindowIndex(table, wanted, job.row_key, job.origin, extra)
 
 
 def wanted_groups(job: Job) -> list[str]:
@@ -460,9 +471,7 @@ def registry_entry(
         "norm_stats": stats.fingerprint,
         "weka_copy": copy.fingerprint,
     }
-    wanted = fingerprint(
-        "registry_entry", ENTRY_VERSION, prints, job.spec, job.config, job.source.origin
-    )
+    wanted = fingerprint("registry_entry", ENTRY_VERSION, prints, job.spec, job.config, job.origin)
     old = read_metadata(job.layout)
     if old is not None and (old.fingerprint, old.splits, old.shards) == (
         wanted,
@@ -478,7 +487,7 @@ def registry_entry(
         published_at=datetime.now(UTC).isoformat(timespec="seconds"),
         spec=job.spec,
         config=job.config,
-        source=job.source.origin,
+        source=job.origin,
         splits=copy.splits,
         shards=copy.shards,
         norm_stats=stats.stats,
@@ -753,7 +762,7 @@ def dry_run(job: Job) -> dict[str, Any]:
     splits = assign_splits(index, job.config, job.spec, "")
     return {
         "name": job.spec.name,
-        "source": job.source.url,
+        "source": redacted(job.source.url),
         "groups": groups,
         "n_windows": len(rows),
         "n_filtered_out": listed - len(rows),

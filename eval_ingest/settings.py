@@ -25,6 +25,7 @@ from types import MappingProxyType
 from typing import Self
 
 from eval_ingest.errors import SettingsError
+from eval_ingest.redaction import names_secret
 
 DEFAULT_EVAL_ROOT = "weka://dfive-default/olmoearth/eval_datasets"
 EVAL_ROOT_VARIABLE = "OLMOEARTH_EVAL_DATASETS"
@@ -93,11 +94,16 @@ class Settings:
         """Replace `${VAR}` and `${VAR:-default}`.
 
         Raises:
-            SettingsError: a variable without default isn't set.
+            SettingsError: a variable without default isn't set, or is named like a secret.
         """
 
         def value(match: re.Match[str]) -> str:
             name, default = match["name"], match["default"]
+            if names_secret(name):
+                raise SettingsError(
+                    f"{text!r} asks for the environment variable {name}, whose name says that it "
+                    "holds a secret, and those go into no path or URL; use another variable"
+                )
             found = self.variables.get(name) or default
             if found is None:
                 raise SettingsError(f"{text!r} needs the environment variable {name}; set it")

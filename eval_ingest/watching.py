@@ -16,6 +16,7 @@ from eval_ingest.errors import ConfigError, EvalIngestError, SourceError, StoreE
 from eval_ingest.indexing import WindowFilter, selected
 from eval_ingest.objects.filesystems import weka_mount
 from eval_ingest.pipeline import check_storage, groups_to_read, read_config_files
+from eval_ingest.redaction import holds_secret, redacted
 from eval_ingest.settings import Settings
 from eval_ingest.store.atomic import read_json
 from eval_ingest.store.catalog import read_catalog
@@ -115,7 +116,7 @@ def survey(
     found: dict[str, Found] = {}
     for root in work:
         if root not in done:
-            result.down[root] = (
+            result.down[redacted(root)] = (
                 f"the root {root} has not answered yet; "
                 "if that stays so, check the network or the mount"
             )
@@ -124,7 +125,7 @@ def survey(
             for dataset in done[root].result():
                 found.setdefault(_plain(dataset.url), dataset)
         except EvalIngestError as error:
-            result.down[root] = str(error)
+            result.down[redacted(root)] = str(error)
     broken: dict[str, EvalIngestError] = {}
     catalog = read_catalog(settings, broken)
     for path, problem in broken.items():
@@ -136,7 +137,13 @@ def survey(
 
 
 def _look(root: str, settings: Settings, max_depth: int, find: Find) -> list[Found]:
-    return list(find(settings.expand(root), max_depth))
+    expanded = settings.expand(root)
+    if holds_secret(expanded):
+        raise SourceError(
+            f"the root {expanded} holds a password or a signature, and what is found is kept for "
+            "others to read; use the default credentials of the machine"
+        )
+    return list(find(expanded, max_depth))
 
 
 def _plain(url: str) -> str:

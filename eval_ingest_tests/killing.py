@@ -119,19 +119,19 @@ def start(run: Run, log: Path, kill_at: int | None = None) -> Process:
         kill_at: the process ends by SIGKILL instead of making this change (the first is 1).
     """
     log.unlink(missing_ok=True)
-    process = _context().Process(target=_main, args=(run, log, kill_at), daemon=False)
+    process = context().Process(target=_main, args=(run, log, kill_at), daemon=False)
     process.start()
     return Process(process, log)
 
 
-def _context() -> multiprocessing.context.ForkServerContext:
+def context() -> multiprocessing.context.ForkServerContext:
     """Processes forked from one that has imported what an ingest needs: they begin at once."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([__name__, "shapely", "pandas", "pyproj", "filelock"])
+    found = multiprocessing.get_context("forkserver")
+    found.set_forkserver_preload([__name__, "shapely", "pandas", "pyproj", "filelock"])
     # The server finds modules from its working folder alone, and tests work elsewhere.
     with patch.dict(os.environ, PYTHONPATH=_REPOSITORY):
         multiprocessing.forkserver.ensure_running()
-    return context
+    return found
 
 
 def _main(run: Run, log: Path, kill_at: int | None) -> None:

@@ -1,7 +1,7 @@
 """Every sample equals rslearn's own, value for value, for every task kind."""
 
 from collections.abc import Callable
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
@@ -37,12 +37,14 @@ def test_samples_equal_those_of_rslearn(
 
 def compare(dataset: EvalDataset, sample: dict, expected: OracleSample) -> None:
     for modality in map(dataset.metadata.config.modality, dataset.bands):
-        arrays, stamps = [], []
+        arrays: list[np.ndarray] = []
+        stamps: list[tuple[datetime, datetime]] | None = []
         keys = [modality.name] if modality.name in expected.inputs else []
         for key in keys or [part.key for part in modality.parts]:
             if key in expected.inputs:
                 arrays.append(expected.inputs[key])
-                stamps += expected.timestamps[key] or []
+                times = expected.timestamps[key]
+                stamps = None if stamps is None or times is None else [*stamps, *times]
         found = sample[modality.name].numpy()
         if not arrays:
             assert found.shape[2] == 0
@@ -51,11 +53,13 @@ def compare(dataset: EvalDataset, sample: dict, expected: OracleSample) -> None:
         order = [expected.bands[modality.name].index(band) for band in modality.bands]
         assert found.dtype == np.float32
         assert np.array_equal(found, wanted[..., order], equal_nan=True)
-        assert sample["timestamps"][modality.name].tolist() == [_numbers(*s) for s in stamps]
+        if stamps is not None:
+            assert sample["timestamps"][modality.name].tolist() == [_numbers(*s) for s in stamps]
     _compare_target(sample["target"], expected.target)
 
 
 def _numbers(start: datetime, end: datetime) -> list[int]:
+    start, end = (t.astimezone(UTC) if t.tzinfo else t.replace(tzinfo=UTC) for t in (start, end))
     middle = start + (end - start) / 2
     return [middle.day, middle.month - 1, middle.year]
 

@@ -77,7 +77,7 @@ def test_an_unknown_name_names_the_near_ones(settings: Settings) -> None:
     [
         ("name: mine\n", "source: Field required"),
         ("name: mine\nsource: x\nsorce: y\n", "unknown field 'sorce'; did you mean source"),
-        ("name: [mine\n", "is not YAML"),
+        ("name: [mine\n", "is not valid YAML"),
         ("just text\n", "must hold fields such as name"),
         ("name: other\nsource: x\n", r"name the file other\.yaml"),
         ("name: mine\nsource: x\ncrop_size: -1\n", "crop_size"),

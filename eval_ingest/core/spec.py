@@ -1,12 +1,14 @@
 """DatasetSpec: what a person says about a dataset. Name and source; the rest is inferred."""
 
 import re
+from datetime import date
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from eval_ingest.core.task import TaskKind
 from eval_ingest.errors import SpecError
+from eval_ingest.redaction import holds_secret
 
 NAME_PATTERN = re.compile(r"[a-z0-9][a-z0-9_-]*")
 SPLITS = ("train", "val", "test")
@@ -46,16 +48,19 @@ class SplitPolicy(BaseModel):
     ratios: tuple[float, float, float] = (0.8, 0.1, 0.1)
     """train, val, test; percentages (80 10 10) are taken too."""
     seed: int = 42
-    block_size_m: float = Field(default=5120.0, gt=0)
+    block_size_m: float = Field(default=5120.0, gt=0, allow_inf_nan=False)
     """spatial: side in metres of the blocks that stay together."""
-    buffer_m: float = Field(default=0.0, ge=0)
+    buffer_m: float = Field(default=0.0, ge=0, allow_inf_nan=False)
     """spatial: train windows nearer than this to a val or test window are left out."""
 
     @field_validator("ratios", mode="before")
     @classmethod
     def _normalise_ratios(cls, value: Any) -> Any:
         """Take fractions or percentages; insist that they add up."""
-        ratios = [float(ratio) for ratio in value]
+        try:
+            ratios = [float(ratio) for ratio in value]
+        except (TypeError, ValueError, OverflowError):
+            raise ValueError(f"needs three numbers (train val test), got {value!r}") from None
         if len(ratios) != 3:
             raise ValueError(f"needs three numbers (train val test), got {len(ratios)}")
         if any(ratio < 0 for ratio in ratios):
@@ -115,9 +120,21 @@ class DatasetSpec(BaseModel):
         """YAML reads `groups: 20251210` as a number; take a single value as a list of one."""
         if value is None:
             return ()
-        if isinstance(value, str | int):
-            return (str(value),)
-        return tuple(str(item) for item in value)
+        values = list(value) if isinstance(value, list | tuple) else [value]
+        if not all(isinstance(item, str | int | float) for item in values):
+            raise ValueError(f"must be a list of texts, got {value!r}")
+        return tuple(map(str, values))
+
+    @field_validator("temporal_range")
+    @classmethod
+    def _dates(cls, value: tuple[str, str] | None) -> tuple[str, str] | None:
+        """Whole days, the first one first."""
+        if value is None:
+            return None
+        first, last = (date.fromisoformat(text).isoformat() for text in value)
+        if first > last:
+            raise ValueError(f"{first} is after {last}")
+        return first, last
 
     @field_validator("tags", mode="before")
     @classmethod
@@ -130,6 +147,11 @@ class DatasetSpec(BaseModel):
     def _source_given(self) -> Self:
         if not self.source.strip():
             raise ValueError("source is empty")
+        if holds_secret(self.source) or holds_secret(self.config or ""):
+            raise ValueError(
+                "source holds a password or a signature, and a spec is kept for others to read; "
+                "set an environment variable to the URL and give source: ${ITS_NAME}"
+            )
         return self
 
     @classmethod

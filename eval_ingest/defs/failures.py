@@ -7,6 +7,7 @@ from contextlib import contextmanager
 import dagster as dg
 
 from eval_ingest.errors import EngineError, EvalIngestError, SourceError, StoreError
+from eval_ingest.redaction import holds_secret, shown
 
 RETRIES = dg.RetryPolicy(max_retries=2, delay=10, backoff=dg.Backoff.EXPONENTIAL)
 """For failures that allow retries: a stage goes on where it stopped, so trying again is cheap."""
@@ -26,16 +27,26 @@ def as_failure(dataset: str) -> Iterator[None]:
         yield
     except EvalIngestError as error:
         # The message says it all; a traceback is worth showing where another library failed.
-        raise dg.Failure(str(error), allow_retries=may_pass(error)) from error.__cause__
+        raise dg.Failure(str(error), allow_retries=may_pass(error)) from _shown(error.__cause__)
     except OSError as error:
         text = f"{dataset}: {type(error).__name__}: {error}; run again: it goes on where it stopped"
-        raise dg.Failure(text, allow_retries=may_pass(error)) from error
+        raise dg.Failure(shown(text), allow_retries=may_pass(error)) from _shown(error)
     except Exception as error:
         text = (
             f"{dataset}: {type(error).__name__}: {error}; "
             "that is a fault in eval_ingest: report it with the traceback"
         )
-        raise dg.Failure(text, allow_retries=False) from error
+        raise dg.Failure(shown(text), allow_retries=False) from _shown(error)
+
+
+def _shown(error: BaseException | None) -> BaseException | None:
+    """A cause whose traceback Dagster may keep: none that quotes a URL's password or signature."""
+    cause, seen = error, 0
+    while cause is not None and seen < 20:
+        if holds_secret(str(cause)):
+            return None
+        cause, seen = cause.__cause__ or cause.__context__, seen + 1
+    return error
 
 
 def may_pass(error: Exception) -> bool:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Self
 from eval_ingest.core.entry import Metadata
 from eval_ingest.core.spec import SPLITS, DatasetSpec
 from eval_ingest.core.task import Task
+from eval_ingest.redaction import redacted
 
 if TYPE_CHECKING:
     from eval_ingest.pipeline import Job, Outcome
@@ -210,7 +211,7 @@ def config_lines(job: "Job") -> list[str]:
         parts = [*(selector.groups and [f"groups {', '.join(selector.groups)}"]),
                  *(f"{k}={v}" if v else k for k, v in selector.tags.items())]  # fmt: skip
         rows.append([split, _short("; ".join(parts) or "all windows"), origin.get("selectors", "")])
-    lines = [f"{job.spec.name}  {job.source.url}", *table(rows)]
+    lines = [f"{job.spec.name}  {redacted(job.source.url)}", *table(rows)]
     if config.unsupported_inputs:
         lines.append(f"not loaded: {', '.join(config.unsupported_inputs)}")
     if config.dropped_transforms:

@@ -7,6 +7,7 @@ from typing import Any
 
 import yaml
 
+from eval_ingest.core.plain_yaml import YamlProblem, load_yaml
 from eval_ingest.core.spec import DatasetSpec
 from eval_ingest.errors import EvalIngestError, SpecError, StoreError, UnknownDatasetError
 from eval_ingest.settings import Settings
@@ -106,9 +107,9 @@ def parse_spec(text: str, where: str) -> DatasetSpec:
         SpecError: it isn't YAML, or a field is wrong.
     """
     try:
-        values: Any = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise SpecError(f"{where} is not YAML: {' '.join(str(error).split())}") from error
+        values: Any = load_yaml(text)
+    except YamlProblem as problem:
+        raise SpecError(f"{where} is not valid YAML: {problem}") from None
     if not isinstance(values, dict):
         raise SpecError(f"{where} must hold fields such as name: and source:")
     return DatasetSpec.parse(values, where)

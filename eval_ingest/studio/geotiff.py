@@ -453,11 +453,19 @@ def _check_blocks(
     return True
 
 
+_SINGLE = (
+    _SUBFILE, _WIDTH, _HEIGHT, _COMPRESSION, _PHOTOMETRIC, _FILL_ORDER, _ORIENTATION, _BANDS,
+    _STRIP_ROWS, _PLANAR, _PREDICTOR, _TILE_WIDTH, _TILE_HEIGHT,
+)  # fmt: skip
+"""Tags of one value: with more, GDAL refuses the file for some of them, and reads it for others."""
+
+
 def _is_plain(tags: _Tags, bands: int) -> bool:
     """True if no tag makes the pixels anything but numbers in rows from the top left."""
     metadata = tags.text(_METADATA).lower()
     return (
-        tags.integer(_SUBFILE, 0) == 0
+        all(len(tags.integers(code)) == 1 for code in _SINGLE if code in tags)
+        and tags.integer(_SUBFILE, 0) == 0
         and tags.integer(_PHOTOMETRIC, 0) in (1, 2)
         and tags.integer(_FILL_ORDER, 1) == 1
         and tags.integer(_ORIENTATION, 1) == 1

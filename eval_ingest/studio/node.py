@@ -11,15 +11,14 @@ from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from typing import Any
 
-import yaml
-
+from eval_ingest.core.plain_yaml import (
+    MAX_CHARACTERS,
+    PARSE_FAULTS,
+    YamlProblem,
+    first_line,
+    load_yaml,
+)
 from eval_ingest.errors import ConfigError
-
-MAX_CHARACTERS = 5_000_000
-"""Real files have about ten thousand; a longer one is not a configuration."""
-
-_MAX_MERGED_ENTRIES = 10_000
-"""Entries of one YAML mapping after its `<<` merges, which could otherwise grow exponentially."""
 
 _MAX_SHOWN = 120
 """Characters of a value in a message."""
@@ -34,16 +33,6 @@ _DEFAULT = re.compile(r"\$\{\w+:-([^{}]*)\}")
 _BARE_JSON_PLACEHOLDER = re.compile(r"(?<=[:\[,\s])(\$\{[^{}\"\n]*\})(?=\s*[,\]}\n])")
 _SHIELD = str.maketrans("{}", "\ue000\ue001")
 _UNSHIELD = str.maketrans("\ue000\ue001", "{}")
-
-# What PyYAML's constructors raise on texts such as `!!int ""` or a date in month 13.
-_PARSE_FAULTS = (
-    ValueError,
-    TypeError,
-    LookupError,
-    AttributeError,
-    RecursionError,
-    OverflowError,
-)
 
 
 @dataclass(frozen=True)
@@ -203,11 +192,11 @@ def parse_json(text: str, file: str, where: str) -> Node:
     _check_length(text, root)
     try:
         value = json.loads(text)
-    except _PARSE_FAULTS as first:
+    except PARSE_FAULTS as first:
         # rslearn fills in ${VAR} before it parses, so that a bare one may stand for a number.
         try:
             value = json.loads(_BARE_JSON_PLACEHOLDER.sub(r'"\1"', text))
-        except _PARSE_FAULTS:
+        except PARSE_FAULTS:
             raise root.error(f"is not valid JSON: {_json_problem(first)}") from None
     return _checked_root(value, root, "JSON object")
 
@@ -218,12 +207,11 @@ def parse_yaml(text: str, file: str, where: str) -> Node:
     _check_length(text, root)
     shielded = _PLACEHOLDER.sub(lambda match: match.group().translate(_SHIELD), text)
     try:
-        value = yaml.load(shielded, Loader=_Loader)  # a SafeLoader
-        value = _map_texts(value, lambda part: part.translate(_UNSHIELD))
-    except yaml.MarkedYAMLError as error:
-        raise root.error(f"is not valid YAML: {_yaml_problem(error)}") from None
-    except (yaml.YAMLError, *_PARSE_FAULTS) as error:
-        raise root.error(f"is not valid YAML: {_first_line(error)}") from None
+        value = _map_texts(load_yaml(shielded), lambda part: part.translate(_UNSHIELD))
+    except YamlProblem as problem:
+        raise root.error(f"is not valid YAML: {str(problem).translate(_UNSHIELD)}") from None
+    except PARSE_FAULTS as error:
+        raise root.error(f"is not valid YAML: {first_line(error)}") from None
     return _checked_root(value, root, "YAML mapping")
 
 
@@ -253,17 +241,6 @@ def check_class_paths(root: Node) -> None:
             waiting.extend(node.entries().values())
         else:
             waiting.extend(node.items())
-
-
-class _Loader(yaml.SafeLoader):
-    """PyYAML's SafeLoader, with a limit on what `<<` merges can grow to."""
-
-    def flatten_mapping(self, node: yaml.MappingNode) -> None:
-        super().flatten_mapping(node)
-        if len(node.value) > _MAX_MERGED_ENTRIES:
-            raise yaml.constructor.ConstructorError(
-                None, None, "too many merged entries", node.start_mark
-            )
 
 
 def _short_repr() -> reprlib.Repr:
@@ -319,17 +296,4 @@ def _map_texts(value: Any, change: Callable[[str], str]) -> Any:
 def _json_problem(error: BaseException) -> str:
     if isinstance(error, json.JSONDecodeError):
         return f"line {error.lineno} column {error.colno}: {error.msg}"
-    return _first_line(error)
-
-
-def _yaml_problem(error: yaml.MarkedYAMLError) -> str:
-    mark = error.problem_mark or error.context_mark
-    line = f"line {mark.line + 1} column {mark.column + 1}: " if mark else ""
-    problem = error.problem or error.context or "unreadable"
-    return line + problem.translate(_UNSHIELD)
-
-
-def _first_line(error: BaseException) -> str:
-    if isinstance(error, RecursionError):
-        return "it is nested too deeply"
-    return (str(error) or type(error).__name__).splitlines()[0]
+    return first_line(error)

@@ -4,7 +4,7 @@ The values are those of rslearn's ModelDataset; only the order of axes and of ba
 """
 
 import json
-import math
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import BaseModel, ValidationError
 
 from eval_ingest.core import kernels
 from eval_ingest.core.resolved import (
@@ -32,6 +33,11 @@ from eval_ingest.studio.geotiff import RasterProblem
 from eval_ingest.studio.source import WindowFiles, WindowReader
 
 Interval = tuple[datetime, datetime]
+
+_MALFORMED = (LookupError, TypeError, ValueError, AttributeError, OverflowError)
+"""What JSON of an unexpected form leads to where values are taken out of it."""
+
+_PLAIN_CRS = re.compile(r"EPSG:[1-9][0-9]{3,4}")
 
 
 @dataclass
@@ -125,6 +131,7 @@ def read_window(
     ]
     try:
         sample.metadata = reader.metadata()
+        reader.check_items()
     except _Unreadable as stop:
         sample.problems.append(stop.problem)
         return sample
@@ -157,7 +164,7 @@ def read_metadata(source: WindowReader, files: WindowFiles) -> WindowMetadata | 
     try:
         path = files.by_path["metadata.json"]
         return parse_metadata(json.loads(source.read(files.group, files.name, path)))
-    except (KeyError, ValueError, _Unreadable):
+    except (KeyError, ValueError, RecursionError, _Unreadable):
         return None
 
 
@@ -207,7 +214,8 @@ class _WindowReader:
     source: WindowReader
     files: WindowFiles
     config: ResolvedConfig
-    items: dict[str, Any] | None = None
+    items: dict[str, Any] = field(default_factory=dict)
+    """By layer, its item groups as items.json has them."""
 
     def _bytes(self, path: str) -> bytes:
         return self.source.read(self.files.group, self.files.name, self.files.by_path[path])
@@ -278,16 +286,20 @@ class _WindowReader:
         path = f"{base}/geotiff.tif"
         if path not in self.files.by_path:
             raise _Unreadable("raster_missing", f"{path} is not there")
-        channels, timesteps, times = n_bands, 1, None
+        channels: int | None = None
+        timesteps, times = 1, None
         sidecar = f"{base}/metadata.json"
         if sidecar in self.files.by_path:
-            channels, timesteps, times = _parse_sidecar(
-                self._json(sidecar, "raster_unreadable"), sidecar, n_bands
+            channels, timesteps, times = _parse_sidecar(self._bytes(sidecar), sidecar)
+        if times is not None and len(times) != timesteps:
+            raise _Unreadable(
+                "raster_bands", f"{sidecar}: {len(times)} timestamps for {timesteps} timesteps"
             )
         try:
             pixels, header = decode_geotiff(self._bytes(path), grid)
         except RasterProblem as problem:
             raise _Unreadable(problem.code, f"{path}: {problem.detail}") from problem
+        channels = channels or pixels.shape[2]
         if channels != n_bands or pixels.shape[2] != channels * timesteps:
             raise _Unreadable(
                 "raster_bands",
@@ -316,24 +328,15 @@ class _WindowReader:
             return [self._item_interval(layer, item_group)]
         raise _Unreadable("raster_bands", f"{layer}: {timesteps} timesteps without timestamps")
 
+    def check_items(self) -> None:
+        """rslearn reads items.json with every raster, and fails on one that is damaged."""
+        if "items.json" in self.files.by_path:
+            self.items = parse_items(self._json("items.json", "metadata_unreadable"))
+
     def _item_interval(self, layer: str, item_group: int) -> Interval | None:
-        if self.items is None:
-            found = []
-            if "items.json" in self.files.by_path:
-                found = self._json("items.json", "metadata_unreadable")
-            self.items = {}
-            for entry in found if isinstance(found, list) else []:
-                if isinstance(entry, dict) and isinstance(entry.get("layer_name"), str):
-                    self.items[entry["layer_name"]] = entry.get("serialized_item_groups") or []
-        try:
-            intervals = [
-                _interval(item["geometry"]["time_range"]) for item in self.items[layer][item_group]
-            ]
-        except (KeyError, IndexError, TypeError, ValueError):
+        if layer not in self.items:
             return None
-        if not intervals:
-            return None
-        return min(start for start, _ in intervals), max(end for _, end in intervals)
+        return items_interval(self.items[layer], item_group)
 
     def _through_rslearn(
         self, layer: Layer, item_group: int, bands: Sequence[str], grid: Grid
@@ -431,20 +434,23 @@ def parse_metadata(raw: Any) -> WindowMetadata:
     """Check and convert the content of a window's metadata.json."""
     try:
         projection = raw["projection"]
-        crs = str(projection["crs"])
-        resolutions = float(projection["x_resolution"]), float(projection["y_resolution"])
+        crs = projection["crs"]
+        resolutions = projection["x_resolution"], projection["y_resolution"]
         options = raw.get("options") or {}
         times = raw.get("time_range")
         time_range = _interval(times) if times else None
         bounds = raw["bounds"]
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        known = _is_crs(crs)
+    except _MALFORMED as error:
         raise _Unreadable(
             "metadata_unreadable", f"metadata.json: {type(error).__name__}: {error}"
         ) from error
+    if not known:
+        raise _Unreadable("metadata_unreadable", f"the CRS is {str(crs)[:80]!r}")
     if not isinstance(options, dict):
         raise _Unreadable("metadata_unreadable", f"options are {type(options).__name__}, not a map")
-    if not all(math.isfinite(r) and r != 0 for r in resolutions):
-        raise _Unreadable("metadata_unreadable", f"resolutions are {resolutions}")
+    if not all(_is_number(r) and r != 0 for r in resolutions):
+        raise _Unreadable("metadata_unreadable", f"resolutions are {str(resolutions)[:80]}")
     whole = (
         isinstance(bounds, list)
         and len(bounds) == 4
@@ -455,26 +461,122 @@ def parse_metadata(raw: Any) -> WindowMetadata:
     if max(bounds[2] - bounds[0], bounds[3] - bounds[1]) > 65536 or max(map(abs, bounds)) >= 2**53:
         raise _Unreadable("bounds_invalid", f"bounds {bounds} span more than 65536 pixels")
     x0, y0, x1, y1 = bounds
-    return WindowMetadata(crs, *resolutions, (x0, y0, x1, y1), time_range, options)
+    x_resolution, y_resolution = map(float, resolutions)
+    return WindowMetadata(crs, x_resolution, y_resolution, (x0, y0, x1, y1), time_range, options)
+
+
+@lru_cache(maxsize=1024)
+def _is_crs(crs: str) -> bool:
+    """True for what rslearn can make a CRS of."""
+    crs.encode()  # Parquet takes no lone surrogates
+    if _PLAIN_CRS.fullmatch(crs):
+        return True  # whether there is one of that number, the rasters tell
+    from rasterio.crs import CRS  # only for datasets whose windows carry WKT
+    from rasterio.errors import CRSError
+
+    try:
+        CRS.from_string(crs)
+    except CRSError:
+        return False
+    return True
+
+
+def _is_number(value: Any) -> bool:
+    """True for a finite number that isn't so large as to be a mistake."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e12
 
 
 def _interval(times: Sequence[str]) -> Interval:
     start, end = (datetime.fromisoformat(text) for text in times)
-    return tuple(t if t.tzinfo else t.replace(tzinfo=UTC) for t in (start, end))  # type: ignore[return-value]
+    return _aware(start), _aware(end)
 
 
-def _parse_sidecar(raw: Any, path: str, n_bands: int) -> tuple[int, int, list[Interval] | None]:
-    """Channels, timesteps and intervals from a raster's metadata.json."""
+def _aware(time: datetime) -> datetime:
+    """A time in UTC; one without a time zone is taken to be."""
+    return time.astimezone(UTC) if time.tzinfo else time.replace(tzinfo=UTC)
+
+
+def parse_items(raw: Any) -> dict[str, Any]:
+    """The item groups by layer in a window's items.json, as rslearn's WindowLayerData reads it."""
+    found = {}
     try:
-        channels = int(raw.get("num_channels") or n_bands)
-        timesteps = int(raw.get("num_timesteps") or 1)
-        stamps = raw.get("timestamps")
-        times = None if stamps is None else [_interval(stamp) for stamp in stamps]
-    except (TypeError, ValueError, AttributeError) as error:
+        for entry in raw:
+            ranges = entry.get("group_time_ranges")
+            groups, _ = entry["serialized_item_groups"], entry["materialized"]
+            for times in ranges or ():
+                if times is not None:
+                    datetime.fromisoformat(times[0]), datetime.fromisoformat(times[1])
+            if ranges is not None and len(ranges) != len(groups):
+                raise ValueError(f"{len(ranges)} time ranges for {len(groups)} item groups")
+            found[entry["layer_name"]] = groups
+    except _MALFORMED as error:
         raise _Unreadable(
-            "raster_unreadable", f"{path}: {type(error).__name__}: {error}"
+            "metadata_unreadable", f"items.json: {type(error).__name__}: {error}"
         ) from error
-    if timesteps < 1 or channels < 1:
+    return found
+
+
+def items_interval(item_groups: Any, item_group: int) -> Interval | None:
+    """From the first start to the last end of a group's items; None if they have no times."""
+    import shapely  # only for rasters whose sidecars have no times
+
+    try:
+        items = item_groups[item_group]
+        intervals: list[Interval] = []
+        for item in items or ():
+            _ = item["name"]
+            geometry = item["geometry"]
+            projection, times = geometry["projection"], geometry["time_range"]
+            _ = projection["x_resolution"], projection["y_resolution"]
+            if not _is_crs(projection["crs"]):
+                raise ValueError(f"the CRS is {projection['crs']!r}")
+            shapely.wkt.loads(geometry["shp"])
+            if times:
+                start, end = datetime.fromisoformat(times[0]), datetime.fromisoformat(times[1])
+                intervals.append((start, end))
+            elif intervals:
+                raise ValueError("an item has no time range, though the first one has")
+            else:
+                return None
+        if not intervals:
+            return None
+        starts, ends = zip(*intervals, strict=True)
+        return _aware(min(starts)), _aware(max(ends))
+    except (*_MALFORMED, shapely.errors.ShapelyError) as error:
+        raise _Unreadable(
+            "metadata_unreadable", f"items.json: {type(error).__name__}: {_first_line(error)}"
+        ) from error
+
+
+def _first_line(error: Exception) -> str:
+    """The beginning of an error's text, on one line."""
+    return " ".join(str(error).split())[:200]
+
+
+class _Sidecar(BaseModel):
+    """A raster's metadata.json, with the types that rslearn's GeotiffRasterMetadata has."""
+
+    num_channels: int | None = None
+    num_timesteps: int | None = None
+    timestamps: list[tuple[datetime, datetime]] | None = None
+
+
+def _parse_sidecar(data: bytes, path: str) -> tuple[int | None, int, list[Interval] | None]:
+    """Channels, timesteps and intervals from a raster's metadata.json.
+
+    Without a number of channels, all bands of the file are of one timestep.
+    """
+    try:
+        found = _Sidecar.model_validate_json(data)
+        times = None
+        if found.timestamps is not None:
+            times = [(_aware(start), _aware(end)) for start, end in found.timestamps]
+    except (ValidationError, OverflowError) as error:
+        raise _Unreadable("raster_unreadable", f"{path}: {_first_line(error)}") from error
+    if found.num_timesteps is None:  # then rslearn doesn't look at num_channels either
+        return None, 1, times
+    channels, timesteps = found.num_channels or None, found.num_timesteps
+    if timesteps < 1 or (channels or 1) < 1:
         raise _Unreadable("raster_bands", f"{path}: {channels} channels, {timesteps} timesteps")
     return channels, timesteps, times
 

@@ -1,0 +1,504 @@
+"""Thousands of damaged inputs: each gives right values or an error of ours, soon and in bounds.
+
+A kind is a class whose instances try one case after the other. `run` does so in a process of its
+own: a case that takes too long ends it, and so does one that fills the memory. The short form is
+test_fuzz.py, the long one `make torture`.
+"""
+
+import contextlib
+import faulthandler
+import json
+import os
+import random
+import resource
+import shutil
+import sys
+import time
+import traceback
+import warnings
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from eval_ingest import EvalDataset, pipeline
+from eval_ingest.core.spec import SPLITS, DatasetSpec
+from eval_ingest.errors import EvalIngestError
+from eval_ingest.settings import Settings
+from eval_ingest.store.layout import EvalRoot
+from eval_ingest.studio.source import LocalSource
+from eval_ingest.studio.window import read_window
+from eval_ingest_tests import factories, killing, mutation
+from eval_ingest_tests.oracle import OracleSample, rslearn_samples
+from eval_ingest_tests.test_loading_parity import compare
+
+LONGEST_S = 60.0
+"""A case that takes longer hangs."""
+
+MOST_BYTES = 3 << 30
+"""Private memory that a process with one case may have, the libraries' own included."""
+
+
+@dataclass
+class Report:
+    """What became of the cases of one kind."""
+
+    kind: str
+    tried: int = 0
+    outcomes: dict[str, int] = field(default_factory=dict)
+    faults: list[str] = field(default_factory=list)
+    """What should not have happened, with the seed of the case."""
+    slowest_s: float = 0.0
+    peak_bytes: int = 0
+    """Of resident memory, the libraries' own included."""
+
+
+class Fault(AssertionError):
+    """A case went wrong."""
+
+
+# ------------------------------------------------------------------------------------------ kinds
+
+
+class Kind:
+    """Damages one kind of input, and looks at what happens."""
+
+    inputs_per_case = 1
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def try_one(self, rng: random.Random) -> Counter[str]:
+        """One case; returns how many inputs came to which end.
+
+        Raises:
+            Fault: something happened that must not.
+        """
+        raise NotImplementedError
+
+
+class Windows(Kind):
+    """Files of windows: metadata, items, rasters, sidecars, features, markers.
+
+    Every window of a dataset gets one damaged file, and the dataset is ingested. What counts as
+    valid then must have the values that rslearn reads from the published copy.
+    """
+
+    case = "segmentation"
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        self.source = factories.CASES[self.case](folder / "whole")
+        self.root, self.work = folder / "root", folder / "work"
+
+    def try_one(self, rng: random.Random) -> Counter[str]:
+        for path in (self.root, self.work):
+            shutil.rmtree(path, ignore_errors=True)
+        shutil.copytree(self.source, self.work)
+        damaged = {}
+        for folder in sorted(path for path in self.work.glob("windows/*/*")):
+            damaged[f"{folder.parent.name}/{folder.name}"] = damage_window(rng, folder)
+        try:
+            pipeline.ingest(_job(self.work, self.root, "fuzzed", max_invalid_fraction=1))
+        except EvalIngestError as error:
+            _check_message(error)
+            return Counter({f"ingest refused ({type(error).__name__})": len(damaged)})
+        index = pipeline.read_stage(EvalRoot(self.root).dataset("fuzzed"), "window_index")
+        problems = index.table["problems"].to_pylist()
+        outcome = Counter(found[0]["code"] if found else "valid" for found in problems)
+        valid = self._valid(damaged)
+        outcome["equal to rslearn"] = len(valid)
+        return outcome
+
+    def _valid(self, damaged: dict[str, str]) -> list[str]:
+        """Compare every sample with rslearn's."""
+        copy = self.root / "fuzzed"
+        samples, datasets = {}, {}
+        for split in SPLITS:
+            dataset = EvalDataset("fuzzed", split, root=self.root, normalize=None, crop=None)
+            datasets[split] = dataset
+            for sample in dataset:
+                samples[sample["window"]] = (split, sample)
+        expected = _rslearn_samples(copy, self.source / "model.yaml", samples.keys(), damaged)
+        for window, (split, sample) in samples.items():
+            try:
+                compare(datasets[split], sample, expected[window])
+            except AssertionError as error:
+                raise Fault(f"{damaged[window]}: not as rslearn reads it: {error}") from error
+        return list(samples)
+
+
+def _rslearn_samples(
+    copy: Path, model: Path, windows: Any, damaged: dict[str, str]
+) -> dict[str, OracleSample]:
+    """rslearn's samples by window; if it fails on all together, one by one to see on which."""
+    if not windows:
+        return {}
+    with contextlib.suppress(Exception):
+        found = {f"{s.group}/{s.name}": s for s in rslearn_samples(copy, model)}
+        if found.keys() >= set(windows):
+            return found
+    for window in windows:
+        group, name = window.split("/")
+        try:
+            [_] = rslearn_samples(copy, model, groups=[group], names=[name])
+        except Exception as error:
+            raise Fault(
+                f"{damaged[window]}: valid here, but rslearn: {type(error).__name__}: {error}"
+            ) from error
+    raise Fault(f"rslearn reads {window} alone, but not all of them")
+
+
+def damage_window(rng: random.Random, folder: Path) -> str:
+    """Change one file of a window; returns which, and how."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    # One of each kind as often as another, though there are more rasters than anything else.
+    names = sorted({path.name for path in files} - {"completed"})
+    wanted = rng.choice([*names, "metadata.json", "geotiff.tif"])
+    path = rng.choice([path for path in files if path.name == wanted])
+    data = path.read_bytes()
+    action = rng.random()
+    text = f"{path.relative_to(folder.parents[2])}"
+    if action < 0.04:
+        path.unlink()
+        return f"{text} removed"
+    if action < 0.08:
+        marker = rng.choice(sorted(folder.rglob("completed")))
+        marker.unlink()
+        return f"{marker.relative_to(folder.parents[2])} removed"
+    if action < 0.12:
+        others = sorted(folder.parents[1].rglob(path.name))
+        other = rng.choice(others)
+        path.write_bytes(other.read_bytes())
+        return f"{text} is that of {other.relative_to(folder.parents[2])}"
+    changed = (
+        mutation.mutate_json(rng, data)
+        if path.suffix in (".json", ".geojson")
+        else mutation.mutate_bytes(rng, data)
+    )
+    path.write_bytes(changed)
+    shown = changed[:1500].decode(errors="replace") if path.suffix.endswith("json") else ""
+    return f"{text} damaged {shown}"
+
+
+class VectorWindows(Windows):
+    """The same with GeoJSON labels, Sentinel-1 and sidecars."""
+
+    case = "vector_classification"
+
+
+class ManyModalities(Windows):
+    """The same with three modalities, several layers each."""
+
+    case = "three_modalities"
+
+
+class RegressionWindows(Windows):
+    """The same with float labels."""
+
+    case = "per_pixel_regression"
+
+
+class Configs(Kind):
+    """config.json, model.yaml and olmoearth_run.yaml: resolved, or told what is wrong.
+
+    What is resolved must be good enough to read windows with.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        self.sources = [write(folder / name) for name, write in factories.CASES.items()]
+        self.work = folder / "work"
+
+    def try_one(self, rng: random.Random) -> Counter[str]:
+        source = rng.choice(self.sources)
+        shutil.rmtree(self.work, ignore_errors=True)
+        self.work.mkdir()
+        (self.work / "windows").symlink_to(source / "windows")
+        names = [n for n in ("config.json", "model.yaml", "olmoearth_run.yaml")
+                 if (source / n).exists()]  # fmt: skip
+        for name in names:
+            shutil.copyfile(source / name, self.work / name)
+        self._damage(rng, self.work / rng.choice(names))
+        if rng.random() < 0.1:
+            (self.work / "model.yaml").unlink()
+        spec = mutation.odd_value(rng) if rng.random() < 0.05 else None
+        try:
+            job = _job(self.work, self.folder / "root", "fuzzed",
+                       **({"groups": [str(spec)]} if spec is not None else {}))  # fmt: skip
+        except EvalIngestError as error:
+            _check_message(error)
+            return Counter({type(error).__name__: 1})
+        reader = LocalSource(str(source))
+        outcome: Counter[str] = Counter({"resolved": 1})
+        for group, name, _ in list(reader.names(reader.groups()))[:2]:
+            files = reader.window(group, name, job.config.layer_names)
+            sample = read_window(reader, files, job.config)
+            assert sample is not None
+            outcome["windows valid" if not sample.problems else "windows invalid"] += 1
+        return outcome
+
+    def _damage(self, rng: random.Random, path: Path) -> None:
+        data = path.read_bytes()
+        bombs = mutation.json_bombs() if path.suffix == ".json" else mutation.yaml_bombs()
+        if rng.random() < 0.05:
+            text = rng.choice(list(bombs.values()))
+            data = text.encode("utf-8", "surrogatepass")
+        elif path.suffix == ".json":
+            data = mutation.mutate_json(rng, data)
+        elif rng.random() < 0.3:
+            data = mutation.mutate_bytes(rng, data)
+        else:
+            value = mutation.mutate_value(rng, yaml.safe_load(data))
+            data = _yaml(value)
+        path.write_bytes(data)
+
+
+def _yaml(value: Any) -> bytes:
+    try:
+        return yaml.safe_dump(value, allow_unicode=True).encode("utf-8", "surrogatepass")
+    except (RecursionError, yaml.YAMLError):
+        return b"data: " + b"[" * 5_000
+
+
+class Specs(Kind):
+    """Catalog entries."""
+
+    def try_one(self, rng: random.Random) -> Counter[str]:
+        from eval_ingest.store.catalog import parse_spec
+
+        whole = DatasetSpec.parse(
+            {"name": "crops", "source": "gs://bucket/crops", "classes": ["a", "b"],
+             "splits": {"strategy": "spatial", "ratios": [80, 10, 10]}, "tags": {"x": "y"},
+             "max_samples": 9, "label_fractions": {"few": 0.1}, "crop_size": 8,
+             "temporal_range": ["2024-01-01", "2024-12-31"], "modalities": ["landsat"]}, "test",
+        ).model_dump(mode="json", by_alias=True)  # fmt: skip
+        data = _yaml(mutation.mutate_value(rng, mutation.mutate_value(rng, whole)))
+        if rng.random() < 0.2:
+            data = mutation.mutate_bytes(rng, data)
+        if rng.random() < 0.1:
+            bomb = rng.choice(list(mutation.yaml_bombs().values()))
+            data = bomb.encode("utf-8", "surrogatepass")
+        try:
+            spec = parse_spec(data.decode("utf-8", "replace"), "fuzzed.yaml")
+        except EvalIngestError as error:
+            _check_message(error)
+            return Counter({type(error).__name__: 1})
+        again = parse_spec(
+            _yaml(spec.model_dump(mode="json", by_alias=True)).decode(), "again.yaml"
+        )
+        if again != spec:
+            raise Fault(f"a spec that isn't what it was written as: {spec}")
+        return Counter({"parsed": 1})
+
+
+class Archives(Kind):
+    """Tar archives: unpacked below their folder, or refused."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        source = factories.segmentation(folder / "whole", windows=2, timesteps=1)
+        self.members = {
+            f"crops/{path.relative_to(source)}": path.read_bytes()
+            for path in sorted(source.rglob("*"))
+            if path.is_file()
+        }
+        self.inside = folder / "inside"
+
+    def try_one(self, rng: random.Random) -> Counter[str]:
+        from eval_ingest.studio.archive import open_archive
+
+        shutil.rmtree(self.inside, ignore_errors=True)
+        self.inside.mkdir()
+        path = self.inside / "crops.tar"
+        path.write_bytes(mutation.mutate_archive(rng, self.members))
+        outcome = "unpacked"
+        try:
+            open_archive(str(path), self.inside / "a" / "archives")
+        except EvalIngestError as error:
+            _check_message(error)
+            outcome = type(error).__name__
+        outside = [p for p in self.inside.rglob("*escaped*") if "archives" not in p.parts]
+        links = [p for p in self.inside.rglob("*") if p.is_symlink()]
+        if outside or links or Path("/tmp/eval_ingest_escaped").exists():
+            raise Fault(f"an archive left its folder: {outside or links}")
+        left = [p.name for p in self.inside.glob("a/archives/.*") if p.suffix != ".lock"]
+        if left:
+            raise Fault(f"left behind: {left}")
+        return Counter({outcome: 1})
+
+
+class Stored(Kind):
+    """Every file of an eval root: readers fail with an error of ours, and an ingest repairs it."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        self.source = factories.segmentation(folder / "whole", windows=8, timesteps=2)
+        self.whole = folder / "root"
+        pipeline.ingest(_job(self.source, self.whole, "crops"))
+        self.work = folder / "work"
+        self.expected = self._values(self.whole)
+        self.files = sorted(
+            path.relative_to(self.whole)
+            for path in self.whole.rglob("*")
+            if path.is_file() and "windows" not in path.parts and path.suffix != ".lock"
+        )
+
+    def try_one(self, rng: random.Random) -> Counter[str]:
+        shutil.rmtree(self.work, ignore_errors=True)
+        shutil.copytree(self.whole, self.work)
+        path = self.work / rng.choice(self.files)
+        data = path.read_bytes()
+        if path.suffix == ".json" and rng.random() < 0.9:
+            path.write_bytes(mutation.mutate_json(rng, data))
+        elif rng.random() < 0.05:
+            path.unlink()
+        else:
+            path.write_bytes(mutation.mutate_bytes(rng, data))
+        outcome: Counter[str] = Counter()
+        try:
+            same = self._values(self.work) == self.expected
+            outcome["loaded, the same" if same else "loaded, other values"] += 1
+        except EvalIngestError as error:
+            _check_message(error)
+            outcome[f"not loaded ({type(error).__name__})"] += 1
+        self._look(path)
+        try:
+            job = _job(self.source, self.work, "crops")
+            try:
+                pipeline.ingest(job)
+            except EvalIngestError as error:
+                _check_message(error)
+                outcome[f"--overwrite ({type(error).__name__})"] += 1
+                pipeline.forget(job)
+                pipeline.ingest(job)
+        except EvalIngestError as error:
+            outcome[f"not repaired ({type(error).__name__})"] += 1
+            if "move it away" not in str(error) and "remove it" not in str(error):
+                raise Fault(f"{path} can't be repaired: {error}") from error
+        return outcome
+
+    def _look(self, path: Path) -> None:
+        """What the commands list, info, verify and report read."""
+        from eval_ingest.report.card import dataset_card
+        from eval_ingest.store.registry import read_metadata, read_registry
+        from eval_ingest.store.verify import verify
+
+        root = EvalRoot(self.work)
+        layout = root.dataset("crops")
+        with contextlib.suppress(EvalIngestError):
+            read_registry(root)
+        with contextlib.suppress(EvalIngestError):
+            metadata = read_metadata(layout)
+            if metadata is not None:
+                verify(layout, metadata, pipeline.no_progress)
+        assert dataset_card is not None and path is not None
+
+    @staticmethod
+    def _values(root: Path) -> dict[str, Any]:
+        from eval_ingest_tests.faults import values
+
+        return values(root)
+
+
+KINDS: dict[str, type[Kind]] = {
+    "windows with raster labels": Windows,
+    "windows with vector labels": VectorWindows,
+    "windows with three modalities": ManyModalities,
+    "windows with float labels": RegressionWindows,
+    "config.json, model.yaml, olmoearth_run.yaml": Configs,
+    "catalog entries": Specs,
+    "archives": Archives,
+    "files of an eval root": Stored,
+}
+
+
+def _job(source: Path, root: Path, name: str, **spec: Any) -> pipeline.Job:
+    parsed = DatasetSpec.parse({"name": name, "source": str(source), **spec}, "fuzz")
+    return pipeline.open_job(parsed, Settings(eval_root=str(root), workers=1))
+
+
+def _check_message(error: EvalIngestError) -> None:
+    """A message is for a person: it says something, and not a page of it."""
+    text = str(error)
+    if not 10 < len(text) < 6_000:
+        raise Fault(f"a message of {len(text)} characters: {text[:300]}") from error
+
+
+# ---------------------------------------------------------------------------------------- running
+
+
+def run(
+    kind: str, folder: Path, seed: int, cases: int, seconds: float = 1e9, first: int = 0
+) -> Report:
+    """Try cases of a kind, in processes of their own.
+
+    Args:
+        kind: one of KINDS.
+        folder: an empty folder to work in.
+        seed: of all cases; case k is drawn by seed, kind and k.
+        cases: how many.
+        seconds: stop before, when this time is over.
+        first: the number of the first case.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    path, log = folder / "report.json", folder / "log.txt"
+    process = killing.context().Process(
+        target=_try_cases, args=(kind, folder / "work", path, log, seed, cases, seconds, first)
+    )
+    process.start()
+    process.join(min(seconds, 1e6) + 5 * LONGEST_S)
+    if process.is_alive():
+        process.kill()
+        process.join()
+    report = Report(**json.loads(path.read_text())) if path.exists() else Report(kind)
+    if process.exitcode != 0:
+        said = log.read_text()[-3000:] if log.exists() else ""
+        report.faults.append(
+            f"seed {seed} case {first + report.tried}: the process ended with {process.exitcode}, "
+            f"after a crash, a case of more than {LONGEST_S:.0f} s, or one that filled the memory: "
+            f"{said}"
+        )
+    return report
+
+
+def _try_cases(
+    kind: str, folder: Path, path: Path, log: Path, seed: int, cases: int, seconds: float,
+    first: int,
+) -> None:  # fmt: skip
+    resource.setrlimit(resource.RLIMIT_DATA, (MOST_BYTES, MOST_BYTES))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    deadline = time.monotonic() + seconds
+    with open(log, "w") as stream, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        os.dup2(stream.fileno(), 1)
+        os.dup2(stream.fileno(), 2)
+        sys.stdout = sys.stderr = stream
+        report = Report(kind)
+        tries = KINDS[kind](folder)
+        outcomes: Counter[str] = Counter()
+        for k in range(first, first + cases):
+            if time.monotonic() > deadline:
+                break
+            faulthandler.dump_traceback_later(LONGEST_S, exit=True, file=stream)
+            started = time.monotonic()
+            try:
+                outcomes += tries.try_one(random.Random(f"{seed} {kind} {k}"))
+            except Exception as error:
+                text = "".join(traceback.format_exception(error)[-12:])
+                report.faults.append(f"seed {seed} case {k}: {text}")
+            report.slowest_s = max(report.slowest_s, time.monotonic() - started)
+            faulthandler.cancel_dump_traceback_later()
+            report.tried = k + 1 - first
+            report.outcomes = dict(outcomes.most_common())
+            report.peak_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+            path.write_text(json.dumps(asdict(report)))
+
+
+def failures(report: Report) -> Iterator[str]:
+    """The faults, short enough to read."""
+    for text in report.faults:
+        yield text if len(text) < 4_000 else f"{text[:1_500]}\n...\n{text[-2_500:]}"
