@@ -198,7 +198,7 @@ def test_a_full_disk_is_told_and_more_room_completes_it(
     case = scenario(name)
     used = sum(-(-path.stat().st_size // 4096) for path in case.base.rglob("*"))
     told = set()
-    for pages in (used + 4, used + 12, used + 40, used + 80, used + 120):
+    for pages in (used + 4, used + 12, used + 40, used + 80, used + 120, used + 130):
         disk = small_disk(f"size={pages * 4096}")
         try:
             told.add(faults.fill_disk(case, disk))
