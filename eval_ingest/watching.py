@@ -81,7 +81,7 @@ class Judgement:
 
     state: State
     reason: str = ""
-    """Why it is not ingestable, or what is unfinished."""
+    """Why it is not ingestable, or which windows are not complete."""
     config: ResolvedConfig | None = None
     stamp: str = ""
     """New or changed: of the dataset and of the files of some windows. While it changes, the
@@ -250,16 +250,10 @@ def judge(sighting: Sighting, settings: Settings) -> Judgement:
         raise
     except EvalIngestError as error:
         return Judgement(State.NOT_INGESTABLE, str(error))
-    if len(inside.lacking) > sighting.spec.max_invalid_fraction * inside.looked_at:
-        window, lacks = next(iter(inside.lacking.items()))
-        reason = (
-            f"{len(inside.lacking)} of {inside.looked_at} windows looked into are not complete, "
-            f"such as {window}: {lacks}; it may still be being written, and is taken when it is "
-            "complete"
-        )
-        return Judgement(State.UNFINISHED, reason, config, inside.stamp)
     state = State.NEW if metadata is None else State.CHANGED
-    return Judgement(state, config=config, stamp=inside.stamp)
+    if len(inside.lacking) > sighting.spec.max_invalid_fraction * inside.looked_at:
+        state = State.UNFINISHED
+    return Judgement(state, inside.reason, config, inside.stamp)
 
 
 @dataclass(frozen=True)
@@ -272,6 +266,17 @@ class Inside:
     """Windows that the dataset's configuration selects."""
     lacking: dict[str, str]
     """`group/name` of the incomplete ones to what they lack."""
+
+    @property
+    def reason(self) -> str:
+        """What is incomplete; "" if nothing is."""
+        if not self.lacking:
+            return ""
+        window, lacks = next(iter(self.lacking.items()))
+        return (
+            f"{len(self.lacking)} of {self.looked_at} windows looked into are not complete, such "
+            f"as {window}: {lacks}; the dataset may still be being written"
+        )
 
 
 def look_inside(sighting: Sighting, source: Source, config: ResolvedConfig) -> Inside:

@@ -180,6 +180,7 @@ def test_what_is_prepared_but_not_materialised_is_told_and_taken_when_complete(
         told = ticks().skip_message or ""
         assert "10 of 10 windows looked into are not complete" in told
         assert "label: label_raster not completed" in told
+    monkeypatch.setattr(sensors, "INCOMPLETE_S", 0)
     monkeypatch.setattr(sensors, "STUCK_S", 0)  # an hour later a run is to say all about it
     assert len(ticks().run_requests or ()) == 1
     monkeypatch.undo()
@@ -188,6 +189,18 @@ def test_what_is_prepared_but_not_materialised_is_told_and_taken_when_complete(
     for marker in markers:
         marker.touch()
     assert not ticks().run_requests
+    assert len(ticks().run_requests or ()) == 1
+
+
+def test_a_few_incomplete_windows_make_it_wait_for_longer(
+    small: Path, root: Path, ticks: Ticks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(small, root / "crops")
+    next(root.glob("crops/windows/*/*/layers/label_raster/completed")).unlink()
+    assert "waits for a second look" in (ticks().skip_message or "")
+    for _ in range(2):
+        assert "waits: 1 of 10 windows looked into" in (ticks().skip_message or "")
+    monkeypatch.setattr(sensors, "INCOMPLETE_S", 0)
     assert len(ticks().run_requests or ()) == 1
 
 

@@ -5,8 +5,11 @@ What belongs here: what Dagster is asked to do about a dataset. What doesn't: fi
 
 A dataset is asked for when two looks in a row found it the same: folder, configuration, and the
 files of some windows. So one that is being copied waits for its last file, and a whole one waits
-for a single tick. A version whose run failed is asked for again after ten minutes, then twenty,
-and so on up to a day, since what was wrong may be mended where no listing shows it.
+for a single tick; if a few windows are not complete, it has to be the same for five minutes. What
+arrives later all the same makes it changed, and it is asked for again.
+
+A version whose run failed is asked for again after ten minutes, then twenty, and so on up to a
+day, since what was wrong may be mended where no listing shows it.
 """
 
 import time
@@ -36,6 +39,8 @@ ROOTS_S = 25.0
 """Roots that haven't answered by then are told; their answer is taken in a later tick."""
 AT_ONCE = 16
 """Datasets that are looked at at the same time."""
+INCOMPLETE_S = 300
+"""A dataset of whose windows a few are not complete has to be unchanged for so long."""
 STUCK_S = 3600
 """What is unfinished and has not changed for so long is asked for, so that a run says what is
 wrong with it."""
@@ -184,6 +189,9 @@ class _Tick:
                     f"{name} is {judgement.state}, and waits for a second look: "
                     "it may still be being written"
                 )
+            case _ if judgement.reason and now - since < INCOMPLETE_S:
+                seen = replace(seen, step=Step.WAITING)
+                self.notes.append(f"{name} is {judgement.state}, and waits: {judgement.reason}")
             case _:
                 seen = replace(seen, step=Step.REQUESTED)
                 self._request(sighting, judgement.state, runs)
