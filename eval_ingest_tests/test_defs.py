@@ -559,6 +559,24 @@ def test_dagster_asset_materialize_fails_with_our_message_on_top(home: Path) -> 
 
 
 @pytest.mark.slow
+def test_the_environments_dagster_command_says_at_the_end_what_was_wrong(home: Path) -> None:
+    def command(*arguments: str) -> subprocess.CompletedProcess[str]:
+        code = "from eval_ingest.dagster_command import main; main()"
+        return run([sys.executable, "-c", code, "asset", "materialize", *arguments], home)
+
+    failed = command("--select", "nowhere")
+    assert failed.returncode == 1
+    last = failed.stderr.strip().splitlines()[-1]
+    assert last.startswith(f"source {home}/nothing does not exist; give the folder")
+    mistyped = command("--select", "crop")
+    assert mistyped.returncode == 1
+    assert "Traceback" not in mistyped.stderr
+    assert '["crops"]' in mistyped.stderr and "eval-ingest list" in mistyped.stderr
+    assert "superseded" not in failed.stderr + mistyped.stderr
+    assert (home / ".dagster" / "dagster.yaml").is_symlink()
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("module", [True, False])
 def test_dagster_definitions_validate_passes(home: Path, module: bool) -> None:
     checked = dagster("definitions", "validate", home=home, module=module)

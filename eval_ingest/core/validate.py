@@ -99,10 +99,10 @@ def check_invalid_fraction(summary: InvalidSummary, limit: float, dataset: str) 
             "\n".join(
                 [
                     f"{dataset}: {summary.n_invalid} of {summary.n_windows} windows are invalid "
-                    f"({summary.fraction:.1%}; at most {limit:.1%} may be):",
+                    f"({summary.fraction:.1%}; at most {limit:.1%} may be); repair the source, or "
+                    "raise max_invalid_fraction in the spec (--max-invalid-fraction) if that is "
+                    "expected:",
                     *summary.lines(),
-                    "repair the source, or raise max_invalid_fraction in the spec "
-                    "(--max-invalid-fraction) if that is expected",
                 ]
             )
         )

@@ -12,6 +12,9 @@ from eval_ingest.redaction import holds_secret, shown
 RETRIES = dg.RetryPolicy(max_retries=2, delay=10, backoff=dg.Backoff.EXPONENTIAL)
 """For failures that allow retries: a stage goes on where it stopped, so trying again is cheap."""
 
+told: list[str] = []
+"""What has failed in this process: dagster_command.py says the last of it once more at the end."""
+
 _LASTING = (
     FileNotFoundError, FileExistsError, NotADirectoryError, IsADirectoryError, PermissionError,
     ImportError, ValueError,
@@ -27,16 +30,16 @@ def as_failure(dataset: str) -> Iterator[None]:
         yield
     except EvalIngestError as error:
         # The message says it all; a traceback is worth showing where another library failed.
-        raise dg.Failure(str(error), allow_retries=may_pass(error)) from _shown(error.__cause__)
+        raise _failure(str(error), may_pass(error)) from _shown(error.__cause__)
     except OSError as error:
         text = f"{dataset}: {type(error).__name__}: {error}; run again: it goes on where it stopped"
-        raise dg.Failure(shown(text), allow_retries=may_pass(error)) from _shown(error)
+        raise _failure(shown(text), may_pass(error)) from _shown(error)
     except Exception as error:
         text = (
             f"{dataset}: {type(error).__name__}: {error}; "
             "that is a fault in eval_ingest: report it with the traceback"
         )
-        raise dg.Failure(shown(text), allow_retries=False) from _shown(error)
+        raise _failure(shown(text), False) from _shown(error)
 
 
 def _shown(error: BaseException | None) -> BaseException | None:
@@ -47,6 +50,11 @@ def _shown(error: BaseException | None) -> BaseException | None:
             return None
         cause, seen = cause.__cause__ or cause.__context__, seen + 1
     return error
+
+
+def _failure(text: str, allow_retries: bool) -> dg.Failure:
+    told.append(text)
+    return dg.Failure(text, allow_retries=allow_retries)
 
 
 def may_pass(error: Exception) -> bool:
