@@ -26,6 +26,9 @@ from eval_ingest.store.registry import read_registry
 from eval_ingest.studio.discovery import Found, find_datasets
 from eval_ingest_tests.servers import gcs_server
 
+# Outside of pytest defs/running.py silences it, and says why.
+pytestmark = pytest.mark.filterwarnings("ignore::dagster.BetaWarning")
+
 Tick = Callable[..., SensorExecutionData]
 
 

@@ -18,6 +18,7 @@ from eval_ingest.defs.running import is_going_on
 from eval_ingest.defs.versions import last_record, version_of
 from eval_ingest.errors import EvalIngestError
 from eval_ingest.pipeline import STAGES
+from eval_ingest.redaction import redacted
 from eval_ingest.settings import Settings
 from eval_ingest.store.catalog import read_catalog
 from eval_ingest.store.layout import DatasetLayout
@@ -39,7 +40,7 @@ def known_datasets(
 ) -> dg.SensorResult | dg.SkipReason:
     """List datasets as partitions, and note those that are registered."""
     problem = ""
-    shown = _parse(context.cursor, settings.eval_root)
+    shown = _parse(context.cursor, redacted(settings.eval_root))
     events: list[dg.AssetMaterialization] = []
     registered: dict[str, str] = {}
     try:
@@ -68,7 +69,7 @@ def known_datasets(
         dynamic_partitions_requests=[studio_datasets.build_add_request(new)] if new else [],
         cursor=json.dumps(
             {
-                "root": settings.eval_root,
+                "root": redacted(settings.eval_root),
                 "shown": {name: shown[name] for name in sorted(shown) if name in registered},
             }
         ),

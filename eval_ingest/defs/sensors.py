@@ -28,6 +28,7 @@ from eval_ingest.defs.gcs import find
 from eval_ingest.defs.partitions import studio_datasets
 from eval_ingest.defs.running import is_going_on
 from eval_ingest.errors import EvalIngestError
+from eval_ingest.redaction import redacted
 from eval_ingest.settings import Settings
 from eval_ingest.store.catalog import add_spec
 from eval_ingest.watching import Judgement, Looks, Sighting, State, judge, survey
@@ -91,7 +92,7 @@ def discovery_sensor(settings: Settings) -> dg.SensorDefinition:
 def look(context: dg.SensorEvaluationContext, settings: Settings) -> dg.SensorResult:
     """One tick: find, judge what isn't settled in this version, and ask for runs."""
     deadline = time.monotonic() + BUDGET_S
-    cursor = Cursor.parse(context.cursor, settings.eval_root)
+    cursor = Cursor.parse(context.cursor, redacted(settings.eval_root))
     cursor.tick += 1
     found = survey(settings.studio_roots, settings, find=find, looks=_roots, timeout_s=ROOTS_S)
     tick = _Tick(context, settings, cursor, dict(found.down))
@@ -164,6 +165,7 @@ class _Tick:
     def decide(self, sighting: Sighting, judgement: Judgement) -> None:
         """Ask for a run, wait for another look, or tell why neither."""
         name, version = sighting.name, self.version(sighting)
+        where = redacted(sighting.found.url)
         old = self.cursor.seen.get(name)
         same = old is not None and old.version == version and old.stamp == judgement.stamp
         now = int(time.time())
@@ -174,9 +176,9 @@ class _Tick:
             case State.REGISTERED:
                 seen = replace(seen, step=Step.REGISTERED)
             case State.NOT_INGESTABLE:
-                self.problems[sighting.found.url] = f"{sighting.found.url}: {judgement.reason}"
+                self.problems[where] = f"{where}: {judgement.reason}"
             case State.UNFINISHED if now - since < STUCK_S:
-                self.problems[sighting.found.url] = f"{sighting.found.url}: {judgement.reason}"
+                self.problems[where] = f"{where}: {judgement.reason}"
             case _ if runs.going_on:
                 seen = replace(seen, step=Step.WAITING)
                 self.notes.append(f"{name} is {judgement.state}, and waits for the run going on")
@@ -207,14 +209,14 @@ class _Tick:
                 partition_key=sighting.name,
                 tags={
                     VERSION_TAG: self.version(sighting),
-                    "eval_ingest/source": sighting.found.url[:255],
+                    "eval_ingest/source": redacted(sighting.found.url)[:255],
                     "eval_ingest/state": str(state),
                 },
             )
         )
         again = f" for the {runs.count + 1}. time" if runs.count else ""
         self.context.log.info(
-            f"{sighting.name} is {state}: {sighting.found.url} "
+            f"{sighting.name} is {state}: {redacted(sighting.found.url)} "
             f"({sighting.found.windows} windows); its ingest is requested{again}"
         )
 
