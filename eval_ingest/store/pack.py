@@ -240,8 +240,11 @@ class ShardWriter:
             StoreError: it can't be written.
         """
         self._close()
+        samples, table = layout.samples, self._index_table(rows)
+        if read_shard_index(samples, shard, row_key) == table:
+            self.abandon()  # a run that was stopped later, perhaps elsewhere, has written the same
+            return shard
         self.sync()
-        samples = layout.samples
         try:
             samples.mkdir(parents=True, exist_ok=True)
             for stray in self.folder.glob(".*.tmp"):
@@ -253,7 +256,7 @@ class ShardWriter:
                 "row_key": row_key,
                 "arrays": {name: array.model_dump() for name, array in arrays.items()},
             }
-            write_table(self.folder / "index.parquet", self._index_table(rows), facts)
+            write_table(self.folder / "index.parquet", table, facts)
             name = shard
             for number in itertools.count(2):
                 if not (samples / name).exists():

@@ -26,7 +26,7 @@ from typing import Any
 
 from eval_ingest.core.entry import ShardArray
 from eval_ingest.core.spec import NAME_PATTERN, SPLITS
-from eval_ingest.errors import IntegrityError
+from eval_ingest.errors import IntegrityError, StoreError
 from eval_ingest.objects.reading import FIRST_TIMEOUT_S, Entry
 from eval_ingest.objects.writing import WritableObjects, together
 from eval_ingest.store.atomic import read_json, write_json
@@ -182,12 +182,37 @@ class RemoteRoot:
                     wanted.append(path)
             elif len(inside) == 1:
                 wanted.append(path)  # what lies deeper is fetched by who needs it
-        for shard in shards:  # so that no new one gets its name
-            (folder / "samples" / shard).mkdir(parents=True, exist_ok=True)
         mirrored = [*self._mirrored(folder)]
         mirrored += [noted(note) for note in folder.glob("samples/*/.*.version")]
         gone = [path for path in mirrored if self.mirror.name(path) not in listed]
         self.mirror.pull([*wanted, *gone], listed)
+        shards -= self._remove_unsent(name, shards)
+        for shard in shards:  # so that no new one gets its name
+            (folder / "samples" / shard).mkdir(parents=True, exist_ok=True)
+        for path in folder.glob("samples/[!.]*"):
+            if path.name not in shards:
+                shutil.rmtree(path, ignore_errors=True)
+
+    def _remove_unsent(self, name: str, shards: Collection[str]) -> set[str]:
+        """Delete shards that a stopped run has sent in part: whoever has the lease is alone."""
+        folder, listed = self.folder / name, self._state.listed[name]
+        try:
+            known = read_json(folder / "retired.json") or {}
+            published = read_json(folder / "metadata.json") or {}
+            named = {shard["name"] for shard in published.get("shards", ())}
+        except (StoreError, TypeError, KeyError, AttributeError):
+            return set()  # damaged: then it isn't known which of them are read
+        unsent = {
+            shard
+            for shard in shards
+            if f"{name}/samples/{shard}/index.parquet" not in listed
+            and shard not in named
+            and f"samples/{shard}" not in known
+        }
+        for shard in unsent:
+            inside = f"{name}/samples/{shard}/"
+            self.remove([self.folder / entry for entry in list(listed) if entry.startswith(inside)])
+        return unsent
 
     # --------------------------------------------------------------------------------- sending
 
