@@ -5,7 +5,7 @@ import json
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from eval_ingest import __version__
 from eval_ingest.errors import EvalIngestError, SpecError
@@ -52,7 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return int(options.run(options) or 0)
     except EvalIngestError as error:
-        print(f"error: {error}", file=sys.stderr)
+        _complain(f"error: {error}")
         return 1
     except KeyboardInterrupt:
         print("\nstopped; run the same command again: it goes on where it was", file=sys.stderr)
@@ -61,8 +61,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
 
 
+def _complain(text: str) -> None:
+    from eval_ingest.report.terminal import fitted, screen
+
+    width = screen(sys.stderr) or len(text)  # into a file as it is
+    print("\n".join(fitted(text.splitlines(), width)), file=sys.stderr)
+
+
+class _Parser(argparse.ArgumentParser):
+    """Tells what is wrong in one line, instead of after a page of usage."""
+
+    def error(self, message: str) -> NoReturn:
+        """Exit with 2."""
+        _complain(f"error: {message}; see {self.prog} --help")
+        self.exit(2)
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="eval-ingest",
         description="Turn labelled rslearn datasets into registered evals.",
         epilog=EXAMPLES,
@@ -441,7 +457,9 @@ def _print(options: argparse.Namespace, facts: Any, lines: list[str]) -> None:
     if options.json:
         print(json.dumps(facts, indent=2, ensure_ascii=False))
     else:
-        print("\n".join(lines))
+        from eval_ingest.report.terminal import fitted
+
+        print("\n".join(fitted(lines)))
 
 
 if __name__ == "__main__":

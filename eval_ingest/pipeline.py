@@ -771,4 +771,5 @@ def dry_run(job: Job) -> dict[str, Any]:
         "path": job.layout.url,
         "counts": splits.counts(),
         "strategy": splits.report["strategy"],
+        "left_out": splits.report["left_out"],
     }

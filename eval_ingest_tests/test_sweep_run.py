@@ -395,7 +395,7 @@ def test_the_commands_sweep_and_leaderboard(
         "1", "--out", out,
     )  # fmt: skip
     assert (code, err) == (0, "")
-    assert "classification  pixels  accuracy" in text and "2 new scores, 0 were there" in text
+    assert "classification, pixels: accuracy" in text and "2 new scores, 0 there already" in text
     assert (tmp_path / "out" / "plots" / "scores_test.png").exists()
     code, text, _ = command("leaderboard", "--out", out)
     assert code == 0 and "10 % of train" in text

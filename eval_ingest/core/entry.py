@@ -145,6 +145,7 @@ def registry_entry(metadata: Metadata, path: str) -> dict[str, Any]:
         "num_timesteps": metadata.num_timesteps,
         "timesteps": {name: list(found) for name, found in metadata.timesteps.items()},
         "same_timesteps": metadata.same_timesteps,
+        "verdict": metadata.quality.get("verdict", ""),
         "fingerprint": metadata.fingerprint,
         "ingested_at": metadata.published_at,
     }

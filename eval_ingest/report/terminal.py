@@ -1,9 +1,12 @@
 """What the command line prints: plain lines, made from values."""
 
+import re
+import shutil
 import sys
+import textwrap
 import time
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, TextIO
 
 from eval_ingest.core.entry import Metadata
 from eval_ingest.core.spec import SPLITS, DatasetSpec
@@ -47,7 +50,7 @@ class Progress:
     def line(self, text: str) -> None:
         """Print a line for good."""
         self._clear()
-        print(text, flush=True)
+        print("\n".join(fitted([text])), flush=True)
 
     def _clear(self) -> None:
         if self._shown and self._what:
@@ -69,21 +72,69 @@ def size(n_bytes: float) -> str:
     return f"{n_bytes:.1f} TiB"
 
 
-def table(rows: Sequence[Sequence[str]], indent: str = "  ") -> list[str]:
-    """Rows of texts in aligned columns; columns of numbers are aligned to the right."""
+def screen(stream: TextIO | None = None) -> int | None:
+    """Columns of the terminal; None where output goes into a file or a pipe: then as it is."""
+    stream = sys.stdout if stream is None else stream
+    return shutil.get_terminal_size().columns if stream.isatty() else None
+
+
+_LABELLED = re.compile(r"(\s*)(\S.*?\s{2,})?(?=\S)")
+_NARROWEST = 24
+"""Texts are not wrapped into less than so many columns."""
+
+
+def fitted(lines: Sequence[str], width: int | None = None) -> list[str]:
+    """Lines of prose wrapped to the terminal, further ones indented; tables stay as they are."""
+    width = screen() if width is None else width
+    if width is None:
+        return list(lines)
+    found = []
+    for line in lines:
+        match = _LABELLED.match(line)
+        text = line[match.end() :] if match else line
+        indent = match.end() if match and match[2] else len(line) - len(line.lstrip()) + 2
+        if len(line) <= width or "  " in text or width - indent < _NARROWEST:
+            found.append(line)
+        else:
+            found += textwrap.wrap(
+                line, width, subsequent_indent=" " * indent, drop_whitespace=True,
+                replace_whitespace=False, break_long_words=False, break_on_hyphens=False,
+            )  # fmt: skip
+    return found
+
+
+def table(rows: Sequence[Sequence[str]], indent: str = "  ", width: int | None = None) -> list[str]:
+    """Rows of texts in aligned columns; columns of numbers are aligned to the right.
+
+    Where that is wider than the terminal (or `width`), the last column is wrapped.
+    """
+    width = screen() if width is None else width
     widths = [max(len(row[c]) for row in rows) for c in range(len(rows[0]))]
     numeric = [
         all(row[c].replace(",", "").replace(".", "").rstrip("%").isdigit() for row in rows[1:])
         for c in range(len(rows[0]))
     ]
+    start = len(indent) + sum(widths[:-1]) + 2 * (len(widths) - 1)
+    wraps = width is not None and start + widths[-1] > width >= start + _NARROWEST
     lines = []
     for row in rows:
+        last = [row[-1]]
+        if wraps and width is not None:
+            last = textwrap.wrap(
+                row[-1], width - start, break_on_hyphens=False, break_long_words=False
+            ) or [""]
         cells = [
-            cell.rjust(width) if right else cell.ljust(width)
-            for cell, width, right in zip(row, widths, numeric, strict=True)
+            cell.rjust(wide) if right else cell.ljust(wide)
+            for cell, wide, right in zip([*row[:-1], last[0]], widths, numeric, strict=True)
         ]
         lines.append((indent + "  ".join(cells)).rstrip())
+        lines += [" " * start + more for more in last[1:]]
     return lines
+
+
+def plural(count: int, what: str) -> str:
+    """`1 window`, `1,200 windows`."""
+    return f"{count:,} {what}" + ("" if count == 1 else "s")
 
 
 def outcome_line(outcome: "Outcome") -> str:
@@ -167,7 +218,7 @@ def split_lines(report: Mapping[str, Any], classes: Sequence[str]) -> list[str]:
             f"  class distribution of {split}: {distance:.3f} from train (0 equal, 1 apart)"
         )
     for reason, count in report.get("left_out", {}).items():
-        lines.append(f"  {count} windows in no split: {reason}")
+        lines.append(f"  {plural(count, 'window')} in no split: {reason}")
     return lines
 
 
@@ -211,13 +262,26 @@ def config_lines(job: "Job") -> list[str]:
         parts = [*(selector.groups and [f"groups {', '.join(selector.groups)}"]),
                  *(f"{k}={v}" if v else k for k, v in selector.tags.items())]  # fmt: skip
         rows.append([split, _short("; ".join(parts) or "all windows"), origin.get("selectors", "")])
-    lines = [f"{job.spec.name}  {redacted(job.source.url)}", *table(rows)]
+    lines = [f"{job.spec.name}  {redacted(job.source.url)}", *_with_origins(rows)]
     if config.unsupported_inputs:
         lines.append(f"not loaded: {', '.join(config.unsupported_inputs)}")
     if config.dropped_transforms:
         lines.append(f"transforms left out: {', '.join(config.dropped_transforms)}")
     lines += [f"warning: {text}" for text in config.warnings]
     return lines
+
+
+def _with_origins(rows: Sequence[Sequence[str]]) -> list[str]:
+    """A table of names, values and origins; too wide for the terminal, origins below the values."""
+    width = screen()
+    wide = table(rows, width=width)
+    if width is None or max(map(len, wide)) <= width:
+        return wide
+    below = [["", "value"]]
+    for name, value, origin in rows[1:]:
+        below.append([name, value])
+        below += [["", f"from {origin.replace('.init_args', '')}"]] if origin else []
+    return table(below, width=width)
 
 
 def _short(text: str, limit: int = 72) -> str:
@@ -232,6 +296,7 @@ def dry_run_lines(plan: Mapping[str, Any]) -> list[str]:
     return [
         f"{plan['name']}: {windows}, {plan['n_files']:,} files, {size(plan['n_bytes'])} to read",
         f"splits: {counts_text(plan['counts'])}; {plan['strategy']}",
+        *(f"  {plural(n, 'window')} in no split: {why}" for why, n in plan["left_out"].items()),
         "  (labels and rasters are not read in a dry run: invalid windows will leave their splits)",
         f"would write to {plan['path']}",
         "nothing was written (--dry-run)",
@@ -243,13 +308,14 @@ def list_lines(
 ) -> list[str]:
     """Registered datasets, then those of the catalog that are not ingested."""
     lines = [f"eval root {root}"]
-    rows = [["name", "task", "modalities", *SPLITS]]
+    rows = [["name", "task", "modalities", "verdict", *SPLITS]]
     for name, entry in sorted(registry.items()):
         counts = [str(entry["split_stats"].get(s, {}).get("count", 0)) for s in SPLITS]
         kind = entry["task_type"]
         if entry["num_classes"] > 1:
             kind += f" ({entry['num_classes']})"
-        rows.append([name, kind, ", ".join(entry["modalities"]), *counts])
+        verdict = str(entry.get("verdict", "")).partition(" ")[0]  # good, usable or poor
+        rows.append([name, kind, ", ".join(entry["modalities"]), verdict, *counts])
     lines += table(rows) if len(rows) > 1 else ["  no dataset is registered yet"]
     waiting = [spec for name, spec in catalog.items() if name not in registry]
     if waiting:
@@ -269,6 +335,8 @@ def discover_lines(
         task = task_text(judgement.config.task) if judgement.config else ""
         windows, state = f"{sighting.found.windows:,}", str(judgement.state)
         rows.append([sighting.name, sighting.found.url, task, windows, state, judgement.reason])
+    if not any(row[-1] for row in rows[1:]):
+        rows = [row[:-1] for row in rows]
     if len(rows) > 1:
         lines = table(rows, indent="")
     else:
@@ -279,25 +347,23 @@ def discover_lines(
 def info_lines(metadata: Metadata, path: str) -> list[str]:
     """Everything about a dataset that a person asks for."""
     config = metadata.config
-    lines = [
-        f"{metadata.name}  {task_text(config.task)}",
-        f"  path       {path} ({size(metadata.n_bytes)})",
-        f"  source     {metadata.source}"
-        + (": samples are read from there" if metadata.spec.copy_mode == "index" else ""),
-        f"  published  {metadata.published_at}, version {metadata.fingerprint}",
-        f"  windows    {metadata.n_windows}, of them invalid {sum(metadata.invalid.values())}"
-        + (
-            f" ({', '.join(f'{n} {c}' for c, n in metadata.invalid.items())})"
-            if metadata.invalid
-            else ""
-        ),
+    published = metadata.published_at.replace("T", " ").replace("+00:00", " UTC")
+    windows = f"{metadata.n_windows:,}"
+    if metadata.invalid:
+        reasons = ", ".join(f"{n:,} {code}" for code, n in metadata.invalid.items())
+        windows += f", of them {sum(metadata.invalid.values()):,} invalid: {reasons}"
+    facts = [
+        ("path", f"{path} ({size(metadata.n_bytes)})"),
+        ("source", metadata.source),
+        ("published", f"{published}, version {metadata.fingerprint}"),
+        ("windows", windows),
+        *((m.name, f"{len(m.bands)} bands, {m.dtype}") for m in config.modalities),
+        ("timesteps", f"up to {metadata.num_timesteps}"),
+        ("size", f"{metadata.window_size} pixels, crop {config.crop_size or 'none'}"),
     ]
-    for modality in config.modalities:
-        lines.append(
-            f"  {modality.name:<10} {len(modality.bands)} bands {modality.dtype}, "
-            f"up to {metadata.num_timesteps} timesteps"
-        )
-    lines.append(f"  size       {metadata.window_size} pixels, crop {config.crop_size or 'none'}")
+    wide = max(len(name) for name, _ in facts)
+    lines = [f"{metadata.name}  {task_text(config.task)}"]
+    lines += [f"  {name:<{wide}}  {text}" for name, text in facts]
     lines += split_lines(metadata.split_report, [known.name for known in config.task.classes])
     lines += quality_lines(metadata.quality)
     lines += [f"warning: {text}" for text in metadata.warnings]

@@ -79,7 +79,8 @@ def verify(
         problems += wrong_indexes(layout.path, splits)
     total = sum(window.n_bytes for window in windows.values())
     checked = (
-        f"{len(windows)} windows ({total / 2**20:.1f} MiB), {len(metadata.shards)} shards, "
+        f"{len(windows)} windows ({total / 2**20:.1f} MiB), "
+        f"{len(metadata.shards)} shard{'s' * (len(metadata.shards) != 1)}, "
         f"{len(metadata.splits)} split indexes read"
     )
     return Verified(checked, problems)

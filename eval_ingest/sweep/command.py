@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import shutil
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -97,7 +96,7 @@ def _fraction(text: str) -> float | str:
 
 
 def _sweep(options: argparse.Namespace) -> int:
-    from eval_ingest.report.terminal import Progress
+    from eval_ingest.report.terminal import Progress, fitted
     from eval_ingest.sweep.run import run_sweep
 
     with Progress(quiet=options.json) as progress:
@@ -113,7 +112,7 @@ def _sweep(options: argparse.Namespace) -> int:
     if options.json:
         print(json.dumps(_facts(table, options.out, plots), indent=2, ensure_ascii=False))
     else:
-        print("\n".join(_summary(table, options.out, plots)))
+        print("\n".join(fitted(_summary(table, options.out, plots))))
     return 1 if table.failures else 0
 
 
@@ -155,7 +154,8 @@ def _summary(table: "ResultTable", out: Path, plots: Sequence[Path]) -> list[str
     lines = []
     if table.rows:
         old = len(table.rows) - table.computed
-        lines += ["", f"{table.computed} new scores, {old} were there already: {out}"]
+        new = f"{table.computed} new score{'s' * (table.computed != 1)}"
+        lines += ["", f"{new}, {old} there already, in {out}"]
         lines.append(f"see them: eval-ingest leaderboard --out {out}")
     if plots:
         lines.append(f"pictures: {plots[0].parent} ({len(plots)})")
@@ -174,7 +174,9 @@ def _leaderboard(options: argparse.Namespace) -> int:
     if options.json:
         print(json.dumps(leaderboard_json(boards), indent=2, ensure_ascii=False))
     else:
-        width = shutil.get_terminal_size((120, 24)).columns
+        from eval_ingest.report.terminal import screen
+
+        width = screen() or 120
         print("\n".join(line for board in boards for line in board_lines(board, width)))
     return 0
 

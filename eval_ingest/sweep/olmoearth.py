@@ -273,7 +273,8 @@ def _encoder_state(path: Path) -> dict[str, torch.Tensor]:
 
 
 def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+    line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return line if len(line) <= 200 else line[:200].rpartition(". ")[0] or line[:200]
 
 
 def _digest(model: torch.nn.Module) -> str:

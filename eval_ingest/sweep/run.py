@@ -102,7 +102,8 @@ def choose_device(name: str | None = None) -> torch.device:
         device = torch.device(name)
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise SweepError(f"no device {name!r} here ({str(error).splitlines()[0]})") from error
+        there = "cpu and cuda" if torch.cuda.is_available() else "cpu alone"
+        raise SweepError(f"no device {name!r} here: there is {there}") from error
     return device
 
 
@@ -141,7 +142,8 @@ class _Run:
                     found, new = self._dataset(encoder, name)
                 except EvalIngestError as error:
                     failures.append(Failure(encoder.name, name, str(error)))
-                    self.tell(f"{name}  {encoder.name}  failed: {error}")
+                    reason = str(error).removeprefix(f"{name}: ")
+                    self.tell(f"{name}, {encoder.name}: failed: {reason}")
                     continue
                 rows += found
                 computed += new
@@ -175,7 +177,7 @@ class _Run:
                 kept[case.key] = row
                 self.tell(_line(row))
         else:
-            self.tell(f"{name}  {encoder.name}  up to date, nothing to do")
+            self.tell(f"{name}, {encoder.name}: up to date, nothing to do")
         return [row for row in kept.values() if row is not None], len(missing)
 
     def _probe(self, metadata: Metadata) -> str:
@@ -373,9 +375,9 @@ def _line(row: Row) -> str:
     score = "no score" if row.test_score is None else f"{row.metric} {row.test_score:.4g}"
     if row.ci_low is not None and row.ci_high is not None:
         score += f" [{row.ci_low:.4g}, {row.ci_high:.4g}]"
-    chosen = row.probe if row.learning_rate is None else f"{row.probe} lr {row.learning_rate:g}"
+    chosen = row.probe if row.learning_rate is None else f"{row.probe}, lr {row.learning_rate:g}"
     text = (
-        f"{row.dataset}  {row.encoder}  {score}  {row.split}, {row.n_train} train windows "
-        f"({row.label_fraction:g}), seed {row.seed}, {chosen}, {row.seconds:.1f} s"
+        f"{row.dataset}, {row.encoder}: {score} on {row.split}; {row.n_train:,} train windows "
+        f"({100 * row.label_fraction:.4g} %), seed {row.seed}, {chosen}, {row.seconds:.1f} s"
     )
     return "; ".join([text, *row.notes])
