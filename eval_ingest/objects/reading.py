@@ -141,10 +141,11 @@ class Objects:
 
     def _cure_of_url(self, error: Exception) -> str:
         scheme = self.url.partition("://")[0]
+        extra = {"s3": "s3", "s3a": "s3", "weka": "s3", "gs": "gs", "gcs": "gs"}.get(scheme)
+        if isinstance(error, ImportError) and extra is not None:
+            return f"run: pip install 'eval-ingest[{extra}]'"
         if scheme == "weka":
             return "set it to the address of Weka's S3, or give a path"
-        if isinstance(error, ImportError) and scheme in ("s3", "s3a", "gs", "gcs"):
-            return f"run: pip install 'eval-ingest[{scheme[:2]}]'"
         return "give a path, gs://bucket/path, s3://bucket/path, or another URL that fsspec knows"
 
     @property
