@@ -11,10 +11,13 @@ from eval_ingest import pipeline
 from eval_ingest.cli import main
 from eval_ingest.core.spec import DatasetSpec
 from eval_ingest.errors import SourceError, SourceNotFoundError
+from eval_ingest.objects import filesystems
 from eval_ingest.settings import Settings
 from eval_ingest.store.catalog import add_spec
+from eval_ingest.store.uri import open_root
 from eval_ingest.studio import discovery
 from eval_ingest.studio.discovery import Entry, find_datasets, source_fingerprint
+from eval_ingest.studio.source import open_source
 from eval_ingest.watching import State, judge, survey
 from eval_ingest_tests.conftest import make_job
 from eval_ingest_tests.servers import gcs_server
@@ -243,3 +246,19 @@ def test_discover_prints_a_table(
 def test_discover_without_roots_says_what_to_give(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["discover"]) == 1
     assert "--root PATH_OR_URL, or set EVAL_INGEST_STUDIO_ROOTS" in capsys.readouterr().err
+
+
+def test_weka_is_a_mount_where_it_is_mounted(
+    small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a source, as a root to look under, and as an eval root."""
+    monkeypatch.setattr(filesystems, "WEKA_MOUNT", tmp_path)
+    (tmp_path / "bucket").mkdir()
+    (tmp_path / "bucket" / "studio").symlink_to(small.parent)
+    url = f"weka://bucket/studio/{small.name}"
+    assert open_source(url).url == str(tmp_path / "bucket" / "studio" / small.name)
+    (found,) = [f for f in find_datasets("weka://bucket/studio") if f.url.endswith(small.name)]
+    assert found.windows == 10
+    assert open_root(Settings(eval_root="weka://bucket/evals")).path == tmp_path / "bucket/evals"
+    with pytest.raises(SourceError, match=r"elsewhere is not mounted here, and WEKA_ENDPOINT_URL"):
+        open_source("weka://elsewhere/crops")

@@ -32,3 +32,10 @@ def test_defaults_stand_in_for_unset_variables() -> None:
 def test_unusable_workers_are_told(workers: str) -> None:
     with pytest.raises(SettingsError, match="must be a number from 1 up"):
         Settings.load({"EVAL_INGEST_WORKERS": workers}, Path("none"))
+
+
+@pytest.mark.parametrize("size", ["0", "-1", "much", "inf", "nan"])
+def test_an_unusable_cache_size_is_told(size: str) -> None:
+    with pytest.raises(SettingsError, match=r"EVAL_INGEST_CACHE_GIB=.* must be a number above 0"):
+        Settings.load({"EVAL_INGEST_CACHE_GIB": size}, Path("none"))
+    assert Settings.load({"EVAL_INGEST_CACHE_GIB": "0.5"}, Path("none")).cache_gib == 0.5

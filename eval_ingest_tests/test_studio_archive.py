@@ -6,10 +6,12 @@ import tarfile
 from collections.abc import Callable
 from pathlib import Path
 
+import fsspec
 import pytest
 
 from eval_ingest import pipeline
 from eval_ingest.errors import EvalIngestError, SourceError, SourceNotFoundError
+from eval_ingest.objects.reading import Entry, Objects, crc32c_text
 from eval_ingest.studio.archive import Limits, open_archive
 from eval_ingest.studio.source import open_source
 from eval_ingest_tests.conftest import make_job
@@ -77,6 +79,26 @@ def test_an_archive_in_a_bucket(
         with pytest.raises(SourceNotFoundError, match="does not exist; check the URL"):
             open_source(f"{server.url}/archives/nope.tgz", archives=tmp_path)
     assert_same_ingest(tmp_path / "root", reference)
+
+
+def test_a_tar_that_is_damaged_on_its_way_is_not_taken(
+    small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It has no checksum of its own, but the object has."""
+    memory, url = fsspec.filesystem("memory"), f"memory://{tmp_path.name}/crops.tar"
+    data = bytearray(pack(small, tmp_path / "crops.tar").read_bytes())
+    memory.pipe(url, bytes(data))
+    true = crc32c_text(bytes(data))
+    entry = Entry("crops.tar", len(data), f"crc32c:{true}")
+    monkeypatch.setattr(Objects, "info", lambda self: entry)
+    open_source(url, archives=tmp_path / "whole")
+    place = data.find(b"II*")  # a raster's first bytes
+    data[place + 200] ^= 1
+    memory.pipe(url, bytes(data))
+    with pytest.raises(SourceError, match=r"damaged on the way, or has changed; run again"):
+        open_source(url, archives=tmp_path / "damaged")
+    assert list((tmp_path / "damaged").iterdir()) == []
+    memory.rm(f"/{tmp_path.name}", recursive=True)
 
 
 @pytest.mark.parametrize(

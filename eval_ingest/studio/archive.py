@@ -4,6 +4,7 @@ An archive comes from elsewhere, and a member's name is a path that its author c
 is written but plain files and folders below the target, and not more than the limits allow.
 """
 
+import base64
 import contextlib
 import hashlib
 import os
@@ -13,10 +14,15 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import IO
+from typing import IO, TYPE_CHECKING
+
+import google_crc32c
 
 from eval_ingest.errors import SourceError, SourceNotFoundError, StoreError
 from eval_ingest.studio.source import CONFIG_FILES, LocalSource
+
+if TYPE_CHECKING:  # fsspec's file systems are slow to import
+    from eval_ingest.objects.reading import Entry
 
 _DEEPEST = 3
 """Levels of folders in an archive above config.json that are looked into."""
@@ -93,14 +99,50 @@ def _stat(url: str) -> str:
 
 @contextlib.contextmanager
 def _stream(url: str) -> Iterator[IO[bytes]]:
-    if "://" in url:
-        from eval_ingest.objects.reading import Objects
-
-        with Objects(url).open() as stream:
-            yield stream
-    else:
+    """An archive's bytes, from front to end; at the end those of a URL are compared."""
+    if "://" not in url:
         with open(url, "rb") as stream:
             yield stream
+        return
+    from eval_ingest.objects.reading import Objects
+
+    objects = Objects(url)
+    with objects.open() as stream:
+        checked = _Checked(stream, objects.info())
+        yield checked  # type: ignore[misc]  # of a file, tarfile wants read() alone
+        checked.compare(url)
+
+
+class _Checked:
+    """A stream that adds up what passes through. A plain .tar has no checksum of its own."""
+
+    def __init__(self, stream: IO[bytes], listed: "Entry | None") -> None:
+        self._stream = stream
+        self._listed = listed
+        self._crc32c = google_crc32c.Checksum()
+        self._size = 0
+
+    def read(self, size: int = -1) -> bytes:
+        """Some bytes."""
+        data = self._stream.read(size)
+        self._size += len(data)
+        self._crc32c.update(data)
+        return data
+
+    def compare(self, url: str) -> None:
+        """Raise SourceError if it wasn't the object that was listed, whole."""
+        while self.read(1 << 20):
+            pass  # what lies behind the end of the archive
+        if self._listed is None:
+            return
+        kind, _, listed = self._listed.version.partition(":")
+        found = base64.b64encode(self._crc32c.digest()).decode()
+        if self._size != self._listed.size or (kind == "crc32c" and found != listed):
+            raise SourceError(
+                f"{url} arrived with {self._size} bytes, CRC32C {found}; listed are "
+                f"{self._listed.size}, {self._listed.version}: it was damaged on the way, or has "
+                "changed; run again"
+            )
 
 
 def _unpack(url: str, target: Path, limits: Limits) -> None:
