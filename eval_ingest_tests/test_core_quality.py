@@ -153,7 +153,7 @@ def test_the_error_of_a_regression_is_a_share_of_the_score() -> None:
     table = table.append_column("label.moments", pa.array(moments, kind))
     index = WindowIndex(table, "fp", "key")
     found = quality_report(index, given_splits(index, clean(300)), config)
-    assert "off by up to 13 % of itself" in found["reasons"][0]  # 1 / sqrt(2 * 30)
+    assert "off by up to 13% of itself" in found["reasons"][0]  # 1 / sqrt(2 * 30)
 
 
 # ----------------------------------------------------------------------------------------- units

@@ -341,7 +341,7 @@ def test_the_leaderboard_has_datasets_by_encoders_and_stars_the_best(
     assert board.encoders == ["bad", "good", "pixels"]
     assert board.best("scalar_regression") == ["good"]  # low is good
     lines = board_lines(board, width=160)
-    assert "100 % of train" in lines[0] and "* best" in lines[0]
+    assert "100% of train" in lines[0] and "* best" in lines[0]
     assert "rmse (low)" in lines[2] and "0.100*" in lines[2]
     assert max(map(len, lines[1:])) > 80
     narrow = board_lines(board, width=80)
@@ -398,7 +398,7 @@ def test_the_commands_sweep_and_leaderboard(
     assert "classification, pixels: accuracy" in text and "2 new scores, 0 there already" in text
     assert (tmp_path / "out" / "plots" / "scores_test.png").exists()
     code, text, _ = command("leaderboard", "--out", out)
-    assert code == 0 and "10 % of train" in text
+    assert code == 0 and "10% of train" in text
     code, text, _ = command("leaderboard", "--out", out, "--json")
     boards = json.loads(text)
     assert [board["label_fraction"] for board in boards] == [1.0, 0.1]

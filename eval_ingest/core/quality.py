@@ -221,7 +221,7 @@ def _split_sizes(data: _Data) -> Iterator[Finding]:
         if error > MAX_STANDARD_ERROR:
             off = f"{100 * error:.1f} points"
             if not data.config.task.kind.has_classes:
-                off = f"{100 * 2**0.5 * error:.0f} % of itself"
+                off = f"{100 * 2**0.5 * error:.0f}% of itself"
             yield Finding(
                 "small_split",
                 "error" if error > USELESS_STANDARD_ERROR else "warning",

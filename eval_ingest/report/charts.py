@@ -195,7 +195,7 @@ def _values(samples: Sequence[dict[str, Any]], modality: ModalityInput) -> NDArr
 def _histogram(
     axes: "Axes", values: NDArray[np.float32], known: tuple[float, float] | None
 ) -> None:
-    """One band's values between their extreme 0.5 %, and what pretraining saw."""
+    """One band's values between their extreme 0.5%, and what pretraining saw."""
     values = values[np.isfinite(values)]
     if len(values):
         low, high = np.percentile(values, [0.5, 99.5])

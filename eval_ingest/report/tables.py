@@ -90,7 +90,7 @@ def split_table(view: View, quality: dict[str, Any]) -> Rows:
             cells = [f"{leaks[kind]['count']:,}" for kind in kinds]
         worth = ""
         if error is not None:
-            worth = f"{100 * error:.1f} points" if has_classes else f"{141.4 * error:.0f} %"
+            worth = f"{100 * error:.1f} points" if has_classes else f"{141.4 * error:.0f}%"
         distance = f"{distances[split]:.2f}" if split in distances else ""
         count = f"{view.metadata.splits[split].count:,}"
         rows.append([split, count, worth, distance, *cells])

@@ -93,7 +93,7 @@ def fitted(lines: Sequence[str], width: int | None = None) -> list[str]:
         match = _LABELLED.match(line)
         text = line[match.end() :] if match else line
         indent = match.end() if match and match[2] else len(line) - len(line.lstrip()) + 2
-        if len(line) <= width or "  " in text or width - indent < _NARROWEST:
+        if len(line) <= width or "  " in text or " " not in text or width - indent < _NARROWEST:
             found.append(line)
         else:
             found += textwrap.wrap(

@@ -68,7 +68,7 @@ class Tally:
         return rows
 
     def interval(self, resamples: int = 1000, seed: int = 0) -> tuple[float, float]:
-        """95 % bootstrap interval of the primary score, by drawing windows with replacement.
+        """95% bootstrap interval of the primary score, by drawing windows with replacement.
 
         NaN where fewer than two windows have a label: one window says nothing of the spread.
         """

@@ -95,8 +95,8 @@ def draw_scores(board: Leaderboard, colours: dict[str, str]) -> "Figure":
         for ax in line[1:]:
             ax.set_yticklabels([])
     figure.suptitle(
-        f"Scores on {board.split}, probes trained on {100 * board.label_fraction:.4g} % of the "
-        "train windows; whiskers: 95 % intervals",
+        f"Scores on {board.split}, probes trained on {100 * board.label_fraction:.4g}% of the "
+        "train windows; whiskers: 95% intervals",
         fontsize=11,
     )
     return figure
@@ -165,7 +165,7 @@ def draw_fractions(rows: Sequence[Row], names: dict[str, str], colours: dict[str
     seeds = len({row.seed for row in rows})
     mean = f"mean of {seeds} seeds, " if seeds > 1 else ""
     ax.set_title(
-        f"{first.dataset}, {first.n_test:,} {first.split} windows\n{mean}band: 95 % interval",
+        f"{first.dataset}, {first.n_test:,} {first.split} windows\n{mean}band: 95% interval",
         fontsize=9, loc="left",
     )  # fmt: skip
     figure.legend(
@@ -182,7 +182,7 @@ def _fraction_ticks(ax: "Axes", ticks: Sequence[tuple[int, float]]) -> None:
     for number, fraction in reversed(ticks):
         if not shown or math.log(shown[-1][0] / max(number, 1)) > room:
             shown.append((number, fraction))
-    ax.set_xticks([n for n, _ in shown], [f"{n:,}\n{100 * f:.3g} %" for n, f in shown], fontsize=8)
+    ax.set_xticks([n for n, _ in shown], [f"{n:,}\n{100 * f:.3g}%" for n, f in shown], fontsize=8)
     ax.minorticks_off()
 
 
@@ -227,7 +227,7 @@ def draw_confusion(row: Row, encoder: str) -> "Figure":
         loc="left",
     )
     bar = figure.colorbar(image, ax=ax, fraction=0.046, pad=0.03)
-    bar.set_ticks([0, 0.5, 1], labels=["0 %", "50 %", "100 %"])
+    bar.set_ticks([0, 0.5, 1], labels=["0%", "50%", "100%"])
     bar.ax.tick_params(labelsize=8, length=0)
     bar.outline.set_visible(False)
     ax.tick_params(length=0)

@@ -75,7 +75,7 @@ class Row(BaseModel):
     """On `split`."""
     ci_low: float | None
     ci_high: float | None
-    """95 % bootstrap interval over windows."""
+    """95% bootstrap interval over windows."""
     metrics: dict[str, float | None]
     per_class: list[ClassScore]
     confusion: list[list[int]] | None

@@ -378,6 +378,6 @@ def _line(row: Row) -> str:
     chosen = row.probe if row.learning_rate is None else f"{row.probe}, lr {row.learning_rate:g}"
     text = (
         f"{row.dataset}, {row.encoder}: {score} on {row.split}; {row.n_train:,} train windows "
-        f"({100 * row.label_fraction:.4g} %), seed {row.seed}, {chosen}, {row.seconds:.1f} s"
+        f"({100 * row.label_fraction:.4g}%), seed {row.seed}, {chosen}, {row.seconds:.1f} s"
     )
     return "; ".join([text, *row.notes])
