@@ -1,6 +1,7 @@
 """Leakage: every planted neighbour, overlap and copy is found; auto splits make none."""
 
 import json
+import tracemalloc
 from datetime import UTC, datetime
 from typing import Any
 
@@ -319,6 +320,18 @@ def test_blocks_that_hold_everything_are_told_from_ratios_that_are_wrong() -> No
             assert "block_size_m" in str(error)
             return
     raise AssertionError("no seed puts the one block into val or test")
+
+
+def test_one_place_taken_thousands_of_times_costs_no_pairs() -> None:
+    windows = [window(f"w{k:05d}", split="test" if k % 4 == 0 else "train") for k in range(4000)]
+    index = make_index(windows)
+    assignment = given_splits(index, windows)
+    tracemalloc.start()
+    found = find_leakage(index, assignment).splits["test"]
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert found.overlapping.count == 1000
+    assert peak < 20e6  # three million pairs would be 24 MB for one of their columns
 
 
 def test_a_larger_split_has_a_smaller_standard_error() -> None:

@@ -61,7 +61,7 @@ _RED_GREEN_BLUE = {
     "landsat": (("B4", "B3", "B2"), "true colour: B4 B3 B2"),
 }
 
-_LEGEND_COLUMNS = 6
+_LEGEND_COLUMNS, _MAX_LEGEND = 6, 60
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ def previews(
     left, top, gap = 1.35, 0.62, 0.06
     cell = (WIDTH_IN - left - 0.2 - 5 * gap) / 6
     step = cell + 0.33
-    legend = _legend_height(view.task) if per_pixel else 0.15
+    legend = _legend_height(view) if per_pixel else 0.15
     figure = new_figure(top + max(len(lines), 1) * step + legend, dpi)
     add_title(figure, f"{view.metadata.name}: {modality}", _caption(source))
     for k, line in enumerate(lines):
@@ -119,7 +119,7 @@ def previews(
             note = _note(view, row, samples[row], source, int(wide / 0.059))
             add_text(figure, x, y + cell + 0.05, note, 6.5, color=SOFT, va="top")
     if per_pixel:
-        _legend(figure, view.task, palette, scale)
+        _legend(figure, view, palette, scale)
     return to_png(figure, dpi, colors)
 
 
@@ -328,22 +328,24 @@ def _caption(modality: ModalityInput) -> str:
     return f"bands {', '.join(modality.bands[:3])}, the clearest timestep; one stretch for all"
 
 
-def _legend_height(task: Task) -> float:
-    if not task.kind.has_classes:
+def _legend_height(view: View) -> float:
+    if not view.task.kind.has_classes:
         return 0.75
-    return 0.25 + 0.22 * -(-_legend_length(task) // _LEGEND_COLUMNS)
+    return 0.25 + 0.22 * -(-(len(_in_legend(view)) + 1) // _LEGEND_COLUMNS)
 
 
-def _legend_length(task: Task) -> int:
-    return min(len(task.classes), 60) + 1
+def _in_legend(view: View) -> list[int]:
+    """The classes that some label holds."""
+    present = np.flatnonzero(view.class_counts[view.used].any(axis=0))
+    return [int(k) for k in present if k != view.task.ignored_id][:_MAX_LEGEND]
 
 
 def _legend(
-    figure: "Figure", task: Task, palette: Sequence[Color], scale: tuple[float, float]
+    figure: "Figure", view: View, palette: Sequence[Color], scale: tuple[float, float]
 ) -> None:
-    """Every class with its colour, or the colours' values, at the foot."""
-    top = figure.get_figheight() - _legend_height(task) + 0.1
-    if not task.kind.has_classes:
+    """Every class that occurs with its colour, or the colours' values, at the foot."""
+    top = figure.get_figheight() - _legend_height(view) + 0.1
+    if not view.task.kind.has_classes:
         from matplotlib import colormaps
 
         axes = add_axes(figure, 1.35, top + 0.1, 3.0, 0.14)
@@ -354,14 +356,12 @@ def _legend(
         tidy(axes)
         add_text(figure, 4.5, top + 0.17, "target; hatched: no label", 8, color=SOFT)
         return
-    entries = [(k.name, c) for k, c in zip(task.classes, palette, strict=True)][:60]
-    if task.ignored_id is not None:
-        del entries[task.ignored_id]
+    entries = [(view.task.classes[k].name, palette[k]) for k in _in_legend(view)]
     width = (WIDTH_IN - 0.4) / _LEGEND_COLUMNS
     for k, (name, color) in enumerate(entries):
         x, y = 0.2 + (k % _LEGEND_COLUMNS) * width, top + 0.22 * (k // _LEGEND_COLUMNS)
         add_swatch(figure, x, y, color)
-        add_text(figure, x + 0.22, y + 0.07, name if len(name) <= 22 else name[:21] + "…", 8)
+        add_text(figure, x + 0.22, y + 0.07, name if len(name) <= 20 else name[:19] + "…", 8)
     x, y = (
         0.2 + (len(entries) % _LEGEND_COLUMNS) * width,
         top + 0.22 * (len(entries) // _LEGEND_COLUMNS),
