@@ -226,8 +226,9 @@ def index_windows(
         parts.add(shard)
         found.append(shard)
         if commits is not None:
-            rest = items[number * SHARD_WINDOWS :]
-            commits.add(shard.packed, before=rest[0][0] if rest else None)
+            following = number * SHARD_WINDOWS
+            place = items[following][0] if following < len(items) else None
+            commits.add(shard.packed, before=place)
         progress("windows read", min(number * SHARD_WINDOWS, len(items)), len(items))
     return found
 
