@@ -54,7 +54,7 @@ def executor(settings: Settings, windows: int = 0) -> Iterator[Executor]:
         with ThreadPoolExecutor(settings.workers, thread_name_prefix="eval_ingest") as pool:
             yield pool
     elif engine == "processes":
-        with ProcessPoolExecutor(settings.workers, _Workers(), _end_with_parent) as processes:
+        with _process_pool(settings.workers) as processes:
             try:
                 yield processes
             except EngineError:
@@ -128,12 +128,20 @@ def _kill_workers(pool: ProcessPoolExecutor) -> None:
         process.kill()
 
 
-def _end_with_parent() -> None:
-    """Runs in every worker: let it end when the process that wants its results does.
+def _process_pool(workers: int) -> ProcessPoolExecutor:
+    environment = (dict(os.environ),)
+    return ProcessPoolExecutor(workers, _Workers(), _prepare_worker, environment)
 
-    Workers of a process that is killed would otherwise finish what is queued, while the next run
-    is at work already, and then wait for ever.
+
+def _prepare_worker(environment: dict[str, str]) -> None:
+    """Runs in every worker: give it our environment, and let it end when we do.
+
+    The process that it is forked from may be older than what is set by now. And workers of a
+    process that is killed would otherwise finish what is queued, while the next run is at work
+    already, and then wait for ever.
     """
+    os.environ.clear()
+    os.environ.update(environment)
     parent = multiprocessing.parent_process()
 
     def watch() -> None:

@@ -1,5 +1,6 @@
 """Engines: threads, processes and a dask cluster give the same result, also when a worker dies."""
 
+import os
 import re
 import subprocess
 import sys
@@ -130,6 +131,17 @@ def test_an_ingest_over_dask_survives_the_death_of_a_worker(
     for path in arrays:
         other = job.layout.path / path.relative_to(reference)
         assert other.read_bytes() == path.read_bytes()
+
+
+def test_workers_have_the_environment_of_now(monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = Settings(workers=1, engine="processes")
+    for endpoint in ("http://127.0.0.1:1", None, "http://127.0.0.1:2"):
+        if endpoint is None:
+            monkeypatch.delenv("STORAGE_EMULATOR_HOST")
+        else:
+            monkeypatch.setenv("STORAGE_EMULATOR_HOST", endpoint)
+        with executor(settings) as pool:
+            assert pool.submit(os.getenv, "STORAGE_EMULATOR_HOST").result() == endpoint
 
 
 def test_a_script_without_a_main_guard_can_ingest(tmp_path: Path, small: Path) -> None:

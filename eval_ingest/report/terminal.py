@@ -352,9 +352,12 @@ def info_lines(metadata: Metadata, path: str) -> list[str]:
     if metadata.invalid:
         reasons = ", ".join(f"{n:,} {code}" for code, n in metadata.invalid.items())
         windows += f", of them {sum(metadata.invalid.values()):,} invalid: {reasons}"
+    source = metadata.source
+    if metadata.spec.copy_mode == "index":
+        source += ": samples are read from there"
     facts = [
         ("path", f"{path} ({size(metadata.n_bytes)})"),
-        ("source", metadata.source),
+        ("source", source),
         ("published", f"{published}, version {metadata.fingerprint}"),
         ("windows", windows),
         *((m.name, f"{len(m.bands)} bands, {m.dtype}") for m in config.modalities),

@@ -131,12 +131,12 @@ def read_window(
     ]
     try:
         sample.metadata = reader.metadata()
+        if not wanted(sample.metadata):
+            return None
         reader.check_items()
     except _Unreadable as stop:
         sample.problems.append(stop.problem)
         return sample
-    if not wanted(sample.metadata):
-        return None
     grid = sample.metadata.grid
     for modality in config.modalities:
         try:
