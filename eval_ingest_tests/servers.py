@@ -9,7 +9,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -93,6 +93,15 @@ def gcs_server() -> Iterator[ObjectServer]:
                         found()
 
             return locked
+
+        def end_headers(self) -> None:
+            """Say which generation is sent, as Google does."""
+            match = _GCS_OBJECT.match(self.path)
+            if match is not None and self.command == "GET":
+                with suppress(NotFound):
+                    sent = storage.get_file_obj(unquote(match["bucket"]), unquote(match["name"]))
+                    self.send_header("X-Goog-Generation", sent["generation"])
+            super().end_headers()
 
         def _as_expected(self) -> bool:
             """Answer 412 where an upload's ifGenerationMatch isn't met: the emulator ignores it."""
@@ -254,7 +263,9 @@ class Proxy:
             self.n_bytes = self.lists = 0
 
 
-_GCS_OBJECT = re.compile(r"/(?:download/)?storage/v1/b/[^/]+/o/(?P<name>[^?]+)\?.*alt=media")
+_GCS_OBJECT = re.compile(
+    r"/(?:download/)?storage/v1/b/(?P<bucket>[^/]+)/o/(?P<name>[^?]+)\?.*alt=media"
+)
 _S3_OBJECT = re.compile(rf"/{BUCKET}/(?P<name>[^?]+)(\?x-id=GetObject)?$")
 _GCS_UPLOAD = re.compile(r"/upload/storage/v1/b/[^/]+/o\?.*name=(?P<name>[^&]+)")
 _LIST = re.compile(r"(/storage/v1/b/[^/]+/o/?(\?|$))|(list-type=2)")

@@ -1,6 +1,7 @@
 """Objects that are written: one contract for Google Cloud Storage, S3, Weka's S3 and others."""
 
 import asyncio
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,7 +13,9 @@ from eval_ingest.objects import reading, writing
 from eval_ingest.objects.faults import Conflict
 from eval_ingest.objects.reading import crc32c_text
 from eval_ingest.objects.writing import WritableObjects
-from eval_ingest_tests.servers import BUCKET, ObjectServer, gcs_server, s3_server
+from eval_ingest_tests.servers import BUCKET, ObjectServer, gcs_server, proxy, s3_server
+
+_ADDRESS = {"gs": "STORAGE_EMULATOR_HOST", "s3": "AWS_ENDPOINT_URL"}
 
 
 @pytest.fixture(scope="module")
@@ -82,6 +85,67 @@ def test_of_two_writers_the_second_is_told(objects: WritableObjects) -> None:
 def test_a_write_whose_answer_was_lost_counts(objects: WritableObjects) -> None:
     entry = objects.run(objects.create("x", b"mine"))
     assert objects.run(objects.create("x", b"mine")).token == entry.token
+
+
+def test_an_object_and_its_version_come_in_one_answer(
+    objects: WritableObjects, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if objects.url.startswith("memory"):
+        pytest.skip("no versions there")
+    with proxy(objects._endpoint or os.environ[_ADDRESS[objects.url[:2]]]) as between:
+        if objects._endpoint is not None:
+            objects._endpoint = between.address
+        else:
+            monkeypatch.setenv(_ADDRESS[objects.url[:2]], between.address)
+        written = objects.run(objects.put("a b/x", b"data"))
+        between.seen.clear()
+        seen, data = objects.run(objects.read_current("a b/x"))
+        assert len(between.seen) == 1
+        assert (seen.name, seen.size, seen.version, seen.token, data) == (
+            *(written.name, written.size, written.version, written.token),
+            b"data",
+        )
+        for fault in ("short", "corrupt", "truncated", "reset", "503"):
+            monkeypatch.setattr(between, "READING", (fault,))
+            between.seen.clear()
+            between.faults = 1.0
+            assert objects.run(objects.read_current("a b/x")) == (seen, b"data")
+            assert between.done[fault] == 1
+
+
+def test_an_object_that_is_written_at_each_look_is_read_in_the_end(
+    objects: WritableObjects, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    objects.run(objects.put("x", b"1"))
+    other = WritableObjects(objects.url, endpoint=objects._endpoint)
+    ask, sizes = objects._ask, list(range(2, 14))
+
+    async def interrupted(method: str, *args: object, **kwargs: object) -> object:
+        found = await ask(method, *args, **kwargs)
+        if method == "info" and sizes:
+            await other.put("x", b"1" * sizes.pop(0))
+        return found
+
+    async def unversioned(name: str) -> None:
+        """As a server that doesn't say which version it sends."""
+
+    monkeypatch.setattr(objects, "_ask", interrupted)
+    monkeypatch.setattr(objects, "_get", unversioned)
+    entry, data = objects.run(objects.read_current("x"))
+    assert (entry.size, data, sizes) == (13, b"1" * 13, [])
+
+
+def test_an_object_that_never_stands_still_is_told(
+    objects: WritableObjects, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(writing, "CHANGING_S", 0.2)
+
+    async def changed(name: str, entry: object) -> None:
+        raise writing.Changed("at every look")
+
+    monkeypatch.setattr(objects, "_read_current", changed)
+    with pytest.raises(StoreError, match=r"x has been changing all the time .*; run again"):
+        objects.run(objects.read_current("x"))
 
 
 def test_many_writers_at_once_lose_nothing(objects: WritableObjects) -> None:

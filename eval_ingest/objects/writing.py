@@ -11,7 +11,9 @@ import contextlib
 import glob
 import hashlib
 import json
+import random
 import secrets
+import time
 from collections import deque
 from collections.abc import Callable, Coroutine, Iterable, Sequence
 from pathlib import Path
@@ -25,6 +27,8 @@ from eval_ingest.objects.reading import Entry, Objects, Result, crc32c_text
 PART_BYTES = 32 << 20
 """Of one request of a large download."""
 PARTS_AHEAD = 4
+CHANGING_S = 30.0
+"""How long an object that is written again and again is read anew."""
 _WHOLE_BYTES = 8 << 20
 DELETED_AT_ONCE = 1000
 """What S3 takes in one request."""
@@ -90,15 +94,60 @@ class WritableObjects(Objects):
             FileNotFoundError: there is none.
             StoreError: it can't be read.
         """
-        for _ in range(5):
-            entry = entry or await self.stat(name)
-            if entry is None:
-                raise FileNotFoundError(name)
+        deadline = time.monotonic() + CHANGING_S
+        pause_s = 0.05
+        while True:
             try:
-                return entry, await self.read(name, entry)
-            except Changed:
-                entry = None  # written at this very moment
-        raise self.error(f"{self.kind} {self.url}: {name} changes all the time; run again")
+                return await self._read_current(name, entry)
+            except Changed as error:  # written at this very moment
+                if time.monotonic() > deadline:
+                    raise self.error(
+                        f"{self.kind} {self.url}: {name} has been changing all the time for "
+                        f"{CHANGING_S:.0f} s; run again"
+                    ) from error
+            entry = None
+            await asyncio.sleep(random.uniform(0.2, 1.0) * pause_s)
+            pause_s = min(2 * pause_s, 1.0)
+
+    async def _read_current(self, name: str, entry: Entry | None) -> tuple[Entry, bytes]:
+        """The same, once; Changed if it was written meanwhile."""
+        if self._dialect:
+            found = await self._retrying(
+                f"reading {name}", lambda: self._get(name), entry.size if entry else 0
+            )
+            if found is not None:
+                return found
+        entry = entry or await self.stat(name)
+        if entry is None:
+            raise FileNotFoundError(name)
+        return entry, await self.read(name, entry)
+
+    async def _get(self, name: str) -> tuple[Entry, bytes] | None:
+        """An object and its bytes from one answer; None from a server that doesn't say which
+        version it sends.
+        """
+        path = self.path(name)
+        get = self._get_s3 if self._dialect == "s3" else self._get_gs
+        info, data = await get(path)
+        entry = self._entry({"name": path, "size": len(data), **info})
+        if not entry.token:
+            return None
+        if not self._is(data, entry):
+            await self._differs(path, data, entry)
+        return entry, data
+
+    async def _get_s3(self, path: str) -> tuple[dict[str, Any], bytes]:
+        bucket, key, _ = self._fs.split_path(path)
+        answer = await self._fs._call_s3("get_object", Bucket=bucket, Key=key)
+        async with answer["Body"] as body:
+            data = await body.read()
+        return {field: answer.get(field) for field in ("ETag", "LastModified")}, data
+
+    async def _get_gs(self, path: str) -> tuple[dict[str, Any], bytes]:
+        headers, data = await self._fs._call("GET", self._fs.url(path))
+        sums = ",".join(headers.getall("X-Goog-Hash", ())).replace(" ", "").split(",")
+        crc32c = next((s.removeprefix("crc32c=") for s in sums if s.startswith("crc32c=")), None)
+        return {"generation": headers.get("X-Goog-Generation"), "crc32c": crc32c}, data
 
     async def put(self, name: str, data: bytes) -> Entry:
         """Write an object, whatever was there.
