@@ -180,11 +180,12 @@ def one_ingest(source: str, root: str) -> float:
     """Seconds of an ingest in this process."""
     from eval_ingest import pipeline
     from eval_ingest.core.spec import DatasetSpec
+    from eval_ingest.job import open_job
     from eval_ingest.settings import Settings
 
     started = time.perf_counter()
     settings = Settings.load({"OLMOEARTH_EVAL_DATASETS": root}, Path("none"))
-    pipeline.ingest(pipeline.open_job(DatasetSpec(name=NAME, source=source), settings))
+    pipeline.ingest(open_job(DatasetSpec(name=NAME, source=source), settings))
     return time.perf_counter() - started
 
 

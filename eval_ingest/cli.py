@@ -14,7 +14,8 @@ from eval_ingest.sweep.command import add_commands as add_sweep_commands
 
 if TYPE_CHECKING:
     from eval_ingest.core.spec import DatasetSpec
-    from eval_ingest.pipeline import Job, Outcome
+    from eval_ingest.job import Job
+    from eval_ingest.pipeline import Outcome
     from eval_ingest.settings import Settings
 
 EXAMPLES = """\
@@ -249,7 +250,15 @@ def _tags(texts: list[str]) -> dict[str, str]:
 
 def _ingest(options: argparse.Namespace) -> int:
     from eval_ingest import pipeline
-    from eval_ingest.report.terminal import Progress, dry_run_lines, outcome_line, summary_lines
+    from eval_ingest.dry_run import dry_run
+    from eval_ingest.job import open_job
+    from eval_ingest.report.terminal import (
+        Progress,
+        dry_run_lines,
+        outcome_line,
+        summary,
+        summary_lines,
+    )
     from eval_ingest.settings import Settings
     from eval_ingest.store.catalog import add_spec
 
@@ -258,12 +267,12 @@ def _ingest(options: argparse.Namespace) -> int:
     if options.dry_run:
         path = _root().dataset(spec.name).url
         with tempfile.TemporaryDirectory() as scratch:
-            plan = pipeline.dry_run(pipeline.open_job(spec, settings, root=scratch))
+            plan = dry_run(open_job(spec, settings, root=scratch))
         plan["path"] = str(path)
         _print(options, plan, dry_run_lines(plan))
         return 0
     with Progress(quiet=options.json) as progress:
-        job = pipeline.open_job(spec, settings, progress=progress)
+        job = open_job(spec, settings, progress=progress)
         if options.source is not None and not options.overwrite:
             _refuse_another_source(job)
         if options.overwrite:
@@ -276,16 +285,16 @@ def _ingest(options: argparse.Namespace) -> int:
 
         outcomes = pipeline.ingest(job, tell, stages)
     add_spec(settings, spec)
-    summary = pipeline.summary(job, outcomes)
-    _print(options, summary, summary_lines(summary))
+    done = summary(job, outcomes)
+    _print(options, done, summary_lines(done))
     return 0
 
 
 def _refuse_another_source(job: "Job") -> None:
     """A name that is taken is not given to another dataset by mistake."""
-    from eval_ingest.pipeline import read_stage
+    from eval_ingest.store.outcomes import read_outcome
 
-    published = read_stage(job.layout, "registry_entry")
+    published = read_outcome(job.layout, "registry_entry")
     if published is not None and published.source != job.origin:
         raise SpecError(
             f"{job.spec.name} is ingested already, from {published.source}; "
@@ -294,14 +303,14 @@ def _refuse_another_source(job: "Job") -> None:
 
 
 def _validate(options: argparse.Namespace) -> int:
-    from eval_ingest import pipeline
+    from eval_ingest.job import open_job
     from eval_ingest.report.terminal import config_lines
     from eval_ingest.settings import Settings
 
     settings = Settings.load()
     spec = _spec(options, settings)
     with tempfile.TemporaryDirectory() as scratch:  # for archives, which have to be unpacked
-        job = pipeline.open_job(spec, settings, root=scratch)
+        job = open_job(spec, settings, root=scratch)
         _print(options, _job_facts(job), config_lines(job))
     return 0
 

@@ -30,6 +30,14 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
+Progress = Callable[[str, int, int], None]
+"""Called with what is being done, how many are done, and how many there are (0: unknown)."""
+
+
+def no_progress(what: str, done: int, total: int) -> None:
+    """Tells nobody."""
+
+
 MANY_WINDOWS = 400
 """From here on `auto` takes processes."""
 
@@ -115,7 +123,7 @@ class _Workers(multiprocessing.context.ForkServerContext):
 
     def __init__(self) -> None:
         super().__init__()
-        self.set_forkserver_preload(["eval_ingest.indexing", "eval_ingest.transfer"])
+        self.set_forkserver_preload(["eval_ingest.indexing.work", "eval_ingest.transfer"])
 
 
 def _kill_workers(pool: ProcessPoolExecutor) -> None:

@@ -16,9 +16,10 @@ from eval_ingest.core.index import WindowIndex
 from eval_ingest.core.resolved import ResolvedConfig
 from eval_ingest.core.spec import SPLITS
 from eval_ingest.core.splits import SplitAssignment
-from eval_ingest.engine import map_ordered
+from eval_ingest.engine import executor, map_ordered
 from eval_ingest.errors import SourceError, StoreError
-from eval_ingest.indexing import Progress, pack_rows
+from eval_ingest.indexing.packer import pack_rows
+from eval_ingest.job import Job
 from eval_ingest.store.copy import CopiedWindow, Manifest
 from eval_ingest.store.index_file import write_table
 from eval_ingest.store.layout import DatasetLayout
@@ -45,6 +46,10 @@ _MOVED_TOGETHER = 256
 """Windows whose split is changed between two notes in the journal."""
 
 
+_Key = tuple[str, str, str]
+"""A window's group, name and digest: equal keys, equal samples."""
+
+
 @dataclass(frozen=True)
 class Place:
     """A window that is in a split, and where its sample goes or is."""
@@ -57,8 +62,8 @@ class Place:
     """In the window index."""
 
     @property
-    def key(self) -> tuple[str, str, str]:
-        """Equal keys, equal samples."""
+    def key(self) -> _Key:
+        """Group, name and digest."""
         return self.group, self.name, self.source_digest
 
     @property
@@ -85,8 +90,12 @@ def places_in_splits(index: WindowIndex, splits: SplitAssignment) -> list[Place]
     return sorted(places, key=lambda place: place.order)
 
 
+_ToPlace = tuple[Place, int | None, bool]
+"""A window, its row in the shard if it is to be packed, and whether to copy it."""
+
+
 @dataclass(frozen=True)
-class _Job:
+class _Task:
     """What a worker does with some windows; pickled for worker processes."""
 
     source: Source
@@ -94,8 +103,8 @@ class _Job:
     windows: Windows
     writer: ShardWriter | None
 
-    def __call__(self, batch: list[tuple[Place, int | None, bool]]) -> list[CopiedWindow]:
-        """Place windows; each with its row in the shard, if it is to be packed, and copy or not."""
+    def __call__(self, batch: list[_ToPlace]) -> list[CopiedWindow]:
+        """Pack and copy some windows."""
         copied = []
         layers = self.config.layer_names
         windows = (self.source.window(place.group, place.name, layers) for place, _, _ in batch)
@@ -157,25 +166,21 @@ def read_arrays(source: WindowReader, files: WindowFiles, config: ResolvedConfig
 
 
 def transfer(
-    source: Source,
-    config: ResolvedConfig,
-    layout: DatasetLayout,
-    index: WindowIndex,
-    splits: SplitAssignment,
-    mode: str,
-    stage_fingerprint: str,
-    executor: Executor,
-    workers: int,
-    progress: Progress,
+    job: Job, index: WindowIndex, splits: SplitAssignment, stage_fingerprint: str
 ) -> CopyResult:
     """Copy and pack what isn't there yet, and write the three split indexes.
 
     Windows that are already packed are not read, and of those already copied to another split
     only metadata.json is rewritten.
+
+    Raises:
+        SourceError: a window changed since it was indexed.
+        StoreError: the eval root can't be written.
     """
+    layout, mode = job.layout, job.spec.copy_mode
     places = places_in_splits(index, splits)
     if mode == "index":
-        return _write_split_indexes(config, layout, index, places, None, mode, stage_fingerprint)
+        return _write_split_indexes(job, index, places, None, stage_fingerprint)
     packed = _packed_already(layout, index.row_key)
     manifest, windows = Manifest(layout), windows_of(layout)
     to_copy = set()
@@ -186,47 +191,70 @@ def transfer(
         _move_between_splits(places, to_copy, manifest, windows)
 
     new = [place for place in places if place.key not in packed]
-    _require_room(layout, index, config, places, to_copy, new)
-    done, total = 0, len({place.key for place in new} | to_copy)
+    _require_room(layout, index, job.config, places, to_copy, new)
+    total = len({place.key for place in new} | to_copy)
     if total:
-        source.ensure_listed(sorted({place.group for place in places}), config.layer_names)
-    for chunk in _shards(index, config, new, layout.shard_bytes):
-        rows = pack_rows(index.table, [place.row for place in chunk], config)
-        writer = ShardWriter.create(layout.samples, plan_arrays(config, rows))
-        try:
-            work = [(place, row, place.key in to_copy) for row, place in enumerate(chunk)]
-            job = _Job(source, config, windows, writer)
-            for copied in map_ordered(executor, job, _batches(work), in_flight=2 * workers):
-                manifest.add(copied)
-                done = min(done + _TASK_WINDOWS, total)
-                progress("windows copied and packed", done, total)
-            name = fingerprint(index.row_key, [place.key for place in chunk])
-            name = writer.commit(layout, name, index.row_key, list(enumerate(rows)))
-        except BaseException:
-            writer.abandon()
-            raise
-        packed |= {place.key: (name, row) for row, place in enumerate(chunk)}
-        to_copy -= {place.key for place in chunk}
-    rest = [(place, None, True) for place in places if place.key in to_copy]
-    job = _Job(source, config, windows, None)
-    for copied in map_ordered(executor, job, _batches(rest), in_flight=2 * workers):
-        manifest.add(copied)
-        done = min(done + _TASK_WINDOWS, total)
-        progress("windows copied", done, total)
+        job.source.ensure_listed(sorted({p.group for p in places}), job.config.layer_names)
+    with executor(job.settings, total) as pool:
+        placing = _Placing(job, windows, manifest, pool, total)
+        for chunk in _shards(index, job.config, new, layout.shard_bytes):
+            packed |= _pack(placing, chunk, index, to_copy)
+            to_copy -= {place.key for place in chunk}
+        placing.place([(place, None, True) for place in places if place.key in to_copy])
     if mode == "windows":
         windows.keep_only(manifest.windows)
         manifest.close()
 
-    result = _write_split_indexes(config, layout, index, places, packed, mode, stage_fingerprint)
+    result = _write_split_indexes(job, index, places, packed, stage_fingerprint)
     if mode != "windows":
         return result
     copied_bytes = sum(copied.n_bytes for copied in manifest.windows.values())
     return result.model_copy(update={"n_copied": len(manifest.windows), "n_bytes": copied_bytes})
 
 
-def _packed_already(
-    layout: DatasetLayout, row_key: str
-) -> dict[tuple[str, str, str], tuple[str, int]]:
+class _Placing:
+    """Windows are handed to workers, and noted in the manifest when they are in their places."""
+
+    def __init__(
+        self, job: Job, windows: Windows, manifest: Manifest, pool: Executor, total: int
+    ) -> None:
+        self.job = job
+        self._windows, self._manifest = windows, manifest
+        self._pool, self._total, self._done = pool, total, 0
+
+    def place(self, work: list[_ToPlace], writer: ShardWriter | None = None) -> None:
+        """Pack and copy some windows; the writer's rows are those in the work."""
+        task = _Task(self.job.source, self.job.config, self._windows, writer)
+        batches = (work[k : k + _TASK_WINDOWS] for k in range(0, len(work), _TASK_WINDOWS))
+        in_flight = 2 * self.job.settings.workers
+        what = "windows copied" if writer is None else "windows copied and packed"
+        for copied in map_ordered(self._pool, task, batches, in_flight):
+            self._manifest.add(copied)
+            self._done = min(self._done + _TASK_WINDOWS, self._total)
+            self.job.progress(what, self._done, self._total)
+
+
+def _pack(
+    placing: _Placing, chunk: list[Place], index: WindowIndex, to_copy: Container[_Key]
+) -> dict[_Key, tuple[str, int]]:
+    """Pack some windows into a shard of their own, and copy those to copy; where each lies."""
+    layout, config = placing.job.layout, placing.job.config
+    rows = pack_rows(index.table, [place.row for place in chunk], config)
+    writer = ShardWriter.create(layout.samples, plan_arrays(config, rows))
+    try:
+        work: list[_ToPlace] = [
+            (place, row, place.key in to_copy) for row, place in enumerate(chunk)
+        ]
+        placing.place(work, writer)
+        name = fingerprint(index.row_key, [place.key for place in chunk])
+        name = writer.commit(layout, name, index.row_key, list(enumerate(rows)))
+    except BaseException:
+        writer.abandon()
+        raise
+    return {place.key: (name, row) for row, place in enumerate(chunk)}
+
+
+def _packed_already(layout: DatasetLayout, row_key: str) -> dict[_Key, tuple[str, int]]:
     """Where samples lie in the shards that are there: key to (shard, row)."""
     packed = {}
     for shard in shard_names(layout.samples):
@@ -250,7 +278,7 @@ def _is_copied(place: Place, manifest: Manifest, windows: Windows) -> bool:
 
 def _move_between_splits(
     places: Sequence[Place],
-    to_copy: set[tuple[str, str, str]],
+    to_copy: set[_Key],
     manifest: Manifest,
     windows: Windows,
 ) -> None:
@@ -304,7 +332,7 @@ def _require_room(
     index: WindowIndex,
     config: ResolvedConfig,
     places: Sequence[Place],
-    to_copy: Container[tuple[str, str, str]],
+    to_copy: Container[_Key],
     new: Sequence[Place],
 ) -> None:
     """Raise StoreError if the disk has no room for what is to be copied and packed."""
@@ -318,20 +346,15 @@ def _require_room(
     )
 
 
-def _batches(work: list[Any]) -> list[list[Any]]:
-    return [work[k : k + _TASK_WINDOWS] for k in range(0, len(work), _TASK_WINDOWS)]
-
-
 def _write_split_indexes(
-    config: ResolvedConfig,
-    layout: DatasetLayout,
+    job: Job,
     index: WindowIndex,
     places: Sequence[Place],
-    packed: dict[tuple[str, str, str], tuple[str, int]] | None,
-    mode: str,
+    packed: dict[_Key, tuple[str, int]] | None,
     stage_fingerprint: str,
 ) -> CopyResult:
     """The three split indexes; `packed` is None where samples are read from the source."""
+    layout, config = job.layout, job.config
     used = sorted({packed[place.key][0] for place in places}) if packed is not None else []
     tables = {shard: read_shard_index(layout.samples, shard, index.row_key) for shard in used}
     shards = []
@@ -357,7 +380,7 @@ def _write_split_indexes(
         files[split] = SplitFile(count=len(rows), index=str(path.relative_to(layout.path)))
     return CopyResult(
         fingerprint=stage_fingerprint,
-        mode=mode,
+        mode=job.spec.copy_mode,
         shards=shards,
         splits=files,
         n_copied=0,
@@ -370,7 +393,7 @@ def split_index(
     config: ResolvedConfig,
     index: WindowIndex,
     rows: Sequence[Place],
-    packed: dict[tuple[str, str, str], tuple[str, int]],
+    packed: dict[_Key, tuple[str, int]],
     shards: Sequence[str],
     lookup: dict[str, dict[str, dict[int, Any]]],
 ) -> pa.Table:

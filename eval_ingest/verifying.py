@@ -7,10 +7,10 @@ import pyarrow as pa
 from eval_ingest.core.entry import Metadata
 from eval_ingest.core.index import WindowIndex
 from eval_ingest.core.splits import SplitAssignment
+from eval_ingest.engine import Progress
 from eval_ingest.errors import EvalIngestError
-from eval_ingest.indexing import Progress
-from eval_ingest.pipeline import read_stage
 from eval_ingest.store.layout import EvalRoot
+from eval_ingest.store.outcomes import read_outcome
 from eval_ingest.store.registry import require_metadata
 from eval_ingest.store.verify import Verified, verify
 from eval_ingest.studio.source import open_source
@@ -31,7 +31,7 @@ def verify_dataset(root: EvalRoot, name: str, progress: Progress) -> Verified:
     found = verify(layout, metadata, progress)
     if metadata.spec.copy_mode != "index":
         return found
-    index, splits = read_stage(layout, "window_index"), read_stage(layout, "split_assignment")
+    index, splits = read_outcome(layout, "window_index"), read_outcome(layout, "split_assignment")
     if index is None or splits is None:
         missing = "window_index" if index is None else "split_assignment"
         return Verified(found.checked, [*found.problems, f"{missing}.parquet can't be read"])

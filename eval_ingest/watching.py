@@ -13,9 +13,9 @@ from eval_ingest.core.fingerprint import fingerprint
 from eval_ingest.core.resolved import ResolvedConfig
 from eval_ingest.core.spec import DatasetSpec, name_from
 from eval_ingest.errors import ConfigError, EvalIngestError, SourceError, StoreError
-from eval_ingest.indexing import WindowFilter, selected
+from eval_ingest.indexing.wanted import WindowFilter, check_storage, groups_to_read, selected
+from eval_ingest.job import read_config_files
 from eval_ingest.objects.filesystems import weka_mount
-from eval_ingest.pipeline import check_storage, groups_to_read, read_config_files
 from eval_ingest.redaction import holds_secret, redacted
 from eval_ingest.settings import Settings
 from eval_ingest.store.atomic import read_json

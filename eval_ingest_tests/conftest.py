@@ -9,6 +9,7 @@ import pytest
 
 from eval_ingest import pipeline
 from eval_ingest.core.spec import DatasetSpec
+from eval_ingest.job import Job, open_job
 from eval_ingest.settings import Settings
 from eval_ingest_tests import factories
 
@@ -47,10 +48,10 @@ def copied(written: Callable[[str], Path], tmp_path: Path) -> Callable[[str], Pa
     return copy
 
 
-def make_job(source: Path, root: Path, name: str = "crops", **spec: Any) -> pipeline.Job:
+def make_job(source: Path, root: Path, name: str = "crops", **spec: Any) -> Job:
     """A job with two threads."""
     parsed = DatasetSpec.parse({"name": name, "source": str(source), **spec}, "test")
-    return pipeline.open_job(parsed, Settings(eval_root=str(root), workers=2))
+    return open_job(parsed, Settings(eval_root=str(root), workers=2))
 
 
 @pytest.fixture(scope="session")

@@ -23,6 +23,7 @@ import numpy as np
 
 from eval_ingest import EvalDataset, pipeline, transfer
 from eval_ingest.core.spec import SPLITS
+from eval_ingest.engine import no_progress
 from eval_ingest.errors import EvalIngestError
 from eval_ingest.store.layout import EvalRoot
 from eval_ingest.store.registry import read_metadata, read_registry
@@ -128,7 +129,7 @@ def verified(root: Path, name: str = "crops") -> list[str]:
     layout = EvalRoot(root).dataset(name)
     metadata = read_metadata(layout)
     assert metadata is not None
-    problems: list[str] = verify(layout, metadata, pipeline.no_progress).problems
+    problems: list[str] = verify(layout, metadata, no_progress).problems
     return problems
 
 

@@ -26,9 +26,12 @@ import yaml
 
 from eval_ingest import EvalDataset, pipeline
 from eval_ingest.core.spec import SPLITS, DatasetSpec
+from eval_ingest.engine import no_progress
 from eval_ingest.errors import EvalIngestError
+from eval_ingest.job import Job, open_job
 from eval_ingest.settings import Settings
 from eval_ingest.store.layout import EvalRoot
+from eval_ingest.store.outcomes import read_outcome
 from eval_ingest.studio.source import LocalSource
 from eval_ingest.studio.window import read_window
 from eval_ingest_tests import factories, killing, mutation
@@ -106,7 +109,7 @@ class Windows(Kind):
         except EvalIngestError as error:
             _check_message(error)
             return Counter({f"ingest refused ({type(error).__name__})": len(damaged)})
-        index = pipeline.read_stage(EvalRoot(self.root).dataset("fuzzed"), "window_index")
+        index = read_outcome(EvalRoot(self.root).dataset("fuzzed"), "window_index")
         problems = index.table["problems"].to_pylist()
         outcome = Counter(found[0]["code"] if found else "valid" for found in problems)
         valid = self._valid(damaged)
@@ -394,7 +397,7 @@ class Stored(Kind):
         with contextlib.suppress(EvalIngestError):
             metadata = read_metadata(layout)
             if metadata is not None:
-                verify(layout, metadata, pipeline.no_progress)
+                verify(layout, metadata, no_progress)
         assert dataset_card is not None and path is not None
 
     @staticmethod
@@ -416,9 +419,9 @@ KINDS: dict[str, type[Kind]] = {
 }
 
 
-def _job(source: Path, root: Path, name: str, **spec: Any) -> pipeline.Job:
+def _job(source: Path, root: Path, name: str, **spec: Any) -> Job:
     parsed = DatasetSpec.parse({"name": name, "source": str(source), **spec}, "fuzz")
-    return pipeline.open_job(parsed, Settings(eval_root=str(root), workers=1))
+    return open_job(parsed, Settings(eval_root=str(root), workers=1))
 
 
 def _check_message(error: EvalIngestError) -> None:

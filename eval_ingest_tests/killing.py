@@ -18,9 +18,12 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
-from eval_ingest import indexing, pipeline, transfer
+from eval_ingest import pipeline, transfer
 from eval_ingest.core.spec import DatasetSpec
+from eval_ingest.engine import no_progress
 from eval_ingest.errors import EvalIngestError
+from eval_ingest.indexing import build, partial
+from eval_ingest.job import Job, open_job
 from eval_ingest.settings import Settings
 from eval_ingest.store import layout
 
@@ -46,16 +49,17 @@ class Run:
     shard_bytes: int = layout.MAX_SHARD_BYTES
     """Of a shard at most; the real limit is far too large for a test."""
 
-    def job(self, progress: Callable[[str, int, int], None] = pipeline.no_progress) -> pipeline.Job:
+    def job(self, progress: Callable[[str, int, int], None] = no_progress) -> Job:
         """What pipeline.ingest takes."""
         values = {"name": self.name, "source": self.source, **self.spec}
         settings = Settings(eval_root=str(self.root), workers=2, engine=self.engine)
-        return pipeline.open_job(DatasetSpec.parse(values, "test"), settings, progress=progress)
+        return open_job(DatasetSpec.parse(values, "test"), settings, progress=progress)
 
-    def do(self, progress: Callable[[str, int, int], None] = pipeline.no_progress) -> None:
+    def do(self, progress: Callable[[str, int, int], None] = no_progress) -> None:
         """Ingest, in steps of two windows, so that there are many moments to be stopped at."""
         with (
-            patch.multiple(indexing, SHARD_WINDOWS=2, PARTIAL_ROWS=4),
+            patch.multiple(build, SHARD_WINDOWS=2),
+            patch.multiple(partial, PARTIAL_ROWS=4),
             patch.multiple(transfer, _TASK_WINDOWS=2, _MOVED_TOGETHER=2),
             patch.object(layout, "MAX_SHARD_BYTES", self.shard_bytes),
         ):

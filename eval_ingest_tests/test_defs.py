@@ -37,9 +37,11 @@ from eval_ingest.errors import (
     SourceNotFoundError,
     StoreError,
 )
+from eval_ingest.job import Job, open_job
 from eval_ingest.settings import Settings
 from eval_ingest.store.catalog import find_spec
 from eval_ingest.store.layout import EvalRoot
+from eval_ingest.store.outcomes import read_outcome
 
 # Outside of pytest defs/running.py silences it, and says why.
 pytestmark = pytest.mark.filterwarnings("ignore::dagster.BetaWarning")
@@ -70,10 +72,10 @@ class World:
 
     def outcome(self, stage: str) -> Any:
         """What is on disk."""
-        return pipeline.read_stage(self.layout(), stage)
+        return read_outcome(self.layout(), stage)
 
-    def job(self, name: str = "crops") -> pipeline.Job:
-        return pipeline.open_job(find_spec(self.settings, name), self.settings)
+    def job(self, name: str = "crops") -> Job:
+        return open_job(find_spec(self.settings, name), self.settings)
 
     def stages(self, *names: str, partition: str = "crops") -> dg.ExecuteInProcessResult:
         """Materialise stage assets of one partition."""

@@ -18,6 +18,7 @@ from eval_ingest.defs import gcs, sensors
 from eval_ingest.defs.cursor import Cursor, Seen, Step
 from eval_ingest.defs.resources import build_resources
 from eval_ingest.errors import InvalidWindowsError, SourceError
+from eval_ingest.job import open_job
 from eval_ingest.pipeline import STAGES
 from eval_ingest.settings import Settings
 from eval_ingest.store.catalog import add_spec, find_spec
@@ -83,7 +84,7 @@ class Ticks:
         for request in requests:
             spec = find_spec(self.settings, str(request.partition_key))
             try:
-                pipeline.ingest(pipeline.open_job(spec, self.settings))
+                pipeline.ingest(open_job(spec, self.settings))
             except InvalidWindowsError:
                 assert not success
                 self.leave(request, dg.DagsterRunStatus.FAILURE)

@@ -14,6 +14,7 @@ import pytest
 from eval_ingest import pipeline
 from eval_ingest.engine import executor, map_ordered
 from eval_ingest.errors import SettingsError
+from eval_ingest.job import open_job
 from eval_ingest.settings import Settings
 from eval_ingest_tests.conftest import make_job
 
@@ -112,7 +113,7 @@ def test_an_ingest_over_dask_survives_the_death_of_a_worker(
     with Client(address) as client:
         client.wait_for_workers(2, timeout=60)
     # Small tasks, so that there is something left to do when one worker is gone.
-    monkeypatch.setattr("eval_ingest.indexing.SHARD_WINDOWS", 2)
+    monkeypatch.setattr("eval_ingest.indexing.build.SHARD_WINDOWS", 2)
     killed: list[int] = []
 
     def kill_one(what: str, done: int, total: int) -> None:
@@ -122,7 +123,7 @@ def test_an_ingest_over_dask_survives_the_death_of_a_worker(
 
     job = make_job(written("segmentation"), tmp_path, "segmentation", max_invalid_fraction=0.5)
     settings = Settings(eval_root=str(tmp_path), workers=2, engine=address)
-    job = pipeline.open_job(job.spec, settings, progress=kill_one)
+    job = open_job(job.spec, settings, progress=kill_one)
     pipeline.ingest(job)
     assert killed
     reference = ingested("segmentation") / "segmentation"
@@ -150,9 +151,10 @@ def test_a_script_without_a_main_guard_can_ingest(tmp_path: Path, small: Path) -
     script.write_text(
         "from eval_ingest import pipeline\n"
         "from eval_ingest.core.spec import DatasetSpec\n"
+        "from eval_ingest.job import open_job\n"
         "from eval_ingest.settings import Settings\n"
         f"spec = DatasetSpec(name='crops', source={str(small)!r})\n"
-        f"print(len(pipeline.ingest(pipeline.open_job(spec, Settings({settings})))))\n"
+        f"print(len(pipeline.ingest(open_job(spec, Settings({settings})))))\n"
     )
     done = subprocess.run([sys.executable, script], capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (0, "5\n"), done.stderr

@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from eval_ingest import EvalDataset, pipeline
+from eval_ingest import EvalDataset
 from eval_ingest.errors import SourceError, StoreError
+from eval_ingest.indexing.work import IndexTask
 from eval_ingest.store import leftovers
 from eval_ingest.store.atomic import write_json
 from eval_ingest.store.copy import CopiedWindow, Manifest
@@ -95,13 +96,13 @@ def test_samples_packed_before_a_stop_are_not_decoded_again(
     with pytest.raises(KeyboardInterrupt):
         run.do(stop)
     decoded: list[int] = []
-    decode = pipeline.IndexTask.__call__
+    decode = IndexTask.__call__
 
     def counted(task: Any, shard: Any) -> Any:
         decoded.extend(place for place, _ in shard)
         return decode(task, shard)
 
-    monkeypatch.setattr("eval_ingest.indexing.IndexTask.__call__", counted)
+    monkeypatch.setattr("eval_ingest.indexing.work.IndexTask.__call__", counted)
     monkeypatch.setattr("eval_ingest.transfer.read_arrays", _not_again)
     run.do()
     assert decoded == list(range(6, 10))

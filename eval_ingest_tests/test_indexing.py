@@ -7,7 +7,9 @@ from typing import Any
 
 import pyarrow as pa
 
-from eval_ingest.indexing import SHARD_WINDOWS, IndexedShard, PartialRows, index_windows
+from eval_ingest.indexing.build import SHARD_WINDOWS, index_windows
+from eval_ingest.indexing.partial import PartialRows
+from eval_ingest.indexing.work import IndexedShard
 from eval_ingest.store.pack import PackRow
 
 

@@ -11,7 +11,9 @@ import torch
 
 from eval_ingest import EvalDataset, cli, pipeline
 from eval_ingest.core.spec import SPLITS
+from eval_ingest.engine import no_progress
 from eval_ingest.errors import IntegrityError, LoadError, SpecError, StoreError
+from eval_ingest.job import Job
 from eval_ingest.report.export import export_dataset
 from eval_ingest.report.writing import write_report
 from eval_ingest.store.layout import EvalRoot
@@ -76,7 +78,7 @@ def test_no_sample_is_written(root: EvalRoot, reference: Path) -> None:
     assert "no rslearn copy" in trainer_tasks(root).left_out["crops"]
 
 
-def _again(root: EvalRoot) -> pipeline.Job:
+def _again(root: EvalRoot) -> Job:
     source = root.path.parent / "source"
     return make_job(source, root.path, copy="index", max_invalid_fraction=0.5)
 
@@ -101,13 +103,13 @@ def test_a_report_is_drawn_from_the_source(root: EvalRoot) -> None:
 
 
 def test_verify_compares_the_source(root: EvalRoot, tmp_path: Path) -> None:
-    found = verify_dataset(root, "crops", pipeline.no_progress)
+    found = verify_dataset(root, "crops", no_progress)
     assert found.problems == [] and "10 windows of" in found.checked
     window = _window(tmp_path)
     (window / "metadata.json").touch()
     gone = _window(tmp_path, 1)
     shutil.rmtree(gone)
-    problems = verify_dataset(root, "crops", pipeline.no_progress).problems
+    problems = verify_dataset(root, "crops", no_progress).problems
     assert sorted(problems) == sorted(
         [
             f"{window.parent.name}/{window.name} has changed since it was indexed",
@@ -115,7 +117,7 @@ def test_verify_compares_the_source(root: EvalRoot, tmp_path: Path) -> None:
         ]
     )
     shutil.rmtree(tmp_path / "source")
-    (problem,) = verify_dataset(root, "crops", pipeline.no_progress).problems
+    (problem,) = verify_dataset(root, "crops", no_progress).problems
     assert "does not exist" in problem
 
 
@@ -175,7 +177,7 @@ def test_from_windows_to_index_and_back(small: Path, tmp_path: Path, reference: 
         assert_equal(found, EvalDataset("crops", split, root=reference))
     pipeline.ingest(make_job(small, tmp_path))
     assert {path.name for path in layout.path.iterdir()} == copied
-    assert verify_dataset(EvalRoot(tmp_path), "crops", pipeline.no_progress).problems == []
+    assert verify_dataset(EvalRoot(tmp_path), "crops", no_progress).problems == []
 
 
 @pytest.fixture(scope="module")

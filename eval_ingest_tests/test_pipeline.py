@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from eval_ingest import EvalDataset, pipeline
+from eval_ingest.engine import no_progress
 from eval_ingest.errors import (
     ConfigError,
     InvalidWindowsError,
@@ -20,7 +21,9 @@ from eval_ingest.errors import (
     SpecError,
     StoreError,
 )
+from eval_ingest.job import open_job
 from eval_ingest.store.layout import EvalRoot
+from eval_ingest.store.outcomes import read_outcome
 from eval_ingest.store.registry import locked, read_registry
 from eval_ingest.store.verify import verify
 from eval_ingest.studio import window as window_module
@@ -191,7 +194,7 @@ def test_broken_windows_are_kept_counted_and_left_out(copied: Copied, tmp_path: 
     (broken[3] / "metadata.json").write_text(json.dumps(metadata))
     (broken[4] / "metadata.json").write_text("{not json")
     pipeline.ingest(make_job(source, root, max_invalid_fraction=0.9))
-    index = pipeline.read_stage(EvalRoot(root).dataset("crops"), "window_index")
+    index = read_outcome(EvalRoot(root).dataset("crops"), "window_index")
     assert index.summary.reasons == {
         "metadata_missing": 1,
         "raster_unreadable": 1,
@@ -243,8 +246,8 @@ def test_a_stopped_ingest_goes_on(
     outcomes = pipeline.ingest(make_job(source, root))
     assert ran(outcomes) == ["weka_copy", "registry_entry"]
     layout = EvalRoot(root).dataset("crops")
-    metadata = pipeline.read_stage(layout, "registry_entry")
-    assert verify(layout, metadata, pipeline.no_progress).problems == []
+    metadata = read_outcome(layout, "registry_entry")
+    assert verify(layout, metadata, no_progress).problems == []
 
 
 def _interrupted(*_: object) -> None:
@@ -255,13 +258,13 @@ def test_verify_finds_a_changed_byte(copied: Copied, tmp_path: Path) -> None:
     source, root = copied("segmentation"), tmp_path / "root"
     pipeline.ingest(make_job(source, root))
     layout = EvalRoot(root).dataset("crops")
-    metadata = pipeline.read_stage(layout, "registry_entry")
-    assert verify(layout, metadata, pipeline.no_progress).problems == []
+    metadata = read_outcome(layout, "registry_entry")
+    assert verify(layout, metadata, no_progress).problems == []
     raster = next(layout.windows.rglob("geotiff.tif"))
     data = bytearray(raster.read_bytes())
     data[-1] ^= 1
     raster.write_bytes(data)
-    (problem,) = verify(layout, metadata, pipeline.no_progress).problems
+    (problem,) = verify(layout, metadata, no_progress).problems
     assert raster.relative_to(layout.path).parts[2] in problem
 
 
@@ -272,7 +275,7 @@ def test_engines_give_the_same_bytes(
     job = make_job(written("ragged_segmentation"), tmp_path, "ragged_segmentation",
                    max_invalid_fraction=0.5)  # fmt: skip
     settings = type(job.settings)(eval_root=str(tmp_path), workers=2, engine=engine)
-    job = pipeline.open_job(job.spec, settings)
+    job = open_job(job.spec, settings)
     pipeline.ingest(job)
     reference = ingested("ragged_segmentation") / "ragged_segmentation"
     for path in sorted(reference.rglob("*.npy")):
@@ -289,7 +292,7 @@ def test_stream_packs_without_copying(written: Callable[[str], Path], tmp_path: 
 def test_groups_and_tags_choose_windows(written: Callable[[str], Path], tmp_path: Path) -> None:
     source = written("segmentation")
     pipeline.ingest(make_job(source, tmp_path, tags={"split": "train"}))
-    counts = pipeline.read_stage(EvalRoot(tmp_path).dataset("crops"), "split_assignment").counts()
+    counts = read_outcome(EvalRoot(tmp_path).dataset("crops"), "split_assignment").counts()
     tagged = [
         path
         for path in windows_of(source)
@@ -307,7 +310,7 @@ def test_a_trial_with_few_samples_reads_few_windows(
         shutil.copytree(window, window.parent / f"more_{k}")
     job = make_job(source, tmp_path / "root", max_samples=4)
     assert ran(pipeline.ingest(job)) == list(pipeline.STAGES)
-    counts = pipeline.read_stage(job.layout, "split_assignment").counts()
+    counts = read_outcome(job.layout, "split_assignment").counts()
     assert sum(counts.values()) == 4
     assert len(pixels_read) == 4 * (4 + 64) + 4 * 4  # four rasters a window; read, then packed
     assert ran(pipeline.ingest(make_job(source, tmp_path / "root", max_samples=4))) == []

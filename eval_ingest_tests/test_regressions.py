@@ -21,6 +21,7 @@ from eval_ingest.core.norm import combine, measure
 from eval_ingest.errors import SourceError
 from eval_ingest.store.atomic import write_json
 from eval_ingest.store.layout import EvalRoot
+from eval_ingest.store.outcomes import read_outcome
 from eval_ingest.store.registry import read_metadata, read_registry, rebuild_registry
 from eval_ingest_tests.conftest import make_job
 from eval_ingest_tests.test_pipeline import windows_of
@@ -42,7 +43,7 @@ def test_01_splits_do_not_depend_on_the_order_of_listing(copied: Copied, tmp_pat
 
         object.__setattr__(job.source, "names", listed)
         pipeline.ingest(job)
-        table = pipeline.read_stage(job.layout, "split_assignment").table
+        table = read_outcome(job.layout, "split_assignment").table
         splits.append(dict(zip(table["name"].to_pylist(), table["split"].to_pylist(), strict=True)))
     assert splits[0] == splits[1]
     assert set(splits[0].values()) == {"train", "val", "test"}
@@ -112,7 +113,7 @@ def test_05_no_modality_is_published_twice(ingested: Ingested) -> None:
 
 def test_06_statistics_count_every_pixel_of_every_train_window(ingested: Ingested) -> None:
     root = ingested("per_pixel_regression")
-    index = pipeline.read_stage(EvalRoot(root).dataset("per_pixel_regression"), "window_index")
+    index = read_outcome(EvalRoot(root).dataset("per_pixel_regression"), "window_index")
     train = EvalDataset("per_pixel_regression", "train", root=root, normalize=None, crop=None)
     name = train.metadata.config.modalities[0].name
     rows = [index.keys.index(train.window(i)) for i in range(len(train))]
@@ -130,7 +131,7 @@ def test_07_windows_with_unreadable_metadata_do_not_vanish(copied: Copied, tmp_p
     (windows_of(source)[0] / "metadata.json").write_text("{")
     total = len(windows_of(source))
     pipeline.ingest(make_job(source, tmp_path / "root"))
-    index = pipeline.read_stage(EvalRoot(tmp_path / "root").dataset("crops"), "window_index")
+    index = read_outcome(EvalRoot(tmp_path / "root").dataset("crops"), "window_index")
     assert (len(index), index.summary.n_invalid) == (total, 1)
 
 
@@ -174,7 +175,7 @@ def test_10_a_raster_with_other_bands_than_config_json_says_is_invalid(
     rewrite(next((windows_of(source)[0] / "layers" / "sentinel2").rglob("geotiff.tif")),
             lambda pixels: pixels[:11])  # fmt: skip
     pipeline.ingest(make_job(source, tmp_path / "root"))
-    index = pipeline.read_stage(EvalRoot(tmp_path / "root").dataset("crops"), "window_index")
+    index = read_outcome(EvalRoot(tmp_path / "root").dataset("crops"), "window_index")
     assert index.summary.reasons == {"raster_bands": 1}
 
 

@@ -18,6 +18,7 @@ from eval_ingest.core.spec import SPLITS, DatasetSpec
 from eval_ingest.definitions import build_defs
 from eval_ingest.defs.assets import STAGE_ASSETS
 from eval_ingest.defs.resources import build_resources
+from eval_ingest.engine import no_progress
 from eval_ingest.errors import (
     IntegrityError,
     LockedError,
@@ -25,6 +26,7 @@ from eval_ingest.errors import (
     StoreError,
     UnknownDatasetError,
 )
+from eval_ingest.job import Job, open_job
 from eval_ingest.objects.writing import WritableObjects
 from eval_ingest.settings import Settings
 from eval_ingest.store import lease, remote_root
@@ -71,9 +73,9 @@ class Place:
     def root(self) -> EvalRoot:
         return open_root(Settings.load())
 
-    def job(self, source: Path, name: str = "crops", **spec: Any) -> pipeline.Job:
+    def job(self, source: Path, name: str = "crops", **spec: Any) -> Job:
         parsed = DatasetSpec.parse({"name": name, "source": str(source), **spec}, "test")
-        return pipeline.open_job(parsed, Settings.load())
+        return open_job(parsed, Settings.load())
 
     def ingest(self, source: Path, name: str = "crops", **spec: Any) -> list[pipeline.Outcome]:
         return pipeline.ingest(self.job(source, name, **spec))
@@ -204,7 +206,7 @@ def test_ingest_load_resplit_remove(place: Place, small: Path, reference: Path) 
 
 
 def _verified(place: Place) -> list[str]:
-    result = verify_dataset(place.root, "crops", pipeline.no_progress)
+    result = verify_dataset(place.root, "crops", no_progress)
     assert "10 windows" in result.checked
     return result.problems
 

@@ -13,6 +13,7 @@ import yaml
 from eval_ingest import EvalDataset, pipeline
 from eval_ingest.core.modality import MODALITIES
 from eval_ingest.demo import quiet_rslearn
+from eval_ingest.engine import no_progress
 from eval_ingest.store.rslearn_index import FOLDER
 from eval_ingest.store.verify import verify
 from eval_ingest_tests.conftest import make_job
@@ -224,9 +225,9 @@ def test_verify_finds_an_index_that_is_no_longer_true(
     splits = {"strategy": "random", "ratios": [50, 25, 25], "seed": 7}
     pipeline.ingest(make_job(source, root, splits=splits))
     metadata = EvalDataset("crops", "train", root=root).metadata
-    assert verify(job.layout, metadata, pipeline.no_progress).problems == []
+    assert verify(job.layout, metadata, no_progress).problems == []
     (root / "crops" / FOLDER / "other.json").write_text(stale)
     (root / "crops" / FOLDER / "torn.json").write_text(stale[:100])
-    wrong, damaged = verify(job.layout, metadata, pipeline.no_progress).problems
+    wrong, damaged = verify(job.layout, metadata, no_progress).problems
     assert "other.json" in wrong and "split of the copy, such as" in wrong
     assert damaged.endswith("torn.json is damaged")

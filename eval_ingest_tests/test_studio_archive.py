@@ -12,6 +12,7 @@ import pytest
 from eval_ingest import pipeline
 from eval_ingest.errors import EvalIngestError, SourceError, SourceNotFoundError
 from eval_ingest.objects.reading import Entry, Objects, crc32c_text
+from eval_ingest.store.outcomes import read_outcome
 from eval_ingest.studio.archive import Limits, open_archive
 from eval_ingest.studio.source import open_source
 from eval_ingest_tests.conftest import make_job
@@ -48,7 +49,7 @@ def test_an_archive_is_ingested_like_the_folder(
     root = tmp_path / "root"
     pipeline.ingest(make_job(archive, root))
     assert_same_ingest(root, reference)
-    metadata = pipeline.read_stage(make_job(archive, root).layout, "registry_entry")
+    metadata = read_outcome(make_job(archive, root).layout, "registry_entry")
     assert metadata.source == str(archive)
 
 

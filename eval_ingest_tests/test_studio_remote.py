@@ -11,7 +11,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from eval_ingest import pipeline
+from eval_ingest.dry_run import dry_run
 from eval_ingest.errors import SourceError, SourceNotFoundError
+from eval_ingest.job import open_job
 from eval_ingest.objects import reading as objects
 from eval_ingest.objects.reading import Entry, Objects, prefixes
 from eval_ingest.studio import remote
@@ -169,7 +171,7 @@ def test_stream_keeps_no_bytes_and_fetches_once(
 def test_a_dry_run_fetches_metadata_alone(
     through: Proxy, server: ObjectServer, tmp_path: Path
 ) -> None:
-    plan = pipeline.dry_run(make_job(f"{server.url}/data/crops", tmp_path))
+    plan = dry_run(make_job(f"{server.url}/data/crops", tmp_path))
     assert plan["n_windows"] == 10
     windows = [name for name in through.fetched if "/windows/" in name]
     assert len(windows) == 10 and all(name.endswith("metadata.json") for name in windows)
@@ -193,7 +195,7 @@ def test_processes_fetch_too(
         pytest.skip("starting processes takes long; one server will do")
     job = make_job(f"{server.url}/data/crops", tmp_path)
     settings = type(job.settings)(eval_root=str(tmp_path), workers=2, engine="processes")
-    pipeline.ingest(pipeline.open_job(job.spec, settings))
+    pipeline.ingest(open_job(job.spec, settings))
     assert_same_ingest(tmp_path, reference)
     assert {n for name, n in through.fetched.items() if "/windows/" in name} == {1}
 

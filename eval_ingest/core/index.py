@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from eval_ingest.core.columns import codes, encoded, floats, lengths, matrix, one_array
+from eval_ingest.core.fingerprint import fingerprint
 from eval_ingest.core.footprints import Footprints
 from eval_ingest.core.norm import MOMENTS
 from eval_ingest.core.resolved import ResolvedConfig
@@ -23,6 +24,18 @@ from eval_ingest.core.validate import InvalidSummary, Problem, summarise
 
 INDEX_VERSION = 3
 """Raised when a column changes meaning: an index of another version is built anew."""
+
+
+def row_key(config: ResolvedConfig) -> str:
+    """What a row's values depend on besides the window's files."""
+    pixels = config.model_dump(
+        mode="json",
+        include={"task", "label", "modalities", "layers", "crop_size", "data_storage"},
+    )
+    for known in pixels["task"]["classes"]:
+        known.pop("color")
+    return fingerprint("row", INDEX_VERSION, pixels)
+
 
 _TIME = pa.timestamp("us", tz="UTC")
 _INTERVAL = pa.struct([("start", _TIME), ("end", _TIME)])

@@ -13,9 +13,11 @@ from eval_ingest import pipeline
 from eval_ingest.defs.failures import as_failure
 from eval_ingest.defs.metadata import stage_file, stage_path
 from eval_ingest.errors import NotIngestedError
+from eval_ingest.job import open_job
 from eval_ingest.settings import Settings
 from eval_ingest.store.catalog import find_spec
 from eval_ingest.store.layout import DatasetLayout
+from eval_ingest.store.outcomes import read_outcome
 from eval_ingest.store.uri import open_root
 
 
@@ -50,9 +52,9 @@ class StageIOManager(dg.UPathIOManager):
         """
         name, stage = context.partition_key, context.asset_key.path[-1]
         with as_failure(name):
-            old = pipeline.read_stage(self._layout(path), stage)
+            old = read_outcome(self._layout(path), stage)
             if old is None or old.fingerprint != obj.fingerprint:
-                job = pipeline.open_job(find_spec(self._settings, name), self._settings)
+                job = open_job(find_spec(self._settings, name), self._settings)
                 with pipeline.dataset_lock(job):
                     pipeline.write_stage(job, stage, obj)
 
@@ -60,7 +62,7 @@ class StageIOManager(dg.UPathIOManager):
         """Read a stage's outcome; a Failure that says what to run if it isn't there."""
         layout, stage = self._layout(path), context.asset_key.path[-1]
         with as_failure(layout.name):
-            value = pipeline.read_stage(layout, stage)
+            value = read_outcome(layout, stage)
             if value is None:
                 self._explain_missing(layout, stage)
             return value
@@ -69,7 +71,7 @@ class StageIOManager(dg.UPathIOManager):
         """Name the first stage that is missing: the ones after it need it too."""
         find_spec(self._settings, layout.name)  # a mistyped name has another cure
         upto = pipeline.STAGES[: pipeline.STAGES.index(stage) + 1]
-        first = next(s for s in upto if s == stage or pipeline.read_stage(layout, s) is None)
+        first = next(s for s in upto if s == stage or read_outcome(layout, s) is None)
         raise NotIngestedError(
             f"{layout.name}: {first} has not run yet, and this stage needs it; run: "
             f"dagster asset materialize --select {first} --partition {layout.name}"

@@ -17,7 +17,8 @@ from eval_ingest.core.splits import SplitAssignment
 from eval_ingest.core.task import Task
 from eval_ingest.core.validate import PROBLEMS
 from eval_ingest.errors import EvalIngestError
-from eval_ingest.pipeline import Job, Outcome
+from eval_ingest.job import Job
+from eval_ingest.pipeline import Outcome
 from eval_ingest.report.terminal import describe, size
 from eval_ingest.store.layout import DatasetLayout
 

@@ -13,7 +13,8 @@ from eval_ingest import pipeline
 from eval_ingest.defs.failures import as_failure
 from eval_ingest.defs.metadata import stage_line
 from eval_ingest.defs.partitions import add_partition
-from eval_ingest.pipeline import Job, Outcome
+from eval_ingest.job import Job, open_job
+from eval_ingest.pipeline import Outcome
 from eval_ingest.settings import Settings
 from eval_ingest.store.catalog import find_spec
 
@@ -49,7 +50,7 @@ def run_stage(
         if DATASET_TAG not in context.run.tags:
             context.instance.add_run_tags(context.run.run_id, {DATASET_TAG: name})
         progress = LogProgress(context.log, stage)
-        job = pipeline.open_job(spec, settings, progress=progress)
+        job = open_job(spec, settings, progress=progress)
         with pipeline.dataset_lock(job):
             outcome = pipeline.run_stage(job, stage, dict(values or {}))
         context.log.info(stage_line(outcome))

@@ -8,10 +8,10 @@ from pathlib import Path
 
 from eval_ingest.core.entry import Metadata
 from eval_ingest.errors import IntegrityError, NotIngestedError, StoreError
-from eval_ingest.pipeline import read_copy
 from eval_ingest.report.writing import write_report
 from eval_ingest.store.atomic import store_error, write_json
 from eval_ingest.store.layout import DatasetLayout, EvalRoot
+from eval_ingest.store.outcomes import read_copy
 from eval_ingest.store.registry import rebuild_registry, require_metadata
 from eval_ingest.store.windows import windows_of
 

@@ -14,7 +14,8 @@ from eval_ingest.core.task import Task
 from eval_ingest.redaction import redacted
 
 if TYPE_CHECKING:
-    from eval_ingest.pipeline import Job, Outcome
+    from eval_ingest.job import Job
+    from eval_ingest.pipeline import Outcome
     from eval_ingest.watching import Judgement, Sighting
 
 
@@ -175,6 +176,31 @@ def describe(outcome: "Outcome") -> str:
 def counts_text(counts: Mapping[str, int]) -> str:
     """`train 84, val 18, test 18`."""
     return ", ".join(f"{split} {counts.get(split, 0)}" for split in SPLITS)
+
+
+def summary(job: "Job", outcomes: "Sequence[Outcome]") -> dict[str, Any]:
+    """What an ingest did, for people and programs."""
+    values = {outcome.stage: outcome.value for outcome in outcomes}
+    ran = any(outcome.ran for outcome in outcomes)
+    return {
+        "name": job.spec.name,
+        "path": job.layout.url,
+        "ran": ran,
+        "registered": "registry_entry" in values,
+        "stages": {
+            outcome.stage: {
+                "ran": outcome.ran,
+                "seconds": round(outcome.seconds, 3),
+                "fingerprint": outcome.fingerprint,
+            }
+            for outcome in outcomes
+        },
+        "counts": values["split_assignment"].counts(),
+        "report": values["split_assignment"].report if ran else None,
+        "classes": [known.name for known in job.config.task.classes],
+        "quality": values["registry_entry"].quality if "registry_entry" in values else {},
+        "warnings": [*job.config.warnings, *values["norm_stats"].warnings] if ran else [],
+    }
 
 
 def summary_lines(summary: dict[str, Any]) -> list[str]:

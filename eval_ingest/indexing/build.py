@@ -1,0 +1,239 @@
+"""The index of a source: which windows have to be read, and the rows of all."""
+
+import hashlib
+from collections.abc import Sequence
+from concurrent.futures import Executor
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from eval_ingest.core.fingerprint import fingerprint
+from eval_ingest.core.index import INDEX_VERSION, WindowIndex, row_key
+from eval_ingest.core.resolved import ResolvedConfig
+from eval_ingest.engine import Progress, executor, map_ordered
+from eval_ingest.indexing.packer import Commits, Packer, pack_row, pack_rows
+from eval_ingest.indexing.partial import PartialRows, PartTable
+from eval_ingest.indexing.rows import add_geometry
+from eval_ingest.indexing.wanted import WindowFilter, enough, list_windows, wanted_groups
+from eval_ingest.indexing.work import IndexedShard, IndexTask
+from eval_ingest.job import Job
+from eval_ingest.store.index_file import read_index, write_index
+from eval_ingest.store.pack import PackRow
+from eval_ingest.store.room import require_room
+from eval_ingest.studio.source import Listed, LocalSource
+from eval_ingest.studio.window import read_window, sample_arrays
+
+SHARD_WINDOWS = 64
+"""Windows per task: enough to drown its overhead, few enough to balance and to show progress."""
+
+
+def index_source(job: Job) -> WindowIndex:
+    """The index of a source as it is now, from the last one and from what is new or has changed.
+
+    Valid windows are packed on the way, unless only some of them will be in a split, so that the
+    copy stage needs not decode them again.
+
+    Raises:
+        SourceError: the source can't be read.
+        StoreError: the eval root can't be written.
+    """
+    old = read_index(job.layout.window_index)
+    parts = partial_rows(job)
+    stopped = parts.read()
+    known = old.table if old is not None and old.row_key == job.row_key else None
+    if known is None and not stopped and isinstance(job.source, LocalSource):
+        # Nothing to compare with: the workers may list each window's files as they read it.
+        names = enough(job, list(job.source.names(wanted_groups(job))))
+        return _build(job, IndexWork.of(names), [], parts)
+    listed = enough(job, list_windows(job))
+    if old is not None and old.fingerprint == _index_fingerprint(job, listed):
+        parts.clear()  # a run was stopped when it had just written the index
+        return old
+    return _build(job, IndexWork.of(listed, known, stopped), listed, parts)
+
+
+def finish_index(job: Job, index: WindowIndex) -> None:
+    """Write the index and drop the partial rows that a stopped run would have gone on from."""
+    write_index(job.layout.window_index, index)
+    partial_rows(job).clear()
+
+
+def partial_rows(job: Job) -> PartialRows:
+    """What stopped runs have left of the index."""
+    return PartialRows(job.layout.path / ".window_index", job.row_key)
+
+
+@dataclass(frozen=True)
+class IndexWork:
+    """Which windows have to be read, and which rows of earlier runs are still right."""
+
+    new: list[Listed]
+    """Windows that the last index doesn't have, in the order in which they are read and packed."""
+    known: list[pa.Table] = field(default_factory=list)
+    """Rows of the last index."""
+    stopped: list[tuple[PartTable, list[int]]] = field(default_factory=list)
+    """Rows of new windows that a stopped run has finished."""
+
+    @classmethod
+    def of(
+        cls,
+        windows: Sequence[Listed],
+        known: pa.Table | None = None,
+        stopped: Sequence[PartTable] = (),
+    ) -> "IndexWork":
+        """Compare windows, as they are now, with the last index and with what was left undone."""
+        rows = {} if known is None else _rows_by_window(known)
+        same = sorted(rows[window] for window in windows if window in rows)
+        new = sorted((window for window in windows if window not in rows), key=_reading_order)
+        left = set(new)
+        finished = []
+        for part in stopped:
+            here = {w: row for w, row in _rows_by_window(part.table).items() if w in left}
+            left -= here.keys()
+            finished.append((part, sorted(here.values())))
+        return cls(new, [] if known is None else [_take(known, same)], finished)
+
+    @property
+    def kept(self) -> list[pa.Table]:
+        """All rows that are still right."""
+        return [*self.known, *(_take(part.table, rows) for part, rows in self.stopped)]
+
+    @property
+    def to_read(self) -> list[tuple[int, Listed]]:
+        """The windows without a row, each with its place among the new ones."""
+        done = {w for part, rows in self.stopped for w in _rows_by_window(_take(part.table, rows))}
+        return [(place, w) for place, w in enumerate(self.new) if w not in done]
+
+    def packed(self, packer: Packer, config: ResolvedConfig) -> list[tuple[int, PackRow]]:
+        """What a stopped run has packed, with its places."""
+        return [
+            item
+            for part, rows in self.stopped
+            if part.packing == packer.key
+            for item in part.packed(rows, config)
+        ]
+
+
+def _take(table: pa.Table, rows: Sequence[int]) -> pa.Table:
+    return table.take(pa.array(rows, pa.int64()))  # an empty list would be of type null
+
+
+def _rows_by_window(table: pa.Table) -> dict[Listed, int]:
+    columns = (table[name].to_pylist() for name in ("group", "name", "source_digest"))
+    return {window: row for row, window in enumerate(map(Listed, *columns))}
+
+
+def _reading_order(item: Listed) -> tuple[str, str]:
+    """By the SHA-256 of the name: the order of splits, so that packs are read from front to end."""
+    return hashlib.sha256(item.name.encode()).hexdigest(), item.group
+
+
+def _index_fingerprint(job: Job, windows: list[Listed]) -> str:
+    """Of every window's group, name and digest, and of what decides over rows."""
+    return fingerprint(
+        "window_index",
+        INDEX_VERSION,
+        job.row_key,
+        job.spec.tags,
+        job.spec.temporal_range,
+        sorted(windows),
+    )
+
+
+def _build(job: Job, work: IndexWork, listed: list[Listed], parts: PartialRows) -> WindowIndex:
+    """Read the windows that have to be read, and add them to the rows that are there."""
+    mode = job.spec.copy_mode
+    task = IndexTask(job.source, job.config, WindowFilter.of(job.spec), copy_mode=mode)
+    packer = commits = None
+    if job.spec.max_samples is None and mode != "index":
+        packer = make_packer(task, work.new, work.known, parts.packing, job.layout.shard_bytes)
+    if packer is not None:
+        commits = Commits(packer, job.layout, job.row_key, work.packed(packer, job.config))
+    to_read = work.to_read
+    if packer is not None:
+        require_room(job.layout, 0, len(to_read) * packer.row_bytes)
+    try:
+        parts.packer = packer
+        with executor(job.settings, len(to_read)) as pool:
+            shards = index_windows(
+                replace(task, packer=packer), to_read, pool, job.settings.workers, parts, commits,
+                job.progress,
+            )  # fmt: skip
+    finally:
+        parts.flush()  # kept until the index itself is on disk: see finish_index
+    if commits is not None:
+        commits.add([], before=None)
+    empty = WindowIndex.empty(job.config, "", job.row_key).table
+    table = pa.concat_tables([empty, *work.kept, *(shard.table for shard in shards)])
+    table = add_geometry(table.sort_by([("group", "ascending"), ("name", "ascending")]))
+    filtered_out = [window for shard in shards for window in shard.filtered_out]
+    if not listed:
+        columns = (table[name].to_pylist() for name in ("group", "name", "source_digest"))
+        listed = [*map(Listed, *columns), *filtered_out]
+    extra = {"n_filtered_out": len(filtered_out), "n_read": len(work.new)}
+    wanted = _index_fingerprint(job, listed)
+    return WindowIndex(table, wanted, job.row_key, job.origin, extra)
+
+
+def make_packer(
+    task: IndexTask,
+    items: Sequence[Listed],
+    known: Sequence[pa.Table],
+    folder: Path,
+    shard_bytes: int,
+    look_at: int = 16,
+) -> Packer | None:
+    """A packer for these windows in these places, shaped like the first valid one.
+
+    What a stopped run has packed of the same windows is kept. The first valid window is looked
+    for in the rows that are known already, then by reading; None if none is near.
+    """
+    windows = [(item.group, item.name) for item in items]
+    key = fingerprint("packing", row_key(task.config), shard_bytes, windows)
+    packer = Packer.resume(folder, task.config, key, shard_bytes)
+    if packer is not None:
+        return packer
+    for table in known:
+        valid = table.filter(pc.equal(table["status"], "valid"))
+        if valid.num_rows and items:
+            [like] = pack_rows(valid, [0], task.config)
+            return Packer.create(folder, task.config, len(items), like, key, shard_bytes)
+    for item in items[:look_at]:
+        [(files, reader)] = task.readers([item])  # one by one: most often, the first will do
+        sample = read_window(reader, files, task.config, task.window_filter.wants)
+        if sample is not None:
+            reader.keep()  # it is read again when its turn comes
+        if sample is not None and not sample.problems:
+            like = pack_row(sample, sample_arrays(sample, task.config), task.config)
+            return Packer.create(folder, task.config, len(items), like, key, shard_bytes)
+    return None
+
+
+def index_windows(
+    task: IndexTask,
+    items: Sequence[tuple[int, Listed]],
+    executor: Executor,
+    workers: int,
+    parts: PartialRows,
+    commits: Commits | None,
+    progress: Progress,
+) -> list[IndexedShard]:
+    """Read, decode and judge windows, each given with its place among the samples.
+
+    The result is one row each, in tables of some windows; windows that the filter doesn't want
+    get no row. What is done is kept by `parts`, so that a stopped run goes on where it was;
+    `commits` publishes shards of samples when all their windows are read.
+    """
+    found = []
+    shards = (items[k : k + SHARD_WINDOWS] for k in range(0, len(items), SHARD_WINDOWS))
+    for number, shard in enumerate(map_ordered(executor, task, shards, in_flight=2 * workers), 1):
+        parts.add(shard)
+        found.append(shard)
+        if commits is not None:
+            following = number * SHARD_WINDOWS
+            place = items[following][0] if following < len(items) else None
+            commits.add(shard.packed, before=place)
+        progress("windows read", min(number * SHARD_WINDOWS, len(items)), len(items))
+    return found

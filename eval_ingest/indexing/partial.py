@@ -1,0 +1,94 @@
+"""What is done of an index: a run that was stopped goes on from there."""
+
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow as pa
+
+from eval_ingest.core.resolved import ResolvedConfig
+from eval_ingest.indexing.packer import Packer, pack_rows
+from eval_ingest.indexing.work import IndexedShard
+from eval_ingest.store.index_file import read_table, write_table
+from eval_ingest.store.pack import PackRow
+
+PARTIAL_VERSION = 2
+PARTIAL_ROWS = 2048
+"""Finished rows between two writes: a stopped run loses at most ten seconds of work."""
+
+
+class PartialRows:
+    """What is done of an index that isn't complete yet, in a folder: rows and packed samples."""
+
+    def __init__(self, folder: Path, key: str) -> None:
+        self._folder = folder
+        self._key = key
+        self._waiting: list[pa.Table] = []
+        self._count = len(list(folder.glob("*.parquet"))) if folder.is_dir() else 0
+        self.packer: Packer | None = None
+        """Packs the samples of the rows that are added."""
+
+    @property
+    def packing(self) -> Path:
+        """Where the packer's shards grow."""
+        return self._folder / "packing"
+
+    def read(self) -> "list[PartTable]":
+        """What earlier runs left, if their row key is ours."""
+        found = []
+        for path in sorted(self._folder.glob("*.parquet")) if self._folder.is_dir() else []:
+            part = read_table(path, "partial_rows", PARTIAL_VERSION)
+            if part is not None and part[1].get("row_key") == self._key:
+                table, facts = part
+                places = table["place"].to_pylist()
+                found.append(PartTable(table.drop_columns("place"), places, facts["packing"]))
+        return found
+
+    def add(self, shard: IndexedShard) -> None:
+        """Keep some rows; they reach the disk in files of about PARTIAL_ROWS rows."""
+        places = {(row.group, row.name): place for place, row in shard.packed}
+        names = zip(shard.table["group"].to_pylist(), shard.table["name"].to_pylist(), strict=True)
+        column = pa.array([places.get(name) for name in names], pa.int64())
+        self._waiting.append(shard.table.append_column("place", column))
+        if sum(part.num_rows for part in self._waiting) >= PARTIAL_ROWS:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write what is waiting, after the samples that it speaks of."""
+        if not self._waiting:
+            return
+        if self.packer is not None:
+            self.packer.sync()
+        facts = {
+            "kind": "partial_rows",
+            "version": PARTIAL_VERSION,
+            "row_key": self._key,
+            "packing": self.packer.key if self.packer is not None else "",
+        }
+        path = self._folder / f"{self._count:06d}.parquet"
+        write_table(path, pa.concat_tables(self._waiting), facts)
+        self._waiting.clear()
+        self._count += 1
+
+    def clear(self) -> None:
+        """Remove all of it: the index is written."""
+        self._waiting.clear()
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+
+@dataclass(frozen=True)
+class PartTable:
+    """Rows that a stopped run has finished."""
+
+    table: pa.Table
+    places: list[int | None]
+    """Of each row's sample among those that were packed; None: it wasn't packed."""
+    packing: str
+    """The key of the packer, see `Packer.key`."""
+
+    def packed(self, rows: Sequence[int], config: ResolvedConfig) -> list[tuple[int, PackRow]]:
+        """Those of some rows that were packed, with their places."""
+        done = [row for row in rows if self.places[row] is not None]
+        found = pack_rows(self.table, done, config)
+        return [(self.places[row] or 0, at) for row, at in zip(done, found, strict=True)]

@@ -1,0 +1,150 @@
+"""What the index says about a window: its row, from what was read of it."""
+
+import json
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from eval_ingest.core.digest import pixel_digest
+from eval_ingest.core.index import moments_struct
+from eval_ingest.core.norm import count_nodata, measure
+from eval_ingest.core.resolved import ResolvedConfig
+from eval_ingest.core.task import IGNORE_LABEL, TaskKind
+from eval_ingest.studio.source import WindowFiles, WindowReader
+from eval_ingest.studio.window import (
+    WindowMetadata,
+    WindowSample,
+    apply_pad,
+    read_metadata,
+)
+
+
+def index_row(sample: WindowSample, config: ResolvedConfig) -> dict[str, Any]:
+    """The row of one window; its geometry is added later, for all windows at once."""
+    files, metadata = sample.files, sample.metadata
+    row: dict[str, Any] = {
+        "group": files.group,
+        "name": files.name,
+        "layers": sample.layers,
+        "n_files": len(files.files),
+        "n_bytes": files.n_bytes,
+        "source_digest": files.digest,
+        "status": "invalid" if sample.problems else "valid",
+        "problems": [
+            {"code": found.code, "detail": found.detail[:500]} for found in sample.problems
+        ],
+    }
+    if metadata is not None:
+        row |= _metadata_columns(metadata)
+    moments: dict[str, NDArray[np.float64]] = {}
+    for modality in config.modalities:
+        found = sample.modalities.get(modality.name)
+        row[f"{modality.name}.timesteps"] = found.pixels.shape[2] if found else 0
+        if found is None:
+            continue
+        pixels = apply_pad(found.pixels, modality.pad)
+        moments[modality.name] = measure(pixels, decibels=modality.decibels)
+        row[f"{modality.name}.moments"] = moments_struct(moments[modality.name])
+        row[f"{modality.name}.nodata"] = count_nodata(
+            pixels, moments[modality.name], decibels=modality.decibels
+        )
+        if found.timestamps is not None:
+            row[f"{modality.name}.timestamps"] = [
+                {"start": start, "end": end} for start, end in found.timestamps
+            ]
+    arrays = {name: found.pixels for name, found in sample.modalities.items()}
+    row["pixel_digest"] = pixel_digest(arrays, moments)
+    return row | _label_columns(sample, config)
+
+
+def metadata_row(
+    reader: WindowReader, files: WindowFiles, wanted: Callable[[WindowMetadata], bool]
+) -> dict[str, Any] | None:
+    """The row of a window of which nothing but metadata.json is read, for a dry run.
+
+    Returns None if it isn't wanted.
+    """
+    row = {"group": files.group, "name": files.name, "status": "valid", "problems": []}
+    metadata = read_metadata(reader, files)
+    if metadata is None:
+        return row | {"status": "invalid"}
+    return row | _metadata_columns(metadata) if wanted(metadata) else None
+
+
+def _metadata_columns(metadata: WindowMetadata) -> dict[str, Any]:
+    start, end = metadata.time_range or (None, None)
+    return {
+        "crs": metadata.crs,
+        "x_resolution": metadata.x_resolution,
+        "y_resolution": metadata.y_resolution,
+        "bounds": list(metadata.bounds),
+        "height": metadata.height,
+        "width": metadata.width,
+        "time_start": start,
+        "time_end": end,
+        "options": json.dumps(metadata.options, sort_keys=True),
+    }
+
+
+def _label_columns(sample: WindowSample, config: ResolvedConfig) -> dict[str, Any]:
+    task, target = config.task, sample.target
+    if target is None:
+        return {}
+    if not task.kind.has_classes:
+        target = apply_pad(target, config.label.pad, np.nan) if target.ndim else target
+        values = target.reshape(-1, 1)
+        moments = measure(values)
+        return {
+            "label.moments": moments_struct(moments),
+            "label.invalid": values.size - int(moments[0, 0]),
+        }
+    if task.kind is TaskKind.SEGMENTATION:
+        target = apply_pad(target, config.label.pad, IGNORE_LABEL)
+    labels = target.reshape(-1)
+    inside = labels[(labels >= 0) & (labels < task.num_classes)]
+    return {
+        "label.class_counts": np.bincount(inside, minlength=task.num_classes).tolist(),
+        "label.invalid": int((labels == IGNORE_LABEL).sum()),
+    }
+
+
+def add_geometry(table: pa.Table) -> pa.Table:
+    """Fill the geometry column: window outlines in longitude and latitude, as WKB.
+
+    All windows of one CRS are transformed together. A CRS that can't be understood leaves null.
+    """
+    import pyproj
+    import shapely
+
+    geometry = np.full(table.num_rows, None, dtype=object)
+    crs = np.array(table["crs"].to_pylist(), dtype=object)
+    known = np.flatnonzero([text is not None for text in crs])
+    bounds = np.array([table["bounds"][int(k)].as_py() for k in known], dtype=float).reshape(-1, 4)
+    scale = (
+        np.column_stack(
+            [table[name].take(known).to_pylist() for name in ("x_resolution", "y_resolution") * 2]
+        )
+        if len(known)
+        else np.zeros((0, 4))
+    )
+    corners = bounds * scale
+    for text in set(crs[known]):
+        here = np.flatnonzero(crs[known] == text)
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                transformer = pyproj.Transformer.from_crs(text, "EPSG:4326", always_xy=True)
+        except pyproj.exceptions.ProjError:
+            continue
+        x0, y0, x1, y1 = corners[here].T
+        xs, ys = np.stack([x0, x1, x1, x0, x0], axis=1), np.stack([y0, y0, y1, y1, y0], axis=1)
+        lon, lat = transformer.transform(xs, ys)
+        finite = np.isfinite(lon).all(axis=1) & np.isfinite(lat).all(axis=1)
+        shapes = shapely.polygons(np.stack([lon[finite], lat[finite]], axis=-1))
+        geometry[known[here[finite]]] = shapely.to_wkb(shapely.normalize(shapes))
+    place = table.schema.get_field_index("geometry")
+    return table.set_column(place, "geometry", pa.array(geometry.tolist(), pa.binary()))

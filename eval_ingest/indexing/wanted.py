@@ -1,0 +1,127 @@
+"""Which windows of a source an ingest reads."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from eval_ingest.core.resolved import ResolvedConfig
+from eval_ingest.core.spec import DatasetSpec
+from eval_ingest.core.splits import uniform
+from eval_ingest.errors import ConfigError, SpecError
+from eval_ingest.job import Job
+from eval_ingest.studio.source import Listed, Source, WindowFiles
+from eval_ingest.studio.window import WindowMetadata, read_metadata
+
+
+@dataclass(frozen=True)
+class WindowFilter:
+    """Which windows are wanted, by their metadata."""
+
+    tags: dict[str, str] = field(default_factory=dict)
+    temporal_range: tuple[str, str] | None = None
+
+    @classmethod
+    def of(cls, spec: DatasetSpec) -> "WindowFilter":
+        """The spec's filter."""
+        return cls(spec.tags, spec.temporal_range)
+
+    @property
+    def takes_all(self) -> bool:
+        """True if there is nothing that a window could lack."""
+        return not self.tags and self.temporal_range is None
+
+    def wants(self, metadata: WindowMetadata) -> bool:
+        """True if the options have every tag and the time range lies within (whole days)."""
+        for key, value in self.tags.items():
+            if key not in metadata.options or (value and str(metadata.options[key]) != value):
+                return False
+        if self.temporal_range is None:
+            return True
+        if metadata.time_range is None:
+            return False
+        first, last = self.temporal_range
+        start, end = (time.date().isoformat() for time in metadata.time_range)
+        return first <= start and end <= last
+
+
+def selected(config: ResolvedConfig, files: WindowFiles, metadata: WindowMetadata) -> bool:
+    """False for windows that model.yaml gives to no split."""
+    selectors = config.selectors.values()
+    return not selectors or any(
+        selector.selects(files.group, files.name, metadata.options) for selector in selectors
+    )
+
+
+def check_storage(source: Source, config: ResolvedConfig) -> None:
+    """Raise ConfigError if the windows aren't in files."""
+    if config.window_storage != "file":
+        raise ConfigError(
+            f"{source.url} keeps its windows in {config.window_storage}; "
+            "only windows in files are supported: convert it with rslearn's "
+            "`rslearn dataset migrate_window_storage`"
+        )
+
+
+def wanted_groups(job: Job) -> list[str]:
+    """The groups to read: the spec's, else those that model.yaml names, else all.
+
+    Raises:
+        SpecError: the spec names a group that the source doesn't have.
+    """
+    return groups_to_read(job.spec, job.config, job.source.groups(), job.source.url)
+
+
+def groups_to_read(
+    spec: DatasetSpec, config: ResolvedConfig, present: Sequence[str], where: str
+) -> list[str]:
+    """Those of the groups present that the spec names, else those that model.yaml names, else all.
+
+    Raises:
+        SpecError: the spec names a group that isn't present.
+    """
+    if spec.groups:
+        absent = sorted(set(spec.groups) - set(present))
+        if absent:
+            raise SpecError(
+                f"{spec.name}: {where} has no group {', '.join(absent)}; "
+                f"it has {', '.join(present[:12]) or 'no windows at all'} (--groups)"
+            )
+        return sorted(spec.groups)
+    named = [set(selector.groups) for selector in config.selectors.values()]
+    if named and all(named):
+        return [group for group in present if group in set().union(*named)]
+    return list(present)
+
+
+def list_windows(job: Job) -> list[Listed]:
+    """Every window of the groups to read, with the digest of its files."""
+    listed = []
+    for window in job.source.listing(wanted_groups(job), job.config.layer_names):
+        listed.append(window)
+        if len(listed) % 1000 == 0:
+            job.progress("windows listed", len(listed), 0)
+    return listed
+
+
+def enough(job: Job, windows: list[Listed]) -> list[Listed]:
+    """The windows to read: all, or with max_samples a random part that is surely enough.
+
+    So that a trial with a few samples of a large dataset reads a few windows. The part is the
+    first by hash that tags, time and model.yaml select: four times as many as are asked for, since
+    some are invalid and the rarer classes must be found.
+    """
+    limit = job.spec.max_samples
+    count = len(windows) if limit is None else max(4 * limit, limit + 64)
+    if count >= len(windows):
+        return windows
+    wants = WindowFilter.of(job.spec).wants
+    numbers = uniform([f"{w.group}/{w.name}" for w in windows], f"enough:{job.spec.splits.seed}")
+    ordered = (windows[k] for k in numbers.argsort(kind="stable"))
+    files = (job.source.window(w.group, w.name, job.config.layer_names) for w in ordered)
+    chosen: list[Listed] = []
+    for found, reader in job.source.readers(files, whole=False):
+        metadata = read_metadata(reader, found)
+        if metadata is None or (wants(metadata) and selected(job.config, found, metadata)):
+            chosen.append(found.listed)
+            if len(chosen) == count:
+                break
+    return chosen

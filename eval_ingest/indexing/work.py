@@ -1,0 +1,63 @@
+"""Reading and judging windows, in shards that workers take."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import pyarrow as pa
+
+from eval_ingest.core.index import index_schema
+from eval_ingest.core.resolved import ResolvedConfig
+from eval_ingest.indexing.packer import Packer
+from eval_ingest.indexing.rows import index_row
+from eval_ingest.indexing.wanted import WindowFilter
+from eval_ingest.store.pack import PackRow
+from eval_ingest.studio.source import Listed, Source, WindowFiles, WindowReader
+from eval_ingest.studio.window import read_window
+
+
+@dataclass(frozen=True)
+class IndexTask:
+    """How windows become rows, and perhaps samples; pickled for worker processes."""
+
+    source: Source
+    config: ResolvedConfig
+    window_filter: WindowFilter
+    packer: Packer | None = None
+    copy_mode: str = "windows"
+    """Of the spec: whether the copy stage will want the bytes of valid windows."""
+
+    def __call__(self, shard: Sequence[tuple[int, Listed]]) -> "IndexedShard":
+        """Rows of some windows, each with its place among the samples; runs in a worker."""
+        result = IndexedShard()
+        rows = []
+        windows = self.readers([item for _, item in shard])
+        for (place, _), (files, reader) in zip(shard, windows, strict=True):
+            sample = read_window(reader, files, self.config, self.window_filter.wants)
+            if sample is None:
+                result.filtered_out.append(files.listed)
+                continue
+            rows.append(index_row(sample, self.config))
+            if sample.problems:
+                continue
+            packed = self.packer.pack(place, sample) if self.packer is not None else []
+            result.packed += packed
+            if self.copy_mode == "windows" or (self.copy_mode == "stream" and not packed):
+                reader.keep()
+        result.table = pa.Table.from_pylist(rows, schema=index_schema(self.config))
+        return result
+
+    def readers(self, items: Sequence[Listed]) -> Iterator[tuple[WindowFiles, WindowReader]]:
+        """The windows' files and readers, in turn."""
+        layers = self.config.layer_names
+        windows = (self.source.window(item.group, item.name, layers) for item in items)
+        return self.source.readers(windows, whole=self.window_filter.takes_all)
+
+
+@dataclass
+class IndexedShard:
+    """What became of some windows."""
+
+    table: pa.Table = None
+    filtered_out: list[Listed] = field(default_factory=list)
+    """Windows that the filter doesn't want."""
+    packed: list[tuple[int, PackRow]] = field(default_factory=list)

@@ -1,0 +1,106 @@
+"""One dataset on its way: where it comes from, what it is, where it goes."""
+
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+from eval_ingest.core.index import row_key
+from eval_ingest.core.resolved import ResolvedConfig
+from eval_ingest.core.spec import DatasetSpec
+from eval_ingest.engine import Progress, no_progress
+from eval_ingest.errors import ConfigError, SpecError
+from eval_ingest.redaction import holds_secret, redacted
+from eval_ingest.settings import Settings
+from eval_ingest.store.layout import DatasetLayout, EvalRoot
+from eval_ingest.store.uri import open_root
+from eval_ingest.studio.config import ConfigFiles, resolve
+from eval_ingest.studio.source import CONFIG_FILES, Source, open_source
+
+
+@dataclass(frozen=True)
+class Job:
+    """One dataset on its way: where it comes from, what it is, where it goes."""
+
+    spec: DatasetSpec
+    settings: Settings
+    root: EvalRoot
+    source: Source
+    files: ConfigFiles
+    config: ResolvedConfig
+    progress: Progress = field(default=no_progress, compare=False)
+
+    @property
+    def layout(self) -> DatasetLayout:
+        """The dataset's files under the eval root."""
+        return self.root.dataset(self.spec.name)
+
+    @property
+    def origin(self) -> str:
+        """Where the dataset comes from, as it may be shown and kept: without secrets."""
+        return redacted(self.source.origin)
+
+    @cached_property
+    def row_key(self) -> str:
+        """What a window's row depends on besides its files."""
+        return row_key(self.config)
+
+
+def open_job(
+    spec: DatasetSpec,
+    settings: Settings,
+    root: str | Path | None = None,
+    progress: Progress = no_progress,
+) -> Job:
+    """Find the source, read its configuration, and infer what the samples are made of.
+
+    Raises:
+        SourceError: the source or its configuration can't be read or understood.
+        StoreError: the eval root can't be reached.
+        SettingsError: the source names an environment variable that isn't set.
+    """
+    eval_root = open_root(settings, root)
+    staging = eval_root.dataset(spec.name).staging
+    # What is kept for a remote root lies in its cache, which has a limit.
+    limit = None if eval_root.remote is None else eval_root.remote.cache.limit
+    source = open_source(settings.expand(spec.source), staging, eval_root.archives, limit)
+    if spec.copy_mode == "index" and holds_secret(source.origin):
+        raise SpecError(
+            f"{spec.name}: with --copy index samples are read from the source, and the password "
+            f"or signature of {source.origin} is kept nowhere; use --copy stream"
+        )
+    if spec.copy_mode == "index" and source.url != source.origin:
+        raise SpecError(
+            f"{spec.name}: with --copy index samples are read from the source, and "
+            f"{source.origin} is an archive; unpack it and give the folder, or use --copy stream"
+        )
+    files = read_config_files(source, spec, settings)
+    return Job(spec, settings, eval_root, source, files, resolve(files, spec), progress)
+
+
+def read_config_files(source: Source, spec: DatasetSpec, settings: Settings) -> ConfigFiles:
+    """config.json, model.yaml and olmoearth_run.yaml; those in `spec.config` come first.
+
+    Raises:
+        ConfigError: there is no config.json.
+    """
+    folders = [source]
+    if spec.config is not None:
+        folders.insert(0, open_source(settings.expand(spec.config)))
+
+    def first(*names: str) -> str | None:
+        for folder in folders:
+            for name in names:
+                text = folder.read_text(name)
+                if text is not None:
+                    return text
+        return None
+
+    config_json = first(*CONFIG_FILES)
+    if config_json is None:
+        raise ConfigError(
+            f"{source.origin} holds no config.json, so it is no rslearn dataset; "
+            "give the folder that holds config.json and windows/"
+        )
+    return ConfigFiles(
+        config_json, first("model.yaml"), first("olmoearth_run.yaml"), where=folders[0].url
+    )

@@ -1,0 +1,52 @@
+"""What the stages have left on disk: a file each, which carries the fingerprint of its inputs."""
+
+from collections.abc import Callable
+from typing import Any
+
+from eval_ingest.core.entry import CopyResult, NormStats
+from eval_ingest.core.index import WindowIndex
+from eval_ingest.core.splits import SplitAssignment
+from eval_ingest.store.atomic import read_json
+from eval_ingest.store.index_file import read_index, read_splits
+from eval_ingest.store.layout import DatasetLayout
+from eval_ingest.store.registry import read_metadata
+
+
+def read_window_index(layout: DatasetLayout) -> WindowIndex | None:
+    """window_index.parquet, or None if it isn't there."""
+    layout.root.pull(layout.window_index)
+    return read_index(layout.window_index)
+
+
+def read_split_assignment(layout: DatasetLayout) -> SplitAssignment | None:
+    """split_assignment.parquet, or None if it isn't there."""
+    layout.root.pull(layout.split_assignment)
+    return read_splits(layout.split_assignment)
+
+
+def read_norm_stats(layout: DatasetLayout) -> NormStats | None:
+    """norm_stats.json, or None if it isn't there."""
+    layout.root.pull(layout.norm_stats)
+    content = read_json(layout.norm_stats)
+    return None if content is None else NormStats.model_validate(content)
+
+
+def read_copy(layout: DatasetLayout) -> CopyResult | None:
+    """weka_copy.json, or None if it isn't there."""
+    layout.root.pull(layout.weka_copy)
+    content = read_json(layout.weka_copy)
+    return None if content is None else CopyResult.model_validate(content)
+
+
+_READERS: dict[str, Callable[[DatasetLayout], Any]] = {
+    "window_index": read_window_index,
+    "split_assignment": read_split_assignment,
+    "norm_stats": read_norm_stats,
+    "weka_copy": read_copy,
+    "registry_entry": read_metadata,
+}
+
+
+def read_outcome(layout: DatasetLayout, stage: str) -> Any | None:
+    """The outcome of a stage that is on disk, or None."""
+    return _READERS[stage](layout)
