@@ -21,10 +21,11 @@ from unittest.mock import patch
 
 import numpy as np
 
-from eval_ingest import EvalDataset, pipeline, transfer
+from eval_ingest import EvalDataset, transfer
 from eval_ingest.core.spec import SPLITS
 from eval_ingest.engine import no_progress
 from eval_ingest.errors import EvalIngestError
+from eval_ingest.indexing import build
 from eval_ingest.store.layout import EvalRoot
 from eval_ingest.store.registry import read_metadata, read_registry
 from eval_ingest.store.verify import verify
@@ -307,7 +308,7 @@ def fill_disk(case: Scenario, disk: Path) -> str:
         said = ""
         try:
             # Somebody else writes there too: what was free before is free no more.
-            with patch.object(pipeline, "require_room"), patch.object(transfer, "require_room"):
+            with patch.object(build, "require_room"), patch.object(transfer, "require_room"):
                 case.run.do()
         except EvalIngestError as error:
             said = str(error)
