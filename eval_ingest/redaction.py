@@ -4,10 +4,13 @@ A URL may carry a password or a signature, and a name in a dataset anything at a
 """
 
 import re
+from urllib.parse import unquote
 
 MAX_SHOWN = 4_000
 """Characters of a message: a value in it may be as long as its author liked."""
 
+_LONG = 4
+"""Shorter parts of a password would be found in any text."""
 _PASSWORD = re.compile(r"(?<=://)[^/@\s'\"]*@")
 _PARAMETER = re.compile(
     r"(?<=[?&])([^=&\s'\"]*(?:sig|signature|token|key|secret|passw|pwd|credential|auth|session)"
@@ -25,6 +28,21 @@ def redacted(text: str) -> str:
     's3://***@bucket/x and https://host/x?a=1&X-Amz-Signature=***'
     """
     return _PARAMETER.sub(r"\1=***", _PASSWORD.sub("***@", text))
+
+
+def without_secrets_of(url: str, text: str) -> str:
+    """A text in which nothing of a URL's password or signature stands, be it in the URL or not.
+
+    >>> without_secrets_of("s3://key:secret@bucket/x", 'Invalid bucket name "key:secret@bucket"')
+    'Invalid bucket name "***@bucket"'
+    """
+    passwords = [found.removesuffix("@") for found in _PASSWORD.findall(url)]
+    signatures = [found[0].partition("=")[2] for found in _PARAMETER.finditer(url)]
+    parts = [part for whole in passwords for part in whole.split(":", 1)]
+    for secret in [*passwords, *signatures, *(part for part in parts if len(part) >= _LONG)]:
+        if secret:
+            text = text.replace(secret, "***").replace(unquote(secret), "***")
+    return text
 
 
 def holds_secret(url: str) -> bool:

@@ -117,7 +117,7 @@ def survey(
     for root in work:
         if root not in done:
             result.down[redacted(root)] = (
-                f"the root {root} has not answered yet; "
+                f"the root {redacted(root)} has not answered yet; "
                 "if that stays so, check the network or the mount"
             )
             continue

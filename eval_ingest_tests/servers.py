@@ -21,6 +21,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 import pytest
 
 from eval_ingest.objects import reading
+from eval_ingest.objects.filesystems import open_filesystem
 
 BUCKET = "studio-bucket"
 
@@ -46,12 +47,7 @@ class ObjectServer:
 
     def filesystem(self) -> Any:
         """fsspec's file system, by the server's own address; the environment has to be set."""
-        import fsspec
-
-        options = {"use_listings_cache": False, "skip_instance_cache": True}
-        if self.scheme == "gs":
-            options["token"] = "anon"  # type: ignore[assignment]
-        return fsspec.filesystem(self.scheme, **options)
+        return open_filesystem(self.url)
 
     def upload(self, folder: Path, name: str) -> str:
         """Put a folder's files below the bucket; returns their URL."""
@@ -125,11 +121,7 @@ def gcs_server() -> Iterator[ObjectServer]:
     storage = MemoryStorage(use_memory_fs=True)
     buckets.create_bucket(BUCKET, storage)
     with _serving(partial(Handler, storage)) as address:
-        environment = {
-            "STORAGE_EMULATOR_HOST": address,
-            "GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT": "false",
-        }
-        yield ObjectServer(address, "gs", environment)
+        yield ObjectServer(address, "gs", {"STORAGE_EMULATOR_HOST": address})
 
 
 @contextmanager

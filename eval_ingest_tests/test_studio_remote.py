@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -400,3 +402,16 @@ def test_a_remote_source_crosses_processes(server: ObjectServer, tmp_path: Path)
     source = RemoteSource(f"{server.url}/data/crops", tmp_path)
     source.check()
     assert pickle.loads(pickle.dumps(source)).groups() == source.groups()
+
+
+def test_gcsfs_does_no_experiments_even_if_somebody_has_imported_it_before(
+    gcs: ObjectServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "true")
+    code = (
+        "import gcsfs; from eval_ingest.objects.filesystems import open_filesystem; "
+        f"print(type(open_filesystem({gcs.url!r})) is gcsfs.core.GCSFileSystem, "
+        "gcsfs.GCSFileSystem is gcsfs.core.GCSFileSystem)"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.split() == ["True", "False"]

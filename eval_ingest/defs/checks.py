@@ -187,7 +187,7 @@ def _loads(root: EvalRoot, entry: Metadata) -> Result:
             continue
         began = time.perf_counter()
         try:
-            data = EvalDataset(entry.name, split, root=root.url)
+            data = EvalDataset(entry.name, split, root=root.address)
             opened_ms = 1000 * (time.perf_counter() - began)
             samples = [data[i] for i in sorted({0, len(data) - 1})]
         except EvalIngestError as error:

@@ -93,7 +93,7 @@ class EvalDataset(Dataset[dict[str, Any]]):
             "method": method, "crop": crop, "label_fraction": label_fraction, "seed": seed,
         }  # fmt: skip
         eval_root = open_root(Settings.load(), root)
-        self._root = eval_root.url
+        self._root = eval_root.address
         self._open(eval_root, require_metadata(eval_root, name), **self._arguments)
 
     def _open(

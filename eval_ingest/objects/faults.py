@@ -32,7 +32,14 @@ def may_pass(error: BaseException) -> bool:
         return int(code) in (408, 425, 429) or 500 <= int(code) < 600  # type: ignore[arg-type]
     if isinstance(error, OSError) and error.errno in _PASSING_ERRNO:
         return True
+    if is_mistyped(error):
+        return False
     return type(error).__module__.partition(".")[0] in _PASSING_MODULES
+
+
+def is_mistyped(error: BaseException) -> bool:
+    """True if no such request can be sent at all: the name of the bucket, most often."""
+    return type(error).__name__ in ("ParamValidationError", "InvalidURL", "InvalidRegionError")
 
 
 def is_forbidden(error: BaseException) -> bool:
@@ -65,4 +72,6 @@ def is_conflict(error: BaseException) -> bool:
 def first_line(error: BaseException) -> str:
     """An error as one line: its type, and the beginning of what it says."""
     lines = str(error).strip().splitlines()
+    if len(lines) > 1 and lines[0].endswith(":"):
+        lines[0] += f" {lines[1].strip()}"
     return f"{type(error).__name__}: {lines[0][:200]}" if lines else type(error).__name__

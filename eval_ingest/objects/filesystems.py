@@ -25,6 +25,22 @@ def weka_mount(url: str) -> Path | None:
     return WEKA_MOUNT / bucket / inner.strip("/")
 
 
+_ACCESS_KEYS = "leave it out, and set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE"
+_GOOGLE = "leave it out, and log in: gcloud auth application-default login"
+_LOGINS = {
+    **dict.fromkeys(("s3", "s3a", "weka"), _ACCESS_KEYS),
+    **dict.fromkeys(("gs", "gcs"), _GOOGLE),
+}
+
+
+def refused_login(url: str) -> str:
+    """Why a bucket's URL with a password in it won't do, and what will; "" for any other URL."""
+    scheme, _, rest = url.partition("://")
+    if scheme not in _LOGINS or "@" not in rest.partition("/")[0]:
+        return ""
+    return f"{scheme}:// takes no password from the URL; {_LOGINS[scheme]}"
+
+
 def open_filesystem(url: str, endpoint: str | None = None) -> Any:
     """The file system of a URL, made anew.
 
@@ -39,8 +55,9 @@ def open_filesystem(url: str, endpoint: str | None = None) -> Any:
     """
     import fsspec
 
-    # gcsfs would ask the Storage Control API about each bucket, which emulators and many
-    # service accounts don't have; it only matters for writing to hierarchical buckets.
+    # gcsfs's experiments ask the Storage Control API about each bucket, which emulators and many
+    # service accounts don't have; they only matter for writing to hierarchical buckets. This is
+    # for rslearn, where it opens a bucket by itself; it comes too late where gcsfs is imported.
     os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
     log = logging.getLogger("gcsfs")
     if log.level == logging.NOTSET:
@@ -63,7 +80,9 @@ def open_filesystem(url: str, endpoint: str | None = None) -> Any:
     if protocol in ("s3", "s3a"):
         options["max_concurrency"] = 1  # more, and it asks for every object's size first
     if protocol in ("gs", "gcs"):
-        options["token"] = google_token()
+        from gcsfs.core import GCSFileSystem  # without the experiments, whatever was imported
+
+        return GCSFileSystem(token=google_token(), **options)
     return fsspec.core.url_to_fs(url, **options)[0]
 
 
@@ -73,7 +92,7 @@ def google_token() -> str:
     gcsfs left alone would do so too, but only after asking for a machine's account several times.
     """
     import google.auth
-    from gcsfs import GCSFileSystem
+    from gcsfs.core import GCSFileSystem
 
     if not GCSFileSystem(token="anon", skip_instance_cache=True).on_google:
         return "anon"  # STORAGE_EMULATOR_HOST

@@ -15,8 +15,16 @@ from functools import cached_property
 from typing import Any, TypeVar
 
 from eval_ingest.errors import EvalIngestError, SourceError, SourceNotFoundError
-from eval_ingest.objects.faults import Conflict, Truncated, first_line, is_forbidden, may_pass
-from eval_ingest.objects.filesystems import open_filesystem
+from eval_ingest.objects.faults import (
+    Conflict,
+    Truncated,
+    first_line,
+    is_forbidden,
+    is_mistyped,
+    may_pass,
+)
+from eval_ingest.objects.filesystems import open_filesystem, refused_login
+from eval_ingest.redaction import without_secrets_of
 from eval_ingest.settings import storage_environment
 
 Result = TypeVar("Result")
@@ -129,11 +137,15 @@ class Objects:
             found = self._connection
             if found is not None and found.pid == os.getpid():
                 return found
+            refused = refused_login(self.url)
+            if refused:
+                raise self.error(f"{self.kind} {self.url} can't be opened: {refused}")
             try:
                 self._connection = _Connection(self.url, self._endpoint)
             except (ImportError, ValueError) as error:
                 raise self.error(
-                    f"{self.kind} {self.url} can't be opened: {error}; {self._cure_of_url(error)}"
+                    f"{self.kind} {self.url} can't be opened: "
+                    f"{without_secrets_of(self.url, str(error))}; {self._cure_of_url(error)}"
                 ) from error
             except Exception as error:
                 raise self.explain("opening it", error) from error
@@ -203,14 +215,16 @@ class Objects:
     def explain(self, doing: str, error: Exception) -> EvalIngestError:
         """What went wrong as one sentence that says what to do."""
         where = f"{self.kind} {self.url}"
+        said = without_secrets_of(self.url, first_line(error))
         if is_forbidden(error):
             return self.error(
-                f"{where}: {doing} is not allowed with {self._who()} "
-                f"({first_line(error)}); {self._cure()}"
+                f"{where}: {doing} is not allowed with {self._who()} ({said}); {self._cure()}"
             )
+        if is_mistyped(error):
+            return self.error(f"{where}: {doing} failed: {said}; check the URL")
         times = f" {self._attempts} times" if self._attempts > 1 and may_pass(error) else ""
         late = isinstance(error, TimeoutError) and not str(error)
-        problem = f"no answer within {self._timeout_s:.0f} s" if late else first_line(error)
+        problem = f"no answer within {self._timeout_s:.0f} s" if late else said
         return self.error(
             f"{where}: {doing} failed{times}: {problem}; "
             f"{self._cure_of_network()}, and run again: it goes on where it stopped"

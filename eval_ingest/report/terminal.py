@@ -366,7 +366,8 @@ def discover_lines(
     if len(rows) > 1:
         lines = table(rows, indent="")
     else:
-        lines = [f"no dataset (config.json beside windows/) under {', '.join(roots)}"]
+        under = redacted(", ".join(roots))
+        lines = [f"no dataset (config.json beside windows/) under {under}"]
     return lines + [f"could not look into {root}: {reason}" for root, reason in down.items()]
 
 

@@ -64,7 +64,7 @@ class View:
         opened = {}
         for split in SPLITS:
             data = EvalDataset(
-                self.metadata.name, split, root=self.root.url, normalize=None, crop=None
+                self.metadata.name, split, root=self.root.address, normalize=None, crop=None
             )
             opened[split] = data, {data.window(i): i for i in range(len(data))}
         return opened

@@ -41,7 +41,12 @@ class EvalRoot:
 
     @property
     def url(self) -> str:
-        """What people call it: a path or a URL, which opens it again."""
+        """What people call it: a path or a URL, without the secrets that it may hold."""
+        return self.shown(self.path)
+
+    @property
+    def address(self) -> str:
+        """The path or URL that opens it again; not to be shown."""
         return str(self.path) if self.remote is None else self.remote.url
 
     @property

@@ -29,6 +29,7 @@ from eval_ingest.core.spec import NAME_PATTERN, SPLITS
 from eval_ingest.errors import IntegrityError, StoreError
 from eval_ingest.objects.reading import FIRST_TIMEOUT_S, Entry
 from eval_ingest.objects.writing import WritableObjects, together
+from eval_ingest.redaction import redacted
 from eval_ingest.store.atomic import read_json, write_json
 from eval_ingest.store.lease import Lease, leased
 from eval_ingest.store.mirror import Mirror, is_note, noted
@@ -82,12 +83,12 @@ class RemoteRoot:
     def shown(self, path: Path) -> str:
         """What a local path stands for, for people."""
         inside = path.relative_to(self.folder).as_posix()
-        return self.url if inside == "." else f"{self.url}/{inside}"
+        return redacted(self.url if inside == "." else f"{self.url}/{inside}")
 
     def registered_path(self, name: str) -> str:
         """A dataset's `weka_path`: of Weka, what machines see that mount it."""
         scheme, _, rest = self.url.partition("://")
-        return f"/weka/{rest}/{name}" if scheme == "weka" else f"{self.url}/{name}"
+        return f"/weka/{rest}/{name}" if scheme == "weka" else redacted(f"{self.url}/{name}")
 
     def reach(self) -> None:
         """Look at the root once, quickly, so that one that is out of reach is told soon.

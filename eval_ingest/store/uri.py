@@ -3,7 +3,13 @@
 from pathlib import Path
 
 from eval_ingest.errors import StoreError
-from eval_ingest.objects.filesystems import WEKA_ENDPOINT_VARIABLE, WEKA_MOUNT, weka_mount
+from eval_ingest.objects.filesystems import (
+    WEKA_ENDPOINT_VARIABLE,
+    WEKA_MOUNT,
+    refused_login,
+    weka_mount,
+)
+from eval_ingest.redaction import holds_secret
 from eval_ingest.settings import EVAL_ROOT_VARIABLE, Settings
 from eval_ingest.store.layout import EvalRoot
 
@@ -32,6 +38,11 @@ def open_root(settings: Settings, root: str | Path | None = None) -> EvalRoot:
             f"the eval root {text} names no folder; "
             f"set {EVAL_ROOT_VARIABLE} to a path, or a URL such as s3://bucket/evals"
         )
+    refused = refused_login(text)
+    if not refused and "?" in text and holds_secret(text):
+        refused = "a signature is for one object; give a folder, s3://bucket/path or another URL"
+    if refused:
+        raise StoreError(f"the eval root {text} can't be used: {refused}")
     # fsspec's file systems are slow to import, and a local root needs none of this.
     from eval_ingest.store.remote_root import open_remote_root
 

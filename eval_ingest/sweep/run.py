@@ -311,7 +311,7 @@ class _Splits:
             return EvalDataset(
                 metadata.name,
                 split,
-                root=run.root.url,
+                root=run.root.address,
                 normalize=encoder.normalize,
                 method=encoder.method,
             )
@@ -327,7 +327,7 @@ class _Splits:
         train = opened("train")
         return cls(
             metadata.name,
-            run.root.url,
+            run.root.address,
             made["train"],
             {train.window(i): i for i in range(len(train))},
             Rows.of(made["val"]) if "val" in made else None,
