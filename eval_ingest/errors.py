@@ -50,7 +50,7 @@ class UnknownDatasetError(SpecError):
 
     def __init__(self, name: str, known: Iterable[str], where: str, cure: str) -> None:
         names = sorted(known)
-        near = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
+        near = difflib.get_close_matches(name, names, n=3)
         if near:
             hint = f"did you mean {' or '.join(near)}?"
         elif names:
