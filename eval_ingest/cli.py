@@ -326,14 +326,14 @@ def _job_facts(job: "Job") -> dict[str, Any]:
 def _discover(options: argparse.Namespace) -> int:
     from eval_ingest.report.terminal import discover_lines
     from eval_ingest.settings import Settings
-    from eval_ingest.watching import judge, survey
+    from eval_ingest.watching import State, look_at, survey
 
     settings = Settings.load()
     roots = options.root or settings.studio_roots
     if not roots:
         raise SpecError("give --root PATH_OR_URL, or set EVAL_INGEST_STUDIO_ROOTS")
     found = survey(roots, settings)
-    judged = [(sighting, judge(sighting, settings)) for sighting in found.sightings]
+    judged = [(sighting, look_at(sighting, settings)) for sighting in found.sightings]
     facts = {
         "datasets": [
             {
@@ -350,7 +350,8 @@ def _discover(options: argparse.Namespace) -> int:
         "down": found.down,
     }
     _print(options, facts, discover_lines(roots, judged, found.down))
-    return 1 if found.down else 0
+    unknown = any(judgement.state is State.UNKNOWN for _, judgement in judged)
+    return 1 if found.down or unknown else 0
 
 
 # ------------------------------------------------------------------------- looking at the root

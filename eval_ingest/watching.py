@@ -1,6 +1,7 @@
 """Which datasets under the roots are new, registered, changed, or can't be ingested and why."""
 
 import os
+import traceback
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -15,8 +16,9 @@ from eval_ingest.core.spec import DatasetSpec, name_from
 from eval_ingest.errors import ConfigError, EvalIngestError, SourceError, StoreError
 from eval_ingest.indexing.wanted import WindowFilter, check_storage, groups_to_read, selected
 from eval_ingest.job import read_config_files
+from eval_ingest.objects.faults import first_line
 from eval_ingest.objects.filesystems import weka_mount
-from eval_ingest.redaction import holds_secret, redacted
+from eval_ingest.redaction import holds_secret, redacted, shown
 from eval_ingest.settings import Settings
 from eval_ingest.store.atomic import read_json
 from eval_ingest.store.catalog import read_catalog
@@ -62,6 +64,8 @@ class Survey:
     """Sorted by name."""
     down: dict[str, str] = field(default_factory=dict)
     """Root to the reason why it couldn't be looked into."""
+    faults: dict[str, Exception] = field(default_factory=dict)
+    """Of those, the ones where something of ours is wrong."""
 
 
 class State(StrEnum):
@@ -73,6 +77,8 @@ class State(StrEnum):
     UNFINISHED = "unfinished"
     """New or changed, but so many windows lack layers that it is probably still being written."""
     NOT_INGESTABLE = "not ingestable"
+    UNKNOWN = "could not be looked at"
+    """Something of ours is wrong."""
 
 
 @dataclass(frozen=True)
@@ -81,11 +87,13 @@ class Judgement:
 
     state: State
     reason: str = ""
-    """Why it is not ingestable, or which windows are not complete."""
+    """Why it is not ingestable or could not be looked at, or which windows are not complete."""
     config: ResolvedConfig | None = None
     stamp: str = ""
     """New or changed: of the dataset and of the files of some windows. While it changes, the
     dataset is still being written."""
+    fault: Exception | None = None
+    """What went wrong where it could not be looked at."""
 
 
 def survey(
@@ -126,6 +134,9 @@ def survey(
                 found.setdefault(_plain(dataset.url), dataset)
         except EvalIngestError as error:
             result.down[redacted(root)] = str(error)
+        except Exception as error:
+            result.down[redacted(root)] = fault_text(error)
+            result.faults[redacted(root)] = error
     broken: dict[str, EvalIngestError] = {}
     catalog = read_catalog(settings, broken)
     for path, problem in broken.items():
@@ -217,6 +228,29 @@ def _part(url: str, place: int) -> str:
     if "://" not in url:
         parts = [part for part in url.split("/") if part]
     return parts[-place] if len(parts) >= place else ""
+
+
+def look_at(sighting: Sighting, settings: Settings) -> Judgement:
+    """The same as `judge`; a fault of ours is a state, so that it holds up no other dataset.
+
+    Raises:
+        StoreError: the eval root can't be reached.
+    """
+    try:
+        return judge(sighting, settings)
+    except EvalIngestError:
+        raise
+    except Exception as error:
+        return Judgement(State.UNKNOWN, fault_text(error), fault=error)
+
+
+def fault_text(error: Exception) -> str:
+    """An exception that nobody has thought of, and what to do about it."""
+    place = traceback.extract_tb(error.__traceback__)[-1:]
+    where = "".join(f" at {PurePath(frame.filename).name}:{frame.lineno}" for frame in place)
+    return shown(
+        f"{first_line(error)}{where}; that is a fault in eval_ingest: report it with the log"
+    )
 
 
 def judge(sighting: Sighting, settings: Settings) -> Judgement:

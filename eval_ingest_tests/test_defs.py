@@ -474,6 +474,20 @@ def test_a_dataset_that_the_stages_ingested_shows_at_its_own_asset_too(world: Wo
     assert world.stale("crops") is StaleStatus.FRESH
 
 
+def test_a_damaged_dataset_keeps_no_other_from_being_shown(world: World) -> None:
+    pipeline.ingest(world.job())
+    root = Path(world.settings.eval_root)
+    shutil.copytree(root / "crops", root / "broken")
+    registry = json.loads((root / "registry.json").read_text())
+    entries = registry["datasets"]
+    registry["datasets"] = {"broken": {**entries["crops"], "fingerprint": "x"}, **entries}
+    (root / "registry.json").write_text(json.dumps(registry))
+    (root / "broken" / "metadata.json").write_text("{}")
+    events = tick(world).asset_events
+    assert {event.partition for event in events} == {"crops", None}
+    assert "broken/metadata.json" in str(tick(world).skip_message)
+
+
 def test_an_eval_root_out_of_reach_costs_nothing_but_a_reason(world: World) -> None:
     world.settings = Settings(eval_root="weka://nowhere/evals", catalog=world.settings.catalog)
     assert tick(world).dynamic_partitions_requests

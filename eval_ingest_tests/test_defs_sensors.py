@@ -1,6 +1,7 @@
 """The discovery sensor, tick by tick, on a real instance."""
 
 import json
+import logging
 import shutil
 import threading
 from collections.abc import Callable, Iterable, Iterator
@@ -11,8 +12,10 @@ import dagster as dg
 import pytest
 from dagster._core.definitions.sensor_definition import SensorExecutionData
 
-from eval_ingest import pipeline
+from eval_ingest import pipeline, watching
 from eval_ingest.background import Background
+from eval_ingest.core.resolved import ResolvedConfig
+from eval_ingest.core.spec import DatasetSpec
 from eval_ingest.definitions import build_defs
 from eval_ingest.defs import gcs, sensors
 from eval_ingest.defs.cursor import Cursor, Seen, Step
@@ -24,6 +27,7 @@ from eval_ingest.settings import Settings
 from eval_ingest.store.catalog import add_spec, find_spec
 from eval_ingest.store.layout import EvalRoot
 from eval_ingest.store.registry import read_registry
+from eval_ingest.studio.config import ConfigFiles
 from eval_ingest.studio.discovery import Found, find_datasets
 from eval_ingest_tests.servers import gcs_server
 
@@ -350,8 +354,8 @@ class _Lines:
     def __init__(self, lines: list[str]) -> None:
         self._lines = lines
 
-    def handle(self, record: "object") -> None:
-        self._lines.append(record.getMessage())  # type: ignore[attr-defined]
+    def handle(self, record: logging.LogRecord) -> None:
+        self._lines.append(logging.Formatter().format(record))
 
 
 def test_a_root_that_is_down_does_not_stop_the_others(
@@ -363,6 +367,48 @@ def test_a_root_that_is_down_does_not_stop_the_others(
     assert [r.partition_key for r in ticks.until_asked()] == ["crops"]
     assert "does not exist" in ticks.state().told[roots[0]]
     assert "does not exist" in (ticks().skip_message or "")
+
+
+def test_a_fault_of_ours_in_one_dataset_does_not_stop_the_others(
+    small: Path, root: Path, ticks: Ticks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("bad", "good"):
+        shutil.copytree(small, root / name)
+    resolve = watching.resolve
+
+    def faulty(files: ConfigFiles, spec: DatasetSpec) -> ResolvedConfig:
+        if spec.name == "bad":
+            raise ValueError("deep inside")
+        return resolve(files, spec)
+
+    monkeypatch.setattr(watching, "resolve", faulty)
+    told = ticks().skip_message or ""
+    assert f"{root}/bad could not be looked at: ValueError: deep inside at test_defs_" in told
+    assert "that is a fault in eval_ingest: report it with the log; the next tick looks" in told
+    assert [request.partition_key for request in ticks().run_requests or ()] == ["good"]
+    (line,) = ticks.log_of("deep inside")
+    assert line.startswith(f"{root}/bad could not be looked at:") and "Traceback" in line
+    monkeypatch.undo()
+    ticks()
+    assert "bad" in [request.partition_key for request in ticks().run_requests or ()]
+
+
+def test_a_fault_of_ours_in_one_root_does_not_stop_the_others(
+    small: Path, root: Path, ticks: Ticks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(small, root / "crops")
+    ticks.settings = replace(ticks.settings, studio_roots=("gs://odd", str(root)))
+
+    def faulty(where: str, depth: int) -> Iterable[Found]:
+        if where.startswith("gs:"):
+            raise KeyError("deep inside")
+        return find_datasets(where, depth)
+
+    monkeypatch.setattr(sensors, "find", faulty)
+    told = ticks().skip_message or ""
+    assert "gs://odd could not be looked at: KeyError: 'deep inside'" in told
+    assert len(ticks().run_requests or ()) == 1
+    assert len(ticks.log_of("deep inside")) == 1
 
 
 def test_a_root_that_never_answers_does_not_stop_the_others(

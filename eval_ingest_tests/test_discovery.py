@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from eval_ingest import pipeline
+from eval_ingest import pipeline, watching
 from eval_ingest.cli import main
 from eval_ingest.core.spec import DatasetSpec
 from eval_ingest.errors import SourceError, SourceNotFoundError
@@ -241,6 +241,29 @@ def test_discover_prints_a_table(
     assert main(["discover", "--root", str(root), "--json"]) == 0
     facts = json.loads(capsys.readouterr().out)
     assert [d["state"] for d in facts["datasets"]] == ["new", "not ingestable"]
+
+
+def test_discover_tells_of_a_fault_of_ours_and_goes_on(
+    small: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    for name in ("bad", "good"):
+        shutil.copytree(small, tmp_path / "root" / name)
+
+    def faulty(sighting: watching.Sighting, settings: Settings) -> watching.Judgement:
+        if sighting.name == "bad":
+            raise ValueError("deep inside")
+        return judge(sighting, settings)
+
+    judge = watching.judge
+    monkeypatch.setattr(watching, "judge", faulty)
+    monkeypatch.setenv("OLMOEARTH_EVAL_DATASETS", str(tmp_path / "evals"))
+    assert main(["discover", "--root", str(tmp_path / "root"), "--json"]) == 1
+    bad, good = json.loads(capsys.readouterr().out)["datasets"]
+    assert bad["state"] == "could not be looked at" and good["state"] == "new"
+    assert bad["reason"].startswith("ValueError: deep inside at test_discovery.py:")
 
 
 def test_discover_without_roots_says_what_to_give(capsys: pytest.CaptureFixture[str]) -> None:

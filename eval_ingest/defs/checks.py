@@ -30,6 +30,7 @@ from eval_ingest.settings import Settings
 from eval_ingest.store.layout import EvalRoot
 from eval_ingest.store.registry import require_metadata
 from eval_ingest.store.uri import open_root
+from eval_ingest.watching import fault_text
 
 WARN, ERROR = dg.AssetCheckSeverity.WARN, dg.AssetCheckSeverity.ERROR
 
@@ -192,6 +193,8 @@ def _loads(root: EvalRoot, entry: Metadata) -> Result:
             samples = [data[i] for i in sorted({0, len(data) - 1})]
         except EvalIngestError as error:
             return Result(LOADS, False, f"{split} does not load: {error}", ERROR)
+        except Exception as error:
+            return Result(LOADS, False, f"{split} does not load: {fault_text(error)}", ERROR)
         problem = _problem(samples, [m.name for m in entry.config.modalities])
         if problem or len(data) != count:
             text = problem or f"{len(data)} samples, metadata.json says {count}"

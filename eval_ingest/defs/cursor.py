@@ -70,11 +70,13 @@ class Cursor:
         values = {"root": self.root, "tick": self.tick, "seen": seen, "told": self.told}
         return json.dumps(values)
 
-    def tell(self, log: logging.Logger, where: str, reason: str) -> None:
-        """Log a problem, once."""
+    def tell(
+        self, log: logging.Logger, where: str, reason: str, fault: Exception | None = None
+    ) -> None:
+        """Log a problem, once; a fault with its traceback."""
         if self.told.get(where) != reason:
             self.told[where] = reason
-            log.warning(reason)
+            log.warning(reason, exc_info=fault)
 
 
 def _short(seen: Seen) -> list[str | int]:

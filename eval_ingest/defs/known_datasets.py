@@ -24,6 +24,7 @@ from eval_ingest.store.catalog import read_catalog
 from eval_ingest.store.layout import DatasetLayout
 from eval_ingest.store.registry import read_metadata, read_registry
 from eval_ingest.store.uri import open_root
+from eval_ingest.watching import fault_text
 
 
 @dg.sensor(
@@ -39,7 +40,7 @@ def known_datasets(
     context: dg.SensorEvaluationContext, settings: dg.ResourceParam[Settings]
 ) -> dg.SensorResult | dg.SkipReason:
     """List datasets as partitions, and note those that are registered."""
-    problem = ""
+    problems: list[str] = []
     shown = _parse(context.cursor, redacted(settings.eval_root))
     events: list[dg.AssetMaterialization] = []
     registered: dict[str, str] = {}
@@ -50,18 +51,27 @@ def known_datasets(
         for name in [name for name in registered if shown.get(name) != registered[name]]:
             if is_going_on(context.instance, name):
                 continue  # it will say so itself
-            entry = read_metadata(root.dataset(name))
-            if entry is not None and entry.fingerprint == registered[name]:
-                events += _unknown(context.instance, root.dataset(name), entry)
-                shown[name] = entry.fingerprint
+            try:
+                entry = read_metadata(root.dataset(name))
+                if entry is not None and entry.fingerprint == registered[name]:
+                    events += list(_unknown(context.instance, root.dataset(name), entry))
+                    shown[name] = entry.fingerprint
+            except EvalIngestError as error:
+                problems.append(str(error))
+            except Exception as error:
+                problems.append(f"{name} could not be looked at: {fault_text(error)}")
     except EvalIngestError as error:
-        problem = str(error)
+        problems.append(str(error))
     partitions = str(studio_datasets.name)
     listed = set(context.instance.get_dynamic_partitions(partitions))
     names = {*read_catalog(settings, broken={}), *registered}
     new = sorted(names - listed)
     if not new and not events:
-        return dg.SkipReason(problem or "every dataset of catalog and registry is shown")
+        return dg.SkipReason(
+            "; ".join(problems) or "every dataset of catalog and registry is shown"
+        )
+    for problem in problems:
+        context.log.warning(problem)
     for name in sorted({str(event.asset_key.path[-1]) for event in events} - TAKEN):
         context.log.info(f"{name} is registered, and its asset shows it now")
     return dg.SensorResult(

@@ -31,7 +31,7 @@ from eval_ingest.errors import EvalIngestError
 from eval_ingest.redaction import redacted
 from eval_ingest.settings import Settings
 from eval_ingest.store.catalog import add_spec
-from eval_ingest.watching import Judgement, Looks, Sighting, State, judge, survey
+from eval_ingest.watching import Judgement, Looks, Sighting, State, look_at, survey
 
 NAME = "studio_discovery"
 BUDGET_S = 40.0
@@ -95,13 +95,15 @@ def look(context: dg.SensorEvaluationContext, settings: Settings) -> dg.SensorRe
     cursor = Cursor.parse(context.cursor, redacted(settings.eval_root))
     cursor.tick += 1
     found = survey(settings.studio_roots, settings, find=find, looks=_roots, timeout_s=ROOTS_S)
-    tick = _Tick(context, settings, cursor, dict(found.down))
+    tick = _Tick(context, settings, cursor)
+    for root, reason in found.down.items():
+        tick.tell(root, reason, found.faults.get(root))
     pending = [sighting for sighting in found.sightings if tick.is_pending(sighting)]
     pending.sort(key=tick.turn)
     left = len(pending)
     for start in range(0, len(pending), AT_ONCE):
         batch = pending[start : start + AT_ONCE]
-        work = {_key(sighting): partial(judge, sighting, settings) for sighting in batch}
+        work = {_key(sighting): partial(look_at, sighting, settings) for sighting in batch}
         done = _datasets.outcomes(work, max(deadline - time.monotonic(), 0.0))
         for sighting in batch:
             if _key(sighting) in done:
@@ -114,7 +116,7 @@ def look(context: dg.SensorEvaluationContext, settings: Settings) -> dg.SensorRe
     else:  # what is all right again is told again when it fails anew
         cursor.told = {at: told for at, told in cursor.told.items() if at in tick.problems}
     for where, reason in tick.problems.items():
-        cursor.tell(context.log, where, reason)
+        cursor.tell(context.log, where, reason, tick.faults.get(where))
     return tick.result(len(found.sightings))
 
 
@@ -130,15 +132,23 @@ class _Tick:
         context: dg.SensorEvaluationContext,
         settings: Settings,
         cursor: Cursor,
-        problems: dict[str, str],
     ) -> None:
         self.context = context
         self.settings = settings
         self.cursor = cursor
-        self.problems = problems
+        self.problems: dict[str, str] = {}
         """Root, folder or dataset to what is wrong with it."""
+        self.faults: dict[str, Exception] = {}
+        """Of those, the ones where something of ours is wrong."""
         self.notes: list[str] = []
         self.requests: list[dg.RunRequest] = []
+
+    def tell(self, where: str, reason: str, fault: Exception | None) -> None:
+        """Note what is wrong with a root or a folder."""
+        if fault is not None:
+            reason = f"{where} could not be looked at: {reason}; the next tick looks again"
+            self.faults[where] = fault
+        self.problems[where] = reason
 
     def version(self, sighting: Sighting) -> str:
         """Of a dataset, in the eval root that it goes to."""
@@ -175,6 +185,8 @@ class _Tick:
         match judgement.state:
             case State.REGISTERED:
                 seen = replace(seen, step=Step.REGISTERED)
+            case State.UNKNOWN:
+                self.tell(where, judgement.reason, judgement.fault)
             case State.NOT_INGESTABLE:
                 self.problems[where] = f"{where}: {judgement.reason}"
             case State.UNFINISHED if now - since < STUCK_S:
