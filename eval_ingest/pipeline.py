@@ -36,7 +36,7 @@ from eval_ingest.core.quality import quality_report
 from eval_ingest.core.splits import SPLITS_VERSION, SplitAssignment, assign_splits
 from eval_ingest.core.validate import check_invalid_fraction
 from eval_ingest.errors import NotIngestedError, StoreError
-from eval_ingest.indexing.build import finish_index, index_source
+from eval_ingest.indexing.build import finish_index, index_source, partial_rows
 from eval_ingest.indexing.wanted import check_storage
 from eval_ingest.job import Job
 from eval_ingest.rslearn_copy import Samples, remove_copy, write_copy_files
@@ -404,5 +404,6 @@ def forget(job: Job) -> None:
             layout.copy_manifest,
         ):
             remove_file(path)
+        partial_rows(job).clear()
         retire_shards(layout)
         layout.send()

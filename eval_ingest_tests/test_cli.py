@@ -168,6 +168,23 @@ def test_a_root_without_permission_is_one_message(
     assert list(root.iterdir()) == []
 
 
+@pytest.mark.parametrize("case", ["per_pixel_regression", "scalar_regression"])
+def test_a_new_process_has_imported_all_it_needs(
+    case: str, tmp_path: Path, written: Callable[[str], Path]
+) -> None:
+    # In this process, other tests have imported what one module may have forgotten to.
+    command = [sys.executable, "-m", "eval_ingest.cli", "ingest", "--name", "x"]
+    found = subprocess.run(
+        [*command, "--source", str(written(case))],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OLMOEARTH_EVAL_DATASETS": str(tmp_path)},
+        cwd=tmp_path,
+        check=False,
+    )
+    assert found.returncode == 0, found.stderr
+
+
 def test_help_and_list_answer_at_once(root: Path) -> None:
     for arguments in (["--help"], ["list"]):
         started = time.monotonic()

@@ -27,6 +27,7 @@ from eval_ingest.store.outcomes import read_outcome
 from eval_ingest.store.registry import locked, read_registry
 from eval_ingest.store.verify import verify
 from eval_ingest.studio import window as window_module
+from eval_ingest.studio.geotiff import RasterProblem
 from eval_ingest_tests import factories
 from eval_ingest_tests.conftest import make_job
 
@@ -218,6 +219,23 @@ def test_too_many_invalid_windows_stop_the_ingest(copied: Copied, tmp_path: Path
     assert "4 of" in text and "layer_not_completed" in text and "max_invalid_fraction" in text
     assert not (root / "crops" / "metadata.json").exists()
     assert not (root / "registry.json").exists()
+
+
+def test_forgetting_drops_the_judgement_of_a_run_that_found_too_much_amiss(
+    copied: Copied, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, root = copied("segmentation"), tmp_path / "root"
+    job = make_job(source, root)
+    monkeypatch.setattr(window_module, "decode_geotiff", _undecodable)
+    with pytest.raises(InvalidWindowsError, match="raster_unreadable"):
+        pipeline.ingest(job)
+    monkeypatch.undo()  # as after the installation is mended: no file of the source has changed
+    pipeline.forget(job)
+    assert ran(pipeline.ingest(job)) == list(pipeline.STAGES)
+
+
+def _undecodable(*_: object) -> None:
+    raise RasterProblem("raster_unreadable", "no codec")
 
 
 def test_an_old_version_stays_readable_while_a_new_one_is_made(

@@ -22,7 +22,7 @@ from eval_ingest.core.resolved import ResolvedConfig
 from eval_ingest.core.task import TaskKind
 from eval_ingest.core.validate import InvalidSummary, Problem, summarise
 
-INDEX_VERSION = 3
+INDEX_VERSION = 4
 """Raised when a column changes meaning: an index of another version is built anew."""
 
 

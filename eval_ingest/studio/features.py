@@ -21,12 +21,13 @@ def features_within(collection: Any, grid: Grid) -> list[dict[str, Any]]:
     ):
         return _reprojected(collection, grid)
     import shapely
+    from shapely.geometry import shape
 
     box = shapely.box(*grid.bounds)
     return [
         dict(feature.get("properties") or {})
         for feature in features
-        if shapely.geometry.shape(feature["geometry"]).intersects(box)
+        if shape(feature["geometry"]).intersects(box)
     ]
 
 

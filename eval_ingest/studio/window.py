@@ -530,7 +530,7 @@ def items_interval(item_groups: Any, item_group: int) -> Interval | None:
             _ = projection["x_resolution"], projection["y_resolution"]
             if not _is_crs(projection["crs"]):
                 raise ValueError(f"the CRS is {projection['crs']!r}")
-            shapely.wkt.loads(geometry["shp"])
+            shapely.from_wkt(geometry["shp"])
             if times:
                 start, end = datetime.fromisoformat(times[0]), datetime.fromisoformat(times[1])
                 intervals.append((start, end))
