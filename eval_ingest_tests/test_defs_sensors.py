@@ -124,7 +124,8 @@ def ticks(tmp_path: Path, root: Path) -> Iterator[Ticks]:
     settings = Settings(
         eval_root=str(tmp_path / "evals"), workers=2, studio_roots=(str(root),), variables={}
     )
-    with dg.instance_for_test() as instance:
+    pools = {"concurrency": {"pools": {"default_limit": 2}}}  # as in dagster.yaml
+    with dg.instance_for_test(overrides=pools) as instance:
         yield Ticks(instance, settings)
 
 
@@ -144,6 +145,18 @@ def test_a_new_dataset_is_registered_without_any_reload(
     assert list(read_registry(eval_root)) == ["nice_crops"]
     for stage in STAGES:
         assert ticks.instance.get_materialized_partitions(dg.AssetKey(stage)) == {"nice_crops"}
+
+
+def test_the_pools_have_their_limit_before_the_first_run_is_asked_for(
+    root: Path, ticks: Ticks
+) -> None:
+    ticks()
+    limits = ticks.instance.event_log_storage.get_pool_limits()
+    assert {pool.name: pool.limit for pool in limits} == {"ingest": 2, "sweep": 2}
+    ticks.instance.event_log_storage.set_concurrency_slots("ingest", 5)  # on the page
+    ticks()
+    limits = ticks.instance.event_log_storage.get_pool_limits()
+    assert {pool.name: pool.limit for pool in limits} == {"ingest": 5, "sweep": 2}
 
 
 def test_an_unchanged_dataset_is_left_alone_and_a_changed_one_is_asked_for_again(

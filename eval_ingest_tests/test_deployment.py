@@ -1,6 +1,8 @@
 """docs/deployment.md and dagster.yaml: what they show is what Dagster and Kubernetes take."""
 
+import asyncio
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +12,22 @@ import yaml
 from dagster._config import process_config, resolve_to_config_type
 from dagster._core.instance.config import PoolGranularity
 from dagster._core.instance.ref import InstanceRef
+from dagster._core.test_utils import create_test_daemon_workspace_context
 from dagster._core.workspace.config_schema import process_workspace_config
+from dagster._core.workspace.load_target import ModuleTarget
+from dagster._daemon.run_coordinator.queued_run_coordinator_daemon import (
+    QueuedRunCoordinatorDaemon,
+)
 from dagster._serdes import ConfigurableClassData
 from dagster._utils.merger import deep_merge_dicts
+from dagster_graphql.schema import create_schema
 
-from eval_ingest.defs.assets import POOL, STAGE_ASSETS
+from eval_ingest.defs.assets import STAGE_ASSETS
+from eval_ingest.defs.known_datasets import known_datasets
+from eval_ingest.defs.partitions import studio_datasets
+from eval_ingest.defs.running import INGEST_POOL
 from eval_ingest.defs.sweep import eval_sweep
+from eval_ingest.settings import Settings
 from eval_ingest_tests.test_defs import REPOSITORY
 
 BLOCK = re.compile(r"^```yaml\n# (?P<kind>[\w.]+)\n(?P<text>.*?)^```$", re.M | re.S)
@@ -139,6 +151,111 @@ def test_our_own_instance_queues_by_pools_that_assets_are_in(tmp_path: Path) -> 
         assert pools.default_pool_limit == 2
         assert instance.run_monitoring_enabled and instance.run_retries_enabled
         assert not instance.telemetry_enabled
-    pooled = {asset.key.path[-1] for asset in STAGE_ASSETS if POOL in asset.op.pools}
+    pooled = {asset.key.path[-1] for asset in STAGE_ASSETS if INGEST_POOL in asset.op.pools}
     assert pooled == {"window_index", "weka_copy"}
     assert eval_sweep.op.pools == {"sweep"}
+
+
+NO_POOL = None
+"""What Dagster answers for a run that is in none."""
+
+
+class Queue:
+    """The run queue of our dagster.yaml with our definitions. No process is started for a run."""
+
+    LAUNCH = """mutation($params: ExecutionParams!) {
+        launchRun(executionParams: $params) {
+            ... on LaunchRunSuccess { run { runId allPools } }
+            ... on Error { message }
+        }
+    }"""
+
+    def __init__(self, instance: dg.DagsterInstance, workspace: Any) -> None:
+        self.instance = instance
+        self.workspace = workspace
+        self.daemon = QueuedRunCoordinatorDaemon(interval_seconds=1)
+
+    def launch(self, dataset: str, job: str, *assets: str) -> list[str]:
+        """Ask for a run as the page does; returns the pools that it counts for."""
+        partition = [] if dataset in assets else [{"key": "dagster/partition", "value": dataset}]
+        params = {
+            "selector": {
+                "repositoryLocationName": "location",
+                "repositoryName": "__repository__",
+                "jobName": job,
+                "assetSelection": [{"path": [asset]} for asset in assets] or None,
+                "assetCheckSelection": [] if assets else None,
+            },
+            "executionMetadata": {"tags": [{"key": "dataset", "value": dataset}, *partition]},
+        }
+        context = self.workspace.create_request_context()
+        answer = asyncio.run(
+            create_schema().execute_async(
+                self.LAUNCH, context=context, variables={"params": params}
+            )
+        )
+        assert answer.errors is None
+        return answer.data["launchRun"]["run"]["allPools"]  # type: ignore[no-any-return]
+
+    def under_way(self) -> set[str]:
+        """The datasets that are worked on, after the daemon has started what it may."""
+        list(self.daemon.run_iteration(self.workspace))
+        started = self.instance.get_runs(dg.RunsFilter(statuses=[dg.DagsterRunStatus.STARTING]))
+        return {run.tags["dataset"] for run in started}
+
+    def end(self, dataset: str) -> None:
+        """Let a dataset's run have ended."""
+        (run,) = self.instance.get_runs(dg.RunsFilter(tags={"dataset": dataset}))
+        self.instance.report_dagster_event(
+            dg.DagsterEvent(dg.DagsterEventType.RUN_SUCCESS.value, run.job_name), run.run_id
+        )
+
+
+@pytest.fixture
+def queue(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Queue]:
+    monkeypatch.setenv("OLMOEARTH_EVAL_DATASETS", str(tmp_path / "evals"))
+    launcher = {"module": "dagster._core.test_utils", "class": "MockedRunLauncher"}
+    ours = yaml.safe_load((REPOSITORY / "dagster.yaml").read_text())
+    (tmp_path / "dagster.yaml").write_text(yaml.safe_dump({**ours, "run_launcher": launcher}))
+    target = ModuleTarget("eval_ingest.definitions", None, None, "location")
+    with (
+        dg.DagsterInstance.from_config(str(tmp_path)) as instance,
+        create_test_daemon_workspace_context(target, instance) as workspace,
+    ):
+        instance.add_dynamic_partitions(str(studio_datasets.name), ["a", "b", "c"])
+        # What the daemon does first of all; the page would show the pools from here on.
+        known_datasets(
+            dg.build_sensor_context(instance=instance, resources={"settings": Settings.load()})
+        )
+        yield Queue(instance, workspace)
+
+
+def test_of_all_ingests_two_at_a_time_run_whoever_asks_for_them(queue: Queue) -> None:
+    for dataset in ("a", "b"):
+        assert queue.launch(dataset, "ingest_studio_dataset") == ["ingest"]  # as the sensor
+    for dataset in ("nandi", "awf"):
+        assert queue.launch(dataset, "__ASSET_JOB", dataset) == ["ingest"]  # its own asset
+    assert queue.launch("c", "__ASSET_JOB", "weka_copy") == ["ingest"]  # one stage
+    assert queue.under_way() == {"a", "b"}
+    assert queue.under_way() == {"a", "b"}
+    queue.end("a")
+    assert queue.under_way() == {"b", "nandi"}
+    queue.end("b")
+    queue.end("nandi")
+    assert queue.under_way() == {"awf", "c"}
+
+
+def test_sweeps_and_stages_that_read_no_pixel_wait_for_no_ingest(queue: Queue) -> None:
+    for dataset in ("a", "b"):
+        queue.launch(dataset, "ingest_studio_dataset")
+    assert queue.launch("c", "__ASSET_JOB", "eval_sweep") == ["sweep"]
+    assert queue.launch("d", "__ASSET_JOB", "split_assignment") == NO_POOL
+    assert queue.under_way() == {"a", "b", "c", "d"}
+
+
+def test_two_runs_of_one_dataset_wait_for_each_other(queue: Queue) -> None:
+    queue.launch("a", "__ASSET_JOB", "norm_stats")
+    queue.launch("a", "__ASSET_JOB", "split_assignment")
+    assert queue.under_way() == {"a"}
+    statuses = {run.status for run in queue.instance.get_runs()}
+    assert statuses == {dg.DagsterRunStatus.QUEUED, dg.DagsterRunStatus.STARTING}

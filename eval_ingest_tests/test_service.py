@@ -76,12 +76,20 @@ class Service:
 
     def run_of(self, dataset: str) -> str:
         """Status of the last run on a dataset; "" without one."""
+        found = self._runs(dataset)
+        return str(found[0]["status"]) if found else ""
+
+    def pools_of(self, dataset: str) -> list[str]:
+        """The pools that the last run on a dataset counts for."""
+        return list(self._runs(dataset)[0]["allPools"] or ())
+
+    def _runs(self, dataset: str) -> list[dict[str, Any]]:
         tags = f'{{ key: "eval_ingest/dataset", value: "{dataset}" }}'
         found = self.ask(
             f"{{ runsOrError(filter: {{ tags: [{tags}] }}, limit: 1) "
-            "{ ... on Runs { results { status } } } }"
+            "{ ... on Runs { results { status allPools } } } }"
         )["runsOrError"]["results"]
-        return found[0]["status"] if found else ""
+        return list(found)
 
     def ended(self, dataset: str) -> str:
         """The same, once it is over."""
@@ -163,6 +171,7 @@ def test_a_dataset_dropped_into_the_bucket_loads_without_reload_or_restart(
 ) -> None:
     service.drop(small, "datasets/team/Rice 2024")
     assert service.until("a run of rice_2024", lambda: service.ended("rice_2024")) == "SUCCESS"
+    assert service.pools_of("rice_2024") == ["ingest"]
     assert len(EvalDataset("rice_2024", "train", root=service.evals)) > 0
     assert "rice_2024" in service.nodes()["registry_entry"]
     assert "rice_2024" not in service.nodes()  # its own asset comes with the definitions
@@ -223,6 +232,7 @@ def test_a_person_materialises_a_dataset_by_clicking_and_sees_it(
     if confirm.is_visible():  # asked as long as registry_entry has nothing at all
         confirm.click()
     assert service.until("a run of tolbi_crops", lambda: service.ended("tolbi_crops")) == "SUCCESS"
+    assert service.pools_of("tolbi_crops") == ["ingest"]
 
     page.goto(f"{service.address}/assets/tolbi_crops")
     page.get_by_text("verdict", exact=True).wait_for()

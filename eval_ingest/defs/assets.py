@@ -18,12 +18,10 @@ from eval_ingest.defs.failures import RETRIES
 from eval_ingest.defs.metadata import stage_metadata
 from eval_ingest.defs.partitions import studio_datasets
 from eval_ingest.defs.resources import STAGE_IO
-from eval_ingest.defs.running import run_stage
+from eval_ingest.defs.running import INGEST_POOL, run_stage
 from eval_ingest.settings import Settings
 
 GROUP = "studio_ingest"
-POOL = "ingest"
-"""Runs that read or write pixels; dagster.yaml says how many at a time."""
 POOLED = ("window_index", "weka_copy")
 
 _stage_asset = partial(
@@ -48,7 +46,7 @@ def _stage(context: dg.AssetExecutionContext, settings: Settings, **values: Any)
     )
 
 
-@_stage_asset(kinds={"parquet"}, pool=POOL)
+@_stage_asset(kinds={"parquet"}, pool=INGEST_POOL)
 def window_index(
     context: dg.AssetExecutionContext, settings: SettingsParam
 ) -> dg.Output[WindowIndex]:
@@ -75,7 +73,7 @@ def norm_stats(
     return _stage(context, settings, window_index=window_index, split_assignment=split_assignment)
 
 
-@_stage_asset(kinds={"numpy"}, pool=POOL)
+@_stage_asset(kinds={"numpy"}, pool=INGEST_POOL)
 def weka_copy(
     context: dg.AssetExecutionContext,
     settings: SettingsParam,

@@ -12,11 +12,11 @@ from functools import cache
 import dagster as dg
 
 from eval_ingest.core.spec import DatasetSpec
-from eval_ingest.defs.assets import POOL, POOLED, registry_entry
+from eval_ingest.defs.assets import POOLED, registry_entry
 from eval_ingest.defs.checks import evaluations, is_checked
 from eval_ingest.defs.failures import RETRIES, as_failure
 from eval_ingest.defs.metadata import UP_TO_DATE, entry_metadata, stage_metadata
-from eval_ingest.defs.running import run_stage
+from eval_ingest.defs.running import INGEST_POOL, run_stage
 from eval_ingest.defs.versions import last_record, version_of, version_tags
 from eval_ingest.errors import NotIngestedError
 from eval_ingest.pipeline import STAGES
@@ -81,7 +81,7 @@ def _stage_op(name: str, stage: str) -> dg.OpDefinition:
         ins={"start": dg.In(dg.Nothing)},
         out=dg.Out(dg.Nothing),
         retry_policy=RETRIES,
-        pool=POOL if stage in POOLED else None,
+        pool=INGEST_POOL if stage in POOLED else None,
     )
     def run(context: dg.OpExecutionContext, settings: dg.ResourceParam[Settings]) -> None:
         done = run_stage(context, settings, name, stage)

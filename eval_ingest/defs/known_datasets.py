@@ -14,7 +14,7 @@ from eval_ingest.core.entry import Metadata
 from eval_ingest.defs.front_door import TAKEN
 from eval_ingest.defs.metadata import entry_metadata, stage_path
 from eval_ingest.defs.partitions import studio_datasets
-from eval_ingest.defs.running import is_going_on
+from eval_ingest.defs.running import is_going_on, set_up_pools
 from eval_ingest.defs.versions import last_record, version_of
 from eval_ingest.errors import EvalIngestError
 from eval_ingest.pipeline import STAGES
@@ -40,6 +40,7 @@ def known_datasets(
     context: dg.SensorEvaluationContext, settings: dg.ResourceParam[Settings]
 ) -> dg.SensorResult | dg.SkipReason:
     """List datasets as partitions, and note those that are registered."""
+    set_up_pools(context.instance)
     problems: list[str] = []
     shown = _parse(context.cursor, redacted(settings.eval_root))
     events: list[dg.AssetMaterialization] = []

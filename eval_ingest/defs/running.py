@@ -21,6 +21,11 @@ from eval_ingest.store.catalog import find_spec
 # DataVersion is the very thing that a fingerprint is, and it has been "in beta" since 2023.
 warnings.filterwarnings("ignore", category=dg.BetaWarning, module=r"eval_ingest\.defs")
 
+INGEST_POOL = "ingest"
+"""Of the stages that read or write pixels; dagster.yaml says how many runs at a time."""
+SWEEP_POOL = "sweep"
+POOLS = frozenset({INGEST_POOL, SWEEP_POOL})
+
 DATASET_TAG = "eval_ingest/dataset"
 """On every run that works on a dataset: front doors have no partition to be found by."""
 
@@ -63,6 +68,18 @@ def is_going_on(instance: dg.DagsterInstance, name: str) -> bool:
         instance.get_runs_count(dg.RunsFilter(statuses=NOT_FINISHED_STATUSES, tags={tag: name}))
         for tag in (PARTITION_NAME_TAG, DATASET_TAG)
     )
+
+
+def set_up_pools(instance: dg.DagsterInstance) -> None:
+    """Have dagster.yaml's default limit hold for our pools from the very first run on.
+
+    Dagster sets it up itself only once a run of the pool is queued, and starts all runs that are
+    queued at that moment: a bucket full of datasets would be ingested all at once.
+    """
+    storage = instance.event_log_storage
+    if storage.supports_global_concurrency_limits:
+        for pool in POOLS - storage.get_concurrency_keys():
+            storage.initialize_concurrency_limit_to_default(pool)
 
 
 class LogProgress:

@@ -26,7 +26,7 @@ from eval_ingest.defs.assets import STAGE_ASSETS
 from eval_ingest.defs.cursor import Cursor, Seen, Step
 from eval_ingest.defs.gcs import find
 from eval_ingest.defs.partitions import studio_datasets
-from eval_ingest.defs.running import is_going_on
+from eval_ingest.defs.running import is_going_on, set_up_pools
 from eval_ingest.errors import EvalIngestError
 from eval_ingest.redaction import redacted
 from eval_ingest.settings import Settings
@@ -92,6 +92,7 @@ def discovery_sensor(settings: Settings) -> dg.SensorDefinition:
 def look(context: dg.SensorEvaluationContext, settings: Settings) -> dg.SensorResult:
     """One tick: find, judge what isn't settled in this version, and ask for runs."""
     deadline = time.monotonic() + BUDGET_S
+    set_up_pools(context.instance)
     cursor = Cursor.parse(context.cursor, redacted(settings.eval_root))
     cursor.tick += 1
     found = survey(settings.studio_roots, settings, find=find, looks=_roots, timeout_s=ROOTS_S)

@@ -16,7 +16,7 @@ from eval_ingest.core.fingerprint import fingerprint
 from eval_ingest.defs.failures import RETRIES, as_failure
 from eval_ingest.defs.metadata import listed, png_metadata, table
 from eval_ingest.defs.partitions import studio_datasets
-from eval_ingest.defs.running import LogProgress
+from eval_ingest.defs.running import SWEEP_POOL, LogProgress
 from eval_ingest.errors import SweepError
 from eval_ingest.settings import Settings
 from eval_ingest.sweep.command import DEFAULT_OUT
@@ -24,7 +24,6 @@ from eval_ingest.sweep.command import DEFAULT_OUT
 if TYPE_CHECKING:
     from eval_ingest.sweep.results import ResultTable, Row
 
-POOL = "sweep"
 MAX_PICTURE_BYTES = 1 << 20
 """Pictures are kept in Dagster's event log; the most telling ones come first."""
 
@@ -65,7 +64,7 @@ class SweepConfig(dg.Config):
     partitions_def=studio_datasets,
     deps=["registry_entry"],
     retry_policy=RETRIES,
-    pool=POOL,
+    pool=SWEEP_POOL,
     kinds={"pytorch"},
 )
 def eval_sweep(
