@@ -101,12 +101,15 @@ def nothing(patch_size, device):
     return object()
 """
 
+UNFINISHED = "import torch\n1 / 0\n"
+
 
 @pytest.fixture
 def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """A module in the current folder."""
     name = f"own_{tmp_path.name}"
     (tmp_path / f"{name}.py").write_text(CUSTOM)
+    (tmp_path / f"unfinished_{name}.py").write_text(UNFINISHED)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
     return name
@@ -127,6 +130,15 @@ def test_what_is_wrong_with_an_encoder_of_ones_own_is_told(module: str) -> None:
         with pytest.raises(SweepError) as error:
             load_encoder(text, 4, CPU)
         assert message in str(error.value)
+    with pytest.raises(SweepError, match="failed with ZeroDivisionError: division by zero"):
+        load_encoder(f"unfinished_{module}:make", 4, CPU)
+
+
+def test_a_typo_in_ones_own_encoder_is_told_before_anything_is_loaded(module: str) -> None:
+    check_encoder(f"{module}:broken")  # it would fail, but isn't called
+    for text in ("not_there_at_all:make", f"{module}:second"):
+        with pytest.raises(SweepError):
+            check_encoder(text)
 
 
 # ------------------------------------------------------------------------------------- pixels
@@ -269,6 +281,7 @@ def test_what_an_encoder_returns_is_checked(ingested: Ingested, tmp_path: Path) 
         (lambda n: Embeddings(None, torch.zeros(n, 3)), r"patches must have the shape .*not None"),
         (lambda n: Embeddings(pixels[:n, :2]), r"\(\d+, 4, 4, D\), not \(\d+, 2, 4, 3\)"),
         (lambda n: Embeddings(pixels[:n] / 0), "embeddings are not finite"),
+        (lambda n: pixels[:n], r"returned a Tensor; it must return Embeddings\(patches, pooled\)"),
         (lambda n: pixels.no_such_thing, "failed on segmentation train with AttributeError"),
     ):
         encoder = Mean()

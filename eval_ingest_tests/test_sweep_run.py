@@ -294,6 +294,20 @@ def test_a_failure_leaves_the_other_datasets_alone(sweep: Sweep, tmp_path: Path)
     assert "say --patch-size 1 or 2 or 3 or 4 or 6 or 12" in messages["odd"]
 
 
+def test_one_of_several_encoders_that_cannot_be_loaded_does_not_stop_the_others(
+    sweep: Sweep, tmp_path: Path
+) -> None:
+    weights = tmp_path / "weights.pth"
+    weights.write_text("none")
+    spec, told = f"olmoearth:nano@{weights}", list[str]()
+    table = sweep("segmentation", encoders=(spec, "pixels"), tell=told.append)
+    assert [row.encoder for row in table.rows] == ["pixels"]
+    assert [(f.encoder, f.dataset) for f in table.failures] == [(spec, "segmentation")]
+    assert "can't be loaded" in told[0] and "; 80 train windows (100%)" in told[1]
+    with pytest.raises(SweepError, match="can't be loaded"):
+        sweep("segmentation", encoders=(spec,))
+
+
 def test_wrong_plans_are_refused_before_anything_is_done(sweep: Sweep, tmp_path: Path) -> None:
     with pytest.raises(UnknownDatasetError, match="did you mean segmentation"):
         sweep("segmentatoin")

@@ -197,6 +197,11 @@ def _embed(
     try:
         with torch.no_grad():
             found = encoder.embed(batch, dataset)
+            if not isinstance(found, tuple | list):
+                raise SweepError(
+                    f"encoder {encoder.name} returned a {type(found).__name__}; it must return "
+                    "Embeddings(patches, pooled), see eval_ingest.sweep.encoders.Encoder"
+                )
             found = Embeddings(*found)
     except (SweepError, KeyboardInterrupt):
         raise

@@ -13,6 +13,7 @@ import importlib
 import importlib.util
 import os
 import sys
+from collections.abc import Callable
 from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 import torch
@@ -98,10 +99,11 @@ def load_encoder(spec: str, patch_size: int, device: torch.device) -> Encoder:
 
 
 def check_encoder(spec: str) -> None:
-    """Refuse names that can't be an encoder, before anything is loaded.
+    """Refuse names that can't be an encoder, before any weights are loaded.
 
     Raises:
-        SweepError: the name isn't one of the forms above, or a package isn't there.
+        SweepError: the name isn't one of the forms above, or a package, module or factory isn't
+            there.
     """
     if spec == "pixels":
         return
@@ -120,12 +122,15 @@ def check_encoder(spec: str) -> None:
                 f"{spec} needs olmoearth-pretrain-minimal; "
                 'install it: pip install "eval-ingest[olmoearth]"'
             )
+    else:
+        _factory(spec)
 
 
 _ATTRIBUTES = ("name", "fingerprint", "weights", "patch_size", "normalize", "method", "embed")
 
 
-def _custom(spec: str, patch_size: int, device: torch.device) -> Encoder:
+def _factory(spec: str) -> Callable[..., Any]:
+    """What a `module:factory` names."""
     module_name, _, factory_name = spec.partition(":")
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())  # a console script doesn't look in the current folder
@@ -136,13 +141,22 @@ def _custom(spec: str, patch_size: int, device: torch.device) -> Encoder:
             f"encoder {spec}: importing {module_name} failed ({error}); it must be installed, or "
             f"be {module_name.replace('.', '/')}.py in the current folder {os.getcwd()}"
         ) from error
-    factory = getattr(module, factory_name, None)
-    if not callable(factory):
+    except Exception as error:  # anybody's own code
+        raise SweepError(
+            f"encoder {spec}: importing {module_name} failed with {type(error).__name__}: {error}"
+        ) from error
+    factory: Callable[..., Any] | None = getattr(module, factory_name, None)
+    if factory is None or not callable(factory):
         public = [name for name in vars(module) if not name.startswith("_")]
         raise SweepError(
             f"encoder {spec}: {module_name} has no function {factory_name}; "
             f"it has {', '.join(public[:12]) or 'nothing'}"
         )
+    return factory
+
+
+def _custom(spec: str, patch_size: int, device: torch.device) -> Encoder:
+    factory, factory_name = _factory(spec), spec.partition(":")[2]
     try:
         encoder = factory(patch_size=patch_size, device=device)
     except Exception as error:

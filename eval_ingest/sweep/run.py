@@ -16,6 +16,7 @@ from eval_ingest.core.fingerprint import fingerprint
 from eval_ingest.core.task import TaskKind
 from eval_ingest.errors import EvalIngestError, SweepError
 from eval_ingest.loading import EvalDataset
+from eval_ingest.report.terminal import plural
 from eval_ingest.settings import Settings
 from eval_ingest.store.layout import EvalRoot
 from eval_ingest.store.registry import require_metadata
@@ -57,7 +58,8 @@ def run_sweep(
 
     Rows that are in the results already are not made again, and each new one is kept as soon as
     it is done: so a sweep that was killed goes on where it stopped. An encoder that fails on one
-    dataset is a `Failure` of the table; the sweep goes on with the others.
+    dataset, or one of several that can't be loaded, is a `Failure` of the table; the sweep goes on
+    with the others.
 
     Args:
         plan: what to score.
@@ -68,7 +70,7 @@ def run_sweep(
         tell: called with a line about each score, and about what a reader must know.
 
     Raises:
-        SweepError: the plan can't be carried out, or an encoder can't be loaded.
+        SweepError: the plan can't be carried out, or its only encoder can't be loaded.
         UnknownDatasetError: no such dataset.
         StoreError: the results can't be written.
     """
@@ -132,7 +134,14 @@ class _Run:
         failures: list[Failure] = []
         computed = 0
         for spec in self.plan.encoders:
-            encoder = self._encoder(spec)
+            try:
+                encoder = self._encoder(spec)
+            except SweepError as error:
+                if len(self.plan.encoders) == 1:
+                    raise
+                failures += [Failure(spec, name, str(error)) for name in self.plan.datasets]
+                self.tell(f"failed: {error}")
+                continue
             if "random" in encoder.weights:
                 self.tell(
                     f"{encoder.name}: {encoder.weights}; its scores are no pretrained model's"
@@ -377,7 +386,8 @@ def _line(row: Row) -> str:
         score += f" [{row.ci_low:.4g}, {row.ci_high:.4g}]"
     chosen = row.probe if row.learning_rate is None else f"{row.probe}, lr {row.learning_rate:g}"
     text = (
-        f"{row.dataset}, {row.encoder}: {score} on {row.split}; {row.n_train:,} train windows "
-        f"({100 * row.label_fraction:.4g}%), seed {row.seed}, {chosen}, {row.seconds:.1f} s"
+        f"{row.dataset}, {row.encoder}: {score} on {row.split}; "
+        f"{plural(row.n_train, 'train window')} ({100 * row.label_fraction:.4g}%), "
+        f"seed {row.seed}, {chosen}, {row.seconds:.1f} s"
     )
     return "; ".join([text, *row.notes])
