@@ -99,7 +99,16 @@ class NotIngestedError(StoreError):
 
 
 class IntegrityError(StoreError):
-    """A file differs in size, checksum or shape from what was recorded."""
+    """A file differs in size, checksum or shape from what was recorded.
+
+    Args:
+        what: which file, and how it differs.
+        cure: what to do about it.
+    """
+
+    def __init__(self, what: str, cure: str = "") -> None:
+        super().__init__(f"{what}; {cure}" if cure else what)
+        self.what = shown(what)
 
 
 class LockedError(StoreError):

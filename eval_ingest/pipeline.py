@@ -52,6 +52,8 @@ from eval_ingest.store.registry import (
     rebuild_registry,
     write_metadata,
 )
+from eval_ingest.store.seal import unless_damaged, write_sealed_json
+from eval_ingest.store.verify import look_at
 from eval_ingest.studio.discovery import source_fingerprint
 from eval_ingest.transfer import transfer
 
@@ -78,8 +80,10 @@ def window_index(job: Job) -> WindowIndex:
     check_invalid_fraction(index.summary, job.spec.max_invalid_fraction, job.spec.name)
     if seen:
         state = {"fingerprint": seen, "window_index": index.fingerprint}
-        if read_json(job.layout.source_state) != state:
-            write_json(job.layout.source_state, state)
+        with contextlib.suppress(StoreError):  # damaged: it is written anew
+            if read_json(job.layout.source_state) == state:
+                return index
+        write_json(job.layout.source_state, state)
     return index
 
 
@@ -102,7 +106,7 @@ def split_assignment(job: Job, index: WindowIndex) -> SplitAssignment:
         dict(config.selectors),
         config.declared_ratios,
     )
-    old = read_splits(job.layout.split_assignment)
+    old = unless_damaged(lambda: read_splits(job.layout.split_assignment))
     if old is not None and old.fingerprint == wanted:
         return old
     return assign_splits(index, config, job.spec, wanted)
@@ -152,7 +156,7 @@ def weka_copy(job: Job, index: WindowIndex, splits: SplitAssignment) -> CopyResu
     wanted = fingerprint(
         "weka_copy", COPY_VERSION, index.fingerprint, splits.fingerprint, job.spec.copy_mode
     )
-    old = read_copy(job.layout)
+    old = unless_damaged(lambda: read_copy(job.layout))
     if old is not None and old.fingerprint == wanted and _copy_is_there(job, old):
         job.source.forget()
         return old
@@ -169,16 +173,19 @@ def weka_copy(job: Job, index: WindowIndex, splits: SplitAssignment) -> CopyResu
 
 
 def _copy_is_there(job: Job, result: CopyResult) -> bool:
-    """A cheap look: what the result names exists. `eval-ingest verify` looks at every byte."""
-    paths = [job.layout.path / found.index for found in result.splits.values()]
+    """A quick look at what the result names. `eval-ingest verify` looks at every byte."""
+    layout = job.layout
+    if layout.remote is None:
+        return unless_damaged(lambda: look_at(layout, result)) is not None
+    paths = [layout.path / found.index for found in result.splits.values()]
     paths += [
-        job.layout.samples / shard.name / f"{array}.npy"
+        layout.samples / shard.name / f"{array}.npy"
         for shard in result.shards
         for array in shard.arrays
     ]
     if result.mode == "windows":
-        paths += [job.layout.copy_manifest, *(job.layout.path / name for name in result.files)]
-    return all(job.layout.is_there(path) for path in paths)
+        paths += [layout.copy_manifest, *(layout.path / name for name in result.files)]
+    return all(layout.is_there(path) for path in paths)
 
 
 # -------------------------------------------------------------------------- 5. registry_entry
@@ -195,7 +202,7 @@ def registry_entry(
         "weka_copy": copy.fingerprint,
     }
     wanted = fingerprint("registry_entry", ENTRY_VERSION, prints, job.spec, job.config, job.origin)
-    old = read_metadata(job.layout)
+    old = unless_damaged(lambda: read_metadata(job.layout))
     if old is not None and (old.fingerprint, old.splits, old.shards) == (
         wanted,
         copy.splits,
@@ -269,12 +276,12 @@ _STAGES: dict[str, _Stage] = {
     "norm_stats": _Stage(
         norm_stats,
         ("window_index", "split_assignment"),
-        lambda job, value: write_json(job.layout.norm_stats, value.model_dump()),
+        lambda job, value: write_sealed_json(job.layout.norm_stats, value.model_dump()),
     ),
     "weka_copy": _Stage(
         weka_copy,
         ("window_index", "split_assignment"),
-        lambda job, value: write_json(job.layout.weka_copy, value.model_dump()),
+        lambda job, value: write_sealed_json(job.layout.weka_copy, value.model_dump()),
     ),
     "registry_entry": _Stage(
         registry_entry, ("window_index", "split_assignment", "norm_stats", "weka_copy"), publish
@@ -357,7 +364,7 @@ def run_stage(job: Job, stage: str, values: dict[str, Any] | None = None) -> Out
 
 def write_stage(job: Job, stage: str, value: Any) -> bool:
     """Write a stage's outcome, unless it is what is on disk already; True if it was written."""
-    old = read_outcome(job.layout, stage)
+    old = unless_damaged(lambda: read_outcome(job.layout, stage))
     same = old is not None and old.fingerprint == value.fingerprint
     if same and (stage != "registry_entry" or (old == value and _registered(job, value))):
         return False

@@ -22,7 +22,7 @@ from eval_ingest.core.index import WindowIndex
 from eval_ingest.core.resolved import ResolvedConfig
 from eval_ingest.core.spec import SPLIT_OPTION, SPLITS
 from eval_ingest.core.splits import SplitAssignment
-from eval_ingest.store.atomic import write_bytes, write_json
+from eval_ingest.store.atomic import file_crc32c, write_bytes, write_json
 from eval_ingest.store.copy import UNFINISHED
 from eval_ingest.store.layout import DatasetLayout
 from eval_ingest.store.rslearn_index import FOLDER, index_key, write_indexes
@@ -141,8 +141,8 @@ def _window(row: dict[str, Any], split: str) -> dict[str, Any]:
     }
 
 
-def write_copy_files(layout: DatasetLayout, files: ConfigFiles, samples: Samples) -> list[str]:
-    """Write all that rslearn reads beside the windows; returns the paths within the dataset.
+def write_copy_files(layout: DatasetLayout, files: ConfigFiles, samples: Samples) -> dict[str, str]:
+    """Write all that rslearn reads beside the windows; returns paths in the dataset, and CRC32C.
 
     The indexes come last: what a reader finds before is the old one, which is whole.
 
@@ -171,7 +171,7 @@ def write_copy_files(layout: DatasetLayout, files: ConfigFiles, samples: Samples
     if layout.remote is not None:  # those of an earlier copy, whoever made them
         kept = [path.rpartition("/")[2] for path in indexes]
         layout.remote.keep_only(layout.path / FOLDER, kept)
-    return [*names, *indexes]
+    return {path: file_crc32c(layout.path / path) for path in (*names, *indexes)}
 
 
 _FILES = ("config.json", "model.yaml", "model.original.yaml", "olmoearth_run.yaml")

@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow as pa
 
 from eval_ingest.core.columns import numbers
-from eval_ingest.core.entry import CopyResult, Shard, SplitFile
+from eval_ingest.core.entry import SPLIT_INDEX_VERSION, CopyResult, Shard, SplitFile
 from eval_ingest.core.fingerprint import fingerprint
 from eval_ingest.core.index import WindowIndex
 from eval_ingest.core.resolved import ResolvedConfig
@@ -21,7 +21,6 @@ from eval_ingest.errors import SourceError, StoreError
 from eval_ingest.indexing.packer import pack_rows
 from eval_ingest.job import Job
 from eval_ingest.store.copy import CopiedWindow, Manifest
-from eval_ingest.store.index_file import write_table
 from eval_ingest.store.layout import DatasetLayout
 from eval_ingest.store.pack import (
     TARGET,
@@ -32,11 +31,11 @@ from eval_ingest.store.pack import (
     shard_names,
 )
 from eval_ingest.store.room import require_room, window_bytes
+from eval_ingest.store.seal import unless_damaged
+from eval_ingest.store.tables import write_table
 from eval_ingest.store.windows import Windows, windows_of
 from eval_ingest.studio.source import Source, SourceFile, WindowFiles, WindowReader
 from eval_ingest.studio.window import read_window, sample_arrays
-
-SPLIT_INDEX_VERSION = 1
 
 _TASK_WINDOWS = 16
 _UNPACKED = ""
@@ -258,7 +257,7 @@ def _packed_already(layout: DatasetLayout, row_key: str) -> dict[_Key, tuple[str
     """Where samples lie in the shards that are there: key to (shard, row)."""
     packed = {}
     for shard in shard_names(layout.samples):
-        found = read_shard_index(layout.samples, shard, row_key)
+        found = unless_damaged(partial(read_shard_index, layout, shard, row_key))
         if found is None:
             continue
         columns = (found[name].to_pylist() for name in ("group", "name", "source_digest", "row"))
@@ -356,14 +355,14 @@ def _write_split_indexes(
     """The three split indexes; `packed` is None where samples are read from the source."""
     layout, config = job.layout, job.config
     used = sorted({packed[place.key][0] for place in places}) if packed is not None else []
-    tables = {shard: read_shard_index(layout.samples, shard, index.row_key) for shard in used}
+    tables = {shard: read_shard_index(layout, shard, index.row_key) for shard in used}
     shards = []
     packed_bytes = 0
     for shard in used:
         table = tables[shard]
         assert table is not None, f"shard {shard} was listed as packed"
-        arrays = read_shard_arrays(layout.samples, shard)
-        packed_bytes += sum(array.n_bytes or 0 for array in arrays.values())
+        arrays = read_shard_arrays(layout, shard)
+        packed_bytes += sum(array.n_bytes for array in arrays.values())
         shards.append(Shard(name=shard, rows=table.num_rows, arrays=arrays))
     files = {}
     lookup = {shard: _by_row(table) for shard, table in tables.items()}

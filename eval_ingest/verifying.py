@@ -1,15 +1,21 @@
 """Is a dataset still what was ingested? What was written, and where nothing was, the source."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import pyarrow as pa
 
+from eval_ingest.core.columns import numbers
+from eval_ingest.core.digest import label_digest, pixel_digest
 from eval_ingest.core.entry import Metadata
 from eval_ingest.core.index import WindowIndex
+from eval_ingest.core.spec import SPLITS
 from eval_ingest.core.splits import SplitAssignment
 from eval_ingest.engine import Progress
-from eval_ingest.errors import EvalIngestError
-from eval_ingest.store.layout import EvalRoot
+from eval_ingest.errors import EvalIngestError, IntegrityError
+from eval_ingest.loading.packed import PackedSamples
+from eval_ingest.loading.split_index import TARGET, SplitIndex
+from eval_ingest.store.layout import DatasetLayout, EvalRoot
 from eval_ingest.store.outcomes import read_outcome
 from eval_ingest.store.registry import require_metadata
 from eval_ingest.store.verify import Verified, verify
@@ -29,20 +35,77 @@ def verify_dataset(root: EvalRoot, name: str, progress: Progress) -> Verified:
     metadata = require_metadata(root, name)
     layout = root.dataset(name)
     found = verify(layout, metadata, progress)
-    if metadata.spec.copy_mode != "index":
+    stages, wrong = _stages(layout, metadata)
+    if wrong:
+        return Verified(found.checked, [*found.problems, *wrong])
+    index, splits = stages["window_index"], stages["split_assignment"]
+    if metadata.spec.copy_mode == "index":
+        compared = f"{len(splits.used)} windows of {metadata.source} compared"
+        differing = _changed(metadata, index, splits, progress)
+    elif layout.remote is not None:  # checksums of whole files were compared, and nothing is here
         return found
-    index, splits = read_outcome(layout, "window_index"), read_outcome(layout, "split_assignment")
-    if index is None or splits is None:
-        missing = "window_index" if index is None else "split_assignment"
-        return Verified(found.checked, [*found.problems, f"{missing}.parquet can't be read"])
+    else:
+        compared = f"{len(splits.used)} samples compared with what was decoded"
+        differing = _wrong_samples(layout, metadata, index, splits, progress)
     try:
-        problems = list(_changed(metadata, index, splits, progress))
+        problems = list(differing)
     except EvalIngestError as error:
         return Verified(found.checked, [*found.problems, str(error)])
     if len(problems) > _TOLD:
         problems = [*problems[:_TOLD], f"and {len(problems) - _TOLD} more windows"]
-    checked = f"{found.checked}; {len(splits.used)} windows of {metadata.source} compared"
-    return Verified(checked, [*found.problems, *problems])
+    return Verified(f"{found.checked}; {compared}", [*found.problems, *problems])
+
+
+def _stages(layout: DatasetLayout, metadata: Metadata) -> tuple[dict[str, Any], list[str]]:
+    """The stages' outcomes that metadata.json was made from, and what is wrong with them."""
+    stages, problems = {}, []
+    for stage in metadata.fingerprints:
+        try:
+            found = read_outcome(layout, stage)
+        except IntegrityError as error:
+            problems.append(error.what)
+            continue
+        stages[stage] = found
+        if found is None:
+            if stage != "weka_copy" or metadata.spec.copy_mode == "windows":
+                problems.append(f"the outcome of {stage} is missing")
+        elif found.fingerprint != metadata.fingerprints[stage]:
+            problems.append(f"{stage} has run again since, without the stages after it")
+    return stages, problems
+
+
+def _wrong_samples(
+    layout: DatasetLayout,
+    metadata: Metadata,
+    index: WindowIndex,
+    splits: SplitAssignment,
+    progress: Progress,
+) -> Iterator[str]:
+    """Samples that EvalDataset would give, and that aren't what was decoded."""
+    places = zip(index.groups, index.names, strict=True)
+    rows = {place: row for row, place in enumerate(places) if splits.splits[row] in SPLITS}
+    digests = index.table["pixel_digest"].to_pylist()
+    labels = numbers(index.table["label.crc32c"], 0)
+    moments = {m.name: index.moments(m.name) for m in metadata.config.modalities}
+    total = len(rows)
+    for split, file in metadata.splits.items():
+        found = SplitIndex(layout.path / file.index, metadata.name, list(moments))
+        samples = PackedSamples(layout, metadata, found)
+        for k in range(len(found)):
+            row = rows.pop((found.groups[k], found.names[k]), None)
+            if row is None or splits.splits[row] != split:
+                yield f"{file.index}: {found.window(k)} doesn't belong to {split}"
+                continue
+            pixels = {name: samples.array(k, name) for name in moments if found.timesteps[name][k]}
+            wrong = []
+            if label_digest(samples.array(k, TARGET)) != labels[row]:
+                wrong.append("label")
+            if pixel_digest(pixels, {name: moments[name][row] for name in pixels}) != digests[row]:
+                wrong.append("pixels")
+            if wrong:
+                yield f"the packed {' and '.join(wrong)} of {found.window(k)} have changed"
+            progress("samples compared", total - len(rows), total)
+    yield from (f"{group}/{name} is in no split's index" for group, name in rows)
 
 
 def _changed(

@@ -1,17 +1,17 @@
 """Ingested datasets written directly, without a source: as many windows as a test likes."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from eval_ingest.core.entry import Metadata
+from eval_ingest.core.entry import SPLIT_INDEX_VERSION, Metadata
 from eval_ingest.core.modality import MODALITIES
 from eval_ingest.core.task import TaskKind
+from eval_ingest.store.registry import metadata_bytes
+from eval_ingest.store.tables import write_table
 
 
 def write_fake(
@@ -65,7 +65,7 @@ def write_fake(
     if shuffled:
         target = target[rng.permutation(n)]
     folder = root / name
-    _write_shard(folder, modality, pixels, target)
+    arrays = _write_shard(folder, modality, pixels, target)
     splits = _write_splits(folder, modality, counts, size, timesteps, len(present))
     values = np.concatenate([p.reshape(-1, len(present)) for p in pixels]).astype(float)
     stats = {
@@ -87,14 +87,11 @@ def write_fake(
         "name": name, "fingerprint": version, "published_at": "2026-01-01T00:00:00+00:00",
         "spec": {"name": name, "source": "nowhere"}, "config": config, "source": "nowhere",
         "splits": splits, "n_windows": n, "norm_stats": {modality: stats}, "invalid": {},
-        "shards": [{"name": "shard", "rows": n, "arrays": {
-            modality: {"dtype": "uint16", "uniform": len(set(timesteps)) == 1},
-            "target": {"dtype": str(target.dtype), "uniform": True}}}],
+        "shards": [{"name": "shard", "rows": n, "arrays": arrays}],
         "split_report": {}, "warnings": [], "fingerprints": {}, "window_size": size,
         "num_timesteps": max(timesteps),
     }  # fmt: skip
-    Metadata.model_validate(metadata)
-    (folder / "metadata.json").write_text(json.dumps({"version": 1, **metadata}))
+    (folder / "metadata.json").write_bytes(metadata_bytes(Metadata.model_validate(metadata)))
     return folder
 
 
@@ -121,13 +118,20 @@ def _labels(
     return labels.astype(np.int8 if task.per_pixel else np.int64), signal
 
 
-def _write_shard(folder: Path, modality: str, pixels: list[np.ndarray], target: np.ndarray) -> None:
+def _write_shard(
+    folder: Path, modality: str, pixels: list[np.ndarray], target: np.ndarray
+) -> dict[str, Any]:
     shard = folder / "samples" / "shard"
     shard.mkdir(parents=True)
     uniform = len({p.shape for p in pixels}) == 1
     packed = np.stack(pixels) if uniform else np.concatenate([p.reshape(-1) for p in pixels])
-    np.save(shard / f"{modality}.npy", packed)
-    np.save(shard / "target.npy", target)
+    arrays = {}
+    for name, array, alike in ((modality, packed, uniform), ("target", target, True)):
+        path = shard / f"{name}.npy"
+        np.save(path, array)
+        arrays[name] = {"dtype": str(array.dtype), "uniform": alike, "shape": array.shape,
+                        "n_bytes": path.stat().st_size}  # fmt: skip
+    return arrays
 
 
 def _write_splits(
@@ -152,9 +156,8 @@ def _write_splits(
                 f"{modality}.timestamps": pa.array(stamps, pa.list_(pa.int32())),
             }
         )
-        path = folder / split / "index.fake.parquet"
-        path.parent.mkdir()
-        pq.write_table(table, path)
-        splits[split] = {"count": count, "index": f"{split}/index.fake.parquet"}
+        path = folder / split / "index.0.parquet"
+        write_table(path, table, {"kind": "split_index", "version": SPLIT_INDEX_VERSION})
+        splits[split] = {"count": count, "index": f"{split}/index.0.parquet"}
         start += count
     return splits

@@ -42,6 +42,7 @@ from eval_ingest.settings import Settings
 from eval_ingest.store.catalog import find_spec
 from eval_ingest.store.layout import EvalRoot
 from eval_ingest.store.outcomes import read_outcome
+from eval_ingest.store.seal import sealed_json
 
 # Outside of pytest defs/running.py silences it, and says why.
 pytestmark = pytest.mark.filterwarnings("ignore::dagster.BetaWarning")
@@ -481,7 +482,7 @@ def test_a_damaged_dataset_keeps_no_other_from_being_shown(world: World) -> None
     registry = json.loads((root / "registry.json").read_text())
     entries = registry["datasets"]
     registry["datasets"] = {"broken": {**entries["crops"], "fingerprint": "x"}, **entries}
-    (root / "registry.json").write_text(json.dumps(registry))
+    (root / "registry.json").write_bytes(sealed_json(registry))
     (root / "broken" / "metadata.json").write_text("{}")
     events = tick(world).asset_events
     assert {event.partition for event in events} == {"crops", None}

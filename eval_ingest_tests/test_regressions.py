@@ -19,10 +19,14 @@ import torch
 from eval_ingest import EvalDataset, pipeline
 from eval_ingest.core.norm import combine, measure
 from eval_ingest.errors import SourceError
-from eval_ingest.store.atomic import write_json
 from eval_ingest.store.layout import EvalRoot
 from eval_ingest.store.outcomes import read_outcome
-from eval_ingest.store.registry import read_metadata, read_registry, rebuild_registry
+from eval_ingest.store.registry import (
+    read_metadata,
+    read_registry,
+    rebuild_registry,
+    write_metadata,
+)
 from eval_ingest_tests.conftest import make_job
 from eval_ingest_tests.test_pipeline import windows_of
 
@@ -208,7 +212,7 @@ def test_13_a_registry_that_two_write_at_once_loses_no_entry(
 
     def publish(name: str) -> None:
         metadata = entry.model_copy(update={"name": name})
-        write_json(root.dataset(name).metadata, metadata.model_dump(mode="json", by_alias=True))
+        write_metadata(root.dataset(name), metadata)
         rebuild_registry(root)
         json.loads(root.registry.read_text())  # whole at any moment
 

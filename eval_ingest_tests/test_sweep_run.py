@@ -16,6 +16,7 @@ import torch
 from eval_ingest import EvalDataset, cli
 from eval_ingest.errors import SweepError, UnknownDatasetError
 from eval_ingest.settings import Settings
+from eval_ingest.store.seal import sealed_json
 from eval_ingest.sweep import run as run_module
 from eval_ingest.sweep.command import board_lines
 from eval_ingest.sweep.plan import SweepPlan
@@ -163,7 +164,7 @@ def test_fractions_that_datasets_have_named_can_be_said_by_name(
     folder = write_fake(tmp_path / "evals", "fake", "classification", counts=(40, 5, 6))
     metadata = json.loads((folder / "metadata.json").read_text())
     metadata["spec"]["label_fractions"] = {"few": 0.05, "some": 0.5}
-    (folder / "metadata.json").write_text(json.dumps(metadata))
+    (folder / "metadata.json").write_bytes(sealed_json(metadata))
     table = sweep("fake", root=tmp_path / "evals", label_fractions=(1.0, "some", "few", 0.5))
     assert [(row.label_fraction, row.n_train) for row in table.rows] == [
         (0.05, 2), (0.5, 20), (1.0, 40),

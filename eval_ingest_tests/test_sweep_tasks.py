@@ -11,6 +11,7 @@ import pytest
 from eval_ingest import cli
 from eval_ingest.errors import SweepError, UnknownDatasetError
 from eval_ingest.store.layout import EvalRoot
+from eval_ingest.store.seal import sealed_json
 from eval_ingest.sweep.tasks import CALLBACK, as_overrides, as_python, patch_size, trainer_tasks
 
 
@@ -32,7 +33,7 @@ def entry(name: str, **changes: Any) -> dict[str, Any]:
 
 def root_of(path: Path, *entries: dict[str, Any]) -> EvalRoot:
     content = {"version": "1.0", "datasets": {known["name"]: known for known in entries}}
-    (path / "registry.json").write_text(json.dumps(content))
+    (path / "registry.json").write_bytes(sealed_json(content))
     return EvalRoot(path)
 
 

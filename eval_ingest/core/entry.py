@@ -1,6 +1,6 @@
 """What is kept about an ingested dataset: metadata.json, and its entry in registry.json."""
 
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -8,7 +8,8 @@ from eval_ingest.core.modality import MODALITIES
 from eval_ingest.core.resolved import ResolvedConfig
 from eval_ingest.core.spec import SPLIT_OPTION, DatasetSpec
 
-METADATA_VERSION = 1
+METADATA_VERSION = 2
+SPLIT_INDEX_VERSION = 2
 REGISTRY_VERSION = "1.0"
 """The version that the existing OlmoEarth eval code writes and reads."""
 
@@ -37,8 +38,10 @@ class ShardArray(_Model):
     dtype: str
     uniform: bool
     """True: (N, ...) with the samples' shape; False: flat, with offsets."""
-    n_bytes: int | None = None
-    """Of the file."""
+    shape: tuple[int, ...]
+    """Of the array."""
+    n_bytes: int
+    """Of the file, its header included."""
     crc32c: str | None = None
     """Of the file, as Google Cloud Storage writes it; under remote eval roots alone."""
 
@@ -46,9 +49,9 @@ class ShardArray(_Model):
 class Shard(_Model):
     """A shard of packed samples under samples/."""
 
-    name: str
+    name: Annotated[str, Field(pattern=r"\A[0-9a-z]+(-[0-9]+)?\z")]
     rows: int
-    arrays: dict[str, ShardArray]
+    arrays: dict[Annotated[str, Field(pattern=r"\A[a-z0-9_]+\z")], ShardArray]
     """By modality, and `target`."""
 
 
@@ -56,7 +59,7 @@ class SplitFile(_Model):
     """A split and its index."""
 
     count: int
-    index: str
+    index: Annotated[str, Field(pattern=r"\A(train|val|test)/index\.[0-9a-f]+\.parquet\z")]
     """Relative to the dataset's folder."""
 
 
@@ -67,8 +70,8 @@ class CopyResult(_Model):
     fingerprint: str
     mode: str
     """`windows`, `stream` or `index`."""
-    files: list[str] = Field(default_factory=list)
-    """What rslearn reads beside the windows, relative to the dataset's folder."""
+    files: dict[str, str] = Field(default_factory=dict)
+    """What rslearn reads beside the windows: path in the dataset's folder, and its CRC32C."""
     shards: list[Shard]
     splits: dict[str, SplitFile]
     n_copied: int

@@ -73,6 +73,7 @@ def index_schema(config: ResolvedConfig) -> pa.Schema:
             (f"{modality.name}.moments", _MOMENTS),
             (f"{modality.name}.nodata", pa.int64()),
         ]
+    fields.append(("label.crc32c", pa.uint32()))
     if config.task.kind.has_classes:
         fields += [
             ("label.class_counts", pa.list_(pa.int64())),

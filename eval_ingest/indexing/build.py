@@ -22,6 +22,7 @@ from eval_ingest.job import Job
 from eval_ingest.store.index_file import read_index, write_index
 from eval_ingest.store.pack import PackRow
 from eval_ingest.store.room import require_room
+from eval_ingest.store.seal import unless_damaged
 from eval_ingest.studio.source import Listed, LocalSource
 from eval_ingest.studio.window import read_window, sample_arrays
 
@@ -39,7 +40,7 @@ def index_source(job: Job) -> WindowIndex:
         SourceError: the source can't be read.
         StoreError: the eval root can't be written.
     """
-    old = read_index(job.layout.window_index)
+    old = unless_damaged(lambda: read_index(job.layout.window_index))
     parts = partial_rows(job)
     stopped = parts.read()
     known = old.table if old is not None and old.row_key == job.row_key else None

@@ -1,5 +1,6 @@
 """Samples are packed while their windows are indexed: nothing is decoded twice."""
 
+import secrets
 import shutil
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
@@ -12,9 +13,9 @@ from numpy.typing import NDArray
 from eval_ingest.core.fingerprint import fingerprint
 from eval_ingest.core.resolved import ResolvedConfig
 from eval_ingest.indexing.wanted import selected
-from eval_ingest.store.atomic import read_json, write_json
 from eval_ingest.store.layout import DatasetLayout
 from eval_ingest.store.pack import PackRow, ShardWriter, plan_arrays
+from eval_ingest.store.seal import read_sealed_json, unless_damaged, write_sealed_json
 from eval_ingest.studio.window import WindowSample, sample_arrays, sample_size
 
 _PACKING = "packing.json"
@@ -72,26 +73,34 @@ class Packer:
         for writer in packer._writers:
             assert writer is not None
             ShardWriter.create_in(writer.folder, writer.plans)
-        facts = {"key": key, "count": count, "like": asdict(like)}
-        write_json(folder / _PACKING, facts)  # last: with it, the shards are all there
+        # Rows that were packed into shards which are gone must not count as packed into these.
+        packer.key = f"{key}-{secrets.token_hex(8)}"
+        facts = {"key": packer.key, "count": count, "like": asdict(like)}
+        write_sealed_json(folder / _PACKING, facts)  # last: with it, the shards are all there
         return packer
 
     @classmethod
     def resume(
         cls, folder: Path, config: ResolvedConfig, key: str, shard_bytes: int
     ) -> "Packer | None":
-        """Go on where a stopped run was; None if that one packed other windows, or none."""
-        facts = read_json(folder / _PACKING)
-        if facts is None or facts["key"] != key:
+        """Go on where a stopped run was; None if it packed other windows, or none that are left."""
+        facts = unless_damaged(lambda: read_sealed_json(folder / _PACKING, "run again"))
+        if facts is None or facts["key"].partition("-")[0] != key:
             return None
         like = PackRow(**facts["like"])
-        packer = cls(folder, config, facts["count"], like, key, shard_bytes)
+        packer = cls(folder, config, facts["count"], like, facts["key"], shard_bytes)
         # A shard that isn't there any more was complete, and has its name already.
         packer._writers = [
             writer if writer is not None and writer.folder.is_dir() else None
             for writer in packer._writers
         ]
-        return packer
+        return unless_damaged(packer._checked)
+
+    def _checked(self) -> "Packer":
+        for writer in self._writers:
+            if writer is not None:
+                writer.check()
+        return self
 
     def pack(self, place: int, sample: WindowSample) -> list[tuple[int, PackRow]]:
         """Write a valid window's arrays; returns its place and row, or nothing."""

@@ -3,17 +3,20 @@
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 
 from eval_ingest.core.resolved import ResolvedConfig
 from eval_ingest.indexing.packer import Packer, pack_rows
 from eval_ingest.indexing.work import IndexedShard
-from eval_ingest.store.index_file import read_table, write_table
 from eval_ingest.store.pack import PackRow
+from eval_ingest.store.seal import unless_damaged
+from eval_ingest.store.tables import read_table, write_table
 
-PARTIAL_VERSION = 2
+PARTIAL_VERSION = 3
 PARTIAL_ROWS = 2048
 """Finished rows between two writes: a stopped run loses at most ten seconds of work."""
 
@@ -38,12 +41,15 @@ class PartialRows:
         """What earlier runs left, if their row key is ours."""
         found = []
         for path in sorted(self._folder.glob("*.parquet")) if self._folder.is_dir() else []:
-            part = read_table(path, "partial_rows", PARTIAL_VERSION)
+            part = unless_damaged(partial(self._read, path))
             if part is not None and part[1].get("row_key") == self._key:
                 table, facts = part
                 places = table["place"].to_pylist()
                 found.append(PartTable(table.drop_columns("place"), places, facts["packing"]))
         return found
+
+    def _read(self, path: Path) -> tuple[pa.Table, dict[str, Any]] | None:
+        return read_table(path, "partial_rows", PARTIAL_VERSION, self._folder.parent.name)
 
     def add(self, shard: IndexedShard) -> None:
         """Keep some rows; they reach the disk in files of about PARTIAL_ROWS rows."""

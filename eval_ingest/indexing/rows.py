@@ -9,16 +9,18 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from eval_ingest.core.digest import pixel_digest
+from eval_ingest.core.digest import label_digest, pixel_digest
 from eval_ingest.core.index import moments_struct
 from eval_ingest.core.norm import count_nodata, measure
 from eval_ingest.core.resolved import ResolvedConfig
-from eval_ingest.core.task import IGNORE_LABEL, TaskKind
+from eval_ingest.core.task import IGNORE_LABEL
+from eval_ingest.store.pack import target_dtype
 from eval_ingest.studio.source import WindowFiles, WindowReader
 from eval_ingest.studio.window import (
     WindowMetadata,
     WindowSample,
     apply_pad,
+    padded_target,
     read_metadata,
 )
 
@@ -40,13 +42,14 @@ def index_row(sample: WindowSample, config: ResolvedConfig) -> dict[str, Any]:
     }
     if metadata is not None:
         row |= _metadata_columns(metadata)
+    arrays: dict[str, NDArray[Any]] = {}
     moments: dict[str, NDArray[np.float64]] = {}
     for modality in config.modalities:
         found = sample.modalities.get(modality.name)
         row[f"{modality.name}.timesteps"] = found.pixels.shape[2] if found else 0
         if found is None:
             continue
-        pixels = apply_pad(found.pixels, modality.pad)
+        pixels = arrays[modality.name] = apply_pad(found.pixels, modality.pad)
         moments[modality.name] = measure(pixels, decibels=modality.decibels)
         row[f"{modality.name}.moments"] = moments_struct(moments[modality.name])
         row[f"{modality.name}.nodata"] = count_nodata(
@@ -56,7 +59,6 @@ def index_row(sample: WindowSample, config: ResolvedConfig) -> dict[str, Any]:
             row[f"{modality.name}.timestamps"] = [
                 {"start": start, "end": end} for start, end in found.timestamps
             ]
-    arrays = {name: found.pixels for name, found in sample.modalities.items()}
     row["pixel_digest"] = pixel_digest(arrays, moments)
     return row | _label_columns(sample, config)
 
@@ -91,22 +93,23 @@ def _metadata_columns(metadata: WindowMetadata) -> dict[str, Any]:
 
 
 def _label_columns(sample: WindowSample, config: ResolvedConfig) -> dict[str, Any]:
-    task, target = config.task, sample.target
-    if target is None:
+    task = config.task
+    if sample.target is None:
         return {}
+    target = padded_target(sample.target, config)
+    columns: dict[str, Any] = {}
+    if not sample.problems:
+        columns["label.crc32c"] = label_digest(target.astype(target_dtype(config)))
     if not task.kind.has_classes:
-        target = apply_pad(target, config.label.pad, np.nan) if target.ndim else target
         values = target.reshape(-1, 1)
         moments = measure(values)
-        return {
+        return columns | {
             "label.moments": moments_struct(moments),
             "label.invalid": values.size - int(moments[0, 0]),
         }
-    if task.kind is TaskKind.SEGMENTATION:
-        target = apply_pad(target, config.label.pad, IGNORE_LABEL)
     labels = target.reshape(-1)
     inside = labels[(labels >= 0) & (labels < task.num_classes)]
-    return {
+    return columns | {
         "label.class_counts": np.bincount(inside, minlength=task.num_classes).tolist(),
         "label.invalid": int((labels == IGNORE_LABEL).sum()),
     }

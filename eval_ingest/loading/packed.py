@@ -12,6 +12,8 @@ from eval_ingest.core.entry import Metadata, Shard
 from eval_ingest.errors import IntegrityError
 from eval_ingest.loading.split_index import TARGET, SplitIndex
 from eval_ingest.store.layout import DatasetLayout
+from eval_ingest.store.npy import check_npy
+from eval_ingest.store.seal import again
 
 Window = tuple[slice, slice]
 """Rows and columns of a sample: its crop."""
@@ -44,6 +46,11 @@ class PackedSamples:
         layout: the dataset.
         metadata: names its shards.
         index: says which row of which shard a sample is.
+
+    Raises:
+        IntegrityError: a shard isn't what was recorded, by its size and header, or the index
+            speaks of places that it doesn't have. What lies in a bucket is looked at when it is
+            fetched.
     """
 
     reads_in_background = hasattr(mmap, "MADV_WILLNEED")
@@ -52,6 +59,46 @@ class PackedSamples:
     def __init__(self, layout: DatasetLayout, metadata: Metadata, index: SplitIndex) -> None:
         self._layout, self._metadata, self._index = layout, metadata, index
         self._maps: dict[tuple[int, str], _Map] = {}
+        self._cure = again(metadata.name)
+        self._check_places()
+        if layout.remote is None:
+            for number in np.unique(index.shards).tolist():
+                shard = metadata.shards[number]
+                for name, array in shard.arrays.items():
+                    check_npy(layout.array(shard.name, name, array), array, self._cure)
+
+    def _check_places(self) -> None:
+        """Every sample lies within its shard, in the shape that the shard's arrays have."""
+        index, shards = self._index, self._metadata.shards
+        fits = (index.shards >= 0) & (index.shards < len(shards))
+        for number, shard in enumerate(shards):
+            here = np.flatnonzero(index.shards == number)
+            for name, array in shard.arrays.items():
+                shape = [column[here] for column in self._shape_columns(name)]
+                if array.uniform:
+                    first = last = index.rows[here]
+                    fits[here] &= len(shape) == len(array.shape) - 1
+                    for column, size in zip(shape, array.shape[1:], strict=False):
+                        fits[here] &= column == size
+                else:
+                    first = index.offsets[name][here]
+                    last = first + np.prod(shape, axis=0, dtype=np.int64) - 1
+                fits[here] &= (first >= 0) & (last < array.shape[0])
+        if not fits.all():
+            raise IntegrityError(
+                f"the index of {self._metadata.name} says that {(~fits).sum()} of {len(fits)} "
+                f"samples, such as {index.window(int(fits.argmin()))}, lie where its shards have "
+                "no room",
+                self._cure,
+            )
+
+    def _shape_columns(self, name: str) -> list[NDArray[Any]]:
+        """Sizes of the axes of an array, per sample."""
+        sides = [self._index.heights, self._index.widths]
+        if name == TARGET:
+            return sides if self._metadata.config.task.kind.per_pixel else []
+        bands = len(self._metadata.config.modality(name).bands)
+        return [*sides, self._index.timesteps[name], np.full(len(self._index), bands)]
 
     def array(self, row: int, name: str) -> NDArray[Any]:
         """A modality's pixels (H, W, T, C), or the target, of a row: a view of the memory map.
@@ -121,6 +168,4 @@ class PackedSamples:
 
     def _unreadable(self, shard: Shard, name: str, error: Exception) -> IntegrityError:
         path = self._layout.root.shown(self._layout.samples / shard.name / f"{name}.npy")
-        return IntegrityError(
-            f"the packed samples {path} can't be read ({error}); ingest {self._layout.name} again"
-        )
+        return IntegrityError(f"the packed samples {path} can't be read ({error})", self._cure)

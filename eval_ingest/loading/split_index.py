@@ -5,12 +5,14 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 from numpy.typing import NDArray
 
 from eval_ingest.core.columns import numbers, one_array
+from eval_ingest.core.entry import SPLIT_INDEX_VERSION
 from eval_ingest.errors import IntegrityError
+from eval_ingest.store.seal import again
+from eval_ingest.store.tables import read_table
 
 TARGET = "target"
 
@@ -24,28 +26,33 @@ class SplitIndex:
         modalities: of the dataset, all of them.
 
     Raises:
-        IntegrityError: it can't be read.
+        IntegrityError: it is missing or damaged.
     """
 
     def __init__(self, path: Path, name: str, modalities: list[str]) -> None:
-        try:
-            # Not pq.read_table: that imports pandas, which takes longer than all of the rest.
-            with pq.ParquetFile(path, memory_map=True) as file:
-                table = file.read(use_threads=False)
-        except (OSError, pa.ArrowException) as error:
-            raise IntegrityError(
-                f"the index {path} can't be read ({error}); ingest {name} again"
-            ) from error
+        found = read_table(path, "split_index", SPLIT_INDEX_VERSION, name, use_threads=False)
+        if found is None:
+            raise IntegrityError(f"the index {path} is missing, or of another version", again(name))
+        table = found[0]
 
         def column(name: str) -> NDArray[Any]:
             return numbers(table[name])
 
-        self._table = table
         self.shards, self.rows = column("shard"), column("row")
         self.heights, self.widths = column("height"), column("width")
         self.offsets = {name: column(f"{name}.offset") for name in (*modalities, TARGET)}
         self.timesteps = {name: column(f"{name}.timesteps") for name in modalities}
         self._stamps: dict[str, tuple[NDArray[Any], NDArray[Any]]] = {}
+        for modality in modalities:
+            stamps = one_array(table[f"{modality}.timestamps"])
+            ends = numbers(stamps.offsets)
+            if not np.array_equal(np.diff(ends), 3 * self.timesteps[modality]):
+                raise IntegrityError(
+                    f"the index {path} doesn't have day, month and year of each timestep of "
+                    f"{modality}",
+                    again(name),
+                )
+            self._stamps[modality] = ends, numbers(stamps.values)
         self.groups = Texts(table["group"])
         self.names = Texts(table["name"])
         if "source_digest" in table.column_names:
@@ -64,9 +71,6 @@ class SplitIndex:
 
     def timestamps(self, modality: str, row: int) -> torch.Tensor:
         """Long (T, 3): day, month from 0, year."""
-        if modality not in self._stamps:
-            column = one_array(self._table[f"{modality}.timestamps"])
-            self._stamps[modality] = (numbers(column.offsets), numbers(column.values))
         offsets, values = self._stamps[modality]
         found = values[offsets[row] : offsets[row + 1]].astype(np.int64)
         return torch.from_numpy(found.reshape(-1, 3))

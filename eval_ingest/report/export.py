@@ -9,10 +9,10 @@ from pathlib import Path
 from eval_ingest.core.entry import Metadata
 from eval_ingest.errors import IntegrityError, NotIngestedError, StoreError
 from eval_ingest.report.writing import write_report
-from eval_ingest.store.atomic import store_error, write_json
+from eval_ingest.store.atomic import store_error, write_bytes
 from eval_ingest.store.layout import DatasetLayout, EvalRoot
 from eval_ingest.store.outcomes import read_copy
-from eval_ingest.store.registry import rebuild_registry, require_metadata
+from eval_ingest.store.registry import metadata_bytes, rebuild_registry, require_metadata
 from eval_ingest.store.windows import windows_of
 
 _AT_ONCE = 16
@@ -60,9 +60,7 @@ def export_dataset(
         copies = _copies(root.dataset(name), aside.path, files)
         for done, _ in enumerate(copies, start=1):
             progress("files copied", done, len(files))
-        write_json(
-            aside.metadata, _exported(metadata, windows).model_dump(mode="json", by_alias=True)
-        )
+        write_bytes(aside.metadata, metadata_bytes(_exported(metadata, windows)))
         write_report(EvalRoot(aside.path.parent), name)
         os.rename(aside.path, final.path)
     except OSError as error:

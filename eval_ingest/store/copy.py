@@ -22,8 +22,9 @@ import pyarrow as pa
 from eval_ingest.core.spec import SPLIT_OPTION
 from eval_ingest.errors import IntegrityError
 from eval_ingest.store.atomic import store_error, umask
-from eval_ingest.store.index_file import read_table, write_table
 from eval_ingest.store.layout import DatasetLayout
+from eval_ingest.store.seal import unless_damaged
+from eval_ingest.store.tables import read_table, write_table
 
 UNFINISHED = ".copying"
 """Beside the windows folder: windows on their way into it, or out of it."""
@@ -263,9 +264,13 @@ class Manifest:
         self._journal = layout.path / _JOURNAL
         self._journal_bytes: int | None = None
         """How much of the journal is whole: the rest is a line at which a run was stopped."""
+        self._lost: list[tuple[str, str]] = []
+        """Windows of the manifest that it doesn't vouch for, because the journal is damaged."""
         self._sent = -math.inf
         self.windows: dict[tuple[str, str], CopiedWindow] = {}
-        found = read_table(layout.copy_manifest, "copy_manifest", MANIFEST_VERSION)
+        path = layout.copy_manifest  # damaged, it vouches for no window: all are copied again
+        kind = "copy_manifest", MANIFEST_VERSION
+        found = unless_damaged(lambda: read_table(path, *kind, layout.name))
         if found is not None:
             for row in found[0].to_pylist():
                 self._put(CopiedWindow(**row))
@@ -283,14 +288,20 @@ class Manifest:
             raise store_error(self._journal, "reading", error) from error
         self._journal_bytes = 0
         for line in data.splitlines(keepends=True):
-            try:
-                entry = json.loads(line)
-                if len(entry) == 2:
-                    self.windows.pop((entry["group"], entry["name"]), None)
-                else:
-                    self._put(CopiedWindow(**entry))
-            except (ValueError, TypeError, KeyError):
-                break
+            if not line.endswith(b"\n"):
+                break  # a run was stopped at it
+            checksum, _, text = line[:-1].partition(b" ")
+            if checksum != _line_checksum(text):
+                # What follows, and what this line has said, may be that windows are replaced.
+                self._lost = list(self.windows)
+                self.windows.clear()
+                self._journal_bytes = 0
+                return
+            entry = json.loads(text)
+            if len(entry) == 2:
+                self.windows.pop((entry["group"], entry["name"]), None)
+            else:
+                self._put(CopiedWindow(**entry))
             self._journal_bytes += len(line)
 
     def add(self, copied: Iterable[CopiedWindow]) -> None:
@@ -307,16 +318,19 @@ class Manifest:
         self._write(({"group": group, "name": name} for group, name in known), at_once=True)
 
     def _write(self, entries: Iterable[dict[str, Any]], at_once: bool) -> None:
-        text = "".join(json.dumps(entry) + "\n" for entry in entries)
-        if not text:
+        lines = [json.dumps(entry).encode() for entry in entries]
+        if not lines:
             return
+        lost = [json.dumps({"group": g, "name": n}).encode() for g, n in self._lost]
+        text = b"".join(b"%s %s\n" % (_line_checksum(line), line) for line in [*lost, *lines])
+        self._lost.clear()
         try:
             self._layout.path.mkdir(parents=True, exist_ok=True)
             with open(self._journal, "ab") as stream:
                 if self._journal_bytes is not None:
                     stream.truncate(self._journal_bytes)
                     self._journal_bytes = None
-                stream.write(text.encode())
+                stream.write(text)
         except OSError as error:
             raise store_error(self._journal, "writing", error) from error
         # Whoever goes on elsewhere may know too little, but nothing that isn't so any more.
@@ -347,3 +361,7 @@ class Manifest:
         write_table(self._layout.copy_manifest, table, facts)
         self._journal.unlink(missing_ok=True)
         shutil.rmtree(self._layout.path / UNFINISHED, ignore_errors=True)
+
+
+def _line_checksum(line: bytes) -> bytes:
+    return b"%08x" % google_crc32c.value(line)

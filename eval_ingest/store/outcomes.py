@@ -1,15 +1,21 @@
 """What the stages have left on disk: a file each, which carries the fingerprint of its inputs."""
 
 from collections.abc import Callable
-from typing import Any
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ValidationError
 
 from eval_ingest.core.entry import CopyResult, NormStats
 from eval_ingest.core.index import WindowIndex
 from eval_ingest.core.splits import SplitAssignment
-from eval_ingest.store.atomic import read_json
+from eval_ingest.errors import IntegrityError
 from eval_ingest.store.index_file import read_index, read_splits
 from eval_ingest.store.layout import DatasetLayout
 from eval_ingest.store.registry import read_metadata
+from eval_ingest.store.seal import again, read_sealed_json
+
+Model = TypeVar("Model", bound=BaseModel)
 
 
 def read_window_index(layout: DatasetLayout) -> WindowIndex | None:
@@ -27,15 +33,23 @@ def read_split_assignment(layout: DatasetLayout) -> SplitAssignment | None:
 def read_norm_stats(layout: DatasetLayout) -> NormStats | None:
     """norm_stats.json, or None if it isn't there."""
     layout.root.pull(layout.norm_stats)
-    content = read_json(layout.norm_stats)
-    return None if content is None else NormStats.model_validate(content)
+    return _model(layout.norm_stats, NormStats, layout)
 
 
 def read_copy(layout: DatasetLayout) -> CopyResult | None:
     """weka_copy.json, or None if it isn't there."""
     layout.root.pull(layout.weka_copy)
-    content = read_json(layout.weka_copy)
-    return None if content is None else CopyResult.model_validate(content)
+    return _model(layout.weka_copy, CopyResult, layout)
+
+
+def _model(path: Path, kind: type[Model], layout: DatasetLayout) -> Model | None:
+    content = read_sealed_json(path, again(layout.name))
+    try:
+        return None if content is None else kind.model_validate(content)
+    except ValidationError as error:
+        where = ".".join(str(part) for part in error.errors()[0]["loc"])
+        what = f"{path} is damaged at {where}, or of another version of eval_ingest"
+        raise IntegrityError(what, again(layout.name)) from error
 
 
 _READERS: dict[str, Callable[[DatasetLayout], Any]] = {
@@ -48,5 +62,10 @@ _READERS: dict[str, Callable[[DatasetLayout], Any]] = {
 
 
 def read_outcome(layout: DatasetLayout, stage: str) -> Any | None:
-    """The outcome of a stage that is on disk, or None."""
+    """The outcome of a stage that is on disk, or None.
+
+    Raises:
+        IntegrityError: it is damaged.
+        StoreError: it can't be read.
+    """
     return _READERS[stage](layout)

@@ -11,12 +11,13 @@ Pixels keep the source's integer or float type; nothing is padded on disk. A sha
 rename when it is complete and is never changed after that.
 """
 
+import contextlib
 import itertools
 import math
 import os
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -29,16 +30,19 @@ from numpy.typing import NDArray
 from eval_ingest.core.entry import ShardArray
 from eval_ingest.core.resolved import ResolvedConfig
 from eval_ingest.core.task import TaskKind
+from eval_ingest.errors import IntegrityError
 from eval_ingest.store.atomic import file_crc32c, store_error, umask
-from eval_ingest.store.index_file import read_facts, read_table, write_table
 from eval_ingest.store.layout import DatasetLayout
+from eval_ingest.store.npy import check_npy, create_npy, data_start, npy_header
+from eval_ingest.store.seal import again
+from eval_ingest.store.tables import read_facts, read_table, write_table
 
 if TYPE_CHECKING:  # a local root doesn't pay for it
     from eval_ingest.store.remote_root import RemoteRoot
 
 TARGET = "target"
 
-SHARD_VERSION = 2
+SHARD_VERSION = 3
 
 
 @dataclass(frozen=True)
@@ -160,7 +164,7 @@ class ShardWriter:
         try:
             folder.mkdir(parents=True, exist_ok=True)
             for plan in plans:
-                _create_npy(folder / f"{plan.name}.npy", plan.file_shape, np.dtype(plan.dtype))
+                create_npy(folder / f"{plan.name}.npy", plan.file_shape, np.dtype(plan.dtype))
         except OSError as error:
             raise store_error(folder, "making a shard of samples in", error) from error
         return cls(folder, plans)
@@ -177,12 +181,22 @@ class ShardWriter:
         found = self._files.get(name)
         if found is None:
             path = self.folder / f"{name}.npy"
-            start = _data_start(path)
+            start = data_start(path)
             opened = os.open(path, os.O_WRONLY)
             found = self._files.setdefault(name, (opened, start))
             if found[0] != opened:  # another thread was faster
                 os.close(opened)
         return found
+
+    def check(self) -> None:
+        """Look at the files that are there, as a stopped run has left them.
+
+        Raises:
+            IntegrityError: one is missing or damaged.
+        """
+        for plan in self.plans:
+            path = self.folder / f"{plan.name}.npy"
+            check_npy(path, self._recorded(plan, None), "run again")
 
     def fits(self, row: int, arrays: dict[str, NDArray[Any]]) -> bool:
         """True if the arrays have the shapes that are planned for the row."""
@@ -241,9 +255,10 @@ class ShardWriter:
         """
         self._close()
         samples, table = layout.samples, self._index_table(rows)
-        if read_shard_index(samples, shard, row_key) == table:
-            self.abandon()  # a run that was stopped later, perhaps elsewhere, has written the same
-            return shard
+        with contextlib.suppress(IntegrityError):  # a damaged shard keeps its name
+            if read_shard_index(layout, shard, row_key) == table:
+                self.abandon()  # a run that was stopped later, or elsewhere, has written the same
+                return shard
         self.sync()
         try:
             samples.mkdir(parents=True, exist_ok=True)
@@ -271,11 +286,12 @@ class ShardWriter:
 
     def _recorded(self, plan: ArrayPlan, remote: "RemoteRoot | None") -> ShardArray:
         """What is kept about an array's file; its checksum where it travels."""
-        path = self.folder / f"{plan.name}.npy"
+        path, dtype = self.folder / f"{plan.name}.npy", np.dtype(plan.dtype)
         return ShardArray(
-            dtype=str(np.dtype(plan.dtype)),
+            dtype=str(dtype),
             uniform=plan.shape is not None,
-            n_bytes=path.stat().st_size,
+            shape=plan.file_shape,
+            n_bytes=len(npy_header(plan.file_shape, dtype)) + plan.n_bytes,
             crc32c=None if remote is None else file_crc32c(path),
         )
 
@@ -308,25 +324,6 @@ class ShardWriter:
         return pa.table(columns)
 
 
-def _create_npy(path: Path, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
-    """An .npy file of that shape, at its full size, without content."""
-    with open(path, "wb") as stream:
-        header = {
-            "descr": np.lib.format.dtype_to_descr(dtype),
-            "fortran_order": False,
-            "shape": shape,
-        }
-        np.lib.format.write_array_header_1_0(stream, header)
-        stream.truncate(stream.tell() + math.prod(shape) * dtype.itemsize)
-
-
-def _data_start(path: Path) -> int:
-    with open(path, "rb") as stream:
-        np.lib.format.read_magic(stream)
-        np.lib.format.read_array_header_1_0(stream)
-        return stream.tell()
-
-
 def shard_names(samples: Path) -> list[str]:
     """The complete shards, sorted."""
     if not samples.is_dir():
@@ -334,17 +331,34 @@ def shard_names(samples: Path) -> list[str]:
     return sorted(p.parent.name for p in samples.glob("*/index.parquet") if p.parent.name[0] != ".")
 
 
-def read_shard_index(samples: Path, shard: str, row_key: str) -> pa.Table | None:
-    """A shard's index.parquet, or None if it was packed by another row key."""
-    found = read_table(samples / shard / "index.parquet", "shard", SHARD_VERSION)
+def read_shard_index(layout: DatasetLayout, shard: str, row_key: str) -> pa.Table | None:
+    """A shard's index.parquet, or None if it was packed by another row key.
+
+    Of the arrays, a cheap look is taken at those that are on this machine.
+
+    Raises:
+        IntegrityError: the shard is damaged.
+    """
+    path = layout.samples / shard / "index.parquet"
+    found = read_table(path, "shard", SHARD_VERSION, layout.name)
     if found is None or found[1].get("row_key") != row_key:
         return None
+    if layout.remote is None:
+        for name, array in _arrays(found[1]).items():
+            check_npy(path.with_name(f"{name}.npy"), array, again(layout.name))
     return found[0]
 
 
-def read_shard_arrays(samples: Path, shard: str) -> dict[str, ShardArray]:
-    """What is recorded about a shard's arrays, which needn't be on this machine."""
-    facts = read_facts(samples / shard / "index.parquet") or {}
+def read_shard_arrays(layout: DatasetLayout, shard: str) -> dict[str, ShardArray]:
+    """What is recorded about a shard's arrays, which needn't be on this machine.
+
+    Raises:
+        IntegrityError: the shard's index is damaged.
+    """
+    return _arrays(read_facts(layout.samples / shard / "index.parquet", layout.name) or {})
+
+
+def _arrays(facts: Mapping[str, Any]) -> dict[str, ShardArray]:
     return {name: ShardArray.model_validate(a) for name, a in facts.get("arrays", {}).items()}
 
 

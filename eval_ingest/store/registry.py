@@ -15,9 +15,16 @@ from typing import TYPE_CHECKING, Any
 from pydantic import ValidationError
 
 from eval_ingest.core.entry import METADATA_VERSION, REGISTRY_VERSION, Metadata, registry_entry
-from eval_ingest.errors import LockedError, OutdatedError, StoreError, UnknownDatasetError
-from eval_ingest.store.atomic import json_bytes, read_json, store_error, write_bytes
+from eval_ingest.errors import (
+    IntegrityError,
+    LockedError,
+    OutdatedError,
+    StoreError,
+    UnknownDatasetError,
+)
+from eval_ingest.store.atomic import store_error, write_bytes
 from eval_ingest.store.layout import DatasetLayout, EvalRoot
+from eval_ingest.store.seal import again, read_sealed_json, sealed_json
 
 if TYPE_CHECKING:  # a local root doesn't pay for it
     from eval_ingest.store.remote_root import RemoteRoot
@@ -65,22 +72,27 @@ def read_metadata(layout: DatasetLayout) -> Metadata | None:
 
 
 def _metadata_at_hand(layout: DatasetLayout) -> Metadata | None:
-    content = read_json(layout.metadata)
+    content = read_sealed_json(layout.metadata, again(layout.name))
     if content is None:
         return None
-    version = content.get("version") if isinstance(content, dict) else None
+    version = content.get("version")
     if version != METADATA_VERSION:
-        raise StoreError(
-            f"{layout.metadata} has version {version}, this eval_ingest reads {METADATA_VERSION}; "
-            f"ingest {layout.name} again"
+        raise IntegrityError(
+            f"{layout.metadata} has version {version}, this eval_ingest reads {METADATA_VERSION}",
+            again(layout.name),
         )
     try:
         return Metadata.model_validate(content)
     except ValidationError as error:
         where = ".".join(str(part) for part in error.errors()[0]["loc"])
-        raise StoreError(
-            f"{layout.metadata} is damaged at {where}; ingest {layout.name} again"
+        raise IntegrityError(
+            f"{layout.metadata} is damaged at {where}", again(layout.name)
         ) from error
+
+
+def metadata_bytes(metadata: Metadata) -> bytes:
+    """The content of metadata.json."""
+    return sealed_json(metadata.model_dump(mode="json", by_alias=True))
 
 
 def write_metadata(layout: DatasetLayout, metadata: Metadata) -> None:
@@ -89,7 +101,7 @@ def write_metadata(layout: DatasetLayout, metadata: Metadata) -> None:
     Raises:
         StoreError: it can't be written, or another process has published the dataset meanwhile.
     """
-    data = json_bytes(metadata.model_dump(mode="json", by_alias=True))
+    data = metadata_bytes(metadata)
     if layout.remote is None:
         write_bytes(layout.metadata, data)
     else:
@@ -120,14 +132,8 @@ def read_registry(root: EvalRoot) -> dict[str, Any]:
 
 
 def _registry_at_hand(root: EvalRoot) -> dict[str, Any]:
-    content = read_json(root.registry)
-    if content is None:
-        return {}
-    datasets = content.get("datasets") if isinstance(content, dict) else None
-    if not isinstance(datasets, dict):
-        raise StoreError(
-            f"{root.shown(root.registry)} is damaged; run: eval-ingest registry rebuild"
-        )
+    content = read_sealed_json(root.registry, "run: eval-ingest registry rebuild")
+    datasets: dict[str, Any] = {} if content is None else content["datasets"]
     return datasets
 
 
@@ -193,7 +199,7 @@ def _compiled(root: EvalRoot, names: Sequence[str]) -> tuple[dict[str, Any], dic
 
 
 def _registry_bytes(entries: dict[str, Any]) -> bytes:
-    return json_bytes(
+    return sealed_json(
         {
             "version": REGISTRY_VERSION,
             "updated_at": datetime.now(UTC).isoformat(),

@@ -306,12 +306,12 @@ class RemoteRoot:
         for entry in self.objects.run(together(sends)):
             listed[entry.name] = entry
         for name, array in arrays.items():
-            note_pack(aside / f"{name}.npy", array.n_bytes or 0, array.crc32c or "")
+            note_pack(aside / f"{name}.npy", array.n_bytes, array.crc32c or "")
         index = (aside / "index.parquet").read_bytes()
         entry = self.objects.run(self.objects.put(f"{folder}/index.parquet", index))
         listed[entry.name] = entry
         self.mirror.keep(aside / "index.parquet", entry, index)
-        n_bytes = sum(array.n_bytes or 0 for array in arrays.values())
+        n_bytes = sum(array.n_bytes for array in arrays.values())
         self.cache.make_room(n_bytes, target, written=True)
 
     def fetch_array(self, path: Path, array: ShardArray) -> Path:
@@ -333,11 +333,8 @@ class RemoteRoot:
                     "damaged: open the dataset again, or see eval-ingest verify"
                 ) from error
 
-        n_bytes = array.n_bytes
-        if n_bytes is None:  # packed before sizes were recorded
-            entry = self.objects.run(self.objects.stat(name))
-            n_bytes = entry.size if entry is not None else 0
-        return self.cache.fetched(path, n_bytes, array.crc32c, partial(fetch, n_bytes=n_bytes))
+        fetch_all = partial(fetch, n_bytes=array.n_bytes)
+        return self.cache.fetched(path, array.n_bytes, array.crc32c, fetch_all)
 
     def fetch_file(self, path: Path, to: Path) -> None:
         """Write an object's bytes into a new file; not through the cache.
@@ -362,7 +359,7 @@ class RemoteRoot:
         entry = self.objects.run(self.objects.stat(name))
         if entry is None:
             return "it is missing"
-        if array.n_bytes not in (None, entry.size):
+        if array.n_bytes != entry.size:
             return f"{entry.size} bytes, recorded {array.n_bytes}"
         try:
             self.objects.run(self.objects.stream(name, entry.size, checksum.update))

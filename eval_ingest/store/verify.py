@@ -1,17 +1,24 @@
 """Read back what was ingested and compare it with what was recorded."""
 
-from collections.abc import Callable
-from typing import NamedTuple
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
 
-import numpy as np
-
-from eval_ingest.core.entry import Metadata
-from eval_ingest.errors import StoreError
-from eval_ingest.store.copy import Manifest, Measured
-from eval_ingest.store.index_file import read_facts
+from eval_ingest.core.entry import CopyResult, Metadata, Shard, SplitFile
+from eval_ingest.errors import IntegrityError, StoreError
+from eval_ingest.store.atomic import file_crc32c
+from eval_ingest.store.copy import CopiedWindow, Manifest, Measured
 from eval_ingest.store.layout import DatasetLayout
+from eval_ingest.store.npy import check_npy
+from eval_ingest.store.outcomes import read_copy
 from eval_ingest.store.rslearn_index import wrong_indexes
+from eval_ingest.store.seal import again, read_sealed
+from eval_ingest.store.tables import read_facts
 from eval_ingest.store.windows import windows_of
+
+if TYPE_CHECKING:  # a local root doesn't pay for it
+    from eval_ingest.store.remote_root import RemoteRoot
 
 
 class Verified(NamedTuple):
@@ -36,32 +43,15 @@ def verify(
         StoreError: a remote root can't be read.
     """
     problems = []
-    for split, found in metadata.splits.items():
-        layout.root.pull(layout.path / found.index)
-        if read_facts(layout.path / found.index) is None:
-            problems.append(f"the index of {split}, {found.index}, can't be read")
-    for shard in metadata.shards:
-        for name, array in shard.arrays.items():
-            path = layout.samples / shard.name / f"{name}.npy"
-            if layout.remote is not None:
-                wrong = layout.remote.check_array(path, array)
-                if wrong is not None:
-                    problems.append(f"{path.relative_to(layout.path)}: {wrong}")
-                continue
-            try:
-                stored = np.load(path, mmap_mode="r", allow_pickle=False)
-            except (OSError, ValueError) as error:
-                problems.append(f"{path.relative_to(layout.path)}: {error}")
-                continue
-            # A shard may have room for windows that turned out to be invalid: rows without content.
-            rows = len(stored) if array.uniform else shard.rows
-            if str(stored.dtype) != array.dtype or rows < shard.rows:
-                problems.append(
-                    f"{path.relative_to(layout.path)}: {stored.dtype} with {rows} rows, "
-                    f"recorded {array.dtype} with at least {shard.rows}"
-                )
-    layout.root.pull(layout.copy_manifest)
-    windows = Manifest(layout).windows
+    layout.root.pull(*_tables(layout, metadata.splits, metadata.shards), layout.copy_manifest)
+    copy = None
+    with contextlib.suppress(IntegrityError):  # told by whoever looks at the stages' outcomes
+        copy = read_copy(layout)
+    problems += [error.what for error in _damage(layout, metadata.splits, metadata.shards, copy)]
+    if layout.remote is not None:
+        problems += _wrong_objects(layout, layout.remote, metadata.shards)
+    windows, unsure = _copied(layout, metadata)
+    problems += unsure
     for done, (key, now) in enumerate(windows_of(layout).measured(windows), start=1):
         window = windows[key]
         recorded = Measured(window.n_files, window.n_bytes, window.checksum)
@@ -84,3 +74,87 @@ def verify(
         f"{len(metadata.splits)} split indexes read"
     )
     return Verified(checked, problems)
+
+
+def _copied(
+    layout: DatasetLayout, metadata: Metadata
+) -> tuple[dict[tuple[str, str], CopiedWindow], list[str]]:
+    """The windows that the manifest vouches for, and what is wrong with it."""
+    try:
+        read_facts(layout.copy_manifest, layout.name)
+    except IntegrityError as error:
+        return {}, [error.what]
+    windows = Manifest(layout).windows
+    wanted = sum(found.count for found in metadata.splits.values())
+    if metadata.spec.copy_mode == "windows" and len(windows) != wanted:
+        return windows, [f"{len(windows)} windows are copied, {wanted} are in the splits"]
+    return windows, []
+
+
+def look_at(layout: DatasetLayout, copy: CopyResult) -> CopyResult:
+    """The outcome of a local dataset's copy stage, if what it names is there and looks right.
+
+    Small files are read; of packed samples sizes and headers, of windows nothing.
+
+    Raises:
+        IntegrityError: something is missing or damaged.
+    """
+    cure = again(layout.name)
+    if copy.mode == "windows" and read_sealed(layout.copy_manifest, cure) is None:
+        raise IntegrityError(f"{layout.copy_manifest} is missing", cure)
+    for error in _damage(layout, copy.splits, copy.shards, copy):
+        raise error
+    return copy
+
+
+def _tables(
+    layout: DatasetLayout, splits: Mapping[str, SplitFile], shards: Sequence[Shard]
+) -> list[Path]:
+    return [
+        *(layout.path / found.index for found in splits.values()),
+        *(layout.samples / shard.name / "index.parquet" for shard in shards),
+    ]
+
+
+def _damage(
+    layout: DatasetLayout,
+    splits: Mapping[str, SplitFile],
+    shards: Sequence[Shard],
+    copy: CopyResult | None,
+) -> Iterator[IntegrityError]:
+    """What is wrong with split indexes, shards, and the files beside the copied windows."""
+    cure = again(layout.name)
+    for path in _tables(layout, splits, shards):
+        try:
+            if read_sealed(path, cure) is None:
+                yield IntegrityError(f"{path} is missing", cure)
+        except IntegrityError as error:
+            yield error
+    if layout.remote is not None:
+        return
+    for shard in shards:
+        for name, array in shard.arrays.items():
+            try:
+                check_npy(layout.samples / shard.name / f"{name}.npy", array, cure)
+            except IntegrityError as error:
+                yield error
+    for name, recorded in copy.files.items() if copy is not None else ():
+        try:
+            found = file_crc32c(layout.path / name)
+        except OSError as error:
+            yield IntegrityError(f"{layout.path / name}: {error.strerror}", cure)
+            continue
+        if found != recorded:
+            what = f"{layout.path / name} has CRC32C {found}, recorded is {recorded}"
+            yield IntegrityError(what, cure)
+
+
+def _wrong_objects(
+    layout: DatasetLayout, remote: "RemoteRoot", shards: Sequence[Shard]
+) -> Iterator[str]:
+    for shard in shards:
+        for name, array in shard.arrays.items():
+            path = layout.samples / shard.name / f"{name}.npy"
+            wrong = remote.check_array(path, array)
+            if wrong is not None:
+                yield f"{path.relative_to(layout.path)}: {wrong}"

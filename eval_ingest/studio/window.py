@@ -669,12 +669,16 @@ def sample_arrays(sample: WindowSample, config: ResolvedConfig) -> dict[str, NDA
         else:
             pixels = found.pixels
         arrays[modality.name] = apply_pad(pixels, modality.pad)
-    target = sample.target
-    if target.ndim:
-        fill = IGNORE_LABEL if config.task.kind.has_classes else np.nan
-        target = apply_pad(target, config.label.pad, fill)
-    arrays["target"] = target
+    arrays["target"] = padded_target(sample.target, config)
     return arrays
+
+
+def padded_target(target: NDArray[Any], config: ResolvedConfig) -> NDArray[Any]:
+    """A target (H, W), padded by what stands for no label; a scalar as it is."""
+    if not target.ndim:
+        return target
+    fill = IGNORE_LABEL if config.task.kind.has_classes else np.nan
+    return apply_pad(target, config.label.pad, fill)
 
 
 def _judge_pixels(modality: ModalityInput, pixels: NDArray[Any]) -> list[Problem]:

@@ -1,0 +1,131 @@
+"""Files of ours that carry a checksum of all their bytes, so that damage is never read as a value.
+
+JSON and Parquet files are sealed in the same way: a text of a known length stands at their end,
+and takes the CRC-32 of the file as it was with zeros there. They stay plain JSON and Parquet to
+everybody else. A file is checked before anything of it is parsed.
+"""
+
+import functools
+import json
+import logging
+import mmap
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+from eval_ingest.errors import IntegrityError
+from eval_ingest.store.atomic import json_bytes, store_error, write_bytes
+
+Value = TypeVar("Value")
+
+CHECKSUM = "checksum"
+"""The last key of a sealed JSON object."""
+
+_MARK = b"crc32:"
+UNSEALED = "crc32:00000000"
+"""Stands for the checksum until a file is sealed; nothing after it may begin with `crc32:`."""
+
+
+def seal_file(path: Path) -> None:
+    """Put the checksum into a file that has UNSEALED in it.
+
+    Raises:
+        OSError: it can't be written.
+    """
+    with open(path, "r+b") as stream, mmap.mmap(stream.fileno(), 0) as content:
+        place = content.rfind(_MARK)
+        checksum = _checksum(content, place)
+        stream.seek(place)
+        stream.write(checksum)
+
+
+def sealed_json(value: dict[str, Any]) -> bytes:
+    """A JSON object as a file's content, with its checksum."""
+    content = json_bytes({**value, CHECKSUM: UNSEALED})
+    place = content.rfind(_MARK)
+    return content[:place] + _checksum(content, place) + content[place + len(UNSEALED) :]
+
+
+def write_sealed_json(path: Path, value: dict[str, Any]) -> None:
+    """Replace a sealed JSON file at once.
+
+    Raises:
+        StoreError: it can't be written.
+    """
+    write_bytes(path, sealed_json(value))
+
+
+def read_sealed(path: Path, cure: str) -> bytes | None:
+    """A sealed file's bytes, which are as they were written; None if it isn't there.
+
+    Args:
+        path: the file.
+        cure: what to do about damage, for the message.
+
+    Raises:
+        IntegrityError: it is damaged.
+        StoreError: it can't be read.
+    """
+    try:
+        content = path.read_bytes()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as error:
+        raise store_error(path, "reading", error) from error
+    place = content.rfind(_MARK)
+    if place < 0:
+        raise IntegrityError(f"{path} is damaged, or of another version of eval_ingest", cure)
+    found, expected = content[place : place + len(UNSEALED)], _checksum(content, place)
+    if found != expected:
+        raise IntegrityError(
+            f"{path} is damaged or was edited: it has {expected.decode()} and says "
+            f"{found.decode(errors='replace')}",
+            cure,
+        )
+    return content
+
+
+def read_sealed_json(path: Path, cure: str) -> dict[str, Any] | None:
+    """The object in a sealed JSON file, without its checksum; None if the file isn't there.
+
+    Raises:
+        IntegrityError: it is damaged.
+        StoreError: it can't be read.
+    """
+    content = read_sealed(path, cure)
+    if content is None:
+        return None
+    value: dict[str, Any] = json.loads(content)
+    del value[CHECKSUM]
+    return value
+
+
+def again(name: str) -> str:
+    """The cure for damage of what an ingest makes anew."""
+    return f"run: eval-ingest ingest --name {name}"
+
+
+def unless_damaged(read: Callable[[], Value | None]) -> Value | None:
+    """What is read, or None where it is damaged, and that is told: it is made anew."""
+    try:
+        return read()
+    except IntegrityError as error:
+        _tell(error.what)
+        return None
+
+
+@functools.lru_cache(maxsize=64)
+def _tell(what: str) -> None:
+    """Say it once, on the terminal or in a run's log."""
+    logging.getLogger("eval_ingest").warning("%s: it is made anew", what)
+
+
+def _checksum(content: bytes | mmap.mmap, place: int) -> bytes:
+    """The checksum of a content that has a checksum, or room for one, at a place."""
+    end = place + len(UNSEALED)
+    with memoryview(content) as view:
+        crc = zlib.crc32(view[:place])
+        crc = zlib.crc32(UNSEALED.encode(), crc)
+        crc = zlib.crc32(view[end:], crc)
+    return b"%s%08x" % (_MARK, crc)

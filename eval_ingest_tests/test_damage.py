@@ -1,0 +1,350 @@
+"""Damaged files of an eval root are found, told with a cure, and repaired, but never believed."""
+
+import json
+import logging
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from eval_ingest import EvalDataset, cli
+from eval_ingest.core.entry import SPLIT_INDEX_VERSION
+from eval_ingest.errors import IntegrityError, StoreError
+from eval_ingest.store.copy import CopiedWindow, Manifest
+from eval_ingest.store.layout import EvalRoot
+from eval_ingest.store.registry import read_metadata, read_registry
+from eval_ingest.store.seal import read_sealed_json, sealed_json, write_sealed_json
+from eval_ingest.store.tables import read_table, write_table
+from eval_ingest_tests import faults
+from eval_ingest_tests.killing import Run
+
+CURE = "run: eval-ingest ingest --name crops"
+Damage = Callable[[Path], None]
+
+
+@pytest.fixture
+def root(reference: Path, tmp_path: Path) -> Path:
+    """An eval root with the dataset `crops`, to be damaged."""
+    shutil.copytree(reference, tmp_path / "root")
+    return tmp_path / "root"
+
+
+def one(root: Path, pattern: str) -> Path:
+    """The first file that a pattern names."""
+    return next(iter(sorted(root.glob(pattern))))
+
+
+def flip(place: int) -> Damage:
+    """Change a byte; counted from the end if negative."""
+
+    def damage(path: Path) -> None:
+        data = bytearray(path.read_bytes())
+        data[place] ^= 4
+        path.write_bytes(data)
+
+    return damage
+
+
+def cut(path: Path) -> None:
+    """Leave the first half."""
+    data = path.read_bytes()
+    path.write_bytes(data[: len(data) // 2])
+
+
+def emptied(path: Path) -> None:
+    """Leave nothing."""
+    path.write_bytes(b"")
+
+
+def grown(path: Path) -> None:
+    """More than there was."""
+    path.write_bytes(path.read_bytes() + b"\0" * 512)
+
+
+# ------------------------------------------------------------------------------------- noticed
+
+
+def test_every_byte_of_a_json_file_counts(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    value = {"name": "crops", "crc32:00000000": [1, 2.5, None], "ü": "crc32:12345678"}
+    write_sealed_json(path, value)
+    assert read_sealed_json(path, CURE) == value
+    assert json.loads(path.read_text()).keys() == {*value, "checksum"}
+    whole = path.read_bytes()
+    for k in range(len(whole)):
+        path.write_bytes(whole[:k] + bytes([whole[k] ^ 1]) + whole[k + 1 :])
+        with pytest.raises(IntegrityError, match=CURE):
+            read_sealed_json(path, CURE)
+        path.write_bytes(whole[:k])
+        with pytest.raises(IntegrityError):
+            read_sealed_json(path, CURE)
+
+
+def test_every_byte_of_a_table_counts(tmp_path: Path) -> None:
+    path = tmp_path / "a.parquet"
+    table = pa.table({"row": list(range(50)), "name": [f"crc32:{k:08x}" for k in range(50)]})
+    write_table(path, table, {"kind": "k", "version": 1, "text": "crc32:00000000"})
+    found = read_table(path, "k", 1, "crops")
+    assert found is not None and found[0].to_pydict() == table.to_pydict()
+    assert read_table(path, "k", 2, "crops") is None
+    whole = path.read_bytes()
+    for k in range(len(whole)):
+        path.write_bytes(whole[:k] + bytes([whole[k] ^ 1]) + whole[k + 1 :])
+        with pytest.raises(IntegrityError, match=CURE):
+            read_table(path, "k", 1, "crops")
+
+
+@pytest.mark.parametrize("damage", [flip(10), flip(-300), cut, emptied, grown])
+@pytest.mark.parametrize("file", ["metadata.json", "train/index.*.parquet"])
+def test_what_opening_reads_is_checked(file: str, damage: Damage, root: Path) -> None:
+    damage(one(root, f"crops/{file}"))
+    with pytest.raises(IntegrityError, match=CURE):
+        EvalDataset("crops", "train", root=root)
+
+
+@pytest.mark.parametrize(
+    "damage", [flip(0), flip(6), flip(8), flip(20), flip(62), cut, emptied, grown, Path.unlink]
+)
+@pytest.mark.parametrize("name", ["sentinel2_l2a", "target"])
+def test_packed_files_of_another_size_or_shape_are_noticed_on_opening(
+    name: str, damage: Damage, root: Path
+) -> None:
+    damage(one(root, f"crops/samples/*/{name}.npy"))
+    with pytest.raises(IntegrityError, match=CURE):
+        EvalDataset("crops", "train", root=root)
+
+
+def test_swapped_axes_are_noticed_although_the_size_is_the_same(root: Path) -> None:
+    path = one(root, "crops/samples/*/sentinel2_l2a.npy")
+    stored = np.load(path)
+    other = stored.reshape(len(stored), stored.shape[1], -1, *stored.shape[4:3:-1], 2)
+    np.save(path, other.reshape(*stored.shape[:3], stored.shape[4], stored.shape[3]))
+    with pytest.raises(IntegrityError, match="the header says"):
+        EvalDataset("crops", "train", root=root)
+
+
+def changed_index(root: Path, column: str, value: int) -> None:
+    """The index of train with another first value in a column, sealed as if we had written it."""
+    path = one(root, "crops/train/index.*.parquet")
+    found = read_table(path, "split_index", SPLIT_INDEX_VERSION, "crops")
+    assert found is not None
+    table = found[0]
+    values = table[column].to_pylist()
+    values[0] = value
+    place = table.schema.get_field_index(column)
+    table = table.set_column(place, column, pa.array(values, table.schema.field(column).type))
+    write_table(path, table, {"kind": "split_index", "version": SPLIT_INDEX_VERSION})
+
+
+@pytest.mark.parametrize(
+    ("column", "value"),
+    [("row", 10), ("row", -1), ("shard", 1), ("shard", -1), ("height", 5), ("width", 1),
+     ("sentinel2_l2a.timesteps", 1), ("sentinel2_l2a.timesteps", -1)],
+)  # fmt: skip
+def test_an_index_that_speaks_of_other_places_is_refused(
+    column: str, value: int, root: Path
+) -> None:
+    changed_index(root, column, value)
+    with pytest.raises(IntegrityError, match=CURE):
+        EvalDataset("crops", "train", root=root)
+
+
+def test_a_flat_shard_is_never_read_beyond_its_end(
+    ingested: Callable[[str], Path], tmp_path: Path
+) -> None:
+    shutil.copytree(ingested("ragged_segmentation"), tmp_path / "root")
+    (tmp_path / "root" / "ragged_segmentation").rename(tmp_path / "root" / "crops")
+    EvalDataset("crops", "train", root=tmp_path / "root")
+    changed_index(tmp_path / "root", "sentinel2_l2a.offset", 10**9)
+    with pytest.raises(IntegrityError, match="no room"):
+        EvalDataset("crops", "train", root=tmp_path / "root")
+
+
+@pytest.mark.parametrize(
+    ("where", "value"),
+    [
+        (("splits", "train", "index"), "../../elsewhere/index.0.parquet"),
+        (("splits", "train", "index"), "/etc/passwd"),
+        (("splits", "train", "index"), "train/../../x/index.0.parquet"),
+        (("splits", "train", "index"), "train/index.0.parquet\n"),
+        (("shards", 0, "name"), "../../other/samples/x"),
+        (("shards", 0, "name"), "/tmp"),
+        (("shards", 0, "name"), ".."),
+        (("shards", 0, "arrays"), {"../target": {}}),
+    ],
+)
+def test_names_in_metadata_json_stay_in_the_datasets_folder(
+    where: tuple[Any, ...], value: Any, root: Path
+) -> None:
+    path = root / "crops" / "metadata.json"
+    content = read_sealed_json(path, CURE)
+    assert content is not None
+    holder: Any = content
+    for key in where[:-1]:
+        holder = holder[key]
+    holder[where[-1]] = value
+    path.write_bytes(sealed_json(content))
+    with pytest.raises(IntegrityError, match=f"is damaged at {where[0]}.*{CURE}"):
+        EvalDataset("crops", "train", root=root)
+
+
+# ------------------------------------------------------------------------------------- verified
+
+
+@pytest.mark.parametrize(("name", "what"), [("sentinel2_l2a", "pixels"), ("target", "label")])
+def test_verify_names_the_samples_that_have_changed(name: str, what: str, root: Path) -> None:
+    path = one(root, f"crops/samples/*/{name}.npy")
+    dataset = EvalDataset("crops", "train", root=root)
+    stored = np.load(path, mmap_mode="r+")
+    row = int(dataset._index.rows[0])
+    stored.view(np.uint8)[row].reshape(-1)[7] ^= 1
+    stored.flush()
+    assert faults.verified(root) == [f"the packed {what} of {dataset.window(0)} have changed"]
+
+
+def test_verify_finds_samples_of_other_windows(root: Path) -> None:
+    path = one(root, "crops/train/index.*.parquet")
+    found = read_table(path, "split_index", SPLIT_INDEX_VERSION, "crops")
+    assert found is not None
+    first, second, *_ = found[0]["row"].to_pylist()
+    changed_index(root, "row", second)
+    assert first != second
+    window = f"{found[0]['group'][0]}/{found[0]['name'][0]}"
+    assert faults.verified(root) == [f"the packed label and pixels of {window} have changed"]
+
+
+@pytest.mark.parametrize("case", ["vector_classification", "three_modalities",
+                                  "per_pixel_regression", "scalar_regression",
+                                  "ragged_segmentation", "class_mapping"])  # fmt: skip
+def test_whole_datasets_of_every_kind_verify(case: str, ingested: Callable[[str], Path]) -> None:
+    assert faults.verified(ingested(case), case) == []
+
+
+# ------------------------------------------------------------------------------------- repaired
+
+OWN = (
+    "metadata.json", "norm_stats.json", "weka_copy.json", "window_index.parquet",
+    "split_assignment.parquet", "copy_manifest.parquet", "train/index.*.parquet",
+    "samples/*/index.parquet", "samples/*/target.npy", "source_state.json", "config.json",
+    "model.yaml", ".rslearn_dataset_index/*.json",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("damage", [flip(12), cut, emptied])
+@pytest.mark.parametrize("file", OWN)
+def test_the_next_ingest_repairs(
+    file: str, damage: Damage, root: Path, small: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    expected = faults.values(root)
+    path = one(root, f"crops/{file}")
+    damage(path)
+    if file != "source_state.json":
+        try:
+            assert faults.verified(root) != []
+        except IntegrityError as error:
+            assert CURE in str(error)
+    with caplog.at_level(logging.WARNING):
+        Run(str(small), root).do()
+    assert faults.values(root) == expected
+    assert faults.verified(root) == []
+    told = [record.message for record in caplog.records if record.name == "eval_ingest"]
+    assert [text for text in told if path.name in text] or file == "source_state.json"
+
+
+@pytest.mark.parametrize("damage", [flip(12), cut, emptied])
+def test_a_damaged_registry_is_told_and_compiled_anew(
+    damage: Damage, root: Path, small: Path
+) -> None:
+    before = read_registry(EvalRoot(root))["crops"]
+    damage(root / "registry.json")
+    with pytest.raises(IntegrityError, match="run: eval-ingest registry rebuild"):
+        read_registry(EvalRoot(root))
+    Run(str(small), root).do()
+    entries = read_registry(EvalRoot(root))
+    assert entries == {"crops": {**before, "weka_path": str(root / "crops")}}
+
+
+@pytest.mark.parametrize("file", ["packing/packing.json", "packing/*/*.npy", "*.parquet"])
+@pytest.mark.parametrize("damage", [flip(12), cut, emptied])
+def test_a_stopped_run_whose_work_is_damaged_is_done_again(
+    file: str, damage: Damage, small: Path, reference: Path, tmp_path: Path
+) -> None:
+    run = Run(str(small), tmp_path / "root")
+
+    def stop(what: str, done: int, total: int) -> None:
+        if what == "windows read" and done >= 6:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run.do(stop)
+    damage(one(tmp_path / "root" / "crops", f".window_index/{file}"))
+    run.do()
+    assert faults.values(tmp_path / "root") == faults.values(reference)
+    assert faults.verified(tmp_path / "root") == []
+
+
+def test_a_damaged_line_of_the_journal_makes_it_vouch_for_nothing(tmp_path: Path) -> None:
+    layout = EvalRoot(tmp_path).dataset("crops")
+    windows = [CopiedWindow("g", f"w{k}", "d", "train", 1, 1, "0") for k in range(4)]
+    manifest = Manifest(layout)
+    manifest.add(windows)
+    manifest.close()
+    Manifest(layout).add(CopiedWindow("g", f"w{k}", "e", "val", 2, 2, "1") for k in range(3))
+    journal = one(layout.path, "*journal*")
+    flip(90)(journal)
+    again = Manifest(layout)
+    assert again.windows == {}
+    again.add(windows[:1])
+    assert list(Manifest(layout).windows) == [("g", "w0")]  # not what the manifest says
+
+
+# ------------------------------------------------------------------------------------- commands
+
+
+@pytest.mark.parametrize("damage", [flip(12), cut, emptied])
+@pytest.mark.parametrize(
+    ("file", "command"),
+    [
+        ("crops/metadata.json", ["info", "--name", "crops"]),
+        ("crops/metadata.json", ["verify", "--name", "crops"]),
+        ("crops/metadata.json", ["report", "--name", "crops"]),
+        ("crops/window_index.parquet", ["report", "--name", "crops"]),
+        ("crops/split_assignment.parquet", ["report", "--name", "crops"]),
+        ("crops/train/index.*.parquet", ["report", "--name", "crops"]),
+        ("crops/weka_copy.json", ["export", "--name", "crops", "--to", "out"]),
+        ("registry.json", ["list"]),
+        ("registry.json", ["tasks", "--format", "olmoearth"]),
+    ],
+)
+def test_a_damaged_file_is_one_sentence(
+    file: str,
+    command: list[str],
+    damage: Damage,
+    root: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("OLMOEARTH_EVAL_DATASETS", str(root))
+    path = one(root, file)
+    damage(path)
+    assert cli.main(command) == 1
+    told = capsys.readouterr().err.strip()
+    assert len(told.splitlines()) == 1 and told.startswith("error: ")
+    assert path.name in told and "run: eval-ingest" in told
+
+
+def test_other_datasets_load_beside_a_damaged_one(root: Path, small: Path) -> None:
+    Run(str(small), root, "other").do()
+    expected = faults.values(root, "other")
+    for path in (root / "crops").rglob("*"):
+        if path.is_file() and path.suffix in (".json", ".parquet"):
+            emptied(path)
+    Run(str(small), root, "another").do()
+    assert faults.values(root, "other") == expected
+    assert {"crops", "other", "another"} <= read_registry(EvalRoot(root)).keys()
+    with pytest.raises(StoreError):
+        read_metadata(EvalRoot(root).dataset("crops"))
