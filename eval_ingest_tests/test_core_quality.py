@@ -88,6 +88,7 @@ def test_a_clean_dataset_that_is_split_here_is_good_too() -> None:
 def test_a_small_test_split_is_a_warning_and_a_tiny_one_an_error() -> None:
     assert report(clean(300))["verdict"] == "usable with warnings"
     assert report(clean(60))["verdict"] == "poor"
+    assert report(clean(10))["reasons"][0].startswith("val has 1 window: a score on it")
 
 
 def test_an_empty_split_is_poor() -> None:
@@ -249,6 +250,19 @@ def test_windows_with_a_flat_band_are_found_by_name() -> None:
     found = findings(windows)["flat_window"]
     assert (found["count"], found["severity"]) == (1, "note")
     assert found["examples"] == ["g/w00007"]
+
+
+def test_numbers_that_mark_missing_data_are_found_where_they_count_as_values() -> None:
+    windows = clean()
+    for k in (3, 4):
+        windows[k]["moments"] = moments(low=-9999)
+    windows[5]["moments"] = moments(low=-1000)
+    found = findings(windows)["nodata_value"]
+    assert (found["count"], found["severity"]) == (2, "warning")
+    assert found["examples"] == ["g/w00003", "g/w00004"]
+    assert "down to -9999" in found["text"] and "store 0 there" in found["text"]
+    decibels = moments(means=(-11.0, -18.0), low=-100, std=3)
+    assert "nodata_value" not in findings(clean(moments=decibels), RADAR)
 
 
 def test_windows_without_half_of_their_pixels_are_found() -> None:

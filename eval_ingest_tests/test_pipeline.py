@@ -221,6 +221,31 @@ def test_too_many_invalid_windows_stop_the_ingest(copied: Copied, tmp_path: Path
     assert not (root / "registry.json").exists()
 
 
+def test_an_input_that_is_nowhere_but_nodata_makes_a_window_invalid(
+    copied: Copied, tmp_path: Path
+) -> None:
+    source = copied("segmentation")
+    names = [path.name for path in windows_of(source)]
+    for layer in ("sentinel2", "sentinel2.1", "sentinel2.2"):
+        fill_with_nodata(source, names[0], layer)
+    for layer in ("sentinel2", "sentinel2.2"):
+        fill_with_nodata(source, names[1], layer)
+    index = pipeline.ingest(make_job(source, tmp_path / "root"))[0].value
+    assert index.summary.reasons == {"input_nodata": 1}
+    [example] = index.summary.examples["input_nodata"]
+    assert example.endswith(f"{names[0]}: sentinel2_l2a is its nodata value everywhere")
+
+
+def fill_with_nodata(dataset: Path, window: str, layer: str, nodata: int = 9999) -> None:
+    import rasterio
+
+    [path] = dataset.glob(f"windows/*/{window}/layers/{layer}/*/geotiff.tif")
+    with rasterio.open(path) as raster:
+        pixels, profile = raster.read(), raster.profile
+    with rasterio.open(path, "w", **{**profile, "nodata": nodata}) as raster:
+        raster.write(np.full_like(pixels, nodata))
+
+
 def test_forgetting_drops_the_judgement_of_a_run_that_found_too_much_amiss(
     copied: Copied, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -40,6 +40,9 @@ USELESS_STANDARD_ERROR = 0.15
 """Beyond this (fewer than 12 windows) a score says nothing."""
 FEW = 0.01
 """Up to this share of odd windows is a note, more is a warning."""
+LOWEST_REFLECTANCE = -1000.0
+"""In stored units. Below are numbers that mark missing data, such as -9999: Sentinel-2's values less
+the offset of 1000, and no other product's, reach down to it."""
 PLAUSIBLE_SIGMAS = 2.0
 """Band means may be this many pretraining standard deviations from the pretraining mean."""
 
@@ -144,6 +147,7 @@ def quality_report(
         *_units(data),
         *_absent_bands(data),
         *_flat_bands(data),
+        *_marked_pixels(data),
         *_missing_pixels(data),
         *_labels(data),
         *_times(data),
@@ -227,7 +231,7 @@ def _split_sizes(data: _Data) -> Iterator[Finding]:
                 "error" if error > USELESS_STANDARD_ERROR else "warning",
                 count,
                 total,
-                f"{split} has {count} windows: a score on it is off by up to {off} "
+                f"{split} has {count} window{'s' * (count != 1)}: a score on it is off by up to {off} "
                 "(one standard error) by chance; give it more windows (splits.ratios)",
             )
 
@@ -484,6 +488,23 @@ def _flat_bands(data: _Data) -> Iterator[Finding]:
             "flat_window",
             rows,
             f"{{n}} have a band of {modality.name} that is the same everywhere in the window",
+        )
+
+
+def _marked_pixels(data: _Data) -> Iterator[Finding]:
+    """Missing data that isn't 0: a few such pixels move a band's mean and widen its deviation."""
+    for modality in data.config.modalities:
+        if modality.decibels:  # what isn't positive doesn't count there
+            continue
+        lowest = data.moments[modality.name][:, 3].min(axis=1, initial=np.inf)
+        rows = data.used[lowest < LOWEST_REFLECTANCE]
+        yield from data.windows(
+            "nodata_value",
+            rows,
+            f"{{n}} have pixels of {modality.name} below {LOWEST_REFLECTANCE:g} (down to "
+            f"{lowest.min(initial=np.inf):g}), which seem to mark missing data but count as values "
+            "in the statistics; store 0 there",
+            few="warning",
         )
 
 

@@ -216,6 +216,8 @@ class _WindowReader:
     config: ResolvedConfig
     items: dict[str, Any] = field(default_factory=dict)
     """By layer, its item groups as items.json has them."""
+    has_data: bool = False
+    """Some raster of the modality holds more than the nodata value that it declares."""
 
     def _bytes(self, path: str) -> bytes:
         return self.source.read(self.files.group, self.files.name, self.files.by_path[path])
@@ -235,6 +237,7 @@ class _WindowReader:
         """Stack all parts along time; None if the modality is optional and absent."""
         stack: list[_Raster] = []
         times: list[Interval | None] = []
+        self.has_data = False
         for part in modality.parts:
             for layer, item_group in choose_reads(self.files, part, modality.name):
                 raster, stamps = self._raster(
@@ -244,6 +247,8 @@ class _WindowReader:
                 times += stamps
         if not stack:
             return None
+        if not self.has_data:
+            raise _Unreadable("input_nodata", f"{modality.name} is its nodata value everywhere")
         pixels = _assemble(stack, np.dtype(modality.dtype))
         known = [time for time in times if time is not None]
         return ModalitySample(pixels, known if len(known) == len(times) else None)
@@ -308,6 +313,7 @@ class _WindowReader:
             )
         if header.dtype != dtype:
             raise _Unreadable("raster_dtype", f"{path} is {header.dtype}, config.json says {dtype}")
+        self.has_data = self.has_data or not _is_all(pixels, header.nodata)
         height, width = pixels.shape[:2]
         if timesteps == 1:
             return pixels[:, :, None, :], times
@@ -350,6 +356,7 @@ class _WindowReader:
             )
         except RasterProblem as problem:
             raise _Unreadable(problem.code, problem.detail) from problem
+        self.has_data = True  # what is nodata there, only the pixels tell
         stamps = self._or_items(times, layer.name, item_group, pixels)
         return _Raster(pixels, tuple(range(len(bands)))), stamps
 
@@ -409,6 +416,13 @@ class _WindowReader:
             raise _Unreadable(
                 "label_unreadable", f"{path}: {type(error).__name__}: {error}"
             ) from error
+
+
+def _is_all(pixels: NDArray[Any], nodata: float | None) -> bool:
+    """True if every pixel has the nodata value; zeros and NaN are judged by `_judge_pixels`."""
+    if not nodata or pixels.flat[0] != nodata:
+        return False
+    return bool((pixels == nodata).all())
 
 
 @lru_cache(maxsize=1024)
