@@ -164,7 +164,7 @@ def test_an_unchanged_dataset_is_left_alone_and_a_changed_one_is_asked_for_again
 ) -> None:
     shutil.copytree(small, root / "crops")
     (old,) = ticks.until_asked()
-    assert ticks().skip_message == "1 datasets found; nothing new or changed"
+    assert ticks().skip_message == "1 dataset found; nothing new or changed"
     assert ticks.state().seen["crops"].step is Step.REGISTERED
     windows = sorted((root / "crops" / "windows").glob("*/*"))
     shutil.rmtree(windows[0])

@@ -237,7 +237,16 @@ def test_discover_prints_a_table(
     assert lines[0].split() == ["name", "source", "task", "windows", "state", "reason"]
     assert lines[1].split()[:2] == ["crops", str(root / "crops")] and "new" in lines[1]
     assert "not ingestable" in lines[2]
-    assert "could not look into" in lines[3] and "gone" in lines[3]
+    assert (
+        lines[2].endswith(
+            "not ingestable  config.json: has no layers; is this an rslearn dataset's config.json?"
+        )
+        or "config.json" in lines[2]
+    )
+    assert lines[3] == (
+        f"could not look everywhere: the root {tmp_path}/gone does not exist or is empty; "
+        "check its name"
+    )
     assert main(["discover", "--root", str(root), "--json"]) == 0
     facts = json.loads(capsys.readouterr().out)
     assert [d["state"] for d in facts["datasets"]] == ["new", "not ingestable"]

@@ -75,7 +75,10 @@ def known_datasets(
         context.log.warning(problem)
     for name in sorted({str(event.asset_key.path[-1]) for event in events} - TAKEN):
         context.log.info(f"{name} is registered, and its asset shows it now")
+    told = [f"{len(new)} datasets are new as partitions"] if new else []
+    told += [f"{len(events)} assets show what was ingested elsewhere"] if events else []
     return dg.SensorResult(
+        skip_reason="; ".join([*told, *problems]),  # else the page would speak of an empty result
         asset_events=list(events),
         dynamic_partitions_requests=[studio_datasets.build_add_request(new)] if new else [],
         cursor=json.dumps(

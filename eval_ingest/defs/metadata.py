@@ -85,12 +85,12 @@ def _index_metadata(job: Job, index: WindowIndex) -> dict[str, Any]:
         "invalid": index.summary.n_invalid,
     }
     if index.summary.reasons:
-        found["reasons"] = table(
-            ("reason", "windows", "meaning", "for example"),
+        found["reasons"] = listed(  # not a table, whose last column would be cut off on the page
             [
-                (code, count, PROBLEMS.get(code, ""), index.summary.examples[code][0])
+                f"{count:,} {code}: {PROBLEMS.get(code, '')}, "
+                f"for example {index.summary.examples[code][0]}"
                 for code, count in index.summary.reasons.items()
-            ],
+            ]
         )
     task = job.config.task
     if task.kind.has_classes:

@@ -247,7 +247,7 @@ class _Tick:
             for note in self.notes:
                 self.context.log.info(note)
         else:
-            lines = [f"{n_found} datasets found"]
+            lines = [f"{n_found} dataset{'' if n_found == 1 else 's'} found"]
             lines += self.notes or ["nothing new or changed"]
             skipped = "; ".join([*lines, *self.problems.values()])
         return dg.SensorResult(

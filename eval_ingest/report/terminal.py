@@ -360,7 +360,9 @@ def discover_lines(
     for sighting, judgement in judged:
         task = task_text(judgement.config.task) if judgement.config else ""
         windows, state = f"{sighting.found.windows:,}", str(judgement.state)
-        rows.append([sighting.name, sighting.found.url, task, windows, state, judgement.reason])
+        source = sighting.found.url
+        reason = judgement.reason.removeprefix(f"{source}/")
+        rows.append([sighting.name, source, task, windows, state, reason])
     if not any(row[-1] for row in rows[1:]):
         rows = [row[:-1] for row in rows]
     if len(rows) > 1:
@@ -368,7 +370,12 @@ def discover_lines(
     else:
         under = redacted(", ".join(roots))
         lines = [f"no dataset (config.json beside windows/) under {under}"]
-    return lines + [f"could not look into {root}: {reason}" for root, reason in down.items()]
+    return lines + [
+        f"could not look everywhere: {reason}"
+        if root in reason
+        else f"could not look into {root}: {reason}"
+        for root, reason in down.items()
+    ]
 
 
 def info_lines(metadata: Metadata, path: str) -> list[str]:

@@ -73,7 +73,9 @@ def find_datasets(
         for folder, entries in zip(level, ls(level), strict=True):
             names = {entry.name.rsplit("/", 1)[-1]: entry for entry in entries}
             if not depth and not entries and not os.path.isdir(root):
-                raise SourceNotFoundError(f"the root {root} does not exist or is empty")
+                raise SourceNotFoundError(
+                    f"the root {root} does not exist or is empty; check its name"
+                )
             if _EVAL_ROOT_FILE in names:
                 continue
             if any(name in names for name in CONFIG_FILES) and _is_folder(names.get("windows")):
