@@ -7,9 +7,12 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
 
-from eval_ingest.core.columns import numbers
+from eval_ingest.core.columns import Column, lengths, numbers, one_array
 from eval_ingest.core.entry import SPLIT_INDEX_VERSION, CopyResult, Shard, SplitFile
 from eval_ingest.core.fingerprint import fingerprint
 from eval_ingest.core.index import WindowIndex
@@ -423,7 +426,7 @@ def split_index(
         steps = [lookup[s][column][r] for s, r in where]
         columns[column] = pa.array(steps, pa.int32())
         stamps = _timestamps(index, modality.name, rows, steps)
-        columns[f"{modality.name}.timestamps"] = pa.array(stamps, pa.list_(pa.int32()))
+        columns[f"{modality.name}.timestamps"] = stamps
     return pa.table(columns)
 
 
@@ -454,16 +457,42 @@ def _shapes_by_row(
 
 def _timestamps(
     index: WindowIndex, modality: str, rows: Sequence[Place], steps: Sequence[int]
-) -> list[list[int]]:
-    columns = [f"{modality}.timestamps", "time_start", "time_end"]
-    taken = index.table.select(columns).take(pa.array([place.row for place in rows], pa.int64()))
-    intervals = taken[f"{modality}.timestamps"].to_pylist()
-    starts, ends = taken["time_start"].to_pylist(), taken["time_end"].to_pylist()
-    result = []
-    for found, start, end, count in zip(intervals, starts, ends, steps, strict=True):
-        times = [item["start"] + (item["end"] - item["start"]) / 2 for item in found or ()]
-        if len(times) != count:
-            times = [start + (end - start) / 2] * count if start is not None else []
-        numbers = [number for t in times for number in (t.day, t.month - 1, t.year)]
-        result.append(numbers or [0] * (3 * count))
-    return result
+) -> pa.ListArray:
+    """Per sample its timesteps' dates, flat: see `split_index`."""
+    wanted = pa.array([place.row for place in rows], pa.int64())
+    table = index.table.select([f"{modality}.timestamps", "time_start", "time_end"]).take(wanted)
+    lists = one_array(table[f"{modality}.timestamps"])
+    known = lists.flatten()
+    counts, found = np.asarray(steps, np.int64), lengths(lists)
+    first, told = np.cumsum(found) - found, found == counts
+    # The rasters' own, then the windows'.
+    middles = np.concatenate(
+        [
+            _middles(*(pc.struct_field(known, name) for name in ("start", "end"))),
+            _middles(table["time_start"], table["time_end"]),
+        ]
+    )
+    sample = np.repeat(np.arange(len(rows)), counts)
+    step = np.arange(len(sample)) - np.repeat(np.cumsum(counts) - counts, counts)
+    places = np.where(told[sample], first[sample] + step, len(known) + sample)
+    dates = _dates(middles[places])
+    offsets = np.concatenate([[0], np.cumsum(3 * counts)]).astype(np.int32)
+    return pa.ListArray.from_arrays(pa.array(offsets), pa.array(dates.reshape(-1)))
+
+
+def _middles(start: Column, end: Column) -> NDArray[np.datetime64]:
+    """The middle of each interval; NaT where it has no start or end."""
+    nat = np.iinfo(np.int64).min
+    first, last = (numbers(one_array(c).cast(pa.int64()), nat) for c in (start, end))
+    unknown = (first == nat) | (last == nat)
+    return np.where(unknown, nat, first + (last - first) // 2).astype("datetime64[us]")
+
+
+def _dates(times: NDArray[np.datetime64]) -> NDArray[np.int32]:
+    """Times as (N, 3): day, month from 0, year; zeros for NaT."""
+    days, months, years = (times.astype(f"datetime64[{unit}]") for unit in "DMY")
+    day = (days - months.astype("datetime64[D]")).astype(np.int64) + 1
+    month = (months - years.astype("datetime64[M]")).astype(np.int64)
+    dates = np.column_stack([day, month, years.astype(np.int64) + 1970])
+    dates[np.isnat(times)] = 0
+    return dates.astype(np.int32)

@@ -41,8 +41,8 @@ USELESS_STANDARD_ERROR = 0.15
 FEW = 0.01
 """Up to this share of odd windows is a note, more is a warning."""
 LOWEST_REFLECTANCE = -1000.0
-"""In stored units. Below are numbers that mark missing data, such as -9999: Sentinel-2's values less
-the offset of 1000, and no other product's, reach down to it."""
+"""In stored units. Numbers below mark missing data, such as -9999: Sentinel-2's values less the
+offset of 1000, and no other product's, reach down to it."""
 PLAUSIBLE_SIGMAS = 2.0
 """Band means may be this many pretraining standard deviations from the pretraining mean."""
 
@@ -231,8 +231,8 @@ def _split_sizes(data: _Data) -> Iterator[Finding]:
                 "error" if error > USELESS_STANDARD_ERROR else "warning",
                 count,
                 total,
-                f"{split} has {count} window{'s' * (count != 1)}: a score on it is off by up to {off} "
-                "(one standard error) by chance; give it more windows (splits.ratios)",
+                f"{split} has {count} window{'s' * (count != 1)}: a score on it is off by up to "
+                f"{off} (one standard error) by chance; give it more windows (splits.ratios)",
             )
 
 
