@@ -236,13 +236,7 @@ def test_discover_prints_a_table(
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].split() == ["name", "source", "task", "windows", "state", "reason"]
     assert lines[1].split()[:2] == ["crops", str(root / "crops")] and "new" in lines[1]
-    assert "not ingestable" in lines[2]
-    assert (
-        lines[2].endswith(
-            "not ingestable  config.json: has no layers; is this an rslearn dataset's config.json?"
-        )
-        or "config.json" in lines[2]
-    )
+    assert lines[2].partition("not ingestable")[2].strip().startswith("config.json: has no layers")
     assert lines[3] == (
         f"could not look everywhere: the root {tmp_path}/gone does not exist or is empty; "
         "check its name"

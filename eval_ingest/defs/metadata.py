@@ -319,7 +319,7 @@ def _cell(value: Any) -> str:
 
 def listed(texts: Sequence[str]) -> dg.MarkdownMetadataValue:
     """A list with bullets."""
-    return dg.MetadataValue.md("\n".join(f"- {text}" for text in texts))
+    return dg.MetadataValue.md("\n".join(f"- {' '.join(text.split())}" for text in texts))
 
 
 def _share(part: float, whole: float) -> str:
