@@ -368,7 +368,8 @@ def proxy(upstream: str) -> Iterator[Proxy]:
                 self.send_header(key, value)
             self.send_header("Content-Length", length)
             self.end_headers()
-            self.wfile.write(data[:send])
+            if self.command != "HEAD":
+                self.wfile.write(data[:send])
             self.wfile.flush()
             if send is not None:
                 self.close_connection = True

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -41,6 +42,7 @@ from eval_ingest.store.registry import (
 from eval_ingest.store.remote_root import RemoteRoot
 from eval_ingest.store.uri import open_root
 from eval_ingest.verifying import verify_dataset
+from eval_ingest_tests.conftest import make_job
 from eval_ingest_tests.servers import (
     BUCKET,
     ObjectServer,
@@ -625,3 +627,43 @@ def test_dagster_on_a_remote_root(
     monkeypatch.setattr(remote_root, "FIRST_TIMEOUT_S", 0.5)
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     assert build_defs(Settings.load()).resolve_asset_graph().get_all_asset_keys()
+
+
+@pytest.mark.parametrize(
+    ("status", "told"),
+    [
+        (401, r"is not allowed with .*(role Storage Object User|check that they may list)"),
+        (403, r"is not allowed with .*(role Storage Object User|check that they may list)"),
+        (503, r"failed: .*503.*; check the network"),
+        (429, r"failed: .*429.*; check the network"),
+    ],
+)
+def test_a_server_that_refuses_everything_is_told_in_one_line(
+    place: Place,
+    servers: dict[str, ObjectServer],
+    small: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    status: int,
+    told: str,
+) -> None:
+    if place.kind == "local":
+        pytest.skip("no server there")
+    hurry(monkeypatch)
+    with proxy(servers[place.kind].address) as between:
+        between.refused = status
+        for name, value in servers[place.kind].reached_at(between.address).items():
+            monkeypatch.setenv(name, value)
+        if place.kind == "weka":
+            monkeypatch.delenv("AWS_ENDPOINT_URL")
+            monkeypatch.setenv("WEKA_ENDPOINT_URL", between.address)
+        for command in ("list", f"ingest --name crops --source {small}"):
+            assert cli.main(command.split()) == 1
+            (line,) = capsys.readouterr().err.splitlines()
+            assert line.startswith(f"error: eval root {place.url}: looking at registry.json ")
+            assert re.search(told, line)
+
+
+def test_a_root_that_can_not_be_made_is_told(small: Path) -> None:
+    with pytest.raises(StoreError, match=r"/proc/nope can't be made; set OLMOEARTH_EVAL_DATASETS"):
+        pipeline.ingest(make_job(small, Path("/proc/nope")))

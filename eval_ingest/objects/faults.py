@@ -49,6 +49,7 @@ def is_forbidden(error: BaseException) -> bool:
     return (
         isinstance(error, PermissionError)
         or code in ("401", "403")
+        or _code_of_s3(error) in ("401", "403")
         or text.startswith("Forbidden")
         or "Unable to locate credentials" in text
         or "does not have storage.objects" in text
@@ -62,11 +63,12 @@ def is_conflict(error: BaseException) -> bool:
     """
     if isinstance(error, FileExistsError):
         return True
+    return _code_of_s3(error) in ("PreconditionFailed", "ConditionalRequestConflict", "412", "409")
+
+
+def _code_of_s3(error: BaseException) -> str:
     response = getattr(error.__cause__ or error, "response", None)
-    if not isinstance(response, dict):
-        return False
-    code = str(response.get("Error", {}).get("Code", ""))
-    return code in ("PreconditionFailed", "ConditionalRequestConflict", "412", "409")
+    return str(response.get("Error", {}).get("Code", "")) if isinstance(response, dict) else ""
 
 
 def first_line(error: BaseException) -> str:

@@ -224,7 +224,9 @@ class Objects:
             return self.error(f"{where}: {doing} failed: {said}; check the URL")
         times = f" {self._attempts} times" if self._attempts > 1 and may_pass(error) else ""
         late = isinstance(error, TimeoutError) and not str(error)
-        problem = f"no answer within {self._timeout_s:.0f} s" if late else said
+        problem = (
+            f"no answer within {self._timeout_s:.0f} s, or none but to try again" if late else said
+        )
         return self.error(
             f"{where}: {doing} failed{times}: {problem}; "
             f"{self._cure_of_network()}, and run again: it goes on where it stopped"

@@ -368,8 +368,9 @@ def discover_lines(
     if len(rows) > 1:
         lines = table(rows, indent="")
     else:
-        under = redacted(", ".join(roots))
-        lines = [f"no dataset (config.json beside windows/) under {under}"]
+        under = [shown for shown in map(redacted, roots) if shown not in down]
+        what = "no dataset (config.json beside windows/)"
+        lines = [f"{what} under {', '.join(under)}"] if under else []
     return lines + [
         f"could not look everywhere: {reason}"
         if root in reason

@@ -48,6 +48,13 @@ def locked(path: Path, timeout_s: float, waiting_for: str) -> Iterator[None]:
     lock = FileLock(path, timeout=timeout_s)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+    except FileNotFoundError as error:  # of a place such as /proc, where nothing can be made
+        raise StoreError(
+            f"the folder {path.parent} can't be made; set OLMOEARTH_EVAL_DATASETS to another one"
+        ) from error
+    except OSError as error:
+        raise store_error(path.parent, "making", error) from error
+    try:
         lock.acquire()
     except Timeout as error:
         raise LockedError(

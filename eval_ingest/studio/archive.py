@@ -208,7 +208,8 @@ def _check(url: str, member: tarfile.TarInfo, limits: Limits) -> None:
     """
     path = PurePosixPath(member.name)
     if path.is_absolute() or ".." in path.parts or "\\" in member.name or "\0" in member.name:
-        problem = "leaves the folder that it is unpacked into"
+        problem = "leaves the folder that it is unpacked into; write the archive "
+        problem += "with relative paths: tar -C FOLDER -czf ARCHIVE ."
     elif not (member.isreg() or member.isdir()):
         problem = "is a link or a device; write the archive with tar --dereference"
         problem += " --hard-dereference"
