@@ -241,6 +241,8 @@ def test_discover_prints_a_table(
         f"could not look everywhere: the root {tmp_path}/gone does not exist or is empty; "
         "check its name"
     )
+    assert main(["discover", "--root", f"{tmp_path}/gone"]) == 1
+    assert "no dataset" not in capsys.readouterr().out  # nobody has looked
     assert main(["discover", "--root", str(root), "--json"]) == 0
     facts = json.loads(capsys.readouterr().out)
     assert [d["state"] for d in facts["datasets"]] == ["new", "not ingestable"]

@@ -634,14 +634,13 @@ def test_dagster_on_a_remote_root(
     [
         (401, r"is not allowed with .*(role Storage Object User|check that they may list)"),
         (403, r"is not allowed with .*(role Storage Object User|check that they may list)"),
-        (503, r"failed: .*503.*; check the network"),
+        (503, r"failed: .*(503|Service Unavailable).*; check the network"),
         (429, r"failed: .*429.*; check the network"),
     ],
 )
 def test_a_server_that_refuses_everything_is_told_in_one_line(
     place: Place,
     servers: dict[str, ObjectServer],
-    small: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
     status: int,
@@ -657,11 +656,10 @@ def test_a_server_that_refuses_everything_is_told_in_one_line(
         if place.kind == "weka":
             monkeypatch.delenv("AWS_ENDPOINT_URL")
             monkeypatch.setenv("WEKA_ENDPOINT_URL", between.address)
-        for command in ("list", f"ingest --name crops --source {small}"):
-            assert cli.main(command.split()) == 1
-            (line,) = capsys.readouterr().err.splitlines()
-            assert line.startswith(f"error: eval root {place.url}: looking at registry.json ")
-            assert re.search(told, line)
+        assert cli.main(["list"]) == 1
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.startswith(f"error: eval root {place.url}: looking at registry.json ")
+        assert re.search(told, line)
 
 
 def test_a_root_that_can_not_be_made_is_told(small: Path) -> None:

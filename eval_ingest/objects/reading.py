@@ -224,11 +224,10 @@ class Objects:
             return self.error(f"{where}: {doing} failed: {said}; check the URL")
         times = f" {self._attempts} times" if self._attempts > 1 and may_pass(error) else ""
         late = isinstance(error, TimeoutError) and not str(error)
-        problem = (
-            f"no answer within {self._timeout_s:.0f} s, or none but to try again" if late else said
-        )
+        if late:
+            said = f"no answer within {self._timeout_s:.0f} s, or only that it is busy"
         return self.error(
-            f"{where}: {doing} failed{times}: {problem}; "
+            f"{where}: {doing} failed{times}: {said}; "
             f"{self._cure_of_network()}, and run again: it goes on where it stopped"
         )
 
