@@ -25,7 +25,7 @@ from eval_ingest.core.task import LabelClass, Task, TaskKind
 from eval_ingest.errors import StoreError, UnknownDatasetError
 from eval_ingest.report.card import dataset_card, hub_header
 from eval_ingest.report.charts import _nice_edges
-from eval_ingest.report.drawing import WIDTH_PX, class_colors
+from eval_ingest.report.drawing import WIDTH_PX, add_text, class_colors, new_figure, to_png
 from eval_ingest.report.export import export_dataset
 from eval_ingest.report.map import window_map
 from eval_ingest.report.page import html_page
@@ -55,6 +55,15 @@ def with_spec(view: View, **changes: Any) -> View:
 
 def quality_of(view: View) -> dict[str, Any]:
     return quality_report(view.index, view.assignment, view.metadata.config)
+
+
+def test_letters_that_no_font_has_are_boxes_without_a_warning(
+    recwarn: pytest.WarningsRecorder,
+) -> None:
+    figure = new_figure(1.0, 50)
+    add_text(figure, 1, 0.5, "\U0001f6f0 \U00020bb7", 8)
+    assert to_png(figure, 50, None).startswith(b"\x89PNG")
+    assert [str(warning.message) for warning in recwarn] == []
 
 
 @pytest.fixture

@@ -291,6 +291,21 @@ def test_what_an_encoder_returns_is_checked(ingested: Ingested, tmp_path: Path) 
     assert not list(tmp_path.rglob("embeddings.json"))
 
 
+def test_embeddings_that_are_nan_because_pixels_are_are_told(
+    ingested: Ingested, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dataset = opened(ingested("segmentation"), "segmentation", "train", Mean())
+    encoder = Mean()
+
+    def embed(batch: dict[str, Any], _: Any) -> Embeddings:
+        batch["sentinel2_l2a"][0] = float("nan")  # as if the samples had held it
+        return Embeddings(batch["sentinel2_l2a"][:, ::4, ::4, 0])
+
+    monkeypatch.setattr(encoder, "embed", embed)
+    with pytest.raises(SweepError, match="nor are all pixels of sentinel2_l2a: it must replace"):
+        embed_split(dataset, encoder, tmp_path)
+
+
 def test_a_cache_that_cannot_be_written_is_told(ingested: Ingested, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     dataset = opened(ingested("segmentation"), "segmentation", "val", Mean())
@@ -364,3 +379,20 @@ def test_an_embedding_is_its_windows_own_whatever_else_is_in_the_batch(
         alone = nano.embed(collate([dataset[i]]), dataset)
         assert torch.allclose(together.patches[i], alone.patches[0], atol=1e-4)
         assert torch.allclose(together.pooled[i], alone.pooled[0], atol=1e-4)
+
+
+def test_pixels_that_are_nan_are_missing_and_the_others_count(
+    nano: Any, ingested: Ingested
+) -> None:
+    from eval_ingest.loading import collate
+
+    dataset = opened(ingested("three_modalities"), "three_modalities", "train", nano)
+    batch = collate([dataset[0], dataset[1]])
+    whole = nano.embed(batch, dataset)
+    batch["sentinel1"][0, :5] = float("nan")  # the first row of patches, and a part of the second
+    found = nano.embed(batch, dataset)
+    assert torch.isfinite(found.patches).all() and torch.isfinite(found.pooled).all()
+    assert torch.allclose(found.patches[1], whole.patches[1], atol=1e-4)
+    assert not torch.allclose(found.patches[0], whole.patches[0], atol=1e-4)
+    batch["sentinel1"][0] = float("nan")  # nothing is left
+    assert torch.isfinite(nano.embed(batch, dataset).patches).all()

@@ -4,7 +4,8 @@ Figures are laid out in inches from the top left corner, and every one is as wid
 """
 
 import io
-from typing import TYPE_CHECKING
+import warnings
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -151,12 +152,19 @@ def add_swatch(figure: "Figure", x: float, y: float, color: Color, hatched: bool
     axes.spines[:].set_color("#00000033")
 
 
+def save_png(figure: "Figure", to: Any, **how: Any) -> None:
+    """Draw the figure into a file or stream; letters that no font here has become boxes."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", r"Glyph \d+ .* missing from font", UserWarning)
+        figure.savefig(to, format="png", **how)
+
+
 def to_png(figure: "Figure", dpi: int, colors: int | None) -> bytes:
     """The figure as PNG; with `colors`, of at most so many colours, which is much smaller."""
     from PIL import Image
 
     stream = io.BytesIO()
-    figure.savefig(stream, format="png", dpi=dpi)
+    save_png(figure, stream, dpi=dpi)
     if colors is None:
         return stream.getvalue()
     # The blank alpha channel would be quantised too.

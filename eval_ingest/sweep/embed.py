@@ -231,8 +231,13 @@ def _embed(
         vectors, labels = pooled, target[:, None]
     vectors = vectors.float().cpu().contiguous()
     if not bool(torch.isfinite(vectors).all()):
+        holed = [name for name in dataset.bands if not bool(torch.isfinite(batch[name]).all())]
+        cause = (
+            f", nor are all pixels of {' and '.join(holed)}: it must replace NaN" if holed else ""
+        )
         raise SweepError(
             f"encoder {encoder.name} on {dataset.name} {dataset.split}: embeddings are not finite"
+            f"{cause}"
         )
     kind = np.int16 if dataset.task.kind.has_classes else np.float32
     return vectors.numpy(), labels.numpy().astype(kind)

@@ -12,7 +12,7 @@ import torch
 from eval_ingest.core.fingerprint import fingerprint
 from eval_ingest.errors import SweepError
 from eval_ingest.loading import EvalDataset
-from eval_ingest.loading.olmoearth import SEEN, BandGroups, OlmoEarthAdapter
+from eval_ingest.loading.olmoearth import MISSING, SEEN, BandGroups, OlmoEarthAdapter
 from eval_ingest.sweep.encoders import Embeddings
 
 VERSION = 1
@@ -86,7 +86,7 @@ class OlmoEarthEncoder:
         Pooled: the mean over all seen tokens of the window.
         """
         sample = self._adapter(dataset)(batch)
-        fields = sample.as_dict(return_none=False)
+        fields = _without_gaps(sample.as_dict(return_none=False), self.patch_size)
         seen = _seen_tokens(fields, self.patch_size)
         patches: torch.Tensor | None = None
         pooled: torch.Tensor | None = None
@@ -137,6 +137,26 @@ class OlmoEarthEncoder:
                 dataset, missing_bands="zero" if zero else "impute", band_groups=groups
             )
         return self._adapters[key]
+
+
+def _without_gaps(fields: dict[str, torch.Tensor], patch_size: int) -> dict[str, torch.Tensor]:
+    """Pixels that aren't finite as 0; patches of a timestep that hold no others are missing.
+
+    Radar is NaN beyond the edge of a scene, and one NaN would make all of a window's tokens NaN.
+    """
+    p, found = patch_size, dict(fields)
+    for name in [key for key in fields if f"{key}_mask" in fields]:
+        finite = torch.isfinite(fields[name])
+        if bool(finite.all()):
+            continue
+        found[name] = torch.where(finite, fields[name], 0.0)
+        batch, height, width, slots, _ = finite.shape
+        patches = finite.any(-1).view(batch, height // p, p, width // p, p, slots)
+        there = patches.any(4).any(2)
+        there[~there.flatten(1).any(1)] = True  # without any token there is no embedding
+        there = there.repeat_interleave(p, 1).repeat_interleave(p, 2)[..., None]
+        found[f"{name}_mask"] = torch.where(there, fields[f"{name}_mask"], MISSING)
+    return found
 
 
 def _seen_tokens(fields: dict[str, torch.Tensor], patch_size: int) -> torch.Tensor:

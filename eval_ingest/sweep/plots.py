@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from eval_ingest.errors import SweepError
+from eval_ingest.report.drawing import save_png
 from eval_ingest.store.atomic import written_aside
 from eval_ingest.sweep.results import Leaderboard, Row, encoder_labels, latest, leaderboards
 
@@ -261,5 +262,5 @@ def _figure(width: float, height: float) -> "Figure":
 
 def _save(figure: "Figure", path: Path) -> Path:
     with written_aside(path) as temporary:
-        figure.savefig(temporary, format="png", bbox_inches="tight", pad_inches=0.12)
+        save_png(figure, temporary, bbox_inches="tight", pad_inches=0.12)
     return path
