@@ -24,8 +24,8 @@ def test_samples_that_do_not_fit_are_told_before_a_window_is_read(
     free(monkeypatch, 100_000)
     with pytest.raises(
         StoreError,
-        match=r"crops needs \d+\.\d\d GiB \([\d,]+ bytes\) in \S+ \(packed samples .*\), and "
-        r"0.00 GiB \(100,000 bytes\) are free; free space there, or ingest with --copy index",
+        match=r"crops needs \d+\.\d [GM]iB \([\d,]+ bytes\) in \S+ \(packed samples .*\), and "
+        r"0.1 MiB \(100,000 bytes\) are free; free space there, or ingest with --copy index",
     ):
         pipeline.ingest(make_job(small, tmp_path))
     assert not (tmp_path / "crops" / "samples").exists()
@@ -43,8 +43,8 @@ def test_windows_that_do_not_fit_are_told_before_one_is_copied(
     free(monkeypatch, needed - 1)
     with pytest.raises(
         StoreError,
-        match=rf"\(copied windows \S+ GiB \({needed:,} bytes\)\), .* are free; free space there, "
-        r"or ingest with --copy stream: packed samples alone, 0.00 GiB \(0 bytes\), or ingest "
+        match=rf"\(copied windows \S+ MiB \({needed:,} bytes\)\), .* are free; free space there, "
+        r"or ingest with --copy stream: packed samples alone, which are there already, or ingest "
         "with --copy index",
     ):
         pipeline.run_stage(make_job(small, tmp_path), "weka_copy")

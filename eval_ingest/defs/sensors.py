@@ -121,6 +121,11 @@ def look(context: dg.SensorEvaluationContext, settings: Settings) -> dg.SensorRe
     return tick.result(len(found.sightings))
 
 
+def _placed(where: str, reason: str) -> str:
+    """A reason that says what folder it is about, once."""
+    return reason if reason.startswith(where) else f"{where}: {reason}"
+
+
 def _key(sighting: Sighting) -> tuple[str, str, str]:
     return sighting.name, sighting.found.url, sighting.version
 
@@ -189,9 +194,9 @@ class _Tick:
             case State.UNKNOWN:
                 self.tell(where, judgement.reason, judgement.fault)
             case State.NOT_INGESTABLE:
-                self.problems[where] = f"{where}: {judgement.reason}"
+                self.problems[where] = _placed(where, judgement.reason)
             case State.UNFINISHED if now - since < STUCK_S:
-                self.problems[where] = f"{where}: {judgement.reason}"
+                self.problems[where] = _placed(where, judgement.reason)
             case _ if runs.going_on:
                 seen = replace(seen, step=Step.WAITING)
                 self.notes.append(f"{name} is {judgement.state}, and waits for the run going on")

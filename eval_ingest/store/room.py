@@ -33,7 +33,8 @@ def require_room(layout: DatasetLayout, windows: int, samples: int) -> None:
     parts = [(windows, "copied windows"), (samples, "packed samples")]
     cures = ["free space there"]
     if windows and samples <= free:
-        cures.append(f"ingest with --copy stream: packed samples alone, {_size(samples)}")
+        alone = _size(samples) if samples else "which are there already"
+        cures.append(f"ingest with --copy stream: packed samples alone, {alone}")
     cures.append("ingest with --copy index: nothing is copied, samples are read from the source")
     raise StoreError(
         f"{layout.name} needs {_size(windows + samples)} in {layout.path.parent} "
@@ -66,4 +67,6 @@ def _existing(path: Path) -> Path:
 
 
 def _size(n_bytes: int) -> str:
+    if n_bytes < 2**30:
+        return f"{n_bytes / 2**20:.1f} MiB ({n_bytes:,} bytes)"
     return f"{n_bytes / 2**30:.2f} GiB ({n_bytes:,} bytes)"
