@@ -7,7 +7,7 @@ PEERS := .venv-peers
 PEERS_READY := $(PEERS)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint bench peers bench-peers signal ui clean
+.PHONY: help setup demo test lint bench peers bench-peers signal torture ui clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## */  make \1|/' | column -t -s '|'
@@ -54,6 +54,9 @@ bench-peers: $(READY) $(PEERS_READY)  ## how fast, beside the existing OlmoEarth
 
 signal: $(READY)  ## a sweep finds planted signals, and none in shuffled labels; WINDOWS=400
 	$(BIN)/python -m benchmarks.signal --windows $${WINDOWS:-150}
+
+torture: $(READY)  ## kill, starve and damage ingests for a while: nothing is lost; MINUTES=10 SEED=1
+	$(BIN)/python -m eval_ingest_tests.torture --minutes $${MINUTES:-10} --seed $${SEED:-1}
 
 ui: $(READY)  ## Dagster's web page and daemon at http://127.0.0.1:3000, watching the demo's folder
 	@test -f .env || sh scripts/demo.sh $(BIN)

@@ -226,7 +226,8 @@ def _spec(options: argparse.Namespace, settings: "Settings") -> "DatasetSpec":
     splits = {f: getattr(options, f) for f in _SPLIT_FIELDS if getattr(options, f) is not None}
     if options.name is None and "source" not in given:
         raise SpecError("give --source PATH_OR_URL, or --name of a dataset in the catalog")
-    name = check_name(options.name or name_from(_last_folder(given["source"])))
+    name = options.name
+    name = check_name(name_from(_last_folder(given["source"])) if name is None else name)
     known = read_catalog(settings).get(name)
     if known is None and "source" not in given:
         find_spec(settings, name)  # raises, naming the near ones

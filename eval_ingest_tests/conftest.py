@@ -1,7 +1,9 @@
 """Shared fixtures: small real rslearn datasets, ingested once per test session."""
 
+import os
 import shutil
-from collections.abc import Callable
+import uuid
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,7 @@ from eval_ingest import pipeline
 from eval_ingest.core.spec import DatasetSpec
 from eval_ingest.job import Job, open_job
 from eval_ingest.settings import Settings
-from eval_ingest_tests import factories
+from eval_ingest_tests import factories, killing
 
 
 @pytest.fixture(autouse=True)
@@ -21,6 +23,25 @@ def _no_environment_of_the_machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
                  "EVAL_INGEST_CACHE", "EVAL_INGEST_CACHE_GIB", "WEKA_ENDPOINT_URL"):  # fmt: skip
         monkeypatch.delenv(name, raising=False)
     monkeypatch.chdir(tmp_path)  # away from a .env of the checkout
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _no_process_is_left() -> Iterator[None]:
+    """Whatever tests start has ended when they have, but for our own helpers of Python's."""
+    mark = os.environ[killing.MARK] = uuid.uuid4().hex
+
+    def left() -> list[str]:
+        commands = {pid: killing.command(pid) for pid in killing.marked(mark)}
+        helpers = ("multiprocessing.resource_tracker", "multiprocessing.forkserver")
+        return [
+            f"{pid}: {text}"
+            for pid, text in commands.items()
+            if not (killing.parent(pid) == os.getpid() and any(name in text for name in helpers))
+        ]
+
+    yield
+    killing.wait_until(lambda: not left(), 20)
+    assert left() == []
 
 
 @pytest.fixture(scope="session")

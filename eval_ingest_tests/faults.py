@@ -4,6 +4,7 @@ The short form of these checks is test_faults.py, the long one `make torture`.
 """
 
 import contextlib
+import copy
 import hashlib
 import json
 import os
@@ -12,8 +13,9 @@ import shutil
 import signal
 import subprocess
 import threading
+import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -24,13 +26,16 @@ import numpy as np
 from eval_ingest import EvalDataset, transfer
 from eval_ingest.core.spec import SPLITS
 from eval_ingest.engine import no_progress
-from eval_ingest.errors import EvalIngestError
+from eval_ingest.errors import EvalIngestError, StoreError
 from eval_ingest.indexing import build
+from eval_ingest.settings import Settings
 from eval_ingest.store.layout import EvalRoot
 from eval_ingest.store.registry import read_metadata, read_registry
+from eval_ingest.store.uri import open_root
 from eval_ingest.verifying import verify_dataset
 from eval_ingest_tests import factories
-from eval_ingest_tests.killing import KILLED, OUR_ERROR, Run, is_running, start, wait_until
+from eval_ingest_tests.killing import KILLED, OUR_ERROR, Run, start, wait_until
+from eval_ingest_tests.servers import ObjectServer
 
 # ----------------------------------------------------------------------- what lies under a root
 
@@ -61,7 +66,7 @@ def _digest(path: Path, root: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def _plain(content: Any, root: Path) -> str:
+def _plain(content: Any, root: Path | str) -> str:
     if isinstance(content, dict):
         content = {key: value for key, value in content.items() if key not in _TIMES}
         if isinstance(files := content.get("files"), dict):
@@ -86,7 +91,7 @@ def strays(root: Path) -> list[str]:
     ]
 
 
-def values(root: Path, name: str = "crops") -> dict[str, str]:
+def values(root: Path | str, name: str = "crops") -> dict[str, str]:
     """What EvalDataset gives: split and window to a digest of the sample."""
     return values_of(
         {s: EvalDataset(name, s, root=root, normalize=None, crop=None) for s in SPLITS}
@@ -107,9 +112,14 @@ def values_of(datasets: Mapping[str, EvalDataset]) -> dict[str, str]:
     return found
 
 
-def damage(root: Path) -> list[str]:
+def opened(root: Path | str) -> EvalRoot:
+    """A folder, or a bucket's, which the environment has to say how to reach."""
+    return EvalRoot(root) if isinstance(root, Path) else open_root(Settings.load(), root)
+
+
+def damage(root: Path | str) -> list[str]:
     """What is wrong under a root, as lines: the registry, and each dataset that it names."""
-    eval_root = EvalRoot(root)
+    eval_root = opened(root)
     entries = read_registry(eval_root)
     lines = []
     for name in sorted({*entries, *eval_root.dataset_names()}):
@@ -127,9 +137,9 @@ def damage(root: Path) -> list[str]:
     return lines
 
 
-def verified(root: Path, name: str = "crops") -> list[str]:
+def verified(root: Path | str, name: str = "crops") -> list[str]:
     """What `eval-ingest verify` finds."""
-    problems: list[str] = verify_dataset(EvalRoot(root), name, no_progress).problems
+    problems: list[str] = verify_dataset(opened(root), name, no_progress).problems
     return problems
 
 
@@ -156,14 +166,18 @@ class Scenario:
     other: dict[str, str] = field(default_factory=dict)
     changes: int = 0
     """Changes that an undisturbed run makes."""
+    seconds: float = 0.0
+    """How long it takes."""
 
     def __post_init__(self) -> None:
         self.other = values(self.base, "other")
         if (self.base / "crops" / "metadata.json").exists():
             self.before = values(self.base)
         with self.fresh():
+            started = time.monotonic()
             process = start(self.run, self.log)
             assert process.wait() == 0, process.text
+            self.seconds = time.monotonic() - started
             self.changes = int(process.text)
             self.expected = snapshot(self.work)
             self.after = values(self.work)
@@ -173,6 +187,12 @@ class Scenario:
     def log(self) -> Path:
         """What a process of the scenario says."""
         return self.work.with_suffix(".log")
+
+    def run_by(self, engine: str) -> "Scenario":
+        """The same scenario with another engine: what is expected stays the same."""
+        other = copy.copy(self)
+        other.run = replace(self.run, engine=engine)
+        return other
 
     @contextlib.contextmanager
     def fresh(self) -> Iterator[Path]:
@@ -219,9 +239,7 @@ class Scenario:
         with self.fresh():
             process = start(self.run, self.log)
             process.process.join(seconds)
-            workers = process.workers
             process.kill()
-            assert wait_until(lambda: not any(map(is_running, workers))), "its workers live on"
             self.check_stopped()
             self.check_repeated()
             return process.process.exitcode == KILLED
@@ -242,6 +260,64 @@ class Scenario:
             self.check_stopped()
             self.check_repeated()
             return bool(workers)
+
+
+class BucketScenario:
+    """The first ingest into an eval root in a bucket, beside a dataset that is there.
+
+    Args:
+        server: has the bucket.
+        source: the dataset.
+        folder: an empty one, for the cache.
+    """
+
+    def __init__(self, server: ObjectServer, source: Path, folder: Path) -> None:
+        self.server, self.folder, self.cases = server, folder, 0
+        self.environment = {**server.environment, "EVAL_INGEST_CACHE": str(folder / "cache")}
+        self.log = folder / "log"
+        self._run = Run(str(source), f"{server.url}/undisturbed", environment=self.environment)
+        with self._reached():
+            self._run.do()
+            self.expected, self.after = self._objects(self._run), values(str(self._run.root))
+            started = time.monotonic()
+            process = start(self._run.into(f"{server.url}/timed"), self.log)
+            assert process.wait() == 0, process.text
+            self.seconds = time.monotonic() - started
+
+    def kill_after(self, seconds: float) -> bool:
+        """One case: killed after some time; False if the run was faster."""
+        self.cases += 1
+        root = f"{self.server.url}/case_{self.cases}"
+        run = self._run.into(root)
+        with self._reached():
+            self._run.into(root, name="other").do()
+            process = start(run, self.log)
+            process.process.join(seconds)
+            process.kill()
+            _expect("damaged after the stop", damage(root), [])
+            _expect("the other dataset", "other" in read_registry(opened(root)), True)
+            run.do()
+            _expect("values", values(root), self.after)
+            _expect("damaged", verified(root), [])
+            _expect("registered", sorted(read_registry(opened(root))), ["crops", "other"])
+            _expect("objects", differences(self._objects(run), self.expected), [])
+        shutil.rmtree(self.folder / "cache", ignore_errors=True)
+        return process.process.exitcode == KILLED
+
+    def _reached(self) -> Any:
+        return patch.dict(os.environ, self.environment)
+
+    def _objects(self, run: Run) -> dict[str, str]:
+        """Every object of the dataset: name to digest."""
+        remote = opened(run.root).remote
+        assert remote is not None
+        found = {}
+        for entry in remote.objects.run(remote.objects.find(run.name)):
+            data = remote.objects.run(remote.objects.read_current(entry.name))[1]
+            plain = entry.name.endswith(".json") and "/windows/" not in entry.name
+            text = _plain(json.loads(data), run.root) if plain else hashlib.sha256(data).hexdigest()
+            found[entry.name] = text
+        return found
 
 
 def _copies(files: dict[str, str]) -> dict[str, str]:
@@ -318,6 +394,115 @@ def fill_disk(case: Scenario, disk: Path) -> str:
         return said.partition(str(disk))[0]
     finally:
         case.work, case.run = work, run
+
+
+class CannotMount(Exception):
+    """This machine lets no test mount a disk."""
+
+
+@contextlib.contextmanager
+def mounted(folder: Path) -> Iterator[Callable[[str], Path]]:
+    """Gives what mounts a disk of some size in memory, or changes its options.
+
+    That raises CannotMount where this machine lets nobody do so.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+
+    def mount(options: str) -> Path:
+        command = ["mount", "-t", "tmpfs", "-o", options, "none", str(folder)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise CannotMount(f"no disk can be mounted here: {done.stderr.strip()}")
+        return folder
+
+    try:
+        yield mount
+    finally:
+        while os.path.ismount(folder):
+            subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+def pages(folder: Path) -> int:
+    """What a folder takes on a disk, about, in pages of 4 KiB."""
+    return sum(-(-path.stat().st_size // 4096) for path in folder.rglob("*"))
+
+
+def write_to_read_only(source: Path, mount: Callable[[str], Path]) -> None:
+    """One case: the root can't be written; that is said, and what is there is read."""
+    disk = mount("size=64m")
+    Run(str(source), disk / "root").do()
+    mount("remount,ro")
+    for run in (Run(str(source), disk / "root"), Run(str(source), disk / "new")):
+        try:
+            run.do()
+            raise AssertionError("written to a disk that is read-only")
+        except StoreError as error:
+            said = "mounted read-only; set OLMOEARTH_EVAL_DATASETS" in str(error)
+            _expect(f"the message {error}", said, True)
+    _expect("damaged", damage(disk / "root"), [])
+
+
+def many_at_once(source: Path, folder: Path, count: int = 8) -> None:
+    """One case: ingests of different datasets at once into one root; none loses its entry."""
+    names = [f"crops_{k}" for k in range(count)]
+    root = folder / "root"
+    running = [start(Run(str(source), root, name), folder / f"{name}.log") for name in names]
+    _expect("exit codes", [process.wait() for process in running], [0] * count)
+    _expect("entries", sorted(read_registry(EvalRoot(root))), names)
+    _expect("damaged", damage(root), [])
+
+
+def two_at_once(source: Path, folder: Path) -> list[int]:
+    """One case: two ingests of one dataset at once; one works, the other waits or says so.
+
+    Returns their exit codes.
+    """
+    run = Run(str(source), folder / "root")
+    running = [start(run, folder / f"{k}.log") for k in range(2)]
+    codes = [process.wait() for process in running]
+    _expect("one that worked", 0 in codes, True)
+    for code, process in zip(codes, running, strict=True):
+        said = code == 0 or (code == OUR_ERROR and "another process" in process.text)
+        _expect(f"exit code {code}, {process.text}", said, True)
+    _expect("damaged", verified(folder / "root"), [])
+    run.into(folder / "alone").do()
+    alone = snapshot(folder / "alone")
+    _expect("files", differences(snapshot(folder / "root"), alone), [])
+    return codes
+
+
+def read_while_replaced(source: Path, folder: Path, seeds: Sequence[int]) -> None:
+    """One case: a reader holds a version while others replace it again and again."""
+    run = Run(str(source), folder)
+    run.do()
+    expected = values(folder)
+    for path in (folder / "crops").rglob("*"):
+        os.utime(path, (1e9, 1e9))  # in use for years, and replaced now
+    held = {split: EvalDataset("crops", split, root=folder, normalize=None, crop=None)
+            for split in SPLITS}  # fmt: skip
+    for k, seed in enumerate(seeds):
+        spec = {"splits": {"strategy": "random", "seed": seed}}
+        replace(run, spec=spec, overwrite=k % 2 == 0).do()
+        _expect("values of the version that is held", values_of(held), expected)
+        _expect("that the new version is another", values(folder) != expected, True)
+
+
+def clock_goes_back(source: Path, folder: Path, seconds: float) -> None:
+    """One case: what is there was written in the future, and a file of the source in the past."""
+    changing = folder / "source"
+    shutil.copytree(source, changing)
+    run = Run(str(changing), folder / "root")
+    run.do()
+    later = time.time() + seconds
+    for path in [folder / "root", *(folder / "root").rglob("*")]:
+        os.utime(path, (later, later))
+    labels = sorted(changing.glob("windows/*/*/layers/label_raster/*/geotiff.tif"))
+    labels[0].write_bytes(labels[1].read_bytes())
+    os.utime(labels[0], (0, 0))
+    run.do()
+    run.into(folder / "fresh").do()
+    _expect("values", values(folder / "root"), values(folder / "fresh"))
+    _expect("damaged", verified(folder / "root"), [])
 
 
 class ChangingSource:

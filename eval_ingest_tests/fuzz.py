@@ -18,7 +18,7 @@ import traceback
 import warnings
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,15 +26,15 @@ import yaml
 
 from eval_ingest import EvalDataset, pipeline
 from eval_ingest.core.spec import SPLITS, DatasetSpec
-from eval_ingest.engine import no_progress
 from eval_ingest.errors import EvalIngestError
 from eval_ingest.job import Job, open_job
 from eval_ingest.settings import Settings
 from eval_ingest.store.layout import EvalRoot
 from eval_ingest.store.outcomes import read_outcome
+from eval_ingest.store.registry import read_registry
 from eval_ingest.studio.source import LocalSource
 from eval_ingest.studio.window import read_window
-from eval_ingest_tests import factories, killing, mutation
+from eval_ingest_tests import factories, faults, killing, mutation
 from eval_ingest_tests.oracle import OracleSample, rslearn_samples
 from eval_ingest_tests.test_loading_parity import compare
 
@@ -51,6 +51,8 @@ class Report:
 
     kind: str
     tried: int = 0
+    inputs: int = 0
+    """Damaged inputs in these cases: some have several."""
     outcomes: dict[str, int] = field(default_factory=dict)
     faults: list[str] = field(default_factory=list)
     """What should not have happened, with the seed of the case."""
@@ -95,6 +97,7 @@ class Windows(Kind):
     def __init__(self, folder: Path) -> None:
         super().__init__(folder)
         self.source = factories.CASES[self.case](folder / "whole")
+        self.inputs_per_case = len(list(self.source.glob("windows/*/*")))
         self.root, self.work = folder / "root", folder / "work"
 
     def try_one(self, rng: random.Random) -> Counter[str]:
@@ -335,76 +338,172 @@ class Archives(Kind):
 
 
 class Stored(Kind):
-    """Every file of an eval root: readers fail with an error of ours, and an ingest repairs it."""
+    """A file of an eval root: read as it was written or an error of ours, and repaired.
+
+    What a quick look doesn't find, pixels and copied windows, `verify` does, and then
+    `--overwrite` repairs it. Everything else is repaired by the next ingest.
+    """
+
+    patterns: tuple[str, ...] = ()
+    """Of the files that are damaged, below the dataset's folder."""
+    inputs_per_case = 25
+    """One of them is repaired; the others are only read, which takes much less time."""
 
     def __init__(self, folder: Path) -> None:
         super().__init__(folder)
-        self.source = factories.segmentation(folder / "whole", windows=8, timesteps=2)
-        self.whole = folder / "root"
-        pipeline.ingest(_job(self.source, self.whole, "crops"))
-        self.work = folder / "work"
-        self.expected = self._values(self.whole)
-        self.files = sorted(
-            path.relative_to(self.whole)
-            for path in self.whole.rglob("*")
-            if path.is_file() and "windows" not in path.parts and path.suffix != ".lock"
-        )
+        source = factories.segmentation(folder / "whole", windows=8, timesteps=2)
+        self.run = killing.Run(str(source), folder / "root")
+        self.run.do()
+        self.expected = faults.values(self.run.root)
+        self.work = self.run.into(folder / "work")
+        self.roots = self.prepare(folder)
+
+    def prepare(self, folder: Path) -> list[Path]:
+        """Eval roots to damage."""
+        return [self.run.root]
 
     def try_one(self, rng: random.Random) -> Counter[str]:
-        shutil.rmtree(self.work, ignore_errors=True)
-        shutil.copytree(self.whole, self.work)
-        path = self.work / rng.choice(self.files)
-        data = path.read_bytes()
-        if path.suffix == ".json" and rng.random() < 0.9:
-            path.write_bytes(mutation.mutate_json(rng, data))
-        elif rng.random() < 0.05:
-            path.unlink()
-        else:
-            path.write_bytes(mutation.mutate_bytes(rng, data))
+        root = rng.choice(self.roots)
+        shutil.rmtree(self.work.root, ignore_errors=True)
+        shutil.copytree(root, self.work.root)
         outcome: Counter[str] = Counter()
+        for _ in range(self.inputs_per_case - 1):
+            path, before = self._damaged(rng)
+            outcome += self._load(path)
+            path.write_bytes(before)
+        path, _ = self._damaged(rng)
+        if root == self.run.root:
+            outcome += self._load(path)
+            self._verify(path)
+        name = path.relative_to(self.work.root)
         try:
-            same = self._values(self.work) == self.expected
-            outcome["loaded, the same" if same else "loaded, other values"] += 1
+            self.work.do()
+            wrong = self._wrong()
+            if wrong and _only_verify_finds(path):
+                outcome["repaired by --overwrite"] += 1
+                replace(self.work, overwrite=True).do()
+                wrong = self._wrong()
+            else:
+                outcome["as it was after the next ingest"] += 1
         except EvalIngestError as error:
-            _check_message(error)
-            outcome[f"not loaded ({type(error).__name__})"] += 1
-        self._look(path)
-        try:
-            job = _job(self.source, self.work, "crops")
-            try:
-                pipeline.ingest(job)
-            except EvalIngestError as error:
-                _check_message(error)
-                outcome[f"--overwrite ({type(error).__name__})"] += 1
-                pipeline.forget(job)
-                pipeline.ingest(job)
-        except EvalIngestError as error:
-            outcome[f"not repaired ({type(error).__name__})"] += 1
-            if "move it away" not in str(error) and "remove it" not in str(error):
-                raise Fault(f"{path} can't be repaired: {error}") from error
+            raise Fault(f"{name} can't be repaired: {error}") from error
+        if wrong:
+            raise Fault(f"{name} is not repaired: {wrong}")
         return outcome
 
-    def _look(self, path: Path) -> None:
-        """What the commands list, info, verify and report read."""
-        from eval_ingest.report.card import dataset_card
-        from eval_ingest.store.registry import read_metadata, read_registry
-        from eval_ingest.store.verify import verify
+    def _damaged(self, rng: random.Random) -> tuple[Path, bytes]:
+        """A file that was damaged, and what was in it."""
+        folder = self.work.root / "crops"
+        found = {path for pattern in self.patterns for path in folder.glob(pattern)}
+        files = sorted(path for path in found if path.is_file())
+        while True:
+            path = rng.choice(files)
+            before = path.read_bytes()
+            _damage_file(rng, path)
+            if not path.exists() or path.read_bytes() != before:
+                return path, before
 
-        root = EvalRoot(self.work)
-        layout = root.dataset("crops")
+    def _load(self, path: Path) -> Counter[str]:
+        """What readers make of a damaged file."""
         with contextlib.suppress(EvalIngestError):
-            read_registry(root)
-        with contextlib.suppress(EvalIngestError):
-            metadata = read_metadata(layout)
-            if metadata is not None:
-                verify(layout, metadata, no_progress)
-        assert dataset_card is not None and path is not None
+            if path.name == "registry.json" and path.exists():
+                read_registry(EvalRoot(self.work.root))
+                raise Fault(f"{path} is damaged, and it is read")
+        try:
+            same = faults.values(self.work.root) == self.expected
+        except EvalIngestError as error:
+            _check_message(error)
+            return Counter({f"not loaded ({type(error).__name__})": 1})
+        if not same and path.suffix != ".npy":
+            raise Fault(f"{path} is damaged, and other values are loaded")
+        return Counter({"loaded, the same" if same else "loaded, other pixels": 1})
 
-    @staticmethod
-    def _values(root: Path) -> dict[str, Any]:
-        from eval_ingest_tests.faults import values
+    def _verify(self, path: Path) -> None:
+        """That `verify` finds a damaged file, if it is one of the dataset's."""
+        try:
+            told = faults.verified(self.work.root)
+        except EvalIngestError as error:
+            _check_message(error)
+            return
+        if not told and path.name not in ("registry.json", "source_state.json"):
+            raise Fault(f"{path} is damaged, and verify finds nothing")
 
-        return values(root)
+    def _wrong(self) -> list[str]:
+        """What `verify` finds, and whether the values are those that they were."""
+        found = faults.verified(self.work.root)
+        if not found and faults.values(self.work.root) != self.expected:
+            raise Fault("other values, and verify finds nothing")
+        if not read_registry(EvalRoot(self.work.root)):
+            raise Fault("nothing is registered")
+        return found
+
+
+def _only_verify_finds(path: Path) -> bool:
+    """True for files of which an ingest looks at size and header alone, or at nothing."""
+    return path.suffix == ".npy" or "windows" in path.parts
+
+
+def _damage_file(rng: random.Random, path: Path) -> None:
+    data = path.read_bytes()
+    if rng.random() < 0.05:
+        path.unlink()
+    elif path.suffix == ".json" and rng.random() < 0.7:
+        path.write_bytes(mutation.mutate_json(rng, data))
+    else:
+        path.write_bytes(mutation.mutate_bytes(rng, data))
+
+
+class StoredMetadata(Stored):
+    """metadata.json, and the registry that is compiled from it."""
+
+    patterns = ("metadata.json", "../registry.json")
+
+
+class StoredJson(Stored):
+    """The other JSON and YAML files beside the windows."""
+
+    patterns = ("norm_stats.json", "weka_copy.json", "source_state.json", "*.yaml", "config.json",
+                ".rslearn_dataset_index/*")  # fmt: skip
+
+
+class StoredTables(Stored):
+    """Parquet files."""
+
+    patterns = ("*.parquet", "*/*.parquet", "samples/*/*.parquet")
+
+
+class StoredSamples(Stored):
+    """Packed samples: headers and pixels."""
+
+    patterns = ("samples/*/*.npy",)
+
+
+class StoredWindows(Stored):
+    """The copied windows, which EvalDataset doesn't read."""
+
+    inputs_per_case = 1
+    patterns = ("windows/**/*",)
+
+
+class Stopped(Stored):
+    """What a stopped ingest has left to go on from."""
+
+    inputs_per_case = 1
+    patterns = (".window_index/**/*", ".copy_journal.jsonl", "*.parquet", "windows/**/*")
+
+    def prepare(self, folder: Path) -> list[Path]:
+        moments = (("windows read", 4), ("windows copied", 4))
+        return [self._stopped(folder / f"stopped_{k}", *at) for k, at in enumerate(moments)]
+
+    def _stopped(self, root: Path, at: str, after: int) -> Path:
+        def stop(what: str, done: int, total: int) -> None:
+            if what == at and done >= after:
+                raise KeyboardInterrupt
+
+        with contextlib.suppress(KeyboardInterrupt):
+            self.run.into(root).do(stop)
+        assert not (root / "crops" / "metadata.json").exists()
+        return root
 
 
 KINDS: dict[str, type[Kind]] = {
@@ -415,7 +514,12 @@ KINDS: dict[str, type[Kind]] = {
     "config.json, model.yaml, olmoearth_run.yaml": Configs,
     "catalog entries": Specs,
     "archives": Archives,
-    "files of an eval root": Stored,
+    "metadata.json, registry.json": StoredMetadata,
+    "other JSON, YAML of an eval root": StoredJson,
+    "Parquet of an eval root": StoredTables,
+    "packed samples": StoredSamples,
+    "copied windows": StoredWindows,
+    "what a stopped ingest left": Stopped,
 }
 
 
@@ -496,6 +600,7 @@ def _try_cases(
             report.slowest_s = max(report.slowest_s, time.monotonic() - started)
             faulthandler.cancel_dump_traceback_later()
             report.tried = k + 1 - first
+            report.inputs += tries.inputs_per_case
             report.outcomes = dict(outcomes.most_common())
             report.peak_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
             path.write_text(json.dumps(asdict(report)))

@@ -2,6 +2,9 @@
 
 There are two kinds of moments: before the n-th change to the eval root (an audit hook counts
 files that are opened for writing, renames, removals and new folders), and after some seconds.
+
+Worker processes are not the ingest's children: it has them forked by a server. So everything that
+it starts is found by a mark in its environment, also when the ingest itself is gone.
 """
 
 import contextlib
@@ -12,6 +15,7 @@ import signal
 import sys
 import time
 import traceback
+import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -24,12 +28,18 @@ from eval_ingest.engine import no_progress
 from eval_ingest.errors import EvalIngestError
 from eval_ingest.indexing import build, partial
 from eval_ingest.job import Job, open_job
-from eval_ingest.settings import Settings
+from eval_ingest.settings import DEFAULT_CACHE, Settings
 from eval_ingest.store import layout
+
+MARK = "EVAL_INGEST_TEST_MARK"
+"""An environment variable: whoever has the same value belongs together."""
 
 KILLED = -signal.SIGKILL
 OUR_ERROR, OTHER_ERROR = 3, 4
 """Exit codes of a run that ended with an EvalIngestError, or with anything else."""
+
+ENDS_WITHIN_S = 10.0
+"""Time that what an ingest has started may outlive it."""
 
 _REPOSITORY = str(Path(__file__).parents[1])
 _WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT
@@ -41,18 +51,23 @@ class Run:
     """One ingest of one dataset."""
 
     source: str
-    root: Path
+    root: Path | str
+    """A folder, or the URL of a bucket's."""
     name: str = "crops"
     engine: str = "threads"
     overwrite: bool = False
     spec: Mapping[str, Any] = field(default_factory=dict)
     shard_bytes: int = layout.MAX_SHARD_BYTES
     """Of a shard at most; the real limit is far too large for a test."""
+    environment: Mapping[str, str] = field(default_factory=dict)
+    """More of it, for a process of its own."""
 
     def job(self, progress: Callable[[str, int, int], None] = no_progress) -> Job:
         """What pipeline.ingest takes."""
         values = {"name": self.name, "source": self.source, **self.spec}
-        settings = Settings(eval_root=str(self.root), workers=2, engine=self.engine)
+        cache = self.environment.get("EVAL_INGEST_CACHE", DEFAULT_CACHE)
+        root = str(self.root)
+        settings = Settings(eval_root=root, workers=2, engine=self.engine, cache=cache)
         return open_job(DatasetSpec.parse(values, "test"), settings, progress=progress)
 
     def do(self, progress: Callable[[str, int, int], None] = no_progress) -> None:
@@ -68,7 +83,7 @@ class Run:
                 pipeline.forget(job)
             pipeline.ingest(job)
 
-    def into(self, root: Path, **changes: Any) -> "Run":
+    def into(self, root: Path | str, **changes: Any) -> "Run":
         """The same run elsewhere."""
         return replace(self, root=root, **changes)
 
@@ -79,19 +94,42 @@ class Process:
 
     process: Any
     log: Path
+    mark: str
 
     def wait(self, seconds: float = 120) -> int:
-        """The exit code: 0, KILLED, OUR_ERROR or OTHER_ERROR; a run that hangs is a failure."""
+        """The exit code: 0, KILLED, OUR_ERROR or OTHER_ERROR; a run that hangs is a failure.
+
+        Nothing that it has started may outlive it for long.
+        """
         self.process.join(seconds)
         if self.process.is_alive():
             self.kill()
             raise AssertionError(f"the ingest hangs\n{self.text}")
+        self._alone()
         return int(self.process.exitcode)
 
     def kill(self) -> None:
-        """SIGKILL to the process itself, and to none of its children."""
+        """SIGKILL to the process itself, and to nothing that it has started: that ends by itself.
+
+        Raises:
+            AssertionError: something lives on.
+        """
         self.process.kill()
         self.process.join()
+        self._alone()
+
+    def _alone(self) -> None:
+        if not wait_until(lambda: not marked(self.mark), ENDS_WITHIN_S):
+            left = {pid: command(pid) for pid in marked(self.mark)}
+            for pid in left:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            raise AssertionError(f"{ENDS_WITHIN_S} s after the ingest's end there are still {left}")
+
+    @property
+    def started(self) -> list[int]:
+        """Every process that it has started, and those that these have: server and workers."""
+        return marked(self.mark)
 
     @property
     def alive(self) -> bool:
@@ -104,7 +142,7 @@ class Process:
         return [
             worker
             for server in _children(self.process.pid)
-            if "forkserver" in _command(server)
+            if "forkserver" in command(server)
             for worker in _children(server)
         ]
 
@@ -123,9 +161,10 @@ def start(run: Run, log: Path, kill_at: int | None = None) -> Process:
         kill_at: the process ends by SIGKILL instead of making this change (the first is 1).
     """
     log.unlink(missing_ok=True)
-    process = context().Process(target=_main, args=(run, log, kill_at), daemon=False)
+    mark = uuid.uuid4().hex
+    process = context().Process(target=_main, args=(run, log, kill_at, mark), daemon=False)
     process.start()
-    return Process(process, log)
+    return Process(process, log, mark)
 
 
 def context() -> multiprocessing.context.ForkServerContext:
@@ -138,7 +177,9 @@ def context() -> multiprocessing.context.ForkServerContext:
     return found
 
 
-def _main(run: Run, log: Path, kill_at: int | None) -> None:
+def _main(run: Run, log: Path, kill_at: int | None, mark: str) -> None:
+    os.environ.update(run.environment)
+    os.environ[MARK] = mark  # of what is started from here on
     changes = 0
     root = f"{run.root}/"
 
@@ -173,9 +214,21 @@ def _children(pid: int) -> list[int]:
     return []
 
 
-def _command(pid: int) -> str:
+def marked(mark: str) -> list[int]:
+    """Running processes that were started with a mark in their environment."""
+    entry = f"{MARK}={mark}".encode()
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if entry in (folder / "environ").read_bytes().split(b"\0"):
+                found.append(int(folder.name))
+    return [pid for pid in found if pid != os.getpid() and is_running(pid)]
+
+
+def command(pid: int) -> str:
+    """The command line of a process; empty once it is gone."""
     with contextlib.suppress(OSError):
-        return Path(f"/proc/{pid}/cmdline").read_text()
+        return Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " ")
     return ""
 
 
@@ -191,6 +244,16 @@ def wait_until(true: Callable[[], bool], seconds: float = 60) -> bool:
 
 def is_running(pid: int) -> bool:
     """True for a process that has not ended; one that only waits to be collected has."""
-    with contextlib.suppress(OSError, IndexError):
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    return False
+    return _stat(pid)[0] != "Z"
+
+
+def parent(pid: int) -> int:
+    """The process that it was forked from, or that has taken it over; 0 once it is gone."""
+    return int(_stat(pid)[1])
+
+
+def _stat(pid: int) -> list[str]:
+    """State, parent, and more."""
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return ["Z", "0"]

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from eval_ingest import EvalDataset
-from eval_ingest.errors import SourceError, StoreError
+from eval_ingest.errors import SourceError
 from eval_ingest.indexing.work import IndexTask
 from eval_ingest.store import leftovers
 from eval_ingest.store.atomic import write_json
@@ -25,7 +25,7 @@ from eval_ingest.store.pack import ArrayPlan, ShardWriter
 from eval_ingest.store.registry import read_registry, rebuild_registry
 from eval_ingest_tests import faults
 from eval_ingest_tests.faults import Scenario
-from eval_ingest_tests.killing import OUR_ERROR, Run, is_running, start, wait_until
+from eval_ingest_tests.killing import Run, is_running, start, wait_until
 
 SCENARIOS = ("first", "split", "changed", "ragged", "shards", "stream", "remote", "overwrite")
 
@@ -58,14 +58,17 @@ def test_a_killed_ingest_goes_on_to_the_same_bytes(
         case.kill_at(change)
 
 
-def test_workers_end_with_the_process_that_is_killed(scenario: Callable[[str], Scenario]) -> None:
-    case = replace_run(scenario("first"), engine="processes")
+def test_all_that_it_started_ends_with_the_process_that_is_killed(
+    scenario: Callable[[str], Scenario],
+) -> None:
+    case = scenario("first").run_by("processes")
     with case.fresh():
         process = start(case.run, case.log)
         assert wait_until(lambda: len(process.workers) == 2)
-        workers = process.workers
+        started = process.started
+        assert set(process.workers) < set(started)  # and the server that forks them
         process.kill()
-        assert wait_until(lambda: not any(map(is_running, workers)))
+        assert not any(map(is_running, started))
         case.check_stopped()
         case.check_repeated()
 
@@ -73,15 +76,8 @@ def test_workers_end_with_the_process_that_is_killed(scenario: Callable[[str], S
 def test_a_killed_worker_is_told_and_the_next_run_completes(
     scenario: Callable[[str], Scenario],
 ) -> None:
-    case = replace_run(scenario("first"), engine="processes")
+    case = scenario("first").run_by("processes")
     assert case.kill_worker(0)
-
-
-def replace_run(case: Scenario, **changes: Any) -> Scenario:
-    """The same scenario, run in another way: what is expected stays the same."""
-    changed = Scenario.__new__(Scenario)
-    changed.__dict__.update(case.__dict__, run=replace(case.run, **changes))
-    return changed
 
 
 def test_samples_packed_before_a_stop_are_not_decoded_again(
@@ -147,28 +143,11 @@ def test_a_split_that_was_half_changed_is_not_trusted(small: Path, tmp_path: Pat
 
 
 def test_eight_ingests_at_once_lose_no_entry(small: Path, tmp_path: Path) -> None:
-    names = [f"crops_{k}" for k in range(8)]
-    running = [
-        start(Run(str(small), tmp_path / "root", name), tmp_path / f"{name}.log") for name in names
-    ]
-    assert [process.wait() for process in running] == [0] * 8
-    assert sorted(read_registry(EvalRoot(tmp_path / "root"))) == names
-    assert faults.damage(tmp_path / "root") == []
+    faults.many_at_once(small, tmp_path)
 
 
 def test_two_ingests_of_one_dataset_do_not_mix(small: Path, tmp_path: Path) -> None:
-    run = Run(str(small), tmp_path / "root")
-    running = [start(run, tmp_path / f"{k}.log") for k in range(2)]
-    codes = [process.wait() for process in running]
-    assert 0 in codes
-    for code, process in zip(codes, running, strict=True):
-        assert code in (0, OUR_ERROR), process.text
-        assert code == 0 or "another process" in process.text
-    assert faults.verified(tmp_path / "root") == []
-    run.into(tmp_path / "alone").do()
-    assert faults.differences(
-        faults.snapshot(tmp_path / "root"), faults.snapshot(tmp_path / "alone")
-    ) == []  # fmt: skip
+    faults.two_at_once(small, tmp_path)
 
 
 # ------------------------------------------------------------------------------------- the disk
@@ -177,19 +156,15 @@ def test_two_ingests_of_one_dataset_do_not_mix(small: Path, tmp_path: Path) -> N
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
     """Mounts a disk of some size in memory, or changes its options; skips where it may not."""
-    target = tmp_path / "disk"
-    target.mkdir()
+    with faults.mounted(tmp_path / "disk") as mount:
 
-    def mount(options: str) -> Path:
-        command = ["mount", "-t", "tmpfs", "-o", options, "none", str(target)]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        if done.returncode:
-            pytest.skip(f"this machine lets no test mount a disk: {done.stderr.strip()}")
-        return target
+        def mount_or_skip(options: str) -> Path:
+            try:
+                return mount(options)
+            except faults.CannotMount as error:
+                pytest.skip(str(error))
 
-    yield mount
-    while os.path.ismount(target):
-        subprocess.run(["umount", "--lazy", str(target)], check=True)
+        yield mount_or_skip
 
 
 @pytest.mark.parametrize("name", ["first", "changed", "remote"])
@@ -197,10 +172,10 @@ def test_a_full_disk_is_told_and_more_room_completes_it(
     name: str, scenario: Callable[[str], Scenario], small_disk: Callable[[str], Path]
 ) -> None:
     case = scenario(name)
-    used = sum(-(-path.stat().st_size // 4096) for path in case.base.rglob("*"))
+    used = faults.pages(case.base)
     told = set()
-    for pages in (used + 4, used + 12, used + 40, used + 80, used + 120, used + 130):
-        disk = small_disk(f"size={pages * 4096}")
+    for free in (4, 12, 40, 80, 120, 130):
+        disk = small_disk(f"size={(used + free) * 4096}")
         try:
             told.add(faults.fill_disk(case, disk))
         finally:
@@ -209,13 +184,7 @@ def test_a_full_disk_is_told_and_more_room_completes_it(
 
 
 def test_a_read_only_root_is_told(small: Path, small_disk: Callable[[str], Path]) -> None:
-    disk = small_disk("size=64m")
-    Run(str(small), disk / "root").do()
-    small_disk("remount,ro")
-    for run in (Run(str(small), disk / "root"), Run(str(small), disk / "new")):
-        with pytest.raises(StoreError, match="mounted read-only; set OLMOEARTH_EVAL_DATASETS"):
-            run.do()
-    assert faults.damage(disk / "root") == []
+    faults.write_to_read_only(small, small_disk)
 
 
 def test_workers_hold_no_files_open(tmp_path: Path) -> None:
@@ -261,17 +230,7 @@ def test_a_file_that_changes_in_place_between_listing_and_reading_is_noticed(
 def test_a_reader_of_the_old_version_keeps_reading_right_values(
     small: Path, tmp_path: Path
 ) -> None:
-    run = Run(str(small), tmp_path)
-    run.do()
-    expected = faults.values(tmp_path)
-    for path in (tmp_path / "crops").rglob("*"):
-        os.utime(path, (1e9, 1e9))  # in use for years, and replaced now
-    held = {split: EvalDataset("crops", split, root=tmp_path, normalize=None, crop=None)
-            for split in ("train", "val", "test")}  # fmt: skip
-    replace(run, spec={"splits": {"strategy": "random", "seed": 5}}, overwrite=True).do()
-    replace(run, spec={"splits": {"strategy": "random", "seed": 6}}).do()
-    assert faults.values_of(held) == expected
-    assert faults.values(tmp_path) != expected
+    faults.read_while_replaced(small, tmp_path, seeds=[5, 6])
 
 
 def test_a_workers_copy_reads_the_version_that_its_loader_counts(
@@ -308,17 +267,8 @@ def test_what_nothing_names_is_removed_after_its_grace(small: Path, tmp_path: Pa
     assert len(faults.snapshot(tmp_path)) == len(expected)
 
 
-def test_a_source_whose_clock_went_back_is_read_anew(small: Path, tmp_path: Path) -> None:
-    source = tmp_path / "source"
-    shutil.copytree(small, source)
-    run = Run(str(source), tmp_path / "root")
-    run.do()
-    labels = sorted(source.glob("windows/*/*/layers/label_raster/*/geotiff.tif"))
-    labels[0].write_bytes(labels[1].read_bytes())
-    os.utime(labels[0], (0, 0))
-    run.do()
-    run.into(tmp_path / "fresh").do()
-    assert faults.values(tmp_path / "root") == faults.values(tmp_path / "fresh")
+def test_a_clock_that_goes_back_hides_no_change(small: Path, tmp_path: Path) -> None:
+    faults.clock_goes_back(small, tmp_path, seconds=86_400)
 
 
 def test_leftovers_of_a_registry_that_was_being_written_go(small: Path, tmp_path: Path) -> None:

@@ -14,13 +14,15 @@ WEKA_ENDPOINT_VARIABLE = "WEKA_ENDPOINT_URL"
 def weka_mount(url: str) -> Path | None:
     """The path of a `weka://bucket/path` where the bucket is mounted: /weka/bucket/path.
 
-    None where it isn't mounted, and for every other URL or path.
+    None where it isn't mounted, for a path that leaves it, and for every other URL or path.
     """
     scheme, separator, rest = url.partition("://")
     if scheme != "weka" or not separator:
         return None
     bucket, _, inner = rest.partition("/")
-    if not bucket or bucket in (".", "..") or not (WEKA_MOUNT / bucket).is_dir():
+    if not bucket or bucket == "." or ".." in rest.split("/"):
+        return None
+    if not (WEKA_MOUNT / bucket).is_dir():
         return None
     return WEKA_MOUNT / bucket / inner.strip("/")
 

@@ -1,0 +1,27 @@
+"""Damaged input gives right values or an error of ours: the short form of `make torture`."""
+
+from pathlib import Path
+
+import pytest
+
+from eval_ingest_tests import fuzz
+
+CASES = {
+    "windows with raster labels": 1,
+    "config.json, model.yaml, olmoearth_run.yaml": 40,
+    "catalog entries": 60,
+    "archives": 30,
+    "metadata.json, registry.json": 1,
+    "Parquet of an eval root": 1,
+    "packed samples": 1,
+    "what a stopped ingest left": 2,
+}
+"""Few, and not of every kind: `make torture` tries others each time, and thousands."""
+
+
+@pytest.mark.parametrize("kind", CASES)
+def test_damage_is_told_or_harmless(kind: str, tmp_path: Path) -> None:
+    report = fuzz.run(kind, tmp_path / "fuzz", seed=1, cases=CASES[kind])
+    assert list(fuzz.failures(report)) == []
+    assert report.tried == CASES[kind]
+    assert report.slowest_s < fuzz.LONGEST_S
