@@ -23,6 +23,7 @@ from eval_ingest import EvalDataset, cli
 from eval_ingest.core.quality import quality_report
 from eval_ingest.core.task import LabelClass, Task, TaskKind
 from eval_ingest.errors import StoreError, UnknownDatasetError
+from eval_ingest.report import map as map_module
 from eval_ingest.report.card import dataset_card, hub_header
 from eval_ingest.report.charts import _nice_edges
 from eval_ingest.report.drawing import WIDTH_PX, add_text, class_colors, new_figure, to_png
@@ -161,6 +162,27 @@ def test_radar_pictures_dont_blow_up_speckle_and_optical_ones_keep_their_colours
     assert np.ptp(shown[..., 1]) < 0.1 < np.ptp(shown[..., 0])
     nothing = np.full((4, 4, 3), np.nan, np.float32)
     assert np.ptp(_stretch({0: nothing}, decibels=False)[0]) == 0
+
+
+def test_a_site_that_was_taken_a_hundred_times_is_drawn_once_a_split(
+    ingested: Ingested, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    view = view_of(ingested, "scalar_regression")
+    again = np.tile(np.arange(len(view.index)), 100)
+    often = dataclasses.replace(
+        view,
+        index=dataclasses.replace(view.index, table=view.index.table.take(pa.array(again))),
+        assignment=dataclasses.replace(
+            view.assignment, table=view.assignment.table.take(pa.array(again))
+        ),
+    )
+    drawn: list[tuple[int, str]] = []
+    monkeypatch.setattr(
+        map_module, "_outlines", lambda _, lon, *more: drawn.append((len(lon), more[-1]))
+    )
+    window_map(often)
+    counts = view.assignment.counts()
+    assert drawn == [(n, f"{split} ({100 * n:,})") for split, n in counts.items()]
 
 
 def test_a_map_without_any_place_says_so(ingested: Ingested) -> None:

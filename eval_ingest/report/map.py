@@ -31,6 +31,9 @@ if TYPE_CHECKING:
 _OUTLINE_IN = 0.05
 """Windows are drawn as outlines where they are at least this wide on the map."""
 
+_MAX_OUTLINES = 5000
+"""More take too long to draw."""
+
 
 def window_map(view: View, dpi: int = DPI, colors: int | None = None) -> bytes:
     """Windows by split at their longitude and latitude, equally scaled at the middle.
@@ -61,12 +64,13 @@ def window_map(view: View, dpi: int = DPI, colors: int | None = None) -> bytes:
     half = box * per_inch / 2 / (shrink, 1)
     axes.set_xlim(middle[0] - half[0], middle[0] + half[0])
     axes.set_ylim(middle[1] - half[1], middle[1] + half[1])
-    large = float(np.median(sides[:, 1])) / per_inch > _OUTLINE_IN
-    size = float(np.clip(3000 / len(known), 4, 40))
     split_of = view.splits[known]
+    drawn = _once(outlines.place[known], split_of)
+    large = float(np.median(sides[:, 1])) / per_inch > _OUTLINE_IN and drawn.sum() <= _MAX_OUTLINES
+    size = float(np.clip(3000 / len(known), 4, 40))
     for split in SPLITS:
-        here = split_of == split
-        label = f"{split} ({int(here.sum()):,})"
+        here = (split_of == split) & drawn
+        label = f"{split} ({int((split_of == split).sum()):,})"
         color = SPLIT_COLORS[split]
         if large:
             _outlines(axes, lon[here], lat[here], sides[here], color, label)
@@ -79,6 +83,14 @@ def window_map(view: View, dpi: int = DPI, colors: int | None = None) -> bytes:
     _scale_bar(figure, per_inch)
     add_legend(figure, axes)
     return to_png(figure, dpi, colors or 64)
+
+
+def _once(places: NDArray[np.int64], splits: NDArray[np.str_]) -> NDArray[np.bool_]:
+    """True for one window of each split at each place: a site may be there a thousand times."""
+    keys = places * len(SPLITS) + [SPLITS.index(split) for split in splits.tolist()]
+    first = np.zeros(len(places), bool)
+    first[np.unique(keys, return_index=True)[1]] = True
+    return first
 
 
 def _outlines(
