@@ -113,6 +113,19 @@ def test_a_class_that_train_lacks_is_poor() -> None:
     codes = [f["code"] for f in found["findings"]]
     assert codes.count("class_missing") == 3  # val and test lack one of the two as well
     assert codes.count("class_distribution") == 1  # test; val is like train
+    assert "splits.strategy stratified" in found["reasons"][0]
+
+
+def test_what_is_stratified_already_is_not_told_to_be() -> None:
+    config = make_config()
+    windows = [{**w, "class": int(w["split"] == "test")} for w in clean()]
+    index = make_index(windows, config)
+    assignment = given_splits(index, windows)
+    report = split_report(index, assignment, config.task, "stratified 80% / 10% / 10%, seed 42")
+    full = SplitAssignment(assignment.table, "fp", report)
+    reasons = quality_report(index, full, config)["reasons"]
+    assert "as many windows as there are splits" in reasons[0]
+    assert not any("strategy stratified" in reason for reason in reasons)
 
 
 def test_leaks_make_a_dataset_poor() -> None:

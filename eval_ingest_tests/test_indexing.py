@@ -2,15 +2,19 @@
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pytest
 
 from eval_ingest.indexing.build import SHARD_WINDOWS, index_windows
 from eval_ingest.indexing.partial import PartialRows
+from eval_ingest.indexing.wanted import WindowFilter
 from eval_ingest.indexing.work import IndexedShard
 from eval_ingest.store.pack import PackRow
+from eval_ingest.studio.window import WindowMetadata
 
 
 class Counting(list[Any]):
@@ -49,3 +53,19 @@ def test_handing_out_windows_costs_as_much_per_window_however_many_there_are(
     assert len(found) == shards
     assert places.before == [n * SHARD_WINDOWS for n in range(1, shards)] + [None]
     assert items.copied <= len(items) + shards
+
+
+@pytest.mark.parametrize(
+    ("start", "end", "wanted"),
+    [
+        ("2023-01-01T00:00", "2024-01-01T00:00", True),  # the year 2023
+        ("2023-12-31T23:59", "2024-01-01T00:01", False),
+        ("2022-12-31T23:59", "2023-02-01T00:00", False),
+        ("2024-01-01T00:00", "2024-01-01T00:00", False),  # a moment
+        ("2023-12-31T00:00", "2023-12-31T00:00", True),
+    ],
+)
+def test_a_time_range_lies_within_whole_days(start: str, end: str, wanted: bool) -> None:
+    times = tuple(datetime.fromisoformat(text).replace(tzinfo=UTC) for text in (start, end))
+    metadata = WindowMetadata("EPSG:32630", 10, -10, (0, 0, 1, 1), times, {})  # type: ignore[arg-type]
+    assert WindowFilter({}, ("2023-01-01", "2023-12-31")).wants(metadata) is wanted

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from eval_ingest.report.terminal import fitted, plural, screen, size, table
+from eval_ingest.report.terminal import fitted, plural, screen, size, split_lines, table
 
 
 def test_prose_is_wrapped_and_further_lines_are_indented() -> None:
@@ -22,6 +22,20 @@ def test_prose_is_wrapped_and_further_lines_are_indented() -> None:
         "              is off by up to 11.2 points by",
         "              chance",
     ]
+
+
+def test_of_very_many_classes_some_are_listed() -> None:
+    names = [f"c{k}" for k in range(1000)]
+    report = {
+        "strategy": "random",
+        "counts": {"train": 1000, "val": 0, "test": 0},
+        "class_counts": {"train": [1] * 1000, "val": [0] * 1000, "test": [0] * 1000},
+        "classes_missing": {"train": [], "val": names},
+    }
+    lines = split_lines(report, names)
+    assert len(lines) < 50 and max(map(len, lines)) < 250
+    assert "  and 960 more classes" in lines
+    assert lines[-1].startswith("  val has no c0, c1") and lines[-1].endswith("c39 and 960 more")
 
 
 @pytest.mark.parametrize("width", [80, 40, 24, 3])

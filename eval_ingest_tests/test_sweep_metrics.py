@@ -59,6 +59,17 @@ def test_per_class_values_equal_scikit_learn_and_are_none_where_a_class_never_oc
     assert rows[4] == {"name": "e", "iou": None, "accuracy": None, "f1": None, "support": 0}
 
 
+def test_of_very_many_classes_no_confusion_is_counted() -> None:
+    """It would take a table of their square, 800 MB for 10,000 of them."""
+    predicted, target, windows = made_up(TaskKind.SEGMENTATION)
+    few, many = (
+        tally(TaskKind.SEGMENTATION, n, predicted, target, windows, 30) for n in (CLASSES, 10_000)
+    )
+    assert many.confusion is None
+    assert many.scores() == pytest.approx(few.scores())
+    assert score(TaskKind.SEGMENTATION, 10_000, predicted, target) == pytest.approx(many.primary)
+
+
 @pytest.mark.parametrize("kind", [TaskKind.REGRESSION, TaskKind.SCALAR_REGRESSION])
 def test_regression_scores_equal_scikit_learn(kind: TaskKind) -> None:
     predicted, target, windows = made_up(kind)

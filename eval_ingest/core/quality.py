@@ -241,6 +241,10 @@ def _classes(data: _Data) -> Iterator[Finding]:
     report, task = data.assignment.report, data.config.task
     if not task.kind.has_classes:
         return
+    stratified = report["strategy"].startswith("stratified")
+    cure = "splits.strategy stratified gives every split some of each class"
+    if stratified:
+        cure = "each class needs as many windows as there are splits"
     for split, names in report.get("classes_missing", {}).items():
         if names:
             yield Finding(
@@ -248,8 +252,7 @@ def _classes(data: _Data) -> Iterator[Finding]:
                 "error" if split == "train" else "warning",
                 len(names),
                 task.num_classes,
-                f"{split} has no {_some(names)}; "
-                "splits.strategy stratified gives every split some of each class",
+                f"{split} has no {_some(names)}; {cure}",
                 names[:EXAMPLES],
             )
     for split, distance in report.get("distance_from_train", {}).items():
@@ -260,7 +263,8 @@ def _classes(data: _Data) -> Iterator[Finding]:
                 data.assignment.counts()[split],
                 len(data.used),
                 f"the classes of {split} are distributed otherwise than train's: {distance:.2f} "
-                "apart (0 equal, 1 disjoint); see splits.strategy stratified",
+                "apart (0 equal, 1 disjoint)"
+                + ("" if stratified else "; see splits.strategy stratified"),
             )
     counts = np.array([report.get("class_counts", {}).get(s, []) for s in SPLITS], dtype=np.int64)
     if counts.size:

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from datetime import timedelta
 
 from eval_ingest.core.resolved import ResolvedConfig
 from eval_ingest.core.spec import DatasetSpec
@@ -39,8 +40,10 @@ class WindowFilter:
         if metadata.time_range is None:
             return False
         first, last = self.temporal_range
-        start, end = (time.date().isoformat() for time in metadata.time_range)
-        return first <= start and end <= last
+        start, end = metadata.time_range
+        # A range that ends at midnight holds nothing of the day that begins then.
+        end = max(start, end - timedelta(microseconds=1))
+        return first <= start.date().isoformat() and end.date().isoformat() <= last
 
 
 def selected(config: ResolvedConfig, files: WindowFiles, metadata: WindowMetadata) -> bool:

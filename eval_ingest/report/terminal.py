@@ -80,6 +80,9 @@ def screen(stream: TextIO | None = None) -> int | None:
 
 
 _LABELLED = re.compile(r"(\s*)(\S.*?\s{2,})?(?=\S)")
+_MAX_CLASSES = 40
+"""Classes that are listed; reports have all of them."""
+
 _NARROWEST = 24
 """Texts are not wrapped into less than so many columns."""
 
@@ -224,21 +227,29 @@ def summary_lines(summary: dict[str, Any]) -> list[str]:
 
 def split_lines(report: Mapping[str, Any], classes: Sequence[str]) -> list[str]:
     """The split report as a table."""
-    counts = report["counts"]
+    counts, beyond = report["counts"], 0
     lines = [f"splits: {report['strategy']}"]
     rows = [["", *SPLITS], ["windows", *(str(counts[split]) for split in SPLITS)]]
     if "class_counts" in report:
         totals = {split: max(sum(found), 1) for split, found in report["class_counts"].items()}
-        for k, name in enumerate(classes):
-            shares = [report["class_counts"][split][k] / totals[split] for split in SPLITS]
-            if any(shares):
-                rows.append([name, *(f"{share:.1%}" for share in shares)])
+        shares = [
+            (name, [report["class_counts"][split][k] / totals[split] for split in SPLITS])
+            for k, name in enumerate(classes)
+        ]
+        there = [(name, found) for name, found in shares if any(found)]
+        beyond = len(there) - _MAX_CLASSES
+        for name, found in there[:_MAX_CLASSES]:
+            rows.append([name, *(f"{share:.1%}" for share in found)])
     for split, found in report.get("target", {}).items():
         lines.append(f"  {split}: mean {found['mean']:.4g}, std {found['std']:.4g}")
     lines += table(rows)
+    if beyond > 0:
+        lines.append(f"  and {beyond:,} more classes")
     for split, names in report.get("classes_missing", {}).items():
         if names:
-            lines.append(f"  {split} has no {', '.join(names)}")
+            more = len(names) - _MAX_CLASSES
+            listed = ", ".join(names[:_MAX_CLASSES]) + (f" and {more:,} more" if more > 0 else "")
+            lines.append(f"  {split} has no {listed}")
     for split, distance in report.get("distance_from_train", {}).items():
         lines.append(
             f"  class distribution of {split}: {distance:.3f} from train (0 equal, 1 apart)"

@@ -24,6 +24,9 @@ PRIMARY = {
 }
 LOWER_IS_BETTER = frozenset({"rmse", "mae"})
 
+MAX_CONFUSED = 256
+"""Classes up to which confusion is counted: it grows with their square, and nobody reads more."""
+
 _RESAMPLES_AT_ONCE = 50
 
 
@@ -35,7 +38,7 @@ class Tally:
     counts: NDArray[np.float64]
     """(N, 3, C) = true positives, false positives, false negatives; or (N, 5), see above."""
     confusion: NDArray[np.int64] | None = None
-    """(C, C): rows are the truth, columns what was predicted."""
+    """(C, C): rows are the truth, columns what was predicted; None beyond MAX_CONFUSED."""
 
     @property
     def primary(self) -> float:
@@ -128,6 +131,8 @@ def tally(
         ],
         axis=1,
     )
+    if classes > MAX_CONFUSED:
+        return Tally(kind, counts.astype(np.float64))
     pairs = target.astype(np.int64) * classes + predicted
     confusion = np.bincount(pairs, minlength=classes**2).reshape(classes, classes)
     return Tally(kind, counts.astype(np.float64), confusion)
@@ -141,10 +146,11 @@ def score(kind: TaskKind, num_classes: int, predicted: Array, target: Array) -> 
     if not len(target):
         return float("nan")
     if kind.has_classes:
-        pairs = np.bincount(target * num_classes + predicted, minlength=num_classes**2)
-        square = pairs.reshape(num_classes, num_classes)
-        tp = np.diagonal(square)
-        sums: Array = np.stack([tp, square.sum(0) - tp, square.sum(1) - tp])
+        tp, found, there = (
+            np.bincount(ids, minlength=num_classes)
+            for ids in (target[predicted == target], predicted, target)
+        )
+        sums: Array = np.stack([tp, found - tp, there - tp])
     else:
         sums = _errors(predicted, target, np.zeros(len(target), np.int64), 1)[0]
     return float(_scores(kind, sums)[PRIMARY[kind]])

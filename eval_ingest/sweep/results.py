@@ -79,7 +79,7 @@ class Row(BaseModel):
     metrics: dict[str, float | None]
     per_class: list[ClassScore]
     confusion: list[list[int]] | None
-    """Rows are the truth, columns what was predicted."""
+    """Rows are the truth, columns what was predicted; None for regressions and many classes."""
     notes: list[str]
     device: str
     seconds: float
