@@ -246,6 +246,24 @@ def fill_with_nodata(dataset: Path, window: str, layer: str, nodata: int = 9999)
         raster.write(np.full_like(pixels, nodata))
 
 
+def test_nan_in_a_label_of_classes_is_told_as_such(copied: Copied, tmp_path: Path) -> None:
+    import rasterio
+
+    source = copied("class_mapping")
+    config = json.loads((source / "config.json").read_text())
+    config["layers"]["label_raster"]["band_sets"][0]["dtype"] = "float32"
+    (source / "config.json").write_text(json.dumps(config))
+    for path in sorted(source.glob("windows/*/*/layers/label_raster/*/geotiff.tif")):
+        with rasterio.open(path) as raster:
+            label, profile = raster.read().astype(np.float32), raster.profile
+        label[0, 0, 0] = np.nan if "window_0003" in str(path) else label[0, 0, 0]
+        with rasterio.open(path, "w", **{**profile, "dtype": "float32"}) as raster:
+            raster.write(label)
+    index = pipeline.ingest(make_job(source, tmp_path / "root"))[0].value
+    assert index.summary.reasons == {"label_out_of_range": 1}
+    assert "window_0003: NaN" in index.summary.examples["label_out_of_range"][0]
+
+
 def test_forgetting_drops_the_judgement_of_a_run_that_found_too_much_amiss(
     copied: Copied, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

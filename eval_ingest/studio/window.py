@@ -386,6 +386,8 @@ class _WindowReader:
         if raster.pixels.shape[2] != 1:
             raise _Unreadable("raster_bands", f"the label has {raster.pixels.shape[2]} timesteps")
         stored = raster.pixels[:, :, 0, raster.order[0]]
+        if task.kind.has_classes and stored.dtype.kind == "f" and not np.isfinite(stored).all():
+            raise _Unreadable("label_out_of_range", "NaN, or infinity, where class ids belong")
         with np.errstate(invalid="ignore"):
             return raster_target(stored.astype(label.dtype), task)
 
