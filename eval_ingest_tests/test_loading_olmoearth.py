@@ -31,6 +31,15 @@ def stamps(*days: int) -> np.ndarray:
     return np.array([[d.day, d.month - 1, d.year] for d in dates]).reshape(-1, 3)
 
 
+def test_a_method_that_needs_what_pretraining_does_not_tell_is_refused(ingested: Ingested) -> None:
+    pytest.importorskip("olmoearth_pretrain_minimal")
+    method = "norm_yes_clip_min_max_int"
+    arguments = {"split": "train", "root": ingested("segmentation"), "method": method}
+    assert EvalDataset("segmentation", **arguments)[0]["sentinel2_l2a"].max() > 0
+    with pytest.raises(LoadError, match=r'minimum and maximum.*use normalize="dataset"'):
+        EvalDataset("segmentation", normalize="pretrained", **arguments)
+
+
 # ------------------------------------------------------------------------------------- slots
 
 

@@ -99,20 +99,25 @@ def make_normalizer(
         decibels: pixels are linear power.
 
     Raises:
-        LoadError: no such method, or a band without statistics.
+        LoadError: no such method, or a band without the statistics that it needs.
     """
     if method not in METHODS:
         raise LoadError(f"no normalisation method {method!r}; there are {', '.join(METHODS)}")
     missing = [band for band in bands if band not in stats]
     if missing:
         raise LoadError(f"no statistics for the bands {', '.join(missing)}; use normalize=None")
+    rule = METHODS[method]
+    if rule and rule.sigmas is None and not all({"min", "max"} <= stats[b].keys() for b in bands):
+        raise LoadError(
+            f"{method} needs each band's minimum and maximum, which pretraining's statistics lack; "
+            'use normalize="dataset"'
+        )
     nan = float("nan")
     table = [
         BandStats(s["mean"], s["std"], s.get("min", nan), s.get("max", nan))
         for s in (stats[band] for band in bands)
     ]
     scale, offset = affine(method, table)
-    rule = METHODS[method]
     exact = None
     if rule and rule.then == "int":
         low, width = bounds(method, table)
