@@ -345,6 +345,13 @@ def test_results_are_written_as_parquet_and_json(sweep: Sweep, tmp_path: Path) -
     assert Row.model_validate(content[0]) in read_rows(tmp_path / "out")
 
 
+def test_intervals_of_several_seeds_are_not_called_one(sweep: Sweep, tmp_path: Path) -> None:
+    for seeds, told in (((42,), "; [95% interval]"), ((42, 1), "lowest and highest end of their")):
+        sweep("segmentation", seeds=seeds)
+        (board,) = leaderboards(read_rows(tmp_path / "out"))
+        assert told in board_lines(board)[0]
+
+
 def test_the_leaderboard_has_datasets_by_encoders_and_stars_the_best(
     sweep: Sweep, tmp_path: Path
 ) -> None:

@@ -211,8 +211,11 @@ def board_lines(board: "Leaderboard", width: int = 120) -> list[str]:
     seeds = max((cell.seeds for cell in board.cells.values()), default=1)
     title = (
         f"{board.split} scores, probes trained on {100 * board.label_fraction:.4g}% of train"
-        + (f"; means of up to {seeds} seeds" if seeds > 1 else "")
-        + "; [95% interval]"
+        + (
+            f"; means of up to {seeds} seeds; [lowest and highest end of their 95% intervals]"
+            if seeds > 1
+            else "; [95% interval]"
+        )
         + ("; * best" if len(board.encoders) > 1 else "")
     )
     wide = [["dataset", "metric", "train", board.split, *board.encoders]]

@@ -95,9 +95,11 @@ def draw_scores(board: Leaderboard, colours: dict[str, str]) -> "Figure":
     for line in axes:
         for ax in line[1:]:
             ax.set_yticklabels([])
+    seeds = max((cell.seeds for cell in board.cells.values()), default=1)
+    whiskers = "95% intervals" + (" of all seeds, bars: their means" if seeds > 1 else "")
     figure.suptitle(
         f"Scores on {board.split}, probes trained on {100 * board.label_fraction:.4g}% of the "
-        "train windows; whiskers: 95% intervals",
+        f"train windows; whiskers: {whiskers}",
         fontsize=11,
     )
     return figure
@@ -164,9 +166,10 @@ def draw_fractions(rows: Sequence[Row], names: dict[str, str], colours: dict[str
     ax.set_ylabel(_METRICS.get(first.metric, first.metric), fontsize=9)
     ax.set_ylim(0, min(1.12 * top or 1, 1.03) if first.metric in _BOUNDED else 1.12 * top or None)
     seeds = len({row.seed for row in rows})
-    mean = f"mean of {seeds} seeds, " if seeds > 1 else ""
+    band = f"mean of {seeds} seeds, band: all their" if seeds > 1 else "band:"
+    intervals = "95% intervals" if seeds > 1 else "95% interval"
     ax.set_title(
-        f"{first.dataset}, {first.n_test:,} {first.split} windows\n{mean}band: 95% interval",
+        f"{first.dataset}, {first.n_test:,} {first.split} windows\n{band} {intervals}",
         fontsize=9, loc="left",
     )  # fmt: skip
     figure.legend(
