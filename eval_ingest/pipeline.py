@@ -40,10 +40,10 @@ from eval_ingest.indexing.build import finish_index, index_source, partial_rows
 from eval_ingest.indexing.wanted import check_storage
 from eval_ingest.job import Job
 from eval_ingest.rslearn_copy import Samples, remove_copy, write_copy_files
-from eval_ingest.store.atomic import read_json, remove_file, write_json
+from eval_ingest.store.atomic import remove_file
 from eval_ingest.store.index_file import read_splits, write_splits
 from eval_ingest.store.leftovers import GRACE_S, remove_retired, remove_unfinished, retire
-from eval_ingest.store.outcomes import read_copy, read_outcome
+from eval_ingest.store.outcomes import read_copy, read_outcome, read_source_state
 from eval_ingest.store.pack import retire_shards
 from eval_ingest.store.registry import (
     locked,
@@ -80,10 +80,8 @@ def window_index(job: Job) -> WindowIndex:
     check_invalid_fraction(index.summary, job.spec.max_invalid_fraction, job.spec.name)
     if seen:
         state = {"fingerprint": seen, "window_index": index.fingerprint}
-        with contextlib.suppress(StoreError):  # damaged: it is written anew
-            if read_json(job.layout.source_state) == state:
-                return index
-        write_json(job.layout.source_state, state)
+        if read_source_state(job.layout) != state:
+            write_sealed_json(job.layout.source_state, state)
     return index
 
 

@@ -13,15 +13,21 @@ from eval_ingest.background import Background
 from eval_ingest.core.fingerprint import fingerprint
 from eval_ingest.core.resolved import ResolvedConfig
 from eval_ingest.core.spec import DatasetSpec, name_from
-from eval_ingest.errors import ConfigError, EvalIngestError, SourceError, StoreError
+from eval_ingest.errors import (
+    ConfigError,
+    EvalIngestError,
+    IntegrityError,
+    SourceError,
+    StoreError,
+)
 from eval_ingest.indexing.wanted import WindowFilter, check_storage, groups_to_read, selected
 from eval_ingest.job import read_config_files
 from eval_ingest.objects.faults import first_line
 from eval_ingest.objects.filesystems import weka_mount
 from eval_ingest.redaction import holds_secret, redacted, shown
 from eval_ingest.settings import Settings
-from eval_ingest.store.atomic import read_json
 from eval_ingest.store.catalog import read_catalog
+from eval_ingest.store.outcomes import read_source_state
 from eval_ingest.store.registry import read_metadata
 from eval_ingest.store.uri import open_root
 from eval_ingest.studio.config import resolve
@@ -260,10 +266,13 @@ def judge(sighting: Sighting, settings: Settings) -> Judgement:
         StoreError: the eval root can't be reached.
     """
     layout = open_root(settings).dataset(sighting.name)
-    metadata = read_metadata(layout)
+    metadata, damaged = None, False
+    try:
+        metadata = read_metadata(layout)
+    except IntegrityError:
+        damaged = True  # an ingest makes it anew
     if metadata is not None:
-        layout.root.pull(layout.source_state)
-        seen = read_json(layout.source_state) or {}
+        seen = read_source_state(layout)
         same = seen.get("fingerprint") == sighting.found.fingerprint
         whole = seen.get("window_index") == metadata.fingerprints.get("window_index")
         if same and whole:
@@ -284,7 +293,7 @@ def judge(sighting: Sighting, settings: Settings) -> Judgement:
         raise
     except EvalIngestError as error:
         return Judgement(State.NOT_INGESTABLE, str(error))
-    state = State.NEW if metadata is None else State.CHANGED
+    state = State.NEW if metadata is None and not damaged else State.CHANGED
     if len(inside.lacking) > sighting.spec.max_invalid_fraction * inside.looked_at:
         state = State.UNFINISHED
     return Judgement(state, inside.reason, config, inside.stamp)

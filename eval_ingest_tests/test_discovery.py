@@ -178,6 +178,12 @@ def test_a_dataset_is_new_then_registered_then_changed(
     assert state() is State.CHANGED
     ingest()
     assert state() is State.REGISTERED
+    for file in ("metadata.json", "source_state.json"):  # damaged, it is ingested again
+        path = tmp_path / "evals" / "crops" / file
+        path.write_bytes(path.read_bytes()[:-40])
+        assert state() is State.CHANGED
+        ingest()
+        assert state() is State.REGISTERED
 
 
 def test_what_can_not_be_ingested_says_why(

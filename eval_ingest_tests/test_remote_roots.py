@@ -665,3 +665,16 @@ def test_a_server_that_refuses_everything_is_told_in_one_line(
 def test_a_root_that_can_not_be_made_is_told(small: Path) -> None:
     with pytest.raises(StoreError, match=r"/proc/nope can't be made; set OLMOEARTH_EVAL_DATASETS"):
         pipeline.ingest(make_job(small, Path("/proc/nope")))
+
+
+def test_a_damaged_copy_in_the_cache_is_fetched_again(remote_place: Place, small: Path) -> None:
+    remote_place.ingest(small, copy="stream")
+    expected = samples()
+    cache = remote_place.root.path
+    files = [cache / "registry.json", *(cache / "crops").glob("metadata.json")]
+    files += (cache / "crops").glob("*/index.*.parquet")
+    assert len(files) == 5
+    for path in files:
+        path.write_bytes(path.read_bytes().replace(b"crops", b"crabs").replace(b"PAR1", b"PAR2"))
+    assert_same(samples(), expected)
+    assert list(read_registry(remote_place.root)) == ["crops"]

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from eval_ingest import EvalDataset, cli
-from eval_ingest.errors import SweepError, UnknownDatasetError
+from eval_ingest.errors import IntegrityError, SweepError, UnknownDatasetError
 from eval_ingest.settings import Settings
 from eval_ingest.store.seal import sealed_json
 from eval_ingest.sweep import run as run_module
@@ -189,6 +189,17 @@ def test_a_second_sweep_does_only_what_is_missing(
     monkeypatch.undo()
     more = sweep("segmentation", "classification", seeds=(42, 1))
     assert more.computed == 2 and len(more.rows) == 4
+
+
+def test_a_row_that_was_damaged_is_scored_again(sweep: Sweep, tmp_path: Path) -> None:
+    first = sweep("classification", out=tmp_path / "out")
+    [path] = (tmp_path / "out" / "rows").glob("*.json")
+    path.write_bytes(path.read_bytes().replace(b'"n_train": ', b'"n_train": 1'))
+    with pytest.raises(IntegrityError, match="run the sweep again"):
+        read_rows(tmp_path / "out")
+    again = sweep("classification", out=tmp_path / "out")
+    assert again.computed == 1
+    assert [r.n_train for r in again.rows] == [r.n_train for r in first.rows]
 
 
 def test_a_dataset_that_changed_is_scored_again_and_the_old_row_kept(

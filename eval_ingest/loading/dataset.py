@@ -159,7 +159,8 @@ class EvalDataset(Dataset[dict[str, Any]]):
         path = self._layout.path / self.metadata.splits[self.split].index
         self._layout.have(path)
         modalities = [modality.name for modality in self.metadata.config.modalities]
-        return SplitIndex(path, self.name, modalities)
+        root = self._layout.root
+        return root.intact(path, lambda: SplitIndex(path, self.name, modalities))
 
     def _open_samples(self) -> "PackedSamples | SourceSamples":
         if self.metadata.spec.copy_mode != "index":

@@ -16,16 +16,19 @@ that are new go into a new shard beside the old ones.
 """
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from eval_ingest.core.entry import ShardArray
 from eval_ingest.core.spec import NAME_PATTERN, check_name
+from eval_ingest.errors import IntegrityError
 
 if TYPE_CHECKING:  # a local root doesn't pay for it
     from eval_ingest.store.remote_root import RemoteRoot
+
+Value = TypeVar("Value")
 
 MAX_SHARD_BYTES = 8 << 30
 """Larger datasets are packed in several shards: a stopped copy loses at most one."""
@@ -94,6 +97,20 @@ class EvalRoot:
         """
         if self.remote is not None:
             self.remote.pull(paths)
+
+    def intact(self, path: Path, read: Callable[[], Value]) -> Value:
+        """What is read of a file; a remote root's is fetched again if its copy here is damaged.
+
+        Raises:
+            IntegrityError: it is damaged where it comes from.
+            StoreError: it can't be read.
+        """
+        try:
+            return read()
+        except IntegrityError:
+            if self.remote is None or not self.remote.fetch_again(path):
+                raise
+            return read()
 
     def push(self, *paths: Path) -> None:
         """Send files to a remote root, whatever is there.

@@ -164,7 +164,9 @@ async def _take(
 def _place(folder: Path) -> str:
     """Names the host and the folder, by an identifier that is kept in the folder."""
     path = folder / ".place.json"
-    known = read_json(path)
+    known = None
+    with suppress(StoreError):  # damaged: then we are somebody else
+        known = read_json(path)
     if not isinstance(known, str):
         known = uuid.uuid4().hex
         write_json(path, known)

@@ -132,6 +132,11 @@ class Mirror:
         write_bytes(path, data)
         _write_note(path, entry.token)
 
+    def drop(self, path: Path) -> None:
+        """Forget a file, so that it is fetched when it is wanted next."""
+        _remove(path)
+        _remove(_note_path(path))
+
 
 def is_note(name: str) -> bool:
     """True for the names of notes."""

@@ -13,7 +13,7 @@ from eval_ingest.errors import IntegrityError
 from eval_ingest.store.index_file import read_index, read_splits
 from eval_ingest.store.layout import DatasetLayout
 from eval_ingest.store.registry import read_metadata
-from eval_ingest.store.seal import again, read_sealed_json
+from eval_ingest.store.seal import again, read_sealed_json, unless_damaged
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -50,6 +50,13 @@ def _model(path: Path, kind: type[Model], layout: DatasetLayout) -> Model | None
         where = ".".join(str(part) for part in error.errors()[0]["loc"])
         what = f"{path} is damaged at {where}, or of another version of eval_ingest"
         raise IntegrityError(what, again(layout.name)) from error
+
+
+def read_source_state(layout: DatasetLayout) -> dict[str, Any]:
+    """What the source looked like when it was indexed last; empty where that isn't known."""
+    layout.root.pull(layout.source_state)
+    cure = again(layout.name)
+    return unless_damaged(lambda: read_sealed_json(layout.source_state, cure)) or {}
 
 
 _READERS: dict[str, Callable[[DatasetLayout], Any]] = {

@@ -75,7 +75,7 @@ def read_metadata(layout: DatasetLayout) -> Metadata | None:
         StoreError: it can't be read, or is of another version.
     """
     layout.root.pull(layout.metadata)
-    return _metadata_at_hand(layout)
+    return layout.root.intact(layout.metadata, lambda: _metadata_at_hand(layout))
 
 
 def _metadata_at_hand(layout: DatasetLayout) -> Metadata | None:
@@ -135,7 +135,7 @@ def require_metadata(root: EvalRoot, name: str) -> Metadata:
 def read_registry(root: EvalRoot) -> dict[str, Any]:
     """The registry's entries by name; empty if there is none."""
     root.pull(root.registry)
-    return _registry_at_hand(root)
+    return root.intact(root.registry, lambda: _registry_at_hand(root))
 
 
 def _registry_at_hand(root: EvalRoot) -> dict[str, Any]:

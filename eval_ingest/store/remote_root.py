@@ -30,10 +30,15 @@ from eval_ingest.errors import IntegrityError, StoreError
 from eval_ingest.objects.reading import FIRST_TIMEOUT_S, Entry
 from eval_ingest.objects.writing import WritableObjects, together
 from eval_ingest.redaction import redacted
-from eval_ingest.store.atomic import read_json, write_json
 from eval_ingest.store.lease import Lease, leased
 from eval_ingest.store.mirror import Mirror, is_note, noted
 from eval_ingest.store.pack_cache import PackCache, note_pack
+from eval_ingest.store.seal import (
+    again,
+    read_sealed_json,
+    unless_damaged,
+    write_sealed_json,
+)
 
 SHARD_BYTES = 1 << 30
 """Shards of a remote root are smaller than a local one's: they are fetched whole."""
@@ -133,6 +138,18 @@ class RemoteRoot:
             self.reach()
             self.mirror.pull(some)
 
+    def fetch_again(self, path: Path) -> bool:
+        """Fetch a file whose copy on this machine is damaged; False for one that may be unsent.
+
+        Raises:
+            StoreError: it can't be read.
+        """
+        if self._dataset_of(path) in self._state.leases:
+            return False
+        self.mirror.drop(path)
+        self.pull([path])
+        return True
+
     def _dataset_of(self, path: Path) -> str:
         return path.relative_to(self.folder).parts[0]
 
@@ -198,8 +215,8 @@ class RemoteRoot:
         """Delete shards that a stopped run has sent in part: whoever has the lease is alone."""
         folder, listed = self.folder / name, self._state.listed[name]
         try:
-            known = read_json(folder / "retired.json") or {}
-            published = read_json(folder / "metadata.json") or {}
+            known = read_sealed_json(folder / "retired.json", again(name)) or {}
+            published = read_sealed_json(folder / "metadata.json", again(name)) or {}
             named = {shard["name"] for shard in published.get("shards", ())}
         except (StoreError, TypeError, KeyError, AttributeError):
             return set()  # damaged: then it isn't known which of them are read
@@ -413,7 +430,7 @@ class RemoteRoot:
             elif inside[0] in SPLITS:
                 objects.setdefault(path, []).append(path)
         notes, now = folder / "retired.json", time.time()
-        since = read_json(notes) or {}
+        since = unless_damaged(lambda: read_sealed_json(notes, again(name))) or {}
         kept = {}
         for place in sorted(objects.keys() - set(named)):
             known = place.relative_to(folder).as_posix()
@@ -425,7 +442,7 @@ class RemoteRoot:
             if place.is_dir():
                 shutil.rmtree(place, ignore_errors=True)
         if kept != since:
-            write_json(notes, kept)
+            write_sealed_json(notes, kept)
             self.push_dataset(name)
 
 

@@ -18,7 +18,8 @@ import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from eval_ingest.errors import SweepError
-from eval_ingest.store.atomic import read_json, write_json, written_aside
+from eval_ingest.store.atomic import write_json, written_aside
+from eval_ingest.store.seal import read_sealed_json, unless_damaged, write_sealed_json
 
 ROW_VERSION = 1
 
@@ -121,17 +122,17 @@ def row_path(out: Path, key: str) -> Path:
 
 def write_row(out: Path, row: Row) -> None:
     """Keep a row."""
-    write_json(row_path(out, row.key), row.model_dump(mode="json"))
+    write_sealed_json(row_path(out, row.key), row.model_dump(mode="json"))
 
 
 def read_row(out: Path, key: str) -> Row | None:
-    """A kept row, or None if it isn't there or is of another version."""
-    return _row(row_path(out, key))
+    """A kept row, or None if it isn't there, is damaged, or is of another version."""
+    return unless_damaged(lambda: _row(row_path(out, key)))
 
 
 def _row(path: Path) -> Row | None:
-    content = read_json(path)
-    if not isinstance(content, dict) or content.get("version") != ROW_VERSION:
+    content = read_sealed_json(path, "remove it, and run the sweep again")
+    if content is None or content.get("version") != ROW_VERSION:
         return None
     try:
         return Row.model_validate(content)
@@ -147,6 +148,7 @@ def read_rows(out: Path) -> list[Row]:
 
     Raises:
         SweepError: there is none.
+        IntegrityError: one is damaged.
     """
     rows = [row for path in (out / "rows").glob("*.json") if (row := _row(path)) is not None]
     if not rows:
