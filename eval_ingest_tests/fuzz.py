@@ -96,6 +96,8 @@ class Windows(Kind):
 
     def __init__(self, folder: Path) -> None:
         super().__init__(folder)
+        import rslearn.train.dataset  # noqa: F401  # seconds, which aren't the first case's
+
         self.source = factories.CASES[self.case](folder / "whole")
         self.inputs_per_case = len(list(self.source.glob("windows/*/*")))
         self.root, self.work = folder / "root", folder / "work"
