@@ -67,6 +67,13 @@ def test_slivers_between_neighbours_are_no_overlap() -> None:
     assert overlapping(footprints((0, 0, 1, 1), (0.99, 0, 2, 1))) == {(0, 1)}
 
 
+def test_windows_on_both_sides_of_the_180th_meridian_are_near() -> None:
+    outlines = footprints((179.99, 0, 179.995, 1), (-179.999, 0, -179.99, 1), (10, 0, 11, 1))
+    assert outlines.within(rows(0, 2), rows(1), 1000).tolist() == [True, False]
+    apart = footprints((170, 0, 171, 1), (-171, 0, -170, 1))  # nothing that needs a cut elsewhere
+    assert apart.centres[1, 0] == pytest.approx(-170.5)
+
+
 def test_a_window_across_the_180th_meridian_is_small() -> None:
     # As longitudes it reaches from -179.99 to 179.99: around the whole earth.
     across = (-179.99, -17, 179.99, -16.99)

@@ -23,6 +23,7 @@ from eval_ingest import EvalDataset, cli
 from eval_ingest.core.quality import quality_report
 from eval_ingest.core.task import LabelClass, Task, TaskKind
 from eval_ingest.errors import StoreError, UnknownDatasetError
+from eval_ingest.report import charts
 from eval_ingest.report import map as map_module
 from eval_ingest.report.card import dataset_card, hub_header
 from eval_ingest.report.charts import _nice_edges
@@ -183,6 +184,23 @@ def test_a_site_that_was_taken_a_hundred_times_is_drawn_once_a_split(
     window_map(often)
     counts = view.assignment.counts()
     assert drawn == [(n, f"{split} ({100 * n:,})") for split, n in counts.items()]
+
+
+def test_a_timeline_without_any_time_has_no_scale(
+    ingested: Ingested, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    view = view_of(ingested, SOME)
+    [name] = [c for c in view.index.table.column_names if c.endswith(".timestamps")]
+    column = view.index.table.schema.get_field_index(name)
+    table = view.index.table.set_column(
+        column, name, pa.nulls(len(view.index), view.index.table.schema.field(column).type)
+    )
+    drawn: list[Any] = []
+    monkeypatch.setattr(charts, "to_png", lambda figure, *_: drawn.append(figure) or b"")
+    charts.timeline(dataclasses.replace(view, index=dataclasses.replace(view.index, table=table)))
+    [axes] = drawn[0].axes
+    assert axes.get_title(loc="left").endswith("the rasters tell no times")
+    assert list(axes.get_yticks()) == []
 
 
 def test_a_map_without_any_place_says_so(ingested: Ingested) -> None:

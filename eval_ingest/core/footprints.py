@@ -25,7 +25,10 @@ _CHUNK = 4096
 """Outlines compared at a time: bounds the number of pairs in memory."""
 
 _SEAM = -30.0
-"""Where the map is cut open if a window crosses the 180th meridian: in the Atlantic."""
+"""Where the map is cut open if a window crosses the 180th meridian, or if windows lie this side
+and that side of it so near that distance matters: in the Atlantic."""
+
+_NEAR_DEGREES = 0.1
 
 
 @dataclass(frozen=True)
@@ -140,12 +143,15 @@ def _whole(shapes: NDArray[Any]) -> NDArray[Any]:
     """Shapes in longitude and latitude, those that cross the 180th meridian put together again.
 
     Longitudes then reach beyond 180 degrees, for all west of the seam, so that they stay near.
+    So they do where shapes lie on both sides of the meridian, close to it.
     """
     import shapely
 
     west, _, east, _ = shapely.bounds(shapes).reshape(-1, 4).T
     crossing = east - west > 180
-    if not crossing.any():
+    edge = 180 - _NEAR_DEGREES
+    both_sides = east.max(initial=0) > edge and west.min(initial=0) < -edge
+    if not crossing.any() and not both_sides:
         return shapes
     corners = shapely.get_coordinates(shapes)
     crosses = np.repeat(crossing, shapely.get_num_coordinates(shapes))

@@ -249,6 +249,8 @@ def timeline(view: View, dpi: int = DPI, colors: int | None = None) -> bytes:
                      color=SPLIT_COLORS[split], label=split)  # fmt: skip
             below = below + counts
         tidy(axes)
+        if not len(found):
+            axes.set_yticks([])
         axes.set_xlim(edges[0] - 0.5 * width, max(edges[-1], edges[0] + 10 * width) + 0.5 * width)
         axes.set_title(
             modality.name if len(found) else f"{modality.name}: the rasters tell no times",
