@@ -17,7 +17,7 @@ from eval_ingest.indexing.packer import Commits, Packer, pack_row, pack_rows
 from eval_ingest.indexing.partial import PartialRows, PartTable
 from eval_ingest.indexing.rows import add_geometry
 from eval_ingest.indexing.wanted import WindowFilter, enough, list_windows, wanted_groups
-from eval_ingest.indexing.work import IndexedShard, IndexTask
+from eval_ingest.indexing.work import IndexTask
 from eval_ingest.job import Job
 from eval_ingest.store.index_file import read_index, write_index
 from eval_ingest.store.pack import PackRow
@@ -28,6 +28,9 @@ from eval_ingest.studio.window import read_window, sample_arrays
 
 SHARD_WINDOWS = 64
 """Windows per task: enough to drown its overhead, few enough to balance and to show progress."""
+
+_JOINED = 32
+"""Tables of shards that are put together: each by itself takes twice the room of its rows."""
 
 
 def index_source(job: Job) -> WindowIndex:
@@ -126,9 +129,9 @@ def _rows_by_window(table: pa.Table) -> dict[Listed, int]:
     return {window: row for row, window in enumerate(map(Listed, *columns))}
 
 
-def _reading_order(item: Listed) -> tuple[str, str]:
+def _reading_order(item: Listed) -> tuple[bytes, str]:
     """By the SHA-256 of the name: the order of splits, so that packs are read from front to end."""
-    return hashlib.sha256(item.name.encode()).hexdigest(), item.group
+    return hashlib.sha256(item.name.encode()).digest(), item.group
 
 
 def _index_fingerprint(job: Job, windows: list[Listed]) -> str:
@@ -158,7 +161,7 @@ def _build(job: Job, work: IndexWork, listed: list[Listed], parts: PartialRows) 
     try:
         parts.packer = packer
         with executor(job.settings, len(to_read)) as pool:
-            shards = index_windows(
+            tables, filtered_out = index_windows(
                 replace(task, packer=packer), to_read, pool, job.settings.workers, parts, commits,
                 job.progress,
             )  # fmt: skip
@@ -167,9 +170,10 @@ def _build(job: Job, work: IndexWork, listed: list[Listed], parts: PartialRows) 
     if commits is not None:
         commits.add([], before=None)
     empty = WindowIndex.empty(job.config, "", job.row_key).table
-    table = pa.concat_tables([empty, *work.kept, *(shard.table for shard in shards)])
-    table = add_geometry(table.sort_by([("group", "ascending"), ("name", "ascending")]))
-    filtered_out = [window for shard in shards for window in shard.filtered_out]
+    table = pa.concat_tables([empty, *work.kept, *tables])
+    tables.clear()  # as many bytes again, as soon as they are sorted
+    table = table.sort_by([("group", "ascending"), ("name", "ascending")])
+    table = add_geometry(table)
     if not listed:
         columns = (table[name].to_pylist() for name in ("group", "name", "source_digest"))
         listed = [*map(Listed, *columns), *filtered_out]
@@ -220,21 +224,25 @@ def index_windows(
     parts: PartialRows,
     commits: Commits | None,
     progress: Progress,
-) -> list[IndexedShard]:
+) -> tuple[list[pa.Table], list[Listed]]:
     """Read, decode and judge windows, each given with its place among the samples.
 
-    The result is one row each, in tables of some windows; windows that the filter doesn't want
-    get no row. What is done is kept by `parts`, so that a stopped run goes on where it was;
-    `commits` publishes shards of samples when all their windows are read.
+    The result is one row each, in tables of some windows, and the windows that the filter doesn't
+    want, which get no row. What is done is kept by `parts`, so that a stopped run goes on where it
+    was; `commits` publishes shards of samples when all their windows are read.
     """
-    found = []
+    tables: list[pa.Table] = []
+    filtered_out: list[Listed] = []
     shards = (items[k : k + SHARD_WINDOWS] for k in range(0, len(items), SHARD_WINDOWS))
     for number, shard in enumerate(map_ordered(executor, task, shards, in_flight=2 * workers), 1):
         parts.add(shard)
-        found.append(shard)
+        tables.append(shard.table)
+        filtered_out += shard.filtered_out
+        if number % _JOINED == 0:
+            tables[-_JOINED:] = [pa.concat_tables(tables[-_JOINED:]).combine_chunks()]
         if commits is not None:
             following = number * SHARD_WINDOWS
             place = items[following][0] if following < len(items) else None
             commits.add(shard.packed, before=place)
         progress("windows read", min(number * SHARD_WINDOWS, len(items)), len(items))
-    return found
+    return tables, filtered_out

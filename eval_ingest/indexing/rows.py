@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from eval_ingest.core.columns import encoded, floats, matrix
 from eval_ingest.core.digest import label_digest, pixel_digest
 from eval_ingest.core.index import moments_struct
 from eval_ingest.core.norm import count_nodata, measure
@@ -124,19 +125,11 @@ def add_geometry(table: pa.Table) -> pa.Table:
     import shapely
 
     geometry = np.full(table.num_rows, None, dtype=object)
-    crs = np.array(table["crs"].to_pylist(), dtype=object)
-    known = np.flatnonzero([text is not None for text in crs])
-    bounds = np.array([table["bounds"][int(k)].as_py() for k in known], dtype=float).reshape(-1, 4)
-    scale = (
-        np.column_stack(
-            [table[name].take(known).to_pylist() for name in ("x_resolution", "y_resolution") * 2]
-        )
-        if len(known)
-        else np.zeros((0, 4))
-    )
-    corners = bounds * scale
-    for text in set(crs[known]):
-        here = np.flatnonzero(crs[known] == text)
+    resolution = [floats(table["x_resolution"]), floats(table["y_resolution"])]
+    corners = matrix(table["bounds"], 4, np.nan, float) * np.column_stack(resolution * 2)
+    found, names = encoded(table["crs"])
+    for code, text in enumerate(names.to_pylist()):
+        here = np.flatnonzero(found == code)
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
@@ -148,6 +141,6 @@ def add_geometry(table: pa.Table) -> pa.Table:
         lon, lat = transformer.transform(xs, ys)
         finite = np.isfinite(lon).all(axis=1) & np.isfinite(lat).all(axis=1)
         shapes = shapely.polygons(np.stack([lon[finite], lat[finite]], axis=-1))
-        geometry[known[here[finite]]] = shapely.to_wkb(shapely.normalize(shapes))
+        geometry[here[finite]] = shapely.to_wkb(shapely.normalize(shapes))
     place = table.schema.get_field_index("geometry")
     return table.set_column(place, "geometry", pa.array(geometry.tolist(), pa.binary()))
