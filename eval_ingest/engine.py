@@ -65,6 +65,9 @@ def executor(settings: Settings, windows: int = 0) -> Iterator[Executor]:
         with _process_pool(settings.workers) as processes:
             try:
                 yield processes
+                # They are idle now. One that was killed as such may have held the lock of the
+                # queue, for which the others would wait for ever.
+                _kill_workers(processes)
             except EngineError:
                 _kill_workers(processes)
                 raise

@@ -2,6 +2,7 @@
 
 import os
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -143,6 +144,13 @@ def test_workers_have_the_environment_of_now(monkeypatch: pytest.MonkeyPatch) ->
             monkeypatch.setenv("STORAGE_EMULATOR_HOST", endpoint)
         with executor(settings) as pool:
             assert pool.submit(os.getenv, "STORAGE_EMULATOR_HOST").result() == endpoint
+
+
+def test_workers_that_stop_answering_when_all_is_done_hold_up_nobody() -> None:
+    with executor(Settings(workers=2, engine="processes")) as pool:
+        assert list(map_ordered(pool, abs, range(8), in_flight=4)) == list(range(8))
+        for pid in list(pool._processes):  # type: ignore[attr-defined]
+            os.kill(pid, signal.SIGSTOP)
 
 
 def test_a_script_without_a_main_guard_can_ingest(tmp_path: Path, small: Path) -> None:
