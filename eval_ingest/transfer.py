@@ -29,8 +29,7 @@ from eval_ingest.store.pack import (
     TARGET,
     ShardWriter,
     plan_arrays,
-    read_shard_arrays,
-    read_shard_index,
+    read_shard,
     shard_names,
 )
 from eval_ingest.store.room import require_room, window_bytes
@@ -260,10 +259,11 @@ def _packed_already(layout: DatasetLayout, row_key: str) -> dict[_Key, tuple[str
     """Where samples lie in the shards that are there: key to (shard, row)."""
     packed = {}
     for shard in shard_names(layout.samples):
-        found = unless_damaged(partial(read_shard_index, layout, shard, row_key))
+        found = unless_damaged(partial(read_shard, layout, shard, row_key))
         if found is None:
             continue
-        columns = (found[name].to_pylist() for name in ("group", "name", "source_digest", "row"))
+        table, _ = found
+        columns = (table[name].to_pylist() for name in ("group", "name", "source_digest", "row"))
         for group, name, digest, row in zip(*columns, strict=True):
             packed[group, name, digest] = (shard, row)
     return packed
@@ -358,15 +358,15 @@ def _write_split_indexes(
     """The three split indexes; `packed` is None where samples are read from the source."""
     layout, config = job.layout, job.config
     used = sorted({packed[place.key][0] for place in places}) if packed is not None else []
-    tables = {shard: read_shard_index(layout, shard, index.row_key) for shard in used}
+    tables = {}
     shards = []
     packed_bytes = 0
     for shard in used:
-        table = tables[shard]
-        assert table is not None, f"shard {shard} was listed as packed"
-        arrays = read_shard_arrays(layout, shard)
+        found = read_shard(layout, shard, index.row_key)
+        assert found is not None, f"shard {shard} was listed as packed"
+        tables[shard], arrays = found
         packed_bytes += sum(array.n_bytes for array in arrays.values())
-        shards.append(Shard(name=shard, rows=table.num_rows, arrays=arrays))
+        shards.append(Shard(name=shard, rows=tables[shard].num_rows, arrays=arrays))
     files = {}
     lookup = {shard: _by_row(table) for shard, table in tables.items()}
     if packed is None:

@@ -17,7 +17,7 @@ import math
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -35,7 +35,7 @@ from eval_ingest.store.atomic import file_crc32c, store_error, umask
 from eval_ingest.store.layout import DatasetLayout
 from eval_ingest.store.npy import check_npy, create_npy, data_start, npy_header
 from eval_ingest.store.seal import again
-from eval_ingest.store.tables import read_facts, read_table, write_table
+from eval_ingest.store.tables import read_table, write_table
 
 if TYPE_CHECKING:  # a local root doesn't pay for it
     from eval_ingest.store.remote_root import RemoteRoot
@@ -256,7 +256,8 @@ class ShardWriter:
         self._close()
         samples, table = layout.samples, self._index_table(rows)
         with contextlib.suppress(IntegrityError):  # a damaged shard keeps its name
-            if read_shard_index(layout, shard, row_key) == table:
+            found = read_shard(layout, shard, row_key)
+            if found is not None and found[0] == table:
                 self.abandon()  # a run that was stopped later, or elsewhere, has written the same
                 return shard
         self.sync()
@@ -331,10 +332,13 @@ def shard_names(samples: Path) -> list[str]:
     return sorted(p.parent.name for p in samples.glob("*/index.parquet") if p.parent.name[0] != ".")
 
 
-def read_shard_index(layout: DatasetLayout, shard: str, row_key: str) -> pa.Table | None:
-    """A shard's index.parquet, or None if it was packed by another row key.
+def read_shard(
+    layout: DatasetLayout, shard: str, row_key: str
+) -> tuple[pa.Table, dict[str, ShardArray]] | None:
+    """A shard's index.parquet, and what it records about the shard's arrays.
 
-    Of the arrays, a cheap look is taken at those that are on this machine.
+    None if it was packed by another row key. The arrays needn't be on this machine; a cheap look
+    is taken at those that are.
 
     Raises:
         IntegrityError: the shard is damaged.
@@ -343,23 +347,12 @@ def read_shard_index(layout: DatasetLayout, shard: str, row_key: str) -> pa.Tabl
     found = read_table(path, "shard", SHARD_VERSION, layout.name)
     if found is None or found[1].get("row_key") != row_key:
         return None
+    table, facts = found
+    arrays = {name: ShardArray.model_validate(a) for name, a in facts.get("arrays", {}).items()}
     if layout.remote is None:
-        for name, array in _arrays(found[1]).items():
+        for name, array in arrays.items():
             check_npy(path.with_name(f"{name}.npy"), array, again(layout.name))
-    return found[0]
-
-
-def read_shard_arrays(layout: DatasetLayout, shard: str) -> dict[str, ShardArray]:
-    """What is recorded about a shard's arrays, which needn't be on this machine.
-
-    Raises:
-        IntegrityError: the shard's index is damaged.
-    """
-    return _arrays(read_facts(layout.samples / shard / "index.parquet", layout.name) or {})
-
-
-def _arrays(facts: Mapping[str, Any]) -> dict[str, ShardArray]:
-    return {name: ShardArray.model_validate(a) for name, a in facts.get("arrays", {}).items()}
+    return table, arrays
 
 
 def retire_shards(layout: DatasetLayout) -> None:
