@@ -11,7 +11,6 @@ folder may be deleted at any time.
 
 import os
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ import torch
 from numpy.typing import NDArray
 
 from eval_ingest.core.fingerprint import fingerprint
+from eval_ingest.engine import Progress, no_progress
 from eval_ingest.errors import SweepError
 from eval_ingest.loading import EvalDataset
 from eval_ingest.store.atomic import read_json, write_json, written_aside
@@ -31,8 +31,6 @@ VERSION = 1
 _BATCH_BYTES = 48 << 20
 """Batches are made of about this many bytes of pixels."""
 MAX_BATCH = 128
-
-Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
@@ -53,7 +51,7 @@ class Embedded:
 
 
 def embed_split(
-    dataset: EvalDataset, encoder: Encoder, cache: Path, progress: Progress | None = None
+    dataset: EvalDataset, encoder: Encoder, cache: Path, progress: Progress = no_progress
 ) -> Embedded:
     """A split's embeddings, from the cache if they are there.
 
@@ -71,7 +69,7 @@ def embed_split(
     found = _read(folder)
     if found is None:
         writable(cache, "set EVAL_INGEST_CACHE to a folder of yours")
-        _write(folder, dataset, encoder, progress or (lambda what, done, total: None))
+        _write(folder, dataset, encoder, progress)
         found = _read(folder)
     if found is None:
         raise SweepError(f"{folder} was written but can't be read; remove it and run again")

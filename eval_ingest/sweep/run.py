@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from eval_ingest.core.entry import Metadata
 from eval_ingest.core.fingerprint import fingerprint
 from eval_ingest.core.task import TaskKind
+from eval_ingest.engine import Progress, no_progress
 from eval_ingest.errors import EvalIngestError, SweepError
 from eval_ingest.loading import EvalDataset
 from eval_ingest.report.terminal import plural
@@ -22,7 +23,7 @@ from eval_ingest.store.layout import EvalRoot
 from eval_ingest.store.registry import require_metadata
 from eval_ingest.store.uri import open_root
 from eval_ingest.sweep import embed, probes
-from eval_ingest.sweep.embed import Embedded, Progress, embed_split, writable
+from eval_ingest.sweep.embed import Embedded, embed_split, writable
 from eval_ingest.sweep.encoders import Encoder, load_encoder
 from eval_ingest.sweep.metrics import LOWER_IS_BETTER, PRIMARY
 from eval_ingest.sweep.plan import SweepPlan
@@ -51,7 +52,7 @@ def run_sweep(
     *,
     root: str | Path | None = None,
     device: str | None = None,
-    progress: Progress | None = None,
+    progress: Progress = no_progress,
     tell: Tell | None = None,
 ) -> ResultTable:
     """Score every encoder of the plan on every dataset.
@@ -83,7 +84,7 @@ def run_sweep(
         eval_root,
         Path(settings.cache).expanduser(),
         choose_device(device),
-        progress or (lambda what, done, total: None),
+        progress,
         tell or (lambda text: None),
     )
     table = run.everything()
