@@ -498,12 +498,7 @@ class Stopped(Stored):
         return [self._stopped(folder / f"stopped_{k}", *at) for k, at in enumerate(moments)]
 
     def _stopped(self, root: Path, at: str, after: int) -> Path:
-        def stop(what: str, done: int, total: int) -> None:
-            if what == at and done >= after:
-                raise KeyboardInterrupt
-
-        with contextlib.suppress(KeyboardInterrupt):
-            self.run.into(root).do(stop)
+        self.run.into(root).stop(at, after)
         assert not (root / "crops" / "metadata.json").exists()
         return root
 

@@ -83,6 +83,19 @@ class Run:
                 pipeline.forget(job)
             pipeline.ingest(job)
 
+    def stop(self, at: str = "windows read", after: int = 6) -> None:
+        """Ingest until so many windows are at a step, and no further."""
+
+        def stop(what: str, done: int, total: int) -> None:
+            if what == at and done >= after:
+                raise KeyboardInterrupt
+
+        try:
+            self.do(stop)
+        except KeyboardInterrupt:
+            return
+        raise AssertionError(f"the ingest ended without {after} {at}")
+
     def into(self, root: Path | str, **changes: Any) -> "Run":
         """The same run elsewhere."""
         return replace(self, root=root, **changes)
