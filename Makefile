@@ -56,7 +56,7 @@ signal: $(READY)  ## a sweep finds planted signals, and none in shuffled labels;
 	$(BIN)/python -m benchmarks.signal --windows $${WINDOWS:-400}
 
 torture: $(READY)  ## kill, starve and damage ingests for a while: nothing is lost; MINUTES=10 SEED=1
-	$(BIN)/python -m eval_ingest_tests.torture --minutes $${MINUTES:-10} --seed $${SEED:-1}
+	$(BIN)/python -m eval_ingest_tests.support.torture --minutes $${MINUTES:-10} --seed $${SEED:-1}
 
 ui: $(READY)  ## Dagster's web page and daemon at http://127.0.0.1:3000, watching the demo's folder
 	@test -f .env || sh scripts/demo.sh $(BIN)

@@ -103,7 +103,7 @@ def dataset(windows: int, size: int = 64, timesteps: int = 12) -> Path:
     """A tolbi-like source dataset of that many windows, written once."""
     root = CACHE / f"source_{windows}_{size}_{timesteps}"
     if not (root / ".complete").exists():
-        from eval_ingest.demo import write_tolbi_like
+        from eval_ingest.testing.demo import write_tolbi_like
 
         print(f"writing {windows} windows through rslearn (once) ...", file=sys.stderr)
         shutil.rmtree(root, ignore_errors=True)
@@ -182,8 +182,9 @@ def decode_rows(source: Path, count: int = 64) -> list[Row]:
 def profile_rows(work: Callable[[], Any], windows: int) -> list[Row]:
     """What a window's time goes into, by clocks around the parts."""
     from eval_ingest.core import kernels
+    from eval_ingest.decoding import geotiff as decode
     from eval_ingest.indexing import rows as indexing
-    from eval_ingest.studio import decode, source
+    from eval_ingest.sources import base as source
 
     parts: list[tuple[str, Any, str]] = [
         ("the decoder (LZW)", decode, "decode_lzw"),

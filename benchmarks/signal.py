@@ -20,7 +20,7 @@ import torch
 
 from eval_ingest import EvalDataset
 from eval_ingest.sweep.metrics import tally
-from eval_ingest_tests import factories
+from eval_ingest_tests.support import factories
 
 CASES = {
     "segmentation": factories.segmentation,

@@ -363,7 +363,7 @@ def _list(options: argparse.Namespace) -> int:
     from eval_ingest.settings import Settings
     from eval_ingest.store.catalog import read_catalog
     from eval_ingest.store.registry import read_registry
-    from eval_ingest.store.uri import open_root
+    from eval_ingest.store.roots.open import open_root
 
     settings = Settings.load()
     catalog = read_catalog(settings)
@@ -459,7 +459,7 @@ def _rebuild(options: argparse.Namespace) -> int:
 
 def _root() -> Any:
     from eval_ingest.settings import Settings
-    from eval_ingest.store.uri import open_root
+    from eval_ingest.store.roots.open import open_root
 
     return open_root(Settings.load())
 

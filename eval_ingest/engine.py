@@ -126,7 +126,7 @@ class _Workers(multiprocessing.context.ForkServerContext):
 
     def __init__(self) -> None:
         super().__init__()
-        self.set_forkserver_preload(["eval_ingest.indexing.work", "eval_ingest.transfer"])
+        self.set_forkserver_preload(["eval_ingest.indexing.work", "eval_ingest.copying.transfer"])
 
 
 def _kill_workers(pool: ProcessPoolExecutor) -> None:

@@ -9,12 +9,13 @@ from eval_ingest.core.resolved import ResolvedConfig
 from eval_ingest.core.spec import DatasetSpec
 from eval_ingest.engine import Progress, no_progress
 from eval_ingest.errors import ConfigError, SpecError
+from eval_ingest.inference.resolve import ConfigFiles, resolve
 from eval_ingest.redaction import holds_secret, redacted
 from eval_ingest.settings import Settings
-from eval_ingest.store.layout import DatasetLayout, EvalRoot
-from eval_ingest.store.uri import open_root
-from eval_ingest.studio.config import ConfigFiles, resolve
-from eval_ingest.studio.source import CONFIG_FILES, Source, open_source
+from eval_ingest.sources.base import CONFIG_FILES, Source
+from eval_ingest.sources.open import open_source
+from eval_ingest.store.paths import DatasetLayout, EvalRoot
+from eval_ingest.store.roots.open import open_root
 
 
 @dataclass(frozen=True)

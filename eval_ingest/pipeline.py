@@ -7,7 +7,7 @@
 | window_index | reads every window once and judges it: one row per window | indexing/ |
 | split_assignment | gives each valid window train, val, test or none | core/splits.py |
 | norm_stats | band statistics of the train windows, from the moments in the index | core/norm.py |
-| weka_copy | copies the windows and packs the samples | transfer.py |
+| weka_copy | copies the windows and packs the samples | copying/ |
 | registry_entry | writes metadata.json, the commit point, and the registry | store/registry.py |
 
 Each stage is a function of the stages before it, and each outcome carries a fingerprint: a hash of
@@ -28,6 +28,9 @@ from typing import Any
 
 import numpy as np
 
+from eval_ingest.copying.rslearn_files import Samples, remove_copy, write_copy_files
+from eval_ingest.copying.transfer import transfer
+from eval_ingest.copying.verify import look_at
 from eval_ingest.core.entry import CopyResult, Metadata, NormStats
 from eval_ingest.core.fingerprint import fingerprint
 from eval_ingest.core.index import WindowIndex
@@ -39,12 +42,11 @@ from eval_ingest.errors import NotIngestedError, StoreError
 from eval_ingest.indexing.build import finish_index, index_source, partial_rows
 from eval_ingest.indexing.wanted import check_storage
 from eval_ingest.job import Job
-from eval_ingest.rslearn_copy import Samples, remove_copy, write_copy_files
+from eval_ingest.sources.discovery import source_fingerprint
 from eval_ingest.store.atomic import remove_file
 from eval_ingest.store.index_file import read_splits, write_splits
 from eval_ingest.store.leftovers import GRACE_S, remove_retired, remove_unfinished, retire
 from eval_ingest.store.outcomes import read_copy, read_outcome, read_source_state
-from eval_ingest.store.pack import retire_shards
 from eval_ingest.store.registry import (
     locked,
     read_metadata,
@@ -53,9 +55,7 @@ from eval_ingest.store.registry import (
     write_metadata,
 )
 from eval_ingest.store.seal import unless_damaged, write_sealed_json
-from eval_ingest.store.verify import look_at
-from eval_ingest.studio.discovery import source_fingerprint
-from eval_ingest.transfer import transfer
+from eval_ingest.store.shards import retire_shards
 
 STAGES = ("window_index", "split_assignment", "norm_stats", "weka_copy", "registry_entry")
 

@@ -5,6 +5,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from eval_ingest.copying.verify import Verified, verify
 from eval_ingest.core.columns import numbers
 from eval_ingest.core.digest import label_digest, pixel_digest
 from eval_ingest.core.entry import Metadata
@@ -14,12 +15,11 @@ from eval_ingest.core.splits import SplitAssignment
 from eval_ingest.engine import Progress
 from eval_ingest.errors import EvalIngestError, IntegrityError
 from eval_ingest.loading.packed import PackedSamples
-from eval_ingest.loading.split_index import TARGET, SplitIndex
-from eval_ingest.store.layout import DatasetLayout, EvalRoot
+from eval_ingest.sources.open import open_source
 from eval_ingest.store.outcomes import read_outcome
+from eval_ingest.store.paths import DatasetLayout, EvalRoot
 from eval_ingest.store.registry import require_metadata
-from eval_ingest.store.verify import Verified, verify
-from eval_ingest.studio.source import open_source
+from eval_ingest.store.split_index import TARGET, SplitIndex
 
 _TOLD = 20
 """Windows that are told one by one."""

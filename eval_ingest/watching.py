@@ -13,6 +13,8 @@ from eval_ingest.background import Background
 from eval_ingest.core.fingerprint import fingerprint
 from eval_ingest.core.resolved import ResolvedConfig
 from eval_ingest.core.spec import DatasetSpec, name_from
+from eval_ingest.decoding.metadata import read_metadata as read_window_metadata
+from eval_ingest.decoding.rasters import not_there_yet
 from eval_ingest.errors import (
     ConfigError,
     EvalIngestError,
@@ -21,20 +23,19 @@ from eval_ingest.errors import (
     StoreError,
 )
 from eval_ingest.indexing.wanted import WindowFilter, check_storage, groups_to_read, selected
+from eval_ingest.inference.resolve import resolve
 from eval_ingest.job import read_config_files
 from eval_ingest.objects.faults import first_line
 from eval_ingest.objects.filesystems import weka_mount
 from eval_ingest.redaction import holds_secret, redacted, shown
 from eval_ingest.settings import Settings
+from eval_ingest.sources.base import Source, WindowFiles, WindowReader
+from eval_ingest.sources.discovery import MAX_DEPTH, SAMPLE, Found, find_datasets, spread
+from eval_ingest.sources.open import open_source
 from eval_ingest.store.catalog import read_catalog
 from eval_ingest.store.outcomes import read_source_state
 from eval_ingest.store.registry import read_metadata
-from eval_ingest.store.uri import open_root
-from eval_ingest.studio.config import resolve
-from eval_ingest.studio.discovery import MAX_DEPTH, SAMPLE, Found, find_datasets, spread
-from eval_ingest.studio.source import Source, WindowFiles, WindowReader, open_source
-from eval_ingest.studio.window import not_there_yet
-from eval_ingest.studio.window import read_metadata as read_window_metadata
+from eval_ingest.store.roots.open import open_root
 
 Find = Callable[[str, int], Iterable[Found]]
 Looks = Background[str, list[Found]]

@@ -13,7 +13,7 @@ from eval_ingest import pipeline
 from eval_ingest.core.spec import DatasetSpec
 from eval_ingest.job import Job, open_job
 from eval_ingest.settings import Settings
-from eval_ingest_tests import factories, killing
+from eval_ingest_tests.support import factories, killing
 
 
 @pytest.fixture(autouse=True)

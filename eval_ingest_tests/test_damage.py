@@ -14,13 +14,13 @@ import pytest
 from eval_ingest import EvalDataset, cli
 from eval_ingest.core.entry import SPLIT_INDEX_VERSION
 from eval_ingest.errors import IntegrityError, StoreError
-from eval_ingest.store.copy import CopiedWindow, Manifest
-from eval_ingest.store.layout import EvalRoot
+from eval_ingest.store.manifest import CopiedWindow, Manifest
+from eval_ingest.store.paths import EvalRoot
 from eval_ingest.store.registry import read_metadata, read_registry
 from eval_ingest.store.seal import read_sealed_json, sealed_json, write_sealed_json
 from eval_ingest.store.tables import read_table, write_table
-from eval_ingest_tests import faults
-from eval_ingest_tests.killing import Run
+from eval_ingest_tests.support import faults
+from eval_ingest_tests.support.killing import Run
 
 CURE = "run: eval-ingest ingest --name crops"
 Damage = Callable[[Path], None]

@@ -40,8 +40,8 @@ from eval_ingest.errors import (
 from eval_ingest.job import Job, open_job
 from eval_ingest.settings import Settings
 from eval_ingest.store.catalog import find_spec
-from eval_ingest.store.layout import EvalRoot
 from eval_ingest.store.outcomes import read_outcome
+from eval_ingest.store.paths import EvalRoot
 from eval_ingest.store.seal import sealed_json
 
 # Outside of pytest defs/running.py silences it, and says why.

@@ -17,7 +17,7 @@ from eval_ingest.defs.checks import BY_FINDINGS, Result, registry_entry_checks
 from eval_ingest.errors import UnknownDatasetError
 from eval_ingest.settings import Settings
 from eval_ingest.store.catalog import add_spec
-from eval_ingest.store.layout import EvalRoot
+from eval_ingest.store.paths import EvalRoot
 from eval_ingest.store.registry import require_metadata
 from eval_ingest_tests.test_core_leakage import moments, window
 from eval_ingest_tests.test_core_quality import clean, report, with_means

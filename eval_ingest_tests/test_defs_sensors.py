@@ -21,15 +21,15 @@ from eval_ingest.defs import gcs, sensors
 from eval_ingest.defs.cursor import Cursor, Seen, Step
 from eval_ingest.defs.resources import build_resources
 from eval_ingest.errors import InvalidWindowsError, SourceError
+from eval_ingest.inference.resolve import ConfigFiles
 from eval_ingest.job import open_job
 from eval_ingest.pipeline import STAGES
 from eval_ingest.settings import Settings
+from eval_ingest.sources.discovery import Found, find_datasets
 from eval_ingest.store.catalog import add_spec, find_spec
-from eval_ingest.store.layout import EvalRoot
+from eval_ingest.store.paths import EvalRoot
 from eval_ingest.store.registry import read_registry
-from eval_ingest.studio.config import ConfigFiles
-from eval_ingest.studio.discovery import Found, find_datasets
-from eval_ingest_tests.servers import gcs_server
+from eval_ingest_tests.support.servers import gcs_server
 
 # Outside of pytest defs/running.py silences it, and says why.
 pytestmark = pytest.mark.filterwarnings("ignore::dagster.BetaWarning")

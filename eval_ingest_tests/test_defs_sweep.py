@@ -12,7 +12,7 @@ from eval_ingest import cli
 from eval_ingest.definitions import build_defs
 from eval_ingest.settings import Settings
 from eval_ingest.sweep.results import read_rows
-from eval_ingest_tests.fake_evals import write_fake
+from eval_ingest_tests.support.fake_evals import write_fake
 
 # Outside of pytest defs/running.py silences it, and says why.
 pytestmark = pytest.mark.filterwarnings("ignore::dagster.BetaWarning")

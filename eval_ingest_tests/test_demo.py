@@ -6,10 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from eval_ingest import demo
 from eval_ingest.errors import StoreError
-from eval_ingest_tests.factories import windows_of
-from eval_ingest_tests.oracle import rslearn_samples
+from eval_ingest.testing import demo
+from eval_ingest_tests.support.factories import windows_of
+from eval_ingest_tests.support.oracle import rslearn_samples
 
 
 @pytest.fixture(scope="module")

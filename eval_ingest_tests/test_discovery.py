@@ -13,14 +13,14 @@ from eval_ingest.core.spec import DatasetSpec
 from eval_ingest.errors import SourceError, SourceNotFoundError
 from eval_ingest.objects import filesystems
 from eval_ingest.settings import Settings
+from eval_ingest.sources import discovery
+from eval_ingest.sources.discovery import Entry, find_datasets, source_fingerprint
+from eval_ingest.sources.open import open_source
 from eval_ingest.store.catalog import add_spec
-from eval_ingest.store.uri import open_root
-from eval_ingest.studio import discovery
-from eval_ingest.studio.discovery import Entry, find_datasets, source_fingerprint
-from eval_ingest.studio.source import open_source
+from eval_ingest.store.roots.open import open_root
 from eval_ingest.watching import State, judge, survey
 from eval_ingest_tests.conftest import make_job
-from eval_ingest_tests.servers import gcs_server
+from eval_ingest_tests.support.servers import gcs_server
 
 Written = Callable[[str], Path]
 

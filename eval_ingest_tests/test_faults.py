@@ -19,13 +19,13 @@ from eval_ingest.errors import SourceError
 from eval_ingest.indexing.work import IndexTask
 from eval_ingest.store import leftovers
 from eval_ingest.store.atomic import write_json
-from eval_ingest.store.copy import CopiedWindow, Manifest
-from eval_ingest.store.layout import EvalRoot
-from eval_ingest.store.pack import ArrayPlan, ShardWriter
+from eval_ingest.store.manifest import CopiedWindow, Manifest
+from eval_ingest.store.paths import EvalRoot
 from eval_ingest.store.registry import read_registry, rebuild_registry
-from eval_ingest_tests import faults
-from eval_ingest_tests.faults import Scenario
-from eval_ingest_tests.killing import Run, is_running, start, wait_until
+from eval_ingest.store.shards import ArrayPlan, ShardWriter
+from eval_ingest_tests.support import faults
+from eval_ingest_tests.support.faults import Scenario
+from eval_ingest_tests.support.killing import Run, is_running, start, wait_until
 
 SCENARIOS = ("first", "split", "changed", "ragged", "shards", "stream", "remote", "overwrite")
 
@@ -93,7 +93,7 @@ def test_samples_packed_before_a_stop_are_not_decoded_again(
         return decode(task, shard)
 
     monkeypatch.setattr("eval_ingest.indexing.work.IndexTask.__call__", counted)
-    monkeypatch.setattr("eval_ingest.transfer.read_arrays", _not_again)
+    monkeypatch.setattr("eval_ingest.copying.worker.read_arrays", _not_again)
     run.do()
     assert decoded == list(range(6, 10))
 
@@ -125,7 +125,7 @@ def test_a_split_that_was_half_changed_is_not_trusted(small: Path, tmp_path: Pat
         raise KeyboardInterrupt
 
     with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr("eval_ingest.store.copy.with_metadata", fails)  # metadata.json is replaced
+        patch.setattr("eval_ingest.store.window_files.with_metadata", fails)
         replace(run, spec={"splits": {"strategy": "random", "seed": 5}}).do()
     run.do()
     assert faults.verified(tmp_path) == []

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from eval_ingest_tests import fuzz
+from eval_ingest_tests.support import fuzz
 
 CASES = {
     "windows with raster labels": 1,

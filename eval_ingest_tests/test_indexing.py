@@ -9,12 +9,12 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
+from eval_ingest.decoding.metadata import WindowMetadata
 from eval_ingest.indexing.build import SHARD_WINDOWS, index_windows
 from eval_ingest.indexing.partial import PartialRows
 from eval_ingest.indexing.wanted import WindowFilter
 from eval_ingest.indexing.work import IndexedShard
-from eval_ingest.store.pack import PackRow
-from eval_ingest.studio.window import WindowMetadata
+from eval_ingest.store.shards import PackRow
 
 
 class Counting(list[Any]):

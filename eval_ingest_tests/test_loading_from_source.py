@@ -16,13 +16,13 @@ from eval_ingest.errors import IntegrityError, LoadError, SpecError, StoreError
 from eval_ingest.job import Job
 from eval_ingest.report.export import export_dataset
 from eval_ingest.report.writing import write_report
-from eval_ingest.store.layout import EvalRoot
+from eval_ingest.store.paths import EvalRoot
 from eval_ingest.store.registry import read_registry
 from eval_ingest.sweep.tasks import trainer_tasks
 from eval_ingest.verifying import verify_dataset
 from eval_ingest_tests.conftest import make_job
-from eval_ingest_tests.factories import CASES
-from eval_ingest_tests.servers import ObjectServer, gcs_server
+from eval_ingest_tests.support.factories import CASES
+from eval_ingest_tests.support.servers import ObjectServer, gcs_server
 
 Ingested = Callable[[str], Path]
 Written = Callable[[str], Path]

@@ -10,9 +10,9 @@ import torch
 
 from eval_ingest import EvalDataset
 from eval_ingest.core.resolved import Pad
-from eval_ingest.studio.window import apply_pad
-from eval_ingest_tests.factories import CASES
-from eval_ingest_tests.oracle import OracleSample, rslearn_samples
+from eval_ingest.decoding.padding import apply_pad
+from eval_ingest_tests.support.factories import CASES
+from eval_ingest_tests.support.oracle import OracleSample, rslearn_samples
 
 
 @pytest.mark.parametrize("case", CASES)

@@ -13,7 +13,7 @@ from eval_ingest.objects import reading, writing
 from eval_ingest.objects.faults import Conflict
 from eval_ingest.objects.reading import crc32c_text
 from eval_ingest.objects.writing import WritableObjects
-from eval_ingest_tests.servers import BUCKET, ObjectServer, gcs_server, proxy, s3_server
+from eval_ingest_tests.support.servers import BUCKET, ObjectServer, gcs_server, proxy, s3_server
 
 _ADDRESS = {"gs": "STORAGE_EMULATOR_HOST", "s3": "AWS_ENDPOINT_URL"}
 

@@ -17,13 +17,13 @@ import yaml
 
 from eval_ingest import EvalDataset, cli, pipeline
 from eval_ingest.core.norm import METHODS
-from eval_ingest.loading.olmoearth import OlmoEarthAdapter
-from eval_ingest.store.layout import EvalRoot
+from eval_ingest.integrations.olmoearth import OlmoEarthAdapter
+from eval_ingest.store.paths import EvalRoot
 from eval_ingest.store.registry import rebuild_registry
 from eval_ingest.sweep.tasks import trainer_tasks
-from eval_ingest_tests import factories
 from eval_ingest_tests.conftest import make_job
-from eval_ingest_tests.peer import PYTHON, Peer
+from eval_ingest_tests.support import factories
+from eval_ingest_tests.support.peer import PYTHON, Peer
 from eval_ingest_tests.test_shared_configs import CONFIGS, FOLDERS, generate
 
 SPLITS = ("train", "val", "test")
@@ -35,7 +35,7 @@ Ingested = Callable[[str], Path]
 
 @pytest.fixture(scope="module")
 def peer(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Peer]:
-    script = Path(__file__).parent / "peer_process.py"
+    script = Path(__file__).parent / "support" / "peer_process.py"
     process = Peer(script, tmp_path_factory.mktemp("peer") / "log")
     yield process
     process.close()

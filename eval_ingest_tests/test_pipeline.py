@@ -11,6 +11,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from eval_ingest import EvalDataset, pipeline
+from eval_ingest.copying.verify import verify
+from eval_ingest.decoding import judge as window_module
+from eval_ingest.decoding.problems import RasterProblem
 from eval_ingest.engine import no_progress
 from eval_ingest.errors import (
     ConfigError,
@@ -22,14 +25,11 @@ from eval_ingest.errors import (
     StoreError,
 )
 from eval_ingest.job import open_job
-from eval_ingest.store.layout import EvalRoot
 from eval_ingest.store.outcomes import read_outcome
+from eval_ingest.store.paths import EvalRoot
 from eval_ingest.store.registry import locked, read_registry
-from eval_ingest.store.verify import verify
-from eval_ingest.studio import window as window_module
-from eval_ingest.studio.geotiff import RasterProblem
-from eval_ingest_tests import factories
 from eval_ingest_tests.conftest import make_job
+from eval_ingest_tests.support import factories
 
 Copied = Callable[[str], Path]
 

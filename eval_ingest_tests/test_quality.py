@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from eval_ingest import pipeline
-from eval_ingest_tests import factories
 from eval_ingest_tests.conftest import make_job
+from eval_ingest_tests.support import factories
 from eval_ingest_tests.test_pipeline import windows_of
 from eval_ingest_tests.test_regressions import rewrite
 

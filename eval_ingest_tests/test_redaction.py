@@ -12,7 +12,7 @@ from eval_ingest.objects.reading import Objects
 from eval_ingest.redaction import without_secrets_of
 from eval_ingest.report.terminal import discover_lines
 from eval_ingest.settings import Settings
-from eval_ingest.store.uri import open_root
+from eval_ingest.store.roots.open import open_root
 from eval_ingest.watching import survey
 
 SECRET = "s3cr3t/pass"

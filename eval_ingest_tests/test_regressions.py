@@ -19,8 +19,8 @@ import torch
 from eval_ingest import EvalDataset, pipeline
 from eval_ingest.core.norm import combine, measure
 from eval_ingest.errors import SourceError
-from eval_ingest.store.layout import EvalRoot
 from eval_ingest.store.outcomes import read_outcome
+from eval_ingest.store.paths import EvalRoot
 from eval_ingest.store.registry import (
     read_metadata,
     read_registry,

@@ -30,20 +30,21 @@ from eval_ingest.errors import (
 from eval_ingest.job import Job, open_job
 from eval_ingest.objects.writing import WritableObjects
 from eval_ingest.settings import Settings
-from eval_ingest.store import lease, remote_root
 from eval_ingest.store.catalog import add_spec
-from eval_ingest.store.layout import EvalRoot
+from eval_ingest.store.paths import EvalRoot
 from eval_ingest.store.registry import (
     read_registry,
     rebuild_registry,
     remove_dataset,
     require_metadata,
 )
-from eval_ingest.store.remote_root import RemoteRoot
-from eval_ingest.store.uri import open_root
+from eval_ingest.store.roots import lease
+from eval_ingest.store.roots import remote as remote_root
+from eval_ingest.store.roots.open import open_root
+from eval_ingest.store.roots.remote import RemoteRoot
 from eval_ingest.verifying import verify_dataset
 from eval_ingest_tests.conftest import make_job
-from eval_ingest_tests.servers import (
+from eval_ingest_tests.support.servers import (
     BUCKET,
     ObjectServer,
     Proxy,

@@ -20,6 +20,7 @@ import yaml
 from PIL import Image
 
 from eval_ingest import EvalDataset, cli
+from eval_ingest.copying.verify import verify
 from eval_ingest.core.quality import quality_report
 from eval_ingest.core.task import LabelClass, Task, TaskKind
 from eval_ingest.errors import StoreError, UnknownDatasetError
@@ -35,10 +36,9 @@ from eval_ingest.report.pictures import SMALL_BYTES, Picture, all_pictures, part
 from eval_ingest.report.previews import _stretch, previews
 from eval_ingest.report.view import View, open_view
 from eval_ingest.report.writing import write_report
-from eval_ingest.store.layout import DatasetLayout, EvalRoot
+from eval_ingest.store.paths import DatasetLayout, EvalRoot
 from eval_ingest.store.registry import read_registry, require_metadata
-from eval_ingest.store.verify import verify
-from eval_ingest_tests import factories
+from eval_ingest_tests.support import factories
 
 Ingested = Callable[[str], Path]
 
@@ -144,7 +144,7 @@ def test_judging_and_drawing_do_without_pandas(ingested: Ingested) -> None:
         "from eval_ingest.report.charts import label_histogram, timeline\n"
         "from eval_ingest.report.map import window_map\n"
         "from eval_ingest.report.view import open_view\n"
-        "from eval_ingest.store.layout import EvalRoot\n"
+        "from eval_ingest.store.paths import EvalRoot\n"
         "view = open_view(EvalRoot(Path(sys.argv[1])), sys.argv[2])\n"
         "quality_report(view.index, view.assignment, view.metadata.config)\n"
         "window_map(view), label_histogram(view), timeline(view)\n"

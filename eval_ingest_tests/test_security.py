@@ -20,10 +20,10 @@ from eval_ingest import EvalDataset, cli, pipeline
 from eval_ingest.errors import EvalIngestError, IntegrityError
 from eval_ingest.objects import filesystems
 from eval_ingest.settings import Settings
+from eval_ingest.sources.open import open_source
 from eval_ingest.store.atomic import umask
 from eval_ingest.store.catalog import read_catalog
 from eval_ingest.store.seal import read_sealed_json, sealed_json
-from eval_ingest.studio.source import open_source
 from eval_ingest_tests.conftest import make_job
 
 # ------------------------------------------------------------------------ what the code never does
@@ -33,8 +33,8 @@ _MODULES = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "marshal", "sh
 _FUNCTIONS = {"eval", "exec", "compile", "__import__", "os.system", "os.popen", "pd.read_pickle",
               "yaml.unsafe_load", "yaml.full_load", "archive.extractall"}  # fmt: skip
 _ONCE = {
-    "importlib.import_module": "sweep/encoders.py",  # module:factory, which a person has typed
-    "archive.extract": "studio/archive.py",  # a member that was checked, with the data filter
+    "importlib.import_module": "sweep/encoders/registry.py",  # module:factory, which a person typed
+    "archive.extract": "sources/archive.py",  # a member that was checked, with the data filter
     "yaml.load": "core/plain_yaml.py",  # with a loader that is derived from SafeLoader
 }
 _OPTIONS = {"np.load": ("allow_pickle", False), "torch.load": ("weights_only", True)}

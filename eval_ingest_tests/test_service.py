@@ -19,8 +19,9 @@ from typing import Any
 
 import pytest
 
-from eval_ingest import EvalDataset, demo, pipeline
-from eval_ingest_tests.servers import ObjectServer, gcs_server
+from eval_ingest import EvalDataset, pipeline
+from eval_ingest.testing import demo
+from eval_ingest_tests.support.servers import ObjectServer, gcs_server
 from eval_ingest_tests.test_defs import REPOSITORY, environment
 
 # One worker for the whole file: the service takes fifteen seconds to start.

@@ -16,10 +16,10 @@ from eval_ingest import EvalDataset, pipeline
 from eval_ingest.core.resolved import Layer, ResolvedConfig
 from eval_ingest.core.spec import DatasetSpec
 from eval_ingest.core.task import TaskKind
-from eval_ingest.demo import add_window, complete, write_raster
-from eval_ingest.studio.config import ConfigFiles, dataset_config_for_copy, resolve
+from eval_ingest.inference.resolve import ConfigFiles, dataset_config_for_copy, resolve
+from eval_ingest.testing.datasets import add_window, complete, write_raster
 from eval_ingest_tests.conftest import make_job
-from eval_ingest_tests.oracle import rslearn_samples
+from eval_ingest_tests.support.oracle import rslearn_samples
 from eval_ingest_tests.test_loading_parity import compare
 
 CONFIGS = Path(__file__).parents[2] / "shared" / "configs"

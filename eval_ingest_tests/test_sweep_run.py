@@ -29,7 +29,7 @@ from eval_ingest.sweep.results import (
     write_row,
 )
 from eval_ingest.sweep.run import run_sweep
-from eval_ingest_tests.fake_evals import write_fake
+from eval_ingest_tests.support.fake_evals import write_fake
 
 Ingested = Callable[[str], Path]
 Sweep = Callable[..., ResultTable]

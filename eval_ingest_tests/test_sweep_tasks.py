@@ -10,7 +10,7 @@ import pytest
 
 from eval_ingest import cli
 from eval_ingest.errors import SweepError, UnknownDatasetError
-from eval_ingest.store.layout import EvalRoot
+from eval_ingest.store.paths import EvalRoot
 from eval_ingest.store.seal import sealed_json
 from eval_ingest.sweep.tasks import CALLBACK, as_overrides, as_python, patch_size, trainer_tasks
 

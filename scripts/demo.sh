@@ -19,7 +19,7 @@ LINES
 unset STUDIO_ROOT OLMOEARTH_EVAL_DATASETS EVAL_INGEST_CATALOG EVAL_INGEST_STUDIO_ROOTS
 
 echo "== 1. A small rslearn dataset, as Studio writes them"
-python -m eval_ingest.demo --root "$root/studio"
+python -m eval_ingest.testing.demo --root "$root/studio"
 
 echo
 echo "== 2. dagster asset materialize --select tolbi_crops"
@@ -53,4 +53,4 @@ PY
 
 echo
 echo "== 5. A first score"
-python -m eval_ingest.demo --score
+python -m eval_ingest.testing.demo --score

@@ -1,7 +1,7 @@
 """What samples are made of: the outcome of reading a dataset's own configuration.
 
 A `ResolvedConfig` is everything that index, pack and loader need to know about a dataset.
-It is inferred by `studio.config.resolve` and kept in metadata.json with the origin of each value.
+It is inferred by inference/resolve.py and kept in metadata.json with the origin of each value.
 """
 
 from pydantic import BaseModel, ConfigDict, Field

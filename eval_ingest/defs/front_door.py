@@ -23,7 +23,7 @@ from eval_ingest.pipeline import STAGES
 from eval_ingest.report.terminal import counts_text
 from eval_ingest.settings import Settings
 from eval_ingest.store.registry import read_metadata
-from eval_ingest.store.uri import open_root
+from eval_ingest.store.roots.open import open_root
 
 GROUP = "eval_datasets"
 TAKEN = frozenset({*STAGES, "eval_sweep"})

@@ -7,7 +7,7 @@ from typing import Any
 
 from eval_ingest.errors import SourceError
 from eval_ingest.objects.reading import Entry
-from eval_ingest.studio.discovery import Found, find_datasets
+from eval_ingest.sources.discovery import Found, find_datasets
 
 REQUEST_S = 20.0
 """A page of a listing takes longer than this only if the bucket is out of reach."""

@@ -16,13 +16,13 @@ from eval_ingest.errors import NotIngestedError
 from eval_ingest.job import open_job
 from eval_ingest.settings import Settings
 from eval_ingest.store.catalog import find_spec
-from eval_ingest.store.layout import DatasetLayout
 from eval_ingest.store.outcomes import read_outcome
-from eval_ingest.store.uri import open_root
+from eval_ingest.store.paths import DatasetLayout
+from eval_ingest.store.roots.open import open_root
 
 
 class StageIOManager(dg.UPathIOManager):
-    """window_index and split_assignment as Parquet, the other stages as JSON: see store/layout.py.
+    """window_index and split_assignment as Parquet, the other stages as JSON: see store/paths.py.
 
     An asset's name is its stage, and its partition the dataset.
     """

@@ -21,9 +21,9 @@ from eval_ingest.pipeline import STAGES
 from eval_ingest.redaction import redacted
 from eval_ingest.settings import Settings
 from eval_ingest.store.catalog import read_catalog
-from eval_ingest.store.layout import DatasetLayout
+from eval_ingest.store.paths import DatasetLayout
 from eval_ingest.store.registry import read_metadata, read_registry
-from eval_ingest.store.uri import open_root
+from eval_ingest.store.roots.open import open_root
 from eval_ingest.watching import fault_text
 
 

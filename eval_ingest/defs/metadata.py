@@ -20,7 +20,7 @@ from eval_ingest.errors import EvalIngestError
 from eval_ingest.job import Job
 from eval_ingest.pipeline import Outcome
 from eval_ingest.report.terminal import describe, size
-from eval_ingest.store.layout import DatasetLayout
+from eval_ingest.store.paths import DatasetLayout
 
 STAGE_FILES = {
     "window_index": "window_index",

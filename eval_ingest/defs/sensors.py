@@ -1,7 +1,7 @@
 """The discovery sensor: a dataset dropped under a watched root becomes an eval by itself.
 
 What belongs here: what Dagster is asked to do about a dataset. What doesn't: finding datasets
-(studio/discovery.py) and judging them (watching.py).
+(sources/discovery.py) and judging them (watching.py).
 
 A dataset is asked for when two looks in a row found it the same: folder, configuration, and the
 files of some windows. So one that is being copied waits for its last file, and a whole one waits

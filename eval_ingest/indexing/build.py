@@ -12,6 +12,7 @@ import pyarrow.compute as pc
 from eval_ingest.core.fingerprint import fingerprint
 from eval_ingest.core.index import INDEX_VERSION, WindowIndex, row_key
 from eval_ingest.core.resolved import ResolvedConfig
+from eval_ingest.decoding.judge import read_window, sample_arrays
 from eval_ingest.engine import Progress, executor, map_ordered
 from eval_ingest.indexing.packer import Commits, Packer, pack_row, pack_rows
 from eval_ingest.indexing.partial import PartialRows, PartTable
@@ -19,12 +20,12 @@ from eval_ingest.indexing.rows import add_geometry
 from eval_ingest.indexing.wanted import WindowFilter, enough, list_windows, wanted_groups
 from eval_ingest.indexing.work import IndexTask
 from eval_ingest.job import Job
+from eval_ingest.sources.base import Listed
+from eval_ingest.sources.local import LocalSource
 from eval_ingest.store.index_file import read_index, write_index
-from eval_ingest.store.pack import PackRow
 from eval_ingest.store.room import require_room
 from eval_ingest.store.seal import unless_damaged
-from eval_ingest.studio.source import Listed, LocalSource
-from eval_ingest.studio.window import read_window, sample_arrays
+from eval_ingest.store.shards import PackRow
 
 SHARD_WINDOWS = 64
 """Windows per task: enough to drown its overhead, few enough to balance and to show progress."""

@@ -12,11 +12,12 @@ from numpy.typing import NDArray
 
 from eval_ingest.core.fingerprint import fingerprint
 from eval_ingest.core.resolved import ResolvedConfig
+from eval_ingest.decoding.judge import WindowSample, sample_arrays
+from eval_ingest.decoding.padding import sample_size
 from eval_ingest.indexing.wanted import selected
-from eval_ingest.store.layout import DatasetLayout
-from eval_ingest.store.pack import PackRow, ShardWriter, plan_arrays
+from eval_ingest.store.paths import DatasetLayout
 from eval_ingest.store.seal import read_sealed_json, unless_damaged, write_sealed_json
-from eval_ingest.studio.window import WindowSample, sample_arrays, sample_size
+from eval_ingest.store.shards import PackRow, ShardWriter, plan_arrays
 
 _PACKING = "packing.json"
 

@@ -12,8 +12,8 @@ import pyarrow as pa
 from eval_ingest.core.resolved import ResolvedConfig
 from eval_ingest.indexing.packer import Packer, pack_rows
 from eval_ingest.indexing.work import IndexedShard
-from eval_ingest.store.pack import PackRow
 from eval_ingest.store.seal import unless_damaged
+from eval_ingest.store.shards import PackRow
 from eval_ingest.store.tables import read_table, write_table
 
 PARTIAL_VERSION = 3

@@ -15,15 +15,11 @@ from eval_ingest.core.index import moments_struct
 from eval_ingest.core.norm import count_nodata, measure
 from eval_ingest.core.resolved import ResolvedConfig
 from eval_ingest.core.task import IGNORE_LABEL
-from eval_ingest.store.pack import target_dtype
-from eval_ingest.studio.source import WindowFiles, WindowReader
-from eval_ingest.studio.window import (
-    WindowMetadata,
-    WindowSample,
-    apply_pad,
-    padded_target,
-    read_metadata,
-)
+from eval_ingest.decoding.judge import WindowSample
+from eval_ingest.decoding.metadata import WindowMetadata, read_metadata
+from eval_ingest.decoding.padding import apply_pad, padded_target
+from eval_ingest.sources.base import WindowFiles, WindowReader
+from eval_ingest.store.shards import target_dtype
 
 
 def index_row(sample: WindowSample, config: ResolvedConfig) -> dict[str, Any]:

@@ -7,10 +7,10 @@ from datetime import timedelta
 from eval_ingest.core.resolved import ResolvedConfig
 from eval_ingest.core.spec import DatasetSpec
 from eval_ingest.core.splits import uniform
+from eval_ingest.decoding.metadata import WindowMetadata, read_metadata
 from eval_ingest.errors import ConfigError, SpecError
 from eval_ingest.job import Job
-from eval_ingest.studio.source import Listed, Source, WindowFiles
-from eval_ingest.studio.window import WindowMetadata, read_metadata
+from eval_ingest.sources.base import Listed, Source, WindowFiles
 
 
 @dataclass(frozen=True)

@@ -7,12 +7,12 @@ import pyarrow as pa
 
 from eval_ingest.core.index import index_schema
 from eval_ingest.core.resolved import ResolvedConfig
+from eval_ingest.decoding.judge import read_window
 from eval_ingest.indexing.packer import Packer
 from eval_ingest.indexing.rows import index_row
 from eval_ingest.indexing.wanted import WindowFilter
-from eval_ingest.store.pack import PackRow
-from eval_ingest.studio.source import Listed, Source, WindowFiles, WindowReader
-from eval_ingest.studio.window import read_window
+from eval_ingest.sources.base import Listed, Source, WindowFiles, WindowReader
+from eval_ingest.store.shards import PackRow
 
 
 @dataclass(frozen=True)

@@ -29,11 +29,11 @@ from eval_ingest.loading.normalize import (
 )
 from eval_ingest.loading.packed import PackedSamples, Window
 from eval_ingest.loading.parallel import in_parallel
-from eval_ingest.loading.split_index import TARGET, SplitIndex
 from eval_ingest.settings import Settings
-from eval_ingest.store.layout import EvalRoot
+from eval_ingest.store.paths import EvalRoot
 from eval_ingest.store.registry import require_metadata
-from eval_ingest.store.uri import open_root
+from eval_ingest.store.roots.open import open_root
+from eval_ingest.store.split_index import TARGET, SplitIndex
 
 if TYPE_CHECKING:  # the source side is for datasets without packed samples alone
     from eval_ingest.loading.from_source import SourceSamples

@@ -16,11 +16,12 @@ from typing import Any
 from numpy.typing import NDArray
 
 from eval_ingest.core.entry import Metadata
+from eval_ingest.decoding.judge import read_window, sample_arrays
 from eval_ingest.errors import EvalIngestError, IntegrityError, LoadError
 from eval_ingest.loading.packed import Window
-from eval_ingest.loading.split_index import SplitIndex
-from eval_ingest.studio.source import Source, WindowFiles, WindowReader, open_source
-from eval_ingest.studio.window import read_window, sample_arrays
+from eval_ingest.sources.base import Source, WindowFiles, WindowReader
+from eval_ingest.sources.open import open_source
+from eval_ingest.store.split_index import SplitIndex
 
 Arrays = dict[str, NDArray[Any]]
 """Per modality (H, W, T, C) in the stored type, and `target`."""

@@ -10,10 +10,10 @@ from numpy.typing import NDArray
 
 from eval_ingest.core.entry import Metadata, Shard
 from eval_ingest.errors import IntegrityError
-from eval_ingest.loading.split_index import TARGET, SplitIndex
-from eval_ingest.store.layout import DatasetLayout
 from eval_ingest.store.npy import check_npy
+from eval_ingest.store.paths import DatasetLayout
 from eval_ingest.store.seal import again
+from eval_ingest.store.split_index import TARGET, SplitIndex
 
 Window = tuple[slice, slice]
 """Rows and columns of a sample: its crop."""

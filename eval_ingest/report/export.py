@@ -10,10 +10,10 @@ from eval_ingest.core.entry import Metadata
 from eval_ingest.errors import IntegrityError, NotIngestedError, StoreError
 from eval_ingest.report.writing import write_report
 from eval_ingest.store.atomic import store_error, write_bytes
-from eval_ingest.store.layout import DatasetLayout, EvalRoot
 from eval_ingest.store.outcomes import read_copy
+from eval_ingest.store.paths import DatasetLayout, EvalRoot
 from eval_ingest.store.registry import metadata_bytes, rebuild_registry, require_metadata
-from eval_ingest.store.windows import windows_of
+from eval_ingest.store.roots.open import windows_of
 
 _AT_ONCE = 16
 """Files that are fetched from a remote root at a time."""

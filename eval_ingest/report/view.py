@@ -14,7 +14,7 @@ from eval_ingest.core.splits import SplitAssignment
 from eval_ingest.core.task import Task
 from eval_ingest.errors import NotIngestedError
 from eval_ingest.store.index_file import read_index, read_splits
-from eval_ingest.store.layout import EvalRoot
+from eval_ingest.store.paths import EvalRoot
 from eval_ingest.store.registry import require_metadata
 
 if TYPE_CHECKING:

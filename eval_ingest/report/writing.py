@@ -8,7 +8,7 @@ from eval_ingest.report.page import html_page
 from eval_ingest.report.pictures import all_pictures
 from eval_ingest.report.view import open_view
 from eval_ingest.store.atomic import write_bytes
-from eval_ingest.store.layout import EvalRoot
+from eval_ingest.store.paths import EvalRoot
 
 
 def write_report(root: EvalRoot, name: str) -> list[Path]:

@@ -12,7 +12,7 @@ from eval_ingest.core.spec import DatasetSpec
 from eval_ingest.errors import EvalIngestError, SpecError, StoreError, UnknownDatasetError
 from eval_ingest.settings import Settings
 from eval_ingest.store.atomic import store_error, write_bytes
-from eval_ingest.store.uri import open_root
+from eval_ingest.store.roots.open import open_root
 
 BUILT_IN = "built in"
 

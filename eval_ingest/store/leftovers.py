@@ -12,9 +12,9 @@ from pathlib import Path
 
 from eval_ingest.core.entry import Metadata
 from eval_ingest.core.spec import SPLITS
-from eval_ingest.store.copy import UNFINISHED
-from eval_ingest.store.layout import DatasetLayout
-from eval_ingest.store.rslearn_index import FOLDER as RSLEARN_INDEX
+from eval_ingest.store.manifest import UNFINISHED
+from eval_ingest.store.paths import RSLEARN_INDEX as RSLEARN_INDEX
+from eval_ingest.store.paths import DatasetLayout
 
 GRACE_S = 3600.0
 """Files that metadata.json no longer names stay this long, for readers of the old version."""

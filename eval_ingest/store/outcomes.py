@@ -11,7 +11,7 @@ from eval_ingest.core.index import WindowIndex
 from eval_ingest.core.splits import SplitAssignment
 from eval_ingest.errors import IntegrityError
 from eval_ingest.store.index_file import read_index, read_splits
-from eval_ingest.store.layout import DatasetLayout
+from eval_ingest.store.paths import DatasetLayout
 from eval_ingest.store.registry import read_metadata
 from eval_ingest.store.seal import again, read_sealed_json, unless_damaged
 

@@ -23,11 +23,11 @@ from eval_ingest.errors import (
     UnknownDatasetError,
 )
 from eval_ingest.store.atomic import store_error, write_bytes
-from eval_ingest.store.layout import DatasetLayout, EvalRoot
+from eval_ingest.store.paths import DatasetLayout, EvalRoot
 from eval_ingest.store.seal import again, read_sealed_json, sealed_json
 
 if TYPE_CHECKING:  # a local root doesn't pay for it
-    from eval_ingest.store.remote_root import RemoteRoot
+    from eval_ingest.store.roots.remote import RemoteRoot
 
 LOCK_TIMEOUT_S = 120.0
 REGISTRY_ATTEMPTS = 20

@@ -4,8 +4,8 @@ import shutil
 from pathlib import Path
 
 from eval_ingest.errors import StoreError
-from eval_ingest.store.layout import DatasetLayout
-from eval_ingest.store.pack_cache import LEFT_FREE
+from eval_ingest.store.paths import DatasetLayout
+from eval_ingest.store.roots.cache import LEFT_FREE
 
 FILE_BYTES = 4096
 """A file takes so much more than its size: half of its last block, its name, its folder."""

@@ -183,7 +183,7 @@ def _leaderboard(options: argparse.Namespace) -> int:
 
 def _tasks(options: argparse.Namespace) -> int:
     from eval_ingest.settings import Settings
-    from eval_ingest.store.uri import open_root
+    from eval_ingest.store.roots.open import open_root
     from eval_ingest.sweep.tasks import as_overrides, as_python, left_out_lines, trainer_tasks
 
     root = open_root(Settings.load())

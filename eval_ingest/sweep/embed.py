@@ -24,7 +24,7 @@ from eval_ingest.engine import Progress, no_progress
 from eval_ingest.errors import SweepError
 from eval_ingest.loading import EvalDataset
 from eval_ingest.store.atomic import read_json, write_json, written_aside
-from eval_ingest.sweep.encoders import Embeddings, Encoder
+from eval_ingest.sweep.encoders.base import Embeddings, Encoder
 
 VERSION = 1
 
@@ -198,7 +198,7 @@ def _embed(
             if not isinstance(found, tuple | list):
                 raise SweepError(
                     f"encoder {encoder.name} returned a {type(found).__name__}; it must return "
-                    "Embeddings(patches, pooled), see eval_ingest.sweep.encoders.Encoder"
+                    "Embeddings(patches, pooled): see eval_ingest.sweep.encoders.base"
                 )
             found = Embeddings(*found)
     except (SweepError, KeyboardInterrupt):
@@ -252,5 +252,5 @@ def _wrong(
     wanted = ", ".join(map(str, expected))
     return SweepError(
         f"encoder {encoder.name} on {dataset.name} ({dataset.task.kind}): {what} must have the "
-        f"shape ({wanted}), not {shape}; see eval_ingest.sweep.encoders.Encoder"
+        f"shape ({wanted}), not {shape}; see eval_ingest.sweep.encoders.base.Encoder"
     )

@@ -19,12 +19,13 @@ from eval_ingest.errors import EvalIngestError, SweepError
 from eval_ingest.loading import EvalDataset
 from eval_ingest.report.terminal import plural
 from eval_ingest.settings import Settings
-from eval_ingest.store.layout import EvalRoot
+from eval_ingest.store.paths import EvalRoot
 from eval_ingest.store.registry import require_metadata
-from eval_ingest.store.uri import open_root
+from eval_ingest.store.roots.open import open_root
 from eval_ingest.sweep import embed, probes
 from eval_ingest.sweep.embed import Embedded, embed_split, writable
-from eval_ingest.sweep.encoders import Encoder, load_encoder
+from eval_ingest.sweep.encoders.base import Encoder
+from eval_ingest.sweep.encoders.registry import load_encoder
 from eval_ingest.sweep.metrics import LOWER_IS_BETTER, PRIMARY
 from eval_ingest.sweep.plan import SweepPlan
 from eval_ingest.sweep.probes import Probed, Rows, run_knn, run_linear

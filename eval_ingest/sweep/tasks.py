@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from eval_ingest.errors import SweepError, UnknownDatasetError
-from eval_ingest.store.layout import EvalRoot
+from eval_ingest.store.paths import EvalRoot
 from eval_ingest.store.registry import read_registry
 
 CALLBACK = "--trainer.callbacks.downstream_evaluator"

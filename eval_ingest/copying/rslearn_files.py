@@ -1,0 +1,197 @@
+"""What makes the copy a dataset that rslearn, and the existing eval code, read by themselves.
+
+Beside the windows that is config.json, a model.yaml that reads a sample as EvalDataset gives it,
+and rslearn's index of each split, so that nobody has to scan the windows.
+"""
+
+import json
+import shutil
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import yaml
+from numpy.typing import NDArray
+
+from eval_ingest.copying.places import Place, places_in_splits
+from eval_ingest.copying.rslearn_index import index_key, write_indexes
+from eval_ingest.core.columns import numbers
+from eval_ingest.core.copy_model import copy_inputs, copy_model, split_tags
+from eval_ingest.core.index import WindowIndex
+from eval_ingest.core.resolved import ResolvedConfig
+from eval_ingest.core.spec import SPLIT_OPTION, SPLITS
+from eval_ingest.core.splits import SplitAssignment
+from eval_ingest.decoding.padding import sample_size
+from eval_ingest.inference.resolve import ConfigFiles, dataset_config_for_copy
+from eval_ingest.store.atomic import file_crc32c, write_bytes, write_json
+from eval_ingest.store.manifest import UNFINISHED
+from eval_ingest.store.paths import RSLEARN_INDEX, DatasetLayout
+from eval_ingest.store.roots.open import windows_of
+
+_HEADER = """\
+# Written by eval_ingest: with it rslearn reads this copy as EvalDataset does.
+# The dataset's own is model.original.yaml.
+"""
+
+
+@dataclass(frozen=True)
+class Samples:
+    """What the samples of all splits have in common."""
+
+    config: ResolvedConfig
+    index: WindowIndex
+    splits: SplitAssignment
+
+    @cached_property
+    def timesteps(self) -> dict[str, NDArray[np.int32]]:
+        """Timesteps per sample, by modality; 0 where a window lacks it."""
+        return {
+            modality.name: numbers(self.index.table[f"{modality.name}.timesteps"], 0)[
+                self.splits.used
+            ]
+            for modality in self.config.modalities
+        }
+
+    @cached_property
+    def sizes(self) -> set[tuple[int, int]]:
+        """Heights and widths of samples, in pixels."""
+        sides = [numbers(self.index.table[name], 0)[self.splits.used] for name in _SIDES]
+        sizes = np.unique(np.column_stack(sides), axis=0).tolist()
+        return {sample_size(self.config, height, width) for height, width in sizes}
+
+    @property
+    def smallest_side(self) -> int:
+        """Of all samples, in pixels."""
+        return min(min(size) for size in self.sizes)
+
+    @property
+    def crop(self) -> int | None:
+        """The crop that makes all samples equally large squares; None if they are."""
+        side = min(self.config.crop_size or self.smallest_side, self.smallest_side)
+        return None if self.sizes == {(side, side)} else side
+
+    @property
+    def most_timesteps(self) -> int:
+        """Of any sample and modality."""
+        return max(int(steps.max()) for steps in self.timesteps.values())
+
+    @cached_property
+    def modalities(self) -> list[str]:
+        """Those that every sample has; if there is none, the one that most samples have.
+
+        The existing eval code can't read a sample without one of the modalities that it lists.
+        """
+        there = {name: int((steps > 0).sum()) for name, steps in self.timesteps.items()}
+        whole = [name for name, steps in self.timesteps.items() if there[name] == len(steps)]
+        return whole or [max(there, key=lambda name: there[name])]
+
+    @property
+    def optional_modalities(self) -> list[str]:
+        """Those that are not in `modalities`."""
+        return [name for name in self.timesteps if name not in self.modalities]
+
+    @property
+    def same_timesteps(self) -> bool:
+        """Each sample has equally many of each of `modalities`."""
+        first, *others = (self.timesteps[name] for name in self.modalities)
+        return all((first == other).all() for other in others)
+
+    @property
+    def warnings(self) -> list[str]:
+        """What the existing eval code will not see."""
+        return [
+            f"{(steps == 0).sum()} of {len(steps)} samples have no {name}; the existing OlmoEarth "
+            f"code can't read these, so registry.json lists {', '.join(self.modalities)} alone"
+            for name, steps in self.timesteps.items()
+            if name in self.optional_modalities
+        ]
+
+    def windows(self, places: Iterable[Place], split: str) -> Iterator[dict[str, Any]]:
+        """The windows of a split that have those modalities, as rslearn describes them."""
+        whole = np.ones(len(self.index), bool)
+        for name in self.modalities:
+            whole &= numbers(self.index.table[f"{name}.timesteps"], 0) > 0
+        rows = [place.row for place in places if place.split == split and whole[place.row]]
+        table = self.index.table.select(_WINDOW_COLUMNS).take(pa.array(rows, pa.int64()))
+        for batch in table.to_batches(max_chunksize=1000):
+            for row in batch.to_pylist():
+                yield _window(row, split)
+
+
+_SIDES = ("height", "width")
+_WINDOW_COLUMNS = [
+    "group", "name", "crs", "x_resolution", "y_resolution", "bounds", "time_start", "time_end",
+    "options",
+]  # fmt: skip
+
+
+def _window(row: dict[str, Any], split: str) -> dict[str, Any]:
+    """A window as rslearn's Window.get_metadata gives it."""
+    times = [row["time_start"], row["time_end"]]
+    return {
+        "group": row["group"],
+        "name": row["name"],
+        "projection": {name: row[name] for name in ("crs", "x_resolution", "y_resolution")},
+        "bounds": row["bounds"],
+        "time_range": None if None in times else [time.isoformat() for time in times],
+        "options": {**json.loads(row["options"] or "{}"), SPLIT_OPTION: split},
+    }
+
+
+def write_copy_files(layout: DatasetLayout, files: ConfigFiles, samples: Samples) -> dict[str, str]:
+    """Write all that rslearn reads beside the windows; returns paths in the dataset, and CRC32C.
+
+    The indexes come last: what a reader finds before is the old one, which is whole.
+
+    Raises:
+        StoreError: they can't be written.
+    """
+    config = samples.config
+    write_json(layout.path / "config.json", dataset_config_for_copy(files, config))
+    content = copy_model(config, samples.modalities, samples.crop)
+    text = yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=100)
+    write_bytes(layout.path / "model.yaml", (_HEADER + text).encode())
+    names = ["config.json", "model.yaml"]
+    for name, original in (
+        ("model.original.yaml", files.model_yaml),
+        ("olmoearth_run.yaml", files.run_yaml),
+    ):
+        if original is not None:
+            write_bytes(layout.path / name, original.encode())
+            names.append(name)
+    inputs = copy_inputs(config, samples.modalities)
+    places = places_in_splits(samples.index, samples.splits)
+    windows = {
+        index_key(split_tags(split), inputs): samples.windows(places, split) for split in SPLITS
+    }
+    indexes = write_indexes(layout.path, windows)
+    if layout.remote is not None:  # those of an earlier copy, whoever made them
+        kept = [path.rpartition("/")[2] for path in indexes]
+        layout.remote.keep_only(layout.path / RSLEARN_INDEX, kept)
+    return {path: file_crc32c(layout.path / path) for path in (*names, *indexes)}
+
+
+_FILES = ("config.json", "model.yaml", "model.original.yaml", "olmoearth_run.yaml")
+
+
+def remove_copy(layout: DatasetLayout) -> None:
+    """Remove a copy that an earlier version of the dataset had; nothing keeps it right any more.
+
+    Raises:
+        StoreError: it can't be removed.
+    """
+    if not layout.copy_manifest.is_file():
+        return
+    windows_of(layout).keep_only(())
+    if layout.remote is not None:
+        layout.remote.keep_only(layout.path / RSLEARN_INDEX, ())
+    for name in _FILES:
+        (layout.path / name).unlink(missing_ok=True)
+    shutil.rmtree(layout.path / RSLEARN_INDEX, ignore_errors=True)
+    for folder in (layout.windows, layout.path / UNFINISHED):
+        shutil.rmtree(folder, ignore_errors=True)
+    layout.copy_manifest.unlink()  # last: until then the next run goes on
+    layout.send()

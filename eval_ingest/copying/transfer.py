@@ -1,0 +1,373 @@
+"""One pass over the windows that are in a split: copied to the eval root, and packed."""
+
+from collections.abc import Container, Sequence
+from concurrent.futures import Executor
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from eval_ingest.copying.places import Key, Place, places_in_splits
+from eval_ingest.copying.worker import ToPlace, TransferTask
+from eval_ingest.core.columns import Column, lengths, numbers, one_array
+from eval_ingest.core.entry import SPLIT_INDEX_VERSION, CopyResult, Shard, SplitFile
+from eval_ingest.core.fingerprint import fingerprint
+from eval_ingest.core.index import WindowIndex
+from eval_ingest.core.resolved import ResolvedConfig
+from eval_ingest.core.spec import SPLITS
+from eval_ingest.core.splits import SplitAssignment
+from eval_ingest.engine import executor, map_ordered
+from eval_ingest.errors import StoreError
+from eval_ingest.indexing.packer import pack_rows
+from eval_ingest.job import Job
+from eval_ingest.store.manifest import CopiedWindow, Manifest
+from eval_ingest.store.paths import DatasetLayout
+from eval_ingest.store.room import require_room, window_bytes
+from eval_ingest.store.roots.open import windows_of
+from eval_ingest.store.roots.windows import Windows
+from eval_ingest.store.seal import unless_damaged
+from eval_ingest.store.shards import TARGET, ShardWriter, plan_arrays, read_shard, shard_names
+from eval_ingest.store.tables import write_table
+
+_TASK_WINDOWS = 16
+_UNPACKED = ""
+"""Stands for the shard of samples that are read from the source."""
+
+_MOVED_TOGETHER = 256
+"""Windows whose split is changed between two notes in the journal."""
+
+
+def transfer(
+    job: Job, index: WindowIndex, splits: SplitAssignment, stage_fingerprint: str
+) -> CopyResult:
+    """Copy and pack what isn't there yet, and write the three split indexes.
+
+    Windows that are already packed are not read, and of those already copied to another split
+    only metadata.json is rewritten.
+
+    Raises:
+        SourceError: a window changed since it was indexed.
+        StoreError: the eval root can't be written.
+    """
+    layout, mode = job.layout, job.spec.copy_mode
+    places = places_in_splits(index, splits)
+    if mode == "index":
+        return _write_split_indexes(job, index, places, None, stage_fingerprint)
+    packed = _packed_already(layout, index.row_key)
+    manifest, windows = Manifest(layout), windows_of(layout)
+    to_copy = set()
+    if mode == "windows":
+        to_copy = {place.key for place in places if not _is_copied(place, manifest, windows)}
+        manifest.forget((group, name) for group, name, _ in to_copy)
+        windows.clear((group, name) for group, name, _ in to_copy)
+        _move_between_splits(places, to_copy, manifest, windows)
+
+    new = [place for place in places if place.key not in packed]
+    _require_room(layout, index, job.config, places, to_copy, new)
+    total = len({place.key for place in new} | to_copy)
+    if total:
+        job.source.ensure_listed(sorted({p.group for p in places}), job.config.layer_names)
+    with executor(job.settings, total) as pool:
+        placing = _Placing(job, windows, manifest, pool, total)
+        for chunk in _shards(index, job.config, new, layout.shard_bytes):
+            packed |= _pack(placing, chunk, index, to_copy)
+            to_copy -= {place.key for place in chunk}
+        placing.place([(place, None, True) for place in places if place.key in to_copy])
+    if mode == "windows":
+        windows.keep_only(manifest.windows)
+        manifest.close()
+
+    result = _write_split_indexes(job, index, places, packed, stage_fingerprint)
+    if mode != "windows":
+        return result
+    copied_bytes = sum(copied.n_bytes for copied in manifest.windows.values())
+    return result.model_copy(update={"n_copied": len(manifest.windows), "n_bytes": copied_bytes})
+
+
+class _Placing:
+    """Windows are handed to workers, and noted in the manifest when they are in their places."""
+
+    def __init__(
+        self, job: Job, windows: Windows, manifest: Manifest, pool: Executor, total: int
+    ) -> None:
+        self.job = job
+        self._windows, self._manifest = windows, manifest
+        self._pool, self._total, self._done = pool, total, 0
+
+    def place(self, work: list[ToPlace], writer: ShardWriter | None = None) -> None:
+        """Pack and copy some windows; the writer's rows are those in the work."""
+        task = TransferTask(self.job.source, self.job.config, self._windows, writer)
+        batches = (work[k : k + _TASK_WINDOWS] for k in range(0, len(work), _TASK_WINDOWS))
+        in_flight = 2 * self.job.settings.workers
+        what = "windows copied" if writer is None else "windows copied and packed"
+        for copied in map_ordered(self._pool, task, batches, in_flight):
+            self._manifest.add(copied)
+            self._done = min(self._done + _TASK_WINDOWS, self._total)
+            self.job.progress(what, self._done, self._total)
+
+
+def _pack(
+    placing: _Placing, chunk: list[Place], index: WindowIndex, to_copy: Container[Key]
+) -> dict[Key, tuple[str, int]]:
+    """Pack some windows into a shard of their own, and copy those to copy; where each lies."""
+    layout, config = placing.job.layout, placing.job.config
+    rows = pack_rows(index.table, [place.row for place in chunk], config)
+    writer = ShardWriter.create(layout.samples, plan_arrays(config, rows))
+    try:
+        work: list[ToPlace] = [
+            (place, row, place.key in to_copy) for row, place in enumerate(chunk)
+        ]
+        placing.place(work, writer)
+        name = fingerprint(index.row_key, [place.key for place in chunk])
+        name = writer.commit(layout, name, index.row_key, list(enumerate(rows)))
+    except BaseException:
+        writer.abandon()
+        raise
+    return {place.key: (name, row) for row, place in enumerate(chunk)}
+
+
+def _packed_already(layout: DatasetLayout, row_key: str) -> dict[Key, tuple[str, int]]:
+    """Where samples lie in the shards that are there: key to (shard, row)."""
+    packed = {}
+    for shard in shard_names(layout.samples):
+        found = unless_damaged(partial(read_shard, layout, shard, row_key))
+        if found is None:
+            continue
+        table, _ = found
+        columns = (table[name].to_pylist() for name in ("group", "name", "source_digest", "row"))
+        for group, name, digest, row in zip(*columns, strict=True):
+            packed[group, name, digest] = (shard, row)
+    return packed
+
+
+def _is_copied(place: Place, manifest: Manifest, windows: Windows) -> bool:
+    known = manifest.windows.get((place.group, place.name))
+    return (
+        known is not None
+        and known.source_digest == place.source_digest
+        and windows.has(place.group, place.name)
+    )
+
+
+def _move_between_splits(
+    places: Sequence[Place],
+    to_copy: set[Key],
+    manifest: Manifest,
+    windows: Windows,
+) -> None:
+    """Rewrite eval_split where it changed; drop windows that are in no split any more."""
+    wanted = {(place.group, place.name): place for place in places}
+    manifest.forget([key for key in manifest.windows if key not in wanted])
+    moving = [
+        copied
+        for key, copied in manifest.windows.items()
+        if wanted[key].key not in to_copy and copied.split != wanted[key].split
+    ]
+    for k in range(0, len(moving), _MOVED_TOGETHER):
+        chunk = moving[k : k + _MOVED_TOGETHER]
+        # Not vouched for while metadata.json may say the one split or the other.
+        manifest.add(replace(copied, split="") for copied in chunk)
+        changed = windows.change_splits((c, wanted[c.key].split) for c in chunk)
+        manifest.add(_measured_again(changed, {c.key for c in chunk if not c.split}, windows))
+
+
+def _measured_again(
+    copied: list[CopiedWindow], unsure: set[tuple[str, str]], windows: Windows
+) -> list[CopiedWindow]:
+    """Copied windows, those read back whose checksum isn't known: a run was stopped at them."""
+    known = {window.key: window for window in copied}
+    for key, found in windows.measured(unsure):
+        if isinstance(found, StoreError):
+            raise found
+        known[key] = replace(known[key], **found._asdict())
+    return list(known.values())
+
+
+def _shards(
+    index: WindowIndex, config: ResolvedConfig, places: Sequence[Place], shard_bytes: int
+) -> list[list[Place]]:
+    """Consecutive places whose samples together stay below that many bytes."""
+    shards: list[list[Place]] = []
+    size = 0
+    rows = pack_rows(index.table, [place.row for place in places], config)
+    for place, row in zip(places, rows, strict=True):
+        n_bytes = sum(plan.n_bytes for plan in plan_arrays(config, [row]))
+        if not shards or size + n_bytes > shard_bytes:
+            shards.append([])
+            size = 0
+        shards[-1].append(place)
+        size += n_bytes
+    return shards
+
+
+def _require_room(
+    layout: DatasetLayout,
+    index: WindowIndex,
+    config: ResolvedConfig,
+    places: Sequence[Place],
+    to_copy: Container[Key],
+    new: Sequence[Place],
+) -> None:
+    """Raise StoreError if the disk has no room for what is to be copied and packed."""
+    sizes, files = (numbers(index.table[name], 0) for name in ("n_bytes", "n_files"))
+    copied = [place.row for place in places if place.key in to_copy]
+    rows = pack_rows(index.table, [place.row for place in new], config)
+    require_room(
+        layout,
+        window_bytes(int(sizes[copied].sum()), int(files[copied].sum())),
+        sum(plan.n_bytes for plan in plan_arrays(config, rows)) if rows else 0,
+    )
+
+
+def _write_split_indexes(
+    job: Job,
+    index: WindowIndex,
+    places: Sequence[Place],
+    packed: dict[Key, tuple[str, int]] | None,
+    stage_fingerprint: str,
+) -> CopyResult:
+    """The three split indexes; `packed` is None where samples are read from the source."""
+    layout, config = job.layout, job.config
+    used = sorted({packed[place.key][0] for place in places}) if packed is not None else []
+    tables = {}
+    shards = []
+    packed_bytes = 0
+    for shard in used:
+        found = read_shard(layout, shard, index.row_key)
+        assert found is not None, f"shard {shard} was listed as packed"
+        tables[shard], arrays = found
+        packed_bytes += sum(array.n_bytes for array in arrays.values())
+        shards.append(Shard(name=shard, rows=tables[shard].num_rows, arrays=arrays))
+    files = {}
+    lookup = {shard: _by_row(table) for shard, table in tables.items()}
+    if packed is None:
+        packed = {place.key: (_UNPACKED, row) for row, place in enumerate(places)}
+        lookup = {_UNPACKED: _shapes_by_row(index, config, places)}
+    for split in SPLITS:
+        rows = [place for place in places if place.split == split]
+        table = split_index(config, index, rows, packed, used, lookup)
+        # With the shards: packed anew, the same windows may lie elsewhere.
+        short = fingerprint(SPLIT_INDEX_VERSION, stage_fingerprint, split, used)
+        path = layout.split_index(split, short)
+        write_table(path, table, {"kind": "split_index", "version": SPLIT_INDEX_VERSION})
+        files[split] = SplitFile(count=len(rows), index=str(path.relative_to(layout.path)))
+    return CopyResult(
+        fingerprint=stage_fingerprint,
+        mode=job.spec.copy_mode,
+        shards=shards,
+        splits=files,
+        n_copied=0,
+        n_bytes=0,
+        packed_bytes=packed_bytes,
+    )
+
+
+def split_index(
+    config: ResolvedConfig,
+    index: WindowIndex,
+    rows: Sequence[Place],
+    packed: dict[Key, tuple[str, int]],
+    shards: Sequence[str],
+    lookup: dict[str, dict[str, dict[int, Any]]],
+) -> pa.Table:
+    """A split's cached index: per sample the window, the shard and row, offsets and timestamps.
+
+    `<modality>.timestamps` holds T x [day, month from 0, year], flat: the middle of each
+    timestep's interval, or of the window's time range where the rasters don't say (zeros where
+    that is unknown too). Where samples are read from the source, shard and row are -1, and
+    `source_digest` says of which files the sample is made.
+    """
+    number = {shard: k for k, shard in enumerate(shards)} | {_UNPACKED: -1}
+    where = [packed[place.key] for place in rows]
+    columns: dict[str, Any] = {
+        "group": [place.group for place in rows],
+        "name": [place.name for place in rows],
+        "shard": pa.array([number[shard] for shard, _ in where], pa.int32()),
+        "row": pa.array([-1 if s == _UNPACKED else row for s, row in where], pa.int64()),
+    }
+    if _UNPACKED in lookup:
+        columns["source_digest"] = [place.source_digest for place in rows]
+    for name in ("height", "width"):
+        columns[name] = pa.array([lookup[s][name][r] for s, r in where], pa.int32())
+    for name in [*(m.name for m in config.modalities), TARGET]:
+        offsets = [lookup[s][f"{name}.offset"][r] for s, r in where]
+        columns[f"{name}.offset"] = pa.array(offsets, pa.int64())
+    for modality in config.modalities:
+        column = f"{modality.name}.timesteps"
+        steps = [lookup[s][column][r] for s, r in where]
+        columns[column] = pa.array(steps, pa.int32())
+        stamps = _timestamps(index, modality.name, rows, steps)
+        columns[f"{modality.name}.timestamps"] = stamps
+    return pa.table(columns)
+
+
+def _by_row(table: pa.Table) -> dict[str, dict[int, Any]]:
+    """A shard index's columns, each by the row in the shard."""
+    rows = table["row"].to_pylist()
+    return {
+        name: dict(zip(rows, table[name].to_pylist(), strict=True)) for name in table.column_names
+    }
+
+
+def _shapes_by_row(
+    index: WindowIndex, config: ResolvedConfig, places: Sequence[Place]
+) -> dict[str, dict[int, Any]]:
+    """What a shard's index would say about samples that are in none, each by its place."""
+    rows = list(enumerate(pack_rows(index.table, [place.row for place in places], config)))
+    columns: dict[str, dict[int, Any]] = {
+        "height": {k: row.height for k, row in rows},
+        "width": {k: row.width for k, row in rows},
+        f"{TARGET}.offset": dict.fromkeys(range(len(rows)), 0),
+    }
+    for modality in config.modalities:
+        name = modality.name
+        columns[f"{name}.offset"] = dict.fromkeys(range(len(rows)), 0)
+        columns[f"{name}.timesteps"] = {k: row.timesteps[name] for k, row in rows}
+    return columns
+
+
+def _timestamps(
+    index: WindowIndex, modality: str, rows: Sequence[Place], steps: Sequence[int]
+) -> pa.ListArray:
+    """Per sample its timesteps' dates, flat: see `split_index`."""
+    wanted = pa.array([place.row for place in rows], pa.int64())
+    table = index.table.select([f"{modality}.timestamps", "time_start", "time_end"]).take(wanted)
+    lists = one_array(table[f"{modality}.timestamps"])
+    known = lists.flatten()
+    counts, found = np.asarray(steps, np.int64), lengths(lists)
+    first, told = np.cumsum(found) - found, found == counts
+    # The rasters' own, then the windows'.
+    middles = np.concatenate(
+        [
+            _middles(*(pc.struct_field(known, name) for name in ("start", "end"))),
+            _middles(table["time_start"], table["time_end"]),
+        ]
+    )
+    sample = np.repeat(np.arange(len(rows)), counts)
+    step = np.arange(len(sample)) - np.repeat(np.cumsum(counts) - counts, counts)
+    places = np.where(told[sample], first[sample] + step, len(known) + sample)
+    dates = _dates(middles[places])
+    offsets = np.concatenate([[0], np.cumsum(3 * counts)]).astype(np.int32)
+    return pa.ListArray.from_arrays(pa.array(offsets), pa.array(dates.reshape(-1)))
+
+
+def _middles(start: Column, end: Column) -> NDArray[np.datetime64]:
+    """The middle of each interval; NaT where it has no start or end."""
+    nat = np.iinfo(np.int64).min
+    first, last = (numbers(one_array(c).cast(pa.int64()), nat) for c in (start, end))
+    unknown = (first == nat) | (last == nat)
+    return np.where(unknown, nat, first + (last - first) // 2).astype("datetime64[us]")
+
+
+def _dates(times: NDArray[np.datetime64]) -> NDArray[np.int32]:
+    """Times as (N, 3): day, month from 0, year; zeros for NaT."""
+    days, months, years = (times.astype(f"datetime64[{unit}]") for unit in "DMY")
+    day = (days - months.astype("datetime64[D]")).astype(np.int64) + 1
+    month = (months - years.astype("datetime64[M]")).astype(np.int64)
+    dates = np.column_stack([day, month, years.astype(np.int64) + 1970])
+    dates[np.isnat(times)] = 0
+    return dates.astype(np.int32)

@@ -1,0 +1,88 @@
+"""What a worker does with some windows: read once, packed, copied."""
+
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from eval_ingest.copying.places import Place
+from eval_ingest.core.resolved import ResolvedConfig
+from eval_ingest.decoding.judge import read_window, sample_arrays
+from eval_ingest.errors import SourceError
+from eval_ingest.sources.base import Source, SourceFile, WindowFiles, WindowReader
+from eval_ingest.store.manifest import CopiedWindow
+from eval_ingest.store.roots.windows import Windows
+from eval_ingest.store.shards import ShardWriter
+
+ToPlace = tuple[Place, int | None, bool]
+"""A window, its row in the shard if it is to be packed, and whether to copy it."""
+
+
+@dataclass(frozen=True)
+class TransferTask:
+    """What a worker does with some windows; pickled for worker processes."""
+
+    source: Source
+    config: ResolvedConfig
+    windows: Windows
+    writer: ShardWriter | None
+
+    def __call__(self, batch: list[ToPlace]) -> list[CopiedWindow]:
+        """Pack and copy some windows."""
+        copied = []
+        layers = self.config.layer_names
+        windows = (self.source.window(place.group, place.name, layers) for place, _, _ in batch)
+        for (place, pack_row, copy), (files, reader) in zip(
+            batch, self.source.readers(windows), strict=True
+        ):
+            if files.digest != place.source_digest:
+                raise SourceError(
+                    f"{place.group}/{place.name} has changed since it was indexed; "
+                    "run the ingest again: only what changed is read anew"
+                )
+            source = _ReadOnce(reader)
+            if pack_row is not None and self.writer is not None:
+                self.writer.write(pack_row, read_arrays(source, files, self.config))
+            if copy:
+                contents = [
+                    (file.path, partial(source.read, place.group, place.name, file))
+                    for file in files.files
+                ]
+                window = place.group, place.name
+                copied.append(
+                    self.windows.write(*window, place.source_digest, place.split, contents)
+                )
+            reader.drop()
+        return copied
+
+
+class _ReadOnce:
+    """A reader that remembers one window's bytes: packing and copying read them once."""
+
+    def __init__(self, reader: WindowReader) -> None:
+        self._reader = reader
+        self.url = reader.url
+        self._bytes: dict[str, bytes] = {}
+
+    def read(self, group: str, name: str, file: SourceFile) -> bytes:
+        if file.path not in self._bytes:
+            self._bytes[file.path] = self._reader.read(group, name, file)
+        return self._bytes[file.path]
+
+    def keep(self) -> None:
+        self._reader.keep()
+
+    def drop(self) -> None:
+        self._reader.drop()
+
+
+def read_arrays(source: WindowReader, files: WindowFiles, config: ResolvedConfig) -> dict[str, Any]:
+    """A valid window's arrays as packed.
+
+    Raises:
+        SourceError: the window isn't valid any more.
+    """
+    sample = read_window(source, files, config)
+    if sample is None or sample.problems:
+        detail = sample.problems[0].detail if sample else "it can't be read"
+        raise SourceError(f"{files.key} was valid when it was indexed, now: {detail}; run again")
+    return sample_arrays(sample, config)

@@ -1,0 +1,106 @@
+"""GeoTIFF bytes to pixels on a window's grid.
+
+The values are those of rslearn's GeotiffRasterFormat with nearest resampling. Most rasters of
+a dataset lie exactly on their window's grid; then nothing but their pixels has to be decoded,
+and opening them with GDAL would cost several times that. There are three ways, each for what the
+one before doesn't know for certain: our own decoder for what rslearn writes, libtiff, and rasterio
+(warp.py), which is imported only then. Tags are read in geotiff_header.py, places in grid.py.
+"""
+
+from typing import Any
+
+import numpy as np
+from imagecodecs import tiff_decode
+from numpy.typing import NDArray
+
+from eval_ingest.core.kernels import decode_lzw
+from eval_ingest.decoding.geotiff_header import DEFLATE, MAX_BYTES, GeotiffHeader, read_header
+from eval_ingest.decoding.grid import Axis, Grid, epsg, inside, place_on
+from eval_ingest.decoding.problems import RasterProblem, broken, shortened
+from eval_ingest.decoding.warp import warp
+
+
+def decode_geotiff(data: bytes, grid: Grid) -> tuple[NDArray[Any], GeotiffHeader]:
+    """Pixels (H, W, bands) on the window's grid in the stored type, and the raster's header.
+
+    Nearest neighbour where the grids differ; outside of the raster its nodata value, or 0.
+    The array may be a view that isn't contiguous (band-interleaved files).
+
+    Raises:
+        RasterProblem: `raster_unreadable` if the bytes are no whole GeoTIFF; `raster_grid` if
+            it leaves more than one of its own pixels of the window uncovered on a side.
+    """
+    header = read_header(data)
+    if not header.georeferenced:
+        raise RasterProblem("raster_grid", "it has no georeference")
+    if grid.width * grid.height * header.bands > MAX_BYTES:
+        raise RasterProblem("raster_grid", f"{grid.width} x {grid.height} pixels are too many")
+    if header.simple and header.epsg is not None and header.epsg == epsg(grid.crs):
+        place = place_on(header, grid)
+        if place is not None:
+            pixels = _on_grid(_decode_pixels(data, header), header, *place)
+            if pixels is not None:
+                return pixels, header
+    return warp(data, header, grid)
+
+
+def _decode_pixels(data: bytes, header: GeotiffHeader) -> NDArray[Any]:
+    """All pixels (H, W, bands) of a simple raster, as libtiff decodes them."""
+    if header.blocks is not None:
+        pixels = np.empty((header.height, header.width, header.bands), header.dtype)
+        if decode_lzw(data, header.blocks, pixels):
+            return pixels
+    return _decode_by_libtiff(data, header)
+
+
+def _decode_by_libtiff(data: bytes, header: GeotiffHeader) -> NDArray[Any]:
+    # libtiff warns of each tag that it doesn't know, and imagecodecs takes the GIL for each of
+    # these warnings: a third of the time for small rasters, and threads wait for each other.
+    # A directory that ends before the georeference has none.
+    at, count = header.pixel_tags
+    bare = bytearray(data)
+    bare[at : at + len(count)] = count
+    try:
+        pixels: NDArray[Any] = tiff_decode(bare, out=_zeros(header))  # releases the GIL
+        if pixels.dtype != header.dtype:
+            raise ValueError(f"{pixels.dtype} instead of {header.dtype}")
+        if header.planar:
+            pixels = pixels.reshape(header.bands, header.height, header.width).transpose(1, 2, 0)
+        else:
+            pixels = pixels.reshape(header.height, header.width, header.bands)
+    except Exception as error:  # whatever the codec raises, the raster is damaged
+        raise broken(shortened(error)) from error
+    if header.alpha:
+        pixels[pixels[:, :, -1] == 0] = 0
+    return pixels
+
+
+def _zeros(header: GeotiffHeader) -> NDArray[Any] | None:
+    """An array to decode into, where libtiff may leave a part of it unset."""
+    # It accepts deflate blocks that are damaged near their end: always the same result then.
+    if header.compression not in DEFLATE:
+        return None
+    shape = [header.height, header.width]
+    if header.bands > 1:
+        shape.insert(0 if header.planar else 2, header.bands)
+    return np.zeros(shape, header.dtype)
+
+
+def _on_grid(
+    pixels: NDArray[Any], header: GeotiffHeader, rows: Axis, columns: Axis
+) -> NDArray[Any] | None:
+    """The window's pixels (H, W, bands); None if GDAL would change their values."""
+    # In these types GDAL's warper moves a nodata value by 1 where another band has data.
+    moves = header.nodata is not None and header.bands > 1 and header.dtype in ("int32", "uint32")
+    if moves and (pixels == header.nodata).any():
+        return None
+    if isinstance(rows, slice) and isinstance(columns, slice):
+        window = pixels[rows, columns]
+        # A part is copied, so that a small window doesn't keep a large raster in memory.
+        return window if window.shape == pixels.shape else window.copy()
+    inside_rows, source_rows = inside(rows)
+    inside_columns, source_columns = inside(columns)
+    shape = (len(inside_rows), len(inside_columns), header.bands)
+    out = np.full(shape, header.nodata or 0, pixels.dtype)
+    out[np.ix_(inside_rows, inside_columns)] = pixels[np.ix_(source_rows, source_columns)]
+    return out

@@ -1,0 +1,369 @@
+"""One window: its metadata parsed, its rasters decoded into a sample, and judged.
+
+The values are those of rslearn's ModelDataset; only the order of axes and of bands is ours.
+"""
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from eval_ingest.core.resolved import (
+    LabelInput,
+    Layer,
+    ModalityInput,
+    ResolvedConfig,
+)
+from eval_ingest.core.task import IGNORE_LABEL, Task
+from eval_ingest.core.validate import Problem
+from eval_ingest.decoding.geotiff import decode_geotiff
+from eval_ingest.decoding.grid import Grid, band_set_dirname
+from eval_ingest.decoding.metadata import (
+    Interval,
+    WindowMetadata,
+    items_interval,
+    parse_items,
+    parse_metadata,
+)
+from eval_ingest.decoding.padding import apply_pad, padded_target, sample_size
+from eval_ingest.decoding.problems import RasterProblem, Unreadable
+from eval_ingest.decoding.rasters import (
+    StoredRaster,
+    assemble,
+    choose_reads,
+    is_all,
+    parse_sidecar,
+    plan_reads,
+)
+from eval_ingest.decoding.targets import raster_target, vector_target
+from eval_ingest.errors import SourceError
+from eval_ingest.sources.base import WindowFiles, WindowReader
+
+
+@dataclass
+class ModalitySample:
+    """A window's pixels of one modality."""
+
+    pixels: NDArray[Any]
+    """(H, W, T, C) in the stored type, bands in the modality's order, before padding."""
+    timestamps: list[Interval] | None
+    """Start and end per timestep; None if the rasters don't say."""
+
+
+@dataclass
+class WindowSample:
+    """A window as read: what is missing is told in `problems`."""
+
+    files: WindowFiles
+    metadata: WindowMetadata | None = None
+    layers: list[str] = field(default_factory=list)
+    """Completed item groups of the layers that are read, such as `sentinel2.3`."""
+    modalities: dict[str, ModalitySample] = field(default_factory=dict)
+    target: NDArray[Any] | None = None
+    """(H, W) or scalar; int64 class ids with -1 invalid, or float32 with NaN invalid."""
+    problems: list[Problem] = field(default_factory=list)
+
+
+def read_window(
+    source: WindowReader,
+    files: WindowFiles,
+    config: ResolvedConfig,
+    wanted: Callable[[WindowMetadata], bool] = lambda _: True,
+) -> WindowSample | None:
+    """Read and judge a window. Broken data becomes problems; only a lost source raises.
+
+    Returns None for a window that isn't wanted, before any raster is read.
+
+    Raises:
+        SourceError: a file has gone or changed since it was listed.
+    """
+    reader = _WindowReader(source, files, config)
+    sample = WindowSample(files)
+    sample.layers = [
+        f"{layer.name}.{item_group}" if item_group else layer.name
+        for layer in config.layers
+        for item_group in files.completed(layer.name)
+    ]
+    try:
+        sample.metadata = reader.metadata()
+        if not wanted(sample.metadata):
+            return None
+        reader.check_items()
+    except Unreadable as stop:
+        sample.problems.append(stop.problem)
+        return sample
+    grid = sample.metadata.grid
+    for modality in config.modalities:
+        try:
+            found = reader.modality(modality, grid)
+            if found is not None:
+                sample.modalities[modality.name] = found
+                sample.problems += _judge_pixels(modality, found.pixels)
+        except Unreadable as stop:
+            sample.problems.append(stop.problem)
+    try:
+        sample.target = reader.target(grid)
+        sample.problems += _judge_target(config.task, sample.target)
+    except Unreadable as stop:
+        sample.problems.append(stop.problem)
+    crop = config.crop_size
+    height, width = sample_size(config, sample.metadata.height, sample.metadata.width)
+    if crop is not None and min(height, width) < crop:
+        detail = f"{height} x {width} pixels, the crop is {crop}; set crop_size (--crop-size)"
+        sample.problems.append(Problem("smaller_than_crop", detail))
+    return sample
+
+
+@dataclass
+class _WindowReader:
+    source: WindowReader
+    files: WindowFiles
+    config: ResolvedConfig
+    items: dict[str, Any] = field(default_factory=dict)
+    """By layer, its item groups as items.json has them."""
+    has_data: bool = False
+    """Some raster of the modality holds more than the nodata value that it declares."""
+
+    def _bytes(self, path: str) -> bytes:
+        return self.source.read(self.files.group, self.files.name, self.files.by_path[path])
+
+    def _json(self, path: str, code: str) -> Any:
+        try:
+            return json.loads(self._bytes(path))
+        except (ValueError, RecursionError) as error:
+            raise Unreadable(code, f"{path} is not JSON: {error}") from error
+
+    def metadata(self) -> WindowMetadata:
+        if "metadata.json" not in self.files.by_path:
+            raise Unreadable("metadata_missing", "metadata.json is not there")
+        return parse_metadata(self._json("metadata.json", "metadata_unreadable"))
+
+    def modality(self, modality: ModalityInput, grid: Grid) -> ModalitySample | None:
+        """Stack all parts along time; None if the modality is optional and absent."""
+        stack: list[StoredRaster] = []
+        times: list[Interval | None] = []
+        self.has_data = False
+        for part in modality.parts:
+            for layer, item_group in choose_reads(self.files, part, modality.name):
+                raster, stamps = self._raster(
+                    self.config.layer(layer), item_group, modality.bands, grid
+                )
+                stack.append(raster)
+                times += stamps
+        if not stack:
+            return None
+        if not self.has_data:
+            raise Unreadable("input_nodata", f"{modality.name} is its nodata value everywhere")
+        pixels = assemble(stack, np.dtype(modality.dtype))
+        known = [time for time in times if time is not None]
+        return ModalitySample(pixels, known if len(known) == len(times) else None)
+
+    def _raster(
+        self, layer: Layer, item_group: int, bands: tuple[str, ...], grid: Grid
+    ) -> tuple["StoredRaster", list[Interval | None]]:
+        """Pixels of the bands, and the timesteps' intervals."""
+        if self.config.data_storage != "per_item_group" or not all(
+            b.geotiff for b in layer.band_sets
+        ):
+            return self._through_rslearn(layer, item_group, bands, grid)
+        folder = f"layers/{layer.name}.{item_group}" if item_group else f"layers/{layer.name}"
+        result: NDArray[Any] | None = None
+        stamps: list[Interval | None] = []
+        reads, lacking = plan_reads(layer.band_sets, bands)
+        for band_set, sources, places in reads:
+            base = f"{folder}/{band_set_dirname(band_set.bands)}"
+            pixels, times = self._geotiff(base, len(band_set.bands), band_set.dtype, grid)
+            if len(sources) == len(bands):
+                stamps = self._or_items(times, layer.name, item_group, pixels)
+                return StoredRaster(pixels, sources), stamps
+            if result is None:
+                result = np.zeros((*pixels.shape[:3], len(bands)), pixels.dtype)
+                stamps = self._or_items(times, layer.name, item_group, pixels)
+            elif result.shape[:3] != pixels.shape[:3]:
+                raise Unreadable(
+                    "raster_bands", f"{base}: other timesteps than the other band sets"
+                )
+            result = result.astype(np.promote_types(result.dtype, pixels.dtype), copy=False)
+            result[..., list(places)] = pixels[..., list(sources)]
+        if result is None or lacking:
+            raise Unreadable("raster_bands", f"{layer.name} lacks {', '.join(lacking)}")
+        return StoredRaster(result, tuple(range(len(bands)))), stamps
+
+    def _geotiff(
+        self, base: str, n_bands: int, dtype: str, grid: Grid
+    ) -> tuple[NDArray[Any], list[Interval] | None]:
+        """(H, W, T, C) of one band set's file and its sidecar's intervals."""
+        path = f"{base}/geotiff.tif"
+        if path not in self.files.by_path:
+            raise Unreadable("raster_missing", f"{path} is not there")
+        channels: int | None = None
+        timesteps, times = 1, None
+        sidecar = f"{base}/metadata.json"
+        if sidecar in self.files.by_path:
+            channels, timesteps, times = parse_sidecar(self._bytes(sidecar), sidecar)
+        if times is not None and len(times) != timesteps:
+            raise Unreadable(
+                "raster_bands", f"{sidecar}: {len(times)} timestamps for {timesteps} timesteps"
+            )
+        try:
+            pixels, header = decode_geotiff(self._bytes(path), grid)
+        except RasterProblem as problem:
+            raise Unreadable(problem.code, f"{path}: {problem.detail}") from problem
+        channels = channels or pixels.shape[2]
+        if channels != n_bands or pixels.shape[2] != channels * timesteps:
+            raise Unreadable(
+                "raster_bands",
+                f"{path} has {pixels.shape[2]} bands, config.json and sidecar say "
+                f"{n_bands} x {timesteps} timesteps",
+            )
+        if header.dtype != dtype:
+            raise Unreadable("raster_dtype", f"{path} is {header.dtype}, config.json says {dtype}")
+        self.has_data = self.has_data or not is_all(pixels, header.nodata)
+        height, width = pixels.shape[:2]
+        if timesteps == 1:
+            return pixels[:, :, None, :], times
+        return pixels.reshape(height, width, channels, timesteps).swapaxes(2, 3), times
+
+    def _or_items(
+        self, times: list[Interval] | None, layer: str, item_group: int, pixels: NDArray[Any]
+    ) -> list[Interval | None]:
+        """A sidecar's intervals, or the item's time range for a single timestep without them."""
+        timesteps = pixels.shape[2]
+        if times is not None:
+            if len(times) != timesteps:
+                raise Unreadable(
+                    "raster_bands", f"{layer}: {len(times)} timestamps for {timesteps} timesteps"
+                )
+            return list(times)
+        if timesteps == 1:
+            return [self._item_interval(layer, item_group)]
+        raise Unreadable("raster_bands", f"{layer}: {timesteps} timesteps without timestamps")
+
+    def check_items(self) -> None:
+        """rslearn reads items.json with every raster, and fails on one that is damaged."""
+        if "items.json" in self.files.by_path:
+            self.items = parse_items(self._json("items.json", "metadata_unreadable"))
+
+    def _item_interval(self, layer: str, item_group: int) -> Interval | None:
+        if layer not in self.items:
+            return None
+        return items_interval(self.items[layer], item_group)
+
+    def _through_rslearn(
+        self, layer: Layer, item_group: int, bands: Sequence[str], grid: Grid
+    ) -> tuple["StoredRaster", list[Interval | None]]:
+        """Whatever the fast path doesn't know, rslearn reads: other formats, other storages."""
+        from eval_ingest.decoding.fallback import read_raster
+
+        try:
+            pixels, times = read_raster(
+                self.source.url, self.files.group, self.files.name, layer.name, item_group, bands
+            )
+        except RasterProblem as problem:
+            raise Unreadable(problem.code, problem.detail) from problem
+        self.has_data = True  # what is nodata there, only the pixels tell
+        stamps = self._or_items(times, layer.name, item_group, pixels)
+        return StoredRaster(pixels, tuple(range(len(bands)))), stamps
+
+    def target(self, grid: Grid) -> NDArray[Any]:
+        """The target, without padding: (H, W) or scalar."""
+        label = self.config.label
+        task = self.config.task
+        chosen = choose_reads(self.files, label.part, "label")
+        if not chosen:
+            raise Unreadable("label_missing", "no label layer is completed")
+        if task.kind.per_pixel:
+            return self._raster_target(label, chosen, task, grid)
+        features = [
+            feature
+            for layer, item_group in chosen
+            for feature in self._features(layer, item_group, grid)
+        ]
+        return vector_target(features, task)
+
+    def _raster_target(
+        self, label: LabelInput, chosen: list[tuple[str, int]], task: Task, grid: Grid
+    ) -> NDArray[Any]:
+        if len(chosen) != 1 or label.band is None:
+            raise Unreadable("raster_bands", f"{len(chosen)} label rasters; one is needed")
+        layer, item_group = chosen[0]
+        raster, _ = self._raster(self.config.layer(layer), item_group, (label.band,), grid)
+        if raster.pixels.shape[2] != 1:
+            raise Unreadable("raster_bands", f"the label has {raster.pixels.shape[2]} timesteps")
+        stored = raster.pixels[:, :, 0, raster.order[0]]
+        if task.kind.has_classes and stored.dtype.kind == "f" and not np.isfinite(stored).all():
+            raise Unreadable("label_out_of_range", "NaN, or infinity, where class ids belong")
+        with np.errstate(invalid="ignore"):
+            return raster_target(stored.astype(label.dtype), task)
+
+    def _features(self, layer: str, item_group: int, grid: Grid) -> list[dict[str, Any]]:
+        """Properties of the features that intersect the window, in file order."""
+        if self.config.data_storage != "per_item_group" or not self.config.layer(layer).geojson:
+            from eval_ingest.decoding.fallback import read_features
+
+            try:
+                return read_features(
+                    self.source.url, self.files.group, self.files.name, layer, item_group
+                )
+            except RasterProblem as problem:
+                raise Unreadable(problem.code, problem.detail) from problem
+        from eval_ingest.decoding.features import features_within
+
+        folder = f"layers/{layer}.{item_group}" if item_group else f"layers/{layer}"
+        path = f"{folder}/data.geojson"
+        if path not in self.files.by_path:
+            raise Unreadable("label_missing", f"{path} is not there")
+        try:
+            return features_within(self._json(path, "label_unreadable"), grid)
+        except SourceError:
+            raise
+        except Unreadable:
+            raise
+        except Exception as error:  # geometry libraries raise many types on broken shapes
+            raise Unreadable(
+                "label_unreadable", f"{path}: {type(error).__name__}: {error}"
+            ) from error
+
+
+def sample_arrays(sample: WindowSample, config: ResolvedConfig) -> dict[str, NDArray[Any]]:
+    """A valid window's arrays as packed: per modality (H, W, T, C), and `target`; padded."""
+    assert sample.metadata is not None and sample.target is not None, "the window isn't valid"
+    arrays = {}
+    for modality in config.modalities:
+        found = sample.modalities.get(modality.name)
+        if found is None:
+            height, width = sample.metadata.height, sample.metadata.width
+            pixels = np.zeros((height, width, 0, len(modality.bands)), modality.dtype)
+        else:
+            pixels = found.pixels
+        arrays[modality.name] = apply_pad(pixels, modality.pad)
+    arrays["target"] = padded_target(sample.target, config)
+    return arrays
+
+
+def _judge_pixels(modality: ModalityInput, pixels: NDArray[Any]) -> list[Problem]:
+    """Wholly nodata or wholly not finite."""
+    if pixels.dtype.kind == "f" and not np.isfinite(pixels).any():
+        return [Problem("input_not_finite", f"{modality.name} has no finite pixel")]
+    if not pixels.any():
+        return [Problem("input_nodata", f"{modality.name} is 0 everywhere")]
+    return []
+
+
+def _judge_target(task: Task, target: NDArray[Any]) -> list[Problem]:
+    if not task.kind.has_classes:
+        if not np.isfinite(target).any():
+            return [Problem("label_all_invalid", "no valid label value")]
+        return []
+    low, high = int(target.min()), int(target.max())
+    if high >= task.num_classes or low < IGNORE_LABEL:
+        bad = high if high >= task.num_classes else low
+        return [
+            Problem("label_out_of_range", f"class {bad} where there are {task.num_classes} classes")
+        ]
+    if high == IGNORE_LABEL:
+        return [Problem("label_all_invalid", "no pixel has a valid class")]
+    return []

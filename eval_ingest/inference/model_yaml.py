@@ -1,0 +1,312 @@
+"""model.yaml: which inputs rslearn reads, for which task, in which splits.
+
+This follows rslearn's DataInput, MultiTask and SplitConfig without importing them. What it gives
+is a `Declaration`, which `inference.guess` makes up where model.yaml is missing.
+"""
+
+from dataclasses import dataclass
+
+from eval_ingest.core.resolved import InputPart, LayerRead, SplitSelector
+from eval_ingest.core.spec import SPLITS
+from eval_ingest.core.task import TaskKind
+from eval_ingest.errors import UnsupportedError
+from eval_ingest.inference.node import Node, check_class_path, check_class_paths, parse_yaml
+from eval_ingest.inference.notes import Notes
+
+TASK_KINDS = {
+    "SegmentationTask": TaskKind.SEGMENTATION,
+    "ClassificationTask": TaskKind.CLASSIFICATION,
+    "PerPixelRegressionTask": TaskKind.REGRESSION,
+    "RegressionTask": TaskKind.SCALAR_REGRESSION,
+}
+
+
+@dataclass(frozen=True)
+class DataInput:
+    """rslearn's DataInput, as far as it decides what is read."""
+
+    key: str
+    node: Node
+    """Its place, for messages."""
+    vector: bool
+    reads: tuple[LayerRead, ...]
+    stack: bool
+    bands: tuple[str, ...] = ()
+    """Empty: all bands of the band set `band_set_index`."""
+    band_set_index: int = 0
+    required: bool = True
+    passthrough: bool = False
+    is_target: bool = False
+    dtype: str = "float32"
+    """The type that rslearn casts to: float32 or int32."""
+
+    @property
+    def part(self) -> InputPart:
+        """What of it the index and the pack need to know."""
+        return InputPart(key=self.key, reads=self.reads, stack=self.stack, required=self.required)
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """The layers that it reads, each once, in order."""
+        return tuple(dict.fromkeys(read.layer for read in self.reads))
+
+    def check_supported(self) -> None:
+        """Refuse what would make our pixels differ from rslearn's."""
+        factor = self.node.get("resolution_factor")
+        if _resolution_factor(factor) != (1, 1):
+            raise factor.error(
+                f"is {factor.shown}: input {self.key!r} is not read at the window's resolution, "
+                "which isn't supported",
+                "set it to 1 or leave the modality out with --modalities",
+                UnsupportedError,
+            )
+        resampling = self.node.get("resampling")
+        if resampling.given and resampling.text().lower() not in ("nearest", "0"):
+            raise resampling.error(
+                f"is {resampling.shown}: only nearest is supported (rslearn 0.1.19 reads every "
+                "raster so)",
+                "remove it from the input",
+                UnsupportedError,
+            )
+
+
+@dataclass(frozen=True)
+class TaskDeclaration:
+    """The one task, and its arguments."""
+
+    kind: TaskKind
+    node: Node
+    """Where it is declared."""
+    args: Node
+    name: str | None = None
+    """Its name within a MultiTask."""
+
+
+@dataclass(frozen=True)
+class Declaration:
+    """What is to be predicted from what: by model.yaml, or guessed without one."""
+
+    task: TaskDeclaration
+    label: DataInput
+    inputs: tuple[DataInput, ...]
+    """All but the label, in the file's order."""
+    transforms: tuple[Node, ...] = ()
+    """Those of the evaluation splits."""
+    train_transforms: tuple[Node, ...] = ()
+    splits: "SplitConfigs | None" = None
+
+
+@dataclass(frozen=True)
+class SplitConfigs:
+    """rslearn's default_config, train_config, val_config and test_config, merged as it does."""
+
+    node: Node
+    """The data module's arguments."""
+
+    def own(self, split: str, key: str) -> Node:
+        """A value of the split's own configuration."""
+        return self.node.get(f"{split}_config").args.get(key)
+
+    def merged(self, split: str, key: str) -> Node:
+        """A value of the split, or of default_config where the split's is missing or empty."""
+        own = self.own(split, key)
+        return own if own.value else self.own("default", key)
+
+    def transforms(self, split: str) -> tuple[Node, ...]:
+        """The split's transforms, or the default's: they replace each other."""
+        return tuple(self.merged(split, "transforms").items())
+
+    def evaluation_transforms(self) -> tuple[Node, ...]:
+        """The transforms of val, or of the next split that has any."""
+        for split in ("val", "test", "train"):
+            if self.transforms(split):
+                return self.transforms(split)
+        return ()
+
+    def selectors(self, notes: Notes) -> dict[str, SplitSelector]:
+        """Which windows each split takes; nothing where no window is chosen by anything."""
+        own = {split for split in SPLITS if self._selects(split)}
+        chosen = set(own)
+        if self._selects("default"):
+            # A test split that is never mentioned isn't all windows of the default's groups.
+            chosen |= {"train"} if own else set(SPLITS)
+        return {split: self._selector(split, notes) for split in SPLITS if split in chosen}
+
+    def _selects(self, config: str) -> bool:
+        return any(self.own(config, key).value for key in ("groups", "names", "tags"))
+
+    def _selector(self, split: str, notes: Notes) -> SplitSelector:
+        groups, names, tags = (self.merged(split, key) for key in ("groups", "names", "tags"))
+        entries = tags.entries()
+        for node in (*_elements(groups), *_elements(names), *entries.values()):
+            if node.unset:
+                notes.warn(f"{node.place} is the unset placeholder {node.value}; it is ignored")
+        return SplitSelector(
+            groups=tuple(node.text() for node in _elements(groups) if node.given),
+            names=tuple(node.text() for node in _elements(names) if node.given),
+            tags={key: value.text() for key, value in entries.items() if not value.unset},
+        )
+
+
+def parse_model_yaml(text: str, where: str, notes: Notes) -> Declaration:
+    """What model.yaml declares."""
+    root = parse_yaml(text, "model.yaml", where)
+    data = root.get("data")
+    if not isinstance(data.value, dict):
+        raise root.error(
+            "has no `data` section",
+            "is this the file that rslearn model fit takes? --olmoearth-run-config-path names "
+            "the folder with the right one",
+        )
+    check_class_paths(data)
+    args = data.args
+    task = _single_task(args.get("task"))
+    inputs = [_data_input(key, node) for key, node in args.get("inputs").entries().items()]
+    if not inputs:
+        raise args.get("inputs").error("is missing or empty", "name the layers to read")
+    label = _label(inputs, task, args, notes)
+    splits = SplitConfigs(args)
+    return Declaration(
+        task=task,
+        label=label,
+        inputs=tuple(data_input for data_input in inputs if data_input is not label),
+        transforms=splits.evaluation_transforms(),
+        train_transforms=splits.transforms("train"),
+        splits=splits,
+    )
+
+
+def declare_task(node: Node, name: str | None = None) -> TaskDeclaration:
+    """The task that a class_path with init_args stands for."""
+    check_class_path(node)
+    kind = TASK_KINDS.get(node.class_name)
+    if kind is None:
+        raise node.error(
+            f"is a {node.class_name}, which can't become an eval",
+            f"supported are {', '.join(TASK_KINDS)}",
+            UnsupportedError,
+        )
+    return TaskDeclaration(kind=kind, node=node, args=node.args, name=name)
+
+
+def _single_task(node: Node) -> TaskDeclaration:
+    """The task, or the only one of a MultiTask."""
+    if not node.class_path:
+        raise node.error(
+            "is missing" if node.value is None else "has no class_path",
+            f"give one of {', '.join(TASK_KINDS)}, or ingest without model.yaml and with "
+            "--task-type",
+        )
+    check_class_path(node)
+    if node.class_name != "MultiTask":
+        return declare_task(node)
+    tasks = node.args.get("tasks").entries()
+    if len(tasks) != 1:
+        names = f"has {len(tasks)} tasks ({', '.join(tasks)})" if tasks else "has no task"
+        raise node.error(
+            f"{names}; an eval dataset has exactly one",
+            "leave one in a copy of model.yaml and name its folder with "
+            "--olmoearth-run-config-path",
+            UnsupportedError,
+        )
+    (name, task), *_ = tasks.items()
+    return declare_task(task, name)
+
+
+def _elements(node: Node) -> list[Node]:
+    """A list's elements, or the lone value."""
+    return node.items() if isinstance(node.value, list) else [node]
+
+
+def _label(inputs: list[DataInput], task: TaskDeclaration, args: Node, notes: Notes) -> DataInput:
+    """The input that the task's target is made from."""
+    by_key = {data_input.key: data_input for data_input in inputs}
+    targets = [data_input for data_input in inputs if data_input.is_target]
+    mapping = args.get("task").args.get("input_mapping", task.name) if task.name else Node(None, "")
+    keys = [key for key, mapped in mapping.entries().items() if mapped.value == "targets"]
+    for key in keys or ["targets"]:
+        if key in by_key:
+            _note_spare_targets(by_key[key], targets, notes)
+            return by_key[key]
+    if len(targets) == 1:
+        return targets[0]
+    if targets:
+        raise args.get("inputs").error(
+            f"has several targets ({', '.join(t.key for t in targets)}) and nothing says which "
+            "of them is the label",
+            'name the label input "targets" or map it there in input_mapping',
+            UnsupportedError,
+        )
+    missing = f"maps {keys[0]!r} to targets, but there is no such input" if keys else ""
+    raise args.get("inputs").error(
+        missing or f"has no label: none of {', '.join(by_key)} is a target",
+        'give the label input `is_target: true` or the name "targets"',
+    )
+
+
+def _note_spare_targets(label: DataInput, targets: list[DataInput], notes: Notes) -> None:
+    spare = [target.key for target in targets if target is not label]
+    if spare:
+        notes.warn(
+            f"the label is read from input {label.key!r}; the other targets "
+            f"({', '.join(spare)}) are not read"
+        )
+
+
+def _data_input(key: str, node: Node) -> DataInput:
+    args = node.args
+    data_type = args.get("data_type").text().lower()
+    if data_type not in ("raster", "vector"):
+        raise args.get("data_type").error(
+            f"is {args.get('data_type').shown}, but must be raster or vector"
+        )
+    layers = [layer for layer in args.get("layers").items() if layer.given]
+    if not layers:
+        raise args.get("layers").error("is missing or empty", "name the layers to read")
+    all_groups = args.get("load_all_item_groups").flag()
+    return DataInput(
+        key=key,
+        node=args,
+        vector=data_type == "vector",
+        reads=tuple(_layer_read(layer, all_groups) for layer in layers),
+        stack=args.get("load_all_layers").flag(),
+        bands=args.get("bands").texts(),
+        band_set_index=args.get("use_all_bands_in_order_of_band_set_idx").integer() or 0,
+        required=args.get("required").flag(default=True),
+        passthrough=args.get("passthrough").flag(),
+        is_target=args.get("is_target").flag(),
+        dtype=_cast_type(args.get("dtype")),
+    )
+
+
+def _layer_read(node: Node, all_groups: bool) -> LayerRead:
+    """An item group specifier (`sentinel2.3`) of rslearn, or a layer with all its item groups."""
+    if all_groups:
+        return LayerRead(layer=node.text(), item_group=None)
+    layer, dot, index = node.text().partition(".")
+    if dot and not index.isdecimal():
+        raise node.error(
+            f"is {node.shown}, but an item group is written as the layer's name, a point and a "
+            "number, such as sentinel2.3"
+        )
+    return LayerRead(layer=layer, item_group=int(index) if dot else 0)
+
+
+def _cast_type(node: Node) -> str:
+    dtype = node.text().lower() or "float32"
+    if dtype not in ("float32", "int32"):
+        raise node.error(f"is {node.shown}, but rslearn reads as INT32 or FLOAT32 only")
+    return dtype
+
+
+def _resolution_factor(node: Node) -> tuple[int, int]:
+    """Numerator and denominator, from 2, "1/2" or init_args."""
+    if not node.given:
+        return (1, 1)
+    if isinstance(node.value, dict):
+        numerator, denominator = (node.args.get(key) for key in ("numerator", "denominator"))
+        return (numerator.integer() or 1, denominator.integer() or 1)
+    above, _, below = node.text().partition("/")
+    if not above.isdecimal() or not (below or "1").isdecimal():
+        raise node.error(f"is {node.shown}, but must be a number or a fraction such as 1/2")
+    return (int(above), int(below or 1))

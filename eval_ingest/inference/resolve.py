@@ -1,0 +1,215 @@
+"""A dataset's own configuration, resolved: what is predicted from what, and who said so.
+
+`resolve` is the story: read config.json, olmoearth_run.yaml and model.yaml; find the task, the
+label, the modalities, the crop and the splits; note where each came from. Nothing is fetched,
+imported or instantiated here: texts in, a `ResolvedConfig` out.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from eval_ingest.core.resolved import Layer, ResolvedConfig, SplitSelector
+from eval_ingest.core.spec import DatasetSpec
+from eval_ingest.errors import UnsupportedError
+from eval_ingest.inference.dataset_json import DatasetJson
+from eval_ingest.inference.guess import guess
+from eval_ingest.inference.inputs import build_modalities, raster_bands, read_layer
+from eval_ingest.inference.labels import TaskReader
+from eval_ingest.inference.model_yaml import DataInput, Declaration, parse_model_yaml
+from eval_ingest.inference.node import Node
+from eval_ingest.inference.notes import Notes
+from eval_ingest.inference.run_yaml import RunYaml
+from eval_ingest.inference.transforms import Replay, replay, size_range
+
+
+@dataclass(frozen=True)
+class ConfigFiles:
+    """The raw texts of a dataset's configuration files; None where missing."""
+
+    config_json: str
+    """config.json (or dataset.json) of the rslearn dataset."""
+    model_yaml: str | None = None
+    run_yaml: str | None = None
+    """olmoearth_run.yaml."""
+    where: str = ""
+    """The folder or URL, for messages."""
+
+
+def resolve(files: ConfigFiles, spec: DatasetSpec) -> ResolvedConfig:
+    """What the samples of a dataset are made of; the spec overrides what the files say."""
+    notes = Notes()
+    dataset = DatasetJson.parse(files.config_json, files.where)
+    run = RunYaml.parse(files.run_yaml, files.where)
+    if files.model_yaml is None:
+        declared = guess(dataset, run, spec, notes)
+    else:
+        declared = parse_model_yaml(files.model_yaml, files.where, notes)
+
+    replayed = _replay(declared, dataset, notes)
+    inputs = {data_input.key: data_input for data_input in declared.inputs}
+    modalities, unsupported = build_modalities(
+        replayed.outcome(), inputs, dataset, notes, spec.modalities
+    )
+    notes.origin("modalities", _modalities_place(declared, spec))
+    reader = TaskReader(
+        declared.task, declared.label, dataset, run, spec, notes, files.model_yaml is None
+    )
+    label = reader.label_input(replayed.label_pad)
+    task = reader.task()
+    parts = [part for modality in modalities for part in modality.parts]
+    ratios = run.ratios(notes)
+    if ratios:
+        notes.origin("declared_ratios", ratios[1])
+    return ResolvedConfig(
+        task=task,
+        label=label,
+        modalities=modalities,
+        layers=_layers([inputs[part.key] for part in parts] + [declared.label], dataset),
+        crop_size=_crop_size(declared, run, spec, notes),
+        selectors=_selectors(declared, run, notes),
+        declared_ratios=ratios[0] if ratios else None,
+        window_storage=dataset.window_storage,
+        data_storage=dataset.data_storage,
+        unsupported_inputs=(*unsupported, *_vector_inputs(declared)),
+        dropped_transforms=tuple(replayed.dropped),
+        provenance=dict(notes.provenance),
+        warnings=tuple(notes.warnings),
+    )
+
+
+def dataset_config_for_copy(files: ConfigFiles, resolved: ResolvedConfig) -> dict[str, Any]:
+    """config.json reduced to the layers that are read, without the forms rslearn gave up.
+
+    Data sources are left out: the copy holds the pixels, and fetches none.
+    """
+    dataset = DatasetJson.parse(files.config_json, files.where)
+    return dataset.reduced(layer.name for layer in resolved.layers)
+
+
+def _replay(declared: Declaration, dataset: DatasetJson, notes: Notes) -> Replay:
+    """Replay the transforms of the evaluation splits, and compare train's with them."""
+    rasters = {i.key: i for i in declared.inputs if not i.vector}
+    bands = {key: raster_bands(data_input, dataset) for key, data_input in rasters.items()}
+    visible = [key for key, data_input in rasters.items() if data_input.passthrough]
+    replayed = replay(declared.transforms, bands, visible, notes)
+    _note_hidden(rasters.values(), replayed, notes)
+    train = replay(declared.train_transforms, bands, visible, Notes())
+    replayed.dropped += [text for text in train.dropped if text not in replayed.dropped]
+    if train.outcome() != replayed.outcome() and declared.train_transforms:
+        notes.warn(
+            "train's transforms (Pad, Concatenate, SelectBands) differ from those of val; "
+            "val's are used for all splits"
+        )
+    return replayed
+
+
+def _note_hidden(rasters: Iterable[DataInput], replayed: Replay, notes: Notes) -> None:
+    used = {piece.key for stream in replayed.outcome() for piece in stream.pieces}
+    hidden = [i.key for i in rasters if i.key not in used and not i.is_target]
+    if hidden:
+        notes.warn(
+            f"inputs {', '.join(hidden)} don't reach the model (no passthrough, no Concatenate); "
+            "they are not loaded"
+        )
+
+
+def _vector_inputs(declared: Declaration) -> tuple[str, ...]:
+    return tuple(
+        f"{i.key} (vector layer {', '.join(i.layers)})"
+        for i in declared.inputs
+        if i.vector and i.passthrough
+    )
+
+
+def _modalities_place(declared: Declaration, spec: DatasetSpec) -> str:
+    if spec.modalities:
+        return "--modalities"
+    if declared.splits is None:
+        return "config.json: layers"
+    return declared.splits.node.get("inputs").place
+
+
+def _layers(inputs: Iterable[DataInput], dataset: DatasetJson) -> tuple[Layer, ...]:
+    """The layers that the inputs read, each once, in order."""
+    layers: dict[str, Layer] = {}
+    for data_input in inputs:
+        for name in data_input.layers:
+            layers.setdefault(name, read_layer(data_input, name, dataset))
+    return tuple(layers.values())
+
+
+# --- crop ---
+
+
+def _crop_size(declared: Declaration, run: RunYaml, spec: DatasetSpec, notes: Notes) -> int | None:
+    """Side of the crop that training takes: the spec, the split configs, Crop, the run file."""
+    if spec.crop_size is not None:
+        notes.origin("crop_size", "--crop-size")
+        return spec.crop_size
+    for node in (*_split_crops(declared), *_transform_crops(declared), run.input_size):
+        if node.unset:
+            notes.warn(
+                f"{node.place} is the unset placeholder {node.value}; it is ignored, and "
+                "--crop-size sets it"
+            )
+        elif node.given:
+            size = _side(node, notes)
+            notes.origin("crop_size", node.place)
+            return size
+    notes.origin("crop_size", "default")
+    return None
+
+
+def _split_crops(declared: Declaration) -> list[Node]:
+    """crop_size, or its old name patch_size, as train and val have it."""
+    splits = declared.splits
+    if splits is None:
+        return []
+    return [
+        splits.merged(split, key)
+        for split in ("train", "val")
+        for key in ("crop_size", "patch_size")
+    ]
+
+
+def _transform_crops(declared: Declaration) -> list[Node]:
+    transforms = (*declared.train_transforms, *declared.transforms)
+    return [node.args.get("crop_size") for node in transforms if node.class_name == "Crop"]
+
+
+def _side(node: Node, notes: Notes) -> int:
+    """The side in pixels, from a number, [width, height], or Crop's [smallest, beyond largest]."""
+    if not isinstance(node.value, list):
+        side = node.integer()
+    elif ".transforms" in node.path:
+        low, high = size_range(node)
+        side = high - 1 if high is not None else None
+        if low is not None and side is not None and side > low:
+            notes.warn(f"{node.place}: crops of {low} to {side} pixels; {side} is taken")
+    else:
+        sides = {item.integer() for item in node.items()}
+        if len(sides) != 1:
+            raise node.error(
+                f"is {node.shown}, which isn't square", "give --crop-size", UnsupportedError
+            )
+        side = sides.pop()
+    if side is None or side < 1:
+        raise node.error(f"is {node.shown}, but must be a positive number of pixels")
+    return side
+
+
+# --- splits ---
+
+
+def _selectors(declared: Declaration, run: RunYaml, notes: Notes) -> dict[str, SplitSelector]:
+    """Which windows each split takes, by model.yaml or else by the run file's window_prep."""
+    if declared.splits is not None:
+        selectors = declared.splits.selectors(notes)
+        if selectors:
+            notes.origin("selectors", declared.splits.node.get("{split}_config").place)
+            return selectors
+    selectors, place = run.selectors()
+    if selectors:
+        notes.origin("selectors", place)
+    return selectors

@@ -1,0 +1,199 @@
+"""What a source is: the files of windows, and the protocols that list and read them.
+
+A source is listed once per ingest. Listing gives each file's size and version, so that nothing is
+asked about one by one, and a changed file is noticed without being read. Values and protocols
+alone: local.py, remote.py and archive.py are sources, open.py chooses one.
+"""
+
+import hashlib
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from typing import NamedTuple, Protocol
+
+from eval_ingest.errors import SourceError
+
+CONFIG_FILES = ("config.json", "dataset.json")
+ARCHIVE_ENDINGS = (".tar", ".tar.gz", ".tgz")
+
+
+MAX_TEXT_BYTES = 20_000_000
+"""Of a configuration file; real ones have about ten thousand."""
+
+
+def check_text_size(where: str, n_bytes: int) -> None:
+    """Refuse a configuration file that would fill the memory.
+
+    Raises:
+        SourceError: it is larger than MAX_TEXT_BYTES.
+    """
+    if n_bytes > MAX_TEXT_BYTES:
+        raise SourceError(
+            f"{where} has {n_bytes:,} bytes, more than the {MAX_TEXT_BYTES:,} of a configuration "
+            "file; is this the right one?"
+        )
+
+
+class SourceFile(NamedTuple):
+    """A file of a window."""
+
+    path: str
+    """Relative to the window's folder, with forward slashes."""
+    size: int
+    """Bytes."""
+    version: str
+    """Changes when the content does: modification time, or an object's checksum or generation."""
+
+
+class Listed(NamedTuple):
+    """A window of a listing, without its files: small enough to hold a hundred thousand."""
+
+    group: str
+    name: str
+    digest: str = ""
+    """Of its files; empty where they weren't looked at."""
+
+
+@dataclass(frozen=True)
+class WindowFiles:
+    """A window's files: metadata.json, items.json and the layers that are asked for."""
+
+    group: str
+    name: str
+    files: tuple[SourceFile, ...]
+    """Sorted by path."""
+
+    @property
+    def key(self) -> str:
+        """`group/name`."""
+        return f"{self.group}/{self.name}"
+
+    @property
+    def n_bytes(self) -> int:
+        """Total size in bytes."""
+        return sum(file.size for file in self.files)
+
+    @cached_property
+    def by_path(self) -> dict[str, SourceFile]:
+        """Files by relative path."""
+        return {file.path: file for file in self.files}
+
+    @cached_property
+    def digest(self) -> str:
+        """Changes when any of the files does."""
+        files = [f"{path}\0{size}\0{version}\0" for path, size, version in self.files]
+        return digest_of(os.fsencode("".join(files)))
+
+    @property
+    def listed(self) -> Listed:
+        """What identifies it."""
+        return Listed(self.group, self.name, self.digest)
+
+    @cached_property
+    def _completed(self) -> dict[str, list[int]]:
+        """Completed item groups by layer, in order."""
+        found: dict[str, list[int]] = {}
+        for path in self.by_path:
+            if path.endswith("/completed") and path.count("/") == 2 and path.startswith("layers/"):
+                layer, _, number = path[7:-10].partition(".")
+                if not number or number.isdigit():
+                    found.setdefault(layer, []).append(int(number or 0))
+        for numbers in found.values():
+            numbers.sort()
+        return found
+
+    def completed(self, layer: str) -> list[int]:
+        """Item groups of a layer whose `completed` marker is there, in order."""
+        return self._completed.get(layer, [])
+
+
+def digest_of(listed: bytes) -> str:
+    """The digest of a window's files, from a listing of them as listing.py writes it."""
+    return hashlib.blake2b(listed, digest_size=16).hexdigest()
+
+
+class WindowReader(Protocol):
+    """Reads the files of one window."""
+
+    @property
+    def url(self) -> str:
+        """Where the dataset lies."""
+        ...
+
+    def read(self, group: str, name: str, file: SourceFile) -> bytes:
+        """A file's bytes; SourceError if they aren't as they were listed."""
+        ...
+
+    def keep(self) -> None:
+        """A later stage will read this window again: where fetching costs, keep its bytes."""
+        ...
+
+    def drop(self) -> None:
+        """No later stage will read this window again: drop what was kept."""
+        ...
+
+
+class Source(Protocol):
+    """An rslearn dataset with windows in files, read only."""
+
+    @property
+    def url(self) -> str:
+        """Where it lies: what rslearn can open."""
+        ...
+
+    @property
+    def origin(self) -> str:
+        """What the user gave: an archive's own URL, where `url` is the unpacked folder."""
+        ...
+
+    def read_text(self, name: str) -> str | None:
+        """A file beside the windows folder, or None if it isn't there."""
+        ...
+
+    def groups(self) -> list[str]:
+        """Window groups, sorted."""
+        ...
+
+    def listing(self, groups: list[str], layers: frozenset[str]) -> Iterator[Listed]:
+        """Every window of the groups; a remote source keeps their files for `window`."""
+        ...
+
+    def ensure_listed(self, groups: list[str], layers: frozenset[str]) -> None:
+        """List the groups now if that isn't done, so that `window` costs nothing."""
+        ...
+
+    def windows(self, groups: list[str], layers: frozenset[str]) -> Iterator[WindowFiles]:
+        """Every window of the groups with its files in `layers`, group by group."""
+        ...
+
+    def window(self, group: str, name: str, layers: frozenset[str]) -> WindowFiles:
+        """One window: as it is now, or, of a remote source, as it was listed."""
+        ...
+
+    def read(self, group: str, name: str, file: SourceFile) -> bytes:
+        """A file's bytes; SourceError if they aren't as they were listed."""
+        ...
+
+    def readers(
+        self, windows: Iterable[WindowFiles], whole: bool = True
+    ) -> Iterator[tuple[WindowFiles, WindowReader]]:
+        """Each window with its reader; a remote source fetches those that come next meanwhile.
+
+        Args:
+            windows: in the order in which they will be read.
+            whole: False if metadata.json alone is sure to be read.
+        """
+        ...
+
+    def forget(self) -> None:
+        """Drop everything that was kept: the ingest is done."""
+        ...
+
+
+def layer_of(path: str) -> str | None:
+    """The layer that a window's file belongs to; None for metadata.json and items.json."""
+    parts = path.split("/", 2)
+    if parts[0] != "layers" or len(parts) < 3:
+        return None
+    return parts[1].partition(".")[0]

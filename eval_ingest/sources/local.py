@@ -1,0 +1,178 @@
+"""A dataset in a folder, on a local disk or a mounted Weka."""
+
+import os
+import stat
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+from eval_ingest.engine import batched, map_ordered
+from eval_ingest.errors import SourceError, SourceNotFoundError
+from eval_ingest.sources.base import (
+    Listed,
+    SourceFile,
+    WindowFiles,
+    WindowReader,
+    check_text_size,
+    digest_of,
+)
+from eval_ingest.sources.listing import OddFileError, list_window, parse
+
+_LISTING_THREADS = 16
+_LISTED_TOGETHER = 32
+"""Windows that a thread lists in one go."""
+
+
+@dataclass(frozen=True)
+class LocalSource:
+    """A dataset in a folder, on a local disk or a mounted Weka."""
+
+    url: str
+
+    def __post_init__(self) -> None:
+        root = Path(self.url)
+        if not root.is_dir():
+            what = "is a file, not a folder" if root.exists() else "does not exist"
+            raise SourceNotFoundError(
+                f"source {self.url} {what}; give the folder that holds config.json and windows/"
+            )
+
+    @property
+    def origin(self) -> str:
+        return self.url
+
+    def read_text(self, name: str) -> str | None:
+        path = Path(self.url, name)
+        try:
+            found = path.stat()  # links are followed: people keep model.yaml elsewhere
+            if not stat.S_ISREG(found.st_mode):
+                raise SourceError(f"{path} is not a file; remove it, or put a file there")
+            check_text_size(str(path), found.st_size)
+            return path.read_text(encoding="utf-8")
+        except FileNotFoundError:
+            return None
+        except (OSError, UnicodeDecodeError) as error:
+            raise SourceError(f"{path} can't be read: {error}") from error
+
+    def groups(self) -> list[str]:
+        return self._visible_folders("windows")
+
+    def names(self, groups: list[str]) -> Iterator[Listed]:
+        """Every window, without a look at its files."""
+        for group in sorted(groups):
+            for name in self._visible_folders("windows", group):
+                yield Listed(group, name)
+
+    def listing(self, groups: list[str], layers: frozenset[str]) -> Iterator[Listed]:
+        for found, listed in self._list_all(groups, layers):
+            yield Listed(found.group, found.name, digest_of(listed))
+
+    def ensure_listed(self, groups: list[str], layers: frozenset[str]) -> None:
+        pass  # a window is looked at when its turn comes
+
+    def windows(self, groups: list[str], layers: frozenset[str]) -> Iterator[WindowFiles]:
+        for found, listed in self._list_all(groups, layers):
+            yield _window_files(found.group, found.name, listed)
+
+    def window(self, group: str, name: str, layers: frozenset[str]) -> WindowFiles:
+        return _window_files(group, name, self._list(group, name, layers))
+
+    def _list(self, group: str, name: str, layers: frozenset[str]) -> bytes:
+        root = f"{self.url}/windows/{group}/{name}"
+        try:
+            return list_window(root, layers, self._check_link)
+        except OddFileError as error:
+            raise SourceError(str(error)) from error
+        except OSError as error:
+            raise SourceError(f"{root} can't be listed: {error.strerror or error}") from error
+
+    def _list_all(
+        self, groups: list[str], layers: frozenset[str]
+    ) -> Iterator[tuple[Listed, bytes]]:
+        def look_at(some: list[Listed]) -> list[tuple[Listed, bytes]]:
+            return [(window, self._list(window.group, window.name, layers)) for window in some]
+
+        # More threads than cores: on a network file system most of them wait.
+        with ThreadPoolExecutor(_LISTING_THREADS, thread_name_prefix="eval_ingest_list") as pool:
+            some = batched(self.names(groups), _LISTED_TOGETHER)
+            for found in map_ordered(pool, look_at, some, in_flight=2 * _LISTING_THREADS):
+                yield from found
+
+    def _visible_folders(self, *parts: str) -> list[str]:
+        """Names of the folders in a folder; links to folders are followed within the dataset."""
+        path = os.path.join(self.url, *parts)
+        try:
+            if os.path.islink(path):
+                self._check_link(path)
+            with os.scandir(path) as entries:
+                found = [e for e in entries if not e.name.startswith(".") and e.is_dir()]
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+        except OSError as error:
+            raise SourceError(f"{path} can't be listed: {error.strerror or error}") from error
+        for entry in found:
+            if entry.is_symlink():
+                self._check_link(entry.path)
+        return sorted(entry.name for entry in found)
+
+    def _check_link(self, path: str) -> None:
+        """Refuse a link that leads out of the dataset: a copy would publish what it points at.
+
+        Raises:
+            SourceError: it leads out.
+        """
+        root, real = os.path.realpath(self.url), os.path.realpath(path)
+        if os.path.commonpath([root, real]) != root:
+            raise SourceError(
+                f"{path} is a link to {real}, which is outside of the dataset; "
+                "put a copy there instead (for another model.yaml alone, "
+                "--olmoearth-run-config-path names its folder)"
+            )
+
+    def read(self, group: str, name: str, file: SourceFile) -> bytes:
+        path = f"{self.url}/windows/{group}/{name}/{file.path}"
+        try:
+            data, time = _read(path, file.size)
+        except OSError as error:
+            raise SourceError(f"{path} can't be read: {error.strerror or error}") from error
+        if len(data) != file.size or str(time) != file.version:
+            raise SourceError(
+                f"{path} has {len(data)} bytes, {file.size} when it was listed, or was written "
+                "since; the source changes while it is read: run again when it is still"
+            )
+        return data
+
+    def readers(
+        self, windows: Iterable[WindowFiles], whole: bool = True
+    ) -> Iterator[tuple[WindowFiles, WindowReader]]:
+        for files in windows:
+            yield files, self
+
+    def keep(self) -> None:
+        pass  # its files stay where they are
+
+    def drop(self) -> None:
+        pass
+
+    def forget(self) -> None:
+        pass
+
+
+def _window_files(group: str, name: str, listed: bytes) -> WindowFiles:
+    return WindowFiles(group, name, tuple(SourceFile(*file) for file in parse(listed)))
+
+
+def _read(path: str, size: int) -> tuple[bytes, int]:
+    """A file's bytes and its time of change in ns, with as few system calls as it takes.
+
+    One byte more shows that it grew.
+    """
+    opened = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        data = os.read(opened, size + 1)
+        while 0 < len(data) < size and (more := os.read(opened, size + 1 - len(data))):
+            data += more
+        return data, os.fstat(opened).st_mtime_ns
+    finally:
+        os.close(opened)

@@ -1,0 +1,42 @@
+"""The source at a path or URL: which kind it is, and nothing else."""
+
+import os
+from pathlib import Path
+
+from eval_ingest.objects.filesystems import weka_mount
+from eval_ingest.sources.base import ARCHIVE_ENDINGS, Source
+from eval_ingest.sources.local import LocalSource
+
+
+def open_source(
+    url: str,
+    staging: Path | None = None,
+    archives: Path | None = None,
+    staging_limit: int | None = None,
+) -> Source:
+    """The source at a path or URL: a folder, a bucket's folder, or an archive of one.
+
+    Args:
+        url: a path, or a URL that fsspec knows; ending in .tar, .tar.gz or .tgz for an archive.
+        staging: folder in which a remote source keeps what it has listed and fetched.
+        staging_limit: bytes that it may keep; what comes after that is fetched a second time.
+        archives: folder in which archives are unpacked; needed for them only.
+
+    Raises:
+        SourceNotFoundError: there is nothing, or no rslearn dataset.
+        SourceError: it can't be reached.
+    """
+    url = str(weka_mount(url) or url.removeprefix("file://"))
+    if url.lower().endswith(ARCHIVE_ENDINGS):
+        from eval_ingest.sources.archive import open_archive
+
+        return open_archive(url, archives)
+    if "://" in url:
+        # fsspec's file systems take a second to import; a folder needs none of them.
+        from eval_ingest.sources.remote import RemoteSource
+
+        source = RemoteSource(url.rstrip("/"), staging, staging_limit)
+        source.check()
+        return source
+    # Absolute: what is kept of it is read in other folders, by other processes.
+    return LocalSource(os.path.abspath(os.path.expanduser(url)))

@@ -1,0 +1,197 @@
+"""What was copied, window by window, with sizes and checksums.
+
+A stopped copy goes on by it, and `verify` checks the windows against it later.
+"""
+
+import hashlib
+import json
+import math
+import shutil
+import time
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import google_crc32c
+import pyarrow as pa
+
+from eval_ingest.store.atomic import store_error
+from eval_ingest.store.paths import DatasetLayout
+from eval_ingest.store.seal import unless_damaged
+from eval_ingest.store.tables import read_table, write_table
+
+UNFINISHED = ".copying"
+"""Beside the windows folder: windows on their way into it, or out of it."""
+
+MANIFEST_VERSION = 2
+_JOURNAL = ".copy_journal.jsonl"
+_SEND_EVERY_S = 30.0
+"""How often a remote root gets the journal, so that another machine can go on."""
+
+
+@dataclass(frozen=True, slots=True)
+class CopiedWindow:
+    """A window in the copy."""
+
+    group: str
+    name: str
+    source_digest: str
+    split: str
+    n_files: int
+    n_bytes: int
+    checksum: str
+    """Of all files: see FilesChecksum."""
+
+    @property
+    def key(self) -> tuple[str, str]:
+        """(group, name)."""
+        return self.group, self.name
+
+
+class FilesChecksum:
+    """Of a window's files: the sum, modulo 2^64, of a BLAKE2b of each one's path and CRC32C.
+
+    So the order doesn't matter, and a file can be exchanged without reading the others.
+
+    >>> a, b = FilesChecksum(), FilesChecksum()
+    >>> a.add("x", 1), a.add("y", 2)
+    (None, None)
+    >>> b.add("y", 2), b.add("x", 3), b.exchange("x", 3, 1)
+    (None, None, None)
+    >>> str(a) == str(b)
+    True
+    """
+
+    def __init__(self, text: str = "0") -> None:
+        self._sum = int(text, 16)
+
+    def add(self, path: str, crc: int) -> None:
+        """Add a file, by its path in the window and its CRC32C."""
+        self._sum = (self._sum + self._term(path, crc)) % 2**64
+
+    def exchange(self, path: str, old: int, new: int) -> None:
+        """A file had one CRC32C and has another now."""
+        self._sum = (self._sum - self._term(path, old) + self._term(path, new)) % 2**64
+
+    @staticmethod
+    def _term(path: str, crc: int) -> int:
+        text = f"{path}\t{crc:08x}".encode()
+        return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "big")
+
+    def __str__(self) -> str:
+        return f"{self._sum:016x}"
+
+
+class Manifest:
+    """Which windows are in the copy; a journal keeps it true while copying goes on.
+
+    What is about to change is told to the journal first: after a stop, a window is either as the
+    manifest says, or the manifest doesn't vouch for it and the next run does it again.
+    """
+
+    def __init__(self, layout: DatasetLayout) -> None:
+        self._layout = layout
+        self._journal = layout.path / _JOURNAL
+        self._journal_bytes: int | None = None
+        """How much of the journal is whole: the rest is a line at which a run was stopped."""
+        self._lost: list[tuple[str, str]] = []
+        """Windows of the manifest that it doesn't vouch for, because the journal is damaged."""
+        self._sent = -math.inf
+        self.windows: dict[tuple[str, str], CopiedWindow] = {}
+        path = layout.copy_manifest  # damaged, it vouches for no window: all are copied again
+        kind = "copy_manifest", MANIFEST_VERSION
+        found = unless_damaged(lambda: read_table(path, *kind, layout.name))
+        if found is not None:
+            for row in found[0].to_pylist():
+                self._put(CopiedWindow(**row))
+        self._replay()
+
+    def _put(self, copied: CopiedWindow) -> None:
+        self.windows[copied.key] = copied
+
+    def _replay(self) -> None:
+        try:
+            data = self._journal.read_bytes()
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            raise store_error(self._journal, "reading", error) from error
+        self._journal_bytes = 0
+        for line in data.splitlines(keepends=True):
+            if not line.endswith(b"\n"):
+                break  # a run was stopped at it
+            checksum, _, text = line[:-1].partition(b" ")
+            if checksum != _line_checksum(text):
+                # What follows, and what this line has said, may be that windows are replaced.
+                self._lost = list(self.windows)
+                self.windows.clear()
+                self._journal_bytes = 0
+                return
+            entry = json.loads(text)
+            if len(entry) == 2:
+                self.windows.pop((entry["group"], entry["name"]), None)
+            else:
+                self._put(CopiedWindow(**entry))
+            self._journal_bytes += len(line)
+
+    def add(self, copied: Iterable[CopiedWindow]) -> None:
+        """Note windows as copied, at once and on disk."""
+        found = list(copied)
+        for window in found:
+            self._put(window)
+        unsure = any(not window.split for window in found)
+        self._write((asdict(window) for window in found), at_once=unsure)
+
+    def forget(self, keys: Iterable[tuple[str, str]]) -> None:
+        """Note that windows are about to be replaced or removed."""
+        known = [key for key in keys if self.windows.pop(key, None) is not None]
+        self._write(({"group": group, "name": name} for group, name in known), at_once=True)
+
+    def _write(self, entries: Iterable[dict[str, Any]], at_once: bool) -> None:
+        lines = [json.dumps(entry).encode() for entry in entries]
+        if not lines:
+            return
+        lost = [json.dumps({"group": g, "name": n}).encode() for g, n in self._lost]
+        text = b"".join(b"%s %s\n" % (_line_checksum(line), line) for line in [*lost, *lines])
+        self._lost.clear()
+        try:
+            self._layout.path.mkdir(parents=True, exist_ok=True)
+            with open(self._journal, "ab") as stream:
+                if self._journal_bytes is not None:
+                    stream.truncate(self._journal_bytes)
+                    self._journal_bytes = None
+                stream.write(text)
+        except OSError as error:
+            raise store_error(self._journal, "writing", error) from error
+        # Whoever goes on elsewhere may know too little, but nothing that isn't so any more.
+        if at_once or time.monotonic() - self._sent > _SEND_EVERY_S:
+            self._layout.root.push(self._journal)
+            self._sent = time.monotonic()
+
+    def close(self) -> None:
+        """Write the manifest and drop the journal.
+
+        Raises:
+            StoreError: the manifest can't be written.
+        """
+        rows = [asdict(self.windows[key]) for key in sorted(self.windows)]
+        schema = pa.schema(
+            [
+                ("group", pa.string()),
+                ("name", pa.string()),
+                ("source_digest", pa.string()),
+                ("split", pa.string()),
+                ("n_files", pa.int32()),
+                ("n_bytes", pa.int64()),
+                ("checksum", pa.string()),
+            ]
+        )
+        table = pa.Table.from_pylist(rows, schema=schema)
+        facts = {"kind": "copy_manifest", "version": MANIFEST_VERSION}
+        write_table(self._layout.copy_manifest, table, facts)
+        self._journal.unlink(missing_ok=True)
+        shutil.rmtree(self._layout.path / UNFINISHED, ignore_errors=True)
+
+
+def _line_checksum(line: bytes) -> bytes:
+    return b"%08x" % google_crc32c.value(line)

@@ -1,0 +1,149 @@
+"""The rslearn copy of a dataset's windows as objects: written straight to the store.
+
+Nothing of them lies on the local disk. A window's metadata.json comes last, so a window that has
+one is whole; each object is checked by the server, or by what it answers.
+"""
+
+import asyncio
+from collections.abc import Container, Iterable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import google_crc32c
+
+from eval_ingest.errors import IntegrityError, StoreError
+from eval_ingest.objects.writing import WritableObjects, together
+from eval_ingest.store.manifest import CopiedWindow, FilesChecksum
+from eval_ingest.store.roots.remote import RemoteRoot
+from eval_ingest.store.roots.windows import Key
+from eval_ingest.store.window_files import Contents, Measured, with_metadata, with_split
+
+_METADATA = "metadata.json"
+_TOGETHER = 16
+"""Windows that are read back at a time."""
+
+_REMOVED_TOGETHER = 1000
+
+
+@dataclass(frozen=True)
+class RemoteWindows:
+    """The windows under a remote root."""
+
+    remote: RemoteRoot
+    folder: Path
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"remote": self.remote, "folder": self.folder}
+
+    @property
+    def _objects(self) -> WritableObjects:
+        return self.remote.objects
+
+    def _name(self, key: Key) -> str:
+        return self.remote.mirror.name(self.folder / key[0] / key[1])
+
+    @cached_property
+    def _present(self) -> dict[str, set[str]]:
+        """Window names by group, as they were when they were first asked for."""
+        return {}
+
+    def has(self, group: str, name: str) -> bool:
+        if group not in self._present:
+            self._present[group] = self._listed(group)
+        return name in self._present[group]
+
+    def _listed(self, group: str) -> set[str]:
+        folder = self.remote.mirror.name(self.folder / group)
+        entries = self._objects.run(self._objects.list_folder(folder))
+        return {entry.name.rpartition("/")[2] for entry in entries if entry.folder}
+
+    def clear(self, keys: Iterable[Key]) -> None:
+        self._remove(key for key in keys if self.has(*key))
+
+    def write(
+        self, group: str, name: str, source_digest: str, split: str, files: Contents
+    ) -> CopiedWindow:
+        objects, base = self._objects, self._name((group, name))
+        total, checksum = 0, FilesChecksum()
+        data: dict[str, bytes] = {}
+        for path, read in files:
+            data[path] = with_split(read(), split) if path == _METADATA else read()
+            total += len(data[path])
+            checksum.add(path, google_crc32c.value(data[path]))
+
+        async def send() -> None:
+            others = (objects.put(f"{base}/{p}", d) for p, d in data.items() if p != _METADATA)
+            await together(others)
+            if _METADATA in data:
+                await objects.put(f"{base}/{_METADATA}", data[_METADATA])
+
+        objects.run(send())
+        return CopiedWindow(group, name, source_digest, split, len(data), total, str(checksum))
+
+    def change_splits(self, windows: Iterable[tuple[CopiedWindow, str]]) -> list[CopiedWindow]:
+        objects = self._objects
+
+        async def change(copied: CopiedWindow, split: str) -> CopiedWindow:
+            name = f"{self._name(copied.key)}/{_METADATA}"
+            try:
+                _, old = await objects.read_current(name)
+            except FileNotFoundError as error:
+                raise IntegrityError(
+                    f"{objects.url}/{name} is missing; ingest again with --overwrite"
+                ) from error
+            new = with_split(old, split)
+            await objects.put(name, new)
+            return with_metadata(copied, split, old, new)
+
+        return objects.run(together([change(copied, split) for copied, split in windows]))
+
+    def measured(self, keys: Iterable[Key]) -> Iterator[tuple[Key, Measured | StoreError]]:
+        waiting = list(keys)
+        for k in range(0, len(waiting), _TOGETHER):
+            some = waiting[k : k + _TOGETHER]
+            yield from zip(some, self._objects.run(self._measure_all(some)), strict=True)
+
+    async def _measure_all(self, keys: list[Key]) -> list[Measured | StoreError]:
+        return await asyncio.gather(*map(self._measure, keys))
+
+    async def _measure(self, key: Key) -> Measured | StoreError:
+        objects, base = self._objects, self._name(key)
+        try:
+            entries = await objects.find(base)
+            found = await together([objects.read(entry.name, entry) for entry in entries])
+        except StoreError as error:
+            return error
+        except FileNotFoundError as error:
+            return StoreError(f"{objects.url}/{error} has gone while it was being read")
+        checksum = FilesChecksum()
+        for entry, data in zip(entries, found, strict=True):
+            checksum.add(entry.name.removeprefix(f"{base}/"), google_crc32c.value(data))
+        return Measured(len(found), sum(map(len, found)), str(checksum))
+
+    def paths(self) -> Iterator[str]:
+        base = self.remote.mirror.name(self.folder)
+        for group in self._groups():
+            entries = self._objects.run(self._objects.find(f"{base}/{group}"))
+            yield from sorted(entry.name.removeprefix(f"{base}/") for entry in entries)
+
+    def _groups(self) -> list[str]:
+        base = self.remote.mirror.name(self.folder)
+        entries = self._objects.run(self._objects.list_folder(base))
+        return sorted(e.name.rpartition("/")[2] for e in entries if e.folder)
+
+    def keep_only(self, keys: Container[Key]) -> None:
+        there = [(group, name) for group in self._groups() for name in self._listed(group)]
+        self._remove(key for key in there if key not in keys)
+
+    def _remove(self, keys: Iterable[Key]) -> None:
+        objects = self._objects
+
+        async def remove(key: Key) -> None:
+            entries = await objects.find(self._name(key))
+            await objects.delete([entry.name for entry in entries])
+
+        waiting = list(keys)
+        for k in range(0, len(waiting), _REMOVED_TOGETHER):
+            objects.run(together(map(remove, waiting[k : k + _REMOVED_TOGETHER])))

@@ -1,0 +1,365 @@
+"""Packed samples: shards of .npy files that EvalDataset maps into memory.
+
+A shard holds some windows of a dataset, once, whatever their split:
+
+    samples/{shard}/<modality>.npy    (N, H, W, T, C) where all windows agree in shape, else flat
+    samples/{shard}/target.npy        (N, H, W) or (N,), else flat
+    samples/{shard}/index.parquet     group, name, source_digest, row, height, width, and per
+                                      array the timesteps and the offset of the first element
+
+Pixels keep the source's integer or float type; nothing is padded on disk. A shard appears by a
+rename when it is complete and is never changed after that.
+"""
+
+import contextlib
+import itertools
+import math
+import os
+import shutil
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from eval_ingest.core.entry import ShardArray
+from eval_ingest.core.resolved import ResolvedConfig
+from eval_ingest.core.task import TaskKind
+from eval_ingest.errors import IntegrityError
+from eval_ingest.store.atomic import file_crc32c, store_error, umask
+from eval_ingest.store.npy import check_npy, create_npy, data_start, npy_header
+from eval_ingest.store.paths import DatasetLayout
+from eval_ingest.store.seal import again
+from eval_ingest.store.tables import read_table, write_table
+
+if TYPE_CHECKING:  # a local root doesn't pay for it
+    from eval_ingest.store.roots.remote import RemoteRoot
+
+TARGET = "target"
+
+SHARD_VERSION = 3
+
+
+@dataclass(frozen=True)
+class PackRow:
+    """One window's place in a shard that is to be written."""
+
+    group: str
+    name: str
+    source_digest: str
+    height: int
+    """Of the sample, after padding."""
+    width: int
+    timesteps: dict[str, int]
+    """Per modality; 0 where an optional modality is absent."""
+
+
+@dataclass(frozen=True)
+class ArrayPlan:
+    """One .npy file of a shard: room for `count` rows."""
+
+    name: str
+    """A modality, or `target`."""
+    dtype: str
+    count: int
+    shape: tuple[int, ...] | None
+    """Of every row, if all agree; a scalar target has the shape ()."""
+    shapes: tuple[tuple[int, ...], ...] = ()
+    """Per row, if they differ."""
+
+    @classmethod
+    def of(cls, name: str, dtype: str, shapes: Sequence[tuple[int, ...]]) -> "ArrayPlan":
+        """A plan for rows of these shapes."""
+        if len(set(shapes)) == 1:
+            return cls(name, dtype, len(shapes), shapes[0])
+        return cls(name, dtype, len(shapes), None, tuple(shapes))
+
+    @cached_property
+    def offsets(self) -> NDArray[np.int64]:
+        """First element of each row, and the total at the end: count + 1 numbers."""
+        if self.shape is not None:
+            return np.arange(self.count + 1, dtype=np.int64) * math.prod(self.shape)
+        sizes = [math.prod(shape) for shape in self.shapes]
+        return np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)])
+
+    @property
+    def file_shape(self) -> tuple[int, ...]:
+        """Shape of the .npy file."""
+        if self.shape is not None:
+            return (self.count, *self.shape)
+        return (int(self.offsets[-1]),)
+
+    @property
+    def n_bytes(self) -> int:
+        """Bytes of all rows."""
+        return int(self.offsets[-1]) * np.dtype(self.dtype).itemsize
+
+    def shape_of(self, row: int) -> tuple[int, ...]:
+        """Shape of a row."""
+        return self.shapes[row] if self.shape is None else self.shape
+
+
+def target_dtype(config: ResolvedConfig) -> str:
+    """The narrowest type that holds -1 and every class id, or float32."""
+    if not config.task.kind.has_classes:
+        return "float32"
+    if config.task.kind is TaskKind.CLASSIFICATION:
+        return "int64"
+    return "int8" if config.task.num_classes <= 128 else "int16"
+
+
+def plan_arrays(config: ResolvedConfig, rows: Sequence[PackRow]) -> list[ArrayPlan]:
+    """The files of a shard of these rows."""
+    plans = [
+        ArrayPlan.of(
+            modality.name,
+            modality.dtype,
+            [(r.height, r.width, r.timesteps[modality.name], len(modality.bands)) for r in rows],
+        )
+        for modality in config.modalities
+    ]
+    per_pixel = config.task.kind.per_pixel
+    shapes = [(row.height, row.width) if per_pixel else () for row in rows]
+    return [*plans, ArrayPlan.of(TARGET, target_dtype(config), shapes)]
+
+
+class ShardWriter:
+    """Writes a shard in place; rows may be written in any order, by any thread or process.
+
+    Pickled, it opens the same files again. Rows that are never written take no room on the disk.
+    """
+
+    def __init__(self, folder: Path, plans: Sequence[ArrayPlan]) -> None:
+        self.plans = list(plans)
+        self.folder = folder
+        self._files: dict[str, tuple[int, int]] = {}
+
+    @classmethod
+    def create(cls, samples: Path, plans: Sequence[ArrayPlan]) -> "ShardWriter":
+        """Make the files, aside, at their full size.
+
+        Raises:
+            StoreError: there is no room or no permission.
+        """
+        try:
+            samples.mkdir(parents=True, exist_ok=True)
+            folder = Path(tempfile.mkdtemp(prefix=".shard.", suffix=".tmp", dir=samples))
+            folder.chmod(0o777 & ~umask())
+        except OSError as error:
+            raise store_error(samples, "making a shard of samples in", error) from error
+        return cls.create_in(folder, plans)
+
+    @classmethod
+    def create_in(cls, folder: Path, plans: Sequence[ArrayPlan]) -> "ShardWriter":
+        """Make the files, at their full size, in a folder that the next run will find again.
+
+        Raises:
+            StoreError: there is no room or no permission.
+        """
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            for plan in plans:
+                create_npy(folder / f"{plan.name}.npy", plan.file_shape, np.dtype(plan.dtype))
+        except OSError as error:
+            raise store_error(folder, "making a shard of samples in", error) from error
+        return cls(folder, plans)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_files": {}}
+
+    def __del__(self) -> None:
+        # A worker process gets a writer with every task, and may get thousands.
+        self._close()
+
+    def _file(self, name: str) -> tuple[int, int]:
+        """File descriptor, and where the first element lies."""
+        found = self._files.get(name)
+        if found is None:
+            path = self.folder / f"{name}.npy"
+            start = data_start(path)
+            opened = os.open(path, os.O_WRONLY)
+            found = self._files.setdefault(name, (opened, start))
+            if found[0] != opened:  # another thread was faster
+                os.close(opened)
+        return found
+
+    def check(self) -> None:
+        """Look at the files that are there, as a stopped run has left them.
+
+        Raises:
+            IntegrityError: one is missing or damaged.
+        """
+        for plan in self.plans:
+            path = self.folder / f"{plan.name}.npy"
+            check_npy(path, self._recorded(plan, None), "run again")
+
+    def fits(self, row: int, arrays: dict[str, NDArray[Any]]) -> bool:
+        """True if the arrays have the shapes that are planned for the row."""
+        return all(arrays[plan.name].shape == plan.shape_of(row) for plan in self.plans)
+
+    def write(self, row: int, arrays: dict[str, NDArray[Any]]) -> None:
+        """Put a window's arrays, each of its planned shape, into their place.
+
+        Raises:
+            StoreError: it can't be written; the disk is full, for example.
+        """
+        for plan in self.plans:
+            array = np.asarray(arrays[plan.name], dtype=plan.dtype, order="C")
+            if array.shape != plan.shape_of(row):
+                raise ValueError(
+                    f"{plan.name} has shape {array.shape}, planned was {plan.shape_of(row)}"
+                )
+            opened, start = self._file(plan.name)
+            # Not through a memory map: a full disk would be a fatal signal there.
+            view = memoryview(array.reshape(-1).view(np.uint8).data)
+            at = start + int(plan.offsets[row]) * array.itemsize
+            try:
+                while view:
+                    written = os.pwrite(opened, view, at)
+                    view, at = view[written:], at + written
+            except OSError as error:
+                raise store_error(self.folder / plan.name, "writing", error) from error
+
+    def sync(self) -> None:
+        """Bring what was written to the disk.
+
+        Raises:
+            StoreError: it can't be written.
+        """
+        for plan in self.plans:
+            path = self.folder / f"{plan.name}.npy"
+            try:
+                with open(path, "rb+") as stream:
+                    os.fsync(stream.fileno())
+            except OSError as error:
+                raise store_error(path, "writing", error) from error
+
+    def commit(
+        self, layout: DatasetLayout, shard: str, row_key: str, rows: Sequence[tuple[int, PackRow]]
+    ) -> str:
+        """Flush everything, give the shard its name, and return it; of a remote dataset, send it.
+
+        Args:
+            layout: the dataset.
+            shard: the name wanted; a number is added if a retired shard still has it.
+            row_key: what the values depend on besides the windows' files; kept in the index.
+            rows: which window was written to which row.
+
+        Raises:
+            StoreError: it can't be written.
+        """
+        self._close()
+        samples, table = layout.samples, self._index_table(rows)
+        with contextlib.suppress(IntegrityError):  # a damaged shard keeps its name
+            found = read_shard(layout, shard, row_key)
+            if found is not None and found[0] == table:
+                self.abandon()  # a run that was stopped later, or elsewhere, has written the same
+                return shard
+        self.sync()
+        try:
+            samples.mkdir(parents=True, exist_ok=True)
+            for stray in self.folder.glob(".*.tmp"):
+                stray.unlink()  # a run was stopped right here
+            arrays = {plan.name: self._recorded(plan, layout.remote) for plan in self.plans}
+            facts = {
+                "kind": "shard",
+                "version": SHARD_VERSION,
+                "row_key": row_key,
+                "arrays": {name: array.model_dump() for name, array in arrays.items()},
+            }
+            write_table(self.folder / "index.parquet", table, facts)
+            name = shard
+            for number in itertools.count(2):
+                if not (samples / name).exists():
+                    break
+                name = f"{shard}-{number}"
+            if layout.remote is not None:
+                layout.remote.send_shard(self.folder, samples / name, arrays)
+            os.rename(self.folder, samples / name)
+        except OSError as error:
+            raise store_error(samples / shard, "writing", error) from error
+        return name
+
+    def _recorded(self, plan: ArrayPlan, remote: "RemoteRoot | None") -> ShardArray:
+        """What is kept about an array's file; its checksum where it travels."""
+        path, dtype = self.folder / f"{plan.name}.npy", np.dtype(plan.dtype)
+        return ShardArray(
+            dtype=str(dtype),
+            uniform=plan.shape is not None,
+            shape=plan.file_shape,
+            n_bytes=len(npy_header(plan.file_shape, dtype)) + plan.n_bytes,
+            crc32c=None if remote is None else file_crc32c(path),
+        )
+
+    def abandon(self) -> None:
+        """Remove what was written."""
+        self._close()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _close(self) -> None:
+        for opened, _ in self._files.values():
+            os.close(opened)
+        self._files.clear()
+
+    def _index_table(self, rows: Sequence[tuple[int, PackRow]]) -> pa.Table:
+        """Where each window lies."""
+        places = [place for place, _ in rows]
+        columns: dict[str, Any] = {
+            "group": pa.array([row.group for _, row in rows], pa.string()),
+            "name": pa.array([row.name for _, row in rows], pa.string()),
+            "source_digest": pa.array([row.source_digest for _, row in rows], pa.string()),
+            "row": pa.array(places, pa.int64()),
+            "height": pa.array([row.height for _, row in rows], pa.int32()),
+            "width": pa.array([row.width for _, row in rows], pa.int32()),
+        }
+        for plan in self.plans:
+            columns[f"{plan.name}.offset"] = pa.array(plan.offsets[places], pa.int64())
+            if plan.name != TARGET:
+                steps = [row.timesteps[plan.name] for _, row in rows]
+                columns[f"{plan.name}.timesteps"] = pa.array(steps, pa.int32())
+        return pa.table(columns)
+
+
+def shard_names(samples: Path) -> list[str]:
+    """The complete shards, sorted."""
+    if not samples.is_dir():
+        return []
+    return sorted(p.parent.name for p in samples.glob("*/index.parquet") if p.parent.name[0] != ".")
+
+
+def read_shard(
+    layout: DatasetLayout, shard: str, row_key: str
+) -> tuple[pa.Table, dict[str, ShardArray]] | None:
+    """A shard's index.parquet, and what it records about the shard's arrays.
+
+    None if it was packed by another row key. The arrays needn't be on this machine; a cheap look
+    is taken at those that are.
+
+    Raises:
+        IntegrityError: the shard is damaged.
+    """
+    path = layout.samples / shard / "index.parquet"
+    found = read_table(path, "shard", SHARD_VERSION, layout.name)
+    if found is None or found[1].get("row_key") != row_key:
+        return None
+    table, facts = found
+    arrays = {name: ShardArray.model_validate(a) for name, a in facts.get("arrays", {}).items()}
+    if layout.remote is None:
+        for name, array in arrays.items():
+            check_npy(path.with_name(f"{name}.npy"), array, again(layout.name))
+    return table, arrays
+
+
+def retire_shards(layout: DatasetLayout) -> None:
+    """Make the shards that are there unknown to the next run, without taking them from readers."""
+    indexes = [layout.samples / s / "index.parquet" for s in shard_names(layout.samples)]
+    if layout.remote is not None:
+        layout.remote.remove(indexes)
+        return
+    for index in indexes:
+        index.rename(index.with_suffix(".retired"))

@@ -1,0 +1,185 @@
+"""The rslearn copy of a dataset's windows, checksummed, with `eval_split` in each one's options.
+
+A window appears by a rename when all its files are there and read back right. Which windows were
+copied is kept in manifest.py.
+"""
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Container, Iterable
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+import google_crc32c
+
+from eval_ingest.core.spec import SPLIT_OPTION
+from eval_ingest.errors import IntegrityError
+from eval_ingest.store.atomic import store_error, umask
+from eval_ingest.store.manifest import UNFINISHED, CopiedWindow, FilesChecksum
+
+Contents = Iterable[tuple[str, Callable[[], bytes]]]
+"""Files of a window, sorted by path, each with a function that gives its bytes."""
+
+
+class Measured(NamedTuple):
+    """A copied window, read back."""
+
+    n_files: int
+    n_bytes: int
+    checksum: str
+
+
+def copy_window(
+    windows: Path,
+    group: str,
+    name: str,
+    source_digest: str,
+    split: str,
+    files: Contents,
+) -> CopiedWindow:
+    """Write one window's files aside, read them back, and move the folder into its place.
+
+    Args:
+        windows: the copy's windows folder.
+        group: window group.
+        name: window name.
+        source_digest: digest of the source files, for the manifest.
+        split: goes into the options of metadata.json.
+        files: relative path and a function that gives the bytes, sorted by path.
+
+    Raises:
+        IntegrityError: what was read back differs from what was written.
+        StoreError: it can't be written.
+    """
+    final = windows / group / name
+    scratch = windows.parent / UNFINISHED
+    aside: Path | None = None
+    try:
+        scratch.mkdir(parents=True, exist_ok=True)
+        final.parent.mkdir(parents=True, exist_ok=True)
+        aside = Path(tempfile.mkdtemp(dir=scratch))
+        aside.chmod(0o777 & ~umask())
+        made: set[str] = {""}
+        total, n_files, checksum = 0, 0, FilesChecksum()
+        for path, read in files:
+            data = read()
+            if path == "metadata.json":
+                data = with_split(data, split)
+            _make_folders(str(aside), path.rpartition("/")[0], made)
+            checksum.add(path, _write_checked(f"{aside}/{path}", data))
+            total += len(data)
+            n_files += 1
+        if final.exists():
+            # Moved, not removed, so that no half of it is ever in its place.
+            os.rename(final, f"{aside}.old")
+        os.rename(aside, final)
+    except OSError as error:
+        raise store_error(final, "copying to", error) from error
+    finally:
+        if aside is not None:
+            shutil.rmtree(aside, ignore_errors=True)
+            shutil.rmtree(f"{aside}.old", ignore_errors=True)
+    return CopiedWindow(group, name, source_digest, split, n_files, total, str(checksum))
+
+
+def _make_folders(root: str, folder: str, made: set[str]) -> None:
+    """Make a folder and its parents below root, each once."""
+    if folder not in made:
+        _make_folders(root, folder.rpartition("/")[0], made)
+        os.mkdir(f"{root}/{folder}")
+        made.add(folder)
+
+
+def _write_checked(path: str, data: bytes) -> int:
+    """Write a file, read it back, and return its CRC32C."""
+    with open(path, "wb", buffering=0) as stream:
+        view = memoryview(data)
+        while view:
+            view = view[stream.write(view) :]
+    expected = google_crc32c.value(data)
+    if not data:  # the `completed` markers
+        return int(expected)
+    with open(path, "rb", buffering=0) as stream:
+        found = google_crc32c.value(stream.read())
+    if found != expected:
+        raise IntegrityError(f"{path} reads back with CRC32C {found:08x}, written {expected:08x}")
+    return int(expected)
+
+
+def with_split(metadata: bytes, split: str) -> bytes:
+    """A window's metadata.json with the split in its options."""
+    content = json.loads(metadata)
+    content["options"] = {**(content.get("options") or {}), SPLIT_OPTION: split}
+    return json.dumps(content).encode()
+
+
+def change_split(windows: Path, copied: CopiedWindow, split: str) -> CopiedWindow:
+    """Give an already copied window another split: only its metadata.json is rewritten.
+
+    Raises:
+        StoreError: it can't be written.
+    """
+    folder = windows / copied.group / copied.name
+    path = folder / "metadata.json"
+    aside = folder / ".metadata.json.tmp"
+    try:
+        old = path.read_bytes()
+        new = with_split(old, split)
+        _write_checked(str(aside), new)
+        os.replace(aside, path)
+    except OSError as error:
+        raise store_error(path, "rewriting", error) from error
+    return with_metadata(copied, split, old, new)
+
+
+def with_metadata(copied: CopiedWindow, split: str, old: bytes, new: bytes) -> CopiedWindow:
+    """A copied window whose metadata.json was exchanged."""
+    checksum = FilesChecksum(copied.checksum)
+    checksum.exchange("metadata.json", google_crc32c.value(old), google_crc32c.value(new))
+    n_bytes = copied.n_bytes - len(old) + len(new)
+    return replace(copied, split=split, n_bytes=n_bytes, checksum=str(checksum))
+
+
+def measure_copy(folder: Path) -> Measured:
+    """Files, bytes and checksum of a copied window as it lies there now.
+
+    Raises:
+        StoreError: it can't be read.
+    """
+    checksum, total = FilesChecksum(), 0
+    paths = []
+    try:
+        for base, _, names in os.walk(folder):
+            paths += [os.path.relpath(os.path.join(base, name), folder) for name in names]
+        for path in sorted(paths):
+            data = (folder / path).read_bytes()
+            total += len(data)
+            checksum.add(path, google_crc32c.value(data))
+    except OSError as error:
+        raise store_error(folder, "reading", error) from error
+    return Measured(len(paths), total, str(checksum))
+
+
+def remove_strangers(windows: Path, known: Container[tuple[str, str]]) -> None:
+    """Remove windows that nobody vouches for: forgotten ones, and what stopped runs left.
+
+    Args:
+        windows: the copy's windows folder.
+        known: (group, name) of those that stay.
+
+    Raises:
+        StoreError: one can't be removed.
+    """
+    try:
+        for group in os.listdir(windows) if windows.is_dir() else []:
+            for name in os.listdir(windows / group):
+                if (group, name) not in known:
+                    # Moved first, so that a stop doesn't leave half of it in its place.
+                    scratch = windows.parent / UNFINISHED
+                    scratch.mkdir(exist_ok=True)
+                    os.rename(windows / group / name, f"{tempfile.mkdtemp(dir=scratch)}/old")
+    except OSError as error:
+        raise store_error(windows, "removing windows from", error) from error

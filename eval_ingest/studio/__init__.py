@@ -1,1 +1,0 @@
-"""The source side: reads configurations, windows and rasters of rslearn datasets."""

@@ -1,0 +1,1 @@
+"""What tests share: datasets, oracles, servers, faults. No test stands here."""

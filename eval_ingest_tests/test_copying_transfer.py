@@ -1,0 +1,60 @@
+"""What split indexes say about samples."""
+
+import random
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pyarrow as pa
+
+from eval_ingest.copying.places import Place
+from eval_ingest.copying.transfer import _timestamps
+from eval_ingest.core.index import WindowIndex
+
+TIME = pa.timestamp("us", tz="UTC")
+INTERVAL = pa.struct([("start", TIME), ("end", TIME)])
+
+Interval = dict[str, Any]
+
+
+def dates_by_hand(
+    intervals: Sequence[Interval] | None, start: datetime | None, end: datetime | None, steps: int
+) -> list[int]:
+    times = [found["start"] + (found["end"] - found["start"]) / 2 for found in intervals or ()]
+    if len(times) != steps:
+        if start is None or end is None:
+            return [0, 0, 0] * steps
+        times = [start + (end - start) / 2] * steps
+    return [number for time in times for number in (time.day, time.month - 1, time.year)]
+
+
+def test_dates_are_the_rasters_else_the_windows_else_zeros() -> None:
+    rng = random.Random(0)
+
+    def moment() -> datetime:
+        return datetime(1965, 1, 1, tzinfo=UTC) + timedelta(seconds=rng.randrange(2 * 10**9))
+
+    def interval() -> Interval:
+        start = moment()
+        return {"start": start, "end": start + timedelta(seconds=2 * rng.randrange(10**7))}
+
+    told = [rng.choice([None, [], [interval()], [interval(), interval()]]) for _ in range(300)]
+    starts = [rng.choice([None, moment()]) for _ in told]
+    ends = [start and start + timedelta(seconds=2 * rng.randrange(10**7)) for start in starts]
+    steps = [rng.choice([0, 1, 2]) for _ in told]
+    table = pa.table(
+        {
+            "m.timestamps": pa.array(told, pa.list_(INTERVAL)),
+            "time_start": pa.array(starts, TIME),
+            "time_end": pa.array(ends, TIME),
+        }
+    )
+    index = WindowIndex(pa.concat_tables([table[:7], table[7:]]), "fp", "key")
+    order = rng.sample(range(len(told)), 250)
+    rows = [Place("g", "n", "", "train", row) for row in order]
+    found = _timestamps(index, "m", rows, [steps[row] for row in order])
+    assert found.type == pa.list_(pa.int32())
+    assert found.to_pylist() == [
+        dates_by_hand(told[row], starts[row], ends[row], steps[row]) for row in order
+    ]
+    assert len(_timestamps(index, "m", [], [])) == 0

@@ -1,0 +1,172 @@
+"""Archives as sources: unpacked once, and nothing that could do harm."""
+
+import io
+import os
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+
+import fsspec
+import pytest
+
+from eval_ingest import pipeline
+from eval_ingest.errors import EvalIngestError, SourceError, SourceNotFoundError
+from eval_ingest.objects.reading import Entry, Objects, crc32c_text
+from eval_ingest.sources.archive import Limits, open_archive
+from eval_ingest.sources.open import open_source
+from eval_ingest.store.outcomes import read_outcome
+from eval_ingest_tests.conftest import make_job
+from eval_ingest_tests.support.servers import gcs_server
+from eval_ingest_tests.test_sources_remote import assert_same_ingest
+
+
+def pack(folder: Path, path: Path, inner: str = "crops") -> Path:
+    mode = "w" if path.suffix == ".tar" else "w:gz"
+    with tarfile.open(path, mode) as archive:  # type: ignore[call-overload]
+        archive.add(folder, inner)
+    return path
+
+
+def evil(path: Path, *members: tarfile.TarInfo, data: bytes = b"x") -> Path:
+    with tarfile.open(path, "w:gz") as archive:
+        for member in members:
+            member.size = len(data) if member.isreg() else 0
+            archive.addfile(member, io.BytesIO(data))
+    return path
+
+
+def member(name: str, kind: bytes = tarfile.REGTYPE, target: str = "") -> tarfile.TarInfo:
+    found = tarfile.TarInfo(name)
+    found.type, found.linkname = kind, target
+    return found
+
+
+@pytest.mark.parametrize("ending", [".tar", ".tar.gz", ".tgz"])
+def test_an_archive_is_ingested_like_the_folder(
+    ending: str, small: Path, tmp_path: Path, reference: Path
+) -> None:
+    archive = pack(small, tmp_path / f"crops{ending}", "deep/er" if ending == ".tgz" else ".")
+    root = tmp_path / "root"
+    pipeline.ingest(make_job(archive, root))
+    assert_same_ingest(root, reference)
+    metadata = read_outcome(make_job(archive, root).layout, "registry_entry")
+    assert metadata.source == str(archive)
+
+
+def test_an_archive_is_unpacked_once_per_version(small: Path, tmp_path: Path) -> None:
+    archive, folder = pack(small, tmp_path / "a.tar"), tmp_path / "unpacked"
+    first = open_archive(str(archive), folder)
+    marker = Path(first.url) / "marker"
+    marker.touch()
+    assert open_archive(str(archive), folder).url == first.url and marker.exists()
+    os.utime(archive, ns=(1, 1))
+    second = open_archive(str(archive), folder)
+    assert second.url != first.url
+    assert not marker.exists() and len(list(folder.iterdir())) == 1
+
+
+def test_an_archive_in_a_bucket(
+    small: Path, tmp_path: Path, reference: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pack(small, tmp_path / "crops.tar.gz")
+    with gcs_server() as server:
+        for key, value in server.environment.items():
+            monkeypatch.setenv(key, value)
+        folder = tmp_path / "to_upload"
+        folder.mkdir()
+        (tmp_path / "crops.tar.gz").rename(folder / "crops.tar.gz")
+        url = f"{server.upload(folder, 'archives')}/crops.tar.gz"
+        pipeline.ingest(make_job(url, tmp_path / "root"))  # type: ignore[arg-type]
+        with pytest.raises(SourceNotFoundError, match="does not exist; check the URL"):
+            open_source(f"{server.url}/archives/nope.tgz", archives=tmp_path)
+    assert_same_ingest(tmp_path / "root", reference)
+
+
+def test_a_tar_that_is_damaged_on_its_way_is_not_taken(
+    small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It has no checksum of its own, but the object has."""
+    memory, url = fsspec.filesystem("memory"), f"memory://{tmp_path.name}/crops.tar"
+    data = bytearray(pack(small, tmp_path / "crops.tar").read_bytes())
+    memory.pipe(url, bytes(data))
+    true = crc32c_text(bytes(data))
+    entry = Entry("crops.tar", len(data), f"crc32c:{true}")
+    monkeypatch.setattr(Objects, "info", lambda self: entry)
+    open_source(url, archives=tmp_path / "whole")
+    place = data.find(b"II*")  # a raster's first bytes
+    data[place + 200] ^= 1
+    memory.pipe(url, bytes(data))
+    with pytest.raises(SourceError, match=r"damaged on the way, or has changed; run again"):
+        open_source(url, archives=tmp_path / "damaged")
+    assert list((tmp_path / "damaged").iterdir()) == []
+    memory.rm(f"/{tmp_path.name}", recursive=True)
+
+
+@pytest.mark.parametrize(
+    ("bad", "told"),
+    [
+        (member("/etc/evil"), "leaves the folder"),
+        (member("../evil"), "leaves the folder"),
+        (member("crops/../../evil"), "leaves the folder"),
+        (member("crops/link", tarfile.SYMTYPE, "/etc/passwd"), "is a link or a device"),
+        (member("crops/link", tarfile.SYMTYPE, "config.json"), "is a link or a device"),
+        (member("crops/link", tarfile.LNKTYPE, "../../evil"), "is a link or a device"),
+        (member("crops/device", tarfile.CHRTYPE), "is a link or a device"),
+        (member("crops/pipe", tarfile.FIFOTYPE), "is a link or a device"),
+        (member("a/" * 600 + "b"), "path longer than 1024"),
+    ],
+)
+def test_evil_members_are_refused(bad: tarfile.TarInfo, told: str, tmp_path: Path) -> None:
+    inside = tmp_path / "in" / "side"
+    archive = evil(tmp_path / "evil.tgz", member("crops/config.json"), bad)
+    with pytest.raises(SourceError, match=told):
+        open_archive(str(archive), inside)
+    assert list(inside.iterdir()) == []
+    assert not (tmp_path / "evil").exists() and not (tmp_path / "in" / "evil").exists()
+
+
+def test_a_link_is_no_way_out_for_a_later_member(tmp_path: Path) -> None:
+    archive = evil(
+        tmp_path / "evil.tgz",
+        member("crops/out", tarfile.SYMTYPE, str(tmp_path)),
+        member("crops/out/evil"),
+    )
+    with pytest.raises(SourceError, match="is a link"):
+        open_archive(str(archive), tmp_path / "inside")
+    assert not (tmp_path / "evil").exists()
+
+
+@pytest.mark.parametrize("limits", [Limits(total_bytes=10), Limits(members=3)])
+def test_limits_stop_it(limits: Limits, tmp_path: Path) -> None:
+    archive = evil(tmp_path / "big.tgz", *(member(f"f{k}") for k in range(12)))
+    with pytest.raises(SourceError, match=r"holds more than .* members or .* bytes"):
+        open_archive(str(archive), tmp_path / "inside", limits)
+    assert list((tmp_path / "inside").iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [lambda data: data[: len(data) // 2], lambda data: b"no tar" * 100, lambda data: b""],
+    ids=["cut off", "something else", "empty"],
+)
+def test_a_damaged_archive_is_told(
+    spoil: Callable[[bytes], bytes], small: Path, tmp_path: Path
+) -> None:
+    archive = pack(small, tmp_path / "crops.tgz")
+    archive.write_bytes(spoil(archive.read_bytes()))
+    with pytest.raises(EvalIngestError, match=r"crops\.tgz (can't be unpacked|holds no config)"):
+        open_archive(str(archive), tmp_path / "inside")
+    assert list((tmp_path / "inside").glob(".*")) == []
+
+
+def test_several_datasets_in_one_archive_are_told(small: Path, tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "two.tar", "w") as archive:
+        for name in ("one", "two"):
+            archive.add(small / "config.json", f"{name}/config.json")
+    with pytest.raises(SourceError, match=r"holds several datasets \(one, two\)"):
+        open_archive(str(tmp_path / "two.tar"), tmp_path / "inside")
+
+
+def test_a_missing_archive_is_told(tmp_path: Path) -> None:
+    with pytest.raises(SourceNotFoundError, match="does not exist; check the path"):
+        open_archive(str(tmp_path / "nope.tgz"), tmp_path)

@@ -1,0 +1,162 @@
+"""The files of a window, by the compiled listing and by Python's own, which give the same."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from eval_ingest.errors import SourceError
+from eval_ingest.sources import listing
+from eval_ingest.sources.listing import list_window, parse
+from eval_ingest.sources.local import LocalSource
+
+LAYERS = frozenset({"sentinel2", "label"})
+
+
+@pytest.fixture(params=["compiled", "python"])
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    if request.param == "python":
+        monkeypatch.setattr(listing, "_listing", None)
+    elif listing._listing is None:
+        pytest.skip("no C compiler")
+    yield request.param
+
+
+def no_link(path: str) -> None:
+    raise AssertionError(f"{path} is no link")
+
+
+def files_of(window: Path) -> list[tuple[str, int, str]]:
+    return parse(list_window(str(window), LAYERS, no_link))
+
+
+def write(root: Path, *paths: str) -> None:
+    for path in paths:
+        (root / path).parent.mkdir(parents=True, exist_ok=True)
+        (root / path).write_text(path)
+
+
+def test_files_of_the_layers_that_are_asked_for(tmp_path: Path, way: str) -> None:
+    wanted = [
+        "metadata.json",
+        "items.json",
+        "layers/sentinel2/completed",
+        "layers/sentinel2/B02_B03/geotiff.tif",
+        "layers/sentinel2.11/B02_B03/geotiff.tif",
+        "layers/label/data.geojson",
+        "layers/label/ünï.json",
+    ]
+    others = ["other.json", "layers/sentinel1/completed", "layers/sentinel/x", "layers/label2/x"]
+    write(tmp_path, *wanted, *others)
+    found = files_of(tmp_path)
+    assert [path for path, _, _ in found] == sorted(wanted)
+    for path, size, time in found:
+        stat = (tmp_path / path).stat()
+        assert (size, time) == (stat.st_size, str(stat.st_mtime_ns))
+
+
+@pytest.mark.parametrize("paths", [(), ("metadata.json",), ("layers",), ("layers/label",)])
+def test_what_is_missing_is_not_there(tmp_path: Path, way: str, paths: tuple[str, ...]) -> None:
+    write(tmp_path, *paths)
+    found = [path for path, _, _ in files_of(tmp_path)]
+    assert found == [path for path in paths if path != "layers"]
+    assert files_of(tmp_path / "nowhere") == []
+    found = [path for path, _, _ in parse(list_window(str(tmp_path), frozenset(), no_link))]
+    assert found == [path for path in paths if path == "metadata.json"]
+
+
+def test_a_listing_tells_one_state_from_another(tmp_path: Path, way: str) -> None:
+    group = tmp_path / "windows" / "g"
+    write(tmp_path, "config.json")
+    write(group / "w", "metadata.json", "items.json")
+    write(group / "w", "layers/label/a", "layers/label.1/b", "layers/sentinel2/B02/geotiff.tif")
+    source = LocalSource(str(tmp_path))
+    before = source.window("g", "w", LAYERS)
+    assert list(source.listing(["g"], LAYERS)) == [before.listed]
+    assert list(source.windows(["g"], LAYERS)) == [before]
+    seen = {before.digest}
+    for path in ("layers/label/a", "metadata.json"):
+        (group / "w" / path).write_text("changed")
+        seen.add(source.window("g", "w", LAYERS).digest)
+    (group / "w" / "layers/label/a").rename(group / "w" / "layers/label/c")
+    seen.add(source.window("g", "w", LAYERS).digest)
+    assert len(seen) == 4
+
+
+def test_links_are_followed_once_they_are_checked_and_not_in_circles(
+    tmp_path: Path, way: str
+) -> None:
+    write(tmp_path, "elsewhere/geotiff.tif", "window/metadata.json", "window/layers/label/a")
+    window = tmp_path / "window"
+    (window / "items.json").symlink_to(window / "metadata.json")
+    (window / "layers/sentinel2").symlink_to(tmp_path / "elsewhere")
+    (window / "layers/label/b").symlink_to(window / "layers/label/a")
+    (window / "layers/label/gone").symlink_to(tmp_path / "nothing")
+    checked: list[str] = []
+    found = {path for path, _, _ in parse(list_window(str(window), LAYERS, checked.append))}
+    assert found == {
+        "metadata.json",
+        "items.json",
+        "layers/sentinel2/geotiff.tif",
+        "layers/label/a",
+        "layers/label/b",
+    }
+    names = ("items.json", "layers/label/b", "layers/label/gone", "layers/sentinel2")
+    assert sorted(checked) == [f"{window}/{name}" for name in names]
+    (window / "layers/label/round").symlink_to(window / "layers")
+    with pytest.raises(OSError, match="levels"):
+        list_window(str(window), LAYERS, checked.append)
+
+
+def test_layers_behind_a_link_are_checked_too(tmp_path: Path, way: str) -> None:
+    write(tmp_path, "elsewhere/label/a", "window/metadata.json")
+    (tmp_path / "window/layers").symlink_to(tmp_path / "elsewhere")
+    checked: list[str] = []
+    found = parse(list_window(str(tmp_path / "window"), LAYERS, checked.append))
+    assert sorted(path for path, _, _ in found) == ["layers/label/a", "metadata.json"]
+    assert checked == [str(tmp_path / "window/layers")]
+
+
+@pytest.mark.parametrize(
+    "link", ["windows/g", "windows/g/w", "windows/g/w/layers", "windows/g/w/layers/label"]
+)
+def test_a_link_out_of_the_dataset_is_refused(tmp_path: Path, way: str, link: str) -> None:
+    write(tmp_path, "dataset/config.json", "outside/w/layers/label/a", "outside/layers/label/a")
+    path = tmp_path / "dataset" / link
+    path.parent.mkdir(parents=True)
+    path.symlink_to(tmp_path / "outside")
+    source = LocalSource(str(tmp_path / "dataset"))
+    with pytest.raises(SourceError, match=r"is a link to .*outside, which is outside of the"):
+        list(source.windows(source.groups(), LAYERS))
+
+
+@pytest.mark.parametrize("name", ["metadata.json", "layers/label/data.geojson"])
+def test_a_link_to_a_file_elsewhere_is_refused(tmp_path: Path, way: str, name: str) -> None:
+    write(tmp_path, "secret", "dataset/windows/g/w/layers/label/completed")
+    (tmp_path / "dataset/windows/g/w" / name).symlink_to(tmp_path / "secret")
+    with pytest.raises(SourceError, match="outside of the dataset"):
+        LocalSource(str(tmp_path / "dataset")).window("g", "w", LAYERS)
+
+
+@pytest.mark.parametrize("name", ["metadata.json", "layers/label/data.geojson"])
+def test_a_pipe_is_refused_and_not_waited_for(tmp_path: Path, way: str, name: str) -> None:
+    write(tmp_path, "windows/g/w/layers/label/completed")
+    os.mkfifo(tmp_path / "windows/g/w" / name)
+    with pytest.raises(SourceError, match="neither a file nor a folder"):
+        LocalSource(str(tmp_path)).window("g", "w", LAYERS)
+
+
+def test_a_name_longer_than_any_path_is_refused(tmp_path: Path, way: str) -> None:
+    deep = tmp_path / "layers" / "label"
+    deep.mkdir(parents=True)
+    previous = os.getcwd()
+    try:
+        os.chdir(deep)
+        for _ in range(20):  # 20 x 250 characters, deeper than what is looked into
+            os.mkdir("x" * 250)
+            os.chdir("x" * 250)
+    finally:
+        os.chdir(previous)
+    with pytest.raises(OSError):
+        files_of(tmp_path)

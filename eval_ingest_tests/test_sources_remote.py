@@ -1,0 +1,426 @@
+"""Sources behind URLs: one contract for folders, Google Cloud Storage and S3; then what breaks."""
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import pyarrow.parquet as pq
+import pytest
+
+from eval_ingest import pipeline
+from eval_ingest.dry_run import dry_run
+from eval_ingest.errors import SourceError, SourceNotFoundError
+from eval_ingest.job import open_job
+from eval_ingest.objects import reading as objects
+from eval_ingest.objects.reading import Entry, Objects, prefixes
+from eval_ingest.sources import remote
+from eval_ingest.sources.base import Source
+from eval_ingest.sources.local import LocalSource
+from eval_ingest.sources.open import open_source
+from eval_ingest.sources.remote import RemoteSource
+from eval_ingest.sources.staging import Listing, StagedWindows
+from eval_ingest_tests.conftest import make_job
+from eval_ingest_tests.support.servers import (
+    ObjectServer,
+    Proxy,
+    gcs_server,
+    hurry,
+    proxy,
+    s3_server,
+)
+
+LAYERS = frozenset({"sentinel2", "label_raster"})
+
+
+@pytest.fixture(scope="module")
+def servers(small: Path) -> Iterator[dict[str, ObjectServer]]:
+    """Both servers, each with the small dataset at /data/crops."""
+    with gcs_server() as gcs, s3_server() as s3:
+        with pytest.MonkeyPatch.context() as patch:
+            for server in (gcs, s3):
+                for key, value in server.environment.items():
+                    patch.setenv(key, value)
+                server.upload(small, "data/crops")
+        yield {"gs": gcs, "s3": s3}
+
+
+@pytest.fixture(params=["gs", "s3"])
+def server(
+    request: pytest.FixtureRequest,
+    servers: dict[str, ObjectServer],
+    monkeypatch: pytest.MonkeyPatch,
+) -> ObjectServer:
+    found = servers[request.param]
+    for key, value in found.environment.items():
+        monkeypatch.setenv(key, value)
+    return found
+
+
+@pytest.fixture
+def gcs(servers: dict[str, ObjectServer], monkeypatch: pytest.MonkeyPatch) -> ObjectServer:
+    for key, value in servers["gs"].environment.items():
+        monkeypatch.setenv(key, value)
+    return servers["gs"]
+
+
+@pytest.fixture
+def through(server: ObjectServer, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
+    """A proxy in front of the server, which everything goes through from now on."""
+    hurry(monkeypatch)
+    with proxy(server.address) as found:
+        for key, value in server.reached_at(found.address).items():
+            monkeypatch.setenv(key, value)
+        yield found
+
+
+def contents(source: Source) -> dict[tuple[str, str], dict[str, bytes]]:
+    """Every byte of every window."""
+    windows = source.windows(source.groups(), LAYERS)
+    return {
+        (files.group, files.name): {
+            file.path: reader.read(files.group, files.name, file) for file in files.files
+        }
+        for files, reader in source.readers(windows)
+    }
+
+
+def published(root: Path) -> dict[str, bytes]:
+    """The files of an ingested dataset that hold values, without those that name the source."""
+    folder = root / "crops"
+    names = [*folder.rglob("*.npy"), *(p for p in (folder / "windows").rglob("*") if p.is_file())]
+    return {str(path.relative_to(folder)): path.read_bytes() for path in names}
+
+
+def index_values(root: Path) -> Any:
+    """window_index but for the digests, which hold modification times or checksums."""
+    table = pq.read_table(root / "crops" / "window_index.parquet")
+    return table.drop_columns(["source_digest"]).to_pylist()
+
+
+def assert_same_ingest(root: Path, reference: Path) -> None:
+    assert index_values(root) == index_values(reference)
+    expected, found = published(reference), published(root)
+    # Shards are named after digests.
+    assert sorted(Path(p).name for p in found) == sorted(Path(p).name for p in expected)
+    assert sorted(found.values()) == sorted(expected.values())
+    assert {p for p in found if p.startswith("windows/")} == {
+        p for p in expected if p.startswith("windows/")
+    }
+
+
+# ------------------------------------------------------------------------------------ contract
+
+
+def test_a_bucket_lists_and_reads_like_a_folder(server: ObjectServer, small: Path) -> None:
+    source, folder = open_source(f"{server.url}/data/crops"), LocalSource(str(small))
+    assert source.groups() == folder.groups()
+    assert source.read_text("model.yaml") == folder.read_text("model.yaml")
+    assert source.read_text("nope.yaml") is None
+    assert contents(source) == contents(folder)
+
+
+def test_an_ingest_from_a_bucket_equals_one_from_a_folder(
+    through: Proxy, server: ObjectServer, tmp_path: Path, reference: Path, small: Path
+) -> None:
+    outcomes = pipeline.ingest(make_job(f"{server.url}/data/crops", tmp_path))
+    assert all(outcome.ran for outcome in outcomes)
+    assert_same_ingest(tmp_path, reference)
+    windows = {name: n for name, n in through.fetched.items() if "/windows/" in name}
+    assert set(windows.values()) == {1}  # each object once, over all five stages
+    expected = [p for p in (small / "windows").rglob("*") if p.is_file() and p.stat().st_size]
+    assert len(windows) == len(expected)
+    assert not (tmp_path / "crops" / ".staging").exists()
+
+
+def test_a_second_ingest_lists_and_fetches_no_window(
+    through: Proxy, server: ObjectServer, tmp_path: Path
+) -> None:
+    pipeline.ingest(make_job(f"{server.url}/data/crops", tmp_path))
+    through.reset()
+    outcomes = pipeline.ingest(make_job(f"{server.url}/data/crops", tmp_path))
+    assert not any(outcome.ran for outcome in outcomes)
+    assert not [name for name in through.fetched if "/windows/" in name]
+    # For discovery's fingerprint the folder, groups and windows; then those again and the objects.
+    assert through.lists <= 7
+
+
+def test_stages_of_different_processes_share_what_was_fetched(
+    through: Proxy, server: ObjectServer, tmp_path: Path, reference: Path
+) -> None:
+    for stage in pipeline.STAGES:
+        job = make_job(f"{server.url}/data/crops", tmp_path)  # as Dagster opens one per stage
+        pipeline.run_stage(job, stage)
+    assert_same_ingest(tmp_path, reference)
+    assert {n for name, n in through.fetched.items() if "/windows/" in name} == {1}
+    assert through.lists <= 7 + 4  # the folder itself for each of the other jobs
+
+
+def test_a_proxy_full_of_faults_changes_nothing(
+    through: Proxy, server: ObjectServer, tmp_path: Path, reference: Path
+) -> None:
+    through.faults = through.looking_faults = 0.4
+    pipeline.ingest(make_job(f"{server.url}/data/crops", tmp_path))
+    assert_same_ingest(tmp_path, reference)
+    assert set(through.done) == {*Proxy.READING, *Proxy.LOOKING}
+    # What arrived whole arrived once; what failed came a second time.
+    assert {n for name, n in through.fetched.items() if "/windows/" in name} == {1}
+
+
+def test_stream_keeps_no_bytes_and_fetches_once(
+    through: Proxy, server: ObjectServer, tmp_path: Path
+) -> None:
+    pipeline.ingest(make_job(f"{server.url}/data/crops", tmp_path, copy="stream"))
+    assert {n for name, n in through.fetched.items() if "/windows/" in name} == {1}
+    assert not (tmp_path / "crops" / ".staging").exists()
+
+
+def test_a_dry_run_fetches_metadata_alone(
+    through: Proxy, server: ObjectServer, tmp_path: Path
+) -> None:
+    plan = dry_run(make_job(f"{server.url}/data/crops", tmp_path))
+    assert plan["n_windows"] == 10
+    windows = [name for name in through.fetched if "/windows/" in name]
+    assert len(windows) == 10 and all(name.endswith("metadata.json") for name in windows)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_tag_filter_spares_the_rasters_of_other_windows(
+    through: Proxy, server: ObjectServer, tmp_path: Path
+) -> None:
+    job = make_job(f"{server.url}/data/crops", tmp_path, tags={"split": "train"})
+    index = pipeline.window_index(job)
+    rasters = {name.split("/layers/")[0] for name in through.fetched if "/layers/" in name}
+    assert 0 < len(rasters) == len(index) < 10
+    assert set(through.fetched.values()) == {1}
+
+
+def test_processes_fetch_too(
+    through: Proxy, server: ObjectServer, tmp_path: Path, reference: Path
+) -> None:
+    if server.scheme != "gs":
+        pytest.skip("starting processes takes long; one server will do")
+    job = make_job(f"{server.url}/data/crops", tmp_path)
+    settings = type(job.settings)(eval_root=str(tmp_path), workers=2, engine="processes")
+    pipeline.ingest(open_job(job.spec, settings))
+    assert_same_ingest(tmp_path, reference)
+    assert {n for name, n in through.fetched.items() if "/windows/" in name} == {1}
+
+
+def test_any_other_file_system_of_fsspec(small: Path, tmp_path: Path, reference: Path) -> None:
+    memory = fsspec.filesystem("memory")
+    memory.put(f"{small}/", "/data/crops", recursive=True)
+    try:
+        pipeline.ingest(make_job("memory://data/crops", tmp_path))  # type: ignore[arg-type]
+        assert_same_ingest(tmp_path, reference)
+    finally:
+        memory.rm("/data", recursive=True)
+
+
+# ----------------------------------------------------------------------------- what goes wrong
+
+
+def test_a_missing_bucket_and_a_missing_folder_are_told(server: ObjectServer) -> None:
+    with pytest.raises(SourceNotFoundError, match="there is no bucket nowhere-at-all"):
+        open_source(f"{server.scheme}://nowhere-at-all/crops")
+    with pytest.raises(SourceNotFoundError, match=r"does not exist in .*studio-bucket"):
+        open_source(f"{server.url}/data/nope")
+
+
+def test_missing_permissions_are_one_sentence(through: Proxy, server: ObjectServer) -> None:
+    through.refused = 403
+    with pytest.raises(SourceError, match=r"not allowed with .*Forbidden|not allowed with") as told:
+        open_source(f"{server.url}/data/crops")
+    assert "\n" not in str(told.value)
+    assert "studio-bucket" in str(told.value)
+
+
+def test_an_object_that_changes_after_the_index_is_noticed(
+    server: ObjectServer, small: Path, tmp_path: Path
+) -> None:
+    url = server.upload(small, "changing")
+    pipeline.run_stage(make_job(url, tmp_path), "window_index")
+    pipeline.run_stage(make_job(url, tmp_path), "split_assignment")
+    shutil.rmtree(tmp_path / "crops" / ".staging" / "windows")  # as if it had been lost
+    raster = next(small.rglob("geotiff.tif"))
+    data = bytearray(raster.read_bytes())
+    data[-1] ^= 1  # of the same size
+    name = f"{url}/{raster.relative_to(small)}"
+    server.filesystem().pipe(name, bytes(data))
+    with pytest.raises(SourceError, match=r"changed since it was listed .*run again"):
+        pipeline.run_stage(make_job(url, tmp_path), "weka_copy")
+    outcomes = pipeline.ingest(make_job(url, tmp_path))
+    assert outcomes[0].ran and outcomes[-1].ran
+
+
+def test_an_object_that_is_gone_is_noticed(server: ObjectServer, small: Path) -> None:
+    url = server.upload(small, "vanishing")
+    source = open_source(url)
+    windows = list(source.windows(source.groups(), LAYERS))
+    server.filesystem().rm(f"{url}/windows/{windows[0].key}/metadata.json")
+    with pytest.raises(SourceError, match="has gone since it was listed; run again"):
+        for _files, reader in source.readers(windows):
+            reader.read(_files.group, _files.name, _files.by_path["metadata.json"])
+
+
+def test_staged_windows_that_are_damaged_are_fetched_again(
+    through: Proxy, server: ObjectServer, tmp_path: Path, reference: Path
+) -> None:
+    url = f"{server.url}/data/crops"
+    for stage in pipeline.STAGES[:3]:
+        pipeline.run_stage(make_job(url, tmp_path), stage)
+    staged = sorted(p for p in (tmp_path / "crops/.staging/windows").rglob("*") if p.is_file())
+    assert len(staged) == 10
+    data = bytearray(staged[0].read_bytes())
+    data[-1] ^= 1
+    staged[0].write_bytes(data)
+    staged[1].write_bytes(staged[1].read_bytes()[:-100])
+    staged[2].unlink()
+    through.reset()
+    for stage in pipeline.STAGES[3:]:
+        pipeline.run_stage(make_job(url, tmp_path), stage)
+    assert_same_ingest(tmp_path, reference)
+    again = {name.split("/layers/")[0] for name in through.fetched if "/layers/" in name}
+    assert len(again) == 3
+
+
+def test_a_server_whose_etags_are_no_checksums_is_believed(
+    server: ObjectServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if server.scheme != "s3":
+        pytest.skip("Google's objects have a CRC32C")
+    listed = Objects(f"{server.url}/data/crops")
+    monkeypatch.setattr(listed, "_entry", _with_false_etag(listed))
+    (entry,) = [e for e in listed.require() if e.name == "config.json"]
+    data = listed.run(listed.read("config.json", entry))
+    assert json.loads(data)["layers"]
+
+
+def _with_false_etag(store: Objects) -> Callable[[dict[str, Any]], Entry]:
+    real = store._entry
+
+    def entry(info: dict[str, Any]) -> Entry:
+        found = real(info)
+        return Entry(found.name, found.size, f"etag:{'0' * 32}", found.folder)
+
+    return entry
+
+
+def test_an_answer_that_does_not_come_is_asked_for_again(
+    through: Proxy, server: ObjectServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(objects.random, "uniform", lambda *_: 0.0)
+    through.stall_s = 2.0
+    store = Objects(f"{server.url}/data/crops", timeout_s=0.5)
+    store.require()
+    assert json.loads(store.run(store.read("config.json")))["layers"]
+    assert through.fetched["data/crops/config.json"] >= 1
+
+
+def test_truncated_without_a_word_is_noticed_by_size_and_crc32c(
+    gcs: ObjectServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(objects.random, "uniform", lambda *_: 0.0)
+    store = Objects(f"{gcs.url}/data/crops")
+    (entry,) = [e for e in store.require() if e.name == "config.json"]
+    assert entry.version.startswith("crc32c:")
+    real, calls = store._ask, []
+
+    async def ask(method: str, *args: Any, **kwargs: Any) -> Any:
+        data = await real(method, *args, **kwargs)
+        calls.append(method)
+        if method == "cat_file" and calls.count("cat_file") == 1:
+            return data[:-10]
+        if method == "cat_file" and calls.count("cat_file") == 2:
+            return data[:-1] + b"?"
+        return data
+
+    monkeypatch.setattr(store, "_ask", ask)
+    assert store.run(store.read("config.json", entry)).endswith(b"}\n")
+    assert calls.count("cat_file") == 3
+
+
+def test_a_url_that_fsspec_does_not_know_is_told() -> None:
+    with pytest.raises(SourceError, match=r"can't be opened: .*give a path, gs://"):
+        open_source("nonsense://bucket/crops")
+
+
+# ------------------------------------------------------------------------------ small and quick
+
+
+def test_prefixes_cover_every_name_once_within_the_limit() -> None:
+    names = [f"tolbi_{k:06d}" for k in range(3000)] + ["a", "ab", "abc", "-x", "é"]
+    found = prefixes(names, 64)
+    for name in names:
+        assert sum(f"{name}/".startswith(prefix) for prefix in found) == 1
+    counts = [sum(f"{name}/".startswith(prefix) for name in names) for prefix in found]
+    assert max(counts) <= 64
+    assert len(found) < 400
+    assert prefixes([], 64) == []
+
+
+def test_many_windows_are_listed_by_many_prefixes(
+    server: ObjectServer, small: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(remote, "WINDOWS_PER_LISTING", 2)
+    source = open_source(f"{server.url}/data/crops")
+    assert [w.key for w in source.windows(source.groups(), LAYERS)] == [
+        w.key for w in LocalSource(str(small)).windows(source.groups(), LAYERS)
+    ]
+
+
+def test_a_listing_holds_what_was_listed(small: Path, tmp_path: Path) -> None:
+    source = LocalSource(str(small))
+    windows = list(source.windows(source.groups(), LAYERS))
+    listing = Listing(tmp_path)
+    assert not listing.covers(LAYERS)
+    assert list(listing.write(iter(windows), LAYERS)) == [w.listed for w in windows]
+    assert listing.covers(LAYERS) and not listing.covers(LAYERS | {"other"})
+    assert [Listing(tmp_path).window(w.group, w.name) for w in windows] == windows
+    assert listing.window("nope", "nope") is None
+
+
+def test_a_listing_that_was_stopped_does_not_count(small: Path, tmp_path: Path) -> None:
+    source = LocalSource(str(small))
+    partial = Listing(tmp_path).write(source.windows(source.groups(), LAYERS), LAYERS)
+    next(partial)
+    partial.close()
+    assert not Listing(tmp_path).covers(LAYERS)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_staged_bytes_are_those_of_one_version(small: Path, tmp_path: Path) -> None:
+    source = LocalSource(str(small))
+    files = next(source.windows(source.groups(), LAYERS))
+    data = {file.path: source.read(files.group, files.name, file) for file in files.files}
+    staged = StagedWindows(tmp_path)
+    staged.save(files, data)
+    assert staged.load(files) == data
+    assert staged.load(type(files)(files.group, files.name, files.files[1:])) is None
+    staged.drop(files)
+    assert staged.load(files) is None
+
+
+def test_a_remote_source_crosses_processes(server: ObjectServer, tmp_path: Path) -> None:
+    import pickle
+
+    source = RemoteSource(f"{server.url}/data/crops", tmp_path)
+    source.check()
+    assert pickle.loads(pickle.dumps(source)).groups() == source.groups()
+
+
+def test_gcsfs_does_no_experiments_even_if_somebody_has_imported_it_before(
+    gcs: ObjectServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "true")
+    code = (
+        "import gcsfs; from eval_ingest.objects.filesystems import open_filesystem; "
+        f"print(type(open_filesystem({gcs.url!r})) is gcsfs.core.GCSFileSystem, "
+        "gcsfs.GCSFileSystem is gcsfs.core.GCSFileSystem)"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.split() == ["True", "False"]
