@@ -96,19 +96,19 @@ def no_gdal(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: Any) -> None:
         raise AssertionError("the fast path wasn't taken")
 
-    monkeypatch.setattr(decode, "_warp", refuse)
+    monkeypatch.setattr(decode, "warp", refuse)
 
 
 @pytest.fixture
 def gdal_calls(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
     calls: list[bytes] = []
-    warp = decode._warp
+    warp = decode.warp
 
     def count(data: bytes, *rest: Any) -> Any:
         calls.append(data)
         return warp(data, *rest)
 
-    monkeypatch.setattr(decode, "_warp", count)
+    monkeypatch.setattr(decode, "warp", count)
     return calls
 
 

@@ -13,7 +13,7 @@ import torch
 from eval_ingest import EvalDataset
 from eval_ingest.errors import SweepError
 from eval_ingest.sweep.embed import embed_split, embedding_key
-from eval_ingest.sweep.encoders.base import Embeddings
+from eval_ingest.sweep.encoders import Embeddings
 from eval_ingest.sweep.encoders.olmoearth import OlmoEarthSpec
 from eval_ingest.sweep.encoders.pixels import Pixels
 from eval_ingest.sweep.encoders.registry import check_encoder, load_encoder
@@ -84,7 +84,7 @@ def test_a_missing_package_is_told_with_its_cure(monkeypatch: pytest.MonkeyPatch
 
 CUSTOM = """
 import torch
-from eval_ingest.sweep.encoders.registry import Embeddings
+from eval_ingest.sweep.encoders import Embeddings
 
 class First:
     name, fingerprint, weights = "first", "first-1", "none"
