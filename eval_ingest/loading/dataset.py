@@ -283,7 +283,8 @@ class EvalDataset(Dataset[dict[str, Any]]):
             sample[modality.name] = recycler.empty(stored.shape)
             self._normalizers[modality.name].apply(stored, sample[modality.name])
         sample["timestamps"] = {
-            modality.name: self._index.timestamps(modality.name, row) for modality in self._inputs
+            modality.name: torch.from_numpy(self._index.timestamps(modality.name, row))
+            for modality in self._inputs
         }
         sample["target"] = self._target(self._stored_target(row, window))
         sample["window"] = self._index.window(row)
@@ -369,7 +370,9 @@ class EvalDataset(Dataset[dict[str, Any]]):
             modality.name: self._pixels(modality.name, rows, windows) for modality in self._inputs
         }
         batch["timestamps"] = {
-            m.name: torch.stack([self._index.timestamps(m.name, row) for row in rows])
+            m.name: torch.from_numpy(
+                np.stack([self._index.timestamps(m.name, row) for row in rows])
+            )
             for m in self._inputs
         }
         batch["timesteps"] = {
