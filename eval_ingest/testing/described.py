@@ -181,14 +181,14 @@ def stored_labels(task: dict[str, Any], dtype: str, rng: np.random.Generator) ->
         if args.get("nodata_value") is not None:
             values = np.append(values, [args["nodata_value"]] * 8)
         return values.astype(dtype)
-    values = [*range(int(args["num_classes"]))]
+    ids = [*range(int(args["num_classes"]))]
     mapping = args.get("class_id_mapping")
     if mapping:
-        values = [*map(int, mapping), *(v for v in values if v not in mapping)]
+        ids = [*map(int, mapping), *(v for v in ids if v not in mapping)]
     if args.get("nodata_value") is not None:
-        values.append(int(args["nodata_value"]))
+        ids.append(int(args["nodata_value"]))
     limits = np.iinfo(dtype) if np.dtype(dtype).kind in "iu" else np.finfo(dtype)
-    return np.array([v for v in dict.fromkeys(values) if limits.min <= v <= limits.max], dtype)
+    return np.array([v for v in dict.fromkeys(ids) if limits.min <= v <= limits.max], dtype)
 
 
 def feature_properties(

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from eval_ingest import EvalDataset, pipeline
-from eval_ingest.core.modality import MODALITIES, modality_of_layer
+from eval_ingest.core.modality import MODALITIES
 from eval_ingest.core.spec import SPLITS
 from eval_ingest.errors import EvalIngestError
 from eval_ingest.testing.datasets import write_matching
@@ -27,7 +27,8 @@ from eval_ingest_tests.support.reference import Reference, ReferenceDataset
 
 CONFIGS = Path(__file__).parents[3] / "shared" / "configs"
 
-Spec = dict[str, Any]
+Bands = dict[str, list[tuple[str, str]]]
+"""By image: input and band of each channel."""
 
 
 @dataclass
@@ -134,7 +135,7 @@ def compare_sample(
     dataset: EvalDataset,
     i: int,
     expected: Reference,
-    bands: dict[str, list[tuple[str, str]]],
+    bands: Bands,
     task: str | None,
 ) -> str:
     """What differs between sample i and rslearn's; "" if nothing does."""
@@ -145,7 +146,9 @@ def compare_sample(
         known = [names.index(band) for band in modality.bands if band in names]
         if len(known) != len(modality.bands):
             return f"{modality.name}: rslearn has bands {' '.join(names)}"
-        more = [b for b in names if b in MODALITIES[modality.name].bands and b not in modality.bands]
+        more = [
+            b for b in names if b in MODALITIES[modality.name].bands and b not in modality.bands
+        ]
         if more:
             return f"{modality.name} is without {' '.join(more)}, which rslearn has"
         wanted = image.transpose(2, 3, 1, 0)[..., known]
@@ -153,13 +156,17 @@ def compare_sample(
             return f"{modality.name} is {found.shape}, rslearn's {wanted.shape}"
         if not np.array_equal(found, wanted, equal_nan=True):
             return f"{modality.name}: {np.mean(found != wanted):.1%} of values differ"
-        if stamps is not None and sample["timestamps"][modality.name].tolist() != stamps:
-            return f"{modality.name}: dates {sample['timestamps'][modality.name].tolist()[:2]}, rslearn's {stamps[:2]}"  # fmt: skip
+        dates = sample["timestamps"][modality.name].tolist()
+        if stamps is not None and dates != stamps:
+            return f"{modality.name}: dates {dates[:2]}, rslearn's {stamps[:2]}"
     return _target_difference(sample["target"].numpy(), expected.targets, task)
 
 
 def _image(
-    modality: str, dataset: EvalDataset, expected: Reference, bands: dict[str, list[tuple[str, str]]]
+    modality: str,
+    dataset: EvalDataset,
+    expected: Reference,
+    bands: Bands,
 ) -> tuple[np.ndarray, list[str], list[list[int]] | None]:
     """rslearn's image of a modality (C, T, H, W), its bands, and its dates.
 
@@ -182,7 +189,7 @@ def _image(
     return np.concatenate(images, axis=1), [band for _, band in bands[keys[0]]], stamps
 
 
-def _meant(key: str, bands: dict[str, list[tuple[str, str]]], dataset: EvalDataset) -> set[str]:
+def _meant(key: str, bands: Bands, dataset: EvalDataset) -> set[str]:
     """The modalities that the channels of an image are of."""
     by_key = {
         part.key: modality.name
@@ -192,7 +199,7 @@ def _meant(key: str, bands: dict[str, list[tuple[str, str]]], dataset: EvalDatas
     return {by_key.get(source, "") for source, _ in bands[key]}
 
 
-def _made(key: str, bands: dict[str, list[tuple[str, str]]]) -> bool:
+def _made(key: str, bands: Bands) -> bool:
     """True for an image that no input is named after."""
     return key not in {source for channels in bands.values() for source, _ in channels}
 
@@ -249,7 +256,9 @@ def main(arguments: list[str] | None = None) -> int:
                 options.folder / name / "spec.json").exists() else {}  # fmt: skip
             found = Corpus(Path(scratch)).compare(name, config_json, model_yaml, **spec)
             wrong += bool(found.differences)
-            print(f"{name:24} {'/'.join(map(str, found.samples.values())):>10}  {found.verdict[:600]}")
+            print(
+                f"{name:24} {'/'.join(map(str, found.samples.values())):>10}  {found.verdict[:600]}"
+            )
             sys.stdout.flush()
     return 1 if wrong else 0
 

@@ -1,4 +1,4 @@
-"""What rslearn makes of a model.yaml and a dataset, split by split: its data module, by jsonargparse.
+"""What rslearn makes of a model.yaml and a dataset: its own data module, made by jsonargparse.
 
 Left out is what is random or normalises, and the random crop of `crop_size`; every crop is kept
 where a split asks for all of them. Layers in forms that rslearn has given up are mended first, as
@@ -29,10 +29,11 @@ _LEFT_OUT = re.compile(
     r"\w*Normalize|\w*Flip|GaussianNoise|Sentinel1ToDecibels|Random\w+|Crop(?!\w)"
 )
 _FOREIGN = {
-    "rslp.forest_loss_driver.train.ForestLossTask": "eval_ingest_tests.support.foreign.ForestLossTask",
-    "rslp.vessel_attribute.train.VesselAttributeMultiTask": "rslearn.train.tasks.multi_task.MultiTask",
-    "rslp.transforms.mask.Mask": "rslearn.train.transforms.mask.Mask",
-}  # fmt: skip
+    "ForestLossTask": "eval_ingest_tests.support.foreign.ForestLossTask",
+    "VesselAttributeMultiTask": "rslearn.train.tasks.multi_task.MultiTask",
+    "Mask": "rslearn.train.transforms.mask.Mask",
+}
+"""By class name, what stands for the classes of rslp, which is not to be had."""
 
 
 @dataclass
@@ -91,7 +92,8 @@ class ReferenceDataset:
             self.module.setup(_STAGES[split])
             opened = self.module.datasets[split]
         # An iterable dataset of all crops has no length; both kinds give their samples in turn.
-        places = iter(opened) if hasattr(opened, "__iter__") else map(opened.__getitem__, range(len(opened)))  # fmt: skip
+        whole = iter(opened) if hasattr(opened, "__iter__") else None
+        places = whole or map(opened.__getitem__, range(len(opened)))
         while True:
             with _quiet():
                 try:
@@ -217,8 +219,9 @@ def _known(value: Any) -> Any:
     if not isinstance(value, dict):
         return value
     known = {k: _known(v) for k, v in value.items() if k not in ("other_metrics", "metric_kwargs")}
-    if known.get("class_path") in _FOREIGN:
-        known["class_path"] = _FOREIGN[known["class_path"]]
+    path = known.get("class_path")
+    if isinstance(path, str) and path.startswith("rslp."):
+        known["class_path"] = _FOREIGN[path.rpartition(".")[2]]
         if known["class_path"].endswith(".MultiTask"):
             args = known["init_args"]
             known["init_args"] = {key: args[key] for key in ("tasks", "input_mapping")}
