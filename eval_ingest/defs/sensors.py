@@ -18,7 +18,6 @@ from datetime import UTC, datetime
 from functools import partial
 
 import dagster as dg
-from dagster._core.storage.tags import PARTITION_NAME_TAG
 
 from eval_ingest.background import Background
 from eval_ingest.core.fingerprint import fingerprint
@@ -26,7 +25,7 @@ from eval_ingest.defs.assets import STAGE_ASSETS
 from eval_ingest.defs.cursor import Cursor, Seen, Step
 from eval_ingest.defs.gcs import find
 from eval_ingest.defs.partitions import studio_datasets
-from eval_ingest.defs.running import is_going_on, set_up_pools
+from eval_ingest.defs.running import PARTITION_TAG, is_going_on, set_up_pools
 from eval_ingest.errors import EvalIngestError
 from eval_ingest.redaction import redacted
 from eval_ingest.settings import Settings
@@ -297,7 +296,7 @@ class _Runs:
 
 def _runs_of(instance: dg.DagsterInstance, name: str, version: str) -> _Runs:
     going_on = is_going_on(instance, name)
-    ours = dg.RunsFilter(tags={PARTITION_NAME_TAG: name, VERSION_TAG: version})
+    ours = dg.RunsFilter(tags={PARTITION_TAG: name, VERSION_TAG: version})
     count = instance.get_runs_count(ours)
     if not count:
         return _Runs(going_on, 0)
