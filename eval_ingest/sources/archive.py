@@ -42,7 +42,7 @@ from eval_ingest.sources.tar import TarError
 from eval_ingest.sources.unpacking import LIMITS, Limits, RefusedError, unpack
 
 if TYPE_CHECKING:  # fsspec's file systems are slow to import
-    from eval_ingest.objects.reading import Entry
+    from eval_ingest.objects.backend import Entry
 
 _DEEPEST = 3
 """Levels of folders in an archive above config.json that are looked into."""
@@ -240,7 +240,9 @@ class _Version:
         if "://" in url:
             from eval_ingest.objects.reading import Objects
 
-            entry = Objects(url).info()
+            objects = Objects(url)
+            objects.greet()
+            entry = objects.info()
             if entry is None or entry.folder:
                 raise SourceNotFoundError(f"source {url} does not exist; check the URL")
             return cls(entry.size, entry.version, entry)
