@@ -201,7 +201,8 @@ def openings(base: Path, repeat: int) -> list[Comparison]:
     from eval_ingest import EvalDataset
 
     with tempfile.TemporaryDirectory() as scratch:
-        peer = Peer(SCRIPT, Path(scratch) / "log")
+        repository = str(Path(__file__).parents[1])
+        peer = Peer(SCRIPT, Path(scratch) / "log", PYTHONPATH=repository)
         peer("warm")
         own, from_ours = base / "theirs" / "registry.json", base / "ours" / "registry.json"
 
@@ -227,6 +228,7 @@ def openings(base: Path, repeat: int) -> list[Comparison]:
             compared("  the first time: it scans the windows", scan),
             compared("  it on our copy, the first time too", theirs_on_ours),
             _samples(dataset(), peer, own),
+            _fed(peer, base / "ours"),
         ]
         peer.close()
     return rows
@@ -252,6 +254,20 @@ def _samples(ours: Iterable[object], peer: Peer, registry: Path) -> Comparison:
     own, theirs = map(statistics.median, both)
     what = "random samples, one process"
     return Comparison(what, "/s", own, theirs, own / theirs, 150, *both)
+
+
+def _fed(peer: Peer, root: Path) -> Comparison:
+    """What OlmoEarth's evaluator is fed with from our copy, with and without our module."""
+
+    def fed(through: bool) -> float:
+        arguments = {"root": root, "name": NAME, "batches": 100 if through else 1}
+        return float(peer("fed", **arguments, through=through))
+
+    fed(True)
+    both = alternate(3, lambda: fed(True), lambda: fed(False))
+    own, theirs = map(statistics.median, both)
+    what = "its evaluator's data path, with our module and without"
+    return Comparison(what, "/s", own, theirs, own / theirs, 100, *both)
 
 
 def processes(base: Path, repeat: int) -> list[Comparison]:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # for the pipe's other end
 
-from eval_ingest_tests.support.peer_process import serve
+from eval_ingest_tests.support.peer_process import _Absent, serve
 
 WORKERS = int(os.environ.get("OLMOEARTH_INGEST_WORKERS", "1"))
 
@@ -62,6 +62,49 @@ def sampled(registry, name, split, count, seed):
     return time.perf_counter() - started
 
 
+def fed(root, name, batches, through):
+    """Samples a second that the evaluator's own loader gives of a train split, one process.
+
+    Args:
+        root: our eval root.
+        name: the dataset.
+        batches: how many of 128 samples at most.
+        through: with our module; else its copies are read through rslearn.
+    """
+    from types import SimpleNamespace
+
+    import torch
+    from olmoearth_pretrain.evals.studio_ingest import registry
+    from olmoearth_pretrain.train.callbacks.evaluator_callback import DownstreamEvaluator
+
+    import eval_ingest.integrations.olmoearth_pretrain as ours
+
+    before = registry.REGISTRY_PATH
+    ours.install(root) if through else ours.uninstall()
+    registry.REGISTRY_PATH = Path(root) / "registry.json"
+    try:
+        evaluator = SimpleNamespace(
+            dataset=name,
+            norm_method="norm_no_clip_2_std",
+            norm_stats_from_pretrained=True,
+            label_fraction=1.0,
+            input_modalities=["sentinel2_l2a"],
+            num_workers=0,
+            h5py_dir=None,
+        )
+        loader = DownstreamEvaluator._get_data_loader(evaluator, "train", 128)
+        torch.manual_seed(0)
+        started, count = time.perf_counter(), 0
+        for k, (_, target) in enumerate(loader):
+            count += len(target)
+            if k + 1 == batches:
+                break
+        return count / (time.perf_counter() - started)
+    finally:
+        registry.REGISTRY_PATH = before
+        ours.uninstall()
+
+
 def _dataset(registry, name, split):
     from olmoearth_pretrain.evals.datasets.rslearn_dataset import from_registry_entry
     from olmoearth_pretrain.evals.studio_ingest.registry import Registry
@@ -79,6 +122,7 @@ def _use_these_workers():
 
 
 if __name__ == "__main__":
+    sys.meta_path.append(_Absent())  # of the callback's imports
     if sys.argv[1:2] == ["ingest"]:
         print(ingest(*sys.argv[2:]))
     elif sys.argv[1:2] == ["first"]:
