@@ -14,7 +14,8 @@ from eval_ingest.redaction import holds_secret, redacted
 from eval_ingest.settings import Settings
 from eval_ingest.sources.base import CONFIG_FILES, Source
 from eval_ingest.sources.open import open_source
-from eval_ingest.store.paths import DatasetLayout, EvalRoot
+from eval_ingest.store.paths import DatasetLayout
+from eval_ingest.store.roots.base import DatasetStore, EvalRoot
 from eval_ingest.store.roots.open import open_root
 
 
@@ -33,6 +34,11 @@ class Job:
     @property
     def layout(self) -> DatasetLayout:
         """The dataset's files under the eval root."""
+        return self.store.layout
+
+    @cached_property
+    def store(self) -> DatasetStore:
+        """The dataset under the eval root."""
         return self.root.dataset(self.spec.name)
 
     @property
@@ -60,10 +66,13 @@ def open_job(
         SettingsError: the source names an environment variable that isn't set.
     """
     eval_root = open_root(settings, root)
-    staging = eval_root.dataset(spec.name).staging
-    # What is kept for a remote root lies in its cache, which has a limit.
-    limit = None if eval_root.remote is None else eval_root.remote.cache.limit
-    source = open_source(settings.expand(spec.source), staging, eval_root.archives, limit)
+    here = eval_root.layout
+    source = open_source(
+        settings.expand(spec.source),
+        here.dataset(spec.name).staging,
+        here.archives,
+        eval_root.cache_bytes,
+    )
     if spec.copy_mode == "index" and holds_secret(source.origin):
         raise SpecError(
             f"{spec.name}: with --copy index samples are read from the source, and the password "

@@ -41,7 +41,7 @@ from eval_ingest.job import Job, open_job
 from eval_ingest.settings import Settings
 from eval_ingest.store.catalog import find_spec
 from eval_ingest.store.outcomes import read_outcome
-from eval_ingest.store.paths import EvalRoot
+from eval_ingest.store.roots.local import LocalRoot
 from eval_ingest.store.seal import sealed_json
 
 # Outside of pytest defs/running.py silences it, and says why.
@@ -69,11 +69,14 @@ class World:
         path.write_text(yaml.safe_dump(spec))
 
     def layout(self, name: str = "crops") -> Any:
-        return EvalRoot(self.folder / "evals").dataset(name)
+        return self.store(name).layout
+
+    def store(self, name: str = "crops") -> Any:
+        return LocalRoot(self.folder / "evals").dataset(name)
 
     def outcome(self, stage: str) -> Any:
         """What is on disk."""
-        return read_outcome(self.layout(), stage)
+        return read_outcome(self.store(), stage)
 
     def job(self, name: str = "crops") -> Job:
         return open_job(find_spec(self.settings, name), self.settings)
@@ -174,7 +177,7 @@ def test_materialisations_show_what_a_person_wants_to_know(world: World) -> None
     assert entry["train"] == splits["train"]
     assert 'EvalDataset("crops", split="val")' in entry["load it"]
     for stage in pipeline.STAGES:
-        assert world.shown(stage)["path"] == stage_path(world.layout(), stage)
+        assert world.shown(stage)["path"] == stage_path(world.store(), stage)
 
 
 def test_stages_run_one_at_a_time_through_the_files_on_disk(world: World) -> None:

@@ -49,7 +49,7 @@ def test_an_archive_is_ingested_like_the_folder(
     root = tmp_path / "root"
     pipeline.ingest(make_job(archive, root))
     assert_same_ingest(root, reference)
-    metadata = read_outcome(make_job(archive, root).layout, "registry_entry")
+    metadata = read_outcome(make_job(archive, root).store, "registry_entry")
     assert metadata.source == str(archive)
 
 

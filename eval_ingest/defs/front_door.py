@@ -119,11 +119,11 @@ def _summary_op(name: str) -> dg.OpDefinition:
     ) -> dg.Output[None]:
         with as_failure(name):
             root = open_root(settings)
-            layout = root.dataset(name)
-            entry = read_metadata(layout)
+            store = root.dataset(name)
+            entry = read_metadata(store)
             if entry is None:
                 raise NotIngestedError(
-                    f"{root.shown(layout.metadata)} has been removed; run {name} again"
+                    f"{root.shown(store.layout.metadata)} has been removed; run {name} again"
                 )
             record = last_record(context.instance, registry_entry.key, name)
             if record is not None and not is_checked(context.instance, entry):
@@ -132,13 +132,13 @@ def _summary_op(name: str) -> dg.OpDefinition:
         counts = counts_text({split: found.count for split, found in entry.splits.items()})
         ran = _anything_ran(context, name)
         if ran:
-            context.log.info(f"{name}: registered in {layout.url}: {counts}")
+            context.log.info(f"{name}: registered in {store.url}: {counts}")
         else:
-            context.log.info(f"{name}: up to date, nothing to do: {counts} in {layout.url}")
+            context.log.info(f"{name}: up to date, nothing to do: {counts} in {store.url}")
         return dg.Output(
             None,
             data_version=dg.DataVersion(entry.fingerprint),
-            metadata=entry_metadata(layout, entry, pictures=ran),
+            metadata=entry_metadata(store, entry, pictures=ran),
         )
 
     return run

@@ -21,8 +21,8 @@ from eval_ingest.pipeline import STAGES
 from eval_ingest.redaction import redacted
 from eval_ingest.settings import Settings
 from eval_ingest.store.catalog import read_catalog
-from eval_ingest.store.paths import DatasetLayout
 from eval_ingest.store.registry import read_metadata, read_registry
+from eval_ingest.store.roots.base import DatasetStore
 from eval_ingest.store.roots.open import open_root
 from eval_ingest.watching import fault_text
 
@@ -100,15 +100,15 @@ def _parse(cursor: str | None, root: str) -> dict[str, str]:
 
 
 def _unknown(
-    instance: dg.DagsterInstance, layout: DatasetLayout, entry: Metadata
+    instance: dg.DagsterInstance, store: DatasetStore, entry: Metadata
 ) -> Iterator[dg.AssetMaterialization]:
     """Materialisations that this instance doesn't know of: stages in order, then the front door."""
     for stage in STAGES:
         version = entry.fingerprints.get(stage, "")
         if version and version_of(last_record(instance, dg.AssetKey(stage), entry.name)) != version:
-            metadata = {"path": dg.MetadataValue.path(stage_path(layout, stage))}
+            metadata = {"path": dg.MetadataValue.path(stage_path(store, stage))}
             if stage == STAGES[-1]:
-                metadata = entry_metadata(layout, entry, pictures=False) | metadata
+                metadata = entry_metadata(store, entry, pictures=False) | metadata
             yield dg.AssetMaterialization(
                 stage, partition=entry.name, metadata=metadata, tags={DATA_VERSION_TAG: version}
             )
@@ -117,6 +117,6 @@ def _unknown(
     if version_of(last_record(instance, dg.AssetKey(entry.name))) != entry.fingerprint:
         yield dg.AssetMaterialization(
             entry.name,
-            metadata=entry_metadata(layout, entry, pictures=False),
+            metadata=entry_metadata(store, entry, pictures=False),
             tags={DATA_VERSION_TAG: entry.fingerprint},
         )

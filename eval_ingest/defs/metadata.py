@@ -21,6 +21,7 @@ from eval_ingest.job import Job
 from eval_ingest.pipeline import Outcome
 from eval_ingest.report.terminal import describe, size
 from eval_ingest.store.paths import DatasetLayout
+from eval_ingest.store.roots.base import DatasetStore, EvalRoot
 
 STAGE_FILES = {
     "window_index": "window_index",
@@ -40,9 +41,9 @@ def stage_file(layout: DatasetLayout, stage: str) -> Path:
     return path
 
 
-def stage_path(layout: DatasetLayout, stage: str) -> str:
+def stage_path(store: DatasetStore, stage: str) -> str:
     """Where a stage's outcome is, as people know it."""
-    return layout.root.shown(stage_file(layout, stage))
+    return store.root.shown(stage_file(store.layout, stage))
 
 
 def stage_line(outcome: Outcome) -> str:
@@ -66,11 +67,11 @@ def stage_metadata(job: Job, outcome: Outcome) -> dict[str, Any]:
         case CopyResult():
             found = _copy_metadata(value)
         case Metadata():
-            found = entry_metadata(job.layout, value, pictures=True)
+            found = entry_metadata(job.store, value, pictures=True)
         case _:
             found = {}
     return found | {
-        "path": dg.MetadataValue.path(stage_path(job.layout, outcome.stage)),
+        "path": dg.MetadataValue.path(stage_path(job.store, outcome.stage)),
         "fingerprint": outcome.fingerprint,
         "seconds": round(outcome.seconds, 2),
         UP_TO_DATE: not outcome.ran,
@@ -202,7 +203,7 @@ def _copy_metadata(copy: CopyResult) -> dict[str, Any]:
     }
 
 
-def entry_metadata(layout: DatasetLayout, entry: Metadata, *, pictures: bool) -> dict[str, Any]:
+def entry_metadata(store: DatasetStore, entry: Metadata, *, pictures: bool) -> dict[str, Any]:
     """Metadata of a registered dataset; pictures take a second or two."""
     config, counts = entry.config, {split: found.count for split, found in entry.splits.items()}
     found: dict[str, Any] = {}
@@ -214,7 +215,7 @@ def entry_metadata(layout: DatasetLayout, entry: Metadata, *, pictures: bool) ->
         found["warnings"] = listed(entry.warnings)
     found |= _split_tables(counts, entry.split_report, config.task)
     if pictures:
-        found |= _pictures(layout, entry.fingerprint)
+        found |= _pictures(store.root, store.name, entry.fingerprint)
     return found | {
         "load it": dg.MetadataValue.md(
             f"```python\nfrom eval_ingest import EvalDataset\n\n"
@@ -226,14 +227,14 @@ def entry_metadata(layout: DatasetLayout, entry: Metadata, *, pictures: bool) ->
         "timesteps": entry.num_timesteps,
         **counts,
         "size": size(entry.n_bytes),
-        "path": dg.MetadataValue.path(layout.url),
+        "path": dg.MetadataValue.path(store.url),
         "source": entry.source,
         "published at": entry.published_at,
     }
 
 
 @lru_cache(maxsize=2)
-def _pictures(layout: DatasetLayout, fingerprint: str) -> dict[str, Any]:
+def _pictures(root: EvalRoot, name: str, fingerprint: str) -> dict[str, Any]:
     """Samples, map and class histogram of a published dataset's version, as pictures.
 
     Drawn once, though registry_entry and the front door both show them.
@@ -242,7 +243,7 @@ def _pictures(layout: DatasetLayout, fingerprint: str) -> dict[str, Any]:
     from eval_ingest.report.pictures import partition_pictures
 
     try:
-        pictures = partition_pictures(layout.root, layout.name)
+        pictures = partition_pictures(root, name)
     except EvalIngestError:  # a preview must not fail a dataset that is published
         return {}
     return {"pictures": png_metadata(pictures)} if pictures else {}

@@ -281,7 +281,7 @@ class WritableObjects(Objects):
     # ---------------------------------------------------------------------------- large objects
 
     async def upload(self, name: str, file: Path, crc32c: str) -> Entry:
-        """Write an object from a file, in parts where it is large.
+        """Write an object that must not exist from a file, in parts where it is large.
 
         Args:
             name: the object.
@@ -289,24 +289,54 @@ class WritableObjects(Objects):
             crc32c: of the file, as `crc32c_text` writes it.
 
         Raises:
+            Conflict: it exists, with other content.
             StoreError: it can't be written.
         """
         path, n_bytes = self.path(name), file.stat().st_size
-        if self._dialect == "gs" and n_bytes < _WHOLE_BYTES:
-            return await self.put(name, file.read_bytes())  # gcsfs would lose a CR at its end
+        if n_bytes < _WHOLE_BYTES:  # gcsfs would lose a CR at its end
+            return await self.create(name, file.read_bytes())
 
         async def send() -> Entry:
+            more: dict[str, Any] = {"mode": "create"}
+            if self._dialect == "s3":
+                more["max_concurrency"] = PARTS_AHEAD
             if not self._dialect:
+                more = {}
                 await self._ask("makedirs", path.rpartition("/")[0], exist_ok=True)
-            more = {"max_concurrency": PARTS_AHEAD} if self._dialect == "s3" else {}
-            await self._ask("put_file", str(file), path, **more)
+                if await self._stat_once(path) is not None:
+                    raise Conflict(name)
+            try:
+                await self._ask("put_file", str(file), path, **more)
+            except Exception as error:
+                if is_conflict(error):
+                    raise Conflict(name) from error
+                raise
             entry = self._entry(await self._ask("info", path))
             kind, _, value = entry.version.partition(":")
             if entry.size != n_bytes or (kind == "crc32c" and value != crc32c):
+                await self._delete_one(name)
                 raise Truncated(f"{name} arrived with {entry.size} bytes, {entry.version}")
             return entry
 
-        return await self._retrying(f"writing {name}", send, n_bytes)
+        try:
+            return await self._retrying(f"writing {name}", send, n_bytes)
+        except Conflict:
+            # It may be ours: the answer was lost, and it was tried again.
+            found = await self.stat(name)
+            if found is not None and await self._crc32c(found) == crc32c:
+                return found
+            raise
+
+    async def _crc32c(self, entry: Entry) -> str:
+        """Of an object's bytes, read if the server doesn't say."""
+        import google_crc32c
+
+        kind, _, value = entry.version.partition(":")
+        if kind == "crc32c":
+            return value
+        checksum = google_crc32c.Checksum()
+        await self.stream(entry.name, entry.size, checksum.update)
+        return base64.b64encode(checksum.digest()).decode()
 
     async def stream(self, name: str, n_bytes: int, take: Callable[[bytes], object]) -> None:
         """Hand on the bytes of an object of known size, in turn, while the next ones arrive.

@@ -19,8 +19,8 @@ from eval_ingest.errors import EvalIngestError, SweepError
 from eval_ingest.loading import EvalDataset
 from eval_ingest.report.terminal import plural
 from eval_ingest.settings import Settings
-from eval_ingest.store.paths import EvalRoot
 from eval_ingest.store.registry import require_metadata
+from eval_ingest.store.roots.base import EvalRoot
 from eval_ingest.store.roots.open import open_root
 from eval_ingest.sweep import embed, probes
 from eval_ingest.sweep.embed import Embedded, embed_split, writable
