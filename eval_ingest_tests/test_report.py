@@ -308,7 +308,7 @@ def test_the_licence_is_given_by_the_hubs_name(
 
 def test_a_report_is_written_beside_the_dataset(copied_root: EvalRoot) -> None:
     paths = write_report(copied_root, SOME)
-    folder = copied_root.dataset(SOME).path
+    folder = copied_root.dataset(SOME).layout.path
     assert folder / "README.md" in paths
     assert all(path.stat().st_size for path in paths)
     card = (folder / "README.md").read_text()
@@ -348,7 +348,7 @@ def test_an_export_is_an_eval_root_that_loads(
         assert len(exported) == len(original) > 0
         for modality in exported.bands:
             assert (exported[0][modality] == original[0][modality]).all()
-    assert verified(path) == verified(source.dataset(case).path)
+    assert verified(path) == verified(source.dataset(case).layout.path)
 
 
 def verified(path: Path) -> list[str]:
@@ -371,7 +371,7 @@ def test_an_export_replaces_nothing(ingested: Ingested, tmp_path: Path) -> None:
 
 
 def test_an_export_that_fails_leaves_nothing(copied_root: EvalRoot, tmp_path: Path) -> None:
-    next(copied_root.dataset(SOME).samples.glob("*/target.npy")).unlink()
+    next(copied_root.dataset(SOME).layout.samples.glob("*/target.npy")).unlink()
     with pytest.raises(StoreError, match=r"target\.npy is missing"):
         export_dataset(copied_root, SOME, tmp_path / "out")
     assert list((tmp_path / "out").iterdir()) == []
