@@ -57,8 +57,16 @@ def open_job(
     settings: Settings,
     root: str | Path | None = None,
     progress: Progress = no_progress,
+    looks: bool = False,
 ) -> Job:
     """Find the source, read its configuration, and infer what the samples are made of.
+
+    Args:
+        spec: the dataset.
+        settings: say where things are.
+        root: the eval root, if not that of the settings.
+        progress: is told how far the stages are.
+        looks: True if nothing is to be kept of the source: it is only looked at.
 
     Raises:
         SourceError: the source or its configuration can't be read or understood.
@@ -69,7 +77,7 @@ def open_job(
     here = eval_root.layout
     source = open_source(
         settings.expand(spec.source),
-        here.dataset(spec.name).staging,
+        None if looks else here.dataset(spec.name).staging,
         here.archives,
         eval_root.cache_bytes,
     )

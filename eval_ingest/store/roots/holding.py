@@ -12,8 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from eval_ingest.errors import OutdatedError
-from eval_ingest.objects.faults import Conflict
-from eval_ingest.objects.reading import Entry
+from eval_ingest.objects.backend import Conflict, Entry
 from eval_ingest.objects.writing import WritableObjects, together
 from eval_ingest.store.roots.lease import Lease, leased
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Protocol
 
 from eval_ingest.errors import StoreError
-from eval_ingest.objects.reading import Entry
+from eval_ingest.objects.backend import Entry
 from eval_ingest.objects.writing import WritableObjects, together
 from eval_ingest.store.atomic import read_json, store_error, write_bytes, write_json
 

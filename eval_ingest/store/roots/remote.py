@@ -27,8 +27,7 @@ from pathlib import Path
 
 from eval_ingest.core.spec import NAME_PATTERN
 from eval_ingest.errors import IntegrityError, StoreError
-from eval_ingest.objects.faults import Conflict
-from eval_ingest.objects.reading import Entry
+from eval_ingest.objects.backend import Conflict, Entry
 from eval_ingest.objects.writing import together
 from eval_ingest.store.paths import RootLayout
 from eval_ingest.store.roots.base import Value

@@ -10,7 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from eval_ingest.objects.reading import FIRST_TIMEOUT_S
+from eval_ingest.objects.retry import FIRST_LOOK
 from eval_ingest.objects.writing import WritableObjects
 from eval_ingest.redaction import redacted
 from eval_ingest.store.roots.cache import PackCache
@@ -62,7 +62,8 @@ class RemoteFolder:
 
     @cached_property
     def _reached(self) -> bool:
-        first = WritableObjects(self.url, 1, FIRST_TIMEOUT_S, self.endpoint)
+        first = WritableObjects(self.url, FIRST_LOOK, self.endpoint)
+        first.greet()
         first.run(first.stat("registry.json"))
         return True
 

@@ -14,7 +14,7 @@ from typing import Any
 import google_crc32c
 
 from eval_ingest.errors import IntegrityError, StoreError
-from eval_ingest.objects.faults import Conflict
+from eval_ingest.objects.backend import Conflict
 from eval_ingest.objects.writing import WritableObjects, together
 from eval_ingest.store.manifest import CopiedWindow, FilesChecksum
 from eval_ingest.store.roots.base import Key
