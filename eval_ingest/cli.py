@@ -169,8 +169,8 @@ def _spec_options(parser: argparse.ArgumentParser) -> None:
     add(
         "--olmoearth-run-config-path",
         dest="config",
-        metavar="DIR",
-        help="folder with model.yaml and olmoearth_run.yaml (default: the source)",
+        metavar="PATH",
+        help="a model.yaml of any name, or a folder with it (default: the source's own)",
     )
     add("--display-name", help="for people")
     add("--groups", nargs="+", metavar="GROUP", help="only windows of these groups")

@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import PurePath
 
 from eval_ingest.background import Background
+from eval_ingest.config_files import read_config_files
 from eval_ingest.core.fingerprint import fingerprint
 from eval_ingest.core.resolved import ResolvedConfig
 from eval_ingest.core.spec import DatasetSpec, name_from
@@ -24,7 +25,6 @@ from eval_ingest.errors import (
 )
 from eval_ingest.indexing.wanted import WindowFilter, check_storage, groups_to_read, selected
 from eval_ingest.inference.resolve import resolve
-from eval_ingest.job import read_config_files
 from eval_ingest.objects.faults import first_line
 from eval_ingest.objects.filesystems import weka_mount
 from eval_ingest.redaction import holds_secret, redacted, shown

@@ -28,7 +28,7 @@ from eval_ingest.store.roots.remote_folder import RemoteFolder
 from eval_ingest.store.roots.remote_windows import RemoteWindows
 from eval_ingest.store.seal import again
 
-_ELSEWHERE = {"windows", "samples", ".staging", ".window_index", ".copying"}
+_ELSEWHERE = {"windows", "samples", ".staging", ".archive", ".window_index", ".copying"}
 """Folders of a dataset that aren't mirrored file by file."""
 
 _AT_ONCE = 16
