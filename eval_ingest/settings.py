@@ -47,6 +47,8 @@ class Settings:
     cache_gib: float = DEFAULT_CACHE_GIB
     """Limit of what the cache holds of remote eval roots."""
     weka_endpoint_url: str | None = None
+    window_mib: int = 256
+    """That a window's files, and its pixels unpacked, may have."""
     studio_roots: tuple[str, ...] = ()
     """Paths and URLs under which datasets are looked for."""
     discovery_seconds: int = 30
@@ -81,6 +83,7 @@ class Settings:
             cache=text("EVAL_INGEST_CACHE") or DEFAULT_CACHE,
             cache_gib=_gib(gib) if gib else DEFAULT_CACHE_GIB,
             weka_endpoint_url=text("WEKA_ENDPOINT_URL"),
+            window_mib=count("EVAL_INGEST_WINDOW_MIB") or cls.window_mib,
             studio_roots=tuple(
                 root.strip()
                 for root in (text("EVAL_INGEST_STUDIO_ROOTS") or "").split(",")

@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 from eval_ingest.core.fingerprint import fingerprint
 from eval_ingest.core.index import INDEX_VERSION, WindowIndex, row_key
 from eval_ingest.core.resolved import ResolvedConfig
-from eval_ingest.decoding.judge import read_window, sample_arrays
+from eval_ingest.decoding.judge import sample_arrays
 from eval_ingest.engine import Progress, executor, map_ordered
 from eval_ingest.indexing.packer import Commits, Packer, pack_row, pack_rows
 from eval_ingest.indexing.partial import PartialRows, PartTable
@@ -150,7 +150,13 @@ def _index_fingerprint(job: Job, windows: list[Listed]) -> str:
 def _build(job: Job, work: IndexWork, listed: list[Listed], parts: PartialRows) -> WindowIndex:
     """Read the windows that have to be read, and add them to the rows that are there."""
     mode = job.spec.copy_mode
-    task = IndexTask(job.source, job.config, WindowFilter.of(job.spec), copy_mode=mode)
+    task = IndexTask(
+        job.source,
+        job.config,
+        WindowFilter.of(job.spec),
+        copy_mode=mode,
+        window_bytes=job.settings.window_mib << 20,
+    )
     packer = commits = None
     if job.spec.max_samples is None and mode != "index":
         packer = make_packer(task, work.new, work.known, parts.packing, job.layout.shard_bytes)
@@ -208,7 +214,7 @@ def make_packer(
             return Packer.create(folder, task.config, len(items), like, key, shard_bytes)
     for item in items[:look_at]:
         [(files, reader)] = task.readers([item])  # one by one: most often, the first will do
-        sample = read_window(reader, files, task.config, task.window_filter.wants)
+        sample = task.read(reader, files)
         if sample is not None:
             reader.keep()  # it is read again when its turn comes
         if sample is not None and not sample.problems:

@@ -7,7 +7,6 @@ imported or instantiated here: texts in, a `ResolvedConfig` out.
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
 
 from eval_ingest.core.resolved import Layer, ResolvedConfig, SplitSelector
 from eval_ingest.core.spec import DatasetSpec
@@ -76,15 +75,6 @@ def resolve(files: ConfigFiles, spec: DatasetSpec) -> ResolvedConfig:
         provenance=dict(notes.provenance),
         warnings=tuple(notes.warnings),
     )
-
-
-def dataset_config_for_copy(files: ConfigFiles, resolved: ResolvedConfig) -> dict[str, Any]:
-    """config.json reduced to the layers that are read, without the forms rslearn gave up.
-
-    Data sources are left out: the copy holds the pixels, and fetches none.
-    """
-    dataset = DatasetJson.parse(files.config_json, files.where)
-    return dataset.reduced(layer.name for layer in resolved.layers)
 
 
 def _replay(declared: Declaration, dataset: DatasetJson, notes: Notes) -> Replay:
