@@ -24,8 +24,8 @@ class StoredFormat(_Frozen):
     """How rasters or features are stored, by the names that we know."""
 
     name: FormatName
-    arguments: dict[str, str | int] = Field(default_factory=dict)
-    """What reading needs to know beside it, such as the side of tiles in pixels."""
+    arguments: tuple[tuple[str, str | int], ...] = ()
+    """Names and values of what reading needs beside it, such as the side of tiles in pixels."""
 
 
 GEOTIFF = StoredFormat(name="geotiff")

@@ -113,7 +113,7 @@ def _chosen(node: Node, table: Mapping[str, Row]) -> Row:
 
 
 def _stored(arguments: Node, known: _Known) -> StoredFormat:
-    found = {name: check(arguments.get(name)) for name, check in known.arguments.items()}
+    found = ((name, check(arguments.get(name))) for name, check in known.arguments.items())
     return StoredFormat(
-        name=known.name, arguments={key: value for key, value in found.items() if value is not None}
+        name=known.name, arguments=tuple((key, value) for key, value in found if value is not None)
     )
