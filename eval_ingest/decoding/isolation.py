@@ -12,6 +12,7 @@ import os
 import resource
 import sys
 import threading
+import warnings
 from collections.abc import Callable
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
@@ -68,16 +69,26 @@ class Isolated:
         """
         if multiprocessing.current_process().daemon:
             return _call(function, args, limited=False)  # a dask worker may start no process
-        helper = self._take()
         try:
-            result = helper.ask(function, args, seconds)
+            return self._ask(self._take(), function, args, seconds)
         except _GoneError:  # it was idle for too long just now
-            helper = _Helper()
-            result = helper.ask(function, args, seconds)
-        if helper.process.is_alive():
-            with self._lock:
-                self._idle.append(helper)
-        return result
+            return self._ask(_Helper(), function, args, seconds)
+
+    def _ask(
+        self, helper: "_Helper", function: Callable[..., Result], args: Any, seconds: float
+    ) -> Result:
+        try:
+            return helper.ask(function, args, seconds)
+        finally:
+            if not helper.ended:
+                with self._lock:
+                    self._idle.append(helper)
+
+    def close(self) -> None:
+        """End the processes that wait; they would soon end by themselves."""
+        with self._lock:
+            while self._idle:
+                self._idle.pop().end()
 
     def _take(self) -> "_Helper":
         with self._lock:
@@ -96,6 +107,7 @@ class _Helper:
     """One process that waits for a function, calls it, and waits for the next."""
 
     def __init__(self) -> None:
+        self.ended = False
         self._pipe, theirs = multiprocessing.Pipe()
         try:
             self.process: BaseProcess = start_alone(_serve, theirs, dict(os.environ))
@@ -111,17 +123,16 @@ class _Helper:
         try:
             self._pipe.send((function, args))
             if not self._pipe.poll(seconds):
+                self.end()
                 raise RasterProblem("decoder_stopped", f"decoding took more than {seconds:.0f} s")
             return self._receive()
-        except RasterProblem as problem:
-            if problem.code == "decoder_stopped":
-                self._end()
+        except (RasterProblem, EvalIngestError):
             raise
         except (EOFError, OSError) as error:
-            self._end()
+            self.end()
             raise self._ended() from error
         except BaseException:
-            self._end()
+            self.end()
             raise
 
     def _receive(self) -> Result:
@@ -140,7 +151,9 @@ class _Helper:
             self._pipe.recv_bytes_into(view[start : start + _CHUNK])
         return pixels, meta
 
-    def _end(self) -> None:
+    def end(self) -> None:
+        """End it, whatever it does."""
+        self.ended = True
         self._pipe.close()
         self.process.kill()
         self.process.join()
@@ -157,6 +170,7 @@ def _serve(pipe: Connection, environment: dict[str, str]) -> None:
     """Runs in the helper: answer until nobody asks any more."""
     prepare_worker(environment | _ENVIRONMENT)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    warnings.simplefilter("ignore")  # what they are about is told as a problem
     with contextlib.suppress(EOFError, OSError):
         while pipe.poll(_IDLE_S):
             function, args = pipe.recv()
