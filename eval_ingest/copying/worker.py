@@ -10,7 +10,7 @@ from eval_ingest.decoding.judge import JUDGED_BYTES, read_window, sample_arrays
 from eval_ingest.errors import SourceError
 from eval_ingest.sources.base import Source, SourceFile, WindowFiles, WindowReader
 from eval_ingest.store.manifest import CopiedWindow
-from eval_ingest.store.roots.windows import Windows
+from eval_ingest.store.roots.base import Windows
 from eval_ingest.store.shards import ShardWriter
 from eval_ingest.store.window_files import Content
 

@@ -23,7 +23,6 @@ from eval_ingest.job import Job
 from eval_ingest.sources.base import Listed
 from eval_ingest.sources.local import LocalSource
 from eval_ingest.store.index_file import read_index, write_index
-from eval_ingest.store.room import require_room
 from eval_ingest.store.seal import unless_damaged
 from eval_ingest.store.shards import PackRow
 
@@ -163,11 +162,11 @@ def _build(job: Job, work: IndexWork, listed: list[Listed], parts: PartialRows) 
         job.source.ensure_listed(groups, job.config.layer_names)
     packer = commits = None
     if job.spec.max_samples is None and mode != "index":
-        packer = make_packer(task, work.new, work.known, parts.packing, job.layout.shard_bytes)
+        packer = make_packer(task, work.new, work.known, parts.packing, job.store.shard_bytes)
     if packer is not None:
-        commits = Commits(packer, job.layout, job.row_key, work.packed(packer, job.config))
+        commits = Commits(packer, job.store, job.row_key, work.packed(packer, job.config))
     if packer is not None:
-        require_room(job.layout, 0, len(to_read) * packer.row_bytes)
+        job.store.require_room(0, len(to_read) * packer.row_bytes)
     try:
         parts.packer = packer
         with executor(job.settings, len(to_read)) as pool:
