@@ -15,8 +15,13 @@ EvalIngestError
 |   |-- NotIngestedError
 |   |-- IntegrityError     a copied or packed file isn't what it should be
 |   |-- LockedError        another process is ingesting the same dataset
+<<<<<<< HEAD
 |   |-- OutdatedError      another process has written what was to be written, or was read
 |   `-- NewerVersionError  a newer eval_ingest has written it
+=======
+|   `-- OutdatedError      another process has written what was to be written
+|-- MachineError           this machine can't read on: no memory, no handles, a broken library
+>>>>>>> main
 |-- EngineError            a worker process died, or a scheduler is lost
 |-- LoadError              EvalDataset was asked for something it doesn't have
 `-- SweepError             an encoder, a probe or the sweep's output is wrong
@@ -134,6 +139,13 @@ class NewerVersionError(StoreError):
             f"{where} is of version {found}, written by a newer eval_ingest; this one reads "
             f"{known}: upgrade it (pip install --upgrade eval-ingest)"
         )
+
+
+class MachineError(EvalIngestError):
+    """The machine can't read on, whatever the data: no memory, no handles, a broken library.
+
+    Never a verdict on data. The message says what to see to.
+    """
 
 
 class EngineError(EvalIngestError):

@@ -31,6 +31,7 @@ import numpy as np
 from eval_ingest.copying.rslearn_files import Samples, remove_copy, write_copy_files
 from eval_ingest.copying.transfer import transfer
 from eval_ingest.copying.verify import look_at
+from eval_ingest.core.copy_config import rslearn_config
 from eval_ingest.core.entry import CopyResult, Metadata, NormStats
 from eval_ingest.core.fingerprint import fingerprint
 from eval_ingest.core.index import WindowIndex
@@ -59,7 +60,7 @@ from eval_ingest.store.shards import shard_names
 STAGES = ("window_index", "split_assignment", "norm_stats", "weka_copy", "registry_entry")
 
 NORM_VERSION = 2
-COPY_VERSION = 2
+COPY_VERSION = 3
 ENTRY_VERSION = 3
 
 # ---------------------------------------------------------------------------- 1. window_index
@@ -151,7 +152,12 @@ def weka_copy(job: Job, index: WindowIndex, splits: SplitAssignment) -> CopyResu
         StoreError: the eval root can't be written.
     """
     wanted = fingerprint(
-        "weka_copy", COPY_VERSION, index.fingerprint, splits.fingerprint, job.spec.copy_mode
+        "weka_copy",
+        COPY_VERSION,
+        index.fingerprint,
+        splits.fingerprint,
+        job.spec.copy_mode,
+        rslearn_config(job.config),
     )
     old = unless_damaged(lambda: read_copy(job.store))
     if old is not None and old.fingerprint == wanted and _copy_is_there(job, old):

@@ -19,13 +19,14 @@ from numpy.typing import NDArray
 from eval_ingest.copying.places import Place, places_in_splits
 from eval_ingest.copying.rslearn_index import index_key, write_indexes
 from eval_ingest.core.columns import numbers
+from eval_ingest.core.copy_config import rslearn_config
 from eval_ingest.core.copy_model import copy_inputs, copy_model, split_tags
 from eval_ingest.core.index import WindowIndex
 from eval_ingest.core.resolved import ResolvedConfig
 from eval_ingest.core.spec import SPLIT_OPTION, SPLITS
 from eval_ingest.core.splits import SplitAssignment
 from eval_ingest.decoding.padding import sample_size
-from eval_ingest.inference.resolve import ConfigFiles, dataset_config_for_copy
+from eval_ingest.inference.resolve import ConfigFiles
 from eval_ingest.store.atomic import file_crc32c, write_bytes, write_json
 from eval_ingest.store.manifest import UNFINISHED
 from eval_ingest.store.paths import RSLEARN_INDEX
@@ -150,7 +151,7 @@ def write_copy_files(store: DatasetStore, files: ConfigFiles, samples: Samples) 
         StoreError: they can't be written.
     """
     layout, config = store.layout, samples.config
-    write_json(layout.path / "config.json", dataset_config_for_copy(files, config))
+    write_json(layout.path / "config.json", rslearn_config(config))
     content = copy_model(config, samples.modalities, samples.crop)
     text = yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=100)
     write_bytes(layout.path / "model.yaml", (_HEADER + text).encode())
