@@ -8,7 +8,7 @@ one hash, so a new window can move those that it joins together (see `_joint_key
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -62,6 +62,21 @@ class SplitAssignment:
     def used(self) -> NDArray[np.int64]:
         """Rows that are in a split."""
         return np.flatnonzero(np.isin(self.splits, SPLITS))
+
+    def joined(self, index: WindowIndex) -> "SplitAssignment":
+        """The same with its rows in the order of an index: joined by group and name.
+
+        Raises:
+            ValueError: it is of other windows.
+        """
+        if all(self.table[name].equals(index.table[name]) for name in ("group", "name")):
+            return self
+        keys = zip(*(self.table[name].to_pylist() for name in ("group", "name")), strict=True)
+        rows = {key: row for row, key in enumerate(keys)}
+        order = [rows.get(key) for key in zip(index.groups, index.names, strict=True)]
+        if None in order or len(order) != len(rows):
+            raise ValueError("the splits are of other windows than the index")
+        return replace(self, table=self.table.take(pa.array(order, pa.int64())))
 
     def counts(self) -> dict[str, int]:
         """Windows per split, train, val and test."""
