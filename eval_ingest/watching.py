@@ -12,6 +12,7 @@ from pathlib import Path, PurePath
 from typing import Any, Protocol
 
 from eval_ingest.background import Background
+from eval_ingest.config_files import read_config_files
 from eval_ingest.core.fingerprint import fingerprint
 from eval_ingest.core.resolved import ResolvedConfig
 from eval_ingest.core.spec import DatasetSpec, name_from
@@ -21,12 +22,12 @@ from eval_ingest.errors import (
     ConfigError,
     EvalIngestError,
     IntegrityError,
+    NewerVersionError,
     SourceError,
     StoreError,
 )
 from eval_ingest.indexing.wanted import WindowFilter, check_storage, groups_to_read, selected
 from eval_ingest.inference.resolve import resolve
-from eval_ingest.job import read_config_files
 from eval_ingest.objects.faults import first_line
 from eval_ingest.objects.filesystems import weka_mount
 from eval_ingest.redaction import holds_secret, redacted, shown
@@ -38,8 +39,8 @@ from eval_ingest.sources.open import open_source
 from eval_ingest.store.atomic import read_json, write_json
 from eval_ingest.store.catalog import read_catalog
 from eval_ingest.store.outcomes import read_source_state
-from eval_ingest.store.paths import EvalRoot
 from eval_ingest.store.registry import read_metadata, read_registry
+from eval_ingest.store.roots.base import EvalRoot
 from eval_ingest.store.roots.open import open_root
 
 
@@ -331,14 +332,16 @@ def judge(sighting: Sighting, settings: Settings) -> Judgement:
     Raises:
         StoreError: the eval root can't be reached.
     """
-    layout = open_root(settings).dataset(sighting.name)
+    store = open_root(settings).dataset(sighting.name)
     metadata, damaged = None, False
     try:
-        metadata = read_metadata(layout)
+        metadata = read_metadata(store)
     except IntegrityError:
         damaged = True  # an ingest makes it anew
+    except NewerVersionError as error:
+        return Judgement(State.NOT_INGESTABLE, str(error))
     if metadata is not None:
-        seen = read_source_state(layout)
+        seen = read_source_state(store)
         same = seen.get("fingerprint") == sighting.found.fingerprint
         whole = seen.get("window_index") == metadata.fingerprints.get("window_index")
         if same and whole:

@@ -18,7 +18,7 @@ from eval_ingest.core.entry import Metadata
 from eval_ingest.core.resolved import ModalityInput
 from eval_ingest.core.spec import SPLITS
 from eval_ingest.core.task import Task
-from eval_ingest.errors import LoadError
+from eval_ingest.errors import IntegrityError, LoadError
 from eval_ingest.loading.collate import Samples, collate
 from eval_ingest.loading.memory import recycler
 from eval_ingest.loading.normalize import (
@@ -27,11 +27,11 @@ from eval_ingest.loading.normalize import (
     make_normalizer,
     pretrained_stats,
 )
-from eval_ingest.loading.packed import PackedSamples, Window
+from eval_ingest.loading.packed import PackedSamples, Window, is_replaced, version_is_gone
 from eval_ingest.loading.parallel import in_parallel
 from eval_ingest.settings import Settings
-from eval_ingest.store.paths import EvalRoot
 from eval_ingest.store.registry import require_metadata
+from eval_ingest.store.roots.base import EvalRoot
 from eval_ingest.store.roots.open import open_root
 from eval_ingest.store.split_index import TARGET, SplitIndex
 
@@ -129,7 +129,7 @@ class EvalDataset(Dataset[dict[str, Any]]):
         if crop not in ("center", "random", None):
             raise LoadError(f"no crop {crop!r}; there are 'center', 'random' and None")
         self.name, self.split = name, split
-        self._layout = eval_root.dataset(name)
+        self._store = eval_root.dataset(name)
         self._inputs = self._choose(modalities)
         self._normalizers = {
             modality.name: self._normalizer(modality, method) for modality in self._inputs
@@ -183,15 +183,13 @@ class EvalDataset(Dataset[dict[str, Any]]):
         )
 
     def _read_index(self) -> SplitIndex:
-        path = self._layout.path / self.metadata.splits[self.split].index
-        self._layout.have(path)
+        path = self._store.layout.path / self.metadata.splits[self.split].index
         modalities = [modality.name for modality in self.metadata.config.modalities]
-        root = self._layout.root
-        return root.intact(path, lambda: SplitIndex(path, self.name, modalities))
+        return self._store.read_fixed(path, lambda: SplitIndex(path, self.name, modalities))
 
     def _open_samples(self) -> "PackedSamples | SourceSamples":
         if self.metadata.spec.copy_mode != "index":
-            return PackedSamples(self._layout, self.metadata, self._index)
+            return PackedSamples(self._store, self.metadata, self._index)
         # The source side, with all that decoding needs; other datasets do without.
         try:
             from eval_ingest.loading.from_source import SourceSamples
@@ -244,7 +242,12 @@ class EvalDataset(Dataset[dict[str, Any]]):
         # Opening again costs milliseconds; the maps themselves can't travel. The metadata does, so
         # that a worker reads the version that its loader counts, whatever was published since.
         self._root, metadata, self._arguments = state
-        self._open(open_root(Settings.load(), self._root), metadata, **self._arguments)
+        try:
+            self._open(open_root(Settings.load(), self._root), metadata, **self._arguments)
+        except IntegrityError as error:
+            if is_replaced(self._store, metadata):
+                raise version_is_gone(metadata) from error
+            raise
 
     # --------------------------------------------------------------------------------- asking
 
