@@ -187,6 +187,11 @@ class ResolvedConfig(_Frozen):
         return self.cuts.index(self.all_crops.get(split)) if split in SPLITS else 0
 
     @property
+    def fills_crops(self) -> bool:
+        """True if a window that is smaller than the crop is filled up to a sample's size."""
+        return bool(self.all_crops) or any(m.pad is not None for m in self.modalities)
+
+    @property
     def layer_names(self) -> frozenset[str]:
         """Names of the layers that are read."""
         return frozenset(layer.name for layer in self.layers)

@@ -38,9 +38,9 @@ def _window(url: str, group: str, name: str) -> Any:
 
 
 def read_features(
-    url: str, group: str, name: str, layer: str, item_group: int
+    url: str, group: str, name: str, layer: str, item_group: int, bounds: tuple[int, int, int, int]
 ) -> list[dict[str, Any]]:
-    """Properties of the features that intersect the window, in file order.
+    """Properties of the features that intersect the bounds in pixels, in file order.
 
     Raises:
         RasterProblem: rslearn can't read them.
@@ -48,7 +48,7 @@ def read_features(
     try:
         vector_format = _dataset(url).layers[layer].instantiate_vector_format()
         features = _window(url, group, name).data.read_vector(
-            layer, vector_format, group_idx=item_group
+            layer, vector_format, bounds=bounds, group_idx=item_group
         )
     except Exception as error:  # whatever rslearn raises makes this window invalid
         where = os.path.join(group, name, layer)

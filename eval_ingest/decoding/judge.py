@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from eval_ingest.core.crops import corners
 from eval_ingest.core.resolved import (
     LabelInput,
     Layer,
@@ -28,7 +29,6 @@ from eval_ingest.decoding.metadata import (
     parse_items,
     parse_metadata,
 )
-from eval_ingest.decoding.padding import apply_pad, padded_target, sample_size
 from eval_ingest.decoding.problems import RasterProblem, Unreadable
 from eval_ingest.decoding.rasters import (
     StoredRaster,
@@ -48,7 +48,7 @@ class ModalitySample:
     """A window's pixels of one modality."""
 
     pixels: NDArray[Any]
-    """(H, W, T, C) in the stored type, bands in the modality's order, before padding."""
+    """(H, W, T, C) in the stored type, bands in the modality's order."""
     timestamps: list[Interval] | None
     """Start and end per timestep; None if the rasters don't say."""
 
@@ -64,6 +64,8 @@ class WindowSample:
     modalities: dict[str, ModalitySample] = field(default_factory=dict)
     target: NDArray[Any] | None = None
     """(H, W) or scalar; int64 class ids with -1 invalid, or float32 with NaN invalid."""
+    crop_targets: list[float] = field(default_factory=list)
+    """Where the target is one of a window and its crops are samples: of each crop, grid by grid."""
     problems: list[Problem] = field(default_factory=list)
 
 
@@ -106,12 +108,14 @@ def read_window(
             sample.problems.append(stop.problem)
     try:
         sample.target = reader.target(grid)
+        if not config.task.kind.per_pixel:
+            sample.crop_targets = reader.crop_targets(grid)
         sample.problems += _judge_target(config.task, sample.target)
     except Unreadable as stop:
         sample.problems.append(stop.problem)
     crop = config.crop_size
-    height, width = sample_size(config, sample.metadata.height, sample.metadata.width)
-    if crop is not None and min(height, width) < crop:
+    height, width = sample.metadata.height, sample.metadata.width
+    if crop is not None and not config.fills_crops and min(height, width) < crop:
         detail = f"{height} x {width} pixels, the crop is {crop}; set crop_size (--crop-size)"
         sample.problems.append(Problem("smaller_than_crop", detail))
     return sample
@@ -277,12 +281,33 @@ class _WindowReader:
             raise Unreadable("label_missing", "no label layer is completed")
         if task.kind.per_pixel:
             return self._raster_target(label, chosen, task, grid)
-        features = [
+        return vector_target(self._all_features(chosen, grid), task)
+
+    def crop_targets(self, grid: Grid) -> list[float]:
+        """The targets of every crop, of each of the configuration's grids in turn.
+
+        A crop that no labelled feature reaches into has none: -1 or NaN.
+        """
+        chosen = choose_reads(self.files, self.config.label.part, "label")
+        found = []
+        for cut in filter(None, self.config.cuts):
+            for top, left in corners(grid.height, grid.width, cut):
+                crop = grid.part(top, left, cut.size)
+                try:
+                    target = vector_target(self._all_features(chosen, crop), self.config.task)
+                    found.append(float(target))
+                except Unreadable as stop:
+                    if stop.problem.code != "label_missing":
+                        raise
+                    found.append(IGNORE_LABEL if self.config.task.kind.has_classes else np.nan)
+        return found
+
+    def _all_features(self, chosen: list[tuple[str, int]], grid: Grid) -> list[dict[str, Any]]:
+        return [
             feature
             for layer, item_group in chosen
             for feature in self._features(layer, item_group, grid)
         ]
-        return vector_target(features, task)
 
     def _raster_target(
         self, label: LabelInput, chosen: list[tuple[str, int]], task: Task, grid: Grid
@@ -306,8 +331,9 @@ class _WindowReader:
 
             try:
                 return read_features(
-                    self.source.url, self.files.group, self.files.name, layer, item_group
-                )
+                    self.source.url, self.files.group, self.files.name, layer, item_group,
+                    grid.bounds,
+                )  # fmt: skip
             except RasterProblem as problem:
                 raise Unreadable(problem.code, problem.detail) from problem
         from eval_ingest.decoding.features import features_within
@@ -329,18 +355,19 @@ class _WindowReader:
 
 
 def sample_arrays(sample: WindowSample, config: ResolvedConfig) -> dict[str, NDArray[Any]]:
-    """A valid window's arrays as packed: per modality (H, W, T, C), and `target`; padded."""
+    """A valid window's arrays as packed: per modality (H, W, T, C), and `target`."""
     assert sample.metadata is not None and sample.target is not None, "the window isn't valid"
     arrays = {}
     for modality in config.modalities:
         found = sample.modalities.get(modality.name)
         if found is None:
             height, width = sample.metadata.height, sample.metadata.width
-            pixels = np.zeros((height, width, 0, len(modality.bands)), modality.dtype)
+            arrays[modality.name] = np.zeros(
+                (height, width, 0, len(modality.bands)), modality.dtype
+            )
         else:
-            pixels = found.pixels
-        arrays[modality.name] = apply_pad(pixels, modality.pad)
-    arrays["target"] = padded_target(sample.target, config)
+            arrays[modality.name] = found.pixels
+    arrays["target"] = sample.target
     return arrays
 
 

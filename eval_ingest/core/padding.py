@@ -5,28 +5,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from eval_ingest.core.resolved import (
-    Pad,
-    ResolvedConfig,
-)
-from eval_ingest.core.task import IGNORE_LABEL
+from eval_ingest.core.resolved import Pad
 
 
-def padded_target(target: NDArray[Any], config: ResolvedConfig) -> NDArray[Any]:
-    """A target (H, W), padded by what stands for no label; a scalar as it is."""
-    if not target.ndim:
-        return target
-    fill = IGNORE_LABEL if config.task.kind.has_classes else np.nan
-    return apply_pad(target, config.label.pad, fill)
-
-
-def sample_size(config: ResolvedConfig, height: int, width: int) -> tuple[int, int]:
-    """Height and width of the sample of a window of that size, in pixels."""
-    pad = next((m.pad for m in config.modalities if m.pad is not None), None)
-    if pad is None:
-        return height, width
+def padded_size(pad: Pad | None, height: int, width: int) -> tuple[int, int]:
+    """Height and width after padding, in pixels."""
     size = [height, width]
-    for axis, before, after in _pad_steps(height, width, pad):
+    for axis, before, after in _pad_steps(height, width, pad) if pad is not None else ():
         size[axis] += before + after
     return size[0], size[1]
 
@@ -40,10 +25,23 @@ def apply_pad(pixels: NDArray[Any], pad: Pad | None, fill: float = 0) -> NDArray
             keep = slice(-before, pixels.shape[axis] + after)
             pixels = pixels[(slice(None),) * axis + (keep,)]
         elif before or after:
-            around = [(0, 0)] * pixels.ndim
-            around[axis] = (before, after)
-            pixels = np.pad(pixels, around, constant_values=fill)
+            pixels = _filled(pixels, axis, before, after, fill)
     return pixels
+
+
+def fill_up(pixels: NDArray[Any], side: int, fill: float) -> NDArray[Any]:
+    """Add rows at the bottom and columns at the right, up to a side; nothing is cut off."""
+    for axis in (0, 1):
+        missing = side - pixels.shape[axis]
+        if missing > 0:
+            pixels = _filled(pixels, axis, 0, missing, fill)
+    return pixels
+
+
+def _filled(pixels: NDArray[Any], axis: int, before: int, after: int, fill: float) -> NDArray[Any]:
+    around = [(0, 0)] * pixels.ndim
+    around[axis] = (before, after)
+    return np.pad(pixels, around, constant_values=fill)
 
 
 def _pad_steps(height: int, width: int, pad: Pad) -> list[tuple[int, int, int]]:
