@@ -11,10 +11,13 @@ import rasterio
 import torch
 import yaml
 
-from eval_ingest import EvalDataset, pipeline
+from eval_ingest import EvalDataset, cli, pipeline
 from eval_ingest.core.entry import Metadata
 from eval_ingest.store.paths import EvalRoot
 from eval_ingest.store.registry import read_metadata
+from eval_ingest.sweep.embed import embed_split
+from eval_ingest.sweep.encoders.pixels import Pixels
+from eval_ingest.sweep.probes import Rows
 from eval_ingest_tests.conftest import make_job
 from eval_ingest_tests.support.factories import class_at
 from eval_ingest_tests.support.oracle import rslearn_crops
@@ -234,6 +237,28 @@ def allow_invalid(model: Path) -> None:
     [task] = content["data"]["init_args"]["task"]["init_args"]["tasks"].values()
     task["init_args"]["allow_invalid"] = True
     model.write_text(yaml.safe_dump(content))
+
+
+def test_a_sweep_scores_every_crop_and_draws_windows(root: Path, tmp_path: Path) -> None:
+    dataset = EvalDataset("crops", "val", root=root, modalities=["sentinel2_l2a"])
+    embedded = embed_split(dataset, Pixels(4), tmp_path)
+    assert len(embedded) == len(dataset)
+    windows = [dataset.window(i) for i in range(len(dataset))]
+    assert embedded.windows is not None
+    assert len(set(embedded.windows.tolist())) == len(set(windows))
+    rows = Rows.of(embedded)
+    for i, sample in enumerate(dataset):
+        patches = embedded.target[rows.first[i] : rows.first[i] + rows.count[i]]
+        found = torch.from_numpy(patches).reshape(3, 3, 4, 4).swapaxes(1, 2).reshape(12, 12)
+        assert torch.equal(found.long(), sample["target"])
+    assert rows.labelled().windows.max() + 1 == len(set(windows))
+
+
+def test_verify_reads_every_window_of_crops_once(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OLMOEARTH_EVAL_DATASETS", str(root))
+    assert cli.main(["verify", "--name", "crops"]) == 0
 
 
 def test_a_crop_without_labels_is_told_with_the_flag_that_helps(

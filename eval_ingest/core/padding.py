@@ -29,6 +29,17 @@ def apply_pad(pixels: NDArray[Any], pad: Pad | None, fill: float = 0) -> NDArray
     return pixels
 
 
+def kept_by(pixels: NDArray[Any], pad: Pad | None) -> NDArray[Any]:
+    """What Pad leaves of pixels (H, W, ...), without what it fills up."""
+    if pad is None:
+        return pixels
+    for axis, before, after in _pad_steps(pixels.shape[0], pixels.shape[1], pad):
+        if before < 0 or after < 0:
+            keep = slice(max(-before, 0), pixels.shape[axis] + min(after, 0))
+            pixels = pixels[(slice(None),) * axis + (keep,)]
+    return pixels
+
+
 def fill_up(pixels: NDArray[Any], side: int, fill: float) -> NDArray[Any]:
     """Add rows at the bottom and columns at the right, up to a side; nothing is cut off."""
     for axis in (0, 1):

@@ -519,10 +519,10 @@ def _marked_pixels(data: _Data) -> Iterator[Finding]:
 
 
 def _places(data: _Data, modality: ModalityInput) -> NDArray[np.float64]:
-    """Per used window how many pixels its sample has, over all timesteps."""
+    """Per used window how many of its pixels the statistics are of, over all timesteps."""
     sides = [floats(data.index.table[name])[data.used] for name in ("height", "width")]
-    if modality.pad is not None:
-        sides = [np.full_like(side, modality.pad.size) for side in sides]  # filled up or cut
+    if modality.pad is not None and not data.config.all_crops:
+        sides = [np.minimum(side, modality.pad.size) for side in sides]
     return np.asarray(sides[0] * sides[1] * data.column(f"{modality.name}.timesteps"))
 
 

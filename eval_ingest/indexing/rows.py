@@ -14,6 +14,7 @@ from eval_ingest.core.crops import Cut
 from eval_ingest.core.digest import label_digest, pixel_digest
 from eval_ingest.core.index import moments_struct
 from eval_ingest.core.norm import count_nodata, measure
+from eval_ingest.core.padding import kept_by
 from eval_ingest.core.resolved import ResolvedConfig
 from eval_ingest.core.task import IGNORE_LABEL, Task
 from eval_ingest.decoding.judge import WindowSample
@@ -46,7 +47,8 @@ def index_row(sample: WindowSample, config: ResolvedConfig) -> dict[str, Any]:
         row[f"{modality.name}.timesteps"] = found.pixels.shape[2] if found else 0
         if found is None:
             continue
-        pixels = arrays[modality.name] = found.pixels
+        arrays[modality.name] = found.pixels
+        pixels = found.pixels if config.all_crops else kept_by(found.pixels, modality.pad)
         moments[modality.name] = measure(pixels, decibels=modality.decibels)
         row[f"{modality.name}.moments"] = moments_struct(moments[modality.name])
         row[f"{modality.name}.nodata"] = count_nodata(

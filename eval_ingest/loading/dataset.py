@@ -62,6 +62,7 @@ class EvalDataset(Dataset[dict[str, Any]]):
     | timestamps | per modality long (T, 3): day, month from 0, year |
     | target | long (H, W) or scalar class, -1 invalid; or float32 (H, W) or scalar, NaN invalid |
     | window | "group/name" |
+    | crop | where every crop of a window is a sample: its first row and column in the window |
 
     Samples are ordered as rslearn orders windows, by the SHA-256 of their names.
 
@@ -270,6 +271,14 @@ class EvalDataset(Dataset[dict[str, Any]]):
         """`group/name` of sample i."""
         return self._index.window(self._row(i))
 
+    def key(self, i: int) -> tuple[str, Corner | None]:
+        """What tells sample i from all others: its window, and where in it the crop begins.
+
+        None where the window has but one sample.
+        """
+        row = self._row(i)
+        return self._index.window(row), self._index.corner(row)
+
     def _row(self, i: int) -> int:
         if not -len(self) <= i < len(self):
             raise IndexError(f"sample {i} of {len(self)} in {self.name} {self.split}")
@@ -293,6 +302,8 @@ class EvalDataset(Dataset[dict[str, Any]]):
         }
         sample["target"] = self._target(self._stored_target(row, corner))
         sample["window"] = self._index.window(row)
+        if self._cut.grid is not None:
+            sample["crop"] = corner
         return sample
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
@@ -392,6 +403,8 @@ class EvalDataset(Dataset[dict[str, Any]]):
         targets = [self._stored_target(row, at) for row, at in zip(rows, corners, strict=True)]
         batch["target"] = self._target(np.stack(targets))
         batch["window"] = [self._index.window(row) for row in rows]
+        if self._cut.grid is not None:
+            batch["crop"] = list(corners)
         return batch
 
     def _shapes_of(self, row: int, corner: Corner) -> tuple[int, ...]:

@@ -2,13 +2,15 @@
 
     {cache}/embeddings/{key}/features.f32      float32 (R, D), one row per patch or per window
                              target.npy        (R, Q): the labels of a row, Q = patch_size^2 or 1
-                             places.npy        (N, 2): first row and number of rows per window
+                             places.npy        (N, 2): first row and number of rows per sample
+                             windows.npy       (N,): the number of each sample's window
                              embeddings.json   shapes and provenance; written last
 
 The key is a fingerprint of encoder, dataset, split, normalisation, bands and patch size. The
 folder may be deleted at any time.
 """
 
+import itertools
 import os
 import time
 from dataclasses import dataclass
@@ -26,7 +28,7 @@ from eval_ingest.loading import EvalDataset
 from eval_ingest.store.atomic import read_json, write_json, written_aside
 from eval_ingest.sweep.encoders.base import Embeddings, Encoder
 
-VERSION = 1
+VERSION = 2
 
 _BATCH_BYTES = 48 << 20
 """Batches are made of about this many bytes of pixels."""
@@ -42,9 +44,11 @@ class Embedded:
     target: NDArray[Any]
     """(R, Q): int16 with -1 for no label, or float32 with NaN."""
     places: NDArray[np.int64]
-    """(N, 2): the first row of a window and how many rows it has."""
+    """(N, 2): the first row of a sample and how many rows it has."""
     seconds: float
     """What making it took."""
+    windows: NDArray[np.int64] | None = None
+    """(N,) the number of each sample's window; None: each is of its own."""
 
     def __len__(self) -> int:
         return len(self.places)
@@ -124,6 +128,7 @@ def _read(folder: Path) -> Embedded | None:
             np.load(folder / "target.npy", allow_pickle=False),
             np.load(folder / "places.npy", allow_pickle=False),
             float(facts["seconds"]),
+            np.load(folder / "windows.npy", allow_pickle=False),
         )
     except (OSError, ValueError):
         return None  # damaged or half deleted: made anew
@@ -137,14 +142,16 @@ def _write(folder: Path, dataset: EvalDataset, encoder: Encoder, progress: Progr
     total = len(dataset)
     what = f"{encoder.name} on {dataset.name} {dataset.split}"
     places = np.zeros((total, 2), np.int64)
-    place_of = {dataset.window(i): i for i in range(total)}
+    place_of = {dataset.key(i): i for i in range(total)}
+    windows = np.array(_numbered([window for window, _ in place_of]), np.int64)
     targets: list[NDArray[Any]] = []
     rows = width = done = 0
     with written_aside(folder / "features.f32") as temporary, open(temporary, "wb") as stream:
         for batch in dataset.batches(_batch_size(dataset), bucket=True):
             _check_size(dataset, encoder, batch)
             features, labels = _embed(dataset, encoder, batch)
-            indices = [place_of[window] for window in batch["window"]]
+            corners = batch.get("crop") or itertools.repeat(None)
+            indices = [place_of[key] for key in zip(batch["window"], corners, strict=False)]
             size = len(features) // len(indices)
             places[indices, 0] = rows + size * np.arange(len(indices))
             places[indices, 1] = size
@@ -158,7 +165,8 @@ def _write(folder: Path, dataset: EvalDataset, encoder: Encoder, progress: Progr
             targets.append(labels)
             done += len(indices)
             progress(what, done, total)
-    for name, array in (("target", np.concatenate(targets)), ("places", places)):
+    arrays = {"target": np.concatenate(targets), "places": places, "windows": windows}
+    for name, array in arrays.items():
         with written_aside(folder / f"{name}.npy") as temporary, open(temporary, "wb") as stream:
             np.save(stream, array, allow_pickle=False)
     facts = {
@@ -168,6 +176,12 @@ def _write(folder: Path, dataset: EvalDataset, encoder: Encoder, progress: Progr
         "seconds": round(time.monotonic() - started, 3),
     }  # fmt: skip
     write_json(folder / "embeddings.json", facts)
+
+
+def _numbered(windows: list[str]) -> list[int]:
+    """A number for each window, the same for all of its samples."""
+    numbers: dict[str, int] = {}
+    return [numbers.setdefault(window, len(numbers)) for window in windows]
 
 
 def _batch_size(dataset: EvalDataset) -> int:
