@@ -276,7 +276,7 @@ def _ingest(options: argparse.Namespace) -> int:
     if options.dry_run:
         path = _root().dataset(spec.name).url
         with tempfile.TemporaryDirectory() as scratch:
-            plan = dry_run(open_job(spec, settings, root=scratch))
+            plan = dry_run(open_job(spec, settings, root=scratch, looks=True))
         plan["path"] = str(path)
         _print(options, plan, dry_run_lines(plan))
         return 0
@@ -319,7 +319,7 @@ def _validate(options: argparse.Namespace) -> int:
     settings = Settings.load()
     spec = _spec(options, settings)
     with tempfile.TemporaryDirectory() as scratch:  # for archives, which have to be unpacked
-        job = open_job(spec, settings, root=scratch)
+        job = open_job(spec, settings, root=scratch, looks=True)
         _print(options, _job_facts(job), config_lines(job))
     return 0
 

@@ -51,8 +51,16 @@ def open_job(
     settings: Settings,
     root: str | Path | None = None,
     progress: Progress = no_progress,
+    looks: bool = False,
 ) -> Job:
     """Find the source, read its configuration, and infer what the samples are made of.
+
+    Args:
+        spec: the dataset.
+        settings: say where things are.
+        root: the eval root, if not that of the settings.
+        progress: is told how far the stages are.
+        looks: True if nothing is to be kept of the source: it is only looked at.
 
     Raises:
         SourceError: the source or its configuration can't be read or understood.
@@ -63,7 +71,9 @@ def open_job(
     staging = eval_root.dataset(spec.name).staging
     # What is kept for a remote root lies in its cache, which has a limit.
     limit = None if eval_root.remote is None else eval_root.remote.cache.limit
-    source = open_source(settings.expand(spec.source), staging, eval_root.archives, limit)
+    source = open_source(
+        settings.expand(spec.source), None if looks else staging, eval_root.archives, limit
+    )
     if spec.copy_mode == "index" and holds_secret(source.origin):
         raise SpecError(
             f"{spec.name}: with --copy index samples are read from the source, and the password "

@@ -28,7 +28,7 @@ from eval_ingest.job import read_config_files
 from eval_ingest.objects.faults import first_line
 from eval_ingest.objects.filesystems import weka_mount
 from eval_ingest.redaction import holds_secret, redacted, shown
-from eval_ingest.settings import Settings
+from eval_ingest.settings import Settings, literal
 from eval_ingest.sources.base import Source, WindowFiles, WindowReader
 from eval_ingest.sources.discovery import MAX_DEPTH, SAMPLE, Found, find_datasets, spread
 from eval_ingest.sources.open import open_source
@@ -195,7 +195,7 @@ def _named(
         else:
             sightings += [Sighting(spec, dataset, in_catalog=True) for spec in known]
     for url, name in _new_names(list(free), set(catalog)).items():
-        spec = DatasetSpec(name=name, source=free[url].url)
+        spec = DatasetSpec(name=name, source=literal(free[url].url))
         problem = broken.get(name, "")
         sightings.append(Sighting(spec, free[url], bool(problem), problem))
     return sightings

@@ -11,7 +11,8 @@ import pytest
 
 from eval_ingest import pipeline
 from eval_ingest.errors import EvalIngestError, SourceError, SourceNotFoundError
-from eval_ingest.objects.reading import Entry, Objects, crc32c_text
+from eval_ingest.objects.backend import Entry, crc32c_text
+from eval_ingest.objects.reading import Objects
 from eval_ingest.sources.archive import Limits, open_archive
 from eval_ingest.sources.open import open_source
 from eval_ingest.store.outcomes import read_outcome

@@ -23,7 +23,7 @@ from eval_ingest.sources.base import CONFIG_FILES
 from eval_ingest.sources.local import LocalSource
 
 if TYPE_CHECKING:  # fsspec's file systems are slow to import
-    from eval_ingest.objects.reading import Entry
+    from eval_ingest.objects.backend import Entry
 
 _DEEPEST = 3
 """Levels of folders in an archive above config.json that are looked into."""
@@ -85,7 +85,9 @@ def _stat(url: str) -> str:
     if "://" in url:
         from eval_ingest.objects.reading import Objects
 
-        entry = Objects(url).info()
+        objects = Objects(url)
+        objects.greet()
+        entry = objects.info()
         if entry is None or entry.folder:
             raise SourceNotFoundError(f"source {url} does not exist; check the URL")
         return f"{entry.size} {entry.version}"

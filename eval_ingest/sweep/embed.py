@@ -13,9 +13,10 @@ folder may be deleted at any time.
 import itertools
 import os
 import time
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -139,34 +140,17 @@ def _read(folder: Path) -> Embedded | None:
 
 def _write(folder: Path, dataset: EvalDataset, encoder: Encoder, progress: Progress) -> None:
     started = time.monotonic()
-    total = len(dataset)
-    what = f"{encoder.name} on {dataset.name} {dataset.split}"
-    places = np.zeros((total, 2), np.int64)
-    place_of = {dataset.key(i): i for i in range(total)}
-    windows = np.array(_numbered([window for window, _ in place_of]), np.int64)
+    places = np.zeros((len(dataset), 2), np.int64)
     targets: list[NDArray[Any]] = []
-    rows = width = done = 0
+    rows = width = 0
     with written_aside(folder / "features.f32") as temporary, open(temporary, "wb") as stream:
-        for batch in dataset.batches(_batch_size(dataset), bucket=True):
-            _check_size(dataset, encoder, batch)
-            features, labels = _embed(dataset, encoder, batch)
-            corners = batch.get("crop") or itertools.repeat(None)
-            indices = [place_of[key] for key in zip(batch["window"], corners, strict=False)]
-            size = len(features) // len(indices)
-            places[indices, 0] = rows + size * np.arange(len(indices))
-            places[indices, 1] = size
-            if width not in (0, features.shape[1]):
-                raise SweepError(
-                    f"encoder {encoder.name} on {dataset.name}: embeddings of {width} values, "
-                    f"then of {features.shape[1]}; they must all be as long"
-                )
-            rows, width = rows + len(features), features.shape[1]
-            stream.write(features.data)
-            targets.append(labels)
-            done += len(indices)
-            progress(what, done, total)
-    arrays = {"target": np.concatenate(targets), "places": places, "windows": windows}
-    for name, array in arrays.items():
+        for batch in embedded_batches(dataset, encoder, progress):
+            rows = batch.place(places, rows)
+            width = batch.features.shape[1]
+            stream.write(batch.features.data)
+            targets.append(batch.labels)
+    arrays = {"target": np.concatenate(targets), "places": places}
+    for name, array in (*arrays.items(), ("windows", _window_numbers(dataset))):
         with written_aside(folder / f"{name}.npy") as temporary, open(temporary, "wb") as stream:
             np.save(stream, array, allow_pickle=False)
     facts = {
@@ -178,10 +162,90 @@ def _write(folder: Path, dataset: EvalDataset, encoder: Encoder, progress: Progr
     write_json(folder / "embeddings.json", facts)
 
 
-def _numbered(windows: list[str]) -> list[int]:
-    """A number for each window, the same for all of its samples."""
+# --------------------------------------------------------------------------------- embedding
+
+
+class EmbeddedBatch(NamedTuple):
+    """What an encoder made of some windows."""
+
+    indices: NDArray[np.int64]
+    """(B,) the samples' places in the split."""
+    features: NDArray[np.float32]
+    """(B x rows of a window, D)"""
+    labels: NDArray[Any]
+    """(B x rows of a window, Q)"""
+
+    def place(self, places: NDArray[np.int64], first: int) -> int:
+        """Note where the windows' rows are if they begin at `first`; returns where they end."""
+        size = len(self.features) // len(self.indices)
+        places[self.indices, 0] = first + size * np.arange(len(self.indices))
+        places[self.indices, 1] = size
+        return first + len(self.features)
+
+
+def embedded_batches(
+    dataset: EvalDataset,
+    encoder: Encoder,
+    progress: Progress = no_progress,
+    batch_size: int | None = None,
+    shard: tuple[int, int] = (0, 1),
+) -> Iterator[EmbeddedBatch]:
+    """A split's embeddings batch by batch.
+
+    Args:
+        dataset: the split, opened as the encoder wants it.
+        encoder: the frozen encoder.
+        progress: called with (what, windows done, windows).
+        batch_size: default: what makes a batch of some tens of MiB of pixels.
+        shard: (k, n): every n-th batch from the k-th on, so that n processes share the work.
+
+    Raises:
+        SweepError: sizes don't fit the patch size, or the encoder fails or returns something else
+            than it should.
+    """
+    what = f"{encoder.name} on {dataset.name} {dataset.split}"
+    place_of = {dataset.key(i): i for i in range(len(dataset))}
+    size = batch_size or _batch_size(dataset)
+    width = done = 0
+    for batch in dataset.batches(size, bucket=True, shard=shard):
+        _check_size(dataset, encoder, batch)
+        features, labels = _embed(dataset, encoder, batch)
+        if width not in (0, features.shape[1]):
+            raise SweepError(
+                f"encoder {encoder.name} on {dataset.name}: embeddings of {width} values, "
+                f"then of {features.shape[1]}; they must all be as long"
+            )
+        width = features.shape[1]
+        corners = batch.get("crop") or itertools.repeat(None)
+        keys = zip(batch["window"], corners, strict=False)
+        indices = np.array([place_of[key] for key in keys])
+        yield EmbeddedBatch(indices, features, labels)
+        done += len(indices)
+        progress(what, done, len(dataset))
+
+
+def joined(batches: Iterable[EmbeddedBatch], dataset: EvalDataset, seconds: float) -> Embedded:
+    """All batches of a split in memory."""
+    places = np.zeros((len(dataset), 2), np.int64)
+    found, rows = list(batches), 0
+    if not found:  # of a rank that hands its embeddings to another
+        return Embedded(np.zeros((0, 0), np.float32), np.zeros((0, 1)), places, seconds)
+    for batch in found:
+        rows = batch.place(places, rows)
+    return Embedded(
+        np.concatenate([batch.features for batch in found]),
+        np.concatenate([batch.labels for batch in found]),
+        places,
+        seconds,
+        _window_numbers(dataset),
+    )
+
+
+def _window_numbers(dataset: EvalDataset) -> NDArray[np.int64]:
+    """(N,) a number for each sample, the same for all samples of a window."""
     numbers: dict[str, int] = {}
-    return [numbers.setdefault(window, len(numbers)) for window in windows]
+    windows = map(dataset.window, range(len(dataset)))
+    return np.array([numbers.setdefault(window, len(numbers)) for window in windows], np.int64)
 
 
 def _batch_size(dataset: EvalDataset) -> int:
