@@ -29,7 +29,14 @@ class BandSet(_Frozen):
     """Fixed (height, width), whatever the window's size."""
     nodata_value: float | None = None
     geotiff: bool = True
-    """Stored as rslearn's GeotiffRasterFormat; anything else is read through rslearn."""
+    """Stored as rslearn's GeotiffRasterFormat."""
+    numpy: bool = False
+    """Stored as rslearn's NumpyRasterFormat."""
+
+    @property
+    def decoded(self) -> bool:
+        """False: in a format that is read through rslearn."""
+        return self.geotiff or self.numpy
 
 
 class Layer(_Frozen):
@@ -185,6 +192,16 @@ class ResolvedConfig(_Frozen):
     def cut_of(self, split: str) -> int:
         """Which of `cuts` a split's samples are; that of train for windows in no split."""
         return self.cuts.index(self.all_crops.get(split)) if split in SPLITS else 0
+
+    @property
+    def packs_layers(self) -> bool:
+        """True if one raster holds all item groups of a layer: rslearn's PerLayerStorage."""
+        return self.data_storage.rpartition(".")[2] == "PerLayerStorageFactory"
+
+    @property
+    def storage_is_known(self) -> bool:
+        """False: rasters and features lie in a way that is left to rslearn."""
+        return self.data_storage == "per_item_group" or self.packs_layers
 
     @property
     def fills_crops(self) -> bool:

@@ -27,6 +27,7 @@ _RASTER_FORMATS = {
     "image_tile": "rslearn.utils.raster_format.ImageTileRasterFormat",
     "single_image": "rslearn.utils.raster_format.SingleImageRasterFormat",
 }
+_NUMPY = "rslearn.utils.raster_format.NumpyRasterFormat"
 _GEOJSON = "rslearn.utils.vector_format.GeojsonVectorFormat"
 
 
@@ -149,13 +150,15 @@ def _band_set(node: Node, layer: Node) -> BandSet:
         raise node.get("dtype").error(
             f"is {node.get('dtype').shown}, but must be one of {', '.join(_DTYPES)}"
         )
+    format_ = _raster_format(node, layer)["class_path"]
     return BandSet(
         bands=bands,
         dtype=dtype,
         zoom_offset=node.get("zoom_offset").integer() or 0,
         spatial_size=_spatial_size(node.get("spatial_size")),
         nodata_value=_nodata_value(node),
-        geotiff=_raster_format(node, layer)["class_path"] == _RASTER_FORMATS["geotiff"],
+        geotiff=format_ == _RASTER_FORMATS["geotiff"],
+        numpy=format_ == _NUMPY,
     )
 
 
