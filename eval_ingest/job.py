@@ -4,17 +4,19 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
+from eval_ingest.config_files import read_config_files
 from eval_ingest.core.index import row_key
 from eval_ingest.core.resolved import ResolvedConfig
 from eval_ingest.core.spec import DatasetSpec
 from eval_ingest.engine import Progress, no_progress
-from eval_ingest.errors import ConfigError, SpecError
+from eval_ingest.errors import SpecError
 from eval_ingest.inference.resolve import ConfigFiles, resolve
 from eval_ingest.redaction import holds_secret, redacted
 from eval_ingest.settings import Settings
-from eval_ingest.sources.base import CONFIG_FILES, Source
+from eval_ingest.sources.base import Source
 from eval_ingest.sources.open import open_source
-from eval_ingest.store.paths import DatasetLayout, EvalRoot
+from eval_ingest.store.paths import DatasetLayout
+from eval_ingest.store.roots.base import DatasetStore, EvalRoot
 from eval_ingest.store.roots.open import open_root
 
 
@@ -33,6 +35,11 @@ class Job:
     @property
     def layout(self) -> DatasetLayout:
         """The dataset's files under the eval root."""
+        return self.store.layout
+
+    @cached_property
+    def store(self) -> DatasetStore:
+        """The dataset under the eval root."""
         return self.root.dataset(self.spec.name)
 
     @property
@@ -68,11 +75,13 @@ def open_job(
         SettingsError: the source names an environment variable that isn't set.
     """
     eval_root = open_root(settings, root)
-    staging = eval_root.dataset(spec.name).staging
-    # What is kept for a remote root lies in its cache, which has a limit.
-    limit = None if eval_root.remote is None else eval_root.remote.cache.limit
+    layout = eval_root.layout.dataset(spec.name)
     source = open_source(
-        settings.expand(spec.source), None if looks else staging, eval_root.archives, limit
+        settings.expand(spec.source),
+        None if looks else layout.staging,
+        layout.archive,
+        eval_root.cache_bytes,
+        progress,
     )
     if spec.copy_mode == "index" and holds_secret(source.origin):
         raise SpecError(
@@ -85,33 +94,7 @@ def open_job(
             f"{source.origin} is an archive; unpack it and give the folder, or use --copy stream"
         )
     files = read_config_files(source, spec, settings)
-    return Job(spec, settings, eval_root, source, files, resolve(files, spec), progress)
-
-
-def read_config_files(source: Source, spec: DatasetSpec, settings: Settings) -> ConfigFiles:
-    """config.json, model.yaml and olmoearth_run.yaml; those in `spec.config` come first.
-
-    Raises:
-        ConfigError: there is no config.json.
-    """
-    folders = [source]
-    if spec.config is not None:
-        folders.insert(0, open_source(settings.expand(spec.config)))
-
-    def first(*names: str) -> str | None:
-        for folder in folders:
-            for name in names:
-                text = folder.read_text(name)
-                if text is not None:
-                    return text
-        return None
-
-    config_json = first(*CONFIG_FILES)
-    if config_json is None:
-        raise ConfigError(
-            f"{source.origin} holds no config.json, so it is no rslearn dataset; "
-            "give the folder that holds config.json and windows/"
-        )
-    return ConfigFiles(
-        config_json, first("model.yaml"), first("olmoearth_run.yaml"), where=folders[0].url
-    )
+    config = resolve(files, spec)
+    if source.notes:
+        config = config.model_copy(update={"warnings": [*config.warnings, *source.notes]})
+    return Job(spec, settings, eval_root, source, files, config, progress)

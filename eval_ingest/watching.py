@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import PurePath
 
 from eval_ingest.background import Background
+from eval_ingest.config_files import read_config_files
 from eval_ingest.core.fingerprint import fingerprint
 from eval_ingest.core.resolved import ResolvedConfig
 from eval_ingest.core.spec import DatasetSpec, name_from
@@ -24,7 +25,6 @@ from eval_ingest.errors import (
 )
 from eval_ingest.indexing.wanted import WindowFilter, check_storage, groups_to_read, selected
 from eval_ingest.inference.resolve import resolve
-from eval_ingest.job import read_config_files
 from eval_ingest.objects.faults import first_line
 from eval_ingest.objects.filesystems import weka_mount
 from eval_ingest.redaction import holds_secret, redacted, shown
@@ -266,14 +266,14 @@ def judge(sighting: Sighting, settings: Settings) -> Judgement:
     Raises:
         StoreError: the eval root can't be reached.
     """
-    layout = open_root(settings).dataset(sighting.name)
+    store = open_root(settings).dataset(sighting.name)
     metadata, damaged = None, False
     try:
-        metadata = read_metadata(layout)
+        metadata = read_metadata(store)
     except IntegrityError:
         damaged = True  # an ingest makes it anew
     if metadata is not None:
-        seen = read_source_state(layout)
+        seen = read_source_state(store)
         same = seen.get("fingerprint") == sighting.found.fingerprint
         whole = seen.get("window_index") == metadata.fingerprints.get("window_index")
         if same and whole:

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ValidationError
 
+from eval_ingest.decoding.geotiff_header import MAX_BYTES
 from eval_ingest.decoding.grid import Grid, epsg
 from eval_ingest.decoding.metadata import MALFORMED, Interval, aware, first_line
 from eval_ingest.decoding.problems import RasterProblem, broken
@@ -25,7 +26,6 @@ _LENGTHS = {1: "<H", 2: "<I", 3: "<I"}
 """Version of the format to the form of its header's length."""
 _MAX_HEADER = 4096
 """Bytes; a header of four axes has about a hundred."""
-_MAX_BYTES = 4 << 30
 
 
 class NumpySidecar(BaseModel):
@@ -55,7 +55,9 @@ class NumpySidecar(BaseModel):
             raise broken(f"its metadata.json: {error}") from error
 
 
-def decode_numpy(data: bytes, sidecar: NumpySidecar, grid: Grid) -> NDArray[Any]:
+def decode_numpy(
+    data: bytes, sidecar: NumpySidecar, grid: Grid, max_bytes: int = MAX_BYTES
+) -> NDArray[Any]:
     """Pixels (H, W, T, C) on the window's grid in the stored type; a view where that will do.
 
     Raises:
@@ -78,7 +80,7 @@ def decode_numpy(data: bytes, sidecar: NumpySidecar, grid: Grid) -> NDArray[Any]
     if right <= left or bottom <= top:
         raise RasterProblem("raster_grid", "it doesn't overlap the window")
     shape = (grid.height, grid.width, *pixels.shape[2:])
-    if math.prod(shape) * pixels.itemsize > _MAX_BYTES:
+    if math.prod(shape) * pixels.itemsize > max_bytes:
         raise RasterProblem("raster_grid", f"{grid.width} x {grid.height} pixels are too many")
     try:
         out = np.full(shape, sidecar.nodata_value or 0, pixels.dtype)
