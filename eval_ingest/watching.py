@@ -20,6 +20,7 @@ from eval_ingest.errors import (
     ConfigError,
     EvalIngestError,
     IntegrityError,
+    NewerVersionError,
     SourceError,
     StoreError,
 )
@@ -272,6 +273,8 @@ def judge(sighting: Sighting, settings: Settings) -> Judgement:
         metadata = read_metadata(store)
     except IntegrityError:
         damaged = True  # an ingest makes it anew
+    except NewerVersionError as error:
+        return Judgement(State.NOT_INGESTABLE, str(error))
     if metadata is not None:
         seen = read_source_state(store)
         same = seen.get("fingerprint") == sighting.found.fingerprint

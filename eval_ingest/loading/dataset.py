@@ -20,7 +20,7 @@ from eval_ingest.core.entry import Metadata
 from eval_ingest.core.resolved import ModalityInput
 from eval_ingest.core.spec import SPLITS
 from eval_ingest.core.task import Task
-from eval_ingest.errors import LoadError
+from eval_ingest.errors import IntegrityError, LoadError
 from eval_ingest.loading.collate import Samples, collate
 from eval_ingest.loading.memory import recycler
 from eval_ingest.loading.normalize import (
@@ -29,7 +29,7 @@ from eval_ingest.loading.normalize import (
     make_normalizer,
     pretrained_stats,
 )
-from eval_ingest.loading.packed import PackedSamples
+from eval_ingest.loading.packed import PackedSamples, is_replaced, version_is_gone
 from eval_ingest.loading.parallel import in_parallel
 from eval_ingest.settings import Settings
 from eval_ingest.store.registry import require_metadata
@@ -248,7 +248,12 @@ class EvalDataset(Dataset[dict[str, Any]]):
         # Opening again costs milliseconds; the maps themselves can't travel. The metadata does, so
         # that a worker reads the version that its loader counts, whatever was published since.
         self._root, metadata, self._arguments = state
-        self._open(open_root(Settings.load(), self._root), metadata, **self._arguments)
+        try:
+            self._open(open_root(Settings.load(), self._root), metadata, **self._arguments)
+        except IntegrityError as error:
+            if is_replaced(self._store, metadata):
+                raise version_is_gone(metadata) from error
+            raise
 
     # --------------------------------------------------------------------------------- asking
 
