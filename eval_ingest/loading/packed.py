@@ -16,8 +16,8 @@ from eval_ingest.store.roots.base import DatasetStore
 from eval_ingest.store.seal import again
 from eval_ingest.store.split_index import TARGET, SplitIndex
 
-Window = tuple[slice, slice]
-"""Rows and columns of a sample: its crop."""
+Part = tuple[slice, slice]
+"""The rows and columns of a window that a sample is made of."""
 
 _ATTEMPTS = 5
 
@@ -109,18 +109,16 @@ class PackedSamples:
         """
         return self._view(self._map(int(self._index.shards[row]), name).array, row, name)
 
-    def read_ahead(
-        self, rows: Sequence[int], windows: Sequence[Window], names: Sequence[str]
-    ) -> None:
+    def read_ahead(self, rows: Sequence[int], parts: Sequence[Part], names: Sequence[str]) -> None:
         """Tell the system what will be asked for soon, so that it reads all of it at once."""
         if not self.reads_in_background:
             return
-        for row, window in zip(rows, windows, strict=True):
+        for row, part in zip(rows, parts, strict=True):
             for name in names:
                 found = self._map(int(self._index.shards[row]), name)
-                part = self._view(found.array, row, name)[window]
-                if part.nbytes > mmap.PAGESIZE:
-                    found.ask_for(part)
+                wanted = self._view(found.array, row, name)[part]
+                if wanted.nbytes > mmap.PAGESIZE:
+                    found.ask_for(wanted)
 
     def _view(self, array: NDArray[Any], row: int, name: str) -> NDArray[Any]:
         shard = self._metadata.shards[int(self._index.shards[row])]
