@@ -12,13 +12,8 @@ from eval_ingest.core.entry import Metadata
 from eval_ingest.core.index import WindowIndex
 from eval_ingest.core.spec import SPLITS
 from eval_ingest.core.splits import SplitAssignment
-<<<<<<< HEAD
-from eval_ingest.core.task import Task
-from eval_ingest.errors import NotIngestedError, StaleStageError
-=======
 from eval_ingest.core.task import IGNORE_LABEL, Task
-from eval_ingest.errors import NotIngestedError
->>>>>>> main
+from eval_ingest.errors import NotIngestedError, StaleStageError
 from eval_ingest.store.outcomes import read_split_assignment, read_window_index
 from eval_ingest.store.registry import require_metadata
 from eval_ingest.store.roots.base import EvalRoot
