@@ -69,6 +69,21 @@ class InputPart(_Frozen):
     required: bool = True
 
 
+class MaskInput(_Frozen):
+    """rslearn's Mask transform: pixels that a raster hides are set to a value."""
+
+    part: InputPart
+    """The raster, of one timestep or of as many as the image has."""
+    band: str
+    dtype: str = "float32"
+    """The type that rslearn reads the mask as: int32 or float32."""
+    value: float = 0.0
+    hides: tuple[float, ...] = (0.0,)
+    """The mask's values that hide a pixel."""
+    shows: tuple[float, ...] = ()
+    """Instead of `hides`: any other value hides it."""
+
+
 class Pad(_Frozen):
     """rslearn's Pad transform: zeros around, or a crop where the image is larger."""
 
@@ -88,6 +103,8 @@ class ModalityInput(_Frozen):
     parts: tuple[InputPart, ...]
     dtype: str
     """Type of packed pixels: the narrowest that holds the stored ones (`uint16`, `float32`)."""
+    mask: MaskInput | None = None
+    """Comes before the pad."""
     pad: Pad | None = None
     decibels: bool = False
     """Linear on disk and in packs, decibels for statistics and models."""
@@ -106,6 +123,8 @@ class LabelInput(_Frozen):
     """Raster labels: the band of the label layer. None for vector labels."""
     dtype: str = "int32"
     """The type that rslearn reads the label as: int32 or float32."""
+    mask: MaskInput | None = None
+    """What it hides has no label."""
     pad: Pad | None = None
 
 

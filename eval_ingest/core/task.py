@@ -2,7 +2,7 @@
 
 from enum import StrEnum
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 IGNORE_LABEL = -1
 """The target value of pixels and windows without a valid class."""
@@ -67,6 +67,8 @@ class Task(BaseModel):
     """A window without a label is expected, not an error (it is invalid all the same)."""
     skip_unknown_categories: bool = False
     """Classification: features of unlisted classes are passed over."""
+    category_mapping: dict[str, str] = Field(default_factory=dict)
+    """Classification: stored category to the one that is looked up among the classes."""
 
     @property
     def ignored_id(self) -> int | None:

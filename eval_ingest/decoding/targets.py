@@ -64,4 +64,6 @@ def _class_id(value: Any, task: Task) -> int:
             return int(value)
         except (TypeError, ValueError):
             return -1
+    if isinstance(value, str):
+        value = task.category_mapping.get(value, value)
     return next((k for k, known in enumerate(task.classes) if known.name == value), -1)

@@ -11,10 +11,11 @@ from eval_ingest.core.spec import DatasetSpec
 from eval_ingest.core.task import TaskKind
 from eval_ingest.errors import InferenceError, UnsupportedError
 from eval_ingest.inference.dataset_json import DatasetJson
-from eval_ingest.inference.model_yaml import DataInput, Declaration, TaskDeclaration, declare_task
+from eval_ingest.inference.model_yaml import DataInput, Declaration
 from eval_ingest.inference.node import Node
 from eval_ingest.inference.notes import Notes
 from eval_ingest.inference.run_yaml import RunYaml
+from eval_ingest.inference.tasks import TaskDeclaration, declare_task
 
 _OUTPUT = re.compile(r"output|pred", re.IGNORECASE)
 _KIND_CURE = f"give --task-type (one of {', '.join(TaskKind)})"
