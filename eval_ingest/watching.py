@@ -266,14 +266,14 @@ def judge(sighting: Sighting, settings: Settings) -> Judgement:
     Raises:
         StoreError: the eval root can't be reached.
     """
-    layout = open_root(settings).dataset(sighting.name)
+    store = open_root(settings).dataset(sighting.name)
     metadata, damaged = None, False
     try:
-        metadata = read_metadata(layout)
+        metadata = read_metadata(store)
     except IntegrityError:
         damaged = True  # an ingest makes it anew
     if metadata is not None:
-        seen = read_source_state(layout)
+        seen = read_source_state(store)
         same = seen.get("fingerprint") == sighting.found.fingerprint
         whole = seen.get("window_index") == metadata.fingerprints.get("window_index")
         if same and whole:

@@ -6,12 +6,13 @@ from typing import Any
 
 from eval_ingest.copying.places import Place
 from eval_ingest.core.resolved import ResolvedConfig
-from eval_ingest.decoding.judge import read_window, sample_arrays
+from eval_ingest.decoding.judge import JUDGED_BYTES, read_window, sample_arrays
 from eval_ingest.errors import SourceError
 from eval_ingest.sources.base import Source, SourceFile, WindowFiles, WindowReader
 from eval_ingest.store.manifest import CopiedWindow
-from eval_ingest.store.roots.windows import Windows
+from eval_ingest.store.roots.base import Windows
 from eval_ingest.store.shards import ShardWriter
+from eval_ingest.store.window_files import Content
 
 ToPlace = tuple[Place, int | None, bool]
 """A window, its row in the shard if it is to be packed, and whether to copy it."""
@@ -43,11 +44,12 @@ class TransferTask:
             if pack_row is not None and self.writer is not None:
                 self.writer.write(pack_row, read_arrays(source, files, self.config))
             if copy:
-                contents = [
-                    (file.path, partial(source.read, place.group, place.name, file))
-                    for file in files.files
-                ]
                 window = place.group, place.name
+                contents = [
+                    Content(file.path, partial(source.read, *window, file), ours)
+                    for file in files.files
+                    for ours in [reader.ours(*window, file)]
+                ]
                 copied.append(
                     self.windows.write(*window, place.source_digest, place.split, contents)
                 )
@@ -68,6 +70,9 @@ class _ReadOnce:
             self._bytes[file.path] = self._reader.read(group, name, file)
         return self._bytes[file.path]
 
+    def ours(self, group: str, name: str, file: SourceFile) -> tuple[str, int] | None:
+        return self._reader.ours(group, name, file)
+
     def keep(self) -> None:
         self._reader.keep()
 
@@ -81,7 +86,7 @@ def read_arrays(source: WindowReader, files: WindowFiles, config: ResolvedConfig
     Raises:
         SourceError: the window isn't valid any more.
     """
-    sample = read_window(source, files, config)
+    sample = read_window(source, files, config, window_bytes=JUDGED_BYTES)
     if sample is None or sample.problems:
         detail = sample.problems[0].detail if sample else "it can't be read"
         raise SourceError(f"{files.key} was valid when it was indexed, now: {detail}; run again")

@@ -64,7 +64,7 @@ class Task(BaseModel):
     read_class_id: bool = False
     """Classification: the property holds the class id, not its name."""
     allow_invalid: bool = False
-    """A window without a label is expected, not an error (it is invalid all the same)."""
+    """A window without a label is expected, not an error; it is in no split all the same."""
     skip_unknown_categories: bool = False
     """Classification: features of unlisted classes are passed over."""
     category_mapping: dict[str, str] = Field(default_factory=dict)
