@@ -184,7 +184,10 @@ WRONG = {
         ["layers.label", "--task-type", "--property-name"],
     ),
     "no model.yaml and no label": (
-        {"model": DROP, "config": config_json({"label_raster": DROP, "label": DROP})},
+        {
+            "model": DROP,
+            "config": config_json({"label_raster": DROP, "label": DROP, "srtm": DROP}),
+        },
         InferenceError,
         ["no layer that looks like a label"],
     ),

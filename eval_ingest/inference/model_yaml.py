@@ -124,7 +124,8 @@ class SplitConfigs:
         return {split: self._selector(split, notes) for split in SPLITS if split in chosen}
 
     def _selects(self, config: str) -> bool:
-        return any(self.own(config, key).value for key in ("groups", "names", "tags"))
+        keys = ("groups", "names", "tags", "num_samples")
+        return any(self.own(config, key).value for key in keys)
 
     def _selector(self, split: str, notes: Notes) -> SplitSelector:
         groups, names, tags = (self.merged(split, key) for key in ("groups", "names", "tags"))
@@ -139,7 +140,16 @@ class SplitConfigs:
             groups=tuple(node.name() for node in _elements(groups) if node.given),
             names=tuple(node.name() for node in _elements(names) if node.given),
             tags={key: _tag(value, notes) for key, value in entries.items() if not value.unset},
+            num_samples=self._limit(split),
         )
+
+    def _limit(self, split: str) -> int | None:
+        """num_samples; none or zero is no limit."""
+        node = self.merged(split, "num_samples")
+        count = node.integer() or None
+        if count is not None and count < 0:
+            raise node.error(f"is {count}, but must be a number of windows")
+        return count
 
 
 def _tag(node: Node, notes: Notes) -> Any:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from eval_ingest.core.resolved import Layer, ResolvedConfig, SplitSelector
 from eval_ingest.core.spec import DatasetSpec
 from eval_ingest.errors import ConfigError
-from eval_ingest.inference.crops import all_crops, crop_size
+from eval_ingest.inference.crops import all_crops, crop_size, fitting_crop
 from eval_ingest.inference.dataset_json import DatasetJson
 from eval_ingest.inference.guess import guess
 from eval_ingest.inference.inputs import build_modalities, raster_bands, read_layer
@@ -52,6 +52,7 @@ def resolve(files: ConfigFiles, spec: DatasetSpec) -> ResolvedConfig:
     if files.model_yaml is None:
         declared = guess(dataset, run, spec, notes)
     else:
+        _check_flags(files, spec)
         text = with_variables(files.model_yaml, files.variables.get("model.yaml", {}))
         declared = parse_model_yaml(text, files.where, notes, spec.task)
 
@@ -77,7 +78,7 @@ def resolve(files: ConfigFiles, spec: DatasetSpec) -> ResolvedConfig:
         label=label,
         modalities=modalities,
         layers=_layers([inputs[part.key] for part in parts] + [declared.label], dataset),
-        crop_size=crop_size(declared, run, spec, notes),
+        crop_size=fitting_crop(crop_size(declared, run, spec, notes), declared, modalities, notes),
         all_crops=all_crops(declared, spec, notes),
         selectors=_selectors(declared, run, notes),
         declared_ratios=ratios[0] if ratios else None,
@@ -88,6 +89,15 @@ def resolve(files: ConfigFiles, spec: DatasetSpec) -> ResolvedConfig:
         provenance=dict(notes.provenance),
         warnings=tuple(notes.warnings),
     )
+
+
+def _check_flags(files: ConfigFiles, spec: DatasetSpec) -> None:
+    """Refuse what is only for datasets without model.yaml."""
+    if spec.label_layer is not None:
+        raise ConfigError(
+            f"{files.where}/model.yaml says where the label is, and --label-layer is for datasets "
+            "without it; leave --label-layer out"
+        )
 
 
 def _replay(declared: Declaration, dataset: DatasetJson, notes: Notes) -> Replay:
