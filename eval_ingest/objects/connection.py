@@ -63,6 +63,7 @@ def connect(url: str, endpoint: str | None) -> Connection:
     if scheme in ("s3", "s3a", "weka"):
         from eval_ingest.objects.s3 import S3Backend
 
+        server.fs.connect()  # the client: half a second, and longer where credentials are asked for
         backend = S3Backend(server.fs, root, server.threads, payer)
     elif scheme in ("gs", "gcs"):
         from eval_ingest.objects.gcs import GcsBackend
