@@ -13,9 +13,10 @@ from eval_ingest.core.columns import encoded, floats, matrix
 from eval_ingest.core.crops import Cut
 from eval_ingest.core.digest import label_digest, pixel_digest
 from eval_ingest.core.index import moments_struct
+from eval_ingest.core.nodata import find_nodata, measure_without, occurring
 from eval_ingest.core.norm import count_nodata, measure
 from eval_ingest.core.padding import kept_by
-from eval_ingest.core.resolved import ResolvedConfig
+from eval_ingest.core.resolved import ModalityInput, ResolvedConfig
 from eval_ingest.core.task import IGNORE_LABEL, Task
 from eval_ingest.decoding.judge import WindowSample
 from eval_ingest.decoding.machine import blame
@@ -54,17 +55,34 @@ def index_row(sample: WindowSample, config: ResolvedConfig, judged_by: str) -> d
             continue
         arrays[modality.name] = found.pixels
         pixels = found.pixels if config.all_crops else kept_by(found.pixels, modality.pad)
-        moments[modality.name] = measure(pixels, decibels=modality.decibels)
-        row[f"{modality.name}.moments"] = moments_struct(moments[modality.name])
-        row[f"{modality.name}.nodata"] = count_nodata(
-            pixels, moments[modality.name], decibels=modality.decibels
-        )
+        columns, moments[modality.name] = _pixel_columns(pixels, found.nodata, modality)
+        row |= columns
         if found.timestamps is not None:
             row[f"{modality.name}.timestamps"] = [
                 {"start": start, "end": end} for start, end in found.timestamps
             ]
     row["pixel_digest"] = pixel_digest(arrays, moments)
     return row | _label_columns(sample, config)
+
+
+def _pixel_columns(
+    pixels: NDArray[Any], nodata: NDArray[np.float64] | None, modality: ModalityInput
+) -> tuple[dict[str, Any], NDArray[np.float64]]:
+    """What the pixels of a modality (H, W, T, C) hold, and their moments."""
+    name, decibels = modality.name, modality.decibels
+    moments = measure(pixels, decibels=decibels)
+    missing = None
+    if nodata is not None:
+        missing = find_nodata(pixels, nodata, None if decibels else moments)
+    if missing is not None:
+        moments = measure_without(pixels, missing, moments, decibels=decibels)
+    values = occurring(pixels, nodata, missing)
+    columns = {
+        f"{name}.moments": moments_struct(moments),
+        f"{name}.nodata": count_nodata(pixels, moments, decibels=decibels, missing=missing),
+        f"{name}.nodata_values": [float(part) for pair in values for part in pair],
+    }
+    return columns, moments
 
 
 def metadata_row(
