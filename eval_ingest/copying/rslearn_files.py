@@ -183,12 +183,13 @@ def write_copy_files(store: DatasetStore, files: ConfigFiles, samples: Samples) 
     text = yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=100)
     write_bytes(layout.path / "model.yaml", (_HEADER + text).encode())
     names = ["config.json", "model.yaml"]
-    for name, original in (
-        ("model.original.yaml", files.model_yaml),
-        ("olmoearth_run.yaml", files.run_yaml),
+    for name, own, original in (
+        ("model.original.yaml", "model.yaml", files.model_yaml),
+        ("olmoearth_run.yaml", "olmoearth_run.yaml", files.run_yaml),
     ):
         if original is not None:
-            write_bytes(layout.path / name, original.encode())
+            allowed = files.permissions.get(own, 0o666)
+            write_bytes(layout.path / name, original.encode(), allowed)
             names.append(name)
     inputs = copy_inputs(config, samples.modalities)
     places = places_in_splits(samples.index, samples.splits)
