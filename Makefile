@@ -7,7 +7,7 @@ PEERS := .venv-peers
 PEERS_READY := $(PEERS)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint bench peers bench-peers signal torture ui clean
+.PHONY: help setup demo test sanitize lint bench peers bench-peers signal torture ui clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## */  make \1|/' | column -t -s '|'
@@ -26,6 +26,9 @@ demo: $(READY)  ## a small rslearn dataset goes in, a score comes out
 
 test: $(READY)  ## every test
 	$(BIN)/python -m pytest -n 2 --dist loadgroup
+
+sanitize: $(READY)  ## the compiled loops' tests under AddressSanitizer and UBSan
+	SANITIZE=1 $(BIN)/python -m pytest -q -rs eval_ingest_tests/test_sanitizers.py
 
 lint: $(READY)  ## formatting, types, and which module may import which
 	$(BIN)/ruff check .
