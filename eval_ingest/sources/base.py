@@ -43,7 +43,7 @@ class SourceFile(NamedTuple):
     size: int
     """Bytes."""
     version: str
-    """Changes when the content does: modification time, or an object's checksum or generation."""
+    """Changes when the content does: see `listing.version_of`, or an object's checksum."""
 
 
 class Listed(NamedTuple):
