@@ -13,7 +13,7 @@ from eval_ingest.core.spec import SPLITS
 from eval_ingest.core.splits import SplitAssignment
 from eval_ingest.core.task import Task
 from eval_ingest.errors import NotIngestedError
-from eval_ingest.store.index_file import read_index, read_splits
+from eval_ingest.store.outcomes import read_published
 from eval_ingest.store.paths import EvalRoot
 from eval_ingest.store.registry import require_metadata
 
@@ -66,6 +66,10 @@ class View:
             data = EvalDataset(
                 self.metadata.name, split, root=self.root.address, normalize=None, crop=None
             )
+            if data.metadata.fingerprint != self.metadata.fingerprint:
+                raise NotIngestedError(
+                    f"{self.metadata.name} was published anew while it was looked at; run again"
+                )
             opened[split] = data, {data.window(i): i for i in range(len(data))}
         return opened
 
@@ -84,16 +88,10 @@ def open_view(root: EvalRoot, name: str) -> View:
 
     Raises:
         UnknownDatasetError: there is none of that name.
-        NotIngestedError: its window index or split assignment is of another version, or gone.
+        NotIngestedError: its window index or split assignment belongs to no published version.
     """
     metadata = require_metadata(root, name)
     layout = root.dataset(name)
-    root.pull(layout.window_index, layout.split_assignment)
-    index, assignment = read_index(layout.window_index), read_splits(layout.split_assignment)
-    if index is None or assignment is None:
-        missing = layout.window_index if index is None else layout.split_assignment
-        raise NotIngestedError(
-            f"{name}: {missing} is not there or of another version; "
-            f"run: eval-ingest ingest --name {name}"
-        )
+    index = read_published(layout, metadata, "window_index")
+    assignment = read_published(layout, metadata, "split_assignment")
     return View(root, metadata, index, assignment)

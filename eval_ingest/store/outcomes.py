@@ -6,10 +6,10 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from eval_ingest.core.entry import CopyResult, NormStats
+from eval_ingest.core.entry import CopyResult, Metadata, NormStats
 from eval_ingest.core.index import WindowIndex
 from eval_ingest.core.splits import SplitAssignment
-from eval_ingest.errors import IntegrityError
+from eval_ingest.errors import IntegrityError, NotIngestedError
 from eval_ingest.store.index_file import read_index, read_splits
 from eval_ingest.store.paths import DatasetLayout
 from eval_ingest.store.registry import read_metadata
@@ -76,3 +76,21 @@ def read_outcome(layout: DatasetLayout, stage: str) -> Any | None:
         StoreError: it can't be read.
     """
     return _READERS[stage](layout)
+
+
+def read_published(layout: DatasetLayout, metadata: Metadata, stage: str) -> Any:
+    """The outcome of a stage that belongs to what is published.
+
+    Raises:
+        NotIngestedError: it is gone, or belongs to a version that isn't published (yet).
+        IntegrityError: it is damaged.
+        StoreError: it can't be read.
+    """
+    found = read_outcome(layout, stage)
+    if found is None or found.fingerprint != metadata.fingerprints[stage]:
+        what = "isn't there" if found is None else "is of another version than what is published"
+        raise NotIngestedError(
+            f"{layout.name}: {stage} {what}: the dataset is being ingested, or only some stages "
+            f"were run; run: eval-ingest ingest --name {layout.name}"
+        )
+    return found
