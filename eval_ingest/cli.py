@@ -5,6 +5,8 @@ import json
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from eval_ingest import __version__
@@ -45,6 +47,9 @@ examples:
   eval-ingest ingest --name crops --source /data/crops --split-strategy spatial --block-size 5000
   eval-ingest ingest --name crops --source /data/crops --dry-run
 """
+
+
+JUDGED_AT_ONCE = 8
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -114,6 +119,11 @@ def _parser() -> argparse.ArgumentParser:
         action="append",
         metavar="PATH_OR_URL",
         help="look below it; may be repeated (default: EVAL_INGEST_STUDIO_ROOTS)",
+    )
+    discover.add_argument(
+        "--full",
+        action="store_true",
+        help="list every window's name (default: where the last list may be old by now)",
     )
     _command(commands, "list", _list, "datasets in the registry and in the catalog")
     info = _command(commands, "info", _info, "everything about an ingested dataset")
@@ -303,7 +313,7 @@ def _refuse_another_source(job: "Job") -> None:
     """A name that is taken is not given to another dataset by mistake."""
     from eval_ingest.store.outcomes import read_outcome
 
-    published = read_outcome(job.layout, "registry_entry")
+    published = read_outcome(job.store, "registry_entry")
     if published is not None and published.source != job.origin:
         raise SpecError(
             f"{job.spec.name} is ingested already, from {published.source}; "
@@ -335,14 +345,17 @@ def _job_facts(job: "Job") -> dict[str, Any]:
 def _discover(options: argparse.Namespace) -> int:
     from eval_ingest.report.terminal import discover_lines
     from eval_ingest.settings import Settings
+    from eval_ingest.sources.looks import Memory
     from eval_ingest.watching import State, look_at, survey
 
     settings = Settings.load()
     roots = options.root or settings.studio_roots
     if not roots:
         raise SpecError("give --root PATH_OR_URL, or set EVAL_INGEST_STUDIO_ROOTS")
-    found = survey(roots, settings)
-    judged = [(sighting, look_at(sighting, settings)) for sighting in found.sightings]
+    found = survey(roots, settings, memory=partial(Memory, full=options.full))
+    with ThreadPoolExecutor(JUDGED_AT_ONCE, thread_name_prefix="discover") as pool:
+        judgements = list(pool.map(lambda sighting: look_at(sighting, settings), found.sightings))
+    judged = list(zip(found.sightings, judgements, strict=True))
     facts = {
         "datasets": [
             {
@@ -435,14 +448,13 @@ def _export(options: argparse.Namespace) -> int:
 
 
 def _remove(options: argparse.Namespace) -> int:
-    from eval_ingest.core.spec import check_name
     from eval_ingest.store.registry import remove_dataset, require_metadata
 
     root = _root()
-    left = root.remote is not None and root.remote.remaining(check_name(options.name))
-    if not left:  # what a stopped removal has left of a remote dataset can be removed too
+    store = root.dataset(options.name)
+    if not store.is_there():  # else it is removed, be it published, damaged or half removed
         require_metadata(root, options.name)
-    path = root.dataset(options.name).url
+    path = store.url
     if not options.yes:
         if not sys.stdin.isatty():
             raise SpecError(f"removing {path} needs --yes when nobody can be asked")
@@ -460,7 +472,7 @@ def _rebuild(options: argparse.Namespace) -> int:
     root = _root()
     entries = rebuild_registry(root)
     names = ", ".join(sorted(entries)) or "none"
-    text = f"{root.shown(root.registry)}: {len(entries)} datasets: {names}"
+    text = f"{root.shown(root.layout.registry)}: {len(entries)} datasets: {names}"
     _print(options, {"datasets": sorted(entries)}, [text])
     return 0
 

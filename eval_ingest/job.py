@@ -15,7 +15,8 @@ from eval_ingest.redaction import holds_secret, redacted
 from eval_ingest.settings import Settings
 from eval_ingest.sources.base import Source
 from eval_ingest.sources.open import open_source
-from eval_ingest.store.paths import DatasetLayout, EvalRoot
+from eval_ingest.store.paths import DatasetLayout
+from eval_ingest.store.roots.base import DatasetStore, EvalRoot
 from eval_ingest.store.roots.open import open_root
 
 
@@ -34,6 +35,11 @@ class Job:
     @property
     def layout(self) -> DatasetLayout:
         """The dataset's files under the eval root."""
+        return self.store.layout
+
+    @cached_property
+    def store(self) -> DatasetStore:
+        """The dataset under the eval root."""
         return self.root.dataset(self.spec.name)
 
     @property
@@ -69,14 +75,12 @@ def open_job(
         SettingsError: the source names an environment variable that isn't set.
     """
     eval_root = open_root(settings, root)
-    layout = eval_root.dataset(spec.name)
-    # What is kept for a remote root lies in its cache, which has a limit.
-    limit = None if eval_root.remote is None else eval_root.remote.cache.limit
+    layout = eval_root.layout.dataset(spec.name)
     source = open_source(
         settings.expand(spec.source),
         None if looks else layout.staging,
         layout.archive,
-        limit,
+        eval_root.cache_bytes,
         progress,
     )
     if spec.copy_mode == "index" and holds_secret(source.origin):
