@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from eval_ingest import __version__
 from eval_ingest.errors import EvalIngestError, SpecError
-from eval_ingest.redaction import redacted
+from eval_ingest.redaction import in_json, redacted
 from eval_ingest.sweep.command import add_commands as add_sweep_commands
 
 if TYPE_CHECKING:
@@ -190,6 +190,8 @@ def _spec_options(parser: argparse.ArgumentParser) -> None:
         metavar="KEY[=VALUE]",
         help="only windows with these options; without value: the key is there",
     )
+    add("--task", metavar="NAME", help="which of model.yaml's tasks, where it has several")
+    add("--label-layer", metavar="LAYER", help="without model.yaml: the layer with the label")
     add("--task-type", help="segmentation, classification, regression or scalar_regression")
     add("--classes", nargs="+", metavar="NAME", help="class names in the order of their ids")
     add("--property-name", help="vector labels: the property that holds the label")
@@ -224,7 +226,8 @@ def _spec_options(parser: argparse.ArgumentParser) -> None:
 
 
 _SPEC_FIELDS = (
-    "source", "config", "display_name", "groups", "tags", "task_type", "classes", "property_name",
+    "source", "config", "display_name", "groups", "tags", "task", "task_type", "label_layer",
+    "classes", "property_name",
     "modalities", "temporal_range", "crop_size", "all_crops", "max_samples",
     "max_invalid_fraction", "copy",
 )  # fmt: skip
@@ -486,7 +489,7 @@ def _root() -> Any:
 
 def _print(options: argparse.Namespace, facts: Any, lines: list[str]) -> None:
     if options.json:
-        print(json.dumps(facts, indent=2, ensure_ascii=False))
+        print(in_json(json.dumps(facts, indent=2, ensure_ascii=False)))
     else:
         from eval_ingest.report.terminal import fitted
 

@@ -13,8 +13,8 @@ from eval_ingest.core.index import WindowIndex
 from eval_ingest.core.spec import SPLITS
 from eval_ingest.core.splits import SplitAssignment
 from eval_ingest.core.task import IGNORE_LABEL, Task
-from eval_ingest.errors import NotIngestedError
-from eval_ingest.store.outcomes import read_published
+from eval_ingest.errors import NotIngestedError, StaleStageError
+from eval_ingest.store.outcomes import read_split_assignment, read_window_index
 from eval_ingest.store.registry import require_metadata
 from eval_ingest.store.roots.base import EvalRoot
 
@@ -109,10 +109,21 @@ def open_view(root: EvalRoot, name: str) -> View:
 
     Raises:
         UnknownDatasetError: there is none of that name.
-        NotIngestedError: its window index or split assignment belongs to no published version.
+        NotIngestedError: its window index or split assignment is gone, or of another version
+            than what is published.
     """
     metadata = require_metadata(root, name)
     store = root.dataset(name)
-    index = read_published(store, metadata, "window_index")
-    assignment = read_published(store, metadata, "split_assignment")
-    return View(root, metadata, index, assignment)
+    layout = store.layout
+    index, assignment = read_window_index(store), read_split_assignment(store)
+    if index is None or assignment is None:
+        missing = layout.window_index if index is None else layout.split_assignment
+        raise NotIngestedError(
+            f"{name}: {missing} is not there or of another version; "
+            f"run: eval-ingest ingest --name {name}"
+        )
+    for stage, found in (("window_index", index), ("split_assignment", assignment)):
+        if found.fingerprint != metadata.fingerprints.get(stage):
+            why = f"{stage} has run again since, without the stages after it"
+            raise StaleStageError(name, "registry_entry", why)
+    return View(root, metadata, index, assignment.joined(index))
