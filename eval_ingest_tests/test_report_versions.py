@@ -25,7 +25,7 @@ def test_a_report_between_two_versions_is_refused(copied: Copied, tmp_path: Path
     window = next(path for path in (source / "windows").glob("*/*"))
     shutil.rmtree(window)
     pipeline.run_stage(job, "window_index")
-    with pytest.raises(NotIngestedError, match=f"window_index is of another version.*{CURE}"):
+    with pytest.raises(NotIngestedError, match=f"window_index has run again.*{CURE}"):
         write_report(job.root, "crops")
     with pytest.raises(NotIngestedError, match=CURE):
         export_dataset(job.root, "crops", tmp_path / "out")
@@ -51,7 +51,7 @@ def test_an_export_while_a_resplit_is_under_way_is_refused(
             yield done
 
     monkeypatch.setattr(LocalStore, "copy_out", resplit_meanwhile)
-    with pytest.raises(NotIngestedError, match=r"published anew|another version|isn't there"):
+    with pytest.raises(NotIngestedError, match=r"published anew|has run again|isn't there"):
         export_dataset(other.root, "crops", out)
     assert not (out / "crops").exists()
     monkeypatch.undo()

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ValidationError
 from eval_ingest.core.entry import CopyResult, Metadata, NormStats
 from eval_ingest.core.index import WindowIndex
 from eval_ingest.core.splits import SplitAssignment
-from eval_ingest.errors import IntegrityError, NotIngestedError
+from eval_ingest.errors import IntegrityError, StaleStageError
 from eval_ingest.store.index_file import read_index, read_splits
 from eval_ingest.store.registry import read_metadata
 from eval_ingest.store.roots.base import DatasetStore
@@ -83,15 +83,14 @@ def read_published(store: DatasetStore, metadata: Metadata, stage: str) -> Any:
     """The outcome of a stage that belongs to what is published.
 
     Raises:
-        NotIngestedError: it is gone, or belongs to a version that isn't published (yet).
+        StaleStageError: it is gone, or belongs to a version that isn't published (yet).
         IntegrityError: it is damaged.
         StoreError: it can't be read.
     """
     found = read_outcome(store, stage)
-    if found is None or found.fingerprint != metadata.fingerprints[stage]:
-        what = "isn't there" if found is None else "is of another version than what is published"
-        raise NotIngestedError(
-            f"{metadata.name}: {stage} {what}: the dataset is being ingested, or only some stages "
-            f"were run; run: eval-ingest ingest --name {metadata.name}"
-        )
+    if found is None:
+        raise StaleStageError(metadata.name, "registry_entry", f"{stage} isn't there any more")
+    if found.fingerprint != metadata.fingerprints[stage]:
+        why = f"{stage} has run again since, without the stages after it"
+        raise StaleStageError(metadata.name, "registry_entry", why)
     return found
