@@ -109,8 +109,10 @@ class SqliteSource(LocalSource):
         if path.is_symlink():
             self._check_link(str(path))
         try:
-            # Where nothing may be written, not even the index of the log, nobody writes.
-            for mode in ("mode=ro", "mode=ro&immutable=1"):
+            # Without a log there is no writer, and nothing is put beside the database. With one,
+            # but where its index may not be written, there is none either.
+            log = path.with_name(f"{path.name}-wal").exists()
+            for mode in (*(("mode=ro",) if log else ()), "mode=ro&immutable=1"):
                 database = sqlite3.connect(f"{path.as_uri()}?{mode}", _BUSY_S, uri=True)
                 try:
                     database.execute("PRAGMA trusted_schema = OFF")
