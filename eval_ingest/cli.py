@@ -5,6 +5,8 @@ import json
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from eval_ingest import __version__
@@ -45,6 +47,9 @@ examples:
   eval-ingest ingest --name crops --source /data/crops --split-strategy spatial --block-size 5000
   eval-ingest ingest --name crops --source /data/crops --dry-run
 """
+
+
+JUDGED_AT_ONCE = 8
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -114,6 +119,11 @@ def _parser() -> argparse.ArgumentParser:
         action="append",
         metavar="PATH_OR_URL",
         help="look below it; may be repeated (default: EVAL_INGEST_STUDIO_ROOTS)",
+    )
+    discover.add_argument(
+        "--full",
+        action="store_true",
+        help="list every window's name (default: where the last list may be old by now)",
     )
     _command(commands, "list", _list, "datasets in the registry and in the catalog")
     info = _command(commands, "info", _info, "everything about an ingested dataset")
@@ -335,14 +345,17 @@ def _job_facts(job: "Job") -> dict[str, Any]:
 def _discover(options: argparse.Namespace) -> int:
     from eval_ingest.report.terminal import discover_lines
     from eval_ingest.settings import Settings
+    from eval_ingest.sources.looks import Memory
     from eval_ingest.watching import State, look_at, survey
 
     settings = Settings.load()
     roots = options.root or settings.studio_roots
     if not roots:
         raise SpecError("give --root PATH_OR_URL, or set EVAL_INGEST_STUDIO_ROOTS")
-    found = survey(roots, settings)
-    judged = [(sighting, look_at(sighting, settings)) for sighting in found.sightings]
+    found = survey(roots, settings, memory=partial(Memory, full=options.full))
+    with ThreadPoolExecutor(JUDGED_AT_ONCE, thread_name_prefix="discover") as pool:
+        judgements = list(pool.map(lambda sighting: look_at(sighting, settings), found.sightings))
+    judged = list(zip(found.sightings, judgements, strict=True))
     facts = {
         "datasets": [
             {

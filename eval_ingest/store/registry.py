@@ -10,7 +10,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from eval_ingest.core.entry import METADATA_VERSION, REGISTRY_VERSION, Metadata, registry_entry
-from eval_ingest.errors import IntegrityError, StoreError, UnknownDatasetError
+from eval_ingest.errors import IntegrityError, NewerVersionError, StoreError, UnknownDatasetError
 from eval_ingest.store.locks import locked
 from eval_ingest.store.paths import DatasetLayout
 from eval_ingest.store.roots.base import DatasetStore, EvalRoot
@@ -34,6 +34,8 @@ def _metadata_at_hand(layout: DatasetLayout) -> Metadata | None:
     if content is None:
         return None
     version = content.get("version")
+    if isinstance(version, int) and version > METADATA_VERSION:
+        raise NewerVersionError(layout.metadata, version, METADATA_VERSION)
     if version != METADATA_VERSION:
         raise IntegrityError(
             f"{layout.metadata} has version {version}, this eval_ingest reads {METADATA_VERSION}",
