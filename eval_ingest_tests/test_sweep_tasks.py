@@ -128,7 +128,7 @@ def test_the_python_is_a_module_with_one_call_per_task(tmp_path: Path) -> None:
     assert odd["embedding_batch_size"] == "128" and odd["epochs"] == "50"
     assert odd["eval_interval"] == "Duration.epochs(10)"
     path = next(node for node in tree.body if isinstance(node, ast.Assign))
-    assert ast.literal_eval(path.value.args[0]) == str(root.registry)  # type: ignore[attr-defined]
+    assert ast.literal_eval(path.value.args[0]) == str(root.layout.registry)  # type: ignore[attr-defined]
 
 
 def test_an_override_is_one_shell_word_that_sets_a_whole_task(tmp_path: Path) -> None:

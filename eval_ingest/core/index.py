@@ -71,6 +71,7 @@ def index_schema(config: ResolvedConfig) -> pa.Schema:
         ("pixel_digest", pa.string()),
         ("status", pa.string()),
         ("problems", pa.list_(_PROBLEM)),
+        ("judged_by", pa.string()),
     ]
     for modality in config.modalities:
         fields += [

@@ -19,13 +19,17 @@ from eval_ingest.core.padding import kept_by
 from eval_ingest.core.resolved import ModalityInput, ResolvedConfig
 from eval_ingest.core.task import IGNORE_LABEL, Task
 from eval_ingest.decoding.judge import WindowSample
+from eval_ingest.decoding.machine import blame
 from eval_ingest.decoding.metadata import WindowMetadata, read_metadata
 from eval_ingest.sources.base import WindowFiles, WindowReader
 from eval_ingest.store.shards import target_dtype
 
 
-def index_row(sample: WindowSample, config: ResolvedConfig) -> dict[str, Any]:
-    """The row of one window; its geometry is added later, for all windows at once."""
+def index_row(sample: WindowSample, config: ResolvedConfig, judged_by: str) -> dict[str, Any]:
+    """The row of one window; its geometry is added later, for all windows at once.
+
+    `judged_by` is kept with an invalid one.
+    """
     files, metadata = sample.files, sample.metadata
     row: dict[str, Any] = {
         "group": files.group,
@@ -35,6 +39,7 @@ def index_row(sample: WindowSample, config: ResolvedConfig) -> dict[str, Any]:
         "n_bytes": files.n_bytes,
         "source_digest": files.digest,
         "status": "invalid" if sample.problems else "valid",
+        "judged_by": judged_by if sample.problems else None,
         "problems": [
             {"code": found.code, "detail": found.detail[:500]} for found in sample.problems
         ],
@@ -185,7 +190,8 @@ def add_geometry(table: pa.Table) -> pa.Table:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 transformer = pyproj.Transformer.from_crs(text, "EPSG:4326", always_xy=True)
-        except pyproj.exceptions.ProjError:
+        except pyproj.exceptions.ProjError as error:
+            blame(error)  # without outlines no leakage would be noticed
             continue
         x0, y0, x1, y1 = corners[here].T
         xs, ys = np.stack([x0, x1, x1, x0, x0], axis=1), np.stack([y0, y0, y1, y1, y0], axis=1)
