@@ -5,12 +5,15 @@ by `eval-ingest`, by another Dagster, or by a sensor's run of the stages alone. 
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import dagster as dg
 from dagster._core.definitions.data_version import DATA_VERSION_TAG
 
-from eval_ingest.core.entry import Metadata
+from eval_ingest.core.entry import Metadata, is_ours
+from eval_ingest.core.fingerprint import fingerprint
+from eval_ingest.core.spec import NAME_PATTERN
 from eval_ingest.defs.front_door import TAKEN
 from eval_ingest.defs.metadata import entry_metadata, stage_path
 from eval_ingest.defs.partitions import studio_datasets
@@ -21,7 +24,8 @@ from eval_ingest.pipeline import STAGES
 from eval_ingest.redaction import redacted
 from eval_ingest.settings import Settings
 from eval_ingest.store.catalog import read_catalog
-from eval_ingest.store.paths import DatasetLayout
+from eval_ingest.store.claims import their_counts
+from eval_ingest.store.paths import DatasetLayout, EvalRoot
 from eval_ingest.store.registry import read_metadata, read_registry
 from eval_ingest.store.roots.open import open_root
 from eval_ingest.watching import fault_text
@@ -43,15 +47,23 @@ def known_datasets(
     set_up_pools(context.instance)
     problems: list[str] = []
     shown = _parse(context.cursor, redacted(settings.eval_root))
-    events: list[dg.AssetMaterialization] = []
+    events: list[dg.AssetMaterialization | dg.AssetObservation] = []
     registered: dict[str, str] = {}
     try:
         root = open_root(settings)
         entries = read_registry(root)
-        registered = {name: str(entry.get("fingerprint", "")) for name, entry in entries.items()}
+        entries = {n: entry for n, entry in entries.items() if NAME_PATTERN.fullmatch(n)}
+        registered = {
+            name: str(entry["fingerprint"]) if is_ours(entry) else fingerprint(entry)
+            for name, entry in entries.items()
+        }
         for name in [name for name in registered if shown.get(name) != registered[name]]:
             if is_going_on(context.instance, name):
                 continue  # it will say so itself
+            if not is_ours(entries[name]):
+                events.append(_theirs(root, name, entries[name]))
+                shown[name] = registered[name]
+                continue
             try:
                 entry = read_metadata(root.dataset(name))
                 if entry is not None and entry.fingerprint == registered[name]:
@@ -97,6 +109,21 @@ def _parse(cursor: str | None, root: str) -> dict[str, str]:
         return dict(values["shown"]) if values["root"] == root else {}
     except (ValueError, TypeError, KeyError):
         return {}
+
+
+def _theirs(root: EvalRoot, name: str, entry: Mapping[str, Any]) -> dg.AssetObservation:
+    """What is shown of a dataset that another tool has registered: it exists, and isn't ours."""
+    return dg.AssetObservation(
+        STAGES[-1],
+        partition=name,
+        description="registered by another tool",
+        metadata={
+            "whose": f"another tool's; to load it here: eval-ingest adopt --name {name}",
+            "path": dg.MetadataValue.path(str(entry.get("weka_path", ""))),
+            "task": str(entry.get("task_type", "")),
+            "splits": their_counts(entry),
+        },
+    )
 
 
 def _unknown(
