@@ -186,6 +186,13 @@ def _spec_options(parser: argparse.ArgumentParser) -> None:
     add("--modalities", nargs="+", metavar="NAME", help="only these modalities")
     add("--temporal-range", nargs=2, metavar=("FROM", "TO"), help="ISO dates")
     add("--crop-size", type=int, metavar="PIXELS")
+    add(
+        "--all-crops",
+        nargs="+",
+        choices=("train", "val", "test", "none"),
+        metavar="SPLIT",
+        help="splits in which every crop of a window is a sample; default: as model.yaml says",
+    )
     add("--split-strategy", dest="strategy", help="auto, random, stratified or spatial")
     add("--ratios", nargs="+", type=float, metavar="PART", help="train val test, e.g. 80 10 10")
     add("--seed", type=int, help="of the split")
@@ -208,7 +215,8 @@ def _spec_options(parser: argparse.ArgumentParser) -> None:
 
 _SPEC_FIELDS = (
     "source", "config", "display_name", "groups", "tags", "task_type", "classes", "property_name",
-    "modalities", "temporal_range", "crop_size", "max_samples", "max_invalid_fraction", "copy",
+    "modalities", "temporal_range", "crop_size", "all_crops", "max_samples",
+    "max_invalid_fraction", "copy",
 )  # fmt: skip
 _SPLIT_FIELDS = ("strategy", "ratios", "seed", "block_size_m", "buffer_m")
 

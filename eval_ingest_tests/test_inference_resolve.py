@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from eval_ingest.core.resolved import LayerRead, Pad, SplitSelector
+from eval_ingest.core.resolved import CropGrid, LayerRead, Pad, SplitSelector
 from eval_ingest.core.spec import DatasetSpec
 from eval_ingest.errors import EvalIngestError
 from eval_ingest.inference.resolve import ConfigFiles, dataset_config_for_copy, resolve
@@ -63,8 +63,12 @@ ROWS = {
                 train_config={"patch_size": 63, "load_all_patches": True, "overlap_ratio": 0.1}
             )
         },
-        lambda c: (c.crop_size, c.provenance["crop_size"]),
-        (63, "model.yaml: data.init_args.train_config.patch_size"),
+        lambda c: (c.crop_size, c.all_crops, c.provenance["all_crops.train"]),
+        (
+            None,
+            {"train": CropGrid(size=63, overlap=6)},
+            "model.yaml: data.init_args.train_config.load_all_patches",
+        ),
     ),
     "crop transform with a range": (
         {"model": model_yaml(train_config={"transforms": [transform("Crop", crop_size=[16, 33])]})},

@@ -6,14 +6,11 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
-from numpy.typing import NDArray
 
 from eval_ingest.copying.places import Key, Place, places_in_splits
 from eval_ingest.copying.worker import ToPlace, TransferTask
-from eval_ingest.core.columns import Column, lengths, numbers, one_array
+from eval_ingest.core.columns import numbers
 from eval_ingest.core.entry import SPLIT_INDEX_VERSION, CopyResult, Shard, SplitFile
 from eval_ingest.core.fingerprint import fingerprint
 from eval_ingest.core.index import WindowIndex
@@ -30,8 +27,8 @@ from eval_ingest.store.room import require_room, window_bytes
 from eval_ingest.store.roots.open import windows_of
 from eval_ingest.store.roots.windows import Windows
 from eval_ingest.store.seal import unless_damaged
-from eval_ingest.store.shards import TARGET, ShardWriter, plan_arrays, read_shard, shard_names
-from eval_ingest.store.tables import write_table
+from eval_ingest.store.shards import ShardWriter, plan_arrays, read_shard, shard_names
+from eval_ingest.store.split_index import TARGET, timestamps_column, write_split_index
 
 _TASK_WINDOWS = 16
 _UNPACKED = ""
@@ -249,11 +246,11 @@ def _write_split_indexes(
         lookup = {_UNPACKED: _shapes_by_row(index, config, places)}
     for split in SPLITS:
         rows = [place for place in places if place.split == split]
-        table = split_index(config, index, rows, packed, used, lookup)
+        columns = _columns(config, index, rows, packed, used, lookup)
         # With the shards: packed anew, the same windows may lie elsewhere.
         short = fingerprint(SPLIT_INDEX_VERSION, stage_fingerprint, split, used)
         path = layout.split_index(split, short)
-        write_table(path, table, {"kind": "split_index", "version": SPLIT_INDEX_VERSION})
+        write_split_index(path, [m.name for m in config.modalities], columns, _UNPACKED in lookup)
         files[split] = SplitFile(count=len(rows), index=str(path.relative_to(layout.path)))
     return CopyResult(
         fingerprint=stage_fingerprint,
@@ -266,43 +263,36 @@ def _write_split_indexes(
     )
 
 
-def split_index(
+def _columns(
     config: ResolvedConfig,
     index: WindowIndex,
     rows: Sequence[Place],
     packed: dict[Key, tuple[str, int]],
     shards: Sequence[str],
     lookup: dict[str, dict[str, dict[int, Any]]],
-) -> pa.Table:
-    """A split's cached index: per sample the window, the shard and row, offsets and timestamps.
-
-    `<modality>.timestamps` holds T x [day, month from 0, year], flat: the middle of each
-    timestep's interval, or of the window's time range where the rasters don't say (zeros where
-    that is unknown too). Where samples are read from the source, shard and row are -1, and
-    `source_digest` says of which files the sample is made.
-    """
+) -> dict[str, Any]:
+    """The columns of a split's index: see `store.split_index.split_index_schema`."""
     number = {shard: k for k, shard in enumerate(shards)} | {_UNPACKED: -1}
     where = [packed[place.key] for place in rows]
     columns: dict[str, Any] = {
         "group": [place.group for place in rows],
         "name": [place.name for place in rows],
-        "shard": pa.array([number[shard] for shard, _ in where], pa.int32()),
-        "row": pa.array([-1 if s == _UNPACKED else row for s, row in where], pa.int64()),
+        "shard": [number[shard] for shard, _ in where],
+        "row": [-1 if shard == _UNPACKED else row for shard, row in where],
     }
     if _UNPACKED in lookup:
         columns["source_digest"] = [place.source_digest for place in rows]
     for name in ("height", "width"):
-        columns[name] = pa.array([lookup[s][name][r] for s, r in where], pa.int32())
+        columns[name] = [lookup[s][name][r] for s, r in where]
     for name in [*(m.name for m in config.modalities), TARGET]:
-        offsets = [lookup[s][f"{name}.offset"][r] for s, r in where]
-        columns[f"{name}.offset"] = pa.array(offsets, pa.int64())
+        columns[f"{name}.offset"] = [lookup[s][f"{name}.offset"][r] for s, r in where]
+    windows = [place.row for place in rows]
     for modality in config.modalities:
-        column = f"{modality.name}.timesteps"
-        steps = [lookup[s][column][r] for s, r in where]
-        columns[column] = pa.array(steps, pa.int32())
-        stamps = _timestamps(index, modality.name, rows, steps)
+        name = f"{modality.name}.timesteps"
+        columns[name] = [lookup[s][name][r] for s, r in where]
+        stamps = timestamps_column(index.table, modality.name, windows, columns[name])
         columns[f"{modality.name}.timestamps"] = stamps
-    return pa.table(columns)
+    return columns
 
 
 def _by_row(table: pa.Table) -> dict[str, dict[int, Any]]:
@@ -328,46 +318,3 @@ def _shapes_by_row(
         columns[f"{name}.offset"] = dict.fromkeys(range(len(rows)), 0)
         columns[f"{name}.timesteps"] = {k: row.timesteps[name] for k, row in rows}
     return columns
-
-
-def _timestamps(
-    index: WindowIndex, modality: str, rows: Sequence[Place], steps: Sequence[int]
-) -> pa.ListArray:
-    """Per sample its timesteps' dates, flat: see `split_index`."""
-    wanted = pa.array([place.row for place in rows], pa.int64())
-    table = index.table.select([f"{modality}.timestamps", "time_start", "time_end"]).take(wanted)
-    lists = one_array(table[f"{modality}.timestamps"])
-    known = lists.flatten()
-    counts, found = np.asarray(steps, np.int64), lengths(lists)
-    first, told = np.cumsum(found) - found, found == counts
-    # The rasters' own, then the windows'.
-    middles = np.concatenate(
-        [
-            _middles(*(pc.struct_field(known, name) for name in ("start", "end"))),
-            _middles(table["time_start"], table["time_end"]),
-        ]
-    )
-    sample = np.repeat(np.arange(len(rows)), counts)
-    step = np.arange(len(sample)) - np.repeat(np.cumsum(counts) - counts, counts)
-    places = np.where(told[sample], first[sample] + step, len(known) + sample)
-    dates = _dates(middles[places])
-    offsets = np.concatenate([[0], np.cumsum(3 * counts)]).astype(np.int32)
-    return pa.ListArray.from_arrays(pa.array(offsets), pa.array(dates.reshape(-1)))
-
-
-def _middles(start: Column, end: Column) -> NDArray[np.datetime64]:
-    """The middle of each interval; NaT where it has no start or end."""
-    nat = np.iinfo(np.int64).min
-    first, last = (numbers(one_array(c).cast(pa.int64()), nat) for c in (start, end))
-    unknown = (first == nat) | (last == nat)
-    return np.where(unknown, nat, first + (last - first) // 2).astype("datetime64[us]")
-
-
-def _dates(times: NDArray[np.datetime64]) -> NDArray[np.int32]:
-    """Times as (N, 3): day, month from 0, year; zeros for NaT."""
-    days, months, years = (times.astype(f"datetime64[{unit}]") for unit in "DMY")
-    day = (days - months.astype("datetime64[D]")).astype(np.int64) + 1
-    month = (months - years.astype("datetime64[M]")).astype(np.int64)
-    dates = np.column_stack([day, month, years.astype(np.int64) + 1970])
-    dates[np.isnat(times)] = 0
-    return dates.astype(np.int32)

@@ -4,9 +4,13 @@ A `ResolvedConfig` is everything that index, pack and loader need to know about 
 It is inferred by inference/resolve.py and kept in metadata.json with the origin of each value.
 """
 
-from pydantic import BaseModel, ConfigDict, Field
+from typing import Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from eval_ingest.core.task import Task
+
+SPLITS = ("train", "val", "test")
 
 
 class _Frozen(BaseModel):
@@ -127,6 +131,21 @@ class SplitSelector(_Frozen):
         )
 
 
+class CropGrid(_Frozen):
+    """Every crop of a window is a sample: rslearn's load_all_crops."""
+
+    size: int = Field(gt=0)
+    """Side in pixels."""
+    overlap: int = Field(default=0, ge=0)
+    """Pixels that neighbours share; the last crop of a side, shifted inward, may share more."""
+
+    @model_validator(mode="after")
+    def _moves_on(self) -> Self:
+        if self.overlap >= self.size:
+            raise ValueError(f"crops of {self.size} pixels can't overlap by {self.overlap}")
+        return self
+
+
 class ResolvedConfig(_Frozen):
     """A dataset's configuration, resolved: what is predicted from what, and who said so."""
 
@@ -137,6 +156,8 @@ class ResolvedConfig(_Frozen):
     """The layers that modalities and label read, and no others."""
     crop_size: int | None = None
     """Side in pixels of the crop that the dataset's own training takes."""
+    all_crops: dict[str, CropGrid] = Field(default_factory=dict)
+    """By split, where every crop of a window is a sample; other splits have a sample a window."""
     selectors: dict[str, SplitSelector] = Field(default_factory=dict)
     """train, val, test as model.yaml declares them; empty if it doesn't."""
     declared_ratios: tuple[float, float, float] | None = None
@@ -152,6 +173,18 @@ class ResolvedConfig(_Frozen):
     provenance: dict[str, str] = Field(default_factory=dict)
     """Field name to the place it was inferred from, such as `model.yaml: data.init_args.task`."""
     warnings: tuple[str, ...] = ()
+
+    @property
+    def cuts(self) -> tuple[CropGrid | None, ...]:
+        """The ways in which splits cut samples from windows, each once and train's first.
+
+        None: one sample a window, of which `crop_size` is the centre.
+        """
+        return tuple(dict.fromkeys(self.all_crops.get(split) for split in SPLITS))
+
+    def cut_of(self, split: str) -> int:
+        """Which of `cuts` a split's samples are; that of train for windows in no split."""
+        return self.cuts.index(self.all_crops.get(split)) if split in SPLITS else 0
 
     @property
     def layer_names(self) -> frozenset[str]:

@@ -6,12 +6,12 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from eval_ingest.core.resolved import SPLITS as SPLITS
 from eval_ingest.core.task import TaskKind
 from eval_ingest.errors import SpecError
 from eval_ingest.redaction import holds_secret
 
 NAME_PATTERN = re.compile(r"[a-z0-9][a-z0-9_-]*")
-SPLITS = ("train", "val", "test")
 SPLIT_OPTION = "eval_split"
 """The option of a window in the rslearn copy that says which split it belongs to."""
 
@@ -95,6 +95,9 @@ class DatasetSpec(BaseModel):
     temporal_range: tuple[str, str] | None = None
     """ISO dates: only windows whose time range lies within."""
     crop_size: int | None = Field(default=None, gt=0)
+    all_crops: tuple[Literal["train", "val", "test"], ...] | None = None
+    """Splits in which every crop of a window is a sample; None means those of which model.yaml
+    says so (load_all_crops), and () none."""
     splits: SplitPolicy = SplitPolicy()
     max_samples: int | None = Field(default=None, gt=0)
     """At most this many windows over all splits, stratified by class, chosen by hash."""
@@ -127,6 +130,14 @@ class DatasetSpec(BaseModel):
         if not all(isinstance(item, str | int | float) for item in values):
             raise ValueError(f"must be a list of texts, got {value!r}")
         return tuple(map(str, values))
+
+    @field_validator("all_crops", mode="before")
+    @classmethod
+    def _named_splits(cls, value: Any) -> Any:
+        """Take `none` for no split, and a single split as a list of one."""
+        if isinstance(value, str):
+            value = [value]
+        return () if value is not None and list(value) == ["none"] else value
 
     @field_validator("temporal_range")
     @classmethod

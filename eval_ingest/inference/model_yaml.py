@@ -112,6 +112,11 @@ class SplitConfigs:
         own = self.own(split, key)
         return own if own.value else self.own("default", key)
 
+    def first(self, split: str, *keys: str) -> Node:
+        """The first of some keys that the split has, or else default_config: false counts."""
+        nodes = [self.own(config, key) for config in (split, "default") for key in keys]
+        return next((node for node in nodes if node.value is not None), nodes[0])
+
     def transforms(self, split: str) -> tuple[Node, ...]:
         """The split's transforms, or the default's: they replace each other."""
         return tuple(self.merged(split, "transforms").items())

@@ -11,16 +11,15 @@ from typing import Any
 
 from eval_ingest.core.resolved import Layer, ResolvedConfig, SplitSelector
 from eval_ingest.core.spec import DatasetSpec
-from eval_ingest.errors import UnsupportedError
+from eval_ingest.inference.crops import all_crops, crop_size
 from eval_ingest.inference.dataset_json import DatasetJson
 from eval_ingest.inference.guess import guess
 from eval_ingest.inference.inputs import build_modalities, raster_bands, read_layer
 from eval_ingest.inference.labels import TaskReader
 from eval_ingest.inference.model_yaml import DataInput, Declaration, parse_model_yaml
-from eval_ingest.inference.node import Node
 from eval_ingest.inference.notes import Notes
 from eval_ingest.inference.run_yaml import RunYaml
-from eval_ingest.inference.transforms import Replay, replay, size_range
+from eval_ingest.inference.transforms import Replay, replay
 
 
 @dataclass(frozen=True)
@@ -66,7 +65,8 @@ def resolve(files: ConfigFiles, spec: DatasetSpec) -> ResolvedConfig:
         label=label,
         modalities=modalities,
         layers=_layers([inputs[part.key] for part in parts] + [declared.label], dataset),
-        crop_size=_crop_size(declared, run, spec, notes),
+        crop_size=crop_size(declared, run, spec, notes),
+        all_crops=all_crops(declared, spec, notes),
         selectors=_selectors(declared, run, notes),
         declared_ratios=ratios[0] if ratios else None,
         window_storage=dataset.window_storage,
@@ -137,66 +137,6 @@ def _layers(inputs: Iterable[DataInput], dataset: DatasetJson) -> tuple[Layer, .
         for name in data_input.layers:
             layers.setdefault(name, read_layer(data_input, name, dataset))
     return tuple(layers.values())
-
-
-# --- crop ---
-
-
-def _crop_size(declared: Declaration, run: RunYaml, spec: DatasetSpec, notes: Notes) -> int | None:
-    """Side of the crop that training takes: the spec, the split configs, Crop, the run file."""
-    if spec.crop_size is not None:
-        notes.origin("crop_size", "--crop-size")
-        return spec.crop_size
-    for node in (*_split_crops(declared), *_transform_crops(declared), run.input_size):
-        if node.unset:
-            notes.warn(
-                f"{node.place} is the unset placeholder {node.value}; it is ignored, and "
-                "--crop-size sets it"
-            )
-        elif node.given:
-            size = _side(node, notes)
-            notes.origin("crop_size", node.place)
-            return size
-    notes.origin("crop_size", "default")
-    return None
-
-
-def _split_crops(declared: Declaration) -> list[Node]:
-    """crop_size, or its old name patch_size, as train and val have it."""
-    splits = declared.splits
-    if splits is None:
-        return []
-    return [
-        splits.merged(split, key)
-        for split in ("train", "val")
-        for key in ("crop_size", "patch_size")
-    ]
-
-
-def _transform_crops(declared: Declaration) -> list[Node]:
-    transforms = (*declared.train_transforms, *declared.transforms)
-    return [node.args.get("crop_size") for node in transforms if node.class_name == "Crop"]
-
-
-def _side(node: Node, notes: Notes) -> int:
-    """The side in pixels, from a number, [width, height], or Crop's [smallest, beyond largest]."""
-    if not isinstance(node.value, list):
-        side = node.integer()
-    elif ".transforms" in node.path:
-        low, high = size_range(node)
-        side = high - 1 if high is not None else None
-        if low is not None and side is not None and side > low:
-            notes.warn(f"{node.place}: crops of {low} to {side} pixels; {side} is taken")
-    else:
-        sides = {item.integer() for item in node.items()}
-        if len(sides) != 1:
-            raise node.error(
-                f"is {node.shown}, which isn't square", "give --crop-size", UnsupportedError
-            )
-        side = sides.pop()
-    if side is None or side < 1:
-        raise node.error(f"is {node.shown}, but must be a positive number of pixels")
-    return side
 
 
 # --- splits ---

@@ -14,6 +14,7 @@ In evaluation mode the package's encoders drop masked tokens but attend to what 
 where they have differing numbers of tokens. Batch windows with equally many, as the sweep does.
 """
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -26,7 +27,7 @@ from eval_ingest.core.modality import MODALITIES
 from eval_ingest.errors import LoadError
 from eval_ingest.loading.collate import collate
 from eval_ingest.loading.dataset import EvalDataset
-from eval_ingest.loading.normalize import make_normalizer, pretrained_stats
+from eval_ingest.loading.normalize import make_normalizer
 
 if TYPE_CHECKING:
     from olmoearth_pretrain_minimal.olmoearth_pretrain_v1.utils.datatypes import (
@@ -78,7 +79,7 @@ class OlmoEarthAdapter:
             )
         self._sample_type, modalities = _package()
         self._tolerance_days = tolerance_days
-        self._bands = {name: _BandFiller.of(dataset, name, missing_bands) for name in dataset.bands}
+        self._bands = {name: BandFiller.of(dataset, name, missing_bands) for name in dataset.bands}
         groups = band_groups or {
             name: modalities.get(name).bandsets_as_indices() for name in dataset.bands
         }
@@ -249,7 +250,7 @@ def _gather(pixels: torch.Tensor, images: NDArray[np.int64]) -> torch.Tensor:
     return result
 
 
-class _BandFiller:
+class BandFiller:
     """Lays the dataset's bands out as the modality's, and fills those it lacks."""
 
     def __init__(
@@ -261,7 +262,7 @@ class _BandFiller:
         self._as_is = all(real) and sources == list(range(len(sources)))
 
     @classmethod
-    def of(cls, dataset: EvalDataset, name: str, missing_bands: str) -> "_BandFiller":
+    def of(cls, dataset: EvalDataset, name: str, missing_bands: str) -> "BandFiller":
         bands = dataset.bands[name]
         stand_ins = {target: source for source, target in imputes(dataset.metadata.config)}
         sources, scale, offset, real = [], [], [], []
@@ -296,17 +297,14 @@ def _renormalised(
 ) -> tuple[float, float]:
     """Scale and offset from a normalised stand-in to what its raw values are as the other band.
 
-    Only pretrained statistics know a band that the dataset lacks; with the dataset's own, the
+    Where the statistics don't know a band that the dataset lacks, as the dataset's own don't, the
     stand-in's normalised values are taken as they are.
     """
-    used = dataset._normalizers[modality]
-    if dataset._arguments["normalize"] != "pretrained" or used.then:
+    stats = dataset.statistics(modality) or {}
+    if target not in stats or dataset._normalizers[modality].then:
         return 1.0, 0.0
     made = make_normalizer(
-        str(dataset._arguments["method"]),
-        (source, target),
-        pretrained_stats(modality),
-        decibels=False,
+        str(dataset._arguments["method"]), (source, target), stats, decibels=False
     )
     if made.scale is None or made.offset is None or made.scale[0] == 0:
         return 1.0, 0.0
@@ -315,16 +313,21 @@ def _renormalised(
 
 
 def _package() -> tuple[Any, Any]:
-    """MaskedOlmoEarthSample and Modality of olmoearth_pretrain_minimal."""
-    try:
-        # Optional and slow to import: only OlmoEarth's models need it.
+    """MaskedOlmoEarthSample and Modality of olmoearth_pretrain_minimal, or of its trainer."""
+    # Optional and slow to import: only OlmoEarth's models need it.
+    with contextlib.suppress(ImportError):
         from olmoearth_pretrain_minimal.olmoearth_pretrain_v1.utils.constants import Modality
         from olmoearth_pretrain_minimal.olmoearth_pretrain_v1.utils.datatypes import (
             MaskedOlmoEarthSample,
         )
+
+        return MaskedOlmoEarthSample, Modality
+    try:
+        from olmoearth_pretrain.data.constants import Modality as TrainerModality
+        from olmoearth_pretrain.datatypes import MaskedOlmoEarthSample as TrainerSample
     except ImportError as error:
         raise LoadError(
             "OlmoEarth's samples need olmoearth-pretrain-minimal; "
             'install it: pip install "eval-ingest[olmoearth]"'
         ) from error
-    return MaskedOlmoEarthSample, Modality
+    return TrainerSample, TrainerModality

@@ -5,7 +5,7 @@ a sample is asked for. Workers of a DataLoader share the maps.
 """
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -42,6 +42,13 @@ _BATCH_BYTES = 64 << 20
 """`loader` makes batches of about this many bytes of float32 pixels."""
 
 
+Statistics = Mapping[str, Mapping[str, float]]
+"""Per band mean, std, min and max."""
+
+Normalize = Literal["dataset", "pretrained"] | Mapping[str, Statistics] | None
+"""Which statistics samples are normalised with."""
+
+
 class EvalDataset(Dataset[dict[str, Any]]):
     """A split of an ingested eval dataset.
 
@@ -61,8 +68,9 @@ class EvalDataset(Dataset[dict[str, Any]]):
         split: train, val or test.
         root: the eval root; default OLMOEARTH_EVAL_DATASETS.
         modalities: only these; default all.
-        normalize: "dataset" (statistics of its train split), "pretrained" (OlmoEarth's), or None
-            (stored values, Sentinel-1 linear).
+        normalize: "dataset" (statistics of its train split), "pretrained" (OlmoEarth's), your own
+            statistics {modality: {band: {"mean", "std", "min", "max"}}} of pixels (Sentinel-1 in
+            dB), or None (stored values, Sentinel-1 linear).
         method: how statistics are used; see `core.norm.METHODS`.
         crop: a square of the dataset's crop size from the "center" or a "random" place; None: all.
             A dataset without a crop size is never cropped.
@@ -82,7 +90,7 @@ class EvalDataset(Dataset[dict[str, Any]]):
         *,
         root: str | Path | None = None,
         modalities: Sequence[str] | None = None,
-        normalize: Literal["dataset", "pretrained"] | None = "dataset",
+        normalize: Normalize = "dataset",
         method: str = DEFAULT_METHOD,
         crop: Literal["center", "random"] | None = "center",
         label_fraction: float | str = 1.0,
@@ -104,7 +112,7 @@ class EvalDataset(Dataset[dict[str, Any]]):
         name: str,
         split: str,
         modalities: Sequence[str] | None,
-        normalize: Literal["dataset", "pretrained"] | None,
+        normalize: Normalize,
         method: str,
         crop: Literal["center", "random"] | None,
         label_fraction: float | str,
@@ -120,8 +128,7 @@ class EvalDataset(Dataset[dict[str, Any]]):
         self._layout = eval_root.dataset(name)
         self._inputs = self._choose(modalities)
         self._normalizers = {
-            modality.name: self._normalizer(modality, normalize, method)
-            for modality in self._inputs
+            modality.name: self._normalizer(modality, method) for modality in self._inputs
         }
         self._crop = self.metadata.config.crop_size if crop else None
         self._random_crop = crop == "random"
@@ -142,18 +149,34 @@ class EvalDataset(Dataset[dict[str, Any]]):
             )
         return [known[name] for name in wanted]
 
-    def _normalizer(
-        self, modality: ModalityInput, normalize: str | None, method: str
-    ) -> Normalizer:
-        if normalize is None:
+    def _normalizer(self, modality: ModalityInput, method: str) -> Normalizer:
+        stats = self.statistics(modality.name)
+        if stats is None:
             return Normalizer(None, None)
-        if normalize == "dataset":
-            stats = self.metadata.norm_stats[modality.name]
-        elif normalize == "pretrained":
-            stats = pretrained_stats(modality.name)
-        else:
-            raise LoadError(f"no normalize={normalize!r}; there are 'dataset', 'pretrained', None")
         return make_normalizer(method, modality.bands, stats, modality.decibels)
+
+    def statistics(self, modality: str) -> Statistics | None:
+        """Band statistics that a modality is normalised with; None where it isn't.
+
+        Raises:
+            LoadError: there are none.
+        """
+        normalize = self._arguments["normalize"]
+        if normalize is None:
+            return None
+        if isinstance(normalize, Mapping):
+            if modality not in normalize:
+                raise LoadError(f"normalize= has no statistics for {modality}")
+            given: Statistics = normalize[modality]
+            return given
+        if normalize == "dataset":
+            return self.metadata.norm_stats[modality]
+        if normalize == "pretrained":
+            return pretrained_stats(modality)
+        raise LoadError(
+            f"no normalize={normalize!r}; there are 'dataset', 'pretrained', None, and statistics "
+            "of your own by modality and band"
+        )
 
     def _read_index(self) -> SplitIndex:
         path = self._layout.path / self.metadata.splits[self.split].index
@@ -260,7 +283,8 @@ class EvalDataset(Dataset[dict[str, Any]]):
             sample[modality.name] = recycler.empty(stored.shape)
             self._normalizers[modality.name].apply(stored, sample[modality.name])
         sample["timestamps"] = {
-            modality.name: self._index.timestamps(modality.name, row) for modality in self._inputs
+            modality.name: torch.from_numpy(self._index.timestamps(modality.name, row))
+            for modality in self._inputs
         }
         sample["target"] = self._target(self._stored_target(row, window))
         sample["window"] = self._index.window(row)
@@ -346,7 +370,9 @@ class EvalDataset(Dataset[dict[str, Any]]):
             modality.name: self._pixels(modality.name, rows, windows) for modality in self._inputs
         }
         batch["timestamps"] = {
-            m.name: torch.stack([self._index.timestamps(m.name, row) for row in rows])
+            m.name: torch.from_numpy(
+                np.stack([self._index.timestamps(m.name, row) for row in rows])
+            )
             for m in self._inputs
         }
         batch["timesteps"] = {

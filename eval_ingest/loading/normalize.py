@@ -1,5 +1,6 @@
 """From stored pixels to float32: one conversion and one multiply-add."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -88,7 +89,7 @@ class _Writable:
 
 
 def make_normalizer(
-    method: str, bands: tuple[str, ...], stats: dict[str, dict[str, float]], decibels: bool
+    method: str, bands: tuple[str, ...], stats: Mapping[str, Mapping[str, float]], decibels: bool
 ) -> Normalizer:
     """The normaliser of a modality.
 
@@ -126,21 +127,29 @@ def make_normalizer(
 
 
 def pretrained_stats(modality: str) -> dict[str, dict[str, float]]:
-    """Band statistics of OlmoEarth's pretraining, from olmoearth_pretrain_minimal.
+    """Band statistics of OlmoEarth's pretraining, which its packages ship.
 
     Raises:
-        LoadError: the package isn't installed, or doesn't know the modality.
+        LoadError: neither package is installed, or it doesn't know the modality.
     """
-    try:
-        # Optional: only pretrained normalisation needs it.
-        from olmoearth_pretrain_minimal.olmoearth_pretrain_v1.data import normalize
-    except ImportError as error:
-        raise LoadError(
-            'normalize="pretrained" needs olmoearth-pretrain-minimal; '
-            'install it: pip install "eval-ingest[olmoearth]"'
-        ) from error
-    config = normalize.load_computed_config()
+    config = _computed_config()
     if modality not in config:
         raise LoadError(f"OlmoEarth's pretraining has no statistics for {modality}")
     stats: dict[str, dict[str, float]] = config[modality]
     return stats
+
+
+def _computed_config() -> dict[str, Any]:
+    # Optional: only pretrained normalisation needs it. A trainer has the other of the two packages.
+    try:
+        from olmoearth_pretrain_minimal.olmoearth_pretrain_v1.data import normalize
+    except ImportError:
+        try:
+            from olmoearth_pretrain.data import normalize
+        except ImportError as error:
+            raise LoadError(
+                'normalize="pretrained" needs olmoearth-pretrain-minimal; '
+                'install it: pip install "eval-ingest[olmoearth]"'
+            ) from error
+    config: dict[str, Any] = normalize.load_computed_config()
+    return config

@@ -35,12 +35,11 @@ from eval_ingest.store.atomic import file_crc32c, store_error, umask
 from eval_ingest.store.npy import check_npy, create_npy, data_start, npy_header
 from eval_ingest.store.paths import DatasetLayout
 from eval_ingest.store.seal import again
+from eval_ingest.store.split_index import TARGET
 from eval_ingest.store.tables import read_table, write_table
 
 if TYPE_CHECKING:  # a local root doesn't pay for it
     from eval_ingest.store.roots.remote import RemoteRoot
-
-TARGET = "target"
 
 SHARD_VERSION = 3
 

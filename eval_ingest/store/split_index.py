@@ -1,20 +1,134 @@
-"""A split's cached index: which windows it holds, and where their samples lie."""
+"""A split's index, {split}/index.<fingerprint>.parquet: its schema, its writer and its reader.
 
+A row is a sample: which window it is of, where it lies in the shards, and its dates. Which samples
+a split has, and in which order, is decided elsewhere (copying/places.py).
+"""
+
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import torch
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from eval_ingest.core.columns import numbers, one_array
+from eval_ingest.core.columns import Column, lengths, numbers, one_array
 from eval_ingest.core.entry import SPLIT_INDEX_VERSION
 from eval_ingest.errors import IntegrityError
 from eval_ingest.store.seal import again
-from eval_ingest.store.tables import read_table
+from eval_ingest.store.tables import read_table, write_table
 
 TARGET = "target"
+
+_KIND = "split_index"
+
+# --------------------------------------------------------------------------------------- schema
+
+
+def split_index_schema(modalities: Sequence[str], from_source: bool) -> pa.Schema:
+    """The columns of a split's index, a row for each sample in the order of the split.
+
+    | column | |
+    |---|---|
+    | group, name | of the window |
+    | shard, row | the number of the shard in metadata.json, and the row in it; -1 where samples are read from the source |
+    | source_digest | of the files that the sample is made of; only where they are read from the source |
+    | height, width | of the sample, in pixels |
+    | `<array>.offset` | first element in the shard's file, where its rows differ in shape |
+    | `<modality>.timesteps` | T; 0 where the window lacks the modality |
+    | `<modality>.timestamps` | T x [day, month from 0, year], flat: see `timestamps_column` |
+    """  # noqa: E501
+    fields = [
+        ("group", pa.string()),
+        ("name", pa.string()),
+        ("shard", pa.int32()),
+        ("row", pa.int64()),
+        *([("source_digest", pa.string())] if from_source else []),
+        ("height", pa.int32()),
+        ("width", pa.int32()),
+        *((f"{name}.offset", pa.int64()) for name in (*modalities, TARGET)),
+    ]
+    for name in modalities:
+        fields += [(f"{name}.timesteps", pa.int32()), (f"{name}.timestamps", pa.list_(pa.int32()))]
+    return pa.schema(fields)
+
+
+# --------------------------------------------------------------------------------------- writer
+
+
+def write_split_index(
+    path: Path, modalities: Sequence[str], columns: Mapping[str, Any], from_source: bool
+) -> None:
+    """Write a split's index.
+
+    Args:
+        path: see DatasetLayout.split_index.
+        modalities: of the dataset, all of them.
+        columns: by name, those of `split_index_schema`.
+        from_source: there are no packed samples.
+
+    Raises:
+        StoreError: it can't be written.
+    """
+    table = pa.table(dict(columns), split_index_schema(modalities, from_source))
+    write_table(path, table, {"kind": _KIND, "version": SPLIT_INDEX_VERSION})
+
+
+def timestamps_column(
+    index: pa.Table, modality: str, rows: Sequence[int], steps: Sequence[int]
+) -> pa.ListArray:
+    """Per sample its timesteps' dates, flat: T x [day, month from 0, year].
+
+    A date is the middle of the timestep's interval, or of the window's time range where the
+    rasters don't say; zeros where that is unknown too.
+
+    Args:
+        index: the rows of a window index.
+        modality: one of its modalities.
+        rows: of the samples' windows in it.
+        steps: timesteps of each sample.
+    """
+    wanted = pa.array(rows, pa.int64())
+    table = index.select([f"{modality}.timestamps", "time_start", "time_end"]).take(wanted)
+    lists = one_array(table[f"{modality}.timestamps"])
+    known = lists.flatten()
+    counts, found = np.asarray(steps, np.int64), lengths(lists)
+    first, told = np.cumsum(found) - found, found == counts
+    # The rasters' own, then the windows'.
+    middles = np.concatenate(
+        [
+            _middles(*(pc.struct_field(known, name) for name in ("start", "end"))),
+            _middles(table["time_start"], table["time_end"]),
+        ]
+    )
+    sample = np.repeat(np.arange(len(rows)), counts)
+    step = np.arange(len(sample)) - np.repeat(np.cumsum(counts) - counts, counts)
+    places = np.where(told[sample], first[sample] + step, len(known) + sample)
+    dates = _dates(middles[places])
+    offsets = np.concatenate([[0], np.cumsum(3 * counts)]).astype(np.int32)
+    return pa.ListArray.from_arrays(pa.array(offsets), pa.array(dates.reshape(-1)))
+
+
+def _middles(start: Column, end: Column) -> NDArray[np.datetime64]:
+    """The middle of each interval; NaT where it has no start or end."""
+    nat = np.iinfo(np.int64).min
+    first, last = (numbers(one_array(c).cast(pa.int64()), nat) for c in (start, end))
+    unknown = (first == nat) | (last == nat)
+    return np.where(unknown, nat, first + (last - first) // 2).astype("datetime64[us]")
+
+
+def _dates(times: NDArray[np.datetime64]) -> NDArray[np.int32]:
+    """Times as (N, 3): day, month from 0, year; zeros for NaT."""
+    days, months, years = (times.astype(f"datetime64[{unit}]") for unit in "DMY")
+    day = (days - months.astype("datetime64[D]")).astype(np.int64) + 1
+    month = (months - years.astype("datetime64[M]")).astype(np.int64)
+    dates = np.column_stack([day, month, years.astype(np.int64) + 1970])
+    dates[np.isnat(times)] = 0
+    return dates.astype(np.int32)
+
+
+# --------------------------------------------------------------------------------------- reader
 
 
 class SplitIndex:
@@ -30,7 +144,7 @@ class SplitIndex:
     """
 
     def __init__(self, path: Path, name: str, modalities: list[str]) -> None:
-        found = read_table(path, "split_index", SPLIT_INDEX_VERSION, name, use_threads=False)
+        found = read_table(path, _KIND, SPLIT_INDEX_VERSION, name, use_threads=False)
         if found is None:
             raise IntegrityError(f"the index {path} is missing, or of another version", again(name))
         table = found[0]
@@ -69,11 +183,11 @@ class SplitIndex:
         """Height and width in pixels."""
         return int(self.heights[row]), int(self.widths[row])
 
-    def timestamps(self, modality: str, row: int) -> torch.Tensor:
-        """Long (T, 3): day, month from 0, year."""
+    def timestamps(self, modality: str, row: int) -> NDArray[np.int64]:
+        """(T, 3): day, month from 0, year."""
         offsets, values = self._stamps[modality]
         found = values[offsets[row] : offsets[row + 1]].astype(np.int64)
-        return torch.from_numpy(found.reshape(-1, 3))
+        return found.reshape(-1, 3)
 
 
 class Texts:

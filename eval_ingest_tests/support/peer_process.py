@@ -82,6 +82,68 @@ def read(registry, name, split, out, arguments=None):
     return [f"{windows[k].group}/{windows[k].name}" for k in order]
 
 
+def read_through(root, name, split, out, dates="real", arguments=None, registry=None):
+    """As `read`, with eval_ingest's module imported, in batches of the trainer's loader."""
+    import numpy as np
+    from olmoearth_pretrain.evals import datasets
+    from olmoearth_pretrain.evals.datasets import utils
+    from torch.utils.data import DataLoader
+
+    import eval_ingest.integrations.olmoearth_pretrain as ours
+
+    ours.install(root, dates=dates)
+    try:
+        entry = datasets.get_dataset_entry(name, registry)
+        dataset = datasets.from_registry_entry(entry, split, **(arguments or {}))
+        collate = utils.eval_collate_fn_variable_time
+        arrays, first = {}, 0
+        for sample, target in DataLoader(dataset, batch_size=4, collate_fn=collate):
+            for k in range(len(target)):
+                for key, value in sample.as_dict().items():
+                    if value is not None:
+                        arrays[f"{first + k}.{key}"] = value[k].numpy()
+                arrays[f"{first + k}.target"] = target[k].numpy()
+            first += len(target)
+        single, target = dataset[len(dataset) - 1]
+        for key, value in single.as_dict().items():
+            if value is not None:
+                arrays[f"{first}.{key}"] = value.numpy()
+        arrays[f"{first}.target"] = target.numpy()
+        np.savez(out, **arrays)
+        inner = dataset.dataset
+        return [type(dataset).__name__, *(inner.window(i) for i in range(len(inner)))]
+    finally:
+        ours.uninstall()
+
+
+def replaced(root):
+    """What stands in the trainer's modules before, with, and after ours: as it was?"""
+    from olmoearth_pretrain.evals import datasets, studio_ingest
+    from olmoearth_pretrain.evals.datasets import configs, utils
+    from olmoearth_pretrain.evals.studio_ingest import registry
+
+    def everything():
+        modules = (datasets, studio_ingest, configs, utils, registry)
+        return {f"{m.__name__}.{k}": v for m in modules for k, v in vars(m).items()}
+
+    import eval_ingest.integrations.olmoearth_pretrain as ours
+
+    ours.uninstall()
+    before = everything()
+    ours.install(root)
+    import olmoearth_pretrain.train.callbacks.evaluator_callback as callback
+
+    with_ours = everything()
+    ours.uninstall()
+    after = everything()
+    return {
+        "changed": sorted(k for k in before if before[k] is not with_ours[k]),
+        "left": sorted(k for k in before if before[k] is not after[k]),
+        "callback": callback.eval_collate_fn_variable_time
+        is before["olmoearth_pretrain.evals.datasets.utils.eval_collate_fn_variable_time"],
+    }
+
+
 def collate(registry, name, split, out):
     """Write a split as one batch to a .npz."""
     import numpy as np
@@ -123,6 +185,17 @@ def overridden_tasks(arguments):
     return {name: asdict(task) for name, task in tasks.items()}
 
 
+def evaluate_through(root, code, only=None, epochs=2):
+    """As `evaluate`, with eval_ingest's module imported and the dates of its own loader."""
+    import eval_ingest.integrations.olmoearth_pretrain as ours
+
+    ours.install(root, dates="monthly")
+    try:
+        return evaluate(code, only, epochs)
+    finally:
+        ours.uninstall()
+
+
 def evaluate(code, only=None, epochs=2):
     """Run its own evaluators of EVAL_TASKS on an encoder with random weights; scores by task."""
     import torch
@@ -142,9 +215,22 @@ def evaluate(code, only=None, epochs=2):
     callback = DownstreamEvaluatorCallbackConfig(tasks=tasks, tasks_to_run=only).build(trainer)
     scores = {}
     for evaluator in callback.evaluators:
+        # The order of batches and the probe's first weights don't depend on what opening drew.
+        evaluator._get_embeddings = _seeded(evaluator._get_embeddings)
+        evaluator.eval_function = _seeded(evaluator.eval_function)
         result = evaluator.val().val_result
         scores[evaluator.evaluation_name] = {k: float(v) for k, v in result.metrics.items()}
     return scores
+
+
+def _seeded(function):
+    def call(*args, **kwargs):
+        import torch
+
+        torch.manual_seed(0)
+        return function(*args, **kwargs)
+
+    return call
 
 
 def _run(code):

@@ -7,9 +7,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from eval_ingest.copying.places import Place
-from eval_ingest.copying.transfer import _timestamps
-from eval_ingest.core.index import WindowIndex
+from eval_ingest.store.split_index import timestamps_column
 
 TIME = pa.timestamp("us", tz="UTC")
 INTERVAL = pa.struct([("start", TIME), ("end", TIME)])
@@ -49,12 +47,11 @@ def test_dates_are_the_rasters_else_the_windows_else_zeros() -> None:
             "time_end": pa.array(ends, TIME),
         }
     )
-    index = WindowIndex(pa.concat_tables([table[:7], table[7:]]), "fp", "key")
+    index = pa.concat_tables([table[:7], table[7:]])
     order = rng.sample(range(len(told)), 250)
-    rows = [Place("g", "n", "", "train", row) for row in order]
-    found = _timestamps(index, "m", rows, [steps[row] for row in order])
+    found = timestamps_column(index, "m", order, [steps[row] for row in order])
     assert found.type == pa.list_(pa.int32())
     assert found.to_pylist() == [
         dates_by_hand(told[row], starts[row], ends[row], steps[row]) for row in order
     ]
-    assert len(_timestamps(index, "m", [], [])) == 0
+    assert len(timestamps_column(index, "m", [], [])) == 0

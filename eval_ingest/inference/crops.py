@@ -1,0 +1,119 @@
+"""What of a window is a sample: all of it, a crop of it, or every crop of it.
+
+As the splits of model.yaml say, by rslearn's names for it: crop_size (formerly patch_size),
+load_all_crops (load_all_patches), overlap_pixels (overlap_ratio).
+"""
+
+from eval_ingest.core.resolved import CropGrid
+from eval_ingest.core.spec import SPLITS, DatasetSpec
+from eval_ingest.errors import ConfigError, UnsupportedError
+from eval_ingest.inference.model_yaml import Declaration, SplitConfigs
+from eval_ingest.inference.node import Node
+from eval_ingest.inference.notes import Notes
+from eval_ingest.inference.run_yaml import RunYaml
+from eval_ingest.inference.transforms import size_range
+
+_SIZES = ("crop_size", "patch_size")
+_FLAGS = ("load_all_crops", "load_all_patches")
+
+
+def crop_size(declared: Declaration, run: RunYaml, spec: DatasetSpec, notes: Notes) -> int | None:
+    """Side of the crop that training takes: the spec, the split configs, Crop, the run file."""
+    if spec.crop_size is not None:
+        notes.origin("crop_size", "--crop-size")
+        return spec.crop_size
+    for node in (*_split_crops(declared), *_transform_crops(declared), run.input_size):
+        if node.unset:
+            notes.warn(
+                f"{node.place} is the unset placeholder {node.value}; it is ignored, and "
+                "--crop-size sets it"
+            )
+        elif node.given:
+            size = _side(node, notes)
+            notes.origin("crop_size", node.place)
+            return size
+    notes.origin("crop_size", "default")
+    return None
+
+
+def _split_crops(declared: Declaration) -> list[Node]:
+    """crop_size, as train and val have it where it isn't that of every crop."""
+    splits = declared.splits
+    if splits is None:
+        return []
+    return [
+        splits.merged(split, key)
+        for split in ("train", "val")
+        for key in _SIZES
+        if not splits.first(split, *_FLAGS).flag()
+    ]
+
+
+def _transform_crops(declared: Declaration) -> list[Node]:
+    transforms = (*declared.train_transforms, *declared.transforms)
+    return [node.args.get("crop_size") for node in transforms if node.class_name == "Crop"]
+
+
+def _side(node: Node, notes: Notes) -> int:
+    """The side in pixels, from a number, [width, height], or Crop's [smallest, beyond largest]."""
+    if not isinstance(node.value, list):
+        side = node.integer()
+    elif ".transforms" in node.path:
+        low, high = size_range(node)
+        side = high - 1 if high is not None else None
+        if low is not None and side is not None and side > low:
+            notes.warn(f"{node.place}: crops of {low} to {side} pixels; {side} is taken")
+    else:
+        sides = {item.integer() for item in node.items()}
+        if len(sides) != 1:
+            raise node.error(
+                f"is {node.shown}, which isn't square", "give --crop-size", UnsupportedError
+            )
+        side = sides.pop()
+    if side is None or side < 1:
+        raise node.error(f"is {node.shown}, but must be a positive number of pixels")
+    return side
+
+
+def all_crops(declared: Declaration, spec: DatasetSpec, notes: Notes) -> dict[str, CropGrid]:
+    """The splits in which every crop of a window is a sample, and their crops.
+
+    A test split that model.yaml doesn't have is made of val's windows, and so are its samples.
+    """
+    splits = declared.splits
+    found = {}
+    for split in SPLITS:
+        config = split
+        if splits is not None and split == "test" and not splits.node.get("test_config").given:
+            config = "val"
+        flag = splits.first(config, *_FLAGS) if splits is not None else Node(None, "")
+        wanted = flag.flag() if spec.all_crops is None else split in spec.all_crops
+        if wanted:
+            found[split] = _grid(splits, config, spec, notes)
+            origin = "--all-crops" if spec.all_crops is not None else flag.place
+            notes.origin(f"all_crops.{split}", origin)
+    return found
+
+
+def _grid(splits: SplitConfigs | None, config: str, spec: DatasetSpec, notes: Notes) -> CropGrid:
+    """Size and overlap of a split's crops; the spec's crop size goes first."""
+    node = splits.first(config, *_SIZES) if splits is not None else Node(None, "")
+    size = spec.crop_size or (_side(node, notes) if node.given else None)
+    if size is None:
+        raise ConfigError(
+            f"{spec.name}: every crop of the {config} windows is to be a sample, but nothing says "
+            "how large they are; give --crop-size"
+        )
+    if splits is None:
+        return CropGrid(size=size)
+    overlap = splits.first(config, "overlap_pixels")
+    pixels = overlap.integer() or 0
+    if not overlap.given:
+        overlap = splits.first(config, "overlap_ratio")
+        pixels = round(size * (overlap.number() or 0))
+    if not 0 <= pixels < size:
+        raise overlap.error(
+            f"is {overlap.shown}, but crops of {size} pixels can share 0 to {size - 1}",
+            "correct it, or give a larger --crop-size",
+        )
+    return CropGrid(size=size, overlap=pixels)
