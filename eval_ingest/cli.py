@@ -47,6 +47,16 @@ examples:
 """
 
 
+ADOPT = """\
+The other tool's windows stay where they are, and its entry in registry.json keeps every value.
+
+examples:
+  eval-ingest adopt --name yemen_crop
+  eval-ingest adopt --all
+  eval-ingest adopt --name yemen_crop --correct     what is wrong in its entry is put right
+"""
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; 0 if it worked, 1 with a message if not, 2 for a usage error."""
     options = _parser().parse_args(arguments)
@@ -103,6 +113,16 @@ def _parser() -> argparse.ArgumentParser:
         "--overwrite", action="store_true", help="ingest anew although nothing has changed"
     )
     ingest.add_argument("--dry-run", action="store_true", help="say what would be done; no writing")
+
+    adopt = _command(commands, "adopt", _adopt, "take over what another tool has ingested", ADOPT)
+    which = adopt.add_mutually_exclusive_group(required=True)
+    which.add_argument("--name", help="as it is registered by the other tool, or its folder")
+    which.add_argument("--all", action="store_true", help="every dataset of another tool")
+    adopt.add_argument(
+        "--correct",
+        action="store_true",
+        help="write what is found into its entry, where that says something else",
+    )
 
     validate = _command(commands, "validate", _validate, "show what is inferred, and from where")
     validate.add_argument("--name", default=None, help="a dataset of the catalog")
@@ -300,6 +320,46 @@ def _ingest(options: argparse.Namespace) -> int:
     done = summary(job, outcomes)
     _print(options, done, summary_lines(done))
     return 0
+
+
+def _adopt(options: argparse.Namespace) -> int:
+    from eval_ingest.adopting import adopt, adoptable
+    from eval_ingest.report.terminal import Progress, adopted_facts, adopted_lines, outcome_line
+    from eval_ingest.settings import Settings
+
+    settings = Settings.load()
+    names = [options.name] if options.name else adoptable(_root())
+    facts, failed = {}, 0
+    with Progress(quiet=options.json) as progress:
+        for name in names:
+            try:
+                adopted = adopt(
+                    settings,
+                    name,
+                    correct=options.correct,
+                    progress=progress,
+                    each=lambda outcome: (
+                        None
+                        if options.json or options.all
+                        else progress.line(outcome_line(outcome))
+                    ),
+                )
+            except EvalIngestError as error:
+                if options.name:
+                    raise
+                failed += 1
+                facts[name] = {"error": str(error)}
+                _complain(f"error: {error}")
+                continue
+            facts[name] = adopted_facts(adopted)
+            if not options.json:
+                for line in adopted_lines(adopted):
+                    progress.line(line)
+    if options.json:
+        _print(options, facts, [])
+    elif not names:
+        print("there is nothing to adopt: no dataset of another tool is registered here")
+    return 1 if failed else 0
 
 
 def _refuse_another_source(job: "Job") -> None:

@@ -1,12 +1,13 @@
 """One dataset on its way: where it comes from, what it is, where it goes."""
 
+import json
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
 from eval_ingest.core.index import row_key
-from eval_ingest.core.resolved import ResolvedConfig
-from eval_ingest.core.spec import DatasetSpec
+from eval_ingest.core.resolved import ResolvedConfig, SplitSelector
+from eval_ingest.core.spec import SPLIT_OPTION, SPLITS, DatasetSpec
 from eval_ingest.engine import Progress, no_progress
 from eval_ingest.errors import ConfigError, SpecError
 from eval_ingest.inference.resolve import ConfigFiles, resolve
@@ -16,6 +17,7 @@ from eval_ingest.sources.base import CONFIG_FILES, Source
 from eval_ingest.sources.open import open_source
 from eval_ingest.store.claims import refuse_theirs
 from eval_ingest.store.paths import DatasetLayout, EvalRoot
+from eval_ingest.store.registry import their_raw_entry
 from eval_ingest.store.roots.open import open_root
 
 
@@ -30,6 +32,8 @@ class Job:
     files: ConfigFiles
     config: ResolvedConfig
     progress: Progress = field(default=no_progress, compare=False)
+    their_entry: str = ""
+    """Of a dataset to adopt: the JSON of its entry in registry.json before we added to it."""
 
     @property
     def layout(self) -> DatasetLayout:
@@ -80,7 +84,21 @@ def open_job(
             f"{source.origin} is an archive; unpack it and give the folder, or use --copy stream"
         )
     files = read_config_files(source, spec, settings)
-    return Job(spec, settings, eval_root, source, files, resolve(files, spec), progress)
+    config = resolve(files, spec)
+    if not spec.adopted:
+        return Job(spec, settings, eval_root, source, files, config, progress)
+    theirs = their_raw_entry(layout)
+    return Job(
+        spec, settings, eval_root, source, files, _by_their_splits(config, theirs), progress, theirs
+    )
+
+
+def _by_their_splits(config: ResolvedConfig, their_entry: str) -> ResolvedConfig:
+    """The configuration of an adopted dataset: each window is in the split that its option says."""
+    key = json.loads(their_entry or "{}").get("split_tag_key") or SPLIT_OPTION
+    selectors = {split: SplitSelector(tags={key: split}) for split in SPLITS}
+    provenance = {**config.provenance, "selectors": f"window option {key}"}
+    return config.model_copy(update={"selectors": selectors, "provenance": provenance})
 
 
 def read_config_files(source: Source, spec: DatasetSpec, settings: Settings) -> ConfigFiles:

@@ -232,6 +232,7 @@ def registry_entry(
         timesteps={name: (int(s.min()), int(s.max())) for name, s in samples.timesteps.items()},
         same_timesteps=samples.same_timesteps,
         n_bytes=copy.n_bytes + copy.packed_bytes,
+        their_entry=job.their_entry,
     )
 
 

@@ -112,6 +112,12 @@ class Metadata(_Model):
     num_timesteps: int
     """The most timesteps of any sample and modality."""
     n_bytes: int = 0
+    their_entry: str = ""
+    """Of an adopted dataset: the JSON of its entry in registry.json before we added to it."""
+
+
+OURS_ALONE = ("copy", "verdict", "fingerprint", "ingested_at")
+"""Keys of an entry that no other tool writes."""
 
 
 def is_ours(entry: Any) -> bool:

@@ -29,6 +29,11 @@ def check_name(name: str) -> str:
     return name
 
 
+def is_name(name: str) -> bool:
+    """True if it can be a dataset's name: see `check_name`."""
+    return NAME_PATTERN.fullmatch(name) is not None
+
+
 def name_from(text: str) -> str:
     """A dataset name made from a folder's.
 
@@ -110,6 +115,8 @@ class DatasetSpec(BaseModel):
     """windows: the rslearn windows and the packed samples; stream: the packed samples alone;
     index: neither, samples are read from the source; adopted: another tool's copy stays as it is,
     and is the source of the packed samples."""
+    correct: bool = False
+    """adopted: what we find stands in the registry in the place of what the other tool said."""
     licence: str | None = None
     notes: str | None = None
 

@@ -133,6 +133,12 @@ def _choose(
 ) -> str:
     """Fill splits and reasons of the candidates; return what was done, in words."""
     policy = spec.splits
+    if spec.adopted:
+        rows = zip(index.groups, index.names, _options(index), strict=True)
+        theirs = [_first_selector(config.selectors, *row) or NONE for row in rows]
+        splits[candidates] = np.array(theirs, "<U5")[candidates]
+        reasons[candidates] = "as it was"
+        return "as another tool has assigned them"
     if policy.strategy == "auto":
         declared = _declared(index, config)
         if declared is not None:

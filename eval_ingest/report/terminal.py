@@ -14,6 +14,7 @@ from eval_ingest.core.task import Task
 from eval_ingest.redaction import redacted
 
 if TYPE_CHECKING:
+    from eval_ingest.adopting import Adopted
     from eval_ingest.job import Job
     from eval_ingest.pipeline import Outcome
     from eval_ingest.watching import Judgement, Sighting
@@ -391,6 +392,42 @@ def entry_lines(name: str, entry: Mapping[str, Any]) -> list[str]:
         *(f"  {key:<{wide}}  {value}" for key, value in facts.items() if key != "name"),
         f"to load it here, where it is: eval-ingest adopt --name {name}",
     ]
+
+
+def adopted_facts(adopted: "Adopted") -> dict[str, Any]:
+    """What became of a dataset of another tool, for programs."""
+    metadata = adopted.metadata
+    return {
+        "ran": adopted.ran,
+        "source": redacted(adopted.source),
+        "splits": {split: found.count for split, found in metadata.splits.items()},
+        "verdict": metadata.quality.get("verdict", ""),
+        "corrected": metadata.spec.correct,
+        "differences": {
+            found.field: {"theirs": found.theirs, "ours": found.ours, "why": found.why}
+            for found in adopted.differences
+        },
+    }
+
+
+def adopted_lines(adopted: "Adopted") -> list[str]:
+    """What became of a dataset of another tool, and what its entry says otherwise."""
+    metadata, name = adopted.metadata, adopted.name
+    if not adopted.ran:
+        return [f"{name} is adopted already: nothing was to be done"]
+    counts = counts_text({split: found.count for split, found in metadata.splits.items()})
+    lines = [f"{name} is adopted: {counts}; windows stay in {redacted(adopted.source)}"]
+    lines += quality_lines(metadata.quality)
+    if metadata.invalid:
+        reasons = ", ".join(f"{n:,} {code}" for code, n in metadata.invalid.items())
+        lines.append(f"  windows that can't be read: {reasons}")
+    if adopted.differences:
+        done = "put right in its entry" if metadata.spec.correct else "its entry is left as it is"
+        lines.append(f"  found otherwise ({done}):")
+        lines += [f"    {difference}" for difference in adopted.differences]
+        if not metadata.spec.correct:
+            lines.append(f"  to put it right: eval-ingest adopt --name {name} --correct")
+    return [*lines, f'use it: EvalDataset("{name}", split="train")']
 
 
 def discover_lines(

@@ -11,7 +11,7 @@ from typing import Any
 from eval_ingest.core.entry import is_ours
 from eval_ingest.core.spec import SPLITS, DatasetSpec
 from eval_ingest.errors import NotOursError, StoreError
-from eval_ingest.store.ownership import Whose, mark, whose
+from eval_ingest.store.ownership import Whose, disclaim, given_back, mark, whose
 from eval_ingest.store.paths import DatasetLayout, EvalRoot
 from eval_ingest.store.registry import read_registry
 
@@ -24,6 +24,8 @@ def claim(layout: DatasetLayout, spec: DatasetSpec) -> None:
         StoreError: it can't be written.
     """
     refuse_theirs(layout, spec)
+    if given_back(layout):
+        disclaim(layout)  # a removal was stopped
     mark(layout, Whose.ADOPTED if spec.adopted else Whose.INGESTED)
 
 

@@ -8,9 +8,11 @@ known by what else only we write. Everything else is somebody's, and nothing is 
 """
 
 import contextlib
+import shutil
 from enum import StrEnum
 from pathlib import Path
 
+from eval_ingest.core.spec import SPLITS
 from eval_ingest.store.atomic import remove_file, write_bytes
 from eval_ingest.store.paths import DatasetLayout
 from eval_ingest.store.seal import is_sealed
@@ -64,6 +66,19 @@ def _is_ours(metadata: Path) -> bool:
     return False
 
 
+OUR_NAMES = (
+    "metadata.json", "norm_stats.json", "window_index.parquet", "split_assignment.parquet",
+    "weka_copy.json", "source_state.json", "retired.json", "samples", *SPLITS, "report",
+    ".window_index", ".staging",
+)  # fmt: skip
+"""What we write beside the windows of another tool."""
+
+
+def ours_in_the_way(layout: DatasetLayout) -> list[str]:
+    """What a folder of another tool holds where ours would lie, were the dataset adopted."""
+    return [name for name in OUR_NAMES if (layout.path / name).exists()]
+
+
 def mark(layout: DatasetLayout, kind: Whose) -> None:
     """Say in a dataset's folder that it is ours.
 
@@ -76,7 +91,41 @@ def mark(layout: DatasetLayout, kind: Whose) -> None:
         layout.root.push(path)
 
 
+_LEAVING = ".given_back_by_eval_ingest"
+"""Holds their entry while an adopted dataset is given back."""
+
+
+def give_back(layout: DatasetLayout, their_entry: str) -> None:
+    """Begin to give an adopted dataset back: from here on it isn't published any more.
+
+    Raises:
+        StoreError: it can't be written.
+    """
+    write_bytes(layout.path / _LEAVING, their_entry.encode(errors="surrogateescape"))
+    remove_file(layout.metadata)
+    layout.root.push(layout.path / _LEAVING, layout.metadata)
+
+
+def given_back(layout: DatasetLayout) -> str:
+    """The entry that a dataset which is being given back had; empty if it isn't, or had none."""
+    with contextlib.suppress(OSError):
+        return (layout.path / _LEAVING).read_text(errors="surrogateescape")
+    return ""
+
+
 def disclaim(layout: DatasetLayout) -> None:
-    """Take the mark from a folder that is another tool's alone again."""
-    remove_file(layout.path / _MARKS[Whose.ADOPTED])
-    layout.root.push(layout.path / _MARKS[Whose.ADOPTED])
+    """Remove what is ours from a folder of another tool; the mark last.
+
+    Raises:
+        StoreError: it can't be removed.
+    """
+    for name in OUR_NAMES:
+        path = layout.path / name
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            remove_file(path)
+        layout.root.push(path)
+    for name in (_LEAVING, _MARKS[Whose.ADOPTED]):
+        remove_file(layout.path / name)
+        layout.root.push(layout.path / name)

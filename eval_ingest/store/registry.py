@@ -9,15 +9,22 @@ import json
 import random
 import shutil
 import time
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
-from eval_ingest.core.entry import METADATA_VERSION, Metadata, is_ours, registry_entry
-from eval_ingest.core.registry_text import Entry, RegistryText
+from eval_ingest.core.adoption import corrections
+from eval_ingest.core.entry import (
+    METADATA_VERSION,
+    OURS_ALONE,
+    Metadata,
+    is_ours,
+    registry_entry,
+)
+from eval_ingest.core.registry_text import Entry, RegistryText, extended
 from eval_ingest.core.spec import NAME_PATTERN
 from eval_ingest.errors import (
     IntegrityError,
@@ -28,7 +35,7 @@ from eval_ingest.errors import (
     UnknownDatasetError,
 )
 from eval_ingest.store.atomic import store_error, write_bytes
-from eval_ingest.store.ownership import Whose, whose
+from eval_ingest.store.ownership import Whose, disclaim, give_back, given_back, whose
 from eval_ingest.store.paths import DatasetLayout, EvalRoot
 from eval_ingest.store.registry_file import content, copies, exchange, intact, keep_copy, look
 from eval_ingest.store.seal import again, is_sealed, read_sealed_json, sealed_json
@@ -239,6 +246,9 @@ def _compiled(
             continue
         wanted = registry_entry(metadata, layout.registered_path)
         found = known.get(name)
+        if metadata.spec.adopted:
+            ours[name] = _joined(name, metadata, wanted, found)
+            continue
         value = found.value if found is not None else None
         if value == wanted or not (value is None or is_ours(value) or _is_of(layout, value)):
             continue  # as it should be; or another tool's dataset, which lies elsewhere
@@ -250,11 +260,55 @@ def _compiled(
         if entry.name in names or not NAME_PATTERN.fullmatch(entry.name):
             return False
         value = entry.value
-        if not is_ours(value):
+        if not is_ours(value) or whose(root.dataset(entry.name)) is Whose.ADOPTED:
             return False
         return _is_of(root.dataset(entry.name), value) or not Path(value["weka_path"]).exists()
 
-    return before.without(is_stale).put(ours.values())
+    left = [_as_it_was(root, entry) for entry in before.entries if entry.name not in names]
+    return before.without(is_stale).put([*ours.values(), *filter(None, left)])
+
+
+def _as_it_was(root: EvalRoot, entry: Entry) -> Entry | None:
+    """Their own entry of a dataset that is being given back; None for all others."""
+    if not NAME_PATTERN.fullmatch(entry.name):
+        return None
+    raw = given_back(root.dataset(entry.name))
+    return Entry(entry.name, entry.key, raw) if raw else None
+
+
+def _joined(name: str, metadata: Metadata, ours: Mapping[str, Any], found: Entry | None) -> Entry:
+    """The entry of an adopted dataset: what the other tool says, and beside it what we add.
+
+    Its values are those that stand there now; the ones of `their_entry` say which are its own.
+    """
+    theirs = json.loads(metadata.their_entry or "{}")
+    if not theirs:
+        return Entry.of(name, {**ours, "weka_path": metadata.source})
+    standing = found.value if found is not None else theirs
+    corrected = corrections(theirs, ours) if metadata.spec.correct else {}
+    added = {key: v for key, v in ours.items() if key not in theirs or key in OURS_ALONE}
+    raw = found.raw if found is not None and isinstance(standing, dict) else metadata.their_entry
+    key = found.key if found is not None else json.dumps(name)
+    return Entry(name, key, extended(raw, {**added, **corrected}, {*added, *corrected}))
+
+
+def their_raw_entry(layout: DatasetLayout) -> str:
+    """The JSON of another tool's entry of a dataset, as it was before we added to it.
+
+    Raises:
+        StoreError: it can't be read.
+    """
+    metadata = None
+    with contextlib.suppress(IntegrityError):
+        metadata = read_metadata(layout)
+    if metadata is not None:
+        return metadata.their_entry
+    if given_back(layout):
+        return given_back(layout)
+    root = layout.root
+    root.pull(root.registry)
+    text = root.intact(root.registry, lambda: intact(root.registry, look(root.registry)))
+    return text.raw.get(layout.name, "")
 
 
 def _is_of(layout: DatasetLayout, value: Any) -> bool:
@@ -265,6 +319,8 @@ def _is_of(layout: DatasetLayout, value: Any) -> bool:
 def remove_dataset(root: EvalRoot, name: str) -> None:
     """Delete a dataset: out of sight first, then from the registry, then from the disk.
 
+    Of an adopted one what is ours is deleted, and its entry is as it was before.
+
     Raises:
         NotOursError: it is another tool's.
         StoreError: it can't be removed.
@@ -272,6 +328,11 @@ def remove_dataset(root: EvalRoot, name: str) -> None:
     layout = root.dataset(name)
     what = f"removing {name}"
     with locked(layout.lock, LOCK_TIMEOUT_S, what), layout.held(LOCK_TIMEOUT_S, what):
+        if whose(layout) is Whose.ADOPTED:
+            give_back(layout, their_raw_entry(layout))
+            change_registry(root, [] if given_back(layout) else [name])
+            disclaim(layout)
+            return
         if whose(layout) is Whose.THEIRS:
             raise NotOursError(
                 f"{layout.url} is another tool's, and it is not removed; if that is what you "
