@@ -162,6 +162,14 @@ def python_tasks(code):
     return {name: asdict(task) for name, task in _run(code).items()}
 
 
+def lookups(code, names):
+    """Where the datasets of these names lie, after a module that defines EVAL_TASKS has run."""
+    _run(code)
+    from olmoearth_pretrain.evals.datasets import get_dataset_entry
+
+    return {name: get_dataset_entry(name).weka_path for name in names}
+
+
 def overridden_tasks(arguments):
     """The tasks of a trainer's configuration after these command line arguments."""
     from olmo_core.config import Config
