@@ -270,11 +270,14 @@ def _ingest(options: argparse.Namespace) -> int:
     )
     from eval_ingest.settings import Settings
     from eval_ingest.store.catalog import add_spec
+    from eval_ingest.store.claims import refuse_theirs
 
     settings = Settings.load()
     spec = _spec(options, settings)
     if options.dry_run:
-        path = _root().dataset(spec.name).url
+        layout = _root().dataset(spec.name)
+        path = layout.url
+        refuse_theirs(layout, spec)
         with tempfile.TemporaryDirectory() as scratch:
             plan = dry_run(open_job(spec, settings, root=scratch, looks=True))
         plan["path"] = str(path)
@@ -390,10 +393,15 @@ def _list(options: argparse.Namespace) -> int:
 
 
 def _info(options: argparse.Namespace) -> int:
-    from eval_ingest.report.terminal import info_lines
+    from eval_ingest.report.terminal import entry_lines, info_lines
+    from eval_ingest.store.claims import their_entry
     from eval_ingest.store.registry import require_metadata
 
     root = _root()
+    entry = their_entry(root, options.name)
+    if entry:
+        _print(options, entry, entry_lines(options.name, entry))
+        return 0
     metadata = require_metadata(root, options.name)
     facts = metadata.model_dump(mode="json", by_alias=True)
     _print(options, facts, info_lines(metadata, root.dataset(options.name).url))

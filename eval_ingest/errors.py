@@ -14,6 +14,7 @@ EvalIngestError
 |-- StoreError             the eval root can't be written or read
 |   |-- NotIngestedError
 |   |-- IntegrityError     a copied or packed file isn't what it should be
+|   |-- NotOursError       a folder or a name is another tool's
 |   |-- LockedError        another process is ingesting the same dataset
 |   `-- OutdatedError      another process has written what was to be written
 |-- EngineError            a worker process died, or a scheduler is lost
@@ -109,6 +110,10 @@ class IntegrityError(StoreError):
     def __init__(self, what: str, cure: str = "") -> None:
         super().__init__(f"{what}; {cure}" if cure else what)
         self.what = shown(what)
+
+
+class NotOursError(StoreError):
+    """A folder under the eval root, or a name in its registry, is another tool's."""
 
 
 class LockedError(StoreError):

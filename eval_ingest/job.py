@@ -15,6 +15,7 @@ from eval_ingest.redaction import holds_secret, redacted
 from eval_ingest.settings import Settings
 from eval_ingest.sources.base import Source
 from eval_ingest.sources.open import open_source
+from eval_ingest.store.claims import refuse_theirs
 from eval_ingest.store.paths import DatasetLayout, EvalRoot
 from eval_ingest.store.roots.open import open_root
 
@@ -67,9 +68,13 @@ def open_job(
         SourceError: the source or its configuration can't be read or understood.
         StoreError: the eval root can't be reached.
         SettingsError: the source names an environment variable that isn't set.
+        NotOursError: the name or the folder is another tool's.
     """
     eval_root = open_root(settings, root)
-    staging = eval_root.dataset(spec.name).staging
+    layout = eval_root.dataset(spec.name)
+    staging = layout.staging
+    if layout.is_held:  # else it is known under the lease
+        refuse_theirs(layout, spec)
     # What is kept for a remote root lies in its cache, which has a limit.
     limit = None if eval_root.remote is None else eval_root.remote.cache.limit
     source = open_source(

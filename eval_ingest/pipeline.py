@@ -44,6 +44,7 @@ from eval_ingest.indexing.wanted import check_storage
 from eval_ingest.job import Job
 from eval_ingest.sources.discovery import source_fingerprint
 from eval_ingest.store.atomic import remove_file
+from eval_ingest.store.claims import claim
 from eval_ingest.store.index_file import read_splits, write_splits
 from eval_ingest.store.leftovers import GRACE_S, remove_retired, remove_unfinished, retire
 from eval_ingest.store.outcomes import read_copy, read_outcome, read_source_state
@@ -248,7 +249,7 @@ def publish(job: Job, metadata: Metadata) -> None:
 
 def tidy(job: Job, metadata: Metadata) -> None:
     """Clear away what nothing names any more, once readers have had time to let go of it."""
-    if metadata.spec.copy_mode != "windows":
+    if metadata.spec.copy_mode != "windows" and not metadata.spec.adopted:
         remove_copy(job.layout)
     remove_retired(job.layout, metadata, GRACE_S)
     shutil.rmtree(job.layout.staging, ignore_errors=True)
@@ -387,10 +388,12 @@ def dataset_lock(job: Job, timeout_s: float = 5.0) -> Iterator[None]:
 
     Raises:
         LockedError: another process is at it.
+        NotOursError: the folder or the name is another tool's.
     """
     layout, what = job.layout, f"{job.spec.name} is being ingested"
     with locked(layout.lock, timeout_s, what), layout.held(timeout_s, what):
-        remove_unfinished(job.layout)
+        claim(layout, job.spec)
+        remove_unfinished(layout)
         yield
 
 

@@ -13,13 +13,14 @@ from eval_ingest.background import Background
 from eval_ingest.config_files import read_config_files
 from eval_ingest.core.fingerprint import fingerprint
 from eval_ingest.core.resolved import ResolvedConfig
-from eval_ingest.core.spec import DatasetSpec, name_from
+from eval_ingest.core.spec import NAME_PATTERN, DatasetSpec, name_from
 from eval_ingest.decoding.metadata import read_metadata as read_window_metadata
 from eval_ingest.decoding.rasters import not_there_yet
 from eval_ingest.errors import (
     ConfigError,
     EvalIngestError,
     IntegrityError,
+    NotOursError,
     SourceError,
     StoreError,
 )
@@ -33,8 +34,9 @@ from eval_ingest.sources.base import Source, WindowFiles, WindowReader
 from eval_ingest.sources.discovery import MAX_DEPTH, SAMPLE, Found, find_datasets, spread
 from eval_ingest.sources.open import open_source
 from eval_ingest.store.catalog import read_catalog
+from eval_ingest.store.claims import refuse_theirs
 from eval_ingest.store.outcomes import read_source_state
-from eval_ingest.store.registry import read_metadata
+from eval_ingest.store.registry import read_metadata, read_registry
 from eval_ingest.store.roots.open import open_root
 
 Find = Callable[[str, int], Iterable[Found]]
@@ -83,6 +85,8 @@ class State(StrEnum):
     CHANGED = "changed"
     UNFINISHED = "unfinished"
     """New or changed, but so many windows lack layers that it is probably still being written."""
+    THEIRS = "registered by another tool"
+    """Its name, or its folder under the eval root, is another tool's, and is left alone."""
     NOT_INGESTABLE = "not ingestable"
     UNKNOWN = "could not be looked at"
     """Something of ours is wrong."""
@@ -149,9 +153,21 @@ def survey(
     for path, problem in broken.items():
         if not path.endswith((".yaml", ".yml")):
             raise problem  # the folder itself: every dataset of it would be taken for new
-    named = _named(found, catalog, settings, {PurePath(p).stem: str(e) for p, e in broken.items()})
+    problems = {PurePath(p).stem: str(e) for p, e in broken.items()}
+    named = _named(found, catalog, settings, problems, _registered(settings))
     result.sightings = sorted(named, key=lambda s: s.name)
     return result
+
+
+def _registered(settings: Settings) -> dict[str, str]:
+    """Where the registered datasets come from, whoever registered them, by name."""
+    try:
+        root = open_root(settings)
+        entries = read_registry(root)
+    except StoreError:
+        return {}  # an ingest will say so; names of the catalog are sure all the same
+    published = dict.fromkeys(root.dataset_names(), "")
+    return published | {name: str(entry.get("source_path", "")) for name, entry in entries.items()}
 
 
 def _look(root: str, settings: Settings, max_depth: int, find: Find) -> list[Found]:
@@ -175,13 +191,21 @@ def _named(
     catalog: Mapping[str, DatasetSpec],
     settings: Settings,
     broken: Mapping[str, str],
+    registered: Mapping[str, str],
 ) -> list[Sighting]:
     """Give names: the catalog's, else the folder's, else with the folder above it.
 
-    A spec that can't be read (`broken`, by name) keeps its name: a person is to mend it.
+    A spec that can't be read (`broken`, by name) keeps its name: a person is to mend it. A name
+    that is registered stays with the source that it is registered for.
     """
     by_source: dict[str, list[DatasetSpec]] = {}
-    for spec in catalog.values():
+    known_names = {name: source for name, source in registered.items() if name not in catalog}
+    others = [
+        DatasetSpec(name=name, source=literal(source))
+        for name, source in known_names.items()
+        if source.strip() and NAME_PATTERN.fullmatch(name) and not holds_secret(source)
+    ]
+    for spec in (*catalog.values(), *others):
         try:
             by_source.setdefault(_plain(settings.expand(spec.source)), []).append(spec)
         except EvalIngestError:
@@ -193,8 +217,8 @@ def _named(
         if known is None:
             free[url] = dataset
         else:
-            sightings += [Sighting(spec, dataset, in_catalog=True) for spec in known]
-    for url, name in _new_names(list(free), set(catalog)).items():
+            sightings += [Sighting(s, dataset, in_catalog=s.name in catalog) for s in known]
+    for url, name in _new_names(list(free), {*catalog, *known_names}).items():
         spec = DatasetSpec(name=name, source=literal(free[url].url))
         problem = broken.get(name, "")
         sightings.append(Sighting(spec, free[url], bool(problem), problem))
@@ -267,6 +291,10 @@ def judge(sighting: Sighting, settings: Settings) -> Judgement:
         StoreError: the eval root can't be reached.
     """
     layout = open_root(settings).dataset(sighting.name)
+    try:
+        refuse_theirs(layout, sighting.spec)
+    except NotOursError as error:
+        return Judgement(State.THEIRS, str(error))
     metadata, damaged = None, False
     try:
         metadata = read_metadata(layout)

@@ -10,8 +10,6 @@ from eval_ingest.core.spec import SPLIT_OPTION, DatasetSpec
 
 METADATA_VERSION = 2
 SPLIT_INDEX_VERSION = 2
-REGISTRY_VERSION = "1.0"
-"""The version that the existing OlmoEarth eval code writes and reads."""
 
 BandStatsTable = dict[str, dict[str, dict[str, float]]]
 """{modality: {band: {mean, std, min, max}}}, in stored units; Sentinel-1 in dB."""
@@ -114,6 +112,11 @@ class Metadata(_Model):
     num_timesteps: int
     """The most timesteps of any sample and modality."""
     n_bytes: int = 0
+
+
+def is_ours(entry: Any) -> bool:
+    """True if an entry of registry.json says that we wrote it, or added to it."""
+    return isinstance(entry, dict) and "fingerprint" in entry and "ingested_at" in entry
 
 
 def registry_entry(metadata: Metadata, path: str) -> dict[str, Any]:

@@ -105,9 +105,12 @@ class DatasetSpec(BaseModel):
     label_fractions: dict[str, Annotated[float, Field(gt=0, le=1)]] = Field(default_factory=dict)
     """Names for shares of the train split: EvalDataset(label_fraction="few"). They are nested."""
     max_invalid_fraction: float = Field(default=0.1, ge=0, le=1)
-    copy_mode: Literal["windows", "stream", "index"] = Field(default="windows", alias="copy")
+    copy_mode: Literal["windows", "stream", "index", "adopted"] = Field(
+        default="windows", alias="copy"
+    )
     """windows: the rslearn windows and the packed samples; stream: the packed samples alone;
-    index: neither, samples are read from the source."""
+    index: neither, samples are read from the source; adopted: another tool's copy stays as it is,
+    and is the source of the packed samples."""
     licence: str | None = None
     notes: str | None = None
 
@@ -165,6 +168,11 @@ class DatasetSpec(BaseModel):
                 "set an environment variable to the URL and give source: ${ITS_NAME}"
             )
         return self
+
+    @property
+    def adopted(self) -> bool:
+        """True if the windows under the eval root are another tool's."""
+        return self.copy_mode == "adopted"
 
     @classmethod
     def parse(cls, values: dict[str, Any], where: str) -> Self:

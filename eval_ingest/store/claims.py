@@ -1,0 +1,84 @@
+"""Nothing of others is written into or removed: what an ingest asks before it begins.
+
+What belongs here: whose a name and its folder are, and what people are told about it. What
+doesn't: how folders are told apart (ownership.py).
+"""
+
+import contextlib
+from collections.abc import Mapping
+from typing import Any
+
+from eval_ingest.core.entry import is_ours
+from eval_ingest.core.spec import SPLITS, DatasetSpec
+from eval_ingest.errors import NotOursError, StoreError
+from eval_ingest.store.ownership import Whose, mark, whose
+from eval_ingest.store.paths import DatasetLayout, EvalRoot
+from eval_ingest.store.registry import read_registry
+
+
+def claim(layout: DatasetLayout, spec: DatasetSpec) -> None:
+    """Make sure that a dataset's folder is ours, under its lock: a new one becomes ours now.
+
+    Raises:
+        NotOursError: it is somebody's, or the name is registered for a dataset of somebody.
+        StoreError: it can't be written.
+    """
+    refuse_theirs(layout, spec)
+    mark(layout, Whose.ADOPTED if spec.adopted else Whose.INGESTED)
+
+
+def refuse_theirs(layout: DatasetLayout, spec: DatasetSpec) -> None:
+    """Raise NotOursError if an ingest by this spec would touch what is another tool's."""
+    name, found = layout.name, whose(layout)
+    if spec.adopted:
+        if found is Whose.INGESTED:
+            raise NotOursError(
+                f"{name} was ingested by eval_ingest itself, so there is nothing to adopt; "
+                f"to bring it up to date: eval-ingest ingest --name {name}"
+            )
+        return
+    if found is Whose.ADOPTED:
+        raise NotOursError(
+            f"{name} is adopted: the windows in {layout.url} are another tool's, and an ingest "
+            f"would replace them; give the new dataset another --name, or bring what was made of "
+            f"them up to date: eval-ingest adopt --name {name}"
+        )
+    entry = {} if found is Whose.INGESTED else their_entry(layout.root, name)
+    if found is Whose.THEIRS or entry:
+        raise NotOursError(f"{name}: {_told(layout, found, entry)}")
+
+
+def _told(layout: DatasetLayout, found: Whose, entry: Mapping[str, Any]) -> str:
+    """Whose it is, and what to do."""
+    name = layout.name
+    what = f"{layout.url} holds no metadata.json of eval_ingest, so it is somebody else's"
+    if entry:
+        where = entry.get("weka_path") or entry.get("source_path")
+        what = (
+            f"the name is registered by another tool, for {entry.get('task_type', 'a dataset')} "
+            f"({their_counts(entry)}) in {where}"
+        )
+    take = f"take it over where it is: eval-ingest adopt --name {name}" if entry else ""
+    if found is Whose.THEIRS and not entry:
+        take = "look who made it; nothing is written into it"
+    return f"{what}; give the new dataset another --name, or {take}"
+
+
+def their_entry(root: EvalRoot, name: str) -> dict[str, Any]:
+    """The entry of another tool that has this name; empty if there is none."""
+    with contextlib.suppress(StoreError):
+        entry: dict[str, Any] = read_registry(root).get(name, {})
+        if entry and not is_ours(entry) and not _is_ingested(root, name):
+            return entry
+    return {}
+
+
+def _is_ingested(root: EvalRoot, name: str) -> bool:
+    """True for a folder of ours whose entry another tool has written again, without our keys."""
+    return whose(root.dataset(name)) is Whose.INGESTED
+
+
+def their_counts(entry: Mapping[str, Any]) -> str:
+    """`train 84, val 18, test 18`, as another tool has counted."""
+    stats = entry.get("split_stats") or {}
+    return ", ".join(f"{s} {(stats.get(s) or {}).get('count', 0)}" for s in SPLITS)
