@@ -72,13 +72,16 @@ def open_job(
     """
     eval_root = open_root(settings, root)
     layout = eval_root.dataset(spec.name)
-    staging = layout.staging
     if layout.is_held:  # else it is known under the lease
         refuse_theirs(layout, spec)
     # What is kept for a remote root lies in its cache, which has a limit.
     limit = None if eval_root.remote is None else eval_root.remote.cache.limit
     source = open_source(
-        settings.expand(spec.source), None if looks else staging, eval_root.archives, limit
+        settings.expand(spec.source),
+        None if looks else layout.staging,
+        layout.archive,
+        limit,
+        progress,
     )
     if spec.copy_mode == "index" and holds_secret(source.origin):
         raise SpecError(
@@ -91,4 +94,7 @@ def open_job(
             f"{source.origin} is an archive; unpack it and give the folder, or use --copy stream"
         )
     files = read_config_files(source, spec, settings)
-    return Job(spec, settings, eval_root, source, files, resolve(files, spec), progress)
+    config = resolve(files, spec)
+    if source.notes:
+        config = config.model_copy(update={"warnings": [*config.warnings, *source.notes]})
+    return Job(spec, settings, eval_root, source, files, config, progress)

@@ -13,12 +13,14 @@ import torch
 from torch import nn
 
 import eval_ingest
+from eval_ingest import cli
 from eval_ingest.errors import SweepError, UnknownDatasetError
 from eval_ingest.settings import Settings
 from eval_ingest.sweep.encoders import Embeddings
 from eval_ingest.sweep.evaluate import evaluate
 from eval_ingest.sweep.plan import SweepPlan
 from eval_ingest.sweep.run import run_sweep
+from eval_ingest.sweep.suite import Suite
 from eval_ingest_tests.support.fake_evals import write_fake
 
 KINDS = ("segmentation", "classification", "regression", "scalar_regression")
@@ -175,6 +177,51 @@ def test_what_can_not_be_evaluated_says_what_to_do(root: Path) -> None:
         evaluate("pixels", "classification", adapter=adapter, root=root)
     with pytest.raises(SweepError, match="no split 'dev'"):
         evaluate("pixels", "classification", root=root, split="dev")  # type: ignore[arg-type]
+
+
+def test_a_suite_names_datasets_and_fractions(root: Path, tmp_path: Path) -> None:
+    path = tmp_path / "inloop.yaml"
+    path.write_text("datasets: [classification]\nlabel_fractions: [0.5, 1.0]\nsplit: test\n")
+    found = evaluate("pixels", path, root=root)
+    assert [row.label_fraction for row in found] == [0.5, 1.0]
+    assert {"eval/classification@0.5/accuracy", "eval/classification/accuracy"} <= set(
+        found.scores()
+    )
+    alone = evaluate("pixels", str(path), root=root, label_fraction=0.5)
+    assert alone["classification"].metrics == found.rows[0].metrics
+    assert evaluate("pixels", Suite.load(path), root=root, split="val").rows[0].split == "val"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("dataset: [a]", "a suite has datasets, encoders"),
+        ("split: dev", "split: Input should be 'train', 'val' or 'test'"),
+        ("- a", "must be a mapping"),
+        ("a: [", "can't be read"),
+    ],
+)
+def test_a_suite_that_is_none_says_why(text: str, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "inloop.yaml"
+    path.write_text(text)
+    with pytest.raises(SweepError, match=message):
+        Suite.load(path)
+
+
+def test_the_command_takes_a_suite_and_flags_win(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "suite.yaml"
+    path.write_text("datasets: [classification]\nencoders: [pixels]\nseeds: [1, 2]\n")
+    monkeypatch.setenv("OLMOEARTH_EVAL_DATASETS", str(root))
+    monkeypatch.setenv("EVAL_INGEST_CACHE", str(tmp_path / "cache"))
+    out = ["--out", str(tmp_path / "out"), "--json"]
+    assert cli.main(["sweep", "--suite", str(path), *out]) == 0
+    assert [row["seed"] for row in json.loads(capsys.readouterr().out)["rows"]] == [1, 2]
+    assert cli.main(["sweep", "--suite", str(path), "--seeds", "7", *out]) == 0
+    assert [row["seed"] for row in json.loads(capsys.readouterr().out)["rows"]] == [7]
+    assert cli.main(["sweep", *out]) == 1
+    assert "say --encoder pixels" in capsys.readouterr().err
 
 
 _RANK = """

@@ -52,6 +52,10 @@ class RemoteSource:
     def origin(self) -> str:
         return self.url
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        return ()
+
     @cached_property
     def _objects(self) -> Objects:
         # Without a staging folder nothing is kept, so a look begins anew.
@@ -238,6 +242,9 @@ class _FetchedWindow:
             assert self._source._staged is not None
             self._contents = self._source._staged.load(self.files) or {}
             self._is_staged = bool(self._contents)
+
+    def ours(self, group: str, name: str, file: SourceFile) -> None:
+        return None
 
     def keep(self) -> None:
         """Have the bytes ready for a later stage."""

@@ -29,6 +29,7 @@ from eval_ingest.sweep.ranks import Ranks, ranks
 from eval_ingest.sweep.results import Failure, Row, write_row, write_tables
 from eval_ingest.sweep.run import choose_device
 from eval_ingest.sweep.scoring import Case, Scoring, Splits, label_fractions, require_windows
+from eval_ingest.sweep.suite import Suite
 
 _COLUMNS = ("dataset", "metric", "score", "95% interval", "train", "scored", "seconds")
 
@@ -63,14 +64,13 @@ class Evaluation:
 
     def scores(self, prefix: str = "eval") -> dict[str, float]:
         """Every metric by `prefix/dataset/metric`, and the seconds, for a trainer's logger."""
-        found = {
-            f"{prefix}/{row.dataset}/{name}": value
-            for row in self.rows
-            for name, value in row.metrics.items()
-            if value is not None
-        }
-        took = {f"{prefix}/{row.dataset}/seconds": _seconds(row) for row in self.rows}
-        return {**found, **took, f"{prefix}/seconds": self.seconds}
+        found: dict[str, float] = {}
+        for row in self.rows:
+            name = f"{prefix}/{row.dataset}{_case_of(row)}"
+            scores = {key: value for key, value in row.metrics.items() if value is not None}
+            found |= {f"{name}/{key}": value for key, value in scores.items()}
+            found[f"{name}/seconds"] = _seconds(row)
+        return {**found, f"{prefix}/seconds": self.seconds}
 
     def __str__(self) -> str:
         cells: list[tuple[str, ...]] = [_COLUMNS]
@@ -88,18 +88,18 @@ class Evaluation:
 
 def evaluate(
     model: Any,
-    datasets: str | Sequence[str] = ALL,
+    datasets: str | Path | Sequence[str] | Suite = ALL,
     *,
-    split: Literal["train", "val", "test"] = "val",
+    split: Literal["train", "val", "test"] | None = None,
     adapter: Adapter | None = None,
     root: str | Path | None = None,
-    label_fraction: float | str = 1.0,
-    seed: int = 42,
+    label_fraction: float | str | None = None,
+    seed: int | None = None,
     max_train_samples: int | None = None,
-    probe: Literal["auto", "knn", "linear"] = "auto",
-    patch_size: int = 4,
-    normalize: Literal["dataset", "pretrained"] | None = "pretrained",
-    method: str = "norm_no_clip_2_std",
+    probe: Literal["auto", "knn", "linear"] | None = None,
+    patch_size: int | None = None,
+    normalize: Literal["dataset", "pretrained", "none"] | None = None,
+    method: str | None = None,
     batch_size: int | None = None,
     device: str | torch.device | None = None,
     dtype: torch.dtype | None = None,
@@ -117,17 +117,19 @@ def evaluate(
     Args:
         model: an nn.Module, an Encoder, the name of one (`pixels`, `olmoearth:nano@random`), or
             `module:factory`. OlmoEarth's models need no adapter.
-        datasets: names, or "all" for every dataset under the root.
-        split: the split that is scored; the probe is trained on train and chosen on val.
+        datasets: names, "all" for every dataset under the root, a Suite, or the path of one (a
+            name that ends in .yaml); arguments win over what a suite says.
+        split: the split that is scored, default val; the probe is trained on train and chosen on
+            val.
         adapter: `adapter(model, batch, dataset)` gives patches (B, h, w, D) or pooled (B, D).
         root: the eval root; default OLMOEARTH_EVAL_DATASETS.
         label_fraction: share of the train windows, or a name that the dataset gives to one.
-        seed: draws train windows, and starts the probe.
+        seed: draws train windows, and starts the probe; default 42.
         max_train_samples: at most so many train windows are embedded and trained on.
         probe: "auto" is kNN for window classification, and a linear probe for all else.
-        patch_size: pixels per side of a patch.
-        normalize: see EvalDataset. Encoders by name know it themselves.
-        method: see EvalDataset.
+        patch_size: pixels per side of a patch; default 4.
+        normalize: "pretrained" (the default for modules), "dataset" or "none": see EvalDataset.
+        method: see EvalDataset; default norm_no_clip_2_std.
         batch_size: windows per batch; default what makes some tens of MiB of pixels.
         device: where the model is; default that of its parameters, else a GPU if there is one.
         dtype: autocast to this type, such as torch.bfloat16.
@@ -138,21 +140,31 @@ def evaluate(
         UnknownDatasetError: no such dataset; names the near ones.
     """
     started = time.monotonic()
-    there = _device_of(model, device)
-    encoder = _encoder(model, adapter, patch_size, there, normalize, method)
+    suite = _suite(
+        datasets,
+        split=split,
+        label_fractions=None if label_fraction is None else (label_fraction,),
+        seeds=None if seed is None else (seed,),
+        max_train_samples=max_train_samples,
+        probe=probe,
+        patch_size=patch_size,
+        normalize=normalize,
+        method=method,
+    )
     eval_root = open_root(Settings.load(), root)
-    names = (datasets,) if isinstance(datasets, str) else tuple(datasets)
-    plan = SweepPlan(
-        ("pixels",), Path(out or "."), names, split, (label_fraction,), (seed,), probe=probe
-    ).checked(eval_root)
+    # The plan's check of names and values; its encoder is the model.
+    plan = suite.model_copy(update={"encoders": ("pixels",)}).plan(Path(out or "."))
+    plan = plan.checked(eval_root)
+    there = _device_of(model, device)
+    encoder = _encoder(model, adapter, plan, there)
     precision = torch.autocast(there.type, dtype) if dtype else nullcontext()
     found = Evaluation([])
     with ranks() as together, undisturbed(model, there), precision:
-        run = _Run(encoder, plan, max_train_samples, batch_size, together, out is not None)
-        scoring = Scoring(eval_root, split, probe, run.embed, there, no_progress)
+        run = _Run(encoder, plan, suite.max_train_samples, batch_size, together, out is not None)
+        scoring = Scoring(eval_root, plan.split, plan.probe, run.embed, there, no_progress)
         for name in plan.datasets:
             try:
-                found.rows.append(run.score(scoring, name))
+                found.rows.extend(run.score(scoring, name))
             except EvalIngestError as error:
                 if len(plan.datasets) == 1:
                     raise
@@ -173,15 +185,19 @@ class _Run:
     ranks: Ranks
     keep: bool
 
-    def score(self, scoring: Scoring, name: str) -> Row:
-        """The scores on one dataset."""
+    def score(self, scoring: Scoring, name: str) -> list[Row]:
+        """The scores on one dataset, one for each label fraction and seed."""
         metadata = require_metadata(scoring.root, name)
         probe = scoring.probe_of(metadata)
         require_windows(metadata, self.plan.split)
-        (fraction,) = label_fractions(metadata, self.plan.label_fractions)
-        case = Case(fraction, self.plan.seeds[0], "")
-        splits = Splits.of(scoring, self.encoder, metadata, self._drawn(case))
-        return self.ranks.from_first(lambda: self._row(scoring, metadata, probe, splits, case))
+        fractions = label_fractions(metadata, self.plan.label_fractions)
+        cases = [Case(fraction, seed, "") for fraction in fractions for seed in self.plan.seeds]
+        # One draw alone needs no other train windows; several are drawn from all that are embedded.
+        drawn = self._drawn(cases[0]) if len(cases) == 1 else self._drawn(Case(1.0, 42, ""))
+        splits = Splits.of(scoring, self.encoder, metadata, drawn, whole=len(cases) > 1)
+        return self.ranks.from_first(
+            lambda: [self._row(scoring, metadata, probe, splits, case) for case in cases]
+        )
 
     def _row(
         self, scoring: Scoring, metadata: Metadata, probe: str, splits: Splits, case: Case
@@ -215,20 +231,32 @@ class _Run:
         return joined(batches, len(dataset), time.monotonic() - started)
 
 
-def _encoder(
-    model: Any,
-    adapter: Adapter | None,
-    patch_size: int,
-    device: torch.device,
-    normalize: Literal["dataset", "pretrained"] | None,
-    method: str,
-) -> Encoder:
+def _encoder(model: Any, adapter: Adapter | None, plan: SweepPlan, device: torch.device) -> Encoder:
     if isinstance(model, str):
         if adapter is not None:
             raise SweepError(f"{model!r} is an encoder by name, which needs no adapter")
-        return load_encoder(model, patch_size, device)
-    encoder: Encoder = encoder_of(model, adapter, patch_size, device, normalize, method)
-    return encoder
+        encoder = load_encoder(model, plan.patch_size, device)
+    else:
+        encoder = encoder_of(model, adapter, plan.patch_size, device)
+    return plan.normalised(encoder)
+
+
+def _suite(datasets: str | Path | Sequence[str] | Suite, **given: Any) -> Suite:
+    """The suite that is meant, with what arguments say otherwise."""
+    if isinstance(datasets, Suite):
+        suite = datasets
+    elif isinstance(datasets, Path) or str(datasets).endswith((".yaml", ".yml")):
+        suite = Suite.load(str(datasets))
+    else:
+        names = (datasets,) if isinstance(datasets, str) else tuple(datasets)
+        suite = Suite(datasets=names, split="val")
+    return suite.model_copy(update={k: v for k, v in given.items() if v is not None})
+
+
+def _case_of(row: Row) -> str:
+    """What tells a row from others of its dataset; empty for all labels and the usual seed."""
+    share = "" if row.label_fraction == 1 else f"@{row.label_fraction:g}"
+    return share if row.seed == 42 else f"{share}#{row.seed}"
 
 
 def _device_of(model: Any, given: str | torch.device | None) -> torch.device:

@@ -136,12 +136,7 @@ class _Run:
         return ResultTable(rows, computed, failures)
 
     def _encoder(self, spec: str) -> Encoder:
-        encoder = load_encoder(spec, self.plan.patch_size, self.scoring.device)
-        if self.plan.normalize is not None:
-            encoder.normalize = None if self.plan.normalize == "none" else self.plan.normalize
-        if self.plan.method is not None:
-            encoder.method = self.plan.method
-        return encoder
+        return self.plan.normalised(load_encoder(spec, self.plan.patch_size, self.scoring.device))
 
     def _dataset(self, encoder: Encoder, name: str) -> tuple[list[Row], int]:
         """Rows of an encoder on a dataset, and how many of them are new."""

@@ -182,9 +182,17 @@ class Splits:
 
     @classmethod
     def of(
-        cls, scoring: "Scoring", encoder: Encoder, metadata: Metadata, drawn: Mapping[str, Any]
+        cls,
+        scoring: "Scoring",
+        encoder: Encoder,
+        metadata: Metadata,
+        drawn: Mapping[str, Any],
+        whole: bool = False,
     ) -> "Splits":
-        """Embed the splits; of train only what `drawn`, arguments of EvalDataset, says."""
+        """Embed the splits; of train only what `drawn`, arguments of EvalDataset, says.
+
+        With `whole`, label fractions are still to be drawn from what is embedded.
+        """
 
         def opened(split: str) -> EvalDataset:
             return EvalDataset(
@@ -213,7 +221,7 @@ class Splits:
             Rows.of(made["val"]) if "val" in made else None,
             Rows.of(made[split]),
             split,
-            bool(drawn),
+            bool(drawn) and not whole,
             sum(found.seconds for found in made.values()),
         )
 
@@ -229,7 +237,8 @@ class Splits:
             label_fraction=case.label_fraction,
             seed=case.seed,
         )
-        return np.array([self.place[drawn.window(i)] for i in range(len(drawn))], np.int64)
+        windows = [drawn.window(i) for i in range(len(drawn))]
+        return np.array([self.place[name] for name in windows if name in self.place], np.int64)
 
     def train_and_val(self, windows: NDArray[np.int64], case: Case) -> tuple[Rows, Rows, list[str]]:
         """The rows to train on and to choose on, and what is unusual about them."""

@@ -43,7 +43,7 @@ from eval_ingest.store.seal import (
 SHARD_BYTES = 1 << 30
 """Shards of a remote root are smaller than a local one's: they are fetched whole."""
 
-_ELSEWHERE = {"windows", "samples", ".staging", ".window_index", ".copying"}
+_ELSEWHERE = {"windows", "samples", ".staging", ".archive", ".window_index", ".copying"}
 """Folders of a dataset that aren't mirrored file by file."""
 
 

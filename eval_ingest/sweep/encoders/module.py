@@ -26,19 +26,11 @@ class ModuleEncoder:
 
     fingerprint = ""
     weights = "the model as it is now"
+    normalize: Literal["dataset", "pretrained"] | None = "pretrained"
+    method = "norm_no_clip_2_std"
 
-    def __init__(
-        self,
-        model: Any,
-        adapter: Adapter,
-        *,
-        patch_size: int,
-        device: torch.device,
-        normalize: Literal["dataset", "pretrained"] | None = "pretrained",
-        method: str = "norm_no_clip_2_std",
-    ) -> None:
-        self.name = type(model).__name__
-        self.patch_size, self.normalize, self.method = patch_size, normalize, method
+    def __init__(self, model: Any, adapter: Adapter, patch_size: int, device: torch.device) -> None:
+        self.name, self.patch_size = type(model).__name__, patch_size
         self._model, self._adapter, self._device = model, adapter, device
 
     def embed(self, batch: dict[str, Any], dataset: EvalDataset) -> Embeddings:
@@ -49,28 +41,14 @@ class ModuleEncoder:
         return found
 
 
-def encoder_of(
-    model: Any,
-    adapter: Adapter | None,
-    patch_size: int,
-    device: torch.device,
-    normalize: Literal["dataset", "pretrained"] | None,
-    method: str,
-) -> Any:
+def encoder_of(model: Any, adapter: Adapter | None, patch_size: int, device: torch.device) -> Any:
     """The encoder that a model, or what contains one, is.
 
     Raises:
         SweepError: it needs an adapter.
     """
     if adapter is not None:
-        return ModuleEncoder(
-            model,
-            adapter,
-            patch_size=patch_size,
-            device=device,
-            normalize=normalize,
-            method=method,
-        )
+        return ModuleEncoder(model, adapter, patch_size, device)
     if callable(getattr(model, "embed", None)) and hasattr(model, "patch_size"):
         return model
     inner = getattr(model, "encoder", model)

@@ -11,8 +11,8 @@ import torch
 
 from eval_ingest.core.fingerprint import fingerprint
 from eval_ingest.errors import SweepError
-from eval_ingest.integrations.olmoearth import MISSING, SEEN, BandGroups, OlmoEarthAdapter
 from eval_ingest.loading import EvalDataset
+from eval_ingest.loading.olmoearth import MISSING, SEEN, BandGroups, OlmoEarthAdapter
 from eval_ingest.sweep.encoders.base import Embeddings
 
 VERSION = 1
