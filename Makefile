@@ -14,11 +14,11 @@ help:  ## list the targets
 
 setup: $(READY)  ## make .venv with everything in it
 
-$(READY): pyproject.toml constraints.txt scripts/install_dagster_entry.py $(wildcard eval_ingest/*/_*.c)
+$(READY): pyproject.toml constraints.txt scripts/name_definitions.py $(wildcard eval_ingest/*/_*.c)
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check "uv>=0.5"
-	$(BIN)/uv pip install --quiet --python $(BIN)/python --constraint constraints.txt --editable '.[ingest,olmoearth,dask,s3,dev]'
-	$(BIN)/python scripts/install_dagster_entry.py
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --constraint constraints.txt --reinstall-package dagster --editable '.[ingest,olmoearth,dask,s3,dev]'
+	$(BIN)/python scripts/name_definitions.py
 	@touch $@
 
 demo: $(READY)  ## a small rslearn dataset goes in, a score comes out
@@ -60,7 +60,8 @@ torture: $(READY)  ## kill, starve and damage ingests for a while: nothing is lo
 
 ui: $(READY)  ## Dagster's web page and daemon at http://127.0.0.1:3000, watching the demo's folder
 	@test -f .env || sh scripts/demo.sh $(BIN)
-	@. $(BIN)/activate && exec dagster dev --host 127.0.0.1 --port $${PORT:-3000}
+	@mkdir -p .dagster && ln -sf ../dagster.yaml .dagster/dagster.yaml
+	@. $(BIN)/activate && DAGSTER_HOME="$(CURDIR)/.dagster" exec dagster dev --host 127.0.0.1 --port $${PORT:-3000}
 
 clean:  ## remove the demo's data, Dagster's history and .env; .venv stays
 	rm -rf .demo .dagster .env

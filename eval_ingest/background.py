@@ -18,7 +18,7 @@ class Background(Generic[Key, Value]):
     """
 
     def __init__(self) -> None:
-        self._begun: dict[Key, tuple[float, Future[Value]]] = {}
+        self._begun: dict[Key, Call[Value]] = {}
 
     def outcomes(
         self, work: Mapping[Key, Callable[[], Value]], timeout_s: float | None
@@ -26,8 +26,8 @@ class Background(Generic[Key, Value]):
         """Begin what isn't under way yet, wait, and return what is done: a value or an error."""
         for key, call in work.items():
             if key not in self._begun:
-                self._begun[key] = (time.monotonic(), _start(call))
-        asked = {key: self._begun[key][1] for key in work}
+                self._begun[key] = Call(call)
+        asked = {key: self._begun[key].future for key in work}
         wait(asked.values(), timeout_s)
         done = {key: future for key, future in asked.items() if future.done()}
         for key in done:
@@ -37,17 +37,33 @@ class Background(Generic[Key, Value]):
     def seconds(self, key: Key) -> float:
         """How long something has been under way; 0 if it isn't."""
         begun = self._begun.get(key)
-        return 0.0 if begun is None else time.monotonic() - begun[0]
+        return 0.0 if begun is None else begun.waited
 
 
-def _start(call: Callable[[], Value]) -> "Future[Value]":
-    future: Future[Value] = Future()
+class Call(Generic[Value]):
+    """A call in a thread of its own, which doesn't keep the process alive."""
 
-    def run() -> None:
-        try:
-            future.set_result(call())
-        except BaseException as error:
-            future.set_exception(error)
+    def __init__(self, call: Callable[[], Value]) -> None:
+        self.future: Future[Value] = Future()
+        self._began = time.monotonic()
 
-    threading.Thread(target=run, name="eval_ingest_background", daemon=True).start()
-    return future
+        def run() -> None:
+            try:
+                self.future.set_result(call())
+            except BaseException as error:
+                self.future.set_exception(error)
+
+        threading.Thread(target=run, name="eval_ingest_background", daemon=True).start()
+
+    @property
+    def waited(self) -> float:
+        """Seconds since it began."""
+        return time.monotonic() - self._began
+
+    def wait(self, timeout_s: float) -> bool:
+        """Wait for so long; True if it is over."""
+        return bool(wait([self.future], timeout_s).done)
+
+    def result(self) -> Value:
+        """What it gave; raises what it raised."""
+        return self.future.result()

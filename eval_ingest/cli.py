@@ -189,8 +189,8 @@ def _spec_options(parser: argparse.ArgumentParser) -> None:
     add(
         "--olmoearth-run-config-path",
         dest="config",
-        metavar="DIR",
-        help="folder with model.yaml and olmoearth_run.yaml (default: the source)",
+        metavar="PATH",
+        help="a model.yaml of any name, or a folder with it (default: the source's own)",
     )
     add("--display-name", help="for people")
     add("--groups", nargs="+", metavar="GROUP", help="only windows of these groups")
@@ -299,7 +299,7 @@ def _ingest(options: argparse.Namespace) -> int:
         path = layout.url
         refuse_theirs(layout, spec)
         with tempfile.TemporaryDirectory() as scratch:
-            plan = dry_run(open_job(spec, settings, root=scratch))
+            plan = dry_run(open_job(spec, settings, root=scratch, looks=True))
         plan["path"] = str(path)
         _print(options, plan, dry_run_lines(plan))
         return 0
@@ -382,7 +382,7 @@ def _validate(options: argparse.Namespace) -> int:
     settings = Settings.load()
     spec = _spec(options, settings)
     with tempfile.TemporaryDirectory() as scratch:  # for archives, which have to be unpacked
-        job = open_job(spec, settings, root=scratch)
+        job = open_job(spec, settings, root=scratch, looks=True)
         _print(options, _job_facts(job), config_lines(job))
     return 0
 

@@ -7,6 +7,7 @@ import dagster as dg
 
 from eval_ingest.defs.assets import STAGE_ASSETS
 from eval_ingest.defs.checks import registry_entry_checks
+from eval_ingest.defs.console import explain_selections
 from eval_ingest.defs.front_door import TAKEN, dataset_assets
 from eval_ingest.defs.known_datasets import known_datasets
 from eval_ingest.defs.resources import build_resources
@@ -51,4 +52,5 @@ def _warn(text: str) -> None:
 @dg.definitions
 def defs() -> dg.Definitions:
     """What Dagster loads; the environment is read when it asks, not when this is imported."""
+    explain_selections()
     return build_defs()

@@ -62,17 +62,18 @@ def executor(settings: Settings, windows: int = 0) -> Iterator[Executor]:
         with ThreadPoolExecutor(settings.workers, thread_name_prefix="eval_ingest") as pool:
             yield pool
     elif engine == "processes":
-        with _process_pool(settings.workers) as processes:
+        workers = _Workers()
+        with _process_pool(settings.workers, workers) as processes:
             try:
                 yield processes
                 # They are idle now. One that was killed as such may have held the lock of the
                 # queue, for which the others would wait for ever.
-                _kill_workers(processes)
+                workers.kill()
             except EngineError:
-                _kill_workers(processes)
+                workers.kill()
                 raise
             except BrokenExecutor as error:
-                _kill_workers(processes)
+                workers.kill()
                 raise EngineError(
                     "a worker process was killed, most often because memory ran out; run again: it "
                     f"goes on where it stopped (EVAL_INGEST_WORKERS={settings.workers}: fewer "
@@ -97,6 +98,10 @@ def executor(settings: Settings, windows: int = 0) -> Iterator[Executor]:
         )
 
 
+_starting = threading.Lock()
+"""Held while a worker is started: two at once would each hide what the other has hidden."""
+
+
 class _Worker(multiprocessing.context.ForkServerProcess):
     """A worker that doesn't run the user's script again, as others do to find its functions.
 
@@ -107,12 +112,13 @@ class _Worker(multiprocessing.context.ForkServerProcess):
     def start(self) -> None:
         main = vars(sys.modules["__main__"])
         names = ("__file__", "__spec__")
-        hidden: dict[str, Any] = {name: main.pop(name) for name in names if name in main}
-        main["__spec__"] = None
-        try:
-            super().start()
-        finally:
-            main.update(hidden)
+        with _starting:
+            hidden: dict[str, Any] = {name: main.pop(name) for name in names if name in main}
+            main["__spec__"] = None
+            try:
+                super().start()
+            finally:
+                main.update(hidden)
 
 
 class _Workers(multiprocessing.context.ForkServerContext):
@@ -122,26 +128,31 @@ class _Workers(multiprocessing.context.ForkServerContext):
     themselves: sixty workers would import the same modules sixty times.
     """
 
-    Process = _Worker
-
     def __init__(self) -> None:
         super().__init__()
+        self.made: list[_Worker] = []
         self.set_forkserver_preload(["eval_ingest.indexing.work", "eval_ingest.copying.transfer"])
 
+    def Process(self, *args: Any, **options: Any) -> _Worker:  # type: ignore[override]
+        """A worker, which a pool asks for and starts."""
+        worker = _Worker(*args, **options)
+        self.made.append(worker)
+        return worker
 
-def _kill_workers(pool: ProcessPoolExecutor) -> None:
-    """End the workers of a broken pool.
+    def kill(self) -> None:
+        """End the workers.
 
-    The pool does so itself, but for a worker that is just being started: CPython 3.11 waits for
-    that one for ever.
-    """
-    for process in list((getattr(pool, "_processes", None) or {}).values()):
-        process.kill()
+        A broken pool does so itself, but for a worker that is just being started: CPython 3.11
+        waits for that one for ever.
+        """
+        for worker in self.made:
+            if worker.pid is not None:
+                worker.kill()
 
 
-def _process_pool(workers: int) -> ProcessPoolExecutor:
+def _process_pool(count: int, workers: _Workers) -> ProcessPoolExecutor:
     environment = (dict(os.environ),)
-    return ProcessPoolExecutor(workers, _Workers(), _prepare_worker, environment)
+    return ProcessPoolExecutor(count, workers, _prepare_worker, environment)
 
 
 def _prepare_worker(environment: dict[str, str]) -> None:

@@ -5,15 +5,16 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
+from eval_ingest.config_files import read_config_files
 from eval_ingest.core.index import row_key
 from eval_ingest.core.resolved import ResolvedConfig, SplitSelector
 from eval_ingest.core.spec import SPLIT_OPTION, SPLITS, DatasetSpec
 from eval_ingest.engine import Progress, no_progress
-from eval_ingest.errors import ConfigError, SpecError
+from eval_ingest.errors import SpecError
 from eval_ingest.inference.resolve import ConfigFiles, resolve
 from eval_ingest.redaction import holds_secret, redacted
 from eval_ingest.settings import Settings
-from eval_ingest.sources.base import CONFIG_FILES, Source
+from eval_ingest.sources.base import Source
 from eval_ingest.sources.open import open_source
 from eval_ingest.store.claims import refuse_theirs
 from eval_ingest.store.paths import DatasetLayout, EvalRoot
@@ -56,8 +57,16 @@ def open_job(
     settings: Settings,
     root: str | Path | None = None,
     progress: Progress = no_progress,
+    looks: bool = False,
 ) -> Job:
     """Find the source, read its configuration, and infer what the samples are made of.
+
+    Args:
+        spec: the dataset.
+        settings: say where things are.
+        root: the eval root, if not that of the settings.
+        progress: is told how far the stages are.
+        looks: True if nothing is to be kept of the source: it is only looked at.
 
     Raises:
         SourceError: the source or its configuration can't be read or understood.
@@ -67,12 +76,17 @@ def open_job(
     """
     eval_root = open_root(settings, root)
     layout = eval_root.dataset(spec.name)
-    staging = layout.staging
     if layout.is_held:  # else it is known under the lease
         refuse_theirs(layout, spec)
     # What is kept for a remote root lies in its cache, which has a limit.
     limit = None if eval_root.remote is None else eval_root.remote.cache.limit
-    source = open_source(settings.expand(spec.source), staging, eval_root.archives, limit)
+    source = open_source(
+        settings.expand(spec.source),
+        None if looks else layout.staging,
+        layout.archive,
+        limit,
+        progress,
+    )
     if spec.copy_mode == "index" and holds_secret(source.origin):
         raise SpecError(
             f"{spec.name}: with --copy index samples are read from the source, and the password "
@@ -85,12 +99,12 @@ def open_job(
         )
     files = read_config_files(source, spec, settings)
     config = resolve(files, spec)
-    if not spec.adopted:
-        return Job(spec, settings, eval_root, source, files, config, progress)
-    theirs = their_raw_entry(layout)
-    return Job(
-        spec, settings, eval_root, source, files, _by_their_splits(config, theirs), progress, theirs
-    )
+    if source.notes:
+        config = config.model_copy(update={"warnings": [*config.warnings, *source.notes]})
+    theirs = their_raw_entry(layout) if spec.adopted else ""
+    if spec.adopted:
+        config = _by_their_splits(config, theirs)
+    return Job(spec, settings, eval_root, source, files, config, progress, theirs)
 
 
 def _by_their_splits(config: ResolvedConfig, their_entry: str) -> ResolvedConfig:
@@ -99,32 +113,3 @@ def _by_their_splits(config: ResolvedConfig, their_entry: str) -> ResolvedConfig
     selectors = {split: SplitSelector(tags={key: split}) for split in SPLITS}
     provenance = {**config.provenance, "selectors": f"window option {key}"}
     return config.model_copy(update={"selectors": selectors, "provenance": provenance})
-
-
-def read_config_files(source: Source, spec: DatasetSpec, settings: Settings) -> ConfigFiles:
-    """config.json, model.yaml and olmoearth_run.yaml; those in `spec.config` come first.
-
-    Raises:
-        ConfigError: there is no config.json.
-    """
-    folders = [source]
-    if spec.config is not None:
-        folders.insert(0, open_source(settings.expand(spec.config)))
-
-    def first(*names: str) -> str | None:
-        for folder in folders:
-            for name in names:
-                text = folder.read_text(name)
-                if text is not None:
-                    return text
-        return None
-
-    config_json = first(*CONFIG_FILES)
-    if config_json is None:
-        raise ConfigError(
-            f"{source.origin} holds no config.json, so it is no rslearn dataset; "
-            "give the folder that holds config.json and windows/"
-        )
-    return ConfigFiles(
-        config_json, first("model.yaml"), first("olmoearth_run.yaml"), where=folders[0].url
-    )

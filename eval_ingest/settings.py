@@ -9,6 +9,8 @@
 | EVAL_INGEST_CACHE | sweeps' embeddings, files of remote eval roots | ~/.cache/eval_ingest |
 | EVAL_INGEST_CACHE_GIB | how much of remote eval roots it may hold | 100 |
 | WEKA_ENDPOINT_URL | Weka's S3, where weka:// isn't mounted at /weka | none |
+| EVAL_INGEST_ANSWER_SECONDS | how long a server may say nothing at first | 2 |
+| EVAL_INGEST_REQUESTER_PAYS | buckets that whoever asks pays for: gs://b=PROJECT, s3://b | none |
 | EVAL_INGEST_STUDIO_ROOTS | paths and URLs to find datasets under, with commas | none |
 | EVAL_INGEST_DISCOVERY_SECONDS | how often the sensor looks there | 30 |
 | STUDIO_ROOT | where the catalog's Studio datasets are | gs://rslearn-eai/datasets |
@@ -29,10 +31,12 @@ from eval_ingest.redaction import names_secret
 
 DEFAULT_EVAL_ROOT = "weka://dfive-default/olmoearth/eval_datasets"
 EVAL_ROOT_VARIABLE = "OLMOEARTH_EVAL_DATASETS"
+ANSWER_VARIABLE = "EVAL_INGEST_ANSWER_SECONDS"
+REQUESTER_PAYS_VARIABLE = "EVAL_INGEST_REQUESTER_PAYS"
 DEFAULT_CACHE = "~/.cache/eval_ingest"
 DEFAULT_CACHE_GIB = 100.0
 
-_VARIABLE = re.compile(r"\$\{(?P<name>[A-Za-z_][A-Za-z0-9_]*)(?::-(?P<default>[^}]*))?\}")
+_VARIABLE = re.compile(r"\$\$\{|\$\{(?P<name>[A-Za-z_][A-Za-z0-9_]*)(?::-(?P<default>[^}]*))?\}")
 
 
 @dataclass(frozen=True)
@@ -47,6 +51,10 @@ class Settings:
     cache_gib: float = DEFAULT_CACHE_GIB
     """Limit of what the cache holds of remote eval roots."""
     weka_endpoint_url: str | None = None
+    answer_seconds: int = 2
+    """How long a server that nothing has come from yet may say nothing."""
+    requester_pays: tuple[tuple[str, str], ...] = ()
+    """`gs://bucket` and the project that pays for its requests; `s3://bucket` and "requester"."""
     studio_roots: tuple[str, ...] = ()
     """Paths and URLs under which datasets are looked for."""
     discovery_seconds: int = 30
@@ -81,6 +89,8 @@ class Settings:
             cache=text("EVAL_INGEST_CACHE") or DEFAULT_CACHE,
             cache_gib=_gib(gib) if gib else DEFAULT_CACHE_GIB,
             weka_endpoint_url=text("WEKA_ENDPOINT_URL"),
+            answer_seconds=count(ANSWER_VARIABLE) or cls.answer_seconds,
+            requester_pays=_payers(text(REQUESTER_PAYS_VARIABLE) or ""),
             studio_roots=tuple(
                 root.strip()
                 for root in (text("EVAL_INGEST_STUDIO_ROOTS") or "").split(",")
@@ -91,7 +101,7 @@ class Settings:
         )
 
     def expand(self, text: str) -> str:
-        """Replace `${VAR}` and `${VAR:-default}`.
+        """Replace `${VAR}` and `${VAR:-default}`; `$${` stands for `${` itself: see `literal`.
 
         Raises:
             SettingsError: a variable without default isn't set, or is named like a secret.
@@ -99,6 +109,8 @@ class Settings:
 
         def value(match: re.Match[str]) -> str:
             name, default = match["name"], match["default"]
+            if name is None:
+                return "${"
             if names_secret(name):
                 raise SettingsError(
                     f"{text!r} asks for the environment variable {name}, whose name says that it "
@@ -110,6 +122,35 @@ class Settings:
             return found
 
         return _VARIABLE.sub(value, text)
+
+
+def literal(url: str) -> str:
+    """A path or URL that was found, not given, for what `Settings.expand` is to give it back.
+
+    >>> Settings().expand(literal("/data/${DB_PASS}"))
+    '/data/${DB_PASS}'
+    """
+    return url.replace("${", "$${")
+
+
+def _payers(text: str) -> tuple[tuple[str, str], ...]:
+    """Who pays, by bucket.
+
+    >>> _payers("gs://crops=my-project, s3://trees")
+    (('gs://crops', 'my-project'), ('s3://trees', 'requester'))
+    """
+    found = []
+    for part in filter(None, (part.strip() for part in text.split(","))):
+        bucket, _, project = part.partition("=")
+        scheme, _, name = bucket.strip().rstrip("/").partition("://")
+        is_right = scheme in ("gs", "s3") and name and "/" not in name
+        if not is_right or (scheme == "gs") != bool(project.strip()):
+            raise SettingsError(
+                f"{REQUESTER_PAYS_VARIABLE} holds {part!r}; it takes gs://BUCKET=PROJECT, with the "
+                "Google Cloud project that pays, and s3://BUCKET, with commas"
+            )
+        found.append((f"{scheme}://{name}", project.strip() or "requester"))
+    return tuple(found)
 
 
 def _gib(text: str) -> float:

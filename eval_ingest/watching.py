@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import PurePath
 
 from eval_ingest.background import Background
+from eval_ingest.config_files import read_config_files
 from eval_ingest.core.fingerprint import fingerprint
 from eval_ingest.core.resolved import ResolvedConfig
 from eval_ingest.core.spec import NAME_PATTERN, DatasetSpec, name_from
@@ -25,11 +26,10 @@ from eval_ingest.errors import (
 )
 from eval_ingest.indexing.wanted import WindowFilter, check_storage, groups_to_read, selected
 from eval_ingest.inference.resolve import resolve
-from eval_ingest.job import read_config_files
 from eval_ingest.objects.faults import first_line
 from eval_ingest.objects.filesystems import weka_mount
 from eval_ingest.redaction import holds_secret, redacted, shown
-from eval_ingest.settings import Settings
+from eval_ingest.settings import Settings, literal
 from eval_ingest.sources.base import Source, WindowFiles, WindowReader
 from eval_ingest.sources.discovery import MAX_DEPTH, SAMPLE, Found, find_datasets, spread
 from eval_ingest.sources.open import open_source
@@ -201,7 +201,7 @@ def _named(
     by_source: dict[str, list[DatasetSpec]] = {}
     known_names = {name: source for name, source in registered.items() if name not in catalog}
     others = [
-        DatasetSpec(name=name, source=source)
+        DatasetSpec(name=name, source=literal(source))
         for name, source in known_names.items()
         if source.strip() and NAME_PATTERN.fullmatch(name) and not holds_secret(source)
     ]
@@ -219,7 +219,7 @@ def _named(
         else:
             sightings += [Sighting(s, dataset, in_catalog=s.name in catalog) for s in known]
     for url, name in _new_names(list(free), {*catalog, *known_names}).items():
-        spec = DatasetSpec(name=name, source=free[url].url)
+        spec = DatasetSpec(name=name, source=literal(free[url].url))
         problem = broken.get(name, "")
         sightings.append(Sighting(spec, free[url], bool(problem), problem))
     return sightings

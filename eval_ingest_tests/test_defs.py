@@ -1,32 +1,23 @@
-"""Dagster's side: stage assets, the front door, what is logged, and the commands themselves."""
+"""Dagster's side: stage assets, the front door, what is logged, and how it fails."""
 
-import json
-import os
-import shutil
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import dagster as dg
 import pytest
-import yaml
 from dagster._core.definitions.data_version import (
     DATA_VERSION_TAG,
-    CachingStaleStatusResolver,
     StaleStatus,
 )
-from dagster._core.loader import LoadingContextForTest
 
 from eval_ingest import pipeline
 from eval_ingest.core.entry import Metadata, NormStats
 from eval_ingest.definitions import build_defs
 from eval_ingest.defs.assets import STAGE_ASSETS
 from eval_ingest.defs.failures import as_failure, may_pass
-from eval_ingest.defs.known_datasets import known_datasets
 from eval_ingest.defs.metadata import stage_path
-from eval_ingest.defs.partitions import add_partition, studio_datasets
+from eval_ingest.defs.partitions import studio_datasets
 from eval_ingest.defs.resources import build_resources
 from eval_ingest.defs.running import LogProgress
 from eval_ingest.errors import (
@@ -37,106 +28,16 @@ from eval_ingest.errors import (
     SourceNotFoundError,
     StoreError,
 )
-from eval_ingest.job import Job, open_job
-from eval_ingest.settings import Settings
-from eval_ingest.store.catalog import find_spec
-from eval_ingest.store.outcomes import read_outcome
-from eval_ingest.store.paths import EvalRoot
-from eval_ingest.store.seal import sealed_json
+from eval_ingest_tests.support.dagster_world import World, failure_text, log_lines, random_splits
 
 # Outside of pytest defs/running.py silences it, and says why.
 pytestmark = pytest.mark.filterwarnings("ignore::dagster.BetaWarning")
-
-REPOSITORY = Path(__file__).parents[1]
-
-
-class World:
-    """A catalog with one dataset, an empty eval root, and an instance that forgets."""
-
-    def __init__(self, folder: Path, source: Path, instance: dg.DagsterInstance) -> None:
-        self.folder = folder
-        self.source = source
-        self.instance = instance
-        self.settings = Settings(
-            eval_root=str(folder / "evals"), catalog=str(folder / "catalog"), workers=2
-        )
-        self.add("crops")
-
-    def add(self, name: str, **fields: Any) -> None:
-        path = self.folder / "catalog" / f"{name}.yaml"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        spec = {"name": name, "source": str(self.source), "max_invalid_fraction": 0.5, **fields}
-        path.write_text(yaml.safe_dump(spec))
-
-    def layout(self, name: str = "crops") -> Any:
-        return EvalRoot(self.folder / "evals").dataset(name)
-
-    def outcome(self, stage: str) -> Any:
-        """What is on disk."""
-        return read_outcome(self.layout(), stage)
-
-    def job(self, name: str = "crops") -> Job:
-        return open_job(find_spec(self.settings, name), self.settings)
-
-    def stages(self, *names: str, partition: str = "crops") -> dg.ExecuteInProcessResult:
-        """Materialise stage assets of one partition."""
-        return dg.materialize(
-            STAGE_ASSETS,
-            selection=list(names) if names else None,
-            partition_key=partition,
-            resources=build_resources(self.settings),
-            instance=self.instance,
-            raise_on_error=False,
-        )
-
-    def front_door(self, name: str = "crops") -> dg.ExecuteInProcessResult:
-        job = build_defs(self.settings).resolve_implicit_global_asset_job_def()
-        return job.execute_in_process(
-            instance=self.instance, asset_selection=[dg.AssetKey(name)], raise_on_error=False
-        )
-
-    def materializations(self, stage: str, name: str = "crops") -> list[dg.AssetMaterialization]:
-        """Newest first."""
-        found = self.instance.fetch_materializations(
-            dg.AssetRecordsFilter(dg.AssetKey(stage), asset_partitions=[name]), limit=100
-        )
-        return [m for record in found.records if (m := record.asset_materialization) is not None]
-
-    def shown(self, stage: str) -> dict[str, Any]:
-        """The metadata of the last materialisation."""
-        metadata = self.materializations(stage)[0].metadata
-        return {key: value.value for key, value in metadata.items()}
-
-    def stale(self, asset: str, partition: str | None = None) -> StaleStatus:
-        graph = build_defs(self.settings).resolve_asset_graph()
-        resolver = CachingStaleStatusResolver(
-            self.instance, graph, LoadingContextForTest(self.instance)
-        )
-        return resolver.get_status(dg.AssetKey(asset), partition)
 
 
 @pytest.fixture
 def world(tmp_path: Path, copied: Callable[[str], Path]) -> Iterator[World]:
     with dg.DagsterInstance.ephemeral() as instance:
         yield World(tmp_path, copied("segmentation"), instance)
-
-
-def random_splits(seed: int) -> dict[str, Any]:
-    return {"strategy": "random", "ratios": [0.4, 0.3, 0.3], "seed": seed}
-
-
-def failure_text(result: dg.ExecuteInProcessResult) -> str:
-    """What the web page shows first."""
-    assert not result.success
-    data = next(e for e in result.all_events if e.is_step_failure).step_failure_data
-    assert data.user_failure_data is not None
-    return str(data.user_failure_data.description)
-
-
-def log_lines(world: World, result: dg.ExecuteInProcessResult) -> list[str]:
-    """What the stages said, without Dagster's own events."""
-    entries = world.instance.all_logs(result.run_id)
-    return [e.user_message for e in entries if e.dagster_event is None and e.level == 20]
 
 
 # --------------------------------------------------------------------------------- stage assets
@@ -279,6 +180,30 @@ def test_a_second_run_of_the_front_door_does_nothing_and_says_so(world: World) -
         assert len(world.materializations(stage)) == 1
 
 
+def test_a_run_of_a_partition_leaves_the_other_datasets_alone(world: World) -> None:
+    world.add("other")
+    job = build_defs(world.settings).resolve_implicit_global_asset_job_def()
+    selected = [asset.key for asset in STAGE_ASSETS] + [dg.AssetKey(n) for n in ("crops", "other")]
+    result = job.execute_in_process(
+        instance=world.instance, asset_selection=selected, partition_key="crops"
+    )
+    assert result.success
+    assert world.layout().metadata.exists()
+    assert not world.layout("other").path.exists()
+    assert not world.instance.fetch_materializations(dg.AssetKey("other"), limit=1).records
+
+
+def test_pictures_stay_when_nothing_was_to_be_done(world: World) -> None:
+    for _ in range(2):
+        result = world.front_door()
+        (shown,) = (
+            e.step_materialization_data.materialization
+            for e in result.get_asset_materialization_events()
+            if e.asset_key == dg.AssetKey("crops")
+        )
+        assert "data:image/png;base64," in str(shown.metadata["pictures"].value)
+
+
 def test_what_the_command_line_ingested_becomes_known_to_dagster_once(world: World) -> None:
     pipeline.ingest(world.job())
     assert world.front_door().success
@@ -397,207 +322,3 @@ def test_long_stages_report_progress_but_not_every_step() -> None:
         progress("windows read", done, 500)
     assert lines[0] == "window_index: windows read: 180 of 500, 20 a second, 16 s to go"
     assert len(lines) == 2
-
-
-# -------------------------------------------------------------------------- the code location
-
-
-def test_a_broken_spec_costs_a_warning_not_the_code_location(
-    world: World, caplog: pytest.LogCaptureFixture
-) -> None:
-    (world.folder / "catalog" / "bad.yaml").write_text("name: bad\nsorce: x\n")
-    (world.folder / "catalog" / "worse.yaml").write_bytes(b"\xff\xfe: [")
-    graph = build_defs(world.settings).resolve_asset_graph()
-    assert dg.AssetKey("crops") in graph.get_all_asset_keys()
-    assert "did you mean source?" in caplog.text and "worse.yaml" in caplog.text
-    assert world.front_door("crops").success  # others' broken specs stop no run either
-    assert "bad.yaml" in failure_text(world.stages("window_index", partition="bad"))
-
-
-@pytest.mark.parametrize(
-    "settings",
-    [
-        Settings(eval_root="weka://not-mounted-here/evals"),
-        Settings(eval_root="gs://no/such"),
-        Settings(eval_root="/proc/version/nothing", catalog="/proc/version/catalog"),
-    ],
-)
-def test_the_code_location_loads_where_the_eval_root_cannot_be_reached(settings: Settings) -> None:
-    graph = build_defs(settings).resolve_asset_graph()
-    assert dg.AssetKey("tolbi_crops") in graph.get_all_asset_keys()
-
-
-def tick(world: World, cursor: str | None = None) -> Any:
-    """One tick of known_datasets, and what Dagster does about it."""
-    with dg.build_sensor_context(
-        instance=world.instance, cursor=cursor, resources={"settings": world.settings}
-    ) as context:
-        result = known_datasets(context)
-    if isinstance(result, dg.SensorResult):
-        for request in result.dynamic_partitions_requests or ():
-            for name in request.partition_keys:
-                add_partition(world.instance, name)
-        for event in result.asset_events or ():
-            world.instance.report_runless_asset_event(event)
-    return result
-
-
-def test_every_dataset_of_the_catalog_is_listed_as_a_partition(world: World) -> None:
-    first = tick(world)
-    (request,) = first.dynamic_partitions_requests
-    new = len(request.partition_keys)
-    assert first.skip_reason.skip_message == f"{new} datasets are new as partitions"
-    assert "crops" in request.partition_keys and "tolbi_crops" in request.partition_keys
-    assert isinstance(tick(world), dg.SkipReason)
-
-
-def test_what_the_command_line_ingested_is_shown_without_a_run(world: World) -> None:
-    pipeline.ingest(world.job())
-    first = tick(world)
-    assert len(first.asset_events) == 6
-    for stage in pipeline.STAGES:
-        assert world.stale(stage, "crops") is StaleStatus.FRESH
-    assert world.stale("crops") is StaleStatus.FRESH
-    assert (
-        world.shown("registry_entry")["verdict"]
-        == world.outcome("registry_entry").quality["verdict"]
-    )
-    assert isinstance(tick(world, first.cursor), dg.SkipReason)
-    assert isinstance(tick(world), dg.SkipReason)  # a lost cursor shows nothing twice
-    result = world.front_door()
-    assert result.success
-    assert log_lines(world, result)[-1].startswith("crops: up to date, nothing to do")
-    assert world.stale("crops") is StaleStatus.FRESH
-
-
-def test_a_dataset_that_the_stages_ingested_shows_at_its_own_asset_too(world: World) -> None:
-    assert world.stages().success
-    assert world.stale("crops") is StaleStatus.MISSING
-    (event,) = tick(world).asset_events
-    assert event.asset_key == dg.AssetKey("crops")
-    assert world.stale("crops") is StaleStatus.FRESH
-
-
-def test_a_damaged_dataset_keeps_no_other_from_being_shown(world: World) -> None:
-    pipeline.ingest(world.job())
-    root = Path(world.settings.eval_root)
-    shutil.copytree(root / "crops", root / "broken")
-    registry = json.loads((root / "registry.json").read_text())
-    entries = registry["datasets"]
-    registry["datasets"] = {"broken": {**entries["crops"], "fingerprint": "x"}, **entries}
-    (root / "registry.json").write_bytes(sealed_json(registry))
-    (root / "broken" / "metadata.json").write_text("{}")
-    events = tick(world).asset_events
-    assert {event.partition for event in events} == {"crops", None}
-    assert "broken/metadata.json" in str(tick(world).skip_message)
-
-
-def test_an_eval_root_out_of_reach_costs_nothing_but_a_reason(world: World) -> None:
-    world.settings = Settings(eval_root="weka://nowhere/evals", catalog=world.settings.catalog)
-    assert tick(world).dynamic_partitions_requests
-    assert "set OLMOEARTH_EVAL_DATASETS" in str(tick(world).skip_message)
-
-
-def test_loading_the_code_location_imports_nothing_slow() -> None:
-    code = (
-        "import sys; from eval_ingest.definitions import defs; defs().resolve_asset_graph()\n"
-        "slow = {'torch', 'rslearn', 'dagster_gcp', 'gcsfs', 'matplotlib', 'sklearn'}\n"
-        "print(sorted(slow & sys.modules.keys()))"
-    )
-    assert run([sys.executable, "-c", code], Path.cwd()).stdout.strip() == "[]"
-
-
-# --------------------------------------------------------------------------------- the commands
-
-
-@pytest.fixture
-def home(tmp_path: Path, written: Callable[[str], Path]) -> Path:
-    """A folder like the repository's: dagster.yaml, workspace.yaml, and .env with the settings."""
-    home = tmp_path / "home"
-    (home / "catalog").mkdir(parents=True)
-    for name in ("dagster.yaml", "workspace.yaml"):
-        shutil.copy(REPOSITORY / name, home)
-    (home / ".env").write_text(
-        f"OLMOEARTH_EVAL_DATASETS={home}/evals\nEVAL_INGEST_CATALOG={home}/catalog\n"
-        "EVAL_INGEST_WORKERS=2\n"
-    )
-    for name, source in (("crops", written("segmentation")), ("nowhere", home / "nothing")):
-        spec = {"name": name, "source": str(source), "max_invalid_fraction": 0.5}
-        (home / "catalog" / f"{name}.yaml").write_text(yaml.safe_dump(spec))
-    return home
-
-
-def environment(**more: str) -> dict[str, str]:
-    """This process's environment with our package on the path, and nothing of Dagster's."""
-    kept = {k: v for k, v in os.environ.items() if not k.startswith("DAGSTER_")}
-    kept.pop("PYTHONDONTWRITEBYTECODE", None)  # it makes every import three times slower
-    return kept | {"PYTHONPATH": str(REPOSITORY), **more}
-
-
-def run(command: list[str], folder: Path, **more: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        command, cwd=folder, env=environment(**more), capture_output=True, text=True, timeout=120
-    )
-
-
-def dagster(*arguments: str, home: Path, module: bool = True) -> subprocess.CompletedProcess[str]:
-    more = {"DAGSTER_MODULE_NAME": "eval_ingest.definitions"} if module else {}
-    return run([sys.executable, "-m", "dagster", *arguments], home, **more)
-
-
-@pytest.mark.slow
-def test_dagster_asset_materialize_does_the_whole_job_and_then_nothing(home: Path) -> None:
-    first = dagster("asset", "materialize", "--select", "crops", home=home)
-    assert first.returncode == 0, first.stderr
-    for stage in pipeline.STAGES:
-        assert f"- {stage}: " in first.stderr
-    assert "DEBUG" not in first.stderr
-    second = dagster("asset", "materialize", "--select", "crops", home=home)
-    assert second.returncode == 0, second.stderr
-    assert "crops: up to date, nothing to do" in second.stderr
-    assert second.stderr.count("up to date, nothing to do") == 6
-    assert json.loads((home / "evals" / "registry.json").read_text())["datasets"]["crops"]
-    kept = {".dagster", ".env", "catalog", "dagster.yaml", "evals", "workspace.yaml"}
-    assert {path.name for path in home.iterdir()} == kept
-    assert list((home / ".dagster" / "compute_logs").iterdir())
-
-
-@pytest.mark.slow
-def test_dagster_asset_materialize_takes_a_partition_that_nobody_has_added(home: Path) -> None:
-    select = ("asset", "materialize", "--select", "window_index", "--partition")
-    done = dagster(*select, "crops", home=home)
-    assert done.returncode == 0, done.stderr
-    assert (home / "evals" / "crops" / "window_index.parquet").exists()
-
-
-@pytest.mark.slow
-def test_dagster_asset_materialize_fails_with_our_message_on_top(home: Path) -> None:
-    failed = dagster("asset", "materialize", "--select", "nowhere", home=home)
-    assert failed.returncode == 1
-    told = failed.stderr.partition("Stack Trace:")[0]
-    assert f"source {home}/nothing does not exist" in told
-
-
-@pytest.mark.slow
-def test_the_environments_dagster_command_says_at_the_end_what_was_wrong(home: Path) -> None:
-    def command(*arguments: str) -> subprocess.CompletedProcess[str]:
-        code = "from eval_ingest.dagster_command import main; main()"
-        return run([sys.executable, "-c", code, "asset", "materialize", *arguments], home)
-
-    failed = command("--select", "nowhere")
-    assert failed.returncode == 1
-    last = failed.stderr.strip().splitlines()[-1]
-    assert last.startswith(f"source {home}/nothing does not exist; give the folder")
-    mistyped = command("--select", "crop")
-    assert mistyped.returncode == 1
-    assert "Traceback" not in mistyped.stderr
-    assert '["crops"]' in mistyped.stderr and "eval-ingest list" in mistyped.stderr
-    assert "superseded" not in failed.stderr + mistyped.stderr
-    assert (home / ".dagster" / "dagster.yaml").is_symlink()
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("module", [True, False])
-def test_dagster_definitions_validate_passes(home: Path, module: bool) -> None:
-    checked = dagster("definitions", "validate", home=home, module=module)
-    assert checked.returncode == 0, checked.stderr

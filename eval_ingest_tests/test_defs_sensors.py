@@ -17,10 +17,10 @@ from eval_ingest.background import Background
 from eval_ingest.core.resolved import ResolvedConfig
 from eval_ingest.core.spec import DatasetSpec
 from eval_ingest.definitions import build_defs
-from eval_ingest.defs import gcs, sensors
+from eval_ingest.defs import sensors
 from eval_ingest.defs.cursor import Cursor, Seen, Step
 from eval_ingest.defs.resources import build_resources
-from eval_ingest.errors import InvalidWindowsError, SourceError
+from eval_ingest.errors import InvalidWindowsError
 from eval_ingest.inference.resolve import ConfigFiles
 from eval_ingest.job import open_job
 from eval_ingest.pipeline import STAGES
@@ -29,7 +29,7 @@ from eval_ingest.sources.discovery import Found, find_datasets
 from eval_ingest.store.catalog import add_spec, find_spec
 from eval_ingest.store.paths import EvalRoot
 from eval_ingest.store.registry import read_registry
-from eval_ingest_tests.support.servers import gcs_server
+from eval_ingest_tests.support.servers import gcs_server, proxy
 
 # Outside of pytest defs/running.py silences it, and says why.
 pytestmark = pytest.mark.filterwarnings("ignore::dagster.BetaWarning")
@@ -417,7 +417,7 @@ def test_a_fault_of_ours_in_one_root_does_not_stop_the_others(
             raise KeyError("deep inside")
         return find_datasets(where, depth)
 
-    monkeypatch.setattr(sensors, "find", faulty)
+    monkeypatch.setattr(sensors, "find_datasets", faulty)
     told = ticks().skip_message or ""
     assert "gs://odd could not be looked at: KeyError: 'deep inside'" in told
     assert len(ticks().run_requests or ()) == 1
@@ -436,7 +436,7 @@ def test_a_root_that_never_answers_does_not_stop_the_others(
             hung.wait(60)
         return find_datasets(where, depth)
 
-    monkeypatch.setattr(sensors, "find", find)
+    monkeypatch.setattr(sensors, "find_datasets", find)
     monkeypatch.setattr(sensors, "ROOTS_S", 0.5)
     ticks.settings = replace(ticks.settings, studio_roots=("gs://hangs", str(root)))
     assert [r.partition_key for r in ticks.until_asked()] == ["crops"]
@@ -506,14 +506,16 @@ def test_a_dataset_dropped_into_a_bucket_is_ingested(
         assert "nothing new" in (ticks().skip_message or "")
 
 
-def test_a_bucket_that_refuses_is_told_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Refusing:
-        def list_blobs(self, *args: object, **kwargs: object) -> None:
-            raise RuntimeError("403 no\nmore lines")
-
-    with pytest.raises(SourceError, match=r"403 no; check the URL") as told:
-        gcs.GcsLister(Refusing(), "bucket", "folder")([""])
-    assert "\n" not in str(told.value)
+def test_a_bucket_that_refuses_is_told_in_one_line(
+    ticks: Ticks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with gcs_server() as server, proxy(server.address) as refusing:
+        refusing.refused = 403
+        for key, value in server.reached_at(refusing.address).items():
+            monkeypatch.setenv(key, value)
+        ticks.settings = replace(ticks.settings, studio_roots=(f"{server.url}/datasets",))
+        told = ticks().skip_message or ""
+    assert "listing it is not allowed with" in told and "\n" not in told
 
 
 def test_loading_the_code_location_imports_no_cloud_library() -> None:

@@ -1,5 +1,6 @@
 """Engines: threads, processes and a dask cluster give the same result, also when a worker dies."""
 
+import multiprocessing
 import os
 import re
 import signal
@@ -144,6 +145,30 @@ def test_workers_have_the_environment_of_now(monkeypatch: pytest.MonkeyPatch) ->
             monkeypatch.setenv("STORAGE_EMULATOR_HOST", endpoint)
         with executor(settings) as pool:
             assert pool.submit(os.getenv, "STORAGE_EMULATOR_HOST").result() == endpoint
+
+
+def test_two_threads_that_start_workers_at_once_leave_the_script_as_it_was(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Workers are kept from running the script again by hiding its name while they start."""
+    start = multiprocessing.context.ForkServerProcess.start
+
+    def start_slowly(process: multiprocessing.context.ForkServerProcess) -> None:
+        time.sleep(0.05)
+        start(process)
+
+    monkeypatch.setattr(multiprocessing.context.ForkServerProcess, "start", start_slowly)
+    main = vars(sys.modules["__main__"])
+    before = {name: main[name] for name in ("__file__", "__spec__")}
+
+    def work(k: int) -> list[int]:
+        time.sleep(0.02 * k)  # so that one begins while the other is at it
+        with executor(Settings(workers=2, engine="processes")) as pool:
+            return list(map_ordered(pool, abs, range(-4, 0), in_flight=2))
+
+    with ThreadPoolExecutor(2) as threads:
+        assert list(threads.map(work, range(2))) == [[4, 3, 2, 1]] * 2
+    assert {name: main.get(name) for name in before} == before
 
 
 def test_workers_that_stop_answering_when_all_is_done_hold_up_nobody() -> None:

@@ -9,9 +9,8 @@ import fsspec
 import pytest
 
 from eval_ingest.errors import IntegrityError, StoreError
-from eval_ingest.objects import reading, writing
-from eval_ingest.objects.faults import Conflict
-from eval_ingest.objects.reading import crc32c_text
+from eval_ingest.objects import retry, writing
+from eval_ingest.objects.backend import Conflict, Entry, crc32c_text
 from eval_ingest.objects.writing import WritableObjects
 from eval_ingest_tests.support.servers import BUCKET, ObjectServer, gcs_server, proxy, s3_server
 
@@ -33,7 +32,7 @@ def objects(
 ) -> Iterator[WritableObjects]:
     """A new folder of objects."""
     kind, folder = request.param, tmp_path.name.lower()
-    monkeypatch.setattr(reading.random, "uniform", lambda *_: 0.0)
+    monkeypatch.setattr(retry.random, "uniform", lambda *_: 0.0)
     if kind == "memory":
         yield WritableObjects(f"memory://{folder}")
         memory = fsspec.filesystem("memory")
@@ -118,18 +117,18 @@ def test_an_object_that_is_written_at_each_look_is_read_in_the_end(
 ) -> None:
     objects.run(objects.put("x", b"1"))
     other = WritableObjects(objects.url, endpoint=objects._endpoint)
-    ask, sizes = objects._ask, list(range(2, 14))
+    head, sizes = objects._backend.head, list(range(2, 14))
 
-    async def interrupted(method: str, *args: object, **kwargs: object) -> object:
-        found = await ask(method, *args, **kwargs)
-        if method == "info" and sizes:
+    async def interrupted(name: str) -> Entry:
+        found = await head(name)
+        if sizes:
             await other.put("x", b"1" * sizes.pop(0))
         return found
 
     async def unversioned(name: str) -> None:
         """As a server that doesn't say which version it sends."""
 
-    monkeypatch.setattr(objects, "_ask", interrupted)
+    monkeypatch.setattr(objects._backend, "head", interrupted)
     monkeypatch.setattr(objects, "_get", unversioned)
     entry, data = objects.run(objects.read_current("x"))
     assert (entry.size, data, sizes) == (13, b"1" * 13, [])

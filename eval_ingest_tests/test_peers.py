@@ -17,7 +17,7 @@ import yaml
 
 from eval_ingest import EvalDataset, cli, pipeline
 from eval_ingest.core.norm import METHODS
-from eval_ingest.integrations.olmoearth import OlmoEarthAdapter
+from eval_ingest.loading.olmoearth import OlmoEarthAdapter
 from eval_ingest.store.paths import EvalRoot
 from eval_ingest.store.registry import rebuild_registry
 from eval_ingest.sweep.tasks import trainer_tasks

@@ -5,16 +5,21 @@ import os
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import fsspec
 import pytest
 
 from eval_ingest import pipeline
+from eval_ingest.engine import no_progress
 from eval_ingest.errors import EvalIngestError, SourceError, SourceNotFoundError
-from eval_ingest.objects.reading import Entry, Objects, crc32c_text
+from eval_ingest.objects.backend import Entry, crc32c_text
+from eval_ingest.objects.reading import Objects
+from eval_ingest.sources import contents, unpacking
 from eval_ingest.sources.archive import Limits, open_archive
 from eval_ingest.sources.open import open_source
 from eval_ingest.store.outcomes import read_outcome
+from eval_ingest.verifying import verify_dataset
 from eval_ingest_tests.conftest import make_job
 from eval_ingest_tests.support.servers import gcs_server
 from eval_ingest_tests.test_sources_remote import assert_same_ingest
@@ -170,3 +175,111 @@ def test_several_datasets_in_one_archive_are_told(small: Path, tmp_path: Path) -
 def test_a_missing_archive_is_told(tmp_path: Path) -> None:
     with pytest.raises(SourceNotFoundError, match="does not exist; check the path"):
         open_archive(str(tmp_path / "nope.tgz"), tmp_path)
+
+
+def reproducible(folder: Path, path: Path) -> Path:
+    """An archive whose members carry no times, as `tar --mtime=@0 --sort=name` writes it."""
+    with tarfile.open(path, "w") as archive:
+        for file in sorted(folder.rglob("*")):
+            found = archive.gettarinfo(file, str(file.relative_to(folder)))
+            found.mtime = 0
+            with open(file, "rb") if file.is_file() else io.BytesIO() as stream:
+                archive.addfile(found, stream)
+    return path
+
+
+def test_a_change_that_keeps_all_times_and_sizes_is_seen(
+    copied: Callable[[str], Path], tmp_path: Path
+) -> None:
+    folder, root = copied("segmentation"), tmp_path / "root"
+    archive = reproducible(folder, tmp_path / "a.tar")
+    pipeline.ingest(make_job(archive, root))
+    before, size = index_of(archive, root), archive.stat().st_size
+    raster = next((folder / "windows").rglob("geotiff.tif"))
+    data = bytearray(raster.read_bytes())
+    data[-1] ^= 1
+    raster.write_bytes(data)
+    reproducible(folder, archive)
+    os.utime(archive, ns=(1, 1))
+    assert archive.stat().st_size == size
+    pipeline.ingest(make_job(archive, root))
+    after = index_of(archive, root)
+    changed = {key for key in before if before[key] != after[key]}
+    assert {key.partition("/")[2] for key in changed} == {raster.relative_to(folder).parts[2]}
+    # And no change is seen where there is none.
+    os.utime(archive, ns=(2, 2))
+    outcomes = pipeline.ingest(make_job(archive, root))
+    assert not any(outcome.ran for outcome in outcomes)
+
+
+def index_of(archive: Path, root: Path) -> dict[str, str]:
+    table = read_outcome(make_job(archive, root).layout, "window_index").table
+    columns = (table[name].to_pylist() for name in ("group", "name", "source_digest"))
+    return {f"{group}/{name}": digest for group, name, digest in zip(*columns, strict=True)}
+
+
+def test_what_is_unpacked_is_linked_into_the_copy_and_not_kept_twice(
+    small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    archive, root = pack(small, tmp_path / "crops.tar.gz"), tmp_path / "root"
+    job = make_job(archive, root)
+    linked: list[str] = []
+    monkeypatch.setattr(os, "link", lambda a, b, link=os.link: (linked.append(b), link(a, b)))
+    pipeline.ingest(job)
+    layout = job.layout
+    rasters = list(layout.windows.rglob("geotiff.tif"))
+    assert rasters and len(linked) >= len(rasters)
+    assert all(raster.stat().st_nlink == 1 for raster in rasters)
+    assert not list(layout.archive.rglob("windows"))
+    # Unchanged, the archive isn't opened; another configuration unpacks it once more.
+    monkeypatch.setattr("eval_ingest.sources.archive._unpack", None)
+    assert not any(outcome.ran for outcome in pipeline.ingest(make_job(archive, root)))
+    monkeypatch.undo()
+    pipeline.forget(job)
+    again = pipeline.ingest(make_job(archive, root))
+    assert again[0].ran and not list(layout.archive.rglob("windows"))
+    assert verify_dataset(job.root, "crops", no_progress).problems == []
+
+
+def test_a_stopped_unpacking_goes_on_where_it_was(
+    small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    archive, folder = pack(small, tmp_path / "crops.tar.gz"), tmp_path / "unpacked"
+    written: list[bytes] = []
+    write = unpacking._Files.write
+
+    def stopping(self: Any, parts: list[bytes], *rest: Any) -> Any:
+        if len(written) == 40:
+            raise KeyboardInterrupt
+        written.append(b"/".join(parts))
+        return write(self, parts, *rest)
+
+    monkeypatch.setattr(contents, "_WAITING", 4)
+    monkeypatch.setattr(unpacking._Files, "write", stopping)
+    with pytest.raises(KeyboardInterrupt):
+        open_archive(str(archive), folder)
+    first, written[:] = set(written), []
+    monkeypatch.setattr(
+        unpacking._Files, "write", lambda self, parts, *rest: (
+            written.append(b"/".join(parts)), write(self, parts, *rest))[1]
+    )  # fmt: skip
+    source = open_archive(str(archive), folder)
+    assert len(first & set(written)) < 40  # the last few weren't noted yet
+    whole = [p.relative_to(small) for p in small.rglob("*") if p.is_file()]
+    unpacked = [p.relative_to(source.url) for p in Path(source.url).rglob("*") if p.is_file()]
+    assert sorted(whole) == sorted(unpacked)
+    layers = frozenset(p.name for p in small.rglob("layers/*"))
+    local = {w.key: [f[:2] for f in w.files] for w in open_source(str(small)).windows(
+        source.groups(), layers)}  # fmt: skip
+    assert local == {
+        w.key: [f[:2] for f in w.files] for w in source.windows(source.groups(), layers)
+    }
+
+
+def test_unpacked_bytes_that_were_damaged_on_disk_are_told(small: Path, tmp_path: Path) -> None:
+    source = open_archive(str(pack(small, tmp_path / "a.tar")), tmp_path / "unpacked")
+    [window, *_] = source.windows(source.groups(), frozenset())
+    path = Path(source.url, "windows", window.group, window.name, "metadata.json")
+    path.write_bytes(path.read_bytes()[:-1] + b" ")
+    with pytest.raises(SourceError, match=r"damaged on this disk; remove .* and run again"):
+        source.read(window.group, window.name, window.by_path["metadata.json"])

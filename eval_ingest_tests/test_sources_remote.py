@@ -4,7 +4,8 @@ import json
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +17,15 @@ from eval_ingest import pipeline
 from eval_ingest.dry_run import dry_run
 from eval_ingest.errors import SourceError, SourceNotFoundError
 from eval_ingest.job import open_job
-from eval_ingest.objects import reading as objects
-from eval_ingest.objects.reading import Entry, Objects, prefixes
+from eval_ingest.objects import retry
+from eval_ingest.objects.backend import Entry
+from eval_ingest.objects.reading import Objects
+from eval_ingest.objects.retry import Limits
 from eval_ingest.sources import remote
 from eval_ingest.sources.base import Source
 from eval_ingest.sources.local import LocalSource
 from eval_ingest.sources.open import open_source
+from eval_ingest.sources.prefixes import prefixes
 from eval_ingest.sources.remote import RemoteSource
 from eval_ingest.sources.staging import Listing, StagedWindows
 from eval_ingest_tests.conftest import make_job
@@ -293,29 +297,24 @@ def test_a_server_whose_etags_are_no_checksums_is_believed(
 ) -> None:
     if server.scheme != "s3":
         pytest.skip("Google's objects have a CRC32C")
-    listed = Objects(f"{server.url}/data/crops")
-    monkeypatch.setattr(listed, "_entry", _with_false_etag(listed))
-    (entry,) = [e for e in listed.require() if e.name == "config.json"]
-    data = listed.run(listed.read("config.json", entry))
-    assert json.loads(data)["layers"]
+    store = Objects(f"{server.url}/data/crops")
+    (entry,) = [e for e in store.require() if e.name == "config.json"]
+    false = replace(entry, version=f"etag:{'0' * 32}", token="")
+    real = store._backend.head
 
+    async def head(name: str) -> Entry:
+        return replace(await real(name), version=false.version)
 
-def _with_false_etag(store: Objects) -> Callable[[dict[str, Any]], Entry]:
-    real = store._entry
-
-    def entry(info: dict[str, Any]) -> Entry:
-        found = real(info)
-        return Entry(found.name, found.size, f"etag:{'0' * 32}", found.folder)
-
-    return entry
+    monkeypatch.setattr(store._backend, "head", head)
+    assert json.loads(store.run(store.read("config.json", false)))["layers"]
 
 
 def test_an_answer_that_does_not_come_is_asked_for_again(
     through: Proxy, server: ObjectServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(objects.random, "uniform", lambda *_: 0.0)
+    monkeypatch.setattr(retry.random, "uniform", lambda *_: 0.0)
     through.stall_s = 2.0
-    store = Objects(f"{server.url}/data/crops", timeout_s=0.5)
+    store = Objects(f"{server.url}/data/crops", limits=Limits(timeout_s=0.5))
     store.require()
     assert json.loads(store.run(store.read("config.json")))["layers"]
     assert through.fetched["data/crops/config.json"] >= 1
@@ -324,24 +323,20 @@ def test_an_answer_that_does_not_come_is_asked_for_again(
 def test_truncated_without_a_word_is_noticed_by_size_and_crc32c(
     gcs: ObjectServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(objects.random, "uniform", lambda *_: 0.0)
+    monkeypatch.setattr(retry.random, "uniform", lambda *_: 0.0)
     store = Objects(f"{gcs.url}/data/crops")
     (entry,) = [e for e in store.require() if e.name == "config.json"]
     assert entry.version.startswith("crc32c:")
-    real, calls = store._ask, []
+    real, calls = store._backend.get, []
 
-    async def ask(method: str, *args: Any, **kwargs: Any) -> Any:
-        data = await real(method, *args, **kwargs)
-        calls.append(method)
-        if method == "cat_file" and calls.count("cat_file") == 1:
-            return data[:-10]
-        if method == "cat_file" and calls.count("cat_file") == 2:
-            return data[:-1] + b"?"
-        return data
+    async def get(name: str) -> tuple[Entry | None, bytes]:
+        found, data = await real(name)
+        calls.append(name)
+        return found, {1: data[:-10], 2: data[:-1] + b"?"}.get(len(calls), data)
 
-    monkeypatch.setattr(store, "_ask", ask)
+    monkeypatch.setattr(store._backend, "get", get)
     assert store.run(store.read("config.json", entry)).endswith(b"}\n")
-    assert calls.count("cat_file") == 3
+    assert len(calls) == 3
 
 
 def test_a_url_that_fsspec_does_not_know_is_told() -> None:

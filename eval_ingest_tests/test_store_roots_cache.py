@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import pytest
 
 from eval_ingest.errors import IntegrityError, StoreError
-from eval_ingest.objects.reading import crc32c_text
+from eval_ingest.objects.backend import crc32c_text
 from eval_ingest.store.roots import cache as pack_cache
 from eval_ingest.store.roots.cache import PackCache
 

@@ -18,6 +18,7 @@ from eval_ingest.errors import IntegrityError, SweepError, UnknownDatasetError
 from eval_ingest.settings import Settings
 from eval_ingest.store.seal import sealed_json
 from eval_ingest.sweep import run as run_module
+from eval_ingest.sweep import scoring
 from eval_ingest.sweep.command import board_lines
 from eval_ingest.sweep.plan import SweepPlan
 from eval_ingest.sweep.plots import draw
@@ -137,14 +138,14 @@ def test_label_fractions_are_those_of_eval_dataset_and_nested(
     sweep: Sweep, root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     drawn: dict[tuple[float, int], list[int]] = {}
-    real = run_module._Splits.train_windows
+    real = scoring.Splits.train_windows
 
     def spied(self: Any, case: Any) -> Any:
         windows = real(self, case)
         drawn[case.label_fraction, case.seed] = windows.tolist()
         return windows
 
-    monkeypatch.setattr(run_module._Splits, "train_windows", spied)
+    monkeypatch.setattr(scoring.Splits, "train_windows", spied)
     fractions = (0.01, 0.1, 0.5, 1.0)
     rows = sweep("classification", label_fractions=fractions, seeds=(42, 3)).rows
     whole = EvalDataset("classification", "train", root=root)

@@ -12,6 +12,7 @@ from eval_ingest.sources.base import Source, SourceFile, WindowFiles, WindowRead
 from eval_ingest.store.manifest import CopiedWindow
 from eval_ingest.store.roots.windows import Windows
 from eval_ingest.store.shards import ShardWriter
+from eval_ingest.store.window_files import Content
 
 ToPlace = tuple[Place, int | None, bool]
 """A window, its row in the shard if it is to be packed, and whether to copy it."""
@@ -43,11 +44,12 @@ class TransferTask:
             if pack_row is not None and self.writer is not None:
                 self.writer.write(pack_row, read_arrays(source, files, self.config))
             if copy:
-                contents = [
-                    (file.path, partial(source.read, place.group, place.name, file))
-                    for file in files.files
-                ]
                 window = place.group, place.name
+                contents = [
+                    Content(file.path, partial(source.read, *window, file), ours)
+                    for file in files.files
+                    for ours in [reader.ours(*window, file)]
+                ]
                 copied.append(
                     self.windows.write(*window, place.source_digest, place.split, contents)
                 )
@@ -67,6 +69,9 @@ class _ReadOnce:
         if file.path not in self._bytes:
             self._bytes[file.path] = self._reader.read(group, name, file)
         return self._bytes[file.path]
+
+    def ours(self, group: str, name: str, file: SourceFile) -> tuple[str, int] | None:
+        return self._reader.ours(group, name, file)
 
     def keep(self) -> None:
         self._reader.keep()

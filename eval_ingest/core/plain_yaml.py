@@ -1,9 +1,11 @@
 """YAML that comes from people and from buckets: plain values come out, or a problem in one line.
 
-Only what PyYAML's SafeLoader makes; and what could grow beyond all bounds while it is read is
-stopped: `<<` merges multiply, and nesting goes as deep as somebody likes.
+Only what PyYAML's SafeLoader makes, with the numbers that jsonargparse knows, since rslearn reads
+model.yaml by it: 1e3 is one, and dates are texts. What could grow beyond all bounds while it is
+read is stopped: `<<` merges multiply, and nesting goes as deep as somebody likes.
 """
 
+import re
 from typing import Any
 
 import yaml
@@ -29,8 +31,35 @@ class YamlProblem(ValueError):
     """A text isn't YAML, or none that can be read; says where."""
 
 
+class OddNumber(int):
+    """A whole number that is not written as usual: 017 (fifteen), 1_000, 0x1F, 1:30.
+
+    As a text, such as a group's name, it would be another one.
+    """
+
+
+_FLOAT = re.compile(
+    r"""[-+]?[0-9][0-9_]*\.[0-9_]*(?:[eE][-+]?[0-9]+)?
+    |[-+]?[0-9][0-9_]*[eE][-+]?[0-9]+
+    |\.[0-9_]+(?:[eE][-+][0-9]+)?
+    |[-+]?[0-9][0-9_]*(?::[0-5]?[0-9])+\.[0-9_]*
+    |[-+]?\.(?:inf|Inf|INF)
+    |\.(?:nan|NaN|NAN)""",
+    re.VERBOSE,
+)
+"""What jsonargparse takes for a number with a fraction or an exponent."""
+
+
+class _FullMatch:
+    """A pattern for PyYAML, which calls `match` on a whole scalar."""
+
+    @staticmethod
+    def match(text: str) -> re.Match[str] | None:
+        return _FLOAT.fullmatch(text)
+
+
 class _Loader(yaml.SafeLoader):
-    """PyYAML's SafeLoader, with a limit on what `<<` merges can grow to."""
+    """PyYAML's SafeLoader with jsonargparse's scalars, and a limit on what `<<` can grow to."""
 
     def flatten_mapping(self, node: yaml.MappingNode) -> None:
         super().flatten_mapping(node)
@@ -38,6 +67,20 @@ class _Loader(yaml.SafeLoader):
             raise yaml.constructor.ConstructorError(
                 None, None, "too many merged entries", node.start_mark
             )
+
+    def whole_number(self, node: yaml.ScalarNode) -> int:
+        """An integer, marked if it is written in an unusual way."""
+        value: int = self.construct_yaml_int(node)
+        return value if str(value) == node.value else OddNumber(value)
+
+
+_TIMESTAMP, _NUMBER = "tag:yaml.org,2002:timestamp", "tag:yaml.org,2002:float"
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, known) for tag, known in resolvers if tag not in (_TIMESTAMP, _NUMBER)]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Loader.add_implicit_resolver(_NUMBER, _FullMatch, list("-+0123456789."))
+_Loader.add_constructor("tag:yaml.org,2002:int", _Loader.whole_number)
 
 
 def load_yaml(text: str) -> Any:
@@ -54,6 +97,26 @@ def load_yaml(text: str) -> Any:
         raise YamlProblem(_marked(error)) from None
     except (yaml.YAMLError, *PARSE_FAULTS) as error:
         raise YamlProblem(first_line(error)) from None
+
+
+def untyped(text: str) -> Any:
+    """What jsonargparse makes of a text where a value of any type may stand, such as a tag's.
+
+    >>> untyped("2025"), untyped("yes"), untyped("val"), untyped("2025-12-10")
+    (2025, True, 'val', '2025-12-10')
+    """
+    stripped = text.strip()
+    if stripped in ("", "-"):
+        return text
+    if stripped.removeprefix("-").isdecimal():
+        return int(stripped)
+    try:
+        value = load_yaml(text)
+    except YamlProblem:
+        return text
+    if isinstance(value, dict) and all(inner is None for inner in value.values()):
+        return text  # `{x}` and `x:` are texts to it
+    return text if isinstance(value, str) else value
 
 
 def _marked(error: yaml.MarkedYAMLError) -> str:

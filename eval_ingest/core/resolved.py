@@ -6,7 +6,7 @@ It is inferred by inference/resolve.py and kept in metadata.json with the origin
 
 from typing import Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
 
 from eval_ingest.core.task import Task
 
@@ -116,8 +116,8 @@ class SplitSelector(_Frozen):
     """Empty: any group."""
     names: tuple[str, ...] = ()
     """Empty: any window name."""
-    tags: dict[str, str] = Field(default_factory=dict)
-    """Window options that must be present and, if the value isn't empty, equal."""
+    tags: dict[str, JsonValue] = Field(default_factory=dict)
+    """Window options that must be present and, if the value isn't empty, equal, type included."""
 
     def selects(self, group: str, name: str, options: dict[str, object]) -> bool:
         """True if a window of this group, name and options is selected."""
@@ -126,7 +126,7 @@ class SplitSelector(_Frozen):
         if self.names and name not in self.names:
             return False
         return all(
-            key in options and (not value or str(options[key]) == value)
+            key in options and (not value or options[key] == value)
             for key, value in self.tags.items()
         )
 

@@ -86,7 +86,8 @@ class DatasetSpec(BaseModel):
     source: str
     """Path or URL of the rslearn dataset; `${VAR:-default}` is expanded."""
     config: str | None = None
-    """Folder with model.yaml, dataset.json or olmoearth_run.yaml; default the source itself."""
+    """A model.yaml of any name, or a folder with it, dataset.json or olmoearth_run.yaml; default
+    the source itself."""
     display_name: str | None = None
     groups: tuple[str, ...] = ()
     """Only windows of these groups; empty means those that model.yaml names, else all."""

@@ -13,10 +13,6 @@ from typing import Any
 
 import dagster as dg
 import numpy as np
-from dagster._core.definitions.asset_checks.asset_check_evaluation import (
-    AssetCheckEvaluationTargetMaterializationData,
-)
-from dagster._core.event_api import PartitionKeyFilter
 
 from eval_ingest.core.entry import Metadata
 from eval_ingest.core.spec import SPLITS
@@ -230,17 +226,12 @@ def _problem(samples: Sequence[dict[str, Any]], modalities: Sequence[str]) -> st
 # ------------------------------------------------------------------------------- as Dagster has it
 
 
-def evaluations(
-    root: EvalRoot, name: str, record: dg.EventLogRecord
-) -> Iterator[dg.AssetCheckEvaluation]:
-    """The checks of the registry_entry that a record is about, for runs that are not its asset's.
+def evaluations(root: EvalRoot, name: str) -> Iterator[dg.AssetCheckEvaluation]:
+    """All checks of a dataset's registry_entry, for what logs them beside its asset.
 
     Raises:
         UnknownDatasetError: the dataset isn't registered.
     """
-    target = AssetCheckEvaluationTargetMaterializationData(
-        storage_id=record.storage_id, run_id=record.run_id, timestamp=record.timestamp
-    )
     for result in results(root, name, tuple(_DESCRIPTIONS)):
         yield dg.AssetCheckEvaluation(
             asset_key=registry_entry.key,
@@ -249,20 +240,8 @@ def evaluations(
             metadata=result.metadata,
             severity=result.severity,
             description=result.text,
-            target_materialization_data=target,
             partition=name,
         )
-
-
-def is_checked(instance: dg.DagsterInstance, entry: Metadata) -> bool:
-    """True if every check has been made of this version of a dataset."""
-    latest = instance.event_log_storage.get_latest_asset_check_execution_by_key(
-        list(registry_entry_checks.check_keys), partition_filter=PartitionKeyFilter(key=entry.name)
-    )
-    found = [latest.get(key) for key in registry_entry_checks.check_keys]
-    evaluated = [record.evaluation for record in found if record is not None]
-    versions = [e and VERSION in e.metadata and e.metadata[VERSION].value for e in evaluated]
-    return versions == [entry.fingerprint] * len(found)
 
 
 def _specs() -> list[dg.AssetCheckSpec]:

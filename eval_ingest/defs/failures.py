@@ -6,14 +6,12 @@ from contextlib import contextmanager
 
 import dagster as dg
 
+from eval_ingest.defs.console import say_last, take_back
 from eval_ingest.errors import EngineError, EvalIngestError, SourceError, StoreError
 from eval_ingest.redaction import holds_secret, shown
 
 RETRIES = dg.RetryPolicy(max_retries=2, delay=10, backoff=dg.Backoff.EXPONENTIAL)
 """For failures that allow retries: a stage goes on where it stopped, so trying again is cheap."""
-
-told: list[str] = []
-"""What has failed in this process: dagster_command.py says the last of it once more at the end."""
 
 _LASTING = (
     FileNotFoundError, FileExistsError, NotADirectoryError, IsADirectoryError, PermissionError,
@@ -28,18 +26,19 @@ def as_failure(dataset: str) -> Iterator[None]:
     """Turn what is raised inside into a `dagster.Failure` whose description says what to do."""
     try:
         yield
+        take_back(dataset)
     except EvalIngestError as error:
         # The message says it all; a traceback is worth showing where another library failed.
-        raise _failure(str(error), may_pass(error)) from _shown(error.__cause__)
+        raise _failure(dataset, str(error), may_pass(error)) from _shown(error.__cause__)
     except OSError as error:
         text = f"{dataset}: {type(error).__name__}: {error}; run again: it goes on where it stopped"
-        raise _failure(shown(text), may_pass(error)) from _shown(error)
+        raise _failure(dataset, shown(text), may_pass(error)) from _shown(error)
     except Exception as error:
         text = (
             f"{dataset}: {type(error).__name__}: {error}; "
             "that is a fault in eval_ingest: report it with the traceback"
         )
-        raise _failure(shown(text), False) from _shown(error)
+        raise _failure(dataset, shown(text), False) from _shown(error)
 
 
 def _shown(error: BaseException | None) -> BaseException | None:
@@ -52,8 +51,8 @@ def _shown(error: BaseException | None) -> BaseException | None:
     return error
 
 
-def _failure(text: str, allow_retries: bool) -> dg.Failure:
-    told.append(text)
+def _failure(dataset: str, text: str, allow_retries: bool) -> dg.Failure:
+    say_last(dataset, text)
     return dg.Failure(text, allow_retries=allow_retries)
 
 

@@ -4,20 +4,34 @@
 sums up. Each runs its stage if it is missing or stale, and logs the materialisation of the stage
 asset's partition. So there is one step per stage to watch and to retry, and the stage assets show
 what was done.
+
+In a run of another dataset's partition they do nothing: `--select 'window_index*'` selects all that
+lies below, every dataset of the catalog too, and means the one of `--partition`.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from functools import cache
 
 import dagster as dg
 
 from eval_ingest.core.spec import DatasetSpec
-from eval_ingest.defs.assets import POOLED, registry_entry
-from eval_ingest.defs.checks import evaluations, is_checked
+from eval_ingest.defs.assets import POOLED
+from eval_ingest.defs.checks import evaluations
 from eval_ingest.defs.failures import RETRIES, as_failure
-from eval_ingest.defs.metadata import UP_TO_DATE, entry_metadata, stage_metadata
-from eval_ingest.defs.running import INGEST_POOL, run_stage
-from eval_ingest.defs.versions import last_record, version_of, version_tags
+from eval_ingest.defs.metadata import (
+    UP_TO_DATE,
+    entry_metadata,
+    shown_pictures,
+    stage_metadata,
+)
+from eval_ingest.defs.running import INGEST_POOL, PARTITION_TAG, run_stage
+from eval_ingest.defs.versions import (
+    CHECKED_TAG,
+    last_record,
+    tag_of,
+    version_of,
+    version_tags,
+)
 from eval_ingest.errors import NotIngestedError
 from eval_ingest.pipeline import STAGES
 from eval_ingest.report.terminal import counts_text
@@ -79,11 +93,15 @@ def _stage_op(name: str, stage: str) -> dg.OpDefinition:
         name=f"{stage}_OF_{_identifier(name)}",
         description=f"Run {stage} of {name} if it is missing or stale.",
         ins={"start": dg.In(dg.Nothing)},
-        out=dg.Out(dg.Nothing),
+        out=dg.Out(dg.Nothing, is_required=False),
         retry_policy=RETRIES,
         pool=INGEST_POOL if stage in POOLED else None,
     )
-    def run(context: dg.OpExecutionContext, settings: dg.ResourceParam[Settings]) -> None:
+    def run(
+        context: dg.OpExecutionContext, settings: dg.ResourceParam[Settings]
+    ) -> Iterator[dg.Output[None]]:
+        if context.run.tags.get(PARTITION_TAG, name) != name:
+            return  # what needs this op is skipped, too
         done = run_stage(context, settings, name, stage)
         last = last_record(context.instance, dg.AssetKey(stage), name)
         if done.outcome.ran or version_of(last) != done.outcome.fingerprint:
@@ -97,6 +115,7 @@ def _stage_op(name: str, stage: str) -> dg.OpDefinition:
                     ),
                 )
             )
+        yield dg.Output(None)
 
     return run
 
@@ -112,11 +131,11 @@ def _summary_op(name: str) -> dg.OpDefinition:
         name=f"summary_OF_{_identifier(name)}",
         description=f"Say what {name} is now.",
         ins={"start": dg.In(dg.Nothing)},
-        out=dg.Out(dg.Nothing),
+        out=dg.Out(dg.Nothing, is_required=False),
     )
     def run(
         context: dg.OpExecutionContext, settings: dg.ResourceParam[Settings]
-    ) -> dg.Output[None]:
+    ) -> Iterator[dg.Output[None]]:
         with as_failure(name):
             root = open_root(settings)
             layout = root.dataset(name)
@@ -125,20 +144,22 @@ def _summary_op(name: str) -> dg.OpDefinition:
                 raise NotIngestedError(
                     f"{root.shown(layout.metadata)} has been removed; run {name} again"
                 )
-            record = last_record(context.instance, registry_entry.key, name)
-            if record is not None and not is_checked(context.instance, entry):
-                for evaluation in evaluations(root, name, record):
+            last = last_record(context.instance, dg.AssetKey(name))
+            if tag_of(last, CHECKED_TAG) != entry.fingerprint:
+                for evaluation in evaluations(root, name):
                     context.log_event(evaluation)  # type: ignore[arg-type]  # hints lag behind
+        same = last if version_of(last) == entry.fingerprint else None
+        pictures = shown_pictures(same, layout, entry)
         counts = counts_text({split: found.count for split, found in entry.splits.items()})
-        ran = _anything_ran(context, name)
-        if ran:
+        if _anything_ran(context, name):
             context.log.info(f"{name}: registered in {layout.url}: {counts}")
         else:
             context.log.info(f"{name}: up to date, nothing to do: {counts} in {layout.url}")
-        return dg.Output(
+        yield dg.Output(
             None,
             data_version=dg.DataVersion(entry.fingerprint),
-            metadata=entry_metadata(layout, entry, pictures=ran),
+            metadata=entry_metadata(layout, entry, pictures),
+            tags={CHECKED_TAG: entry.fingerprint},
         )
 
     return run

@@ -1,24 +1,26 @@
 """The sensor known_datasets: the page shows what catalog and registry hold, whoever ingested it.
 
 It adds a partition for each dataset of the catalog, and notes as materialised what was ingested
-by `eval-ingest`, by another Dagster, or by a sensor's run of the stages alone. It runs nothing.
+by `eval-ingest`, by another Dagster, or by a sensor's run of the stages alone, with its pictures
+and checks. It runs nothing.
 """
 
 import json
+import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import dagster as dg
-from dagster._core.definitions.data_version import DATA_VERSION_TAG
 
 from eval_ingest.core.entry import Metadata, is_ours
 from eval_ingest.core.fingerprint import fingerprint
 from eval_ingest.core.spec import NAME_PATTERN
+from eval_ingest.defs.checks import evaluations
 from eval_ingest.defs.front_door import TAKEN
-from eval_ingest.defs.metadata import entry_metadata, stage_path
+from eval_ingest.defs.metadata import draw_pictures, entry_metadata, stage_path
 from eval_ingest.defs.partitions import studio_datasets
 from eval_ingest.defs.running import is_going_on, set_up_pools
-from eval_ingest.defs.versions import last_record, version_of
+from eval_ingest.defs.versions import CHECKED_TAG, DATA_VERSION_TAG, last_record, version_of
 from eval_ingest.errors import EvalIngestError
 from eval_ingest.pipeline import STAGES
 from eval_ingest.redaction import redacted
@@ -30,14 +32,17 @@ from eval_ingest.store.registry import read_metadata, read_registry
 from eval_ingest.store.roots.open import open_root
 from eval_ingest.watching import fault_text
 
+LOOK_S = 20.0
+"""After that the datasets that are left wait for the next tick: pictures take a second or two."""
+
 
 @dg.sensor(
     name="known_datasets",
     minimum_interval_seconds=30,
     default_status=dg.DefaultSensorStatus.RUNNING,
     description=(
-        "Adds a partition for each dataset of the catalog, and shows as materialised what was "
-        "ingested without this Dagster. It runs nothing."
+        "Adds a partition for each dataset of the catalog, removes those of datasets that are no "
+        "more, and shows as materialised what was ingested without this Dagster. It runs nothing."
     ),
 )
 def known_datasets(
@@ -45,10 +50,8 @@ def known_datasets(
 ) -> dg.SensorResult | dg.SkipReason:
     """List datasets as partitions, and note those that are registered."""
     set_up_pools(context.instance)
-    problems: list[str] = []
-    shown = _parse(context.cursor, redacted(settings.eval_root))
-    events: list[dg.AssetMaterialization | dg.AssetObservation] = []
-    registered: dict[str, str] = {}
+    tick = _Tick(context.instance, _parse(context.cursor, redacted(settings.eval_root)))
+    registered: dict[str, str] | None = None
     try:
         root = open_root(settings)
         entries = read_registry(root)
@@ -57,49 +60,97 @@ def known_datasets(
             name: str(entry["fingerprint"]) if is_ours(entry) else fingerprint(entry)
             for name, entry in entries.items()
         }
-        for name in [name for name in registered if shown.get(name) != registered[name]]:
-            if is_going_on(context.instance, name):
+        tick.show_theirs({n: entry for n, entry in entries.items() if not is_ours(entry)})
+        tick.look_at(root, registered)
+    except EvalIngestError as error:
+        tick.problems.append(str(error))
+    requests = _partitions(context.instance, settings, registered, tick)
+    if not requests and not tick.events:
+        return dg.SkipReason(
+            "; ".join(tick.problems) or "every dataset of catalog and registry is shown"
+        )
+    for problem in tick.problems:
+        context.log.warning(problem)
+    for name in tick.told:
+        context.log.info(f"{name} is registered, and its asset shows it now")
+    if tick.told:
+        tick.news.append(f"{len(tick.told)} datasets show what was ingested elsewhere")
+    shown = {name: tick.shown[name] for name in sorted(tick.shown) if name in (registered or ())}
+    return dg.SensorResult(
+        # else the page would speak of an empty result
+        skip_reason="; ".join([*tick.news, *tick.problems]),
+        asset_events=tick.events,
+        dynamic_partitions_requests=requests,
+        cursor=json.dumps({"root": redacted(settings.eval_root), "shown": shown}),
+    )
+
+
+class _Tick:
+    """What one look at the registry gives."""
+
+    def __init__(self, instance: dg.DagsterInstance, shown: dict[str, str]) -> None:
+        self.instance = instance
+        self.shown = shown
+        """Dataset to the version that its asset shows."""
+        self.events: list[dg.AssetMaterialization | dg.AssetObservation | dg.AssetCheckEvaluation]
+        self.events = []
+        self.told: list[str] = []
+        self.news: list[str] = []
+        self.problems: list[str] = []
+
+    def show_theirs(self, entries: Mapping[str, Any]) -> None:
+        """Note what another tool has registered: it exists, and isn't ours."""
+        for name, entry in entries.items():
+            if self.shown.get(name) != fingerprint(entry):
+                self.events.append(_theirs(name, entry))
+                self.shown[name] = fingerprint(entry)
+
+    def look_at(self, root: EvalRoot, registered: Mapping[str, str]) -> None:
+        """Collect the events of what this instance doesn't know, as far as the time allows."""
+        began = time.monotonic()
+        waiting = [name for name in registered if self.shown.get(name) != registered[name]]
+        for name in waiting:
+            if is_going_on(self.instance, name):
                 continue  # it will say so itself
-            if not is_ours(entries[name]):
-                events.append(_theirs(root, name, entries[name]))
-                shown[name] = registered[name]
-                continue
+            if time.monotonic() - began > LOOK_S:
+                return
             try:
                 entry = read_metadata(root.dataset(name))
                 if entry is not None and entry.fingerprint == registered[name]:
-                    events += list(_unknown(context.instance, root.dataset(name), entry))
-                    shown[name] = entry.fingerprint
+                    events = list(_unknown(self.instance, root, entry))
+                    self.events += events
+                    self.told += [name] if events else []
+                    self.shown[name] = entry.fingerprint
             except EvalIngestError as error:
-                problems.append(str(error))
+                self.problems.append(str(error))
             except Exception as error:
-                problems.append(f"{name} could not be looked at: {fault_text(error)}")
-    except EvalIngestError as error:
-        problems.append(str(error))
-    partitions = str(studio_datasets.name)
-    listed = set(context.instance.get_dynamic_partitions(partitions))
-    names = {*read_catalog(settings, broken={}), *registered}
-    new = sorted(names - listed)
-    if not new and not events:
-        return dg.SkipReason(
-            "; ".join(problems) or "every dataset of catalog and registry is shown"
-        )
-    for problem in problems:
-        context.log.warning(problem)
-    for name in sorted({str(event.asset_key.path[-1]) for event in events} - TAKEN):
-        context.log.info(f"{name} is registered, and its asset shows it now")
-    told = [f"{len(new)} datasets are new as partitions"] if new else []
-    told += [f"{len(events)} assets show what was ingested elsewhere"] if events else []
-    return dg.SensorResult(
-        skip_reason="; ".join([*told, *problems]),  # else the page would speak of an empty result
-        asset_events=list(events),
-        dynamic_partitions_requests=[studio_datasets.build_add_request(new)] if new else [],
-        cursor=json.dumps(
-            {
-                "root": redacted(settings.eval_root),
-                "shown": {name: shown[name] for name in sorted(shown) if name in registered},
-            }
-        ),
-    )
+                self.problems.append(f"{name} could not be looked at: {fault_text(error)}")
+
+
+def _partitions(
+    instance: dg.DagsterInstance,
+    settings: Settings,
+    registered: Mapping[str, str] | None,
+    tick: _Tick,
+) -> list[dg.AddDynamicPartitionsRequest | dg.DeleteDynamicPartitionsRequest]:
+    """What makes the partitions those of catalog and registry.
+
+    None is removed while either of them can't be read in full: what it holds may be there.
+    """
+    listed = set(instance.get_dynamic_partitions(str(studio_datasets.name)))
+    broken: dict[str, EvalIngestError] = {}
+    names = {*read_catalog(settings, broken), *(registered or ())}
+    new, gone = sorted(names - listed), []
+    if registered is not None and not broken:
+        gone = [name for name in sorted(listed - names) if not is_going_on(instance, name)]
+    requests: list[dg.AddDynamicPartitionsRequest | dg.DeleteDynamicPartitionsRequest] = []
+    if new:
+        requests.append(studio_datasets.build_add_request(new))
+        tick.news.append(f"{len(new)} datasets are new as partitions")
+    if gone:
+        requests.append(studio_datasets.build_delete_request(gone))
+        tick.news.append(f"no longer in catalog or registry: {', '.join(gone)}")
+    return requests
 
 
 def _parse(cursor: str | None, root: str) -> dict[str, str]:
@@ -111,7 +162,7 @@ def _parse(cursor: str | None, root: str) -> dict[str, str]:
         return {}
 
 
-def _theirs(root: EvalRoot, name: str, entry: Mapping[str, Any]) -> dg.AssetObservation:
+def _theirs(name: str, entry: Mapping[str, Any]) -> dg.AssetObservation:
     """What is shown of a dataset that another tool has registered: it exists, and isn't ours."""
     return dg.AssetObservation(
         STAGES[-1],
@@ -127,23 +178,33 @@ def _theirs(root: EvalRoot, name: str, entry: Mapping[str, Any]) -> dg.AssetObse
 
 
 def _unknown(
-    instance: dg.DagsterInstance, layout: DatasetLayout, entry: Metadata
-) -> Iterator[dg.AssetMaterialization]:
-    """Materialisations that this instance doesn't know of: stages in order, then the front door."""
+    instance: dg.DagsterInstance, root: EvalRoot, entry: Metadata
+) -> Iterator[dg.AssetMaterialization | dg.AssetCheckEvaluation]:
+    """What this instance doesn't know of: stages in order, the checks, then the front door."""
+    layout = root.dataset(entry.name)
+    checked = False
     for stage in STAGES:
         version = entry.fingerprints.get(stage, "")
         if version and version_of(last_record(instance, dg.AssetKey(stage), entry.name)) != version:
             metadata = {"path": dg.MetadataValue.path(stage_path(layout, stage))}
             if stage == STAGES[-1]:
-                metadata = entry_metadata(layout, entry, pictures=False) | metadata
+                metadata = _shown(layout, entry) | metadata
             yield dg.AssetMaterialization(
                 stage, partition=entry.name, metadata=metadata, tags={DATA_VERSION_TAG: version}
             )
+            if stage == STAGES[-1]:
+                yield from evaluations(root, entry.name)
+                checked = True
     if entry.name in TAKEN:
         return
     if version_of(last_record(instance, dg.AssetKey(entry.name))) != entry.fingerprint:
+        tags = {DATA_VERSION_TAG: entry.fingerprint}
         yield dg.AssetMaterialization(
             entry.name,
-            metadata=entry_metadata(layout, entry, pictures=False),
-            tags={DATA_VERSION_TAG: entry.fingerprint},
+            metadata=_shown(layout, entry),
+            tags=tags | ({CHECKED_TAG: entry.fingerprint} if checked else {}),
         )
+
+
+def _shown(layout: DatasetLayout, entry: Metadata) -> dict[str, Any]:
+    return entry_metadata(layout, entry, draw_pictures(layout, entry.fingerprint))

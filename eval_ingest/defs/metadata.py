@@ -32,6 +32,7 @@ STAGE_FILES = {
 """The property of DatasetLayout that is the stage's file."""
 UP_TO_DATE = "was up to date"
 """Key of the metadata that says that nothing was to be done."""
+PICTURES = "pictures"
 
 
 def stage_file(layout: DatasetLayout, stage: str) -> Path:
@@ -66,7 +67,7 @@ def stage_metadata(job: Job, outcome: Outcome) -> dict[str, Any]:
         case CopyResult():
             found = _copy_metadata(value)
         case Metadata():
-            found = entry_metadata(job.layout, value, pictures=True)
+            found = entry_metadata(job.layout, value, draw_pictures(job.layout, value.fingerprint))
         case _:
             found = {}
     return found | {
@@ -107,13 +108,15 @@ def _index_metadata(job: Job, index: WindowIndex) -> dict[str, Any]:
         moments = index.label_moments()[index.valid, :, 0]
         if len(moments) and (count := moments[:, 0].sum()):
             mean = moments[:, 1].sum() / count
-            found["target"] = {
-                "count": int(count),
-                "mean": float(mean),
-                "std": float(np.sqrt(max(moments[:, 2].sum() / count - mean**2, 0.0))),
-                "min": float(moments[:, 3].min()),
-                "max": float(moments[:, 4].max()),
-            }
+            found["target"] = _numbers(
+                {
+                    "count": int(count),
+                    "mean": float(mean),
+                    "std": float(np.sqrt(max(moments[:, 2].sum() / count - mean**2, 0.0))),
+                    "min": float(moments[:, 3].min()),
+                    "max": float(moments[:, 4].max()),
+                }
+            )
     found |= {key.removeprefix("n_").replace("_", " "): n for key, n in index.extra.items()}
     return found | {
         "source": index.source,
@@ -167,7 +170,7 @@ def _split_tables(
             ],
         )
     elif report.get("target"):
-        found["target"] = report["target"]
+        found["target"] = _numbers(report["target"])
     return found
 
 
@@ -202,8 +205,16 @@ def _copy_metadata(copy: CopyResult) -> dict[str, Any]:
     }
 
 
-def entry_metadata(layout: DatasetLayout, entry: Metadata, *, pictures: bool) -> dict[str, Any]:
-    """Metadata of a registered dataset; pictures take a second or two."""
+def entry_metadata(
+    layout: DatasetLayout, entry: Metadata, pictures: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Metadata of a registered dataset.
+
+    Args:
+        layout: where it is.
+        entry: what is published of it.
+        pictures: `draw_pictures` or `shown_pictures`, or {} to do without.
+    """
     config, counts = entry.config, {split: found.count for split, found in entry.splits.items()}
     found: dict[str, Any] = {}
     if entry.quality:
@@ -213,9 +224,8 @@ def entry_metadata(layout: DatasetLayout, entry: Metadata, *, pictures: bool) ->
     if entry.warnings:
         found["warnings"] = listed(entry.warnings)
     found |= _split_tables(counts, entry.split_report, config.task)
-    if pictures:
-        found |= _pictures(layout, entry.fingerprint)
     return found | {
+        **pictures,
         "load it": dg.MetadataValue.md(
             f"```python\nfrom eval_ingest import EvalDataset\n\n"
             f'EvalDataset("{entry.name}", split="val")\n```'
@@ -233,8 +243,8 @@ def entry_metadata(layout: DatasetLayout, entry: Metadata, *, pictures: bool) ->
 
 
 @lru_cache(maxsize=2)
-def _pictures(layout: DatasetLayout, fingerprint: str) -> dict[str, Any]:
-    """Samples, map and class histogram of a published dataset's version, as pictures.
+def draw_pictures(layout: DatasetLayout, fingerprint: str) -> dict[str, Any]:
+    """Samples, map and class histogram of a published dataset's version; takes a second or two.
 
     Drawn once, though registry_entry and the front door both show them.
     """
@@ -245,7 +255,17 @@ def _pictures(layout: DatasetLayout, fingerprint: str) -> dict[str, Any]:
         pictures = partition_pictures(layout.root, layout.name)
     except EvalIngestError:  # a preview must not fail a dataset that is published
         return {}
-    return {"pictures": png_metadata(pictures)} if pictures else {}
+    return {PICTURES: png_metadata(pictures)} if pictures else {}
+
+
+def shown_pictures(
+    last: dg.EventLogRecord | None, layout: DatasetLayout, entry: Metadata
+) -> dict[str, Any]:
+    """The pictures that a materialisation of this version shows, or new ones."""
+    shown = None if last is None else last.asset_materialization
+    if shown is not None and PICTURES in shown.metadata:
+        return {PICTURES: shown.metadata[PICTURES]}
+    return draw_pictures(layout, entry.fingerprint)
 
 
 def png_metadata(pictures: Mapping[str, bytes]) -> dg.MarkdownMetadataValue:
@@ -290,6 +310,19 @@ COLUMNS = {
 }
 """What is in the columns of the index and of the split assignment; those of a modality or of the
 label go by the part after the dot."""
+
+
+def _numbers(values: Mapping[str, Any]) -> dg.MarkdownMetadataValue:
+    """Statistics by name, or by split and name, as a table that a person can read."""
+    rows = values if all(isinstance(v, Mapping) for v in values.values()) else {"": values}
+    heads = list(dict.fromkeys(key for row in rows.values() for key in row))
+    return table(
+        ("", *heads),
+        [
+            (name, *(f"{row[key]:.6g}" if row.get(key) is not None else "" for key in heads))
+            for name, row in rows.items()
+        ],
+    )
 
 
 def _schema(schema: pa.Schema) -> dg.TableSchema:

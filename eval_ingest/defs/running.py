@@ -6,8 +6,6 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import dagster as dg
-from dagster._core.storage.dagster_run import NOT_FINISHED_STATUSES
-from dagster._core.storage.tags import PARTITION_NAME_TAG
 
 from eval_ingest import pipeline
 from eval_ingest.defs.failures import as_failure
@@ -26,8 +24,14 @@ INGEST_POOL = "ingest"
 SWEEP_POOL = "sweep"
 POOLS = frozenset({INGEST_POOL, SWEEP_POOL})
 
+PARTITION_TAG = "dagster/partition"
+"""On every run of a partition; Dagster's own, and part of what its storage keeps."""
 DATASET_TAG = "eval_ingest/dataset"
 """On every run that works on a dataset: front doors have no partition to be found by."""
+
+
+_OVER = (dg.DagsterRunStatus.SUCCESS, dg.DagsterRunStatus.FAILURE, dg.DagsterRunStatus.CANCELED)
+NOT_OVER = [status for status in dg.DagsterRunStatus if status not in _OVER]
 
 
 class StageRun(NamedTuple):
@@ -65,8 +69,8 @@ def run_stage(
 def is_going_on(instance: dg.DagsterInstance, name: str) -> bool:
     """True if some run that works on a dataset, whoever began it, isn't over."""
     return any(
-        instance.get_runs_count(dg.RunsFilter(statuses=NOT_FINISHED_STATUSES, tags={tag: name}))
-        for tag in (PARTITION_NAME_TAG, DATASET_TAG)
+        instance.get_runs_count(dg.RunsFilter(statuses=NOT_OVER, tags={tag: name}))
+        for tag in (PARTITION_TAG, DATASET_TAG)
     )
 
 

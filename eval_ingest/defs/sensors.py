@@ -18,18 +18,17 @@ from datetime import UTC, datetime
 from functools import partial
 
 import dagster as dg
-from dagster._core.storage.tags import PARTITION_NAME_TAG
 
 from eval_ingest.background import Background
 from eval_ingest.core.fingerprint import fingerprint
 from eval_ingest.defs.assets import STAGE_ASSETS
 from eval_ingest.defs.cursor import Cursor, Seen, Step
-from eval_ingest.defs.gcs import find
 from eval_ingest.defs.partitions import studio_datasets
-from eval_ingest.defs.running import is_going_on, set_up_pools
+from eval_ingest.defs.running import PARTITION_TAG, is_going_on, set_up_pools
 from eval_ingest.errors import EvalIngestError
 from eval_ingest.redaction import redacted
 from eval_ingest.settings import Settings
+from eval_ingest.sources.discovery import find_datasets
 from eval_ingest.store.catalog import add_spec
 from eval_ingest.watching import Judgement, Looks, Sighting, State, look_at, survey
 
@@ -95,7 +94,9 @@ def look(context: dg.SensorEvaluationContext, settings: Settings) -> dg.SensorRe
     set_up_pools(context.instance)
     cursor = Cursor.parse(context.cursor, redacted(settings.eval_root))
     cursor.tick += 1
-    found = survey(settings.studio_roots, settings, find=find, looks=_roots, timeout_s=ROOTS_S)
+    found = survey(
+        settings.studio_roots, settings, find=find_datasets, looks=_roots, timeout_s=ROOTS_S
+    )
     tick = _Tick(context, settings, cursor)
     for root, reason in found.down.items():
         tick.tell(root, reason, found.faults.get(root))
@@ -299,7 +300,7 @@ class _Runs:
 
 def _runs_of(instance: dg.DagsterInstance, name: str, version: str) -> _Runs:
     going_on = is_going_on(instance, name)
-    ours = dg.RunsFilter(tags={PARTITION_NAME_TAG: name, VERSION_TAG: version})
+    ours = dg.RunsFilter(tags={PARTITION_TAG: name, VERSION_TAG: version})
     count = instance.get_runs_count(ours)
     if not count:
         return _Runs(going_on, 0)

@@ -1,15 +1,20 @@
-"""Data versions of materialisations that are logged for an asset by something else than itself."""
+"""Data versions of materialisations that are logged for an asset by something else than itself.
+
+Dagster notes versions as tags of a materialisation; their names are what its storage holds, and
+what other versions of it read. It has no public constants for them.
+"""
 
 import dagster as dg
-from dagster._core.definitions.data_version import (
-    CODE_VERSION_TAG,
-    DATA_VERSION_IS_USER_PROVIDED_TAG,
-    DATA_VERSION_TAG,
-    get_input_data_version_tag,
-    get_input_event_pointer_tag,
-)
 
 from eval_ingest.defs.assets import STAGE_ASSETS
+
+DATA_VERSION_TAG = "dagster/data_version"
+CHECKED_TAG = "eval_ingest/checked"
+"""On a dataset's own materialisations: of which version every check has been logged."""
+_USER_PROVIDED_TAG = "dagster/data_version_is_user_provided"
+_CODE_VERSION_TAG = "dagster/code_version"
+_INPUT_VERSION_TAG = "dagster/input_data_version/"
+_INPUT_RECORD_TAG = "dagster/input_event_pointer/"
 
 _STAGE_DEPS = {asset.key.path[-1]: sorted(asset.dependency_keys) for asset in STAGE_ASSETS}
 """By stage the assets that it is made from."""
@@ -27,9 +32,14 @@ def last_record(
 
 def version_of(record: dg.EventLogRecord | None) -> str:
     """The data version of a materialisation; "" without one."""
+    return tag_of(record, DATA_VERSION_TAG)
+
+
+def tag_of(record: dg.EventLogRecord | None, tag: str) -> str:
+    """The value of a tag of a materialisation; "" without one."""
     materialization = None if record is None else record.asset_materialization
     tags = None if materialization is None else materialization.tags
-    return (tags or {}).get(DATA_VERSION_TAG, "")
+    return (tags or {}).get(tag, "")
 
 
 def version_tags(
@@ -49,12 +59,12 @@ def version_tags(
     """
     tags = {
         DATA_VERSION_TAG: fingerprint,
-        DATA_VERSION_IS_USER_PROVIDED_TAG: "true",
-        CODE_VERSION_TAG: code_version,
+        _USER_PROVIDED_TAG: "true",
+        _CODE_VERSION_TAG: code_version,
     }
     for key in _STAGE_DEPS[stage]:
         record = last_record(instance, key, name)
         if record is not None:
-            tags[get_input_data_version_tag(key)] = version_of(record)
-            tags[get_input_event_pointer_tag(key)] = str(record.storage_id)
+            tags[_INPUT_VERSION_TAG + key.to_user_string()] = version_of(record)
+            tags[_INPUT_RECORD_TAG + key.to_user_string()] = str(record.storage_id)
     return tags

@@ -151,12 +151,15 @@ def _build(job: Job, work: IndexWork, listed: list[Listed], parts: PartialRows) 
     """Read the windows that have to be read, and add them to the rows that are there."""
     mode = job.spec.copy_mode
     task = IndexTask(job.source, job.config, WindowFilter.of(job.spec), copy_mode=mode)
+    to_read = work.to_read
+    if to_read:
+        groups = sorted({window.group for _, window in to_read})
+        job.source.ensure_listed(groups, job.config.layer_names)
     packer = commits = None
     if job.spec.max_samples is None and mode != "index":
         packer = make_packer(task, work.new, work.known, parts.packing, job.layout.shard_bytes)
     if packer is not None:
         commits = Commits(packer, job.layout, job.row_key, work.packed(packer, job.config))
-    to_read = work.to_read
     if packer is not None:
         require_room(job.layout, 0, len(to_read) * packer.row_bytes)
     try:

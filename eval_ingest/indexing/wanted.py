@@ -116,6 +116,7 @@ def enough(job: Job, windows: list[Listed]) -> list[Listed]:
     count = len(windows) if limit is None else max(4 * limit, limit + 64)
     if count >= len(windows):
         return windows
+    job.source.ensure_listed(sorted({w.group for w in windows}), job.config.layer_names)
     wants = WindowFilter.of(job.spec).wants
     numbers = uniform([f"{w.group}/{w.name}" for w in windows], f"enough:{job.spec.splits.seed}")
     ordered = (windows[k] for k in numbers.argsort(kind="stable"))

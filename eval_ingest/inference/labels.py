@@ -152,8 +152,8 @@ class TaskReader:
         field = self._field()
         candidates = (
             (self.spec.property_name, "--property-name"),
-            _text(self.declared.args.get("property_name")),
-            _text(self.dataset.class_property(layer)),
+            _name(self.declared.args.get("property_name")),
+            _name(self.dataset.class_property(layer)),
             (field.name, field.node.place) if field else ("", ""),
         )
         for name, place in candidates:
@@ -261,9 +261,9 @@ class TaskReader:
             self.notes.origin("num_classes", node.place)
             return count
         classes = self.declared.args.get("classes")
-        if classes.texts():
+        if classes.names():
             self.notes.origin("num_classes", classes.place)
-        return len(classes.texts()) or None
+        return len(classes.names()) or None
 
     def _names(
         self, count: int | None, nodata: float | None, mapping: dict[int, int] | None
@@ -273,7 +273,7 @@ class TaskReader:
             return self._spec_names(count, nodata)
         for key in ("classes", "class_names"):
             listed = self.declared.args.get(key)
-            if listed.texts():
+            if listed.names():
                 return self._task_names(listed, count)
         if self.declared.kind is TaskKind.CLASSIFICATION:
             # Here names are looked up in the features, and config.json lists just those.
@@ -294,7 +294,7 @@ class TaskReader:
                 "name as many as there are, in the order of their ids",
             )
         listed = self.declared.args.get("classes")
-        if listed.texts() and set(listed.texts()) != set(given):
+        if listed.names() and set(listed.names()) != set(given):
             self.notes.warn(
                 "--classes differs from the classes of the task; features of other classes than "
                 f"{', '.join(given)} become invalid"
@@ -302,7 +302,7 @@ class TaskReader:
         return _Names("--classes", dict(zip(ids, given, strict=True)), len(ids))
 
     def _task_names(self, node: Node, count: int | None) -> _Names:
-        names = node.texts()
+        names = node.names()
         if count is not None and len(names) != count:
             raise node.error(
                 f"names {len(names)} classes, but num_classes is {count}",
@@ -389,8 +389,8 @@ class TaskReader:
             )
 
 
-def _text(node: Node) -> tuple[str, str]:
-    return (node.text() if node.given else "", node.place)
+def _name(node: Node) -> tuple[str, str]:
+    return (node.name() if node.given else "", node.place)
 
 
 def _numbered(values: tuple[LabelValue, ...]) -> dict[int, LabelValue]:

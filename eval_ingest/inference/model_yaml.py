@@ -4,8 +4,11 @@ This follows rslearn's DataInput, MultiTask and SplitConfig without importing th
 is a `Declaration`, which `inference.guess` makes up where model.yaml is missing.
 """
 
+import math
 from dataclasses import dataclass
+from typing import Any
 
+from eval_ingest.core.plain_yaml import untyped
 from eval_ingest.core.resolved import InputPart, LayerRead, SplitSelector
 from eval_ingest.core.spec import SPLITS
 from eval_ingest.core.task import TaskKind
@@ -143,14 +146,35 @@ class SplitConfigs:
     def _selector(self, split: str, notes: Notes) -> SplitSelector:
         groups, names, tags = (self.merged(split, key) for key in ("groups", "names", "tags"))
         entries = tags.entries()
+        for key in tags.value or ():
+            if not isinstance(key, str):
+                raise tags.error(f"has the key {key!r}, which isn't a text", "write it in quotes")
         for node in (*_elements(groups), *_elements(names), *entries.values()):
             if node.unset:
                 notes.warn(f"{node.place} is the unset placeholder {node.value}; it is ignored")
         return SplitSelector(
-            groups=tuple(node.text() for node in _elements(groups) if node.given),
-            names=tuple(node.text() for node in _elements(names) if node.given),
-            tags={key: value.text() for key, value in entries.items() if not value.unset},
+            groups=tuple(node.name() for node in _elements(groups) if node.given),
+            names=tuple(node.name() for node in _elements(names) if node.given),
+            tags={key: _tag(value, notes) for key, value in entries.items() if not value.unset},
         )
+
+
+def _tag(node: Node, notes: Notes) -> Any:
+    """The value that a window's option must equal, of the type that jsonargparse gives it.
+
+    "" for any value: so rslearn takes whatever is empty or false.
+    """
+    value = untyped(node.text()) if isinstance(node.value, str) else node.value
+    if not value:
+        if value not in (None, ""):
+            notes.warn(
+                f"{node.place} is {value}, which rslearn takes for: the option is there, whatever "
+                "its value"
+            )
+        return ""
+    if isinstance(value, float) and not math.isfinite(value):
+        raise node.error(f"is {node.shown}, which equals no option of a window", "correct the tag")
+    return value
 
 
 def parse_model_yaml(text: str, where: str, notes: Notes) -> Declaration:
@@ -275,7 +299,7 @@ def _data_input(key: str, node: Node) -> DataInput:
         vector=data_type == "vector",
         reads=tuple(_layer_read(layer, all_groups) for layer in layers),
         stack=args.get("load_all_layers").flag(),
-        bands=args.get("bands").texts(),
+        bands=args.get("bands").names(),
         band_set_index=args.get("use_all_bands_in_order_of_band_set_idx").integer() or 0,
         required=args.get("required").flag(default=True),
         passthrough=args.get("passthrough").flag(),
@@ -287,8 +311,8 @@ def _data_input(key: str, node: Node) -> DataInput:
 def _layer_read(node: Node, all_groups: bool) -> LayerRead:
     """An item group specifier (`sentinel2.3`) of rslearn, or a layer with all its item groups."""
     if all_groups:
-        return LayerRead(layer=node.text(), item_group=None)
-    layer, dot, index = node.text().partition(".")
+        return LayerRead(layer=node.name(), item_group=None)
+    layer, dot, index = node.name().partition(".")
     if dot and not index.isdecimal():
         raise node.error(
             f"is {node.shown}, but an item group is written as the layer's name, a point and a "

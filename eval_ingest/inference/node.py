@@ -7,13 +7,14 @@ bucket, and a class_path in them is code.
 import json
 import re
 import reprlib
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from eval_ingest.core.plain_yaml import (
     MAX_CHARACTERS,
     PARSE_FAULTS,
+    OddNumber,
     YamlProblem,
     first_line,
     load_yaml,
@@ -29,6 +30,7 @@ _ALLOWED_PACKAGES = re.compile(
 
 # ${VAR}, ${VAR:-default}, {{ var }} and {TEMPLATE}: texts to be filled in, not YAML mappings.
 _PLACEHOLDER = re.compile(r"\$\{[^{}\n]*\}|\{\{[^{}\n]*\}\}|\{[A-Z][A-Z0-9_]*\}")
+_VARIABLE = re.compile(r"\$\{([^{}\n]+)\}")
 _DEFAULT = re.compile(r"\$\{\w+:-([^{}]*)\}")
 _BARE_JSON_PLACEHOLDER = re.compile(r"(?<=[:\[,\s])(\$\{[^{}\"\n]*\})(?=\s*[,\]}\n])")
 _SHIELD = str.maketrans("{}", "\ue000\ue001")
@@ -143,6 +145,24 @@ class Node:
             return tuple(item.text() for item in self.items())
         return (self.text(),) if self.given else ()
 
+    def name(self) -> str:
+        """A text that names something: a group, a band, a class; empty if it is missing.
+
+        A whole number as it is usually written is taken as its text. Of other numbers, and of yes
+        and no, YAML doesn't keep what was written; rslearn takes none of them.
+        """
+        value = self._filled()
+        if isinstance(value, bool | float | OddNumber):
+            kind = "yes or no" if isinstance(value, bool) else f"the number {value}"
+            raise self.error(f"is read as {kind}, but must be a text", "write it in quotes")
+        return self.text()
+
+    def names(self) -> tuple[str, ...]:
+        """A list of names, in their places; a lone one is taken as a list of one."""
+        if isinstance(self.value, list | tuple):
+            return tuple(item.name() for item in self.items())
+        return (self.name(),) if self.given else ()
+
     def number(self) -> float | None:
         """The number; None if it is missing or an unset placeholder."""
         value = self._filled()
@@ -184,6 +204,11 @@ class Node:
             if default:
                 return default.group(1) or None
         return self.value
+
+
+def with_variables(text: str, variables: Mapping[str, str]) -> str:
+    """The text with `${NAME}` replaced, before it is parsed, as rslearn does; others stay."""
+    return _VARIABLE.sub(lambda match: variables.get(match.group(1), match.group()), text)
 
 
 def parse_json(text: str, file: str, where: str) -> Node:

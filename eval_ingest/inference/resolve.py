@@ -5,8 +5,8 @@ label, the modalities, the crop and the splits; note where each came from. Nothi
 imported or instantiated here: texts in, a `ResolvedConfig` out.
 """
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from eval_ingest.core.resolved import Layer, ResolvedConfig, SplitSelector
@@ -17,6 +17,7 @@ from eval_ingest.inference.guess import guess
 from eval_ingest.inference.inputs import build_modalities, raster_bands, read_layer
 from eval_ingest.inference.labels import TaskReader
 from eval_ingest.inference.model_yaml import DataInput, Declaration, parse_model_yaml
+from eval_ingest.inference.node import with_variables
 from eval_ingest.inference.notes import Notes
 from eval_ingest.inference.run_yaml import RunYaml
 from eval_ingest.inference.transforms import Replay, replay
@@ -33,17 +34,26 @@ class ConfigFiles:
     """olmoearth_run.yaml."""
     where: str = ""
     """The folder or URL, for messages."""
+    variables: Mapping[str, Mapping[str, str]] = field(default_factory=dict, repr=False)
+    """By file, what `${NAME}` stands for in it; nothing where others wrote the file."""
+
+    @property
+    def dataset(self) -> DatasetJson:
+        """config.json, parsed."""
+        text = with_variables(self.config_json, self.variables.get("config.json", {}))
+        return DatasetJson.parse(text, self.where)
 
 
 def resolve(files: ConfigFiles, spec: DatasetSpec) -> ResolvedConfig:
     """What the samples of a dataset are made of; the spec overrides what the files say."""
     notes = Notes()
-    dataset = DatasetJson.parse(files.config_json, files.where)
+    dataset = files.dataset
     run = RunYaml.parse(files.run_yaml, files.where)
     if files.model_yaml is None:
         declared = guess(dataset, run, spec, notes)
     else:
-        declared = parse_model_yaml(files.model_yaml, files.where, notes)
+        text = with_variables(files.model_yaml, files.variables.get("model.yaml", {}))
+        declared = parse_model_yaml(text, files.where, notes)
 
     replayed = _replay(declared, dataset, notes)
     inputs = {data_input.key: data_input for data_input in declared.inputs}
@@ -83,8 +93,7 @@ def dataset_config_for_copy(files: ConfigFiles, resolved: ResolvedConfig) -> dic
 
     Data sources are left out: the copy holds the pixels, and fetches none.
     """
-    dataset = DatasetJson.parse(files.config_json, files.where)
-    return dataset.reduced(layer.name for layer in resolved.layers)
+    return files.dataset.reduced(layer.name for layer in resolved.layers)
 
 
 def _replay(declared: Declaration, dataset: DatasetJson, notes: Notes) -> Replay:

@@ -10,7 +10,7 @@ those. Entries that are not ours go their usual way. `uninstall()` puts back wha
 
 Replaced are, and nothing else: the look-up of an entry by name, the function that opens an entry,
 and the collate function, which has nothing left to do for our batches. How samples are made for
-the models themselves is in olmoearth.py.
+the models themselves is in loading/olmoearth.py.
 """
 
 import inspect
@@ -23,10 +23,10 @@ import torch
 from torch.utils.data import Dataset, Subset
 
 from eval_ingest.errors import EvalIngestError, LoadError, SpecError
-from eval_ingest.integrations.olmoearth import MISSING, SEEN, BandFiller, OlmoEarthAdapter
 from eval_ingest.loading.collate import collate
 from eval_ingest.loading.dataset import EvalDataset
 from eval_ingest.loading.normalize import DEFAULT_METHOD
+from eval_ingest.loading.olmoearth import MISSING, SEEN, BandFiller, OlmoEarthAdapter
 from eval_ingest.settings import Settings
 from eval_ingest.store.registry import read_metadata, read_registry
 from eval_ingest.store.roots.open import open_root

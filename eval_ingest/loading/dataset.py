@@ -76,7 +76,8 @@ class EvalDataset(Dataset[dict[str, Any]]):
             A dataset without a crop size is never cropped.
         label_fraction: share of the train split, in (0, 1], or "10%", or a name in the spec's
             label_fractions: nested subsets, drawn by `seed`.
-        seed: of label_fraction.
+        seed: of label_fraction and max_samples.
+        max_samples: at most so many samples, the first of those that label_fraction draws.
 
     Raises:
         UnknownDatasetError: no such dataset under the root; the message lists the near names.
@@ -95,10 +96,12 @@ class EvalDataset(Dataset[dict[str, Any]]):
         crop: Literal["center", "random"] | None = "center",
         label_fraction: float | str = 1.0,
         seed: int = 42,
+        max_samples: int | None = None,
     ) -> None:
         self._arguments: dict[str, Any] = {
             "name": name, "split": split, "modalities": modalities, "normalize": normalize,
             "method": method, "crop": crop, "label_fraction": label_fraction, "seed": seed,
+            "max_samples": max_samples,
         }  # fmt: skip
         eval_root = open_root(Settings.load(), root)
         self._root = eval_root.address
@@ -117,6 +120,7 @@ class EvalDataset(Dataset[dict[str, Any]]):
         crop: Literal["center", "random"] | None,
         label_fraction: float | str,
         seed: int,
+        max_samples: int | None,
     ) -> None:
         """Open a certain version of the dataset: the one that this metadata is of."""
         self.metadata: Metadata = metadata
@@ -133,7 +137,7 @@ class EvalDataset(Dataset[dict[str, Any]]):
         self._crop = self.metadata.config.crop_size if crop else None
         self._random_crop = crop == "random"
         self._index = self._read_index()
-        self._order = self._draw(self._fraction(label_fraction), seed)
+        self._order = self._draw(self._fraction(label_fraction), seed, max_samples)
         self._samples = self._open_samples()
 
     # -------------------------------------------------------------------------------- opening
@@ -213,18 +217,23 @@ class EvalDataset(Dataset[dict[str, Any]]):
                 f"{', '.join(named) or 'none'}; or give a share such as 0.1 or '10%'"
             ) from None
 
-    def _draw(self, label_fraction: float, seed: int) -> NDArray[np.int64] | None:
+    def _draw(
+        self, label_fraction: float, seed: int, max_samples: int | None
+    ) -> NDArray[np.int64] | None:
         """The rows of a label fraction, or None for all of them in order."""
         if not 0 < label_fraction <= 1:
             raise LoadError(f"label_fraction is {label_fraction}; it must be in (0, 1]")
-        if label_fraction == 1:
+        if max_samples is not None and max_samples < 1:
+            raise LoadError(f"max_samples is {max_samples}; it must be at least 1")
+        total = len(self._index)
+        most = total if max_samples is None else min(max_samples, total)
+        if label_fraction == 1 and most == total:
             return None
-        if self.split != "train":
+        if label_fraction != 1 and self.split != "train":
             raise LoadError(
                 f"label_fraction is for the train split; {self.split} is always used whole"
             )
-        total = len(self._index)
-        count = max(1, int(total * label_fraction))
+        count = min(max(1, int(total * label_fraction)), most)
         generator = torch.Generator().manual_seed(seed)
         return torch.randperm(total, generator=generator)[:count].numpy()
 
@@ -329,13 +338,22 @@ class EvalDataset(Dataset[dict[str, Any]]):
 
     # ------------------------------------------------------------------------------- batching
 
-    def batches(self, batch_size: int, bucket: bool = False) -> Iterator[dict[str, Any]]:
+    def batches(
+        self, batch_size: int, bucket: bool = False, shard: tuple[int, int] = (0, 1)
+    ) -> Iterator[dict[str, Any]]:
         """All samples in order, in batches as `collate` makes them.
 
         Where samples agree in shape, stored pixels are converted and normalised straight into
         their place in the batch, on several threads. With `bucket`, samples of equal shape come
-        together, so that none is padded: `batch["window"]` tells which they are.
+        together, so that none is padded: `batch["window"]` tells which they are. With `shard`
+        (k, n) only every n-th batch from the k-th on, so that n ranks share a split.
+
+        Raises:
+            LoadError: the batch size or the shard can't be.
         """
+        first, ranks = shard
+        if not 0 <= first < ranks:
+            raise LoadError(f"shard is {shard}; it must be (k, n) with 0 <= k < n")
         if batch_size < 1:
             raise LoadError(f"batch_size is {batch_size}; it must be at least 1")
         every = [self._row(i) for i in range(len(self))]
@@ -343,7 +361,7 @@ class EvalDataset(Dataset[dict[str, Any]]):
             bucketed[start : start + batch_size]
             for bucketed in (self._buckets(every) if bucket else [every])
             for start in range(0, len(bucketed), batch_size)
-        ]
+        ][first::ranks]
         cropped = [[self._window(row) for row in rows] for rows in turns[:1]]
         for k, rows in enumerate(turns):
             if k + 1 < len(turns):

@@ -2,7 +2,7 @@
 
 import mmap
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 from numpy.lib.array_utils import byte_bounds
@@ -164,7 +164,7 @@ class PackedSamples:
                 self._maps.pop(next(iter(self._maps)), None)
         address = found.ctypes.data - found.offset % mmap.ALLOCATIONGRANULARITY
         # As a plain array: a memmap object makes every slice of it expensive.
-        return _Map(found.view(np.ndarray), found._mmap, address)
+        return _Map(found.view(np.ndarray), cast(mmap.mmap, found.base), address)
 
     def _unreadable(self, shard: Shard, name: str, error: Exception) -> IntegrityError:
         path = self._layout.root.shown(self._layout.samples / shard.name / f"{name}.npy")

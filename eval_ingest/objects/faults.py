@@ -4,20 +4,19 @@ import asyncio
 import contextlib
 import errno
 
+from eval_ingest.objects.backend import Conflict, Truncated
 
-class Truncated(Exception):
-    """What arrived isn't what was listed or sent, though nothing has changed."""
-
-
-class Conflict(Exception):
-    """An object isn't what it was when the writer looked: somebody else has written it."""
-
+__all__ = [
+    "Conflict", "first_line", "is_answer", "is_conflict", "is_forbidden", "is_mistyped",
+    "is_requester_pays", "may_pass",
+]  # fmt: skip
 
 _PASSING_ERRNO = {
     errno.ECONNRESET, errno.ECONNABORTED, errno.ECONNREFUSED, errno.EPIPE, errno.ETIMEDOUT,
     errno.EIO, errno.EREMOTEIO, errno.EBUSY, errno.ENETUNREACH, errno.EHOSTUNREACH, errno.EAGAIN,
 }  # fmt: skip
 """EREMOTEIO and EBUSY are what s3fs makes of the answers 500 and 503."""
+_UNREACHED_ERRNO = {errno.ENETUNREACH, errno.EHOSTUNREACH, errno.ETIMEDOUT, errno.ECONNREFUSED}
 _PASSING_MODULES = {"aiohttp", "aiobotocore", "botocore", "requests", "urllib3", "http", "ssl"}
 
 
@@ -37,6 +36,18 @@ def may_pass(error: BaseException) -> bool:
     return type(error).__module__.partition(".")[0] in _PASSING_MODULES
 
 
+def is_answer(error: BaseException) -> bool:
+    """True if an error is what a server said, and not that nobody said anything."""
+    if isinstance(error, TimeoutError | ConnectionError):
+        return False
+    if isinstance(error, OSError) and error.errno in _UNREACHED_ERRNO:
+        return False
+    module, name = type(error).__module__.partition(".")[0], type(error).__name__
+    if module == "botocore":
+        return not name.endswith(("ConnectionError", "TimeoutError", "ClosedError", "SSLError"))
+    return module not in ("aiohttp", "requests", "urllib3", "ssl")
+
+
 def is_mistyped(error: BaseException) -> bool:
     """True if no such request can be sent at all: the name of the bucket, most often."""
     return type(error).__name__ in ("ParamValidationError", "InvalidURL", "InvalidRegionError")
@@ -46,7 +57,7 @@ def is_forbidden(error: BaseException) -> bool:
     """True if the server or the lack of credentials says no."""
     code = str(getattr(error, "code", None) or getattr(error, "status", None) or "")
     text = str(error)
-    return (
+    return not is_requester_pays(error) and (
         isinstance(error, PermissionError)
         or code in ("401", "403")
         or _code_of_s3(error) in ("401", "403")
@@ -56,13 +67,13 @@ def is_forbidden(error: BaseException) -> bool:
     )
 
 
-def is_conflict(error: BaseException) -> bool:
-    """True if a condition of a write wasn't met.
+def is_requester_pays(error: BaseException) -> bool:
+    """True if Google wants to know who pays; S3 gives no reason, as to anybody without rights."""
+    return "requester pays" in str(error).lower() or "user project" in str(error).lower()
 
-    gcsfs makes FileExistsError of a 412; s3fs makes an OSError whose cause is botocore's error.
-    """
-    if isinstance(error, FileExistsError):
-        return True
+
+def is_conflict(error: BaseException) -> bool:
+    """True if a condition of a write to S3 wasn't met."""
     return _code_of_s3(error) in ("PreconditionFailed", "ConditionalRequestConflict", "412", "409")
 
 

@@ -2,6 +2,7 @@
 
 import logging
 import os
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -43,12 +44,65 @@ def refused_login(url: str) -> str:
     return f"{scheme}:// takes no password from the URL; {_LOGINS[scheme]}"
 
 
-def open_filesystem(url: str, endpoint: str | None = None) -> Any:
+BUCKET_SCHEMES = ("gs", "gcs", "s3", "s3a", "weka")
+CONNECT_S = 10
+READ_S = 30
+"""So long a connection may say nothing. For whole requests see retry.py."""
+
+
+@dataclass
+class Contact:
+    """What has come from a server so far."""
+
+    answered: bool = False
+    """Something has, whatever it was."""
+    failure: BaseException | None = None
+    """Why the last connection failed: gcsfs tells nobody while it tries again."""
+
+
+def root_of(url: str) -> str:
+    """The path of a URL's folder, as its file system names it."""
+    scheme, _, rest = url.partition("://")
+    if scheme in BUCKET_SCHEMES:
+        return rest.strip("/")
+    import fsspec.core
+
+    return str(fsspec.core.strip_protocol(url)).rstrip("/")
+
+
+def payer_of(url: str) -> str:
+    """Who pays for the requests to a URL's bucket, if not its owner: a project, or `requester`."""
+    scheme, _, rest = url.partition("://")
+    scheme = {"gcs": "gs", "s3a": "s3"}.get(scheme, scheme)
+    return dict(Settings.load().requester_pays).get(f"{scheme}://{rest.partition('/')[0]}", "")
+
+
+def server_of(url: str, endpoint: str | None) -> str:
+    """Where the requests of a URL go, for people."""
+    scheme = url.partition("://")[0]
+    if scheme in ("gs", "gcs"):
+        return os.environ.get("STORAGE_EMULATOR_HOST") or "Google Cloud Storage"
+    if scheme in ("s3", "s3a", "weka"):
+        named = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+        if scheme == "weka":
+            named = endpoint or Settings.load().weka_endpoint_url
+        return named or "Amazon S3"
+    return "the server"
+
+
+def open_filesystem(
+    url: str,
+    endpoint: str | None = None,
+    payer: str = "",
+    contact: Contact | None = None,
+) -> Any:
     """The file system of a URL, made anew.
 
     Args:
         url: gs://bucket/path, s3://bucket/path, weka://bucket/path, or another that fsspec knows.
         endpoint: of Weka's S3; default WEKA_ENDPOINT_URL.
+        payer: see `payer_of`.
+        contact: is told what comes from the server.
 
     Raises:
         ImportError: the library for this kind of URL isn't installed.
@@ -66,6 +120,7 @@ def open_filesystem(url: str, endpoint: str | None = None) -> Any:
         log.setLevel(logging.CRITICAL)  # it logs a traceback for what our errors say
     # A listing is wanted as it is now, and kept nowhere: it may hold millions of objects.
     options: dict[str, Any] = {"use_listings_cache": False, "skip_instance_cache": True}
+    config: dict[str, Any] = {"connect_timeout": CONNECT_S, "read_timeout": READ_S}
     protocol, _, rest = url.partition("://")
     if protocol == "weka":
         options["endpoint_url"] = endpoint or Settings.load().weka_endpoint_url
@@ -75,17 +130,44 @@ def open_filesystem(url: str, endpoint: str | None = None) -> Any:
                 f"and {WEKA_ENDPOINT_VARIABLE} is not set"
             )
         # A bucket isn't a host's name there.
-        options["config_kwargs"] = {"s3": {"addressing_style": "path"}}
+        config["s3"] = {"addressing_style": "path"}
         protocol, url = "s3", f"s3://{rest}"
     elif protocol in ("s3", "s3a"):
         options["anon"] = not has_aws_credentials()
     if protocol in ("s3", "s3a"):
         options["max_concurrency"] = 1  # more, and it asks for every object's size first
+        # retry.py tries again, and says in the end what was wrong at first.
+        options["config_kwargs"] = {**config, "retries": {"total_max_attempts": 1}}
+        options["requester_pays"] = bool(payer)
     if protocol in ("gs", "gcs"):
         from gcsfs.core import GCSFileSystem  # without the experiments, whatever was imported
 
-        return GCSFileSystem(token=google_token(), **options)
+        return GCSFileSystem(
+            token=google_token(),
+            requester_pays=payer or False,
+            session_kwargs=_session_options(contact or Contact()),
+            **options,
+        )
+    if protocol in ("s3", "s3a"):
+        return fsspec.filesystem(protocol, **options)
     return fsspec.core.url_to_fs(url, **options)[0]
+
+
+def _session_options(contact: Contact) -> dict[str, Any]:
+    """Limits of gcsfs's connections, and a note of what they bring."""
+    import aiohttp
+
+    async def failed(session: Any, context: Any, details: Any) -> None:
+        contact.failure = details.exception
+
+    async def answered(session: Any, context: Any, details: Any) -> None:
+        contact.answered = True
+
+    trace = aiohttp.TraceConfig()
+    trace.on_request_exception.append(failed)
+    trace.on_request_end.append(answered)
+    timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_S, sock_read=READ_S)
+    return {"timeout": timeout, "trace_configs": [trace]}
 
 
 def google_token() -> str:

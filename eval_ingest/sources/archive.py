@@ -1,7 +1,12 @@
-"""A dataset in an archive: unpacked once into a folder, which is then the source.
+"""A dataset in an archive: unpacked once into a folder of ours, and kept until it is copied.
 
-An archive comes from elsewhere, and a member's name is a path that its author chose. So nothing
-is written but plain files and folders below the target, and not more than the limits allow.
+Belongs here: which version of an archive is unpacked where, and the source that reads it. Does
+not: the formats (tar.py, decompress.py), and writing members (unpacking.py).
+
+    <folder>/<archive>-<version>/contents.sqlite    each window's files with their checksums
+    <folder>/<archive>-<version>/tree/              what was unpacked; windows/ until it is copied
+
+The list of windows and the configuration stay, so that an unchanged archive is not opened again.
 """
 
 import base64
@@ -9,57 +14,174 @@ import contextlib
 import hashlib
 import os
 import shutil
-import tarfile
-import tempfile
-from collections.abc import Iterator
-from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
-from typing import IO, TYPE_CHECKING
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
 
 import google_crc32c
+from filelock import FileLock
 
-from eval_ingest.errors import SourceError, SourceNotFoundError, StoreError
-from eval_ingest.sources.base import CONFIG_FILES
+from eval_ingest.engine import Progress, no_progress
+from eval_ingest.errors import EvalIngestError, SourceError, SourceNotFoundError, StoreError
+from eval_ingest.sources.base import (
+    CONFIG_FILES,
+    Listed,
+    SourceFile,
+    WindowFiles,
+    WindowReader,
+    layer_of,
+)
+from eval_ingest.sources.contents import Contents, File
+from eval_ingest.sources.decompress import StreamError, decompressed
+from eval_ingest.sources.listing import WINDOW_FILES
 from eval_ingest.sources.local import LocalSource
+from eval_ingest.sources.tar import TarError
+from eval_ingest.sources.unpacking import LIMITS, Limits, RefusedError, unpack
 
 if TYPE_CHECKING:  # fsspec's file systems are slow to import
-    from eval_ingest.objects.reading import Entry
+    from eval_ingest.objects.backend import Entry
 
 _DEEPEST = 3
 """Levels of folders in an archive above config.json that are looked into."""
+_TREE, _DROPPED = "tree", "dropped"
 
 
 @dataclass(frozen=True)
-class Limits:
-    """What an archive may hold."""
+class ArchiveSource:
+    """The dataset in an archive."""
 
-    total_bytes: int = 4 * 2**40
-    members: int = 50_000_000
-    path_length: int = 1024
-
-
-LIMITS = Limits()
-
-
-@dataclass(frozen=True)
-class ArchiveSource(LocalSource):
-    """The unpacked folder of an archive."""
-
-    archive: str = ""
+    archive: str
     """The archive's path or URL."""
+    unpacked: Path
+    """The folder of this version of it."""
+    dataset: str
+    """The dataset's folder in the archive; `.` is its top."""
+    limits: Limits = LIMITS
+    progress: Progress = field(default=no_progress, compare=False)
+    _local: threading.local = field(default_factory=threading.local, compare=False, repr=False)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A worker neither unpacks nor tells.
+        return {"archive": self.archive, "unpacked": self.unpacked, "dataset": self.dataset}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(**state)  # type: ignore[misc]
 
     @property
     def origin(self) -> str:
         return self.archive
 
+    @property
+    def url(self) -> str:
+        return str(self.unpacked / _TREE / self.dataset)
 
-def open_archive(url: str, folder: Path | None, limits: Limits = LIMITS) -> ArchiveSource:
+    @property
+    def notes(self) -> tuple[str, ...]:
+        behind = self._contents.behind
+        if not behind:
+            return ()
+        return (f"{self.archive}: {behind:,} bytes of no use follow the archive's end",)
+
+    @property
+    def _contents(self) -> Contents:
+        """The thread's own connection to the table."""
+        if not hasattr(self._local, "contents"):
+            self._local.contents = Contents(self.unpacked)
+        contents: Contents = self._local.contents
+        return contents
+
+    def read_text(self, name: str) -> str | None:
+        return LocalSource(self.url).read_text(name)
+
+    # -------------------------------------------------------------------------------- listing
+
+    def groups(self) -> list[str]:
+        return self._contents.groups(self.dataset)
+
+    def listing(self, groups: list[str], layers: frozenset[str]) -> Iterator[Listed]:
+        return (window.listed for window in self.windows(groups, layers))
+
+    def windows(self, groups: list[str], layers: frozenset[str]) -> Iterator[WindowFiles]:
+        for group in sorted(groups):
+            for name, files in self._contents.windows(self.dataset, group):
+                yield _wanted(group, name, files, layers)
+
+    def window(self, group: str, name: str, layers: frozenset[str]) -> WindowFiles:
+        return _wanted(group, name, self._contents.window(self.dataset, group, name), layers)
+
+    def ensure_listed(self, groups: list[str], layers: frozenset[str]) -> None:
+        if not Path(self.url, "windows").is_dir():
+            with _locked(self.unpacked.parent):
+                _unpack(self.archive, self.unpacked, self.limits, self.progress, anew=True)
+
+    # -------------------------------------------------------------------------------- reading
+
+    def read(self, group: str, name: str, file: SourceFile) -> bytes:
+        path = self._path(group, name, file)
+        try:
+            with open(path, "rb", buffering=0) as stream:
+                data = stream.read()
+        except OSError as error:
+            raise SourceError(f"{path} can't be read: {error.strerror or error}") from error
+        found = f"crc32c:{google_crc32c.value(data):08x}"
+        if found != file.version:
+            raise SourceError(
+                f"{path}, unpacked from {self.archive}, has {found}, {file.version} when it was "
+                f"unpacked: it was damaged on this disk; remove {self.unpacked} and run again"
+            )
+        return data
+
+    def ours(self, group: str, name: str, file: SourceFile) -> tuple[str, int]:
+        return self._path(group, name, file), int(file.version.removeprefix("crc32c:"), 16)
+
+    def _path(self, group: str, name: str, file: SourceFile) -> str:
+        return f"{self.url}/windows/{group}/{name}/{file.path}"
+
+    def readers(
+        self, windows: Iterable[WindowFiles], whole: bool = True
+    ) -> Iterator[tuple[WindowFiles, WindowReader]]:
+        for files in windows:
+            yield files, self
+
+    def keep(self) -> None:
+        pass  # its files stay where they are
+
+    def drop(self) -> None:
+        pass
+
+    def forget(self) -> None:
+        """Remove the unpacked windows: what is wanted of them has been copied."""
+        with _locked(self.unpacked.parent):
+            _drop(self.unpacked, Path(self.url, "windows"))
+
+
+def _wanted(group: str, name: str, files: list[File], layers: frozenset[str]) -> WindowFiles:
+    wanted = (f for f in files if f[0] in WINDOW_FILES or layer_of(f[0]) in layers)
+    return WindowFiles(group, name, tuple(SourceFile(*file) for file in wanted))
+
+
+def _drop(unpacked: Path, folder: Path) -> None:
+    """Remove a folder of what is unpacked, out of sight first: what is in sight is whole."""
+    dropped = unpacked / _DROPPED
+    with contextlib.suppress(OSError):
+        shutil.rmtree(dropped, ignore_errors=True)
+        os.rename(folder, dropped)
+    shutil.rmtree(dropped, ignore_errors=True)
+
+
+def open_archive(
+    url: str, folder: Path | None, limits: Limits = LIMITS, progress: Progress = no_progress
+) -> ArchiveSource:
     """Unpack an archive, unless that is done, and open what is in it.
 
     Args:
         url: path or URL of a .tar, .tar.gz or .tgz.
-        folder: where archives are unpacked, each in a folder named after its fingerprint.
+        folder: where it is unpacked, in a folder named after its version; earlier ones go.
         limits: more than this stops it.
+        progress: told of the bytes of the archive that are read.
 
     Raises:
         SourceNotFoundError: there is no such archive.
@@ -68,166 +190,199 @@ def open_archive(url: str, folder: Path | None, limits: Limits = LIMITS) -> Arch
     """
     if folder is None:
         raise SourceError(f"{url} is an archive, and only a dataset's source may be one; unpack it")
-    found = _stat(url)
-    of_url = hashlib.blake2b(url.encode(), digest_size=8).hexdigest()
-    version = hashlib.blake2b(found.encode(), digest_size=8).hexdigest()
-    target = folder / f"{of_url}-{version}"
-    if not target.is_dir():
-        _unpack(url, target, limits)
-        for other in folder.glob(f"{of_url}-*"):  # earlier versions of the same archive
-            if other != target:
-                shutil.rmtree(other, ignore_errors=True)
-    return ArchiveSource(str(_dataset_in(target, url)), url)
-
-
-def _stat(url: str) -> str:
-    """Size and version of the archive, as a text."""
-    if "://" in url:
-        from eval_ingest.objects.reading import Objects
-
-        entry = Objects(url).info()
-        if entry is None or entry.folder:
-            raise SourceNotFoundError(f"source {url} does not exist; check the URL")
-        return f"{entry.size} {entry.version}"
-    try:
-        stat = os.stat(url)
-    except FileNotFoundError as error:
-        raise SourceNotFoundError(f"source {url} does not exist; check the path") from error
-    except OSError as error:
-        raise SourceError(f"{url} can't be read: {error.strerror or error}") from error
-    return f"{stat.st_size} {stat.st_mtime_ns}"
+    target = folder / _Version.of(url).name(url)
+    if not _is_whole(target):
+        with _locked(folder):
+            for other in folder.iterdir():  # earlier versions, or of another archive
+                if other != target:
+                    shutil.rmtree(other, ignore_errors=True)
+            if not _is_whole(target):
+                _unpack(url, target, limits, progress)
+    dataset = _dataset_in(target / _TREE, url)
+    return ArchiveSource(url, target, dataset, limits, progress)
 
 
 @contextlib.contextmanager
-def _stream(url: str) -> Iterator[IO[bytes]]:
-    """An archive's bytes, from front to end; at the end those of a URL are compared."""
-    if "://" not in url:
-        with open(url, "rb") as stream:
-            yield stream
-        return
-    from eval_ingest.objects.reading import Objects
+def _locked(folder: Path) -> Iterator[None]:
+    """Two processes don't unpack the same archive at once."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder.with_name(f"{folder.name}.lock")):
+            yield
+    except OSError as error:
+        raise _cannot_write(folder, error) from error
 
-    objects = Objects(url)
-    with objects.open() as stream:
-        checked = _Checked(stream, objects.info())
-        yield checked  # type: ignore[misc]  # of a file, tarfile wants read() alone
-        checked.compare(url)
+
+def _is_whole(target: Path) -> bool:
+    if not target.is_dir():
+        return False
+    with contextlib.suppress(StoreError), contextlib.closing(Contents(target)) as contents:
+        return contents.is_whole
+    return False
+
+
+@dataclass(frozen=True)
+class _Version:
+    """Which bytes an archive holds, as far as can be told without reading them."""
+
+    size: int
+    text: str
+    listed: "Entry | None" = None
+
+    @classmethod
+    def of(cls, url: str) -> "_Version":
+        """Look at an archive; of a file, also its inode and time of change, which tools can't set.
+
+        Raises:
+            SourceNotFoundError: there is none.
+            SourceError: it can't be looked at.
+        """
+        if "://" in url:
+            from eval_ingest.objects.reading import Objects
+
+            objects = Objects(url)
+            objects.greet()
+            entry = objects.info()
+            if entry is None or entry.folder:
+                raise SourceNotFoundError(f"source {url} does not exist; check the URL")
+            return cls(entry.size, entry.version, entry)
+        try:
+            stat = os.stat(url)
+        except FileNotFoundError as error:
+            raise SourceNotFoundError(f"source {url} does not exist; check the path") from error
+        except OSError as error:
+            raise SourceError(f"{url} can't be read: {error.strerror or error}") from error
+        return cls(stat.st_size, f"{stat.st_mtime_ns} {stat.st_ctime_ns} {stat.st_ino}")
+
+    def name(self, url: str) -> str:
+        """The folder's: of the archive and this version of it."""
+        texts = (url, f"{self.size} {self.text}")
+        return "-".join(hashlib.blake2b(t.encode(), digest_size=8).hexdigest() for t in texts)
+
+
+@contextlib.contextmanager
+def _stream(url: str, version: _Version) -> Iterator["_Checked"]:
+    """An archive's bytes, from front to end; at the end they are compared with what was seen."""
+    if "://" not in url:
+        with open(url, "rb", buffering=0) as stream:
+            yield _Checked(url, stream, version)
+    else:
+        from eval_ingest.objects.reading import Objects
+
+        with Objects(url).open() as stream:
+            yield _Checked(url, stream, version)
+
+
+class _InterruptedError(SourceError):
+    """The archive can't be read to its end; what is unpacked of it is right."""
 
 
 class _Checked:
     """A stream that adds up what passes through. A plain .tar has no checksum of its own."""
 
-    def __init__(self, stream: IO[bytes], listed: "Entry | None") -> None:
+    def __init__(self, url: str, stream: IO[bytes], version: _Version) -> None:
+        self._url = url
         self._stream = stream
-        self._listed = listed
+        self._version = version
         self._crc32c = google_crc32c.Checksum()
-        self._size = 0
+        self.size = 0
 
-    def read(self, size: int = -1) -> bytes:
-        """Some bytes."""
-        data = self._stream.read(size)
-        self._size += len(data)
-        self._crc32c.update(data)
+    def read(self, size: int) -> bytes:
+        """Some bytes; at the end, none."""
+        try:
+            data = self._stream.read(size)
+        except Exception as error:  # of a network's libraries, it may be any
+            said = getattr(error, "strerror", None) or error
+            raise _InterruptedError(
+                f"{self._url} can't be read on from byte {self.size:,}: {said}; "
+                "run again: it goes on where it stopped"
+            ) from error
+        self.size += len(data)
+        if self._version.listed is not None:
+            self._crc32c.update(data)
         return data
 
-    def compare(self, url: str) -> None:
-        """Raise SourceError if it wasn't the object that was listed, whole."""
-        while self.read(1 << 20):
-            pass  # what lies behind the end of the archive
-        if self._listed is None:
+    def compare(self) -> None:
+        """Raise SourceError if it wasn't the archive that was seen, whole."""
+        url, listed = self._url, self._version.listed
+        if listed is None:
+            if self._version != _Version.of(url):
+                raise SourceError(f"{url} has changed while it was unpacked; run again")
             return
-        kind, _, listed = self._listed.version.partition(":")
+        kind, _, wanted = listed.version.partition(":")
         found = base64.b64encode(self._crc32c.digest()).decode()
-        if self._size != self._listed.size or (kind == "crc32c" and found != listed):
+        if self.size != listed.size or (kind == "crc32c" and found != wanted):
             raise SourceError(
-                f"{url} arrived with {self._size} bytes, CRC32C {found}; listed are "
-                f"{self._listed.size}, {self._listed.version}: it was damaged on the way, or has "
+                f"{url} arrived with {self.size} bytes, CRC32C {found}; listed are "
+                f"{listed.size}, {listed.version}: it was damaged on the way, or has "
                 "changed; run again"
             )
 
 
-def _unpack(url: str, target: Path, limits: Limits) -> None:
-    """Unpack into a folder beside the target, which appears when all is there."""
+def _unpack(url: str, target: Path, limits: Limits, progress: Progress, anew: bool = False) -> None:
+    """Unpack what isn't yet; whoever is stopped goes on. Of a bad archive nothing stays.
+
+    With `anew`, its windows were removed when they had been copied.
+    """
+    version = _Version.of(url)
+    if version.name(url) != target.name:
+        raise SourceError(f"{url} has changed since it was opened; run again")
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        aside = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
-    except OSError as error:
-        raise _cannot_write(target, error) from error
-    try:
-        with _stream(url) as stream:
-            _extract(url, stream, aside, limits)
-        with contextlib.suppress(FileExistsError):  # another process was faster
-            os.rename(aside, target)
-    except (tarfile.TarError, EOFError, ValueError) as error:
+        tree = target / _TREE
+        tree.mkdir(parents=True, exist_ok=True)
+        with contextlib.closing(Contents(target, write=True)) as contents:
+            if anew:
+                contents.forget()
+            with _stream(url, version) as stream:
+                each = _teller(stream, version.size, progress)
+                behind = unpack(decompressed(stream.read), tree, contents, limits, each)
+                stream.compare()
+            contents.finish(behind)
+    except (TarError, StreamError) as error:
+        shutil.rmtree(target, ignore_errors=True)
         raise SourceError(
-            f"{url} can't be unpacked: {type(error).__name__}: {error}; "
-            "it is damaged or no tar archive: write it anew"
+            f"{url} can't be unpacked: {error}; it is damaged or no tar archive: write it anew"
         ) from error
+    except RefusedError as error:
+        shutil.rmtree(target, ignore_errors=True)
+        raise SourceError(f"{url} {error}") from error
+    except _InterruptedError:
+        raise
+    except SourceError:
+        shutil.rmtree(target, ignore_errors=True)
+        raise
     except OSError as error:
-        if error.filename is None and error.errno is None:  # zlib's, on a broken stream
-            raise SourceError(
-                f"{url} can't be unpacked: {error}; it is damaged: write it anew"
-            ) from error
         raise _cannot_write(target, error) from error
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
 
 
-def _cannot_write(target: Path, error: OSError) -> StoreError:
+def _teller(stream: _Checked, size: int, progress: Progress) -> Callable[[], None]:
+    """Tells how much of an archive is read, not too often."""
+    last = 0.0
+
+    def tell() -> None:
+        nonlocal last
+        now = time.monotonic()
+        if now - last > 0.2:
+            last = now
+            progress("MiB of the archive unpacked", stream.size >> 20, max(size >> 20, 1))
+
+    return tell
+
+
+def _cannot_write(target: Path, error: OSError) -> EvalIngestError:
     return StoreError(
-        f"unpacking into {target} failed: {error.strerror or error}; "
-        "free space there or make it writable, and run again"
+        f"unpacking into {target} failed: {error.strerror or error}; free space there or make it "
+        "writable, and run again: it goes on where it stopped"
     )
 
 
-def _extract(url: str, stream: IO[bytes], target: Path, limits: Limits) -> None:
-    """Write the members as they come; the archive is read once, from front to end."""
-    members, total = 0, 0
-    with tarfile.open(fileobj=stream, mode="r|*") as archive:
-        for member in archive:
-            members += 1
-            total += member.size
-            _check(url, member, limits)
-            if members > limits.members or total > limits.total_bytes:
-                raise SourceError(
-                    f"{url} holds more than {limits.members:,} members or "
-                    f"{limits.total_bytes:,} bytes; unpack it by hand and give the folder"
-                )
-            if member.size > shutil.disk_usage(target).free:
-                raise StoreError(
-                    f"{url} does not fit into {target.parent}: {member.size:,} bytes more are "
-                    "needed; free space there, or unpack it elsewhere and give the folder"
-                )
-            archive.extract(member, target, filter="data")
-
-
-def _check(url: str, member: tarfile.TarInfo, limits: Limits) -> None:
-    """Refuse everything but plain files and folders below the target.
-
-    tarfile's data filter comes after this; links, which it allows within the target, have been
-    a way around it more than once, and a dataset needs none.
-    """
-    path = PurePosixPath(member.name)
-    if path.is_absolute() or ".." in path.parts or "\\" in member.name or "\0" in member.name:
-        problem = "leaves the folder that it is unpacked into; write the archive "
-        problem += "with relative paths: tar -C FOLDER -czf ARCHIVE ."
-    elif not (member.isreg() or member.isdir()):
-        problem = "is a link or a device; write the archive with tar --dereference"
-        problem += " --hard-dereference"
-    elif len(member.name) > limits.path_length:
-        problem = f"has a path longer than {limits.path_length}"
-    else:
-        return
-    raise SourceError(f"{url} is not unpacked: its member {member.name[:200]!r} {problem}")
-
-
-def _dataset_in(folder: Path, url: str) -> Path:
+def _dataset_in(folder: Path, url: str) -> str:
     """The folder with config.json: the unpacked one, or one below it."""
     level = [folder]
     for _ in range(_DEEPEST + 1):
         found = [path for path in level if any((path / name).is_file() for name in CONFIG_FILES)]
         if len(found) == 1:
-            return found[0]
+            return str(found[0].relative_to(folder))
         if found:
             names = ", ".join(str(path.relative_to(folder)) for path in found[:6])
             raise SourceError(f"{url} holds several datasets ({names}); unpack it and give one")

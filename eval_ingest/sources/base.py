@@ -125,6 +125,10 @@ class WindowReader(Protocol):
         """A file's bytes; SourceError if they aren't as they were listed."""
         ...
 
+    def ours(self, group: str, name: str, file: SourceFile) -> tuple[str, int] | None:
+        """A file that we wrote with these bytes, which may be linked to, and its CRC32C."""
+        ...
+
     def keep(self) -> None:
         """A later stage will read this window again: where fetching costs, keep its bytes."""
         ...
@@ -147,6 +151,11 @@ class Source(Protocol):
         """What the user gave: an archive's own URL, where `url` is the unpacked folder."""
         ...
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What the user should know of it."""
+        ...
+
     def read_text(self, name: str) -> str | None:
         """A file beside the windows folder, or None if it isn't there."""
         ...
@@ -160,7 +169,10 @@ class Source(Protocol):
         ...
 
     def ensure_listed(self, groups: list[str], layers: frozenset[str]) -> None:
-        """List the groups now if that isn't done, so that `window` costs nothing."""
+        """List the groups now if that isn't done, so that `window` costs nothing.
+
+        Windows can be read only after it: of an archive, they are unpacked.
+        """
         ...
 
     def windows(self, groups: list[str], layers: frozenset[str]) -> Iterator[WindowFiles]:

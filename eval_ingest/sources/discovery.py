@@ -11,8 +11,10 @@ from typing import TypeVar
 
 from eval_ingest.core.fingerprint import fingerprint
 from eval_ingest.errors import SourceError, SourceNotFoundError
+from eval_ingest.objects.backend import Entry
 from eval_ingest.objects.filesystems import weka_mount
-from eval_ingest.objects.reading import FIRST_TIMEOUT_S, Entry, Objects
+from eval_ingest.objects.reading import Objects
+from eval_ingest.objects.retry import FIRST_LOOK
 from eval_ingest.sources.base import CONFIG_FILES
 
 MAX_DEPTH = 4
@@ -149,7 +151,9 @@ def _lister(root: str) -> Lister:
     if "://" not in root:
         return _LocalLister(root)
     # A root that is down shall not hold up the others; there will be another look.
-    return _RemoteLister(Objects(root, attempts=1, timeout_s=FIRST_TIMEOUT_S))
+    objects = Objects(root, FIRST_LOOK, resumes=False)
+    objects.greet()
+    return _RemoteLister(objects)
 
 
 @dataclass(frozen=True)

@@ -42,6 +42,10 @@ class LocalSource:
     def origin(self) -> str:
         return self.url
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        return ()
+
     def read_text(self, name: str) -> str | None:
         path = Path(self.url, name)
         try:
@@ -148,6 +152,9 @@ class LocalSource:
     ) -> Iterator[tuple[WindowFiles, WindowReader]]:
         for files in windows:
             yield files, self
+
+    def ours(self, group: str, name: str, file: SourceFile) -> None:
+        return None
 
     def keep(self) -> None:
         pass  # its files stay where they are

@@ -3,6 +3,7 @@
 import os
 from pathlib import Path
 
+from eval_ingest.engine import Progress, no_progress
 from eval_ingest.objects.filesystems import weka_mount
 from eval_ingest.sources.base import ARCHIVE_ENDINGS, Source
 from eval_ingest.sources.local import LocalSource
@@ -13,6 +14,7 @@ def open_source(
     staging: Path | None = None,
     archives: Path | None = None,
     staging_limit: int | None = None,
+    progress: Progress = no_progress,
 ) -> Source:
     """The source at a path or URL: a folder, a bucket's folder, or an archive of one.
 
@@ -20,7 +22,8 @@ def open_source(
         url: a path, or a URL that fsspec knows; ending in .tar, .tar.gz or .tgz for an archive.
         staging: folder in which a remote source keeps what it has listed and fetched.
         staging_limit: bytes that it may keep; what comes after that is fetched a second time.
-        archives: folder in which archives are unpacked; needed for them only.
+        archives: folder in which an archive is unpacked; needed for archives only.
+        progress: told how much of an archive is unpacked.
 
     Raises:
         SourceNotFoundError: there is nothing, or no rslearn dataset.
@@ -30,7 +33,7 @@ def open_source(
     if url.lower().endswith(ARCHIVE_ENDINGS):
         from eval_ingest.sources.archive import open_archive
 
-        return open_archive(url, archives)
+        return open_archive(url, archives, progress=progress)
     if "://" in url:
         # fsspec's file systems take a second to import; a folder needs none of them.
         from eval_ingest.sources.remote import RemoteSource

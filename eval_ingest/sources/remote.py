@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from eval_ingest.errors import SourceError
-from eval_ingest.objects.reading import FIRST_TIMEOUT_S, Entry, Objects, prefixes
+from eval_ingest.objects.backend import Entry
+from eval_ingest.objects.reading import Objects
 from eval_ingest.sources.base import (
     Listed,
     SourceFile,
@@ -22,6 +23,7 @@ from eval_ingest.sources.base import (
     layer_of,
 )
 from eval_ingest.sources.listing import WINDOW_FILES
+from eval_ingest.sources.prefixes import prefixes
 from eval_ingest.sources.staging import Listing, StagedWindows, remove_staging
 
 WINDOWS_PER_LISTING = 64
@@ -50,15 +52,19 @@ class RemoteSource:
     def origin(self) -> str:
         return self.url
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        return ()
+
     @cached_property
     def _objects(self) -> Objects:
-        return Objects(self.url)
+        # Without a staging folder nothing is kept, so a look begins anew.
+        return Objects(self.url, resumes=self.staging is not None)
 
     @cached_property
     def _top(self) -> dict[str, Entry]:
         """The files beside the windows folder: one listing instead of a request for each."""
-        first = Objects(self.url, attempts=1, timeout_s=FIRST_TIMEOUT_S)
-        return {entry.name: entry for entry in first.require()}
+        return {entry.name: entry for entry in self._objects.require()}
 
     @cached_property
     def _listing(self) -> Listing | None:
@@ -236,6 +242,9 @@ class _FetchedWindow:
             assert self._source._staged is not None
             self._contents = self._source._staged.load(self.files) or {}
             self._is_staged = bool(self._contents)
+
+    def ours(self, group: str, name: str, file: SourceFile) -> None:
+        return None
 
     def keep(self) -> None:
         """Have the bytes ready for a later stage."""

@@ -49,7 +49,7 @@ class Listing:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             aside.unlink(missing_ok=True)
             # No locks and no journal: it is written by one process, and counts when renamed.
-            with contextlib.closing(sqlite3.connect(f"file:{_quoted(aside)}?nolock=1", uri=True,
+            with contextlib.closing(sqlite3.connect(f"file:{quoted(aside)}?nolock=1", uri=True,
                                                     isolation_level=None)) as table:  # fmt: skip
                 table.execute("PRAGMA journal_mode=OFF")
                 table.execute("PRAGMA synchronous=OFF")
@@ -98,7 +98,7 @@ class Listing:
             if not self._path.is_file():
                 return None
             # Immutable: read without locks, which some shared file systems don't have.
-            url = f"file:{_quoted(self._path)}?mode=ro&immutable=1"
+            url = f"file:{quoted(self._path)}?mode=ro&immutable=1"
             local.table = sqlite3.connect(url, uri=True)
         table: sqlite3.Connection = local.table
         return table
@@ -108,7 +108,7 @@ class Listing:
         self._local = threading.local()
 
 
-def _quoted(path: Path) -> str:
+def quoted(path: Path) -> str:
     """A path for SQLite's URIs."""
     return str(path).replace("%", "%25").replace("?", "%3f").replace("#", "%23")
 

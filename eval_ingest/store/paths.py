@@ -65,11 +65,6 @@ class EvalRoot:
         return self.path / ".registry.lock"
 
     @property
-    def archives(self) -> Path:
-        """Where sources that are archives are unpacked."""
-        return self.path / ".archives"
-
-    @property
     def catalog(self) -> Path:
         """Where added dataset specs are, unless EVAL_INGEST_CATALOG says otherwise."""
         return self.path / "catalog"
@@ -200,6 +195,11 @@ class DatasetLayout:
     def staging(self) -> Path:
         """What is kept of a remote source from stage to stage; gone when the copy is done."""
         return self.path / ".staging"
+
+    @property
+    def archive(self) -> Path:
+        """Where a source that is an archive is unpacked; its windows go when the copy is done."""
+        return self.path / ".archive"
 
     @property
     def lock(self) -> Path:

@@ -4,6 +4,7 @@ A window appears by a rename when all its files are there and read back right. W
 copied is kept in manifest.py.
 """
 
+import contextlib
 import json
 import os
 import shutil
@@ -20,8 +21,20 @@ from eval_ingest.errors import IntegrityError
 from eval_ingest.store.atomic import store_error, umask
 from eval_ingest.store.manifest import UNFINISHED, CopiedWindow, FilesChecksum
 
-Contents = Iterable[tuple[str, Callable[[], bytes]]]
-"""Files of a window, sorted by path, each with a function that gives its bytes."""
+
+class Content(NamedTuple):
+    """A file of a window."""
+
+    path: str
+    """Relative to the window's folder."""
+    read: Callable[[], bytes]
+    """Gives its bytes."""
+    ours: tuple[str, int] | None = None
+    """A file that we wrote with these bytes, which may be linked to, and its CRC32C."""
+
+
+Contents = Iterable[Content]
+"""Files of a window, sorted by path."""
 
 
 class Measured(NamedTuple):
@@ -48,7 +61,7 @@ def copy_window(
         name: window name.
         source_digest: digest of the source files, for the manifest.
         split: goes into the options of metadata.json.
-        files: relative path and a function that gives the bytes, sorted by path.
+        files: sorted by path.
 
     Raises:
         IntegrityError: what was read back differs from what was written.
@@ -64,13 +77,11 @@ def copy_window(
         aside.chmod(0o777 & ~umask())
         made: set[str] = {""}
         total, n_files, checksum = 0, 0, FilesChecksum()
-        for path, read in files:
-            data = read()
-            if path == "metadata.json":
-                data = with_split(data, split)
-            _make_folders(str(aside), path.rpartition("/")[0], made)
-            checksum.add(path, _write_checked(f"{aside}/{path}", data))
-            total += len(data)
+        for file in files:
+            _make_folders(str(aside), file.path.rpartition("/")[0], made)
+            n_bytes, crc = _place(f"{aside}/{file.path}", file, split)
+            checksum.add(file.path, crc)
+            total += n_bytes
             n_files += 1
         if final.exists():
             # Moved, not removed, so that no half of it is ever in its place.
@@ -83,6 +94,17 @@ def copy_window(
             shutil.rmtree(aside, ignore_errors=True)
             shutil.rmtree(f"{aside}.old", ignore_errors=True)
     return CopiedWindow(group, name, source_digest, split, n_files, total, str(checksum))
+
+
+def _place(path: str, file: Content, split: str) -> tuple[int, int]:
+    """Link to a file or write it; its bytes and CRC32C."""
+    is_metadata = file.path == "metadata.json"
+    if file.ours is not None and not is_metadata:
+        with contextlib.suppress(OSError):  # another disk, or one that knows no links
+            os.link(file.ours[0], path)
+            return os.stat(path).st_size, file.ours[1]
+    data = with_split(file.read(), split) if is_metadata else file.read()
+    return len(data), _write_checked(path, data)
 
 
 def _make_folders(root: str, folder: str, made: set[str]) -> None:

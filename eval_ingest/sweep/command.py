@@ -36,27 +36,28 @@ def add_commands(commands: Any, add_command: AddCommand) -> None:
         commands, "sweep", _sweep, "score frozen encoders on ingested datasets, all or some"
     )
     add = sweep.add_argument
+    add("--suite", type=Path, metavar="YAML", help="a suite; flags win over what it says")
     add(
         "--encoder",
+        dest="encoders",
         nargs="+",
-        required=True,
         metavar="NAME",
         help="pixels, olmoearth:nano@random, olmoearth:base@/path/to/weights, module:factory",
     )
-    add("--datasets", nargs="+", default=["all"], metavar="NAME", help="default: all")
-    add("--split", default="test", help="the split that is scored; default test")
+    add("--datasets", nargs="+", metavar="NAME", help="default: all")
+    add("--split", help="the split that is scored; default test")
     add(
         "--label-fraction",
+        dest="label_fractions",
         nargs="+",
         type=_fraction,
-        default=[1.0],
         metavar="F",
         help="parts of the train split: 0.01 0.1 1.0, 10%%, or names of the datasets' own "
         "label_fractions; each holds the smaller ones",
     )
-    add("--seeds", nargs="+", type=int, default=[42], metavar="N", help="default 42")
-    add("--patch-size", type=int, default=4, metavar="PIXELS", help="default 4")
-    add("--probe", default="auto", help="auto (knn for window classes), knn or linear")
+    add("--seeds", nargs="+", type=int, metavar="N", help="default 42")
+    add("--patch-size", type=int, metavar="PIXELS", help="default 4")
+    add("--probe", help="auto (knn for window classes), knn or linear")
     add("--normalize", help="dataset, pretrained or none; default: as the encoder wants it")
     add("--method", help="such as norm_no_clip_2_std; default: as the encoder wants it")
     add("--device", help="cpu or cuda; default: a GPU if there is one")
@@ -117,20 +118,12 @@ def _sweep(options: argparse.Namespace) -> int:
 
 
 def _plan(options: argparse.Namespace) -> "SweepPlan":
-    from eval_ingest.sweep.plan import SweepPlan
+    from eval_ingest.sweep.suite import Suite
 
-    return SweepPlan(
-        encoders=tuple(options.encoder),
-        out=options.out,
-        datasets=tuple(options.datasets),
-        split=options.split,
-        label_fractions=tuple(options.label_fraction),
-        seeds=tuple(options.seeds),
-        patch_size=options.patch_size,
-        probe=options.probe,
-        normalize=options.normalize,
-        method=options.method,
-    )
+    suite = Suite() if options.suite is None else Suite.load(options.suite)
+    flags = {name: getattr(options, name, None) for name in Suite.model_fields}
+    given = {k: tuple(v) if isinstance(v, list) else v for k, v in flags.items() if v is not None}
+    return suite.model_copy(update=given).plan(options.out)
 
 
 def _draw(out: Path) -> list[Path]:

@@ -11,9 +11,10 @@ folder may be deleted at any time.
 
 import os
 import time
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -134,30 +135,15 @@ def _read(folder: Path) -> Embedded | None:
 
 def _write(folder: Path, dataset: EvalDataset, encoder: Encoder, progress: Progress) -> None:
     started = time.monotonic()
-    total = len(dataset)
-    what = f"{encoder.name} on {dataset.name} {dataset.split}"
-    places = np.zeros((total, 2), np.int64)
-    place_of = {dataset.window(i): i for i in range(total)}
+    places = np.zeros((len(dataset), 2), np.int64)
     targets: list[NDArray[Any]] = []
-    rows = width = done = 0
+    rows = width = 0
     with written_aside(folder / "features.f32") as temporary, open(temporary, "wb") as stream:
-        for batch in dataset.batches(_batch_size(dataset), bucket=True):
-            _check_size(dataset, encoder, batch)
-            features, labels = _embed(dataset, encoder, batch)
-            indices = [place_of[window] for window in batch["window"]]
-            size = len(features) // len(indices)
-            places[indices, 0] = rows + size * np.arange(len(indices))
-            places[indices, 1] = size
-            if width not in (0, features.shape[1]):
-                raise SweepError(
-                    f"encoder {encoder.name} on {dataset.name}: embeddings of {width} values, "
-                    f"then of {features.shape[1]}; they must all be as long"
-                )
-            rows, width = rows + len(features), features.shape[1]
-            stream.write(features.data)
-            targets.append(labels)
-            done += len(indices)
-            progress(what, done, total)
+        for batch in embedded_batches(dataset, encoder, progress):
+            rows = batch.place(places, rows)
+            width = batch.features.shape[1]
+            stream.write(batch.features.data)
+            targets.append(batch.labels)
     for name, array in (("target", np.concatenate(targets)), ("places", places)):
         with written_aside(folder / f"{name}.npy") as temporary, open(temporary, "wb") as stream:
             np.save(stream, array, allow_pickle=False)
@@ -168,6 +154,82 @@ def _write(folder: Path, dataset: EvalDataset, encoder: Encoder, progress: Progr
         "seconds": round(time.monotonic() - started, 3),
     }  # fmt: skip
     write_json(folder / "embeddings.json", facts)
+
+
+# --------------------------------------------------------------------------------- embedding
+
+
+class EmbeddedBatch(NamedTuple):
+    """What an encoder made of some windows."""
+
+    indices: NDArray[np.int64]
+    """(B,) the samples' places in the split."""
+    features: NDArray[np.float32]
+    """(B x rows of a window, D)"""
+    labels: NDArray[Any]
+    """(B x rows of a window, Q)"""
+
+    def place(self, places: NDArray[np.int64], first: int) -> int:
+        """Note where the windows' rows are if they begin at `first`; returns where they end."""
+        size = len(self.features) // len(self.indices)
+        places[self.indices, 0] = first + size * np.arange(len(self.indices))
+        places[self.indices, 1] = size
+        return first + len(self.features)
+
+
+def embedded_batches(
+    dataset: EvalDataset,
+    encoder: Encoder,
+    progress: Progress = no_progress,
+    batch_size: int | None = None,
+    shard: tuple[int, int] = (0, 1),
+) -> Iterator[EmbeddedBatch]:
+    """A split's embeddings batch by batch.
+
+    Args:
+        dataset: the split, opened as the encoder wants it.
+        encoder: the frozen encoder.
+        progress: called with (what, windows done, windows).
+        batch_size: default: what makes a batch of some tens of MiB of pixels.
+        shard: (k, n): every n-th batch from the k-th on, so that n processes share the work.
+
+    Raises:
+        SweepError: sizes don't fit the patch size, or the encoder fails or returns something else
+            than it should.
+    """
+    what = f"{encoder.name} on {dataset.name} {dataset.split}"
+    place_of = {dataset.window(i): i for i in range(len(dataset))}
+    size = batch_size or _batch_size(dataset)
+    width = done = 0
+    for batch in dataset.batches(size, bucket=True, shard=shard):
+        _check_size(dataset, encoder, batch)
+        features, labels = _embed(dataset, encoder, batch)
+        if width not in (0, features.shape[1]):
+            raise SweepError(
+                f"encoder {encoder.name} on {dataset.name}: embeddings of {width} values, "
+                f"then of {features.shape[1]}; they must all be as long"
+            )
+        width = features.shape[1]
+        indices = np.array([place_of[window] for window in batch["window"]])
+        yield EmbeddedBatch(indices, features, labels)
+        done += len(indices)
+        progress(what, done, len(dataset))
+
+
+def joined(batches: Iterable[EmbeddedBatch], windows: int, seconds: float) -> Embedded:
+    """All batches of a split in memory."""
+    places = np.zeros((windows, 2), np.int64)
+    found, rows = list(batches), 0
+    if not found:  # of a rank that hands its embeddings to another
+        return Embedded(np.zeros((0, 0), np.float32), np.zeros((0, 1)), places, seconds)
+    for batch in found:
+        rows = batch.place(places, rows)
+    return Embedded(
+        np.concatenate([batch.features for batch in found]),
+        np.concatenate([batch.labels for batch in found]),
+        places,
+        seconds,
+    )
 
 
 def _batch_size(dataset: EvalDataset) -> int:

@@ -9,6 +9,7 @@ from eval_ingest.core.norm import METHODS
 from eval_ingest.core.spec import SPLITS
 from eval_ingest.errors import SweepError, UnknownDatasetError
 from eval_ingest.store.paths import EvalRoot
+from eval_ingest.sweep.encoders.base import Encoder
 from eval_ingest.sweep.encoders.registry import check_encoder
 
 PROBES = ("auto", "knn", "linear")
@@ -77,6 +78,14 @@ class SweepPlan:
             label_fractions=tuple(dict.fromkeys(self.label_fractions)),
             seeds=tuple(dict.fromkeys(self.seeds)),
         )
+
+    def normalised(self, encoder: Encoder) -> Encoder:
+        """The encoder, with the normalisation that the plan says, if it says one."""
+        if self.normalize is not None:
+            encoder.normalize = None if self.normalize == "none" else self.normalize
+        if self.method is not None:
+            encoder.method = self.method
+        return encoder
 
     def _names(self, root: EvalRoot) -> tuple[str, ...]:
         known = root.dataset_names()

@@ -20,7 +20,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 import pytest
 
-from eval_ingest.objects import reading
+from eval_ingest.objects import retry
 from eval_ingest.objects.filesystems import open_filesystem
 
 BUCKET = "studio-bucket"
@@ -121,7 +121,9 @@ def gcs_server() -> Iterator[ObjectServer]:
     storage = MemoryStorage(use_memory_fs=True)
     buckets.create_bucket(BUCKET, storage)
     with _serving(partial(Handler, storage)) as address:
-        yield ObjectServer(address, "gs", {"STORAGE_EMULATOR_HOST": address})
+        yield ObjectServer(
+            address, "gs", {"STORAGE_EMULATOR_HOST": address, "EVAL_INGEST_ANSWER_SECONDS": "30"}
+        )
 
 
 @contextmanager
@@ -144,6 +146,7 @@ def s3_server() -> Iterator[ObjectServer]:
     address = f"http://{host}:{port}"
     environment = {
         "AWS_ENDPOINT_URL": address,
+        "EVAL_INGEST_ANSWER_SECONDS": "30",  # this machine may be busy
         "AWS_ACCESS_KEY_ID": "test",
         "AWS_SECRET_ACCESS_KEY": "test",
         "AWS_DEFAULT_REGION": "us-east-1",
@@ -191,7 +194,7 @@ def hurry(patch: pytest.MonkeyPatch) -> None:
         await asyncio.sleep(0)
 
     patch.setattr(gcsfs.retry, "asyncio", SimpleNamespace(sleep=at_once))
-    patch.setattr(reading.random, "uniform", lambda *_: 0.0)
+    patch.setattr(retry.random, "uniform", lambda *_: 0.0)
 
 
 @dataclass

@@ -22,8 +22,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from eval_ingest.errors import EvalIngestError, LockedError, StoreError
-from eval_ingest.objects.faults import Conflict
-from eval_ingest.objects.reading import Entry
+from eval_ingest.objects.backend import Conflict, Entry
 from eval_ingest.objects.writing import WritableObjects
 from eval_ingest.store.atomic import read_json, write_json
 

@@ -10,8 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from eval_ingest.errors import OutdatedError, StoreError
-from eval_ingest.objects.faults import Conflict
-from eval_ingest.objects.reading import Entry
+from eval_ingest.objects.backend import Conflict, Entry
 from eval_ingest.objects.writing import WritableObjects, together
 from eval_ingest.store.atomic import read_json, store_error, write_bytes, write_json
 

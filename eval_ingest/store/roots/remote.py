@@ -27,8 +27,8 @@ from typing import Any
 from eval_ingest.core.entry import ShardArray
 from eval_ingest.core.spec import NAME_PATTERN, SPLITS
 from eval_ingest.errors import IntegrityError, StoreError
-from eval_ingest.objects.reading import FIRST_TIMEOUT_S, Entry
-from eval_ingest.objects.writing import WritableObjects, together
+from eval_ingest.objects.retry import FIRST_LOOK
+from eval_ingest.objects.writing import Entry, WritableObjects, together
 from eval_ingest.redaction import redacted
 from eval_ingest.store.roots.cache import PackCache, note_pack
 from eval_ingest.store.roots.lease import Lease, leased
@@ -43,7 +43,7 @@ from eval_ingest.store.seal import (
 SHARD_BYTES = 1 << 30
 """Shards of a remote root are smaller than a local one's: they are fetched whole."""
 
-_ELSEWHERE = {"windows", "samples", ".staging", ".window_index", ".copying"}
+_ELSEWHERE = {"windows", "samples", ".staging", ".archive", ".window_index", ".copying"}
 """Folders of a dataset that aren't mirrored file by file."""
 
 
@@ -102,7 +102,8 @@ class RemoteRoot:
             StoreError: it can't be reached.
         """
         if not self._state.reached:
-            first = WritableObjects(self.url, 1, FIRST_TIMEOUT_S, self.endpoint)
+            first = WritableObjects(self.url, FIRST_LOOK, self.endpoint)
+            first.greet()
             first.run(first.stat("registry.json"))
             self._state.reached = True
 

@@ -11,8 +11,8 @@ import torch
 
 from eval_ingest.core.fingerprint import fingerprint
 from eval_ingest.errors import SweepError
-from eval_ingest.integrations.olmoearth import MISSING, SEEN, BandGroups, OlmoEarthAdapter
 from eval_ingest.loading import EvalDataset
+from eval_ingest.loading.olmoearth import MISSING, SEEN, BandGroups, OlmoEarthAdapter
 from eval_ingest.sweep.encoders.base import Embeddings
 
 VERSION = 1
@@ -66,17 +66,26 @@ class OlmoEarthSpec:
 
 
 class OlmoEarthEncoder:
-    """A frozen OlmoEarth encoder; tokens are averaged over time, band sets and modalities."""
+    """A frozen OlmoEarth encoder; tokens are averaged over time, band sets and modalities.
+
+    The model is used as it is: put it on the device and into evaluation mode before.
+    """
 
     normalize: Literal["dataset", "pretrained"] | None = "pretrained"
     method = "norm_no_clip_2_std"
 
     def __init__(
-        self, model: torch.nn.Module, name: str, weights: str, patch_size: int, device: torch.device
+        self,
+        model: torch.nn.Module,
+        name: str,
+        weights: str,
+        patch_size: int,
+        device: torch.device,
+        digest: str = "",
     ) -> None:
         self.name, self.weights, self.patch_size = name, weights, patch_size
-        self.fingerprint = fingerprint("olmoearth", VERSION, _digest(model))
-        self._model: Any = model.to(device).eval().requires_grad_(False)
+        self.fingerprint = fingerprint("olmoearth", VERSION, digest)
+        self._model: Any = model
         self._device = device
         self._adapters: dict[tuple[str, ...], OlmoEarthAdapter] = {}
 
@@ -204,12 +213,20 @@ def load_olmoearth(text: str, patch_size: int, device: torch.device) -> OlmoEart
     if spec.weights == "random":
         model = _random(package, text, spec)
         weights = f"random initialisation (seed {RANDOM_SEED})"
-        return OlmoEarthEncoder(model, f"{name}@random", weights, patch_size, device)
+        return _frozen(model, f"{name}@random", weights, patch_size, device)
     if spec.weights == "hub":
         model, weights = _from_hub(package, text, spec)
     else:
         model, weights = _from_path(package, text, spec)
-    return OlmoEarthEncoder(model, name, weights, patch_size, device)
+    return _frozen(model, name, weights, patch_size, device)
+
+
+def _frozen(
+    model: torch.nn.Module, name: str, weights: str, patch_size: int, device: torch.device
+) -> OlmoEarthEncoder:
+    digest = _digest(model)
+    model = model.to(device).eval().requires_grad_(False)
+    return OlmoEarthEncoder(model, name, weights, patch_size, device, digest)
 
 
 def _random(package: Any, text: str, spec: OlmoEarthSpec) -> torch.nn.Module:

@@ -15,8 +15,8 @@ from torch.utils.data import DataLoader
 from eval_ingest import EvalDataset
 from eval_ingest.core.modality import MODALITIES
 from eval_ingest.errors import LoadError
-from eval_ingest.integrations.olmoearth import MISSING, SEEN, OlmoEarthAdapter, align
 from eval_ingest.loading import collate
+from eval_ingest.loading.olmoearth import MISSING, SEEN, OlmoEarthAdapter, align
 from eval_ingest_tests.support.fake_evals import write_fake
 
 Ingested = Callable[[str], Path]

@@ -1,0 +1,86 @@
+"""The last words of `dagster asset materialize` and `dg launch`: what to do, below Dagster's own.
+
+What belongs here: what the person at the terminal is told when the command ends. What doesn't: the
+messages of runs (failures.py).
+
+Dagster prints a failure twice, each with a traceback, and answers a selection that can't be with a
+traceback alone. What to do about it would stand where nobody looks; so Python's own hooks for the
+end of a process say it below.
+"""
+
+import atexit
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+
+_WHICH = "Which datasets there are: eval-ingest list."
+_HINTS = {
+    "no '--partition' option was provided": (
+        "A stage is run for one dataset: add --partition NAME. The whole job is "
+        f"`dagster asset materialize --select NAME`. {_WHICH}"
+    ),
+    "Partition ranges with the CLI": (
+        f"Datasets have no order that makes a range: run each with --partition NAME. {_WHICH}"
+    ),
+    "did you mean one of the following": (
+        f"{_WHICH} To add one: eval-ingest ingest --name NAME --source PATH_OR_URL"
+    ),
+    "no AssetsDefinition objects supply": (
+        f"{_WHICH} To add one: eval-ingest ingest --name NAME --source PATH_OR_URL"
+    ),
+    "must share the same PartitionsDefinition": (
+        "Stages and datasets can't be selected together: "
+        "`--select window_index --partition NAME`, or `--select NAME`"
+    ),
+}
+"""By a part of what Dagster says of a selection: what helps."""
+
+
+@dataclass(frozen=True)
+class _LastWords:
+    """What is said of a dataset at the end; one equals another of the same dataset."""
+
+    dataset: str
+    text: str = field(default="", compare=False)
+
+    def __call__(self) -> None:
+        print(self.text, file=sys.stderr)
+
+
+def say_last(dataset: str, text: str) -> None:
+    """Have a text be printed when the command ends, in place of what was to be said before."""
+    take_back(dataset)
+    if _is_command():
+        atexit.register(_LastWords(dataset, text))
+
+
+def take_back(dataset: str) -> None:
+    """Say nothing of a dataset at the end: what failed has been tried again and went well."""
+    atexit.unregister(_LastWords(dataset))
+
+
+def explain_selections() -> None:
+    """Have a selection that can't be run end in a sentence instead of Dagster's traceback."""
+    if _is_command() and sys.excepthook is sys.__excepthook__:
+        sys.excepthook = _explain
+
+
+def _explain(
+    kind: type[BaseException], error: BaseException, traceback: TracebackType | None
+) -> None:
+    text = str(error)
+    hint = next((hint for part, hint in _HINTS.items() if part in text), "")
+    if hint:
+        print(f"{text.removeprefix('Failure condition: ')}\n{hint}", file=sys.stderr)
+    else:
+        sys.__excepthook__(kind, error, traceback)
+
+
+def _is_command() -> bool:
+    """True in a command that a person waits for; run workers have their own log."""
+    command, *arguments = sys.argv or [""]
+    name = Path(command).name
+    if name == "__main__.py":  # python -m dagster
+        name = Path(command).parent.name
+    return (name, *arguments[:1]) in (("dagster", "asset"), ("dg", "launch"))

@@ -1,0 +1,86 @@
+"""Evals inside a Lightning training, the framework of rslearn's own users.
+
+    trainer = Trainer(callbacks=[EvalCallback("suites/inloop.yaml", every_n_steps=1000)])
+
+How a model is scored is sweep/evaluate.py; when, and where its scores go, is here.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from eval_ingest.errors import LoadError
+from eval_ingest.sweep.encoders.module import Adapter
+from eval_ingest.sweep.evaluate import Evaluation, evaluate
+from eval_ingest.sweep.suite import Suite
+
+try:
+    from lightning.pytorch import Callback, LightningModule, Trainer
+except ImportError as error:
+    raise LoadError("the Lightning callback needs lightning: pip install lightning") from error
+
+
+class EvalCallback(Callback):
+    """Scores the model every so many steps, and logs through the trainer's loggers.
+
+    Every metric is logged as `prefix/dataset/metric` (wandb, TensorBoard, CSV, ...), and can be
+    monitored by that name. On several ranks the windows are shared out. Between evals a step costs
+    one comparison.
+
+    Args:
+        suite: names of datasets, a Suite, or the path of one in YAML.
+        every_n_steps: optimizer steps between evals.
+        adapter: `adapter(model, batch, dataset)` gives patches (B, h, w, D) or pooled (B, D);
+            needed unless the module, or its `encoder`, is OlmoEarth's.
+        at_end: also score when the training ends.
+        prefix: of the logged names.
+        arguments: further ones of `evaluate`, such as split, max_train_samples, dtype.
+    """
+
+    def __init__(
+        self,
+        suite: str | Path | Sequence[str] | Suite = "all",
+        every_n_steps: int = 1000,
+        *,
+        adapter: Adapter | None = None,
+        at_end: bool = True,
+        prefix: str = "eval",
+        **arguments: Any,
+    ) -> None:
+        if every_n_steps < 1:
+            raise LoadError(f"every_n_steps is {every_n_steps}; it must be at least 1")
+        self._suite, self._every = suite, every_n_steps
+        self._adapter, self._at_end, self._prefix = adapter, at_end, prefix
+        self._arguments = arguments
+        self._scored_at = 0
+        self.last: Evaluation | None = None
+        """What the last eval found."""
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, *_: Any, **__: Any
+    ) -> None:
+        """Score when it is time: once per step, also where gradients are accumulated."""
+        step = trainer.global_step
+        if step != self._scored_at and step % self._every == 0:
+            self._score(trainer, pl_module, step, monitored=True)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Score what came out."""
+        if self._at_end and trainer.global_step != self._scored_at:
+            self._score(trainer, pl_module, trainer.global_step, monitored=False)
+
+    def _score(
+        self, trainer: Trainer, pl_module: LightningModule, step: int, monitored: bool
+    ) -> None:
+        self._scored_at = step
+        arguments = {"adapter": self._adapter, "device": pl_module.device, **self._arguments}
+        self.last = evaluate(pl_module, self._suite, **arguments)
+        scores = self.last.scores(self._prefix)
+        if monitored:
+            # The loggers are told below, whatever log_every_n_steps is.
+            pl_module.log_dict(scores, logger=False, batch_size=1)
+        if trainer.is_global_zero:
+            for logger in trainer.loggers:
+                logger.log_metrics(scores, step)
+        for failure in self.last.failures:
+            trainer.print(f"{failure.dataset}: not scored: {failure.message}")

@@ -1,0 +1,67 @@
+"""Trying again: how often, after what, and how long one try may take."""
+
+import asyncio
+import random
+from collections.abc import Awaitable, Callable, Coroutine, Iterable
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from eval_ingest.errors import EvalIngestError
+from eval_ingest.objects.backend import Conflict
+from eval_ingest.objects.faults import may_pass
+
+Result = TypeVar("Result")
+
+SLOWEST_BYTES = 250_000
+"""A second more for a request for each of these."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Of one request."""
+
+    attempts: int = 5
+    """How often it is tried, beyond what the store's own library tries."""
+    timeout_s: float = 60.0
+    """For each try, beside a second for each SLOWEST_BYTES."""
+
+
+FIRST_LOOK = Limits(attempts=1, timeout_s=20.0)
+"""Of the first look at a place that may be mistyped, or out of reach from here."""
+
+
+async def retrying(
+    call: Callable[[], Awaitable[Result]],
+    limits: Limits,
+    slots: asyncio.Semaphore,
+    n_bytes: int = 0,
+) -> Result:
+    """Try again after what may pass: 429, 5xx, resets, timeouts, truncated answers.
+
+    Raises:
+        Exception: what the last try raised.
+    """
+    for attempt in range(1, limits.attempts + 1):
+        try:
+            async with slots:
+                return await asyncio.wait_for(call(), limits.timeout_s + n_bytes / SLOWEST_BYTES)
+        except (FileNotFoundError, Conflict, EvalIngestError):
+            raise
+        except Exception as error:
+            if attempt == limits.attempts or not may_pass(error):
+                raise
+        # Full jitter, so that many readers that failed together don't come back together.
+        await asyncio.sleep(random.uniform(0.2, 1.0) * min(0.3 * 2**attempt, 20.0))
+    raise AssertionError("unreachable")
+
+
+async def gather_or_cancel(work: Iterable[Coroutine[Any, Any, Result]]) -> list[Result]:
+    """All results in turn; the first error ends the others before it is raised."""
+    tasks = [asyncio.ensure_future(one) for one in work]
+    try:
+        return await asyncio.gather(*tasks)
+    except BaseException:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        raise

@@ -1,0 +1,221 @@
+"""The bytes of a compressed stream, on a thread of their own, all of its members to the last one.
+
+Belongs here: gzip (RFC 1952), and bzip2 and xz by Python's own modules. Does not: what the bytes
+are. Every checksum and length is verified, and what `gzip -t` refuses is refused.
+"""
+
+import bz2
+import lzma
+import queue
+import struct
+import threading
+import zlib
+from collections.abc import Callable, Generator, Iterator
+from typing import Any
+
+from isal import isal_zlib
+
+_CHUNK = 1 << 20
+"""Bytes that are handed on at a time, more or less."""
+_AHEAD = 8
+"""Chunks that are decompressed before somebody takes them."""
+_MAX_NAME = 1 << 16
+"""Bytes of a file's name or comment in a gzip header."""
+_HEADER_CRC, _EXTRA, _NAME, _COMMENT, _RESERVED = 2, 4, 8, 16, 0xE0
+
+_IsalError: Any = isal_zlib.error
+Chunks = Generator[bytes, None, None]
+
+
+class StreamError(ValueError):
+    """The compressed stream is damaged, cut off, or followed by something else."""
+
+
+def decompressed(read: Callable[[int], bytes]) -> Iterator[bytes]:
+    """The bytes of a stream, decompressed if they are compressed, which its first bytes say.
+
+    Args:
+        read: the stream's `read`; called on another thread, until there is nothing left.
+
+    Raises:
+        StreamError: see there; and whatever `read` raises.
+    """
+    return _on_a_thread(_decompress(_Input(read)))
+
+
+def _decompress(source: "_Input") -> Chunks:
+    start = source.peek(6)
+    if start[:2] == b"\x1f\x8b":
+        yield from _gzip(source)
+    elif start[:3] == b"BZh":
+        yield from _members(source, b"BZh", bz2.BZ2Decompressor, OSError)
+    elif start == b"\xfd7zXZ\0":
+        yield from _members(source, start, lzma.LZMADecompressor, lzma.LZMAError)
+    elif start[:4] == b"\x28\xb5\x2f\xfd":
+        raise StreamError("it is compressed with zstd, which isn't known here; compress with gzip")
+    else:
+        while chunk := source.take():
+            yield chunk
+
+
+class _Input:
+    """A stream of which some bytes may be looked at before they are taken."""
+
+    def __init__(self, read: Callable[[int], bytes]) -> None:
+        self._read = read
+        self._here = b""
+        self.offset = 0
+
+    def peek(self, size: int) -> bytes:
+        """The next bytes, fewer at the end."""
+        while len(self._here) < size and (more := self._read(_CHUNK)):
+            self._here += more
+        return self._here[:size]
+
+    def take(self, size: int | None = None) -> bytes:
+        """Exactly so many bytes, fewer at the end; None: what is at hand."""
+        if size is None:
+            self.peek(1)
+            size = len(self._here)
+        taken = self.peek(size)
+        self._here = self._here[len(taken) :]
+        self.offset += len(taken)
+        return taken
+
+    def give_back(self, data: bytes) -> None:
+        """Have the last bytes that were taken before what comes next."""
+        self._here = data + self._here
+        self.offset -= len(data)
+
+
+def _gzip(source: _Input) -> Chunks:
+    """Every member of a gzip file: bgzip and pigz write many, and files may be joined."""
+    while True:
+        _read_gzip_header(source)
+        at = source.offset
+        inflating, crc, size = isal_zlib.decompressobj(-15), 0, 0
+        while not inflating.eof:
+            data = source.take()
+            if not data:
+                raise StreamError(f"it ends at byte {source.offset:,}, before its data does")
+            try:
+                for piece in _inflated(inflating, data):
+                    crc, size = isal_zlib.crc32(piece, crc), size + len(piece)
+                    yield piece
+            except _IsalError as error:
+                raise StreamError(f"the data from byte {at:,} on is damaged ({error})") from error
+        source.give_back(inflating.unused_data)
+        trailer = source.take(8)
+        if len(trailer) < 8:
+            raise StreamError(f"it ends at byte {source.offset:,}, within its checksum")
+        if struct.unpack("<II", trailer) != (crc, size & 0xFFFFFFFF):
+            raise StreamError(f"the data from byte {at:,} on doesn't have its checksum or length")
+        if _is_at_end(source, b"\x1f\x8b"):
+            return
+
+
+def _inflated(inflating: Any, data: bytes) -> Iterator[bytes]:
+    """What some bytes unpack to, in pieces: a bomb doesn't fill the memory."""
+    piece = inflating.decompress(data, _CHUNK)
+    while piece or inflating.unconsumed_tail:
+        if piece:
+            yield piece
+        if inflating.eof:
+            return
+        piece = inflating.decompress(inflating.unconsumed_tail, _CHUNK)
+
+
+def _read_gzip_header(source: _Input) -> None:
+    """Pass over a member's header, RFC 1952 section 2.3."""
+    at = source.offset
+    header = source.take(10)
+    if len(header) < 10 or header[2] != 8 or header[3] & _RESERVED:
+        raise StreamError(f"the gzip header at byte {at:,} is damaged")
+    flags = header[3]
+
+    def more(size: int) -> bytes:
+        nonlocal header
+        data = source.take(size)
+        if len(data) < size:
+            raise StreamError(f"the gzip header at byte {at:,} is cut off")
+        header += data
+        return data
+
+    if flags & _EXTRA:
+        more(*struct.unpack("<H", more(2)))
+    for flag in (_NAME, _COMMENT):
+        while flags & flag and more(1) != b"\0":
+            if source.offset - at > _MAX_NAME:
+                raise StreamError(f"the gzip header at byte {at:,} is damaged: it has no end")
+    if flags & _HEADER_CRC:
+        crc = zlib.crc32(header) & 0xFFFF
+        if struct.unpack("<H", more(2)) != (crc,):
+            raise StreamError(f"the gzip header at byte {at:,} doesn't have its checksum")
+
+
+def _members(
+    source: _Input, magic: bytes, decompressor: Callable[[], Any], error: type[Exception]
+) -> Chunks:
+    """Every member of a bzip2 or xz file; Python's own modules verify their checksums."""
+    while True:
+        unpacking, at = decompressor(), source.offset
+        while not unpacking.eof:
+            data = source.take() if unpacking.needs_input else b""
+            if not data and unpacking.needs_input:
+                raise StreamError(f"it ends at byte {source.offset:,}, before its data does")
+            try:
+                yield unpacking.decompress(data, _CHUNK)
+            except (error, EOFError) as problem:
+                raise StreamError(f"the data from byte {at:,} on is damaged") from problem
+        source.give_back(unpacking.unused_data)
+        if _is_at_end(source, magic):
+            return
+
+
+def _is_at_end(source: _Input, magic: bytes) -> bool:
+    """True if nothing but zeros follows a member; False if another member does."""
+    if source.peek(len(magic)) == magic:
+        return False
+    at = source.offset
+    while data := source.take():
+        if data.count(0) != len(data):
+            raise StreamError(f"what follows its end at byte {at:,} is neither data nor zeros")
+    return True
+
+
+def _on_a_thread(chunks: Chunks) -> Iterator[bytes]:
+    """What a generator gives, made on a thread of its own, a little ahead of whoever takes it."""
+    ready: queue.Queue[bytes | BaseException | None] = queue.Queue(_AHEAD)
+    stopped = threading.Event()
+
+    def hand_on(item: bytes | BaseException | None) -> bool:
+        while not stopped.is_set():
+            try:
+                ready.put(item, timeout=0.2)
+            except queue.Full:
+                continue
+            return True
+        return False
+
+    def work() -> None:
+        last: BaseException | None = None
+        try:
+            for chunk in chunks:
+                if not hand_on(chunk):
+                    break
+        except BaseException as error:  # raised where it is waited for
+            last = error
+        finally:
+            chunks.close()
+        hand_on(last)
+
+    thread = threading.Thread(target=work, name="eval_ingest_unpack", daemon=True)
+    thread.start()
+    try:
+        while (item := ready.get()) is not None:
+            if isinstance(item, BaseException):
+                raise item
+            yield item
+    finally:
+        stopped.set()
+        thread.join()

@@ -1,0 +1,267 @@
+"""Configurations against rslearn: a matching dataset is written, ingested, and read by both.
+
+    python -m eval_ingest_tests.support.corpus [FOLDER] [NAME ...]
+
+prints a line a configuration: samples, and whether EvalDataset and the existing evals' loader read
+what rslearn reads. FOLDER holds a folder a configuration; by default ../shared/configs.
+"""
+
+import argparse
+import json
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from eval_ingest import EvalDataset, pipeline
+from eval_ingest.core.modality import MODALITIES
+from eval_ingest.core.spec import SPLITS
+from eval_ingest.errors import EvalIngestError
+from eval_ingest.testing.datasets import write_matching
+from eval_ingest_tests.conftest import make_job
+from eval_ingest_tests.support.reference import Reference, ReferenceDataset
+
+CONFIGS = Path(__file__).parents[3] / "shared" / "configs"
+
+Bands = dict[str, list[tuple[str, str]]]
+"""By image: input and band of each channel."""
+
+
+@dataclass
+class Comparison:
+    """What came of one configuration."""
+
+    name: str
+    samples: dict[str, int] = field(default_factory=dict)
+    """By split."""
+    differences: list[str] = field(default_factory=list)
+    """The first few; none: every sample is equal."""
+    refused: str = ""
+    """Why it can't be ingested."""
+    unlabelled: int = 0
+    """Samples of rslearn's without any valid label, which no split of ours holds."""
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def verdict(self) -> str:
+        """In words."""
+        if self.refused:
+            return f"refused: {self.refused}"
+        if self.differences:
+            return f"DIFFERENT: {self.differences[0]}"
+        return "equal"
+
+
+@dataclass
+class Corpus:
+    """Compares configurations below a folder for what is written on the way."""
+
+    scratch: Path
+
+    def compare(
+        self, name: str, config_json: str, model_yaml: str, windows: int = 8, **spec: Any
+    ) -> Comparison:
+        """Write, ingest and compare; `spec` are fields of the DatasetSpec."""
+        found = Comparison(name)
+        source, root = self.scratch / name / "source", self.scratch / name / "root"
+        write_matching(source, config_json, model_yaml, windows)
+        spec = {"max_invalid_fraction": 0.5, **spec}
+        try:
+            pipeline.ingest(make_job(source, root, "corpus", **spec))
+        except EvalIngestError as error:
+            found.refused = f"{type(error).__name__}: {error}".replace(str(source), "SOURCE")
+            return found
+        reference = ReferenceDataset.open(source, model_yaml)
+        _compare(found, root, reference, spec.get("task"))
+        return found
+
+
+def _compare(found: Comparison, root: Path, reference: ReferenceDataset, task: str | None) -> None:
+    """Hold each split against rslearn's: number, order, pixels, dates and targets."""
+    ours = {split: _open(root, split) for split in SPLITS}
+    found.samples = {split: len(dataset) for split, dataset in ours.items()}
+    for split, parts in _counterparts(reference).items():
+        expected = list(reference.samples(split))
+        bands = reference.bands(split)
+        places = [(part, i) for part in parts for i in range(len(ours[part]))]
+        by_window: dict[str, list[tuple[str, int]]] = {}
+        for part, i in places:
+            by_window.setdefault(ours[part].window(i), []).append((part, i))
+        seen: dict[str, list[int]] = {part: [] for part in parts}
+        for sample in expected:
+            here = by_window.get(sample.window)
+            if not here:
+                if _labelled(sample, task):
+                    found.differences.append(f"{split}: {sample.window} is in no split of ours")
+                found.unlabelled += 1
+                continue
+            part, i = here.pop(0)
+            seen[part].append(i)
+            problem = compare_sample(ours[part], i, sample, bands, task)
+            if problem:
+                found.differences.append(f"{split} {sample.window} {sample.crop}: {problem}")
+        left = [window for window, here in by_window.items() if here]
+        if left:
+            found.differences.append(f"{split}: rslearn doesn't have {', '.join(left[:3])}")
+        for part, order in seen.items():
+            if order != sorted(order):
+                found.differences.append(f"{part}: another order than rslearn's")
+
+
+def _open(root: Path, split: str) -> EvalDataset:
+    return EvalDataset("corpus", split, root=root, normalize=None, crop=None)
+
+
+def _counterparts(reference: ReferenceDataset) -> dict[str, tuple[str, ...]]:
+    """rslearn's splits, and the ones of ours that together hold the same.
+
+    Where test takes the windows of val, or is never mentioned, val is divided in two.
+    """
+
+    def selection(split: str) -> Any:
+        config = reference.module.split_configs[split]
+        return config.groups, config.names, config.tags
+
+    if selection("val") == selection("test") or not reference.mentions_test:
+        return {"train": ("train",), "val": ("val", "test")}
+    return {split: (split,) for split in SPLITS}
+
+
+def compare_sample(
+    dataset: EvalDataset,
+    i: int,
+    expected: Reference,
+    bands: Bands,
+    task: str | None,
+) -> str:
+    """What differs between sample i and rslearn's; "" if nothing does."""
+    sample = dataset[i]
+    for modality in dataset.metadata.config.modalities:
+        image, names, stamps = _image(modality.name, dataset, expected, bands)
+        found = sample[modality.name].numpy()
+        known = [names.index(band) for band in modality.bands if band in names]
+        if len(known) != len(modality.bands):
+            return f"{modality.name}: rslearn has bands {' '.join(names)}"
+        more = [
+            b for b in names if b in MODALITIES[modality.name].bands and b not in modality.bands
+        ]
+        if more:
+            return f"{modality.name} is without {' '.join(more)}, which rslearn has"
+        wanted = image.transpose(2, 3, 1, 0)[..., known]
+        if found.shape != wanted.shape:
+            return f"{modality.name} is {found.shape}, rslearn's {wanted.shape}"
+        if not np.array_equal(found, wanted, equal_nan=True):
+            return f"{modality.name}: {np.mean(found != wanted):.1%} of values differ"
+        dates = sample["timestamps"][modality.name].tolist()
+        if stamps is not None and dates != stamps:
+            return f"{modality.name}: dates {dates[:2]}, rslearn's {stamps[:2]}"
+    return _target_difference(sample["target"].numpy(), expected.targets, task)
+
+
+def _image(
+    modality: str,
+    dataset: EvalDataset,
+    expected: Reference,
+    bands: Bands,
+) -> tuple[np.ndarray, list[str], list[list[int]] | None]:
+    """rslearn's image of a modality (C, T, H, W), its bands, and its dates.
+
+    The one of that name; else the largest that a transform made of it; else its inputs in turn.
+    """
+    inputs = {part.key: part for part in dataset.metadata.config.modality(modality).parts}
+    if modality in expected.images:
+        keys = [modality]
+    else:
+        meant = {key: image for key, image in expected.images.items()
+                 if _meant(key, bands, dataset) == {modality}}  # fmt: skip
+        made = {key: image for key, image in meant.items() if _made(key, bands)}
+        keys = [max(made, key=lambda key: made[key].shape[:2])] if made else list(meant)
+        keys = keys or list(inputs)
+    images = [expected.images[key] for key in keys if key in expected.images]
+    stamps: list[list[int]] | None = []
+    for key in keys:
+        times = expected.timestamps.get(key)
+        stamps = None if stamps is None or times is None else stamps + [_middle(*t) for t in times]
+    return np.concatenate(images, axis=1), [band for _, band in bands[keys[0]]], stamps
+
+
+def _meant(key: str, bands: Bands, dataset: EvalDataset) -> set[str]:
+    """The modalities that the channels of an image are of."""
+    by_key = {
+        part.key: modality.name
+        for modality in dataset.metadata.config.modalities
+        for part in modality.parts
+    }
+    return {by_key.get(source, "") for source, _ in bands[key]}
+
+
+def _made(key: str, bands: Bands) -> bool:
+    """True for an image that no input is named after."""
+    return key not in {source for channels in bands.values() for source, _ in channels}
+
+
+def _middle(start: Any, end: Any) -> list[int]:
+    middle = start + (end - start) / 2
+    return [middle.day, middle.month - 1, middle.year]
+
+
+def _labelled(sample: Reference, task: str | None) -> bool:
+    return bool((_target(sample.targets, task)["valid"] > 0).any())
+
+
+def _target(targets: dict[str, dict[str, np.ndarray]], task: str | None) -> dict[str, np.ndarray]:
+    return targets[task] if task else next(iter(targets.values()))
+
+
+def _target_difference(
+    found: np.ndarray, targets: dict[str, dict[str, np.ndarray]], task: str | None
+) -> str:
+    target = _target(targets, task)
+    valid = np.squeeze(target["valid"]) > 0
+    name = next(key for key in ("classes", "class", "values", "value") if key in target)
+    value = np.squeeze(target[name])
+    wanted = np.where(valid, value, -1 if name.startswith("class") else np.nan)
+    found = np.squeeze(found)
+    if found.shape != wanted.shape:
+        return f"target is {found.shape}, rslearn's {wanted.shape}"
+    if not np.array_equal(found, wanted, equal_nan=name.startswith("value")):
+        return f"target: {np.mean(found != wanted):.1%} of values differ"
+    return ""
+
+
+def configurations(folder: Path) -> Iterator[tuple[str, str, str]]:
+    """Name and texts of the configurations in a folder."""
+    for path in sorted(folder.iterdir()):
+        if (path / "config.json").is_file() and (path / "model.yaml").is_file():
+            texts = ((path / name).read_text() for name in ("config.json", "model.yaml"))
+            yield path.name, *texts  # type: ignore[misc]
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("folder", nargs="?", type=Path, default=CONFIGS)
+    parser.add_argument("names", nargs="*")
+    options = parser.parse_args(arguments)
+    wrong = 0
+    with tempfile.TemporaryDirectory() as scratch:
+        for name, config_json, model_yaml in configurations(options.folder):
+            if options.names and name not in options.names:
+                continue
+            spec = json.loads((options.folder / name / "spec.json").read_text()) if (
+                options.folder / name / "spec.json").exists() else {}  # fmt: skip
+            found = Corpus(Path(scratch)).compare(name, config_json, model_yaml, **spec)
+            wrong += bool(found.differences)
+            print(
+                f"{name:24} {'/'.join(map(str, found.samples.values())):>10}  {found.verdict[:600]}"
+            )
+            sys.stdout.flush()
+    return 1 if wrong else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

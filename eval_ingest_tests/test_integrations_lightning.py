@@ -1,0 +1,89 @@
+"""Evals inside a Lightning training."""
+
+import csv
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.loggers import CSVLogger
+from torch.utils.data import DataLoader
+
+from eval_ingest.errors import LoadError
+from eval_ingest.integrations.lightning import EvalCallback
+from eval_ingest_tests.support.fake_evals import write_fake
+
+
+class Module(LightningModule):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = torch.nn.Conv2d(12, 4, 4, stride=4)
+        self.modes: list[bool] = []
+
+    def training_step(self, batch: torch.Tensor, _: int) -> torch.Tensor:
+        self.modes.append(self.training and self.layer.training)
+        return self.layer(batch).square().mean()
+
+    def configure_optimizers(self) -> Any:
+        return torch.optim.SGD(self.parameters(), 0.01)
+
+
+def adapter(module: Module, batch: dict[str, Any], dataset: Any) -> torch.Tensor:
+    assert not module.training and not torch.is_grad_enabled()
+    image = batch["sentinel2_l2a"].mean(3).permute(0, 3, 1, 2)
+    return module.layer(image).permute(0, 2, 3, 1)
+
+
+def train(folder: Path, *callbacks: Any, steps: int = 5) -> Module:
+    module = Module()
+    trainer = Trainer(
+        max_steps=steps,
+        accelerator="cpu",
+        logger=CSVLogger(folder, name="", version=""),
+        callbacks=list(callbacks),
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        log_every_n_steps=1000,
+    )
+    data = torch.randn(2 * steps, 12, 8, 8, generator=torch.Generator().manual_seed(0))
+    trainer.fit(module, DataLoader(data, batch_size=1))
+    return module
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("root")
+    write_fake(root, "crops", "segmentation", counts=(20, 8, 8))
+    return root
+
+
+def test_scores_are_logged_every_n_steps_and_can_be_monitored(root: Path, tmp_path: Path) -> None:
+    evals = EvalCallback("crops", 2, adapter=adapter, root=root, normalize="dataset")
+    best = ModelCheckpoint(
+        tmp_path / "best", monitor="eval/crops/miou", mode="max", every_n_train_steps=2
+    )
+    module = train(tmp_path, evals, best)
+    with (tmp_path / "metrics.csv").open() as stream:
+        rows = [row for row in csv.DictReader(stream) if row["eval/crops/miou"]]
+    assert [int(row["step"]) for row in rows] == [2, 4, 5]  # and at the end
+    assert all(0 <= float(row["eval/crops/miou"]) <= 1 for row in rows)
+    assert module.modes and all(module.modes)  # training goes on in training mode
+    assert best.best_model_score is not None
+    assert evals.last is not None and evals.last.names == ["crops"]
+
+
+def test_training_is_the_same_with_and_without_evals(root: Path, tmp_path: Path) -> None:
+    torch.manual_seed(5)
+    plain = train(tmp_path / "plain")
+    torch.manual_seed(5)
+    evals = EvalCallback("crops", 1, adapter=adapter, root=root, normalize="dataset")
+    scored = train(tmp_path / "scored", evals)
+    for ours, theirs in zip(plain.parameters(), scored.parameters(), strict=True):
+        assert torch.equal(ours, theirs)
+
+
+def test_an_interval_must_be_one() -> None:
+    with pytest.raises(LoadError, match="every_n_steps is 0"):
+        EvalCallback("crops", 0)

@@ -1,0 +1,311 @@
+"""Archives byte by byte: GNU tar and `gzip -t` are the judges of what is whole.
+
+Every byte of small archives is changed, and every end cut off. What the judges refuse is refused;
+what they read is read with the same bytes. Where ours is stricter, the test says where and why.
+"""
+
+import contextlib
+import gzip
+import io
+import os
+import random
+import struct
+import subprocess
+import tarfile
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from eval_ingest.errors import SourceError
+from eval_ingest.sources.archive import open_archive
+from eval_ingest.sources.decompress import StreamError, decompressed
+from eval_ingest.sources.tar import BLOCK, TarError, TarStream
+
+Files = dict[str, bytes]
+
+
+def tar_of(files: Files, format: int = tarfile.GNU_FORMAT, **fields: str) -> bytes:
+    to = io.BytesIO()
+    with tarfile.open(fileobj=to, mode="w", format=format) as archive:
+        for name, data in files.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            member.pax_headers = dict(fields)
+            archive.addfile(member, io.BytesIO(data))
+    return to.getvalue()
+
+
+def ours(data: bytes) -> Files | None:
+    """What we read of an archive; None if it is refused."""
+    archive, found = TarStream(decompressed(io.BytesIO(data).read)), {}
+    try:
+        for member in archive:
+            path = os.path.normpath(os.fsdecode(member.path)).lstrip("/")
+            if member.problem or (path == "." and not member.is_folder):
+                return None
+            if not member.is_folder:
+                found[path] = b"".join(archive.data())
+    except (TarError, StreamError):
+        return None
+    return found
+
+
+def theirs(data: bytes, folder: Path) -> Files | None:
+    """What GNU tar reads of it, and gzip where it is compressed; None if it is refused."""
+    path = folder / "a.tar"
+    path.write_bytes(data)
+    with contextlib.ExitStack() as cleaned:
+        target = folder / "out"
+        target.mkdir()
+        cleaned.callback(subprocess.run, ["rm", "-rf", str(target)], check=True)
+        command = ["tar", "-xf", str(path), "-C", str(target)]
+        run = subprocess.run(command, capture_output=True, check=False)
+        if run.returncode:
+            return None
+        files = (file for file in target.rglob("*") if file.is_file() and not file.is_symlink())
+        return {str(file.relative_to(target)): file.read_bytes() for file in files}
+
+
+def flipped(data: bytes, places: Iterator[int]) -> Iterator[tuple[int, bytes]]:
+    for place in places:
+        yield place, data[:place] + bytes([data[place] ^ 0x55]) + data[place + 1 :]
+
+
+SMALL = {"crops/config.json": b"{}", "crops/windows/g/w/metadata.json": b'{"group": "g"}' * 40}
+
+
+def test_every_byte_of_a_tar_changed_once(tmp_path: Path) -> None:
+    data = tar_of(SMALL)
+    end = data.rindex(b"}") // BLOCK * BLOCK + BLOCK  # of the last member; the end markers follow
+    # A sample: each takes a run of tar. STEP=1 in the environment tries every byte.
+    places = range(3, end + 3 * BLOCK, int(os.environ.get("STEP", "29")))
+    stricter = []
+    for place, changed in flipped(data, iter(places)):
+        expected, found = theirs(changed, tmp_path), ours(changed)
+        if found is None and expected is not None:
+            stricter.append(place)
+        else:
+            assert found == expected, place
+    # GNU tar warns of a lone zero block and goes on: a header may have been overwritten there.
+    assert all(end + BLOCK <= place < end + 2 * BLOCK for place in stricter)
+    assert stricter
+
+
+def test_a_changed_byte_with_its_checksum_made_right_is_read_as_gnu_tar_reads_it(
+    tmp_path: Path,
+) -> None:
+    """A tool may write odd headers; what is in them is then meant."""
+    data = tar_of(SMALL)
+    tried = [(place, value) for place in (*range(1, 148), *range(157, 265), 345, 400, 508)
+             for value in (ord(" "), ord("7"), 0x80, 0xFF, 0)]  # fmt: skip
+    for place, value in random.Random(1).sample(tried, 60):
+        block = bytearray(data[:BLOCK])
+        block[place] = value
+        block[148:156] = b" " * 8
+        block[148:156] = b"%06o\0 " % sum(block)
+        changed = bytes(block) + data[BLOCK:]
+        assert ours(changed) == theirs(changed, tmp_path), (place, value)
+
+
+@pytest.mark.parametrize("level", [0, 9])
+def test_every_byte_of_a_gzip_changed_once(level: int, tmp_path: Path) -> None:
+    data = gzip.compress(tar_of({"a": b"windows " * 9}), level, mtime=7)
+    step = max(1, len(data) // 50)
+    for place, changed in flipped(data, iter(range(0, len(data), step))):
+        expected, found = theirs(changed, tmp_path), ours(changed)
+        assert found == expected, place
+
+
+def test_an_archive_cut_off_anywhere_is_refused() -> None:
+    data = tar_of(SMALL)
+    end = data.rindex(b"}") // BLOCK * BLOCK + 3 * BLOCK  # behind the second block of zeros
+    assert ours(data[:end]) == SMALL
+    assert not [k for k in range(0, end, 7) if ours(data[:k]) is not None]
+    packed = gzip.compress(data)
+    assert not [k for k in range(len(packed)) if ours(packed[:k]) is not None]
+
+
+def test_a_damaged_header_in_the_middle_is_not_the_end(small: Path, tmp_path: Path) -> None:
+    """Python's tarfile reads 8 of 20 windows of such an archive, and says nothing."""
+    path = tmp_path / "crops.tar"
+    with tarfile.open(path, "w") as archive:
+        archive.add(small, "crops")
+    with tarfile.open(path) as archive:
+        middle = archive.getmembers()[len(archive.getmembers()) // 2].offset
+    data = bytearray(path.read_bytes())
+    for spoil in (b"\xff", bytes(BLOCK)):  # a byte, and all of it
+        changed = data.copy()
+        changed[middle + 3 : middle + 3 + len(spoil)] = spoil
+        if len(spoil) == BLOCK:
+            changed[middle : middle + BLOCK] = spoil
+        path.write_bytes(changed)
+        with pytest.raises(SourceError, match=r"can't be unpacked: .* at byte [\d,]+"):
+            open_archive(str(path), tmp_path / "inside")
+        assert list((tmp_path / "inside").iterdir()) == []
+
+
+def header(flags: int, extra: bytes = b"", crc: int | None = None) -> bytes:
+    start = b"\x1f\x8b\x08" + bytes([flags]) + struct.pack("<IBB", 7, 0, 3) + extra
+    if flags & 2:
+        start += struct.pack("<H", zlib.crc32(start) & 0xFFFF if crc is None else crc)
+    return start
+
+
+def member_of(data: bytes, start: bytes) -> bytes:
+    packed = zlib.compress(data, 6, wbits=-15)
+    return start + packed + struct.pack("<II", zlib.crc32(data), len(data) & 0xFFFFFFFF)
+
+
+@pytest.mark.parametrize(
+    ("flags", "extra", "crc"),
+    [
+        (0, b"", None),
+        (4, struct.pack("<H", 6) + b"BC\x02\0\x1b\0", None),
+        (4, struct.pack("<H", 0), None),
+        (8, b"crops.tar\0", None),
+        (16, b"a comment\0", None),
+        (2, b"", None),
+        (2, b"", 1),
+        (31, struct.pack("<H", 2) + b"xy" + b"name\0" + b"comment\0", None),
+        (31, struct.pack("<H", 2) + b"xy" + b"name\0" + b"comment\0", 0),
+        (32, b"", None),
+        (64, b"", None),
+        (128, b"", None),
+        (4, struct.pack("<H", 60000), None),
+        (8, b"no end", None),
+    ],
+)
+def test_gzip_headers_are_read_as_gzip_reads_them(
+    flags: int, extra: bytes, crc: int | None, tmp_path: Path
+) -> None:
+    data = member_of(tar_of(SMALL), header(flags, extra, crc))
+    assert ours(data) == theirs(data, tmp_path)
+
+
+def test_all_members_of_a_compressed_stream_are_read(tmp_path: Path) -> None:
+    data = tar_of(SMALL)
+    parts = [data[k : k + 700] for k in range(0, len(data), 700)]
+    for joined in (
+        b"".join(gzip.compress(part) for part in parts),  # as bgzip and pigz -i do
+        b"".join(
+            member_of(part, header(k % 2 * 4, b"\0\0" * (k % 2))) for k, part in enumerate(parts)
+        ),
+        gzip.compress(b"") + gzip.compress(data) + gzip.compress(b""),
+        gzip.compress(data) + bytes(5000),
+    ):
+        assert ours(joined) == SMALL == theirs(joined, tmp_path)
+    for broken in (
+        gzip.compress(data) + b"garbage",
+        gzip.compress(data) + b"\x1f",
+        gzip.compress(data) + bytes(100) + gzip.compress(data),
+        gzip.compress(data) + b"\x1f\x8b\x08",
+    ):
+        assert ours(broken) is None and theirs(broken, tmp_path) is None
+
+
+def test_other_programs_compress_it(tmp_path: Path) -> None:
+    path = tmp_path / "a.tar"
+    path.write_bytes(tar_of(SMALL))
+    done = []
+    for command in (
+        ["gzip", "-c"],
+        ["pigz", "-ci"],
+        ["bgzip", "-c"],
+        ["bzip2", "-c"],
+        ["xz", "-c"],
+    ):
+        with contextlib.suppress(FileNotFoundError):
+            packed = subprocess.run([*command, str(path)], capture_output=True, check=True).stdout
+            assert ours(packed) == SMALL
+            assert ours(packed[:-3]) is None
+            done.append(command[0])
+    assert "gzip" in done
+
+
+LONG = "crops/windows/" + "g" * 120 + "/" + "w" * 130 + "/metadata.json"
+
+
+@pytest.mark.parametrize("format", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+def test_long_names_in_every_format(format: int, tmp_path: Path) -> None:
+    name = LONG if format != tarfile.USTAR_FORMAT else "a" * 90 + "/" + "b" * 90
+    data = tar_of({name: b"x" * 600, "é/ü": b"y"}, format)
+    assert ours(data) == theirs(data, tmp_path) == {name: b"x" * 600, "é/ü": b"y"}
+
+
+def test_pax_headers_say_path_and_size(tmp_path: Path) -> None:
+    to = io.BytesIO()
+    with tarfile.open(fileobj=to, mode="w", format=tarfile.PAX_FORMAT) as archive:
+        for pax, name in (({"path": "other/name", "size": "700"}, "b"), ({}, "c")):
+            member = tarfile.TarInfo(name)
+            member.size, member.pax_headers = 700, pax
+            archive.addfile(member, io.BytesIO(b"z" * 700))
+    data = to.getvalue()
+    assert ours(data) == theirs(data, tmp_path) == {"other/name": b"z" * 700, "c": b"z" * 700}
+    for bad in (b"9x path=a\n", b"99 path=a\n", b"10 path a\n", b"\n"):
+        broken = data.replace(b"19 path=other/name\n", bad.ljust(19, b"\0"))
+        assert broken != data and ours(broken) is None and theirs(broken, tmp_path) is None
+
+
+def test_a_global_pax_header_holds_for_all(tmp_path: Path) -> None:
+    to = io.BytesIO()
+    with tarfile.open(
+        fileobj=to, mode="w", format=tarfile.PAX_FORMAT, pax_headers={"comment": "é"}
+    ) as archive:
+        archive.addfile(tarfile.TarInfo("a"))
+    assert ours(to.getvalue()) == theirs(to.getvalue(), tmp_path) == {"a": b""}
+
+
+@pytest.mark.parametrize("how", ["--sparse", "--sparse --format=posix"])
+def test_sparse_files_are_refused_by_name(how: str, tmp_path: Path) -> None:
+    with open(tmp_path / "hole", "wb") as stream:
+        stream.seek(1 << 20)
+        stream.write(b"x")
+    path = tmp_path / "a.tar"
+    command = ["tar", "-cf", str(path), "-C", str(tmp_path), *how.split(), "hole"]
+    subprocess.run(command, check=True)
+    with pytest.raises(SourceError, match=r"'.*hole' is a sparse file; .* without --sparse"):
+        open_archive(str(path), tmp_path / "inside")
+
+
+def test_the_last_of_two_members_of_a_name_counts(tmp_path: Path) -> None:
+    data = tar_of({"a": b"first", "./a": b"second, longer", "b": b""})
+    assert ours(data) == theirs(data, tmp_path) == {"a": b"second, longer", "b": b""}
+    path = tmp_path / "a.tar"
+    window = "windows/g/w/metadata.json"
+    files = {"config.json": b"{}", window: b"4" * 900, "windows/g/w/items.json": b""}
+    path.write_bytes(tar_of({**files, f"./{window}": b"{}"}))
+    source = open_archive(str(path), tmp_path / "inside")
+    found = source.window("g", "w", frozenset()).files
+    assert [(file.path, file.size) for file in found] == [("items.json", 0), ("metadata.json", 2)]
+    assert source.read("g", "w", found[1]) == b"{}"
+
+
+def test_a_name_that_is_a_file_and_a_folder_is_refused(tmp_path: Path) -> None:
+    for names in (("a", "a/b"), ("a/b", "a")):
+        (tmp_path / "a.tar").write_bytes(tar_of(dict.fromkeys(names, b"x")))
+        with pytest.raises(SourceError, match="is a file in one place, a folder in another"):
+            open_archive(str(tmp_path / "a.tar"), tmp_path / "inside")
+
+
+def test_what_follows_the_end_is_told(tmp_path: Path) -> None:
+    config, window = {"config.json": b"{}"}, {"windows/g/w/metadata.json": b"{}"}
+    path = tmp_path / "a.tar"
+    path.write_bytes(tar_of(config) + b"rubbish" * 99)
+    [note] = open_archive(str(path), tmp_path / "inside").notes
+    assert "693 bytes of no use follow the archive's end" in note
+    path.write_bytes(tar_of(config) + tar_of(window))  # GNU tar reads the first alone
+    with pytest.raises(SourceError, match="another archive begins at byte 10,240"):
+        open_archive(str(path), tmp_path / "inside")
+
+
+def test_bytes_at_random_are_refused_and_nothing_else() -> None:
+    rng = random.Random(1)
+    seeds = [tar_of(SMALL), gzip.compress(tar_of(SMALL)), tar_of(SMALL, tarfile.PAX_FORMAT, x="é")]
+    for _ in range(400):
+        data = bytearray(rng.choice(seeds))
+        for _ in range(rng.randint(1, 30)):
+            data[rng.randrange(len(data))] = rng.randrange(256)
+        found = ours(bytes(data[: rng.randrange(len(data))]))
+        assert found is None or set(found) <= set(SMALL) or found
