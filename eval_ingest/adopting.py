@@ -26,8 +26,8 @@ from eval_ingest.settings import Settings
 from eval_ingest.sources.base import CONFIG_FILES
 from eval_ingest.store.catalog import add_spec, read_catalog
 from eval_ingest.store.ownership import Whose, ours_in_the_way, whose
-from eval_ingest.store.paths import EvalRoot
 from eval_ingest.store.registry import read_registry
+from eval_ingest.store.roots.base import EvalRoot
 from eval_ingest.store.roots.open import open_root
 
 
@@ -90,13 +90,12 @@ def adopt(
     add_spec(settings, spec)
     metadata: Metadata = outcomes[-1].value
     theirs = json.loads(metadata.their_entry or "{}")
-    ours = registry_entry(metadata, job.layout.registered_path)
+    ours = registry_entry(metadata, job.store.registered_path)
     return Adopted(name, spec.source, metadata, outcomes, differences(theirs, ours))
 
 
 def _spec(root: EvalRoot, settings: Settings, name: str, correct: bool) -> DatasetSpec:
-    layout = root.dataset(name)
-    kind = whose(layout)
+    kind = whose(root.dataset(name))
     if kind is Whose.ADOPTED:
         known = read_catalog(settings, {}).get(name)
         if known is not None and known.adopted:
@@ -130,13 +129,13 @@ def _spec(root: EvalRoot, settings: Settings, name: str, correct: bool) -> Datas
 
 
 def _refuse_what_is_in_the_way(root: EvalRoot, name: str) -> None:
-    layout = root.dataset(name)
-    there = ours_in_the_way(layout)
+    store = root.dataset(name)
+    there = ours_in_the_way(store)
     if there:
         raise NotOursError(
-            f"{layout.url} holds {', '.join(there)} of another tool, where ours would lie; "
+            f"{store.url} holds {', '.join(there)} of another tool, where ours would lie; "
             f"rename them, or ingest the dataset under another name: "
-            f"eval-ingest ingest --name {name}_2 --source {layout.url}"
+            f"eval-ingest ingest --name {name}_2 --source {store.url}"
         )
 
 
@@ -146,7 +145,7 @@ def their_copy(root: EvalRoot, name: str, entry: dict[str, Any]) -> str:
     The entry's `weka_path` may name a folder within the dataset's, and a root that is mounted
     elsewhere, or was moved: then the same folder under this root.
     """
-    layout = root.dataset(name)
+    layout = root.dataset(name).layout
     path = str(entry.get("weka_path") or "").rstrip("/")
     _, found, inside = path.partition(f"/{name}/")
     here = layout.path / inside if found else layout.path

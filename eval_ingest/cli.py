@@ -295,9 +295,9 @@ def _ingest(options: argparse.Namespace) -> int:
     settings = Settings.load()
     spec = _spec(options, settings)
     if options.dry_run:
-        layout = _root().dataset(spec.name)
-        path = layout.url
-        refuse_theirs(layout, spec)
+        store = _root().dataset(spec.name)
+        path = store.url
+        refuse_theirs(store, spec)
         with tempfile.TemporaryDirectory() as scratch:
             plan = dry_run(open_job(spec, settings, root=scratch, looks=True))
         plan["path"] = str(path)
@@ -366,7 +366,7 @@ def _refuse_another_source(job: "Job") -> None:
     """A name that is taken is not given to another dataset by mistake."""
     from eval_ingest.store.outcomes import read_outcome
 
-    published = read_outcome(job.layout, "registry_entry")
+    published = read_outcome(job.store, "registry_entry")
     if published is not None and published.source != job.origin:
         raise SpecError(
             f"{job.spec.name} is ingested already, from {published.source}; "
@@ -503,14 +503,13 @@ def _export(options: argparse.Namespace) -> int:
 
 
 def _remove(options: argparse.Namespace) -> int:
-    from eval_ingest.core.spec import check_name
     from eval_ingest.store.registry import remove_dataset, require_metadata
 
     root = _root()
-    left = root.remote is not None and root.remote.remaining(check_name(options.name))
-    if not left:  # what a stopped removal has left of a remote dataset can be removed too
+    store = root.dataset(options.name)
+    if not store.is_there():  # else it is removed, be it published, damaged or half removed
         require_metadata(root, options.name)
-    path = root.dataset(options.name).url
+    path = store.url
     if not options.yes:
         if not sys.stdin.isatty():
             raise SpecError(f"removing {path} needs --yes when nobody can be asked")
@@ -528,7 +527,7 @@ def _rebuild(options: argparse.Namespace) -> int:
     root = _root()
     entries = rebuild_registry(root)
     names = ", ".join(sorted(entries)) or "none"
-    text = f"{root.shown(root.registry)}: {len(entries)} datasets: {names}"
+    text = f"{root.shown(root.layout.registry)}: {len(entries)} datasets: {names}"
     _print(options, {"datasets": sorted(entries)}, [text])
     return 0
 

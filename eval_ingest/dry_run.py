@@ -36,7 +36,7 @@ def dry_run(job: Job) -> dict[str, Any]:
         "n_filtered_out": listed - len(rows),
         "n_files": n_files,
         "n_bytes": n_bytes,
-        "path": job.layout.url,
+        "path": job.store.url,
         "counts": splits.counts(),
         "strategy": splits.report["strategy"],
         "left_out": splits.report["left_out"],

@@ -150,12 +150,23 @@ class _Workers(multiprocessing.context.ForkServerContext):
                 worker.kill()
 
 
+_STARTING = threading.Lock()
+
+
+def start_alone(target: Callable[..., None], *args: Any) -> multiprocessing.process.BaseProcess:
+    """Start a process that is no pool's, as a pool's workers are started; it ends when we do."""
+    with _STARTING:  # the script's names are hidden meanwhile
+        process = _Workers().Process(target=target, args=args, daemon=True)
+        process.start()
+    return process
+
+
 def _process_pool(count: int, workers: _Workers) -> ProcessPoolExecutor:
     environment = (dict(os.environ),)
-    return ProcessPoolExecutor(count, workers, _prepare_worker, environment)
+    return ProcessPoolExecutor(count, workers, prepare_worker, environment)
 
 
-def _prepare_worker(environment: dict[str, str]) -> None:
+def prepare_worker(environment: dict[str, str]) -> None:
     """Runs in every worker: give it our environment, and let it end when we do.
 
     The process that it is forked from may be older than what is set by now. And workers of a

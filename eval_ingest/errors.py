@@ -17,6 +17,7 @@ EvalIngestError
 |   |-- NotOursError       a folder or a name is another tool's
 |   |-- LockedError        another process is ingesting the same dataset
 |   `-- OutdatedError      another process has written what was to be written
+|-- MachineError           this machine can't read on: no memory, no handles, a broken library
 |-- EngineError            a worker process died, or a scheduler is lost
 |-- LoadError              EvalDataset was asked for something it doesn't have
 `-- SweepError             an encoder, a probe or the sweep's output is wrong
@@ -122,6 +123,13 @@ class LockedError(StoreError):
 
 class OutdatedError(StoreError):
     """Another process has written an object since it was looked at."""
+
+
+class MachineError(EvalIngestError):
+    """The machine can't read on, whatever the data: no memory, no handles, a broken library.
+
+    Never a verdict on data. The message says what to see to.
+    """
 
 
 class EngineError(EvalIngestError):

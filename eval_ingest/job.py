@@ -17,8 +17,9 @@ from eval_ingest.settings import Settings
 from eval_ingest.sources.base import Source
 from eval_ingest.sources.open import open_source
 from eval_ingest.store.claims import refuse_theirs
-from eval_ingest.store.paths import DatasetLayout, EvalRoot
+from eval_ingest.store.paths import DatasetLayout
 from eval_ingest.store.registry import their_raw_entry
+from eval_ingest.store.roots.base import DatasetStore, EvalRoot
 from eval_ingest.store.roots.open import open_root
 
 
@@ -39,6 +40,11 @@ class Job:
     @property
     def layout(self) -> DatasetLayout:
         """The dataset's files under the eval root."""
+        return self.store.layout
+
+    @cached_property
+    def store(self) -> DatasetStore:
+        """The dataset under the eval root."""
         return self.root.dataset(self.spec.name)
 
     @property
@@ -75,16 +81,14 @@ def open_job(
         NotOursError: the name or the folder is another tool's.
     """
     eval_root = open_root(settings, root)
-    layout = eval_root.dataset(spec.name)
-    if layout.is_held:  # else it is known under the lease
-        refuse_theirs(layout, spec)
-    # What is kept for a remote root lies in its cache, which has a limit.
-    limit = None if eval_root.remote is None else eval_root.remote.cache.limit
+    store = eval_root.dataset(spec.name)
+    layout = store.layout
+    refuse_theirs(store, spec)
     source = open_source(
         settings.expand(spec.source),
         None if looks else layout.staging,
         layout.archive,
-        limit,
+        eval_root.cache_bytes,
         progress,
     )
     if spec.copy_mode == "index" and holds_secret(source.origin):
@@ -101,7 +105,7 @@ def open_job(
     config = resolve(files, spec)
     if source.notes:
         config = config.model_copy(update={"warnings": [*config.warnings, *source.notes]})
-    theirs = their_raw_entry(layout) if spec.adopted else ""
+    theirs = their_raw_entry(store) if spec.adopted else ""
     if spec.adopted:
         config = _by_their_splits(config, theirs)
     return Job(spec, settings, eval_root, source, files, config, progress, theirs)

@@ -31,6 +31,7 @@ import numpy as np
 from eval_ingest.copying.rslearn_files import Samples, remove_copy, write_copy_files
 from eval_ingest.copying.transfer import transfer
 from eval_ingest.copying.verify import look_at
+from eval_ingest.core.copy_config import rslearn_config
 from eval_ingest.core.entry import CopyResult, Metadata, NormStats
 from eval_ingest.core.fingerprint import fingerprint
 from eval_ingest.core.index import WindowIndex
@@ -49,19 +50,18 @@ from eval_ingest.store.index_file import read_splits, write_splits
 from eval_ingest.store.leftovers import GRACE_S, remove_retired, remove_unfinished, retire
 from eval_ingest.store.outcomes import read_copy, read_outcome, read_source_state
 from eval_ingest.store.registry import (
-    locked,
     read_metadata,
     read_registry,
     rebuild_registry,
     write_metadata,
 )
 from eval_ingest.store.seal import unless_damaged, write_sealed_json
-from eval_ingest.store.shards import retire_shards
+from eval_ingest.store.shards import shard_names
 
 STAGES = ("window_index", "split_assignment", "norm_stats", "weka_copy", "registry_entry")
 
 NORM_VERSION = 2
-COPY_VERSION = 2
+COPY_VERSION = 3
 ENTRY_VERSION = 3
 
 # ---------------------------------------------------------------------------- 1. window_index
@@ -81,7 +81,7 @@ def window_index(job: Job) -> WindowIndex:
     check_invalid_fraction(index.summary, job.spec.max_invalid_fraction, job.spec.name)
     if seen:
         state = {"fingerprint": seen, "window_index": index.fingerprint}
-        if read_source_state(job.layout) != state:
+        if read_source_state(job.store) != state:
             write_sealed_json(job.layout.source_state, state)
     return index
 
@@ -153,19 +153,24 @@ def weka_copy(job: Job, index: WindowIndex, splits: SplitAssignment) -> CopyResu
         StoreError: the eval root can't be written.
     """
     wanted = fingerprint(
-        "weka_copy", COPY_VERSION, index.fingerprint, splits.fingerprint, job.spec.copy_mode
+        "weka_copy",
+        COPY_VERSION,
+        index.fingerprint,
+        splits.fingerprint,
+        job.spec.copy_mode,
+        rslearn_config(job.config),
     )
-    old = unless_damaged(lambda: read_copy(job.layout))
+    old = unless_damaged(lambda: read_copy(job.store))
     if old is not None and old.fingerprint == wanted and _copy_is_there(job, old):
         job.source.forget()
         return old
     # What lies there is about to change: the outcome of the last copy vouches for it no longer.
     remove_file(job.layout.weka_copy)
-    job.layout.send()
+    job.store.send()
     result = transfer(job, index, splits, wanted)
     if job.spec.copy_mode == "windows":
         samples = Samples(job.config, index, splits)
-        files = write_copy_files(job.layout, job.files, samples)
+        files = write_copy_files(job.store, job.files, samples)
         result = result.model_copy(update={"files": files})
     job.source.forget()
     return result
@@ -173,18 +178,7 @@ def weka_copy(job: Job, index: WindowIndex, splits: SplitAssignment) -> CopyResu
 
 def _copy_is_there(job: Job, result: CopyResult) -> bool:
     """A quick look at what the result names. `eval-ingest verify` looks at every byte."""
-    layout = job.layout
-    if layout.remote is None:
-        return unless_damaged(lambda: look_at(layout, result)) is not None
-    paths = [layout.path / found.index for found in result.splits.values()]
-    paths += [
-        layout.samples / shard.name / f"{array}.npy"
-        for shard in result.shards
-        for array in shard.arrays
-    ]
-    if result.mode == "windows":
-        paths += [layout.copy_manifest, *(layout.path / name for name in result.files)]
-    return all(layout.is_there(path) for path in paths)
+    return unless_damaged(lambda: look_at(job.store, result)) is not None
 
 
 # -------------------------------------------------------------------------- 5. registry_entry
@@ -201,7 +195,7 @@ def registry_entry(
         "weka_copy": copy.fingerprint,
     }
     wanted = fingerprint("registry_entry", ENTRY_VERSION, prints, job.spec, job.config, job.origin)
-    old = unless_damaged(lambda: read_metadata(job.layout))
+    old = unless_damaged(lambda: read_metadata(job.store))
     if old is not None and (old.fingerprint, old.splits, old.shards) == (
         wanted,
         copy.splits,
@@ -243,16 +237,16 @@ def publish(job: Job, metadata: Metadata) -> None:
         StoreError: the eval root can't be written.
     """
     with contextlib.suppress(StoreError):  # of another version, or damaged: nobody reads it
-        retire(job.layout, read_metadata(job.layout), metadata)
-    write_metadata(job.layout, metadata)
+        retire(job.store, read_metadata(job.store), metadata)
+    write_metadata(job.store, metadata)
     rebuild_registry(job.root)
 
 
 def tidy(job: Job, metadata: Metadata) -> None:
     """Clear away what nothing names any more, once readers have had time to let go of it."""
     if metadata.spec.copy_mode != "windows" and not metadata.spec.adopted:
-        remove_copy(job.layout)
-    remove_retired(job.layout, metadata, GRACE_S)
+        remove_copy(job.store)
+    remove_retired(job.store, metadata, GRACE_S)
     shutil.rmtree(job.layout.staging, ignore_errors=True)
 
 
@@ -339,7 +333,7 @@ def run_stage(job: Job, stage: str, values: dict[str, Any] | None = None) -> Out
         NotIngestedError: an earlier stage has not run.
         EvalIngestError: whatever the stage raises.
     """
-    if not job.layout.is_held:
+    if not job.store.is_held:
         with dataset_lock(job):
             return run_stage(job, stage, values)
     started = time.monotonic()
@@ -347,7 +341,7 @@ def run_stage(job: Job, stage: str, values: dict[str, Any] | None = None) -> Out
     for name in _STAGES[stage].inputs:
         value = (values or {}).get(name)
         if value is None:
-            value = read_outcome(job.layout, name)
+            value = read_outcome(job.store, name)
         if value is None:
             raise NotIngestedError(
                 f"{job.spec.name}: {stage} needs {name}, which has not run; run: "
@@ -356,7 +350,7 @@ def run_stage(job: Job, stage: str, values: dict[str, Any] | None = None) -> Out
         inputs.append(value)
     value = _STAGES[stage].build(job, *inputs)
     ran = write_stage(job, stage, value)
-    job.layout.send()
+    job.store.send()
     if stage == "registry_entry":
         tidy(job, value)
     return Outcome(stage, value, ran, time.monotonic() - started)
@@ -364,7 +358,7 @@ def run_stage(job: Job, stage: str, values: dict[str, Any] | None = None) -> Out
 
 def write_stage(job: Job, stage: str, value: Any) -> bool:
     """Write a stage's outcome, unless it is what is on disk already; True if it was written."""
-    old = unless_damaged(lambda: read_outcome(job.layout, stage))
+    old = unless_damaged(lambda: read_outcome(job.store, stage))
     same = old is not None and old.fingerprint == value.fingerprint
     if same and (stage != "registry_entry" or (old == value and _registered(job, value))):
         return False
@@ -391,10 +385,9 @@ def dataset_lock(job: Job, timeout_s: float = 5.0) -> Iterator[None]:
         LockedError: another process is at it.
         NotOursError: the folder or the name is another tool's.
     """
-    layout, what = job.layout, f"{job.spec.name} is being ingested"
-    with locked(layout.lock, timeout_s, what), layout.held(timeout_s, what):
-        claim(layout, job.spec)
-        remove_unfinished(layout)
+    with job.store.hold(timeout_s, f"{job.spec.name} is being ingested"):
+        claim(job.store, job.spec)
+        remove_unfinished(job.layout)
         yield
 
 
@@ -414,5 +407,5 @@ def forget(job: Job) -> None:
         ):
             remove_file(path)
         partial_rows(job).clear()
-        retire_shards(layout)
-        layout.send()
+        job.store.forget_shards(shard_names(layout.samples))
+        job.store.send()

@@ -17,8 +17,8 @@ from eval_ingest.errors import EvalIngestError, IntegrityError
 from eval_ingest.loading.packed import PackedSamples
 from eval_ingest.sources.open import open_source
 from eval_ingest.store.outcomes import read_outcome
-from eval_ingest.store.paths import DatasetLayout, EvalRoot
 from eval_ingest.store.registry import require_metadata
+from eval_ingest.store.roots.base import DatasetStore, EvalRoot
 from eval_ingest.store.split_index import TARGET, SplitIndex
 
 _TOLD = 20
@@ -33,20 +33,20 @@ def verify_dataset(root: EvalRoot, name: str, progress: Progress) -> Verified:
         StoreError: the eval root can't be read.
     """
     metadata = require_metadata(root, name)
-    layout = root.dataset(name)
-    found = verify(layout, metadata, progress)
-    stages, wrong = _stages(layout, metadata)
+    store = root.dataset(name)
+    found = verify(store, metadata, progress)
+    stages, wrong = _stages(store, metadata)
     if wrong:
         return Verified(found.checked, [*found.problems, *wrong])
     index, splits = stages["window_index"], stages["split_assignment"]
     if metadata.spec.copy_mode == "index":
         compared = f"{len(splits.used)} windows of {metadata.source} compared"
         differing = _changed(metadata, index, splits, progress)
-    elif layout.remote is not None:  # checksums of whole files were compared, and nothing is here
-        return found
+    elif all(array.crc32c for shard in metadata.shards for array in shard.arrays.values()):
+        return found  # checksums of the whole files were compared
     else:
         compared = f"{len(splits.used)} samples compared with what was decoded"
-        differing = _wrong_samples(layout, metadata, index, splits, progress)
+        differing = _wrong_samples(store, metadata, index, splits, progress)
     try:
         problems = list(differing)
     except EvalIngestError as error:
@@ -56,12 +56,12 @@ def verify_dataset(root: EvalRoot, name: str, progress: Progress) -> Verified:
     return Verified(f"{found.checked}; {compared}", [*found.problems, *problems])
 
 
-def _stages(layout: DatasetLayout, metadata: Metadata) -> tuple[dict[str, Any], list[str]]:
+def _stages(store: DatasetStore, metadata: Metadata) -> tuple[dict[str, Any], list[str]]:
     """The stages' outcomes that metadata.json was made from, and what is wrong with them."""
     stages, problems = {}, []
     for stage in metadata.fingerprints:
         try:
-            found = read_outcome(layout, stage)
+            found = read_outcome(store, stage)
         except IntegrityError as error:
             problems.append(error.what)
             continue
@@ -75,7 +75,7 @@ def _stages(layout: DatasetLayout, metadata: Metadata) -> tuple[dict[str, Any], 
 
 
 def _wrong_samples(
-    layout: DatasetLayout,
+    store: DatasetStore,
     metadata: Metadata,
     index: WindowIndex,
     splits: SplitAssignment,
@@ -89,8 +89,8 @@ def _wrong_samples(
     moments = {m.name: index.moments(m.name) for m in metadata.config.modalities}
     total = len(rows)
     for split, file in metadata.splits.items():
-        found = SplitIndex(layout.path / file.index, metadata.name, list(moments))
-        samples = PackedSamples(layout, metadata, found)
+        found = SplitIndex(store.layout.path / file.index, metadata.name, list(moments))
+        samples = PackedSamples(store, metadata, found)
         for k in range(len(found)):
             row = rows.pop((found.groups[k], found.names[k]), None)
             if row is None or splits.splits[row] != split:

@@ -290,18 +290,19 @@ def judge(sighting: Sighting, settings: Settings) -> Judgement:
     Raises:
         StoreError: the eval root can't be reached.
     """
-    layout = open_root(settings).dataset(sighting.name)
-    try:
-        refuse_theirs(layout, sighting.spec)
-    except NotOursError as error:
-        return Judgement(State.THEIRS, str(error))
+    store = open_root(settings).dataset(sighting.name)
     metadata, damaged = None, False
     try:
-        metadata = read_metadata(layout)
+        metadata = read_metadata(store)
     except IntegrityError:
         damaged = True  # an ingest makes it anew
+    if metadata is None and not damaged:
+        try:
+            refuse_theirs(store, sighting.spec)
+        except NotOursError as error:
+            return Judgement(State.THEIRS, str(error))
     if metadata is not None:
-        seen = read_source_state(layout)
+        seen = read_source_state(store)
         same = seen.get("fingerprint") == sighting.found.fingerprint
         whole = seen.get("window_index") == metadata.fingerprints.get("window_index")
         if same and whole:

@@ -3,10 +3,11 @@
 `make peers` installs it in .venv-peers; without that these tests are skipped.
 """
 
+import contextlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -19,8 +20,8 @@ from eval_ingest.errors import NotOursError, UnknownDatasetError
 from eval_ingest.settings import Settings
 from eval_ingest.store.catalog import find_spec
 from eval_ingest.store.ownership import Whose, whose
-from eval_ingest.store.paths import EvalRoot
 from eval_ingest.store.registry import read_registry, rebuild_registry, remove_dataset
+from eval_ingest.store.roots.local import LocalRoot
 from eval_ingest_tests.support.peer import PYTHON, Peer
 from eval_ingest_tests.support.team_root import KINDS, write_sources
 
@@ -113,7 +114,7 @@ def test_their_files_and_values_are_as_they_were(adopted: tuple[Path, Path]) -> 
     now, then = (RegistryText.parse((r / "registry.json").read_text()) for r in (root, kept))
     assert [entry.name for entry in now.entries] == [entry.name for entry in then.entries]
     for entry in then.entries:
-        value = read_registry(EvalRoot(root))[entry.name]
+        value = read_registry(LocalRoot(root))[entry.name]
         assert {key: value[key] for key in entry.value} == entry.value
         assert value["fingerprint"] and value["copy"] == "adopted"
     (copy,) = root.glob("registry.*.json")
@@ -180,7 +181,7 @@ def test_what_is_otherwise_is_told_and_written_only_when_it_is_asked_for(
     root = tmp_path / "root"
     (root / "fires").parent.mkdir()
     shutil.copytree(theirs / "fires" / "dataset", root / "fires")
-    entry = read_registry(EvalRoot(theirs))["fires"]
+    entry = read_registry(LocalRoot(theirs))["fires"]
     entry = {k: v for k, v in entry.items() if k not in ("fingerprint", "ingested_at")}
     entry |= {"modalities": ["sentinel2_l2a", "sentinel2_l2a"], "window_size": 99, "num_classes": 4}
     entry["norm_stats"]["sentinel2_l2a"]["B01"]["std"] = 0.0
@@ -189,16 +190,16 @@ def test_what_is_otherwise_is_told_and_written_only_when_it_is_asked_for(
     told = {difference.field: difference for difference in found.differences}
     assert {"modalities", "window_size", "num_timesteps", "norm_stats", "num_classes"} <= set(told)
     assert "B01 has std 0" in told["norm_stats"].why
-    assert read_registry(EvalRoot(root))["fires"]["window_size"] == 99
+    assert read_registry(LocalRoot(root))["fires"]["window_size"] == 99
     adopt(settings(root), "fires", correct=True)
-    now = read_registry(EvalRoot(root))["fires"]
+    now = read_registry(LocalRoot(root))["fires"]
     assert now["modalities"] == ["sentinel2_l2a"] and now["window_size"] == 16
     assert now["num_timesteps"] == 4 and now["norm_stats"]["sentinel2_l2a"]["B01"]["std"] > 0
     untouched = ("mean", "max")
     for key in untouched:
         kept = entry["norm_stats"]["sentinel2_l2a"]["B02"][key]
         assert now["norm_stats"]["sentinel2_l2a"]["B02"][key] == kept
-    assert rebuild_registry(EvalRoot(root))["fires"] == now
+    assert rebuild_registry(LocalRoot(root))["fires"] == now
 
 
 def test_what_was_adopted_is_given_back_as_it_was(theirs: Path, tmp_path: Path) -> None:
@@ -215,15 +216,27 @@ def test_what_was_adopted_is_given_back_as_it_was(theirs: Path, tmp_path: Path) 
     (root / "registry.json").write_text('{"datasets": {"moisture": ' + raw + "}}")
     state = files(root, {"moisture"})
     adopt(settings(root), "moisture")
-    assert whose(EvalRoot(root).dataset("moisture")) is Whose.ADOPTED
+    assert whose(LocalRoot(root).dataset("moisture")) is Whose.ADOPTED
     with pytest.raises(NotOursError, match="adopted"):
         from eval_ingest_tests.conftest import make_job
 
         make_job(theirs / "moisture", root, "moisture")
-    remove_dataset(EvalRoot(root), "moisture")
+    remove_dataset(LocalRoot(root), "moisture")
     assert files(root, {"moisture"}) == state
     assert RegistryText.parse((root / "registry.json").read_text()).raw == {"moisture": raw}
-    assert adoptable(EvalRoot(root)) == ["moisture"]
+    assert adoptable(LocalRoot(root)) == ["moisture"]
+
+
+def _stopping(replace: Callable[..., None], allowed: int) -> Callable[..., None]:
+    """os.replace that a run is stopped at, after some calls."""
+    calls = iter(range(allowed))
+
+    def stops(*arguments: object) -> None:
+        if next(calls, None) is None:
+            raise KeyboardInterrupt
+        replace(*arguments)
+
+    return stops
 
 
 def test_an_adoption_that_was_stopped_goes_on(
@@ -232,26 +245,14 @@ def test_an_adoption_that_was_stopped_goes_on(
     root = tmp_path / "root"
     root.mkdir()
     shutil.copytree(theirs / "fires" / "dataset", root / "fires")
-    for k in range(6):
-        real, count = os.replace, [0]
-
-        def stops(*arguments: object, k: int = k, count: list[int] = count) -> None:
-            count[0] += 1
-            if count[0] > 2 * k + 1:
-                raise KeyboardInterrupt
-            real(*arguments)  # type: ignore[arg-type]  # as it is called
-
-        with monkeypatch.context() as patch:
-            patch.setattr(os, "replace", stops)
-            try:
-                adopt(settings(root), "fires")
-            except KeyboardInterrupt:
-                continue
-            break
+    for allowed in (1, 3, 5, 7, 9, 11):
+        with monkeypatch.context() as patch, contextlib.suppress(KeyboardInterrupt):
+            patch.setattr(os, "replace", _stopping(os.replace, allowed))
+            adopt(settings(root), "fires")
     found = adopt(settings(root), "fires")
     dataset = EvalDataset("fires", "train", root=root)
     assert len(dataset) == found.metadata.splits["train"].count > 0
-    assert read_registry(EvalRoot(root))["fires"]["weka_path"] == str(root / "fires")
+    assert read_registry(LocalRoot(root))["fires"]["weka_path"] == str(root / "fires")
 
 
 def test_what_can_not_be_adopted_is_told(theirs: Path, tmp_path: Path) -> None:

@@ -75,7 +75,7 @@ def test_materialisations_show_what_a_person_wants_to_know(world: World) -> None
     assert entry["train"] == splits["train"]
     assert 'EvalDataset("crops", split="val")' in entry["load it"]
     for stage in pipeline.STAGES:
-        assert world.shown(stage)["path"] == stage_path(world.layout(), stage)
+        assert world.shown(stage)["path"] == stage_path(world.store(), stage)
 
 
 def test_stages_run_one_at_a_time_through_the_files_on_disk(world: World) -> None:

@@ -18,8 +18,8 @@ import yaml
 from eval_ingest import EvalDataset, cli, pipeline
 from eval_ingest.core.norm import METHODS
 from eval_ingest.loading.olmoearth import OlmoEarthAdapter
-from eval_ingest.store.paths import EvalRoot
 from eval_ingest.store.registry import rebuild_registry
+from eval_ingest.store.roots.local import LocalRoot
 from eval_ingest.sweep.tasks import trainer_tasks
 from eval_ingest_tests.conftest import make_job
 from eval_ingest_tests.support import factories
@@ -120,7 +120,7 @@ def test_datasets_of_real_configurations_equal_ours(name: str, peer: Peer, tmp_p
     source = generate(CONFIGS / name, tmp_path / "source", FOLDERS[name])
     root = tmp_path / "root"
     pipeline.ingest(make_job(source, root, name))
-    for task in trainer_tasks(EvalRoot(root)).tasks:
+    for task in trainer_tasks(LocalRoot(root)).tasks:
         compare(peer, root, name, list(task.input_modalities), tmp_path)
 
 
@@ -259,7 +259,7 @@ def many(ingested: Ingested, even: Path, tmp_path_factory: pytest.TempPathFactor
     for case in factories.CASES:
         (root / case).symlink_to(ingested(case) / case)
     (root / "even").symlink_to(even / "even")
-    rebuild_registry(EvalRoot(root))
+    rebuild_registry(LocalRoot(root))
     return root
 
 

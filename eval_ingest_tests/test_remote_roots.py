@@ -31,17 +31,16 @@ from eval_ingest.job import Job, open_job
 from eval_ingest.objects.writing import WritableObjects
 from eval_ingest.settings import Settings
 from eval_ingest.store.catalog import add_spec
-from eval_ingest.store.paths import EvalRoot
 from eval_ingest.store.registry import (
     read_registry,
     rebuild_registry,
     remove_dataset,
     require_metadata,
 )
-from eval_ingest.store.roots import lease
-from eval_ingest.store.roots import remote as remote_root
+from eval_ingest.store.roots import lease, remote_versions
+from eval_ingest.store.roots.base import EvalRoot
 from eval_ingest.store.roots.open import open_root
-from eval_ingest.store.roots.remote import RemoteRoot
+from eval_ingest.store.roots.remote_store import RemoteStore
 from eval_ingest.verifying import verify_dataset
 from eval_ingest_tests.conftest import make_job
 from eval_ingest_tests.support.servers import (
@@ -83,13 +82,17 @@ class Place:
     def ingest(self, source: Path, name: str = "crops", **spec: Any) -> list[pipeline.Outcome]:
         return pipeline.ingest(self.job(source, name, **spec))
 
+    @property
+    def objects(self) -> WritableObjects:
+        """Of a remote root."""
+        root: Any = self.root
+        return root.folder.objects
+
     def read(self, name: str) -> bytes:
         """A file or object of the root."""
         if self.kind == "local":
             return Path(self.url, name).read_bytes()
-        remote = self.root.remote
-        assert remote is not None
-        return remote.objects.run(remote.objects.read_current(name))[1]
+        return self.objects.run(self.objects.read_current(name))[1]
 
     def names(self) -> set[str]:
         """Every file or object of the root, but for locks and leases."""
@@ -97,9 +100,7 @@ class Place:
             base = Path(self.url)
             found = {str(p.relative_to(base)) for p in base.rglob("*") if p.is_file()}
             return {name for name in found if not name.endswith(".lock")}
-        remote = self.root.remote
-        assert remote is not None
-        found = {entry.name for entry in remote.objects.run(remote.objects.find(""))}
+        found = {entry.name for entry in self.objects.run(self.objects.find(""))}
         return {name for name in found if not name.endswith(".lease")}
 
 
@@ -386,9 +387,7 @@ def test_who_has_lost_the_lease_publishes_nothing(
         for stage in pipeline.STAGES[:4]:
             values[stage] = pipeline.run_stage(job, stage, values).value
         # Its clock stands still, so it doesn't know; another machine has taken over meanwhile.
-        remote = place.root.remote
-        assert remote is not None
-        remote.objects.run(remote.objects.delete([".crops.lease"]))
+        place.objects.run(place.objects.delete([".crops.lease"]))
         place.machine("b")
         place.ingest(small, copy="stream", display_name="the other")
         with pytest.raises(OutdatedError, match=r"metadata\.json was written by another process"):
@@ -403,15 +402,13 @@ def test_a_lease_that_can_not_be_renewed_is_lost(
     place = remote_place
     job = place.job(small)
     with pipeline.dataset_lock(job):
-        remote = place.root.remote
-        assert remote is not None and job.layout.remote is not None
-        held = job.layout.remote._state.leases["crops"]
+        held = job.store._holding.lease
         held._thread.join(0.3)
         assert held._thread.is_alive()  # it is renewed again and again
-        remote.objects.run(remote.objects.put(".crops.lease", b"somebody else's"))
+        place.objects.run(place.objects.put(".crops.lease", b"somebody else's"))
         held._thread.join(10)
         with pytest.raises(StoreError, match=r"is lost \(another process took it\); run again"):
-            job.layout.send()
+            job.store.send()
 
 
 def test_machines_that_publish_at_once_lose_no_entry(remote_place: Place, small: Path) -> None:
@@ -431,7 +428,7 @@ def test_a_removal_that_was_stopped_is_finished(
     place = remote_place
     place.ingest(small, copy="stream")
     with monkeypatch.context() as patch:
-        patch.setattr(RemoteRoot, "remove_below", _interrupted)
+        patch.setattr(RemoteStore, "erase", _interrupted)
         with pytest.raises(KeyboardInterrupt):
             remove_dataset(place.root, "crops")
     assert read_registry(place.root) == {}
@@ -456,7 +453,7 @@ def test_what_nothing_names_any_more_goes_after_an_hour(
     new = _shard_names(place)
     assert {Path(name).parent.name for name in old} > new
     later = time.time() + 3601
-    monkeypatch.setattr(remote_root.time, "time", lambda: later)
+    monkeypatch.setattr(remote_versions.time, "time", lambda: later)
     place.ingest(small, copy="stream")
     assert {Path(n).parent.name for n in place.names() if "/samples/" in n} == new
     assert len(samples()["train"]) > 0
@@ -469,8 +466,6 @@ def _shard_names(place: Place) -> set[str]:
 def test_damage_in_the_store_is_found(remote_place: Place, small: Path) -> None:
     place = remote_place
     place.ingest(small)
-    remote = place.root.remote
-    assert remote is not None
     names = sorted(place.names())
     target = next(name for name in names if name.endswith("target.npy"))
     raster = next(name for name in names if name.endswith("geotiff.tif"))
@@ -478,8 +473,8 @@ def test_damage_in_the_store_is_found(remote_place: Place, small: Path) -> None:
     for name in (target, raster):
         data = bytearray(place.read(name))
         data[-1] ^= 1
-        remote.objects.run(remote.objects.put(name, bytes(data)))
-    remote.objects.run(remote.objects.delete([gone]))
+        place.objects.run(place.objects.put(name, bytes(data)))
+    place.objects.run(place.objects.delete([gone]))
     problems = "\n".join(_verified(place))
     for name in (target, raster.partition("/layers/")[0], gone.rpartition("/")[0]):
         assert name.removeprefix("crops/") in problems

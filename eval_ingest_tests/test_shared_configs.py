@@ -13,10 +13,11 @@ import numpy as np
 import pytest
 
 from eval_ingest import EvalDataset, pipeline
+from eval_ingest.core.copy_config import rslearn_config
 from eval_ingest.core.resolved import Layer, ResolvedConfig
 from eval_ingest.core.spec import DatasetSpec
 from eval_ingest.core.task import TaskKind
-from eval_ingest.inference.resolve import ConfigFiles, dataset_config_for_copy, resolve
+from eval_ingest.inference.resolve import ConfigFiles, resolve
 from eval_ingest.testing.datasets import add_window, complete, write_raster
 from eval_ingest_tests.conftest import make_job
 from eval_ingest_tests.support.oracle import rslearn_samples
@@ -52,7 +53,7 @@ def generate(folder: Path, root: Path, item_groups: tuple[int, int], windows: in
         texts["olmoearth_run.yaml"].read_text() if texts["olmoearth_run.yaml"].exists() else None,
     )
     config = resolve(files, DatasetSpec(name=folder.name, source=str(path)))
-    layers = dataset_config_for_copy(files, config)
+    layers = rslearn_config(config)
     dataset = Dataset(UPath(path), dataset_config=DatasetConfig.model_validate(layers))
     rng = np.random.default_rng(0)
     group = config.selectors["train"].groups[0] if config.selectors["train"].groups else "default"

@@ -54,7 +54,7 @@ def test_an_archive_is_ingested_like_the_folder(
     root = tmp_path / "root"
     pipeline.ingest(make_job(archive, root))
     assert_same_ingest(root, reference)
-    metadata = read_outcome(make_job(archive, root).layout, "registry_entry")
+    metadata = read_outcome(make_job(archive, root).store, "registry_entry")
     assert metadata.source == str(archive)
 
 
@@ -213,7 +213,7 @@ def test_a_change_that_keeps_all_times_and_sizes_is_seen(
 
 
 def index_of(archive: Path, root: Path) -> dict[str, str]:
-    table = read_outcome(make_job(archive, root).layout, "window_index").table
+    table = read_outcome(make_job(archive, root).store, "window_index").table
     columns = (table[name].to_pylist() for name in ("group", "name", "source_digest"))
     return {f"{group}/{name}": digest for group, name, digest in zip(*columns, strict=True)}
 

@@ -19,17 +19,18 @@ from numpy.typing import NDArray
 from eval_ingest.copying.places import Place, places_in_splits
 from eval_ingest.copying.rslearn_index import index_key, write_indexes
 from eval_ingest.core.columns import numbers
+from eval_ingest.core.copy_config import rslearn_config
 from eval_ingest.core.copy_model import copy_inputs, copy_model, split_tags
 from eval_ingest.core.index import WindowIndex
 from eval_ingest.core.resolved import ResolvedConfig
 from eval_ingest.core.spec import SPLIT_OPTION, SPLITS
 from eval_ingest.core.splits import SplitAssignment
 from eval_ingest.decoding.padding import sample_size
-from eval_ingest.inference.resolve import ConfigFiles, dataset_config_for_copy
+from eval_ingest.inference.resolve import ConfigFiles
 from eval_ingest.store.atomic import file_crc32c, write_bytes, write_json
 from eval_ingest.store.manifest import UNFINISHED
-from eval_ingest.store.paths import RSLEARN_INDEX, DatasetLayout
-from eval_ingest.store.roots.open import windows_of
+from eval_ingest.store.paths import RSLEARN_INDEX
+from eval_ingest.store.roots.base import DatasetStore
 
 _HEADER = """\
 # Written by eval_ingest: with it rslearn reads this copy as EvalDataset does.
@@ -141,7 +142,7 @@ def _window(row: dict[str, Any], split: str) -> dict[str, Any]:
     }
 
 
-def write_copy_files(layout: DatasetLayout, files: ConfigFiles, samples: Samples) -> dict[str, str]:
+def write_copy_files(store: DatasetStore, files: ConfigFiles, samples: Samples) -> dict[str, str]:
     """Write all that rslearn reads beside the windows; returns paths in the dataset, and CRC32C.
 
     The indexes come last: what a reader finds before is the old one, which is whole.
@@ -149,8 +150,8 @@ def write_copy_files(layout: DatasetLayout, files: ConfigFiles, samples: Samples
     Raises:
         StoreError: they can't be written.
     """
-    config = samples.config
-    write_json(layout.path / "config.json", dataset_config_for_copy(files, config))
+    layout, config = store.layout, samples.config
+    write_json(layout.path / "config.json", rslearn_config(config))
     content = copy_model(config, samples.modalities, samples.crop)
     text = yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=100)
     write_bytes(layout.path / "model.yaml", (_HEADER + text).encode())
@@ -168,30 +169,29 @@ def write_copy_files(layout: DatasetLayout, files: ConfigFiles, samples: Samples
         index_key(split_tags(split), inputs): samples.windows(places, split) for split in SPLITS
     }
     indexes = write_indexes(layout.path, windows)
-    if layout.remote is not None:  # those of an earlier copy, whoever made them
-        kept = [path.rpartition("/")[2] for path in indexes]
-        layout.remote.keep_only(layout.path / RSLEARN_INDEX, kept)
+    kept = [path.rpartition("/")[2] for path in indexes]
+    store.keep_only(layout.path / RSLEARN_INDEX, kept)  # others are of an earlier copy
     return {path: file_crc32c(layout.path / path) for path in (*names, *indexes)}
 
 
 _FILES = ("config.json", "model.yaml", "model.original.yaml", "olmoearth_run.yaml")
 
 
-def remove_copy(layout: DatasetLayout) -> None:
+def remove_copy(store: DatasetStore) -> None:
     """Remove a copy that an earlier version of the dataset had; nothing keeps it right any more.
 
     Raises:
         StoreError: it can't be removed.
     """
+    layout = store.layout
     if not layout.copy_manifest.is_file():
         return
-    windows_of(layout).keep_only(())
-    if layout.remote is not None:
-        layout.remote.keep_only(layout.path / RSLEARN_INDEX, ())
+    store.windows.keep_only(())
+    store.keep_only(layout.path / RSLEARN_INDEX, ())
     for name in _FILES:
         (layout.path / name).unlink(missing_ok=True)
     shutil.rmtree(layout.path / RSLEARN_INDEX, ignore_errors=True)
     for folder in (layout.windows, layout.path / UNFINISHED):
         shutil.rmtree(folder, ignore_errors=True)
     layout.copy_manifest.unlink()  # last: until then the next run goes on
-    layout.send()
+    store.send()

@@ -22,10 +22,8 @@ from eval_ingest.errors import StoreError
 from eval_ingest.indexing.packer import pack_rows
 from eval_ingest.job import Job
 from eval_ingest.store.manifest import CopiedWindow, Manifest
-from eval_ingest.store.paths import DatasetLayout
-from eval_ingest.store.room import require_room, window_bytes
-from eval_ingest.store.roots.open import windows_of
-from eval_ingest.store.roots.windows import Windows
+from eval_ingest.store.room import window_bytes
+from eval_ingest.store.roots.base import DatasetStore, Windows
 from eval_ingest.store.seal import unless_damaged
 from eval_ingest.store.shards import ShardWriter, plan_arrays, read_shard, shard_names
 from eval_ingest.store.split_index import TARGET, timestamps_column, write_split_index
@@ -50,12 +48,12 @@ def transfer(
         SourceError: a window changed since it was indexed.
         StoreError: the eval root can't be written.
     """
-    layout, mode = job.layout, job.spec.copy_mode
+    store, mode = job.store, job.spec.copy_mode
     places = places_in_splits(index, splits)
     if mode == "index":
         return _write_split_indexes(job, index, places, None, stage_fingerprint)
-    packed = _packed_already(layout, index.row_key)
-    manifest, windows = Manifest(layout), windows_of(layout)
+    packed = _packed_already(store, index.row_key)
+    manifest, windows = Manifest(store.layout, store.send), store.windows
     to_copy = set()
     if mode == "windows":
         to_copy = {place.key for place in places if not _is_copied(place, manifest, windows)}
@@ -64,13 +62,13 @@ def transfer(
         _move_between_splits(places, to_copy, manifest, windows)
 
     new = [place for place in places if place.key not in packed]
-    _require_room(layout, index, job.config, places, to_copy, new)
+    _require_room(store, index, job.config, places, to_copy, new)
     total = len({place.key for place in new} | to_copy)
     if total:
         job.source.ensure_listed(sorted({p.group for p in places}), job.config.layer_names)
     with executor(job.settings, total) as pool:
         placing = _Placing(job, windows, manifest, pool, total)
-        for chunk in _shards(index, job.config, new, layout.shard_bytes):
+        for chunk in _shards(index, job.config, new, store.shard_bytes):
             packed |= _pack(placing, chunk, index, to_copy)
             to_copy -= {place.key for place in chunk}
         placing.place([(place, None, True) for place in places if place.key in to_copy])
@@ -111,27 +109,27 @@ def _pack(
     placing: _Placing, chunk: list[Place], index: WindowIndex, to_copy: Container[Key]
 ) -> dict[Key, tuple[str, int]]:
     """Pack some windows into a shard of their own, and copy those to copy; where each lies."""
-    layout, config = placing.job.layout, placing.job.config
+    store, config = placing.job.store, placing.job.config
     rows = pack_rows(index.table, [place.row for place in chunk], config)
-    writer = ShardWriter.create(layout.samples, plan_arrays(config, rows))
+    writer = ShardWriter.create(store.layout.samples, plan_arrays(config, rows))
     try:
         work: list[ToPlace] = [
             (place, row, place.key in to_copy) for row, place in enumerate(chunk)
         ]
         placing.place(work, writer)
         name = fingerprint(index.row_key, [place.key for place in chunk])
-        name = writer.commit(layout, name, index.row_key, list(enumerate(rows)))
+        name = writer.commit(store, name, index.row_key, list(enumerate(rows)))
     except BaseException:
         writer.abandon()
         raise
     return {place.key: (name, row) for row, place in enumerate(chunk)}
 
 
-def _packed_already(layout: DatasetLayout, row_key: str) -> dict[Key, tuple[str, int]]:
+def _packed_already(store: DatasetStore, row_key: str) -> dict[Key, tuple[str, int]]:
     """Where samples lie in the shards that are there: key to (shard, row)."""
     packed = {}
-    for shard in shard_names(layout.samples):
-        found = unless_damaged(partial(read_shard, layout, shard, row_key))
+    for shard in shard_names(store.layout.samples):
+        found = unless_damaged(partial(read_shard, store, shard, row_key))
         if found is None:
             continue
         table, _ = found
@@ -202,7 +200,7 @@ def _shards(
 
 
 def _require_room(
-    layout: DatasetLayout,
+    store: DatasetStore,
     index: WindowIndex,
     config: ResolvedConfig,
     places: Sequence[Place],
@@ -213,8 +211,7 @@ def _require_room(
     sizes, files = (numbers(index.table[name], 0) for name in ("n_bytes", "n_files"))
     copied = [place.row for place in places if place.key in to_copy]
     rows = pack_rows(index.table, [place.row for place in new], config)
-    require_room(
-        layout,
+    store.require_room(
         window_bytes(int(sizes[copied].sum()), int(files[copied].sum())),
         sum(plan.n_bytes for plan in plan_arrays(config, rows)) if rows else 0,
     )
@@ -234,7 +231,7 @@ def _write_split_indexes(
     shards = []
     packed_bytes = 0
     for shard in used:
-        found = read_shard(layout, shard, index.row_key)
+        found = read_shard(job.store, shard, index.row_key)
         assert found is not None, f"shard {shard} was listed as packed"
         tables[shard], arrays = found
         packed_bytes += sum(array.n_bytes for array in arrays.values())

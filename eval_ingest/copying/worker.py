@@ -6,11 +6,11 @@ from typing import Any
 
 from eval_ingest.copying.places import Place
 from eval_ingest.core.resolved import ResolvedConfig
-from eval_ingest.decoding.judge import read_window, sample_arrays
+from eval_ingest.decoding.judge import JUDGED_BYTES, read_window, sample_arrays
 from eval_ingest.errors import SourceError
 from eval_ingest.sources.base import Source, SourceFile, WindowFiles, WindowReader
 from eval_ingest.store.manifest import CopiedWindow
-from eval_ingest.store.roots.windows import Windows
+from eval_ingest.store.roots.base import Windows
 from eval_ingest.store.shards import ShardWriter
 from eval_ingest.store.window_files import Content
 
@@ -86,7 +86,7 @@ def read_arrays(source: WindowReader, files: WindowFiles, config: ResolvedConfig
     Raises:
         SourceError: the window isn't valid any more.
     """
-    sample = read_window(source, files, config)
+    sample = read_window(source, files, config, window_bytes=JUDGED_BYTES)
     if sample is None or sample.problems:
         detail = sample.problems[0].detail if sample else "it can't be read"
         raise SourceError(f"{files.key} was valid when it was indexed, now: {detail}; run again")

@@ -34,6 +34,9 @@ def row_key(config: ResolvedConfig) -> str:
     )
     for known in pixels["task"]["classes"]:
         known.pop("color")
+    for layer in pixels["layers"]:  # what is only written into the copy
+        for told in (layer, *layer["band_sets"]):
+            told.pop("class_names")
     return fingerprint("row", INDEX_VERSION, pixels)
 
 

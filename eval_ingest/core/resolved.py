@@ -4,7 +4,7 @@ A `ResolvedConfig` is everything that index, pack and loader need to know about 
 It is inferred by inference/resolve.py and kept in metadata.json with the origin of each value.
 """
 
-from typing import Self
+from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
 
@@ -15,6 +15,30 @@ SPLITS = ("train", "val", "test")
 
 class _Frozen(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+FormatName = Literal["geotiff", "image_tile", "single_image", "numpy", "geojson", "tile"]
+
+
+class StoredFormat(_Frozen):
+    """How rasters or features are stored, by the names that we know."""
+
+    name: FormatName
+    arguments: tuple[tuple[str, str | int], ...] = ()
+    """Names and values of what reading needs beside it, such as the side of tiles in pixels."""
+
+
+GEOTIFF = StoredFormat(name="geotiff")
+GEOJSON = StoredFormat(name="geojson")
+
+
+def _with_format(old: Any, flag: str) -> Any:
+    """The fields of a layer or band set, also as they were kept when only one format had a name."""
+    if not isinstance(old, dict) or flag not in old:
+        return old
+    if not old[flag]:
+        raise ValueError("its format isn't recorded; ingest the dataset anew")
+    return {key: value for key, value in old.items() if key != flag}
 
 
 class BandSet(_Frozen):
@@ -28,8 +52,19 @@ class BandSet(_Frozen):
     spatial_size: tuple[int, int] | None = None
     """Fixed (height, width), whatever the window's size."""
     nodata_value: float | None = None
-    geotiff: bool = True
-    """Stored as rslearn's GeotiffRasterFormat; anything else is read through rslearn."""
+    class_names: tuple[tuple[str, ...], ...] = ()
+    """Of each band by stored value; empty if there are none."""
+    format: StoredFormat = GEOTIFF
+
+    @property
+    def geotiff(self) -> bool:
+        """Stored as rslearn's GeotiffRasterFormat."""
+        return self.format.name == "geotiff"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _old(cls, value: Any) -> Any:
+        return _with_format(value, "geotiff")
 
 
 class Layer(_Frozen):
@@ -39,8 +74,22 @@ class Layer(_Frozen):
     vector: bool = False
     band_sets: tuple[BandSet, ...] = ()
     """Empty for vector layers."""
-    geojson: bool = True
-    """Vector layers: stored as rslearn's GeojsonVectorFormat; anything else is read through it."""
+    format: StoredFormat = GEOJSON
+    """Of vector layers."""
+    class_property: str = ""
+    """The property that holds a feature's class, where config.json names one."""
+    class_names: tuple[str, ...] = ()
+    """By stored value, where config.json names them."""
+
+    @property
+    def geojson(self) -> bool:
+        """Stored as rslearn's GeojsonVectorFormat."""
+        return self.format.name == "geojson"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _old(cls, value: Any) -> Any:
+        return _with_format(value, "geojson")
 
 
 class LayerRead(_Frozen):
@@ -163,9 +212,9 @@ class ResolvedConfig(_Frozen):
     declared_ratios: tuple[float, float, float] | None = None
     """train, val, test proportions from olmoearth_run.yaml's data splitter."""
     window_storage: str = "file"
-    """`file`, or the class path of another rslearn WindowStorageFactory."""
+    """`file`, or `sqlite`, which isn't supported."""
     data_storage: str = "per_item_group"
-    """`per_item_group`, or the class path of another WindowDataStorageFactory."""
+    """`per_item_group`, or `per_layer`: all item groups of a layer in one raster."""
     unsupported_inputs: tuple[str, ...] = ()
     """Inputs that no modality stands for (srtm, era5, ...): listed, not loaded."""
     dropped_transforms: tuple[str, ...] = ()

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from eval_ingest.core.copy_config import rslearn_config
 from eval_ingest.core.resolved import (
     LabelInput,
     Layer,
@@ -19,8 +20,25 @@ from eval_ingest.core.resolved import (
 )
 from eval_ingest.core.task import IGNORE_LABEL, Task
 from eval_ingest.core.validate import Problem
+from eval_ingest.decoding.beside import (
+    check_beside,
+    check_crs_of,
+    check_magic,
+    check_unread,
+    is_raster,
+)
 from eval_ingest.decoding.geotiff import decode_geotiff
 from eval_ingest.decoding.grid import Grid, band_set_dirname
+from eval_ingest.decoding.isolation import Result, isolated
+from eval_ingest.decoding.limits import (
+    MAX_JSON_BYTES,
+    MAX_SMALL_JSON_BYTES,
+    WINDOW_BYTES,
+    Budget,
+    parse_json,
+    too_large,
+)
+from eval_ingest.decoding.machine import blame
 from eval_ingest.decoding.metadata import (
     Interval,
     WindowMetadata,
@@ -39,8 +57,13 @@ from eval_ingest.decoding.rasters import (
     plan_reads,
 )
 from eval_ingest.decoding.targets import raster_target, vector_target
-from eval_ingest.errors import SourceError
 from eval_ingest.sources.base import WindowFiles, WindowReader
+
+JUDGED_BYTES = 1 << 32
+"""That a window may have which was found valid by a run with limits of its own."""
+
+_RSLEARN_S = 300.0
+"""That rslearn may take for one layer of a window: it fetches it too."""
 
 
 @dataclass
@@ -72,15 +95,34 @@ def read_window(
     files: WindowFiles,
     config: ResolvedConfig,
     wanted: Callable[[WindowMetadata], bool] = lambda _: True,
+    window_bytes: int = WINDOW_BYTES,
 ) -> WindowSample | None:
     """Read and judge a window. Broken data becomes problems; only a lost source raises.
 
     Returns None for a window that isn't wanted, before any raster is read.
 
+    Args:
+        source: reads the window's files.
+        files: which there are.
+        config: what is read of them.
+        wanted: tells by the metadata whether the window is.
+        window_bytes: that its files, and its pixels unpacked, may have.
+
     Raises:
         SourceError: a file has gone or changed since it was listed.
+        MachineError: this machine can't read on, whatever the data.
     """
-    reader = _WindowReader(source, files, config)
+    try:
+        return _read_window(_WindowReader(source, files, config, Budget(window_bytes)), wanted)
+    except (MemoryError, ImportError) as error:
+        blame(error)
+        raise
+
+
+def _read_window(
+    reader: "_WindowReader", wanted: Callable[[WindowMetadata], bool]
+) -> WindowSample | None:
+    files, config = reader.files, reader.config
     sample = WindowSample(files)
     sample.layers = [
         f"{layer.name}.{item_group}" if item_group else layer.name
@@ -91,6 +133,7 @@ def read_window(
         sample.metadata = reader.metadata()
         if not wanted(sample.metadata):
             return None
+        reader.check_files(sample.metadata.grid)
         reader.check_items()
     except Unreadable as stop:
         sample.problems.append(stop.problem)
@@ -107,6 +150,8 @@ def read_window(
     try:
         sample.target = reader.target(grid)
         sample.problems += _judge_target(config.task, sample.target)
+        if not sample.problems:
+            check_unread(files, reader.done, reader.read)
     except Unreadable as stop:
         sample.problems.append(stop.problem)
     crop = config.crop_size
@@ -122,24 +167,42 @@ class _WindowReader:
     source: WindowReader
     files: WindowFiles
     config: ResolvedConfig
+    budget: Budget
+    done: set[str] = field(default_factory=set)
+    """The files that were read, and looked at as what they are."""
     items: dict[str, Any] = field(default_factory=dict)
     """By layer, its item groups as items.json has them."""
     has_data: bool = False
     """Some raster of the modality holds more than the nodata value that it declares."""
 
-    def _bytes(self, path: str) -> bytes:
-        return self.source.read(self.files.group, self.files.name, self.files.by_path[path])
+    def read(self, path: str) -> bytes:
+        """A file's bytes, if it isn't larger than such a file may be."""
+        file = self.files.by_path[path]
+        most = self.budget.total
+        if path.endswith((".json", ".geojson", ".xml")):
+            large = path.endswith((".geojson", ".xml")) or path == "items.json"
+            most = min(most, MAX_JSON_BYTES if large else MAX_SMALL_JSON_BYTES)
+        if file.size > most:
+            raise too_large(f"{path} has {file.size:,} bytes", most)
+        self.done.add(path)
+        return self.source.read(self.files.group, self.files.name, file)
 
     def _json(self, path: str, code: str) -> Any:
-        try:
-            return json.loads(self._bytes(path))
-        except (ValueError, RecursionError) as error:
-            raise Unreadable(code, f"{path} is not JSON: {error}") from error
+        return parse_json(self.read(path), path, code)
 
     def metadata(self) -> WindowMetadata:
         if "metadata.json" not in self.files.by_path:
             raise Unreadable("metadata_missing", "metadata.json is not there")
         return parse_metadata(self._json("metadata.json", "metadata_unreadable"))
+
+    def check_files(self, grid: Grid) -> None:
+        """Refuse what is too large, or would make GDAL read something else, before any of it is."""
+        if self.files.n_bytes > self.budget.total:
+            raise too_large(f"its files have {self.files.n_bytes:,} bytes", self.budget.total)
+        if grid.width * grid.height > self.budget.total:
+            size = f"bounds of {grid.width} x {grid.height} pixels"
+            raise too_large(size, self.budget.total)
+        check_beside(self.files, self.read)
 
     def modality(self, modality: ModalityInput, grid: Grid) -> ModalitySample | None:
         """Stack all parts along time; None if the modality is optional and absent."""
@@ -203,15 +266,16 @@ class _WindowReader:
         timesteps, times = 1, None
         sidecar = f"{base}/metadata.json"
         if sidecar in self.files.by_path:
-            channels, timesteps, times = parse_sidecar(self._bytes(sidecar), sidecar)
+            channels, timesteps, times = parse_sidecar(self.read(sidecar), sidecar)
         if times is not None and len(times) != timesteps:
             raise Unreadable(
                 "raster_bands", f"{sidecar}: {len(times)} timestamps for {timesteps} timesteps"
             )
         try:
-            pixels, header = decode_geotiff(self._bytes(path), grid)
+            pixels, header = decode_geotiff(self.read(path), grid, self.budget.left)
         except RasterProblem as problem:
             raise Unreadable(problem.code, f"{path}: {problem.detail}") from problem
+        self.budget.spend(pixels.nbytes, path)
         channels = channels or pixels.shape[2]
         if channels != n_bands or pixels.shape[2] != channels * timesteps:
             raise Unreadable(
@@ -258,15 +322,37 @@ class _WindowReader:
         """Whatever the fast path doesn't know, rslearn reads: other formats, other storages."""
         from eval_ingest.decoding.fallback import read_raster
 
-        try:
-            pixels, times = read_raster(
-                self.source.url, self.files.group, self.files.name, layer.name, item_group, bands
-            )
-        except RasterProblem as problem:
-            raise Unreadable(problem.code, problem.detail) from problem
+        pixels, times = self._by_rslearn(read_raster, layer.name, item_group, tuple(bands))
+        assert pixels is not None
+        self.budget.spend(pixels.nbytes, layer.name)
         self.has_data = True  # what is nodata there, only the pixels tell
         stamps = self._or_items(times, layer.name, item_group, pixels)
         return StoredRaster(pixels, tuple(range(len(bands)))), stamps
+
+    def _by_rslearn(
+        self, function: Callable[..., Result], layer: str, item_group: int, *more: Any
+    ) -> Result:
+        self._check_layer(layer, item_group)
+        config = _config_text(self.config)
+        window = self.source.url, config, self.files.group, self.files.name
+        try:
+            return isolated.run(function, *window, layer, item_group, *more, seconds=_RSLEARN_S)
+        except RasterProblem as problem:
+            code = problem.code
+            if function.__name__ == "read_features" and code == "raster_unreadable":
+                code = "label_unreadable"
+            raise Unreadable(code, f"{layer}: {problem.detail}") from problem
+
+    def _check_layer(self, layer: str, item_group: int) -> None:
+        """Look at what rslearn will open: rasters by their first bytes, JSON for its CRS."""
+        folders = {f"layers/{layer}/", f"layers/{layer}.{item_group}/"}
+        for path in self.files.by_path:
+            if not path.startswith(tuple(folders)) or path in self.done:
+                continue
+            if is_raster(path):
+                check_magic(path, self.read(path)[:16])
+            elif path.endswith((".json", ".geojson")):
+                check_crs_of(parse_json(self.read(path), path, "metadata_unreadable"), path)
 
     def target(self, grid: Grid) -> NDArray[Any]:
         """The target, without padding: (H, W) or scalar."""
@@ -304,28 +390,27 @@ class _WindowReader:
         if self.config.data_storage != "per_item_group" or not self.config.layer(layer).geojson:
             from eval_ingest.decoding.fallback import read_features
 
-            try:
-                return read_features(
-                    self.source.url, self.files.group, self.files.name, layer, item_group
-                )
-            except RasterProblem as problem:
-                raise Unreadable(problem.code, problem.detail) from problem
+            _, found = self._by_rslearn(read_features, layer, item_group)
+            return list(found)
         from eval_ingest.decoding.features import features_within
 
         folder = f"layers/{layer}.{item_group}" if item_group else f"layers/{layer}"
         path = f"{folder}/data.geojson"
         if path not in self.files.by_path:
             raise Unreadable("label_missing", f"{path} is not there")
+        collection = self._json(path, "label_unreadable")
+        check_crs_of(collection, path, "label_unreadable")
         try:
-            return features_within(self._json(path, "label_unreadable"), grid)
-        except SourceError:
-            raise
-        except Unreadable:
-            raise
+            return features_within(collection, grid)
         except Exception as error:  # geometry libraries raise many types on broken shapes
+            blame(error)
             raise Unreadable(
-                "label_unreadable", f"{path}: {type(error).__name__}: {error}"
+                "label_unreadable", f"{path}: {type(error).__name__}: {str(error)[:200]}"
             ) from error
+
+
+def _config_text(config: ResolvedConfig) -> str:
+    return json.dumps(rslearn_config(config))
 
 
 def sample_arrays(sample: WindowSample, config: ResolvedConfig) -> dict[str, NDArray[Any]]:

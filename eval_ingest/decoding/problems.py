@@ -12,7 +12,7 @@ class Unreadable(Exception):
 
 
 class RasterProblem(Exception):
-    """A raster can't be used; `code` is `raster_unreadable` or `raster_grid`."""
+    """A raster can't be used; `code` is a key of core.validate.PROBLEMS."""
 
     def __init__(self, code: str, detail: str) -> None:
         super().__init__(f"{code}: {detail}")
@@ -20,9 +20,18 @@ class RasterProblem(Exception):
         self.detail = detail
 
 
+class NotUnderstoodError(RasterProblem):
+    """A file that may be whole, but whose form our own reader doesn't know."""
+
+
 def broken(why: str) -> RasterProblem:
     """The problem of a raster that can't be read."""
     return RasterProblem("raster_unreadable", why)
+
+
+def not_understood(why: str) -> RasterProblem:
+    """The problem of a raster that perhaps another reader can read."""
+    return NotUnderstoodError("raster_unreadable", why)
 
 
 def shortened(error: Exception) -> str:

@@ -23,8 +23,8 @@ from eval_ingest.defs.partitions import studio_datasets
 from eval_ingest.errors import EvalIngestError
 from eval_ingest.report.terminal import counts_text
 from eval_ingest.settings import Settings
-from eval_ingest.store.paths import EvalRoot
 from eval_ingest.store.registry import require_metadata
+from eval_ingest.store.roots.base import EvalRoot
 from eval_ingest.store.roots.open import open_root
 from eval_ingest.watching import fault_text
 

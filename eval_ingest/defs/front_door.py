@@ -138,27 +138,27 @@ def _summary_op(name: str) -> dg.OpDefinition:
     ) -> Iterator[dg.Output[None]]:
         with as_failure(name):
             root = open_root(settings)
-            layout = root.dataset(name)
-            entry = read_metadata(layout)
+            store = root.dataset(name)
+            entry = read_metadata(store)
             if entry is None:
                 raise NotIngestedError(
-                    f"{root.shown(layout.metadata)} has been removed; run {name} again"
+                    f"{root.shown(store.layout.metadata)} has been removed; run {name} again"
                 )
             last = last_record(context.instance, dg.AssetKey(name))
             if tag_of(last, CHECKED_TAG) != entry.fingerprint:
                 for evaluation in evaluations(root, name):
                     context.log_event(evaluation)  # type: ignore[arg-type]  # hints lag behind
         same = last if version_of(last) == entry.fingerprint else None
-        pictures = shown_pictures(same, layout, entry)
+        pictures = shown_pictures(same, store, entry)
         counts = counts_text({split: found.count for split, found in entry.splits.items()})
         if _anything_ran(context, name):
-            context.log.info(f"{name}: registered in {layout.url}: {counts}")
+            context.log.info(f"{name}: registered in {store.url}: {counts}")
         else:
-            context.log.info(f"{name}: up to date, nothing to do: {counts} in {layout.url}")
+            context.log.info(f"{name}: up to date, nothing to do: {counts} in {store.url}")
         yield dg.Output(
             None,
             data_version=dg.DataVersion(entry.fingerprint),
-            metadata=entry_metadata(layout, entry, pictures),
+            metadata=entry_metadata(store, entry, pictures),
             tags={CHECKED_TAG: entry.fingerprint},
         )
 

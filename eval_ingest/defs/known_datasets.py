@@ -27,8 +27,8 @@ from eval_ingest.redaction import redacted
 from eval_ingest.settings import Settings
 from eval_ingest.store.catalog import read_catalog
 from eval_ingest.store.claims import their_counts
-from eval_ingest.store.paths import DatasetLayout, EvalRoot
 from eval_ingest.store.registry import read_metadata, read_registry
+from eval_ingest.store.roots.base import DatasetStore, EvalRoot
 from eval_ingest.store.roots.open import open_root
 from eval_ingest.watching import fault_text
 
@@ -181,14 +181,14 @@ def _unknown(
     instance: dg.DagsterInstance, root: EvalRoot, entry: Metadata
 ) -> Iterator[dg.AssetMaterialization | dg.AssetCheckEvaluation]:
     """What this instance doesn't know of: stages in order, the checks, then the front door."""
-    layout = root.dataset(entry.name)
+    store = root.dataset(entry.name)
     checked = False
     for stage in STAGES:
         version = entry.fingerprints.get(stage, "")
         if version and version_of(last_record(instance, dg.AssetKey(stage), entry.name)) != version:
-            metadata = {"path": dg.MetadataValue.path(stage_path(layout, stage))}
+            metadata = {"path": dg.MetadataValue.path(stage_path(store, stage))}
             if stage == STAGES[-1]:
-                metadata = _shown(layout, entry) | metadata
+                metadata = _shown(store, entry) | metadata
             yield dg.AssetMaterialization(
                 stage, partition=entry.name, metadata=metadata, tags={DATA_VERSION_TAG: version}
             )
@@ -201,10 +201,10 @@ def _unknown(
         tags = {DATA_VERSION_TAG: entry.fingerprint}
         yield dg.AssetMaterialization(
             entry.name,
-            metadata=_shown(layout, entry),
+            metadata=_shown(store, entry),
             tags=tags | ({CHECKED_TAG: entry.fingerprint} if checked else {}),
         )
 
 
-def _shown(layout: DatasetLayout, entry: Metadata) -> dict[str, Any]:
-    return entry_metadata(layout, entry, draw_pictures(layout, entry.fingerprint))
+def _shown(store: DatasetStore, entry: Metadata) -> dict[str, Any]:
+    return entry_metadata(store, entry, draw_pictures(store, entry.fingerprint))

@@ -21,6 +21,7 @@ from eval_ingest.job import Job
 from eval_ingest.pipeline import Outcome
 from eval_ingest.report.terminal import describe, size
 from eval_ingest.store.paths import DatasetLayout
+from eval_ingest.store.roots.base import DatasetStore, EvalRoot
 
 STAGE_FILES = {
     "window_index": "window_index",
@@ -41,9 +42,9 @@ def stage_file(layout: DatasetLayout, stage: str) -> Path:
     return path
 
 
-def stage_path(layout: DatasetLayout, stage: str) -> str:
+def stage_path(store: DatasetStore, stage: str) -> str:
     """Where a stage's outcome is, as people know it."""
-    return layout.root.shown(stage_file(layout, stage))
+    return store.root.shown(stage_file(store.layout, stage))
 
 
 def stage_line(outcome: Outcome) -> str:
@@ -67,11 +68,11 @@ def stage_metadata(job: Job, outcome: Outcome) -> dict[str, Any]:
         case CopyResult():
             found = _copy_metadata(value)
         case Metadata():
-            found = entry_metadata(job.layout, value, draw_pictures(job.layout, value.fingerprint))
+            found = entry_metadata(job.store, value, draw_pictures(job.store, value.fingerprint))
         case _:
             found = {}
     return found | {
-        "path": dg.MetadataValue.path(stage_path(job.layout, outcome.stage)),
+        "path": dg.MetadataValue.path(stage_path(job.store, outcome.stage)),
         "fingerprint": outcome.fingerprint,
         "seconds": round(outcome.seconds, 2),
         UP_TO_DATE: not outcome.ran,
@@ -206,12 +207,12 @@ def _copy_metadata(copy: CopyResult) -> dict[str, Any]:
 
 
 def entry_metadata(
-    layout: DatasetLayout, entry: Metadata, pictures: Mapping[str, Any]
+    store: DatasetStore, entry: Metadata, pictures: Mapping[str, Any]
 ) -> dict[str, Any]:
     """Metadata of a registered dataset.
 
     Args:
-        layout: where it is.
+        store: where it is.
         entry: what is published of it.
         pictures: `draw_pictures` or `shown_pictures`, or {} to do without.
     """
@@ -236,36 +237,40 @@ def entry_metadata(
         "timesteps": entry.num_timesteps,
         **counts,
         "size": size(entry.n_bytes),
-        "path": dg.MetadataValue.path(layout.url),
+        "path": dg.MetadataValue.path(store.url),
         "source": entry.source,
         "published at": entry.published_at,
     }
 
 
-@lru_cache(maxsize=2)
-def draw_pictures(layout: DatasetLayout, fingerprint: str) -> dict[str, Any]:
+def draw_pictures(store: DatasetStore, fingerprint: str) -> dict[str, Any]:
     """Samples, map and class histogram of a published dataset's version; takes a second or two.
 
     Drawn once, though registry_entry and the front door both show them.
     """
+    return _drawn(store.root, store.name, fingerprint)
+
+
+@lru_cache(maxsize=2)
+def _drawn(root: EvalRoot, name: str, fingerprint: str) -> dict[str, Any]:
     # matplotlib is slow to import, and only needed where a dataset was published.
     from eval_ingest.report.pictures import partition_pictures
 
     try:
-        pictures = partition_pictures(layout.root, layout.name)
+        pictures = partition_pictures(root, name)
     except EvalIngestError:  # a preview must not fail a dataset that is published
         return {}
     return {PICTURES: png_metadata(pictures)} if pictures else {}
 
 
 def shown_pictures(
-    last: dg.EventLogRecord | None, layout: DatasetLayout, entry: Metadata
+    last: dg.EventLogRecord | None, store: DatasetStore, entry: Metadata
 ) -> dict[str, Any]:
     """The pictures that a materialisation of this version shows, or new ones."""
     shown = None if last is None else last.asset_materialization
     if shown is not None and PICTURES in shown.metadata:
         return {PICTURES: shown.metadata[PICTURES]}
-    return draw_pictures(layout, entry.fingerprint)
+    return draw_pictures(store, entry.fingerprint)
 
 
 def png_metadata(pictures: Mapping[str, bytes]) -> dg.MarkdownMetadataValue:

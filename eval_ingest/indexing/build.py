@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 from eval_ingest.core.fingerprint import fingerprint
 from eval_ingest.core.index import INDEX_VERSION, WindowIndex, row_key
 from eval_ingest.core.resolved import ResolvedConfig
-from eval_ingest.decoding.judge import read_window, sample_arrays
+from eval_ingest.decoding.judge import sample_arrays
 from eval_ingest.engine import Progress, executor, map_ordered
 from eval_ingest.indexing.packer import Commits, Packer, pack_row, pack_rows
 from eval_ingest.indexing.partial import PartialRows, PartTable
@@ -23,7 +23,6 @@ from eval_ingest.job import Job
 from eval_ingest.sources.base import Listed
 from eval_ingest.sources.local import LocalSource
 from eval_ingest.store.index_file import read_index, write_index
-from eval_ingest.store.room import require_room
 from eval_ingest.store.seal import unless_damaged
 from eval_ingest.store.shards import PackRow
 
@@ -150,18 +149,24 @@ def _index_fingerprint(job: Job, windows: list[Listed]) -> str:
 def _build(job: Job, work: IndexWork, listed: list[Listed], parts: PartialRows) -> WindowIndex:
     """Read the windows that have to be read, and add them to the rows that are there."""
     mode = job.spec.copy_mode
-    task = IndexTask(job.source, job.config, WindowFilter.of(job.spec), copy_mode=mode)
+    task = IndexTask(
+        job.source,
+        job.config,
+        WindowFilter.of(job.spec),
+        copy_mode=mode,
+        window_bytes=job.settings.window_mib << 20,
+    )
     to_read = work.to_read
     if to_read:
         groups = sorted({window.group for _, window in to_read})
         job.source.ensure_listed(groups, job.config.layer_names)
     packer = commits = None
     if job.spec.max_samples is None and mode != "index":
-        packer = make_packer(task, work.new, work.known, parts.packing, job.layout.shard_bytes)
+        packer = make_packer(task, work.new, work.known, parts.packing, job.store.shard_bytes)
     if packer is not None:
-        commits = Commits(packer, job.layout, job.row_key, work.packed(packer, job.config))
+        commits = Commits(packer, job.store, job.row_key, work.packed(packer, job.config))
     if packer is not None:
-        require_room(job.layout, 0, len(to_read) * packer.row_bytes)
+        job.store.require_room(0, len(to_read) * packer.row_bytes)
     try:
         parts.packer = packer
         with executor(job.settings, len(to_read)) as pool:
@@ -211,7 +216,7 @@ def make_packer(
             return Packer.create(folder, task.config, len(items), like, key, shard_bytes)
     for item in items[:look_at]:
         [(files, reader)] = task.readers([item])  # one by one: most often, the first will do
-        sample = read_window(reader, files, task.config, task.window_filter.wants)
+        sample = task.read(reader, files)
         if sample is not None:
             reader.keep()  # it is read again when its turn comes
         if sample is not None and not sample.problems:

@@ -7,7 +7,8 @@ import pyarrow as pa
 
 from eval_ingest.core.index import index_schema
 from eval_ingest.core.resolved import ResolvedConfig
-from eval_ingest.decoding.judge import read_window
+from eval_ingest.decoding.judge import WindowSample, read_window
+from eval_ingest.decoding.limits import WINDOW_BYTES
 from eval_ingest.indexing.packer import Packer
 from eval_ingest.indexing.rows import index_row
 from eval_ingest.indexing.wanted import WindowFilter
@@ -25,6 +26,8 @@ class IndexTask:
     packer: Packer | None = None
     copy_mode: str = "windows"
     """Of the spec: whether the copy stage will want the bytes of valid windows."""
+    window_bytes: int = WINDOW_BYTES
+    """That a window may have."""
 
     def __call__(self, shard: Sequence[tuple[int, Listed]]) -> "IndexedShard":
         """Rows of some windows, each with its place among the samples; runs in a worker."""
@@ -32,7 +35,7 @@ class IndexTask:
         rows = []
         windows = self.readers([item for _, item in shard])
         for (place, _), (files, reader) in zip(shard, windows, strict=True):
-            sample = read_window(reader, files, self.config, self.window_filter.wants)
+            sample = self.read(reader, files)
             if sample is None:
                 result.filtered_out.append(files.listed)
                 continue
@@ -45,6 +48,11 @@ class IndexTask:
                 reader.keep()
         result.table = pa.Table.from_pylist(rows, schema=index_schema(self.config))
         return result
+
+    def read(self, reader: WindowReader, files: WindowFiles) -> WindowSample | None:
+        """A window, judged; None if it isn't wanted."""
+        wants = self.window_filter.wants
+        return read_window(reader, files, self.config, wants, self.window_bytes)
 
     def readers(self, items: Sequence[Listed]) -> Iterator[tuple[WindowFiles, WindowReader]]:
         """The windows' files and readers, in turn."""

@@ -7,7 +7,6 @@ imported or instantiated here: texts in, a `ResolvedConfig` out.
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 from eval_ingest.core.resolved import Layer, ResolvedConfig, SplitSelector
 from eval_ingest.core.spec import DatasetSpec
@@ -86,14 +85,6 @@ def resolve(files: ConfigFiles, spec: DatasetSpec) -> ResolvedConfig:
         provenance=dict(notes.provenance),
         warnings=tuple(notes.warnings),
     )
-
-
-def dataset_config_for_copy(files: ConfigFiles, resolved: ResolvedConfig) -> dict[str, Any]:
-    """config.json reduced to the layers that are read, without the forms rslearn gave up.
-
-    Data sources are left out: the copy holds the pixels, and fetches none.
-    """
-    return files.dataset.reduced(layer.name for layer in resolved.layers)
 
 
 def _replay(declared: Declaration, dataset: DatasetJson, notes: Notes) -> Replay:

@@ -30,8 +30,8 @@ from eval_ingest.loading.normalize import (
 from eval_ingest.loading.packed import PackedSamples, Window
 from eval_ingest.loading.parallel import in_parallel
 from eval_ingest.settings import Settings
-from eval_ingest.store.paths import EvalRoot
 from eval_ingest.store.registry import require_metadata
+from eval_ingest.store.roots.base import EvalRoot
 from eval_ingest.store.roots.open import open_root
 from eval_ingest.store.split_index import TARGET, SplitIndex
 
@@ -129,7 +129,7 @@ class EvalDataset(Dataset[dict[str, Any]]):
         if crop not in ("center", "random", None):
             raise LoadError(f"no crop {crop!r}; there are 'center', 'random' and None")
         self.name, self.split = name, split
-        self._layout = eval_root.dataset(name)
+        self._store = eval_root.dataset(name)
         self._inputs = self._choose(modalities)
         self._normalizers = {
             modality.name: self._normalizer(modality, method) for modality in self._inputs
@@ -183,15 +183,13 @@ class EvalDataset(Dataset[dict[str, Any]]):
         )
 
     def _read_index(self) -> SplitIndex:
-        path = self._layout.path / self.metadata.splits[self.split].index
-        self._layout.have(path)
+        path = self._store.layout.path / self.metadata.splits[self.split].index
         modalities = [modality.name for modality in self.metadata.config.modalities]
-        root = self._layout.root
-        return root.intact(path, lambda: SplitIndex(path, self.name, modalities))
+        return self._store.read_fixed(path, lambda: SplitIndex(path, self.name, modalities))
 
     def _open_samples(self) -> "PackedSamples | SourceSamples":
         if self.metadata.spec.copy_mode != "index":
-            return PackedSamples(self._layout, self.metadata, self._index)
+            return PackedSamples(self._store, self.metadata, self._index)
         # The source side, with all that decoding needs; other datasets do without.
         try:
             from eval_ingest.loading.from_source import SourceSamples

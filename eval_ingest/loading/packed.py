@@ -10,8 +10,7 @@ from numpy.typing import NDArray
 
 from eval_ingest.core.entry import Metadata, Shard
 from eval_ingest.errors import IntegrityError
-from eval_ingest.store.npy import check_npy
-from eval_ingest.store.paths import DatasetLayout
+from eval_ingest.store.roots.base import DatasetStore
 from eval_ingest.store.seal import again
 from eval_ingest.store.split_index import TARGET, SplitIndex
 
@@ -43,7 +42,7 @@ class PackedSamples:
     """The samples of a split, as they lie in the dataset's shards.
 
     Args:
-        layout: the dataset.
+        store: the dataset.
         metadata: names its shards.
         index: says which row of which shard a sample is.
 
@@ -56,16 +55,15 @@ class PackedSamples:
     reads_in_background = hasattr(mmap, "MADV_WILLNEED")
     """True: `read_ahead` returns at once."""
 
-    def __init__(self, layout: DatasetLayout, metadata: Metadata, index: SplitIndex) -> None:
-        self._layout, self._metadata, self._index = layout, metadata, index
+    def __init__(self, store: DatasetStore, metadata: Metadata, index: SplitIndex) -> None:
+        self._store, self._metadata, self._index = store, metadata, index
         self._maps: dict[tuple[int, str], _Map] = {}
         self._cure = again(metadata.name)
         self._check_places()
-        if layout.remote is None:
-            for number in np.unique(index.shards).tolist():
-                shard = metadata.shards[number]
-                for name, array in shard.arrays.items():
-                    check_npy(layout.array(shard.name, name, array), array, self._cure)
+        for number in np.unique(index.shards).tolist():
+            shard = metadata.shards[number]
+            for name, array in shard.arrays.items():
+                store.look_at_array(store.layout.array(shard.name, name), array)
 
     def _check_places(self) -> None:
         """Every sample lies within its shard, in the shape that the shard's arrays have."""
@@ -145,21 +143,21 @@ class PackedSamples:
 
     def _open(self, shard: Shard, name: str) -> _Map:
         """Map an array; of a remote root it is fetched first, if the cache doesn't have it."""
-        remote = self._layout.remote
         for attempt in range(1, _ATTEMPTS + 1):
-            path = self._layout.array(shard.name, name, shard.arrays[name])
+            path = self._store.array(shard.name, name, shard.arrays[name])
             try:
                 found = np.load(path, mmap_mode="r", allow_pickle=False)
                 break
             except FileNotFoundError as error:
                 # Another process may have needed the room between fetching and opening.
-                if remote is None or attempt == _ATTEMPTS:
+                if attempt == _ATTEMPTS:
                     raise self._unreadable(shard, name, error) from error
             except (OSError, ValueError) as error:
                 raise self._unreadable(shard, name, error) from error
-        if remote is not None:
+        limit = self._store.root.cache_bytes
+        if limit is not None:
             # What is mapped takes room on the disk even when the cache has dropped it.
-            room = remote.cache.limit - found.nbytes
+            room = limit - found.nbytes
             while self._maps and sum(m.array.nbytes for m in list(self._maps.values())) > room:
                 self._maps.pop(next(iter(self._maps)), None)
         address = found.ctypes.data - found.offset % mmap.ALLOCATIONGRANULARITY
@@ -167,5 +165,5 @@ class PackedSamples:
         return _Map(found.view(np.ndarray), cast(mmap.mmap, found.base), address)
 
     def _unreadable(self, shard: Shard, name: str, error: Exception) -> IntegrityError:
-        path = self._layout.root.shown(self._layout.samples / shard.name / f"{name}.npy")
+        path = self._store.root.shown(self._store.layout.array(shard.name, name))
         return IntegrityError(f"the packed samples {path} can't be read ({error})", self._cure)

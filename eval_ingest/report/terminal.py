@@ -188,7 +188,7 @@ def summary(job: "Job", outcomes: "Sequence[Outcome]") -> dict[str, Any]:
     ran = any(outcome.ran for outcome in outcomes)
     return {
         "name": job.spec.name,
-        "path": job.layout.url,
+        "path": job.store.url,
         "ran": ran,
         "registered": "registry_entry" in values,
         "stages": {

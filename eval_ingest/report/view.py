@@ -13,9 +13,9 @@ from eval_ingest.core.spec import SPLITS
 from eval_ingest.core.splits import SplitAssignment
 from eval_ingest.core.task import Task
 from eval_ingest.errors import NotIngestedError
-from eval_ingest.store.index_file import read_index, read_splits
-from eval_ingest.store.paths import EvalRoot
+from eval_ingest.store.outcomes import read_split_assignment, read_window_index
 from eval_ingest.store.registry import require_metadata
+from eval_ingest.store.roots.base import EvalRoot
 
 if TYPE_CHECKING:
     from eval_ingest.loading import EvalDataset
@@ -87,9 +87,9 @@ def open_view(root: EvalRoot, name: str) -> View:
         NotIngestedError: its window index or split assignment is of another version, or gone.
     """
     metadata = require_metadata(root, name)
-    layout = root.dataset(name)
-    root.pull(layout.window_index, layout.split_assignment)
-    index, assignment = read_index(layout.window_index), read_splits(layout.split_assignment)
+    store = root.dataset(name)
+    layout = store.layout
+    index, assignment = read_window_index(store), read_split_assignment(store)
     if index is None or assignment is None:
         missing = layout.window_index if index is None else layout.split_assignment
         raise NotIngestedError(

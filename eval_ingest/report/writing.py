@@ -8,7 +8,7 @@ from eval_ingest.report.page import html_page
 from eval_ingest.report.pictures import all_pictures
 from eval_ingest.report.view import open_view
 from eval_ingest.store.atomic import write_bytes
-from eval_ingest.store.paths import EvalRoot
+from eval_ingest.store.roots.base import EvalRoot
 
 
 def write_report(root: EvalRoot, name: str) -> list[Path]:
@@ -22,11 +22,11 @@ def write_report(root: EvalRoot, name: str) -> list[Path]:
     view = open_view(root, name)
     quality = quality_report(view.index, view.assignment, view.metadata.config)
     pictures = all_pictures(view)
-    folder = root.dataset(name).path
+    folder = root.dataset(name).layout.path
     files = {folder / "report" / f"{p.name}.png": p.png for p in pictures}
     files[folder / "report" / "report.html"] = html_page(view, quality, pictures).encode()
     files[folder / "README.md"] = dataset_card(view, quality, pictures).encode()
     for path, data in files.items():
         write_bytes(path, data)
-    root.push(*files)
+    root.send(*files)
     return list(files)

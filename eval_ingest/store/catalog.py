@@ -29,9 +29,8 @@ def catalog_folder(settings: Settings) -> Path | None:
         root = open_root(settings)
     except StoreError:
         return None
-    if root.remote is not None:
-        root.remote.pull_folder(root.catalog)
-    return root.catalog
+    root.fetch_folder(root.layout.catalog)
+    return root.layout.catalog
 
 
 def read_catalog(
@@ -146,7 +145,7 @@ def add_spec(settings: Settings, spec: DatasetSpec) -> Path:
     folder, root = catalog_folder(settings), None
     if settings.catalog is None:
         root = open_root(settings)  # raises, saying why, where there is no folder
-        folder = root.catalog
+        folder = root.layout.catalog
     assert folder is not None
     values = spec.model_dump(mode="json", by_alias=True, exclude_defaults=True)
     path = folder / f"{spec.name}.yaml"
@@ -154,5 +153,5 @@ def add_spec(settings: Settings, spec: DatasetSpec) -> Path:
     if not path.exists() or path.read_text(encoding="utf-8") != text:
         write_bytes(path, text.encode())
     if root is not None:
-        root.push(path)
+        root.send(path)
     return path

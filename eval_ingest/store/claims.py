@@ -12,26 +12,26 @@ from eval_ingest.core.entry import is_ours
 from eval_ingest.core.spec import SPLITS, DatasetSpec
 from eval_ingest.errors import NotOursError, StoreError
 from eval_ingest.store.ownership import Whose, disclaim, given_back, mark, whose
-from eval_ingest.store.paths import DatasetLayout, EvalRoot
 from eval_ingest.store.registry import read_registry
+from eval_ingest.store.roots.base import DatasetStore, EvalRoot
 
 
-def claim(layout: DatasetLayout, spec: DatasetSpec) -> None:
+def claim(store: DatasetStore, spec: DatasetSpec) -> None:
     """Make sure that a dataset's folder is ours, under its lock: a new one becomes ours now.
 
     Raises:
         NotOursError: it is somebody's, or the name is registered for a dataset of somebody.
         StoreError: it can't be written.
     """
-    refuse_theirs(layout, spec)
-    if given_back(layout):
-        disclaim(layout)  # a removal was stopped
-    mark(layout, Whose.ADOPTED if spec.adopted else Whose.INGESTED)
+    refuse_theirs(store, spec)
+    if given_back(store.layout):
+        disclaim(store)  # a removal was stopped
+    mark(store, Whose.ADOPTED if spec.adopted else Whose.INGESTED)
 
 
-def refuse_theirs(layout: DatasetLayout, spec: DatasetSpec) -> None:
+def refuse_theirs(store: DatasetStore, spec: DatasetSpec) -> None:
     """Raise NotOursError if an ingest by this spec would touch what is another tool's."""
-    name, found = layout.name, whose(layout)
+    name, found = store.name, whose(store)
     if spec.adopted:
         if found is Whose.INGESTED:
             raise NotOursError(
@@ -41,19 +41,19 @@ def refuse_theirs(layout: DatasetLayout, spec: DatasetSpec) -> None:
         return
     if found is Whose.ADOPTED:
         raise NotOursError(
-            f"{name} is adopted: the windows in {layout.url} are another tool's, and an ingest "
+            f"{name} is adopted: the windows in {store.url} are another tool's, and an ingest "
             f"would replace them; give the new dataset another --name, or bring what was made of "
             f"them up to date: eval-ingest adopt --name {name}"
         )
-    entry = {} if found is Whose.INGESTED else their_entry(layout.root, name)
+    entry = {} if found is Whose.INGESTED else their_entry(store.root, name)
     if found is Whose.THEIRS or entry:
-        raise NotOursError(f"{name}: {_told(layout, found, entry)}")
+        raise NotOursError(f"{name}: {_told(store, found, entry)}")
 
 
-def _told(layout: DatasetLayout, found: Whose, entry: Mapping[str, Any]) -> str:
+def _told(store: DatasetStore, found: Whose, entry: Mapping[str, Any]) -> str:
     """Whose it is, and what to do."""
-    name = layout.name
-    what = f"{layout.url} holds no metadata.json of eval_ingest, so it is somebody else's"
+    name = store.name
+    what = f"{store.url} holds no metadata.json of eval_ingest, so it is somebody else's"
     if entry:
         where = entry.get("weka_path") or entry.get("source_path")
         what = (

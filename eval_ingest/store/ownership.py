@@ -8,13 +8,13 @@ known by what else only we write. Everything else is somebody's, and nothing is 
 """
 
 import contextlib
-import shutil
 from enum import StrEnum
 from pathlib import Path
 
 from eval_ingest.core.spec import SPLITS
-from eval_ingest.store.atomic import remove_file, write_bytes
+from eval_ingest.store.atomic import write_bytes
 from eval_ingest.store.paths import DatasetLayout
+from eval_ingest.store.roots.base import DatasetStore
 from eval_ingest.store.seal import is_sealed
 
 
@@ -39,24 +39,22 @@ _OURS_ALONE = (".window_index", "window_index.parquet", "copy_manifest.parquet",
 """What folders of versions without the marks hold, and those of no other tool."""
 
 
-def whose(layout: DatasetLayout) -> Whose:
-    """Whose a dataset's folder is, as it lies on this machine.
+def whose(store: DatasetStore) -> Whose:
+    """Whose a dataset's folder is.
 
     Raises:
-        StoreError: it can't be read.
+        StoreError: it can't be looked into.
     """
+    names = store.names()
     for kind, mark in _MARKS.items():
-        if (layout.path / mark).is_file():
+        if mark in names:
             return kind
-    try:
-        names = {path.name for path in layout.path.iterdir()}
-    except FileNotFoundError:
-        return Whose.NOBODYS
-    except OSError:
-        return Whose.THEIRS  # a file, or a folder that only others may read
-    if names.intersection(_OURS_ALONE) or _is_ours(layout.metadata):
+    if names.intersection(_OURS_ALONE):
         return Whose.INGESTED
-    # Hidden files are what we keep of a remote source, and of a remote root, before anything else.
+    metadata = store.layout.metadata
+    if metadata.name in names and store.read(metadata, lambda: _is_ours(metadata)):
+        return Whose.INGESTED
+    # Hidden files are what we keep of a remote source before anything else.
     return Whose.THEIRS if any(name[0] != "." for name in names) else Whose.NOBODYS
 
 
@@ -74,36 +72,38 @@ OUR_NAMES = (
 """What we write beside the windows of another tool."""
 
 
-def ours_in_the_way(layout: DatasetLayout) -> list[str]:
+def ours_in_the_way(store: DatasetStore) -> list[str]:
     """What a folder of another tool holds where ours would lie, were the dataset adopted."""
-    return [name for name in OUR_NAMES if (layout.path / name).exists()]
+    there = store.names()
+    return [name for name in OUR_NAMES if name in there]
 
 
-def mark(layout: DatasetLayout, kind: Whose) -> None:
+def mark(store: DatasetStore, kind: Whose) -> None:
     """Say in a dataset's folder that it is ours.
 
     Raises:
         StoreError: it can't be written.
     """
-    path = layout.path / _MARKS[kind]
+    path = store.layout.path / _MARKS[kind]
     if not path.is_file():
         write_bytes(path, _TEXTS[kind].encode())
-        layout.root.push(path)
+        store.root.send(path)
 
 
 _LEAVING = ".given_back_by_eval_ingest"
 """Holds their entry while an adopted dataset is given back."""
 
 
-def give_back(layout: DatasetLayout, their_entry: str) -> None:
+def give_back(store: DatasetStore, their_entry: str) -> None:
     """Begin to give an adopted dataset back: from here on it isn't published any more.
 
     Raises:
         StoreError: it can't be written.
     """
-    write_bytes(layout.path / _LEAVING, their_entry.encode(errors="surrogateescape"))
-    remove_file(layout.metadata)
-    layout.root.push(layout.path / _LEAVING, layout.metadata)
+    path = store.layout.path / _LEAVING
+    write_bytes(path, their_entry.encode(errors="surrogateescape"))
+    store.root.send(path)
+    store.discard([store.layout.metadata.name])
 
 
 def given_back(layout: DatasetLayout) -> str:
@@ -113,19 +113,10 @@ def given_back(layout: DatasetLayout) -> str:
     return ""
 
 
-def disclaim(layout: DatasetLayout) -> None:
+def disclaim(store: DatasetStore) -> None:
     """Remove what is ours from a folder of another tool; the mark last.
 
     Raises:
         StoreError: it can't be removed.
     """
-    for name in OUR_NAMES:
-        path = layout.path / name
-        if path.is_dir():
-            shutil.rmtree(path, ignore_errors=True)
-        else:
-            remove_file(path)
-        layout.root.push(path)
-    for name in (_LEAVING, _MARKS[Whose.ADOPTED]):
-        remove_file(layout.path / name)
-        layout.root.push(layout.path / name)
+    store.discard([*OUR_NAMES, _LEAVING, _MARKS[Whose.ADOPTED]])

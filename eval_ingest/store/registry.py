@@ -1,18 +1,14 @@
 """registry.json: our entries are compiled from the datasets' metadata.json, those of others stay.
 
-It is written under a lock and replaced at once (registry_file.py); under a remote root on the
-condition that nobody else has written it meanwhile.
+What belongs here: which entries are to stand there, and the metadata that they are made of. What
+doesn't: how the file is written beside others who write it (registry_file.py, roots/).
 """
 
 import contextlib
 import json
-import random
-import shutil
-import time
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pydantic import ValidationError
 
@@ -26,70 +22,25 @@ from eval_ingest.core.entry import (
 )
 from eval_ingest.core.registry_text import Entry, RegistryText, extended
 from eval_ingest.core.spec import NAME_PATTERN
-from eval_ingest.errors import (
-    IntegrityError,
-    LockedError,
-    NotOursError,
-    OutdatedError,
-    StoreError,
-    UnknownDatasetError,
-)
-from eval_ingest.store.atomic import store_error, write_bytes
+from eval_ingest.errors import IntegrityError, NotOursError, StoreError, UnknownDatasetError
+from eval_ingest.store.locks import locked
 from eval_ingest.store.ownership import Whose, disclaim, give_back, given_back, whose
-from eval_ingest.store.paths import DatasetLayout, EvalRoot
-from eval_ingest.store.registry_file import content, copies, exchange, intact, keep_copy, look
+from eval_ingest.store.paths import DatasetLayout
+from eval_ingest.store.registry_file import intact, look
+from eval_ingest.store.roots.base import DatasetStore, EvalRoot
 from eval_ingest.store.seal import again, is_sealed, read_sealed_json, sealed_json
 
-if TYPE_CHECKING:  # a local root doesn't pay for it
-    from eval_ingest.store.roots.remote import RemoteRoot
-
 LOCK_TIMEOUT_S = 120.0
-REGISTRY_ATTEMPTS = 20
-
-_REMOVED = ".removed."
 
 
-@contextmanager
-def locked(path: Path, timeout_s: float, waiting_for: str) -> Iterator[None]:
-    """Hold a lock file.
-
-    Raises:
-        LockedError: another process holds it for longer than the timeout.
-        StoreError: the lock file can't be made.
-    """
-    from filelock import FileLock, Timeout
-
-    lock = FileLock(path, timeout=timeout_s)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except FileNotFoundError as error:  # of a place such as /proc, where nothing can be made
-        raise StoreError(
-            f"the folder {path.parent} can't be made; set OLMOEARTH_EVAL_DATASETS to another one"
-        ) from error
-    except OSError as error:
-        raise store_error(path.parent, "making", error) from error
-    try:
-        lock.acquire()
-    except Timeout as error:
-        raise LockedError(
-            f"{waiting_for}: another process holds {path}; wait for it to finish and run again"
-        ) from error
-    except OSError as error:
-        raise store_error(path, "locking", error) from error
-    try:
-        yield
-    finally:
-        lock.release()
-
-
-def read_metadata(layout: DatasetLayout) -> Metadata | None:
+def read_metadata(store: DatasetStore) -> Metadata | None:
     """A dataset's metadata.json, or None if it isn't published.
 
     Raises:
         StoreError: it can't be read, or is of another version.
     """
-    layout.root.pull(layout.metadata)
-    return layout.root.intact(layout.metadata, lambda: _metadata_at_hand(layout))
+    layout = store.layout
+    return store.read(layout.metadata, lambda: _metadata_at_hand(layout))
 
 
 def _metadata_at_hand(layout: DatasetLayout) -> Metadata | None:
@@ -127,17 +78,13 @@ def metadata_bytes(metadata: Metadata) -> bytes:
     return sealed_json(metadata.model_dump(mode="json", by_alias=True))
 
 
-def write_metadata(layout: DatasetLayout, metadata: Metadata) -> None:
-    """Write metadata.json, the commit point; of a remote dataset under its lease.
+def write_metadata(store: DatasetStore, metadata: Metadata) -> None:
+    """Write metadata.json, the commit point, of a dataset that is held.
 
     Raises:
         StoreError: it can't be written, or another process has published the dataset meanwhile.
     """
-    data = metadata_bytes(metadata)
-    if layout.remote is None:
-        write_bytes(layout.metadata, data)
-    else:
-        layout.remote.publish(layout.metadata, data)
+    store.publish(metadata_bytes(metadata))
 
 
 def require_metadata(root: EvalRoot, name: str) -> Metadata:
@@ -175,9 +122,13 @@ def read_registry(root: EvalRoot) -> dict[str, Any]:
         IntegrityError: the file is damaged.
         StoreError: it can't be read.
     """
-    root.pull(root.registry)
-    found = root.intact(root.registry, lambda: intact(root.registry, look(root.registry)))
-    return {name: value for name, value in found.values.items() if isinstance(value, dict)}
+    entries = _registry_text(root).values
+    return {name: value for name, value in entries.items() if isinstance(value, dict)}
+
+
+def _registry_text(root: EvalRoot) -> RegistryText:
+    path = root.layout.registry
+    return root.read(path, lambda: intact(path, look(path)))
 
 
 def rebuild_registry(root: EvalRoot) -> dict[str, Any]:
@@ -194,63 +145,33 @@ def rebuild_registry(root: EvalRoot) -> dict[str, Any]:
 
 def change_registry(root: EvalRoot, drop: Collection[str]) -> RegistryText:
     """The same, without the entries of these names, whosever they are."""
-    with locked(root.registry_lock, LOCK_TIMEOUT_S, "registry.json"):
-        for stray in root.path.glob(f".{root.registry.name}.*.tmp"):
+    layout = root.layout
+    with locked(layout.registry_lock, LOCK_TIMEOUT_S, "registry.json"):
+        for stray in layout.path.glob(f".{layout.registry.name}.*.tmp"):
             stray.unlink(missing_ok=True)  # of a process that was killed while it held the lock
-        if root.remote is not None:
-            return _change_remote(root, root.remote, drop)
-        names = root.dataset_names()
-        text = exchange(root.registry, lambda before: _compiled(root, names, before, drop))
-    for removed in root.path.glob(f"{_REMOVED}*"):
-        shutil.rmtree(removed, ignore_errors=True)
-    return text
+        return root.update_registry(lambda before: _compiled(root, before, drop))
 
 
-def _change_remote(root: EvalRoot, remote: "RemoteRoot", drop: Collection[str]) -> RegistryText:
-    """Compile and write; if another machine was faster, do it again from what there is then."""
-    for attempt in range(REGISTRY_ATTEMPTS):
-        time.sleep(random.uniform(0, 0.2 * attempt))
-        remote.pull([root.registry])
-        standing = look(root.registry, 0)
-        wanted = _compiled(root, remote.pull_metadata(), standing.text, drop)
-        if wanted == standing.text and standing.data is not None and not standing.damage:
-            return wanted
-        if standing.data is not None and not standing.ours:
-            keep_copy(root.registry, standing)
-            root.push(*copies(root.registry))
-        try:
-            remote.mirror.publish(root.registry, content(wanted))
-        except OutdatedError:
-            continue
-        if remote.objects.has_conditions:
-            return wanted  # else look again whether another one has written at the same time
-    raise StoreError(
-        f"{root.shown(root.registry)} was written by others each time; "
-        "run: eval-ingest registry rebuild"
-    )
-
-
-def _compiled(
-    root: EvalRoot, names: Sequence[str], before: RegistryText, drop: Collection[str]
-) -> RegistryText:
+def _compiled(root: EvalRoot, before: RegistryText, drop: Collection[str]) -> RegistryText:
     """The registry as it should be."""
+    names = root.fetch_metadata()
     known = {entry.name: entry for entry in before.entries}
     ours: dict[str, Entry] = {}
     for name in names:
-        layout = root.dataset(name)
+        store = root.dataset(name)
         try:
-            metadata = _metadata_at_hand(layout)
+            metadata = _metadata_at_hand(store.layout)
         except StoreError:
             continue  # what stands there stays
         if metadata is None:
             continue
-        wanted = registry_entry(metadata, layout.registered_path)
+        wanted = registry_entry(metadata, store.registered_path)
         found = known.get(name)
         if metadata.spec.adopted:
             ours[name] = _joined(name, metadata, wanted, found)
             continue
         value = found.value if found is not None else None
-        if value == wanted or not (value is None or is_ours(value) or _is_of(layout, value)):
+        if value == wanted or not (value is None or is_ours(value) or _is_of(store, value)):
             continue  # as it should be; or another tool's dataset, which lies elsewhere
         ours[name] = Entry.of(name, wanted)
 
@@ -272,7 +193,7 @@ def _as_it_was(root: EvalRoot, entry: Entry) -> Entry | None:
     """Their own entry of a dataset that is being given back; None for all others."""
     if not NAME_PATTERN.fullmatch(entry.name):
         return None
-    raw = given_back(root.dataset(entry.name))
+    raw = given_back(root.dataset(entry.name).layout)
     return Entry(entry.name, entry.key, raw) if raw else None
 
 
@@ -292,7 +213,7 @@ def _joined(name: str, metadata: Metadata, ours: Mapping[str, Any], found: Entry
     return Entry(name, key, extended(raw, {**added, **corrected}, {*added, *corrected}))
 
 
-def their_raw_entry(layout: DatasetLayout) -> str:
+def their_raw_entry(store: DatasetStore) -> str:
     """The JSON of another tool's entry of a dataset, as it was before we added to it.
 
     Raises:
@@ -300,20 +221,16 @@ def their_raw_entry(layout: DatasetLayout) -> str:
     """
     metadata = None
     with contextlib.suppress(IntegrityError):
-        metadata = read_metadata(layout)
+        metadata = read_metadata(store)
     if metadata is not None:
         return metadata.their_entry
-    if given_back(layout):
-        return given_back(layout)
-    root = layout.root
-    root.pull(root.registry)
-    text = root.intact(root.registry, lambda: intact(root.registry, look(root.registry)))
-    return text.raw.get(layout.name, "")
+    left = given_back(store.layout)
+    return left or _registry_text(store.root).raw.get(store.name, "")
 
 
-def _is_of(layout: DatasetLayout, value: Any) -> bool:
+def _is_of(store: DatasetStore, value: Any) -> bool:
     """True if an entry is of the dataset in this folder, whoever wrote it."""
-    return isinstance(value, dict) and value.get("weka_path") == layout.registered_path
+    return isinstance(value, dict) and value.get("weka_path") == store.registered_path
 
 
 def remove_dataset(root: EvalRoot, name: str) -> None:
@@ -325,29 +242,20 @@ def remove_dataset(root: EvalRoot, name: str) -> None:
         NotOursError: it is another tool's.
         StoreError: it can't be removed.
     """
-    layout = root.dataset(name)
-    what = f"removing {name}"
-    with locked(layout.lock, LOCK_TIMEOUT_S, what), layout.held(LOCK_TIMEOUT_S, what):
-        if whose(layout) is Whose.ADOPTED:
-            give_back(layout, their_raw_entry(layout))
-            change_registry(root, [] if given_back(layout) else [name])
-            disclaim(layout)
-            return
-        if whose(layout) is Whose.THEIRS:
+    store = root.dataset(name)
+    with store.hold(LOCK_TIMEOUT_S, f"removing {name}"):
+        kind = whose(store)
+        if kind is Whose.THEIRS:
             raise NotOursError(
-                f"{layout.url} is another tool's, and it is not removed; if that is what you "
+                f"{store.url} is another tool's, and it is not removed; if that is what you "
                 "want, remove the folder and its entry in registry.json by hand"
             )
-        if layout.remote is not None:
-            # There is nothing to rename; without metadata.json, nobody sees the rest.
-            layout.remote.remove([layout.metadata])
-            change_registry(root, [name])
-            layout.remote.remove_below(layout.path)
-            shutil.rmtree(layout.path, ignore_errors=True)
+        if kind is Whose.ADOPTED:
+            give_back(store, their_raw_entry(store))
+            change_registry(root, [] if given_back(store.layout) else [name])
+            disclaim(store)
             return
-        aside = root.path / f"{_REMOVED}{name}.{time.time_ns()}"
-        try:
-            layout.path.rename(aside)
-        except OSError as error:
-            raise store_error(layout.path, "removing", error) from error
-    change_registry(root, [name])  # which also removes what was set aside
+        if store.names():
+            store.withdraw()
+        change_registry(root, [name])
+        store.erase()

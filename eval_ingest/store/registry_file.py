@@ -51,6 +51,10 @@ class Standing:
     damage: str = ""
     """What is wrong with it."""
 
+    def says(self, text: RegistryText) -> bool:
+        """True if there is nothing to write where this text is to stand."""
+        return text == self.text and self.data is not None and not self.damage
+
 
 def look(path: Path, patience_s: float = READING_S) -> Standing:
     """The file as it stands; a file that isn't JSON is looked at again for a while.
@@ -111,10 +115,10 @@ def exchange(path: Path, change: Callable[[RegistryText], RegistryText]) -> Regi
         StoreError: it can't be read or written, or others write it all the time.
     """
     standing = look(path, WRITING_S)
-    base = _with_rescued(path, _with_strays(path, _restored(path, standing)))
+    base = _with_rescued(path, _with_strays(path, restored(path, standing)))
     for _ in range(_ATTEMPTS):
         wanted = change(base)
-        if wanted == standing.text and standing.data is not None and not standing.damage:
+        if standing.says(wanted):
             return wanted
         keep_copy(path, standing)
         old = _link(path)
@@ -152,19 +156,22 @@ def _with_rescued(path: Path, text: RegistryText) -> RegistryText:
     return text
 
 
-def keep_copy(path: Path, standing: Standing) -> None:
+def keep_copy(path: Path, standing: Standing) -> bool:
     """Keep a dated copy of a file that isn't ours, the first time, and of a damaged one.
+
+    Returns True if one was written.
 
     Raises:
         StoreError: it can't be written.
     """
     if standing.data is None or standing.ours:
-        return
+        return False
     kept = copies(path)
     if kept and (not standing.damage or any(_bytes(copy) == standing.data for copy in kept)):
-        return
+        return False
     stamp = f"{datetime.now(UTC):%Y%m%dT%H%M%S%fZ}"
     write_bytes(path.with_name(f"{path.stem}.{stamp}{path.suffix}"), standing.data)
+    return True
 
 
 def copies(path: Path) -> list[Path]:
@@ -172,7 +179,7 @@ def copies(path: Path) -> list[Path]:
     return sorted(path.parent.glob(f"{path.stem}.[0-9]*Z{path.suffix}"))
 
 
-def _restored(path: Path, standing: Standing) -> RegistryText:
+def restored(path: Path, standing: Standing) -> RegistryText:
     """The text; of a damaged file with what a dated copy has and it lacks."""
     text = standing.text
     if standing.damage:

@@ -8,7 +8,7 @@ from typing import Literal, Self
 from eval_ingest.core.norm import METHODS
 from eval_ingest.core.spec import SPLITS
 from eval_ingest.errors import SweepError, UnknownDatasetError
-from eval_ingest.store.paths import EvalRoot
+from eval_ingest.store.roots.base import EvalRoot
 from eval_ingest.sweep.encoders.base import Encoder
 from eval_ingest.sweep.encoders.registry import check_encoder
 

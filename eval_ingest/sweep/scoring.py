@@ -18,7 +18,7 @@ from eval_ingest.core.task import TaskKind
 from eval_ingest.engine import Progress
 from eval_ingest.errors import SweepError
 from eval_ingest.loading import EvalDataset
-from eval_ingest.store.paths import EvalRoot
+from eval_ingest.store.roots.base import EvalRoot
 from eval_ingest.sweep.embed import Embedded
 from eval_ingest.sweep.encoders.base import Encoder
 from eval_ingest.sweep.metrics import LOWER_IS_BETTER, PRIMARY

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from eval_ingest.errors import SweepError, UnknownDatasetError
-from eval_ingest.store.paths import EvalRoot
 from eval_ingest.store.registry import read_registry
+from eval_ingest.store.roots.base import EvalRoot
 
 CALLBACK = "--trainer.callbacks.downstream_evaluator"
 
@@ -88,7 +88,7 @@ def trainer_tasks(root: EvalRoot, datasets: Sequence[str] = ()) -> TaskList:
     entries = read_registry(root)
     if not entries:
         raise SweepError(
-            f"{root.shown(root.registry)} lists no dataset; run eval-ingest ingest, "
+            f"{root.shown(root.layout.registry)} lists no dataset; run eval-ingest ingest, "
             "or set OLMOEARTH_EVAL_DATASETS"
         )
     for name in datasets:
@@ -96,7 +96,7 @@ def trainer_tasks(root: EvalRoot, datasets: Sequence[str] = ()) -> TaskList:
             raise UnknownDatasetError(
                 name,
                 entries,
-                root.shown(root.registry),
+                root.shown(root.layout.registry),
                 f"To ingest it: eval-ingest ingest --name {name}",
             )
     tasks: list[TrainerTask] = []
@@ -107,7 +107,7 @@ def trainer_tasks(root: EvalRoot, datasets: Sequence[str] = ()) -> TaskList:
             left_out[name] = reason
         else:
             tasks += _tasks_of(name, entries[name], {task.name for task in tasks})
-    return TaskList(root.shown(root.registry), tasks, left_out)
+    return TaskList(root.shown(root.layout.registry), tasks, left_out)
 
 
 def _unreadable(name: str, entry: Mapping[str, Any]) -> str:

@@ -1,0 +1,77 @@
+"""How much a window may be: bytes of files, of JSON and of unpacked pixels, each known before work.
+
+What a header or a listing says is compared with these before anything is read or unpacked.
+"""
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from eval_ingest.core.crs_text import deeper_than
+from eval_ingest.decoding.problems import Unreadable
+
+MIB = 1 << 20
+MAX_JSON_BYTES = 24 * MIB
+"""Of items.json and GeoJSON; Python takes thirty times as much for the worst of them."""
+MAX_SMALL_JSON_BYTES = 2 * MIB
+"""Of a window's or a raster's metadata.json."""
+MAX_SHAPE_DEPTH = 16
+"""Brackets of a shape's WKT: a collection of multipolygons has five."""
+WINDOW_BYTES = 256 * MIB
+"""Of a window's unpacked pixels, and of all its files, unless EVAL_INGEST_WINDOW_MIB says else."""
+
+
+@dataclass
+class Budget:
+    """What is left of a window's bytes."""
+
+    total: int = WINDOW_BYTES
+    spent: int = 0
+
+    @property
+    def left(self) -> int:
+        """Bytes that may still be unpacked."""
+        return self.total - self.spent
+
+    def spend(self, n_bytes: int, what: str) -> None:
+        """Take bytes.
+
+        Raises:
+            Unreadable: there are not so many left.
+        """
+        self.spent += n_bytes
+        if self.spent > self.total:
+            raise too_large(f"{what}: {self.spent >> 20} MiB", self.total)
+
+
+def too_large(what: str, most: int) -> Unreadable:
+    """The problem of a window that is larger than it may be."""
+    return Unreadable(
+        "window_too_large",
+        f"{what}, more than the {most >> 20} MiB that a window may have; "
+        "if it is right, set EVAL_INGEST_WINDOW_MIB",
+    )
+
+
+def parse_json(data: bytes, path: str, code: str) -> Any:
+    """A window's JSON; the parser itself stops at a depth that it can't stand.
+
+    Raises:
+        Unreadable: it is no JSON; `code` is the problem's.
+    """
+    try:
+        return json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise Unreadable(code, f"{path} is not JSON: {str(error)[:200]}") from error
+
+
+def check_shape_text(text: Any) -> None:
+    """Refuse the WKT of a shape that is nested so deeply that parsing it would crash.
+
+    Raises:
+        ValueError: it is, or it is no text.
+    """
+    if not isinstance(text, str):
+        raise TypeError(f"a shape is {type(text).__name__}, not WKT")
+    if deeper_than(MAX_SHAPE_DEPTH, text, "()"):
+        raise ValueError(f"a shape is nested deeper than {MAX_SHAPE_DEPTH} levels")
