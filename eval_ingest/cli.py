@@ -1,6 +1,7 @@
 """The command line: parse, call, print. `eval-ingest --help` shows every command with examples."""
 
 import argparse
+import contextlib
 import json
 import sys
 import tempfile
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from eval_ingest.job import Job
     from eval_ingest.pipeline import Outcome
     from eval_ingest.settings import Settings
+    from eval_ingest.store.roots.base import EvalRoot
 
 EXAMPLES = """\
 examples:
@@ -134,6 +136,9 @@ def _parser() -> argparse.ArgumentParser:
         action="append",
         metavar="PATH_OR_URL",
         help="look below it; may be repeated (default: EVAL_INGEST_STUDIO_ROOTS)",
+    )
+    discover.add_argument(
+        "--forget", metavar="NAME", help="no longer ignore a dataset that was removed"
     )
     _command(commands, "list", _list, "datasets in the registry and in the catalog")
     info = _command(commands, "info", _info, "everything about an ingested dataset")
@@ -396,12 +401,24 @@ def _job_facts(job: "Job") -> dict[str, Any]:
 
 
 def _discover(options: argparse.Namespace) -> int:
+    from eval_ingest.errors import UnknownDatasetError
     from eval_ingest.report.terminal import discover_lines
     from eval_ingest.settings import Settings
+    from eval_ingest.store.catalog import forget_removed, removed_datasets
     from eval_ingest.watching import State, look_at, survey
 
     settings = Settings.load()
     roots = options.root or settings.studio_roots
+    if options.forget is not None:
+        if not forget_removed(settings, options.forget):
+            ignored = removed_datasets(settings)
+            cure = "See eval-ingest discover."
+            where = "the list of removed datasets"
+            raise UnknownDatasetError(options.forget, ignored, where, cure)
+        if not roots:
+            text = f"{options.forget} is ingested again where it is found under a watched root"
+            _print(options, {"forgotten": options.forget}, [text])
+            return 0
     if not roots:
         raise SpecError("give --root PATH_OR_URL, or set EVAL_INGEST_STUDIO_ROOTS")
     found = survey(roots, settings)
@@ -438,7 +455,7 @@ def _list(options: argparse.Namespace) -> int:
 
     settings = Settings.load()
     catalog = read_catalog(settings)
-    root = open_root(settings)
+    root = _tidied(open_root(settings))
     registry = read_registry(root)
     facts = {
         "eval_root": root.url,
@@ -503,21 +520,38 @@ def _export(options: argparse.Namespace) -> int:
 
 
 def _remove(options: argparse.Namespace) -> int:
-    from eval_ingest.store.registry import remove_dataset, require_metadata
+    from eval_ingest.settings import Settings
+    from eval_ingest.store.catalog import note_removed
+    from eval_ingest.store.ownership import Whose, whose
+    from eval_ingest.store.registry import read_metadata, remove_dataset, require_metadata
 
     root = _root()
     store = root.dataset(options.name)
     if not store.is_there():  # else it is removed, be it published, damaged or half removed
         require_metadata(root, options.name)
     path = store.url
+    adopted = whose(store) is Whose.ADOPTED
+    what = f"what is ours in {path}" if adopted else f"{path} and everything in it"
     if not options.yes:
         if not sys.stdin.isatty():
             raise SpecError(f"removing {path} needs --yes when nobody can be asked")
-        if input(f"delete {path} and everything in it? [y/N] ").strip().lower() != "y":
+        if input(f"delete {what}? [y/N] ").strip().lower() != "y":
             print("nothing was deleted")
             return 0
+    source = ""
+    with contextlib.suppress(EvalIngestError):
+        metadata = read_metadata(store)
+        source = metadata.source if metadata is not None else ""
     remove_dataset(root, options.name)
-    _print(options, {"removed": options.name}, [f"{options.name} is removed from {root.url}"])
+    lines = [f"{options.name} is removed from {root.url}"]
+    if adopted:
+        lines = [f"{options.name} is given back: windows and entry are as they were in {path}"]
+    if note_removed(Settings.load(), options.name, source) and source:
+        lines.append(
+            f"where {source} is found under a watched root it is ignored; to have it again: "
+            f"eval-ingest discover --forget {options.name}, or ingest it by its name"
+        )
+    _print(options, {"removed": options.name}, lines)
     return 0
 
 
@@ -536,7 +570,16 @@ def _root() -> Any:
     from eval_ingest.settings import Settings
     from eval_ingest.store.roots.open import open_root
 
-    return open_root(Settings.load())
+    return _tidied(open_root(Settings.load()))
+
+
+def _tidied(root: "EvalRoot") -> "EvalRoot":
+    """The root, in which no removal is left half done, as far as this user may write."""
+    from eval_ingest.store.registry import finish_removals
+
+    with contextlib.suppress(EvalIngestError):
+        finish_removals(root)
+    return root
 
 
 def _print(options: argparse.Namespace, facts: Any, lines: list[str]) -> None:

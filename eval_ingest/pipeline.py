@@ -33,6 +33,7 @@ from eval_ingest.copying.transfer import transfer
 from eval_ingest.copying.verify import look_at
 from eval_ingest.core.copy_config import rslearn_config
 from eval_ingest.core.entry import CopyResult, Metadata, NormStats
+from eval_ingest.core.eval_settings import EvalSettings
 from eval_ingest.core.fingerprint import fingerprint
 from eval_ingest.core.index import WindowIndex
 from eval_ingest.core.norm import MOMENTS, combine
@@ -194,12 +195,15 @@ def registry_entry(
         "norm_stats": stats.fingerprint,
         "weka_copy": copy.fingerprint,
     }
-    wanted = fingerprint("registry_entry", ENTRY_VERSION, prints, job.spec, job.config, job.origin)
+    # How a dataset is scored is no part of its version: embeddings of it stay right.
+    data = job.spec.model_copy(update={"eval": EvalSettings()})
+    wanted = fingerprint("registry_entry", ENTRY_VERSION, prints, data, job.config, job.origin)
     old = unless_damaged(lambda: read_metadata(job.store))
-    if old is not None and (old.fingerprint, old.splits, old.shards) == (
+    if old is not None and (old.fingerprint, old.splits, old.shards, old.spec.eval) == (
         wanted,
         copy.splits,
         copy.shards,  # others, if the samples were packed anew
+        job.spec.eval,
     ):
         return old
     samples = Samples(job.config, index, splits)

@@ -4,7 +4,7 @@ import os
 import traceback
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from functools import partial
 from pathlib import PurePath
@@ -13,7 +13,7 @@ from eval_ingest.background import Background
 from eval_ingest.config_files import read_config_files
 from eval_ingest.core.fingerprint import fingerprint
 from eval_ingest.core.resolved import ResolvedConfig
-from eval_ingest.core.spec import NAME_PATTERN, DatasetSpec, name_from
+from eval_ingest.core.spec import NAME_PATTERN, RESERVED, DatasetSpec, name_from
 from eval_ingest.decoding.metadata import read_metadata as read_window_metadata
 from eval_ingest.decoding.rasters import not_there_yet
 from eval_ingest.errors import (
@@ -33,7 +33,7 @@ from eval_ingest.settings import Settings, literal
 from eval_ingest.sources.base import Source, WindowFiles, WindowReader
 from eval_ingest.sources.discovery import MAX_DEPTH, SAMPLE, Found, find_datasets, spread
 from eval_ingest.sources.open import open_source
-from eval_ingest.store.catalog import read_catalog
+from eval_ingest.store.catalog import Removed, read_catalog, removed_datasets
 from eval_ingest.store.claims import refuse_theirs
 from eval_ingest.store.outcomes import read_source_state
 from eval_ingest.store.registry import read_metadata, read_registry
@@ -53,6 +53,8 @@ class Sighting:
     """True: the spec is the catalog's; False: it is its name and source."""
     problem: str = ""
     """What is wrong with the catalog's spec, where that can't be read."""
+    removed: str = ""
+    """When a person has removed it, and how it comes back."""
 
     @property
     def name(self) -> str:
@@ -87,6 +89,8 @@ class State(StrEnum):
     """New or changed, but so many windows lack layers that it is probably still being written."""
     THEIRS = "registered by another tool"
     """Its name, or its folder under the eval root, is another tool's, and is left alone."""
+    IGNORED = "ignored"
+    """A person has removed it."""
     NOT_INGESTABLE = "not ingestable"
     UNKNOWN = "could not be looked at"
     """Something of ours is wrong."""
@@ -154,9 +158,20 @@ def survey(
         if not path.endswith((".yaml", ".yml")):
             raise problem  # the folder itself: every dataset of it would be taken for new
     problems = {PurePath(p).stem: str(e) for p, e in broken.items()}
-    named = _named(found, catalog, settings, problems, _registered(settings))
+    removed = removed_datasets(settings)
+    known = {name: gone.source for name, gone in removed.items()} | _registered(settings)
+    named = _named(found, catalog, settings, problems, known)
+    told = {name: _told_removed(gone) for name, gone in removed.items()}
+    named = [replace(s, removed=told.get(s.name, "")) for s in named]
     result.sightings = sorted(named, key=lambda s: s.name)
     return result
+
+
+def _told_removed(gone: Removed) -> str:
+    return (
+        f"removed on {gone.removed_at.replace('T', ' ')}; to have it again: "
+        f"eval-ingest discover --forget {gone.name}, or ingest it by its name"
+    )
 
 
 def _registered(settings: Settings) -> dict[str, str]:
@@ -218,7 +233,7 @@ def _named(
             free[url] = dataset
         else:
             sightings += [Sighting(s, dataset, in_catalog=s.name in catalog) for s in known]
-    for url, name in _new_names(list(free), {*catalog, *known_names}).items():
+    for url, name in _new_names(list(free), {*catalog, *known_names, *RESERVED}).items():
         spec = DatasetSpec(name=name, source=literal(free[url].url))
         problem = broken.get(name, "")
         sightings.append(Sighting(spec, free[url], bool(problem), problem))
@@ -297,6 +312,8 @@ def judge(sighting: Sighting, settings: Settings) -> Judgement:
     except IntegrityError:
         damaged = True  # an ingest makes it anew
     if metadata is None and not damaged:
+        if sighting.removed:
+            return Judgement(State.IGNORED, sighting.removed)
         try:
             refuse_theirs(store, sighting.spec)
         except NotOursError as error:

@@ -35,7 +35,7 @@ Samples = tuple[list[str], dict[str, np.ndarray]]
 @pytest.fixture(scope="module")
 def peer(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Peer]:
     script = Path(__file__).parent / "support" / "team_process.py"
-    environment = {"OLMOEARTH_INGEST_WORKERS": "1", "NUM_WORKERS": "0", "DATASET_PATH": "x"}
+    environment = {"OLMOEARTH_INGEST_WORKERS": "0", "NUM_WORKERS": "0", "OMP_NUM_THREADS": "1"}
     process = Peer(script, tmp_path_factory.mktemp("peer") / "log", **environment)
     yield process
     process.close()

@@ -116,7 +116,7 @@ class Metadata(_Model):
     """Of an adopted dataset: the JSON of its entry in registry.json before we added to it."""
 
 
-OURS_ALONE = ("copy", "verdict", "fingerprint", "ingested_at")
+OURS_ALONE = ("copy", "eval", "verdict", "fingerprint", "ingested_at")
 """Keys of an entry that no other tool writes."""
 
 
@@ -157,6 +157,7 @@ def registry_entry(metadata: Metadata, path: str) -> dict[str, Any]:
         "num_timesteps": metadata.num_timesteps,
         "timesteps": {name: list(found) for name, found in metadata.timesteps.items()},
         "same_timesteps": metadata.same_timesteps,
+        "eval": metadata.spec.eval.given,
         "verdict": metadata.quality.get("verdict", ""),
         "fingerprint": metadata.fingerprint,
         "ingested_at": metadata.published_at,

@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from eval_ingest.core.eval_settings import EvalSettings
 from eval_ingest.core.resolved import SPLITS as SPLITS
 from eval_ingest.core.task import TaskKind
 from eval_ingest.errors import SpecError
@@ -14,6 +15,10 @@ from eval_ingest.redaction import holds_secret
 NAME_PATTERN = re.compile(r"[a-z0-9][a-z0-9_-]*")
 SPLIT_OPTION = "eval_split"
 """The option of a window in the rslearn copy that says which split it belongs to."""
+
+
+RESERVED = frozenset({"catalog", "registry", "sweep_results", "suites", "report"})
+"""What an eval root uses itself, or lies beside it."""
 
 
 def check_name(name: str) -> str:
@@ -27,6 +32,15 @@ def check_name(name: str) -> str:
             "beginning with a letter or digit, such as tolbi_crops"
         )
     return name
+
+
+def check_not_reserved(name: str) -> None:
+    """Raise SpecError if a new dataset can't have a name because the eval root uses it."""
+    if name in RESERVED:
+        raise SpecError(
+            f"the name {name!r} is used by the eval root itself; give the dataset another --name, "
+            f"such as {name}_data"
+        )
 
 
 def is_name(name: str) -> bool:
@@ -118,6 +132,8 @@ class DatasetSpec(BaseModel):
     and is the source of the packed samples."""
     correct: bool = False
     """adopted: what we find stands in the registry in the place of what the other tool said."""
+    eval: EvalSettings = EvalSettings()
+    """How it is to be scored, where that isn't as its kind of task usually is."""
     licence: str | None = None
     notes: str | None = None
 

@@ -1,7 +1,7 @@
 """The index of a source: which windows have to be read, and the rows of all."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -47,6 +47,8 @@ def index_source(job: Job) -> WindowIndex:
     parts = partial_rows(job)
     stopped = parts.read()
     known = old.table if old is not None and old.row_key == job.row_key else None
+    if known is not None:  # the others are looked at again, and left out
+        known = _take(known, WindowFilter.of(job.spec).wanted_rows(known))
     if known is None and not stopped and isinstance(job.source, LocalSource):
         # Nothing to compare with: the workers may list each window's files as they read it.
         names = enough(job, list(job.source.names(wanted_groups(job))))
@@ -55,7 +57,12 @@ def index_source(job: Job) -> WindowIndex:
     if old is not None and old.fingerprint == _index_fingerprint(job, listed):
         parts.clear()  # a run was stopped when it had just written the index
         return old
-    return _build(job, IndexWork.of(listed, known, stopped), listed, parts)
+    return _build(
+        job,
+        IndexWork.of(listed, known, stopped, WindowFilter.of(job.spec).wanted_rows),
+        listed,
+        parts,
+    )
 
 
 def finish_index(job: Job, index: WindowIndex) -> None:
@@ -86,15 +93,25 @@ class IndexWork:
         windows: Sequence[Listed],
         known: pa.Table | None = None,
         stopped: Sequence[PartTable] = (),
+        takes: Callable[[pa.Table], list[int]] | None = None,
     ) -> "IndexWork":
-        """Compare windows, as they are now, with the last index and with what was left undone."""
+        """Compare windows, as they are now, with the last index and with what was left undone.
+
+        Args:
+            windows: all that an ingest would read.
+            known: rows of the last index.
+            stopped: rows that a stopped run has left.
+            takes: which of those are still wanted; default all.
+        """
         rows = {} if known is None else _rows_by_window(known)
         same = sorted(rows[window] for window in windows if window in rows)
         new = sorted((window for window in windows if window not in rows), key=_reading_order)
         left = set(new)
         finished = []
         for part in stopped:
-            here = {w: row for w, row in _rows_by_window(part.table).items() if w in left}
+            wanted = set(range(part.table.num_rows) if takes is None else takes(part.table))
+            rows_here = _rows_by_window(part.table).items()
+            here = {w: row for w, row in rows_here if w in left and row in wanted}
             left -= here.keys()
             finished.append((part, sorted(here.values())))
         return cls(new, [] if known is None else [_take(known, same)], finished)

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from eval_ingest.core.entry import is_ours
-from eval_ingest.core.spec import SPLITS, DatasetSpec
+from eval_ingest.core.spec import SPLITS, DatasetSpec, check_not_reserved
 from eval_ingest.errors import NotOursError, StoreError
 from eval_ingest.store.ownership import Whose, disclaim, given_back, mark, whose
 from eval_ingest.store.registry import read_registry
@@ -30,8 +30,15 @@ def claim(store: DatasetStore, spec: DatasetSpec) -> None:
 
 
 def refuse_theirs(store: DatasetStore, spec: DatasetSpec) -> None:
-    """Raise NotOursError if an ingest by this spec would touch what is another tool's."""
+    """Nothing, if an ingest by this spec touches nothing of another tool.
+
+    Raises:
+        NotOursError: it would.
+        SpecError: the eval root uses the name itself.
+    """
     name, found = store.name, whose(store)
+    if found in (Whose.NOBODYS, Whose.THEIRS):
+        check_not_reserved(name)
     if spec.adopted:
         if found is Whose.INGESTED:
             raise NotOursError(

@@ -233,6 +233,19 @@ def _is_of(store: DatasetStore, value: Any) -> bool:
     return isinstance(value, dict) and value.get("weka_path") == store.registered_path
 
 
+def finish_removals(root: EvalRoot) -> None:
+    """Complete removals that were stopped: what is out of sight leaves the registry and the disk.
+
+    Raises:
+        StoreError: the registry can't be written.
+    """
+    gone = root.unfinished_removals()
+    if gone:
+        change_registry(root, set(gone) - set(root.dataset_names()))
+        for name in gone:
+            root.dataset(name).erase()
+
+
 def remove_dataset(root: EvalRoot, name: str) -> None:
     """Delete a dataset: out of sight first, then from the registry, then from the disk.
 

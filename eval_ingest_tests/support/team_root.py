@@ -129,7 +129,7 @@ def _moisture(folder: Path, windows: int) -> Path:
         "sentinel2": raster_layer(band_set(S2_STORED, "uint16"), **_fetched(2)),
         "label": {"type": "vector"},
     }
-    inputs = {"sentinel2_l2a": image_input(["sentinel2"], S2), "label": VECTOR_TARGET}
+    inputs = {"sentinel2_l2a": image_input(["sentinel2"], S2), "targets": VECTOR_TARGET}
     task = _task("regression.RegressionTask", property_name="lfmc")
     writer = Writer.create(folder / "moisture", layers, model(inputs, task, ["g"]))
     for _ in range(windows):
@@ -143,12 +143,12 @@ def _moisture(folder: Path, windows: int) -> Path:
 def _fires(folder: Path, windows: int) -> Path:
     """Pre and post layers of one modality, which is thereby twice as long as the tool counts."""
     layers = {
-        "pre_sentinel2": raster_layer(band_set(S2_STORED, "uint16"), **_fetched(2)),
-        "post_sentinel2": raster_layer(band_set(S2_STORED, "uint16"), **_fetched(2)),
+        "sentinel2_pre": raster_layer(band_set(S2_STORED, "uint16"), **_fetched(2)),
+        "sentinel2_post": raster_layer(band_set(S2_STORED, "uint16"), **_fetched(2)),
         "label_raster": raster_layer(band_set(["label"], "uint8")),
     }
     inputs = {
-        "sentinel2_l2a": image_input(["pre_sentinel2", "post_sentinel2"], S2),
+        "sentinel2_l2a": image_input(["sentinel2_pre", "sentinel2_post"], S2),
         "targets": raster_target(),
     }
     task = _task("segmentation.SegmentationTask", num_classes=3, nodata_value=2)
@@ -156,7 +156,7 @@ def _fires(folder: Path, windows: int) -> Path:
     for _ in range(windows):
         window = writer.window("g", SIZE, SIZE)
         field = writer.regions(SIZE, SIZE, 3)
-        for layer in ("pre_sentinel2", "post_sentinel2"):
+        for layer in ("sentinel2_pre", "sentinel2_post"):
             writer.sentinel2(window, layer, field / 2, monthly(2))
         writer.label(window, field.astype(np.uint8))
     return writer.path

@@ -102,6 +102,10 @@ class EvalRoot(Protocol):
         """
         ...
 
+    def unfinished_removals(self) -> list[str]:
+        """Datasets that are out of sight, whose removal was stopped."""
+        ...
+
     def update_registry(self, change: Callable[[RegistryText], RegistryText]) -> RegistryText:
         """Change registry.json; nothing that others write into it meanwhile is lost.
 

@@ -71,6 +71,11 @@ class LocalRoot:
     def send(self, *paths: Path) -> None:
         pass
 
+    def unfinished_removals(self) -> list[str]:
+        aside = (path.name.removeprefix(_REMOVED) for path in self.path.glob(f"{_REMOVED}*"))
+        names = {name.rpartition(".")[0] for name in aside}
+        return sorted(name for name in names if NAME_PATTERN.fullmatch(name))
+
     def update_registry(self, change: Callable[[RegistryText], RegistryText]) -> RegistryText:
         return exchange(self.layout.registry, change)
 

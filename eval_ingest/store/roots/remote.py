@@ -104,6 +104,9 @@ class RemoteRoot:
     def send(self, *paths: Path) -> None:
         self.folder.mirror.push(paths)
 
+    def unfinished_removals(self) -> list[str]:
+        return []  # without metadata.json it is out of the registry; what is left can be removed
+
     def update_registry(self, change: Callable[[RegistryText], RegistryText]) -> RegistryText:
         path = self.layout.registry
         for attempt in range(ATTEMPTS):
