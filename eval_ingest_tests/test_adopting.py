@@ -267,3 +267,37 @@ def test_what_can_not_be_adopted_is_told(theirs: Path, tmp_path: Path) -> None:
     (root / "registry.json").write_text('{"datasets": {"gone": {"weka_path": "/weka/no/gone"}}}')
     with pytest.raises(NotOursError, match="no copy of its windows"):
         adopt(settings(root), "gone")
+
+
+def test_the_printed_tasks_find_ours_theirs_and_the_package_s_own_in_one_run(
+    adopted: tuple[Path, Path], peer: Peer, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    root, kept = adopted
+    monkeypatch.setenv("OLMOEARTH_EVAL_DATASETS", str(kept))  # where nothing is ours
+    assert cli.main(["tasks", "--format", "olmoearth"]) == 0
+    assert set(peer("python_tasks", code=capsys.readouterr().out)) == set(KINDS)
+    monkeypatch.setenv("OLMOEARTH_EVAL_DATASETS", str(root))
+    assert cli.main(["tasks", "--format", "olmoearth"]) == 0
+    code = capsys.readouterr().out
+    found = peer("lookups", code=code, names=["crops", "fires", "yemen_crop"])
+    assert found["crops"] == str(root / "crops")
+    assert found["fires"] == str(root / "fires" / "dataset")
+    assert found["yemen_crop"].endswith("/olmoearth/eval_datasets/yemen_crop")
+
+
+def test_every_setting_of_the_catalog_makes_a_task_of_the_real_class(
+    peer: Peer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The registry of the package itself, and the trainer's own list of tasks."""
+    (package,) = PYTHON.parents[1].glob("lib/python3*/site-packages/olmoearth_pretrain")
+    shutil.copy(package / "evals" / "studio_ingest" / "registry.json", tmp_path)
+    monkeypatch.setenv("OLMOEARTH_EVAL_DATASETS", str(tmp_path))
+    assert cli.main(["tasks", "--format", "olmoearth"]) == 0
+    found = peer("python_tasks", code=capsys.readouterr().out)
+    assert {task["dataset"] for task in found.values()} == set(read_registry(LocalRoot(tmp_path)))
+    theirs = {n: t for n, t in peer("own_tasks").items() if t["dataset"] in found}
+    assert len(theirs) > 20
+    for name, task in theirs.items():
+        ours = {**found[name], "norm_method": task["norm_method"]}
+        assert {key: ours[key] for key in task} == task

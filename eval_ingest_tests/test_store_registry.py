@@ -1,6 +1,7 @@
 """registry.json and folders that other tools have written: nothing of theirs is lost."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 
 from eval_ingest import cli, pipeline
 from eval_ingest.core.registry_text import Entry, RegistryText, extended
-from eval_ingest.errors import IntegrityError, NotOursError
+from eval_ingest.errors import IntegrityError, InvalidWindowsError, NotOursError, SpecError
 from eval_ingest.store.ownership import Whose, whose
 from eval_ingest.store.registry import read_registry, rebuild_registry, remove_dataset
 from eval_ingest.store.roots.local import LocalRoot
@@ -240,3 +241,90 @@ def test_our_entries_that_their_tool_wrote_again_are_put_back(tmp_path: Path) ->
     kept = {k: v for k, v in before["crops"].items() if k not in ("fingerprint", "ingested_at")}
     (tmp_path / "registry.json").write_text(json.dumps({"datasets": {"crops": kept}}))
     assert rebuild_registry(LocalRoot(tmp_path)) == before
+
+
+# ------------------------------------------------------------------------------------- removals
+
+
+def test_a_removal_that_was_stopped_is_completed_by_the_next_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = LocalRoot(tmp_path)
+    write_fake(tmp_path, "crops", "segmentation", counts=(4, 2, 2))
+    write_fake(tmp_path, "more", "segmentation", counts=(4, 2, 2))
+    rebuild_registry(root)
+    with root.dataset("crops").hold(1, "test"):
+        root.dataset("crops").withdraw()  # and here it is killed
+    monkeypatch.setenv("OLMOEARTH_EVAL_DATASETS", str(tmp_path))
+    assert cli.main(["list"]) == 0
+    assert "more" in capsys.readouterr().out
+    assert list(read_registry(root)) == ["more"] and not list(tmp_path.glob(".removed.*"))
+
+
+@pytest.mark.parametrize("name", ["catalog", "registry", "sweep_results"])
+def test_names_that_the_root_uses_are_refused(name: str, small: Path, tmp_path: Path) -> None:
+    with pytest.raises(SpecError, match="used by the eval root"):
+        make_job(small, tmp_path / "root", name)
+
+
+def test_a_removed_dataset_under_a_watched_root_stays_removed_until_it_is_asked_for(
+    small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    watched = tmp_path / "watched"
+    shutil.copytree(small, watched / "nice_crops")
+    monkeypatch.setenv("OLMOEARTH_EVAL_DATASETS", str(tmp_path / "root"))
+    monkeypatch.setenv("EVAL_INGEST_STUDIO_ROOTS", str(watched))
+    source = str(watched / "nice_crops")
+    assert cli.main(["ingest", "--name", "nice_crops", "--source", source]) == 0
+    assert cli.main(["remove", "--name", "nice_crops", "--yes"]) == 0
+    assert "discover --forget nice_crops" in capsys.readouterr().out
+    assert cli.main(["discover"]) == 0
+    assert "ignored" in capsys.readouterr().out
+    assert cli.main(["discover", "--forget", "nice_crops"]) == 0
+    assert " new" in capsys.readouterr().out
+    assert cli.main(["discover", "--forget", "nice_crop"]) == 1
+
+
+def test_a_registered_name_is_not_given_to_another_folder_that_is_found(
+    small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root, watched = tmp_path / "root", tmp_path / "watched"
+    root.mkdir()
+    write_fake(root, "crops", "segmentation", counts=(4, 2, 2))
+    rebuild_registry(LocalRoot(root))
+    shutil.copytree(small, watched / "crops")
+    monkeypatch.setenv("OLMOEARTH_EVAL_DATASETS", str(root))
+    assert cli.main(["discover", "--root", str(watched), "--json"]) == 0
+    (found,) = json.loads(capsys.readouterr().out)["datasets"]
+    assert found["name"] == "watched_crops" and found["state"] == "new"
+
+
+# ------------------------------------------------------------------------ what is given later
+
+
+def test_tags_and_dates_given_later_leave_out_windows_in_the_very_next_run(
+    small: Path, tmp_path: Path
+) -> None:
+    def counts(**spec: Any) -> int:
+        outcomes = pipeline.ingest(make_job(small, tmp_path, **spec))
+        return sum(outcomes[1].value.counts().values())
+
+    assert counts() == 10
+    train = counts(tags={"split": "train"})
+    assert 0 < train < 10
+    assert counts() == 10
+    assert counts(temporal_range=("2000-01-01", "2100-12-31")) == 10
+    with pytest.raises(InvalidWindowsError, match="no windows were found"):
+        counts(temporal_range=("2019-01-01", "2019-12-31"))
+
+
+def test_another_way_of_copying_leaves_nothing_unregistered(small: Path, tmp_path: Path) -> None:
+    for copy in ("stream", "index"):
+        root = tmp_path / copy
+        pipeline.ingest(make_job(small, root))
+        job = make_job(small, root, copy=copy)
+        pipeline.forget(job)
+        pipeline.ingest(job)
+        there = {path.name for path in (root / "crops").iterdir()}
+        assert not there & {"windows", "config.json", "model.yaml", ".rslearn_dataset_index"}
+        assert read_registry(LocalRoot(root))["crops"]["copy"] == copy

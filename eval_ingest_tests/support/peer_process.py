@@ -170,6 +170,13 @@ def lookups(code, names):
     return {name: get_dataset_entry(name).weka_path for name in names}
 
 
+def own_tasks():
+    """The tasks that its own list has."""
+    from olmoearth_pretrain.internal.all_evals import EVAL_TASKS
+
+    return {name: asdict(task) for name, task in EVAL_TASKS.items()}
+
+
 def overridden_tasks(arguments):
     """The tasks of a trainer's configuration after these command line arguments."""
     from olmo_core.config import Config

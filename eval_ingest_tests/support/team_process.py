@@ -27,6 +27,7 @@ def read(registry, name, split, out, arguments=None):
 
 python_tasks = peer_process.python_tasks
 lookups = peer_process.lookups
+own_tasks = peer_process.own_tasks
 
 
 if __name__ == "__main__":
