@@ -6,6 +6,8 @@ import json
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from eval_ingest import __version__
@@ -57,6 +59,7 @@ examples:
   eval-ingest adopt --all
   eval-ingest adopt --name yemen_crop --correct     what is wrong in its entry is put right
 """
+JUDGED_AT_ONCE = 8
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -139,6 +142,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     discover.add_argument(
         "--forget", metavar="NAME", help="no longer ignore a dataset that was removed"
+    )
+    discover.add_argument(
+        "--full",
+        action="store_true",
+        help="list every window's name (default: where the last list may be old by now)",
     )
     _command(commands, "list", _list, "datasets in the registry and in the catalog")
     info = _command(commands, "info", _info, "everything about an ingested dataset")
@@ -404,6 +412,7 @@ def _discover(options: argparse.Namespace) -> int:
     from eval_ingest.errors import UnknownDatasetError
     from eval_ingest.report.terminal import discover_lines
     from eval_ingest.settings import Settings
+    from eval_ingest.sources.looks import Memory
     from eval_ingest.store.catalog import forget_removed, removed_datasets
     from eval_ingest.watching import State, look_at, survey
 
@@ -421,8 +430,10 @@ def _discover(options: argparse.Namespace) -> int:
             return 0
     if not roots:
         raise SpecError("give --root PATH_OR_URL, or set EVAL_INGEST_STUDIO_ROOTS")
-    found = survey(roots, settings)
-    judged = [(sighting, look_at(sighting, settings)) for sighting in found.sightings]
+    found = survey(roots, settings, memory=partial(Memory, full=options.full))
+    with ThreadPoolExecutor(JUDGED_AT_ONCE, thread_name_prefix="discover") as pool:
+        judgements = list(pool.map(lambda sighting: look_at(sighting, settings), found.sightings))
+    judged = list(zip(found.sightings, judgements, strict=True))
     facts = {
         "datasets": [
             {

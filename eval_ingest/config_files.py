@@ -16,7 +16,7 @@ from eval_ingest.inference.resolve import ConfigFiles
 from eval_ingest.objects.filesystems import weka_mount
 from eval_ingest.redaction import names_secret
 from eval_ingest.settings import Settings
-from eval_ingest.sources.base import CONFIG_FILES, Source
+from eval_ingest.sources.base import ANYBODY, CONFIG_FILES, Source
 from eval_ingest.sources.open import open_source
 
 _CONFIG, _MODEL, _RUN = "config.json", "model.yaml", "olmoearth_run.yaml"
@@ -58,8 +58,24 @@ def read_config_files(source: Source, spec: DatasetSpec, settings: Settings) -> 
         if _is_the_users(given if kind in given.by_kind else own, own, settings)
     }
     return ConfigFiles(
-        texts[_CONFIG], texts.get(_MODEL), texts.get(_RUN), where=given.where, variables=variables
+        texts[_CONFIG],
+        texts.get(_MODEL),
+        texts.get(_RUN),
+        where=given.where,
+        variables=variables,
+        permissions={
+            kind: _permissions((given if kind in given.by_kind else own).where, kind)
+            for kind in texts
+        },
     )
+
+
+def _permissions(where: str, kind: str) -> int:
+    """The mode bits of a local file; anybody's of one that has none."""
+    for path in () if "://" in where else (where, os.path.join(where, kind)):
+        if os.path.isfile(path):
+            return os.stat(path).st_mode & ANYBODY
+    return ANYBODY
 
 
 def _folder(source: Source) -> _Texts:
@@ -80,7 +96,8 @@ def _given(path: str) -> _Texts:
     is_file = path.lower().endswith(_FILE_ENDINGS) if "://" in path else os.path.isfile(path)
     if not is_file and ("://" in path or os.path.isdir(path)):
         return _folder(open_source(path))
-    folder, _, name = path.rpartition("/")
+    # A link that a person names is followed; one that lies in a dataset isn't, if it leads out.
+    folder, _, name = (path if "://" in path else os.path.realpath(path)).rpartition("/")
     text = open_source(folder or ".").read_text(name) if is_file else None
     if text is None:
         raise ConfigError(f"{path} does not exist; give a folder or a model.yaml with {_FLAG}")

@@ -16,8 +16,13 @@ EvalIngestError
 |   |-- IntegrityError     a copied or packed file isn't what it should be
 |   |-- NotOursError       a folder or a name is another tool's
 |   |-- LockedError        another process is ingesting the same dataset
+<<<<<<< HEAD
+|   |-- OutdatedError      another process has written what was to be written, or was read
+|   `-- NewerVersionError  a newer eval_ingest has written it
+=======
 |   `-- OutdatedError      another process has written what was to be written
 |-- MachineError           this machine can't read on: no memory, no handles, a broken library
+>>>>>>> main
 |-- EngineError            a worker process died, or a scheduler is lost
 |-- LoadError              EvalDataset was asked for something it doesn't have
 `-- SweepError             an encoder, a probe or the sweep's output is wrong
@@ -122,7 +127,23 @@ class LockedError(StoreError):
 
 
 class OutdatedError(StoreError):
-    """Another process has written an object since it was looked at."""
+    """Another process has written what was looked at, since it was looked at."""
+
+
+class NewerVersionError(StoreError):
+    """A newer eval_ingest has written a file, and this one doesn't know what it means.
+
+    Args:
+        where: the file.
+        found: its version.
+        known: the newest one that this eval_ingest reads.
+    """
+
+    def __init__(self, where: object, found: object, known: int) -> None:
+        super().__init__(
+            f"{where} is of version {found}, written by a newer eval_ingest; this one reads "
+            f"{known}: upgrade it (pip install --upgrade eval-ingest)"
+        )
 
 
 class MachineError(EvalIngestError):

@@ -40,7 +40,7 @@ from eval_ingest.core.norm import MOMENTS, combine
 from eval_ingest.core.quality import quality_report
 from eval_ingest.core.splits import SPLITS_VERSION, SplitAssignment, assign_splits
 from eval_ingest.core.validate import check_invalid_fraction
-from eval_ingest.errors import NotIngestedError, StoreError
+from eval_ingest.errors import IntegrityError, NotIngestedError, StoreError
 from eval_ingest.indexing.build import finish_index, index_source, partial_rows
 from eval_ingest.indexing.wanted import check_storage
 from eval_ingest.job import Job
@@ -388,8 +388,11 @@ def dataset_lock(job: Job, timeout_s: float = 5.0) -> Iterator[None]:
     Raises:
         LockedError: another process is at it.
         NotOursError: the folder or the name is another tool's.
+        NewerVersionError: a newer eval_ingest has published it.
     """
     with job.store.hold(timeout_s, f"{job.spec.name} is being ingested"):
+        with contextlib.suppress(IntegrityError):  # damaged: it is made anew
+            read_metadata(job.store)  # raises if a newer eval_ingest has published
         claim(job.store, job.spec)
         remove_unfinished(job.layout)
         yield

@@ -87,12 +87,16 @@ def _wrong_samples(
     digests = index.table["pixel_digest"].to_pylist()
     labels = numbers(index.table["label.crc32c"], 0)
     moments = {m.name: index.moments(m.name) for m in metadata.config.modalities}
-    total = len(rows)
+    total, seen = len(rows), set()
     for split, file in metadata.splits.items():
         found = SplitIndex(store.layout.path / file.index, metadata.name, list(moments))
         samples = PackedSamples(store, metadata, found)
         for k in range(len(found)):
-            row = rows.pop((found.groups[k], found.names[k]), None)
+            place = found.groups[k], found.names[k]
+            if place in seen:
+                continue  # another crop of it
+            row = rows.pop(place, None)
+            seen.add(place)
             if row is None or splits.splits[row] != split:
                 yield f"{file.index}: {found.window(k)} doesn't belong to {split}"
                 continue

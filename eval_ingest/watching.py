@@ -1,25 +1,28 @@
 """Which datasets under the roots are new, registered, changed, or can't be ingested and why."""
 
+import contextlib
 import os
 import traceback
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Set
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from functools import partial
-from pathlib import PurePath
+from pathlib import Path, PurePath
+from typing import Any, Protocol
 
 from eval_ingest.background import Background
 from eval_ingest.config_files import read_config_files
 from eval_ingest.core.fingerprint import fingerprint
 from eval_ingest.core.resolved import ResolvedConfig
-from eval_ingest.core.spec import NAME_PATTERN, RESERVED, DatasetSpec, name_from
+from eval_ingest.core.spec import RESERVED, DatasetSpec, is_name, name_from
 from eval_ingest.decoding.metadata import read_metadata as read_window_metadata
 from eval_ingest.decoding.rasters import not_there_yet
 from eval_ingest.errors import (
     ConfigError,
     EvalIngestError,
     IntegrityError,
+    NewerVersionError,
     NotOursError,
     SourceError,
     StoreError,
@@ -32,14 +35,27 @@ from eval_ingest.redaction import holds_secret, redacted, shown
 from eval_ingest.settings import Settings, literal
 from eval_ingest.sources.base import Source, WindowFiles, WindowReader
 from eval_ingest.sources.discovery import MAX_DEPTH, SAMPLE, Found, find_datasets, spread
+from eval_ingest.sources.looks import Look, Memory, read_looks
 from eval_ingest.sources.open import open_source
+from eval_ingest.store.atomic import read_json, write_json
 from eval_ingest.store.catalog import Removed, read_catalog, removed_datasets
 from eval_ingest.store.claims import refuse_theirs
 from eval_ingest.store.outcomes import read_source_state
 from eval_ingest.store.registry import read_metadata, read_registry
+from eval_ingest.store.roots.base import EvalRoot
 from eval_ingest.store.roots.open import open_root
 
-Find = Callable[[str, int], Iterable[Found]]
+
+class Find(Protocol):
+    """Finds the datasets under one root."""
+
+    def __call__(
+        self, root: str, max_depth: int = ..., *, memory: Memory | None = None
+    ) -> Iterable[Found]:
+        """Those at most so many folders below it; what was seen earlier spares requests."""
+        ...
+
+
 Looks = Background[str, list[Found]]
 
 
@@ -118,6 +134,7 @@ def survey(
     find: Find = find_datasets,
     looks: Looks | None = None,
     timeout_s: float | None = None,
+    memory: Callable[[Mapping[str, Look]], Memory] | None = None,
 ) -> Survey:
     """Look for datasets under some roots at once; one that is down is told, the others go on.
 
@@ -128,12 +145,17 @@ def survey(
         find: finds the datasets under one root.
         looks: takes looks that last longer than the timeout, to be had in a later survey.
         timeout_s: a root that takes longer counts as down; default: it is waited for.
+        memory: from earlier looks at a root, which are kept in the cache, to what spares this one;
+            default: every dataset is looked at in full, and nothing is kept.
 
     Raises:
-        StoreError: the catalog can't be read, so that no dataset has a sure name.
+        StoreError: the catalog or the registry can't be read, so that no dataset has a sure name.
     """
     looks = Background() if looks is None else looks
-    work = {root: partial(_look, root, settings, max_depth, find) for root in dict.fromkeys(roots)}
+    work = {
+        root: partial(_look, root, settings, max_depth, find, memory)
+        for root in dict.fromkeys(roots)
+    }
     done = looks.outcomes(work, timeout_s)
     result = Survey()
     found: dict[str, Found] = {}
@@ -157,10 +179,15 @@ def survey(
     for path, problem in broken.items():
         if not path.endswith((".yaml", ".yml")):
             raise problem  # the folder itself: every dataset of it would be taken for new
-    problems = {PurePath(p).stem: str(e) for p, e in broken.items()}
+    eval_root = open_root(settings)
+    registered = read_registry(eval_root)
     removed = removed_datasets(settings)
-    known = {name: gone.source for name, gone in removed.items()} | _registered(settings)
-    named = _named(found, catalog, settings, problems, known)
+    outside = {name: entry for name, entry in registered.items() if name not in catalog}
+    outside |= {n: {"source_path": g.source} for n, g in removed.items() if n not in catalog}
+    known = {**_registered_specs(found, outside, eval_root), **catalog}
+    problems = {PurePath(p).stem: str(e) for p, e in broken.items()}
+    taken = registered.keys() | catalog.keys() | removed.keys() | RESERVED
+    named = _named(found, known, taken, settings, problems)
     told = {name: _told_removed(gone) for name, gone in removed.items()}
     named = [replace(s, removed=told.get(s.name, "")) for s in named]
     result.sightings = sorted(named, key=lambda s: s.name)
@@ -174,25 +201,31 @@ def _told_removed(gone: Removed) -> str:
     )
 
 
-def _registered(settings: Settings) -> dict[str, str]:
-    """Where the registered datasets come from, whoever registered them, by name."""
-    try:
-        root = open_root(settings)
-        entries = read_registry(root)
-    except StoreError:
-        return {}  # an ingest will say so; names of the catalog are sure all the same
-    published = dict.fromkeys(root.dataset_names(), "")
-    return published | {name: str(entry.get("source_path", "")) for name, entry in entries.items()}
-
-
-def _look(root: str, settings: Settings, max_depth: int, find: Find) -> list[Found]:
-    expanded = settings.expand(root)
+def _look(
+    root: str,
+    settings: Settings,
+    max_depth: int,
+    find: Find,
+    memory: Callable[[Mapping[str, Look]], Memory] | None,
+) -> list[Found]:
+    expanded = os.path.expanduser(settings.expand(root))
     if holds_secret(expanded):
         raise SourceError(
             f"the root {expanded} holds a password or a signature, and what is found is kept for "
             "others to read; use the default credentials of the machine"
         )
-    return list(find(expanded, max_depth))
+    if memory is None:
+        return list(find(expanded, max_depth))
+    cache = Path(settings.cache).expanduser()
+    path = cache / "looks" / f"{fingerprint(expanded, max_depth)}.json"
+    looks = {}
+    with contextlib.suppress(StoreError):  # damaged: then everything is looked at in full
+        looks = read_looks(read_json(path))
+    looked = memory(looks)
+    found = list(find(expanded, max_depth, memory=looked))
+    if looked.looks != looks:
+        write_json(path, looked.dump())
+    return found
 
 
 def _plain(url: str) -> str:
@@ -201,26 +234,42 @@ def _plain(url: str) -> str:
     return url.rstrip("/") if "://" in url else os.path.realpath(url)
 
 
+def _registered_specs(
+    found: Mapping[str, Found], entries: Mapping[str, Any], root: EvalRoot
+) -> dict[str, DatasetSpec]:
+    """The specs of registered datasets that come from what was found."""
+    specs = {}
+    for name, entry in entries.items():
+        source = str(entry.get("source_path", ""))
+        if _plain(source) not in found or not is_name(name) or holds_secret(source):
+            continue
+        try:
+            metadata = read_metadata(root.dataset(name))
+        except IntegrityError:  # an ingest makes it anew
+            specs[name] = DatasetSpec(name=name, source=literal(source))
+        except StoreError:
+            continue  # of another version, say: its name is taken
+        else:
+            other = DatasetSpec(name=name, source=literal(source))  # another tool's, or removed
+            specs[name] = other if metadata is None else metadata.spec
+    return specs
+
+
 def _named(
     found: Mapping[str, Found],
     catalog: Mapping[str, DatasetSpec],
+    taken: Set[str],
     settings: Settings,
     broken: Mapping[str, str],
-    registered: Mapping[str, str],
 ) -> list[Sighting]:
     """Give names: the catalog's, else the folder's, else with the folder above it.
 
-    A spec that can't be read (`broken`, by name) keeps its name: a person is to mend it. A name
-    that is registered stays with the source that it is registered for.
+    Names of datasets that are registered are `taken`, be they in a catalog or not.
+
+    A spec that can't be read (`broken`, by name) keeps its name: a person is to mend it.
     """
     by_source: dict[str, list[DatasetSpec]] = {}
-    known_names = {name: source for name, source in registered.items() if name not in catalog}
-    others = [
-        DatasetSpec(name=name, source=literal(source))
-        for name, source in known_names.items()
-        if source.strip() and NAME_PATTERN.fullmatch(name) and not holds_secret(source)
-    ]
-    for spec in (*catalog.values(), *others):
+    for spec in catalog.values():
         try:
             by_source.setdefault(_plain(settings.expand(spec.source)), []).append(spec)
         except EvalIngestError:
@@ -232,15 +281,15 @@ def _named(
         if known is None:
             free[url] = dataset
         else:
-            sightings += [Sighting(s, dataset, in_catalog=s.name in catalog) for s in known]
-    for url, name in _new_names(list(free), {*catalog, *known_names, *RESERVED}).items():
+            sightings += [Sighting(spec, dataset, in_catalog=True) for spec in known]
+    for url, name in _new_names(list(free), taken).items():
         spec = DatasetSpec(name=name, source=literal(free[url].url))
         problem = broken.get(name, "")
         sightings.append(Sighting(spec, free[url], bool(problem), problem))
     return sightings
 
 
-def _new_names(urls: list[str], taken: set[str]) -> dict[str, str]:
+def _new_names(urls: list[str], taken: Set[str]) -> dict[str, str]:
     """A name for each URL; those that share one are told apart by the folder above.
 
     >>> _new_names(["/a/crops", "/b/crops", "/b/Rice 2024"], {"x"})
@@ -311,6 +360,8 @@ def judge(sighting: Sighting, settings: Settings) -> Judgement:
         metadata = read_metadata(store)
     except IntegrityError:
         damaged = True  # an ingest makes it anew
+    except NewerVersionError as error:
+        return Judgement(State.NOT_INGESTABLE, str(error))
     if metadata is None and not damaged:
         if sighting.removed:
             return Judgement(State.IGNORED, sighting.removed)

@@ -23,6 +23,7 @@ from eval_ingest.objects.reading import Objects
 from eval_ingest.objects.retry import Limits
 from eval_ingest.sources import remote
 from eval_ingest.sources.base import Source
+from eval_ingest.sources.discovery import find_datasets
 from eval_ingest.sources.local import LocalSource
 from eval_ingest.sources.open import open_source
 from eval_ingest.sources.prefixes import prefixes
@@ -30,6 +31,7 @@ from eval_ingest.sources.remote import RemoteSource
 from eval_ingest.sources.staging import Listing, StagedWindows
 from eval_ingest_tests.conftest import make_job
 from eval_ingest_tests.support.servers import (
+    BUCKET,
     ObjectServer,
     Proxy,
     gcs_server,
@@ -126,6 +128,18 @@ def test_a_bucket_lists_and_reads_like_a_folder(server: ObjectServer, small: Pat
     assert source.read_text("model.yaml") == folder.read_text("model.yaml")
     assert source.read_text("nope.yaml") is None
     assert contents(source) == contents(folder)
+
+
+@pytest.mark.parametrize("name", ["aaa::file", "a b#c?d", "ü%2F+", "${HOME}", "*[x]"])
+def test_a_folder_may_have_any_name(name: str, server: ObjectServer) -> None:
+    folder = f"{BUCKET}/odd/{name}"
+    files = {"config.json": b"{}", "windows/g/w:1/metadata.json": b"12"}
+    server.filesystem().pipe({f"{folder}/{path}": data for path, data in files.items()})
+    (found,) = [f for f in find_datasets(f"{server.url}/odd") if f.url.endswith(f"/{name}")]
+    assert found.sample == {"g": ("w:1",)}
+    source = open_source(found.url)
+    assert source.read_text("config.json") == "{}"
+    assert [list(files.values()) for files in contents(source).values()] == [[b"12"]]
 
 
 def test_an_ingest_from_a_bucket_equals_one_from_a_folder(

@@ -7,7 +7,7 @@ and rslearn's index of each split, so that nobody has to scan the windows.
 import json
 import shutil
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -21,11 +21,11 @@ from eval_ingest.copying.rslearn_index import index_key, write_indexes
 from eval_ingest.core.columns import numbers
 from eval_ingest.core.copy_config import rslearn_config
 from eval_ingest.core.copy_model import copy_inputs, copy_model, split_tags
+from eval_ingest.core.crops import split_cut
 from eval_ingest.core.index import WindowIndex
 from eval_ingest.core.resolved import ResolvedConfig
 from eval_ingest.core.spec import SPLIT_OPTION, SPLITS
 from eval_ingest.core.splits import SplitAssignment
-from eval_ingest.decoding.padding import sample_size
 from eval_ingest.inference.resolve import ConfigFiles
 from eval_ingest.store.atomic import file_crc32c, write_bytes, write_json
 from eval_ingest.store.manifest import UNFINISHED
@@ -57,22 +57,49 @@ class Samples:
         }
 
     @cached_property
-    def sizes(self) -> set[tuple[int, int]]:
-        """Heights and widths of samples, in pixels."""
-        sides = [numbers(self.index.table[name], 0)[self.splits.used] for name in _SIDES]
-        sizes = np.unique(np.column_stack(sides), axis=0).tolist()
-        return {sample_size(self.config, height, width) for height, width in sizes}
+    def _windows(self) -> dict[str, list[tuple[int, int]]]:
+        """The heights and widths of each split's windows, in pixels; each size once."""
+        sides = np.column_stack([numbers(self.index.table[name], 0) for name in _SIDES])
+        return {
+            split: [
+                (height, width)
+                for height, width in np.unique(sides[self.splits.splits == split], axis=0).tolist()
+            ]
+            for split in SPLITS
+        }
 
-    @property
+    def _sizes(self, split: str) -> set[tuple[int, int]]:
+        """Heights and widths of a split's samples, where nothing but every crop is cut."""
+        cut = replace(split_cut(self.config, split), side=None)
+        return {cut.size(*size, (0, 0)) for size in self._windows[split]}
+
+    @cached_property
     def smallest_side(self) -> int:
-        """Of all samples, in pixels."""
-        return min(min(size) for size in self.sizes)
+        """Of all samples, in pixels, before the crop of their middle."""
+        return min(min(size) for split in SPLITS for size in self._sizes(split))
+
+    @cached_property
+    def crop(self) -> int | None:
+        """The crop of the middle that makes all samples equally large squares; None if they are.
+
+        Of the splits of which not every crop is a sample.
+        """
+        whole = [split for split in SPLITS if split not in self.config.all_crops]
+        sizes = {size for split in whole for size in self._sizes(split)}
+        smallest = min((min(size) for size in sizes), default=None)
+        if smallest is None:
+            return None
+        side = min(self.config.crop_size or smallest, smallest)
+        return None if sizes == {(side, side)} else side
 
     @property
-    def crop(self) -> int | None:
-        """The crop that makes all samples equally large squares; None if they are."""
-        side = min(self.config.crop_size or self.smallest_side, self.smallest_side)
-        return None if self.sizes == {(side, side)} else side
+    def crops_fit(self) -> bool:
+        """No window is smaller than the crops of its split."""
+        return all(
+            min(size) >= grid.size
+            for split, grid in self.config.all_crops.items()
+            for size in self._windows[split]
+        )
 
     @property
     def most_timesteps(self) -> int:
@@ -152,16 +179,17 @@ def write_copy_files(store: DatasetStore, files: ConfigFiles, samples: Samples) 
     """
     layout, config = store.layout, samples.config
     write_json(layout.path / "config.json", rslearn_config(config))
-    content = copy_model(config, samples.modalities, samples.crop)
+    content = copy_model(config, samples.modalities, samples.crop, samples.crops_fit)
     text = yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=100)
     write_bytes(layout.path / "model.yaml", (_HEADER + text).encode())
     names = ["config.json", "model.yaml"]
-    for name, original in (
-        ("model.original.yaml", files.model_yaml),
-        ("olmoearth_run.yaml", files.run_yaml),
+    for name, own, original in (
+        ("model.original.yaml", "model.yaml", files.model_yaml),
+        ("olmoearth_run.yaml", "olmoearth_run.yaml", files.run_yaml),
     ):
         if original is not None:
-            write_bytes(layout.path / name, original.encode())
+            allowed = files.permissions.get(own, 0o666)
+            write_bytes(layout.path / name, original.encode(), allowed)
             names.append(name)
     inputs = copy_inputs(config, samples.modalities)
     places = places_in_splits(samples.index, samples.splits)

@@ -11,10 +11,11 @@ import pyarrow as pa
 from eval_ingest.copying.places import Key, Place, places_in_splits
 from eval_ingest.copying.worker import ToPlace, TransferTask
 from eval_ingest.core.columns import numbers
+from eval_ingest.core.crops import corners
 from eval_ingest.core.entry import SPLIT_INDEX_VERSION, CopyResult, Shard, SplitFile
 from eval_ingest.core.fingerprint import fingerprint
 from eval_ingest.core.index import WindowIndex
-from eval_ingest.core.resolved import ResolvedConfig
+from eval_ingest.core.resolved import CropGrid, ResolvedConfig
 from eval_ingest.core.spec import SPLITS
 from eval_ingest.core.splits import SplitAssignment
 from eval_ingest.engine import executor, map_ordered
@@ -26,7 +27,7 @@ from eval_ingest.store.room import window_bytes
 from eval_ingest.store.roots.base import DatasetStore, Windows
 from eval_ingest.store.seal import unless_damaged
 from eval_ingest.store.shards import ShardWriter, plan_arrays, read_shard, shard_names
-from eval_ingest.store.split_index import TARGET, timestamps_column, write_split_index
+from eval_ingest.store.split_index import TARGET, Crops, timestamps_column, write_split_index
 
 _TASK_WINDOWS = 16
 _UNPACKED = ""
@@ -247,8 +248,13 @@ def _write_split_indexes(
         # With the shards: packed anew, the same windows may lie elsewhere.
         short = fingerprint(SPLIT_INDEX_VERSION, stage_fingerprint, split, used)
         path = layout.split_index(split, short)
-        write_split_index(path, [m.name for m in config.modalities], columns, _UNPACKED in lookup)
-        files[split] = SplitFile(count=len(rows), index=str(path.relative_to(layout.path)))
+        crops = _crops(config, config.all_crops.get(split), index, [place.row for place in rows])
+        write_split_index(path, [m.name for m in config.modalities], columns, crops)
+        files[split] = SplitFile(
+            count=len(rows) if crops is None else len(crops.window),
+            windows=len(rows),
+            index=str(path.relative_to(layout.path)),
+        )
     return CopyResult(
         fingerprint=stage_fingerprint,
         mode=job.spec.copy_mode,
@@ -258,6 +264,28 @@ def _write_split_indexes(
         n_bytes=0,
         packed_bytes=packed_bytes,
     )
+
+
+def _crops(
+    config: ResolvedConfig, grid: CropGrid | None, index: WindowIndex, rows: Sequence[int]
+) -> Crops | None:
+    """Every crop of the windows in these rows of the index; None where there are none."""
+    if grid is None:
+        return None
+    before = [other for other in config.cuts[: config.cuts.index(grid)] if other is not None]
+    heights, widths = (numbers(index.table[name])[rows].tolist() for name in ("height", "width"))
+    sizes = list(zip(heights, widths, strict=True))
+    by_size = {size: corners(*size, grid) for size in set(sizes)}
+    crops = Crops([], [], None if config.task.kind.per_pixel else [])
+    for number, (row, size) in enumerate(zip(rows, sizes, strict=True)):
+        here = by_size[size]
+        crops.window.extend([number] * len(here))
+        crops.corners.extend(here)
+        if crops.targets is not None:
+            first = sum(len(corners(*size, other)) for other in before)
+            targets = index.table["label.crop_targets"][row].as_py()
+            crops.targets.extend(targets[first : first + len(here)])
+    return crops
 
 
 def _columns(

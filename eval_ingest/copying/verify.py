@@ -80,7 +80,7 @@ def _copied(
     except IntegrityError as error:
         return {}, [error.what]
     windows = Manifest(store.layout).windows
-    wanted = sum(found.count for found in metadata.splits.values())
+    wanted = sum(found.n_windows for found in metadata.splits.values())
     if metadata.spec.copy_mode == "windows" and len(windows) != wanted:
         return windows, [f"{len(windows)} windows are copied, {wanted} are in the splits"]
     return windows, []

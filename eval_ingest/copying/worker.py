@@ -46,7 +46,12 @@ class TransferTask:
             if copy:
                 window = place.group, place.name
                 contents = [
-                    Content(file.path, partial(source.read, *window, file), ours)
+                    Content(
+                        file.path,
+                        partial(source.read, *window, file),
+                        ours,
+                        reader.permissions(*window, file),
+                    )
                     for file in files.files
                     for ours in [reader.ours(*window, file)]
                 ]
@@ -72,6 +77,9 @@ class _ReadOnce:
 
     def ours(self, group: str, name: str, file: SourceFile) -> tuple[str, int] | None:
         return self._reader.ours(group, name, file)
+
+    def permissions(self, group: str, name: str, file: SourceFile) -> int:
+        return self._reader.permissions(group, name, file)
 
     def keep(self) -> None:
         self._reader.keep()

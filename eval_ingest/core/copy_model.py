@@ -31,25 +31,45 @@ _TARGET_IMAGES = {
 
 
 def copy_model(
-    config: ResolvedConfig, modalities: Iterable[str], crop: int | None
+    config: ResolvedConfig, modalities: Iterable[str], crop: int | None, crops_fit: bool = True
 ) -> dict[str, Any]:
     """The content of model.yaml, of which `data` is all there is.
 
     Args:
         config: the dataset.
         modalities: names of those that are read; each window must have them.
-        crop: side of the square in the middle that is read, in pixels; None: all.
+        crop: side of the square in the middle that is read, in pixels; None: all. In splits of
+            which every crop is a sample, these are read.
+        crops_fit: no window is smaller than the crops of its split.
     """
     chosen = [config.modality(name) for name in modalities]
     inputs = copy_inputs(config, modalities)
     data: dict[str, Any] = {"path": ".", "inputs": inputs, "task": _task(config)}
-    transforms = [step for modality in chosen for step in _modality_steps(config, modality)]
-    transforms += _pads(config, chosen, crop)
-    if transforms:
-        data["default_config"] = {"transforms": transforms}
+    if config.all_crops:
+        # Read crop by crop, unless what lies beyond a window or the label of a part is asked for:
+        # only windows that are held in memory give these as rslearn's training has them.
+        by_crop = crops_fit and config.task.kind.per_pixel
+        data["use_map_all_crops_dataset" if by_crop else "use_in_memory_dataset"] = True
+    joined = [step for modality in chosen for step in _modality_steps(config, modality)]
+    steps = {
+        split: joined + _pads(config, chosen, crop, config.all_crops.get(split) is None)
+        for split in SPLITS
+    }
+    alike = all(found == steps["train"] for found in steps.values())
+    if alike and steps["train"]:
+        data["default_config"] = {"transforms": steps["train"]}
     for split in SPLITS:
-        data[f"{split}_config"] = {"tags": split_tags(split)}
+        data[f"{split}_config"] = {"tags": split_tags(split), **_crops(config, split)}
+        if not alike:
+            data[f"{split}_config"]["transforms"] = steps[split]
     return {"data": _class("rslearn.train.data_module.RslearnDataModule", **data)}
+
+
+def _crops(config: ResolvedConfig, split: str) -> dict[str, Any]:
+    grid = config.all_crops.get(split)
+    if grid is None:
+        return {}
+    return {"load_all_crops": True, "crop_size": grid.size, "overlap_pixels": grid.overlap}
 
 
 def split_tags(split: str) -> dict[str, str]:
@@ -165,9 +185,12 @@ def _with_stand_ins(modality: ModalityInput, sources: Mapping[str, str]) -> list
 
 
 def _pads(
-    config: ResolvedConfig, modalities: list[ModalityInput], crop: int | None
+    config: ResolvedConfig, modalities: list[ModalityInput], crop: int | None, cropped: bool
 ) -> list[dict[str, Any]]:
-    """The dataset's own Pad, then the crop: rslearn's Pad cuts what is larger than its size."""
+    """The dataset's own Pad, and the crop: rslearn's Pad cuts what is larger than its size.
+
+    In the order in which `core.crops.Cut` takes them; without the crop where `cropped` is false.
+    """
     by_pad: dict[Pad, list[str]] = {}
     for modality in modalities:
         if modality.pad is not None:
@@ -176,8 +199,13 @@ def _pads(
     if config.label.pad is not None:
         by_pad.setdefault(config.label.pad, []).extend(targets)
     steps = [_pad(pad, selectors) for pad, selectors in by_pad.items()]
+    if not cropped:
+        return steps
+    images = [*(modality.name for modality in modalities), *targets]
+    side = config.crop_size
+    if by_pad and side is not None and max(pad.size for pad in by_pad) < side:
+        return [_pad(Pad(size=side, center=True), images), *steps]
     if crop is not None:
-        images = [*(modality.name for modality in modalities), *targets]
         steps.append(_pad(Pad(size=crop, center=True), images))
     return steps
 

@@ -57,8 +57,16 @@ class SplitFile(_Model):
     """A split and its index."""
 
     count: int
+    """Samples."""
+    windows: int | None = None
+    """Windows that they are of; None: a sample each."""
     index: Annotated[str, Field(pattern=r"\A(train|val|test)/index\.[0-9a-f]+\.parquet\z")]
     """Relative to the dataset's folder."""
+
+    @property
+    def n_windows(self) -> int:
+        """Windows that the samples are of."""
+        return self.count if self.windows is None else self.windows
 
 
 class CopyResult(_Model):

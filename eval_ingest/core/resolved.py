@@ -61,6 +61,16 @@ class BandSet(_Frozen):
         """Stored as rslearn's GeotiffRasterFormat."""
         return self.format.name == "geotiff"
 
+    @property
+    def numpy(self) -> bool:
+        """Stored as rslearn's NumpyRasterFormat."""
+        return self.format.name == "numpy"
+
+    @property
+    def decoded(self) -> bool:
+        """False: in a format that is read through rslearn."""
+        return self.geotiff or self.numpy
+
     @model_validator(mode="before")
     @classmethod
     def _old(cls, value: Any) -> Any:
@@ -234,6 +244,16 @@ class ResolvedConfig(_Frozen):
     def cut_of(self, split: str) -> int:
         """Which of `cuts` a split's samples are; that of train for windows in no split."""
         return self.cuts.index(self.all_crops.get(split)) if split in SPLITS else 0
+
+    @property
+    def packs_layers(self) -> bool:
+        """True if one raster holds all item groups of a layer: rslearn's PerLayerStorage."""
+        return self.data_storage == "per_layer"
+
+    @property
+    def fills_crops(self) -> bool:
+        """True if a window that is smaller than the crop is filled up to a sample's size."""
+        return bool(self.all_crops) or any(m.pad is not None for m in self.modalities)
 
     @property
     def layer_names(self) -> frozenset[str]:

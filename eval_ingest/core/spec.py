@@ -213,8 +213,9 @@ def _first_problems(error: ValidationError, model: type[BaseModel]) -> str:
         if problem["type"] == "extra_forbidden":
             import difflib
 
-            inner = {"splits": SplitPolicy, "eval": EvalSettings}.get(str(problem["loc"][0]))
-            fields = (inner if inner and len(problem["loc"]) > 1 else model).model_fields
+            inner: dict[str, type[BaseModel]] = {"splits": SplitPolicy, "eval": EvalSettings}
+            of = model if len(problem["loc"]) == 1 else inner.get(str(problem["loc"][0]), model)
+            fields = of.model_fields
             near = difflib.get_close_matches(str(problem["loc"][-1]), fields, n=1)
             hint = f"; did you mean {near[0]}?" if near else ""
             texts.append(f"unknown field {field!r}{hint}")

@@ -16,15 +16,15 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from eval_ingest.core.columns import encoded
+from eval_ingest.core.columns import encoded, numbers
+from eval_ingest.core.crops import count_samples, cuts_of
 from eval_ingest.core.footprints import Footprints, connected, equal_area
 from eval_ingest.core.index import WindowIndex
 from eval_ingest.core.resolved import ResolvedConfig, SplitSelector
 from eval_ingest.core.spec import SPLITS, DatasetSpec, SplitPolicy
-from eval_ingest.core.task import Task
 from eval_ingest.errors import SplitError
 
-SPLITS_VERSION = 3
+SPLITS_VERSION = 4
 
 NONE = "none"
 """The split of windows that are in none: invalid, not selected, or left out."""
@@ -118,7 +118,7 @@ def assign_splits(
                 else f"check splits.ratios {spec.splits.ratios} and the dataset's split tags"
             )
         )
-    report = split_report(index, assignment, config.task, strategy)
+    report = split_report(index, assignment, config, strategy)
     return SplitAssignment(assignment.table, fingerprint, report)
 
 
@@ -460,27 +460,37 @@ def _limit(
 
 
 def split_report(
-    index: WindowIndex, assignment: SplitAssignment, task: Task, strategy: str
+    index: WindowIndex, assignment: SplitAssignment, config: ResolvedConfig, strategy: str
 ) -> dict[str, Any]:
     """Counts per split, class shares per split, their distance from train, missing classes.
 
+    `counts` are windows, `samples` what EvalDataset gives of them, `labelled_samples` those of
+    them that have a label. Classes and targets are counted in samples.
+
     The distance is the total variation, half the sum of absolute differences: 0 equal, 1 disjoint.
     """
-    splits = assignment.splits
+    splits, task = assignment.splits, config.task
+    cuts = cuts_of(config, splits)
+    samples = count_samples(
+        config, splits, *(numbers(index.table[name], 0) for name in ("height", "width"))
+    )
+    labelled = index.labelled_samples(cuts)
     report: dict[str, Any] = {
         "strategy": strategy,
         "counts": assignment.counts(),
+        "samples": {split: int(samples[splits == split].sum()) for split in SPLITS},
+        "labelled_samples": {split: int(labelled[splits == split].sum()) for split in SPLITS},
         "left_out": _count_reasons(assignment),
     }
     if task.kind.has_classes:
-        counts = index.class_counts(task.num_classes)
+        counts = index.class_counts(task.num_classes, cuts)
         totals = {split: counts[splits == split].sum(axis=0) for split in SPLITS}
-        labelled = sum(totals.values()) > 0
+        known = sum(totals.values()) > 0
         report["class_counts"] = {split: total.tolist() for split, total in totals.items()}
         report["classes_missing"] = {
             split: [
                 task.classes[c].name
-                for c in np.flatnonzero(labelled & (total == 0) & (splits == split).any())
+                for c in np.flatnonzero(known & (total == 0) & (splits == split).any())
             ]
             for split, total in totals.items()
         }
@@ -491,7 +501,7 @@ def split_report(
             if totals[split].sum()
         }
     else:
-        moments = index.label_moments()
+        moments = index.label_moments(cuts)
         report["target"] = {}
         for split in SPLITS:
             rows = moments[splits == split]

@@ -37,9 +37,15 @@ def _window(dataset: Any, group: str, name: str) -> Any:
 
 
 def read_features(
-    url: str, config: str, group: str, name: str, layer: str, item_group: int
+    url: str,
+    config: str,
+    group: str,
+    name: str,
+    layer: str,
+    item_group: int,
+    bounds: tuple[int, int, int, int],
 ) -> tuple[None, list[dict[str, Any]]]:
-    """Properties of the features that intersect the window, in file order.
+    """Properties of the features that intersect the bounds in pixels, in file order.
 
     Args:
         url: the dataset.
@@ -48,11 +54,12 @@ def read_features(
         name: the window.
         layer: the layer.
         item_group: which of its item groups.
+        bounds: within the window.
     """
     dataset = _dataset(url, config)
     vector_format = dataset.layers[layer].instantiate_vector_format()
     window = _window(dataset, group, name)
-    features = window.data.read_vector(layer, vector_format, group_idx=item_group)
+    features = window.data.read_vector(layer, vector_format, bounds=bounds, group_idx=item_group)
     return None, [dict(feature.properties or {}) for feature in features]
 
 
@@ -61,7 +68,7 @@ def read_raster(
 ) -> tuple[NDArray[Any], list[tuple[datetime, datetime]] | None]:
     """(H, W, T, C) of the bands in their order on the window's grid, and the intervals.
 
-    Args: as of `read_features`, and the bands.
+    Args: as of `read_features`, without the bounds, and the bands.
 
     Raises:
         RasterProblem: no band set has one of the bands.

@@ -6,13 +6,15 @@ The values are those of rslearn's ModelDataset; only the order of axes and of ba
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from eval_ingest.core.copy_config import rslearn_config
+from eval_ingest.core.crops import corners
 from eval_ingest.core.resolved import (
+    BandSet,
     LabelInput,
     Layer,
     ModalityInput,
@@ -46,15 +48,18 @@ from eval_ingest.decoding.metadata import (
     parse_items,
     parse_metadata,
 )
-from eval_ingest.decoding.padding import apply_pad, padded_target, sample_size
+from eval_ingest.decoding.numpy_raster import NumpySidecar, decode_numpy
 from eval_ingest.decoding.problems import RasterProblem, Unreadable
 from eval_ingest.decoding.rasters import (
+    GROUP_COUNTS,
     StoredRaster,
     assemble,
     choose_reads,
     is_all,
+    parse_group_counts,
     parse_sidecar,
     plan_reads,
+    steps_of_group,
 )
 from eval_ingest.decoding.targets import raster_target, vector_target
 from eval_ingest.sources.base import WindowFiles, WindowReader
@@ -71,7 +76,7 @@ class ModalitySample:
     """A window's pixels of one modality."""
 
     pixels: NDArray[Any]
-    """(H, W, T, C) in the stored type, bands in the modality's order, before padding."""
+    """(H, W, T, C) in the stored type, bands in the modality's order."""
     timestamps: list[Interval] | None
     """Start and end per timestep; None if the rasters don't say."""
 
@@ -87,6 +92,8 @@ class WindowSample:
     modalities: dict[str, ModalitySample] = field(default_factory=dict)
     target: NDArray[Any] | None = None
     """(H, W) or scalar; int64 class ids with -1 invalid, or float32 with NaN invalid."""
+    crop_targets: list[float] = field(default_factory=list)
+    """Where the target is one of a window and its crops are samples: of each crop, grid by grid."""
     problems: list[Problem] = field(default_factory=list)
 
 
@@ -149,17 +156,29 @@ def _read_window(
             sample.problems.append(stop.problem)
     try:
         sample.target = reader.target(grid)
+        if not config.task.kind.per_pixel:
+            sample.crop_targets = reader.crop_targets(grid)
         sample.problems += _judge_target(config.task, sample.target)
         if not sample.problems:
             check_unread(files, reader.done, reader.read)
     except Unreadable as stop:
         sample.problems.append(stop.problem)
     crop = config.crop_size
-    height, width = sample_size(config, sample.metadata.height, sample.metadata.width)
-    if crop is not None and min(height, width) < crop:
+    height, width = sample.metadata.height, sample.metadata.width
+    if crop is not None and not config.fills_crops and min(height, width) < crop:
         detail = f"{height} x {width} pixels, the crop is {crop}; set crop_size (--crop-size)"
         sample.problems.append(Problem("smaller_than_crop", detail))
     return sample
+
+
+class _RasterFile(NamedTuple):
+    """What a raster's file holds."""
+
+    pixels: NDArray[Any]
+    """(H, W, T, C) in the stored type."""
+    times: list[Interval] | None
+    nodata: float | None
+    """As it declares itself."""
 
 
 @dataclass
@@ -174,6 +193,8 @@ class _WindowReader:
     """By layer, its item groups as items.json has them."""
     has_data: bool = False
     """Some raster of the modality holds more than the nodata value that it declares."""
+    packed: dict[str, tuple["_RasterFile", list[int]]] = field(default_factory=dict)
+    """By folder, rasters that hold several item groups, and the timesteps of each of these."""
 
     def read(self, path: str) -> bytes:
         """A file's bytes, if it isn't larger than such a file may be."""
@@ -228,17 +249,13 @@ class _WindowReader:
         self, layer: Layer, item_group: int, bands: tuple[str, ...], grid: Grid
     ) -> tuple["StoredRaster", list[Interval | None]]:
         """Pixels of the bands, and the timesteps' intervals."""
-        if self.config.data_storage != "per_item_group" or not all(
-            b.geotiff for b in layer.band_sets
-        ):
+        if not all(band_set.decoded for band_set in layer.band_sets):
             return self._through_rslearn(layer, item_group, bands, grid)
-        folder = f"layers/{layer.name}.{item_group}" if item_group else f"layers/{layer.name}"
         result: NDArray[Any] | None = None
         stamps: list[Interval | None] = []
         reads, lacking = plan_reads(layer.band_sets, bands)
         for band_set, sources, places in reads:
-            base = f"{folder}/{band_set_dirname(band_set.bands)}"
-            pixels, times = self._geotiff(base, len(band_set.bands), band_set.dtype, grid)
+            pixels, times = self._band_set(layer.name, item_group, band_set, grid)
             if len(sources) == len(bands):
                 stamps = self._or_items(times, layer.name, item_group, pixels)
                 return StoredRaster(pixels, sources), stamps
@@ -247,7 +264,9 @@ class _WindowReader:
                 stamps = self._or_items(times, layer.name, item_group, pixels)
             elif result.shape[:3] != pixels.shape[:3]:
                 raise Unreadable(
-                    "raster_bands", f"{base}: other timesteps than the other band sets"
+                    "raster_bands",
+                    f"{layer.name}, {' '.join(band_set.bands)}: other timesteps than the other "
+                    "band sets",
                 )
             result = result.astype(np.promote_types(result.dtype, pixels.dtype), copy=False)
             result[..., list(places)] = pixels[..., list(sources)]
@@ -255,41 +274,87 @@ class _WindowReader:
             raise Unreadable("raster_bands", f"{layer.name} lacks {', '.join(lacking)}")
         return StoredRaster(result, tuple(range(len(bands)))), stamps
 
-    def _geotiff(
-        self, base: str, n_bands: int, dtype: str, grid: Grid
+    def _band_set(
+        self, layer: str, item_group: int, band_set: BandSet, grid: Grid
     ) -> tuple[NDArray[Any], list[Interval] | None]:
-        """(H, W, T, C) of one band set's file and its sidecar's intervals."""
-        path = f"{base}/geotiff.tif"
+        """(H, W, T, C) of one band set's item group, and the timesteps' intervals."""
+        packed = self.config.packs_layers
+        folder = f"layers/{layer}.{item_group}" if item_group and not packed else f"layers/{layer}"
+        base = f"{folder}/{band_set_dirname(band_set.bands)}"
+        if not packed:
+            raster = self._file(base, band_set, grid)
+            self.has_data = self.has_data or not is_all(raster.pixels, raster.nodata)
+            return raster.pixels, raster.times
+        if base not in self.packed:  # one read a layer, whatever is taken of it
+            counts = parse_group_counts(self._present(f"{base}/{GROUP_COUNTS}"), base)
+            self.packed[base] = self._file(base, band_set, grid), counts
+        raster, counts = self.packed[base]
+        steps = steps_of_group(counts, item_group, raster.pixels.shape[2], base)
+        times = None if raster.times is None else raster.times[steps]
+        pixels = raster.pixels[:, :, steps]
+        self.has_data = self.has_data or not (pixels.size and is_all(pixels, raster.nodata))
+        return pixels, times
+
+    def _present(self, path: str) -> bytes:
         if path not in self.files.by_path:
             raise Unreadable("raster_missing", f"{path} is not there")
+        return self.read(path)
+
+    def _file(self, base: str, band_set: BandSet, grid: Grid) -> "_RasterFile":
+        """What a band set's folder holds, on the window's grid."""
+        path = f"{base}/data.npy" if band_set.numpy else f"{base}/geotiff.tif"
+        data = self._present(path)
+        try:
+            raster = self._numpy(base, data, grid) if band_set.numpy else (
+                self._geotiff(base, data, len(band_set.bands), grid)
+            )  # fmt: skip
+        except RasterProblem as problem:
+            raise Unreadable(problem.code, f"{path}: {problem.detail}") from problem
+        self.budget.spend(raster.pixels.nbytes, path)
+        timesteps, channels = raster.pixels.shape[2:]
+        if raster.times is not None and len(raster.times) != timesteps:
+            raise Unreadable(
+                "raster_bands", f"{base}: {len(raster.times)} timestamps for {timesteps} timesteps"
+            )
+        if channels != len(band_set.bands):
+            raise Unreadable(
+                "raster_bands",
+                f"{path} has {channels} x {timesteps} bands x timesteps, config.json says "
+                f"{len(band_set.bands)} bands",
+            )
+        found = raster.pixels.dtype.name
+        if found != band_set.dtype:
+            detail = f"{path} is {found}, config.json says {band_set.dtype}"
+            raise Unreadable("raster_dtype", detail)
+        return raster
+
+    def _numpy(self, base: str, data: bytes, grid: Grid) -> "_RasterFile":
+        path = f"{base}/metadata.json"
+        text = self._present(path)
+        check_crs_of(parse_json(text, path, "raster_unreadable"), path)
+        sidecar = NumpySidecar.parse(text)
+        pixels = decode_numpy(data, sidecar, grid, self.budget.left)
+        return _RasterFile(pixels, sidecar.intervals, sidecar.nodata_value)
+
+    def _geotiff(self, base: str, data: bytes, n_bands: int, grid: Grid) -> "_RasterFile":
         channels: int | None = None
         timesteps, times = 1, None
         sidecar = f"{base}/metadata.json"
         if sidecar in self.files.by_path:
             channels, timesteps, times = parse_sidecar(self.read(sidecar), sidecar)
-        if times is not None and len(times) != timesteps:
-            raise Unreadable(
-                "raster_bands", f"{sidecar}: {len(times)} timestamps for {timesteps} timesteps"
-            )
-        try:
-            pixels, header = decode_geotiff(self.read(path), grid, self.budget.left)
-        except RasterProblem as problem:
-            raise Unreadable(problem.code, f"{path}: {problem.detail}") from problem
-        self.budget.spend(pixels.nbytes, path)
-        channels = channels or pixels.shape[2]
-        if channels != n_bands or pixels.shape[2] != channels * timesteps:
-            raise Unreadable(
+        pixels, header = decode_geotiff(data, grid, self.budget.left)
+        height, width, stored = pixels.shape
+        channels = channels or stored
+        if channels != n_bands or stored != channels * timesteps:
+            raise RasterProblem(
                 "raster_bands",
-                f"{path} has {pixels.shape[2]} bands, config.json and sidecar say "
-                f"{n_bands} x {timesteps} timesteps",
+                f"it has {stored} bands, config.json and sidecar say {n_bands} x {timesteps} "
+                "timesteps",
             )
-        if header.dtype != dtype:
-            raise Unreadable("raster_dtype", f"{path} is {header.dtype}, config.json says {dtype}")
-        self.has_data = self.has_data or not is_all(pixels, header.nodata)
-        height, width = pixels.shape[:2]
         if timesteps == 1:
-            return pixels[:, :, None, :], times
-        return pixels.reshape(height, width, channels, timesteps).swapaxes(2, 3), times
+            return _RasterFile(pixels[:, :, None, :], times, header.nodata)
+        pixels = pixels.reshape(height, width, channels, timesteps).swapaxes(2, 3)
+        return _RasterFile(pixels, times, header.nodata)
 
     def _or_items(
         self, times: list[Interval] | None, layer: str, item_group: int, pixels: NDArray[Any]
@@ -363,12 +428,33 @@ class _WindowReader:
             raise Unreadable("label_missing", "no label layer is completed")
         if task.kind.per_pixel:
             return self._raster_target(label, chosen, task, grid)
-        features = [
+        return vector_target(self._all_features(chosen, grid), task)
+
+    def crop_targets(self, grid: Grid) -> list[float]:
+        """The targets of every crop, of each of the configuration's grids in turn.
+
+        A crop that no labelled feature reaches into has none: -1 or NaN.
+        """
+        chosen = choose_reads(self.files, self.config.label.part, "label")
+        found = []
+        for cut in filter(None, self.config.cuts):
+            for top, left in corners(grid.height, grid.width, cut):
+                crop = grid.part(top, left, cut.size)
+                try:
+                    target = vector_target(self._all_features(chosen, crop), self.config.task)
+                    found.append(float(target))
+                except Unreadable as stop:
+                    if stop.problem.code != "label_missing":
+                        raise
+                    found.append(IGNORE_LABEL if self.config.task.kind.has_classes else np.nan)
+        return found
+
+    def _all_features(self, chosen: list[tuple[str, int]], grid: Grid) -> list[dict[str, Any]]:
+        return [
             feature
             for layer, item_group in chosen
             for feature in self._features(layer, item_group, grid)
         ]
-        return vector_target(features, task)
 
     def _raster_target(
         self, label: LabelInput, chosen: list[tuple[str, int]], task: Task, grid: Grid
@@ -387,10 +473,10 @@ class _WindowReader:
 
     def _features(self, layer: str, item_group: int, grid: Grid) -> list[dict[str, Any]]:
         """Properties of the features that intersect the window, in file order."""
-        if self.config.data_storage != "per_item_group" or not self.config.layer(layer).geojson:
+        if not self.config.layer(layer).geojson:
             from eval_ingest.decoding.fallback import read_features
 
-            _, found = self._by_rslearn(read_features, layer, item_group)
+            _, found = self._by_rslearn(read_features, layer, item_group, grid.bounds)
             return list(found)
         from eval_ingest.decoding.features import features_within
 
@@ -414,18 +500,19 @@ def _config_text(config: ResolvedConfig) -> str:
 
 
 def sample_arrays(sample: WindowSample, config: ResolvedConfig) -> dict[str, NDArray[Any]]:
-    """A valid window's arrays as packed: per modality (H, W, T, C), and `target`; padded."""
+    """A valid window's arrays as packed: per modality (H, W, T, C), and `target`."""
     assert sample.metadata is not None and sample.target is not None, "the window isn't valid"
     arrays = {}
     for modality in config.modalities:
         found = sample.modalities.get(modality.name)
         if found is None:
             height, width = sample.metadata.height, sample.metadata.width
-            pixels = np.zeros((height, width, 0, len(modality.bands)), modality.dtype)
+            arrays[modality.name] = np.zeros(
+                (height, width, 0, len(modality.bands)), modality.dtype
+            )
         else:
-            pixels = found.pixels
-        arrays[modality.name] = apply_pad(pixels, modality.pad)
-    arrays["target"] = padded_target(sample.target, config)
+            arrays[modality.name] = found.pixels
+    arrays["target"] = sample.target
     return arrays
 
 

@@ -3,6 +3,7 @@
 How one raster is decoded is geotiff.py; what makes a window invalid is judge.py.
 """
 
+import json
 from dataclasses import dataclass
 from datetime import datetime
 from functools import lru_cache
@@ -18,7 +19,7 @@ from eval_ingest.core.resolved import (
     InputPart,
     ResolvedConfig,
 )
-from eval_ingest.decoding.metadata import Interval, aware, first_line
+from eval_ingest.decoding.metadata import MALFORMED, Interval, aware, first_line
 from eval_ingest.decoding.problems import Unreadable
 from eval_ingest.sources.base import WindowFiles
 
@@ -124,6 +125,34 @@ def parse_sidecar(data: bytes, path: str) -> tuple[int | None, int, list[Interva
     if timesteps < 1 or (channels or 1) < 1:
         raise Unreadable("raster_bands", f"{path}: {channels} channels, {timesteps} timesteps")
     return channels, timesteps, times
+
+
+GROUP_COUNTS = "window_storage_meta.json"
+"""Beside a raster that holds all item groups of a layer: how many timesteps each of them has."""
+
+
+def parse_group_counts(data: bytes, path: str) -> list[int]:
+    """The timesteps of each item group of a packed layer."""
+    try:
+        counts = json.loads(data)["group_timestep_counts"]
+        known = isinstance(counts, list) and all(type(n) is int and n >= 0 for n in counts)
+    except (*MALFORMED, RecursionError) as error:
+        raise Unreadable("raster_unreadable", f"{path}: {first_line(error)}") from error
+    if not known:
+        raise Unreadable("raster_unreadable", f"{path}: {GROUP_COUNTS} has no counts")
+    return list(counts)
+
+
+def steps_of_group(counts: list[int], item_group: int, timesteps: int, path: str) -> slice:
+    """Where a packed layer has an item group's timesteps."""
+    if sum(counts) != timesteps:
+        raise Unreadable(
+            "raster_bands", f"{path} has {timesteps} timesteps, {GROUP_COUNTS} says {sum(counts)}"
+        )
+    if item_group >= len(counts):
+        raise Unreadable("raster_missing", f"{path} has {len(counts)} item groups, no {item_group}")
+    first = sum(counts[:item_group])
+    return slice(first, first + counts[item_group])
 
 
 def assemble(stack: list[StoredRaster], dtype: np.dtype[Any]) -> NDArray[Any]:

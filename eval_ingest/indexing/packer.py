@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 from eval_ingest.core.fingerprint import fingerprint
 from eval_ingest.core.resolved import ResolvedConfig
 from eval_ingest.decoding.judge import WindowSample, sample_arrays
-from eval_ingest.decoding.padding import sample_size
 from eval_ingest.indexing.wanted import selected
 from eval_ingest.store.roots.base import DatasetStore
 from eval_ingest.store.seal import read_sealed_json, unless_damaged, write_sealed_json
@@ -212,7 +211,8 @@ def pack_rows(table: pa.Table, rows: Sequence[int], config: ResolvedConfig) -> l
             row["group"],
             row["name"],
             row["source_digest"],
-            *sample_size(config, row["height"], row["width"]),
+            row["height"],
+            row["width"],
             {name: row[column] for name, column in steps.items()},
         )
         for row in found

@@ -35,6 +35,8 @@ class ConfigFiles:
     """The folder or URL, for messages."""
     variables: Mapping[str, Mapping[str, str]] = field(default_factory=dict, repr=False)
     """By file, what `${NAME}` stands for in it; nothing where others wrote the file."""
+    permissions: Mapping[str, int] = field(default_factory=dict)
+    """By file, the mode bits that a copy of it may have; any where it isn't named."""
 
     @property
     def dataset(self) -> DatasetJson:

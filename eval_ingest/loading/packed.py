@@ -2,6 +2,7 @@
 
 import mmap
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 import numpy as np
@@ -9,13 +10,14 @@ from numpy.lib.array_utils import byte_bounds
 from numpy.typing import NDArray
 
 from eval_ingest.core.entry import Metadata, Shard
-from eval_ingest.errors import IntegrityError
+from eval_ingest.errors import IntegrityError, OutdatedError, StoreError
+from eval_ingest.store.registry import read_metadata
 from eval_ingest.store.roots.base import DatasetStore
 from eval_ingest.store.seal import again
 from eval_ingest.store.split_index import TARGET, SplitIndex
 
-Window = tuple[slice, slice]
-"""Rows and columns of a sample: its crop."""
+Part = tuple[slice, slice]
+"""The rows and columns of a window that a sample is made of."""
 
 _ATTEMPTS = 5
 
@@ -107,18 +109,16 @@ class PackedSamples:
         """
         return self._view(self._map(int(self._index.shards[row]), name).array, row, name)
 
-    def read_ahead(
-        self, rows: Sequence[int], windows: Sequence[Window], names: Sequence[str]
-    ) -> None:
+    def read_ahead(self, rows: Sequence[int], parts: Sequence[Part], names: Sequence[str]) -> None:
         """Tell the system what will be asked for soon, so that it reads all of it at once."""
         if not self.reads_in_background:
             return
-        for row, window in zip(rows, windows, strict=True):
+        for row, part in zip(rows, parts, strict=True):
             for name in names:
                 found = self._map(int(self._index.shards[row]), name)
-                part = self._view(found.array, row, name)[window]
-                if part.nbytes > mmap.PAGESIZE:
-                    found.ask_for(part)
+                wanted = self._view(found.array, row, name)[part]
+                if wanted.nbytes > mmap.PAGESIZE:
+                    found.ask_for(wanted)
 
     def _view(self, array: NDArray[Any], row: int, name: str) -> NDArray[Any]:
         shard = self._metadata.shards[int(self._index.shards[row])]
@@ -144,7 +144,7 @@ class PackedSamples:
     def _open(self, shard: Shard, name: str) -> _Map:
         """Map an array; of a remote root it is fetched first, if the cache doesn't have it."""
         for attempt in range(1, _ATTEMPTS + 1):
-            path = self._store.array(shard.name, name, shard.arrays[name])
+            path = self._path(shard, name)
             try:
                 found = np.load(path, mmap_mode="r", allow_pickle=False)
                 break
@@ -164,6 +164,34 @@ class PackedSamples:
         # As a plain array: a memmap object makes every slice of it expensive.
         return _Map(found.view(np.ndarray), cast(mmap.mmap, found.base), address)
 
-    def _unreadable(self, shard: Shard, name: str, error: Exception) -> IntegrityError:
+    def _path(self, shard: Shard, name: str) -> Path:
+        try:
+            return self._store.array(shard.name, name, shard.arrays[name])
+        except IntegrityError as error:
+            if is_replaced(self._store, self._metadata):
+                raise version_is_gone(self._metadata) from error
+            raise
+
+    def _unreadable(self, shard: Shard, name: str, error: Exception) -> StoreError:
+        if isinstance(error, FileNotFoundError) and is_replaced(self._store, self._metadata):
+            return version_is_gone(self._metadata)
         path = self._store.root.shown(self._store.layout.array(shard.name, name))
         return IntegrityError(f"the packed samples {path} can't be read ({error})", self._cure)
+
+
+def is_replaced(store: DatasetStore, metadata: Metadata) -> bool:
+    """True if another version of a dataset is published by now, or none."""
+    try:
+        now = read_metadata(store)
+    except StoreError:
+        return False
+    return now is None or now.fingerprint != metadata.fingerprint or now.shards != metadata.shards
+
+
+def version_is_gone(metadata: Metadata) -> OutdatedError:
+    """What was opened has been replaced for so long that its files were removed."""
+    return OutdatedError(
+        f"{metadata.name}: the version of {metadata.published_at} that was opened is gone: it was "
+        "ingested anew or removed since, and files of an old version are kept for an hour; open "
+        f"it again: EvalDataset({metadata.name!r}, ...)"
+    )

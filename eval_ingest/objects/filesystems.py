@@ -1,5 +1,7 @@
 """From a URL to a file system of fsspec: gs://, s3://, weka:// and whatever else fsspec knows."""
 
+import contextlib
+import importlib
 import logging
 import os
 from dataclasses import dataclass
@@ -88,6 +90,13 @@ def server_of(url: str, endpoint: str | None) -> str:
             named = endpoint or Settings.load().weka_endpoint_url
         return named or "Amazon S3"
     return "the server"
+
+
+def load_library(url: str) -> None:
+    """Import what a URL's file system needs, which may take a second, and asks nobody."""
+    module = {"gs": "gcsfs.core", "gcs": "gcsfs.core", "s3": "s3fs", "s3a": "s3fs", "weka": "s3fs"}
+    with contextlib.suppress(ImportError):  # said when it is opened
+        importlib.import_module(module.get(url.partition("://")[0], "fsspec"))
 
 
 def open_filesystem(

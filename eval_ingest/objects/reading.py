@@ -20,13 +20,16 @@ from eval_ingest.objects.backend import Backend, Conflict, Entry, Truncated, crc
 from eval_ingest.objects.connection import Connection, connect
 from eval_ingest.objects.explain import SourceWords
 from eval_ingest.objects.faults import is_answer
-from eval_ingest.objects.filesystems import refused_login, server_of
+from eval_ingest.objects.filesystems import Contact, load_library, refused_login, server_of
 from eval_ingest.objects.retry import FIRST_LOOK, Limits, Result, retrying
 from eval_ingest.redaction import redacted
 from eval_ingest.settings import Settings
 
 PATIENCE = 10
 """So many times EVAL_INGEST_ANSWER_SECONDS a run that nobody watches waits for the first answer."""
+
+LOGIN_PATIENCE = 5
+"""As often for credentials, which every machine asks its own cloud for, be it in one or not."""
 
 LOG = logging.getLogger("eval_ingest")
 
@@ -114,28 +117,37 @@ class Objects:
         Raises:
             EvalIngestError: nothing comes, or it can't be connected to at all.
         """
-        if self._connection is not None and self._connection.server.contact.answered:
-            return
-        server = server_of(self.url, self._endpoint)
+        load_library(self.url)
         seconds = Settings.load().answer_seconds
         longest = seconds * (PATIENCE if self._resumes else 1)
-        login = Call(lambda: self._open)
-        if not login.wait(longest):
-            raise self.words.silent("the server that gives credentials", longest, None)
-        login.result()
+        who = "the server that gives credentials"
+        login = self._await(Call(lambda: self._open), who, max(longest, LOGIN_PATIENCE * seconds))
+        if login is None or login.server.contact.answered:
+            return
         call = Call(lambda: self.run(self._hear(seconds)))
-        told = longest == seconds
+        server = server_of(self.url, self._endpoint)
+        self._await(call, server, longest, login.server.contact)
+
+    def _await(
+        self, call: Call[Result], server: str, longest: float, contact: Contact | None = None
+    ) -> Result | None:
+        """What a call gives; None as soon as something has come from the server.
+
+        Raises:
+            EvalIngestError: it takes longer than that, or can't be connected to.
+        """
+        seconds = Settings.load().answer_seconds
+        contact, told = contact or Contact(), longest <= seconds
         while not call.wait(0.05):
-            contact = self._open.server.contact
             if contact.answered:
-                return
+                return None
             if call.waited > longest or (contact.failure and call.waited > seconds):
                 raise self.words.silent(server, longest, contact.failure)
             if call.waited > seconds and not told:
                 told = True
                 text = f"{self.url}: {server} has not answered for {seconds} s"
                 LOG.warning("%s; it is waited for up to %d s", redacted(text), longest)
-        call.result()
+        return call.result()
 
     async def _hear(self, seconds: float) -> None:
         """Ask for something small; any answer will do, and without a way there it is tried again.

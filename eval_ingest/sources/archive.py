@@ -27,6 +27,7 @@ from filelock import FileLock
 from eval_ingest.engine import Progress, no_progress
 from eval_ingest.errors import EvalIngestError, SourceError, SourceNotFoundError, StoreError
 from eval_ingest.sources.base import (
+    ANYBODY,
     CONFIG_FILES,
     Listed,
     SourceFile,
@@ -133,6 +134,9 @@ class ArchiveSource:
                 f"unpacked: it was damaged on this disk; remove {self.unpacked} and run again"
             )
         return data
+
+    def permissions(self, group: str, name: str, file: SourceFile) -> int:
+        return ANYBODY
 
     def ours(self, group: str, name: str, file: SourceFile) -> tuple[str, int]:
         return self._path(group, name, file), int(file.version.removeprefix("crc32c:"), 16)

@@ -18,6 +18,9 @@ CONFIG_FILES = ("config.json", "dataset.json")
 ARCHIVE_ENDINGS = (".tar", ".tar.gz", ".tgz")
 
 
+ANYBODY = 0o666
+"""Permissions of files in a place that knows none."""
+
 MAX_TEXT_BYTES = 20_000_000
 """Of a configuration file; real ones have about ten thousand."""
 
@@ -127,6 +130,10 @@ class WindowReader(Protocol):
 
     def ours(self, group: str, name: str, file: SourceFile) -> tuple[str, int] | None:
         """A file that we wrote with these bytes, which may be linked to, and its CRC32C."""
+        ...
+
+    def permissions(self, group: str, name: str, file: SourceFile) -> int:
+        """Who may read and write a file, as mode bits: a copy is for no more people."""
         ...
 
     def keep(self) -> None:

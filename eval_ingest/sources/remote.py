@@ -15,6 +15,7 @@ from eval_ingest.errors import SourceError
 from eval_ingest.objects.backend import Entry
 from eval_ingest.objects.reading import Objects
 from eval_ingest.sources.base import (
+    ANYBODY,
     Listed,
     SourceFile,
     WindowFiles,
@@ -242,6 +243,9 @@ class _FetchedWindow:
             assert self._source._staged is not None
             self._contents = self._source._staged.load(self.files) or {}
             self._is_staged = bool(self._contents)
+
+    def permissions(self, group: str, name: str, file: SourceFile) -> int:
+        return ANYBODY
 
     def ours(self, group: str, name: str, file: SourceFile) -> None:
         return None

@@ -63,10 +63,15 @@ def umask() -> int:
     return mask
 
 
-def write_bytes(path: Path, data: bytes) -> None:
-    """Replace a file's content at once; readers see the old or the new, never a mix."""
+def write_bytes(path: Path, data: bytes, permissions: int = 0o666) -> None:
+    """Replace a file's content at once; readers see the old or the new, never a mix.
+
+    `permissions` are mode bits: those that the umask allows of them, and its owner's, are given.
+    """
     with written_aside(path) as temporary:
         temporary.write_bytes(data)
+        if permissions != 0o666:
+            temporary.chmod((permissions | 0o600) & ~umask())
 
 
 def write_json(path: Path, value: Any) -> None:

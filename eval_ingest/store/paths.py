@@ -24,6 +24,13 @@ from eval_ingest.core.spec import check_name
 
 RSLEARN_INDEX = ".rslearn_dataset_index"
 
+STAGE_FILES = (
+    "window_index.parquet", "split_assignment.parquet", "weka_copy.json", "copy_manifest.parquet",
+    "source_state.json",
+)  # fmt: skip
+"""Files of a dataset's folder by which it is known as ours, be it published, damaged or half
+written; folders that other tools made have none of them."""
+
 
 @dataclass(frozen=True)
 class RootLayout:

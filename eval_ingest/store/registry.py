@@ -22,7 +22,13 @@ from eval_ingest.core.entry import (
 )
 from eval_ingest.core.registry_text import Entry, RegistryText, extended
 from eval_ingest.core.spec import NAME_PATTERN
-from eval_ingest.errors import IntegrityError, NotOursError, StoreError, UnknownDatasetError
+from eval_ingest.errors import (
+    IntegrityError,
+    NewerVersionError,
+    NotOursError,
+    StoreError,
+    UnknownDatasetError,
+)
 from eval_ingest.store.locks import locked
 from eval_ingest.store.ownership import Whose, disclaim, give_back, given_back, whose
 from eval_ingest.store.paths import DatasetLayout
@@ -50,6 +56,8 @@ def _metadata_at_hand(layout: DatasetLayout) -> Metadata | None:
     if content is None:
         return None
     version = content.get("version")
+    if isinstance(version, int) and version > METADATA_VERSION:
+        raise NewerVersionError(layout.metadata, version, METADATA_VERSION)
     if version != METADATA_VERSION:
         raise IntegrityError(
             f"{layout.metadata} has version {version}, this eval_ingest reads {METADATA_VERSION}",

@@ -48,7 +48,7 @@ class PackRow:
     name: str
     source_digest: str
     height: int
-    """Of the sample, after padding."""
+    """Of the window."""
     width: int
     timesteps: dict[str, int]
     """Per modality; 0 where an optional modality is absent."""

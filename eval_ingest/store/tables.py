@@ -9,7 +9,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from eval_ingest.errors import IntegrityError, StoreError
+from eval_ingest.errors import IntegrityError, NewerVersionError, StoreError
 from eval_ingest.store.atomic import written_aside
 from eval_ingest.store.seal import UNSEALED, again, read_sealed, seal_file
 
@@ -66,13 +66,17 @@ def read_table(
 
     Raises:
         IntegrityError: it is damaged.
+        NewerVersionError: a newer eval_ingest has written it.
         StoreError: it can't be read.
     """
     with _opened(path, name) as file:
         if file is None:
             return None
         facts = _facts(file, path)
-        if (facts.get("kind"), facts.get("version")) != (kind, version):
+        found = facts.get("version")
+        if facts.get("kind") == kind and isinstance(found, int) and found > version:
+            raise NewerVersionError(path, found, version)
+        if (facts.get("kind"), found) != (kind, version):
             return None
         return file.read(use_threads=use_threads), facts
 

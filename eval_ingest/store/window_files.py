@@ -11,6 +11,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Container, Iterable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -31,6 +32,8 @@ class Content(NamedTuple):
     """Gives its bytes."""
     ours: tuple[str, int] | None = None
     """A file that we wrote with these bytes, which may be linked to, and its CRC32C."""
+    permissions: int = 0o666
+    """Mode bits of the source's file: the copy has no others."""
 
 
 Contents = Iterable[Content]
@@ -104,7 +107,7 @@ def _place(path: str, file: Content, split: str) -> tuple[int, int]:
             os.link(file.ours[0], path)
             return os.stat(path).st_size, file.ours[1]
     data = with_split(file.read(), split) if is_metadata else file.read()
-    return len(data), _write_checked(path, data)
+    return len(data), _write_checked(path, data, file.permissions)
 
 
 def _make_folders(root: str, folder: str, made: set[str]) -> None:
@@ -115,9 +118,11 @@ def _make_folders(root: str, folder: str, made: set[str]) -> None:
         made.add(folder)
 
 
-def _write_checked(path: str, data: bytes) -> int:
+def _write_checked(path: str, data: bytes, permissions: int = 0o666) -> int:
     """Write a file, read it back, and return its CRC32C."""
-    with open(path, "wb", buffering=0) as stream:
+    # Its owner can always read it: it is read back just below.
+    opener = partial(os.open, mode=permissions | 0o600)
+    with open(path, "wb", buffering=0, opener=opener) as stream:
         view = memoryview(data)
         while view:
             view = view[stream.write(view) :]
@@ -150,7 +155,7 @@ def change_split(windows: Path, copied: CopiedWindow, split: str) -> CopiedWindo
     try:
         old = path.read_bytes()
         new = with_split(old, split)
-        _write_checked(str(aside), new)
+        _write_checked(str(aside), new, path.stat().st_mode & 0o666)
         os.replace(aside, path)
     except OSError as error:
         raise store_error(path, "rewriting", error) from error

@@ -2,13 +2,15 @@
 
     {cache}/embeddings/{key}/features.f32      float32 (R, D), one row per patch or per window
                              target.npy        (R, Q): the labels of a row, Q = patch_size^2 or 1
-                             places.npy        (N, 2): first row and number of rows per window
+                             places.npy        (N, 2): first row and number of rows per sample
+                             windows.npy       (N,): the number of each sample's window
                              embeddings.json   shapes and provenance; written last
 
 The key is a fingerprint of encoder, dataset, split, normalisation, bands and patch size. The
 folder may be deleted at any time.
 """
 
+import itertools
 import os
 import time
 from collections.abc import Iterable, Iterator
@@ -27,7 +29,7 @@ from eval_ingest.loading import EvalDataset
 from eval_ingest.store.atomic import read_json, write_json, written_aside
 from eval_ingest.sweep.encoders.base import Embeddings, Encoder
 
-VERSION = 1
+VERSION = 2
 
 _BATCH_BYTES = 48 << 20
 """Batches are made of about this many bytes of pixels."""
@@ -43,9 +45,11 @@ class Embedded:
     target: NDArray[Any]
     """(R, Q): int16 with -1 for no label, or float32 with NaN."""
     places: NDArray[np.int64]
-    """(N, 2): the first row of a window and how many rows it has."""
+    """(N, 2): the first row of a sample and how many rows it has."""
     seconds: float
     """What making it took."""
+    windows: NDArray[np.int64] | None = None
+    """(N,) the number of each sample's window; None: each is of its own."""
 
     def __len__(self) -> int:
         return len(self.places)
@@ -125,6 +129,7 @@ def _read(folder: Path) -> Embedded | None:
             np.load(folder / "target.npy", allow_pickle=False),
             np.load(folder / "places.npy", allow_pickle=False),
             float(facts["seconds"]),
+            np.load(folder / "windows.npy", allow_pickle=False),
         )
     except (OSError, ValueError):
         return None  # damaged or half deleted: made anew
@@ -144,7 +149,8 @@ def _write(folder: Path, dataset: EvalDataset, encoder: Encoder, progress: Progr
             width = batch.features.shape[1]
             stream.write(batch.features.data)
             targets.append(batch.labels)
-    for name, array in (("target", np.concatenate(targets)), ("places", places)):
+    arrays = {"target": np.concatenate(targets), "places": places}
+    for name, array in (*arrays.items(), ("windows", _window_numbers(dataset))):
         with written_aside(folder / f"{name}.npy") as temporary, open(temporary, "wb") as stream:
             np.save(stream, array, allow_pickle=False)
     facts = {
@@ -198,7 +204,7 @@ def embedded_batches(
             than it should.
     """
     what = f"{encoder.name} on {dataset.name} {dataset.split}"
-    place_of = {dataset.window(i): i for i in range(len(dataset))}
+    place_of = {dataset.key(i): i for i in range(len(dataset))}
     size = batch_size or _batch_size(dataset)
     width = done = 0
     for batch in dataset.batches(size, bucket=True, shard=shard):
@@ -210,15 +216,17 @@ def embedded_batches(
                 f"then of {features.shape[1]}; they must all be as long"
             )
         width = features.shape[1]
-        indices = np.array([place_of[window] for window in batch["window"]])
+        corners = batch.get("crop") or itertools.repeat(None)
+        keys = zip(batch["window"], corners, strict=False)
+        indices = np.array([place_of[key] for key in keys])
         yield EmbeddedBatch(indices, features, labels)
         done += len(indices)
         progress(what, done, len(dataset))
 
 
-def joined(batches: Iterable[EmbeddedBatch], windows: int, seconds: float) -> Embedded:
+def joined(batches: Iterable[EmbeddedBatch], dataset: EvalDataset, seconds: float) -> Embedded:
     """All batches of a split in memory."""
-    places = np.zeros((windows, 2), np.int64)
+    places = np.zeros((len(dataset), 2), np.int64)
     found, rows = list(batches), 0
     if not found:  # of a rank that hands its embeddings to another
         return Embedded(np.zeros((0, 0), np.float32), np.zeros((0, 1)), places, seconds)
@@ -229,7 +237,15 @@ def joined(batches: Iterable[EmbeddedBatch], windows: int, seconds: float) -> Em
         np.concatenate([batch.labels for batch in found]),
         places,
         seconds,
+        _window_numbers(dataset),
     )
+
+
+def _window_numbers(dataset: EvalDataset) -> NDArray[np.int64]:
+    """(N,) a number for each sample, the same for all samples of a window."""
+    numbers: dict[str, int] = {}
+    windows = map(dataset.window, range(len(dataset)))
+    return np.array([numbers.setdefault(window, len(numbers)) for window in windows], np.int64)
 
 
 def _batch_size(dataset: EvalDataset) -> int:

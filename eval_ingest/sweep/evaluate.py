@@ -228,7 +228,7 @@ class _Run:
             )
 
         batches = self.ranks.interleaved(share)
-        return joined(batches, len(dataset), time.monotonic() - started)
+        return joined(batches, dataset, time.monotonic() - started)
 
 
 def _encoder(model: Any, adapter: Adapter | None, plan: SweepPlan, device: torch.device) -> Encoder:

@@ -58,33 +58,46 @@ class Rows:
     target: torch.Tensor
     """(R, Q): long with -1, or float32 with NaN."""
     first: torch.Tensor
-    """(N,) long: the first row of a window."""
+    """(N,) long: the first row of a sample."""
     count: torch.Tensor
-    """(N,) long: rows of a window."""
+    """(N,) long: rows of a sample."""
+    window: torch.Tensor | None = None
+    """(N,) long: equal where samples are of one window; None: each is of its own."""
 
     @classmethod
-    def of(cls, split: Embedded, windows: NDArray[np.int64] | None = None) -> "Rows":
-        """The rows of these windows, or of all."""
+    def of(cls, split: Embedded, samples: NDArray[np.int64] | None = None) -> "Rows":
+        """The rows of these samples, or of all."""
         places = torch.from_numpy(split.places)
-        if windows is not None:
-            places = places[torch.from_numpy(windows)]
+        numbers = None if split.windows is None else torch.from_numpy(split.windows)
+        if samples is not None:
+            places = places[torch.from_numpy(samples)]
+            numbers = None if numbers is None else numbers[torch.from_numpy(samples)]
         features, target = torch.from_numpy(split.features), torch.from_numpy(split.target)
         rows = _expand(places[:, 0], places[:, 1])
         if len(rows) != len(features) or not bool((rows == torch.arange(len(rows))).all()):
             features, target = features[rows], target[rows]
         target = target if target.is_floating_point() else target.long()
-        return cls(features, target, places[:, 1].cumsum(0) - places[:, 1], places[:, 1])
+        first = places[:, 1].cumsum(0) - places[:, 1]
+        return cls(features, target, first, places[:, 1], numbers)
 
     def __len__(self) -> int:
         return len(self.first)
 
     @property
-    def windows(self) -> NDArray[np.int64]:
-        """(R,) the window of each row."""
+    def samples(self) -> NDArray[np.int64]:
+        """(R,) the sample of each row."""
         return np.repeat(np.arange(len(self)), self.count.numpy())
 
+    @property
+    def windows(self) -> NDArray[np.int64]:
+        """(R,) the number of each row's window, counted from 0."""
+        if self.window is None:
+            return self.samples
+        numbers = np.unique(self.window.numpy(), return_inverse=True)[1]
+        return np.repeat(numbers, self.count.numpy())
+
     def labelled(self) -> "Rows":
-        """Without the rows that have no label at all, and the windows that have no such row."""
+        """Without the rows that have no label at all, and the samples that have no other."""
         there = (
             torch.isfinite(self.target)
             if self.target.is_floating_point()
@@ -92,24 +105,27 @@ class Rows:
         ).any(1)
         if bool(there.all()):
             return self
-        window = torch.from_numpy(self.windows)
-        count = torch.bincount(window[there], minlength=len(self))
-        count = count[count > 0]
-        return Rows(self.features[there], self.target[there], count.cumsum(0) - count, count)
+        sample = torch.from_numpy(self.samples)
+        count = torch.bincount(sample[there], minlength=len(self))
+        kept = count > 0
+        count, window = count[kept], None if self.window is None else self.window[kept]
+        first = count.cumsum(0) - count
+        return Rows(self.features[there], self.target[there], first, count, window)
 
     def select(self, windows: torch.Tensor) -> "Rows":
-        """These windows, in this order."""
+        """These samples, in this order."""
         count = self.count[windows]
         first = count.cumsum(0) - count
+        window = None if self.window is None else self.window[windows]
         alike = len(self) * int(self.count[0]) == len(self.features) if len(self) else False
         if alike and bool((self.count == self.count[0]).all()):
             features, target = (
                 _taken(values.view(len(self), -1), windows).view(-1, values.shape[1])
                 for values in (self.features, self.target)
             )
-            return Rows(features, target, first, count)
+            return Rows(features, target, first, count, window)
         rows = _expand(self.first[windows], count).to(self.features.device)
-        return Rows(self.features[rows], self.target[rows], first, count)
+        return Rows(self.features[rows], self.target[rows], first, count, window)
 
     def to(self, device: torch.device) -> "Rows":
         """On a GPU if they leave half of its memory free, else where they are."""
@@ -266,9 +282,9 @@ def _few_threads(train: Rows, outputs: int) -> Iterator[None]:
 
 
 def _tally(task: Task, predicted: NDArray[Any], rows: Rows) -> Tally:
-    return tally(
-        task.kind, task.num_classes, predicted, rows.target.numpy(), rows.windows, len(rows)
-    )
+    windows = rows.windows
+    count = int(windows.max(initial=-1)) + 1
+    return tally(task.kind, task.num_classes, predicted, rows.target.numpy(), windows, count)
 
 
 @dataclass(frozen=True)

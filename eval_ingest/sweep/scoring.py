@@ -168,8 +168,8 @@ class Splits:
     root: str
     embedded: Embedded
     """train"""
-    place: dict[str, int]
-    """Window name to its place in train."""
+    place: dict[tuple[str, Any], int]
+    """A sample's key to its place in train."""
     val: Rows | None
     """None where the dataset has no val split."""
     test: Rows
@@ -217,7 +217,7 @@ class Splits:
             metadata.name,
             scoring.root.address,
             made["train"],
-            {train.window(i): i for i in range(len(train))},
+            {train.key(i): i for i in range(len(train))},
             Rows.of(made["val"]) if "val" in made else None,
             Rows.of(made[split]),
             split,
@@ -237,23 +237,29 @@ class Splits:
             label_fraction=case.label_fraction,
             seed=case.seed,
         )
-        windows = [drawn.window(i) for i in range(len(drawn))]
-        return np.array([self.place[name] for name in windows if name in self.place], np.int64)
+        keys = [drawn.key(i) for i in range(len(drawn))]
+        return np.array([self.place[key] for key in keys if key in self.place], np.int64)
 
-    def train_and_val(self, windows: NDArray[np.int64], case: Case) -> tuple[Rows, Rows, list[str]]:
+    def train_and_val(self, samples: NDArray[np.int64], case: Case) -> tuple[Rows, Rows, list[str]]:
         """The rows to train on and to choose on, and what is unusual about them."""
         notes = []
         if self.split in ("train", "val"):
             notes.append(f"scored on {self.split}, which the probe has seen or was chosen on")
         if self.val is not None:
-            return Rows.of(self.embedded, windows), self.val, notes
+            return Rows.of(self.embedded, samples), self.val, notes
+        known = self.embedded.windows
+        window = samples if known is None else known[samples]
+        windows = window[np.sort(np.unique(window, return_index=True)[1])]
         held = int(len(windows) * HELD_OUT)
         if held == 0:
-            train = Rows.of(self.embedded, windows)
+            train = Rows.of(self.embedded, samples)
             notes.append(
                 "no val split, and too few train windows to hold some out: chosen on train"
             )
             return train, train, notes
         order = np.random.default_rng(case.seed).permutation(windows)
         notes.append(f"no val split: chosen on {held} train windows held out")
-        return Rows.of(self.embedded, order[held:]), Rows.of(self.embedded, order[:held]), notes
+        # A window's crops stay together, in the order of the windows.
+        place = np.argsort(order)[np.searchsorted(np.sort(order), window)]
+        ordered, last = samples[np.argsort(place, kind="stable")], int((place < held).sum())
+        return Rows.of(self.embedded, ordered[last:]), Rows.of(self.embedded, ordered[:last]), notes

@@ -212,7 +212,7 @@ class DatasetStore(Protocol):
         ...
 
     def is_there(self) -> bool:
-        """True if there is anything of the dataset, be it published or not.
+        """True if there is a dataset that we wrote: published, damaged, unfinished, half removed.
 
         Raises:
             StoreError: the root can't be reached.

@@ -15,7 +15,7 @@ from eval_ingest.errors import IntegrityError
 from eval_ingest.store.atomic import check_file, remove_tree, store_error, write_bytes
 from eval_ingest.store.locks import locked
 from eval_ingest.store.npy import check_npy
-from eval_ingest.store.paths import DatasetLayout, RootLayout
+from eval_ingest.store.paths import STAGE_FILES, DatasetLayout, RootLayout
 from eval_ingest.store.registry_file import exchange
 from eval_ingest.store.room import require_disk
 from eval_ingest.store.roots.base import Value, Windows
@@ -133,7 +133,8 @@ class LocalStore:
             remove_tree(path)
 
     def is_there(self) -> bool:
-        return self.layout.path.is_dir()
+        here = self.layout.path
+        return any((here / name).exists() for name in (*STAGE_FILES, ".window_index"))
 
     def send(self) -> None:
         pass

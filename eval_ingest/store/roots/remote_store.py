@@ -18,7 +18,7 @@ from eval_ingest.errors import IntegrityError
 from eval_ingest.redaction import redacted
 from eval_ingest.store.atomic import file_crc32c, remove_tree
 from eval_ingest.store.locks import locked
-from eval_ingest.store.paths import DatasetLayout
+from eval_ingest.store.paths import STAGE_FILES, DatasetLayout
 from eval_ingest.store.room import require_cache
 from eval_ingest.store.roots import remote_shards, remote_versions
 from eval_ingest.store.roots.base import EvalRoot, Value, Windows
@@ -149,7 +149,8 @@ class RemoteStore:
 
     def is_there(self) -> bool:
         objects = self.folder.objects
-        return bool(objects.run(objects.list_folder(self.name)))
+        found = objects.run(objects.list_folder(self.name))
+        return any(entry.name.rpartition("/")[2] in STAGE_FILES for entry in found)
 
     def send(self) -> None:
         self._held.lease.check()
@@ -279,6 +280,9 @@ class RemoteStore:
 
     def erase(self) -> None:
         objects, held = self.folder.objects, self._held
-        found = objects.run(objects.find(self.name))
-        objects.run(held.delete([entry.name for entry in found]))
+        names = [entry.name for entry in objects.run(objects.find(self.name))]
+        ours = {f"{self.name}/{name}" for name in STAGE_FILES}
+        objects.run(held.delete([name for name in names if name not in ours]))
+        # Last: by them a stopped removal is known, and gone on with.
+        objects.run(held.delete([name for name in names if name in ours]))
         shutil.rmtree(self.layout.path, ignore_errors=True)

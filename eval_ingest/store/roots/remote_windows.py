@@ -78,7 +78,7 @@ class RemoteWindows:
         objects, base = self._objects, self._name((group, name))
         total, checksum = 0, FilesChecksum()
         data: dict[str, bytes] = {}
-        for path, read, _ in files:
+        for path, read, *_ in files:
             data[path] = with_split(read(), split) if path == _METADATA else read()
             total += len(data[path])
             checksum.add(path, google_crc32c.value(data[path]))
