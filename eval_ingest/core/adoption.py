@@ -58,7 +58,8 @@ def _task(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> Iterator[Differ
         theirs, ours, "num_classes", "{theirs}, but the labels are of {ours}: nodata is no class"
     )
     names = theirs.get("classes")
-    if names != ours["classes"] and ours["classes"]:
+    unknown = [f"class_{number}" for number in range(len(ours["classes"]))]
+    if ours["classes"] not in ([], unknown, names):
         numbers = [str(number) for number in range(len(names or ()))]
         why = "numbers, and names are known" if names == numbers else f"{names}"
         listed = ", ".join(ours["classes"][:8]) + (", ..." if len(ours["classes"]) > 8 else "")
