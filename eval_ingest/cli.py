@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from eval_ingest import __version__
 from eval_ingest.errors import EvalIngestError, SpecError
-from eval_ingest.redaction import redacted
+from eval_ingest.redaction import in_json, redacted
 from eval_ingest.sweep.command import add_commands as add_sweep_commands
 
 if TYPE_CHECKING:
@@ -595,7 +595,7 @@ def _tidied(root: "EvalRoot") -> "EvalRoot":
 
 def _print(options: argparse.Namespace, facts: Any, lines: list[str]) -> None:
     if options.json:
-        print(json.dumps(facts, indent=2, ensure_ascii=False))
+        print(in_json(json.dumps(facts, indent=2, ensure_ascii=False)))
     else:
         from eval_ingest.report.terminal import fitted
 

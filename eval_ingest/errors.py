@@ -16,13 +16,10 @@ EvalIngestError
 |   |-- IntegrityError     a copied or packed file isn't what it should be
 |   |-- NotOursError       a folder or a name is another tool's
 |   |-- LockedError        another process is ingesting the same dataset
-<<<<<<< HEAD
 |   |-- OutdatedError      another process has written what was to be written, or was read
 |   `-- NewerVersionError  a newer eval_ingest has written it
-=======
 |   `-- OutdatedError      another process has written what was to be written
 |-- MachineError           this machine can't read on: no memory, no handles, a broken library
->>>>>>> main
 |-- EngineError            a worker process died, or a scheduler is lost
 |-- LoadError              EvalDataset was asked for something it doesn't have
 `-- SweepError             an encoder, a probe or the sweep's output is wrong

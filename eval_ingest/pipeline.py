@@ -61,7 +61,7 @@ from eval_ingest.store.shards import shard_names
 
 STAGES = ("window_index", "split_assignment", "norm_stats", "weka_copy", "registry_entry")
 
-NORM_VERSION = 2
+NORM_VERSION = 3
 COPY_VERSION = 3
 ENTRY_VERSION = 3
 
@@ -140,6 +140,9 @@ def norm_stats(job: Job, index: WindowIndex, splits: SplitAssignment) -> NormSta
             if bands:
                 text = f"{modality.name} {', '.join(bands)} {what}; it is 0 after normalisation"
                 stats.warnings.append(text)
+        for place, value in index.nodata_values(modality.name, splits.used):
+            values = stats.nodata.setdefault(modality.name, {})
+            values.setdefault(modality.bands[place], []).append(value)
     return stats
 
 
@@ -218,6 +221,7 @@ def registry_entry(
         splits=copy.splits,
         shards=copy.shards,
         norm_stats=stats.stats,
+        nodata=stats.nodata,
         n_windows=len(index),
         invalid=index.summary.reasons,
         split_report=splits.report,

@@ -15,6 +15,13 @@ BandStatsTable = dict[str, dict[str, dict[str, float]]]
 """{modality: {band: {mean, std, min, max}}}, in stored units; Sentinel-1 in dB."""
 
 
+NodataTable = dict[str, dict[str, list[float | None]]]
+"""{modality: {band: values}}: pixels without data that occur in some split, in stored units.
+
+None stands for what is no finite number. They count in no statistic and normalise to 0.
+"""
+
+
 class _Model(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
@@ -27,6 +34,7 @@ class NormStats(_Model):
     n_windows: int
     """Train windows that the statistics are from."""
     stats: BandStatsTable
+    nodata: NodataTable = Field(default_factory=dict)
     warnings: list[str] = Field(default_factory=list)
 
 
@@ -100,6 +108,7 @@ class Metadata(_Model):
     splits: dict[str, SplitFile]
     shards: list[Shard]
     norm_stats: BandStatsTable
+    nodata: NodataTable = Field(default_factory=dict)
     n_windows: int
     invalid: dict[str, int]
     """Invalid windows by reason."""

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from eval_ingest.core.columns import codes, encoded, floats, lengths, matrix, one_array
+from eval_ingest.core.columns import codes, encoded, floats, lengths, matrix, numbers, one_array
 from eval_ingest.core.fingerprint import fingerprint
 from eval_ingest.core.footprints import Footprints
 from eval_ingest.core.norm import MOMENTS
@@ -22,7 +22,7 @@ from eval_ingest.core.resolved import ResolvedConfig
 from eval_ingest.core.task import TaskKind
 from eval_ingest.core.validate import InvalidSummary, Problem, summarise
 
-INDEX_VERSION = 5
+INDEX_VERSION = 6
 """Raised when a column changes meaning: an index of another version is built anew."""
 
 
@@ -71,6 +71,7 @@ def index_schema(config: ResolvedConfig) -> pa.Schema:
         ("pixel_digest", pa.string()),
         ("status", pa.string()),
         ("problems", pa.list_(_PROBLEM)),
+        ("judged_by", pa.string()),
     ]
     for modality in config.modalities:
         fields += [
@@ -78,6 +79,7 @@ def index_schema(config: ResolvedConfig) -> pa.Schema:
             (f"{modality.name}.timestamps", pa.list_(_INTERVAL)),
             (f"{modality.name}.moments", _MOMENTS),
             (f"{modality.name}.nodata", pa.int64()),
+            (f"{modality.name}.nodata_values", pa.list_(pa.float64())),
         ]
     # Counted in samples, one value (or one per class) for each of the configuration's cuts.
     fields += [
@@ -170,6 +172,15 @@ class WindowIndex:
     def moments(self, modality: str) -> NDArray[np.float64]:
         """Moments (N, 5, C) of a modality; zero counts where a row has none."""
         return _moments_array(self.table[f"{modality}.moments"])
+
+    def nodata_values(
+        self, modality: str, rows: NDArray[np.int64]
+    ) -> list[tuple[int, float | None]]:
+        """(band, value) of the pixels without data in these rows; None: no finite number."""
+        column = self.table[f"{modality}.nodata_values"].take(pa.array(rows, pa.int64()))
+        pairs = numbers(one_array(column).flatten(), np.nan).reshape(-1, 2)
+        found = {(int(band), None if np.isnan(v) else float(v)) for band, v in pairs.tolist()}
+        return sorted(found, key=lambda pair: (pair[0], pair[1] is not None, pair[1] or 0))
 
     def label_moments(self, cuts: Cuts = 0) -> NDArray[np.float64]:
         """Moments (N, 5, 1) of a regression's targets, in the samples of each window."""

@@ -548,7 +548,10 @@ def _missing_pixels(data: _Data) -> Iterator[Finding]:
         if len(some):
             n = f"{len(some):,} of {len(data.used):,} windows"
             text = f"{n} lack some of their {modality.name} pixels ({whole})"
-            text += "" if modality.decibels else "; models see them as very dark"
+            if data.index.nodata_values(modality.name, data.used):
+                text += "; they count in no statistic and are 0 after normalisation"
+            elif not modality.decibels:
+                text += "; models see them as very dark"
             yield Finding("nodata_some", "note", len(some), len(data.used), text, data.names(some))
 
 

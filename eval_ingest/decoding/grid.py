@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eval_ingest.decoding.geotiff_header import GeotiffHeader
+from eval_ingest.decoding.machine import blame
 from eval_ingest.decoding.problems import RasterProblem
 
 
@@ -76,7 +77,8 @@ def epsg(crs: str) -> int | None:
 
     try:
         known: int | None = pyproj.CRS.from_user_input(crs).to_epsg(min_confidence=100)
-    except pyproj.exceptions.CRSError:
+    except pyproj.exceptions.CRSError as error:
+        blame(error)
         return None
     return known
 

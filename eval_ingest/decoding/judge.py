@@ -56,6 +56,7 @@ from eval_ingest.decoding.rasters import (
     assemble,
     choose_reads,
     is_all,
+    nodata_of,
     parse_group_counts,
     parse_sidecar,
     plan_reads,
@@ -79,6 +80,8 @@ class ModalitySample:
     """(H, W, T, C) in the stored type, bands in the modality's order."""
     timestamps: list[Interval] | None
     """Start and end per timestep; None if the rasters don't say."""
+    nodata: NDArray[np.float64] | None = None
+    """(T, C) what the rasters declare to be no data, NaN where that is nothing; None: nowhere."""
 
 
 @dataclass
@@ -178,7 +181,7 @@ class _RasterFile(NamedTuple):
     """(H, W, T, C) in the stored type."""
     times: list[Interval] | None
     nodata: float | None
-    """As it declares itself."""
+    """As it declares itself, or else config.json."""
 
 
 @dataclass
@@ -243,7 +246,11 @@ class _WindowReader:
             raise Unreadable("input_nodata", f"{modality.name} is its nodata value everywhere")
         pixels = assemble(stack, np.dtype(modality.dtype))
         known = [time for time in times if time is not None]
-        return ModalitySample(pixels, known if len(known) == len(times) else None)
+        return ModalitySample(
+            pixels,
+            known if len(known) == len(times) else None,
+            nodata_of(stack, len(modality.bands), modality.dtype),
+        )
 
     def _raster(
         self, layer: Layer, item_group: int, bands: tuple[str, ...], grid: Grid
@@ -253,12 +260,15 @@ class _WindowReader:
             return self._through_rslearn(layer, item_group, bands, grid)
         result: NDArray[Any] | None = None
         stamps: list[Interval | None] = []
+        declared: list[float | None] = [None] * len(bands)
         reads, lacking = plan_reads(layer.band_sets, bands)
         for band_set, sources, places in reads:
-            pixels, times = self._band_set(layer.name, item_group, band_set, grid)
+            pixels, times, nodata = self._band_set(layer.name, item_group, band_set, grid)
             if len(sources) == len(bands):
                 stamps = self._or_items(times, layer.name, item_group, pixels)
-                return StoredRaster(pixels, sources), stamps
+                return StoredRaster(pixels, sources, (nodata,) * len(bands)), stamps
+            for place in places:
+                declared[place] = nodata
             if result is None:
                 result = np.zeros((*pixels.shape[:3], len(bands)), pixels.dtype)
                 stamps = self._or_items(times, layer.name, item_group, pixels)
@@ -272,19 +282,19 @@ class _WindowReader:
             result[..., list(places)] = pixels[..., list(sources)]
         if result is None or lacking:
             raise Unreadable("raster_bands", f"{layer.name} lacks {', '.join(lacking)}")
-        return StoredRaster(result, tuple(range(len(bands)))), stamps
+        return StoredRaster(result, tuple(range(len(bands))), tuple(declared)), stamps
 
     def _band_set(
         self, layer: str, item_group: int, band_set: BandSet, grid: Grid
-    ) -> tuple[NDArray[Any], list[Interval] | None]:
-        """(H, W, T, C) of one band set's item group, and the timesteps' intervals."""
+    ) -> "_RasterFile":
+        """What is stored of one band set's item group."""
         packed = self.config.packs_layers
         folder = f"layers/{layer}.{item_group}" if item_group and not packed else f"layers/{layer}"
         base = f"{folder}/{band_set_dirname(band_set.bands)}"
         if not packed:
             raster = self._file(base, band_set, grid)
             self.has_data = self.has_data or not is_all(raster.pixels, raster.nodata)
-            return raster.pixels, raster.times
+            return raster
         if base not in self.packed:  # one read a layer, whatever is taken of it
             counts = parse_group_counts(self._present(f"{base}/{GROUP_COUNTS}"), base)
             self.packed[base] = self._file(base, band_set, grid), counts
@@ -293,7 +303,7 @@ class _WindowReader:
         times = None if raster.times is None else raster.times[steps]
         pixels = raster.pixels[:, :, steps]
         self.has_data = self.has_data or not (pixels.size and is_all(pixels, raster.nodata))
-        return pixels, times
+        return _RasterFile(pixels, times, raster.nodata)
 
     def _present(self, path: str) -> bytes:
         if path not in self.files.by_path:
@@ -326,6 +336,8 @@ class _WindowReader:
         if found != band_set.dtype:
             detail = f"{path} is {found}, config.json says {band_set.dtype}"
             raise Unreadable("raster_dtype", detail)
+        if raster.nodata is None:
+            return raster._replace(nodata=band_set.nodata_value)
         return raster
 
     def _numpy(self, base: str, data: bytes, grid: Grid) -> "_RasterFile":
@@ -392,7 +404,11 @@ class _WindowReader:
         self.budget.spend(pixels.nbytes, layer.name)
         self.has_data = True  # what is nodata there, only the pixels tell
         stamps = self._or_items(times, layer.name, item_group, pixels)
-        return StoredRaster(pixels, tuple(range(len(bands)))), stamps
+        nodata = tuple(
+            next((b.nodata_value for b in layer.band_sets if band in b.bands), None)
+            for band in bands
+        )
+        return StoredRaster(pixels, tuple(range(len(bands))), nodata), stamps
 
     def _by_rslearn(
         self, function: Callable[..., Result], layer: str, item_group: int, *more: Any

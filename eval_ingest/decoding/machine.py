@@ -5,13 +5,19 @@ window, `blame` is asked first: it knows the errors that no file can cause, and 
 the library do what it certainly can, on a machine that is whole.
 """
 
+import contextlib
 import errno
 import os
 import sys
 import time
 from collections.abc import Callable
+from functools import lru_cache
+from importlib import metadata
 
 from eval_ingest.errors import MachineError, SourceError
+
+JUDGE_VERSION = 1
+"""Raised when a window that was invalid may be valid now, without a change of its files."""
 
 _OF_DATA = frozenset(
     {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EINVAL, errno.ELOOP, errno.EILSEQ}
@@ -45,6 +51,19 @@ _WORDS = {
     "input/output error": errno.EIO,
 }
 """GDAL passes the system's words on, without the number."""
+
+
+@lru_cache(maxsize=1)
+def judges() -> str:
+    """What decides over windows: our rules' version, and those of the libraries that decode.
+
+    A window that was found invalid by others is judged again.
+    """
+    found = [f"eval_ingest:{JUDGE_VERSION}"]
+    for name in ("rasterio", "imagecodecs", "pyproj", "shapely", "rslearn", "numpy", "pillow"):
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            found.append(f"{name}:{metadata.version(name)}")
+    return " ".join(found)
 
 
 def blame(error: BaseException, memory_is_limited: bool = False) -> None:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ValidationError
 
 from eval_ingest.core import kernels
+from eval_ingest.core.nodata import as_stored
 from eval_ingest.core.resolved import (
     BandSet,
     InputPart,
@@ -30,6 +31,8 @@ class StoredRaster:
 
     pixels: NDArray[Any]
     order: tuple[int, ...]
+    nodata: tuple[float | None, ...] = ()
+    """What is declared to be no data, of each of the wanted bands; empty: nothing is."""
 
 
 def choose_reads(files: WindowFiles, part: InputPart, what: str) -> list[tuple[str, int]]:
@@ -153,6 +156,19 @@ def steps_of_group(counts: list[int], item_group: int, timesteps: int, path: str
         raise Unreadable("raster_missing", f"{path} has {len(counts)} item groups, no {item_group}")
     first = sum(counts[:item_group])
     return slice(first, first + counts[item_group])
+
+
+def nodata_of(stack: list[StoredRaster], bands: int, dtype: str) -> NDArray[np.float64] | None:
+    """What joined rasters declare, (T, C) with NaN where that is nothing; None: nothing at all."""
+    if all(value is None for raster in stack for value in raster.nodata):
+        return None
+    none = (None,) * bands
+    parts = [
+        np.broadcast_to(as_stored(raster.nodata or none, dtype), (raster.pixels.shape[2], bands))
+        for raster in stack
+    ]
+    joined = np.concatenate(parts)
+    return None if np.isnan(joined).all() else joined
 
 
 def assemble(stack: list[StoredRaster], dtype: np.dtype[Any]) -> NDArray[Any]:

@@ -19,6 +19,7 @@ from eval_ingest.core.validate import PROBLEMS
 from eval_ingest.errors import EvalIngestError
 from eval_ingest.job import Job
 from eval_ingest.pipeline import Outcome
+from eval_ingest.redaction import in_markdown
 from eval_ingest.report.terminal import describe, size
 from eval_ingest.store.paths import DatasetLayout
 from eval_ingest.store.roots.base import DatasetStore, EvalRoot
@@ -277,7 +278,7 @@ def png_metadata(pictures: Mapping[str, bytes]) -> dg.MarkdownMetadataValue:
     """Pictures by title as one value, which the page shows behind "Show Markdown"."""
     return dg.MetadataValue.md(
         "\n\n".join(
-            f"**{title}**\n\n![{title}](data:image/png;base64,{base64.b64encode(png).decode()})"
+            f"**{in_markdown(title)}**\n\n![{in_markdown(title)}](data:image/png;base64,{base64.b64encode(png).decode()})"
             for title, png in pictures.items()
         )
     )
@@ -352,12 +353,15 @@ def table(heads: Sequence[str], rows: Sequence[Sequence[Any]]) -> dg.MarkdownMet
 
 
 def _cell(value: Any) -> str:
-    return " ".join(str(value).replace("|", "\\|").split())
+    text = str(value)
+    return text if set(text) == {"-"} else in_markdown(" ".join(text.split()), most=500)
 
 
 def listed(texts: Sequence[str]) -> dg.MarkdownMetadataValue:
     """A list with bullets."""
-    return dg.MetadataValue.md("\n".join(f"- {' '.join(text.split())}" for text in texts))
+    return dg.MetadataValue.md(
+        "\n".join(f"- {in_markdown(' '.join(text.split()), most=2_000)}" for text in texts)
+    )
 
 
 def _share(part: float, whole: float) -> str:

@@ -44,24 +44,31 @@ def index_source(job: Job) -> WindowIndex:
         StoreError: the eval root can't be written.
     """
     old = unless_damaged(lambda: read_index(job.layout.window_index))
+    task = _task(job)
     parts = partial_rows(job)
     stopped = parts.read()
     known = old.table if old is not None and old.row_key == job.row_key else None
-    if known is not None:  # the others are looked at again, and left out
-        known = _take(known, WindowFilter.of(job.spec).wanted_rows(known))
     if known is None and not stopped and isinstance(job.source, LocalSource):
         # Nothing to compare with: the workers may list each window's files as they read it.
         names = enough(job, list(job.source.names(wanted_groups(job))))
-        return _build(job, IndexWork.of(names), [], parts)
+        return _build(job, task, IndexWork.of(names), [], parts)
     listed = enough(job, list_windows(job))
-    if old is not None and old.fingerprint == _index_fingerprint(job, listed):
-        parts.clear()  # a run was stopped when it had just written the index
-        return old
-    return _build(
-        job,
-        IndexWork.of(listed, known, stopped, WindowFilter.of(job.spec).wanted_rows),
-        listed,
-        parts,
+    if old is not None and known is not None:
+        now = _index_fingerprint(job, listed, known, task.judged_by)
+        if old.fingerprint == now:
+            parts.clear()  # a run was stopped when it had just written the index
+            return old
+    work = IndexWork.of(listed, known, stopped, task.judged_by, task.window_filter.wanted_rows)
+    return _build(job, task, work, listed, parts)
+
+
+def _task(job: Job) -> IndexTask:
+    return IndexTask(
+        job.source,
+        job.config,
+        WindowFilter.of(job.spec),
+        copy_mode=job.spec.copy_mode,
+        window_bytes=job.settings.window_mib << 20,
     )
 
 
@@ -93,25 +100,22 @@ class IndexWork:
         windows: Sequence[Listed],
         known: pa.Table | None = None,
         stopped: Sequence[PartTable] = (),
+        judged_by: str = "",
         takes: Callable[[pa.Table], list[int]] | None = None,
     ) -> "IndexWork":
         """Compare windows, as they are now, with the last index and with what was left undone.
 
-        Args:
-            windows: all that an ingest would read.
-            known: rows of the last index.
-            stopped: rows that a stopped run has left.
-            takes: which of those are still wanted; default all.
+        Windows that were found invalid by anything but `judged_by` are read again, and so are those
+        that `takes` doesn't name: tags or dates that leave them out were given since.
         """
-        rows = {} if known is None else _rows_by_window(known)
+        rows = {} if known is None else _judged_rows(known, judged_by, takes)
         same = sorted(rows[window] for window in windows if window in rows)
         new = sorted((window for window in windows if window not in rows), key=_reading_order)
         left = set(new)
         finished = []
         for part in stopped:
-            wanted = set(range(part.table.num_rows) if takes is None else takes(part.table))
-            rows_here = _rows_by_window(part.table).items()
-            here = {w: row for w, row in rows_here if w in left and row in wanted}
+            rows_here = _judged_rows(part.table, judged_by, takes).items()
+            here = {w: k for w, k in rows_here if w in left}
             left -= here.keys()
             finished.append((part, sorted(here.values())))
         return cls(new, [] if known is None else [_take(known, same)], finished)
@@ -146,13 +150,29 @@ def _rows_by_window(table: pa.Table) -> dict[Listed, int]:
     return {window: row for row, window in enumerate(map(Listed, *columns))}
 
 
+def _judged_rows(
+    table: pa.Table, judged_by: str, takes: Callable[[pa.Table], list[int]] | None
+) -> dict[Listed, int]:
+    """The rows by window that need not be looked at again."""
+    right = pc.or_kleene(
+        pc.equal(table["status"], "valid"), pc.equal(table["judged_by"], judged_by)
+    ).to_pylist()
+    wanted = set(range(table.num_rows) if takes is None else takes(table))
+    rows = _rows_by_window(table).items()
+    return {window: row for window, row in rows if right[row] and row in wanted}
+
+
 def _reading_order(item: Listed) -> tuple[bytes, str]:
     """By the SHA-256 of the name: the order of splits, so that packs are read from front to end."""
     return hashlib.sha256(item.name.encode()).digest(), item.group
 
 
-def _index_fingerprint(job: Job, windows: list[Listed]) -> str:
-    """Of every window's group, name and digest, and of what decides over rows."""
+def _index_fingerprint(job: Job, windows: list[Listed], table: pa.Table, judged_by: str) -> str:
+    """Of every window's group, name and digest, and of what decides over rows.
+
+    Who judged counts where a window was found invalid: another might find it valid.
+    """
+    invalid = pc.any(pc.not_equal(table["status"], "valid")).as_py()
     return fingerprint(
         "window_index",
         INDEX_VERSION,
@@ -160,25 +180,20 @@ def _index_fingerprint(job: Job, windows: list[Listed]) -> str:
         job.spec.tags,
         job.spec.temporal_range,
         sorted(windows),
+        judged_by if invalid else "",
     )
 
 
-def _build(job: Job, work: IndexWork, listed: list[Listed], parts: PartialRows) -> WindowIndex:
+def _build(
+    job: Job, task: IndexTask, work: IndexWork, listed: list[Listed], parts: PartialRows
+) -> WindowIndex:
     """Read the windows that have to be read, and add them to the rows that are there."""
-    mode = job.spec.copy_mode
-    task = IndexTask(
-        job.source,
-        job.config,
-        WindowFilter.of(job.spec),
-        copy_mode=mode,
-        window_bytes=job.settings.window_mib << 20,
-    )
     to_read = work.to_read
     if to_read:
         groups = sorted({window.group for _, window in to_read})
         job.source.ensure_listed(groups, job.config.layer_names)
     packer = commits = None
-    if job.spec.max_samples is None and mode != "index":
+    if job.spec.max_samples is None and task.copy_mode != "index":
         packer = make_packer(task, work.new, work.known, parts.packing, job.store.shard_bytes)
     if packer is not None:
         commits = Commits(packer, job.store, job.row_key, work.packed(packer, job.config))
@@ -204,7 +219,7 @@ def _build(job: Job, work: IndexWork, listed: list[Listed], parts: PartialRows) 
         columns = (table[name].to_pylist() for name in ("group", "name", "source_digest"))
         listed = [*map(Listed, *columns), *filtered_out]
     extra = {"n_filtered_out": len(filtered_out), "n_read": len(work.new)}
-    wanted = _index_fingerprint(job, listed)
+    wanted = _index_fingerprint(job, listed, table, task.judged_by)
     return WindowIndex(table, wanted, job.row_key, job.origin, extra)
 
 

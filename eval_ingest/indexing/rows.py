@@ -13,18 +13,23 @@ from eval_ingest.core.columns import encoded, floats, matrix
 from eval_ingest.core.crops import Cut
 from eval_ingest.core.digest import label_digest, pixel_digest
 from eval_ingest.core.index import moments_struct
+from eval_ingest.core.nodata import find_nodata, measure_without, occurring
 from eval_ingest.core.norm import count_nodata, measure
 from eval_ingest.core.padding import kept_by
-from eval_ingest.core.resolved import ResolvedConfig
+from eval_ingest.core.resolved import ModalityInput, ResolvedConfig
 from eval_ingest.core.task import IGNORE_LABEL, Task
 from eval_ingest.decoding.judge import WindowSample
+from eval_ingest.decoding.machine import blame
 from eval_ingest.decoding.metadata import WindowMetadata, read_metadata
 from eval_ingest.sources.base import WindowFiles, WindowReader
 from eval_ingest.store.shards import target_dtype
 
 
-def index_row(sample: WindowSample, config: ResolvedConfig) -> dict[str, Any]:
-    """The row of one window; its geometry is added later, for all windows at once."""
+def index_row(sample: WindowSample, config: ResolvedConfig, judged_by: str) -> dict[str, Any]:
+    """The row of one window; its geometry is added later, for all windows at once.
+
+    `judged_by` is kept with an invalid one.
+    """
     files, metadata = sample.files, sample.metadata
     row: dict[str, Any] = {
         "group": files.group,
@@ -34,6 +39,7 @@ def index_row(sample: WindowSample, config: ResolvedConfig) -> dict[str, Any]:
         "n_bytes": files.n_bytes,
         "source_digest": files.digest,
         "status": "invalid" if sample.problems else "valid",
+        "judged_by": judged_by if sample.problems else None,
         "problems": [
             {"code": found.code, "detail": found.detail[:500]} for found in sample.problems
         ],
@@ -49,17 +55,34 @@ def index_row(sample: WindowSample, config: ResolvedConfig) -> dict[str, Any]:
             continue
         arrays[modality.name] = found.pixels
         pixels = found.pixels if config.all_crops else kept_by(found.pixels, modality.pad)
-        moments[modality.name] = measure(pixels, decibels=modality.decibels)
-        row[f"{modality.name}.moments"] = moments_struct(moments[modality.name])
-        row[f"{modality.name}.nodata"] = count_nodata(
-            pixels, moments[modality.name], decibels=modality.decibels
-        )
+        columns, moments[modality.name] = _pixel_columns(pixels, found.nodata, modality)
+        row |= columns
         if found.timestamps is not None:
             row[f"{modality.name}.timestamps"] = [
                 {"start": start, "end": end} for start, end in found.timestamps
             ]
     row["pixel_digest"] = pixel_digest(arrays, moments)
     return row | _label_columns(sample, config)
+
+
+def _pixel_columns(
+    pixels: NDArray[Any], nodata: NDArray[np.float64] | None, modality: ModalityInput
+) -> tuple[dict[str, Any], NDArray[np.float64]]:
+    """What the pixels of a modality (H, W, T, C) hold, and their moments."""
+    name, decibels = modality.name, modality.decibels
+    moments = measure(pixels, decibels=decibels)
+    missing = None
+    if nodata is not None:
+        missing = find_nodata(pixels, nodata, None if decibels else moments)
+    if missing is not None:
+        moments = measure_without(pixels, missing, moments, decibels=decibels)
+    values = occurring(pixels, nodata, missing)
+    columns = {
+        f"{name}.moments": moments_struct(moments),
+        f"{name}.nodata": count_nodata(pixels, moments, decibels=decibels, missing=missing),
+        f"{name}.nodata_values": [float(part) for pair in values for part in pair],
+    }
+    return columns, moments
 
 
 def metadata_row(
@@ -167,7 +190,8 @@ def add_geometry(table: pa.Table) -> pa.Table:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 transformer = pyproj.Transformer.from_crs(text, "EPSG:4326", always_xy=True)
-        except pyproj.exceptions.ProjError:
+        except pyproj.exceptions.ProjError as error:
+            blame(error)  # without outlines no leakage would be noticed
             continue
         x0, y0, x1, y1 = corners[here].T
         xs, ys = np.stack([x0, x1, x1, x0, x0], axis=1), np.stack([y0, y0, y1, y1, y0], axis=1)

@@ -9,6 +9,7 @@ from eval_ingest.core.index import index_schema
 from eval_ingest.core.resolved import ResolvedConfig
 from eval_ingest.decoding.judge import WindowSample, read_window
 from eval_ingest.decoding.limits import WINDOW_BYTES
+from eval_ingest.decoding.machine import judges
 from eval_ingest.indexing.packer import Packer
 from eval_ingest.indexing.rows import index_row
 from eval_ingest.indexing.wanted import WindowFilter
@@ -39,7 +40,7 @@ class IndexTask:
             if sample is None:
                 result.filtered_out.append(files.listed)
                 continue
-            rows.append(index_row(sample, self.config))
+            rows.append(index_row(sample, self.config, self.judged_by))
             if sample.problems:
                 continue
             packed = self.packer.pack(place, sample) if self.packer is not None else []
@@ -48,6 +49,11 @@ class IndexTask:
                 reader.keep()
         result.table = pa.Table.from_pylist(rows, schema=index_schema(self.config))
         return result
+
+    @property
+    def judged_by(self) -> str:
+        """What decides over windows; one found invalid by anything else is judged again."""
+        return f"{judges()} window_mib:{self.window_bytes >> 20}"
 
     def read(self, reader: WindowReader, files: WindowFiles) -> WindowSample | None:
         """A window, judged; None if it isn't wanted."""

@@ -74,6 +74,8 @@ class EvalDataset(Dataset[dict[str, Any]]):
         normalize: "dataset" (statistics of its train split), "pretrained" (OlmoEarth's), your own
             statistics {modality: {band: {"mean", "std", "min", "max"}}} of pixels (Sentinel-1 in
             dB), or None (stored values, Sentinel-1 linear).
+            Normalised, pixels without data (a value that their raster declares for that, or NaN)
+            are 0.
         method: how statistics are used; see `core.norm.METHODS`.
         crop: a square of the dataset's crop size from the "center" or a "random" place; None: all.
             A dataset without a crop size is never cropped. Where the dataset says that every crop
@@ -163,7 +165,13 @@ class EvalDataset(Dataset[dict[str, Any]]):
         stats = self.statistics(modality.name)
         if stats is None:
             return Normalizer(None, None)
-        return make_normalizer(method, modality.bands, stats, modality.decibels)
+        missing = [
+            (modality.bands.index(band), value)
+            for band, values in self.metadata.nodata.get(modality.name, {}).items()
+            for value in values
+        ]
+        made = make_normalizer(method, modality.bands, stats, modality.decibels)
+        return replace(made, missing=tuple(missing))
 
     def statistics(self, modality: str) -> Statistics | None:
         """Band statistics that a modality is normalised with; None where it isn't.

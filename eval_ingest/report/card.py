@@ -1,6 +1,5 @@
 """The dataset card: README.md with the header that the Hugging Face Hub reads."""
 
-import html
 import re
 from collections.abc import Sequence
 from typing import Any
@@ -10,6 +9,7 @@ import yaml
 from eval_ingest.core.modality import MODALITIES
 from eval_ingest.core.spec import SPLITS
 from eval_ingest.core.task import TaskKind
+from eval_ingest.redaction import in_markdown
 from eval_ingest.report.pictures import Picture
 from eval_ingest.report.tables import Rows, class_table, facts, split_note, split_table, usage
 from eval_ingest.report.view import View
@@ -124,9 +124,9 @@ def _markdown(rows: Rows) -> str:
 
 
 def _cell(text: str) -> str:
-    return text if set(text) == {"-"} else _plain(text).replace("|", "\\|")
+    return text if set(text) == {"-"} else _plain(text)
 
 
 def _plain(text: str) -> str:
-    """One line without HTML: names come from data."""
-    return " ".join(html.escape(text, quote=False).split())
+    """One line of plain words: names come from data."""
+    return in_markdown(" ".join(text.split()), most=2_000)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Self, TextIO
 from eval_ingest.core.entry import Metadata, is_ours
 from eval_ingest.core.spec import SPLITS, DatasetSpec
 from eval_ingest.core.task import Task
-from eval_ingest.redaction import redacted
+from eval_ingest.redaction import on_one_line, redacted, shown
 
 if TYPE_CHECKING:
     from eval_ingest.adopting import Adopted
@@ -91,8 +91,9 @@ _NARROWEST = 24
 def fitted(lines: Sequence[str], width: int | None = None) -> list[str]:
     """Lines of prose wrapped to the terminal, further ones indented; tables stay as they are."""
     width = screen() if width is None else width
+    lines = [shown(line) for line in lines]
     if width is None:
-        return list(lines)
+        return lines
     found = []
     for line in lines:
         match = _LABELLED.match(line)
@@ -114,6 +115,7 @@ def table(rows: Sequence[Sequence[str]], indent: str = "  ", width: int | None =
     Where that is wider than the terminal (or `width`), the last column is wrapped.
     """
     width = screen() if width is None else width
+    rows = [[on_one_line(cell, most=1_000) for cell in row] for row in rows]
     widths = [max(len(row[c]) for row in rows) for c in range(len(rows[0]))]
     numeric = [
         all(row[c].replace(",", "").replace(".", "").rstrip("%").isdigit() for row in rows[1:])

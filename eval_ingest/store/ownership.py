@@ -54,8 +54,10 @@ def whose(store: DatasetStore) -> Whose:
     metadata = store.layout.metadata
     if metadata.name in names and store.read(metadata, lambda: _is_ours(metadata)):
         return Whose.INGESTED
-    # Hidden files are what we keep of a remote source before anything else.
-    return Whose.THEIRS if any(name[0] != "." for name in names) else Whose.NOBODYS
+    # Hidden files are what we keep of a remote source before anything else. Windows alone, without
+    # any configuration, are what a copy that was stopped has left: no dataset of anybody.
+    visible = {name for name in names if name[0] != "."}
+    return Whose.THEIRS if visible - {"windows"} else Whose.NOBODYS
 
 
 def _is_ours(metadata: Path) -> bool:
