@@ -18,7 +18,6 @@ EvalIngestError
 |   |-- LockedError        another process is ingesting the same dataset
 |   |-- OutdatedError      another process has written what was to be written, or was read
 |   `-- NewerVersionError  a newer eval_ingest has written it
-|   `-- OutdatedError      another process has written what was to be written
 |-- MachineError           this machine can't read on: no memory, no handles, a broken library
 |-- EngineError            a worker process died, or a scheduler is lost
 |-- LoadError              EvalDataset was asked for something it doesn't have
