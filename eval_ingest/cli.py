@@ -213,6 +213,8 @@ def _spec_options(parser: argparse.ArgumentParser) -> None:
         metavar="KEY[=VALUE]",
         help="only windows with these options; without value: the key is there",
     )
+    add("--task", metavar="NAME", help="which of model.yaml's tasks, where it has several")
+    add("--label-layer", metavar="LAYER", help="without model.yaml: the layer with the label")
     add("--task-type", help="segmentation, classification, regression or scalar_regression")
     add("--classes", nargs="+", metavar="NAME", help="class names in the order of their ids")
     add("--property-name", help="vector labels: the property that holds the label")
@@ -247,7 +249,8 @@ def _spec_options(parser: argparse.ArgumentParser) -> None:
 
 
 _SPEC_FIELDS = (
-    "source", "config", "display_name", "groups", "tags", "task_type", "classes", "property_name",
+    "source", "config", "display_name", "groups", "tags", "task", "task_type", "label_layer",
+    "classes", "property_name",
     "modalities", "temporal_range", "crop_size", "all_crops", "max_samples",
     "max_invalid_fraction", "copy",
 )  # fmt: skip

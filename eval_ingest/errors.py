@@ -12,7 +12,8 @@ EvalIngestError
 |-- InvalidWindowsError    too many windows are broken
 |-- SplitError             the split policy can't be carried out
 |-- StoreError             the eval root can't be written or read
-|   |-- NotIngestedError
+|   |-- NotIngestedError   a stage's input isn't there yet
+|   |   `-- StaleStageError    it is, and doesn't belong to what is there beside it
 |   |-- IntegrityError     a copied or packed file isn't what it should be
 |   |-- NotOursError       a folder or a name is another tool's
 |   |-- LockedError        another process is ingesting the same dataset
@@ -99,6 +100,23 @@ class StoreError(EvalIngestError):
 
 class NotIngestedError(StoreError):
     """A stage's input isn't there yet."""
+
+
+class StaleStageError(NotIngestedError):
+    """A stage's input doesn't belong to the others, or isn't what the spec asks for.
+
+    Args:
+        name: the dataset.
+        stage: whose outcome it is.
+        why: what about it is wrong.
+    """
+
+    def __init__(self, name: str, stage: str, why: str) -> None:
+        super().__init__(
+            f"{name}: the outcome of {stage} is out of date: {why}; run: "
+            f"eval-ingest ingest --name {name}, or "
+            f"dagster asset materialize --select {stage} --partition {name}"
+        )
 
 
 class IntegrityError(StoreError):

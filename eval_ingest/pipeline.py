@@ -40,10 +40,10 @@ from eval_ingest.core.norm import MOMENTS, combine
 from eval_ingest.core.quality import quality_report
 from eval_ingest.core.splits import SPLITS_VERSION, SplitAssignment, assign_splits
 from eval_ingest.core.validate import check_invalid_fraction
-from eval_ingest.errors import IntegrityError, NotIngestedError, StoreError
+from eval_ingest.errors import IntegrityError, NotIngestedError, StaleStageError, StoreError
 from eval_ingest.indexing.build import finish_index, index_source, partial_rows
 from eval_ingest.indexing.wanted import check_storage
-from eval_ingest.job import Job
+from eval_ingest.job import Job, with_config_of, write_config
 from eval_ingest.sources.discovery import source_fingerprint
 from eval_ingest.store.atomic import remove_file
 from eval_ingest.store.claims import claim
@@ -80,6 +80,7 @@ def window_index(job: Job) -> WindowIndex:
     seen = source_fingerprint(job.source.origin)
     index = index_source(job)
     check_invalid_fraction(index.summary, job.spec.max_invalid_fraction, job.spec.name)
+    write_config(job, index.fingerprint)
     if seen:
         state = {"fingerprint": seen, "window_index": index.fingerprint}
         if read_source_state(job.store) != state:
@@ -96,20 +97,11 @@ def split_assignment(job: Job, index: WindowIndex) -> SplitAssignment:
     Raises:
         SplitError: no window is selected, or train is empty.
     """
-    config = job.config
-    wanted = fingerprint(
-        "split_assignment",
-        SPLITS_VERSION,
-        index.fingerprint,
-        job.spec.splits,
-        job.spec.max_samples,
-        dict(config.selectors),
-        config.declared_ratios,
-    )
+    wanted = _splits_wanted(job, index)
     old = unless_damaged(lambda: read_splits(job.layout.split_assignment))
     if old is not None and old.fingerprint == wanted:
         return old
-    return assign_splits(index, config, job.spec, wanted)
+    return assign_splits(index, job.config, job.spec, wanted)
 
 
 # ------------------------------------------------------------------------------ 3. norm_stats
@@ -119,7 +111,7 @@ def norm_stats(job: Job, index: WindowIndex, splits: SplitAssignment) -> NormSta
     """Band statistics of the train windows, summed up from the moments in the index."""
     train = splits.splits == "train"
     stats = NormStats(
-        fingerprint=fingerprint("norm_stats", NORM_VERSION, index.fingerprint, splits.fingerprint),
+        fingerprint=_stats_wanted(index, splits),
         n_windows=int(train.sum()),
         stats={},
     )
@@ -156,14 +148,7 @@ def weka_copy(job: Job, index: WindowIndex, splits: SplitAssignment) -> CopyResu
         SourceError: a window changed since it was indexed.
         StoreError: the eval root can't be written.
     """
-    wanted = fingerprint(
-        "weka_copy",
-        COPY_VERSION,
-        index.fingerprint,
-        splits.fingerprint,
-        job.spec.copy_mode,
-        rslearn_config(job.config),
-    )
+    wanted = _copy_wanted(job, index, splits)
     old = unless_damaged(lambda: read_copy(job.store))
     if old is not None and old.fingerprint == wanted and _copy_is_there(job, old):
         job.source.forget()
@@ -339,6 +324,7 @@ def run_stage(job: Job, stage: str, values: dict[str, Any] | None = None) -> Out
 
     Raises:
         NotIngestedError: an earlier stage has not run.
+        StaleStageError: one has, but what it made doesn't belong to the rest.
         EvalIngestError: whatever the stage raises.
     """
     if not job.store.is_held:
@@ -356,12 +342,63 @@ def run_stage(job: Job, stage: str, values: dict[str, Any] | None = None) -> Out
                 f"dagster asset materialize --select {name} --partition {job.spec.name}"
             )
         inputs.append(value)
+    if inputs:
+        job, inputs = _belonging_together(
+            job, dict(zip(_STAGES[stage].inputs, inputs, strict=True))
+        )
     value = _STAGES[stage].build(job, *inputs)
     ran = write_stage(job, stage, value)
     job.store.send()
     if stage == "registry_entry":
         tidy(job, value)
     return Outcome(stage, value, ran, time.monotonic() - started)
+
+
+def _splits_wanted(job: Job, index: WindowIndex) -> str:
+    return fingerprint(
+        "split_assignment",
+        SPLITS_VERSION,
+        index.fingerprint,
+        job.spec.splits,
+        job.spec.max_samples,
+        dict(job.config.selectors),
+        job.config.declared_ratios,
+    )
+
+
+def _stats_wanted(index: WindowIndex, splits: SplitAssignment) -> str:
+    return fingerprint("norm_stats", NORM_VERSION, index.fingerprint, splits.fingerprint)
+
+
+def _copy_wanted(job: Job, index: WindowIndex, splits: SplitAssignment) -> str:
+    return fingerprint(
+        "weka_copy",
+        COPY_VERSION,
+        index.fingerprint,
+        splits.fingerprint,
+        job.spec.copy_mode,
+        rslearn_config(job.config),
+    )
+
+
+def _belonging_together(job: Job, inputs: dict[str, Any]) -> tuple[Job, list[Any]]:
+    """A stage's job and inputs, if all are of one version: of one index, one policy, one spec.
+
+    Raises:
+        StaleStageError: one isn't; says which stage is to be run again.
+    """
+    index, splits = inputs["window_index"], inputs.get("split_assignment")
+    job = with_config_of(job, index)
+    if splits is not None:
+        wanted = {"split_assignment": _splits_wanted(job, index)}
+        wanted["norm_stats"] = _stats_wanted(index, splits)
+        wanted["weka_copy"] = _copy_wanted(job, index, splits)
+        for stage, value in inputs.items():
+            if value.fingerprint != wanted.get(stage, value.fingerprint):
+                before = "what it is made from, or the spec, changed since it was made"
+                raise StaleStageError(job.spec.name, stage, before)
+        inputs["split_assignment"] = splits.joined(index)
+    return job, list(inputs.values())
 
 
 def write_stage(job: Job, stage: str, value: Any) -> bool:
@@ -410,6 +447,7 @@ def forget(job: Job) -> None:
     with dataset_lock(job):
         layout = job.layout
         for path in (
+            layout.resolved,
             layout.window_index,
             layout.split_assignment,
             layout.norm_stats,

@@ -39,6 +39,7 @@ def verify_dataset(root: EvalRoot, name: str, progress: Progress) -> Verified:
     if wrong:
         return Verified(found.checked, [*found.problems, *wrong])
     index, splits = stages["window_index"], stages["split_assignment"]
+    splits = splits.joined(index)
     if metadata.spec.copy_mode == "index":
         compared = f"{len(splits.used)} windows of {metadata.source} compared"
         differing = _changed(metadata, index, splits, progress)

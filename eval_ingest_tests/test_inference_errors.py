@@ -34,7 +34,7 @@ WRONG = {
     "two tasks": (
         {"model": model_yaml(task_=multi_task({}, **TWO))},
         UnsupportedError,
-        ["model.yaml: data.init_args.task", "2 tasks (a, b)", "--olmoearth-run-config-path"],
+        ["model.yaml: data.init_args.task", "2 tasks: a (Segmentation", "--task a"],
     ),
     "unknown task": (
         {"model": model_yaml(task_=task("DetectionTask"))},
@@ -171,7 +171,7 @@ WRONG = {
             )
         },
         UnsupportedError,
-        ["pre, post", "padded alike"],
+        ["pre, post", "padded or masked alike"],
     ),
     "no model.yaml and no class": (
         {"model": DROP},
@@ -184,7 +184,10 @@ WRONG = {
         ["layers.label", "--task-type", "--property-name"],
     ),
     "no model.yaml and no label": (
-        {"model": DROP, "config": config_json({"label_raster": DROP, "label": DROP})},
+        {
+            "model": DROP,
+            "config": config_json({"label_raster": DROP, "label": DROP, "srtm": DROP}),
+        },
         InferenceError,
         ["no layer that looks like a label"],
     ),

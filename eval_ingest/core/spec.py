@@ -107,7 +107,11 @@ class DatasetSpec(BaseModel):
     """Only windows of these groups; empty means those that model.yaml names, else all."""
     tags: dict[str, str] = Field(default_factory=dict)
     """Only windows whose options have all of these; an empty value: the key is present."""
+    task: str | None = None
+    """Which of model.yaml's tasks, where it has several."""
     task_type: TaskKind | None = None
+    label_layer: str | None = None
+    """Without model.yaml: the layer that holds the label."""
     classes: tuple[str, ...] = ()
     property_name: str | None = None
     modalities: tuple[str, ...] = ()

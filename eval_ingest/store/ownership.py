@@ -68,8 +68,8 @@ def _is_ours(metadata: Path) -> bool:
 
 OUR_NAMES = (
     "metadata.json", "norm_stats.json", "window_index.parquet", "split_assignment.parquet",
-    "weka_copy.json", "source_state.json", "retired.json", "samples", *SPLITS, "report",
-    ".window_index", ".staging",
+    "weka_copy.json", "source_state.json", "resolved.json", "retired.json", "samples", *SPLITS,
+    "report", ".window_index", ".staging",
 )  # fmt: skip
 """What we write beside the windows of another tool."""
 
