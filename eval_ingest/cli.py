@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from eval_ingest import __version__
 from eval_ingest.errors import EvalIngestError, SpecError
+from eval_ingest.flags import add_spec_flags, given_fields
 from eval_ingest.redaction import in_json, redacted
 from eval_ingest.sweep.command import add_commands as add_sweep_commands
 
@@ -107,7 +108,7 @@ def _parser() -> argparse.ArgumentParser:
         commands, "ingest", _ingest, "ingest a dataset and register it", INGEST_EXAMPLES
     )
     ingest.add_argument("--name", required=True, help="the dataset; from the catalog, or new")
-    _spec_options(ingest)
+    add_spec_flags(ingest)
     ingest.add_argument(
         "--register",
         action=argparse.BooleanOptionalAction,
@@ -131,7 +132,7 @@ def _parser() -> argparse.ArgumentParser:
 
     validate = _command(commands, "validate", _validate, "show what is inferred, and from where")
     validate.add_argument("--name", default=None, help="a dataset of the catalog")
-    _spec_options(validate)
+    add_spec_flags(validate)
 
     discover = _command(commands, "discover", _discover, "find datasets, and say what is new")
     discover.add_argument(
@@ -195,79 +196,12 @@ def _command(
     return parser
 
 
-def _spec_options(parser: argparse.ArgumentParser) -> None:
-    """The flags that set a DatasetSpec's fields."""
-    add = parser.add_argument
-    add("--source", help="path or URL of the rslearn dataset")
-    add(
-        "--olmoearth-run-config-path",
-        dest="config",
-        metavar="PATH",
-        help="a model.yaml of any name, or a folder with it (default: the source's own)",
-    )
-    add("--display-name", help="for people")
-    add("--groups", nargs="+", metavar="GROUP", help="only windows of these groups")
-    add(
-        "--tags",
-        nargs="+",
-        metavar="KEY[=VALUE]",
-        help="only windows with these options; without value: the key is there",
-    )
-    add("--task", metavar="NAME", help="which of model.yaml's tasks, where it has several")
-    add("--label-layer", metavar="LAYER", help="without model.yaml: the layer with the label")
-    add("--task-type", help="segmentation, classification, regression or scalar_regression")
-    add("--classes", nargs="+", metavar="NAME", help="class names in the order of their ids")
-    add("--property-name", help="vector labels: the property that holds the label")
-    add("--modalities", nargs="+", metavar="NAME", help="only these modalities")
-    add("--temporal-range", nargs=2, metavar=("FROM", "TO"), help="ISO dates")
-    add("--crop-size", type=int, metavar="PIXELS")
-    add(
-        "--all-crops",
-        nargs="+",
-        choices=("train", "val", "test", "none"),
-        metavar="SPLIT",
-        help="splits in which every crop of a window is a sample; default: as model.yaml says",
-    )
-    add("--split-strategy", dest="strategy", help="auto, random, stratified or spatial")
-    add("--ratios", nargs="+", type=float, metavar="PART", help="train val test, e.g. 80 10 10")
-    add("--seed", type=int, help="of the split")
-    add("--block-size", type=float, dest="block_size_m", metavar="M", help="spatial: metres")
-    add("--buffer", type=float, dest="buffer_m", metavar="M", help="spatial: metres")
-    add("--max-samples", type=int, metavar="N", help="at most N windows, each class in proportion")
-    add(
-        "--label-fractions",
-        nargs="+",
-        metavar="NAME=SHARE",
-        help='named parts of train, e.g. few=0.01: EvalDataset(label_fraction="few")',
-    )
-    add("--max-invalid-fraction", type=float, metavar="F", help="0 to 1; default 0.1")
-    add(
-        "--copy",
-        choices=("windows", "stream", "index"),
-        help="stream: only the packed samples; index: no sample, they are read from the source",
-    )
-
-
-_SPEC_FIELDS = (
-    "source", "config", "display_name", "groups", "tags", "task", "task_type", "label_layer",
-    "classes", "property_name",
-    "modalities", "temporal_range", "crop_size", "all_crops", "max_samples",
-    "max_invalid_fraction", "copy",
-)  # fmt: skip
-_SPLIT_FIELDS = ("strategy", "ratios", "seed", "block_size_m", "buffer_m")
-
-
 def _spec(options: argparse.Namespace, settings: "Settings") -> "DatasetSpec":
     """The catalog's spec, if there is one, with the flags laid over it."""
     from eval_ingest.core.spec import DatasetSpec, check_name, name_from
     from eval_ingest.store.catalog import find_spec, read_catalog
 
-    given = {f: getattr(options, f) for f in _SPEC_FIELDS if getattr(options, f) is not None}
-    if options.label_fractions is not None:
-        given["label_fractions"] = _tags(options.label_fractions)
-    if "tags" in given:
-        given["tags"] = _tags(given["tags"])
-    splits = {f: getattr(options, f) for f in _SPLIT_FIELDS if getattr(options, f) is not None}
+    given = given_fields(options)
     if options.name is None and "source" not in given:
         raise SpecError("give --source PATH_OR_URL, or --name of a dataset in the catalog")
     name = options.name
@@ -276,18 +210,14 @@ def _spec(options: argparse.Namespace, settings: "Settings") -> "DatasetSpec":
     if known is None and "source" not in given:
         find_spec(settings, name)  # raises, naming the near ones
     base = known.model_dump(by_alias=True, exclude_unset=True) if known is not None else {}
-    if splits:
-        given["splits"] = {**base.get("splits", {}), **splits}
+    if "splits" in given:
+        given["splits"] = {**base.get("splits", {}), **given["splits"]}
     return DatasetSpec.parse({"name": name, **base, **given}, f"the flags of {name}")
 
 
 def _last_folder(source: str) -> str:
     last = source.rstrip("/").rsplit("/", 1)[-1]
     return last.removesuffix(".gz").removesuffix(".tgz").removesuffix(".tar")
-
-
-def _tags(texts: list[str]) -> dict[str, str]:
-    return {key: value for key, _, value in (text.partition("=") for text in texts)}
 
 
 # --------------------------------------------------------------------------------------- ingest

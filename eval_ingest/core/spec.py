@@ -60,13 +60,16 @@ def name_from(text: str) -> str:
 class SplitPolicy(BaseModel):
     """How windows are divided into train, val and test."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    # Docstrings of fields are the help of their flags, too: flags.py.
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
     strategy: Literal["auto", "random", "stratified", "spatial"] = "auto"
-    """auto: the dataset's own splits where it declares them, else random."""
+    """auto: the dataset's own splits where it declares them, else random; random: by a hash of the
+    window; stratified: the same, with rare classes in every split; spatial: whole blocks."""
     ratios: tuple[float, float, float] = (0.8, 0.1, 0.1)
     """train, val, test; percentages (80 10 10) are taken too."""
     seed: int = 42
+    """of the split"""
     block_size_m: float = Field(default=5120.0, gt=0, allow_inf_nan=False)
     """spatial: side in metres of the blocks that stay together."""
     buffer_m: float = Field(default=0.0, ge=0, allow_inf_nan=False)
@@ -94,7 +97,8 @@ class SplitPolicy(BaseModel):
 class DatasetSpec(BaseModel):
     """A dataset to ingest. Only name and source are needed."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    # Docstrings of fields are the help of their flags, too: flags.py.
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
     name: str
     source: str
@@ -103,6 +107,7 @@ class DatasetSpec(BaseModel):
     """A model.yaml of any name, or a folder with it, dataset.json or olmoearth_run.yaml; default
     the source itself."""
     display_name: str | None = None
+    """for people"""
     groups: tuple[str, ...] = ()
     """Only windows of these groups; empty means those that model.yaml names, else all."""
     tags: dict[str, str] = Field(default_factory=dict)
@@ -110,24 +115,29 @@ class DatasetSpec(BaseModel):
     task: str | None = None
     """Which of model.yaml's tasks, where it has several."""
     task_type: TaskKind | None = None
+    """segmentation, classification, regression or scalar_regression"""
     label_layer: str | None = None
     """Without model.yaml: the layer that holds the label."""
     classes: tuple[str, ...] = ()
+    """Class names in the order of their ids."""
     property_name: str | None = None
+    """Vector labels: the property that holds the label."""
     modalities: tuple[str, ...] = ()
     """Only these modalities; empty means all that model.yaml reads."""
     temporal_range: tuple[str, str] | None = None
     """ISO dates: only windows whose time range lies within."""
     crop_size: int | None = Field(default=None, gt=0)
+    """Side of a sample; default: as model.yaml says."""
     all_crops: tuple[Literal["train", "val", "test"], ...] | None = None
-    """Splits in which every crop of a window is a sample; None means those of which model.yaml
-    says so (load_all_crops), and () none."""
+    """Splits in which every crop of a window is a sample, or none; default: those of which
+    model.yaml says so (load_all_crops)."""
     splits: SplitPolicy = SplitPolicy()
     max_samples: int | None = Field(default=None, gt=0)
     """At most this many windows over all splits, stratified by class, chosen by hash."""
     label_fractions: dict[str, Annotated[float, Field(gt=0, le=1)]] = Field(default_factory=dict)
     """Names for shares of the train split: EvalDataset(label_fraction="few"). They are nested."""
     max_invalid_fraction: float = Field(default=0.1, ge=0, le=1)
+    """More invalid windows than this stop the ingest; 0 to 1, default 0.1."""
     copy_mode: Literal["windows", "stream", "index", "adopted"] = Field(
         default="windows", alias="copy"
     )
@@ -139,7 +149,9 @@ class DatasetSpec(BaseModel):
     eval: EvalSettings = EvalSettings()
     """How it is to be scored, where that isn't as its kind of task usually is."""
     licence: str | None = None
+    """such as CC-BY-4.0"""
     notes: str | None = None
+    """for people"""
 
     @field_validator("name")
     @classmethod
