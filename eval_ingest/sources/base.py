@@ -46,7 +46,7 @@ class SourceFile(NamedTuple):
     size: int
     """Bytes."""
     version: str
-    """Changes when the content does: modification time, or an object's checksum or generation."""
+    """Changes when the content does: see `listing.version_of`, or an object's checksum."""
 
 
 class Listed(NamedTuple):
@@ -129,7 +129,7 @@ class WindowReader(Protocol):
         ...
 
     def ours(self, group: str, name: str, file: SourceFile) -> tuple[str, int] | None:
-        """A file that we wrote with these bytes, which may be linked to, and its CRC32C."""
+        """A file that we wrote with these bytes, which may be moved away, and its CRC32C."""
         ...
 
     def permissions(self, group: str, name: str, file: SourceFile) -> int:
