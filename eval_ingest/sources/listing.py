@@ -55,6 +55,15 @@ def list_window(root: str, layers: frozenset[str], check_link: Callable[[str], N
     return b"".join(b"%s\0%d\0%d\0" % file for file in sorted(found))
 
 
+def in_64_bits(time_ns: int) -> int:
+    """A time in ns as 64 bits hold it: from 2262 on it begins anew.
+
+    >>> in_64_bits(2**63 - 1), in_64_bits(2**63)
+    (9223372036854775807, -9223372036854775808)
+    """
+    return (time_ns + 2**63) % 2**64 - 2**63
+
+
 def parse(listed: bytes) -> list[tuple[str, int, str]]:
     """Path, size and time of each file of a listing."""
     texts = os.fsdecode(listed).split("\0")
@@ -88,4 +97,4 @@ def _file(
         return
     if not stat.S_ISREG(found.st_mode):
         raise OddFileError(f"{where} is neither a file nor a folder; remove it from the dataset")
-    yield os.fsencode(path), found.st_size, found.st_mtime_ns
+    yield os.fsencode(path), found.st_size, in_64_bits(found.st_mtime_ns)

@@ -18,7 +18,7 @@ from eval_ingest.sources.base import (
     check_text_size,
     digest_of,
 )
-from eval_ingest.sources.listing import OddFileError, list_window, parse
+from eval_ingest.sources.listing import OddFileError, in_64_bits, list_window, parse
 
 _LISTING_THREADS = 16
 _LISTED_TOGETHER = 32
@@ -196,6 +196,6 @@ def _read(path: str, size: int) -> tuple[bytes, int]:
         data = os.read(opened, size + 1)
         while 0 < len(data) < size and (more := os.read(opened, size + 1 - len(data))):
             data += more
-        return data, os.fstat(opened).st_mtime_ns
+        return data, in_64_bits(os.fstat(opened).st_mtime_ns)
     finally:
         os.close(opened)
