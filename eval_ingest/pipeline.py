@@ -33,18 +33,20 @@ from eval_ingest.copying.transfer import transfer
 from eval_ingest.copying.verify import look_at
 from eval_ingest.core.copy_config import rslearn_config
 from eval_ingest.core.entry import CopyResult, Metadata, NormStats
+from eval_ingest.core.eval_settings import EvalSettings
 from eval_ingest.core.fingerprint import fingerprint
 from eval_ingest.core.index import WindowIndex
 from eval_ingest.core.norm import MOMENTS, combine
 from eval_ingest.core.quality import quality_report
 from eval_ingest.core.splits import SPLITS_VERSION, SplitAssignment, assign_splits
 from eval_ingest.core.validate import check_invalid_fraction
-from eval_ingest.errors import IntegrityError, NotIngestedError, StoreError
+from eval_ingest.errors import IntegrityError, NotIngestedError, StaleStageError, StoreError
 from eval_ingest.indexing.build import finish_index, index_source, partial_rows
 from eval_ingest.indexing.wanted import check_storage
-from eval_ingest.job import Job
+from eval_ingest.job import Job, with_config_of, write_config
 from eval_ingest.sources.discovery import source_fingerprint
 from eval_ingest.store.atomic import remove_file
+from eval_ingest.store.claims import claim
 from eval_ingest.store.index_file import read_splits, write_splits
 from eval_ingest.store.leftovers import GRACE_S, remove_retired, remove_unfinished, retire
 from eval_ingest.store.outcomes import read_copy, read_outcome, read_source_state
@@ -78,6 +80,7 @@ def window_index(job: Job) -> WindowIndex:
     seen = source_fingerprint(job.source.origin)
     index = index_source(job)
     check_invalid_fraction(index.summary, job.spec.max_invalid_fraction, job.spec.name)
+    write_config(job, index.fingerprint)
     if seen:
         state = {"fingerprint": seen, "window_index": index.fingerprint}
         if read_source_state(job.store) != state:
@@ -94,20 +97,11 @@ def split_assignment(job: Job, index: WindowIndex) -> SplitAssignment:
     Raises:
         SplitError: no window is selected, or train is empty.
     """
-    config = job.config
-    wanted = fingerprint(
-        "split_assignment",
-        SPLITS_VERSION,
-        index.fingerprint,
-        job.spec.splits,
-        job.spec.max_samples,
-        dict(config.selectors),
-        config.declared_ratios,
-    )
+    wanted = _splits_wanted(job, index)
     old = unless_damaged(lambda: read_splits(job.layout.split_assignment))
     if old is not None and old.fingerprint == wanted:
         return old
-    return assign_splits(index, config, job.spec, wanted)
+    return assign_splits(index, job.config, job.spec, wanted)
 
 
 # ------------------------------------------------------------------------------ 3. norm_stats
@@ -117,7 +111,7 @@ def norm_stats(job: Job, index: WindowIndex, splits: SplitAssignment) -> NormSta
     """Band statistics of the train windows, summed up from the moments in the index."""
     train = splits.splits == "train"
     stats = NormStats(
-        fingerprint=fingerprint("norm_stats", NORM_VERSION, index.fingerprint, splits.fingerprint),
+        fingerprint=_stats_wanted(index, splits),
         n_windows=int(train.sum()),
         stats={},
     )
@@ -154,14 +148,7 @@ def weka_copy(job: Job, index: WindowIndex, splits: SplitAssignment) -> CopyResu
         SourceError: a window changed since it was indexed.
         StoreError: the eval root can't be written.
     """
-    wanted = fingerprint(
-        "weka_copy",
-        COPY_VERSION,
-        index.fingerprint,
-        splits.fingerprint,
-        job.spec.copy_mode,
-        rslearn_config(job.config),
-    )
+    wanted = _copy_wanted(job, index, splits)
     old = unless_damaged(lambda: read_copy(job.store))
     if old is not None and old.fingerprint == wanted and _copy_is_there(job, old):
         job.source.forget()
@@ -196,12 +183,15 @@ def registry_entry(
         "norm_stats": stats.fingerprint,
         "weka_copy": copy.fingerprint,
     }
-    wanted = fingerprint("registry_entry", ENTRY_VERSION, prints, job.spec, job.config, job.origin)
+    # How a dataset is scored is no part of its version: embeddings of it stay right.
+    data = job.spec.model_copy(update={"eval": EvalSettings()})
+    wanted = fingerprint("registry_entry", ENTRY_VERSION, prints, data, job.config, job.origin)
     old = unless_damaged(lambda: read_metadata(job.store))
-    if old is not None and (old.fingerprint, old.splits, old.shards) == (
+    if old is not None and (old.fingerprint, old.splits, old.shards, old.spec.eval) == (
         wanted,
         copy.splits,
         copy.shards,  # others, if the samples were packed anew
+        job.spec.eval,
     ):
         return old
     samples = Samples(job.config, index, splits)
@@ -229,6 +219,7 @@ def registry_entry(
         timesteps={name: (int(s.min()), int(s.max())) for name, s in samples.timesteps.items()},
         same_timesteps=samples.same_timesteps,
         n_bytes=copy.n_bytes + copy.packed_bytes,
+        their_entry=job.their_entry,
     )
 
 
@@ -246,7 +237,7 @@ def publish(job: Job, metadata: Metadata) -> None:
 
 def tidy(job: Job, metadata: Metadata) -> None:
     """Clear away what nothing names any more, once readers have had time to let go of it."""
-    if metadata.spec.copy_mode != "windows":
+    if metadata.spec.copy_mode != "windows" and not metadata.spec.adopted:
         remove_copy(job.store)
     remove_retired(job.store, metadata, GRACE_S)
     shutil.rmtree(job.layout.staging, ignore_errors=True)
@@ -333,6 +324,7 @@ def run_stage(job: Job, stage: str, values: dict[str, Any] | None = None) -> Out
 
     Raises:
         NotIngestedError: an earlier stage has not run.
+        StaleStageError: one has, but what it made doesn't belong to the rest.
         EvalIngestError: whatever the stage raises.
     """
     if not job.store.is_held:
@@ -350,12 +342,63 @@ def run_stage(job: Job, stage: str, values: dict[str, Any] | None = None) -> Out
                 f"dagster asset materialize --select {name} --partition {job.spec.name}"
             )
         inputs.append(value)
+    if inputs:
+        job, inputs = _belonging_together(
+            job, dict(zip(_STAGES[stage].inputs, inputs, strict=True))
+        )
     value = _STAGES[stage].build(job, *inputs)
     ran = write_stage(job, stage, value)
     job.store.send()
     if stage == "registry_entry":
         tidy(job, value)
     return Outcome(stage, value, ran, time.monotonic() - started)
+
+
+def _splits_wanted(job: Job, index: WindowIndex) -> str:
+    return fingerprint(
+        "split_assignment",
+        SPLITS_VERSION,
+        index.fingerprint,
+        job.spec.splits,
+        job.spec.max_samples,
+        dict(job.config.selectors),
+        job.config.declared_ratios,
+    )
+
+
+def _stats_wanted(index: WindowIndex, splits: SplitAssignment) -> str:
+    return fingerprint("norm_stats", NORM_VERSION, index.fingerprint, splits.fingerprint)
+
+
+def _copy_wanted(job: Job, index: WindowIndex, splits: SplitAssignment) -> str:
+    return fingerprint(
+        "weka_copy",
+        COPY_VERSION,
+        index.fingerprint,
+        splits.fingerprint,
+        job.spec.copy_mode,
+        rslearn_config(job.config),
+    )
+
+
+def _belonging_together(job: Job, inputs: dict[str, Any]) -> tuple[Job, list[Any]]:
+    """A stage's job and inputs, if all are of one version: of one index, one policy, one spec.
+
+    Raises:
+        StaleStageError: one isn't; says which stage is to be run again.
+    """
+    index, splits = inputs["window_index"], inputs.get("split_assignment")
+    job = with_config_of(job, index)
+    if splits is not None:
+        wanted = {"split_assignment": _splits_wanted(job, index)}
+        wanted["norm_stats"] = _stats_wanted(index, splits)
+        wanted["weka_copy"] = _copy_wanted(job, index, splits)
+        for stage, value in inputs.items():
+            if value.fingerprint != wanted.get(stage, value.fingerprint):
+                before = "what it is made from, or the spec, changed since it was made"
+                raise StaleStageError(job.spec.name, stage, before)
+        inputs["split_assignment"] = splits.joined(index)
+    return job, list(inputs.values())
 
 
 def write_stage(job: Job, stage: str, value: Any) -> bool:
@@ -385,11 +428,13 @@ def dataset_lock(job: Job, timeout_s: float = 5.0) -> Iterator[None]:
 
     Raises:
         LockedError: another process is at it.
+        NotOursError: the folder or the name is another tool's.
         NewerVersionError: a newer eval_ingest has published it.
     """
     with job.store.hold(timeout_s, f"{job.spec.name} is being ingested"):
         with contextlib.suppress(IntegrityError):  # damaged: it is made anew
             read_metadata(job.store)  # raises if a newer eval_ingest has published
+        claim(job.store, job.spec)
         remove_unfinished(job.layout)
         yield
 
@@ -402,6 +447,7 @@ def forget(job: Job) -> None:
     with dataset_lock(job):
         layout = job.layout
         for path in (
+            layout.resolved,
             layout.window_index,
             layout.split_assignment,
             layout.norm_stats,

@@ -39,6 +39,7 @@ def verify_dataset(root: EvalRoot, name: str, progress: Progress) -> Verified:
     if wrong:
         return Verified(found.checked, [*found.problems, *wrong])
     index, splits = stages["window_index"], stages["split_assignment"]
+    splits = splits.joined(index)
     if metadata.spec.copy_mode == "index":
         compared = f"{len(splits.used)} windows of {metadata.source} compared"
         differing = _changed(metadata, index, splits, progress)
@@ -68,7 +69,8 @@ def _stages(store: DatasetStore, metadata: Metadata) -> tuple[dict[str, Any], li
         stages[stage] = found
         if found is None:
             if stage != "weka_copy" or metadata.spec.copy_mode == "windows":
-                problems.append(f"the outcome of {stage} is missing")
+                text = f"the outcome of {stage} is missing, or of an older version of eval_ingest"
+                problems.append(text)
         elif found.fingerprint != metadata.fingerprints[stage]:
             problems.append(f"{stage} has run again since, without the stages after it")
     return stages, problems

@@ -105,7 +105,7 @@ ROWS = {
     ),
     "the same layer in two inputs": (
         {"model": model_yaml({"image": stacked(["sentinel2"])})},
-        lambda c: (reads(c), "taken once" in " ".join(c.warnings)),
+        lambda c: (reads(c), "image, of the same modality, is not loaded" in " ".join(c.warnings)),
         (["sentinel2.*"], True),
     ),
     "an unsupported input": (

@@ -214,7 +214,7 @@ def test_13_a_registry_that_two_write_at_once_loses_no_entry(
         metadata = entry.model_copy(update={"name": name})
         write_metadata(root.dataset(name), metadata)
         rebuild_registry(root)
-        json.loads(root.registry.read_text())  # whole at any moment
+        json.loads(root.layout.registry.read_text())  # whole at any moment
 
     with ThreadPoolExecutor(6) as pool:
         list(pool.map(publish, names))

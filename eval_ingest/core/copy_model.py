@@ -11,7 +11,7 @@ from typing import Any
 
 from eval_ingest.core.entry import imputes
 from eval_ingest.core.modality import MODALITIES
-from eval_ingest.core.resolved import InputPart, ModalityInput, Pad, ResolvedConfig
+from eval_ingest.core.resolved import InputPart, MaskInput, ModalityInput, Pad, ResolvedConfig
 from eval_ingest.core.spec import SPLIT_OPTION, SPLITS
 from eval_ingest.core.task import TaskKind
 
@@ -51,6 +51,8 @@ def copy_model(
         by_crop = crops_fit and config.task.kind.per_pixel
         data["use_map_all_crops_dataset" if by_crop else "use_in_memory_dataset"] = True
     joined = [step for modality in chosen for step in _modality_steps(config, modality)]
+    if config.label.mask is not None:
+        joined += _mask_steps(config.label.mask, TARGETS, ["target/valid"])
     steps = {
         split: joined + _pads(config, chosen, crop, config.all_crops.get(split) is None)
         for split in SPLITS
@@ -90,7 +92,11 @@ def copy_inputs(config: ResolvedConfig, modalities: Iterable[str]) -> dict[str, 
                 "dtype": "INT32" if modality.dtype == "int32" else "FLOAT32",
                 "passthrough": True,
             }
+        if modality.mask is not None:
+            inputs[_mask_key(modality.name)] = _mask_reads(modality.mask)
     label = config.label
+    if label.mask is not None:
+        inputs[_mask_key(TARGETS)] = _mask_reads(label.mask)
     inputs[TARGETS] = {**_reads(label.part), "required": True, "is_target": True}
     if label.band is None:
         inputs[TARGETS]["data_type"] = "vector"
@@ -101,6 +107,47 @@ def copy_inputs(config: ResolvedConfig, modalities: Iterable[str]) -> dict[str, 
             "dtype": label.dtype.upper(),
         }
     return inputs
+
+
+def _mask_key(masked: str) -> str:
+    """The input that masks a modality, or the targets."""
+    return f"{masked}_mask"
+
+
+def _mask_reads(mask: MaskInput) -> dict[str, Any]:
+    return {
+        **_reads(mask.part),
+        "data_type": "raster",
+        "bands": [mask.band],
+        "dtype": mask.dtype.upper(),
+        "passthrough": True,
+    }
+
+
+def _mask_steps(mask: MaskInput, masked: str, selectors: list[str]) -> list[dict[str, Any]]:
+    """Make a mask of zeros where it hides, if it is none yet, and apply it."""
+    key = _mask_key(masked)
+    steps = []
+    if mask.shows:
+        steps.append(
+            _transform(
+                "earthdaily.EarthDailyCloudMaskToMask",
+                cloud_mask_selector=key,
+                output_selector=key,
+                clear_values=[int(value) for value in mask.shows],
+            )
+        )
+    elif mask.hides != (0.0,):
+        steps.append(
+            _transform(
+                "sentinel2.Sentinel2SCLToMask",
+                scl_selector=key,
+                output_selector=key,
+                exclude_scl_values=[int(value) for value in mask.hides],
+            )
+        )
+    masking = {"selectors": selectors, "mask_selector": key, "mask_value": int(mask.value)}
+    return [*steps, _transform("mask.Mask", **masking)]
 
 
 def _parts(modality: ModalityInput) -> list[tuple[str, InputPart]]:
@@ -168,6 +215,8 @@ def _modality_steps(config: ResolvedConfig, modality: ModalityInput) -> list[dic
                 output_selector=modality.name,
             )
         )
+    if modality.mask is not None:
+        steps += _mask_steps(modality.mask, modality.name, [modality.name])
     return steps
 
 

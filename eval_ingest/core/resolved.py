@@ -128,6 +128,21 @@ class InputPart(_Frozen):
     required: bool = True
 
 
+class MaskInput(_Frozen):
+    """rslearn's Mask transform: pixels that a raster hides are set to a value."""
+
+    part: InputPart
+    """The raster, of one timestep or of as many as the image has."""
+    band: str
+    dtype: str = "float32"
+    """The type that rslearn reads the mask as: int32 or float32."""
+    value: float = 0.0
+    hides: tuple[float, ...] = (0.0,)
+    """The mask's values that hide a pixel."""
+    shows: tuple[float, ...] = ()
+    """Instead of `hides`: any other value hides it."""
+
+
 class Pad(_Frozen):
     """rslearn's Pad transform: zeros around, or a crop where the image is larger."""
 
@@ -147,6 +162,8 @@ class ModalityInput(_Frozen):
     parts: tuple[InputPart, ...]
     dtype: str
     """Type of packed pixels: the narrowest that holds the stored ones (`uint16`, `float32`)."""
+    mask: MaskInput | None = None
+    """Comes before the pad."""
     pad: Pad | None = None
     decibels: bool = False
     """Linear on disk and in packs, decibels for statistics and models."""
@@ -165,6 +182,8 @@ class LabelInput(_Frozen):
     """Raster labels: the band of the label layer. None for vector labels."""
     dtype: str = "int32"
     """The type that rslearn reads the label as: int32 or float32."""
+    mask: MaskInput | None = None
+    """What it hides has no label."""
     pad: Pad | None = None
 
 
@@ -177,6 +196,8 @@ class SplitSelector(_Frozen):
     """Empty: any window name."""
     tags: dict[str, JsonValue] = Field(default_factory=dict)
     """Window options that must be present and, if the value isn't empty, equal, type included."""
+    num_samples: int | None = None
+    """Only so many windows, the first by the SHA-256 of their names."""
 
     def selects(self, group: str, name: str, options: dict[str, object]) -> bool:
         """True if a window of this group, name and options is selected."""

@@ -17,6 +17,7 @@ from eval_ingest.core.resolved import (
     BandSet,
     LabelInput,
     Layer,
+    MaskInput,
     ModalityInput,
     ResolvedConfig,
 )
@@ -41,6 +42,7 @@ from eval_ingest.decoding.limits import (
     too_large,
 )
 from eval_ingest.decoding.machine import blame
+from eval_ingest.decoding.masks import apply_mask, hidden_pixels
 from eval_ingest.decoding.metadata import (
     Interval,
     WindowMetadata,
@@ -245,12 +247,23 @@ class _WindowReader:
         if not self.has_data:
             raise Unreadable("input_nodata", f"{modality.name} is its nodata value everywhere")
         pixels = assemble(stack, np.dtype(modality.dtype))
+        if modality.mask is not None:
+            apply_mask(pixels, self._mask(modality.mask, grid), modality.mask, modality.name)
         known = [time for time in times if time is not None]
         return ModalitySample(
             pixels,
             known if len(known) == len(times) else None,
             nodata_of(stack, len(modality.bands), modality.dtype),
         )
+
+    def _mask(self, mask: MaskInput, grid: Grid) -> NDArray[Any]:
+        """The raster (H, W, T) that hides pixels."""
+        chosen = choose_reads(self.files, mask.part, f"mask {mask.part.key}")
+        found = [
+            self._raster(self.config.layer(layer), item_group, (mask.band,), grid)[0]
+            for layer, item_group in chosen
+        ]
+        return np.concatenate([r.pixels[..., r.order[0]] for r in found], axis=2)
 
     def _raster(
         self, layer: Layer, item_group: int, bands: tuple[str, ...], grid: Grid
@@ -485,7 +498,11 @@ class _WindowReader:
         if task.kind.has_classes and stored.dtype.kind == "f" and not np.isfinite(stored).all():
             raise Unreadable("label_out_of_range", "NaN, or infinity, where class ids belong")
         with np.errstate(invalid="ignore"):
-            return raster_target(stored.astype(label.dtype), task)
+            target = raster_target(stored.astype(label.dtype), task)
+        if label.mask is not None:
+            hidden = hidden_pixels(self._mask(label.mask, grid), label.mask)
+            target[hidden[:, :, 0]] = IGNORE_LABEL if task.kind.has_classes else np.nan
+        return target
 
     def _features(self, layer: str, item_group: int, grid: Grid) -> list[dict[str, Any]]:
         """Properties of the features that intersect the window, in file order."""

@@ -69,6 +69,9 @@ def not_there_yet(files: WindowFiles, config: ResolvedConfig) -> str:
         for modality in config.modalities:
             for part in modality.parts:
                 choose_reads(files, part, modality.name)
+        for mask in (config.label.mask, *(modality.mask for modality in config.modalities)):
+            if mask is not None:
+                choose_reads(files, mask.part, f"mask {mask.part.key}")
         if not choose_reads(files, config.label.part, "label"):
             return "no label layer is completed"
     except Unreadable as stop:

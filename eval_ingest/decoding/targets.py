@@ -35,7 +35,8 @@ def raster_target(stored: NDArray[Any], task: Task) -> NDArray[Any]:
 def vector_target(features: list[dict[str, Any]], task: Task) -> NDArray[Any]:
     """The target of a window from its features' properties: the first that has one counts.
 
-    Raises a label problem if none has, or if a class is unknown and not to be skipped.
+    Raises a label problem if none has, or if a class is unknown and not to be skipped; where the
+    task expects it (allow_invalid), that is no sign of broken data.
     """
     for properties in features:
         if task.property_name is None or task.property_name not in properties:
@@ -55,7 +56,10 @@ def vector_target(features: list[dict[str, Any]], task: Task) -> NDArray[Any]:
             raise Unreadable(
                 "label_out_of_range", f"{task.property_name} = {value!r} is none of the classes"
             )
-    raise Unreadable("label_missing", f"no feature has the property {task.property_name!r}")
+    raise Unreadable(
+        "unlabelled" if task.allow_invalid else "label_missing",
+        f"no feature has the property {task.property_name!r}",
+    )
 
 
 def _class_id(value: Any, task: Task) -> int:
@@ -64,4 +68,6 @@ def _class_id(value: Any, task: Task) -> int:
             return int(value)
         except (TypeError, ValueError):
             return -1
+    if isinstance(value, str):
+        value = task.category_mapping.get(value, value)
     return next((k for k, known in enumerate(task.classes) if known.name == value), -1)

@@ -59,7 +59,8 @@ def run_stage(
         if DATASET_TAG not in context.run.tags:
             context.instance.add_run_tags(context.run.run_id, {DATASET_TAG: name})
         progress = LogProgress(context.log, stage)
-        job = open_job(spec, settings, progress=progress)
+        indexed = stage != pipeline.STAGES[0]
+        job = open_job(spec, settings, progress=progress, indexed=indexed)
         with pipeline.dataset_lock(job):
             outcome = pipeline.run_stage(job, stage, dict(values or {}))
         context.log.info(stage_line(outcome))

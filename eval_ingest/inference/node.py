@@ -25,7 +25,7 @@ _MAX_SHOWN = 120
 """Characters of a value in a message."""
 
 _ALLOWED_PACKAGES = re.compile(
-    r"(rslearn|rslp|torch|torchmetrics|torchvision|lightning|helios|olmoearth\w*)(\.\w+)+"
+    r"\w+|(rslearn|rslp|torch|torchmetrics|torchvision|lightning|helios|olmoearth\w*)(\.\w+)+"
 )
 
 # ${VAR}, ${VAR:-default}, {{ var }} and {TEMPLATE}: texts to be filled in, not YAML mappings.

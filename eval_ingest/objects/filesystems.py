@@ -1,7 +1,6 @@
 """From a URL to a file system of fsspec: gs://, s3://, weka:// and whatever else fsspec knows."""
 
 import contextlib
-import importlib
 import logging
 import os
 from dataclasses import dataclass
@@ -94,9 +93,14 @@ def server_of(url: str, endpoint: str | None) -> str:
 
 def load_library(url: str) -> None:
     """Import what a URL's file system needs, which may take a second, and asks nobody."""
-    module = {"gs": "gcsfs.core", "gcs": "gcsfs.core", "s3": "s3fs", "s3a": "s3fs", "weka": "s3fs"}
     with contextlib.suppress(ImportError):  # said when it is opened
-        importlib.import_module(module.get(url.partition("://")[0], "fsspec"))
+        match url.partition("://")[0]:
+            case "gs" | "gcs":
+                import gcsfs.core  # noqa: F401
+            case "s3" | "s3a" | "weka":
+                import s3fs  # noqa: F401
+            case _:
+                import fsspec  # noqa: F401
 
 
 def open_filesystem(
@@ -167,7 +171,8 @@ def _session_options(contact: Contact) -> dict[str, Any]:
     import aiohttp
 
     async def failed(session: Any, context: Any, details: Any) -> None:
-        contact.failure = details.exception
+        if isinstance(details.exception, Exception):  # and not one that we gave up
+            contact.failure = details.exception
 
     async def answered(session: Any, context: Any, details: Any) -> None:
         contact.answered = True

@@ -13,7 +13,7 @@ from eval_ingest.core.index import WindowIndex
 from eval_ingest.core.spec import SPLITS
 from eval_ingest.core.splits import SplitAssignment
 from eval_ingest.core.task import IGNORE_LABEL, Task
-from eval_ingest.errors import NotIngestedError
+from eval_ingest.errors import NotIngestedError, StaleStageError
 from eval_ingest.store.outcomes import read_split_assignment, read_window_index
 from eval_ingest.store.registry import require_metadata
 from eval_ingest.store.roots.base import EvalRoot
@@ -105,7 +105,8 @@ def open_view(root: EvalRoot, name: str) -> View:
 
     Raises:
         UnknownDatasetError: there is none of that name.
-        NotIngestedError: its window index or split assignment is of another version, or gone.
+        NotIngestedError: its window index or split assignment is gone, or of another version
+            than what is published.
     """
     metadata = require_metadata(root, name)
     store = root.dataset(name)
@@ -117,4 +118,8 @@ def open_view(root: EvalRoot, name: str) -> View:
             f"{name}: {missing} is not there or of another version; "
             f"run: eval-ingest ingest --name {name}"
         )
-    return View(root, metadata, index, assignment)
+    for stage, found in (("window_index", index), ("split_assignment", assignment)):
+        if found.fingerprint != metadata.fingerprints.get(stage):
+            why = f"{stage} has run again since, without the stages after it"
+            raise StaleStageError(name, "registry_entry", why)
+    return View(root, metadata, index, assignment.joined(index))

@@ -18,8 +18,8 @@ GRACE_S = 3600.0
 
 _WRITTEN_ASIDE = (
     "metadata.json", "norm_stats.json", "window_index.parquet", "split_assignment.parquet",
-    "weka_copy.json", "copy_manifest.parquet", "source_state.json", "config.json", "model.yaml",
-    "model.original.yaml", "olmoearth_run.yaml",
+    "weka_copy.json", "copy_manifest.parquet", "source_state.json", "resolved.json",
+    "config.json", "model.yaml", "model.original.yaml", "olmoearth_run.yaml",
 )  # fmt: skip
 
 

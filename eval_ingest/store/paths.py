@@ -4,6 +4,7 @@
     catalog/{name}.yaml
     {name}/metadata.json          the whole configuration; written last: the commit point
     {name}/norm_stats.json
+    {name}/resolved.json          what the first stage made of the configuration
     {name}/window_index.parquet, split_assignment.parquet, weka_copy.json
     {name}/config.json, model.yaml, windows/...      the rslearn copy
     {name}/model.original.yaml, .rslearn_dataset_index/...
@@ -73,6 +74,11 @@ class DatasetLayout:
     def metadata(self) -> Path:
         """metadata.json, the commit point."""
         return self.path / "metadata.json"
+
+    @property
+    def resolved(self) -> Path:
+        """resolved.json: what the first stage made of the configuration."""
+        return self.path / "resolved.json"
 
     @property
     def norm_stats(self) -> Path:

@@ -162,6 +162,43 @@ def python_tasks(code):
     return {name: asdict(task) for name, task in _run(code).items()}
 
 
+def lookups(code, names):
+    """Where the datasets of these names lie, after a module that defines EVAL_TASKS has run."""
+    _run(code)
+    from olmoearth_pretrain.evals.datasets import get_dataset_entry
+
+    return {name: get_dataset_entry(name).weka_path for name in names}
+
+
+def own_tasks():
+    """The tasks that its own list has, without the launcher that it stands in."""
+    import ast
+    from pathlib import Path
+
+    import olmoearth_pretrain
+
+    path = Path(olmoearth_pretrain.__file__).parent / "internal" / "all_evals.py"
+    wanted = [
+        node
+        for node in ast.parse(path.read_text()).body
+        if (isinstance(node, ast.ImportFrom) and node.module in _NAMES_OF_TASKS)
+        or (isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "EVAL_TASKS")
+    ]
+    namespace = {}
+    exec(compile(ast.Module(wanted, []), str(path), "exec"), namespace)
+    return {name: asdict(task) for name, task in namespace["EVAL_TASKS"].items()}
+
+
+_NAMES_OF_TASKS = (
+    "olmo_core.train.common",
+    "olmoearth_pretrain.data.constants",
+    "olmoearth_pretrain.evals.datasets.normalize",
+    "olmoearth_pretrain.evals.metrics",
+    "olmoearth_pretrain.nn.pooling",
+    "olmoearth_pretrain.train.callbacks.evaluator_callback",
+)
+
+
 def overridden_tasks(arguments):
     """The tasks of a trainer's configuration after these command line arguments."""
     from olmo_core.config import Config

@@ -10,7 +10,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from eval_ingest.objects.retry import FIRST_LOOK
 from eval_ingest.objects.writing import WritableObjects
 from eval_ingest.redaction import redacted
 from eval_ingest.store.roots.cache import PackCache
@@ -53,7 +52,7 @@ class RemoteFolder:
         return redacted(self.url if inside == "." else f"{self.url}/{inside}")
 
     def reach(self) -> None:
-        """Look at it once, quickly, so that one that is out of reach is told soon.
+        """Look at it once: a server that is out of reach is told soon.
 
         Raises:
             StoreError: it can't be reached.
@@ -62,9 +61,8 @@ class RemoteFolder:
 
     @cached_property
     def _reached(self) -> bool:
-        first = WritableObjects(self.url, FIRST_LOOK, self.endpoint)
-        first.greet()
-        first.run(first.stat("registry.json"))
+        self.objects.greet()
+        self.objects.run(self.objects.stat("registry.json"))
         return True
 
     def pull(self, paths: Sequence[Path]) -> None:
