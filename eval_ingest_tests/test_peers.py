@@ -302,3 +302,12 @@ def test_its_evaluators_run_on_the_tasks(
     for metrics in scores.values():
         (score,) = (metrics[name] for name in ("accuracy", "miou", "rmse") if name in metrics)
         assert np.isfinite(score)
+
+
+def test_every_crop_of_a_window_equals_ours(peer: Peer, tmp_path: Path) -> None:
+    source = factories.class_mapping(tmp_path, windows=12, size=16)
+    root = tmp_path / "root"
+    pipeline.ingest(make_job(source, root, "crops", all_crops=["val", "test"], crop_size=6))
+    compare(peer, root, "crops", None, tmp_path)
+    config = peer("configs", registry=root / "registry.json")["crops"]
+    assert config["height_width"] == 6

@@ -16,6 +16,7 @@ from eval_ingest.errors import ConfigError, SpecError
 from eval_ingest.job import Job
 from eval_ingest.sources.base import Listed, Source, WindowFiles
 from eval_ingest.sources.local import LocalSource
+from eval_ingest.sources.sqlite import DATABASE, SqliteSource
 
 
 @dataclass(frozen=True)
@@ -79,12 +80,12 @@ def selected(config: ResolvedConfig, files: WindowFiles, metadata: WindowMetadat
 
 
 def check_storage(source: Source, config: ResolvedConfig) -> None:
-    """Raise ConfigError if the windows aren't in files."""
-    if config.window_storage != "file":
+    """Raise ConfigError if the windows are in a database that isn't at hand."""
+    if config.window_storage != "file" and not isinstance(source, SqliteSource):
         raise ConfigError(
-            f"{source.url} keeps its windows in {config.window_storage}; "
-            "only windows in files are supported: convert it with rslearn's "
-            "`rslearn dataset migrate_window_storage`"
+            f"{source.url} keeps its windows in a database ({DATABASE}), which is read where the "
+            "dataset is a local folder; copy it there, database and all, or convert it: "
+            "rslearn dataset migrate"
         )
 
 

@@ -79,6 +79,8 @@ def read(registry, name, split, out, arguments=None):
     if hasattr(inner, "indices"):  # a label fraction
         inner, order = inner.dataset, inner.indices
     windows = inner.get_dataset_examples()
+    if hasattr(inner, "crops"):  # each sample is a crop of a window
+        order = [inner.crops[k][0] for k in order]
     return [f"{windows[k].group}/{windows[k].name}" for k in order]
 
 
