@@ -274,6 +274,7 @@ def _ingest(options: argparse.Namespace) -> int:
 
 def _adopt(options: argparse.Namespace) -> int:
     from eval_ingest.adopting import adopt, adoptable
+    from eval_ingest.report.command import report
     from eval_ingest.report.terminal import Progress, adopted_facts, adopted_lines, outcome_line
     from eval_ingest.settings import Settings
 
@@ -302,6 +303,8 @@ def _adopt(options: argparse.Namespace) -> int:
                 _complain(f"error: {error}")
                 continue
             facts[name] = adopted_facts(adopted)
+            if adopted.ran:
+                report(_root(), name)
             if not options.json:
                 for line in adopted_lines(adopted):
                     progress.line(line)
