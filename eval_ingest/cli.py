@@ -1,6 +1,7 @@
 """The command line: parse, call, print. `eval-ingest --help` shows every command with examples."""
 
 import argparse
+import contextlib
 import json
 import sys
 import tempfile
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from eval_ingest.job import Job
     from eval_ingest.pipeline import Outcome
     from eval_ingest.settings import Settings
+    from eval_ingest.store.roots.base import EvalRoot
 
 EXAMPLES = """\
 examples:
@@ -50,6 +52,14 @@ examples:
 """
 
 
+ADOPT = """\
+The other tool's windows stay where they are, and its entry in registry.json keeps every value.
+
+examples:
+  eval-ingest adopt --name yemen_crop
+  eval-ingest adopt --all
+  eval-ingest adopt --name yemen_crop --correct     what is wrong in its entry is put right
+"""
 JUDGED_AT_ONCE = 8
 
 
@@ -110,6 +120,16 @@ def _parser() -> argparse.ArgumentParser:
     )
     ingest.add_argument("--dry-run", action="store_true", help="say what would be done; no writing")
 
+    adopt = _command(commands, "adopt", _adopt, "take over what another tool has ingested", ADOPT)
+    which = adopt.add_mutually_exclusive_group(required=True)
+    which.add_argument("--name", help="as it is registered by the other tool, or its folder")
+    which.add_argument("--all", action="store_true", help="every dataset of another tool")
+    adopt.add_argument(
+        "--correct",
+        action="store_true",
+        help="write what is found into its entry, where that says something else",
+    )
+
     validate = _command(commands, "validate", _validate, "show what is inferred, and from where")
     validate.add_argument("--name", default=None, help="a dataset of the catalog")
     add_spec_flags(validate)
@@ -120,6 +140,9 @@ def _parser() -> argparse.ArgumentParser:
         action="append",
         metavar="PATH_OR_URL",
         help="look below it; may be repeated (default: EVAL_INGEST_STUDIO_ROOTS)",
+    )
+    discover.add_argument(
+        "--forget", metavar="NAME", help="no longer ignore a dataset that was removed"
     )
     discover.add_argument(
         "--full",
@@ -179,6 +202,10 @@ def _spec(options: argparse.Namespace, settings: "Settings") -> "DatasetSpec":
     from eval_ingest.store.catalog import find_spec, read_catalog
 
     given = given_fields(options)
+    if given.get("copy") == "adopted":
+        raise SpecError(
+            "--copy adopted is what eval-ingest adopt does; give it the dataset's --name"
+        )
     if options.name is None and "source" not in given:
         raise SpecError("give --source PATH_OR_URL, or --name of a dataset in the catalog")
     name = options.name
@@ -213,11 +240,14 @@ def _ingest(options: argparse.Namespace) -> int:
     )
     from eval_ingest.settings import Settings
     from eval_ingest.store.catalog import add_spec
+    from eval_ingest.store.claims import refuse_theirs
 
     settings = Settings.load()
     spec = _spec(options, settings)
     if options.dry_run:
-        path = _root().dataset(spec.name).url
+        store = _root().dataset(spec.name)
+        path = store.url
+        refuse_theirs(store, spec)
         with tempfile.TemporaryDirectory() as scratch:
             plan = dry_run(open_job(spec, settings, root=scratch, looks=True))
         plan["path"] = str(path)
@@ -240,6 +270,49 @@ def _ingest(options: argparse.Namespace) -> int:
     done = summary(job, outcomes)
     _print(options, done, summary_lines(done))
     return 0
+
+
+def _adopt(options: argparse.Namespace) -> int:
+    from eval_ingest.adopting import adopt, adoptable
+    from eval_ingest.report.command import report
+    from eval_ingest.report.terminal import Progress, adopted_facts, adopted_lines, outcome_line
+    from eval_ingest.settings import Settings
+
+    settings = Settings.load()
+    names = [options.name] if options.name else adoptable(_root())
+    facts, failed = {}, 0
+    with Progress(quiet=options.json) as progress:
+        for name in names:
+            try:
+                adopted = adopt(
+                    settings,
+                    name,
+                    correct=options.correct,
+                    progress=progress,
+                    each=lambda outcome: (
+                        None
+                        if options.json or options.all
+                        else progress.line(outcome_line(outcome))
+                    ),
+                )
+            except EvalIngestError as error:
+                if options.name:
+                    raise
+                failed += 1
+                facts[name] = {"error": str(error)}
+                _complain(f"error: {error}")
+                continue
+            facts[name] = adopted_facts(adopted)
+            if adopted.ran:
+                report(_root(), name)
+            if not options.json:
+                for line in adopted_lines(adopted):
+                    progress.line(line)
+    if options.json:
+        _print(options, facts, [])
+    elif not names:
+        print("there is nothing to adopt: no dataset of another tool is registered here")
+    return 1 if failed else 0
 
 
 def _refuse_another_source(job: "Job") -> None:
@@ -276,13 +349,25 @@ def _job_facts(job: "Job") -> dict[str, Any]:
 
 
 def _discover(options: argparse.Namespace) -> int:
+    from eval_ingest.errors import UnknownDatasetError
     from eval_ingest.report.terminal import discover_lines
     from eval_ingest.settings import Settings
     from eval_ingest.sources.looks import Memory
+    from eval_ingest.store.catalog import forget_removed, removed_datasets
     from eval_ingest.watching import State, look_at, survey
 
     settings = Settings.load()
     roots = options.root or settings.studio_roots
+    if options.forget is not None:
+        if not forget_removed(settings, options.forget):
+            ignored = removed_datasets(settings)
+            cure = "See eval-ingest discover."
+            where = "the list of removed datasets"
+            raise UnknownDatasetError(options.forget, ignored, where, cure)
+        if not roots:
+            text = f"{options.forget} is ingested again where it is found under a watched root"
+            _print(options, {"forgotten": options.forget}, [text])
+            return 0
     if not roots:
         raise SpecError("give --root PATH_OR_URL, or set EVAL_INGEST_STUDIO_ROOTS")
     found = survey(roots, settings, memory=partial(Memory, full=options.full))
@@ -321,7 +406,7 @@ def _list(options: argparse.Namespace) -> int:
 
     settings = Settings.load()
     catalog = read_catalog(settings)
-    root = open_root(settings)
+    root = _tidied(open_root(settings))
     registry = read_registry(root)
     facts = {
         "eval_root": root.url,
@@ -336,10 +421,15 @@ def _list(options: argparse.Namespace) -> int:
 
 
 def _info(options: argparse.Namespace) -> int:
-    from eval_ingest.report.terminal import info_lines
+    from eval_ingest.report.terminal import entry_lines, info_lines
+    from eval_ingest.store.claims import their_entry
     from eval_ingest.store.registry import require_metadata
 
     root = _root()
+    entry = their_entry(root, options.name)
+    if entry:
+        _print(options, entry, entry_lines(options.name, entry))
+        return 0
     metadata = require_metadata(root, options.name)
     facts = metadata.model_dump(mode="json", by_alias=True)
     _print(options, facts, info_lines(metadata, root.dataset(options.name).url))
@@ -381,21 +471,41 @@ def _export(options: argparse.Namespace) -> int:
 
 
 def _remove(options: argparse.Namespace) -> int:
-    from eval_ingest.store.registry import remove_dataset, require_metadata
+    from eval_ingest.settings import Settings
+    from eval_ingest.store.catalog import drop_spec, note_removed
+    from eval_ingest.store.ownership import Whose, whose
+    from eval_ingest.store.registry import read_metadata, remove_dataset, require_metadata
 
     root = _root()
     store = root.dataset(options.name)
     if not store.is_there():  # else it is removed, be it published, damaged or half removed
         require_metadata(root, options.name)
     path = store.url
+    adopted = whose(store) is Whose.ADOPTED
+    what = f"what is ours in {path}" if adopted else f"{path} and everything in it"
     if not options.yes:
         if not sys.stdin.isatty():
             raise SpecError(f"removing {path} needs --yes when nobody can be asked")
-        if input(f"delete {path} and everything in it? [y/N] ").strip().lower() != "y":
+        if input(f"delete {what}? [y/N] ").strip().lower() != "y":
             print("nothing was deleted")
             return 0
+    source = ""
+    with contextlib.suppress(EvalIngestError):
+        metadata = read_metadata(store)
+        source = metadata.source if metadata is not None else ""
+    settings = Settings.load()
+    noted = bool(source) and not adopted and note_removed(settings, options.name, source)
     remove_dataset(root, options.name)
-    _print(options, {"removed": options.name}, [f"{options.name} is removed from {root.url}"])
+    drop_spec(settings, options.name)
+    lines = [f"{options.name} is removed from {root.url}"]
+    if adopted:
+        lines = [f"{options.name} is given back: windows and entry are as they were in {path}"]
+    if noted:
+        lines.append(
+            f"where {source} is found under a watched root it is ignored; to have it again: "
+            f"eval-ingest discover --forget {options.name}, or ingest it by its name"
+        )
+    _print(options, {"removed": options.name}, lines)
     return 0
 
 
@@ -414,7 +524,16 @@ def _root() -> Any:
     from eval_ingest.settings import Settings
     from eval_ingest.store.roots.open import open_root
 
-    return open_root(Settings.load())
+    return _tidied(open_root(Settings.load()))
+
+
+def _tidied(root: "EvalRoot") -> "EvalRoot":
+    """The root, in which no removal is left half done, as far as this user may write."""
+    from eval_ingest.store.registry import finish_removals
+
+    with contextlib.suppress(EvalIngestError):
+        finish_removals(root)
+    return root
 
 
 def _print(options: argparse.Namespace, facts: Any, lines: list[str]) -> None:

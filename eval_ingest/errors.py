@@ -15,6 +15,7 @@ EvalIngestError
 |   |-- NotIngestedError   a stage's input isn't there yet
 |   |   `-- StaleStageError    it is, and doesn't belong to what is there beside it
 |   |-- IntegrityError     a copied or packed file isn't what it should be
+|   |-- NotOursError       a folder or a name is another tool's
 |   |-- LockedError        another process is ingesting the same dataset
 |   |-- OutdatedError      another process has written what was to be written, or was read
 |   `-- NewerVersionError  a newer eval_ingest has written it
@@ -129,6 +130,10 @@ class IntegrityError(StoreError):
     def __init__(self, what: str, cure: str = "") -> None:
         super().__init__(f"{what}; {cure}" if cure else what)
         self.what = shown(what)
+
+
+class NotOursError(StoreError):
+    """A folder under the eval root, or a name in its registry, is another tool's."""
 
 
 class LockedError(StoreError):

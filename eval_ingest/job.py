@@ -1,13 +1,14 @@
 """One dataset on its way: where it comes from, what it is, where it goes."""
 
+import json
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
 from eval_ingest.config_files import read_config_files
 from eval_ingest.core.index import WindowIndex, row_key
-from eval_ingest.core.resolved import ResolvedConfig
-from eval_ingest.core.spec import DatasetSpec
+from eval_ingest.core.resolved import ResolvedConfig, SplitSelector
+from eval_ingest.core.spec import SPLIT_OPTION, SPLITS, DatasetSpec
 from eval_ingest.engine import Progress, no_progress
 from eval_ingest.errors import SpecError, StaleStageError
 from eval_ingest.inference.resolve import ConfigFiles, resolve
@@ -15,7 +16,9 @@ from eval_ingest.redaction import holds_secret, redacted
 from eval_ingest.settings import Settings
 from eval_ingest.sources.base import Source
 from eval_ingest.sources.open import open_source
+from eval_ingest.store.claims import refuse_theirs
 from eval_ingest.store.paths import DatasetLayout
+from eval_ingest.store.registry import their_raw_entry
 from eval_ingest.store.resolved import Resolved, asked_by, read_resolved, write_resolved
 from eval_ingest.store.roots.base import DatasetStore, EvalRoot
 from eval_ingest.store.roots.open import open_root
@@ -35,6 +38,8 @@ class Job:
     files: ConfigFiles
     config: ResolvedConfig
     progress: Progress = field(default=no_progress, compare=False)
+    their_entry: str = ""
+    """Of a dataset to adopt: the JSON of its entry in registry.json before we added to it."""
 
     @property
     def layout(self) -> DatasetLayout:
@@ -75,10 +80,12 @@ def open_job(
         SourceError: the source or its configuration can't be read or understood.
         StoreError: the eval root can't be reached.
         SettingsError: the source names an environment variable that isn't set.
+        NotOursError: the name or the folder is another tool's.
     """
     eval_root = open_root(settings, root)
     store = eval_root.dataset(spec.name)
     layout = store.layout
+    refuse_theirs(store, spec)
     source = open_source(
         settings.expand(spec.source),
         None if looks else layout.staging,
@@ -96,6 +103,7 @@ def open_job(
             f"{spec.name}: with --copy index samples are read from the source, and "
             f"{source.origin} is an archive; unpack it and give the folder, or use --copy stream"
         )
+    theirs = their_raw_entry(store) if spec.adopted else ""
     resolved = read_resolved(store) if indexed else None
     if resolved is not None:
         files, config = _files_of(resolved), resolved.config
@@ -104,7 +112,17 @@ def open_job(
         config = resolve(files, spec)
         if source.notes:
             config = config.model_copy(update={"warnings": (*config.warnings, *source.notes)})
-    return Job(spec, settings, eval_root, store, source, files, config, progress)
+        if spec.adopted:
+            config = _by_their_splits(config, theirs)
+    return Job(spec, settings, eval_root, store, source, files, config, progress, theirs)
+
+
+def _by_their_splits(config: ResolvedConfig, their_entry: str) -> ResolvedConfig:
+    """The configuration of an adopted dataset: each window is in the split that its option says."""
+    key = json.loads(their_entry or "{}").get("split_tag_key") or SPLIT_OPTION
+    selectors = {split: SplitSelector(tags={key: split}) for split in SPLITS}
+    provenance = {**config.provenance, "selectors": f"window option {key}"}
+    return config.model_copy(update={"selectors": selectors, "provenance": provenance})
 
 
 def write_config(job: Job, index_fingerprint: str) -> None:

@@ -33,6 +33,7 @@ from eval_ingest.copying.transfer import transfer
 from eval_ingest.copying.verify import look_at
 from eval_ingest.core.copy_config import rslearn_config
 from eval_ingest.core.entry import CopyResult, Metadata, NormStats
+from eval_ingest.core.eval_settings import EvalSettings
 from eval_ingest.core.fingerprint import fingerprint
 from eval_ingest.core.index import WindowIndex
 from eval_ingest.core.norm import MOMENTS, combine
@@ -45,6 +46,7 @@ from eval_ingest.indexing.wanted import check_storage
 from eval_ingest.job import Job, with_config_of, write_config
 from eval_ingest.sources.discovery import source_fingerprint
 from eval_ingest.store.atomic import remove_file
+from eval_ingest.store.claims import claim
 from eval_ingest.store.index_file import read_splits, write_splits
 from eval_ingest.store.leftovers import GRACE_S, remove_retired, remove_unfinished, retire
 from eval_ingest.store.outcomes import read_copy, read_outcome, read_source_state
@@ -181,12 +183,15 @@ def registry_entry(
         "norm_stats": stats.fingerprint,
         "weka_copy": copy.fingerprint,
     }
-    wanted = fingerprint("registry_entry", ENTRY_VERSION, prints, job.spec, job.config, job.origin)
+    # How a dataset is scored is no part of its version: embeddings of it stay right.
+    data = job.spec.model_copy(update={"eval": EvalSettings()})
+    wanted = fingerprint("registry_entry", ENTRY_VERSION, prints, data, job.config, job.origin)
     old = unless_damaged(lambda: read_metadata(job.store))
-    if old is not None and (old.fingerprint, old.splits, old.shards) == (
+    if old is not None and (old.fingerprint, old.splits, old.shards, old.spec.eval) == (
         wanted,
         copy.splits,
         copy.shards,  # others, if the samples were packed anew
+        job.spec.eval,
     ):
         return old
     samples = Samples(job.config, index, splits)
@@ -214,6 +219,7 @@ def registry_entry(
         timesteps={name: (int(s.min()), int(s.max())) for name, s in samples.timesteps.items()},
         same_timesteps=samples.same_timesteps,
         n_bytes=copy.n_bytes + copy.packed_bytes,
+        their_entry=job.their_entry,
     )
 
 
@@ -231,7 +237,7 @@ def publish(job: Job, metadata: Metadata) -> None:
 
 def tidy(job: Job, metadata: Metadata) -> None:
     """Clear away what nothing names any more, once readers have had time to let go of it."""
-    if metadata.spec.copy_mode != "windows":
+    if metadata.spec.copy_mode != "windows" and not metadata.spec.adopted:
         remove_copy(job.store)
     remove_retired(job.store, metadata, GRACE_S)
     shutil.rmtree(job.layout.staging, ignore_errors=True)
@@ -422,11 +428,13 @@ def dataset_lock(job: Job, timeout_s: float = 5.0) -> Iterator[None]:
 
     Raises:
         LockedError: another process is at it.
+        NotOursError: the folder or the name is another tool's.
         NewerVersionError: a newer eval_ingest has published it.
     """
     with job.store.hold(timeout_s, f"{job.spec.name} is being ingested"):
         with contextlib.suppress(IntegrityError):  # damaged: it is made anew
             read_metadata(job.store)  # raises if a newer eval_ingest has published
+        claim(job.store, job.spec)
         remove_unfinished(job.layout)
         yield
 

@@ -69,7 +69,8 @@ def _stages(store: DatasetStore, metadata: Metadata) -> tuple[dict[str, Any], li
         stages[stage] = found
         if found is None:
             if stage != "weka_copy" or metadata.spec.copy_mode == "windows":
-                problems.append(f"the outcome of {stage} is missing")
+                text = f"the outcome of {stage} is missing, or of an older version of eval_ingest"
+                problems.append(text)
         elif found.fingerprint != metadata.fingerprints[stage]:
             problems.append(f"{stage} has run again since, without the stages after it")
     return stages, problems

@@ -5,7 +5,7 @@ import os
 import traceback
 from collections.abc import Callable, Iterable, Mapping, Set
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from functools import partial
 from pathlib import Path, PurePath
@@ -15,7 +15,7 @@ from eval_ingest.background import Background
 from eval_ingest.config_files import read_config_files
 from eval_ingest.core.fingerprint import fingerprint
 from eval_ingest.core.resolved import ResolvedConfig
-from eval_ingest.core.spec import DatasetSpec, name_from
+from eval_ingest.core.spec import RESERVED, DatasetSpec, is_name, name_from
 from eval_ingest.decoding.metadata import read_metadata as read_window_metadata
 from eval_ingest.decoding.rasters import not_there_yet
 from eval_ingest.errors import (
@@ -23,6 +23,7 @@ from eval_ingest.errors import (
     EvalIngestError,
     IntegrityError,
     NewerVersionError,
+    NotOursError,
     SourceError,
     StoreError,
 )
@@ -37,7 +38,8 @@ from eval_ingest.sources.discovery import MAX_DEPTH, SAMPLE, Found, find_dataset
 from eval_ingest.sources.looks import Look, Memory, read_looks
 from eval_ingest.sources.open import open_source
 from eval_ingest.store.atomic import read_json, write_json
-from eval_ingest.store.catalog import read_catalog
+from eval_ingest.store.catalog import Removed, read_catalog, removed_datasets
+from eval_ingest.store.claims import refuse_theirs
 from eval_ingest.store.outcomes import read_source_state
 from eval_ingest.store.registry import read_metadata, read_registry
 from eval_ingest.store.roots.base import EvalRoot
@@ -67,6 +69,8 @@ class Sighting:
     """True: the spec is the catalog's; False: it is its name and source."""
     problem: str = ""
     """What is wrong with the catalog's spec, where that can't be read."""
+    removed: str = ""
+    """When a person has removed it, and how it comes back."""
 
     @property
     def name(self) -> str:
@@ -99,6 +103,10 @@ class State(StrEnum):
     CHANGED = "changed"
     UNFINISHED = "unfinished"
     """New or changed, but so many windows lack layers that it is probably still being written."""
+    THEIRS = "registered by another tool"
+    """Its name, or its folder under the eval root, is another tool's, and is left alone."""
+    IGNORED = "ignored"
+    """A person has removed it."""
     NOT_INGESTABLE = "not ingestable"
     UNKNOWN = "could not be looked at"
     """Something of ours is wrong."""
@@ -173,12 +181,24 @@ def survey(
             raise problem  # the folder itself: every dataset of it would be taken for new
     eval_root = open_root(settings)
     registered = read_registry(eval_root)
+    removed = removed_datasets(settings)
     outside = {name: entry for name, entry in registered.items() if name not in catalog}
+    outside |= {n: {"source_path": g.source} for n, g in removed.items() if n not in catalog}
     known = {**_registered_specs(found, outside, eval_root), **catalog}
     problems = {PurePath(p).stem: str(e) for p, e in broken.items()}
-    named = _named(found, known, registered.keys() | catalog.keys(), settings, problems)
+    taken = registered.keys() | catalog.keys() | removed.keys() | RESERVED
+    named = _named(found, known, taken, settings, problems)
+    told = {name: _told_removed(gone) for name, gone in removed.items()}
+    named = [replace(s, removed=told.get(s.name, "")) for s in named]
     result.sightings = sorted(named, key=lambda s: s.name)
     return result
+
+
+def _told_removed(gone: Removed) -> str:
+    return (
+        f"removed on {gone.removed_at.replace('T', ' ')}; to have it again: "
+        f"eval-ingest discover --forget {gone.name}, or ingest it by its name"
+    )
 
 
 def _look(
@@ -220,16 +240,18 @@ def _registered_specs(
     """The specs of registered datasets that come from what was found."""
     specs = {}
     for name, entry in entries.items():
-        if _plain(str(entry.get("source_path", ""))) not in found:
+        source = str(entry.get("source_path", ""))
+        if _plain(source) not in found or not is_name(name) or holds_secret(source):
             continue
         try:
             metadata = read_metadata(root.dataset(name))
         except IntegrityError:  # an ingest makes it anew
-            specs[name] = DatasetSpec(name=name, source=literal(entry["source_path"]))
+            specs[name] = DatasetSpec(name=name, source=literal(source))
         except StoreError:
             continue  # of another version, say: its name is taken
         else:
-            specs |= {name: metadata.spec} if metadata is not None else {}
+            other = DatasetSpec(name=name, source=literal(source))  # another tool's, or removed
+            specs[name] = other if metadata is None else metadata.spec
     return specs
 
 
@@ -340,6 +362,13 @@ def judge(sighting: Sighting, settings: Settings) -> Judgement:
         damaged = True  # an ingest makes it anew
     except NewerVersionError as error:
         return Judgement(State.NOT_INGESTABLE, str(error))
+    if metadata is None and not damaged:
+        if sighting.removed:
+            return Judgement(State.IGNORED, sighting.removed)
+        try:
+            refuse_theirs(store, sighting.spec)
+        except NotOursError as error:
+            return Judgement(State.THEIRS, str(error))
     if metadata is not None:
         seen = read_source_state(store)
         same = seen.get("fingerprint") == sighting.found.fingerprint

@@ -121,7 +121,10 @@ def test_registry_rebuild_restores_a_lost_registry(
     ("arguments", "messages"),
     [
         (["info", "--name", "tolbi_crop"], ["no dataset 'tolbi_crop'"]),
-        (["ingest", "--name", "tolbi_crop"], ["did you mean tolbi_crops", "--source"]),
+        (
+            ["ingest", "--name", "tolbi_cropz"],
+            ["did you mean tolbi_crop or tolbi_crops", "--source"],
+        ),
         (["ingest", "--name", "x", "--source", "/no/where"], ["/no/where does not exist"]),
         (["ingest", "--name", "../x", "--source", "/tmp"], ["'../x' is not allowed"]),
         (["validate"], ["--source"]),

@@ -102,6 +102,9 @@ def test_what_is_declared_counts_nowhere_and_normalises_to_0(kind: str, tmp_path
         dataset = EvalDataset("crops", "train", root=root, method=method, crop=None)
         values = torch.cat([s["sentinel2_l2a"].reshape(-1, 2) for s in dataset]).numpy()
         assert (values[missing] == 0).all() and np.isfinite(values).all()
+        holed = EvalDataset("crops", "train", root=root, method=method, nodata=float("nan"))
+        found = torch.cat([s["sentinel2_l2a"].reshape(-1, 2) for s in holed]).numpy()
+        assert np.array_equal(np.isnan(found), missing)
         batch = torch.cat([b["sentinel2_l2a"].reshape(-1, 2) for b in dataset.batches(4)])
         assert np.array_equal(batch.numpy(), values)
 

@@ -85,7 +85,7 @@ def test_an_archive_and_an_eval_root_behind_a_silent_server_are_told(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    monkeypatch.setattr("eval_ingest.objects.reading.PATIENCE", 2)
+    monkeypatch.setattr("eval_ingest.objects.greeting.PATIENCE", 2)
     with pytest.raises(SourceError, match="does not answer"):
         open_source(f"{silent}/crops.tar.gz", archives=tmp_path)
     with pytest.raises(StoreError, match=r"does not answer \(waited 2 s\).* OLMOEARTH_EVAL_DATASE"):
@@ -99,7 +99,7 @@ def test_a_login_that_hangs_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         "eval_ingest.objects.filesystems.google_token", lambda: hangs.wait(30) and "anon"
     )
-    monkeypatch.setattr("eval_ingest.objects.reading.LOGIN_PATIENCE", 1)
+    monkeypatch.setattr("eval_ingest.objects.greeting.LOGIN_PATIENCE", 1)
     try:
         with pytest.raises(SourceError, match="the server that gives credentials does not answer"):
             Objects("gs://never-opened/crops", resumes=False).greet()

@@ -212,7 +212,9 @@ def remove_copy(store: DatasetStore) -> None:
         StoreError: it can't be removed.
     """
     layout = store.layout
-    if not layout.copy_manifest.is_file():
+    # Not by the manifest alone: an ingest that was to do all anew has dropped it already.
+    left = {*_FILES, layout.windows.name, layout.copy_manifest.name, RSLEARN_INDEX, UNFINISHED}
+    if not left & store.names():
         return
     store.windows.keep_only(())
     store.keep_only(layout.path / RSLEARN_INDEX, ())
@@ -221,5 +223,5 @@ def remove_copy(store: DatasetStore) -> None:
     shutil.rmtree(layout.path / RSLEARN_INDEX, ignore_errors=True)
     for folder in (layout.windows, layout.path / UNFINISHED):
         shutil.rmtree(folder, ignore_errors=True)
-    layout.copy_manifest.unlink()  # last: until then the next run goes on
+    layout.copy_manifest.unlink(missing_ok=True)  # last: until then the next run goes on
     store.send()

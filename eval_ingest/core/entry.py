@@ -10,8 +10,6 @@ from eval_ingest.core.spec import SPLIT_OPTION, DatasetSpec
 
 METADATA_VERSION = 2
 SPLIT_INDEX_VERSION = 2
-REGISTRY_VERSION = "1.0"
-"""The version that the existing OlmoEarth eval code writes and reads."""
 
 BandStatsTable = dict[str, dict[str, dict[str, float]]]
 """{modality: {band: {mean, std, min, max}}}, in stored units; Sentinel-1 in dB."""
@@ -131,6 +129,17 @@ class Metadata(_Model):
     num_timesteps: int
     """The most timesteps of any sample and modality."""
     n_bytes: int = 0
+    their_entry: str = ""
+    """Of an adopted dataset: the JSON of its entry in registry.json before we added to it."""
+
+
+OURS_ALONE = ("copy", "eval", "verdict", "fingerprint", "ingested_at")
+"""Keys of an entry that no other tool writes."""
+
+
+def is_ours(entry: Any) -> bool:
+    """True if an entry of registry.json says that we wrote it, or added to it."""
+    return isinstance(entry, dict) and "fingerprint" in entry and "ingested_at" in entry
 
 
 def registry_entry(metadata: Metadata, path: str) -> dict[str, Any]:
@@ -165,6 +174,7 @@ def registry_entry(metadata: Metadata, path: str) -> dict[str, Any]:
         "num_timesteps": metadata.num_timesteps,
         "timesteps": {name: list(found) for name, found in metadata.timesteps.items()},
         "same_timesteps": metadata.same_timesteps,
+        "eval": metadata.spec.eval.given,
         "verdict": metadata.quality.get("verdict", ""),
         "fingerprint": metadata.fingerprint,
         "ingested_at": metadata.published_at,

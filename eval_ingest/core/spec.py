@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from eval_ingest.core.eval_settings import EvalSettings
 from eval_ingest.core.resolved import SPLITS as SPLITS
 from eval_ingest.core.task import TaskKind
 from eval_ingest.errors import SpecError
@@ -14,6 +15,10 @@ from eval_ingest.redaction import holds_secret
 NAME_PATTERN = re.compile(r"[a-z0-9][a-z0-9_-]*")
 SPLIT_OPTION = "eval_split"
 """The option of a window in the rslearn copy that says which split it belongs to."""
+
+
+RESERVED = frozenset({"catalog", "registry", "sweep_results", "suites", "report"})
+"""What an eval root uses itself, or lies beside it."""
 
 
 def check_name(name: str) -> str:
@@ -27,6 +32,20 @@ def check_name(name: str) -> str:
             "beginning with a letter or digit, such as tolbi_crops"
         )
     return name
+
+
+def check_not_reserved(name: str) -> None:
+    """Raise SpecError if a new dataset can't have a name because the eval root uses it."""
+    if name in RESERVED:
+        raise SpecError(
+            f"the name {name!r} is used by the eval root itself; give the dataset another --name, "
+            f"such as {name}_data"
+        )
+
+
+def is_name(name: str) -> bool:
+    """True if it can be a dataset's name: see `check_name`."""
+    return NAME_PATTERN.fullmatch(name) is not None
 
 
 def name_from(text: str) -> str:
@@ -119,9 +138,16 @@ class DatasetSpec(BaseModel):
     """Names for shares of the train split: EvalDataset(label_fraction="few"). They are nested."""
     max_invalid_fraction: float = Field(default=0.1, ge=0, le=1)
     """More invalid windows than this stop the ingest; 0 to 1, default 0.1."""
-    copy_mode: Literal["windows", "stream", "index"] = Field(default="windows", alias="copy")
+    copy_mode: Literal["windows", "stream", "index", "adopted"] = Field(
+        default="windows", alias="copy"
+    )
     """windows: the rslearn windows and the packed samples; stream: the packed samples alone;
-    index: neither, samples are read from the source."""
+    index: neither, samples are read from the source; adopted: another tool's copy stays as it is,
+    and is the source of the packed samples."""
+    correct: bool = False
+    """adopted: what we find stands in the registry in the place of what the other tool said."""
+    eval: EvalSettings = EvalSettings()
+    """How it is to be scored, where that isn't as its kind of task usually is."""
     licence: str | None = None
     """such as CC-BY-4.0"""
     notes: str | None = None
@@ -182,6 +208,11 @@ class DatasetSpec(BaseModel):
             )
         return self
 
+    @property
+    def adopted(self) -> bool:
+        """True if the windows under the eval root are another tool's."""
+        return self.copy_mode == "adopted"
+
     @classmethod
     def parse(cls, values: dict[str, Any], where: str) -> Self:
         """Build a spec from plain values; `where` names their origin in a SpecError."""
@@ -198,7 +229,10 @@ def _first_problems(error: ValidationError, model: type[BaseModel]) -> str:
         if problem["type"] == "extra_forbidden":
             import difflib
 
-            near = difflib.get_close_matches(str(problem["loc"][-1]), model.model_fields, n=1)
+            inner: dict[str, type[BaseModel]] = {"splits": SplitPolicy, "eval": EvalSettings}
+            of = model if len(problem["loc"]) == 1 else inner.get(str(problem["loc"][0]), model)
+            fields = of.model_fields
+            near = difflib.get_close_matches(str(problem["loc"][-1]), fields, n=1)
             hint = f"; did you mean {near[0]}?" if near else ""
             texts.append(f"unknown field {field!r}{hint}")
         else:

@@ -152,6 +152,11 @@ def _choose(
 ) -> str:
     """Fill splits and reasons of the candidates; return what was done, in words."""
     policy = spec.splits
+    if spec.adopted:
+        theirs = _first_selected(_by_selector(index, config, _options(index)))
+        splits[candidates] = np.array([split or NONE for split in theirs], "<U5")[candidates]
+        reasons[candidates] = "as it was"
+        return "as another tool has assigned them"
     if policy.strategy == "auto":
         declared = _declared(index, config)
         if declared is not None:

@@ -70,6 +70,8 @@ from eval_ingest.sources.base import WindowFiles, WindowReader
 JUDGED_BYTES = 1 << 32
 """That a window may have which was found valid by a run with limits of its own."""
 
+_SQLITE = "rslearn.dataset.storage.sqlite.SQLiteWindowStorageFactory"
+
 _RSLEARN_S = 300.0
 """That rslearn may take for one layer of a window: it fetches it too."""
 
@@ -529,7 +531,10 @@ class _WindowReader:
 
 
 def _config_text(config: ResolvedConfig) -> str:
-    return json.dumps(rslearn_config(config))
+    content = rslearn_config(config)
+    if config.window_storage == "sqlite":
+        content["storage"] = {"class_path": _SQLITE}
+    return json.dumps(content)
 
 
 def sample_arrays(sample: WindowSample, config: ResolvedConfig) -> dict[str, NDArray[Any]]:

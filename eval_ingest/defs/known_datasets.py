@@ -12,7 +12,9 @@ from typing import Any
 
 import dagster as dg
 
-from eval_ingest.core.entry import Metadata
+from eval_ingest.core.entry import Metadata, is_ours
+from eval_ingest.core.fingerprint import fingerprint
+from eval_ingest.core.spec import NAME_PATTERN
 from eval_ingest.defs.checks import evaluations
 from eval_ingest.defs.front_door import TAKEN
 from eval_ingest.defs.metadata import draw_pictures, entry_metadata, stage_path
@@ -24,6 +26,7 @@ from eval_ingest.pipeline import STAGES
 from eval_ingest.redaction import redacted
 from eval_ingest.settings import Settings
 from eval_ingest.store.catalog import read_catalog
+from eval_ingest.store.claims import their_counts
 from eval_ingest.store.registry import read_metadata, read_registry
 from eval_ingest.store.roots.base import DatasetStore, EvalRoot
 from eval_ingest.store.roots.open import open_root
@@ -52,7 +55,12 @@ def known_datasets(
     try:
         root = open_root(settings)
         entries = read_registry(root)
-        registered = {name: str(entry.get("fingerprint", "")) for name, entry in entries.items()}
+        entries = {n: entry for n, entry in entries.items() if NAME_PATTERN.fullmatch(n)}
+        registered = {
+            name: str(entry["fingerprint"]) if is_ours(entry) else fingerprint(entry)
+            for name, entry in entries.items()
+        }
+        tick.show_theirs({n: entry for n, entry in entries.items() if not is_ours(entry)})
         tick.look_at(root, registered)
     except EvalIngestError as error:
         tick.problems.append(str(error))
@@ -89,6 +97,13 @@ class _Tick:
         self.told: list[str] = []
         self.news: list[str] = []
         self.problems: list[str] = []
+
+    def show_theirs(self, entries: Mapping[str, Any]) -> None:
+        """Note what another tool has registered: it exists, and isn't ours."""
+        for name, entry in entries.items():
+            if self.shown.get(name) != fingerprint(entry):
+                self.events.append(_theirs(name, entry))
+                self.shown[name] = fingerprint(entry)
 
     def look_at(self, root: EvalRoot, registered: Mapping[str, str]) -> None:
         """Collect the events of what this instance doesn't know, as far as the time allows."""
@@ -145,6 +160,21 @@ def _parse(cursor: str | None, root: str) -> dict[str, str]:
         return dict(values["shown"]) if values["root"] == root else {}
     except (ValueError, TypeError, KeyError):
         return {}
+
+
+def _theirs(name: str, entry: Mapping[str, Any]) -> dg.AssetObservation:
+    """What is shown of a dataset that another tool has registered: it exists, and isn't ours."""
+    return dg.AssetObservation(
+        STAGES[-1],
+        partition=name,
+        description="registered by another tool",
+        metadata={
+            "whose": f"another tool's; to load it here: eval-ingest adopt --name {name}",
+            "path": dg.MetadataValue.path(str(entry.get("weka_path", ""))),
+            "task": str(entry.get("task_type", "")),
+            "splits": their_counts(entry),
+        },
+    )
 
 
 def _unknown(

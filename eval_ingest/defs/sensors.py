@@ -215,6 +215,10 @@ class _Tick:
         match judgement.state:
             case State.REGISTERED:
                 seen = replace(seen, step=Step.REGISTERED)
+            case State.IGNORED:
+                pass
+            case State.THEIRS:
+                self.notes.append(f"{where}: {judgement.reason}")
             case State.UNKNOWN:
                 self.tell(where, judgement.reason, judgement.fault)
             case State.NOT_INGESTABLE:

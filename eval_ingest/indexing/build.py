@@ -1,7 +1,7 @@
 """The index of a source: which windows have to be read, and the rows of all."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -58,7 +58,7 @@ def index_source(job: Job) -> WindowIndex:
         if old.fingerprint == now:
             parts.clear()  # a run was stopped when it had just written the index
             return old
-    work = IndexWork.of(listed, known, stopped, task.judged_by)
+    work = IndexWork.of(listed, known, stopped, task.judged_by, task.window_filter.wanted_rows)
     return _build(job, task, work, listed, parts)
 
 
@@ -101,18 +101,21 @@ class IndexWork:
         known: pa.Table | None = None,
         stopped: Sequence[PartTable] = (),
         judged_by: str = "",
+        takes: Callable[[pa.Table], list[int]] | None = None,
     ) -> "IndexWork":
         """Compare windows, as they are now, with the last index and with what was left undone.
 
-        Windows that were found invalid by anything but `judged_by` are read again.
+        Windows that were found invalid by anything but `judged_by` are read again, and so are those
+        that `takes` doesn't name: tags or dates that leave them out were given since.
         """
-        rows = {} if known is None else _judged_rows(known, judged_by)
+        rows = {} if known is None else _judged_rows(known, judged_by, takes)
         same = sorted(rows[window] for window in windows if window in rows)
         new = sorted((window for window in windows if window not in rows), key=_reading_order)
         left = set(new)
         finished = []
         for part in stopped:
-            here = {w: k for w, k in _judged_rows(part.table, judged_by).items() if w in left}
+            rows_here = _judged_rows(part.table, judged_by, takes).items()
+            here = {w: k for w, k in rows_here if w in left}
             left -= here.keys()
             finished.append((part, sorted(here.values())))
         return cls(new, [] if known is None else [_take(known, same)], finished)
@@ -147,12 +150,16 @@ def _rows_by_window(table: pa.Table) -> dict[Listed, int]:
     return {window: row for row, window in enumerate(map(Listed, *columns))}
 
 
-def _judged_rows(table: pa.Table, judged_by: str) -> dict[Listed, int]:
-    """The rows by window that need not be judged again."""
+def _judged_rows(
+    table: pa.Table, judged_by: str, takes: Callable[[pa.Table], list[int]] | None
+) -> dict[Listed, int]:
+    """The rows by window that need not be looked at again."""
     right = pc.or_kleene(
         pc.equal(table["status"], "valid"), pc.equal(table["judged_by"], judged_by)
     ).to_pylist()
-    return {window: row for window, row in _rows_by_window(table).items() if right[row]}
+    wanted = set(range(table.num_rows) if takes is None else takes(table))
+    rows = _rows_by_window(table).items()
+    return {window: row for window, row in rows if right[row] and row in wanted}
 
 
 def _reading_order(item: Listed) -> tuple[bytes, str]:

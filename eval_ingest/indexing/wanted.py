@@ -1,8 +1,12 @@
 """Which windows of a source an ingest reads."""
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import timedelta
+from datetime import datetime, timedelta
+from typing import Any
+
+import pyarrow as pa
 
 from eval_ingest.core.resolved import ResolvedConfig
 from eval_ingest.core.spec import DatasetSpec
@@ -12,6 +16,7 @@ from eval_ingest.errors import ConfigError, SpecError
 from eval_ingest.job import Job
 from eval_ingest.sources.base import Listed, Source, WindowFiles
 from eval_ingest.sources.local import LocalSource
+from eval_ingest.sources.sqlite import DATABASE, SqliteSource
 
 
 @dataclass(frozen=True)
@@ -33,15 +38,32 @@ class WindowFilter:
 
     def wants(self, metadata: WindowMetadata) -> bool:
         """True if the options have every tag and the time range lies within (whole days)."""
+        return self._takes(metadata.options, metadata.time_range)
+
+    def wanted_rows(self, table: pa.Table) -> list[int]:
+        """The rows of an index that it takes, and those of windows whose metadata isn't known."""
+        if self.takes_all:
+            return list(range(table.num_rows))
+        columns = (table[name].to_pylist() for name in ("options", "time_start", "time_end"))
+        return [
+            row
+            for row, (options, start, end) in enumerate(zip(*columns, strict=True))
+            if options is None
+            or self._takes(json.loads(options), None if start is None else (start, end))
+        ]
+
+    def _takes(
+        self, options: Mapping[str, Any], time_range: tuple[datetime, datetime] | None
+    ) -> bool:
         for key, value in self.tags.items():
-            if key not in metadata.options or (value and str(metadata.options[key]) != value):
+            if key not in options or (value and str(options[key]) != value):
                 return False
         if self.temporal_range is None:
             return True
-        if metadata.time_range is None:
+        if time_range is None:
             return False
         first, last = self.temporal_range
-        start, end = metadata.time_range
+        start, end = time_range
         # A range that ends at midnight holds nothing of the day that begins then.
         end = max(start, end - timedelta(microseconds=1))
         return first <= start.date().isoformat() and end.date().isoformat() <= last
@@ -58,12 +80,12 @@ def selected(config: ResolvedConfig, files: WindowFiles, metadata: WindowMetadat
 
 
 def check_storage(source: Source, config: ResolvedConfig) -> None:
-    """Raise ConfigError if the windows aren't in files."""
-    if config.window_storage != "file":
+    """Raise ConfigError if the windows are in a database that isn't at hand."""
+    if config.window_storage != "file" and not isinstance(source, SqliteSource):
         raise ConfigError(
-            f"{source.url} keeps its windows in {config.window_storage}; "
-            "only windows in files are supported: convert it with rslearn's "
-            "`rslearn dataset migrate_window_storage`"
+            f"{source.url} keeps its windows in a database ({DATABASE}), which is read where the "
+            "dataset is a local folder; copy it there, database and all, or convert it: "
+            "rslearn dataset migrate"
         )
 
 

@@ -75,7 +75,7 @@ class EvalDataset(Dataset[dict[str, Any]]):
             statistics {modality: {band: {"mean", "std", "min", "max"}}} of pixels (Sentinel-1 in
             dB), or None (stored values, Sentinel-1 linear).
             Normalised, pixels without data (a value that their raster declares for that, or NaN)
-            are 0.
+            become `nodata`.
         method: how statistics are used; see `core.norm.METHODS`.
         crop: a square of the dataset's crop size from the "center" or a "random" place; None: all.
             A dataset without a crop size is never cropped. Where the dataset says that every crop
@@ -84,6 +84,7 @@ class EvalDataset(Dataset[dict[str, Any]]):
             label_fractions: nested subsets, drawn by `seed`.
         seed: of label_fraction and max_samples.
         max_samples: at most so many samples, the first of those that label_fraction draws.
+        nodata: what pixels without data are once normalised: 0, or NaN for models that mask them.
 
     Raises:
         UnknownDatasetError: no such dataset under the root; the message lists the near names.
@@ -103,11 +104,12 @@ class EvalDataset(Dataset[dict[str, Any]]):
         label_fraction: float | str = 1.0,
         seed: int = 42,
         max_samples: int | None = None,
+        nodata: float = 0.0,
     ) -> None:
         self._arguments: dict[str, Any] = {
             "name": name, "split": split, "modalities": modalities, "normalize": normalize,
             "method": method, "crop": crop, "label_fraction": label_fraction, "seed": seed,
-            "max_samples": max_samples,
+            "max_samples": max_samples, "nodata": nodata,
         }  # fmt: skip
         eval_root = open_root(Settings.load(), root)
         self._root = eval_root.address
@@ -127,6 +129,7 @@ class EvalDataset(Dataset[dict[str, Any]]):
         label_fraction: float | str,
         seed: int,
         max_samples: int | None,
+        nodata: float,
     ) -> None:
         """Open a certain version of the dataset: the one that this metadata is of."""
         self.metadata: Metadata = metadata
@@ -171,7 +174,7 @@ class EvalDataset(Dataset[dict[str, Any]]):
             for value in values
         ]
         made = make_normalizer(method, modality.bands, stats, modality.decibels)
-        return replace(made, missing=tuple(missing))
+        return replace(made, missing=tuple(missing), nodata=self._arguments["nodata"])
 
     def statistics(self, modality: str) -> Statistics | None:
         """Band statistics that a modality is normalised with; None where it isn't.

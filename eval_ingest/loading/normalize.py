@@ -29,7 +29,9 @@ class Normalizer:
     """`int` alone: lo and hi - lo per band. Stored numbers often lie on the edge of two steps, so
     that a multiply-add, which rounds, would put the largest into the last step but one."""
     missing: tuple[tuple[int, float | None], ...] = ()
-    """(band, stored value) of pixels without data, which become 0; None: no finite number."""
+    """(band, stored value) of pixels without data; None: no finite number."""
+    nodata: float = 0.0
+    """What these become."""
     _tiled: dict[int, tuple[NDArray[np.float32], NDArray[np.float32]]] = field(
         default_factory=dict, compare=False, repr=False
     )
@@ -42,7 +44,7 @@ class Normalizer:
         for band, value in self.missing:
             part = stored[..., band]
             hit = ~np.isfinite(part) if value is None else part == part.dtype.type(value)
-            out.numpy()[..., band][hit] = 0
+            out.numpy()[..., band][hit] = self.nodata
 
     def _scale(self, stored: NDArray[Any], out: torch.Tensor) -> None:
         if self.bounds is not None:

@@ -171,7 +171,8 @@ def _session_options(contact: Contact) -> dict[str, Any]:
     import aiohttp
 
     async def failed(session: Any, context: Any, details: Any) -> None:
-        contact.failure = details.exception
+        if isinstance(details.exception, Exception):  # and not one that we gave up
+            contact.failure = details.exception
 
     async def answered(session: Any, context: Any, details: Any) -> None:
         contact.answered = True

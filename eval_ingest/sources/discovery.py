@@ -17,6 +17,7 @@ from eval_ingest.objects.reading import Objects
 from eval_ingest.objects.retry import FIRST_LOOK
 from eval_ingest.sources.base import CONFIG_FILES
 from eval_ingest.sources.looks import Look, Memory
+from eval_ingest.sources.sqlite import DATABASE
 
 MAX_DEPTH = 4
 MAX_FOLDERS = 20_000
@@ -26,7 +27,9 @@ AT_ONCE = 16
 SAMPLE = 24
 """So many windows of a group are known by name, for a look into them."""
 
-_WATCHED_FILES = (*CONFIG_FILES, "model.yaml", "olmoearth_run.yaml")
+_WATCHED_FILES = (
+    *CONFIG_FILES, "model.yaml", "olmoearth_run.yaml", DATABASE, f"{DATABASE}-wal",
+)  # fmt: skip
 _EVAL_ROOT_FILE = "registry.json"
 """Below an eval root there are datasets too, but they are copies."""
 
@@ -257,7 +260,7 @@ class _LocalLister:
         if entry.name not in _WATCHED_FILES:
             return Entry(name, 0, "")
         stat = entry.stat()
-        return Entry(name, stat.st_size, f"time:{stat.st_mtime_ns}")
+        return Entry(name, stat.st_size, f"time:{stat.st_mtime_ns} {stat.st_ctime_ns}")
 
 
 def _is_dataset(path: str) -> bool:

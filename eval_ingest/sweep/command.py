@@ -176,11 +176,13 @@ def _leaderboard(options: argparse.Namespace) -> int:
 
 def _tasks(options: argparse.Namespace) -> int:
     from eval_ingest.settings import Settings
+    from eval_ingest.store.catalog import read_catalog
     from eval_ingest.store.roots.open import open_root
     from eval_ingest.sweep.tasks import as_overrides, as_python, left_out_lines, trainer_tasks
 
-    root = open_root(Settings.load())
-    found = trainer_tasks(root, options.datasets)
+    settings = Settings.load()
+    root = open_root(settings)
+    found = trainer_tasks(root, options.datasets, read_catalog(settings, broken={}))
     if options.json:
         tasks = {task.name: task.fields for task in found.tasks}
         facts = {"registry": found.registry, "tasks": tasks, "left_out": found.left_out}

@@ -201,6 +201,7 @@ class Splits:
                 root=scoring.root.address,
                 normalize=encoder.normalize,
                 method=encoder.method,
+                nodata=getattr(encoder, "nodata", 0.0),
                 **(drawn if split == "train" else {}),
             )
 

@@ -79,6 +79,8 @@ def read(registry, name, split, out, arguments=None):
     if hasattr(inner, "indices"):  # a label fraction
         inner, order = inner.dataset, inner.indices
     windows = inner.get_dataset_examples()
+    if hasattr(inner, "crops"):  # each sample is a crop of a window
+        order = [inner.crops[k][0] for k in order]
     return [f"{windows[k].group}/{windows[k].name}" for k in order]
 
 
@@ -160,6 +162,43 @@ def collate(registry, name, split, out):
 def python_tasks(code):
     """Run a module that defines EVAL_TASKS; returns them."""
     return {name: asdict(task) for name, task in _run(code).items()}
+
+
+def lookups(code, names):
+    """Where the datasets of these names lie, after a module that defines EVAL_TASKS has run."""
+    _run(code)
+    from olmoearth_pretrain.evals.datasets import get_dataset_entry
+
+    return {name: get_dataset_entry(name).weka_path for name in names}
+
+
+def own_tasks():
+    """The tasks that its own list has, without the launcher that it stands in."""
+    import ast
+    from pathlib import Path
+
+    import olmoearth_pretrain
+
+    path = Path(olmoearth_pretrain.__file__).parent / "internal" / "all_evals.py"
+    wanted = [
+        node
+        for node in ast.parse(path.read_text()).body
+        if (isinstance(node, ast.ImportFrom) and node.module in _NAMES_OF_TASKS)
+        or (isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "EVAL_TASKS")
+    ]
+    namespace = {}
+    exec(compile(ast.Module(wanted, []), str(path), "exec"), namespace)
+    return {name: asdict(task) for name, task in namespace["EVAL_TASKS"].items()}
+
+
+_NAMES_OF_TASKS = (
+    "olmo_core.train.common",
+    "olmoearth_pretrain.data.constants",
+    "olmoearth_pretrain.evals.datasets.normalize",
+    "olmoearth_pretrain.evals.metrics",
+    "olmoearth_pretrain.nn.pooling",
+    "olmoearth_pretrain.train.callbacks.evaluator_callback",
+)
 
 
 def overridden_tasks(arguments):

@@ -57,6 +57,7 @@ def rewritten(
                 _write_layer(old, new, window, copy, name)
             for name, item_group in completed:
                 copy.mark_layer_completed(name, item_group)
+    new.storage.close()
     return target
 
 

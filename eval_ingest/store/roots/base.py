@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from eval_ingest.core.entry import ShardArray
+from eval_ingest.core.registry_text import RegistryText
 from eval_ingest.errors import StoreError
 from eval_ingest.store.paths import DatasetLayout, RootLayout
 
@@ -101,15 +102,19 @@ class EvalRoot(Protocol):
         """
         ...
 
-    def update(self, path: Path, compiled: Callable[[], bytes | None]) -> None:
-        """Write a file that is made from what is there; made again if another writer was faster.
+    def unfinished_removals(self) -> list[str]:
+        """Datasets that are out of sight, whose removal was stopped."""
+        ...
+
+    def update_registry(self, change: Callable[[RegistryText], RegistryText]) -> RegistryText:
+        """Change registry.json; nothing that others write into it meanwhile is lost.
 
         Args:
-            path: beside the datasets.
-            compiled: gives the content, or None if the one that is there is right.
+            change: gives what is to stand there, from what does; called again if another writer
+                was faster.
 
         Raises:
-            StoreError: it can't be written.
+            StoreError: it can't be read or written.
         """
         ...
 
@@ -187,6 +192,22 @@ class DatasetStore(Protocol):
 
         Raises:
             StoreError: they can't be read.
+        """
+        ...
+
+    def names(self) -> set[str]:
+        """Files and folders right in its folder, where it lies, whoever wrote them.
+
+        Raises:
+            StoreError: they can't be listed.
+        """
+        ...
+
+    def discard(self, names: Iterable[str]) -> None:
+        """Remove files and folders right in its folder, in this order.
+
+        Raises:
+            StoreError: one can't be removed.
         """
         ...
 

@@ -9,12 +9,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from eval_ingest.core.entry import ShardArray
+from eval_ingest.core.registry_text import RegistryText
 from eval_ingest.core.spec import NAME_PATTERN, SPLITS
 from eval_ingest.errors import IntegrityError
 from eval_ingest.store.atomic import check_file, remove_tree, store_error, write_bytes
 from eval_ingest.store.locks import locked
 from eval_ingest.store.npy import check_npy
 from eval_ingest.store.paths import STAGE_FILES, DatasetLayout, RootLayout
+from eval_ingest.store.registry_file import exchange
 from eval_ingest.store.room import require_disk
 from eval_ingest.store.roots.base import Value, Windows
 from eval_ingest.store.seal import again, read_sealed
@@ -69,10 +71,13 @@ class LocalRoot:
     def send(self, *paths: Path) -> None:
         pass
 
-    def update(self, path: Path, compiled: Callable[[], bytes | None]) -> None:
-        data = compiled()
-        if data is not None:
-            write_bytes(path, data)
+    def unfinished_removals(self) -> list[str]:
+        aside = (path.name.removeprefix(_REMOVED) for path in self.path.glob(f"{_REMOVED}*"))
+        names = {name.rpartition(".")[0] for name in aside}
+        return sorted(name for name in names if NAME_PATTERN.fullmatch(name))
+
+    def update_registry(self, change: Callable[[RegistryText], RegistryText]) -> RegistryText:
+        return exchange(self.layout.registry, change)
 
 
 @dataclass
@@ -114,6 +119,18 @@ class LocalStore:
 
     def fetch_folder(self, folder: Path) -> None:
         pass
+
+    def names(self) -> set[str]:
+        try:
+            return {path.name for path in self.layout.path.iterdir()}
+        except FileNotFoundError:
+            return set()
+        except OSError as error:
+            raise store_error(self.layout.path, "listing", error) from error
+
+    def discard(self, names: Iterable[str]) -> None:
+        for path in (self.layout.path / name for name in names):
+            remove_tree(path)
 
     def is_there(self) -> bool:
         here = self.layout.path

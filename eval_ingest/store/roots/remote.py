@@ -25,11 +25,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from eval_ingest.core.registry_text import RegistryText
 from eval_ingest.core.spec import NAME_PATTERN
 from eval_ingest.errors import IntegrityError, StoreError
 from eval_ingest.objects.backend import Conflict, Entry
 from eval_ingest.objects.writing import together
 from eval_ingest.store.paths import RootLayout
+from eval_ingest.store.registry_file import CURE, content, copies, keep_copy, look, restored
 from eval_ingest.store.roots.base import Value
 from eval_ingest.store.roots.cache import PackCache
 from eval_ingest.store.roots.remote_folder import RemoteFolder
@@ -102,21 +104,31 @@ class RemoteRoot:
     def send(self, *paths: Path) -> None:
         self.folder.mirror.push(paths)
 
-    def update(self, path: Path, compiled: Callable[[], bytes | None]) -> None:
+    def unfinished_removals(self) -> list[str]:
+        return []  # without metadata.json it is out of the registry; what is left can be removed
+
+    def update_registry(self, change: Callable[[RegistryText], RegistryText]) -> RegistryText:
+        path = self.layout.registry
         for attempt in range(ATTEMPTS):
             time.sleep(random.uniform(0, 0.2 * attempt))
             self.folder.pull([path])
-            data = compiled()
-            if data is None:
-                return
+            standing = look(path, 0)  # what is in a bucket is whole
+            if standing.damage:
+                self.folder.pull_again(path)
+                standing = look(path, 0)
+            wanted = change(restored(path, standing))
+            if standing.says(wanted):
+                return wanted
+            if keep_copy(path, standing):
+                self.send(*copies(path))
             try:
-                self.folder.mirror.replace(path, data)
+                self.folder.mirror.replace(path, content(wanted))
             except Conflict:
                 continue
             if self.folder.objects.has_conditions:
-                return  # else look again whether another one has written at the same time
+                return wanted  # else look again whether another one has written at the same time
         raise StoreError(
-            f"{self.shown(path)} was written by others each time; run: eval-ingest registry rebuild"
+            f"{self.shown(self.layout.registry)} was written by others each time; {CURE}"
         )
 
 

@@ -16,7 +16,7 @@ from typing import Any
 from eval_ingest.core.entry import ShardArray
 from eval_ingest.errors import IntegrityError
 from eval_ingest.redaction import redacted
-from eval_ingest.store.atomic import file_crc32c
+from eval_ingest.store.atomic import file_crc32c, remove_tree
 from eval_ingest.store.locks import locked
 from eval_ingest.store.paths import STAGE_FILES, DatasetLayout
 from eval_ingest.store.room import require_cache
@@ -134,6 +134,18 @@ class RemoteStore:
 
     def fetch_folder(self, folder: Path) -> None:
         self.folder.pull_folder(folder)
+
+    def names(self) -> set[str]:
+        objects = self.folder.objects
+        listed = objects.run(objects.list_folder(self.name))
+        return {entry.name.rpartition("/")[2] for entry in listed}
+
+    def discard(self, names: Iterable[str]) -> None:
+        for path in (self.layout.path / name for name in names):
+            inside = f"{self.folder.name(path)}/"
+            below = [n for n in self._held.listed if n.startswith(inside)]
+            self._remove([path, *(self.folder.path / name for name in below)])
+            remove_tree(path)
 
     def is_there(self) -> bool:
         objects = self.folder.objects
