@@ -136,6 +136,16 @@ class WindowReader(Protocol):
         """Who may read and write a file, as mode bits: a copy is for no more people."""
         ...
 
+    # What becomes of a window's bytes, from stage to stage:
+    #
+    #     window_index  read --> keep ------.    valid, and the copy stage will want it again
+    #                        `-> (nothing)   |   invalid, or packed and not copied
+    #     weka_copy     read <---------------'
+    #                        `-> drop            packed and copied
+    #                   forget                   the copy is done, or was done before: all of it
+    #
+    # A folder's files stay where they are, so there these do nothing.
+
     def keep(self) -> None:
         """A later stage will read this window again: where fetching costs, keep its bytes."""
         ...
