@@ -8,7 +8,7 @@ LATEST := .venv-latest
 PEERS_READY := $(PEERS)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-fast test-latest lint bench peers bench-peers signal torture ui clean
+.PHONY: help setup demo test test-fast test-latest sanitize lint bench peers bench-peers signal torture ui clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## */  make \1|/' | column -t -s '|'
@@ -43,6 +43,9 @@ test-latest:  ## every test with the newest of everything that our ranges allow;
 	  --editable '.[ingest,olmoearth,dask,s3,dev]' $(WITH)
 	$(LATEST)/bin/python -m pip list --format freeze > $(LATEST)/versions.txt
 	$(LATEST)/bin/python -m pytest -n 2 --dist loadgroup $(TESTS)
+
+sanitize: $(READY)  ## the compiled loops' tests under AddressSanitizer and UBSan
+	SANITIZE=1 $(BIN)/python -m pytest -q -rs eval_ingest_tests/test_sanitizers.py
 
 lint: $(READY)  ## formatting, types, and which module may import which
 	$(BIN)/ruff check .

@@ -554,8 +554,8 @@ def test_dagster_on_a_remote_root(
     [
         (401, r"is not allowed with .*(role Storage Object User|check that they may list)"),
         (403, r"is not allowed with .*(role Storage Object User|check that they may list)"),
-        (503, r"failed: .*(503|Service Unavailable).*; check the network"),
-        (429, r"failed: .*429.*; check the network"),
+        (503, r"failed 5 times: .*(503|Service Unavailable).*; check the network"),
+        (429, r"failed 5 times: .*429.*; check the network"),
     ],
 )
 def test_a_server_that_refuses_everything_is_told_in_one_line(

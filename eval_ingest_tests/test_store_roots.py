@@ -2,6 +2,8 @@
 
 import asyncio
 import shutil
+import subprocess
+import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +18,7 @@ from eval_ingest.core.spec import SPLITS
 from eval_ingest.engine import no_progress
 from eval_ingest.errors import IntegrityError, NewerVersionError, OutdatedError, StoreError
 from eval_ingest.job import Job
+from eval_ingest.settings import Settings
 from eval_ingest.store.atomic import write_bytes
 from eval_ingest.store.registry import read_registry
 from eval_ingest.store.roots.base import DatasetStore
@@ -23,9 +26,11 @@ from eval_ingest.store.roots.local import LocalRoot
 from eval_ingest.store.seal import read_sealed_json, sealed_json
 from eval_ingest.store.shards import PackRow, ShardWriter, plan_arrays
 from eval_ingest.verifying import verify_dataset
+from eval_ingest.watching import State, look_at, survey
 from eval_ingest_tests.conftest import make_job
 from eval_ingest_tests.support import places
 from eval_ingest_tests.support.places import Place
+from eval_ingest_tests.support.servers import ObjectServer
 
 servers, place = places.servers, places.place
 
@@ -274,3 +279,37 @@ def test_who_opened_a_version_that_is_gone_is_told(small: Path, tmp_path: Path) 
         opened[0]
     again = EvalDataset("crops", "train", root=tmp_path)
     assert again[0]["target"].shape == again[1]["target"].shape
+
+
+def test_a_machine_that_only_loads_needs_no_checksums(reference: Path) -> None:
+    code = (
+        "import sys; sys.modules['google_crc32c'] = None\n"
+        "from eval_ingest import EvalDataset\n"
+        "print(len(EvalDataset('crops', 'train', root=sys.argv[1])[0]['window']))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(reference)], capture_output=True, text=True
+    )
+    assert done.returncode == 0 and int(done.stdout) > 0, done.stderr
+
+
+# ---------------------------------------------------------------------------------------- names
+
+
+def test_a_folder_with_colons_in_its_name_is_a_folder(
+    place: Place, servers: dict[str, ObjectServer], small: Path, tmp_path: Path
+) -> None:
+    """To fsspec `::` joins two URLs; the other datasets of the bucket are there all the same."""
+    if place.kind not in ("s3", "gs"):
+        pytest.skip("for the two kinds of servers")
+    for name in ("aaa::file", "crops"):
+        shutil.copytree(small, tmp_path / "watched" / name)
+    url = servers[place.kind].upload(tmp_path / "watched", f"{tmp_path.name}/watched")
+    found = survey([url], Settings.load())
+    assert found.down == {}
+    states = {sighting.name: look_at(sighting, Settings.load()) for sighting in found.sightings}
+    assert {name: state.state for name, state in states.items()} == {
+        "aaa_file": State.NEW, "crops": State.NEW,
+    }  # fmt: skip
+    place.ingest(f"{url}/aaa::file", "aaa_file", copy="stream")  # type: ignore[arg-type]
+    assert len(EvalDataset("aaa_file", "train")) > 0

@@ -9,7 +9,7 @@ from eval_ingest.core.entry import Metadata
 from eval_ingest.errors import NotIngestedError, StoreError
 from eval_ingest.report.writing import write_report
 from eval_ingest.store.atomic import store_error, write_bytes
-from eval_ingest.store.outcomes import read_copy
+from eval_ingest.store.outcomes import read_copy, read_published
 from eval_ingest.store.paths import DatasetLayout
 from eval_ingest.store.registry import metadata_bytes, rebuild_registry, require_metadata
 from eval_ingest.store.roots.base import DatasetStore, EvalRoot
@@ -36,6 +36,7 @@ def export_dataset(
 
     Raises:
         UnknownDatasetError: there is no such dataset.
+        NotIngestedError: it is being ingested, so that files of two versions would be copied.
         StoreError: `to` can't be written, or holds that dataset already.
     """
     target = LocalRoot(to.absolute())
@@ -53,12 +54,14 @@ def export_dataset(
     windows = windows and metadata.spec.copy_mode == "windows"
     try:
         aside.path.mkdir(parents=True)
+        _require_published(root, metadata, windows)
         files = list(_files(root.dataset(name), metadata, windows))
         for folder in {(aside.path / path).parent for path in files}:
             folder.mkdir(parents=True, exist_ok=True)
         copies = root.dataset(name).copy_out(files, aside.path)
         for done, _ in enumerate(copies, start=1):
             progress("files copied", done, len(files))
+        _require_published(root, metadata, windows)
         write_bytes(aside.metadata, metadata_bytes(_exported(metadata, windows)))
         write_report(LocalRoot(aside.path.parent), name)
         os.rename(aside.path, final.path)
@@ -70,6 +73,22 @@ def export_dataset(
     if fresh:  # then nobody else can hold it, and it isn't for publishing
         target.layout.registry_lock.unlink(missing_ok=True)
     return final.path
+
+
+def _require_published(root: EvalRoot, metadata: Metadata, windows: bool) -> None:
+    """Check, before and after copying, that all there is belongs to one version.
+
+    An ingest removes weka_copy.json before it changes a window, and metadata.json comes last.
+
+    Raises:
+        NotIngestedError: it doesn't.
+    """
+    if require_metadata(root, metadata.name) != metadata:
+        raise NotIngestedError(
+            f"{metadata.name} was published anew while it was exported; export it again"
+        )
+    for stage in ("window_index", "split_assignment", "norm_stats", "weka_copy")[: 3 + windows]:
+        read_published(root.dataset(metadata.name), metadata, stage)
 
 
 def _files(store: DatasetStore, metadata: Metadata, windows: bool) -> Iterator[str]:

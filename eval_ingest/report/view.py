@@ -74,6 +74,10 @@ class View:
             data = EvalDataset(
                 self.metadata.name, split, root=self.root.address, normalize=None, crop=None
             )
+            if data.metadata.fingerprint != self.metadata.fingerprint:
+                raise NotIngestedError(
+                    f"{self.metadata.name} was published anew while it was looked at; run again"
+                )
             places: dict[str, list[int]] = {}
             for i in range(len(data)):
                 places.setdefault(data.window(i), []).append(i)

@@ -5,6 +5,7 @@ not: the formats (tar.py, decompress.py), and writing members (unpacking.py).
 
     <folder>/<archive>-<version>/contents.sqlite    each window's files with their checksums
     <folder>/<archive>-<version>/tree/              what was unpacked; windows/ until it is copied
+    <folder>/<archive>-<version>/moving             files of windows are being moved into the copy
 
 The list of windows and the configuration stay, so that an unchanged archive is not opened again.
 """
@@ -47,7 +48,7 @@ if TYPE_CHECKING:  # fsspec's file systems are slow to import
 
 _DEEPEST = 3
 """Levels of folders in an archive above config.json that are looked into."""
-_TREE, _DROPPED = "tree", "dropped"
+_TREE, _DROPPED, _MOVING = "tree", "dropped", "moving"
 
 
 @dataclass(frozen=True)
@@ -114,7 +115,8 @@ class ArchiveSource:
         return _wanted(group, name, self._contents.window(self.dataset, group, name), layers)
 
     def ensure_listed(self, groups: list[str], layers: frozenset[str]) -> None:
-        if not Path(self.url, "windows").is_dir():
+        # What a stopped copy has moved away is unpacked once more.
+        if (self.unpacked / _MOVING).exists() or not Path(self.url, "windows").is_dir():
             with _locked(self.unpacked.parent):
                 _unpack(self.archive, self.unpacked, self.limits, self.progress, anew=True)
 
@@ -139,6 +141,9 @@ class ArchiveSource:
         return ANYBODY
 
     def ours(self, group: str, name: str, file: SourceFile) -> tuple[str, int]:
+        if not hasattr(self._local, "moving"):
+            (self.unpacked / _MOVING).touch()
+            self._local.moving = True
         return self._path(group, name, file), int(file.version.removeprefix("crc32c:"), 16)
 
     def _path(self, group: str, name: str, file: SourceFile) -> str:
@@ -160,6 +165,8 @@ class ArchiveSource:
         """Remove the unpacked windows: what is wanted of them has been copied."""
         with _locked(self.unpacked.parent):
             _drop(self.unpacked, Path(self.url, "windows"))
+            (self.unpacked / _MOVING).unlink(missing_ok=True)
+        vars(self._local).pop("moving", None)
 
 
 def _wanted(group: str, name: str, files: list[File], layers: frozenset[str]) -> WindowFiles:
@@ -326,7 +333,7 @@ class _Checked:
 def _unpack(url: str, target: Path, limits: Limits, progress: Progress, anew: bool = False) -> None:
     """Unpack what isn't yet; whoever is stopped goes on. Of a bad archive nothing stays.
 
-    With `anew`, its windows were removed when they had been copied.
+    With `anew`, its windows, or some, were moved away or removed when they had been copied.
     """
     version = _Version.of(url)
     if version.name(url) != target.name:
@@ -339,9 +346,10 @@ def _unpack(url: str, target: Path, limits: Limits, progress: Progress, anew: bo
                 contents.forget()
             with _stream(url, version) as stream:
                 each = _teller(stream, version.size, progress)
-                behind = unpack(decompressed(stream.read), tree, contents, limits, each)
+                behind = unpack(decompressed(stream.read), tree, contents, limits, each, anew)
                 stream.compare()
             contents.finish(behind)
+            (target / _MOVING).unlink(missing_ok=True)
     except (TarError, StreamError) as error:
         shutil.rmtree(target, ignore_errors=True)
         raise SourceError(

@@ -46,7 +46,7 @@ class SourceFile(NamedTuple):
     size: int
     """Bytes."""
     version: str
-    """Changes when the content does: modification time, or an object's checksum or generation."""
+    """Changes when the content does: see `listing.version_of`, or an object's checksum."""
 
 
 class Listed(NamedTuple):
@@ -129,12 +129,22 @@ class WindowReader(Protocol):
         ...
 
     def ours(self, group: str, name: str, file: SourceFile) -> tuple[str, int] | None:
-        """A file that we wrote with these bytes, which may be linked to, and its CRC32C."""
+        """A file that we wrote with these bytes, which may be moved away, and its CRC32C."""
         ...
 
     def permissions(self, group: str, name: str, file: SourceFile) -> int:
         """Who may read and write a file, as mode bits: a copy is for no more people."""
         ...
+
+    # What becomes of a window's bytes, from stage to stage:
+    #
+    #     window_index  read --> keep ------.    valid, and the copy stage will want it again
+    #                        `-> (nothing)   |   invalid, or packed and not copied
+    #     weka_copy     read <---------------'
+    #                        `-> drop            packed and copied
+    #                   forget                   the copy is done, or was done before: all of it
+    #
+    # A folder's files stay where they are, so there these do nothing.
 
     def keep(self) -> None:
         """A later stage will read this window again: where fetching costs, keep its bytes."""

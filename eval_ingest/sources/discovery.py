@@ -260,7 +260,7 @@ class _LocalLister:
         if entry.name not in _WATCHED_FILES:
             return Entry(name, 0, "")
         stat = entry.stat()
-        return Entry(name, stat.st_size, f"time:{stat.st_mtime_ns}")
+        return Entry(name, stat.st_size, f"time:{stat.st_mtime_ns} {stat.st_ctime_ns}")
 
 
 def _is_dataset(path: str) -> bool:

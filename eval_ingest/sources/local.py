@@ -5,6 +5,7 @@ import stat
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from eval_ingest.engine import batched, map_ordered
@@ -18,7 +19,7 @@ from eval_ingest.sources.base import (
     check_text_size,
     digest_of,
 )
-from eval_ingest.sources.listing import OddFileError, list_window, parse
+from eval_ingest.sources.listing import OddFileError, keeps_inodes, list_window, parse, version_of
 
 _LISTING_THREADS = 16
 _LISTED_TOGETHER = 32
@@ -38,6 +39,11 @@ class LocalSource:
             raise SourceNotFoundError(
                 f"source {self.url} {what}; give the folder that holds config.json and windows/"
             )
+
+    @cached_property
+    def _inodes(self) -> bool:
+        """True if what tells one state of a file from another holds its inode."""
+        return keeps_inodes(self.url)
 
     @property
     def origin(self) -> str:
@@ -89,7 +95,7 @@ class LocalSource:
     def _list(self, group: str, name: str, layers: frozenset[str]) -> bytes:
         root = f"{self.url}/windows/{group}/{name}"
         try:
-            return list_window(root, layers, self._check_link)
+            return list_window(root, layers, self._check_link, self._inodes)
         except OddFileError as error:
             raise SourceError(str(error)) from error
         except OSError as error:
@@ -141,10 +147,10 @@ class LocalSource:
     def read(self, group: str, name: str, file: SourceFile) -> bytes:
         path = f"{self.url}/windows/{group}/{name}/{file.path}"
         try:
-            data, time = _read(path, file.size)
+            data, found = _read(path, file.size)
         except OSError as error:
             raise SourceError(f"{path} can't be read: {error.strerror or error}") from error
-        if len(data) != file.size or str(time) != file.version:
+        if len(data) != file.size or version_of(found, self._inodes) != file.version:
             raise SourceError(
                 f"{path} has {len(data)} bytes, {file.size} when it was listed, or was written "
                 "since; the source changes while it is read: run again when it is still"
@@ -186,8 +192,8 @@ def _window_files(group: str, name: str, listed: bytes) -> WindowFiles:
     return WindowFiles(group, name, tuple(SourceFile(*file) for file in parse(listed)))
 
 
-def _read(path: str, size: int) -> tuple[bytes, int]:
-    """A file's bytes and its time of change in ns, with as few system calls as it takes.
+def _read(path: str, size: int) -> tuple[bytes, os.stat_result]:
+    """A file's bytes and what it is after that, with as few system calls as it takes.
 
     One byte more shows that it grew.
     """
@@ -196,6 +202,6 @@ def _read(path: str, size: int) -> tuple[bytes, int]:
         data = os.read(opened, size + 1)
         while 0 < len(data) < size and (more := os.read(opened, size + 1 - len(data))):
             data += more
-        return data, os.fstat(opened).st_mtime_ns
+        return data, os.fstat(opened)
     finally:
         os.close(opened)

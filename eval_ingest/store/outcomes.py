@@ -6,10 +6,10 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from eval_ingest.core.entry import CopyResult, NormStats
+from eval_ingest.core.entry import CopyResult, Metadata, NormStats
 from eval_ingest.core.index import WindowIndex
 from eval_ingest.core.splits import SplitAssignment
-from eval_ingest.errors import IntegrityError
+from eval_ingest.errors import IntegrityError, StaleStageError
 from eval_ingest.store.index_file import read_index, read_splits
 from eval_ingest.store.registry import read_metadata
 from eval_ingest.store.roots.base import DatasetStore
@@ -77,3 +77,20 @@ def read_outcome(store: DatasetStore, stage: str) -> Any | None:
         StoreError: it can't be read.
     """
     return _READERS[stage](store)
+
+
+def read_published(store: DatasetStore, metadata: Metadata, stage: str) -> Any:
+    """The outcome of a stage that belongs to what is published.
+
+    Raises:
+        StaleStageError: it is gone, or belongs to a version that isn't published (yet).
+        IntegrityError: it is damaged.
+        StoreError: it can't be read.
+    """
+    found = read_outcome(store, stage)
+    if found is None:
+        raise StaleStageError(metadata.name, "registry_entry", f"{stage} isn't there any more")
+    if found.fingerprint != metadata.fingerprints[stage]:
+        why = f"{stage} has run again since, without the stages after it"
+        raise StaleStageError(metadata.name, "registry_entry", why)
+    return found

@@ -89,11 +89,25 @@ def _opened(path: Path, name: str) -> Iterator[pq.ParquetFile | None]:
         return
     try:
         # Not pq.read_table: that imports pandas, which takes longer than all of the rest.
-        file = pq.ParquetFile(pa.BufferReader(content))
+        file = pq.ParquetFile(pa.BufferReader(_in_arrows_memory(content)))
     except pa.ArrowException as error:
         raise IntegrityError(f"{path} is no Parquet file ({error})", again(name)) from error
     with file:
         yield file
+
+
+def _in_arrows_memory(content: bytes) -> pa.Buffer:
+    """A copy that no thread of Arrow's needs Python for.
+
+    A thread of its pool may be the last that lets go of the buffer, after the table has been
+    handed over. Were it Python's memory, the thread would have to take the GIL, and if the
+    interpreter is on its way out by then, CPython ends the thread, which C++ answers with
+    SIGABRT: "terminate called without an active exception".
+    """
+    buffer = pa.allocate_buffer(len(content))
+    with pa.FixedSizeBufferWriter(buffer) as writer:
+        writer.write(content)
+    return buffer
 
 
 def _facts(file: pq.ParquetFile, path: Path) -> dict[str, Any]:

@@ -12,6 +12,7 @@ import os
 import random
 import resource
 import shutil
+import subprocess
 import sys
 import time
 import traceback
@@ -304,7 +305,7 @@ class Specs(Kind):
 
 
 class Archives(Kind):
-    """Tar archives: unpacked below their folder, or refused."""
+    """Tar archives: unpacked below their folder, or refused; what GNU tar refuses is refused."""
 
     def __init__(self, folder: Path) -> None:
         super().__init__(folder)
@@ -329,6 +330,11 @@ class Archives(Kind):
         except EvalIngestError as error:
             _check_message(error)
             outcome = type(error).__name__
+        if (
+            outcome == "unpacked"
+            and subprocess.run(["tar", "-tf", path], capture_output=True).returncode
+        ):
+            raise Fault(f"GNU tar refuses what was unpacked: {path.read_bytes()[:600]!r}")
         outside = [p for p in self.inside.rglob("*escaped*") if "archives" not in p.parts]
         links = [p for p in self.inside.rglob("*") if p.is_symlink()]
         if outside or links or Path("/tmp/eval_ingest_escaped").exists():
