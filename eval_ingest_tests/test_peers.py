@@ -23,8 +23,9 @@ from eval_ingest.store.roots.local import LocalRoot
 from eval_ingest.sweep.tasks import trainer_tasks
 from eval_ingest_tests.conftest import make_job
 from eval_ingest_tests.support import factories
+from eval_ingest_tests.support.corpus import CONFIGS
 from eval_ingest_tests.support.peer import PYTHON, Peer
-from eval_ingest_tests.test_shared_configs import CONFIGS, FOLDERS, generate
+from eval_ingest_tests.test_shared_configs import FOLDERS, generate
 
 SPLITS = ("train", "val", "test")
 
@@ -117,7 +118,7 @@ def test_three_modalities_at_once_equal_ours(peer: Peer, even: Path, tmp_path: P
 @pytest.mark.skipif(not CONFIGS.is_dir(), reason="needs ../shared/configs")
 @pytest.mark.parametrize("name", FOLDERS)
 def test_datasets_of_real_configurations_equal_ours(name: str, peer: Peer, tmp_path: Path) -> None:
-    source = generate(CONFIGS / name, tmp_path / "source", FOLDERS[name])
+    source = generate(CONFIGS / name, tmp_path / "source")
     root = tmp_path / "root"
     pipeline.ingest(make_job(source, root, name))
     for task in trainer_tasks(LocalRoot(root)).tasks:
