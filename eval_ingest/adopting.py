@@ -30,6 +30,9 @@ from eval_ingest.store.registry import read_registry
 from eval_ingest.store.roots.base import EvalRoot
 from eval_ingest.store.roots.open import open_root
 
+_ADOPTABLE = (Whose.THEIRS, Whose.NOBODYS, Whose.ADOPTED)
+"""The last of these, where it isn't published: its adoption was stopped."""
+
 
 @dataclass(frozen=True)
 class Adopted:
@@ -58,7 +61,8 @@ def adoptable(root: EvalRoot) -> list[str]:
     names = [n for n, e in read_registry(root).items() if not is_ours(e) and is_name(n)]
     folders = [p.name for p in root.path.glob("*") if is_name(p.name) and p.is_dir()]
     names += [n for n in sorted(folders) if n not in names and _copy_in(root.path / n) is not None]
-    return [n for n in names if whose(root.dataset(n)) in (Whose.THEIRS, Whose.NOBODYS)]
+    published = set(root.dataset_names())
+    return [n for n in names if n not in published and whose(root.dataset(n)) in _ADOPTABLE]
 
 
 def adopt(

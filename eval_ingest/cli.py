@@ -202,6 +202,10 @@ def _spec(options: argparse.Namespace, settings: "Settings") -> "DatasetSpec":
     from eval_ingest.store.catalog import find_spec, read_catalog
 
     given = given_fields(options)
+    if given.get("copy") == "adopted":
+        raise SpecError(
+            "--copy adopted is what eval-ingest adopt does; give it the dataset's --name"
+        )
     if options.name is None and "source" not in given:
         raise SpecError("give --source PATH_OR_URL, or --name of a dataset in the catalog")
     name = options.name
@@ -270,6 +274,7 @@ def _ingest(options: argparse.Namespace) -> int:
 
 def _adopt(options: argparse.Namespace) -> int:
     from eval_ingest.adopting import adopt, adoptable
+    from eval_ingest.report.command import report
     from eval_ingest.report.terminal import Progress, adopted_facts, adopted_lines, outcome_line
     from eval_ingest.settings import Settings
 
@@ -298,6 +303,8 @@ def _adopt(options: argparse.Namespace) -> int:
                 _complain(f"error: {error}")
                 continue
             facts[name] = adopted_facts(adopted)
+            if adopted.ran:
+                report(_root(), name)
             if not options.json:
                 for line in adopted_lines(adopted):
                     progress.line(line)
@@ -465,7 +472,7 @@ def _export(options: argparse.Namespace) -> int:
 
 def _remove(options: argparse.Namespace) -> int:
     from eval_ingest.settings import Settings
-    from eval_ingest.store.catalog import note_removed
+    from eval_ingest.store.catalog import drop_spec, note_removed
     from eval_ingest.store.ownership import Whose, whose
     from eval_ingest.store.registry import read_metadata, remove_dataset, require_metadata
 
@@ -486,11 +493,14 @@ def _remove(options: argparse.Namespace) -> int:
     with contextlib.suppress(EvalIngestError):
         metadata = read_metadata(store)
         source = metadata.source if metadata is not None else ""
+    settings = Settings.load()
+    noted = bool(source) and not adopted and note_removed(settings, options.name, source)
     remove_dataset(root, options.name)
+    drop_spec(settings, options.name)
     lines = [f"{options.name} is removed from {root.url}"]
     if adopted:
         lines = [f"{options.name} is given back: windows and entry are as they were in {path}"]
-    if note_removed(Settings.load(), options.name, source) and source:
+    if noted:
         lines.append(
             f"where {source} is found under a watched root it is ignored; to have it again: "
             f"eval-ingest discover --forget {options.name}, or ingest it by its name"

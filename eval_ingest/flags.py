@@ -34,6 +34,10 @@ _METAVARS: Mapping[str, Any] = {
 }
 
 
+_NO_FLAGS = {"name", "eval", "correct"}
+"""Every command has a name; scoring is said in the catalog; `adopt` has a flag of its own."""
+
+
 def add_spec_flags(parser: argparse.ArgumentParser) -> None:
     """Add a flag for each field; what isn't given stays None."""
     for name, field in _fields():
@@ -64,7 +68,7 @@ def _fields() -> Iterator[tuple[str, FieldInfo]]:
     for name, field in DatasetSpec.model_fields.items():
         if name == "splits":
             yield from SplitPolicy.model_fields.items()
-        elif name != "name":  # which every command has
+        elif name not in _NO_FLAGS:
             yield field.alias or name, field
 
 

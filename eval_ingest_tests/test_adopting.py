@@ -117,6 +117,7 @@ def test_their_files_and_values_are_as_they_were(adopted: tuple[Path, Path]) -> 
         value = read_registry(LocalRoot(root))[entry.name]
         assert {key: value[key] for key in entry.value} == entry.value
         assert value["fingerprint"] and value["copy"] == "adopted"
+        assert (root / entry.name / "report" / "report.html").is_file()
     (copy,) = root.glob("registry.*.json")
     assert copy.read_text() == (kept / "registry.json").read_text()
 
@@ -249,6 +250,8 @@ def test_an_adoption_that_was_stopped_goes_on(
         with monkeypatch.context() as patch, contextlib.suppress(KeyboardInterrupt):
             patch.setattr(os, "replace", _stopping(os.replace, allowed))
             adopt(settings(root), "fires")
+        stopped = not (root / "fires" / "metadata.json").exists()
+        assert adoptable(LocalRoot(root)) == (["fires"] if stopped else [])
     found = adopt(settings(root), "fires")
     dataset = EvalDataset("fires", "train", root=root)
     assert len(dataset) == found.metadata.splits["train"].count > 0

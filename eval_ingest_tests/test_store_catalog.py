@@ -10,6 +10,7 @@ from eval_ingest.errors import SpecError, UnknownDatasetError
 from eval_ingest.settings import Settings
 from eval_ingest.store.catalog import (
     add_spec,
+    drop_spec,
     find_spec,
     forget_removed,
     note_removed,
@@ -166,6 +167,7 @@ def test_a_removed_dataset_is_remembered_until_it_is_asked_for(settings: Setting
     spec = DatasetSpec(name="mine", source="/data/mine")
     add_spec(settings, spec)
     assert note_removed(settings, "mine", "/data/mine")
+    drop_spec(settings, "mine")
     assert "mine" not in read_catalog(settings)
     assert removed_datasets(settings)["mine"].source == "/data/mine"
     add_spec(settings, spec)

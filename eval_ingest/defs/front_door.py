@@ -17,7 +17,7 @@ import dagster as dg
 from eval_ingest.core.spec import DatasetSpec
 from eval_ingest.defs.assets import POOLED
 from eval_ingest.defs.checks import evaluations
-from eval_ingest.defs.failures import RETRIES, as_failure
+from eval_ingest.defs.failures import as_failure
 from eval_ingest.defs.metadata import (
     UP_TO_DATE,
     entry_metadata,
@@ -98,7 +98,6 @@ def _stage_op(stage: str) -> dg.OpDefinition:
         description=f"Run {stage} if it is missing or stale.",
         ins={"start": dg.In(dg.Nothing)},
         out=dg.Out(dg.Nothing, is_required=False),
-        retry_policy=RETRIES,
         pool=INGEST_POOL if stage in POOLED else None,
     )
     def run(

@@ -207,7 +207,7 @@ def removed_datasets(settings: Settings) -> dict[str, Removed]:
 
 
 def note_removed(settings: Settings, name: str, source: str) -> bool:
-    """Remember that a dataset was removed, and drop its spec if it was added.
+    """Remember that a dataset is removed, from before it is: a removal may be stopped.
 
     Returns False where there is no catalog folder to remember it in.
 
@@ -221,11 +221,22 @@ def note_removed(settings: Settings, name: str, source: str) -> bool:
     facts = Removed(name=name, source=source, removed_at=now).model_dump()
     path = folder / f"{name}{_REMOVED}"
     write_bytes(path, yaml.safe_dump(facts, sort_keys=False, allow_unicode=True).encode())
-    specs = [folder / f"{name}{ending}" for ending in (".yaml", ".yml")]
-    for spec in specs:
-        remove_file(spec)
-    _send(settings, path, *specs)
+    _send(settings, path)
     return True
+
+
+def drop_spec(settings: Settings, name: str) -> None:
+    """Remove the spec of a dataset that was added; what is built in stays.
+
+    Raises:
+        StoreError: the folder can't be written.
+    """
+    folder = catalog_folder(settings)
+    if folder is not None:
+        specs = [folder / f"{name}{ending}" for ending in (".yaml", ".yml")]
+        for spec in specs:
+            remove_file(spec)
+        _send(settings, *specs)
 
 
 def forget_removed(settings: Settings, name: str) -> bool:

@@ -60,6 +60,11 @@ def whose(store: DatasetStore) -> Whose:
     return Whose.THEIRS if visible - {"windows"} else Whose.NOBODYS
 
 
+def holds_ours(folder: Path) -> bool:
+    """True if a folder on this machine holds what no other tool writes, beside metadata.json."""
+    return any((folder / name).exists() for name in (*_MARKS.values(), *_OURS_ALONE))
+
+
 def _is_ours(metadata: Path) -> bool:
     with contextlib.suppress(OSError):
         return is_sealed(metadata.read_bytes())

@@ -30,7 +30,7 @@ from eval_ingest.errors import (
     UnknownDatasetError,
 )
 from eval_ingest.store.locks import locked
-from eval_ingest.store.ownership import Whose, disclaim, give_back, given_back, whose
+from eval_ingest.store.ownership import Whose, disclaim, give_back, given_back, holds_ours, whose
 from eval_ingest.store.paths import DatasetLayout
 from eval_ingest.store.registry_file import intact, look
 from eval_ingest.store.roots.base import DatasetStore, EvalRoot
@@ -50,7 +50,7 @@ def read_metadata(store: DatasetStore) -> Metadata | None:
 
 
 def _metadata_at_hand(layout: DatasetLayout) -> Metadata | None:
-    if is_another_tools(layout.metadata):
+    if is_another_tools(layout.metadata) and not holds_ours(layout.path):
         return None
     content = read_sealed_json(layout.metadata, again(layout.name))
     if content is None:
