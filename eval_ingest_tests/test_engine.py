@@ -159,6 +159,8 @@ def test_two_threads_that_start_workers_at_once_leave_the_script_as_it_was(
 
     monkeypatch.setattr(multiprocessing.context.ForkServerProcess, "start", start_slowly)
     main = vars(sys.modules["__main__"])
+    if "__file__" not in main:  # a test worker's main module has none
+        monkeypatch.setitem(main, "__file__", __file__)
     before = {name: main[name] for name in ("__file__", "__spec__")}
 
     def work(k: int) -> list[int]:

@@ -304,6 +304,7 @@ COLUMNS = {
     "pixel_digest": "Equal where all pixels are equal.",
     "status": "valid or invalid.",
     "problems": "Why it is invalid: code and detail.",
+    "judged_by": "Version of what judged it invalid; others judge it again.",
     "timesteps": "Number of timesteps.",
     "timestamps": "Start and end of each timestep.",
     "moments": "Per band count, sum, sum of squares, min and max of the finite pixels.",
