@@ -162,9 +162,10 @@ def _read_window(
         except Unreadable as stop:
             sample.problems.append(stop.problem)
     try:
-        sample.target = reader.target(grid)
+        target = reader.target(grid)
         if not config.task.kind.per_pixel:
             sample.crop_targets = reader.crop_targets(grid)
+        sample.target = target
         sample.problems += _judge_target(config.task, sample.target)
         if not sample.problems:
             check_unread(files, reader.done, reader.read)
@@ -475,7 +476,7 @@ class _WindowReader:
                     target = vector_target(self._all_features(chosen, crop), self.config.task)
                     found.append(float(target))
                 except Unreadable as stop:
-                    if stop.problem.code != "label_missing":
+                    if stop.problem.code not in ("label_missing", "unlabelled"):
                         raise
                     found.append(IGNORE_LABEL if self.config.task.kind.has_classes else np.nan)
         return found

@@ -1,6 +1,7 @@
 """The index of a source: which windows have to be read, and the rows of all."""
 
 import hashlib
+import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, field, replace
@@ -109,9 +110,9 @@ class IndexWork:
         that `takes` doesn't name: tags or dates that leave them out were given since.
         """
         rows = {} if known is None else _judged_rows(known, judged_by, takes)
-        same = sorted(rows[window] for window in windows if window in rows)
-        new = sorted((window for window in windows if window not in rows), key=_reading_order)
-        left = set(new)
+        same = sorted(rows[w.spelled] for w in windows if w.spelled in rows)
+        new = sorted((w for w in windows if w.spelled not in rows), key=_reading_order)
+        left = {window.spelled for window in new}
         finished = []
         for part in stopped:
             rows_here = _judged_rows(part.table, judged_by, takes).items()
@@ -129,7 +130,7 @@ class IndexWork:
     def to_read(self) -> list[tuple[int, Listed]]:
         """The windows without a row, each with its place among the new ones."""
         done = {w for part, rows in self.stopped for w in _rows_by_window(_take(part.table, rows))}
-        return [(place, w) for place, w in enumerate(self.new) if w not in done]
+        return [(place, w) for place, w in enumerate(self.new) if w.spelled not in done]
 
     def packed(self, packer: Packer, config: ResolvedConfig) -> list[tuple[int, PackRow]]:
         """What a stopped run has packed, with its places."""
@@ -164,7 +165,7 @@ def _judged_rows(
 
 def _reading_order(item: Listed) -> tuple[bytes, str]:
     """By the SHA-256 of the name: the order of splits, so that packs are read from front to end."""
-    return hashlib.sha256(item.name.encode()).digest(), item.group
+    return hashlib.sha256(os.fsencode(item.name)).digest(), item.group
 
 
 def _index_fingerprint(job: Job, windows: list[Listed], table: pa.Table, judged_by: str) -> str:
@@ -179,7 +180,7 @@ def _index_fingerprint(job: Job, windows: list[Listed], table: pa.Table, judged_
         job.row_key,
         job.spec.tags,
         job.spec.temporal_range,
-        sorted(windows),
+        sorted(window.spelled for window in windows),
         judged_by if invalid else "",
     )
 

@@ -1,12 +1,13 @@
 """Reading and judging windows, in shards that workers take."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import pyarrow as pa
 
 from eval_ingest.core.index import index_schema
 from eval_ingest.core.resolved import ResolvedConfig
+from eval_ingest.core.validate import Problem
 from eval_ingest.decoding.judge import WindowSample, read_window
 from eval_ingest.decoding.limits import WINDOW_BYTES
 from eval_ingest.decoding.machine import judges
@@ -57,6 +58,11 @@ class IndexTask:
 
     def read(self, reader: WindowReader, files: WindowFiles) -> WindowSample | None:
         """A window, judged; None if it isn't wanted."""
+        odd = files.odd_name
+        if odd:
+            group, name, _ = files.listed.spelled
+            problem = Problem("name_unusable", f"{odd}: rename it, or remove it")
+            return WindowSample(replace(files, group=group, name=name), problems=[problem])
         wants = self.window_filter.wants
         return read_window(reader, files, self.config, wants, self.window_bytes)
 

@@ -57,6 +57,15 @@ class Listed(NamedTuple):
     digest: str = ""
     """Of its files; empty where they weren't looked at."""
 
+    @property
+    def spelled(self) -> "Listed":
+        """With names that any text can hold: bytes that are no UTF-8 are written out."""
+        return Listed(_spelled(self.group), _spelled(self.name), self.digest)
+
+
+def _spelled(name: str) -> str:
+    return name.encode("utf-8", "backslashreplace").decode()
+
 
 @dataclass(frozen=True)
 class WindowFiles:
@@ -87,6 +96,14 @@ class WindowFiles:
         """Changes when any of the files does."""
         files = [f"{path}\0{size}\0{version}\0" for path, size, version in self.files]
         return digest_of(os.fsencode("".join(files)))
+
+    @property
+    def odd_name(self) -> str:
+        """Its own name, or a file's, that is no UTF-8, spelled; "" if all are."""
+        for name in (self.group, self.name, *self.by_path):
+            if not name.isascii() and _spelled(name) != name:
+                return _spelled(name)
+        return ""
 
     @property
     def listed(self) -> Listed:

@@ -74,8 +74,9 @@ def version_of(file: os.stat_result, inodes: bool) -> str:
             seen to be another though size and time were made the same (`cp -p`, `touch -r`).
     """
     if not inodes:
-        return str(file.st_mtime_ns)
-    return f"{file.st_mtime_ns} {file.st_ctime_ns} {file.st_ino}"
+        return str(in_64_bits(file.st_mtime_ns))
+    changed = in_64_bits(file.st_mtime_ns), in_64_bits(file.st_ctime_ns)
+    return f"{changed[0]} {changed[1]} {file.st_ino}"
 
 
 def keeps_inodes(path: str) -> bool:
@@ -91,6 +92,15 @@ def keeps_inodes(path: str) -> bool:
     except OSError:
         pass  # not Linux
     return True
+
+
+def in_64_bits(time_ns: int) -> int:
+    """A time in ns as 64 bits hold it: from 2262 on it begins anew.
+
+    >>> in_64_bits(2**63 - 1), in_64_bits(2**63)
+    (9223372036854775807, -9223372036854775808)
+    """
+    return (time_ns + 2**63) % 2**64 - 2**63
 
 
 def parse(listed: bytes) -> list[tuple[str, int, str]]:

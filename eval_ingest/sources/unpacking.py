@@ -126,12 +126,10 @@ class _Files:
     def make_folder(self, parts: list[bytes]) -> bytes:
         """Make a folder and those above it; its path."""
         path = b"/".join([self._target, *parts])
-        if path not in self._made:
+        if path not in self._made and parts:
+            self.make_folder(parts[:-1])
             try:
                 os.mkdir(path)
-            except FileNotFoundError:
-                self.make_folder(parts[:-1])
-                return self.make_folder(parts)
             except (FileExistsError, NotADirectoryError) as error:
                 if not os.path.isdir(path):
                     raise _twice(parts) from error
