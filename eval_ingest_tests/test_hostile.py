@@ -104,6 +104,8 @@ HOSTILE: dict[str, tuple[Callable[[Path], None], str]] = {
         lambda w: _raster(w).with_name("geotiff.tif.aux.xml").write_text(
             "<PAMDataset><GeoTransform>0,1,0,0,0,1</GeoTransform></PAMDataset>"),
         "raster_sidecar"),
+    "items.json in another encoding": (
+        lambda w: (w / "items.json").write_bytes("[]".encode("utf-16")), "metadata_unreadable"),
     "an entity bomb": (
         lambda w: _raster(w).with_name("geotiff.tif.aux.xml").write_text(
             '<!DOCTYPE x [<!ENTITY a "aaaa">]><PAMDataset>&a;</PAMDataset>'),
@@ -121,6 +123,15 @@ def test_a_hostile_window_is_one_invalid_window(kind: str, copied: Copied, tmp_p
     grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
     assert index.summary.reasons == {code: 1}
     assert grown < 1 << 20  # KiB: below a GiB
+
+
+def test_an_item_group_has_a_plain_number(copied: Copied, tmp_path: Path) -> None:
+    source = copied("segmentation")
+    odd = _first(source) / "layers" / "sentinel2.\N{SUPERSCRIPT TWO}"
+    odd.mkdir()
+    (odd / "completed").touch()
+    index = pipeline.ingest(make_job(source, tmp_path / "root"))[0].value
+    assert index.summary.reasons == {}
 
 
 def test_statistics_that_qgis_leaves_change_nothing(copied: Copied, tmp_path: Path) -> None:

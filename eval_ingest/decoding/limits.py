@@ -54,13 +54,13 @@ def too_large(what: str, most: int) -> Unreadable:
 
 
 def parse_json(data: bytes, path: str, code: str) -> Any:
-    """A window's JSON; the parser itself stops at a depth that it can't stand.
+    """A window's JSON, in UTF-8 as rslearn reads it; the parser stops at a depth it can't stand.
 
     Raises:
         Unreadable: it is no JSON; `code` is the problem's.
     """
     try:
-        return json.loads(data)
+        return json.loads(data.decode())
     except (ValueError, RecursionError) as error:
         raise Unreadable(code, f"{path} is not JSON: {str(error)[:200]}") from error
 
