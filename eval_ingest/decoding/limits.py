@@ -17,6 +17,8 @@ MAX_SMALL_JSON_BYTES = 2 * MIB
 """Of a window's or a raster's metadata.json."""
 MAX_SHAPE_DEPTH = 16
 """Brackets of a shape's WKT: a collection of multipolygons has five."""
+MAX_CROPS = 100_000
+"""Samples of one window, where all its crops are."""
 WINDOW_BYTES = 256 * MIB
 """Of a window's unpacked pixels, and of all its files, unless EVAL_INGEST_WINDOW_MIB says else."""
 
