@@ -139,6 +139,7 @@ def write_config(job: Job, index_fingerprint: str) -> None:
         model_yaml=job.files.model_yaml,
         run_yaml=job.files.run_yaml,
         where=job.files.where,
+        permissions=dict(job.files.permissions),
     )
     write_resolved(job.store, resolved)
 
@@ -167,4 +168,10 @@ def with_config_of(job: Job, index: WindowIndex) -> Job:
 
 
 def _files_of(known: Resolved) -> ConfigFiles:
-    return ConfigFiles(known.config_json, known.model_yaml, known.run_yaml, known.where)
+    return ConfigFiles(
+        known.config_json,
+        known.model_yaml,
+        known.run_yaml,
+        known.where,
+        permissions=known.permissions,
+    )

@@ -6,7 +6,7 @@ stages must not give samples another meaning than the index that they are packed
 
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from eval_ingest.core.resolved import ResolvedConfig
 from eval_ingest.core.spec import DatasetSpec
@@ -34,6 +34,8 @@ class Resolved(BaseModel):
     asked: dict[str, Any]
     """What the spec asked for."""
     config: ResolvedConfig
+    permissions: dict[str, int] = Field(default_factory=dict)
+    """By configuration file, the mode bits that a copy of it may have."""
     config_json: str
     model_yaml: str | None
     run_yaml: str | None
