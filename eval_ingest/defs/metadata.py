@@ -309,6 +309,7 @@ COLUMNS = {
     "timestamps": "Start and end of each timestep.",
     "moments": "Per band count, sum, sum of squares, min and max of the finite pixels.",
     "nodata": "Pixels, over all timesteps, that hold no data in any band.",
+    "nodata_values": "Values that its rasters or config.json declare to mean no data.",
     "crc32c": "Of the label as it is packed.",
     "class_counts": "Labelled pixels, or windows, per class.",
     "invalid": "Label pixels without a class or value.",
