@@ -312,6 +312,7 @@ COLUMNS = {
     "nodata_values": "Values that its rasters or config.json declare to mean no data.",
     "crc32c": "Of the label as it is packed.",
     "class_counts": "Labelled pixels, or windows, per class.",
+    "samples": "Samples of the window that have a label, where each crop is one.",
     "invalid": "Label pixels without a class or value.",
     "split": "train, val, test or none.",
     "reason": "What gave it the split, or kept it out.",
