@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import pyarrow as pa
 
@@ -9,7 +10,7 @@ from eval_ingest.core.index import index_schema
 from eval_ingest.core.resolved import ResolvedConfig
 from eval_ingest.core.validate import Problem
 from eval_ingest.decoding.judge import WindowSample, read_window
-from eval_ingest.decoding.limits import WINDOW_BYTES
+from eval_ingest.decoding.limits import WINDOW_BYTES, fetchable
 from eval_ingest.decoding.machine import judges
 from eval_ingest.indexing.packer import Packer
 from eval_ingest.indexing.rows import index_row
@@ -70,7 +71,8 @@ class IndexTask:
         """The windows' files and readers, in turn."""
         layers = self.config.layer_names
         windows = (self.source.window(item.group, item.name, layers) for item in items)
-        return self.source.readers(windows, whole=self.window_filter.takes_all)
+        fit = partial(fetchable, window_bytes=self.window_bytes)
+        return self.source.readers(windows, self.window_filter.takes_all, fit)
 
 
 @dataclass
