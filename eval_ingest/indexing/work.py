@@ -9,10 +9,10 @@ import pyarrow as pa
 from eval_ingest.core.index import index_schema
 from eval_ingest.core.resolved import ResolvedConfig
 from eval_ingest.core.validate import Problem
-from eval_ingest.decoding.judge import WindowSample, read_window
+from eval_ingest.decoding.judge import WindowSample, read_window, sample_arrays
 from eval_ingest.decoding.limits import WINDOW_BYTES, fetchable
 from eval_ingest.decoding.machine import judges
-from eval_ingest.indexing.packer import Packer
+from eval_ingest.indexing.packer import Packer, pack_row
 from eval_ingest.indexing.rows import index_row
 from eval_ingest.indexing.wanted import WindowFilter
 from eval_ingest.sources.base import Listed, Source, WindowFiles, WindowReader
@@ -51,6 +51,16 @@ class IndexTask:
                 reader.keep()
         result.table = pa.Table.from_pylist(rows, schema=index_schema(self.config))
         return result
+
+    def shape_of(self, item: Listed) -> PackRow | None:
+        """The shape of a window's sample; None if it is no sample."""
+        [(files, reader)] = self.readers([item])
+        sample = self.read(reader, files)
+        if sample is not None:
+            reader.keep()  # it is read again when its turn comes
+        if sample is None or sample.problems:
+            return None
+        return pack_row(sample, sample_arrays(sample, self.config), self.config)
 
     @property
     def judged_by(self) -> str:
