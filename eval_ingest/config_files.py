@@ -33,6 +33,8 @@ class _Texts:
     where: str
     by_kind: Mapping[str, str]
     """Texts by config.json, model.yaml or olmoearth_run.yaml, whatever the file is called."""
+    is_file: bool = False
+    """One file was named, and not a folder."""
 
 
 def read_config_files(source: Source, spec: DatasetSpec, settings: Settings) -> ConfigFiles:
@@ -101,7 +103,7 @@ def _given(path: str) -> _Texts:
     text = open_source(folder or ".").read_text(name) if is_file else None
     if text is None:
         raise ConfigError(f"{path} does not exist; give a folder or a model.yaml with {_FLAG}")
-    return _Texts(path, {_kind_of(text, path): text})
+    return _Texts(path, {_kind_of(text, path): text}, is_file=True)
 
 
 def _kind_of(text: str, where: str) -> str:
@@ -123,8 +125,7 @@ def _check_given(given: _Texts, own: _Texts) -> None:
             f"{given.where} holds neither model.yaml nor olmoearth_run.yaml; "
             f"give a folder that does, or the file itself, with {_FLAG}"
         )
-    named_one = len(given.by_kind) == 1 and given.where.lower().endswith(_FILE_ENDINGS)
-    if _MODEL in own.by_kind and _MODEL not in given.by_kind and not named_one:
+    if _MODEL in own.by_kind and _MODEL not in given.by_kind and not given.is_file:
         raise ConfigError(
             f"{given.where} holds no model.yaml, and that of {own.where} isn't taken unasked; "
             f"put a copy of it there, or name a single file with {_FLAG}"

@@ -38,7 +38,7 @@ class EvalSettings(BaseModel):
     probe_type: Literal["linear", "attnpool", "interpolate_linear", "bilinear_conv"] | None = None
     """The head of a linear probe."""
     learning_rates: tuple[Annotated[float, Field(gt=0, allow_inf_nan=False)], ...] = ()
-    """Tried in a sweep; the trainer's tasks take the first."""
+    """The trainer's tasks take the first; sweeps try their own, all at once."""
     patch_size: int | None = Field(default=None, ge=1)
     """Pixels; a window's side must divide by it."""
     epochs: int | None = Field(default=None, ge=1)

@@ -56,7 +56,12 @@ def add_commands(commands: Any, add_command: AddCommand) -> None:
         "label_fractions; each holds the smaller ones",
     )
     add("--seeds", nargs="+", type=int, metavar="N", help="default 42")
-    add("--patch-size", type=int, metavar="PIXELS", help="default 4")
+    add(
+        "--patch-size",
+        type=int,
+        metavar="PIXELS",
+        help="default: the dataset's eval settings, or 4",
+    )
     add("--probe", help="auto (knn for window classes), knn or linear")
     add("--normalize", help="dataset, pretrained or none; default: as the encoder wants it")
     add("--method", help="such as norm_no_clip_2_std; default: as the encoder wants it")

@@ -2,7 +2,8 @@
 
     {cache}/embeddings/{key}/features.f32      float32 (R, D), one row per patch or per window
                              target.npy        (R, Q): the labels of a row, Q = patch_size^2 or 1
-                             places.npy        (N, 2): first row and number of rows per sample
+                             places.npy        (N, 4): of a sample its first row, number of rows,
+                                               and the rows and columns of its patches
                              windows.npy       (N,): the number of each sample's window
                              embeddings.json   shapes and provenance; written last
 
@@ -29,7 +30,7 @@ from eval_ingest.loading import EvalDataset
 from eval_ingest.store.atomic import read_json, write_json, written_aside
 from eval_ingest.sweep.encoders.base import Embeddings, Encoder
 
-VERSION = 2
+VERSION = 3
 
 _BATCH_BYTES = 48 << 20
 """Batches are made of about this many bytes of pixels."""
@@ -45,7 +46,8 @@ class Embedded:
     target: NDArray[Any]
     """(R, Q): int16 with -1 for no label, or float32 with NaN."""
     places: NDArray[np.int64]
-    """(N, 2): the first row of a sample and how many rows it has."""
+    """(N, 4): of a sample its first row, how many rows it has, and the rows and columns of its
+    patches (1 and 1 where there is one row a window). Patches lie row by row."""
     seconds: float
     """What making it took."""
     windows: NDArray[np.int64] | None = None
@@ -140,7 +142,7 @@ def _read(folder: Path) -> Embedded | None:
 
 def _write(folder: Path, dataset: EvalDataset, encoder: Encoder, progress: Progress) -> None:
     started = time.monotonic()
-    places = np.zeros((len(dataset), 2), np.int64)
+    places = np.zeros((len(dataset), 4), np.int64)
     targets: list[NDArray[Any]] = []
     rows = width = 0
     with written_aside(folder / "features.f32") as temporary, open(temporary, "wb") as stream:
@@ -174,12 +176,14 @@ class EmbeddedBatch(NamedTuple):
     """(B x rows of a window, D)"""
     labels: NDArray[Any]
     """(B x rows of a window, Q)"""
+    grid: tuple[int, int]
+    """Rows and columns of a window's patches."""
 
     def place(self, places: NDArray[np.int64], first: int) -> int:
         """Note where the windows' rows are if they begin at `first`; returns where they end."""
         size = len(self.features) // len(self.indices)
         places[self.indices, 0] = first + size * np.arange(len(self.indices))
-        places[self.indices, 1] = size
+        places[self.indices, 1:] = size, *self.grid
         return first + len(self.features)
 
 
@@ -209,7 +213,7 @@ def embedded_batches(
     width = done = 0
     for batch in dataset.batches(size, bucket=True, shard=shard):
         _check_size(dataset, encoder, batch)
-        features, labels = _embed(dataset, encoder, batch)
+        features, labels, grid = _embed(dataset, encoder, batch)
         if width not in (0, features.shape[1]):
             raise SweepError(
                 f"encoder {encoder.name} on {dataset.name}: embeddings of {width} values, "
@@ -219,14 +223,14 @@ def embedded_batches(
         corners = batch.get("crop") or itertools.repeat(None)
         keys = zip(batch["window"], corners, strict=False)
         indices = np.array([place_of[key] for key in keys])
-        yield EmbeddedBatch(indices, features, labels)
+        yield EmbeddedBatch(indices, features, labels, grid)
         done += len(indices)
         progress(what, done, len(dataset))
 
 
 def joined(batches: Iterable[EmbeddedBatch], dataset: EvalDataset, seconds: float) -> Embedded:
     """All batches of a split in memory."""
-    places = np.zeros((len(dataset), 2), np.int64)
+    places = np.zeros((len(dataset), 4), np.int64)
     found, rows = list(batches), 0
     if not found:  # of a rank that hands its embeddings to another
         return Embedded(np.zeros((0, 0), np.float32), np.zeros((0, 1)), places, seconds)
@@ -268,8 +272,8 @@ def _check_size(dataset: EvalDataset, encoder: Encoder, batch: dict[str, Any]) -
 
 def _embed(
     dataset: EvalDataset, encoder: Encoder, batch: dict[str, Any]
-) -> tuple[NDArray[np.float32], NDArray[Any]]:
-    """Rows (R, D) of a batch and their labels (R, Q)."""
+) -> tuple[NDArray[np.float32], NDArray[Any], tuple[int, int]]:
+    """Rows (R, D) of a batch, their labels (R, Q), and the rows and columns of patches."""
     try:
         with torch.no_grad():
             found = encoder.embed(batch, dataset)
@@ -304,7 +308,7 @@ def _embed(
             pooled = found.patches.flatten(1, -2).mean(1)
         if pooled is None or pooled.ndim != 2 or len(pooled) != batch_size:
             raise _wrong(dataset, encoder, "pooled", (batch_size, "D"), pooled)
-        vectors, labels = pooled, target[:, None]
+        vectors, labels, (h, w) = pooled, target[:, None], (1, 1)
     vectors = vectors.float().cpu().contiguous()
     if not bool(torch.isfinite(vectors).all()):
         holed = [name for name in dataset.bands if not bool(torch.isfinite(batch[name]).all())]
@@ -316,7 +320,7 @@ def _embed(
             f"{cause}"
         )
     kind = np.int16 if dataset.task.kind.has_classes else np.float32
-    return vectors.numpy(), labels.numpy().astype(kind)
+    return vectors.numpy(), labels.numpy().astype(kind), (h, w)
 
 
 def _wrong(

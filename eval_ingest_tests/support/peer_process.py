@@ -262,6 +262,48 @@ def evaluate(code, only=None, epochs=2):
     return scores
 
 
+def probe_scores(arrays, task_type, num_classes, seeds=(0,), learning_rate=0.01, epochs=10):
+    """Its probes' metrics on given embeddings, once for each seed: kNN without a learning rate.
+
+    `arrays` is a .npz of embeddings and labels of train, val and test.
+    """
+    import numpy as np
+    import torch
+    from olmoearth_pretrain.evals.datasets.configs import EvalDatasetConfig, TaskType
+    from olmoearth_pretrain.evals.knn import run_knn
+    from olmoearth_pretrain.evals.linear_probe import train_and_eval_probe
+
+    with np.load(arrays) as stored:
+        given = {name: torch.from_numpy(stored[name]) for name in stored.files}
+    side = given["train_labels"].shape[1] if given["train_labels"].ndim == 3 else None
+    config = EvalDatasetConfig(TaskType(task_type), [], num_classes, False, [], side)
+    given["device"] = torch.device("cpu")
+    found = []
+    for seed in seeds:
+        torch.manual_seed(seed)
+        if learning_rate is None:
+            result = run_knn(config, **given)
+        else:
+            result = train_and_eval_probe(
+                config, learning_rate, **given, batch_size=32, epochs=epochs, eval_interval=epochs
+            )
+        found.append({k: float(v) for k, v in result.test_result.metrics.items()})
+    return found
+
+
+def metrics(arrays, task_type, num_classes):
+    """Its metrics of given predictions, labels and, of classes, scores."""
+    import numpy as np
+    import torch
+    from olmoearth_pretrain.evals.datasets.configs import TaskType
+    from olmoearth_pretrain.evals.linear_probe import compute_metric
+
+    with np.load(arrays) as stored:
+        given = {name: torch.from_numpy(stored[name]) for name in stored.files}
+    result = compute_metric(**given, num_classes=num_classes, task_type=TaskType(task_type))
+    return {k: float(v) for k, v in result.metrics.items()}
+
+
 def _seeded(function):
     def call(*args, **kwargs):
         import torch
