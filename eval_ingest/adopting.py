@@ -8,7 +8,6 @@ What belongs here: finding the copy, and telling what is otherwise than its entr
 doesn't: whose a folder is (store/ownership.py), and how entries are joined (store/registry.py).
 """
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +15,7 @@ from typing import Any
 
 from eval_ingest import pipeline
 from eval_ingest.core.adoption import Difference, differences
-from eval_ingest.core.entry import Metadata, is_ours, registry_entry
+from eval_ingest.core.entry import Metadata, is_ours, registry_entry, their_values
 from eval_ingest.core.spec import DatasetSpec, is_name
 from eval_ingest.engine import Progress, no_progress
 from eval_ingest.errors import NotOursError, UnknownDatasetError
@@ -93,7 +92,7 @@ def adopt(
     outcomes = pipeline.ingest(job, each)
     add_spec(settings, spec)
     metadata: Metadata = outcomes[-1].value
-    theirs = json.loads(metadata.their_entry or "{}")
+    theirs = their_values(metadata.their_entry)
     ours = registry_entry(metadata, job.store.registered_path)
     return Adopted(name, spec.source, metadata, outcomes, differences(theirs, ours))
 
@@ -109,8 +108,9 @@ def _spec(root: EvalRoot, settings: Settings, name: str, correct: bool) -> Datas
             f"{name} was ingested by eval_ingest itself, so there is nothing to adopt; to bring it "
             f"up to date: eval-ingest ingest --name {name}"
         )
-    entry = read_registry(root).get(name, {})
-    if kind is Whose.NOBODYS and not entry:
+    registered = read_registry(root)
+    entry = registered.get(name, {})
+    if kind is Whose.NOBODYS and name not in registered:
         raise UnknownDatasetError(
             name, adoptable(root), f"{root.url} that could be adopted", "See eval-ingest list."
         )

@@ -427,7 +427,7 @@ def _info(options: argparse.Namespace) -> int:
 
     root = _root()
     entry = their_entry(root, options.name)
-    if entry:
+    if entry is not None:
         _print(options, entry, entry_lines(options.name, entry))
         return 0
     metadata = require_metadata(root, options.name)

@@ -1,11 +1,11 @@
 """One dataset on its way: where it comes from, what it is, where it goes."""
 
-import json
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
 from eval_ingest.config_files import read_config_files
+from eval_ingest.core.entry import their_values
 from eval_ingest.core.index import WindowIndex, row_key
 from eval_ingest.core.resolved import ResolvedConfig, SplitSelector
 from eval_ingest.core.spec import SPLIT_OPTION, SPLITS, DatasetSpec
@@ -119,7 +119,7 @@ def open_job(
 
 def _by_their_splits(config: ResolvedConfig, their_entry: str) -> ResolvedConfig:
     """The configuration of an adopted dataset: each window is in the split that its option says."""
-    key = json.loads(their_entry or "{}").get("split_tag_key") or SPLIT_OPTION
+    key = their_values(their_entry).get("split_tag_key") or SPLIT_OPTION
     selectors = {split: SplitSelector(tags={key: split}) for split in SPLITS}
     provenance = {**config.provenance, "selectors": f"window option {key}"}
     return config.model_copy(update={"selectors": selectors, "provenance": provenance})

@@ -6,6 +6,7 @@
 import contextlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,6 +18,7 @@ from eval_ingest import EvalDataset, cli
 from eval_ingest.adopting import adopt, adoptable
 from eval_ingest.core.registry_text import RegistryText
 from eval_ingest.errors import NotOursError, UnknownDatasetError
+from eval_ingest.report.writing import write_report
 from eval_ingest.settings import Settings
 from eval_ingest.store.catalog import find_spec
 from eval_ingest.store.ownership import Whose, whose
@@ -215,8 +217,13 @@ def test_what_was_adopted_is_given_back_as_it_was(theirs: Path, tmp_path: Path) 
         shutil.rmtree(copy / name, ignore_errors=True)
     raw = '{"name": "moisture",  "weka_path": "/weka/evals/moisture", "x": 1e-05}'
     (root / "registry.json").write_text('{"datasets": {"moisture": ' + raw + "}}")
+    (copy / "README.md").write_text("theirs")
     state = files(root, {"moisture"})
     adopt(settings(root), "moisture")
+    write_report(LocalRoot(root), "moisture")
+    card = (copy / "report" / "README.md").read_text()
+    assert all((copy / "report" / p).is_file() for p in re.findall(r"\]\((.*?)\)", card))
+    (copy / "..given_back_by_eval_ingest.x1.tmp").write_text("of a removal that was killed")
     assert whose(LocalRoot(root).dataset("moisture")) is Whose.ADOPTED
     with pytest.raises(NotOursError, match="adopted"):
         from eval_ingest_tests.conftest import make_job

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import rasterio
+import yaml
 
 from eval_ingest import EvalDataset, pipeline
 from eval_ingest.decoding.geotiff import decode_geotiff
@@ -104,6 +105,8 @@ HOSTILE: dict[str, tuple[Callable[[Path], None], str]] = {
         lambda w: _raster(w).with_name("geotiff.tif.aux.xml").write_text(
             "<PAMDataset><GeoTransform>0,1,0,0,0,1</GeoTransform></PAMDataset>"),
         "raster_sidecar"),
+    "items.json in another encoding": (
+        lambda w: (w / "items.json").write_bytes("[]".encode("utf-16")), "metadata_unreadable"),
     "an entity bomb": (
         lambda w: _raster(w).with_name("geotiff.tif.aux.xml").write_text(
             '<!DOCTYPE x [<!ENTITY a "aaaa">]><PAMDataset>&a;</PAMDataset>'),
@@ -121,6 +124,44 @@ def test_a_hostile_window_is_one_invalid_window(kind: str, copied: Copied, tmp_p
     grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
     assert index.summary.reasons == {code: 1}
     assert grown < 1 << 20  # KiB: below a GiB
+
+
+@pytest.mark.parametrize("value", [10**400, "x" * 1_000_000, "\ud800", float("nan"), [1]])
+def test_a_label_that_is_no_number_is_told_in_few_words(
+    value: object, copied: Copied, tmp_path: Path
+) -> None:
+    source = copied("scalar_regression")
+    path = next(_first(source).rglob("data.geojson"))
+    content = json.loads(path.read_text())
+    for feature in content["features"]:
+        feature["properties"] = dict.fromkeys(feature["properties"], value)
+    path.write_text(json.dumps(content))
+    index = pipeline.ingest(make_job(source, tmp_path / "root"))[0].value
+    assert sum(index.summary.reasons.values()) == 1
+    assert (tmp_path / "root" / "crops" / "window_index.parquet").stat().st_size < 100_000
+
+
+def test_a_window_has_no_more_samples_than_can_be_kept(copied: Copied, tmp_path: Path) -> None:
+    source = copied("segmentation")
+    content = yaml.safe_load((source / "model.yaml").read_text())
+    content["data"]["init_args"].setdefault("train_config", {}).update(
+        load_all_crops=True, crop_size=1
+    )
+    (source / "model.yaml").write_text(yaml.safe_dump(content))
+    path = _first(source) / "metadata.json"
+    x0, y0, *_ = _bounds(_first(source))
+    _json(path, bounds=[x0, y0, x0 + 1_000, y0 + 1_000])
+    index = pipeline.ingest(make_job(source, tmp_path / "root"))[0].value
+    assert index.summary.reasons == {"window_too_large": 1}
+
+
+def test_an_item_group_has_a_plain_number(copied: Copied, tmp_path: Path) -> None:
+    source = copied("segmentation")
+    odd = _first(source) / "layers" / "sentinel2.\N{SUPERSCRIPT TWO}"
+    odd.mkdir()
+    (odd / "completed").touch()
+    index = pipeline.ingest(make_job(source, tmp_path / "root"))[0].value
+    assert index.summary.reasons == {}
 
 
 def test_statistics_that_qgis_leaves_change_nothing(copied: Copied, tmp_path: Path) -> None:

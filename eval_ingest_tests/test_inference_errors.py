@@ -47,6 +47,35 @@ WRONG = {
         ConfigError,
         ["data.init_args.task", "no class_path"],
     ),
+    **{
+        f"{field} of {value}": (
+            {
+                "config": config_json(
+                    {
+                        "label_raster": {
+                            **raster(["label"]),
+                            "band_sets": [
+                                {
+                                    "dtype": "uint8",
+                                    **({} if field == "num_bands" else {"bands": ["label"]}),
+                                    field: value,
+                                }
+                            ],
+                        }
+                    }
+                )
+            },
+            ConfigError,
+            [f"band_sets[0].{field}", said],
+        )
+        for field, value, said in (
+            ("num_bands", 10**10, "1 to 65535"),
+            ("num_bands", 0, "1 to 65535"),
+            ("zoom_offset", 10**9, "-30 to 30"),
+            ("spatial_size", [10**9, 10], "1 to 65536"),
+            ("nodata_value", float("inf"), "finite"),
+        )
+    },
     "no data section": ({"model": {"model": {}}}, ConfigError, ["no `data` section"]),
     "code from elsewhere in a task": (
         {"model": model_yaml(task_={"class_path": "os.SegmentationTask"})},
@@ -228,7 +257,7 @@ def broken(config=None, model=None):
         ("", ["is empty"]),
         ("- a", ["is a list"]),
         ("a: " + "[" * 5000, ["nested too deeply"]),
-        ("a: " + "x" * MAX_CHARACTERS, ["5,000,000"]),
+        ("a: " + "x" * MAX_CHARACTERS, ["500,003"]),
     ],
     ids=range(8),
 )

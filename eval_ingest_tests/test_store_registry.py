@@ -12,11 +12,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from eval_ingest import cli, pipeline
+from eval_ingest.core.adoption import differences
 from eval_ingest.core.registry_text import Entry, RegistryText, extended
 from eval_ingest.errors import IntegrityError, InvalidWindowsError, NotOursError, SpecError
+from eval_ingest.report.terminal import entry_lines, list_lines
+from eval_ingest.store.claims import their_counts
 from eval_ingest.store.ownership import Whose, whose
 from eval_ingest.store.registry import read_registry, rebuild_registry, remove_dataset
 from eval_ingest.store.roots.local import LocalRoot
+from eval_ingest.sweep.tasks import _unreadable
 from eval_ingest_tests.conftest import make_job
 from eval_ingest_tests.support.fake_evals import write_fake
 
@@ -209,6 +213,60 @@ def test_a_name_that_others_have_registered_elsewhere_is_taken(small: Path, tmp_
     with pytest.raises(NotOursError, match="/weka/elsewhere/crops"):
         make_job(small, tmp_path)
     assert not (tmp_path / "crops").exists()
+
+
+@pytest.mark.parametrize("value", [17, None, {}, [], "crops", {"split_stats": [], "x": 1}])
+def test_a_name_is_taken_whatever_its_entry_says(value: Any, small: Path, tmp_path: Path) -> None:
+    text = json.dumps({"datasets": {"crops": value}})
+    (tmp_path / "registry.json").write_text(text)
+    with pytest.raises(NotOursError, match="crops: the name is registered by another tool"):
+        make_job(small, tmp_path)
+    assert (tmp_path / "registry.json").read_text() == text and not (tmp_path / "crops").exists()
+
+
+def test_what_others_registered_under_our_name_since_stays_when_ours_is_removed(
+    tmp_path: Path,
+) -> None:
+    root, raw = LocalRoot(tmp_path), '{"weka_path": "/weka/elsewhere/crops", "x": 1e-05}'
+    write_fake(tmp_path, "crops", "segmentation", counts=(4, 2, 2))
+    rebuild_registry(root)
+    (tmp_path / "registry.json").write_text('{"datasets": {"crops": ' + raw + "}}")
+    remove_dataset(root, "crops")
+    assert not (tmp_path / "crops").exists()
+    assert RegistryText.parse((tmp_path / "registry.json").read_text()).raw == {"crops": raw}
+
+
+FIELDS = (
+    "task_type", "num_classes", "classes", "modalities", "imputes", "norm_stats", "split_stats",
+    "window_size", "num_timesteps", "timeseries", "weka_path", "split_tag_key", "eval",
+)  # fmt: skip
+
+
+@given(
+    st.dictionaries(st.sampled_from(FIELDS), json_values)
+    | st.fixed_dictionaries(
+        {
+            "split_stats": st.dictionaries(st.sampled_from(["train", "val"]), json_values),
+            "norm_stats": st.dictionaries(st.sampled_from(["sentinel2_l2a"]), json_values),
+            "imputes": st.lists(json_values),
+            "modalities": st.lists(json_values),
+        }
+    )
+)
+def test_an_entry_of_others_may_say_anything(fake: Path, entry: dict[str, Any]) -> None:
+    ours = read_registry(LocalRoot(fake))["crops"]
+    assert all(found.why for found in differences(entry, ours))
+    assert list_lines("root", {"theirs": entry}, {}) and entry_lines("theirs", entry)
+    assert their_counts(entry)
+    assert isinstance(_unreadable("theirs", entry), str)
+
+
+@pytest.fixture(scope="module")
+def fake(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("fake")
+    write_fake(root, "crops", "segmentation", counts=(4, 2, 2))
+    rebuild_registry(LocalRoot(root))
+    return root
 
 
 def test_a_folder_of_somebody_with_a_metadata_json_of_its_own_is_not_ours(

@@ -8,6 +8,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from eval_ingest.core.entry import listed, members, split_counts
+
 STATS = ("mean", "std", "min", "max")
 _APART = 0.05
 """Means that differ by more than this part of a deviation, and deviations by more, are told."""
@@ -60,20 +62,20 @@ def _task(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> Iterator[Differ
     names = theirs.get("classes")
     unknown = [f"class_{number}" for number in range(len(ours["classes"]))]
     if ours["classes"] not in ([], unknown, names):
-        numbers = [str(number) for number in range(len(names or ()))]
+        numbers = [str(number) for number in range(len(listed(names)))]
         why = "numbers, and names are known" if names == numbers else f"{names}"
-        listed = ", ".join(ours["classes"][:8]) + (", ..." if len(ours["classes"]) > 8 else "")
-        yield Difference("classes", names, ours["classes"], f"{why}: {listed}")
+        shown = ", ".join(ours["classes"][:8]) + (", ..." if len(ours["classes"]) > 8 else "")
+        yield Difference("classes", names, ours["classes"], f"{why}: {shown}")
 
 
 def _modalities(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> Iterator[Difference]:
-    named = list(theirs.get("modalities") or ())
-    once = list(dict.fromkeys(named))
+    named = listed(theirs.get("modalities"))
+    once = list(dict.fromkeys(map(str, named)))
     wanted = [name for name in once if name in ours["modalities"]]
     wanted += [name for name in ours["modalities"] if name not in wanted]
     why = []
     if len(once) != len(named):
-        why.append(f"{', '.join(named)} names a modality twice")
+        why.append(f"{', '.join(map(str, named))} names a modality twice")
     if set(once) - set(ours["modalities"]):
         why.append(f"not every sample has {', '.join(sorted(set(once) - set(ours['modalities'])))}")
     if set(ours["modalities"]) - set(once):
@@ -81,8 +83,8 @@ def _modalities(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> Iterator[
     if why:
         yield Difference("modalities", named, wanted, "; ".join(why))
     if theirs.get("imputes") is not None:
-        pairs = [list(pair) for pair in theirs["imputes"]]
-        lacks = [pair for pair in ours["imputes"] if pair[1] not in {to for _, to in pairs}]
+        pairs = [pair for pair in map(listed, listed(theirs["imputes"])) if len(pair) == 2]
+        lacks = [pair for pair in ours["imputes"] if pair[1] not in [to for _, to in pairs]]
         if lacks:
             bands = ", ".join(to for _, to in lacks)
             why_not = f"the dataset has no {bands}, and nothing stands for it"
@@ -96,29 +98,30 @@ def _sizes(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> Iterator[Diffe
 
 
 def _counts(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> Iterator[Difference]:
-    stats = theirs.get("split_stats") or {}
-    there = {split: (stats.get(split) or {}).get("count") for split in ours["split_stats"]}
+    stats, counted = theirs.get("split_stats"), split_counts(theirs)
+    there = {split: counted.get(split) for split in ours["split_stats"]}
     here = {split: found["count"] for split, found in ours["split_stats"].items()}
     if there != here:
         why = ", ".join(
-            f"{split} has {here[split]} samples that can be read, not {there[split]}"
+            f"{split} has {here[split]} samples that can be read, "
+            + ("and is not counted" if there[split] is None else f"not {there[split]}")
             for split in here
             if here[split] != there[split]
         )
-        wanted = {s: {**(stats.get(s) or {}), "count": count} for s, count in here.items()}
+        wanted = {s: {**members(members(stats).get(s)), "count": n} for s, n in here.items()}
         yield Difference("split_stats", stats, wanted, why)
 
 
 def _statistics(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> Iterator[Difference]:
     """Bands without statistics, those that are divided by 0, and those of other pixels."""
-    known = theirs.get("norm_stats") or {}
-    wanted = {modality: dict(bands) for modality, bands in known.items()}
+    known = members(theirs.get("norm_stats"))
+    wanted = {modality: dict(members(bands)) for modality, bands in known.items()}
     why = []
     for modality, bands in ours["norm_stats"].items():
-        if "means" in (known.get(modality) or {}):
+        if "means" in members(known.get(modality)):
             continue  # lists in the order of the bands, which that code reads too
         for band, found in bands.items():
-            told = _band((known.get(modality) or {}).get(band), found)
+            told = _band(members(members(known.get(modality)).get(band)), found)
             if told:
                 why.append(f"{modality} {band} {told}")
                 wanted.setdefault(modality, {})[band] = found
@@ -127,9 +130,9 @@ def _statistics(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> Iterator[
         yield Difference("norm_stats", known, wanted, shown)
 
 
-def _band(theirs: Mapping[str, float] | None, ours: Mapping[str, float]) -> str:
+def _band(theirs: Mapping[str, Any], ours: Mapping[str, float]) -> str:
     """What is wrong with a band's statistics; "" if they agree."""
-    if theirs is None or any(theirs.get(name) is None for name in STATS):
+    if not all(isinstance(theirs.get(name), int | float) for name in STATS):
         return "has no statistics"
     if theirs["std"] == 0:
         return "has std 0, which is divided by"

@@ -1,12 +1,14 @@
 """What is kept about an ingested dataset: metadata.json, and its entry in registry.json."""
 
+import json
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from eval_ingest.core.modality import MODALITIES
 from eval_ingest.core.resolved import ResolvedConfig
-from eval_ingest.core.spec import SPLIT_OPTION, DatasetSpec
+from eval_ingest.core.spec import SPLIT_OPTION, SPLITS, DatasetSpec
 
 METADATA_VERSION = 2
 SPLIT_INDEX_VERSION = 2
@@ -135,6 +137,31 @@ class Metadata(_Model):
 
 OURS_ALONE = ("copy", "eval", "verdict", "fingerprint", "ingested_at")
 """Keys of an entry that no other tool writes."""
+
+
+def their_values(raw: str) -> dict[str, Any]:
+    """What another tool's entry says, from its JSON; nothing if that is no object."""
+    value = json.loads(raw or "{}")
+    return value if isinstance(value, dict) else {}
+
+
+def members(value: Any) -> Mapping[str, Any]:
+    """An object of an entry; empty if something else stands in its place."""
+    return value if isinstance(value, Mapping) else {}
+
+
+def listed(value: Any) -> list[Any]:
+    """A list of an entry; empty if something else stands in its place, a text as its only item."""
+    if isinstance(value, str):
+        return [value]
+    return list(value) if isinstance(value, Sequence | Mapping) else []
+
+
+def split_counts(entry: Mapping[str, Any]) -> dict[str, Any]:
+    """Samples of each split as an entry has counted them; without those that it doesn't count."""
+    stats = members(entry.get("split_stats"))
+    counts = {split: members(stats.get(split)).get("count") for split in SPLITS}
+    return {split: count for split, count in counts.items() if isinstance(count, int | float)}
 
 
 def is_ours(entry: Any) -> bool:

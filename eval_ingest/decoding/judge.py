@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eval_ingest.core.copy_config import rslearn_config
-from eval_ingest.core.crops import corners
+from eval_ingest.core.crops import corners, starts
 from eval_ingest.core.resolved import (
     BandSet,
     LabelInput,
@@ -34,6 +34,7 @@ from eval_ingest.decoding.geotiff import decode_geotiff
 from eval_ingest.decoding.grid import Grid, band_set_dirname
 from eval_ingest.decoding.isolation import Result, isolated
 from eval_ingest.decoding.limits import (
+    MAX_CROPS,
     WINDOW_BYTES,
     Budget,
     most_bytes_of,
@@ -227,6 +228,13 @@ class _WindowReader:
         if grid.width * grid.height > self.budget.total:
             size = f"bounds of {grid.width} x {grid.height} pixels"
             raise too_large(size, self.budget.total)
+        for cut in filter(None, self.config.cuts):
+            crops = len(starts(grid.height, cut)) * len(starts(grid.width, cut))
+            if crops > MAX_CROPS:
+                raise Unreadable(
+                    "window_too_large",
+                    f"it has {crops:,} crops of {cut.size} pixels, more than {MAX_CROPS:,}",
+                )
         check_beside(self.files, self.read)
 
     def modality(self, modality: ModalityInput, grid: Grid) -> ModalitySample | None:

@@ -18,6 +18,8 @@ MAX_SMALL_JSON_BYTES = 2 * MIB
 """Of a window's or a raster's metadata.json."""
 MAX_SHAPE_DEPTH = 16
 """Brackets of a shape's WKT: a collection of multipolygons has five."""
+MAX_CROPS = 100_000
+"""Samples of one window, where all its crops are."""
 WINDOW_BYTES = 256 * MIB
 """Of a window's unpacked pixels, and of all its files, unless EVAL_INGEST_WINDOW_MIB says else."""
 
@@ -75,13 +77,13 @@ def too_large(what: str, most: int) -> Unreadable:
 
 
 def parse_json(data: bytes, path: str, code: str) -> Any:
-    """A window's JSON; the parser itself stops at a depth that it can't stand.
+    """A window's JSON, in UTF-8 as rslearn reads it; the parser stops at a depth it can't stand.
 
     Raises:
         Unreadable: it is no JSON; `code` is the problem's.
     """
     try:
-        return json.loads(data)
+        return json.loads(data.decode())
     except (ValueError, RecursionError) as error:
         raise Unreadable(code, f"{path} is not JSON: {str(error)[:200]}") from error
 

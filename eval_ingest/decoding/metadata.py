@@ -58,7 +58,7 @@ def read_metadata(source: WindowReader, files: WindowFiles) -> WindowMetadata | 
         path = files.by_path["metadata.json"]
         if path.size > MAX_SMALL_JSON_BYTES:
             return None
-        return parse_metadata(json.loads(source.read(files.group, files.name, path)))
+        return parse_metadata(json.loads(source.read(files.group, files.name, path).decode()))
     except (KeyError, ValueError, RecursionError, Unreadable):
         return None
 

@@ -2,13 +2,22 @@
 
 from eval_ingest.core.validate import Problem
 
+_MOST_DETAIL = 1_000
+"""Characters: a value from a source may have millions."""
+
+
+def cut(text: str) -> str:
+    """A text of a length that can be kept and shown, and that is no lone surrogate."""
+    plain = text[:_MOST_DETAIL].encode("utf-8", "backslashreplace").decode()
+    return plain if len(text) <= _MOST_DETAIL else f"{plain}..."
+
 
 class Unreadable(Exception):
     """Stops reading a window; carries the problem."""
 
     def __init__(self, code: str, detail: str) -> None:
         super().__init__(detail)
-        self.problem = Problem(code, detail)
+        self.problem = Problem(code, cut(detail))
 
 
 class RasterProblem(Exception):

@@ -140,7 +140,7 @@ GROUP_COUNTS = "window_storage_meta.json"
 def parse_group_counts(data: bytes, path: str) -> list[int]:
     """The timesteps of each item group of a packed layer."""
     try:
-        counts = json.loads(data)["group_timestep_counts"]
+        counts = json.loads(data.decode())["group_timestep_counts"]
         known = isinstance(counts, list) and all(type(n) is int and n >= 0 for n in counts)
     except (*MALFORMED, RecursionError) as error:
         raise Unreadable("raster_unreadable", f"{path}: {first_line(error)}") from error

@@ -45,7 +45,7 @@ def vector_target(features: list[dict[str, Any]], task: Task) -> NDArray[Any]:
         if task.kind is TaskKind.SCALAR_REGRESSION:
             try:
                 return np.asarray(float(value) * task.scale_factor, dtype=np.float32)
-            except (TypeError, ValueError) as error:
+            except (TypeError, ValueError, OverflowError) as error:
                 raise Unreadable(
                     "label_unreadable", f"{task.property_name} = {value!r} is not a number"
                 ) from error
@@ -66,7 +66,7 @@ def _class_id(value: Any, task: Task) -> int:
     if task.read_class_id:
         try:
             return int(value)
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             return -1
     if isinstance(value, str):
         value = task.category_mapping.get(value, value)

@@ -27,6 +27,12 @@ _DTYPES = (
     "float32",
 )
 
+_MOST_BANDS = 65_535
+"""That a TIFF can have."""
+_MOST_ZOOM = 30
+_MOST_PIXELS = 65_536
+"""Along a side, as of windows."""
+
 
 @dataclass(frozen=True)
 class DatasetJson:
@@ -136,7 +142,7 @@ def _band_set(node: Node, layer: Node) -> BandSet:
     return BandSet(
         bands=bands,
         dtype=dtype,
-        zoom_offset=node.get("zoom_offset").integer() or 0,
+        zoom_offset=node.get("zoom_offset").integer(-_MOST_ZOOM, _MOST_ZOOM) or 0,
         spatial_size=_spatial_size(node.get("spatial_size")),
         nodata_value=_nodata_value(node),
         class_names=_class_names(node),
@@ -146,7 +152,8 @@ def _band_set(node: Node, layer: Node) -> BandSet:
 
 def _band_names(band_set: Node) -> tuple[str, ...]:
     names = band_set.get("bands").texts()
-    return names or tuple(f"B{i}" for i in range(band_set.get("num_bands").integer() or 0))
+    count = band_set.get("num_bands").integer(1, _MOST_BANDS) or 0
+    return names or tuple(f"B{i}" for i in range(count))
 
 
 def _class_names(band_set: Node) -> tuple[tuple[str, ...], ...]:
@@ -160,7 +167,7 @@ def _class_names(band_set: Node) -> tuple[tuple[str, ...], ...]:
 def _spatial_size(node: Node) -> tuple[int, int] | None:
     if not node.given:
         return None
-    sides = [side.integer() for side in node.items()]
+    sides = [side.integer(1, _MOST_PIXELS) for side in node.items()]
     if len(sides) != 2 or not all(sides):
         raise node.error(f"is {node.shown}, but must be [height, width]")
     return (sides[0] or 0, sides[1] or 0)
@@ -168,10 +175,10 @@ def _spatial_size(node: Node) -> tuple[int, int] | None:
 
 def _nodata_value(band_set: Node) -> float | None:
     """The nodata value, also in the deprecated form of one per band."""
-    value = band_set.get("nodata_value").number()
+    value = band_set.get("nodata_value").nodata()
     if value is not None:
         return value
-    values = {item.number() for item in band_set.get("nodata_vals").items()}
+    values = {item.nodata() for item in band_set.get("nodata_vals").items()}
     if len(values) > 1:
         raise band_set.get("nodata_vals").error(
             f"is {band_set.get('nodata_vals').shown}: rslearn takes only one value for all bands",

@@ -233,8 +233,9 @@ class TaskReader:
 
     def _nodata_number(self, node: Node) -> float | None:
         """Classes are whole numbers, and so is the value that marks their absence."""
-        is_class = self.declared.kind is TaskKind.SEGMENTATION
-        return node.integer() if is_class else node.number()
+        found = node.nodata()
+        is_class = found is not None and self.declared.kind is TaskKind.SEGMENTATION
+        return node.integer() if is_class else found
 
     # --- classes ---
 

@@ -107,12 +107,21 @@ class SplitConfigs:
         """The split's transforms, or the default's: they replace each other."""
         return tuple(self.merged(split, "transforms").items())
 
-    def evaluation_transforms(self) -> tuple[Node, ...]:
-        """The transforms of val, or of the next split that has any."""
-        for split in ("val", "test", "train"):
-            if self.transforms(split):
-                return self.transforms(split)
-        return ()
+    def judged_by(self) -> str:
+        """The split whose transforms all splits take: val; where it isn't mentioned, the next.
+
+        Val may be without any: then its samples are as they are stored.
+        """
+        if self.node.get("val_config").value is None and not self.transforms("val"):
+            return next((s for s in ("test", "train") if self.transforms(s)), "val")
+        return "val"
+
+    def others(self) -> tuple[str, ...]:
+        """The other splits that model.yaml has a configuration for."""
+        used = self.judged_by()
+        return tuple(
+            s for s in SPLITS if s != used and self.node.get(f"{s}_config").value is not None
+        )
 
     def selectors(self, notes: Notes) -> dict[str, SplitSelector]:
         """Which windows each split takes; nothing where no window is chosen by anything."""
@@ -194,7 +203,7 @@ def parse_model_yaml(
         task=task,
         label=label,
         inputs=tuple(data_input for data_input in inputs if data_input is not label),
-        transforms=splits.evaluation_transforms(),
+        transforms=splits.transforms(splits.judged_by()),
         train_transforms=splits.transforms("train"),
         targets=target_images(args.get("task")),
         splits=splits,

@@ -103,7 +103,7 @@ def _check_flags(files: ConfigFiles, spec: DatasetSpec) -> None:
 
 
 def _replay(declared: Declaration, dataset: DatasetJson, notes: Notes) -> Replay:
-    """Replay the transforms of the evaluation splits, and compare train's with them."""
+    """Replay the transforms of the evaluation splits, and compare the other splits' with them."""
     rasters = {i.key: i for i in (*declared.inputs, declared.label) if not i.vector}
     bands = {key: raster_bands(data_input, dataset) for key, data_input in rasters.items()}
     visible = [i.key for i in declared.inputs if not i.vector and i.passthrough]
@@ -116,7 +116,7 @@ def _replay(declared: Declaration, dataset: DatasetJson, notes: Notes) -> Replay
     except MissingError as missing:
         replayed = _by_train(declared, replayed_by, missing, notes)
     _note_hidden(rasters.values(), replayed, declared.label, notes)
-    _note_train(declared, replayed_by, replayed, notes)
+    _note_other_splits(declared, replayed_by, replayed, notes)
     return replayed
 
 
@@ -135,27 +135,33 @@ def _by_train(
     return replayed
 
 
-def _note_train(
+def _note_other_splits(
     declared: Declaration,
     replayed_by: Callable[[Iterable[Node], Notes], Replay],
     replayed: Replay,
     notes: Notes,
 ) -> None:
-    """Tell where train's samples would be others than val's."""
-    if not declared.train_transforms:
+    """Tell where a split's samples would be others than those that all splits have."""
+    splits = declared.splits
+    if splits is None:
         return
-    try:
-        train = replayed_by(declared.train_transforms, Notes())
-    except ConfigError as error:
-        notes.warn(f"train's transforms can't be followed ({error}); val's are used for all splits")
-        return
-    replayed.dropped += [text for text in train.dropped if text not in replayed.dropped]
-    outcomes = [(r.outcome(), r.label_pad, r.label_mask) for r in (train, replayed)]
-    if outcomes[0] != outcomes[1]:
-        notes.warn(
-            "train's transforms (Pad, Concatenate, SelectBands, Mask) differ from those of val; "
-            "val's are used for all splits"
-        )
+    used = splits.judged_by()
+    for split in splits.others():
+        try:
+            other = replayed_by(splits.transforms(split), Notes())
+        except ConfigError as error:
+            notes.warn(
+                f"{split}'s transforms can't be followed ({error}); {used}'s are used for all "
+                "splits"
+            )
+            continue
+        replayed.dropped += [text for text in other.dropped if text not in replayed.dropped]
+        outcomes = [(r.outcome(), r.label_pad, r.label_mask) for r in (other, replayed)]
+        if outcomes[0] != outcomes[1]:
+            notes.warn(
+                f"{split}'s transforms (Pad, Concatenate, SelectBands, Mask) differ from those of "
+                f"{used}; {used}'s are used for all splits"
+            )
 
 
 def _note_hidden(

@@ -8,7 +8,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Self, TextIO
 
-from eval_ingest.core.entry import Metadata, is_ours
+from eval_ingest.core.entry import Metadata, is_ours, listed, members, split_counts
 from eval_ingest.core.spec import SPLITS, DatasetSpec
 from eval_ingest.core.task import Task
 from eval_ingest.redaction import on_one_line, redacted, shown
@@ -370,24 +370,23 @@ THEIRS = "not ours"
 
 def _registered_row(name: str, entry: Mapping[str, Any]) -> list[str]:
     """A line of `list`; of an entry of others, whatever it says."""
-    stats = entry.get("split_stats") or {}
-    counts = [str((stats.get(split) or {}).get("count", 0)) for split in SPLITS]
+    known = split_counts(entry)
+    counts = [str(known.get(split, "?")) for split in SPLITS]
     kind, classes = str(entry.get("task_type", "")), entry.get("num_classes")
     if isinstance(classes, int) and classes > 1:
         kind += f" ({classes})"
     verdict = str(entry.get("verdict", "")).partition(" ")[0]  # good, usable or poor
-    modalities = ", ".join(map(str, dict.fromkeys(entry.get("modalities") or ())))
+    modalities = ", ".join(dict.fromkeys(map(str, listed(entry.get("modalities")))))
     return [name, kind, modalities, verdict if is_ours(entry) else THEIRS, *counts]
 
 
 def entry_lines(name: str, entry: Mapping[str, Any]) -> list[str]:
     """What another tool's entry in registry.json says."""
-    facts = {**entry, "norm_stats": ", ".join(entry.get("norm_stats") or ()) or "none"}
-    facts["classes"] = _short(", ".join(map(str, entry.get("classes") or ())))
-    facts["split_stats"] = counts_text(
-        {s: (found or {}).get("count", 0) for s, found in (entry.get("split_stats") or {}).items()}
-    )
-    facts["modalities"] = ", ".join(map(str, entry.get("modalities") or ()))
+    facts = {**entry, "norm_stats": ", ".join(members(entry.get("norm_stats"))) or "none"}
+    facts["classes"] = _short(", ".join(map(str, listed(entry.get("classes")))))
+    counted = split_counts(entry)
+    facts["split_stats"] = ", ".join(f"{s} {n}" for s, n in counted.items()) or "not counted"
+    facts["modalities"] = ", ".join(map(str, listed(entry.get("modalities"))))
     wide = max(map(len, facts))
     return [
         f"{name}  registered by another tool",

@@ -14,6 +14,8 @@ from eval_ingest.store.roots.base import EvalRoot
 def write_report(root: EvalRoot, name: str) -> list[Path]:
     """Write {name}/report/*.png, {name}/report/report.html and {name}/README.md.
 
+    Beside the windows of another tool the card is {name}/report/README.md: the other may be its.
+
     Raises:
         UnknownDatasetError: there is no such dataset.
         NotIngestedError: its index is of another version.
@@ -25,7 +27,9 @@ def write_report(root: EvalRoot, name: str) -> list[Path]:
     folder = root.dataset(name).layout.path
     files = {folder / "report" / f"{p.name}.png": p.png for p in pictures}
     files[folder / "report" / "report.html"] = html_page(view, quality, pictures).encode()
-    files[folder / "README.md"] = dataset_card(view, quality, pictures).encode()
+    inside = "" if view.metadata.spec.adopted else "report/"
+    card = folder / "README.md" if inside else folder / "report" / "README.md"
+    files[card] = dataset_card(view, quality, pictures, inside).encode()
     for path, data in files.items():
         write_bytes(path, data)
     root.send(*files)

@@ -117,7 +117,7 @@ class WindowFiles:
         for path in self.by_path:
             if path.endswith("/completed") and path.count("/") == 2 and path.startswith("layers/"):
                 layer, _, number = path[7:-10].partition(".")
-                if not number or number.isdigit():
+                if not number or (number.isascii() and number.isdigit()):
                     found.setdefault(layer, []).append(int(number or 0))
         for numbers in found.values():
             numbers.sort()

@@ -2,11 +2,15 @@
 
 windows.sqlite3 holds what else metadata.json, items.json and the `completed` markers say. It is
 shown as these files, so that everything after this module meets windows in files, and the copy is
-one. Rasters and features lie in the folder as ever. The database is only read, by plain queries.
+one. Rasters and features lie in the folder as ever. The database is only read, by plain queries,
+and trusted no more than other files: its values are stored, not computed, and what it may cost
+grows with its size alone.
 """
 
 import hashlib
+import itertools
 import json
+import os
 import sqlite3
 from collections.abc import Iterator
 from contextlib import closing
@@ -26,16 +30,27 @@ _TABLES = {"windows", "layer_datas", "completed_layers"}
 _BUSY_S = 10.0
 """How long a writer is waited for."""
 
+_MOST_VALUE_BYTES = 32 << 20
+"""Of one value; more than items.json may have."""
+_STEPS_BETWEEN = 100_000
+_STEPS, _STEPS_PER_BYTE = 2_000_000, 20
+"""Of SQLite's machine, for one connection: to read all of a database takes a hundredth of it."""
+
 _METADATA = """
     SELECT crs, x_resolution, y_resolution, bounds_x1, bounds_y1, bounds_x2, bounds_y2,
            time_start, time_end, options_json
-    FROM windows WHERE group_name = ? AND name = ?
+    FROM windows WHERE group_name = CAST(? AS TEXT) AND name = CAST(? AS TEXT)
 """
-_ITEMS = "SELECT data_json FROM layer_datas WHERE group_name = ? AND window_name = ?"
+_ITEMS = """
+    SELECT data_json FROM layer_datas
+    WHERE group_name = CAST(? AS TEXT) AND window_name = CAST(? AS TEXT)
+"""
 _COMPLETED = """
     SELECT layer_name, group_idx FROM completed_layers
-    WHERE group_name = ? AND window_name = ? ORDER BY layer_name, group_idx
+    WHERE group_name = CAST(? AS TEXT) AND window_name = CAST(? AS TEXT)
+    ORDER BY layer_name, group_idx
 """
+_NAMES = "SELECT name FROM windows WHERE group_name = CAST(? AS TEXT) ORDER BY name"
 
 
 @dataclass(frozen=True)
@@ -49,10 +64,9 @@ class SqliteSource(LocalSource):
 
     def names(self, groups: list[str]) -> Iterator[Listed]:
         """Every window, without a look at its files."""
-        query = "SELECT name FROM windows WHERE group_name = ? ORDER BY name"
         with closing(self._connect()) as database:
             for group in sorted(groups):
-                for (name,) in _rows(database, query, self._plain(group)):
+                for (name,) in _rows(database, _NAMES, self._plain(group)):
                     yield Listed(group, self._plain(name))
 
     def listing(self, groups: list[str], layers: frozenset[str]) -> Iterator[Listed]:
@@ -111,11 +125,12 @@ class SqliteSource(LocalSource):
         try:
             # Without a log there is no writer, and nothing is put beside the database. With one,
             # but where its index may not be written, there is none either.
-            log = path.with_name(f"{path.name}-wal").exists()
+            wal = path.with_name(f"{path.name}-wal")
+            log = wal.exists()
             for mode in (*(("mode=ro",) if log else ()), "mode=ro&immutable=1"):
                 database = sqlite3.connect(f"{path.as_uri()}?{mode}", _BUSY_S, uri=True)
                 try:
-                    database.execute("PRAGMA trusted_schema = OFF")
+                    _bound(database, path.stat().st_size + (wal.stat().st_size if log else 0))
                     _check(path, database)
                     return database
                 except sqlite3.OperationalError as error:
@@ -137,11 +152,26 @@ def keeps_windows_in_database(config_json: str | None, url: str) -> bool:
     return named and Path(url, DATABASE).is_file()
 
 
+def _bound(database: sqlite3.Connection, n_bytes: int) -> None:
+    """Let queries take what a database of that size can need: damaged pages may lead in circles."""
+    left = (_STEPS + _STEPS_PER_BYTE * n_bytes) // _STEPS_BETWEEN
+    steps = itertools.count(1)
+    database.execute("PRAGMA trusted_schema = OFF")
+    database.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, _MOST_VALUE_BYTES)
+    database.set_progress_handler(lambda: next(steps) > left, _STEPS_BETWEEN)
+    database.text_factory = os.fsdecode  # names are those of folders, in any encoding
+
+
 def _check(path: Path, database: sqlite3.Connection) -> None:
-    """Refuse what isn't of the form that we know."""
+    """Refuse what isn't of the form that we know: tables whose columns are all stored."""
     ((version,),) = _rows(database, "PRAGMA user_version")
-    names = _rows(database, "SELECT name FROM sqlite_master WHERE type = 'table'")
-    if version != _SCHEMA_VERSION or not {name for (name,) in names} >= _TABLES:
+    made = dict(_rows(database, "SELECT name, sql FROM sqlite_master WHERE type = 'table'"))
+    stored = all(
+        str(made.get(table)).upper().startswith("CREATE TABLE")
+        and not any(_rows(database, f"SELECT 1 FROM pragma_table_xinfo('{table}') WHERE hidden"))
+        for table in _TABLES
+    )
+    if version != _SCHEMA_VERSION or not stored:
         raise SourceError(
             f"{path} is no database of windows of version {_SCHEMA_VERSION}, which rslearn 0.1.19 "
             "writes; convert it with that: rslearn dataset migrate"
@@ -150,10 +180,12 @@ def _check(path: Path, database: sqlite3.Connection) -> None:
 
 def _rows(database: sqlite3.Connection, query: str, *values: str) -> list[tuple[Any, ...]]:
     try:
-        return database.execute(query, values).fetchall()
-    except sqlite3.DatabaseError as error:
-        if isinstance(error, sqlite3.OperationalError):
+        return database.execute(query, [os.fsencode(value) for value in values]).fetchall()
+    except sqlite3.OperationalError as error:
+        if error.sqlite_errorcode == sqlite3.SQLITE_CANTOPEN:
             raise
+        raise SourceError(f"{DATABASE} can't be read: {error}") from error
+    except (sqlite3.Error, ValueError, OverflowError) as error:
         raise SourceError(f"{DATABASE} is damaged: {error}") from error
 
 
@@ -177,9 +209,9 @@ def _described(database: sqlite3.Connection, group: str, name: str) -> dict[str,
         }
         # Whatever stands there for the options: if it is no JSON, nor is the file.
         text = f'{json.dumps(known, default=str)[:-1]}, "options": {options}}}'
-        files["metadata.json"] = text.encode()
+        files["metadata.json"] = os.fsencode(text)
     for (items,) in _rows(database, _ITEMS, group, name):
-        files["items.json"] = str(items).encode()
+        files["items.json"] = os.fsencode(str(items))
     for layer, item_group in _rows(database, _COMPLETED, group, name):
         if isinstance(item_group, int) and isinstance(layer, str) and "/" not in layer:
             folder = f"{layer}.{item_group}" if item_group else layer

@@ -8,11 +8,11 @@ import contextlib
 from collections.abc import Mapping
 from typing import Any
 
-from eval_ingest.core.entry import is_ours
-from eval_ingest.core.spec import SPLITS, DatasetSpec, check_not_reserved
+from eval_ingest.core.entry import is_ours, split_counts
+from eval_ingest.core.spec import DatasetSpec, check_not_reserved
 from eval_ingest.errors import NotOursError, StoreError
 from eval_ingest.store.ownership import Whose, disclaim, given_back, mark, whose
-from eval_ingest.store.registry import read_registry
+from eval_ingest.store.registry import standing_entry
 from eval_ingest.store.roots.base import DatasetStore, EvalRoot
 
 
@@ -52,34 +52,36 @@ def refuse_theirs(store: DatasetStore, spec: DatasetSpec) -> None:
             f"would replace them; give the new dataset another --name, or bring what was made of "
             f"them up to date: eval-ingest adopt --name {name}"
         )
-    entry = {} if found is Whose.INGESTED else their_entry(store.root, name)
-    if found is Whose.THEIRS or entry:
+    entry = None if found is Whose.INGESTED else their_entry(store.root, name)
+    if found is Whose.THEIRS or entry is not None:
         raise NotOursError(f"{name}: {_told(store, found, entry)}")
 
 
-def _told(store: DatasetStore, found: Whose, entry: Mapping[str, Any]) -> str:
+def _told(store: DatasetStore, found: Whose, entry: Mapping[str, Any] | None) -> str:
     """Whose it is, and what to do."""
-    name = store.name
     what = f"{store.url} holds no metadata.json of eval_ingest, so it is somebody else's"
-    if entry:
-        where = entry.get("weka_path") or entry.get("source_path")
+    if entry is not None:
+        where = entry.get("weka_path") or entry.get("source_path") or "a place it doesn't name"
         what = (
             f"the name is registered by another tool, for {entry.get('task_type', 'a dataset')} "
             f"({their_counts(entry)}) in {where}"
         )
-    take = f"take it over where it is: eval-ingest adopt --name {name}" if entry else ""
-    if found is Whose.THEIRS and not entry:
-        take = "look who made it; nothing is written into it"
+    take = "look who made it; nothing is written into it"
+    if entry is not None or "windows" in store.names():
+        take = f"take it over where it is: eval-ingest adopt --name {store.name}"
     return f"{what}; give the new dataset another --name, or {take}"
 
 
-def their_entry(root: EvalRoot, name: str) -> dict[str, Any]:
-    """The entry of another tool that has this name; empty if there is none."""
+def their_entry(root: EvalRoot, name: str) -> dict[str, Any] | None:
+    """The entry of another tool that has this name; None if there is none.
+
+    It is empty where it says nothing that could be read, for the name is taken all the same.
+    """
     with contextlib.suppress(StoreError):
-        entry: dict[str, Any] = read_registry(root).get(name, {})
-        if entry and not is_ours(entry) and not _is_ingested(root, name):
-            return entry
-    return {}
+        entry = standing_entry(root, name)
+        if entry is not None and not is_ours(entry.value) and not _is_ingested(root, name):
+            return entry.value if isinstance(entry.value, dict) else {}
+    return None
 
 
 def _is_ingested(root: EvalRoot, name: str) -> bool:
@@ -89,5 +91,5 @@ def _is_ingested(root: EvalRoot, name: str) -> bool:
 
 def their_counts(entry: Mapping[str, Any]) -> str:
     """`train 84, val 18, test 18`, as another tool has counted."""
-    stats = entry.get("split_stats") or {}
-    return ", ".join(f"{s} {(stats.get(s) or {}).get('count', 0)}" for s in SPLITS)
+    counts = split_counts(entry)
+    return ", ".join(f"{s} {n}" for s, n in counts.items()) or "samples not counted"

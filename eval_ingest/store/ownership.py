@@ -126,4 +126,12 @@ def disclaim(store: DatasetStore) -> None:
     Raises:
         StoreError: it can't be removed.
     """
-    store.discard([*OUR_NAMES, _LEAVING, _MARKS[Whose.ADOPTED]])
+    mark = _MARKS[Whose.ADOPTED]
+    written = (*OUR_NAMES, _LEAVING, mark)
+    # Whoever was killed while he wrote one of ours has left it under its temporary name.
+    strays = [
+        name
+        for name in sorted(store.names())
+        if name.endswith(".tmp") and name.startswith(tuple(f".{ours}." for ours in written))
+    ]
+    store.discard([*strays, *written])

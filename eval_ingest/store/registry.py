@@ -19,6 +19,7 @@ from eval_ingest.core.entry import (
     Metadata,
     is_ours,
     registry_entry,
+    their_values,
 )
 from eval_ingest.core.registry_text import Entry, RegistryText, extended
 from eval_ingest.core.spec import NAME_PATTERN
@@ -134,6 +135,17 @@ def read_registry(root: EvalRoot) -> dict[str, Any]:
     return {name: value for name, value in entries.items() if isinstance(value, dict)}
 
 
+def standing_entry(root: EvalRoot, name: str) -> Entry | None:
+    """The entry of this name, be its value an object or not; None if there is none.
+
+    Raises:
+        IntegrityError: the file is damaged.
+        StoreError: it can't be read.
+    """
+    entries = _registry_text(root).entries
+    return next((entry for entry in reversed(entries) if entry.name == name), None)
+
+
 def _registry_text(root: EvalRoot) -> RegistryText:
     path = root.layout.registry
     return root.read(path, lambda: intact(path, look(path)))
@@ -152,7 +164,10 @@ def rebuild_registry(root: EvalRoot) -> dict[str, Any]:
 
 
 def change_registry(root: EvalRoot, drop: Collection[str]) -> RegistryText:
-    """The same, without the entries of these names, whosever they are."""
+    """The same, without our entries of these names.
+
+    An entry of another tool stays: it registered a dataset of the same name after we did.
+    """
     layout = root.layout
     with locked(layout.registry_lock, LOCK_TIMEOUT_S, "registry.json"):
         for stray in layout.path.glob(f".{layout.registry.name}.*.tmp"):
@@ -185,7 +200,7 @@ def _compiled(root: EvalRoot, before: RegistryText, drop: Collection[str]) -> Re
 
     def is_stale(entry: Entry) -> bool:
         if entry.name in drop:
-            return True
+            return is_ours(entry.value) or _is_of(root.dataset(entry.name), entry.value)
         if entry.name in names or not NAME_PATTERN.fullmatch(entry.name):
             return False
         value = entry.value
@@ -210,7 +225,7 @@ def _joined(name: str, metadata: Metadata, ours: Mapping[str, Any], found: Entry
 
     Its values are those that stand there now; the ones of `their_entry` say which are its own.
     """
-    theirs = json.loads(metadata.their_entry or "{}")
+    theirs = their_values(metadata.their_entry)
     if not theirs:
         return Entry.of(name, {**ours, "weka_path": metadata.source})
     standing = found.value if found is not None else theirs

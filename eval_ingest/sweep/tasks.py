@@ -14,6 +14,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from eval_ingest.core.entry import split_counts
 from eval_ingest.core.eval_settings import EvalSettings
 from eval_ingest.core.spec import DatasetSpec
 from eval_ingest.errors import SweepError, UnknownDatasetError
@@ -36,6 +37,11 @@ _SHORT = {"sentinel2_l2a": "s2", "sentinel1": "s1"}
 """Modalities in the names of tasks, as the trainer's list has them."""
 
 _BUILT_IN = ("pretrain_subset", "gb2-", "m-", "pastis", "fifty_cities")
+_FIELDS: dict[str, Any] = {
+    "task_type": str, "modalities": list, "num_timesteps": int | None, "window_size": int | None,
+}  # fmt: skip
+"""Of what type an entry's fields are, whoever has written it."""
+
 _BUILT_IN_NAMES = ("mados", "sen1floods11", "breizhcrops", "similar_but_different")
 """Names, and beginnings of names, that the trainer takes for data sets of its own."""
 
@@ -158,18 +164,17 @@ def _unreadable(name: str, entry: Mapping[str, Any]) -> str:
         return "the trainer takes this name for a dataset of its own; ingest it under another"
     if not entry.get("modalities"):
         return "its entry names no modality"
+    for key, kinds in _FIELDS.items():
+        if not isinstance(entry.get(key), kinds):
+            return f"its entry says {key}: {json.dumps(entry.get(key))[:80]}"
     most = entry.get("num_timesteps") or 1
     if most > MAX_TIMESTEPS:
         return f"it has {most} timesteps, and the trainer makes up dates for {MAX_TIMESTEPS}"
-    empty = [split for split in ("train", "val") if not _count(entry, split)]
+    # What is not counted need not be empty.
+    empty = [s for s in ("train", "val") if split_counts(entry).get(s) == 0]
     if empty:
         return f"{' and '.join(empty)} {'is' if len(empty) == 1 else 'are'} empty"
     return ""
-
-
-def _count(entry: Mapping[str, Any], split: str) -> int:
-    """Windows of a split, as the registry has counted them."""
-    return int(((entry.get("split_stats") or {}).get(split) or {}).get("count") or 0)
 
 
 def _tasks_of(
@@ -184,7 +189,7 @@ def _tasks_of(
     if patch != wanted:
         notes.append(f"{size} pixels don't divide by {wanted}")
     knn = settings.probe == "knn" or (not settings.probe and entry["task_type"] == "classification")
-    if knn and _count(entry, "train") < NEIGHBOURS:
+    if knn and split_counts(entry).get("train", NEIGHBOURS) < NEIGHBOURS:
         knn = False
         notes.append(f"the trainer's kNN fails on fewer than {NEIGHBOURS} train windows")
     there = [i for i in settings.inputs if set(i) <= set(modalities)]
