@@ -21,7 +21,7 @@ pytestmark = pytest.mark.skipif(not PYTHON.exists(), reason="needs .venv-peers: 
 
 CPU = torch.device("cpu")
 CLASSES, WIDTH, SIDE, PATCH = 4, 16, 3, 2
-COUNTS = {"train": 96, "val": 64, "test": 128}
+COUNTS = {"train": 320, "val": 64, "test": 128}
 SEEDS, LEARNING_RATE, EPOCHS = range(5), 0.01, 10
 SAME_METRIC = {"overall_acc": "accuracy"}
 
@@ -55,7 +55,8 @@ def made_up(kind: TaskKind, split: str, noise: float = 1.5) -> Embedded:
         grid = Grid(torch.arange(rows), side, side, PATCH)
         smooth = grid.upsample(values)[:, :, 0].numpy() if kind.per_pixel else latent
         target = (300 + 40 * smooth).astype(np.float32)
-    features = clean + rng.normal(0, noise * labels, clean.shape)
+    spread = noise * (labels if kind.has_classes else 1)
+    features = clean + rng.normal(0, spread, clean.shape)
     if kind.per_pixel:
         target[rng.random(target.shape) < 0.3] = -1 if kind.has_classes else np.nan
     size = np.full(n, side)

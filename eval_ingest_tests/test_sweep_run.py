@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from eval_ingest import EvalDataset, cli
+from eval_ingest import EvalDataset, cli, evaluate
 from eval_ingest.errors import IntegrityError, SweepError, UnknownDatasetError
 from eval_ingest.settings import Settings
 from eval_ingest.store.seal import sealed_json
@@ -62,6 +62,44 @@ def sweep(root: Path, cache: Path, tmp_path: Path) -> Sweep:
         return run_sweep(plan, Settings(cache=str(cache)), root=root, device="cpu", **hooks)
 
     return call
+
+
+# ---------------------------------------------------------------------------------- settings
+
+
+def test_a_datasets_settings_choose_metric_probe_and_patch_size(
+    sweep: Sweep, tmp_path: Path
+) -> None:
+    evals, counts = tmp_path / "evals", (24, 10, 12)
+    classes = {"primary_metric": "class_f1", "primary_metric_class": 1, "probe": "linear"}
+    write_fake(evals, "classes", "classification", counts=counts, settings=classes)
+    pixels = {"primary_metric": "overall_acc", "probe_type": "interpolate_linear", "patch_size": 2}
+    write_fake(evals, "pixels", "segmentation", counts=counts, settings=pixels)
+    write_fake(evals, "plain", "segmentation", counts=counts)
+    rows = {row.dataset: row for row in sweep(root=evals).rows}
+    assert (rows["classes"].metric, rows["classes"].probe) == ("f1_class_1", "linear")
+    assert rows["classes"].test_score == rows["classes"].per_class[1].f1
+    assert (rows["pixels"].metric, rows["pixels"].patch_size) == ("accuracy", 2)
+    assert rows["pixels"].test_score == rows["pixels"].metrics["accuracy"]
+    assert (rows["plain"].metric, rows["plain"].patch_size) == ("miou", 4)
+    within = evaluate("pixels", ["pixels", "classes"], root=evals, split="test", device="cpu")
+    for row in within:
+        assert row.metrics == rows[row.dataset].metrics and row.metric == rows[row.dataset].metric
+
+
+def test_the_caller_wins_over_a_datasets_settings(sweep: Sweep, tmp_path: Path) -> None:
+    given = {"probe": "linear", "patch_size": 2}
+    write_fake(tmp_path / "evals", "one", "classification", settings=given)
+    row = sweep(root=tmp_path / "evals", probe="knn", patch_size=8).rows[0]
+    assert (row.probe, row.patch_size, row.notes) == ("knn", 8, [])
+
+
+def test_other_settings_make_other_rows(sweep: Sweep, tmp_path: Path) -> None:
+    for metric in ("miou", "macro_f1"):
+        write_fake(tmp_path / metric, "one", "segmentation", settings={"primary_metric": metric})
+        for computed in (1, 0):
+            table = sweep(root=tmp_path / metric)
+            assert (table.rows[0].metric, table.computed) == (metric, computed)
 
 
 # ------------------------------------------------------------------------------------ scores

@@ -24,15 +24,13 @@ from unittest.mock import patch
 import numpy as np
 
 from eval_ingest import EvalDataset
-from eval_ingest.copying import transfer
 from eval_ingest.core.spec import SPLITS
 from eval_ingest.engine import no_progress
 from eval_ingest.errors import EvalIngestError, StoreError
-from eval_ingest.indexing import build
 from eval_ingest.settings import Settings
 from eval_ingest.store.registry import read_metadata, read_registry
 from eval_ingest.store.roots.base import EvalRoot
-from eval_ingest.store.roots.local import LocalRoot
+from eval_ingest.store.roots.local import LocalRoot, LocalStore
 from eval_ingest.store.roots.open import open_root
 from eval_ingest.verifying import verify_dataset
 from eval_ingest_tests.support import factories
@@ -385,7 +383,7 @@ def fill_disk(case: Scenario, disk: Path) -> str:
         said = ""
         try:
             # Somebody else writes there too: what was free before is free no more.
-            with patch.object(build, "require_room"), patch.object(transfer, "require_room"):
+            with patch.object(LocalStore, "require_room"):
                 case.run.do()
         except EvalIngestError as error:
             said = str(error)

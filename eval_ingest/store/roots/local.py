@@ -77,7 +77,14 @@ class LocalRoot:
         return sorted(name for name in names if NAME_PATTERN.fullmatch(name))
 
     def update_registry(self, change: Callable[[RegistryText], RegistryText]) -> RegistryText:
-        return exchange(self.layout.registry, change)
+        changed = exchange(self.layout.registry, change)
+        self.sweep()
+        return changed
+
+    def sweep(self) -> None:
+        """Remove what was taken out of sight, also by removals that were stopped."""
+        for removed in self.path.glob(f"{_REMOVED}*"):
+            shutil.rmtree(removed, ignore_errors=True)
 
 
 @dataclass
@@ -245,5 +252,4 @@ class LocalStore:
             raise store_error(self.layout.path, "removing", error) from error
 
     def erase(self) -> None:
-        for removed in self.root.path.glob(f"{_REMOVED}*"):  # also those of stopped removals
-            shutil.rmtree(removed, ignore_errors=True)
+        self.root.sweep()
