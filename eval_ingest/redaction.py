@@ -92,6 +92,15 @@ def on_one_line(text: str, most: int = 200) -> str:
     return shown(cut).replace("\n", "\\x0a").replace("\t", "\\x09")
 
 
+def in_lines(text: str) -> str:
+    r"""A message of a log or a tick, of whole sentences: as long as messages may be, in one line.
+
+    >>> print(in_lines("crops" + chr(27) + "[2J: " + chr(10) + "no windows"))
+    crops\x1b[2J: \x0ano windows
+    """
+    return on_one_line(text, MAX_SHOWN)
+
+
 def in_json(text: str) -> str:
     """JSON as it may be shown in a terminal: what one would obey is escaped as JSON does it."""
     return _CONTROLS.sub(lambda found: f"\\u{ord(found.group()):04x}", text)

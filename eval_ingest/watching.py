@@ -16,6 +16,7 @@ from eval_ingest.config_files import read_config_files
 from eval_ingest.core.fingerprint import fingerprint
 from eval_ingest.core.resolved import ResolvedConfig
 from eval_ingest.core.spec import RESERVED, DatasetSpec, is_name, name_from
+from eval_ingest.decoding.limits import fetchable
 from eval_ingest.decoding.metadata import read_metadata as read_window_metadata
 from eval_ingest.decoding.rasters import not_there_yet
 from eval_ingest.errors import (
@@ -435,7 +436,7 @@ def look_inside(sighting: Sighting, source: Source, config: ResolvedConfig) -> I
     incomplete = [window for window in windows if not_there_yet(window, config)]
     lacking = {
         window.key: not_there_yet(window, config)
-        for window, reader in source.readers(incomplete, whole=False)
+        for window, reader in source.readers(incomplete, whole=False, fetchable=fetchable)
         if _is_wanted(window, reader, sighting.spec, config)
     }
     return Inside(

@@ -210,3 +210,24 @@ def test_a_dataset_of_before_the_report_says_to_run_again(reference: Path) -> No
     found = of(reference, {})
     assert failed(found) == {check.name for check in BY_FINDINGS} | {"verdict"}
     assert "materialise it again" in found["verdict"].text
+
+
+def test_names_of_a_dataset_are_plain_words_on_the_page_and_in_the_log(reference: Path) -> None:
+    name = "\x1b[2J![p](http://host/p.png) <img src=x>\nforest"
+    finding = {
+        "code": "class_missing", "severity": "warning", "count": 1, "of": 2,
+        "text": f"val has no {name}", "examples": [f"{name}/w1"],
+    }  # fmt: skip
+    quality = {**report(clean()), "findings": [finding]}
+    quality["verdict"], quality["reasons"] = "poor", [f"no {name}"]
+    found = of(reference, quality)
+    result, verdict = found["every_class_in_every_split"], found["verdict"]
+    for text in (
+        result.description,
+        result.metadata["findings"].md_str,
+        verdict.description,
+        verdict.metadata["why"].md_str,
+    ):
+        assert "forest" in text
+        assert not any(live in text for live in ("\x1b", "![p](", "<img", "http://"))
+    assert "\n" not in result.description

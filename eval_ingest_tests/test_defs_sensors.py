@@ -567,3 +567,18 @@ def test_what_can_not_be_ingested_for_long_is_looked_at_less_and_less_often(
     (root / "odd" / "model.yaml").write_text("task:")
     ticks()
     assert len(judged) == 4
+
+
+def test_a_folder_with_terminal_escapes_in_its_name_is_told_without_them(
+    small: Path, root: Path, ticks: Ticks
+) -> None:
+    shutil.copytree(small, root / "crops\x1b[2J\x1b]0;title\x07")
+    broken = root / "bad\x1b[31m\nFAKE"
+    shutil.copytree(small, broken)
+    (broken / "config.json").write_text("{")
+    messages = [ticks().skip_message or ""]
+    data = ticks()
+    messages += [data.skip_message or "", *ticks.log]
+    messages += [tag for request in data.run_requests or () for tag in request.tags.values()]
+    assert "bad\\x1b[31m\\x0aFAKE" in "".join(messages)
+    assert not [text for text in messages if "\x1b" in text or "\x07" in text or "\n" in text]

@@ -176,7 +176,7 @@ def test_two_threads_that_start_workers_at_once_leave_the_script_as_it_was(
 def test_workers_that_stop_answering_when_all_is_done_hold_up_nobody() -> None:
     with executor(Settings(workers=2, engine="processes")) as pool:
         assert list(map_ordered(pool, abs, range(8), in_flight=4)) == list(range(8))
-        for pid in list(pool._processes):  # type: ignore[attr-defined]
+        for pid in pool.pids:  # type: ignore[attr-defined]
             os.kill(pid, signal.SIGSTOP)
 
 

@@ -207,6 +207,37 @@ def test_a_dry_run_fetches_metadata_alone(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("grown", ["geotiff.tif", "metadata.json", "items.json"])
+def test_a_window_that_is_larger_than_it_may_be_is_not_fetched(
+    gcs: ObjectServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, grown: str
+) -> None:
+    """By what the listing says, which no client of a bucket can make up."""
+    first = sorted(name for name in gcs.filesystem().find(f"{BUCKET}/data/crops/windows"))[0]
+    window = "/".join(first.split("/")[3:6])
+    fetched: list[str] = []
+    find, read = Objects.find, Objects.read
+
+    async def found(objects: Objects, *args: Any) -> list[Entry]:
+        entries = await find(objects, *args)
+        return [
+            replace(e, size=30 << 30) if e.name.startswith(window) and e.name.endswith(grown) else e
+            for e in entries
+        ]
+
+    async def counted(objects: Objects, name: str, *args: Any) -> bytes:
+        fetched.append(name)
+        return await read(objects, name, *args)
+
+    monkeypatch.setattr(Objects, "find", found)
+    monkeypatch.setattr(Objects, "read", counted)
+    job = make_job(f"{gcs.url}/data/crops", tmp_path, max_invalid_fraction=0.5)  # type: ignore[arg-type]
+    index = pipeline.window_index(job)
+    assert index.summary.reasons == {"window_too_large": 1}
+    ours = {name.removeprefix(window) for name in fetched if name.startswith(window)}
+    assert ours <= {"/metadata.json"} and f"/{grown}" not in ours
+    assert len(index) == 10
+
+
 def test_a_tag_filter_spares_the_rasters_of_other_windows(
     through: Proxy, server: ObjectServer, tmp_path: Path
 ) -> None:

@@ -15,6 +15,7 @@ PROBLEMS: dict[str, str] = {
     "raster_unreadable": "a raster can't be decoded",
     "raster_sidecar": "a file beside a raster would change what GDAL reads",
     "decoder_stopped": "a decoder crashed, or took too long or too much memory",
+    "window_crashes": "reading it ends the process that does, however often it is tried",
     "window_too_large": "the window has more bytes than it may have",
     "name_unusable": "its name, or a file's in it, is not UTF-8 text",
     "raster_bands": "a raster has the wrong number of bands or timesteps",

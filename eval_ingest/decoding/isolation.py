@@ -201,7 +201,7 @@ def _call(function: Callable[..., Result], args: tuple[Any, ...], limited: bool)
     try:
         sys.modules[function.__module__].load_libraries()  # these count for nothing
         if limited:
-            _limit_memory()
+            limit_memory(MEMORY_BYTES)
         return function(*args)
     except (RasterProblem, EvalIngestError):
         raise
@@ -214,20 +214,20 @@ def _call(function: Callable[..., Result], args: tuple[Any, ...], limited: bool)
         raise RasterProblem("raster_unreadable", shortened(error)) from error
     finally:
         if limited:
-            _limit_memory(none=True)
+            limit_memory(None)
 
 
-def _limit_memory(none: bool = False) -> None:
-    """Let this process take MEMORY_BYTES more than it has now; `none` lifts the limit."""
+def limit_memory(n_bytes: int | None) -> None:
+    """Let this process take so many bytes more than it has now; None lifts the limit."""
     if sys.platform != "linux":  # elsewhere the limit on time stands alone
         return
     _, hard = resource.getrlimit(resource.RLIMIT_DATA)
-    if none:
+    if n_bytes is None:
         resource.setrlimit(resource.RLIMIT_DATA, (hard, hard))
         return
     with open("/proc/self/statm") as stream:
         taken = int(stream.read().split()[5]) * resource.getpagesize()
-    limit = taken + MEMORY_BYTES
+    limit = taken + n_bytes
     resource.setrlimit(resource.RLIMIT_DATA, (limit if hard < 0 else min(limit, hard), hard))
 
 

@@ -35,10 +35,9 @@ from eval_ingest.decoding.grid import Grid, band_set_dirname
 from eval_ingest.decoding.isolation import Result, isolated
 from eval_ingest.decoding.limits import (
     MAX_CROPS,
-    MAX_JSON_BYTES,
-    MAX_SMALL_JSON_BYTES,
     WINDOW_BYTES,
     Budget,
+    most_bytes_of,
     parse_json,
     too_large,
 )
@@ -208,10 +207,7 @@ class _WindowReader:
     def read(self, path: str) -> bytes:
         """A file's bytes, if it isn't larger than such a file may be."""
         file = self.files.by_path[path]
-        most = self.budget.total
-        if path.endswith((".json", ".geojson", ".xml")):
-            large = path.endswith((".geojson", ".xml")) or path == "items.json"
-            most = min(most, MAX_JSON_BYTES if large else MAX_SMALL_JSON_BYTES)
+        most = most_bytes_of(path, self.budget.total)
         if file.size > most:
             raise too_large(f"{path} has {file.size:,} bytes", most)
         self.done.add(path)

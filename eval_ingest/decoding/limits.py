@@ -9,6 +9,7 @@ from typing import Any
 
 from eval_ingest.core.crs_text import deeper_than
 from eval_ingest.decoding.problems import Unreadable
+from eval_ingest.sources.base import WindowFiles
 
 MIB = 1 << 20
 MAX_JSON_BYTES = 24 * MIB
@@ -44,6 +45,26 @@ class Budget:
         self.spent += n_bytes
         if self.spent > self.total:
             raise too_large(f"{what}: {self.spent >> 20} MiB", self.total)
+
+
+def most_bytes_of(path: str, window_bytes: int) -> int:
+    """Bytes that one of a window's files may have."""
+    if not path.endswith((".json", ".geojson", ".xml")):
+        return window_bytes
+    large = path.endswith((".geojson", ".xml")) or path == "items.json"
+    return min(window_bytes, MAX_JSON_BYTES if large else MAX_SMALL_JSON_BYTES)
+
+
+def fetchable(files: WindowFiles, window_bytes: int = WINDOW_BYTES) -> frozenset[str]:
+    """The files of a window that are read if it is sound, by the sizes that a listing gives.
+
+    Of a window that is too large by itself, metadata.json alone is: it says whether anybody wants
+    the window at all.
+    """
+    fit = frozenset(
+        file.path for file in files.files if file.size <= most_bytes_of(file.path, window_bytes)
+    )
+    return fit if files.n_bytes <= window_bytes else fit & {"metadata.json"}
 
 
 def too_large(what: str, most: int) -> Unreadable:

@@ -5,6 +5,8 @@ import logging
 from dataclasses import astuple, dataclass, field
 from enum import StrEnum
 
+from eval_ingest.redaction import in_lines
+
 MAX_REST_S = 3600
 
 
@@ -86,7 +88,7 @@ class Cursor:
         """Log a problem, once; a fault with its traceback."""
         if self.told.get(where) != reason:
             self.told[where] = reason
-            log.warning(reason, exc_info=fault)
+            log.warning(in_lines(reason), exc_info=fault)
 
 
 def _short(seen: Seen) -> list[str | int]:

@@ -26,7 +26,7 @@ from eval_ingest.defs.cursor import Cursor, Seen, Step
 from eval_ingest.defs.partitions import studio_datasets
 from eval_ingest.defs.running import PARTITION_TAG, is_going_on, set_up_pools
 from eval_ingest.errors import EvalIngestError
-from eval_ingest.redaction import redacted
+from eval_ingest.redaction import in_lines, on_one_line, redacted
 from eval_ingest.settings import Settings
 from eval_ingest.sources.discovery import find_datasets
 from eval_ingest.sources.looks import Memory
@@ -84,7 +84,7 @@ def discovery_sensor(settings: Settings) -> dg.SensorDefinition:
         try:
             return look(context, settings)
         except EvalIngestError as error:  # the eval root is out of reach, for example
-            return dg.SkipReason(str(error))
+            return dg.SkipReason(in_lines(str(error)))
 
     return studio_discovery
 
@@ -262,15 +262,17 @@ class _Tick:
                 partition_key=sighting.name,
                 tags={
                     VERSION_TAG: self.version(sighting),
-                    "eval_ingest/source": redacted(sighting.found.url)[:255],
+                    "eval_ingest/source": on_one_line(sighting.found.url, 255),
                     "eval_ingest/state": str(state),
                 },
             )
         )
         again = f" for the {runs.count + 1}. time" if runs.count else ""
         self.context.log.info(
-            f"{sighting.name} is {state}: {redacted(sighting.found.url)} "
-            f"({sighting.found.windows} windows); its ingest is requested{again}"
+            in_lines(
+                f"{sighting.name} is {state}: {sighting.found.url} "
+                f"({sighting.found.windows} windows); its ingest is requested{again}"
+            )
         )
 
     def _runs(self, sighting: Sighting) -> "_Runs":
@@ -285,11 +287,11 @@ class _Tick:
         skipped = None
         if self.requests:
             for note in self.notes:
-                self.context.log.info(note)
+                self.context.log.info(in_lines(note))
         else:
             lines = [f"{n_found} dataset{'' if n_found == 1 else 's'} found"]
             lines += self.notes or ["nothing new or changed"]
-            skipped = "; ".join([*lines, *self.problems.values()])
+            skipped = "; ".join(map(in_lines, [*lines, *self.problems.values()]))
         return dg.SensorResult(
             run_requests=self.requests,
             dynamic_partitions_requests=[studio_datasets.build_add_request(new)] if new else [],

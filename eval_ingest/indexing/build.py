@@ -13,9 +13,9 @@ import pyarrow.compute as pc
 from eval_ingest.core.fingerprint import fingerprint
 from eval_ingest.core.index import INDEX_VERSION, WindowIndex, row_key
 from eval_ingest.core.resolved import ResolvedConfig
-from eval_ingest.decoding.judge import sample_arrays
 from eval_ingest.engine import Progress, executor, map_ordered
-from eval_ingest.indexing.packer import Commits, Packer, pack_row, pack_rows
+from eval_ingest.indexing.apart import Apart
+from eval_ingest.indexing.packer import Commits, Packer, pack_rows
 from eval_ingest.indexing.partial import PartialRows, PartTable
 from eval_ingest.indexing.rows import add_geometry
 from eval_ingest.indexing.wanted import WindowFilter, enough, list_windows, wanted_groups
@@ -194,15 +194,16 @@ def _build(
         groups = sorted({window.group for _, window in to_read})
         job.source.ensure_listed(groups, job.config.layer_names)
     packer = commits = None
-    if job.spec.max_samples is None and task.copy_mode != "index":
-        packer = make_packer(task, work.new, work.known, parts.packing, job.store.shard_bytes)
-    if packer is not None:
-        commits = Commits(packer, job.store, job.row_key, work.packed(packer, job.config))
-    if packer is not None:
-        job.store.require_room(0, len(to_read) * packer.row_bytes)
     try:
-        parts.packer = packer
         with executor(job.settings, len(to_read)) as pool:
+            if job.spec.max_samples is None and task.copy_mode != "index":
+                packer = make_packer(
+                    task, work.new, work.known, parts.packing, job.store.shard_bytes, pool
+                )
+            if packer is not None:
+                commits = Commits(packer, job.store, job.row_key, work.packed(packer, job.config))
+                job.store.require_room(0, len(to_read) * packer.row_bytes)
+            parts.packer = packer
             tables, filtered_out = index_windows(
                 replace(task, packer=packer), to_read, pool, job.settings.workers, parts, commits,
                 job.progress,
@@ -230,6 +231,7 @@ def make_packer(
     known: Sequence[pa.Table],
     folder: Path,
     shard_bytes: int,
+    pool: Executor,
     look_at: int = 16,
 ) -> Packer | None:
     """A packer for these windows in these places, shaped like the first valid one.
@@ -248,14 +250,16 @@ def make_packer(
             [like] = pack_rows(valid, [0], task.config)
             return Packer.create(folder, task.config, len(items), like, key, shard_bytes)
     for item in items[:look_at]:
-        [(files, reader)] = task.readers([item])  # one by one: most often, the first will do
-        sample = task.read(reader, files)
-        if sample is not None:
-            reader.keep()  # it is read again when its turn comes
-        if sample is not None and not sample.problems:
-            like = pack_row(sample, sample_arrays(sample, task.config), task.config)
-            return Packer.create(folder, task.config, len(items), like, key, shard_bytes)
+        # One by one: most often, the first will do. By a worker, which it may end.
+        [found] = map_ordered(pool, task.shape_of, [item], 1, _none_of)
+        if found is not None:
+            return Packer.create(folder, task.config, len(items), found, key, shard_bytes)
     return None
+
+
+def _none_of(lost: list[Listed]) -> list[PackRow | None]:
+    """What ended its worker has no shape; it is judged in its turn."""
+    return [None] * len(lost)
 
 
 def index_windows(
@@ -276,7 +280,8 @@ def index_windows(
     tables: list[pa.Table] = []
     filtered_out: list[Listed] = []
     shards = (items[k : k + SHARD_WINDOWS] for k in range(0, len(items), SHARD_WINDOWS))
-    for number, shard in enumerate(map_ordered(executor, task, shards, in_flight=2 * workers), 1):
+    results = map_ordered(executor, task, shards, 2 * workers, Apart(task))
+    for number, shard in enumerate(results, 1):
         parts.add(shard)
         tables.append(shard.table)
         filtered_out += shard.filtered_out

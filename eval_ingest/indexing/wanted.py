@@ -11,6 +11,7 @@ import pyarrow as pa
 from eval_ingest.core.resolved import ResolvedConfig
 from eval_ingest.core.spec import DatasetSpec
 from eval_ingest.core.splits import kept_split, uniform
+from eval_ingest.decoding.limits import fetchable
 from eval_ingest.decoding.metadata import WindowMetadata, read_metadata
 from eval_ingest.errors import ConfigError, SpecError
 from eval_ingest.job import Job
@@ -118,7 +119,7 @@ def _with_kept_splits(job: Job, groups: list[str]) -> list[str]:
         if first is None:
             continue
         files = job.source.window(first.group, first.name, frozenset())
-        for window, reader in job.source.readers([files], whole=False):
+        for window, reader in job.source.readers([files], whole=False, fetchable=fetchable):
             metadata = read_metadata(reader, window)
             if metadata is not None and kept_split(metadata.options) is not None:
                 found.append(group)
@@ -174,7 +175,7 @@ def enough(job: Job, windows: list[Listed]) -> list[Listed]:
     ordered = (windows[k] for k in numbers.argsort(kind="stable"))
     files = (job.source.window(w.group, w.name, job.config.layer_names) for w in ordered)
     chosen: list[Listed] = []
-    for found, reader in job.source.readers(files, whole=False):
+    for found, reader in job.source.readers(files, whole=False, fetchable=fetchable):
         metadata = read_metadata(reader, found)
         if metadata is None or (wants(metadata) and selected(job.config, found, metadata)):
             chosen.append(found.listed)

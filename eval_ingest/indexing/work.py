@@ -2,16 +2,17 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import pyarrow as pa
 
 from eval_ingest.core.index import index_schema
 from eval_ingest.core.resolved import ResolvedConfig
 from eval_ingest.core.validate import Problem
-from eval_ingest.decoding.judge import WindowSample, read_window
-from eval_ingest.decoding.limits import WINDOW_BYTES
+from eval_ingest.decoding.judge import WindowSample, read_window, sample_arrays
+from eval_ingest.decoding.limits import WINDOW_BYTES, fetchable
 from eval_ingest.decoding.machine import judges
-from eval_ingest.indexing.packer import Packer
+from eval_ingest.indexing.packer import Packer, pack_row
 from eval_ingest.indexing.rows import index_row
 from eval_ingest.indexing.wanted import WindowFilter
 from eval_ingest.sources.base import Listed, Source, WindowFiles, WindowReader
@@ -51,6 +52,16 @@ class IndexTask:
         result.table = pa.Table.from_pylist(rows, schema=index_schema(self.config))
         return result
 
+    def shape_of(self, item: Listed) -> PackRow | None:
+        """The shape of a window's sample; None if it is no sample."""
+        [(files, reader)] = self.readers([item])
+        sample = self.read(reader, files)
+        if sample is not None:
+            reader.keep()  # it is read again when its turn comes
+        if sample is None or sample.problems:
+            return None
+        return pack_row(sample, sample_arrays(sample, self.config), self.config)
+
     @property
     def judged_by(self) -> str:
         """What decides over windows; one found invalid by anything else is judged again."""
@@ -70,7 +81,8 @@ class IndexTask:
         """The windows' files and readers, in turn."""
         layers = self.config.layer_names
         windows = (self.source.window(item.group, item.name, layers) for item in items)
-        return self.source.readers(windows, whole=self.window_filter.takes_all)
+        fit = partial(fetchable, window_bytes=self.window_bytes)
+        return self.source.readers(windows, self.window_filter.takes_all, fit)
 
 
 @dataclass

@@ -30,10 +30,12 @@ from eval_ingest.errors import EvalIngestError, SourceError, SourceNotFoundError
 from eval_ingest.sources.base import (
     ANYBODY,
     CONFIG_FILES,
+    Fetchable,
     Listed,
     SourceFile,
     WindowFiles,
     WindowReader,
+    every_file,
     layer_of,
 )
 from eval_ingest.sources.contents import Contents, File
@@ -150,7 +152,10 @@ class ArchiveSource:
         return f"{self.url}/windows/{group}/{name}/{file.path}"
 
     def readers(
-        self, windows: Iterable[WindowFiles], whole: bool = True
+        self,
+        windows: Iterable[WindowFiles],
+        whole: bool = True,
+        fetchable: Fetchable = every_file,
     ) -> Iterator[tuple[WindowFiles, WindowReader]]:
         for files in windows:
             yield files, self

@@ -7,7 +7,7 @@ alone: local.py, remote.py and archive.py are sources, open.py chooses one.
 
 import hashlib
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple, Protocol
@@ -133,6 +133,15 @@ def digest_of(listed: bytes) -> str:
     return hashlib.blake2b(listed, digest_size=16).hexdigest()
 
 
+Fetchable = Callable[[WindowFiles], frozenset[str]]
+"""The files of a window that may be fetched before anybody asks for them, by what is listed."""
+
+
+def every_file(files: WindowFiles) -> frozenset[str]:
+    """All of a window's files: it is known to be of a fit size."""
+    return frozenset(files.by_path)
+
+
 class WindowReader(Protocol):
     """Reads the files of one window."""
 
@@ -222,13 +231,17 @@ class Source(Protocol):
         ...
 
     def readers(
-        self, windows: Iterable[WindowFiles], whole: bool = True
+        self,
+        windows: Iterable[WindowFiles],
+        whole: bool = True,
+        fetchable: Fetchable = every_file,
     ) -> Iterator[tuple[WindowFiles, WindowReader]]:
         """Each window with its reader; a remote source fetches those that come next meanwhile.
 
         Args:
             windows: in the order in which they will be read.
             whole: False if metadata.json alone is sure to be read.
+            fetchable: names what may be fetched ahead; other files are when they are asked for.
         """
         ...
 

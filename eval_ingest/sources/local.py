@@ -12,12 +12,14 @@ from eval_ingest.engine import batched, map_ordered
 from eval_ingest.errors import SourceError, SourceNotFoundError
 from eval_ingest.sources.base import (
     ANYBODY,
+    Fetchable,
     Listed,
     SourceFile,
     WindowFiles,
     WindowReader,
     check_text_size,
     digest_of,
+    every_file,
 )
 from eval_ingest.sources.listing import OddFileError, keeps_inodes, list_window, parse, version_of
 
@@ -158,7 +160,10 @@ class LocalSource:
         return data
 
     def readers(
-        self, windows: Iterable[WindowFiles], whole: bool = True
+        self,
+        windows: Iterable[WindowFiles],
+        whole: bool = True,
+        fetchable: Fetchable = every_file,
     ) -> Iterator[tuple[WindowFiles, WindowReader]]:
         for files in windows:
             yield files, self
