@@ -8,13 +8,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from eval_ingest import pipeline
-from eval_ingest.engine import executor, map_ordered
+from eval_ingest.engine import Processes, executor, map_ordered
 from eval_ingest.errors import SettingsError
 from eval_ingest.job import open_job
 from eval_ingest.settings import Settings
@@ -58,7 +58,7 @@ def test_an_unknown_engine_is_told() -> None:
 
 
 def test_many_windows_are_worth_starting_processes() -> None:
-    for windows, expected in ((10, ThreadPoolExecutor), (400, ProcessPoolExecutor)):
+    for windows, expected in ((10, ThreadPoolExecutor), (400, Processes)):
         with executor(Settings(workers=2), windows) as pool:
             assert isinstance(pool, expected)
     with executor(Settings(workers=1), 4000) as pool:
