@@ -4,10 +4,11 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 PEERS := .venv-peers
+LATEST := .venv-latest
 PEERS_READY := $(PEERS)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint bench peers bench-peers signal torture ui clean
+.PHONY: help setup demo test test-fast test-latest sanitize lint bench peers bench-peers signal torture ui clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## */  make \1|/' | column -t -s '|'
@@ -26,6 +27,25 @@ demo: $(READY)  ## a small rslearn dataset goes in, a score comes out
 
 test: $(READY)  ## every test
 	$(BIN)/python -m pytest -n 2 --dist loadgroup
+
+# What needs neither a server, nor a process of its own, nor an ingest.
+FAST := $(addprefix eval_ingest_tests/test_,architecture.py core_*.py inference_*.py decoding_*.py \
+  store_*.py report_terminal.py settings.py sweep_metrics.py)
+
+test-fast: $(READY)  ## the tests of rules and formats, under a minute
+	$(BIN)/python -m pytest -n 2 --dist loadgroup $(FAST)
+
+# By pip, which has no versions of ours to go by. To hold one back: WITH='torch==2.9.1 torchvision==0.24.1'.
+test-latest:  ## every test with the newest of everything that our ranges allow; WITH='torch==2.9.1'
+	$(PYTHON) -m venv $(LATEST)
+	$(LATEST)/bin/python -m pip install --quiet --upgrade pip
+	$(LATEST)/bin/python -m pip install --quiet --upgrade --upgrade-strategy eager \
+	  --editable '.[ingest,olmoearth,dask,s3,dev]' $(WITH)
+	$(LATEST)/bin/python -m pip list --format freeze > $(LATEST)/versions.txt
+	$(LATEST)/bin/python -m pytest -n 2 --dist loadgroup $(TESTS)
+
+sanitize: $(READY)  ## the compiled loops' tests under AddressSanitizer and UBSan
+	SANITIZE=1 $(BIN)/python -m pytest -q -rs eval_ingest_tests/test_sanitizers.py
 
 lint: $(READY)  ## formatting, types, and which module may import which
 	$(BIN)/ruff check .

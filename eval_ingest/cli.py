@@ -1,15 +1,19 @@
 """The command line: parse, call, print. `eval-ingest --help` shows every command with examples."""
 
 import argparse
+import contextlib
 import json
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from eval_ingest import __version__
 from eval_ingest.errors import EvalIngestError, SpecError
-from eval_ingest.redaction import redacted
+from eval_ingest.flags import add_spec_flags, given_fields
+from eval_ingest.redaction import in_json, redacted
 from eval_ingest.sweep.command import add_commands as add_sweep_commands
 
 if TYPE_CHECKING:
@@ -17,6 +21,7 @@ if TYPE_CHECKING:
     from eval_ingest.job import Job
     from eval_ingest.pipeline import Outcome
     from eval_ingest.settings import Settings
+    from eval_ingest.store.roots.base import EvalRoot
 
 EXAMPLES = """\
 examples:
@@ -45,6 +50,17 @@ examples:
   eval-ingest ingest --name crops --source /data/crops --split-strategy spatial --block-size 5000
   eval-ingest ingest --name crops --source /data/crops --dry-run
 """
+
+
+ADOPT = """\
+The other tool's windows stay where they are, and its entry in registry.json keeps every value.
+
+examples:
+  eval-ingest adopt --name yemen_crop
+  eval-ingest adopt --all
+  eval-ingest adopt --name yemen_crop --correct     what is wrong in its entry is put right
+"""
+JUDGED_AT_ONCE = 8
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -92,7 +108,7 @@ def _parser() -> argparse.ArgumentParser:
         commands, "ingest", _ingest, "ingest a dataset and register it", INGEST_EXAMPLES
     )
     ingest.add_argument("--name", required=True, help="the dataset; from the catalog, or new")
-    _spec_options(ingest)
+    add_spec_flags(ingest)
     ingest.add_argument(
         "--register",
         action=argparse.BooleanOptionalAction,
@@ -104,9 +120,19 @@ def _parser() -> argparse.ArgumentParser:
     )
     ingest.add_argument("--dry-run", action="store_true", help="say what would be done; no writing")
 
+    adopt = _command(commands, "adopt", _adopt, "take over what another tool has ingested", ADOPT)
+    which = adopt.add_mutually_exclusive_group(required=True)
+    which.add_argument("--name", help="as it is registered by the other tool, or its folder")
+    which.add_argument("--all", action="store_true", help="every dataset of another tool")
+    adopt.add_argument(
+        "--correct",
+        action="store_true",
+        help="write what is found into its entry, where that says something else",
+    )
+
     validate = _command(commands, "validate", _validate, "show what is inferred, and from where")
     validate.add_argument("--name", default=None, help="a dataset of the catalog")
-    _spec_options(validate)
+    add_spec_flags(validate)
 
     discover = _command(commands, "discover", _discover, "find datasets, and say what is new")
     discover.add_argument(
@@ -114,6 +140,14 @@ def _parser() -> argparse.ArgumentParser:
         action="append",
         metavar="PATH_OR_URL",
         help="look below it; may be repeated (default: EVAL_INGEST_STUDIO_ROOTS)",
+    )
+    discover.add_argument(
+        "--forget", metavar="NAME", help="no longer ignore a dataset that was removed"
+    )
+    discover.add_argument(
+        "--full",
+        action="store_true",
+        help="list every window's name (default: where the last list may be old by now)",
     )
     _command(commands, "list", _list, "datasets in the registry and in the catalog")
     info = _command(commands, "info", _info, "everything about an ingested dataset")
@@ -162,76 +196,16 @@ def _command(
     return parser
 
 
-def _spec_options(parser: argparse.ArgumentParser) -> None:
-    """The flags that set a DatasetSpec's fields."""
-    add = parser.add_argument
-    add("--source", help="path or URL of the rslearn dataset")
-    add(
-        "--olmoearth-run-config-path",
-        dest="config",
-        metavar="PATH",
-        help="a model.yaml of any name, or a folder with it (default: the source's own)",
-    )
-    add("--display-name", help="for people")
-    add("--groups", nargs="+", metavar="GROUP", help="only windows of these groups")
-    add(
-        "--tags",
-        nargs="+",
-        metavar="KEY[=VALUE]",
-        help="only windows with these options; without value: the key is there",
-    )
-    add("--task-type", help="segmentation, classification, regression or scalar_regression")
-    add("--classes", nargs="+", metavar="NAME", help="class names in the order of their ids")
-    add("--property-name", help="vector labels: the property that holds the label")
-    add("--modalities", nargs="+", metavar="NAME", help="only these modalities")
-    add("--temporal-range", nargs=2, metavar=("FROM", "TO"), help="ISO dates")
-    add("--crop-size", type=int, metavar="PIXELS")
-    add(
-        "--all-crops",
-        nargs="+",
-        choices=("train", "val", "test", "none"),
-        metavar="SPLIT",
-        help="splits in which every crop of a window is a sample; default: as model.yaml says",
-    )
-    add("--split-strategy", dest="strategy", help="auto, random, stratified or spatial")
-    add("--ratios", nargs="+", type=float, metavar="PART", help="train val test, e.g. 80 10 10")
-    add("--seed", type=int, help="of the split")
-    add("--block-size", type=float, dest="block_size_m", metavar="M", help="spatial: metres")
-    add("--buffer", type=float, dest="buffer_m", metavar="M", help="spatial: metres")
-    add("--max-samples", type=int, metavar="N", help="at most N windows, each class in proportion")
-    add(
-        "--label-fractions",
-        nargs="+",
-        metavar="NAME=SHARE",
-        help='named parts of train, e.g. few=0.01: EvalDataset(label_fraction="few")',
-    )
-    add("--max-invalid-fraction", type=float, metavar="F", help="0 to 1; default 0.1")
-    add(
-        "--copy",
-        choices=("windows", "stream", "index"),
-        help="stream: only the packed samples; index: no sample, they are read from the source",
-    )
-
-
-_SPEC_FIELDS = (
-    "source", "config", "display_name", "groups", "tags", "task_type", "classes", "property_name",
-    "modalities", "temporal_range", "crop_size", "all_crops", "max_samples",
-    "max_invalid_fraction", "copy",
-)  # fmt: skip
-_SPLIT_FIELDS = ("strategy", "ratios", "seed", "block_size_m", "buffer_m")
-
-
 def _spec(options: argparse.Namespace, settings: "Settings") -> "DatasetSpec":
     """The catalog's spec, if there is one, with the flags laid over it."""
     from eval_ingest.core.spec import DatasetSpec, check_name, name_from
     from eval_ingest.store.catalog import find_spec, read_catalog
 
-    given = {f: getattr(options, f) for f in _SPEC_FIELDS if getattr(options, f) is not None}
-    if options.label_fractions is not None:
-        given["label_fractions"] = _tags(options.label_fractions)
-    if "tags" in given:
-        given["tags"] = _tags(given["tags"])
-    splits = {f: getattr(options, f) for f in _SPLIT_FIELDS if getattr(options, f) is not None}
+    given = given_fields(options)
+    if given.get("copy") == "adopted":
+        raise SpecError(
+            "--copy adopted is what eval-ingest adopt does; give it the dataset's --name"
+        )
     if options.name is None and "source" not in given:
         raise SpecError("give --source PATH_OR_URL, or --name of a dataset in the catalog")
     name = options.name
@@ -240,18 +214,14 @@ def _spec(options: argparse.Namespace, settings: "Settings") -> "DatasetSpec":
     if known is None and "source" not in given:
         find_spec(settings, name)  # raises, naming the near ones
     base = known.model_dump(by_alias=True, exclude_unset=True) if known is not None else {}
-    if splits:
-        given["splits"] = {**base.get("splits", {}), **splits}
+    if "splits" in given:
+        given["splits"] = {**base.get("splits", {}), **given["splits"]}
     return DatasetSpec.parse({"name": name, **base, **given}, f"the flags of {name}")
 
 
 def _last_folder(source: str) -> str:
     last = source.rstrip("/").rsplit("/", 1)[-1]
     return last.removesuffix(".gz").removesuffix(".tgz").removesuffix(".tar")
-
-
-def _tags(texts: list[str]) -> dict[str, str]:
-    return {key: value for key, _, value in (text.partition("=") for text in texts)}
 
 
 # --------------------------------------------------------------------------------------- ingest
@@ -270,11 +240,14 @@ def _ingest(options: argparse.Namespace) -> int:
     )
     from eval_ingest.settings import Settings
     from eval_ingest.store.catalog import add_spec
+    from eval_ingest.store.claims import refuse_theirs
 
     settings = Settings.load()
     spec = _spec(options, settings)
     if options.dry_run:
-        path = _root().dataset(spec.name).url
+        store = _root().dataset(spec.name)
+        path = store.url
+        refuse_theirs(store, spec)
         with tempfile.TemporaryDirectory() as scratch:
             plan = dry_run(open_job(spec, settings, root=scratch, looks=True))
         plan["path"] = str(path)
@@ -299,11 +272,54 @@ def _ingest(options: argparse.Namespace) -> int:
     return 0
 
 
+def _adopt(options: argparse.Namespace) -> int:
+    from eval_ingest.adopting import adopt, adoptable
+    from eval_ingest.report.command import report
+    from eval_ingest.report.terminal import Progress, adopted_facts, adopted_lines, outcome_line
+    from eval_ingest.settings import Settings
+
+    settings = Settings.load()
+    names = [options.name] if options.name else adoptable(_root())
+    facts, failed = {}, 0
+    with Progress(quiet=options.json) as progress:
+        for name in names:
+            try:
+                adopted = adopt(
+                    settings,
+                    name,
+                    correct=options.correct,
+                    progress=progress,
+                    each=lambda outcome: (
+                        None
+                        if options.json or options.all
+                        else progress.line(outcome_line(outcome))
+                    ),
+                )
+            except EvalIngestError as error:
+                if options.name:
+                    raise
+                failed += 1
+                facts[name] = {"error": str(error)}
+                _complain(f"error: {error}")
+                continue
+            facts[name] = adopted_facts(adopted)
+            if adopted.ran:
+                report(_root(), name)
+            if not options.json:
+                for line in adopted_lines(adopted):
+                    progress.line(line)
+    if options.json:
+        _print(options, facts, [])
+    elif not names:
+        print("there is nothing to adopt: no dataset of another tool is registered here")
+    return 1 if failed else 0
+
+
 def _refuse_another_source(job: "Job") -> None:
     """A name that is taken is not given to another dataset by mistake."""
     from eval_ingest.store.outcomes import read_outcome
 
-    published = read_outcome(job.layout, "registry_entry")
+    published = read_outcome(job.store, "registry_entry")
     if published is not None and published.source != job.origin:
         raise SpecError(
             f"{job.spec.name} is ingested already, from {published.source}; "
@@ -333,16 +349,31 @@ def _job_facts(job: "Job") -> dict[str, Any]:
 
 
 def _discover(options: argparse.Namespace) -> int:
+    from eval_ingest.errors import UnknownDatasetError
     from eval_ingest.report.terminal import discover_lines
     from eval_ingest.settings import Settings
+    from eval_ingest.sources.looks import Memory
+    from eval_ingest.store.catalog import forget_removed, removed_datasets
     from eval_ingest.watching import State, look_at, survey
 
     settings = Settings.load()
     roots = options.root or settings.studio_roots
+    if options.forget is not None:
+        if not forget_removed(settings, options.forget):
+            ignored = removed_datasets(settings)
+            cure = "See eval-ingest discover."
+            where = "the list of removed datasets"
+            raise UnknownDatasetError(options.forget, ignored, where, cure)
+        if not roots:
+            text = f"{options.forget} is ingested again where it is found under a watched root"
+            _print(options, {"forgotten": options.forget}, [text])
+            return 0
     if not roots:
         raise SpecError("give --root PATH_OR_URL, or set EVAL_INGEST_STUDIO_ROOTS")
-    found = survey(roots, settings)
-    judged = [(sighting, look_at(sighting, settings)) for sighting in found.sightings]
+    found = survey(roots, settings, memory=partial(Memory, full=options.full))
+    with ThreadPoolExecutor(JUDGED_AT_ONCE, thread_name_prefix="discover") as pool:
+        judgements = list(pool.map(lambda sighting: look_at(sighting, settings), found.sightings))
+    judged = list(zip(found.sightings, judgements, strict=True))
     facts = {
         "datasets": [
             {
@@ -375,7 +406,7 @@ def _list(options: argparse.Namespace) -> int:
 
     settings = Settings.load()
     catalog = read_catalog(settings)
-    root = open_root(settings)
+    root = _tidied(open_root(settings))
     registry = read_registry(root)
     facts = {
         "eval_root": root.url,
@@ -390,10 +421,15 @@ def _list(options: argparse.Namespace) -> int:
 
 
 def _info(options: argparse.Namespace) -> int:
-    from eval_ingest.report.terminal import info_lines
+    from eval_ingest.report.terminal import entry_lines, info_lines
+    from eval_ingest.store.claims import their_entry
     from eval_ingest.store.registry import require_metadata
 
     root = _root()
+    entry = their_entry(root, options.name)
+    if entry is not None:
+        _print(options, entry, entry_lines(options.name, entry))
+        return 0
     metadata = require_metadata(root, options.name)
     facts = metadata.model_dump(mode="json", by_alias=True)
     _print(options, facts, info_lines(metadata, root.dataset(options.name).url))
@@ -435,22 +471,41 @@ def _export(options: argparse.Namespace) -> int:
 
 
 def _remove(options: argparse.Namespace) -> int:
-    from eval_ingest.core.spec import check_name
-    from eval_ingest.store.registry import remove_dataset, require_metadata
+    from eval_ingest.settings import Settings
+    from eval_ingest.store.catalog import drop_spec, note_removed
+    from eval_ingest.store.ownership import Whose, whose
+    from eval_ingest.store.registry import read_metadata, remove_dataset, require_metadata
 
     root = _root()
-    left = root.remote is not None and root.remote.remaining(check_name(options.name))
-    if not left:  # what a stopped removal has left of a remote dataset can be removed too
+    store = root.dataset(options.name)
+    if not store.is_there():  # else it is removed, be it published, damaged or half removed
         require_metadata(root, options.name)
-    path = root.dataset(options.name).url
+    path = store.url
+    adopted = whose(store) is Whose.ADOPTED
+    what = f"what is ours in {path}" if adopted else f"{path} and everything in it"
     if not options.yes:
         if not sys.stdin.isatty():
             raise SpecError(f"removing {path} needs --yes when nobody can be asked")
-        if input(f"delete {path} and everything in it? [y/N] ").strip().lower() != "y":
+        if input(f"delete {what}? [y/N] ").strip().lower() != "y":
             print("nothing was deleted")
             return 0
+    source = ""
+    with contextlib.suppress(EvalIngestError):
+        metadata = read_metadata(store)
+        source = metadata.source if metadata is not None else ""
+    settings = Settings.load()
+    noted = bool(source) and not adopted and note_removed(settings, options.name, source)
     remove_dataset(root, options.name)
-    _print(options, {"removed": options.name}, [f"{options.name} is removed from {root.url}"])
+    drop_spec(settings, options.name)
+    lines = [f"{options.name} is removed from {root.url}"]
+    if adopted:
+        lines = [f"{options.name} is given back: windows and entry are as they were in {path}"]
+    if noted:
+        lines.append(
+            f"where {source} is found under a watched root it is ignored; to have it again: "
+            f"eval-ingest discover --forget {options.name}, or ingest it by its name"
+        )
+    _print(options, {"removed": options.name}, lines)
     return 0
 
 
@@ -460,7 +515,7 @@ def _rebuild(options: argparse.Namespace) -> int:
     root = _root()
     entries = rebuild_registry(root)
     names = ", ".join(sorted(entries)) or "none"
-    text = f"{root.shown(root.registry)}: {len(entries)} datasets: {names}"
+    text = f"{root.shown(root.layout.registry)}: {len(entries)} datasets: {names}"
     _print(options, {"datasets": sorted(entries)}, [text])
     return 0
 
@@ -469,12 +524,21 @@ def _root() -> Any:
     from eval_ingest.settings import Settings
     from eval_ingest.store.roots.open import open_root
 
-    return open_root(Settings.load())
+    return _tidied(open_root(Settings.load()))
+
+
+def _tidied(root: "EvalRoot") -> "EvalRoot":
+    """The root, in which no removal is left half done, as far as this user may write."""
+    from eval_ingest.store.registry import finish_removals
+
+    with contextlib.suppress(EvalIngestError):
+        finish_removals(root)
+    return root
 
 
 def _print(options: argparse.Namespace, facts: Any, lines: list[str]) -> None:
     if options.json:
-        print(json.dumps(facts, indent=2, ensure_ascii=False))
+        print(in_json(json.dumps(facts, indent=2, ensure_ascii=False)))
     else:
         from eval_ingest.report.terminal import fitted
 

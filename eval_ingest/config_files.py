@@ -16,7 +16,7 @@ from eval_ingest.inference.resolve import ConfigFiles
 from eval_ingest.objects.filesystems import weka_mount
 from eval_ingest.redaction import names_secret
 from eval_ingest.settings import Settings
-from eval_ingest.sources.base import CONFIG_FILES, Source
+from eval_ingest.sources.base import ANYBODY, CONFIG_FILES, Source
 from eval_ingest.sources.open import open_source
 
 _CONFIG, _MODEL, _RUN = "config.json", "model.yaml", "olmoearth_run.yaml"
@@ -33,6 +33,8 @@ class _Texts:
     where: str
     by_kind: Mapping[str, str]
     """Texts by config.json, model.yaml or olmoearth_run.yaml, whatever the file is called."""
+    is_file: bool = False
+    """One file was named, and not a folder."""
 
 
 def read_config_files(source: Source, spec: DatasetSpec, settings: Settings) -> ConfigFiles:
@@ -58,8 +60,24 @@ def read_config_files(source: Source, spec: DatasetSpec, settings: Settings) -> 
         if _is_the_users(given if kind in given.by_kind else own, own, settings)
     }
     return ConfigFiles(
-        texts[_CONFIG], texts.get(_MODEL), texts.get(_RUN), where=given.where, variables=variables
+        texts[_CONFIG],
+        texts.get(_MODEL),
+        texts.get(_RUN),
+        where=given.where,
+        variables=variables,
+        permissions={
+            kind: _permissions((given if kind in given.by_kind else own).where, kind)
+            for kind in texts
+        },
     )
+
+
+def _permissions(where: str, kind: str) -> int:
+    """The mode bits of a local file; anybody's of one that has none."""
+    for path in () if "://" in where else (where, os.path.join(where, kind)):
+        if os.path.isfile(path):
+            return os.stat(path).st_mode & ANYBODY
+    return ANYBODY
 
 
 def _folder(source: Source) -> _Texts:
@@ -80,11 +98,12 @@ def _given(path: str) -> _Texts:
     is_file = path.lower().endswith(_FILE_ENDINGS) if "://" in path else os.path.isfile(path)
     if not is_file and ("://" in path or os.path.isdir(path)):
         return _folder(open_source(path))
-    folder, _, name = path.rpartition("/")
+    # A link that a person names is followed; one that lies in a dataset isn't, if it leads out.
+    folder, _, name = (path if "://" in path else os.path.realpath(path)).rpartition("/")
     text = open_source(folder or ".").read_text(name) if is_file else None
     if text is None:
         raise ConfigError(f"{path} does not exist; give a folder or a model.yaml with {_FLAG}")
-    return _Texts(path, {_kind_of(text, path): text})
+    return _Texts(path, {_kind_of(text, path): text}, is_file=True)
 
 
 def _kind_of(text: str, where: str) -> str:
@@ -106,8 +125,7 @@ def _check_given(given: _Texts, own: _Texts) -> None:
             f"{given.where} holds neither model.yaml nor olmoearth_run.yaml; "
             f"give a folder that does, or the file itself, with {_FLAG}"
         )
-    named_one = len(given.by_kind) == 1 and given.where.lower().endswith(_FILE_ENDINGS)
-    if _MODEL in own.by_kind and _MODEL not in given.by_kind and not named_one:
+    if _MODEL in own.by_kind and _MODEL not in given.by_kind and not given.is_file:
         raise ConfigError(
             f"{given.where} holds no model.yaml, and that of {own.where} isn't taken unasked; "
             f"put a copy of it there, or name a single file with {_FLAG}"

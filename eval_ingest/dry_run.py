@@ -6,6 +6,7 @@ import pyarrow as pa
 
 from eval_ingest.core.index import WindowIndex
 from eval_ingest.core.splits import assign_splits
+from eval_ingest.decoding.limits import fetchable
 from eval_ingest.indexing.rows import add_geometry, metadata_row
 from eval_ingest.indexing.wanted import WindowFilter, wanted_groups
 from eval_ingest.job import Job
@@ -19,7 +20,7 @@ def dry_run(job: Job) -> dict[str, Any]:
     rows = []
     listed = n_files = n_bytes = 0
     windows = job.source.windows(groups, job.config.layer_names)
-    for files, reader in job.source.readers(windows, whole=False):
+    for files, reader in job.source.readers(windows, whole=False, fetchable=fetchable):
         row = metadata_row(reader, files, wants)
         if row is not None:
             rows.append(row)
@@ -36,7 +37,7 @@ def dry_run(job: Job) -> dict[str, Any]:
         "n_filtered_out": listed - len(rows),
         "n_files": n_files,
         "n_bytes": n_bytes,
-        "path": job.layout.url,
+        "path": job.store.url,
         "counts": splits.counts(),
         "strategy": splits.report["strategy"],
         "left_out": splits.report["left_out"],

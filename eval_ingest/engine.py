@@ -21,7 +21,7 @@ from concurrent.futures import (
     ThreadPoolExecutor,
 )
 from itertools import islice
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 from eval_ingest.errors import EngineError, SettingsError
 from eval_ingest.settings import Settings
@@ -62,18 +62,17 @@ def executor(settings: Settings, windows: int = 0) -> Iterator[Executor]:
         with ThreadPoolExecutor(settings.workers, thread_name_prefix="eval_ingest") as pool:
             yield pool
     elif engine == "processes":
-        workers = _Workers()
-        with _process_pool(settings.workers, workers) as processes:
+        with Processes(settings.workers) as processes:
             try:
                 yield processes
                 # They are idle now. One that was killed as such may have held the lock of the
                 # queue, for which the others would wait for ever.
-                workers.kill()
+                processes.kill()
             except EngineError:
-                workers.kill()
+                processes.kill()
                 raise
             except BrokenExecutor as error:
-                workers.kill()
+                processes.kill()
                 raise EngineError(
                     "a worker process was killed, most often because memory ran out; run again: it "
                     f"goes on where it stopped (EVAL_INGEST_WORKERS={settings.workers}: fewer "
@@ -150,12 +149,56 @@ class _Workers(multiprocessing.context.ForkServerContext):
                 worker.kill()
 
 
+_STARTING = threading.Lock()
+
+
+class Processes(Executor):
+    """Worker processes, which are started anew when one of them was lost."""
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+        self._begin()
+
+    def _begin(self) -> None:
+        self._workers = _Workers()
+        self._pool = _process_pool(self.count, self._workers)
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **options: Any) -> Future[Any]:
+        return self._pool.submit(fn, *args, **options)
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        self._pool.shutdown(wait, cancel_futures=cancel_futures)
+
+    def kill(self) -> None:
+        """End the workers, whatever they do."""
+        self._workers.kill()
+
+    def renew(self) -> None:
+        """End the workers, and have others; what was handed out fails with BrokenExecutor."""
+        self.kill()
+        self._pool.shutdown()
+        self._begin()
+
+    @property
+    def pids(self) -> list[int]:
+        """The workers' process ids."""
+        return [worker.pid for worker in self._workers.made if worker.pid is not None]
+
+
+def start_alone(target: Callable[..., None], *args: Any) -> multiprocessing.process.BaseProcess:
+    """Start a process that is no pool's, as a pool's workers are started; it ends when we do."""
+    with _STARTING:  # the script's names are hidden meanwhile
+        process = _Workers().Process(target=target, args=args, daemon=True)
+        process.start()
+    return process
+
+
 def _process_pool(count: int, workers: _Workers) -> ProcessPoolExecutor:
     environment = (dict(os.environ),)
-    return ProcessPoolExecutor(count, workers, _prepare_worker, environment)
+    return ProcessPoolExecutor(count, workers, prepare_worker, environment)
 
 
-def _prepare_worker(environment: dict[str, str]) -> None:
+def prepare_worker(environment: dict[str, str]) -> None:
     """Runs in every worker: give it our environment, and let it end when we do.
 
     The process that it is forked from may be older than what is set by now. And workers of a
@@ -190,24 +233,76 @@ def _dask_client(address: str) -> Any:
         ) from error
 
 
+Apart: TypeAlias = Callable[[list[Item]], list[Result]]
+"""Does what lost workers may have been at, in a way that can lose no more than it has to."""
+
+
 def map_ordered(
-    pool: Executor, work: Callable[[Item], Result], items: Iterable[Item], in_flight: int
+    pool: Executor,
+    work: Callable[[Item], Result],
+    items: Iterable[Item],
+    in_flight: int,
+    apart: Apart[Item, Result] | None = None,
 ) -> Iterator[Result]:
     """Results in the order of the items, with at most `in_flight` items handed out at a time.
 
-    So memory stays flat however many items there are. The first error ends it.
+    So memory stays flat however many items there are. The first error ends it; but where `apart`
+    is given, what a lost worker process may have been at is done by that, and the rest by others.
     """
-    waiting: deque[Future[Result]] = deque()
+    waiting: deque[tuple[Item, Future[Result]]] = deque()
+
+    def first() -> Result:
+        try:
+            return waiting[0][1].result()
+        except BrokenExecutor:
+            if apart is None or not isinstance(pool, Processes):
+                raise
+            _redo(pool, work, waiting, apart)
+            return waiting[0][1].result()
+        finally:
+            waiting.popleft()
+
     try:
         for item in items:
-            waiting.append(_submit(pool, work, item))
+            try:
+                waiting.append((item, _submit(pool, work, item)))
+            except BrokenExecutor:
+                if apart is None or not isinstance(pool, Processes):
+                    raise
+                _redo(pool, work, waiting, apart)
+                waiting.append((item, _submit(pool, work, item)))
             if len(waiting) >= in_flight:
-                yield waiting.popleft().result()
+                yield first()
         while waiting:
-            yield waiting.popleft().result()
+            yield first()
     finally:
-        for future in waiting:
+        for _, future in waiting:
             future.cancel()
+
+
+def _redo(
+    pool: Processes,
+    work: Callable[[Item], Result],
+    waiting: deque[tuple[Item, Future[Result]]],
+    apart: Apart[Item, Result],
+) -> None:
+    """Have new workers do again what the lost ones have left.
+
+    Items are begun in order, so those that were being worked at are the first that aren't done.
+    """
+    pool.renew()
+    left = [k for k, (_, future) in enumerate(waiting) if _is_lost(future)]
+    begun = left[: pool.count]
+    for k, result in zip(begun, apart([waiting[k][0] for k in begun]), strict=True):
+        done: Future[Result] = Future()
+        done.set_result(result)
+        waiting[k] = waiting[k][0], done
+    for k in left[pool.count :]:
+        waiting[k] = waiting[k][0], _submit(pool, work, waiting[k][0])
+
+
+def _is_lost(future: Future[Any]) -> bool:
+    return future.cancelled() or isinstance(future.exception(), BrokenExecutor)
 
 
 def _submit(pool: Executor, work: Callable[[Item], Result], item: Item) -> Future[Result]:

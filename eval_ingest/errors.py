@@ -12,10 +12,14 @@ EvalIngestError
 |-- InvalidWindowsError    too many windows are broken
 |-- SplitError             the split policy can't be carried out
 |-- StoreError             the eval root can't be written or read
-|   |-- NotIngestedError
+|   |-- NotIngestedError   a stage's input isn't there yet
+|   |   `-- StaleStageError    it is, and doesn't belong to what is there beside it
 |   |-- IntegrityError     a copied or packed file isn't what it should be
+|   |-- NotOursError       a folder or a name is another tool's
 |   |-- LockedError        another process is ingesting the same dataset
-|   `-- OutdatedError      another process has written what was to be written
+|   |-- OutdatedError      another process has written what was to be written, or was read
+|   `-- NewerVersionError  a newer eval_ingest has written it
+|-- MachineError           this machine can't read on: no memory, no handles, a broken library
 |-- EngineError            a worker process died, or a scheduler is lost
 |-- LoadError              EvalDataset was asked for something it doesn't have
 `-- SweepError             an encoder, a probe or the sweep's output is wrong
@@ -98,6 +102,23 @@ class NotIngestedError(StoreError):
     """A stage's input isn't there yet."""
 
 
+class StaleStageError(NotIngestedError):
+    """A stage's input doesn't belong to the others, or isn't what the spec asks for.
+
+    Args:
+        name: the dataset.
+        stage: whose outcome it is.
+        why: what about it is wrong.
+    """
+
+    def __init__(self, name: str, stage: str, why: str) -> None:
+        super().__init__(
+            f"{name}: the outcome of {stage} is out of date: {why}; run: "
+            f"eval-ingest ingest --name {name}, or "
+            f"dagster asset materialize --select {stage} --partition {name}"
+        )
+
+
 class IntegrityError(StoreError):
     """A file differs in size, checksum or shape from what was recorded.
 
@@ -111,12 +132,39 @@ class IntegrityError(StoreError):
         self.what = shown(what)
 
 
+class NotOursError(StoreError):
+    """A folder under the eval root, or a name in its registry, is another tool's."""
+
+
 class LockedError(StoreError):
     """Another process holds the dataset's lock."""
 
 
 class OutdatedError(StoreError):
-    """Another process has written an object since it was looked at."""
+    """Another process has written what was looked at, since it was looked at."""
+
+
+class NewerVersionError(StoreError):
+    """A newer eval_ingest has written a file, and this one doesn't know what it means.
+
+    Args:
+        where: the file.
+        found: its version.
+        known: the newest one that this eval_ingest reads.
+    """
+
+    def __init__(self, where: object, found: object, known: int) -> None:
+        super().__init__(
+            f"{where} is of version {found}, written by a newer eval_ingest; this one reads "
+            f"{known}: upgrade it (pip install --upgrade eval-ingest)"
+        )
+
+
+class MachineError(EvalIngestError):
+    """The machine can't read on, whatever the data: no memory, no handles, a broken library.
+
+    Never a verdict on data. The message says what to see to.
+    """
 
 
 class EngineError(EvalIngestError):

@@ -1,22 +1,28 @@
 """One dataset on its way: where it comes from, what it is, where it goes."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
 from eval_ingest.config_files import read_config_files
-from eval_ingest.core.index import row_key
-from eval_ingest.core.resolved import ResolvedConfig
-from eval_ingest.core.spec import DatasetSpec
+from eval_ingest.core.entry import their_values
+from eval_ingest.core.index import WindowIndex, row_key
+from eval_ingest.core.resolved import ResolvedConfig, SplitSelector
+from eval_ingest.core.spec import SPLIT_OPTION, SPLITS, DatasetSpec
 from eval_ingest.engine import Progress, no_progress
-from eval_ingest.errors import SpecError
+from eval_ingest.errors import SpecError, StaleStageError
 from eval_ingest.inference.resolve import ConfigFiles, resolve
 from eval_ingest.redaction import holds_secret, redacted
 from eval_ingest.settings import Settings
 from eval_ingest.sources.base import Source
 from eval_ingest.sources.open import open_source
-from eval_ingest.store.paths import DatasetLayout, EvalRoot
+from eval_ingest.store.claims import refuse_theirs
+from eval_ingest.store.paths import DatasetLayout
+from eval_ingest.store.registry import their_raw_entry
+from eval_ingest.store.resolved import Resolved, asked_by, read_resolved, write_resolved
+from eval_ingest.store.roots.base import DatasetStore, EvalRoot
 from eval_ingest.store.roots.open import open_root
+from eval_ingest.store.seal import unless_damaged
 
 
 @dataclass(frozen=True)
@@ -26,15 +32,19 @@ class Job:
     spec: DatasetSpec
     settings: Settings
     root: EvalRoot
+    store: DatasetStore
+    """The dataset under the eval root."""
     source: Source
     files: ConfigFiles
     config: ResolvedConfig
     progress: Progress = field(default=no_progress, compare=False)
+    their_entry: str = ""
+    """Of a dataset to adopt: the JSON of its entry in registry.json before we added to it."""
 
     @property
     def layout(self) -> DatasetLayout:
         """The dataset's files under the eval root."""
-        return self.root.dataset(self.spec.name)
+        return self.store.layout
 
     @property
     def origin(self) -> str:
@@ -53,6 +63,7 @@ def open_job(
     root: str | Path | None = None,
     progress: Progress = no_progress,
     looks: bool = False,
+    indexed: bool = False,
 ) -> Job:
     """Find the source, read its configuration, and infer what the samples are made of.
 
@@ -62,21 +73,24 @@ def open_job(
         root: the eval root, if not that of the settings.
         progress: is told how far the stages are.
         looks: True if nothing is to be kept of the source: it is only looked at.
+        indexed: True for stages after the first one: the configuration is the one that the index
+            was made by, and the source's own files are not read again.
 
     Raises:
         SourceError: the source or its configuration can't be read or understood.
         StoreError: the eval root can't be reached.
         SettingsError: the source names an environment variable that isn't set.
+        NotOursError: the name or the folder is another tool's.
     """
     eval_root = open_root(settings, root)
-    layout = eval_root.dataset(spec.name)
-    # What is kept for a remote root lies in its cache, which has a limit.
-    limit = None if eval_root.remote is None else eval_root.remote.cache.limit
+    store = eval_root.dataset(spec.name)
+    layout = store.layout
+    refuse_theirs(store, spec)
     source = open_source(
         settings.expand(spec.source),
         None if looks else layout.staging,
         layout.archive,
-        limit,
+        eval_root.cache_bytes,
         progress,
     )
     if spec.copy_mode == "index" and holds_secret(source.origin):
@@ -89,8 +103,75 @@ def open_job(
             f"{spec.name}: with --copy index samples are read from the source, and "
             f"{source.origin} is an archive; unpack it and give the folder, or use --copy stream"
         )
-    files = read_config_files(source, spec, settings)
-    config = resolve(files, spec)
-    if source.notes:
-        config = config.model_copy(update={"warnings": [*config.warnings, *source.notes]})
-    return Job(spec, settings, eval_root, source, files, config, progress)
+    theirs = their_raw_entry(store) if spec.adopted else ""
+    resolved = read_resolved(store) if indexed else None
+    if resolved is not None:
+        files, config = _files_of(resolved), resolved.config
+    else:
+        files = read_config_files(source, spec, settings)
+        config = resolve(files, spec)
+        if source.notes:
+            config = config.model_copy(update={"warnings": (*config.warnings, *source.notes)})
+        if spec.adopted:
+            config = _by_their_splits(config, theirs)
+    return Job(spec, settings, eval_root, store, source, files, config, progress, theirs)
+
+
+def _by_their_splits(config: ResolvedConfig, their_entry: str) -> ResolvedConfig:
+    """The configuration of an adopted dataset: each window is in the split that its option says."""
+    key = their_values(their_entry).get("split_tag_key") or SPLIT_OPTION
+    selectors = {split: SplitSelector(tags={key: split}) for split in SPLITS}
+    provenance = {**config.provenance, "selectors": f"window option {key}"}
+    return config.model_copy(update={"selectors": selectors, "provenance": provenance})
+
+
+def write_config(job: Job, index_fingerprint: str) -> None:
+    """Keep the configuration that an index was made by, for the stages after it.
+
+    Raises:
+        StoreError: it can't be written.
+    """
+    resolved = Resolved(
+        window_index=index_fingerprint,
+        asked=asked_by(job.spec),
+        config=job.config,
+        config_json=job.files.config_json,
+        model_yaml=job.files.model_yaml,
+        run_yaml=job.files.run_yaml,
+        where=job.files.where,
+        permissions=dict(job.files.permissions),
+    )
+    write_resolved(job.store, resolved)
+
+
+def with_config_of(job: Job, index: WindowIndex) -> Job:
+    """The job with the configuration that its index was made by.
+
+    Raises:
+        StaleStageError: it isn't known, or the spec asks for other windows by now.
+    """
+    resolved = unless_damaged(lambda: read_resolved(job.store))
+    if resolved is None or resolved.window_index != index.fingerprint:
+        raise StaleStageError(
+            job.spec.name, "window_index", "the configuration that it was made by isn't known"
+        )
+    asked = asked_by(job.spec)
+    changed = [name for name, value in asked.items() if resolved.asked.get(name) != value]
+    if changed:
+        what = f"the spec's {', '.join(changed)} changed since it was made"
+        raise StaleStageError(job.spec.name, "window_index", what)
+    found = replace(job, files=_files_of(resolved), config=resolved.config)
+    if found.row_key != index.row_key:
+        what = "another version of eval_ingest made it"
+        raise StaleStageError(job.spec.name, "window_index", what)
+    return found
+
+
+def _files_of(known: Resolved) -> ConfigFiles:
+    return ConfigFiles(
+        known.config_json,
+        known.model_yaml,
+        known.run_yaml,
+        known.where,
+        permissions=known.permissions,
+    )

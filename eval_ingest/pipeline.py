@@ -31,36 +31,38 @@ import numpy as np
 from eval_ingest.copying.rslearn_files import Samples, remove_copy, write_copy_files
 from eval_ingest.copying.transfer import transfer
 from eval_ingest.copying.verify import look_at
+from eval_ingest.core.copy_config import rslearn_config
 from eval_ingest.core.entry import CopyResult, Metadata, NormStats
+from eval_ingest.core.eval_settings import EvalSettings
 from eval_ingest.core.fingerprint import fingerprint
 from eval_ingest.core.index import WindowIndex
 from eval_ingest.core.norm import MOMENTS, combine
 from eval_ingest.core.quality import quality_report
 from eval_ingest.core.splits import SPLITS_VERSION, SplitAssignment, assign_splits
 from eval_ingest.core.validate import check_invalid_fraction
-from eval_ingest.errors import NotIngestedError, StoreError
+from eval_ingest.errors import IntegrityError, NotIngestedError, StaleStageError, StoreError
 from eval_ingest.indexing.build import finish_index, index_source, partial_rows
 from eval_ingest.indexing.wanted import check_storage
-from eval_ingest.job import Job
+from eval_ingest.job import Job, with_config_of, write_config
 from eval_ingest.sources.discovery import source_fingerprint
 from eval_ingest.store.atomic import remove_file
+from eval_ingest.store.claims import claim
 from eval_ingest.store.index_file import read_splits, write_splits
 from eval_ingest.store.leftovers import GRACE_S, remove_retired, remove_unfinished, retire
 from eval_ingest.store.outcomes import read_copy, read_outcome, read_source_state
 from eval_ingest.store.registry import (
-    locked,
     read_metadata,
     read_registry,
     rebuild_registry,
     write_metadata,
 )
 from eval_ingest.store.seal import unless_damaged, write_sealed_json
-from eval_ingest.store.shards import retire_shards
+from eval_ingest.store.shards import shard_names
 
 STAGES = ("window_index", "split_assignment", "norm_stats", "weka_copy", "registry_entry")
 
-NORM_VERSION = 2
-COPY_VERSION = 2
+NORM_VERSION = 3
+COPY_VERSION = 3
 ENTRY_VERSION = 3
 
 # ---------------------------------------------------------------------------- 1. window_index
@@ -78,9 +80,10 @@ def window_index(job: Job) -> WindowIndex:
     seen = source_fingerprint(job.source.origin)
     index = index_source(job)
     check_invalid_fraction(index.summary, job.spec.max_invalid_fraction, job.spec.name)
+    write_config(job, index.fingerprint)
     if seen:
         state = {"fingerprint": seen, "window_index": index.fingerprint}
-        if read_source_state(job.layout) != state:
+        if read_source_state(job.store) != state:
             write_sealed_json(job.layout.source_state, state)
     return index
 
@@ -94,20 +97,11 @@ def split_assignment(job: Job, index: WindowIndex) -> SplitAssignment:
     Raises:
         SplitError: no window is selected, or train is empty.
     """
-    config = job.config
-    wanted = fingerprint(
-        "split_assignment",
-        SPLITS_VERSION,
-        index.fingerprint,
-        job.spec.splits,
-        job.spec.max_samples,
-        dict(config.selectors),
-        config.declared_ratios,
-    )
+    wanted = _splits_wanted(job, index)
     old = unless_damaged(lambda: read_splits(job.layout.split_assignment))
     if old is not None and old.fingerprint == wanted:
         return old
-    return assign_splits(index, config, job.spec, wanted)
+    return assign_splits(index, job.config, job.spec, wanted)
 
 
 # ------------------------------------------------------------------------------ 3. norm_stats
@@ -117,7 +111,7 @@ def norm_stats(job: Job, index: WindowIndex, splits: SplitAssignment) -> NormSta
     """Band statistics of the train windows, summed up from the moments in the index."""
     train = splits.splits == "train"
     stats = NormStats(
-        fingerprint=fingerprint("norm_stats", NORM_VERSION, index.fingerprint, splits.fingerprint),
+        fingerprint=_stats_wanted(index, splits),
         n_windows=int(train.sum()),
         stats={},
     )
@@ -138,6 +132,9 @@ def norm_stats(job: Job, index: WindowIndex, splits: SplitAssignment) -> NormSta
             if bands:
                 text = f"{modality.name} {', '.join(bands)} {what}; it is 0 after normalisation"
                 stats.warnings.append(text)
+        for place, value in index.nodata_values(modality.name, splits.used):
+            values = stats.nodata.setdefault(modality.name, {})
+            values.setdefault(modality.bands[place], []).append(value)
     return stats
 
 
@@ -151,20 +148,18 @@ def weka_copy(job: Job, index: WindowIndex, splits: SplitAssignment) -> CopyResu
         SourceError: a window changed since it was indexed.
         StoreError: the eval root can't be written.
     """
-    wanted = fingerprint(
-        "weka_copy", COPY_VERSION, index.fingerprint, splits.fingerprint, job.spec.copy_mode
-    )
-    old = unless_damaged(lambda: read_copy(job.layout))
+    wanted = _copy_wanted(job, index, splits)
+    old = unless_damaged(lambda: read_copy(job.store))
     if old is not None and old.fingerprint == wanted and _copy_is_there(job, old):
         job.source.forget()
         return old
     # What lies there is about to change: the outcome of the last copy vouches for it no longer.
     remove_file(job.layout.weka_copy)
-    job.layout.send()
+    job.store.send()
     result = transfer(job, index, splits, wanted)
     if job.spec.copy_mode == "windows":
         samples = Samples(job.config, index, splits)
-        files = write_copy_files(job.layout, job.files, samples)
+        files = write_copy_files(job.store, job.files, samples)
         result = result.model_copy(update={"files": files})
     job.source.forget()
     return result
@@ -172,18 +167,7 @@ def weka_copy(job: Job, index: WindowIndex, splits: SplitAssignment) -> CopyResu
 
 def _copy_is_there(job: Job, result: CopyResult) -> bool:
     """A quick look at what the result names. `eval-ingest verify` looks at every byte."""
-    layout = job.layout
-    if layout.remote is None:
-        return unless_damaged(lambda: look_at(layout, result)) is not None
-    paths = [layout.path / found.index for found in result.splits.values()]
-    paths += [
-        layout.samples / shard.name / f"{array}.npy"
-        for shard in result.shards
-        for array in shard.arrays
-    ]
-    if result.mode == "windows":
-        paths += [layout.copy_manifest, *(layout.path / name for name in result.files)]
-    return all(layout.is_there(path) for path in paths)
+    return unless_damaged(lambda: look_at(job.store, result)) is not None
 
 
 # -------------------------------------------------------------------------- 5. registry_entry
@@ -199,12 +183,15 @@ def registry_entry(
         "norm_stats": stats.fingerprint,
         "weka_copy": copy.fingerprint,
     }
-    wanted = fingerprint("registry_entry", ENTRY_VERSION, prints, job.spec, job.config, job.origin)
-    old = unless_damaged(lambda: read_metadata(job.layout))
-    if old is not None and (old.fingerprint, old.splits, old.shards) == (
+    # How a dataset is scored is no part of its version: embeddings of it stay right.
+    data = job.spec.model_copy(update={"eval": EvalSettings()})
+    wanted = fingerprint("registry_entry", ENTRY_VERSION, prints, data, job.config, job.origin)
+    old = unless_damaged(lambda: read_metadata(job.store))
+    if old is not None and (old.fingerprint, old.splits, old.shards, old.spec.eval) == (
         wanted,
         copy.splits,
         copy.shards,  # others, if the samples were packed anew
+        job.spec.eval,
     ):
         return old
     samples = Samples(job.config, index, splits)
@@ -219,6 +206,7 @@ def registry_entry(
         splits=copy.splits,
         shards=copy.shards,
         norm_stats=stats.stats,
+        nodata=stats.nodata,
         n_windows=len(index),
         invalid=index.summary.reasons,
         split_report=splits.report,
@@ -231,6 +219,7 @@ def registry_entry(
         timesteps={name: (int(s.min()), int(s.max())) for name, s in samples.timesteps.items()},
         same_timesteps=samples.same_timesteps,
         n_bytes=copy.n_bytes + copy.packed_bytes,
+        their_entry=job.their_entry,
     )
 
 
@@ -241,16 +230,16 @@ def publish(job: Job, metadata: Metadata) -> None:
         StoreError: the eval root can't be written.
     """
     with contextlib.suppress(StoreError):  # of another version, or damaged: nobody reads it
-        retire(job.layout, read_metadata(job.layout), metadata)
-    write_metadata(job.layout, metadata)
+        retire(job.store, read_metadata(job.store), metadata)
+    write_metadata(job.store, metadata)
     rebuild_registry(job.root)
 
 
 def tidy(job: Job, metadata: Metadata) -> None:
     """Clear away what nothing names any more, once readers have had time to let go of it."""
-    if metadata.spec.copy_mode != "windows":
-        remove_copy(job.layout)
-    remove_retired(job.layout, metadata, GRACE_S)
+    if metadata.spec.copy_mode != "windows" and not metadata.spec.adopted:
+        remove_copy(job.store)
+    remove_retired(job.store, metadata, GRACE_S)
     shutil.rmtree(job.layout.staging, ignore_errors=True)
 
 
@@ -335,9 +324,10 @@ def run_stage(job: Job, stage: str, values: dict[str, Any] | None = None) -> Out
 
     Raises:
         NotIngestedError: an earlier stage has not run.
+        StaleStageError: one has, but what it made doesn't belong to the rest.
         EvalIngestError: whatever the stage raises.
     """
-    if not job.layout.is_held:
+    if not job.store.is_held:
         with dataset_lock(job):
             return run_stage(job, stage, values)
     started = time.monotonic()
@@ -345,24 +335,75 @@ def run_stage(job: Job, stage: str, values: dict[str, Any] | None = None) -> Out
     for name in _STAGES[stage].inputs:
         value = (values or {}).get(name)
         if value is None:
-            value = read_outcome(job.layout, name)
+            value = read_outcome(job.store, name)
         if value is None:
             raise NotIngestedError(
                 f"{job.spec.name}: {stage} needs {name}, which has not run; run: "
                 f"dagster asset materialize --select {name} --partition {job.spec.name}"
             )
         inputs.append(value)
+    if inputs:
+        job, inputs = _belonging_together(
+            job, dict(zip(_STAGES[stage].inputs, inputs, strict=True))
+        )
     value = _STAGES[stage].build(job, *inputs)
     ran = write_stage(job, stage, value)
-    job.layout.send()
+    job.store.send()
     if stage == "registry_entry":
         tidy(job, value)
     return Outcome(stage, value, ran, time.monotonic() - started)
 
 
+def _splits_wanted(job: Job, index: WindowIndex) -> str:
+    return fingerprint(
+        "split_assignment",
+        SPLITS_VERSION,
+        index.fingerprint,
+        job.spec.splits,
+        job.spec.max_samples,
+        dict(job.config.selectors),
+        job.config.declared_ratios,
+    )
+
+
+def _stats_wanted(index: WindowIndex, splits: SplitAssignment) -> str:
+    return fingerprint("norm_stats", NORM_VERSION, index.fingerprint, splits.fingerprint)
+
+
+def _copy_wanted(job: Job, index: WindowIndex, splits: SplitAssignment) -> str:
+    return fingerprint(
+        "weka_copy",
+        COPY_VERSION,
+        index.fingerprint,
+        splits.fingerprint,
+        job.spec.copy_mode,
+        rslearn_config(job.config),
+    )
+
+
+def _belonging_together(job: Job, inputs: dict[str, Any]) -> tuple[Job, list[Any]]:
+    """A stage's job and inputs, if all are of one version: of one index, one policy, one spec.
+
+    Raises:
+        StaleStageError: one isn't; says which stage is to be run again.
+    """
+    index, splits = inputs["window_index"], inputs.get("split_assignment")
+    job = with_config_of(job, index)
+    if splits is not None:
+        wanted = {"split_assignment": _splits_wanted(job, index)}
+        wanted["norm_stats"] = _stats_wanted(index, splits)
+        wanted["weka_copy"] = _copy_wanted(job, index, splits)
+        for stage, value in inputs.items():
+            if value.fingerprint != wanted.get(stage, value.fingerprint):
+                before = "what it is made from, or the spec, changed since it was made"
+                raise StaleStageError(job.spec.name, stage, before)
+        inputs["split_assignment"] = splits.joined(index)
+    return job, list(inputs.values())
+
+
 def write_stage(job: Job, stage: str, value: Any) -> bool:
     """Write a stage's outcome, unless it is what is on disk already; True if it was written."""
-    old = unless_damaged(lambda: read_outcome(job.layout, stage))
+    old = unless_damaged(lambda: read_outcome(job.store, stage))
     same = old is not None and old.fingerprint == value.fingerprint
     if same and (stage != "registry_entry" or (old == value and _registered(job, value))):
         return False
@@ -387,9 +428,13 @@ def dataset_lock(job: Job, timeout_s: float = 5.0) -> Iterator[None]:
 
     Raises:
         LockedError: another process is at it.
+        NotOursError: the folder or the name is another tool's.
+        NewerVersionError: a newer eval_ingest has published it.
     """
-    layout, what = job.layout, f"{job.spec.name} is being ingested"
-    with locked(layout.lock, timeout_s, what), layout.held(timeout_s, what):
+    with job.store.hold(timeout_s, f"{job.spec.name} is being ingested"):
+        with contextlib.suppress(IntegrityError):  # damaged: it is made anew
+            read_metadata(job.store)  # raises if a newer eval_ingest has published
+        claim(job.store, job.spec)
         remove_unfinished(job.layout)
         yield
 
@@ -402,6 +447,7 @@ def forget(job: Job) -> None:
     with dataset_lock(job):
         layout = job.layout
         for path in (
+            layout.resolved,
             layout.window_index,
             layout.split_assignment,
             layout.norm_stats,
@@ -410,5 +456,5 @@ def forget(job: Job) -> None:
         ):
             remove_file(path)
         partial_rows(job).clear()
-        retire_shards(layout)
-        layout.send()
+        job.store.forget_shards(shard_names(layout.samples))
+        job.store.send()

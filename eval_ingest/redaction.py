@@ -3,6 +3,7 @@
 A URL may carry a password or a signature, and a name in a dataset anything at all.
 """
 
+import html
 import re
 from urllib.parse import unquote
 
@@ -12,12 +13,14 @@ MAX_SHOWN = 4_000
 _LONG = 4
 """Shorter parts of a password would be found in any text."""
 _PASSWORD = re.compile(r"(?<=://)[^/@\s'\"]*@")
-_PARAMETER = re.compile(
-    r"(?<=[?&])([^=&\s'\"]*(?:sig|signature|token|key|secret|passw|pwd|credential|auth|session)"
-    r"[^=&\s'\"]*)=[^&\s'\"#]+",
-    re.IGNORECASE,
+_PARAMETER = re.compile(r"(?<=[?&])([^?=&\s'\"]{1,200})=[^&\s'\"#]+")
+"""Each character is looked at a few times, however a text is made up."""
+_SECRET_PARAMETER = re.compile(
+    r"sig|token|key|secret|passw|pwd|credential|auth|session", re.IGNORECASE
 )
-_CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
+_CONTROLS = re.compile(
+    r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff]"
+)
 _SECRET_NAME = re.compile(r"SECRET|TOKEN|PASSW|PWD|CREDENTIAL|PRIVATE|AUTH|KEY", re.IGNORECASE)
 
 
@@ -27,7 +30,11 @@ def redacted(text: str) -> str:
     >>> redacted("s3://key:secret@bucket/x and https://host/x?a=1&X-Amz-Signature=0f1e")
     's3://***@bucket/x and https://host/x?a=1&X-Amz-Signature=***'
     """
-    return _PARAMETER.sub(r"\1=***", _PASSWORD.sub("***@", text))
+    return _PARAMETER.sub(_without_value, _PASSWORD.sub("***@", text))
+
+
+def _without_value(found: re.Match[str]) -> str:
+    return f"{found[1]}=***" if _SECRET_PARAMETER.search(found[1]) else found[0]
 
 
 def without_secrets_of(url: str, text: str) -> str:
@@ -37,7 +44,11 @@ def without_secrets_of(url: str, text: str) -> str:
     'Invalid bucket name "***@bucket"'
     """
     passwords = [found.removesuffix("@") for found in _PASSWORD.findall(url)]
-    signatures = [found[0].partition("=")[2] for found in _PARAMETER.finditer(url)]
+    signatures = [
+        found[0].partition("=")[2]
+        for found in _PARAMETER.finditer(url)
+        if _SECRET_PARAMETER.search(found[1])
+    ]
     parts = [part for whole in passwords for part in whole.split(":", 1)]
     for secret in [*passwords, *signatures, *(part for part in parts if len(part) >= _LONG)]:
         if secret:
@@ -57,8 +68,70 @@ def names_secret(variable: str) -> bool:
 
 def shown(text: str) -> str:
     """A text that can be shown in a terminal: no secrets, no control characters, not too long."""
+    if len(text) > 2 * MAX_SHOWN:  # cut before anything is looked for in it
+        text = f"{text[: MAX_SHOWN * 3 // 4]} ... {text[-MAX_SHOWN // 4 :]}"
     plain = redacted(text).encode(errors="backslashreplace").decode()
-    plain = _CONTROLS.sub(lambda found: f"\\x{ord(found.group()):02x}", plain)
+    plain = _CONTROLS.sub(_escaped, plain)
     if len(plain) <= MAX_SHOWN:
         return plain
     return f"{plain[: MAX_SHOWN * 3 // 4]} ... {plain[-MAX_SHOWN // 4 :]}"
+
+
+def _escaped(found: re.Match[str]) -> str:
+    code = ord(found.group())
+    return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}"
+
+
+def on_one_line(text: str, most: int = 200) -> str:
+    r"""A text from a source as part of a line in a terminal, cut to so many characters.
+
+    >>> print(on_one_line(chr(27) + "[2J" + chr(10)))
+    \x1b[2J\x0a
+    """
+    cut = text if len(text) <= most else f"{text[: most - 3]}..."
+    return shown(cut).replace("\n", "\\x0a").replace("\t", "\\x09")
+
+
+def in_lines(text: str) -> str:
+    r"""A message of a log or a tick, of whole sentences: as long as messages may be, in one line.
+
+    >>> print(in_lines("crops" + chr(27) + "[2J: " + chr(10) + "no windows"))
+    crops\x1b[2J: \x0ano windows
+    """
+    return on_one_line(text, MAX_SHOWN)
+
+
+def in_json(text: str) -> str:
+    """JSON as it may be shown in a terminal: what one would obey is escaped as JSON does it."""
+    return _CONTROLS.sub(lambda found: f"\\u{ord(found.group()):04x}", text)
+
+
+def in_markdown(text: str, most: int = 200) -> str:
+    r"""A text from a source as plain words in Markdown: no link, picture, HTML or new line in it.
+
+    >>> print(in_markdown("![x](http://host/x.png) <b> a_b"))
+    !\[x\](http&#58;//host/x.png) &lt;b&gt; a_b
+    """
+    return _MARKDOWN.sub(_as_words, on_one_line(text, most))
+
+
+def in_html(text: str, most: int = 2_000) -> str:
+    """A text from a source as plain words in HTML, in an element or in a quoted attribute.
+
+    >>> in_html('<img src="x">')
+    '&lt;img src=&quot;x&quot;&gt;'
+    """
+    return html.escape(on_one_line(text, most))
+
+
+_MARKDOWN = re.compile(
+    r"[\\`*\[\]<>&|~@]|(?<!\w)_|_(?!\w)|://|(?:mailto|xmpp):|www\.|^[#+=-]", re.IGNORECASE
+)
+"""What means something in Markdown, addresses too, which become links by themselves."""
+
+
+def _as_words(found: re.Match[str]) -> str:
+    text = found.group()
+    if len(text) > 1:
+        return text.replace(":", "&#58;").replace(".", "&#46;")
+    return {"<": "&lt;", ">": "&gt;", "&": "&amp;", "@": "&#64;"}.get(text, f"\\{text}")

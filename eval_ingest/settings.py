@@ -51,6 +51,8 @@ class Settings:
     cache_gib: float = DEFAULT_CACHE_GIB
     """Limit of what the cache holds of remote eval roots."""
     weka_endpoint_url: str | None = None
+    window_mib: int = 256
+    """That a window's files, and its pixels unpacked, may have."""
     answer_seconds: int = 2
     """How long a server that nothing has come from yet may say nothing."""
     requester_pays: tuple[tuple[str, str], ...] = ()
@@ -89,6 +91,7 @@ class Settings:
             cache=text("EVAL_INGEST_CACHE") or DEFAULT_CACHE,
             cache_gib=_gib(gib) if gib else DEFAULT_CACHE_GIB,
             weka_endpoint_url=text("WEKA_ENDPOINT_URL"),
+            window_mib=count("EVAL_INGEST_WINDOW_MIB") or cls.window_mib,
             answer_seconds=count(ANSWER_VARIABLE) or cls.answer_seconds,
             requester_pays=_payers(text(REQUESTER_PAYS_VARIABLE) or ""),
             studio_roots=tuple(

@@ -17,8 +17,8 @@ from eval_ingest.errors import EvalIngestError, IntegrityError
 from eval_ingest.loading.packed import PackedSamples
 from eval_ingest.sources.open import open_source
 from eval_ingest.store.outcomes import read_outcome
-from eval_ingest.store.paths import DatasetLayout, EvalRoot
 from eval_ingest.store.registry import require_metadata
+from eval_ingest.store.roots.base import DatasetStore, EvalRoot
 from eval_ingest.store.split_index import TARGET, SplitIndex
 
 _TOLD = 20
@@ -33,20 +33,21 @@ def verify_dataset(root: EvalRoot, name: str, progress: Progress) -> Verified:
         StoreError: the eval root can't be read.
     """
     metadata = require_metadata(root, name)
-    layout = root.dataset(name)
-    found = verify(layout, metadata, progress)
-    stages, wrong = _stages(layout, metadata)
+    store = root.dataset(name)
+    found = verify(store, metadata, progress)
+    stages, wrong = _stages(store, metadata)
     if wrong:
         return Verified(found.checked, [*found.problems, *wrong])
     index, splits = stages["window_index"], stages["split_assignment"]
+    splits = splits.joined(index)
     if metadata.spec.copy_mode == "index":
         compared = f"{len(splits.used)} windows of {metadata.source} compared"
         differing = _changed(metadata, index, splits, progress)
-    elif layout.remote is not None:  # checksums of whole files were compared, and nothing is here
-        return found
+    elif all(array.crc32c for shard in metadata.shards for array in shard.arrays.values()):
+        return found  # checksums of the whole files were compared
     else:
         compared = f"{len(splits.used)} samples compared with what was decoded"
-        differing = _wrong_samples(layout, metadata, index, splits, progress)
+        differing = _wrong_samples(store, metadata, index, splits, progress)
     try:
         problems = list(differing)
     except EvalIngestError as error:
@@ -56,26 +57,27 @@ def verify_dataset(root: EvalRoot, name: str, progress: Progress) -> Verified:
     return Verified(f"{found.checked}; {compared}", [*found.problems, *problems])
 
 
-def _stages(layout: DatasetLayout, metadata: Metadata) -> tuple[dict[str, Any], list[str]]:
+def _stages(store: DatasetStore, metadata: Metadata) -> tuple[dict[str, Any], list[str]]:
     """The stages' outcomes that metadata.json was made from, and what is wrong with them."""
     stages, problems = {}, []
     for stage in metadata.fingerprints:
         try:
-            found = read_outcome(layout, stage)
+            found = read_outcome(store, stage)
         except IntegrityError as error:
             problems.append(error.what)
             continue
         stages[stage] = found
         if found is None:
             if stage != "weka_copy" or metadata.spec.copy_mode == "windows":
-                problems.append(f"the outcome of {stage} is missing")
+                text = f"the outcome of {stage} is missing, or of an older version of eval_ingest"
+                problems.append(text)
         elif found.fingerprint != metadata.fingerprints[stage]:
             problems.append(f"{stage} has run again since, without the stages after it")
     return stages, problems
 
 
 def _wrong_samples(
-    layout: DatasetLayout,
+    store: DatasetStore,
     metadata: Metadata,
     index: WindowIndex,
     splits: SplitAssignment,
@@ -87,12 +89,16 @@ def _wrong_samples(
     digests = index.table["pixel_digest"].to_pylist()
     labels = numbers(index.table["label.crc32c"], 0)
     moments = {m.name: index.moments(m.name) for m in metadata.config.modalities}
-    total = len(rows)
+    total, seen = len(rows), set()
     for split, file in metadata.splits.items():
-        found = SplitIndex(layout.path / file.index, metadata.name, list(moments))
-        samples = PackedSamples(layout, metadata, found)
+        found = SplitIndex(store.layout.path / file.index, metadata.name, list(moments))
+        samples = PackedSamples(store, metadata, found)
         for k in range(len(found)):
-            row = rows.pop((found.groups[k], found.names[k]), None)
+            place = found.groups[k], found.names[k]
+            if place in seen:
+                continue  # another crop of it
+            row = rows.pop(place, None)
+            seen.add(place)
             if row is None or splits.splits[row] != split:
                 yield f"{file.index}: {found.window(k)} doesn't belong to {split}"
                 continue

@@ -1,25 +1,30 @@
 """Which datasets under the roots are new, registered, changed, or can't be ingested and why."""
 
+import contextlib
 import os
 import traceback
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Set
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from functools import partial
-from pathlib import PurePath
+from pathlib import Path, PurePath
+from typing import Any, Protocol
 
 from eval_ingest.background import Background
 from eval_ingest.config_files import read_config_files
 from eval_ingest.core.fingerprint import fingerprint
 from eval_ingest.core.resolved import ResolvedConfig
-from eval_ingest.core.spec import DatasetSpec, name_from
+from eval_ingest.core.spec import RESERVED, DatasetSpec, is_name, name_from
+from eval_ingest.decoding.limits import fetchable
 from eval_ingest.decoding.metadata import read_metadata as read_window_metadata
 from eval_ingest.decoding.rasters import not_there_yet
 from eval_ingest.errors import (
     ConfigError,
     EvalIngestError,
     IntegrityError,
+    NewerVersionError,
+    NotOursError,
     SourceError,
     StoreError,
 )
@@ -31,13 +36,27 @@ from eval_ingest.redaction import holds_secret, redacted, shown
 from eval_ingest.settings import Settings, literal
 from eval_ingest.sources.base import Source, WindowFiles, WindowReader
 from eval_ingest.sources.discovery import MAX_DEPTH, SAMPLE, Found, find_datasets, spread
+from eval_ingest.sources.looks import Look, Memory, read_looks
 from eval_ingest.sources.open import open_source
-from eval_ingest.store.catalog import read_catalog
+from eval_ingest.store.atomic import read_json, write_json
+from eval_ingest.store.catalog import Removed, read_catalog, removed_datasets
+from eval_ingest.store.claims import refuse_theirs
 from eval_ingest.store.outcomes import read_source_state
-from eval_ingest.store.registry import read_metadata
+from eval_ingest.store.registry import read_metadata, read_registry
+from eval_ingest.store.roots.base import EvalRoot
 from eval_ingest.store.roots.open import open_root
 
-Find = Callable[[str, int], Iterable[Found]]
+
+class Find(Protocol):
+    """Finds the datasets under one root."""
+
+    def __call__(
+        self, root: str, max_depth: int = ..., *, memory: Memory | None = None
+    ) -> Iterable[Found]:
+        """Those at most so many folders below it; what was seen earlier spares requests."""
+        ...
+
+
 Looks = Background[str, list[Found]]
 
 
@@ -51,6 +70,8 @@ class Sighting:
     """True: the spec is the catalog's; False: it is its name and source."""
     problem: str = ""
     """What is wrong with the catalog's spec, where that can't be read."""
+    removed: str = ""
+    """When a person has removed it, and how it comes back."""
 
     @property
     def name(self) -> str:
@@ -83,6 +104,10 @@ class State(StrEnum):
     CHANGED = "changed"
     UNFINISHED = "unfinished"
     """New or changed, but so many windows lack layers that it is probably still being written."""
+    THEIRS = "registered by another tool"
+    """Its name, or its folder under the eval root, is another tool's, and is left alone."""
+    IGNORED = "ignored"
+    """A person has removed it."""
     NOT_INGESTABLE = "not ingestable"
     UNKNOWN = "could not be looked at"
     """Something of ours is wrong."""
@@ -110,6 +135,7 @@ def survey(
     find: Find = find_datasets,
     looks: Looks | None = None,
     timeout_s: float | None = None,
+    memory: Callable[[Mapping[str, Look]], Memory] | None = None,
 ) -> Survey:
     """Look for datasets under some roots at once; one that is down is told, the others go on.
 
@@ -120,12 +146,17 @@ def survey(
         find: finds the datasets under one root.
         looks: takes looks that last longer than the timeout, to be had in a later survey.
         timeout_s: a root that takes longer counts as down; default: it is waited for.
+        memory: from earlier looks at a root, which are kept in the cache, to what spares this one;
+            default: every dataset is looked at in full, and nothing is kept.
 
     Raises:
-        StoreError: the catalog can't be read, so that no dataset has a sure name.
+        StoreError: the catalog or the registry can't be read, so that no dataset has a sure name.
     """
     looks = Background() if looks is None else looks
-    work = {root: partial(_look, root, settings, max_depth, find) for root in dict.fromkeys(roots)}
+    work = {
+        root: partial(_look, root, settings, max_depth, find, memory)
+        for root in dict.fromkeys(roots)
+    }
     done = looks.outcomes(work, timeout_s)
     result = Survey()
     found: dict[str, Found] = {}
@@ -149,19 +180,53 @@ def survey(
     for path, problem in broken.items():
         if not path.endswith((".yaml", ".yml")):
             raise problem  # the folder itself: every dataset of it would be taken for new
-    named = _named(found, catalog, settings, {PurePath(p).stem: str(e) for p, e in broken.items()})
+    eval_root = open_root(settings)
+    registered = read_registry(eval_root)
+    removed = removed_datasets(settings)
+    outside = {name: entry for name, entry in registered.items() if name not in catalog}
+    outside |= {n: {"source_path": g.source} for n, g in removed.items() if n not in catalog}
+    known = {**_registered_specs(found, outside, eval_root), **catalog}
+    problems = {PurePath(p).stem: str(e) for p, e in broken.items()}
+    taken = registered.keys() | catalog.keys() | removed.keys() | RESERVED
+    named = _named(found, known, taken, settings, problems)
+    told = {name: _told_removed(gone) for name, gone in removed.items()}
+    named = [replace(s, removed=told.get(s.name, "")) for s in named]
     result.sightings = sorted(named, key=lambda s: s.name)
     return result
 
 
-def _look(root: str, settings: Settings, max_depth: int, find: Find) -> list[Found]:
-    expanded = settings.expand(root)
+def _told_removed(gone: Removed) -> str:
+    return (
+        f"removed on {gone.removed_at.replace('T', ' ')}; to have it again: "
+        f"eval-ingest discover --forget {gone.name}, or ingest it by its name"
+    )
+
+
+def _look(
+    root: str,
+    settings: Settings,
+    max_depth: int,
+    find: Find,
+    memory: Callable[[Mapping[str, Look]], Memory] | None,
+) -> list[Found]:
+    expanded = os.path.expanduser(settings.expand(root))
     if holds_secret(expanded):
         raise SourceError(
             f"the root {expanded} holds a password or a signature, and what is found is kept for "
             "others to read; use the default credentials of the machine"
         )
-    return list(find(expanded, max_depth))
+    if memory is None:
+        return list(find(expanded, max_depth))
+    cache = Path(settings.cache).expanduser()
+    path = cache / "looks" / f"{fingerprint(expanded, max_depth)}.json"
+    looks = {}
+    with contextlib.suppress(StoreError):  # damaged: then everything is looked at in full
+        looks = read_looks(read_json(path))
+    looked = memory(looks)
+    found = list(find(expanded, max_depth, memory=looked))
+    if looked.looks != looks:
+        write_json(path, looked.dump())
+    return found
 
 
 def _plain(url: str) -> str:
@@ -170,13 +235,37 @@ def _plain(url: str) -> str:
     return url.rstrip("/") if "://" in url else os.path.realpath(url)
 
 
+def _registered_specs(
+    found: Mapping[str, Found], entries: Mapping[str, Any], root: EvalRoot
+) -> dict[str, DatasetSpec]:
+    """The specs of registered datasets that come from what was found."""
+    specs = {}
+    for name, entry in entries.items():
+        source = str(entry.get("source_path", ""))
+        if _plain(source) not in found or not is_name(name) or holds_secret(source):
+            continue
+        try:
+            metadata = read_metadata(root.dataset(name))
+        except IntegrityError:  # an ingest makes it anew
+            specs[name] = DatasetSpec(name=name, source=literal(source))
+        except StoreError:
+            continue  # of another version, say: its name is taken
+        else:
+            other = DatasetSpec(name=name, source=literal(source))  # another tool's, or removed
+            specs[name] = other if metadata is None else metadata.spec
+    return specs
+
+
 def _named(
     found: Mapping[str, Found],
     catalog: Mapping[str, DatasetSpec],
+    taken: Set[str],
     settings: Settings,
     broken: Mapping[str, str],
 ) -> list[Sighting]:
     """Give names: the catalog's, else the folder's, else with the folder above it.
+
+    Names of datasets that are registered are `taken`, be they in a catalog or not.
 
     A spec that can't be read (`broken`, by name) keeps its name: a person is to mend it.
     """
@@ -194,14 +283,14 @@ def _named(
             free[url] = dataset
         else:
             sightings += [Sighting(spec, dataset, in_catalog=True) for spec in known]
-    for url, name in _new_names(list(free), set(catalog)).items():
+    for url, name in _new_names(list(free), taken).items():
         spec = DatasetSpec(name=name, source=literal(free[url].url))
         problem = broken.get(name, "")
         sightings.append(Sighting(spec, free[url], bool(problem), problem))
     return sightings
 
 
-def _new_names(urls: list[str], taken: set[str]) -> dict[str, str]:
+def _new_names(urls: list[str], taken: Set[str]) -> dict[str, str]:
     """A name for each URL; those that share one are told apart by the folder above.
 
     >>> _new_names(["/a/crops", "/b/crops", "/b/Rice 2024"], {"x"})
@@ -266,14 +355,23 @@ def judge(sighting: Sighting, settings: Settings) -> Judgement:
     Raises:
         StoreError: the eval root can't be reached.
     """
-    layout = open_root(settings).dataset(sighting.name)
+    store = open_root(settings).dataset(sighting.name)
     metadata, damaged = None, False
     try:
-        metadata = read_metadata(layout)
+        metadata = read_metadata(store)
     except IntegrityError:
         damaged = True  # an ingest makes it anew
+    except NewerVersionError as error:
+        return Judgement(State.NOT_INGESTABLE, str(error))
+    if metadata is None and not damaged:
+        if sighting.removed:
+            return Judgement(State.IGNORED, sighting.removed)
+        try:
+            refuse_theirs(store, sighting.spec)
+        except NotOursError as error:
+            return Judgement(State.THEIRS, str(error))
     if metadata is not None:
-        seen = read_source_state(layout)
+        seen = read_source_state(store)
         same = seen.get("fingerprint") == sighting.found.fingerprint
         whole = seen.get("window_index") == metadata.fingerprints.get("window_index")
         if same and whole:
@@ -338,7 +436,7 @@ def look_inside(sighting: Sighting, source: Source, config: ResolvedConfig) -> I
     incomplete = [window for window in windows if not_there_yet(window, config)]
     lacking = {
         window.key: not_there_yet(window, config)
-        for window, reader in source.readers(incomplete, whole=False)
+        for window, reader in source.readers(incomplete, whole=False, fetchable=fetchable)
         if _is_wanted(window, reader, sighting.spec, config)
     }
     return Inside(

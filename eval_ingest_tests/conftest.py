@@ -11,6 +11,7 @@ import pytest
 
 from eval_ingest import pipeline
 from eval_ingest.core.spec import DatasetSpec
+from eval_ingest.decoding.isolation import isolated
 from eval_ingest.job import Job, open_job
 from eval_ingest.settings import Settings
 from eval_ingest_tests.support import factories, killing
@@ -40,6 +41,7 @@ def _no_process_is_left() -> Iterator[None]:
         ]
 
     yield
+    isolated.close()
     killing.wait_until(lambda: not left(), 20)
     assert left() == []
 

@@ -1,5 +1,6 @@
 """The command line as a person uses it: what is printed, and how it fails."""
 
+import argparse
 import json
 import os
 import shutil
@@ -12,6 +13,8 @@ from pathlib import Path
 import pytest
 
 from eval_ingest import cli
+from eval_ingest.core.spec import DatasetSpec, SplitPolicy
+from eval_ingest.flags import add_spec_flags, given_fields
 
 
 @pytest.fixture
@@ -118,7 +121,10 @@ def test_registry_rebuild_restores_a_lost_registry(
     ("arguments", "messages"),
     [
         (["info", "--name", "tolbi_crop"], ["no dataset 'tolbi_crop'"]),
-        (["ingest", "--name", "tolbi_crop"], ["did you mean tolbi_crops", "--source"]),
+        (
+            ["ingest", "--name", "tolbi_cropz"],
+            ["did you mean tolbi_crop or tolbi_crops", "--source"],
+        ),
         (["ingest", "--name", "x", "--source", "/no/where"], ["/no/where does not exist"]),
         (["ingest", "--name", "../x", "--source", "/tmp"], ["'../x' is not allowed"]),
         (["validate"], ["--source"]),
@@ -193,3 +199,27 @@ def test_help_and_list_answer_at_once(root: Path) -> None:
         )
         # A second is the aim; the bound is wide because the machine may be busy with other tests.
         assert time.monotonic() - started < 5
+
+
+def test_every_field_of_a_spec_has_its_flag() -> None:
+    """What a field of DatasetSpec takes can be said on the command line, with some help."""
+    parser = argparse.ArgumentParser()
+    add_spec_flags(parser)
+    flags = {action.dest: action for action in parser._actions if action.dest != "help"}
+    fields = {field.alias or name for name, field in DatasetSpec.model_fields.items()}
+    # How an eval is scored stands in the catalog; `correct` is adopt's.
+    fields -= {"name", "splits", "eval", "correct"}
+    assert flags.keys() == fields | SplitPolicy.model_fields.keys()
+    assert all(action.help for action in flags.values())
+    said = (
+        "--source /data --groups a b --tags split=val oep_eval: --temporal-range 2023-01-01 "
+        "2024-01-01 --crop-size 16 --all-crops none --ratios 80 10 10 --buffer 50 "
+        "--split-strategy spatial --label-fractions few=0.01 --copy index --licence CC-BY-4.0"
+    )
+    given = given_fields(parser.parse_args(said.split()))
+    spec = DatasetSpec.parse({"name": "crops", **given}, "the flags")
+    assert (spec.groups, spec.tags) == (("a", "b"), {"split": "val", "oep_eval:": ""})
+    assert (spec.temporal_range, spec.crop_size) == (("2023-01-01", "2024-01-01"), 16)
+    assert (spec.all_crops, spec.label_fractions) == ((), {"few": 0.01})
+    assert spec.splits == SplitPolicy(strategy="spatial", ratios=(0.8, 0.1, 0.1), buffer_m=50)
+    assert (spec.copy_mode, spec.licence, spec.task_type) == ("index", "CC-BY-4.0", None)

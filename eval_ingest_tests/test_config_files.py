@@ -82,7 +82,7 @@ def test_a_file_of_any_name_is_taken_for_what_it_holds(source: Path, tmp_path: P
     other.write_text(model(group="other_group"))
     files = read(source, other)
     assert resolved(files).selectors["train"].groups == ("other_group",)
-    run = tmp_path / "studio.yaml"
+    run = tmp_path / "studio.txt"
     run.write_text("window_prep: {label_layer: label}\n")
     files = read(source, run)
     assert files.run_yaml == run.read_text() and files.model_yaml == model()

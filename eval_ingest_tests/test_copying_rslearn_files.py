@@ -225,9 +225,9 @@ def test_verify_finds_an_index_that_is_no_longer_true(
     splits = {"strategy": "random", "ratios": [50, 25, 25], "seed": 7}
     pipeline.ingest(make_job(source, root, splits=splits))
     metadata = EvalDataset("crops", "train", root=root).metadata
-    assert verify(job.layout, metadata, no_progress).problems == []
+    assert verify(job.store, metadata, no_progress).problems == []
     (root / "crops" / RSLEARN_INDEX / "other.json").write_text(stale)
     (root / "crops" / RSLEARN_INDEX / "torn.json").write_text(stale[:100])
-    wrong, damaged = verify(job.layout, metadata, no_progress).problems
+    wrong, damaged = verify(job.store, metadata, no_progress).problems
     assert "other.json" in wrong and "split of the copy, such as" in wrong
     assert damaged.endswith("torn.json is damaged")

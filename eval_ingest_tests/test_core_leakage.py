@@ -84,7 +84,8 @@ def make_index(windows: list[Window], config: ResolvedConfig | None = None) -> W
             "pixel_digest": w.get("digest", w["name"]),
             "status": "valid",
             "label.class_counts": counts,
-            "label.invalid": 0,
+            "label.invalid": [0],
+            "label.samples": [1],
         }
         for modality in config.modalities:
             stamps = w.get("stamps", ("2024-03-01", "2024-06-01"))

@@ -104,9 +104,7 @@ def test_a_class_that_train_lacks_is_poor() -> None:
     windows = [{**w, "class": int(w["split"] == "test")} for w in clean()]
     index = make_index(windows, config)
     assignment = given_splits(index, windows)
-    full = SplitAssignment(
-        assignment.table, "fp", split_report(index, assignment, config.task, "given")
-    )
+    full = SplitAssignment(assignment.table, "fp", split_report(index, assignment, config, "given"))
     found = quality_report(index, full, config)
     assert found["verdict"] == "poor"
     assert "train has no forest" in found["reasons"][0]
@@ -121,7 +119,7 @@ def test_what_is_stratified_already_is_not_told_to_be() -> None:
     windows = [{**w, "class": int(w["split"] == "test")} for w in clean()]
     index = make_index(windows, config)
     assignment = given_splits(index, windows)
-    report = split_report(index, assignment, config.task, "stratified 80% / 10% / 10%, seed 42")
+    report = split_report(index, assignment, config, "stratified 80% / 10% / 10%, seed 42")
     full = SplitAssignment(assignment.table, "fp", report)
     reasons = quality_report(index, full, config)["reasons"]
     assert "as many windows as there are splits" in reasons[0]

@@ -1,6 +1,7 @@
 """Splits: hashed, so that listing order and new windows change nothing."""
 
 import json
+from hashlib import sha256
 from typing import Any
 
 import numpy as np
@@ -175,6 +176,67 @@ def test_an_empty_tag_value_means_the_key_is_present() -> None:
     selector = SplitSelector(tags={"oep_eval": ""})
     assert selector.selects("g", "w", {"oep_eval": "anything"})
     assert not selector.selects("g", "w", {})
+
+
+def with_options(*options: dict[str, Any]) -> list[dict[str, Any]]:
+    return [{"name": f"w{k}", "options": o} for k, o in enumerate(options)]
+
+
+def test_splits_of_an_earlier_ingest_stay_before_any_other_rule() -> None:
+    windows = with_options(
+        {"eval_split": "test", "split": "train"},
+        {"eval_split": "train", "split": "val"},
+        {"eval_split": "val", "split": "train"},
+        {"split": "train"},
+    )
+    config = make_config(
+        {"train": SplitSelector(tags={"split": "train"}), "val": SplitSelector(groups=("none",))}
+    )
+    splits, found = assign(windows, config)
+    assert splits == {"w0": "test", "w1": "train", "w2": "val", "w3": "none"}
+    assert found.report["strategy"] == "declared by window option eval_split"
+
+
+def test_kept_splits_are_not_divided() -> None:
+    windows = with_options(*[{"eval_split": "train" if k < 20 else "val"} for k in range(40)])
+    splits, _ = assign(windows)
+    assert [splits[f"w{k}"] for k in range(40)] == ["train"] * 20 + ["val"] * 20
+
+
+@pytest.mark.parametrize("declared", [True, False])
+def test_a_few_windows_keep_their_split_beside_what_goes_for_the_others(declared: bool) -> None:
+    options: list[dict[str, Any]] = [{"eval_split": "val"} for _ in range(10)]
+    options += [{"split": "train" if k < 60 else "val"} if declared else {} for k in range(90)]
+    splits, _ = assign(with_options(*options))
+    assert {splits[f"w{k}"] for k in range(10)} == {"val"}
+    assert set(splits.values()) == {"train", "val", "test"}
+
+
+def test_another_strategy_asks_for_other_splits() -> None:
+    windows = with_options(*[{"eval_split": "train" if k < 90 else "val"} for k in range(100)])
+    splits, _ = assign(windows, splits={"strategy": "random"})
+    assert len({splits[f"w{k}"] for k in range(90)}) == 3
+
+
+def test_num_samples_takes_the_first_windows_in_rslearn_s_order() -> None:
+    windows = [*named(60)]
+    windows[0]["status"] = "invalid"
+    config = make_config(
+        {
+            "train": SplitSelector(num_samples=20),
+            "val": SplitSelector(num_samples=35),
+            "test": SplitSelector(groups=("none",)),
+        }
+    )
+    splits, found = assign(windows, config)
+    order = sorted((w["name"] for w in windows), key=lambda n: sha256(n.encode()).hexdigest())
+    wanted = dict.fromkeys(order[:20], "train") | {name: splits[name] for name in order[20:35]}
+    wanted["w0000"] = "none"
+    assert {name: split for name, split in splits.items() if split != "none"} == {
+        name: split for name, split in wanted.items() if split != "none"
+    }
+    assert {splits[name] for name in order[20:35]} <= {"val", "test", "none"}
+    assert found.report["left_out"]["beyond num_samples of model.yaml"] >= 24
 
 
 def test_invalid_windows_are_in_no_split() -> None:

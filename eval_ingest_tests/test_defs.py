@@ -1,5 +1,9 @@
 """Dagster's side: stage assets, the front door, what is logged, and how it fails."""
 
+import contextlib
+import os
+import signal
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -22,12 +26,14 @@ from eval_ingest.defs.resources import build_resources
 from eval_ingest.defs.running import LogProgress
 from eval_ingest.errors import (
     ConfigError,
+    EngineError,
     EvalIngestError,
     LockedError,
     SourceError,
     SourceNotFoundError,
     StoreError,
 )
+from eval_ingest.job import Job
 from eval_ingest_tests.support.dagster_world import World, failure_text, log_lines, random_splits
 
 # Outside of pytest defs/running.py silences it, and says why.
@@ -75,7 +81,7 @@ def test_materialisations_show_what_a_person_wants_to_know(world: World) -> None
     assert entry["train"] == splits["train"]
     assert 'EvalDataset("crops", split="val")' in entry["load it"]
     for stage in pipeline.STAGES:
-        assert world.shown(stage)["path"] == stage_path(world.layout(), stage)
+        assert world.shown(stage)["path"] == stage_path(world.store(), stage)
 
 
 def test_stages_run_one_at_a_time_through_the_files_on_disk(world: World) -> None:
@@ -111,6 +117,25 @@ def test_a_mistyped_partition_names_the_near_dataset(world: World) -> None:
     assert "did you mean crops" in failure_text(world.stages("window_index", partition="cropz"))
     assert "did you mean crops" in failure_text(world.stages("norm_stats", partition="cropz"))
     assert world.instance.get_dynamic_partitions("studio_datasets") == []
+
+
+def test_an_interrupted_run_ends_at_once_and_is_not_tried_again(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tries: list[str] = []
+
+    def interrupted(job: Job, stage: str, _: Any) -> None:
+        tries.append(stage)
+        with contextlib.suppress(BaseException):  # as a library may that is being imported
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(1)
+        raise EngineError("a worker process was killed") from OSError("the same signal")
+
+    monkeypatch.setattr(pipeline, "run_stage", interrupted)
+    assert not world.front_door().success
+    assert tries == ["window_index"]
+    (run,) = world.instance.get_runs()
+    assert run.is_finished
 
 
 def test_a_failed_stage_says_first_what_to_do_and_is_not_retried(world: World) -> None:

@@ -17,8 +17,9 @@ from eval_ingest.defs.checks import BY_FINDINGS, Result, registry_entry_checks
 from eval_ingest.errors import UnknownDatasetError
 from eval_ingest.settings import Settings
 from eval_ingest.store.catalog import add_spec
-from eval_ingest.store.paths import EvalRoot
 from eval_ingest.store.registry import require_metadata
+from eval_ingest.store.roots.base import EvalRoot
+from eval_ingest.store.roots.local import LocalRoot
 from eval_ingest_tests.test_core_leakage import moments, window
 from eval_ingest_tests.test_core_quality import clean, report, with_means
 
@@ -42,7 +43,7 @@ def instance() -> Iterator[dg.DagsterInstance]:
 def root(ingested: Callable[[str], Path], tmp_path: Path) -> EvalRoot:
     """An eval root of one's own with a dataset that has samples in every split."""
     shutil.copytree(ingested(CROPS), tmp_path / "evals")
-    return EvalRoot(tmp_path / "evals")
+    return LocalRoot(tmp_path / "evals")
 
 
 @pytest.fixture
@@ -140,7 +141,7 @@ def test_a_split_without_its_index_does_not_load(root: EvalRoot) -> None:
 
 def of(reference: Path, quality: dict[str, Any]) -> dict[str, Result]:
     """Outcomes of the checks by findings for a report."""
-    entry: Metadata = require_metadata(EvalRoot(reference), "crops")
+    entry: Metadata = require_metadata(LocalRoot(reference), "crops")
     entry = entry.model_copy(update={"quality": quality})
     found = {check.name: checks._by_findings(check, entry) for check in BY_FINDINGS}
     return found | {"verdict": checks._verdict(entry)}
@@ -179,7 +180,7 @@ def test_a_flat_band_fails_its_check(reference: Path) -> None:
 
 
 def test_an_empty_split_is_said_to_be_empty(reference: Path) -> None:
-    (result,) = checks.results(EvalRoot(reference), "crops", ["dataset_loads"])
+    (result,) = checks.results(LocalRoot(reference), "crops", ["dataset_loads"])
     assert (result.passed, result.text) == (False, "val is empty; check splits.ratios")
 
 
@@ -209,3 +210,24 @@ def test_a_dataset_of_before_the_report_says_to_run_again(reference: Path) -> No
     found = of(reference, {})
     assert failed(found) == {check.name for check in BY_FINDINGS} | {"verdict"}
     assert "materialise it again" in found["verdict"].text
+
+
+def test_names_of_a_dataset_are_plain_words_on_the_page_and_in_the_log(reference: Path) -> None:
+    name = "\x1b[2J![p](http://host/p.png) <img src=x>\nforest"
+    finding = {
+        "code": "class_missing", "severity": "warning", "count": 1, "of": 2,
+        "text": f"val has no {name}", "examples": [f"{name}/w1"],
+    }  # fmt: skip
+    quality = {**report(clean()), "findings": [finding]}
+    quality["verdict"], quality["reasons"] = "poor", [f"no {name}"]
+    found = of(reference, quality)
+    result, verdict = found["every_class_in_every_split"], found["verdict"]
+    for text in (
+        result.description,
+        result.metadata["findings"].md_str,
+        verdict.description,
+        verdict.metadata["why"].md_str,
+    ):
+        assert "forest" in text
+        assert not any(live in text for live in ("\x1b", "![p](", "<img", "http://"))
+    assert "\n" not in result.description

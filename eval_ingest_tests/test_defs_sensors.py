@@ -6,6 +6,7 @@ import shutil
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 
 import dagster as dg
@@ -26,9 +27,10 @@ from eval_ingest.job import open_job
 from eval_ingest.pipeline import STAGES
 from eval_ingest.settings import Settings
 from eval_ingest.sources.discovery import Found, find_datasets
+from eval_ingest.sources.looks import Memory
 from eval_ingest.store.catalog import add_spec, find_spec
-from eval_ingest.store.paths import EvalRoot
 from eval_ingest.store.registry import read_registry
+from eval_ingest.store.roots.local import LocalRoot
 from eval_ingest_tests.support.servers import gcs_server, proxy
 
 # Outside of pytest defs/running.py silences it, and says why.
@@ -122,7 +124,11 @@ def root(tmp_path: Path) -> Path:
 @pytest.fixture
 def ticks(tmp_path: Path, root: Path) -> Iterator[Ticks]:
     settings = Settings(
-        eval_root=str(tmp_path / "evals"), workers=2, studio_roots=(str(root),), variables={}
+        eval_root=str(tmp_path / "evals"),
+        workers=2,
+        cache=str(tmp_path / "cache"),
+        studio_roots=(str(root),),
+        variables={},
     )
     pools = {"concurrency": {"pools": {"default_limit": 2}}}  # as in dagster.yaml
     with dg.instance_for_test(overrides=pools) as instance:
@@ -141,7 +147,7 @@ def test_a_new_dataset_is_registered_without_any_reload(
     (added,) = data.dynamic_partitions_requests or ()
     assert added.partition_keys == ["nice_crops"]
     assert ticks.run(data) == [True]
-    eval_root = EvalRoot(Path(ticks.settings.eval_root))
+    eval_root = LocalRoot(Path(ticks.settings.eval_root))
     assert list(read_registry(eval_root)) == ["nice_crops"]
     for stage in STAGES:
         assert ticks.instance.get_materialized_partitions(dg.AssetKey(stage)) == {"nice_crops"}
@@ -219,8 +225,12 @@ def test_a_few_incomplete_windows_make_it_wait_for_longer(
     shutil.copytree(small, root / "crops")
     next(root.glob("crops/windows/*/*/layers/label_raster/completed")).unlink()
     assert "waits for a second look" in (ticks().skip_message or "")
-    for _ in range(2):
-        assert "waits: 1 of 10 windows looked into" in (ticks().skip_message or "")
+    told = {ticks().skip_message or "" for _ in range(2)}
+    (text,) = told
+    assert "waits: 1 of 10 windows looked into" in text
+    since = ticks.state().seen["crops"].since
+    at = datetime.fromtimestamp(since + sensors.INCOMPLETE_S, UTC)
+    assert f"its ingest is requested at {at:%Y-%m-%d %H:%M:%S} UTC" in text
     monkeypatch.setattr(sensors, "INCOMPLETE_S", 0)
     assert len(ticks().run_requests or ()) == 1
 
@@ -412,10 +422,10 @@ def test_a_fault_of_ours_in_one_root_does_not_stop_the_others(
     shutil.copytree(small, root / "crops")
     ticks.settings = replace(ticks.settings, studio_roots=("gs://odd", str(root)))
 
-    def faulty(where: str, depth: int) -> Iterable[Found]:
+    def faulty(where: str, depth: int, memory: Memory) -> Iterable[Found]:
         if where.startswith("gs:"):
             raise KeyError("deep inside")
-        return find_datasets(where, depth)
+        return find_datasets(where, depth, memory=memory)
 
     monkeypatch.setattr(sensors, "find_datasets", faulty)
     told = ticks().skip_message or ""
@@ -430,11 +440,11 @@ def test_a_root_that_never_answers_does_not_stop_the_others(
     shutil.copytree(small, root / "crops")
     hung, looks = threading.Event(), []
 
-    def find(where: str, depth: int) -> Iterable[Found]:
+    def find(where: str, depth: int, memory: Memory) -> Iterable[Found]:
         if where == "gs://hangs":
             looks.append(where)
             hung.wait(60)
-        return find_datasets(where, depth)
+        return find_datasets(where, depth, memory=memory)
 
     monkeypatch.setattr(sensors, "find_datasets", find)
     monkeypatch.setattr(sensors, "ROOTS_S", 0.5)
@@ -502,7 +512,7 @@ def test_a_dataset_dropped_into_a_bucket_is_ingested(
         data = ticks()
         assert [r.partition_key for r in data.run_requests or ()] == ["new_crops"]
         assert ticks.run(data) == [True]
-        assert list(read_registry(EvalRoot(Path(ticks.settings.eval_root)))) == ["new_crops"]
+        assert list(read_registry(LocalRoot(Path(ticks.settings.eval_root)))) == ["new_crops"]
         assert "nothing new" in (ticks().skip_message or "")
 
 
@@ -530,3 +540,45 @@ def test_loading_the_code_location_imports_no_cloud_library() -> None:
     )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert json.loads(found.stdout.strip().splitlines()[-1].replace("'", '"')) == []
+
+
+def test_what_can_not_be_ingested_for_long_is_looked_at_less_and_less_often(
+    root: Path, ticks: Ticks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (root / "odd" / "windows" / "g" / "w").mkdir(parents=True)
+    (root / "odd" / "config.json").write_text("{}")
+    judged: list[str] = []
+
+    def counted(sighting: watching.Sighting, settings: Settings) -> watching.Judgement:
+        judged.append(sighting.name)
+        return watching.look_at(sighting, settings)
+
+    monkeypatch.setattr(sensors, "look_at", counted)
+    clock = [1_900_000_000.0]
+    monkeypatch.setattr(sensors.time, "time", lambda: clock[0])
+    told = ticks().skip_message
+    assert "odd" in (told or "") and judged == ["odd"]
+    clock[0] += 1200
+    assert ticks().skip_message == told and len(judged) == 2
+    clock[0] += 200  # less than a quarter of twenty minutes
+    assert ticks().skip_message == told and len(judged) == 2  # told all the same
+    clock[0] += 200
+    assert ticks().skip_message == told and len(judged) == 3
+    (root / "odd" / "model.yaml").write_text("task:")
+    ticks()
+    assert len(judged) == 4
+
+
+def test_a_folder_with_terminal_escapes_in_its_name_is_told_without_them(
+    small: Path, root: Path, ticks: Ticks
+) -> None:
+    shutil.copytree(small, root / "crops\x1b[2J\x1b]0;title\x07")
+    broken = root / "bad\x1b[31m\nFAKE"
+    shutil.copytree(small, broken)
+    (broken / "config.json").write_text("{")
+    messages = [ticks().skip_message or ""]
+    data = ticks()
+    messages += [data.skip_message or "", *ticks.log]
+    messages += [tag for request in data.run_requests or () for tag in request.tags.values()]
+    assert "bad\\x1b[31m\\x0aFAKE" in "".join(messages)
+    assert not [text for text in messages if "\x1b" in text or "\x07" in text or "\n" in text]

@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,12 +12,14 @@ from eval_ingest import pipeline, watching
 from eval_ingest.cli import main
 from eval_ingest.core.spec import DatasetSpec
 from eval_ingest.errors import SourceError, SourceNotFoundError
+from eval_ingest.job import open_job
 from eval_ingest.objects import filesystems
 from eval_ingest.settings import Settings
 from eval_ingest.sources import discovery
 from eval_ingest.sources.discovery import Entry, find_datasets, source_fingerprint
 from eval_ingest.sources.open import open_source
 from eval_ingest.store.catalog import add_spec
+from eval_ingest.store.registry import read_metadata
 from eval_ingest.store.roots.open import open_root
 from eval_ingest.watching import State, judge, survey
 from eval_ingest_tests.conftest import make_job
@@ -291,3 +294,47 @@ def test_weka_is_a_mount_where_it_is_mounted(
     assert open_root(Settings(eval_root="weka://bucket/evals")).path == tmp_path / "bucket/evals"
     with pytest.raises(SourceError, match=r"elsewhere is not mounted here, and WEKA_ENDPOINT_URL"):
         open_source("weka://elsewhere/crops")
+
+
+def test_a_registered_dataset_in_no_catalog_keeps_its_name(
+    written: Written, tmp_path: Path, settings: Settings
+) -> None:
+    root = tmp_path / "root"
+    shutil.copytree(written("segmentation"), tmp_path / "elsewhere" / "crops")
+    shutil.copytree(written("segmentation"), root / "crops")
+    pipeline.ingest(make_job(tmp_path / "elsewhere" / "crops", tmp_path / "evals"))
+    assert names(root, settings) == {"root_crops": "crops"}
+    # Found where it comes from, it is the registered one, with the spec that it was made by.
+    (sighting,) = survey([str(tmp_path / "elsewhere")], settings).sightings
+    assert sighting.name == "crops"
+    assert judge(sighting, settings).state is State.REGISTERED
+    metadata = read_metadata(open_root(settings).dataset("crops"))
+    assert metadata is not None and sighting.spec == metadata.spec
+
+
+def test_variables_in_the_name_of_a_found_folder_are_not_expanded(
+    written: Written, tmp_path: Path, settings: Settings
+) -> None:
+    settings = replace(settings, variables={"DB_PASS": "s3cr3t", "HOME_OF_IT": "/s3cr3t/place"})
+    for name in ("${DB_PASS}", "${HOME_OF_IT}", "$${HOME_OF_IT}", "${UNSET:-x}"):
+        shutil.copytree(written("segmentation"), tmp_path / "root" / name)
+    sightings = survey([str(tmp_path / "root")], settings).sightings
+    assert len(sightings) == 4
+    for sighting in sightings:
+        judgement = judge(sighting, settings)
+        assert (judgement.state, judgement.reason) == (State.NEW, "")
+        assert settings.expand(sighting.spec.source) == sighting.found.url
+        add_spec(settings, sighting.spec)
+        pipeline.ingest(open_job(sighting.spec, settings))
+    kept = [p.read_bytes() for p in (tmp_path / "evals").rglob("*") if p.is_file()]
+    assert kept and not [data for data in kept if b"s3cr3t" in data]
+    again = survey([str(tmp_path / "root")], settings).sightings
+    assert all(s.in_catalog and judge(s, settings).state is State.REGISTERED for s in again)
+
+
+def test_a_watched_root_may_begin_with_a_tilde(
+    tmp_path: Path, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shell(tmp_path / "root" / "one")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert [s.found.url for s in survey(["~/root"], settings).sightings] == [f"{tmp_path}/root/one"]

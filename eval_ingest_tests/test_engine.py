@@ -8,13 +8,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from eval_ingest import pipeline
-from eval_ingest.engine import executor, map_ordered
+from eval_ingest.engine import Processes, executor, map_ordered
 from eval_ingest.errors import SettingsError
 from eval_ingest.job import open_job
 from eval_ingest.settings import Settings
@@ -58,7 +58,7 @@ def test_an_unknown_engine_is_told() -> None:
 
 
 def test_many_windows_are_worth_starting_processes() -> None:
-    for windows, expected in ((10, ThreadPoolExecutor), (400, ProcessPoolExecutor)):
+    for windows, expected in ((10, ThreadPoolExecutor), (400, Processes)):
         with executor(Settings(workers=2), windows) as pool:
             assert isinstance(pool, expected)
     with executor(Settings(workers=1), 4000) as pool:
@@ -159,6 +159,8 @@ def test_two_threads_that_start_workers_at_once_leave_the_script_as_it_was(
 
     monkeypatch.setattr(multiprocessing.context.ForkServerProcess, "start", start_slowly)
     main = vars(sys.modules["__main__"])
+    if "__file__" not in main:  # a test worker's main module has none
+        monkeypatch.setitem(main, "__file__", __file__)
     before = {name: main[name] for name in ("__file__", "__spec__")}
 
     def work(k: int) -> list[int]:
@@ -174,7 +176,7 @@ def test_two_threads_that_start_workers_at_once_leave_the_script_as_it_was(
 def test_workers_that_stop_answering_when_all_is_done_hold_up_nobody() -> None:
     with executor(Settings(workers=2, engine="processes")) as pool:
         assert list(map_ordered(pool, abs, range(8), in_flight=4)) == list(range(8))
-        for pid in list(pool._processes):  # type: ignore[attr-defined]
+        for pid in pool.pids:  # type: ignore[attr-defined]
             os.kill(pid, signal.SIGSTOP)
 
 

@@ -105,7 +105,7 @@ ROWS = {
     ),
     "the same layer in two inputs": (
         {"model": model_yaml({"image": stacked(["sentinel2"])})},
-        lambda c: (reads(c), "taken once" in " ".join(c.warnings)),
+        lambda c: (reads(c), "image, of the same modality, is not loaded" in " ".join(c.warnings)),
         (["sentinel2.*"], True),
     ),
     "an unsupported input": (
@@ -338,3 +338,26 @@ ROWS = {
 def test_a_variation_is_understood(row):
     given, seen, expected = row
     assert seen(resolved(**given)) == expected
+
+
+def padded(size):
+    return {"transforms": [transform("Pad", size=size, image_selectors=["sentinel2_l2a"])]}
+
+
+@pytest.mark.parametrize(
+    ("configs", "size", "told"),
+    [
+        ({"train_config": padded(4), "val_config": {"groups": ["v"]}}, None, "train's transforms"),
+        ({"train_config": {"groups": ["t"]}, "val_config": padded(4)}, 4, "train's transforms"),
+        ({"val_config": padded(4), "test_config": padded(5)}, 4, "test's transforms"),
+        ({"train_config": padded(6), "test_config": padded(5)}, 5, "train's transforms"),
+        ({"train_config": padded(6)}, 6, None),
+        ({"default_config": padded(3), "val_config": {"groups": ["v"]}}, 3, None),
+    ],
+)
+def test_samples_are_as_val_has_them_and_a_split_that_has_others_is_told(configs, size, told):
+    config = resolved(model=model_yaml(**configs))
+    pad = config.modality("sentinel2_l2a").pad
+    assert (pad and pad.size) == size
+    differ = [text for text in config.warnings if "differ from those of" in text]
+    assert len(differ) == (told is not None) and all(told in text for text in differ)

@@ -2,7 +2,6 @@
 
 import ast
 import copy
-import json
 import random
 import sys
 from pathlib import Path
@@ -10,10 +9,11 @@ from pathlib import Path
 import pytest
 import yaml
 
+from eval_ingest.core.copy_config import rslearn_config
 from eval_ingest.core.resolved import CropGrid, LayerRead, Pad, SplitSelector
 from eval_ingest.core.spec import DatasetSpec
 from eval_ingest.errors import EvalIngestError
-from eval_ingest.inference.resolve import ConfigFiles, dataset_config_for_copy, resolve
+from eval_ingest.inference.resolve import ConfigFiles, resolve
 from eval_ingest_tests.support.configurations import (
     DROP,
     GEN1,
@@ -177,8 +177,8 @@ ROWS = {
                 },
             )
         },
-        lambda c: (c.window_storage.split(".")[-1], c.data_storage.split(".")[-1]),
-        ("SQLiteWindowStorageFactory", "PerLayerStorageFactory"),
+        lambda c: (c.window_storage, c.data_storage),
+        ("sqlite", "per_layer"),
     ),
     # without model.yaml
     "no model.yaml, raster label with names": (
@@ -288,7 +288,6 @@ def test_resolving_imports_no_heavy_library():
 
 
 def test_the_copy_keeps_only_what_is_read_in_forms_that_rslearn_takes():
-    rslearn_config = pytest.importorskip("rslearn.config")
     config = config_json(
         {
             "sentinel2": {
@@ -308,10 +307,11 @@ def test_the_copy_keeps_only_what_is_read_in_forms_that_rslearn_takes():
         }
     )
     model = model_yaml(LABEL_VECTOR, task("RegressionTask", property_name="x"))
-    files = ConfigFiles(json.dumps(config), yaml.safe_dump(model))
-    reduced = dataset_config_for_copy(files, resolved(config, model))
+    reduced = rslearn_config(resolved(config, model))
     assert set(reduced["layers"]) == {"sentinel2", "label"}
-    parsed = rslearn_config.DatasetConfig.model_validate(reduced)
+    from rslearn.config import DatasetConfig
+
+    parsed = DatasetConfig.model_validate(reduced)
     assert parsed.layers["sentinel2"].band_sets[0].zoom_offset == -1
     assert parsed.layers["sentinel2"].data_source is None
     parsed.layers["sentinel2"].band_sets[0].instantiate_raster_format()

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from eval_ingest import EvalDataset
+from eval_ingest.core.padding import apply_pad
 from eval_ingest.core.resolved import Pad
-from eval_ingest.decoding.padding import apply_pad
 from eval_ingest_tests.support.factories import CASES
 from eval_ingest_tests.support.oracle import OracleSample, rslearn_samples
 

@@ -18,13 +18,14 @@ import yaml
 from eval_ingest import EvalDataset, cli, pipeline
 from eval_ingest.core.norm import METHODS
 from eval_ingest.loading.olmoearth import OlmoEarthAdapter
-from eval_ingest.store.paths import EvalRoot
 from eval_ingest.store.registry import rebuild_registry
+from eval_ingest.store.roots.local import LocalRoot
 from eval_ingest.sweep.tasks import trainer_tasks
 from eval_ingest_tests.conftest import make_job
 from eval_ingest_tests.support import factories
+from eval_ingest_tests.support.corpus import CONFIGS
 from eval_ingest_tests.support.peer import PYTHON, Peer
-from eval_ingest_tests.test_shared_configs import CONFIGS, FOLDERS, generate
+from eval_ingest_tests.test_shared_configs import FOLDERS, generate
 
 SPLITS = ("train", "val", "test")
 
@@ -117,10 +118,10 @@ def test_three_modalities_at_once_equal_ours(peer: Peer, even: Path, tmp_path: P
 @pytest.mark.skipif(not CONFIGS.is_dir(), reason="needs ../shared/configs")
 @pytest.mark.parametrize("name", FOLDERS)
 def test_datasets_of_real_configurations_equal_ours(name: str, peer: Peer, tmp_path: Path) -> None:
-    source = generate(CONFIGS / name, tmp_path / "source", FOLDERS[name])
+    source = generate(CONFIGS / name, tmp_path / "source")
     root = tmp_path / "root"
     pipeline.ingest(make_job(source, root, name))
-    for task in trainer_tasks(EvalRoot(root)).tasks:
+    for task in trainer_tasks(LocalRoot(root)).tasks:
         compare(peer, root, name, list(task.input_modalities), tmp_path)
 
 
@@ -259,7 +260,7 @@ def many(ingested: Ingested, even: Path, tmp_path_factory: pytest.TempPathFactor
     for case in factories.CASES:
         (root / case).symlink_to(ingested(case) / case)
     (root / "even").symlink_to(even / "even")
-    rebuild_registry(EvalRoot(root))
+    rebuild_registry(LocalRoot(root))
     return root
 
 
@@ -302,3 +303,12 @@ def test_its_evaluators_run_on_the_tasks(
     for metrics in scores.values():
         (score,) = (metrics[name] for name in ("accuracy", "miou", "rmse") if name in metrics)
         assert np.isfinite(score)
+
+
+def test_every_crop_of_a_window_equals_ours(peer: Peer, tmp_path: Path) -> None:
+    source = factories.class_mapping(tmp_path, windows=12, size=16)
+    root = tmp_path / "root"
+    pipeline.ingest(make_job(source, root, "crops", all_crops=["val", "test"], crop_size=6))
+    compare(peer, root, "crops", None, tmp_path)
+    config = peer("configs", registry=root / "registry.json")["crops"]
+    assert config["height_width"] == 6

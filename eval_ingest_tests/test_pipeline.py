@@ -26,8 +26,8 @@ from eval_ingest.errors import (
 )
 from eval_ingest.job import open_job
 from eval_ingest.store.outcomes import read_outcome
-from eval_ingest.store.paths import EvalRoot
 from eval_ingest.store.registry import locked, read_registry
+from eval_ingest.store.roots.local import LocalRoot
 from eval_ingest_tests.conftest import make_job
 from eval_ingest_tests.support import factories
 
@@ -48,9 +48,9 @@ def pixels_read(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     calls: list[int] = []
     decode = window_module.decode_geotiff
 
-    def counted(data: bytes, grid: Any) -> Any:
+    def counted(data: bytes, *rest: Any) -> Any:
         calls.append(len(data))
-        return decode(data, grid)
+        return decode(data, *rest)
 
     monkeypatch.setattr(window_module, "decode_geotiff", counted)
     return calls
@@ -195,7 +195,7 @@ def test_broken_windows_are_kept_counted_and_left_out(copied: Copied, tmp_path: 
     (broken[3] / "metadata.json").write_text(json.dumps(metadata))
     (broken[4] / "metadata.json").write_text("{not json")
     pipeline.ingest(make_job(source, root, max_invalid_fraction=0.9))
-    index = read_outcome(EvalRoot(root).dataset("crops"), "window_index")
+    index = read_outcome(LocalRoot(root).dataset("crops"), "window_index")
     assert index.summary.reasons == {
         "metadata_missing": 1,
         "raster_unreadable": 1,
@@ -306,9 +306,9 @@ def test_a_stopped_ingest_goes_on(
     assert not (root / "registry.json").exists()
     outcomes = pipeline.ingest(make_job(source, root))
     assert ran(outcomes) == ["weka_copy", "registry_entry"]
-    layout = EvalRoot(root).dataset("crops")
-    metadata = read_outcome(layout, "registry_entry")
-    assert verify(layout, metadata, no_progress).problems == []
+    store = LocalRoot(root).dataset("crops")
+    metadata = read_outcome(store, "registry_entry")
+    assert verify(store, metadata, no_progress).problems == []
 
 
 def _interrupted(*_: object) -> None:
@@ -318,15 +318,15 @@ def _interrupted(*_: object) -> None:
 def test_verify_finds_a_changed_byte(copied: Copied, tmp_path: Path) -> None:
     source, root = copied("segmentation"), tmp_path / "root"
     pipeline.ingest(make_job(source, root))
-    layout = EvalRoot(root).dataset("crops")
-    metadata = read_outcome(layout, "registry_entry")
-    assert verify(layout, metadata, no_progress).problems == []
-    raster = next(layout.windows.rglob("geotiff.tif"))
+    store = LocalRoot(root).dataset("crops")
+    metadata = read_outcome(store, "registry_entry")
+    assert verify(store, metadata, no_progress).problems == []
+    raster = next(store.layout.windows.rglob("geotiff.tif"))
     data = bytearray(raster.read_bytes())
     data[-1] ^= 1
     raster.write_bytes(data)
-    (problem,) = verify(layout, metadata, no_progress).problems
-    assert raster.relative_to(layout.path).parts[2] in problem
+    (problem,) = verify(store, metadata, no_progress).problems
+    assert raster.relative_to(store.layout.path).parts[2] in problem
 
 
 @pytest.mark.parametrize("engine", ["threads", "processes"])
@@ -353,7 +353,7 @@ def test_stream_packs_without_copying(written: Callable[[str], Path], tmp_path: 
 def test_groups_and_tags_choose_windows(written: Callable[[str], Path], tmp_path: Path) -> None:
     source = written("segmentation")
     pipeline.ingest(make_job(source, tmp_path, tags={"split": "train"}))
-    counts = read_outcome(EvalRoot(tmp_path).dataset("crops"), "split_assignment").counts()
+    counts = read_outcome(LocalRoot(tmp_path).dataset("crops"), "split_assignment").counts()
     tagged = [
         path
         for path in windows_of(source)
@@ -371,7 +371,7 @@ def test_a_trial_with_few_samples_reads_few_windows(
         shutil.copytree(window, window.parent / f"more_{k}")
     job = make_job(source, tmp_path / "root", max_samples=4)
     assert ran(pipeline.ingest(job)) == list(pipeline.STAGES)
-    counts = read_outcome(job.layout, "split_assignment").counts()
+    counts = read_outcome(job.store, "split_assignment").counts()
     assert sum(counts.values()) == 4
     assert len(pixels_read) == 4 * (4 + 64) + 4 * 4  # four rasters a window; read, then packed
     assert ran(pipeline.ingest(make_job(source, tmp_path / "root", max_samples=4))) == []
@@ -442,7 +442,7 @@ def test_many_datasets_in_one_root_lose_no_entry(
 
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(ingest, range(8)))
-    assert sorted(read_registry(EvalRoot(tmp_path))) == [f"crops_{k}" for k in range(8)]
+    assert sorted(read_registry(LocalRoot(tmp_path))) == [f"crops_{k}" for k in range(8)]
 
 
 def test_factories_cover_the_task_kinds() -> None:

@@ -4,9 +4,8 @@ import json
 import os
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,105 +26,31 @@ from eval_ingest.errors import (
     StoreError,
     UnknownDatasetError,
 )
-from eval_ingest.job import Job, open_job
 from eval_ingest.objects.writing import WritableObjects
 from eval_ingest.settings import Settings
 from eval_ingest.store.catalog import add_spec
-from eval_ingest.store.paths import EvalRoot
 from eval_ingest.store.registry import (
     read_registry,
     rebuild_registry,
     remove_dataset,
     require_metadata,
 )
-from eval_ingest.store.roots import lease
-from eval_ingest.store.roots import remote as remote_root
+from eval_ingest.store.roots import lease, remote_versions
 from eval_ingest.store.roots.open import open_root
-from eval_ingest.store.roots.remote import RemoteRoot
+from eval_ingest.store.roots.remote_store import RemoteStore
 from eval_ingest.verifying import verify_dataset
 from eval_ingest_tests.conftest import make_job
+from eval_ingest_tests.support import places
+from eval_ingest_tests.support.places import Place
 from eval_ingest_tests.support.servers import (
     BUCKET,
     ObjectServer,
     Proxy,
-    gcs_server,
     hurry,
     proxy,
-    s3_server,
 )
 
-KINDS = ("local", "gs", "s3", "weka")
-
-
-@pytest.fixture(scope="module")
-def servers() -> Iterator[dict[str, ObjectServer]]:
-    with gcs_server() as gcs, s3_server() as s3:
-        yield {"gs": gcs, "s3": s3, "weka": s3}
-
-
-@dataclass
-class Place:
-    """An eval root, and this machine's view of it."""
-
-    kind: str
-    url: str
-    machine: Callable[[str], None]
-    """Go to another machine: one with a cache of its own."""
-
-    @property
-    def root(self) -> EvalRoot:
-        return open_root(Settings.load())
-
-    def job(self, source: Path, name: str = "crops", **spec: Any) -> Job:
-        parsed = DatasetSpec.parse({"name": name, "source": str(source), **spec}, "test")
-        return open_job(parsed, Settings.load())
-
-    def ingest(self, source: Path, name: str = "crops", **spec: Any) -> list[pipeline.Outcome]:
-        return pipeline.ingest(self.job(source, name, **spec))
-
-    def read(self, name: str) -> bytes:
-        """A file or object of the root."""
-        if self.kind == "local":
-            return Path(self.url, name).read_bytes()
-        remote = self.root.remote
-        assert remote is not None
-        return remote.objects.run(remote.objects.read_current(name))[1]
-
-    def names(self) -> set[str]:
-        """Every file or object of the root, but for locks and leases."""
-        if self.kind == "local":
-            base = Path(self.url)
-            found = {str(p.relative_to(base)) for p in base.rglob("*") if p.is_file()}
-            return {name for name in found if not name.endswith(".lock")}
-        remote = self.root.remote
-        assert remote is not None
-        found = {entry.name for entry in remote.objects.run(remote.objects.find(""))}
-        return {name for name in found if not name.endswith(".lease")}
-
-
-@pytest.fixture(params=KINDS)
-def place(
-    request: pytest.FixtureRequest,
-    servers: dict[str, ObjectServer],
-    monkeypatch: pytest.MonkeyPatch,
-    tmp_path: Path,
-) -> Place:
-    kind, folder = request.param, f"{tmp_path.name}/evals"
-    if kind != "local":
-        for key, value in servers[kind].environment.items():
-            if kind != "weka" or key != "AWS_ENDPOINT_URL":
-                monkeypatch.setenv(key, value)
-        if kind == "weka":
-            monkeypatch.setenv("WEKA_ENDPOINT_URL", servers[kind].address)
-    url = str(tmp_path / "evals") if kind == "local" else f"{kind}://{BUCKET}/{folder}"
-    monkeypatch.setenv("OLMOEARTH_EVAL_DATASETS", url)
-    monkeypatch.setenv("EVAL_INGEST_WORKERS", "2")
-
-    def machine(name: str) -> None:
-        monkeypatch.setenv("EVAL_INGEST_CACHE", str(tmp_path / f"cache_{name}"))
-
-    machine("a")
-    return Place(kind, url, machine)
+servers, place = places.servers, places.place
 
 
 def samples(name: str = "crops", root: str | Path | None = None) -> dict[str, list[Any]]:
@@ -386,9 +311,7 @@ def test_who_has_lost_the_lease_publishes_nothing(
         for stage in pipeline.STAGES[:4]:
             values[stage] = pipeline.run_stage(job, stage, values).value
         # Its clock stands still, so it doesn't know; another machine has taken over meanwhile.
-        remote = place.root.remote
-        assert remote is not None
-        remote.objects.run(remote.objects.delete([".crops.lease"]))
+        place.objects.run(place.objects.delete([".crops.lease"]))
         place.machine("b")
         place.ingest(small, copy="stream", display_name="the other")
         with pytest.raises(OutdatedError, match=r"metadata\.json was written by another process"):
@@ -403,15 +326,13 @@ def test_a_lease_that_can_not_be_renewed_is_lost(
     place = remote_place
     job = place.job(small)
     with pipeline.dataset_lock(job):
-        remote = place.root.remote
-        assert remote is not None and job.layout.remote is not None
-        held = job.layout.remote._state.leases["crops"]
+        held = job.store._holding.lease
         held._thread.join(0.3)
         assert held._thread.is_alive()  # it is renewed again and again
-        remote.objects.run(remote.objects.put(".crops.lease", b"somebody else's"))
+        place.objects.run(place.objects.put(".crops.lease", b"somebody else's"))
         held._thread.join(10)
         with pytest.raises(StoreError, match=r"is lost \(another process took it\); run again"):
-            job.layout.send()
+            job.store.send()
 
 
 def test_machines_that_publish_at_once_lose_no_entry(remote_place: Place, small: Path) -> None:
@@ -431,7 +352,7 @@ def test_a_removal_that_was_stopped_is_finished(
     place = remote_place
     place.ingest(small, copy="stream")
     with monkeypatch.context() as patch:
-        patch.setattr(RemoteRoot, "remove_below", _interrupted)
+        patch.setattr(RemoteStore, "erase", _interrupted)
         with pytest.raises(KeyboardInterrupt):
             remove_dataset(place.root, "crops")
     assert read_registry(place.root) == {}
@@ -456,7 +377,7 @@ def test_what_nothing_names_any_more_goes_after_an_hour(
     new = _shard_names(place)
     assert {Path(name).parent.name for name in old} > new
     later = time.time() + 3601
-    monkeypatch.setattr(remote_root.time, "time", lambda: later)
+    monkeypatch.setattr(remote_versions.time, "time", lambda: later)
     place.ingest(small, copy="stream")
     assert {Path(n).parent.name for n in place.names() if "/samples/" in n} == new
     assert len(samples()["train"]) > 0
@@ -469,8 +390,6 @@ def _shard_names(place: Place) -> set[str]:
 def test_damage_in_the_store_is_found(remote_place: Place, small: Path) -> None:
     place = remote_place
     place.ingest(small)
-    remote = place.root.remote
-    assert remote is not None
     names = sorted(place.names())
     target = next(name for name in names if name.endswith("target.npy"))
     raster = next(name for name in names if name.endswith("geotiff.tif"))
@@ -478,8 +397,8 @@ def test_damage_in_the_store_is_found(remote_place: Place, small: Path) -> None:
     for name in (target, raster):
         data = bytearray(place.read(name))
         data[-1] ^= 1
-        remote.objects.run(remote.objects.put(name, bytes(data)))
-    remote.objects.run(remote.objects.delete([gone]))
+        place.objects.run(place.objects.put(name, bytes(data)))
+    place.objects.run(place.objects.delete([gone]))
     problems = "\n".join(_verified(place))
     for name in (target, raster.partition("/layers/")[0], gone.rpartition("/")[0]):
         assert name.removeprefix("crops/") in problems
@@ -635,8 +554,8 @@ def test_dagster_on_a_remote_root(
     [
         (401, r"is not allowed with .*(role Storage Object User|check that they may list)"),
         (403, r"is not allowed with .*(role Storage Object User|check that they may list)"),
-        (503, r"failed: .*(503|Service Unavailable).*; check the network"),
-        (429, r"failed: .*429.*; check the network"),
+        (503, r"failed 5 times: .*(503|Service Unavailable).*; check the network"),
+        (429, r"failed 5 times: .*429.*; check the network"),
     ],
 )
 def test_a_server_that_refuses_everything_is_told_in_one_line(

@@ -36,8 +36,9 @@ from eval_ingest.report.pictures import SMALL_BYTES, Picture, all_pictures, part
 from eval_ingest.report.previews import _stretch, previews
 from eval_ingest.report.view import View, open_view
 from eval_ingest.report.writing import write_report
-from eval_ingest.store.paths import DatasetLayout, EvalRoot
 from eval_ingest.store.registry import read_registry, require_metadata
+from eval_ingest.store.roots.base import EvalRoot
+from eval_ingest.store.roots.local import LocalRoot
 from eval_ingest_tests.support import factories
 
 Ingested = Callable[[str], Path]
@@ -46,7 +47,7 @@ SOME = "segmentation"
 
 
 def view_of(ingested: Ingested, case: str) -> View:
-    return open_view(EvalRoot(ingested(case)), case)
+    return open_view(LocalRoot(ingested(case)), case)
 
 
 def with_spec(view: View, **changes: Any) -> View:
@@ -72,7 +73,7 @@ def test_letters_that_no_font_has_are_boxes_without_a_warning(
 def copied_root(ingested: Ingested, tmp_path: Path) -> EvalRoot:
     """An eval root of its own with the case SOME, to be written into."""
     shutil.copytree(ingested(SOME), tmp_path / "evals")
-    return EvalRoot(tmp_path / "evals")
+    return LocalRoot(tmp_path / "evals")
 
 
 # -------------------------------------------------------------------------------------- pictures
@@ -96,12 +97,12 @@ def test_every_kind_of_dataset_has_its_pictures(case: str, ingested: Ingested) -
 
 
 def test_the_same_dataset_gives_the_same_bytes(ingested: Ingested) -> None:
-    first, second = (partition_pictures(EvalRoot(ingested(SOME)), SOME) for _ in range(2))
+    first, second = (partition_pictures(LocalRoot(ingested(SOME)), SOME) for _ in range(2))
     assert first == second
 
 
 def test_the_pictures_of_an_asset_are_small(ingested: Ingested) -> None:
-    pictures = partition_pictures(EvalRoot(ingested(SOME)), SOME)
+    pictures = partition_pictures(LocalRoot(ingested(SOME)), SOME)
     assert list(pictures) == ["samples", "map", "labels"]
     assert sum(map(len, pictures.values())) <= SMALL_BYTES
     assert all(png.startswith(b"\x89PNG") for png in pictures.values())
@@ -144,8 +145,8 @@ def test_judging_and_drawing_do_without_pandas(ingested: Ingested) -> None:
         "from eval_ingest.report.charts import label_histogram, timeline\n"
         "from eval_ingest.report.map import window_map\n"
         "from eval_ingest.report.view import open_view\n"
-        "from eval_ingest.store.paths import EvalRoot\n"
-        "view = open_view(EvalRoot(Path(sys.argv[1])), sys.argv[2])\n"
+        "from eval_ingest.store.roots.local import LocalRoot\n"
+        "view = open_view(LocalRoot(Path(sys.argv[1])), sys.argv[2])\n"
         "quality_report(view.index, view.assignment, view.metadata.config)\n"
         "window_map(view), label_histogram(view), timeline(view)\n"
         "assert 'pandas' not in sys.modules, 'pandas takes half a second to import'\n"
@@ -307,7 +308,7 @@ def test_the_licence_is_given_by_the_hubs_name(
 
 def test_a_report_is_written_beside_the_dataset(copied_root: EvalRoot) -> None:
     paths = write_report(copied_root, SOME)
-    folder = copied_root.dataset(SOME).path
+    folder = copied_root.dataset(SOME).layout.path
     assert folder / "README.md" in paths
     assert all(path.stat().st_size for path in paths)
     card = (folder / "README.md").read_text()
@@ -317,7 +318,7 @@ def test_a_report_is_written_beside_the_dataset(copied_root: EvalRoot) -> None:
 
 def test_a_dataset_that_is_not_there_is_named(ingested: Ingested) -> None:
     with pytest.raises(UnknownDatasetError, match="did you mean segmentation"):
-        write_report(EvalRoot(ingested(SOME)), "segmentatoin")
+        write_report(LocalRoot(ingested(SOME)), "segmentatoin")
 
 
 # ---------------------------------------------------------------------------------------- export
@@ -330,10 +331,10 @@ def test_a_dataset_that_is_not_there_is_named(ingested: Ingested) -> None:
 def test_an_export_is_an_eval_root_that_loads(
     case: str, windows: bool, ingested: Ingested, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    source = EvalRoot(ingested(case))
+    source = LocalRoot(ingested(case))
     path = export_dataset(source, case, tmp_path / "out", windows)
     assert path == tmp_path / "out" / case
-    assert list(read_registry(EvalRoot(tmp_path / "out"))) == [case]
+    assert list(read_registry(LocalRoot(tmp_path / "out"))) == [case]
     assert (path / "windows").is_dir() == windows
     beside = {"config.json", "model.yaml", "model.original.yaml", ".rslearn_dataset_index"}
     assert beside & {p.name for p in path.iterdir()} == (beside if windows else set())
@@ -347,16 +348,20 @@ def test_an_export_is_an_eval_root_that_loads(
         assert len(exported) == len(original) > 0
         for modality in exported.bands:
             assert (exported[0][modality] == original[0][modality]).all()
-    assert verified(path) == verified(source.dataset(case).path)
+    assert verified(path) == verified(source.dataset(case).layout.path)
 
 
 def verified(path: Path) -> list[str]:
-    metadata = require_metadata(EvalRoot(path.parent), path.name)
-    return list(verify(DatasetLayout(path), metadata, lambda what, done, total: None).problems)
+    metadata = require_metadata(LocalRoot(path.parent), path.name)
+    return list(
+        verify(
+            LocalRoot(path.parent).dataset(path.name), metadata, lambda what, done, total: None
+        ).problems
+    )
 
 
 def test_an_export_replaces_nothing(ingested: Ingested, tmp_path: Path) -> None:
-    source = EvalRoot(ingested(SOME))
+    source = LocalRoot(ingested(SOME))
     (tmp_path / "out" / SOME).mkdir(parents=True)
     with pytest.raises(StoreError, match="is there already"):
         export_dataset(source, SOME, tmp_path / "out")
@@ -366,7 +371,7 @@ def test_an_export_replaces_nothing(ingested: Ingested, tmp_path: Path) -> None:
 
 
 def test_an_export_that_fails_leaves_nothing(copied_root: EvalRoot, tmp_path: Path) -> None:
-    next(copied_root.dataset(SOME).samples.glob("*/target.npy")).unlink()
+    next(copied_root.dataset(SOME).layout.samples.glob("*/target.npy")).unlink()
     with pytest.raises(StoreError, match=r"target\.npy is missing"):
         export_dataset(copied_root, SOME, tmp_path / "out")
     assert list((tmp_path / "out").iterdir()) == []

@@ -34,7 +34,6 @@ _FUNCTIONS = {"eval", "exec", "compile", "__import__", "os.system", "os.popen", 
               "yaml.unsafe_load", "yaml.full_load", "archive.extractall"}  # fmt: skip
 _ONCE = {
     "importlib.import_module": "sweep/encoders/registry.py",  # module:factory, which a person typed
-    "archive.extract": "sources/archive.py",  # a member that was checked, with the data filter
     "yaml.load": "core/plain_yaml.py",  # with a loader that is derived from SafeLoader
 }
 _OPTIONS = {"np.load": ("allow_pickle", False), "torch.load": ("weights_only", True)}

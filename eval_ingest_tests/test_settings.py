@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from eval_ingest.errors import SettingsError
-from eval_ingest.settings import DEFAULT_EVAL_ROOT, Settings
+from eval_ingest.settings import DEFAULT_EVAL_ROOT, Settings, literal
 
 
 def test_without_environment_evals_are_on_weka() -> None:
@@ -39,3 +39,10 @@ def test_an_unusable_cache_size_is_told(size: str) -> None:
     with pytest.raises(SettingsError, match=r"EVAL_INGEST_CACHE_GIB=.* must be a number above 0"):
         Settings.load({"EVAL_INGEST_CACHE_GIB": size}, Path("none"))
     assert Settings.load({"EVAL_INGEST_CACHE_GIB": "0.5"}, Path("none")).cache_gib == 0.5
+
+
+def test_a_dollar_more_keeps_a_variable_as_it_is() -> None:
+    settings = Settings.load({"A": "x"}, Path("none"))
+    assert settings.expand("/$${A}/${A}/$${NONE}/$A/$$") == "/${A}/x/${NONE}/$A/$$"
+    for found in ("/${A}", "/$${A}", "/$$${A}", "/$", "/${A:-b}", "/${"):
+        assert settings.expand(literal(found)) == found

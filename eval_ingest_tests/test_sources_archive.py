@@ -18,6 +18,7 @@ from eval_ingest.objects.reading import Objects
 from eval_ingest.sources import contents, unpacking
 from eval_ingest.sources.archive import Limits, open_archive
 from eval_ingest.sources.open import open_source
+from eval_ingest.store import window_files
 from eval_ingest.store.outcomes import read_outcome
 from eval_ingest.verifying import verify_dataset
 from eval_ingest_tests.conftest import make_job
@@ -54,7 +55,7 @@ def test_an_archive_is_ingested_like_the_folder(
     root = tmp_path / "root"
     pipeline.ingest(make_job(archive, root))
     assert_same_ingest(root, reference)
-    metadata = read_outcome(make_job(archive, root).layout, "registry_entry")
+    metadata = read_outcome(make_job(archive, root).store, "registry_entry")
     assert metadata.source == str(archive)
 
 
@@ -213,23 +214,22 @@ def test_a_change_that_keeps_all_times_and_sizes_is_seen(
 
 
 def index_of(archive: Path, root: Path) -> dict[str, str]:
-    table = read_outcome(make_job(archive, root).layout, "window_index").table
+    table = read_outcome(make_job(archive, root).store, "window_index").table
     columns = (table[name].to_pylist() for name in ("group", "name", "source_digest"))
     return {f"{group}/{name}": digest for group, name, digest in zip(*columns, strict=True)}
 
 
-def test_what_is_unpacked_is_linked_into_the_copy_and_not_kept_twice(
+def test_what_is_unpacked_is_moved_into_the_copy_and_not_kept_twice(
     small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     archive, root = pack(small, tmp_path / "crops.tar.gz"), tmp_path / "root"
     job = make_job(archive, root)
-    linked: list[str] = []
-    monkeypatch.setattr(os, "link", lambda a, b, link=os.link: (linked.append(b), link(a, b)))
+    moved: list[str] = []
+    monkeypatch.setattr(os, "rename", lambda a, b, to=os.rename: (moved.append(str(b)), to(a, b)))
     pipeline.ingest(job)
     layout = job.layout
     rasters = list(layout.windows.rglob("geotiff.tif"))
-    assert rasters and len(linked) >= len(rasters)
-    assert all(raster.stat().st_nlink == 1 for raster in rasters)
+    assert rasters and sum("/layers/" in path for path in moved) >= len(rasters)
     assert not list(layout.archive.rglob("windows"))
     # Unchanged, the archive isn't opened; another configuration unpacks it once more.
     monkeypatch.setattr("eval_ingest.sources.archive._unpack", None)
@@ -283,3 +283,26 @@ def test_unpacked_bytes_that_were_damaged_on_disk_are_told(small: Path, tmp_path
     path.write_bytes(path.read_bytes()[:-1] + b" ")
     with pytest.raises(SourceError, match=r"damaged on this disk; remove .* and run again"):
         source.read(window.group, window.name, window.by_path["metadata.json"])
+
+
+def test_a_copy_that_is_stopped_while_files_are_moved_loses_none(
+    small: Path, tmp_path: Path, reference: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    archive, root = pack(small, tmp_path / "crops.tar.gz"), tmp_path / "root"
+    count, place = 0, window_files._place
+
+    def stopping(*arguments: Any) -> Any:
+        nonlocal count
+        count += 1
+        if count == 50:
+            raise KeyboardInterrupt
+        return place(*arguments)
+
+    monkeypatch.setattr(window_files, "_place", stopping)
+    with pytest.raises(KeyboardInterrupt):
+        pipeline.ingest(make_job(archive, root))
+    monkeypatch.undo()
+    outcomes = pipeline.ingest(make_job(archive, root))
+    assert [outcome.ran for outcome in outcomes[:2]] == [False, False]
+    assert verify_dataset(make_job(archive, root).root, "crops", no_progress).problems == []
+    assert_same_ingest(root, reference)

@@ -160,3 +160,35 @@ def test_a_name_longer_than_any_path_is_refused(tmp_path: Path, way: str) -> Non
         os.chdir(previous)
     with pytest.raises(OSError):
         files_of(tmp_path)
+
+
+def test_a_file_that_is_replaced_with_equal_size_and_time_is_seen(tmp_path: Path, way: str) -> None:
+    (tmp_path / "metadata.json").write_text("{}")
+    os.utime(tmp_path / "metadata.json", ns=(5, 5))
+
+    def version(inodes: bool) -> str:
+        listed = list_window(str(tmp_path), frozenset(), no_link, inodes)
+        return parse(listed)[0][2]
+
+    first = version(True), version(False)
+    (tmp_path / "new").write_text("[]")
+    os.utime(tmp_path / "new", ns=(5, 5))
+    os.replace(tmp_path / "new", tmp_path / "metadata.json")
+    assert version(True) != first[0] and version(False) == first[1] == "5"
+    second = version(True)
+    (tmp_path / "metadata.json").write_text("{}")  # in place: the same inode
+    os.utime(tmp_path / "metadata.json", ns=(5, 5))
+    assert version(True) != second
+
+
+def test_file_systems_of_fuse_have_no_inodes_to_rely_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert listing.keeps_inodes(str(tmp_path))
+    device = os.stat(tmp_path).st_dev
+    mounts = tmp_path / "mountinfo"
+    mounts.write_text(
+        f"36 35 {os.major(device)}:{os.minor(device)} / /mnt rw shared:1 - fuse.gcsfuse b rw\n"
+    )
+    monkeypatch.setattr("builtins.open", lambda path, open=open, **kw: open(mounts, **kw))
+    assert not listing.keeps_inodes(str(tmp_path))

@@ -23,6 +23,7 @@ from eval_ingest.objects.reading import Objects
 from eval_ingest.objects.retry import Limits
 from eval_ingest.sources import remote
 from eval_ingest.sources.base import Source
+from eval_ingest.sources.discovery import find_datasets
 from eval_ingest.sources.local import LocalSource
 from eval_ingest.sources.open import open_source
 from eval_ingest.sources.prefixes import prefixes
@@ -30,6 +31,7 @@ from eval_ingest.sources.remote import RemoteSource
 from eval_ingest.sources.staging import Listing, StagedWindows
 from eval_ingest_tests.conftest import make_job
 from eval_ingest_tests.support.servers import (
+    BUCKET,
     ObjectServer,
     Proxy,
     gcs_server,
@@ -128,6 +130,18 @@ def test_a_bucket_lists_and_reads_like_a_folder(server: ObjectServer, small: Pat
     assert contents(source) == contents(folder)
 
 
+@pytest.mark.parametrize("name", ["aaa::file", "a b#c?d", "ü%2F+", "${HOME}", "*[x]"])
+def test_a_folder_may_have_any_name(name: str, server: ObjectServer) -> None:
+    folder = f"{BUCKET}/odd/{name}"
+    files = {"config.json": b"{}", "windows/g/w:1/metadata.json": b"12"}
+    server.filesystem().pipe({f"{folder}/{path}": data for path, data in files.items()})
+    (found,) = [f for f in find_datasets(f"{server.url}/odd") if f.url.endswith(f"/{name}")]
+    assert found.sample == {"g": ("w:1",)}
+    source = open_source(found.url)
+    assert source.read_text("config.json") == "{}"
+    assert [list(files.values()) for files in contents(source).values()] == [[b"12"]]
+
+
 def test_an_ingest_from_a_bucket_equals_one_from_a_folder(
     through: Proxy, server: ObjectServer, tmp_path: Path, reference: Path, small: Path
 ) -> None:
@@ -191,6 +205,37 @@ def test_a_dry_run_fetches_metadata_alone(
     windows = [name for name in through.fetched if "/windows/" in name]
     assert len(windows) == 10 and all(name.endswith("metadata.json") for name in windows)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("grown", ["geotiff.tif", "metadata.json", "items.json"])
+def test_a_window_that_is_larger_than_it_may_be_is_not_fetched(
+    gcs: ObjectServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, grown: str
+) -> None:
+    """By what the listing says, which no client of a bucket can make up."""
+    first = sorted(name for name in gcs.filesystem().find(f"{BUCKET}/data/crops/windows"))[0]
+    window = "/".join(first.split("/")[3:6])
+    fetched: list[str] = []
+    find, read = Objects.find, Objects.read
+
+    async def found(objects: Objects, *args: Any) -> list[Entry]:
+        entries = await find(objects, *args)
+        return [
+            replace(e, size=30 << 30) if e.name.startswith(window) and e.name.endswith(grown) else e
+            for e in entries
+        ]
+
+    async def counted(objects: Objects, name: str, *args: Any) -> bytes:
+        fetched.append(name)
+        return await read(objects, name, *args)
+
+    monkeypatch.setattr(Objects, "find", found)
+    monkeypatch.setattr(Objects, "read", counted)
+    job = make_job(f"{gcs.url}/data/crops", tmp_path, max_invalid_fraction=0.5)  # type: ignore[arg-type]
+    index = pipeline.window_index(job)
+    assert index.summary.reasons == {"window_too_large": 1}
+    ours = {name.removeprefix(window) for name in fetched if name.startswith(window)}
+    assert ours <= {"/metadata.json"} and f"/{grown}" not in ours
+    assert len(index) == 10
 
 
 def test_a_tag_filter_spares_the_rasters_of_other_windows(

@@ -245,9 +245,10 @@ def test_each_row_has_the_pixels_and_labels_of_its_patch(
     dataset = opened(ingested(name), name, "train", encoder, crop=crop)
     found = embed_split(dataset, encoder, tmp_path)
     assert len(found) == len(dataset)
-    for i, (first, count) in enumerate(found.places):
+    for i, (first, count, rows, columns) in enumerate(found.places):
         sample = dataset[i]
         height, width = sample["target"].shape
+        assert (rows, columns) == (height // p, width // p)
         corners = [(y, x) for y in range(0, height, p) for x in range(0, width, p)]
         assert count == len(corners)
         for row, (y, x) in enumerate(corners, start=first):

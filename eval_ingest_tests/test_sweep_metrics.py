@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 from sklearn import metrics as oracle
 
-from eval_ingest.core.task import TaskKind
+from eval_ingest.core.eval_settings import EvalSettings
+from eval_ingest.core.task import Task, TaskKind
 from eval_ingest.errors import SweepError
-from eval_ingest.sweep.metrics import better, score, tally
+from eval_ingest.sweep.metrics import better, primary_metric, score, tally
 
 CLASSES = 5
 
@@ -35,8 +36,14 @@ def test_class_scores_equal_scikit_learn(kind: TaskKind) -> None:
     y, p = target.reshape(-1)[valid], predicted.reshape(-1)[valid]
     scores = found.scores()
     assert scores["accuracy"] == pytest.approx(oracle.accuracy_score(y, p))
-    assert scores["macro_f1"] == pytest.approx(oracle.f1_score(y, p, average="macro"))
+    # Of windows, classes that are predicted alone count as none; of pixels, they don't count.
+    labels = None if kind is TaskKind.CLASSIFICATION else np.unique(y)
+    assert scores["macro_f1"] == pytest.approx(
+        oracle.f1_score(y, p, labels=labels, average="macro")
+    )
+    assert scores["micro_f1"] == pytest.approx(oracle.f1_score(y, p, average="micro"))
     if kind is TaskKind.SEGMENTATION:
+        assert scores["macro_acc"] == pytest.approx(oracle.balanced_accuracy_score(y, p))
         assert scores["miou"] == pytest.approx(oracle.jaccard_score(y, p, average="macro"))
     expected = oracle.confusion_matrix(y, p, labels=range(CLASSES))
     assert (found.confusion == expected).all()
@@ -119,7 +126,70 @@ def test_a_constant_truth_has_no_r2() -> None:
 
 
 def test_better_knows_which_metrics_are_errors() -> None:
-    assert better(TaskKind.SEGMENTATION, 0.5, 0.4)
-    assert not better(TaskKind.REGRESSION, 0.5, 0.4)
-    assert better(TaskKind.REGRESSION, 0.5, float("nan"))
-    assert not better(TaskKind.REGRESSION, float("nan"), 0.4)
+    assert better("miou", 0.5, 0.4)
+    assert not better("rmse", 0.5, 0.4)
+    assert better("rmse", 0.5, float("nan"))
+    assert not better("rmse", float("nan"), 0.4)
+
+
+@pytest.mark.parametrize("kind", [TaskKind.SEGMENTATION, TaskKind.CLASSIFICATION])
+def test_areas_under_curves_equal_scikit_learn(kind: TaskKind) -> None:
+    predicted, target, windows = made_up(kind)
+    y = target[target != -1]
+    scores = np.random.default_rng(3).random((len(y), CLASSES)).round(1).astype(np.float32)  # ties
+    found = tally(kind, CLASSES, predicted, target, windows, 30, scores, "auroc")
+    truth = [y == c for c in range(CLASSES - 1)]  # the last class never occurs
+    for name, area in (("auroc", oracle.roc_auc_score), ("prauc", oracle.average_precision_score)):
+        expected = np.mean([area(truth[c], scores[:, c]) for c in range(CLASSES - 1)])
+        assert found.scores()[name] == pytest.approx(expected, abs=1e-12)
+        alone = score(kind, CLASSES, predicted, target, scores, name)
+        assert alone == pytest.approx(expected, abs=1e-12)
+
+
+@pytest.mark.parametrize("metric", ["auroc", "prauc", "f1_class_1", "micro_f1"])
+def test_the_interval_of_a_chosen_metric_is_that_of_a_loop(metric: str) -> None:
+    kind = TaskKind.CLASSIFICATION
+    predicted, target, windows = made_up(kind, 60)
+    noise = np.random.default_rng(3).random((60, CLASSES))
+    valid = target[:, 0] != -1
+    scores = (np.eye(CLASSES)[predicted[:, 0]] + noise)[valid].astype(np.float32)
+    found = tally(kind, CLASSES, predicted, target, windows, 60, scores, metric)
+    low, high = found.interval(1000)
+    rng, expected = np.random.default_rng(1), []
+    place = np.cumsum(valid) - 1
+    for _ in range(1000):
+        drawn = rng.integers(0, 60, 60)
+        kept = scores[place[drawn[valid[drawn]]]]
+        expected.append(score(kind, CLASSES, predicted[drawn], target[drawn], kept, metric))
+    ends = np.nanpercentile(expected, [2.5, 97.5])
+    assert low < found.primary < high
+    assert np.abs(np.array([low, high]) - ends).max() < 0.15 * (ends[1] - ends[0])
+
+
+@pytest.mark.parametrize(
+    ("kind", "given", "expected"),
+    [
+        (TaskKind.SEGMENTATION, {}, "miou"),
+        (TaskKind.SEGMENTATION, {"primary_metric": "overall_acc"}, "accuracy"),
+        (TaskKind.REGRESSION, {"primary_metric": "neg_rmse"}, "rmse"),
+        (TaskKind.SCALAR_REGRESSION, {"primary_metric": "r2"}, "r2"),
+        (
+            TaskKind.CLASSIFICATION,
+            {"primary_metric": "class_f1", "primary_metric_class": 2},
+            "f1_class_2",
+        ),
+    ],
+)
+def test_the_primary_metric_is_what_the_settings_say(
+    kind: TaskKind, given: dict[str, str], expected: str
+) -> None:
+    task = Task(kind=kind, num_classes=3 if kind.has_classes else 1)
+    assert primary_metric(task, EvalSettings.model_validate(given)) == expected
+
+
+def test_a_metric_of_another_kind_of_task_is_refused() -> None:
+    task = Task(kind=TaskKind.CLASSIFICATION, num_classes=3)
+    with pytest.raises(SweepError, match="miou, which isn't of classification; there are accuracy"):
+        primary_metric(task, EvalSettings(primary_metric="miou"))
+    with pytest.raises(SweepError, match="class is 3; classes are 0 to 2"):
+        primary_metric(task, EvalSettings(primary_metric="class_f1", primary_metric_class=3))

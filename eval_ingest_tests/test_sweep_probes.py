@@ -12,6 +12,7 @@ from eval_ingest.errors import SweepError
 from eval_ingest.sweep import probes
 from eval_ingest.sweep.embed import Embedded
 from eval_ingest.sweep.probes import Rows, knn_predict, run_knn, run_linear, scheduled
+from eval_ingest.sweep.upsampling import Grid
 
 CPU = torch.device("cpu")
 
@@ -40,11 +41,16 @@ def planted(
         clean = mixing[target, np.arange(labels)].sum(1)
         target = target.astype(np.int16)
     else:
-        target = rng.normal(0, 1, (n * per_window, labels))
-        clean = target @ mixing[0]
+        latent = rng.normal(0, 1, (n * per_window, 1))
+        clean = latent @ mixing[0, :1]
+        target = latent
+        if kind.per_pixel:
+            grid = Grid(torch.arange(n * per_window), per_window, 1, 2)
+            target = grid.upsample(torch.from_numpy(latent))[:, :, 0].numpy()
         target = (300 + 40 * target).astype(np.float32)
     features = (clean + rng.normal(0, noise, clean.shape)).astype(np.float32)
-    places = np.stack([per_window * np.arange(n), np.full(n, per_window)], axis=1)
+    ones = np.ones(n, np.int64)
+    places = np.stack([per_window * np.arange(n), per_window * ones, per_window * ones, ones], 1)
     return Embedded(features, target, places, 0.0)
 
 
@@ -123,7 +129,7 @@ def test_rows_without_any_label_change_nothing() -> None:
     more = Embedded(
         np.concatenate([split.features, np.full((3, 12), 1e3, np.float32)]),
         np.concatenate([split.target, np.full((3, 4), -1, np.int16)]),
-        np.concatenate([split.places, [[80, 3]]]),
+        np.concatenate([split.places, [[80, 3, 3, 1]]]),
         0.0,
     )
     val = Rows.of(planted(kind, 20, 1))
@@ -148,33 +154,56 @@ def test_a_rate_learns_the_same_alone_as_beside_others() -> None:
     weights = []
     for rates, place in (((0.01,), 0), ((0.5, 0.01, 0.001), 1)):
         generator = torch.Generator().manual_seed(0)
-        trained = probes._Probes(12, 1, task_of(kind), rates, generator, CPU)
+        trained = probes._Probes(12, probes._Head.of(task_of(kind), 1), rates, generator, CPU)
         for epoch in range(3):
             trained.train_epoch(train, epoch, 3, generator)
         weights.append(trained.layer(place).weight)
     assert torch.allclose(*weights, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("kind", list(TaskKind))
-def test_a_training_step_is_that_of_torch(kind: TaskKind) -> None:
-    """BatchNorm1d, Linear, cross_entropy or MSE, and AdamW of torch itself."""
+class Upsampled(torch.nn.Module):
+    """Bilinear upsampling by 2 and a shared 1 x 1 convolution; windows of 2 x 1 patches."""
+
+    def __init__(self, width: int, outputs: int) -> None:
+        super().__init__()
+        self.upsample = torch.nn.Upsample(scale_factor=2, mode="bilinear", align_corners=True)
+        self.conv = torch.nn.Conv2d(width, outputs, kernel_size=1)
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        """(R, C x labels of a patch), classes outermost."""
+        patches = features.view(-1, 2, 1, features.shape[1]).permute(0, 3, 1, 2)
+        pixels = self.conv(self.upsample(patches))
+        by_patch = pixels.view(len(pixels), -1, 2, 2, 1, 2).permute(0, 2, 4, 1, 3, 5)
+        return by_patch.reshape(len(features), -1)
+
+
+@pytest.mark.parametrize(
+    ("kind", "upsampled"), [*((kind, False) for kind in TaskKind), (TaskKind.SEGMENTATION, True)]
+)
+def test_a_training_step_is_that_of_torch(kind: TaskKind, upsampled: bool) -> None:
+    """BatchNorm1d, Linear or Conv2d, cross_entropy or MSE, and AdamW of torch itself."""
     task, rates, epochs = task_of(kind), (1e-3, 1e-1), 20
     split = planted(kind, 70, 0)
     target = split.target.copy()
     target[::5] = -1 if kind.has_classes else np.nan
     if not kind.has_classes:
         target = (target - 300) / 40
-    rows = Rows.of(Embedded(split.features, target, split.places, 0.0)).labelled()
+    rows = Rows.of(Embedded(split.features, target, split.places, 0.0))
     labels = rows.target.shape[1]
-    outputs = labels * task.num_classes
+    head = probes._Head.of(task, labels, upsampled)
+    assert head.upsampled == (upsampled or kind is TaskKind.REGRESSION)
+    rows = rows.labelled(whole=head.upsampled)
     for place, rate in enumerate(rates):
         generator = torch.Generator().manual_seed(0)
-        ours = probes._Probes(12, outputs, task, rates, generator, CPU)
-        linear = torch.nn.Linear(12, outputs)
+        ours = probes._Probes(12, head, rates, generator, CPU)
+        outputs = head.classes * head.labels
+        last = Upsampled(12, outputs) if head.upsampled else torch.nn.Linear(12, outputs)
+        affine = last.conv if isinstance(last, Upsampled) else last
         start = ours._parameters["affine"][:, :, place].flatten(1)
-        linear.weight.data, linear.bias.data = start[:-1].T.clone(), start[-1].clone()
+        affine.weight.data = start[:-1].T.clone().view(affine.weight.shape)
+        affine.bias.data = start[-1].clone()
         norm = torch.nn.Identity() if kind.per_pixel else torch.nn.BatchNorm1d(12)
-        theirs = torch.nn.Sequential(norm, linear)
+        theirs = torch.nn.Sequential(norm, last)
         optimiser = torch.optim.AdamW(theirs.parameters(), lr=rate)
         for epoch in range(4, 7):  # past the warm-up
             same = torch.Generator().manual_seed(epoch)
@@ -195,11 +224,52 @@ def test_a_training_step_is_that_of_torch(kind: TaskKind) -> None:
                 loss.backward()
                 optimiser.step()
         theirs.eval()
-        layer = ours.layer(place)
-        expected = theirs(rows.features).detach()
+        expected = theirs(rows.features).detach().view(len(rows.features), head.classes, labels)
+        for some, given in ours.layer(place)._outputs(rows, CPU):
+            assert torch.allclose(given, expected[some], rtol=1e-3, atol=1e-4)
+
+
+def test_windows_of_several_sizes_are_upsampled_each_by_its_own_grid() -> None:
+    """Values and gradients against autograd through torch's own Upsample and Conv2d."""
+    generator, patch = torch.Generator().manual_seed(0), 3
+    sizes = torch.tensor([[2, 3], [1, 1], [4, 2], [2, 3], [1, 5]])
+    count = sizes.prod(1)
+    rows = Rows(
+        torch.randn(int(count.sum()), 6, generator=generator),
+        torch.zeros(int(count.sum()), patch**2),
+        count.cumsum(0) - count,
+        count,
+        grid=sizes,
+    )
+    conv = torch.nn.Conv2d(6, 2, 1)
+    weight, bias = conv.weight.detach()[:, :, 0, 0].T.clone(), conv.bias.detach().clone()
+    found = torch.full((len(rows.features), patch**2, 2), torch.nan)
+    gradients = torch.zeros(len(rows.features), 2)
+    wanted = torch.randn(found.shape, generator=generator)
+    for grid in rows.grids(2, most=1):
+        found[grid.rows] = grid.upsample(rows.features[grid.rows] @ weight + bias)
+        gradients[grid.rows] = grid.gradient(wanted[grid.rows])
+    upsample = torch.nn.Upsample(scale_factor=patch, mode="bilinear", align_corners=True)
+    for first, (h, w) in zip(rows.first.tolist(), sizes.tolist(), strict=True):
+        some = slice(first, first + h * w)
+        pixels = conv(upsample(rows.features[some].view(1, h, w, 6).permute(0, 3, 1, 2)))
+        by_patch = pixels[0].view(2, h, patch, w, patch).permute(1, 3, 2, 4, 0)
+        by_patch = by_patch.reshape(h * w, patch**2, 2)
+        assert torch.allclose(by_patch, found[some], atol=1e-5)
+        conv.zero_grad()
+        (by_patch * wanted[some]).sum().backward()
         assert torch.allclose(
-            rows.features @ layer.weight + layer.bias, expected, rtol=1e-3, atol=1e-4
+            conv.weight.grad[:, :, 0, 0].T, rows.features[some].T @ gradients[some], atol=1e-4
         )
+
+
+def test_an_area_under_a_curve_chooses_the_probe_where_it_is_the_metric() -> None:
+    kind = TaskKind.SEGMENTATION
+    train, val, test = (Rows.of(planted(kind, n, seed)) for seed, n in enumerate((50, 20, 30)))
+    found = run_linear(task_of(kind), train, val, test, CPU, seed=0, epochs=10, metric="auroc")
+    low, high = found.test.interval()
+    assert found.test.primary == found.test.scores()["auroc"]
+    assert 0.9 < low <= found.test.primary <= high
 
 
 def test_the_schedule_warms_up_and_ends_at_its_minimum() -> None:

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from eval_ingest import EvalDataset, cli
+from eval_ingest import EvalDataset, cli, evaluate
 from eval_ingest.errors import IntegrityError, SweepError, UnknownDatasetError
 from eval_ingest.settings import Settings
 from eval_ingest.store.seal import sealed_json
@@ -64,6 +64,44 @@ def sweep(root: Path, cache: Path, tmp_path: Path) -> Sweep:
     return call
 
 
+# ---------------------------------------------------------------------------------- settings
+
+
+def test_a_datasets_settings_choose_metric_probe_and_patch_size(
+    sweep: Sweep, tmp_path: Path
+) -> None:
+    evals, counts = tmp_path / "evals", (24, 10, 12)
+    classes = {"primary_metric": "class_f1", "primary_metric_class": 1, "probe": "linear"}
+    write_fake(evals, "classes", "classification", counts=counts, settings=classes)
+    pixels = {"primary_metric": "overall_acc", "probe_type": "interpolate_linear", "patch_size": 2}
+    write_fake(evals, "pixels", "segmentation", counts=counts, settings=pixels)
+    write_fake(evals, "plain", "segmentation", counts=counts)
+    rows = {row.dataset: row for row in sweep(root=evals).rows}
+    assert (rows["classes"].metric, rows["classes"].probe) == ("f1_class_1", "linear")
+    assert rows["classes"].test_score == rows["classes"].per_class[1].f1
+    assert (rows["pixels"].metric, rows["pixels"].patch_size) == ("accuracy", 2)
+    assert rows["pixels"].test_score == rows["pixels"].metrics["accuracy"]
+    assert (rows["plain"].metric, rows["plain"].patch_size) == ("miou", 4)
+    within = evaluate("pixels", ["pixels", "classes"], root=evals, split="test", device="cpu")
+    for row in within:
+        assert row.metrics == rows[row.dataset].metrics and row.metric == rows[row.dataset].metric
+
+
+def test_the_caller_wins_over_a_datasets_settings(sweep: Sweep, tmp_path: Path) -> None:
+    given = {"probe": "linear", "patch_size": 2}
+    write_fake(tmp_path / "evals", "one", "classification", settings=given)
+    row = sweep(root=tmp_path / "evals", probe="knn", patch_size=8).rows[0]
+    assert (row.probe, row.patch_size, row.notes) == ("knn", 8, [])
+
+
+def test_other_settings_make_other_rows(sweep: Sweep, tmp_path: Path) -> None:
+    for metric in ("miou", "macro_f1"):
+        write_fake(tmp_path / metric, "one", "segmentation", settings={"primary_metric": metric})
+        for computed in (1, 0):
+            table = sweep(root=tmp_path / metric)
+            assert (table.rows[0].metric, table.computed) == (metric, computed)
+
+
 # ------------------------------------------------------------------------------------ scores
 
 
@@ -73,7 +111,8 @@ def test_pixels_find_a_planted_signal_and_are_at_chance_without(sweep: Sweep) ->
     assert rows["classification"].test_score == 1 and rows["classification"].probe == "knn"
     assert rows["segmentation"].metrics["accuracy"] > 0.95
     for kind in ("regression", "scalar_regression"):
-        assert rows[kind].metrics["r2"] > 0.9, kind
+        # Of pixels, the probe is smooth, and these patches have nothing to do with each other.
+        assert rows[kind].metrics["r2"] > (0.65 if kind == "regression" else 0.9), kind
         assert rows[f"shuffled_{kind}"].metrics["r2"] < 0.15
     for kind in ("segmentation", "classification"):
         assert rows[f"shuffled_{kind}"].metrics["accuracy"] < 0.45  # chance is a quarter
@@ -118,7 +157,8 @@ def test_a_row_records_what_decides_over_it(sweep: Sweep) -> None:
     assert row.learning_rate is not None and row.val_score is not None
     assert row.ci_low <= row.test_score <= row.ci_high
     assert np.array(row.confusion).sum() == 60 * 64 == sum(c.support for c in row.per_class)
-    assert row.notes == [] and row.seconds > 0 and row.device == "cpu"
+    assert ["side by side" in note for note in row.notes] == [True] * (row.probe == "linear")
+    assert row.seconds > 0 and row.device == "cpu"
 
 
 def test_the_probe_and_the_normalisation_can_be_chosen(sweep: Sweep) -> None:
@@ -282,7 +322,7 @@ def test_without_val_some_train_windows_are_held_out_and_that_is_said(
     table = sweep(root=tmp_path / "evals", tell=said.append)
     row = table.rows[0]
     assert (row.n_train, row.n_val) == (32, 8)
-    assert row.notes == ["no val split: chosen on 8 train windows held out"]
+    assert row.notes[0] == "no val split: chosen on 8 train windows held out"
     assert any("no val split" in text for text in said)
     row = sweep(root=tmp_path / "evals", label_fractions=(0.05,)).rows[0]
     assert (row.n_train, row.n_val) == (2, 2) and "chosen on train" in row.notes[0]

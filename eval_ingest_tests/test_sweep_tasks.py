@@ -9,8 +9,11 @@ from typing import Any
 import pytest
 
 from eval_ingest import cli
+from eval_ingest.core.eval_settings import EvalSettings
+from eval_ingest.core.spec import DatasetSpec
 from eval_ingest.errors import SweepError, UnknownDatasetError
-from eval_ingest.store.paths import EvalRoot
+from eval_ingest.store.roots.base import EvalRoot
+from eval_ingest.store.roots.local import LocalRoot
 from eval_ingest.store.seal import sealed_json
 from eval_ingest.sweep.tasks import CALLBACK, as_overrides, as_python, patch_size, trainer_tasks
 
@@ -34,7 +37,7 @@ def entry(name: str, **changes: Any) -> dict[str, Any]:
 def root_of(path: Path, *entries: dict[str, Any]) -> EvalRoot:
     content = {"version": "1.0", "datasets": {known["name"]: known for known in entries}}
     (path / "registry.json").write_bytes(sealed_json(content))
-    return EvalRoot(path)
+    return LocalRoot(path)
 
 
 def test_window_classes_go_to_knn_and_everything_else_to_a_linear_probe(tmp_path: Path) -> None:
@@ -113,7 +116,7 @@ def test_datasets_are_chosen_by_name_and_near_names_are_offered(tmp_path: Path) 
 
 def test_an_empty_registry_is_an_error_that_says_what_to_do(tmp_path: Path) -> None:
     with pytest.raises(SweepError, match="run eval-ingest ingest"):
-        trainer_tasks(EvalRoot(tmp_path))
+        trainer_tasks(LocalRoot(tmp_path))
 
 
 def test_the_python_is_a_module_with_one_call_per_task(tmp_path: Path) -> None:
@@ -127,7 +130,7 @@ def test_the_python_is_a_module_with_one_call_per_task(tmp_path: Path) -> None:
     assert odd["embedding_batch_size"] == "128" and odd["epochs"] == "50"
     assert odd["eval_interval"] == "Duration.epochs(10)"
     path = next(node for node in tree.body if isinstance(node, ast.Assign))
-    assert ast.literal_eval(path.value.args[0]) == str(root.registry)  # type: ignore[attr-defined]
+    assert ast.literal_eval(path.value.args[0]) == str(root.layout.registry)  # type: ignore[attr-defined]
 
 
 def test_an_override_is_one_shell_word_that_sets_a_whole_task(tmp_path: Path) -> None:
@@ -153,3 +156,41 @@ def test_the_command_prints_both_forms_and_json(
     assert facts["tasks"]["crops"]["patch_size"] == 4 and facts["left_out"] == {}
     assert cli.main(["tasks", "--datasets", "crop"]) == 1
     assert "did you mean crops" in capsys.readouterr().err
+
+
+def test_datasets_of_other_tools_are_in_the_list_and_scored_as_the_catalog_says(
+    tmp_path: Path,
+) -> None:
+    theirs = {
+        "name": "burns", "weka_path": "/weka/burns", "task_type": "segmentation",
+        "modalities": ["sentinel1", "sentinel1", "sentinel2_l2a"], "window_size": 50,
+        "split_stats": {"train": {"count": 9}, "val": {"count": 9}}, "num_timesteps": 8,
+    }  # fmt: skip
+    root = root_of(tmp_path, entry("ours"), theirs)
+    settings = EvalSettings(
+        primary_metric="class_f1", primary_metric_class=1, pooling="center", dice_loss=True,
+        learning_rates=(0.0001, 0.1), patch_size=5, epochs=20, probe_batch_size=16,
+        embedding_batch_size=4, num_workers=2,
+        inputs=(("sentinel2_l2a",), ("sentinel1", "sentinel2_l2a")),
+    )  # fmt: skip
+    known = {"burns": DatasetSpec(name="burns", source="/x", eval=settings)}
+    found = {task.name: task.fields for task in trainer_tasks(root, (), known).tasks}
+    assert set(found) == {"burns", "burns_s1_s2", "ours"}
+    wanted = {
+        "input_modalities": ["sentinel2_l2a"], "patch_size": 5, "probe_lr": 0.0001, "epochs": 20,
+        "primary_metric": "class_f1", "primary_metric_class": 1, "use_center_token": True,
+        "use_dice_loss": True, "pooling_type": "mean", "embedding_batch_size": 4,
+        "probe_batch_size": 16, "num_workers": 2, "eval_mode": "linear_probe",
+    }  # fmt: skip
+    assert wanted.items() <= found["burns"].items()
+    assert found["burns_s1_s2"]["input_modalities"] == ["sentinel1", "sentinel2_l2a"]
+    without = {task.name: task.fields for task in trainer_tasks(root).tasks}
+    assert without["burns"]["input_modalities"] == ["sentinel1", "sentinel2_l2a"]
+    assert without["burns"]["patch_size"] == 5 and "primary_metric" not in without["burns"]
+
+
+def test_settings_of_a_spec_come_before_those_of_the_catalog(tmp_path: Path) -> None:
+    root = root_of(tmp_path, entry("crops", eval={"learning_rates": [0.3]}))
+    known = {"crops": DatasetSpec(name="crops", source="/x", eval=EvalSettings(epochs=3))}
+    (task,) = trainer_tasks(root, (), known).tasks
+    assert task.fields["probe_lr"] == 0.3 and task.fields["epochs"] == 50

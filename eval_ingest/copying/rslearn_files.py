@@ -7,7 +7,7 @@ and rslearn's index of each split, so that nobody has to scan the windows.
 import json
 import shutil
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -19,17 +19,18 @@ from numpy.typing import NDArray
 from eval_ingest.copying.places import Place, places_in_splits
 from eval_ingest.copying.rslearn_index import index_key, write_indexes
 from eval_ingest.core.columns import numbers
+from eval_ingest.core.copy_config import rslearn_config
 from eval_ingest.core.copy_model import copy_inputs, copy_model, split_tags
+from eval_ingest.core.crops import split_cut
 from eval_ingest.core.index import WindowIndex
 from eval_ingest.core.resolved import ResolvedConfig
 from eval_ingest.core.spec import SPLIT_OPTION, SPLITS
 from eval_ingest.core.splits import SplitAssignment
-from eval_ingest.decoding.padding import sample_size
-from eval_ingest.inference.resolve import ConfigFiles, dataset_config_for_copy
+from eval_ingest.inference.resolve import ConfigFiles
 from eval_ingest.store.atomic import file_crc32c, write_bytes, write_json
 from eval_ingest.store.manifest import UNFINISHED
-from eval_ingest.store.paths import RSLEARN_INDEX, DatasetLayout
-from eval_ingest.store.roots.open import windows_of
+from eval_ingest.store.paths import RSLEARN_INDEX
+from eval_ingest.store.roots.base import DatasetStore
 
 _HEADER = """\
 # Written by eval_ingest: with it rslearn reads this copy as EvalDataset does.
@@ -56,22 +57,49 @@ class Samples:
         }
 
     @cached_property
-    def sizes(self) -> set[tuple[int, int]]:
-        """Heights and widths of samples, in pixels."""
-        sides = [numbers(self.index.table[name], 0)[self.splits.used] for name in _SIDES]
-        sizes = np.unique(np.column_stack(sides), axis=0).tolist()
-        return {sample_size(self.config, height, width) for height, width in sizes}
+    def _windows(self) -> dict[str, list[tuple[int, int]]]:
+        """The heights and widths of each split's windows, in pixels; each size once."""
+        sides = np.column_stack([numbers(self.index.table[name], 0) for name in _SIDES])
+        return {
+            split: [
+                (height, width)
+                for height, width in np.unique(sides[self.splits.splits == split], axis=0).tolist()
+            ]
+            for split in SPLITS
+        }
 
-    @property
+    def _sizes(self, split: str) -> set[tuple[int, int]]:
+        """Heights and widths of a split's samples, where nothing but every crop is cut."""
+        cut = replace(split_cut(self.config, split), side=None)
+        return {cut.size(*size, (0, 0)) for size in self._windows[split]}
+
+    @cached_property
     def smallest_side(self) -> int:
-        """Of all samples, in pixels."""
-        return min(min(size) for size in self.sizes)
+        """Of all samples, in pixels, before the crop of their middle."""
+        return min(min(size) for split in SPLITS for size in self._sizes(split))
+
+    @cached_property
+    def crop(self) -> int | None:
+        """The crop of the middle that makes all samples equally large squares; None if they are.
+
+        Of the splits of which not every crop is a sample.
+        """
+        whole = [split for split in SPLITS if split not in self.config.all_crops]
+        sizes = {size for split in whole for size in self._sizes(split)}
+        smallest = min((min(size) for size in sizes), default=None)
+        if smallest is None:
+            return None
+        side = min(self.config.crop_size or smallest, smallest)
+        return None if sizes == {(side, side)} else side
 
     @property
-    def crop(self) -> int | None:
-        """The crop that makes all samples equally large squares; None if they are."""
-        side = min(self.config.crop_size or self.smallest_side, self.smallest_side)
-        return None if self.sizes == {(side, side)} else side
+    def crops_fit(self) -> bool:
+        """No window is smaller than the crops of its split."""
+        return all(
+            min(size) >= grid.size
+            for split, grid in self.config.all_crops.items()
+            for size in self._windows[split]
+        )
 
     @property
     def most_timesteps(self) -> int:
@@ -141,7 +169,7 @@ def _window(row: dict[str, Any], split: str) -> dict[str, Any]:
     }
 
 
-def write_copy_files(layout: DatasetLayout, files: ConfigFiles, samples: Samples) -> dict[str, str]:
+def write_copy_files(store: DatasetStore, files: ConfigFiles, samples: Samples) -> dict[str, str]:
     """Write all that rslearn reads beside the windows; returns paths in the dataset, and CRC32C.
 
     The indexes come last: what a reader finds before is the old one, which is whole.
@@ -149,18 +177,19 @@ def write_copy_files(layout: DatasetLayout, files: ConfigFiles, samples: Samples
     Raises:
         StoreError: they can't be written.
     """
-    config = samples.config
-    write_json(layout.path / "config.json", dataset_config_for_copy(files, config))
-    content = copy_model(config, samples.modalities, samples.crop)
+    layout, config = store.layout, samples.config
+    write_json(layout.path / "config.json", rslearn_config(config))
+    content = copy_model(config, samples.modalities, samples.crop, samples.crops_fit)
     text = yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=100)
     write_bytes(layout.path / "model.yaml", (_HEADER + text).encode())
     names = ["config.json", "model.yaml"]
-    for name, original in (
-        ("model.original.yaml", files.model_yaml),
-        ("olmoearth_run.yaml", files.run_yaml),
+    for name, own, original in (
+        ("model.original.yaml", "model.yaml", files.model_yaml),
+        ("olmoearth_run.yaml", "olmoearth_run.yaml", files.run_yaml),
     ):
         if original is not None:
-            write_bytes(layout.path / name, original.encode())
+            allowed = files.permissions.get(own, 0o666)
+            write_bytes(layout.path / name, original.encode(), allowed)
             names.append(name)
     inputs = copy_inputs(config, samples.modalities)
     places = places_in_splits(samples.index, samples.splits)
@@ -168,30 +197,31 @@ def write_copy_files(layout: DatasetLayout, files: ConfigFiles, samples: Samples
         index_key(split_tags(split), inputs): samples.windows(places, split) for split in SPLITS
     }
     indexes = write_indexes(layout.path, windows)
-    if layout.remote is not None:  # those of an earlier copy, whoever made them
-        kept = [path.rpartition("/")[2] for path in indexes]
-        layout.remote.keep_only(layout.path / RSLEARN_INDEX, kept)
+    kept = [path.rpartition("/")[2] for path in indexes]
+    store.keep_only(layout.path / RSLEARN_INDEX, kept)  # others are of an earlier copy
     return {path: file_crc32c(layout.path / path) for path in (*names, *indexes)}
 
 
 _FILES = ("config.json", "model.yaml", "model.original.yaml", "olmoearth_run.yaml")
 
 
-def remove_copy(layout: DatasetLayout) -> None:
+def remove_copy(store: DatasetStore) -> None:
     """Remove a copy that an earlier version of the dataset had; nothing keeps it right any more.
 
     Raises:
         StoreError: it can't be removed.
     """
-    if not layout.copy_manifest.is_file():
+    layout = store.layout
+    # Not by the manifest alone: an ingest that was to do all anew has dropped it already.
+    left = {*_FILES, layout.windows.name, layout.copy_manifest.name, RSLEARN_INDEX, UNFINISHED}
+    if not left & store.names():
         return
-    windows_of(layout).keep_only(())
-    if layout.remote is not None:
-        layout.remote.keep_only(layout.path / RSLEARN_INDEX, ())
+    store.windows.keep_only(())
+    store.keep_only(layout.path / RSLEARN_INDEX, ())
     for name in _FILES:
         (layout.path / name).unlink(missing_ok=True)
     shutil.rmtree(layout.path / RSLEARN_INDEX, ignore_errors=True)
     for folder in (layout.windows, layout.path / UNFINISHED):
         shutil.rmtree(folder, ignore_errors=True)
-    layout.copy_manifest.unlink()  # last: until then the next run goes on
-    layout.send()
+    layout.copy_manifest.unlink(missing_ok=True)  # last: until then the next run goes on
+    store.send()

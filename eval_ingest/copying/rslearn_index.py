@@ -51,7 +51,7 @@ def index_key(tags: Mapping[str, str], inputs: Mapping[str, Mapping[str, Any]]) 
 
 
 def write_indexes(dataset: Path, windows: Mapping[str, Iterable[Mapping[str, Any]]]) -> list[str]:
-    """Write one index per key and remove all others; returns their paths within the dataset.
+    """Write one index per key; returns their paths within the dataset.
 
     Args:
         dataset: the folder with config.json, which must be there as it will stay.
@@ -74,9 +74,6 @@ def write_indexes(dataset: Path, windows: Mapping[str, Iterable[Mapping[str, Any
     for key, listed in windows.items():
         with written_aside(folder / f"{key}.json") as path, path.open("w") as stream:
             _write(stream, facts, listed)
-    for path in folder.glob("*.json"):
-        if path.stem not in windows:
-            path.unlink(missing_ok=True)
     return [f"{RSLEARN_INDEX}/{key}.json" for key in windows]
 
 

@@ -11,10 +11,11 @@ import pyarrow as pa
 from eval_ingest.copying.places import Key, Place, places_in_splits
 from eval_ingest.copying.worker import ToPlace, TransferTask
 from eval_ingest.core.columns import numbers
+from eval_ingest.core.crops import corners
 from eval_ingest.core.entry import SPLIT_INDEX_VERSION, CopyResult, Shard, SplitFile
 from eval_ingest.core.fingerprint import fingerprint
 from eval_ingest.core.index import WindowIndex
-from eval_ingest.core.resolved import ResolvedConfig
+from eval_ingest.core.resolved import CropGrid, ResolvedConfig
 from eval_ingest.core.spec import SPLITS
 from eval_ingest.core.splits import SplitAssignment
 from eval_ingest.engine import executor, map_ordered
@@ -22,13 +23,11 @@ from eval_ingest.errors import StoreError
 from eval_ingest.indexing.packer import pack_rows
 from eval_ingest.job import Job
 from eval_ingest.store.manifest import CopiedWindow, Manifest
-from eval_ingest.store.paths import DatasetLayout
-from eval_ingest.store.room import require_room, window_bytes
-from eval_ingest.store.roots.open import windows_of
-from eval_ingest.store.roots.windows import Windows
+from eval_ingest.store.room import window_bytes
+from eval_ingest.store.roots.base import DatasetStore, Windows
 from eval_ingest.store.seal import unless_damaged
 from eval_ingest.store.shards import ShardWriter, plan_arrays, read_shard, shard_names
-from eval_ingest.store.split_index import TARGET, timestamps_column, write_split_index
+from eval_ingest.store.split_index import TARGET, Crops, timestamps_column, write_split_index
 
 _TASK_WINDOWS = 16
 _UNPACKED = ""
@@ -50,12 +49,12 @@ def transfer(
         SourceError: a window changed since it was indexed.
         StoreError: the eval root can't be written.
     """
-    layout, mode = job.layout, job.spec.copy_mode
+    store, mode = job.store, job.spec.copy_mode
     places = places_in_splits(index, splits)
     if mode == "index":
         return _write_split_indexes(job, index, places, None, stage_fingerprint)
-    packed = _packed_already(layout, index.row_key)
-    manifest, windows = Manifest(layout), windows_of(layout)
+    packed = _packed_already(store, index.row_key)
+    manifest, windows = Manifest(store.layout, store.send), store.windows
     to_copy = set()
     if mode == "windows":
         to_copy = {place.key for place in places if not _is_copied(place, manifest, windows)}
@@ -64,13 +63,13 @@ def transfer(
         _move_between_splits(places, to_copy, manifest, windows)
 
     new = [place for place in places if place.key not in packed]
-    _require_room(layout, index, job.config, places, to_copy, new)
+    _require_room(store, index, job.config, places, to_copy, new)
     total = len({place.key for place in new} | to_copy)
     if total:
         job.source.ensure_listed(sorted({p.group for p in places}), job.config.layer_names)
     with executor(job.settings, total) as pool:
         placing = _Placing(job, windows, manifest, pool, total)
-        for chunk in _shards(index, job.config, new, layout.shard_bytes):
+        for chunk in _shards(index, job.config, new, store.shard_bytes):
             packed |= _pack(placing, chunk, index, to_copy)
             to_copy -= {place.key for place in chunk}
         placing.place([(place, None, True) for place in places if place.key in to_copy])
@@ -111,27 +110,27 @@ def _pack(
     placing: _Placing, chunk: list[Place], index: WindowIndex, to_copy: Container[Key]
 ) -> dict[Key, tuple[str, int]]:
     """Pack some windows into a shard of their own, and copy those to copy; where each lies."""
-    layout, config = placing.job.layout, placing.job.config
+    store, config = placing.job.store, placing.job.config
     rows = pack_rows(index.table, [place.row for place in chunk], config)
-    writer = ShardWriter.create(layout.samples, plan_arrays(config, rows))
+    writer = ShardWriter.create(store.layout.samples, plan_arrays(config, rows))
     try:
         work: list[ToPlace] = [
             (place, row, place.key in to_copy) for row, place in enumerate(chunk)
         ]
         placing.place(work, writer)
         name = fingerprint(index.row_key, [place.key for place in chunk])
-        name = writer.commit(layout, name, index.row_key, list(enumerate(rows)))
+        name = writer.commit(store, name, index.row_key, list(enumerate(rows)))
     except BaseException:
         writer.abandon()
         raise
     return {place.key: (name, row) for row, place in enumerate(chunk)}
 
 
-def _packed_already(layout: DatasetLayout, row_key: str) -> dict[Key, tuple[str, int]]:
+def _packed_already(store: DatasetStore, row_key: str) -> dict[Key, tuple[str, int]]:
     """Where samples lie in the shards that are there: key to (shard, row)."""
     packed = {}
-    for shard in shard_names(layout.samples):
-        found = unless_damaged(partial(read_shard, layout, shard, row_key))
+    for shard in shard_names(store.layout.samples):
+        found = unless_damaged(partial(read_shard, store, shard, row_key))
         if found is None:
             continue
         table, _ = found
@@ -202,7 +201,7 @@ def _shards(
 
 
 def _require_room(
-    layout: DatasetLayout,
+    store: DatasetStore,
     index: WindowIndex,
     config: ResolvedConfig,
     places: Sequence[Place],
@@ -213,8 +212,7 @@ def _require_room(
     sizes, files = (numbers(index.table[name], 0) for name in ("n_bytes", "n_files"))
     copied = [place.row for place in places if place.key in to_copy]
     rows = pack_rows(index.table, [place.row for place in new], config)
-    require_room(
-        layout,
+    store.require_room(
         window_bytes(int(sizes[copied].sum()), int(files[copied].sum())),
         sum(plan.n_bytes for plan in plan_arrays(config, rows)) if rows else 0,
     )
@@ -234,7 +232,7 @@ def _write_split_indexes(
     shards = []
     packed_bytes = 0
     for shard in used:
-        found = read_shard(layout, shard, index.row_key)
+        found = read_shard(job.store, shard, index.row_key)
         assert found is not None, f"shard {shard} was listed as packed"
         tables[shard], arrays = found
         packed_bytes += sum(array.n_bytes for array in arrays.values())
@@ -250,8 +248,13 @@ def _write_split_indexes(
         # With the shards: packed anew, the same windows may lie elsewhere.
         short = fingerprint(SPLIT_INDEX_VERSION, stage_fingerprint, split, used)
         path = layout.split_index(split, short)
-        write_split_index(path, [m.name for m in config.modalities], columns, _UNPACKED in lookup)
-        files[split] = SplitFile(count=len(rows), index=str(path.relative_to(layout.path)))
+        crops = _crops(config, config.all_crops.get(split), index, [place.row for place in rows])
+        write_split_index(path, [m.name for m in config.modalities], columns, crops)
+        files[split] = SplitFile(
+            count=len(rows) if crops is None else len(crops.window),
+            windows=len(rows),
+            index=str(path.relative_to(layout.path)),
+        )
     return CopyResult(
         fingerprint=stage_fingerprint,
         mode=job.spec.copy_mode,
@@ -261,6 +264,28 @@ def _write_split_indexes(
         n_bytes=0,
         packed_bytes=packed_bytes,
     )
+
+
+def _crops(
+    config: ResolvedConfig, grid: CropGrid | None, index: WindowIndex, rows: Sequence[int]
+) -> Crops | None:
+    """Every crop of the windows in these rows of the index; None where there are none."""
+    if grid is None:
+        return None
+    before = [other for other in config.cuts[: config.cuts.index(grid)] if other is not None]
+    heights, widths = (numbers(index.table[name])[rows].tolist() for name in ("height", "width"))
+    sizes = list(zip(heights, widths, strict=True))
+    by_size = {size: corners(*size, grid) for size in set(sizes)}
+    crops = Crops([], [], None if config.task.kind.per_pixel else [])
+    for number, (row, size) in enumerate(zip(rows, sizes, strict=True)):
+        here = by_size[size]
+        crops.window.extend([number] * len(here))
+        crops.corners.extend(here)
+        if crops.targets is not None:
+            first = sum(len(corners(*size, other)) for other in before)
+            targets = index.table["label.crop_targets"][row].as_py()
+            crops.targets.extend(targets[first : first + len(here)])
+    return crops
 
 
 def _columns(

@@ -1,25 +1,22 @@
 """Read back what was ingested and compare it with what was recorded."""
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from eval_ingest.copying.rslearn_index import wrong_indexes
-from eval_ingest.core.entry import CopyResult, Metadata, Shard, SplitFile
+from eval_ingest.core.entry import CopyResult, Metadata, Shard, ShardArray
 from eval_ingest.errors import IntegrityError, StoreError
-from eval_ingest.store.atomic import file_crc32c
+from eval_ingest.store.atomic import check_file
 from eval_ingest.store.manifest import CopiedWindow, Manifest
-from eval_ingest.store.npy import check_npy
 from eval_ingest.store.outcomes import read_copy
-from eval_ingest.store.paths import DatasetLayout
-from eval_ingest.store.roots.open import windows_of
+from eval_ingest.store.paths import RSLEARN_INDEX, DatasetLayout
+from eval_ingest.store.roots.base import DatasetStore
 from eval_ingest.store.seal import again, read_sealed
 from eval_ingest.store.tables import read_facts
 from eval_ingest.store.window_files import Measured
-
-if TYPE_CHECKING:  # a local root doesn't pay for it
-    from eval_ingest.store.roots.remote import RemoteRoot
 
 
 class Verified(NamedTuple):
@@ -32,28 +29,24 @@ class Verified(NamedTuple):
 
 
 def verify(
-    layout: DatasetLayout, metadata: Metadata, progress: Callable[[str, int, int], None]
+    store: DatasetStore, metadata: Metadata, progress: Callable[[str, int, int], None]
 ) -> Verified:
-    """Compare sizes and checksums of the copied windows, and the shape of every packed file.
+    """Compare sizes and checksums of the copied windows, and what is recorded of every packed file.
 
     rslearn's own indexes are compared with the windows' splits: rslearn itself wouldn't notice.
-
-    Of a remote dataset the packed files' checksums too; nothing of it is kept on this machine.
 
     Raises:
         StoreError: a remote root can't be read.
     """
-    problems = []
-    layout.root.pull(*_tables(layout, metadata.splits, metadata.shards), layout.copy_manifest)
+    layout = store.layout
     copy = None
     with contextlib.suppress(IntegrityError):  # told by whoever looks at the stages' outcomes
-        copy = read_copy(layout)
-    problems += [error.what for error in _damage(layout, metadata.splits, metadata.shards, copy)]
-    if layout.remote is not None:
-        problems += _wrong_objects(layout, layout.remote, metadata.shards)
-    windows, unsure = _copied(layout, metadata)
+        copy = read_copy(store)
+    store.fetch_folder(layout.path / RSLEARN_INDEX)
+    problems = [error.what for error in _damage(store, metadata, copy)]
+    windows, unsure = _copied(store, metadata)
     problems += unsure
-    for done, (key, now) in enumerate(windows_of(layout).measured(windows), start=1):
+    for done, (key, now) in enumerate(store.windows.measured(windows), start=1):
         window = windows[key]
         recorded = Measured(window.n_files, window.n_bytes, window.checksum)
         if isinstance(now, StoreError):
@@ -65,7 +58,7 @@ def verify(
                 f"{recorded.n_bytes}, {recorded.checksum}"
             )
         progress("windows verified", done, len(windows))
-    if layout.remote is None:
+    if not metadata.spec.adopted:  # else they are another tool's, of windows of its own
         splits = {key: window.split for key, window in windows.items()}
         problems += wrong_indexes(layout.path, splits)
     total = sum(window.n_bytes for window in windows.values())
@@ -78,84 +71,80 @@ def verify(
 
 
 def _copied(
-    layout: DatasetLayout, metadata: Metadata
+    store: DatasetStore, metadata: Metadata
 ) -> tuple[dict[tuple[str, str], CopiedWindow], list[str]]:
     """The windows that the manifest vouches for, and what is wrong with it."""
     try:
-        read_facts(layout.copy_manifest, layout.name)
+        path = store.layout.copy_manifest
+        store.read(path, lambda: read_facts(path, store.name))
     except IntegrityError as error:
         return {}, [error.what]
-    windows = Manifest(layout).windows
-    wanted = sum(found.count for found in metadata.splits.values())
+    windows = Manifest(store.layout).windows
+    wanted = sum(found.n_windows for found in metadata.splits.values())
     if metadata.spec.copy_mode == "windows" and len(windows) != wanted:
         return windows, [f"{len(windows)} windows are copied, {wanted} are in the splits"]
     return windows, []
 
 
-def look_at(layout: DatasetLayout, copy: CopyResult) -> CopyResult:
-    """The outcome of a local dataset's copy stage, if what it names is there and looks right.
-
-    Small files are read; of packed samples sizes and headers, of windows nothing.
+def look_at(store: DatasetStore, copy: CopyResult) -> CopyResult:
+    """The outcome of a held dataset's copy stage, if what it names is there and looks right.
 
     Raises:
-        IntegrityError: something is missing or damaged.
+        IntegrityError: something is missing or damaged, as far as a quick look tells.
     """
-    cure = again(layout.name)
-    if copy.mode == "windows" and read_sealed(layout.copy_manifest, cure) is None:
-        raise IntegrityError(f"{layout.copy_manifest} is missing", cure)
-    for error in _damage(layout, copy.splits, copy.shards, copy):
-        raise error
+    layout = store.layout
+    if copy.mode == "windows":
+        store.look_at_table(layout.copy_manifest)
+    for path in _tables(layout, copy):
+        store.look_at_table(path)
+    for path, array in _arrays(layout, copy.shards):
+        store.look_at_array(path, array)
+    for name, recorded in copy.files.items():
+        store.look_at_file(layout.path / name, recorded)
     return copy
 
 
-def _tables(
-    layout: DatasetLayout, splits: Mapping[str, SplitFile], shards: Sequence[Shard]
-) -> list[Path]:
+def _damage(
+    store: DatasetStore, metadata: Metadata, copy: CopyResult | None
+) -> Iterator[IntegrityError]:
+    """What is wrong with split indexes, shards, and the files beside the copied windows."""
+    layout = store.layout
+    checks: list[Callable[[], object]] = [
+        partial(_check_table, store, path) for path in _tables(layout, metadata)
+    ]
+    checks += [
+        partial(store.verify_array, path, array) for path, array in _arrays(layout, metadata.shards)
+    ]
+    if copy is not None:
+        checks += [
+            partial(_check_file, store, layout.path / name, crc32c)
+            for name, crc32c in copy.files.items()
+        ]
+    for check in checks:
+        try:
+            check()
+        except IntegrityError as error:
+            yield error
+
+
+def _check_table(store: DatasetStore, path: Path) -> None:
+    cure = again(store.name)
+    if store.read(path, lambda: read_sealed(path, cure)) is None:
+        raise IntegrityError(f"{path} is missing", cure)
+
+
+def _check_file(store: DatasetStore, path: Path, crc32c: str) -> None:
+    store.read(path, lambda: check_file(path, crc32c, again(store.name)))
+
+
+def _tables(layout: DatasetLayout, named: Metadata | CopyResult) -> list[Path]:
     return [
-        *(layout.path / found.index for found in splits.values()),
-        *(layout.samples / shard.name / "index.parquet" for shard in shards),
+        *(layout.path / found.index for found in named.splits.values()),
+        *(layout.samples / shard.name / "index.parquet" for shard in named.shards),
     ]
 
 
-def _damage(
-    layout: DatasetLayout,
-    splits: Mapping[str, SplitFile],
-    shards: Sequence[Shard],
-    copy: CopyResult | None,
-) -> Iterator[IntegrityError]:
-    """What is wrong with split indexes, shards, and the files beside the copied windows."""
-    cure = again(layout.name)
-    for path in _tables(layout, splits, shards):
-        try:
-            if read_sealed(path, cure) is None:
-                yield IntegrityError(f"{path} is missing", cure)
-        except IntegrityError as error:
-            yield error
-    if layout.remote is not None:
-        return
+def _arrays(layout: DatasetLayout, shards: Sequence[Shard]) -> Iterator[tuple[Path, ShardArray]]:
     for shard in shards:
         for name, array in shard.arrays.items():
-            try:
-                check_npy(layout.samples / shard.name / f"{name}.npy", array, cure)
-            except IntegrityError as error:
-                yield error
-    for name, recorded in copy.files.items() if copy is not None else ():
-        try:
-            found = file_crc32c(layout.path / name)
-        except OSError as error:
-            yield IntegrityError(f"{layout.path / name}: {error.strerror}", cure)
-            continue
-        if found != recorded:
-            what = f"{layout.path / name} has CRC32C {found}, recorded is {recorded}"
-            yield IntegrityError(what, cure)
-
-
-def _wrong_objects(
-    layout: DatasetLayout, remote: "RemoteRoot", shards: Sequence[Shard]
-) -> Iterator[str]:
-    for shard in shards:
-        for name, array in shard.arrays.items():
-            path = layout.samples / shard.name / f"{name}.npy"
-            wrong = remote.check_array(path, array)
-            if wrong is not None:
-                yield f"{path.relative_to(layout.path)}: {wrong}"
+            yield layout.array(shard.name, name), array

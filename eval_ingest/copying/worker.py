@@ -1,16 +1,19 @@
 """What a worker does with some windows: read once, packed, copied."""
 
+import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 from eval_ingest.copying.places import Place
 from eval_ingest.core.resolved import ResolvedConfig
-from eval_ingest.decoding.judge import read_window, sample_arrays
+from eval_ingest.core.task import Task
+from eval_ingest.decoding.judge import JUDGED_BYTES, read_window, sample_arrays
 from eval_ingest.errors import SourceError
 from eval_ingest.sources.base import Source, SourceFile, WindowFiles, WindowReader
 from eval_ingest.store.manifest import CopiedWindow
-from eval_ingest.store.roots.windows import Windows
+from eval_ingest.store.roots.base import Windows
 from eval_ingest.store.shards import ShardWriter
 from eval_ingest.store.window_files import Content
 
@@ -45,16 +48,37 @@ class TransferTask:
                 self.writer.write(pack_row, read_arrays(source, files, self.config))
             if copy:
                 window = place.group, place.name
-                contents = [
-                    Content(file.path, partial(source.read, *window, file), ours)
-                    for file in files.files
-                    for ours in [reader.ours(*window, file)]
-                ]
+                contents = [self._content(source, window, file) for file in files.files]
                 copied.append(
                     self.windows.write(*window, place.source_digest, place.split, contents)
                 )
             reader.drop()
         return copied
+
+    def _content(self, source: "_ReadOnce", window: tuple[str, str], file: SourceFile) -> Content:
+        """A file of the copy: as it is, but for labels whose categories the task maps."""
+        read = partial(source.read, *window, file)
+        ours = source.ours(*window, file)
+        if self.config.task.category_mapping and _is_label(file.path, self.config):
+            read, ours = partial(_mapped, read, self.config.task), None
+        return Content(file.path, read, ours, source.permissions(*window, file))
+
+
+def _is_label(path: str, config: ResolvedConfig) -> bool:
+    folder, _, name = path.removeprefix("layers/").partition("/")
+    layers = {read.layer for read in config.label.part.reads}
+    return name == "data.geojson" and folder.partition(".")[0] in layers
+
+
+def _mapped(read: Callable[[], bytes], task: Task) -> bytes:
+    """A label's GeoJSON with mapped categories, which rslearn's own task can't map."""
+    content = json.loads(read())
+    for feature in content["features"]:
+        properties = feature.get("properties") or {}
+        value = properties.get(task.property_name)
+        if isinstance(value, str):
+            properties[task.property_name] = task.category_mapping.get(value, value)
+    return json.dumps(content).encode()
 
 
 class _ReadOnce:
@@ -73,6 +97,9 @@ class _ReadOnce:
     def ours(self, group: str, name: str, file: SourceFile) -> tuple[str, int] | None:
         return self._reader.ours(group, name, file)
 
+    def permissions(self, group: str, name: str, file: SourceFile) -> int:
+        return self._reader.permissions(group, name, file)
+
     def keep(self) -> None:
         self._reader.keep()
 
@@ -86,7 +113,7 @@ def read_arrays(source: WindowReader, files: WindowFiles, config: ResolvedConfig
     Raises:
         SourceError: the window isn't valid any more.
     """
-    sample = read_window(source, files, config)
+    sample = read_window(source, files, config, window_bytes=JUDGED_BYTES)
     if sample is None or sample.problems:
         detail = sample.problems[0].detail if sample else "it can't be read"
         raise SourceError(f"{files.key} was valid when it was indexed, now: {detail}; run again")

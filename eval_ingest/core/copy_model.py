@@ -11,7 +11,7 @@ from typing import Any
 
 from eval_ingest.core.entry import imputes
 from eval_ingest.core.modality import MODALITIES
-from eval_ingest.core.resolved import InputPart, ModalityInput, Pad, ResolvedConfig
+from eval_ingest.core.resolved import InputPart, MaskInput, ModalityInput, Pad, ResolvedConfig
 from eval_ingest.core.spec import SPLIT_OPTION, SPLITS
 from eval_ingest.core.task import TaskKind
 
@@ -31,25 +31,47 @@ _TARGET_IMAGES = {
 
 
 def copy_model(
-    config: ResolvedConfig, modalities: Iterable[str], crop: int | None
+    config: ResolvedConfig, modalities: Iterable[str], crop: int | None, crops_fit: bool = True
 ) -> dict[str, Any]:
     """The content of model.yaml, of which `data` is all there is.
 
     Args:
         config: the dataset.
         modalities: names of those that are read; each window must have them.
-        crop: side of the square in the middle that is read, in pixels; None: all.
+        crop: side of the square in the middle that is read, in pixels; None: all. In splits of
+            which every crop is a sample, these are read.
+        crops_fit: no window is smaller than the crops of its split.
     """
     chosen = [config.modality(name) for name in modalities]
     inputs = copy_inputs(config, modalities)
     data: dict[str, Any] = {"path": ".", "inputs": inputs, "task": _task(config)}
-    transforms = [step for modality in chosen for step in _modality_steps(config, modality)]
-    transforms += _pads(config, chosen, crop)
-    if transforms:
-        data["default_config"] = {"transforms": transforms}
+    if config.all_crops:
+        # Read crop by crop, unless what lies beyond a window or the label of a part is asked for:
+        # only windows that are held in memory give these as rslearn's training has them.
+        by_crop = crops_fit and config.task.kind.per_pixel
+        data["use_map_all_crops_dataset" if by_crop else "use_in_memory_dataset"] = True
+    joined = [step for modality in chosen for step in _modality_steps(config, modality)]
+    if config.label.mask is not None:
+        joined += _mask_steps(config.label.mask, TARGETS, ["target/valid"])
+    steps = {
+        split: joined + _pads(config, chosen, crop, config.all_crops.get(split) is None)
+        for split in SPLITS
+    }
+    alike = all(found == steps["train"] for found in steps.values())
+    if alike and steps["train"]:
+        data["default_config"] = {"transforms": steps["train"]}
     for split in SPLITS:
-        data[f"{split}_config"] = {"tags": split_tags(split)}
+        data[f"{split}_config"] = {"tags": split_tags(split), **_crops(config, split)}
+        if not alike:
+            data[f"{split}_config"]["transforms"] = steps[split]
     return {"data": _class("rslearn.train.data_module.RslearnDataModule", **data)}
+
+
+def _crops(config: ResolvedConfig, split: str) -> dict[str, Any]:
+    grid = config.all_crops.get(split)
+    if grid is None:
+        return {}
+    return {"load_all_crops": True, "crop_size": grid.size, "overlap_pixels": grid.overlap}
 
 
 def split_tags(split: str) -> dict[str, str]:
@@ -70,7 +92,11 @@ def copy_inputs(config: ResolvedConfig, modalities: Iterable[str]) -> dict[str, 
                 "dtype": "INT32" if modality.dtype == "int32" else "FLOAT32",
                 "passthrough": True,
             }
+        if modality.mask is not None:
+            inputs[_mask_key(modality.name)] = _mask_reads(modality.mask)
     label = config.label
+    if label.mask is not None:
+        inputs[_mask_key(TARGETS)] = _mask_reads(label.mask)
     inputs[TARGETS] = {**_reads(label.part), "required": True, "is_target": True}
     if label.band is None:
         inputs[TARGETS]["data_type"] = "vector"
@@ -81,6 +107,47 @@ def copy_inputs(config: ResolvedConfig, modalities: Iterable[str]) -> dict[str, 
             "dtype": label.dtype.upper(),
         }
     return inputs
+
+
+def _mask_key(masked: str) -> str:
+    """The input that masks a modality, or the targets."""
+    return f"{masked}_mask"
+
+
+def _mask_reads(mask: MaskInput) -> dict[str, Any]:
+    return {
+        **_reads(mask.part),
+        "data_type": "raster",
+        "bands": [mask.band],
+        "dtype": mask.dtype.upper(),
+        "passthrough": True,
+    }
+
+
+def _mask_steps(mask: MaskInput, masked: str, selectors: list[str]) -> list[dict[str, Any]]:
+    """Make a mask of zeros where it hides, if it is none yet, and apply it."""
+    key = _mask_key(masked)
+    steps = []
+    if mask.shows:
+        steps.append(
+            _transform(
+                "earthdaily.EarthDailyCloudMaskToMask",
+                cloud_mask_selector=key,
+                output_selector=key,
+                clear_values=[int(value) for value in mask.shows],
+            )
+        )
+    elif mask.hides != (0.0,):
+        steps.append(
+            _transform(
+                "sentinel2.Sentinel2SCLToMask",
+                scl_selector=key,
+                output_selector=key,
+                exclude_scl_values=[int(value) for value in mask.hides],
+            )
+        )
+    masking = {"selectors": selectors, "mask_selector": key, "mask_value": int(mask.value)}
+    return [*steps, _transform("mask.Mask", **masking)]
 
 
 def _parts(modality: ModalityInput) -> list[tuple[str, InputPart]]:
@@ -148,6 +215,8 @@ def _modality_steps(config: ResolvedConfig, modality: ModalityInput) -> list[dic
                 output_selector=modality.name,
             )
         )
+    if modality.mask is not None:
+        steps += _mask_steps(modality.mask, modality.name, [modality.name])
     return steps
 
 
@@ -165,9 +234,12 @@ def _with_stand_ins(modality: ModalityInput, sources: Mapping[str, str]) -> list
 
 
 def _pads(
-    config: ResolvedConfig, modalities: list[ModalityInput], crop: int | None
+    config: ResolvedConfig, modalities: list[ModalityInput], crop: int | None, cropped: bool
 ) -> list[dict[str, Any]]:
-    """The dataset's own Pad, then the crop: rslearn's Pad cuts what is larger than its size."""
+    """The dataset's own Pad, and the crop: rslearn's Pad cuts what is larger than its size.
+
+    In the order in which `core.crops.Cut` takes them; without the crop where `cropped` is false.
+    """
     by_pad: dict[Pad, list[str]] = {}
     for modality in modalities:
         if modality.pad is not None:
@@ -176,8 +248,13 @@ def _pads(
     if config.label.pad is not None:
         by_pad.setdefault(config.label.pad, []).extend(targets)
     steps = [_pad(pad, selectors) for pad, selectors in by_pad.items()]
+    if not cropped:
+        return steps
+    images = [*(modality.name for modality in modalities), *targets]
+    side = config.crop_size
+    if by_pad and side is not None and max(pad.size for pad in by_pad) < side:
+        return [_pad(Pad(size=side, center=True), images), *steps]
     if crop is not None:
-        images = [*(modality.name for modality in modalities), *targets]
         steps.append(_pad(Pad(size=crop, center=True), images))
     return steps
 

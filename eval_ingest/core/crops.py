@@ -1,14 +1,22 @@
-"""Where the samples of a window lie: every crop of it, as rslearn's load_all_crops takes them.
+"""What of a window a sample is: all of it, its centre, or one of its crops; padded.
 
-Positions and counts alone. What cuts pixels is loading/, what counts labels is indexing/.
+The one place that cuts. Loading cuts pixels and targets by it, indexing counts labels by it.
 """
 
-from collections.abc import Iterator
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from eval_ingest.core.resolved import CropGrid
+from eval_ingest.core.padding import apply_pad, fill_up, padded_size
+from eval_ingest.core.resolved import SPLITS, CropGrid, Pad, ResolvedConfig
+from eval_ingest.core.task import IGNORE_LABEL
+
+Corner = tuple[int, int]
+"""Row and column of a crop's first pixel in its window."""
 
 
 def starts(length: int, grid: CropGrid) -> list[int]:
@@ -26,8 +34,8 @@ def starts(length: int, grid: CropGrid) -> list[int]:
     return [*range(0, last, grid.size - grid.overlap), last]
 
 
-def corners(height: int, width: int, grid: CropGrid) -> list[tuple[int, int]]:
-    """(top, left) of every crop of a window, in rslearn's order: column by column, downward.
+def corners(height: int, width: int, grid: CropGrid) -> list[Corner]:
+    """Every crop of a window, in rslearn's order: column by column, downward.
 
     >>> corners(4, 6, CropGrid(size=3))
     [(0, 0), (1, 0), (0, 3), (1, 3)]
@@ -36,8 +44,113 @@ def corners(height: int, width: int, grid: CropGrid) -> list[tuple[int, int]]:
     return [(top, left) for left in starts(width, grid) for top in rows]
 
 
-def crops(array: NDArray[np.generic], grid: CropGrid) -> Iterator[NDArray[np.generic]]:
-    """Every crop of an array (H, W, ...), in order; smaller ones where it ends before they do."""
-    height, width = array.shape[:2]
-    for top, left in corners(height, width, grid):
-        yield array[top : top + grid.size, left : left + grid.size]
+@dataclass(frozen=True)
+class Cut:
+    """How samples are cut from windows: rslearn's crop, then its Pad.
+
+    A crop that is no larger than what Pad gives is taken after it, so that samples have its size.
+    """
+
+    config: ResolvedConfig
+    grid: CropGrid | None = None
+    """Every crop is a sample."""
+    side: int | None = None
+    """Of the one crop that is the sample; None: all of the window."""
+
+    @classmethod
+    def of(cls, config: ResolvedConfig, grid: CropGrid | None) -> "Cut":
+        """The cut of a split whose crops are these; None: the centre of each window."""
+        return cls(config, grid, None if grid is not None else config.crop_size)
+
+    @cached_property
+    def pad(self) -> Pad | None:
+        """The modalities' Pad."""
+        return next((m.pad for m in self.config.modalities if m.pad is not None), None)
+
+    @cached_property
+    def _pads_first(self) -> bool:
+        return self.side is not None and self.pad is not None and self.pad.size >= self.side
+
+    def corners(self, height: int, width: int) -> list[Corner]:
+        """Where the samples of a window of that size lie."""
+        if self.grid is not None:
+            return corners(height, width, self.grid)
+        # An odd pixel is cut off at the front, as rslearn's centred Pad does.
+        top, left = ((spare + 1) // 2 for spare in self.spare(height, width))
+        return [(top, left)]
+
+    def spare(self, height: int, width: int) -> tuple[int, int]:
+        """By how many rows and columns the one crop can be moved."""
+        if self.side is None:
+            return 0, 0
+        if self._pads_first:
+            height, width = padded_size(self.pad, height, width)
+        return max(height - self.side, 0), max(width - self.side, 0)
+
+    def part(self, corner: Corner) -> tuple[slice, slice]:
+        """The rows and columns of a window's arrays that a sample is made of."""
+        side = self.side if self.grid is None else self.grid.size
+        if side is None or self._pads_first:
+            return slice(None), slice(None)
+        return slice(corner[0], corner[0] + side), slice(corner[1], corner[1] + side)
+
+    def size(self, height: int, width: int, corner: Corner) -> tuple[int, int]:
+        """Height and width of a sample of a window of that size."""
+        if self._pads_first:
+            return self._cropped(*padded_size(self.pad, height, width), corner)
+        if self.grid is not None:
+            return padded_size(self.pad, self.grid.size, self.grid.size)
+        return padded_size(self.pad, *self._cropped(height, width, corner))
+
+    def _cropped(self, height: int, width: int, corner: Corner) -> tuple[int, int]:
+        if self.side is None:
+            return height, width
+        return min(self.side, height - corner[0]), min(self.side, width - corner[1])
+
+    def pixels(self, stored: NDArray[Any], corner: Corner, pad: Pad | None) -> NDArray[Any]:
+        """A sample of a window's pixels (H, W, ...); a view of them where nothing is added."""
+        return self._cut(stored, corner, pad, 0)
+
+    def target(self, stored: NDArray[Any], corner: Corner) -> NDArray[Any]:
+        """A sample of a window's target (H, W); what is added has no label."""
+        fill = IGNORE_LABEL if self.config.task.kind.has_classes else np.nan
+        return self._cut(stored, corner, self.config.label.pad, fill)
+
+    def _cut(
+        self, stored: NDArray[Any], corner: Corner, pad: Pad | None, fill: float
+    ) -> NDArray[Any]:
+        if self._pads_first and self.side is not None:
+            rows, columns = (slice(start, start + self.side) for start in corner)
+            return apply_pad(stored, pad, fill)[rows, columns]
+        part = stored[self.part(corner)]
+        if self.grid is not None:
+            part = fill_up(part, self.grid.size, fill)
+        return apply_pad(part, pad, fill)
+
+
+def count_samples(
+    config: ResolvedConfig, splits: NDArray[np.str_], heights: NDArray[Any], widths: NDArray[Any]
+) -> NDArray[np.int64]:
+    """How many samples each window has, by its split and size."""
+    counts = np.ones(len(splits), np.int64)
+    for split, grid in config.all_crops.items():
+        here = splits == split
+        counts[here] = _count(heights[here], grid) * _count(widths[here], grid)
+    return counts
+
+
+def _count(lengths: NDArray[Any], grid: CropGrid) -> NDArray[np.int64]:
+    """How many crops lie along sides of these lengths."""
+    last = np.maximum(lengths.astype(np.int64) - grid.size, 0)
+    return np.asarray(1 - -last // (grid.size - grid.overlap))
+
+
+def split_cut(config: ResolvedConfig, split: str) -> Cut:
+    """How a split's samples are cut."""
+    return Cut.of(config, config.all_crops.get(split))
+
+
+def cuts_of(config: ResolvedConfig, splits: Sequence[str] | NDArray[np.str_]) -> NDArray[np.intp]:
+    """Which of `config.cuts` the samples of windows in these splits are."""
+    numbers = {split: config.cut_of(split) for split in SPLITS}
+    return np.array([numbers.get(str(split), 0) for split in splits], np.intp)

@@ -1,20 +1,27 @@
 """What is kept about an ingested dataset: metadata.json, and its entry in registry.json."""
 
+import json
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from eval_ingest.core.modality import MODALITIES
 from eval_ingest.core.resolved import ResolvedConfig
-from eval_ingest.core.spec import SPLIT_OPTION, DatasetSpec
+from eval_ingest.core.spec import SPLIT_OPTION, SPLITS, DatasetSpec
 
 METADATA_VERSION = 2
 SPLIT_INDEX_VERSION = 2
-REGISTRY_VERSION = "1.0"
-"""The version that the existing OlmoEarth eval code writes and reads."""
 
 BandStatsTable = dict[str, dict[str, dict[str, float]]]
 """{modality: {band: {mean, std, min, max}}}, in stored units; Sentinel-1 in dB."""
+
+
+NodataTable = dict[str, dict[str, list[float | None]]]
+"""{modality: {band: values}}: pixels without data that occur in some split, in stored units.
+
+None stands for what is no finite number. They count in no statistic and normalise to 0.
+"""
 
 
 class _Model(BaseModel):
@@ -29,6 +36,7 @@ class NormStats(_Model):
     n_windows: int
     """Train windows that the statistics are from."""
     stats: BandStatsTable
+    nodata: NodataTable = Field(default_factory=dict)
     warnings: list[str] = Field(default_factory=list)
 
 
@@ -59,8 +67,16 @@ class SplitFile(_Model):
     """A split and its index."""
 
     count: int
+    """Samples."""
+    windows: int | None = None
+    """Windows that they are of; None: a sample each."""
     index: Annotated[str, Field(pattern=r"\A(train|val|test)/index\.[0-9a-f]+\.parquet\z")]
     """Relative to the dataset's folder."""
+
+    @property
+    def n_windows(self) -> int:
+        """Windows that the samples are of."""
+        return self.count if self.windows is None else self.windows
 
 
 class CopyResult(_Model):
@@ -94,6 +110,7 @@ class Metadata(_Model):
     splits: dict[str, SplitFile]
     shards: list[Shard]
     norm_stats: BandStatsTable
+    nodata: NodataTable = Field(default_factory=dict)
     n_windows: int
     invalid: dict[str, int]
     """Invalid windows by reason."""
@@ -114,6 +131,42 @@ class Metadata(_Model):
     num_timesteps: int
     """The most timesteps of any sample and modality."""
     n_bytes: int = 0
+    their_entry: str = ""
+    """Of an adopted dataset: the JSON of its entry in registry.json before we added to it."""
+
+
+OURS_ALONE = ("copy", "eval", "verdict", "fingerprint", "ingested_at")
+"""Keys of an entry that no other tool writes."""
+
+
+def their_values(raw: str) -> dict[str, Any]:
+    """What another tool's entry says, from its JSON; nothing if that is no object."""
+    value = json.loads(raw or "{}")
+    return value if isinstance(value, dict) else {}
+
+
+def members(value: Any) -> Mapping[str, Any]:
+    """An object of an entry; empty if something else stands in its place."""
+    return value if isinstance(value, Mapping) else {}
+
+
+def listed(value: Any) -> list[Any]:
+    """A list of an entry; empty if something else stands in its place, a text as its only item."""
+    if isinstance(value, str):
+        return [value]
+    return list(value) if isinstance(value, Sequence | Mapping) else []
+
+
+def split_counts(entry: Mapping[str, Any]) -> dict[str, Any]:
+    """Samples of each split as an entry has counted them; without those that it doesn't count."""
+    stats = members(entry.get("split_stats"))
+    counts = {split: members(stats.get(split)).get("count") for split in SPLITS}
+    return {split: count for split, count in counts.items() if isinstance(count, int | float)}
+
+
+def is_ours(entry: Any) -> bool:
+    """True if an entry of registry.json says that we wrote it, or added to it."""
+    return isinstance(entry, dict) and "fingerprint" in entry and "ingested_at" in entry
 
 
 def registry_entry(metadata: Metadata, path: str) -> dict[str, Any]:
@@ -148,6 +201,7 @@ def registry_entry(metadata: Metadata, path: str) -> dict[str, Any]:
         "num_timesteps": metadata.num_timesteps,
         "timesteps": {name: list(found) for name, found in metadata.timesteps.items()},
         "same_timesteps": metadata.same_timesteps,
+        "eval": metadata.spec.eval.given,
         "verdict": metadata.quality.get("verdict", ""),
         "fingerprint": metadata.fingerprint,
         "ingested_at": metadata.published_at,

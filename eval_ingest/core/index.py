@@ -7,14 +7,14 @@ normalisation and stratified splits are column arithmetic: no pixel is read agai
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Self
+from typing import Any, Self, TypeAlias
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from eval_ingest.core.columns import codes, encoded, floats, lengths, matrix, one_array
+from eval_ingest.core.columns import codes, encoded, floats, lengths, matrix, numbers, one_array
 from eval_ingest.core.fingerprint import fingerprint
 from eval_ingest.core.footprints import Footprints
 from eval_ingest.core.norm import MOMENTS
@@ -22,7 +22,7 @@ from eval_ingest.core.resolved import ResolvedConfig
 from eval_ingest.core.task import TaskKind
 from eval_ingest.core.validate import InvalidSummary, Problem, summarise
 
-INDEX_VERSION = 4
+INDEX_VERSION = 6
 """Raised when a column changes meaning: an index of another version is built anew."""
 
 
@@ -30,12 +30,18 @@ def row_key(config: ResolvedConfig) -> str:
     """What a row's values depend on besides the window's files."""
     pixels = config.model_dump(
         mode="json",
-        include={"task", "label", "modalities", "layers", "crop_size", "data_storage"},
+        include={"task", "label", "modalities", "layers", "crop_size", "all_crops", "data_storage"},
     )
     for known in pixels["task"]["classes"]:
         known.pop("color")
+    for layer in pixels["layers"]:  # what is only written into the copy
+        for told in (layer, *layer["band_sets"]):
+            told.pop("class_names")
     return fingerprint("row", INDEX_VERSION, pixels)
 
+
+Cuts: TypeAlias = int | NDArray[np.intp]
+"""Which of `ResolvedConfig.cuts` the samples are counted in: one, or one per row."""
 
 _TIME = pa.timestamp("us", tz="UTC")
 _INTERVAL = pa.struct([("start", _TIME), ("end", _TIME)])
@@ -65,6 +71,7 @@ def index_schema(config: ResolvedConfig) -> pa.Schema:
         ("pixel_digest", pa.string()),
         ("status", pa.string()),
         ("problems", pa.list_(_PROBLEM)),
+        ("judged_by", pa.string()),
     ]
     for modality in config.modalities:
         fields += [
@@ -72,15 +79,19 @@ def index_schema(config: ResolvedConfig) -> pa.Schema:
             (f"{modality.name}.timestamps", pa.list_(_INTERVAL)),
             (f"{modality.name}.moments", _MOMENTS),
             (f"{modality.name}.nodata", pa.int64()),
+            (f"{modality.name}.nodata_values", pa.list_(pa.float64())),
         ]
-    fields.append(("label.crc32c", pa.uint32()))
-    if config.task.kind.has_classes:
-        fields += [
-            ("label.class_counts", pa.list_(pa.int64())),
-            ("label.invalid", pa.int64()),
-        ]
-    else:
-        fields += [("label.moments", _MOMENTS), ("label.invalid", pa.int64())]
+    # Counted in samples, one value (or one per class) for each of the configuration's cuts.
+    fields += [
+        ("label.crc32c", pa.uint32()),
+        ("label.samples", pa.list_(pa.int32())),
+        ("label.invalid", pa.list_(pa.int64())),
+        ("label.class_counts", pa.list_(pa.int64()))
+        if config.task.kind.has_classes
+        else ("label.moments", _MOMENTS),
+    ]
+    if config.all_crops and not config.task.kind.per_pixel:
+        fields.append(("label.crop_targets", pa.list_(pa.float64())))
     return pa.schema(fields)
 
 
@@ -162,13 +173,44 @@ class WindowIndex:
         """Moments (N, 5, C) of a modality; zero counts where a row has none."""
         return _moments_array(self.table[f"{modality}.moments"])
 
-    def label_moments(self) -> NDArray[np.float64]:
-        """Moments (N, 5, 1) of a regression's targets."""
-        return _moments_array(self.table["label.moments"])
+    def nodata_values(
+        self, modality: str, rows: NDArray[np.int64]
+    ) -> list[tuple[int, float | None]]:
+        """(band, value) of the pixels without data in these rows; None: no finite number."""
+        column = self.table[f"{modality}.nodata_values"].take(pa.array(rows, pa.int64()))
+        pairs = numbers(one_array(column).flatten(), np.nan).reshape(-1, 2)
+        found = {(int(band), None if np.isnan(v) else float(v)) for band, v in pairs.tolist()}
+        return sorted(found, key=lambda pair: (pair[0], pair[1] is not None, pair[1] or 0))
 
-    def class_counts(self, num_classes: int) -> NDArray[np.int64]:
-        """Pixels (segmentation) or windows (classification) per class: (N, num_classes)."""
-        return matrix(self.table["label.class_counts"], num_classes, 0, np.int64)
+    def label_moments(self, cuts: Cuts = 0) -> NDArray[np.float64]:
+        """Moments (N, 5, 1) of a regression's targets, in the samples of each window."""
+        moments = _moments_array(self.table["label.moments"])
+        return self._of_cuts(moments.swapaxes(1, 2), cuts)[:, :, None]
+
+    def class_counts(self, num_classes: int, cuts: Cuts = 0) -> NDArray[np.int64]:
+        """Pixels (segmentation) or samples (classification) per class: (N, num_classes)."""
+        column = self.table["label.class_counts"]
+        width = max(int(lengths(column).max(initial=0)), num_classes)
+        counts = matrix(column, width, 0, np.int64)
+        return self._of_cuts(counts.reshape(len(self), -1, num_classes), cuts)
+
+    def unlabelled(self, cuts: Cuts = 0) -> NDArray[np.int64]:
+        """Values without a label, in the samples of each window."""
+        return self._counted("label.invalid", cuts)
+
+    def labelled_samples(self, cuts: Cuts = 0) -> NDArray[np.int64]:
+        """How many samples of each window have a label."""
+        return self._counted("label.samples", cuts)
+
+    def _counted(self, name: str, cuts: Cuts) -> NDArray[np.int64]:
+        column = self.table[name]
+        width = max(int(lengths(column).max(initial=0)), 1)
+        return self._of_cuts(matrix(column, width, 0, np.int64), cuts)
+
+    def _of_cuts(self, values: NDArray[Any], cuts: Cuts) -> NDArray[Any]:
+        """Of values (N, cuts, ...) those of one cut, or of a cut per row."""
+        chosen: NDArray[Any] = values[np.arange(len(values)), cuts]
+        return chosen
 
     def main_class(self, kind: TaskKind, num_classes: int) -> NDArray[np.int64]:
         """The most frequent class per row, or the quintile of the mean target for regressions.

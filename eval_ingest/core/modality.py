@@ -61,6 +61,8 @@ MODALITIES: dict[str, Modality] = {
 _OTHER_PRODUCTS = frozenset({"sentinel2_l1c", "sentinel1_slc", "sentinel1_grd_raw"})
 
 _BY_LAYER = {layer: modality for modality in MODALITIES.values() for layer in modality.layers}
+_LONGEST = 255
+"""Characters: no folder has a longer name, and so no layer that is there."""
 _ITEM_GROUP = re.compile(r"\.\d+$")
 
 
@@ -77,6 +79,8 @@ def modality_of_layer(layer: str) -> Modality | None:
     >>> modality_of_layer("sentinel2_l1c") is None
     True
     """
+    if len(layer) > _LONGEST:
+        return None
     name = _ITEM_GROUP.sub("", layer)
     for candidate in (name, re.sub(r"^(pre|post)_", "", name)):
         parts = candidate.split("_")

@@ -45,7 +45,11 @@ def measure(pixels: NDArray[Any], *, decibels: bool = False) -> NDArray[np.float
 
 
 def count_nodata(
-    pixels: NDArray[Any], moments: NDArray[np.float64], *, decibels: bool = False
+    pixels: NDArray[Any],
+    moments: NDArray[np.float64],
+    *,
+    decibels: bool = False,
+    missing: NDArray[np.bool_] | None = None,
 ) -> int:
     """How many of the places of pixels (..., C) hold no data in any band: 0, or not finite.
 
@@ -53,6 +57,7 @@ def count_nodata(
         pixels: as given to `measure`.
         moments: what `measure` gave; mostly they tell already that there is none.
         decibels: as given to `measure`.
+        missing: of the pixels' shape: where they are what is declared to be no data.
     """
     places: int = pixels.size // max(pixels.shape[-1], 1)
     if moments[0].max(initial=0) == places and (decibels or (moments[3] > 0).any()):
@@ -60,6 +65,8 @@ def count_nodata(
     data = pixels > 0 if decibels else pixels != 0
     if pixels.dtype.kind == "f":
         data &= np.isfinite(pixels)
+    if missing is not None:
+        data &= ~missing
     return places - int(np.count_nonzero(data.any(axis=-1)))
 
 

@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from eval_ingest.core.columns import Column, codes, floats, lengths, numbers, one_array
+from eval_ingest.core.crops import cuts_of
 from eval_ingest.core.index import WindowIndex
 from eval_ingest.core.leakage import EXAMPLES, Leakage, find_leakage, standard_error
 from eval_ingest.core.norm import BandStats, combine
@@ -100,6 +101,11 @@ class _Data:
     def used(self) -> NDArray[np.int64]:
         """Rows that are in a split."""
         return self.assignment.used
+
+    @cached_property
+    def cuts(self) -> NDArray[np.intp]:
+        """Which of the configuration's cuts the samples of each row are."""
+        return cuts_of(self.config, self.splits)
 
     @cached_property
     def moments(self) -> dict[str, NDArray[np.float64]]:
@@ -513,10 +519,10 @@ def _marked_pixels(data: _Data) -> Iterator[Finding]:
 
 
 def _places(data: _Data, modality: ModalityInput) -> NDArray[np.float64]:
-    """Per used window how many pixels its sample has, over all timesteps."""
+    """Per used window how many of its pixels the statistics are of, over all timesteps."""
     sides = [floats(data.index.table[name])[data.used] for name in ("height", "width")]
-    if modality.pad is not None:
-        sides = [np.full_like(side, modality.pad.size) for side in sides]  # filled up or cut
+    if modality.pad is not None and not data.config.all_crops:
+        sides = [np.minimum(side, modality.pad.size) for side in sides]
     return np.asarray(sides[0] * sides[1] * data.column(f"{modality.name}.timesteps"))
 
 
@@ -542,7 +548,10 @@ def _missing_pixels(data: _Data) -> Iterator[Finding]:
         if len(some):
             n = f"{len(some):,} of {len(data.used):,} windows"
             text = f"{n} lack some of their {modality.name} pixels ({whole})"
-            text += "" if modality.decibels else "; models see them as very dark"
+            if data.index.nodata_values(modality.name, data.used):
+                text += "; they count in no statistic and are 0 after normalisation"
+            elif not modality.decibels:
+                text += "; models see them as very dark"
             yield Finding("nodata_some", "note", len(some), len(data.used), text, data.names(some))
 
 
@@ -552,23 +561,24 @@ def _missing_pixels(data: _Data) -> Iterator[Finding]:
 def _labels(data: _Data) -> Iterator[Finding]:
     task = data.config.task
     if task.kind.has_classes:
-        counts = data.index.class_counts(task.num_classes)[data.used]
+        counts = data.index.class_counts(task.num_classes, data.cuts)[data.used]
         present = [task.classes[c].name for c in np.flatnonzero(counts.any(axis=0))]
         if len(present) == 1:
             text = f"every label is {present[0]}: there is nothing to tell apart"
             yield _constant(data, text)
     elif len(data.used):
-        stats = combine(data.index.label_moments()[data.used])
+        stats = combine(data.index.label_moments(data.cuts)[data.used])
         if stats and stats[0].std == 0:
             text = f"every target is {stats[0].mean:g}: there is nothing to predict"
             yield _constant(data, text)
     if not task.kind.per_pixel:
         return
-    invalid = numbers(data.index.table["label.invalid"], 0)[data.used]
+    yield from _empty_samples(data)
+    invalid = data.index.unlabelled(data.cuts)[data.used]
     if task.kind.has_classes:
         valid = counts.sum(axis=1)
     else:
-        valid = data.index.label_moments()[data.used][:, 0, 0]
+        valid = data.index.label_moments(data.cuts)[data.used][:, 0, 0]
     labelled = valid / np.maximum(valid + invalid, 1)
     sparse = data.used[labelled < 0.05]
     if len(sparse):
@@ -577,6 +587,35 @@ def _labels(data: _Data) -> Iterator[Finding]:
             f"pixels (on the whole {valid.sum() / max((valid + invalid).sum(), 1):.1%} have one)"
         )
         yield Finding("sparse_label", "note", len(sparse), len(data.used), text, data.names(sparse))
+
+
+def _empty_samples(data: _Data) -> Iterator[Finding]:
+    """Samples without any label, though each of the windows has one somewhere."""
+    labelled = data.index.labelled_samples(data.cuts)
+    report = data.assignment.report
+    for split in SPLITS:
+        rows = np.flatnonzero(data.splits == split)
+        empty = rows[labelled[rows] == 0]
+        if data.config.all_crops.get(split) is not None:
+            total = report["samples"][split]
+            missing = total - report["labelled_samples"][split]
+            if missing:
+                text = f"{missing:,} of {total:,} crops of {split} have no label"
+                yield Finding("crops_unlabelled", "note", missing, total, text, data.names(empty))
+        elif len(empty):
+            side = data.config.crop_size
+            what = "that Pad leaves" if side is None else f"in the middle ({side} pixels)"
+            text = (
+                f"{len(empty):,} of {len(rows):,} windows of {split} have labels, but none {what}; "
+                f"--all-crops {split} makes every crop a sample, --crop-size takes larger ones"
+            )
+            few = len(empty) <= FEW * len(rows)
+            severity: Severity = "note" if few else "warning"
+            if len(empty) == len(rows):
+                severity = "error"
+            yield Finding(
+                "crop_unlabelled", severity, len(empty), len(rows), text, data.names(empty)
+            )
 
 
 def _constant(data: _Data, text: str) -> Finding:

@@ -4,7 +4,7 @@ A `ResolvedConfig` is everything that index, pack and loader need to know about 
 It is inferred by inference/resolve.py and kept in metadata.json with the origin of each value.
 """
 
-from typing import Self
+from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
 
@@ -15,6 +15,30 @@ SPLITS = ("train", "val", "test")
 
 class _Frozen(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+FormatName = Literal["geotiff", "image_tile", "single_image", "numpy", "geojson", "tile"]
+
+
+class StoredFormat(_Frozen):
+    """How rasters or features are stored, by the names that we know."""
+
+    name: FormatName
+    arguments: tuple[tuple[str, str | int], ...] = ()
+    """Names and values of what reading needs beside it, such as the side of tiles in pixels."""
+
+
+GEOTIFF = StoredFormat(name="geotiff")
+GEOJSON = StoredFormat(name="geojson")
+
+
+def _with_format(old: Any, flag: str) -> Any:
+    """The fields of a layer or band set, also as they were kept when only one format had a name."""
+    if not isinstance(old, dict) or flag not in old:
+        return old
+    if not old[flag]:
+        raise ValueError("its format isn't recorded; ingest the dataset anew")
+    return {key: value for key, value in old.items() if key != flag}
 
 
 class BandSet(_Frozen):
@@ -28,8 +52,29 @@ class BandSet(_Frozen):
     spatial_size: tuple[int, int] | None = None
     """Fixed (height, width), whatever the window's size."""
     nodata_value: float | None = None
-    geotiff: bool = True
-    """Stored as rslearn's GeotiffRasterFormat; anything else is read through rslearn."""
+    class_names: tuple[tuple[str, ...], ...] = ()
+    """Of each band by stored value; empty if there are none."""
+    format: StoredFormat = GEOTIFF
+
+    @property
+    def geotiff(self) -> bool:
+        """Stored as rslearn's GeotiffRasterFormat."""
+        return self.format.name == "geotiff"
+
+    @property
+    def numpy(self) -> bool:
+        """Stored as rslearn's NumpyRasterFormat."""
+        return self.format.name == "numpy"
+
+    @property
+    def decoded(self) -> bool:
+        """False: in a format that is read through rslearn."""
+        return self.geotiff or self.numpy
+
+    @model_validator(mode="before")
+    @classmethod
+    def _old(cls, value: Any) -> Any:
+        return _with_format(value, "geotiff")
 
 
 class Layer(_Frozen):
@@ -39,8 +84,22 @@ class Layer(_Frozen):
     vector: bool = False
     band_sets: tuple[BandSet, ...] = ()
     """Empty for vector layers."""
-    geojson: bool = True
-    """Vector layers: stored as rslearn's GeojsonVectorFormat; anything else is read through it."""
+    format: StoredFormat = GEOJSON
+    """Of vector layers."""
+    class_property: str = ""
+    """The property that holds a feature's class, where config.json names one."""
+    class_names: tuple[str, ...] = ()
+    """By stored value, where config.json names them."""
+
+    @property
+    def geojson(self) -> bool:
+        """Stored as rslearn's GeojsonVectorFormat."""
+        return self.format.name == "geojson"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _old(cls, value: Any) -> Any:
+        return _with_format(value, "geojson")
 
 
 class LayerRead(_Frozen):
@@ -69,6 +128,21 @@ class InputPart(_Frozen):
     required: bool = True
 
 
+class MaskInput(_Frozen):
+    """rslearn's Mask transform: pixels that a raster hides are set to a value."""
+
+    part: InputPart
+    """The raster, of one timestep or of as many as the image has."""
+    band: str
+    dtype: str = "float32"
+    """The type that rslearn reads the mask as: int32 or float32."""
+    value: float = 0.0
+    hides: tuple[float, ...] = (0.0,)
+    """The mask's values that hide a pixel."""
+    shows: tuple[float, ...] = ()
+    """Instead of `hides`: any other value hides it."""
+
+
 class Pad(_Frozen):
     """rslearn's Pad transform: zeros around, or a crop where the image is larger."""
 
@@ -88,6 +162,8 @@ class ModalityInput(_Frozen):
     parts: tuple[InputPart, ...]
     dtype: str
     """Type of packed pixels: the narrowest that holds the stored ones (`uint16`, `float32`)."""
+    mask: MaskInput | None = None
+    """Comes before the pad."""
     pad: Pad | None = None
     decibels: bool = False
     """Linear on disk and in packs, decibels for statistics and models."""
@@ -106,6 +182,8 @@ class LabelInput(_Frozen):
     """Raster labels: the band of the label layer. None for vector labels."""
     dtype: str = "int32"
     """The type that rslearn reads the label as: int32 or float32."""
+    mask: MaskInput | None = None
+    """What it hides has no label."""
     pad: Pad | None = None
 
 
@@ -118,6 +196,8 @@ class SplitSelector(_Frozen):
     """Empty: any window name."""
     tags: dict[str, JsonValue] = Field(default_factory=dict)
     """Window options that must be present and, if the value isn't empty, equal, type included."""
+    num_samples: int | None = None
+    """Only so many windows, the first by the SHA-256 of their names."""
 
     def selects(self, group: str, name: str, options: dict[str, object]) -> bool:
         """True if a window of this group, name and options is selected."""
@@ -163,9 +243,9 @@ class ResolvedConfig(_Frozen):
     declared_ratios: tuple[float, float, float] | None = None
     """train, val, test proportions from olmoearth_run.yaml's data splitter."""
     window_storage: str = "file"
-    """`file`, or the class path of another rslearn WindowStorageFactory."""
+    """`file`, or `sqlite`, which isn't supported."""
     data_storage: str = "per_item_group"
-    """`per_item_group`, or the class path of another WindowDataStorageFactory."""
+    """`per_item_group`, or `per_layer`: all item groups of a layer in one raster."""
     unsupported_inputs: tuple[str, ...] = ()
     """Inputs that no modality stands for (srtm, era5, ...): listed, not loaded."""
     dropped_transforms: tuple[str, ...] = ()
@@ -185,6 +265,16 @@ class ResolvedConfig(_Frozen):
     def cut_of(self, split: str) -> int:
         """Which of `cuts` a split's samples are; that of train for windows in no split."""
         return self.cuts.index(self.all_crops.get(split)) if split in SPLITS else 0
+
+    @property
+    def packs_layers(self) -> bool:
+        """True if one raster holds all item groups of a layer: rslearn's PerLayerStorage."""
+        return self.data_storage == "per_layer"
+
+    @property
+    def fills_crops(self) -> bool:
+        """True if a window that is smaller than the crop is filled up to a sample's size."""
+        return bool(self.all_crops) or any(m.pad is not None for m in self.modalities)
 
     @property
     def layer_names(self) -> frozenset[str]:

@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from eval_ingest.core.eval_settings import EvalSettings
 from eval_ingest.core.resolved import SPLITS as SPLITS
 from eval_ingest.core.task import TaskKind
 from eval_ingest.errors import SpecError
@@ -14,6 +15,10 @@ from eval_ingest.redaction import holds_secret
 NAME_PATTERN = re.compile(r"[a-z0-9][a-z0-9_-]*")
 SPLIT_OPTION = "eval_split"
 """The option of a window in the rslearn copy that says which split it belongs to."""
+
+
+RESERVED = frozenset({"catalog", "registry", "sweep_results", "suites", "report"})
+"""What an eval root uses itself, or lies beside it."""
 
 
 def check_name(name: str) -> str:
@@ -29,6 +34,20 @@ def check_name(name: str) -> str:
     return name
 
 
+def check_not_reserved(name: str) -> None:
+    """Raise SpecError if a new dataset can't have a name because the eval root uses it."""
+    if name in RESERVED:
+        raise SpecError(
+            f"the name {name!r} is used by the eval root itself; give the dataset another --name, "
+            f"such as {name}_data"
+        )
+
+
+def is_name(name: str) -> bool:
+    """True if it can be a dataset's name: see `check_name`."""
+    return NAME_PATTERN.fullmatch(name) is not None
+
+
 def name_from(text: str) -> str:
     """A dataset name made from a folder's.
 
@@ -41,13 +60,16 @@ def name_from(text: str) -> str:
 class SplitPolicy(BaseModel):
     """How windows are divided into train, val and test."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    # Docstrings of fields are the help of their flags, too: flags.py.
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
     strategy: Literal["auto", "random", "stratified", "spatial"] = "auto"
-    """auto: the dataset's own splits where it declares them, else random."""
+    """auto: the dataset's own splits where it declares them, else random; random: by a hash of the
+    window; stratified: the same, with rare classes in every split; spatial: whole blocks."""
     ratios: tuple[float, float, float] = (0.8, 0.1, 0.1)
     """train, val, test; percentages (80 10 10) are taken too."""
     seed: int = 42
+    """of the split"""
     block_size_m: float = Field(default=5120.0, gt=0, allow_inf_nan=False)
     """spatial: side in metres of the blocks that stay together."""
     buffer_m: float = Field(default=0.0, ge=0, allow_inf_nan=False)
@@ -75,7 +97,8 @@ class SplitPolicy(BaseModel):
 class DatasetSpec(BaseModel):
     """A dataset to ingest. Only name and source are needed."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    # Docstrings of fields are the help of their flags, too: flags.py.
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
     name: str
     source: str
@@ -84,32 +107,51 @@ class DatasetSpec(BaseModel):
     """A model.yaml of any name, or a folder with it, dataset.json or olmoearth_run.yaml; default
     the source itself."""
     display_name: str | None = None
+    """for people"""
     groups: tuple[str, ...] = ()
     """Only windows of these groups; empty means those that model.yaml names, else all."""
     tags: dict[str, str] = Field(default_factory=dict)
     """Only windows whose options have all of these; an empty value: the key is present."""
+    task: str | None = None
+    """Which of model.yaml's tasks, where it has several."""
     task_type: TaskKind | None = None
+    """segmentation, classification, regression or scalar_regression"""
+    label_layer: str | None = None
+    """Without model.yaml: the layer that holds the label."""
     classes: tuple[str, ...] = ()
+    """Class names in the order of their ids."""
     property_name: str | None = None
+    """Vector labels: the property that holds the label."""
     modalities: tuple[str, ...] = ()
     """Only these modalities; empty means all that model.yaml reads."""
     temporal_range: tuple[str, str] | None = None
     """ISO dates: only windows whose time range lies within."""
     crop_size: int | None = Field(default=None, gt=0)
+    """Side of a sample; default: as model.yaml says."""
     all_crops: tuple[Literal["train", "val", "test"], ...] | None = None
-    """Splits in which every crop of a window is a sample; None means those of which model.yaml
-    says so (load_all_crops), and () none."""
+    """Splits in which every crop of a window is a sample, or none; default: those of which
+    model.yaml says so (load_all_crops)."""
     splits: SplitPolicy = SplitPolicy()
     max_samples: int | None = Field(default=None, gt=0)
     """At most this many windows over all splits, stratified by class, chosen by hash."""
     label_fractions: dict[str, Annotated[float, Field(gt=0, le=1)]] = Field(default_factory=dict)
     """Names for shares of the train split: EvalDataset(label_fraction="few"). They are nested."""
     max_invalid_fraction: float = Field(default=0.1, ge=0, le=1)
-    copy_mode: Literal["windows", "stream", "index"] = Field(default="windows", alias="copy")
+    """More invalid windows than this stop the ingest; 0 to 1, default 0.1."""
+    copy_mode: Literal["windows", "stream", "index", "adopted"] = Field(
+        default="windows", alias="copy"
+    )
     """windows: the rslearn windows and the packed samples; stream: the packed samples alone;
-    index: neither, samples are read from the source."""
+    index: neither, samples are read from the source; adopted: another tool's copy stays as it is,
+    and is the source of the packed samples."""
+    correct: bool = False
+    """adopted: what we find stands in the registry in the place of what the other tool said."""
+    eval: EvalSettings = EvalSettings()
+    """How it is to be scored, where that isn't as its kind of task usually is."""
     licence: str | None = None
+    """such as CC-BY-4.0"""
     notes: str | None = None
+    """for people"""
 
     @field_validator("name")
     @classmethod
@@ -166,6 +208,11 @@ class DatasetSpec(BaseModel):
             )
         return self
 
+    @property
+    def adopted(self) -> bool:
+        """True if the windows under the eval root are another tool's."""
+        return self.copy_mode == "adopted"
+
     @classmethod
     def parse(cls, values: dict[str, Any], where: str) -> Self:
         """Build a spec from plain values; `where` names their origin in a SpecError."""
@@ -182,7 +229,10 @@ def _first_problems(error: ValidationError, model: type[BaseModel]) -> str:
         if problem["type"] == "extra_forbidden":
             import difflib
 
-            near = difflib.get_close_matches(str(problem["loc"][-1]), model.model_fields, n=1)
+            inner: dict[str, type[BaseModel]] = {"splits": SplitPolicy, "eval": EvalSettings}
+            of = model if len(problem["loc"]) == 1 else inner.get(str(problem["loc"][0]), model)
+            fields = of.model_fields
+            near = difflib.get_close_matches(str(problem["loc"][-1]), fields, n=1)
             hint = f"; did you mean {near[0]}?" if near else ""
             texts.append(f"unknown field {field!r}{hint}")
         else:

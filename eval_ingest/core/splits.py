@@ -8,7 +8,7 @@ one hash, so a new window can move those that it joins together (see `_joint_key
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -16,15 +16,15 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from eval_ingest.core.columns import encoded
+from eval_ingest.core.columns import encoded, numbers
+from eval_ingest.core.crops import count_samples, cuts_of
 from eval_ingest.core.footprints import Footprints, connected, equal_area
 from eval_ingest.core.index import WindowIndex
-from eval_ingest.core.resolved import ResolvedConfig, SplitSelector
-from eval_ingest.core.spec import SPLITS, DatasetSpec, SplitPolicy
-from eval_ingest.core.task import Task
+from eval_ingest.core.resolved import ResolvedConfig
+from eval_ingest.core.spec import SPLIT_OPTION, SPLITS, DatasetSpec, SplitPolicy
 from eval_ingest.errors import SplitError
 
-SPLITS_VERSION = 3
+SPLITS_VERSION = 4
 
 NONE = "none"
 """The split of windows that are in none: invalid, not selected, or left out."""
@@ -34,6 +34,9 @@ _ALIASES = {
     "val": "val", "valid": "val", "validation": "val", "dev": "val",
     "test": "test", "testing": "test",
 }  # fmt: skip
+
+KEPT = "window option eval_split"
+"""Where splits of an earlier ingest come from."""
 
 _MAX_HALVINGS = 8
 """Blocks are made smaller at most this often: from 5 km to 40 m."""
@@ -63,6 +66,21 @@ class SplitAssignment:
         """Rows that are in a split."""
         return np.flatnonzero(np.isin(self.splits, SPLITS))
 
+    def joined(self, index: WindowIndex) -> "SplitAssignment":
+        """The same with its rows in the order of an index: joined by group and name.
+
+        Raises:
+            ValueError: it is of other windows.
+        """
+        if all(self.table[name].equals(index.table[name]) for name in ("group", "name")):
+            return self
+        keys = zip(*(self.table[name].to_pylist() for name in ("group", "name")), strict=True)
+        rows = {key: row for row, key in enumerate(keys)}
+        order = [rows.get(key) for key in zip(index.groups, index.names, strict=True)]
+        if None in order or len(order) != len(rows):
+            raise ValueError("the splits are of other windows than the index")
+        return replace(self, table=self.table.take(pa.array(order, pa.int64())))
+
     def counts(self) -> dict[str, int]:
         """Windows per split, train, val and test."""
         splits = self.splits
@@ -82,7 +100,8 @@ def assign_splits(
     reasons[~index.valid] = "invalid"
     strata = index.main_class(config.task.kind, config.task.num_classes)
 
-    candidates = index.valid & _selected(index, config, reasons)
+    keeps = spec.splits.strategy == "auto"
+    candidates = index.valid & _selected(index, config, reasons, keeps)
     if not candidates.any():
         raise SplitError(
             f"{spec.name}: no valid window is selected "
@@ -118,7 +137,7 @@ def assign_splits(
                 else f"check splits.ratios {spec.splits.ratios} and the dataset's split tags"
             )
         )
-    report = split_report(index, assignment, config.task, strategy)
+    report = split_report(index, assignment, config, strategy)
     return SplitAssignment(assignment.table, fingerprint, report)
 
 
@@ -133,6 +152,11 @@ def _choose(
 ) -> str:
     """Fill splits and reasons of the candidates; return what was done, in words."""
     policy = spec.splits
+    if spec.adopted:
+        theirs = _first_selected(_by_selector(index, config, _options(index)))
+        splits[candidates] = np.array([split or NONE for split in theirs], "<U5")[candidates]
+        reasons[candidates] = "as it was"
+        return "as another tool has assigned them"
     if policy.strategy == "auto":
         declared = _declared(index, config)
         if declared is not None:
@@ -152,6 +176,9 @@ def _choose(
         case "spatial":
             chosen = _spatial(index, candidates, ratios, policy, reasons)
     splits[candidates] = chosen[candidates]
+    if policy.strategy == "auto":
+        for row, split in _kept_rows(index, candidates):
+            splits[row], reasons[row] = split, f"declared by {KEPT}"
     reasons[candidates & (reasons == "")] = policy.strategy
     shares = " / ".join(f"{ratio:.0%}" for ratio in ratios)
     name = "random" if policy.strategy == "auto" else policy.strategy
@@ -346,81 +373,132 @@ def _options(index: WindowIndex) -> list[dict[str, Any]]:
     return [json.loads(text) if text else {} for text in index.table["options"].to_pylist()]
 
 
+def kept_split(options: dict[str, Any]) -> str | None:
+    """The split that an earlier ingest gave a window, by the option `eval_split`."""
+    return _ALIASES.get(str(options.get(SPLIT_OPTION)).lower())
+
+
+def _kept_rows(index: WindowIndex, candidates: NDArray[np.bool_]) -> Iterator[tuple[int, str]]:
+    for row, options in enumerate(_options(index)):
+        split = kept_split(options)
+        if split is not None and candidates[row]:
+            yield row, split
+
+
 def _selected(
-    index: WindowIndex, config: ResolvedConfig, reasons: NDArray[np.object_]
+    index: WindowIndex, config: ResolvedConfig, reasons: NDArray[np.object_], keeps: bool
 ) -> NDArray[np.bool_]:
-    """True per window that some split of model.yaml selects; all, if it declares none."""
+    """True per window that some split of model.yaml selects; all, if it declares none.
+
+    With `keeps`, windows that have the split of an earlier ingest are too.
+    """
     if not config.selectors:
         return np.ones(len(index), bool)
-    selectors = list(config.selectors.values())
-    selected = np.array(
-        [
-            any(selector.selects(group, name, options) for selector in selectors)
-            for group, name, options in zip(index.groups, index.names, _options(index), strict=True)
-        ],
-        dtype=bool,
-    )
+    options = _options(index)
+    taken = list(_by_selector(index, config, options).values())
+    named = list(_by_selector(index, config, options, limits=False).values())
+    kept = np.array([keeps and kept_split(o) is not None for o in options], dtype=bool)
+    selected = np.logical_or.reduce([kept, *taken])
+    beyond = np.logical_or.reduce(named) & ~selected
     reasons[index.valid & ~selected] = "not selected by model.yaml"
-    return selected
+    reasons[index.valid & beyond] = "beyond num_samples of model.yaml"
+    return np.asarray(selected)
 
 
-def _declared(index: WindowIndex, config: ResolvedConfig) -> tuple[str, list[str | None]] | None:
+def _by_selector(
+    index: WindowIndex,
+    config: ResolvedConfig,
+    options: list[dict[str, Any]],
+    limits: bool = True,
+) -> dict[str, NDArray[np.bool_]]:
+    """Per split of model.yaml, True for the windows that it selects.
+
+    Of a limited one (num_samples) the first by the SHA-256 of their names, as rslearn takes them:
+    of all that have the layers, whether or not they turn out to be valid.
+    """
+    found = {}
+    for split, selector in config.selectors.items():
+        rows = zip(index.groups, index.names, options, strict=True)
+        taken = np.array([selector.selects(*row) for row in rows], dtype=bool)
+        if limits and selector.num_samples is not None:
+            whole = np.flatnonzero(taken & ~_incomplete(index))
+            order = sorted(whole.tolist(), key=lambda row: _rslearn_order(index.names[row]))
+            taken = np.zeros(len(index), bool)
+            taken[order[: selector.num_samples]] = True
+        found[split] = taken
+    return found
+
+
+def _incomplete(index: WindowIndex) -> NDArray[np.bool_]:
+    """Windows that lack a layer: rslearn passes over them."""
+    codes = index.table["problems"].to_pylist()
+    lacking = [any(p["code"] == "layer_not_completed" for p in found or ()) for found in codes]
+    return np.array(lacking, dtype=bool)
+
+
+def _rslearn_order(name: str) -> str:
+    return hashlib.sha256(name.encode()).hexdigest()
+
+
+def _declared(
+    index: WindowIndex, config: ResolvedConfig
+) -> tuple[str, Sequence[str | None]] | None:
     """The splits that the dataset declares itself, and where; None if it doesn't.
 
-    model.yaml is asked first, since training went by it; then the window option `split`; then
-    groups named after splits. A declaration counts if it has train windows and others.
+    First those of an earlier ingest (the option `eval_split`), so that scores stay comparable;
+    then model.yaml's, since training went by it; then the window option `split`; then groups named
+    after splits. A declaration counts if it has train windows and others.
     """
     options = _options(index)
-    rows = list(zip(index.groups, index.names, options, strict=True))
-    sources: list[tuple[str, list[str | None]]] = []
+    kept = [kept_split(o) for o in options]
+    sources: list[tuple[str, Sequence[str | None]]] = [(KEPT, kept)]
     if {"train", "val"} <= config.selectors.keys() or {"train", "test"} <= config.selectors.keys():
-        sources.append(
-            (
-                "model.yaml",
-                [_first_selector(config.selectors, *row) for row in rows],
-            )
-        )
-    sources.append(
-        ("window option split", [_ALIASES.get(str(o.get("split")).lower()) for _, _, o in rows])
-    )
-    sources.append(("group names", [_ALIASES.get(group.lower()) for group, _, _ in rows]))
+        sources.append(("model.yaml", _first_selected(_by_selector(index, config, options))))
+    by_option = [_ALIASES.get(str(o.get("split")).lower()) for o in options]
+    sources.append(("window option split", by_option))
+    sources.append(("group names", [_ALIASES.get(group.lower()) for group in index.groups]))
     for origin, labels in sources:
-        present = {label for label, ok in zip(labels, index.valid, strict=True) if ok and label}
+        # A few windows of an earlier ingest keep their splits beside what is declared.
+        joined = [k or label for k, label in zip(kept, labels, strict=True)]
+        present = {label for label, ok in zip(joined, index.valid, strict=True) if ok and label}
         if "train" in present and len(present) > 1:
-            return origin, labels
+            return origin, joined
     return None
 
 
-def _first_selector(
-    selectors: dict[str, SplitSelector], group: str, name: str, options: dict[str, Any]
-) -> str | None:
+def _first_selected(selected: dict[str, NDArray[np.bool_]]) -> list[str | None]:
     """train before val before test, so that nothing is both trained on and held out."""
-    for split in SPLITS:
-        if split in selectors and selectors[split].selects(group, name, options):
-            return split
-    return None
+    known = [split for split in SPLITS if split in selected]
+    rows = zip(*(selected[split] for split in known), strict=True)
+    return [next((s for s, taken in zip(known, row, strict=True) if taken), None) for row in rows]
 
 
 def _take_declared(
     index: WindowIndex,
     candidates: NDArray[np.bool_],
     origin: str,
-    labels: list[str | None],
+    labels: Sequence[str | None],
     policy: SplitPolicy,
     splits: NDArray[np.str_],
     reasons: NDArray[np.object_],
 ) -> str:
-    """Use declared splits; divide val or test in two where the other is missing."""
+    """Use declared splits; divide val or test in two where the other is missing.
+
+    Those of an earlier ingest stay as they are.
+    """
     named = np.array([label or NONE for label in labels], dtype="<U5")
     splits[candidates] = named[candidates]
     reasons[candidates] = f"declared by {origin}"
     reasons[candidates & (named == NONE)] = f"no split declared by {origin}"
     present = set(np.unique(splits[candidates]))
     what = f"declared by {origin}"
+    if origin == KEPT:
+        return what
     for have, lack in (("val", "test"), ("test", "val")):
         if have in present and lack not in present:
             rows = candidates & (splits == have)
             half = uniform(index.keys, f"divide:{policy.seed}") < 0.5
+            half[[row for row, _ in _kept_rows(index, candidates)]] = False
             splits[rows & half] = lack
             reasons[rows] = f"declared {have} by {origin}, divided into val and test"
             what += f"; {have} divided into val and test"
@@ -454,27 +532,37 @@ def _limit(
 
 
 def split_report(
-    index: WindowIndex, assignment: SplitAssignment, task: Task, strategy: str
+    index: WindowIndex, assignment: SplitAssignment, config: ResolvedConfig, strategy: str
 ) -> dict[str, Any]:
     """Counts per split, class shares per split, their distance from train, missing classes.
 
+    `counts` are windows, `samples` what EvalDataset gives of them, `labelled_samples` those of
+    them that have a label. Classes and targets are counted in samples.
+
     The distance is the total variation, half the sum of absolute differences: 0 equal, 1 disjoint.
     """
-    splits = assignment.splits
+    splits, task = assignment.splits, config.task
+    cuts = cuts_of(config, splits)
+    samples = count_samples(
+        config, splits, *(numbers(index.table[name], 0) for name in ("height", "width"))
+    )
+    labelled = index.labelled_samples(cuts)
     report: dict[str, Any] = {
         "strategy": strategy,
         "counts": assignment.counts(),
+        "samples": {split: int(samples[splits == split].sum()) for split in SPLITS},
+        "labelled_samples": {split: int(labelled[splits == split].sum()) for split in SPLITS},
         "left_out": _count_reasons(assignment),
     }
     if task.kind.has_classes:
-        counts = index.class_counts(task.num_classes)
+        counts = index.class_counts(task.num_classes, cuts)
         totals = {split: counts[splits == split].sum(axis=0) for split in SPLITS}
-        labelled = sum(totals.values()) > 0
+        known = sum(totals.values()) > 0
         report["class_counts"] = {split: total.tolist() for split, total in totals.items()}
         report["classes_missing"] = {
             split: [
                 task.classes[c].name
-                for c in np.flatnonzero(labelled & (total == 0) & (splits == split).any())
+                for c in np.flatnonzero(known & (total == 0) & (splits == split).any())
             ]
             for split, total in totals.items()
         }
@@ -485,7 +573,7 @@ def split_report(
             if totals[split].sum()
         }
     else:
-        moments = index.label_moments()
+        moments = index.label_moments(cuts)
         report["target"] = {}
         for split in SPLITS:
             rows = moments[splits == split]

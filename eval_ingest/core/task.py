@@ -2,7 +2,7 @@
 
 from enum import StrEnum
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 IGNORE_LABEL = -1
 """The target value of pixels and windows without a valid class."""
@@ -64,9 +64,11 @@ class Task(BaseModel):
     read_class_id: bool = False
     """Classification: the property holds the class id, not its name."""
     allow_invalid: bool = False
-    """A window without a label is expected, not an error (it is invalid all the same)."""
+    """A window without a label is expected, not an error; it is in no split all the same."""
     skip_unknown_categories: bool = False
     """Classification: features of unlisted classes are passed over."""
+    category_mapping: dict[str, str] = Field(default_factory=dict)
+    """Classification: stored category to the one that is looked up among the classes."""
 
     @property
     def ignored_id(self) -> int | None:

@@ -13,18 +13,28 @@ PROBLEMS: dict[str, str] = {
     "layer_not_completed": "a layer that the task reads is not completed",
     "raster_missing": "a completed layer lacks its raster",
     "raster_unreadable": "a raster can't be decoded",
+    "raster_sidecar": "a file beside a raster would change what GDAL reads",
+    "decoder_stopped": "a decoder crashed, or took too long or too much memory",
+    "window_crashes": "reading it ends the process that does, however often it is tried",
+    "window_too_large": "the window has more bytes than it may have",
+    "name_unusable": "its name, or a file's in it, is not UTF-8 text",
     "raster_bands": "a raster has the wrong number of bands or timesteps",
     "raster_dtype": "a raster's type isn't the one in config.json",
     "raster_grid": "a raster doesn't cover the window",
     "input_nodata": "an input is wholly nodata",
     "input_not_finite": "an input has no finite pixel",
     "label_missing": "there is no label",
+    "unlabelled": "there is no label, as the task expects of some windows (allow_invalid)",
     "label_unreadable": "the label can't be read",
     "label_all_invalid": "no pixel of the label is valid",
     "label_out_of_range": "the label holds a class outside 0 .. num_classes - 1; if it marks "
     "missing labels, name it as the task's nodata_value",
     "smaller_than_crop": "the window is smaller than the crop",
 }
+
+
+EXPECTED = frozenset({"unlabelled"})
+"""Codes of windows that are in no split, but are no sign of broken data."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,11 +57,18 @@ class InvalidSummary:
     """Windows per problem code, most frequent first; a window counts once per code."""
     examples: dict[str, list[str]]
     """Up to three `group/name: detail` per code."""
+    n_expected: int = 0
+    """Of the invalid windows those that are expected to be."""
+
+    @property
+    def n_broken(self) -> int:
+        """Invalid windows that nothing led to expect."""
+        return self.n_invalid - self.n_expected
 
     @property
     def fraction(self) -> float:
-        """Share of windows that are invalid, 0 to 1."""
-        return self.n_invalid / self.n_windows if self.n_windows else 0.0
+        """Share of windows that are broken, 0 to 1."""
+        return self.n_broken / self.n_windows if self.n_windows else 0.0
 
     def lines(self) -> list[str]:
         """The table of reasons, one line each."""
@@ -73,16 +90,17 @@ def summarise(
     """
     counts: Counter[str] = Counter()
     examples: dict[str, list[str]] = {}
-    n_invalid = 0
+    n_invalid = n_expected = 0
     for key, found in zip(keys, problems, strict=True):
         n_invalid += bool(found)
+        n_expected += bool(found) and {problem.code for problem in found} <= EXPECTED
         counts.update({problem.code for problem in found})
         for problem in found:
             shown = examples.setdefault(problem.code, [])
             if len(shown) < 3:
                 shown.append(f"{key}: {problem.detail}")
     reasons = dict(counts.most_common())
-    return InvalidSummary(n_windows, n_invalid, reasons, examples)
+    return InvalidSummary(n_windows, n_invalid, reasons, examples, n_expected)
 
 
 def check_invalid_fraction(summary: InvalidSummary, limit: float, dataset: str) -> None:
@@ -99,7 +117,8 @@ def check_invalid_fraction(summary: InvalidSummary, limit: float, dataset: str) 
         raise InvalidWindowsError(
             "\n".join(
                 [
-                    f"{dataset}: {summary.n_invalid} of {summary.n_windows} windows are invalid "
+                    f"{dataset}: {summary.n_broken or summary.n_invalid} of {summary.n_windows} "
+                    "windows are invalid "
                     f"({summary.fraction:.1%}; at most {limit:.1%} may be); repair the source, or "
                     "raise max_invalid_fraction in the spec (--max-invalid-fraction) if that is "
                     "expected:",

@@ -14,34 +14,87 @@ from imagecodecs import tiff_decode
 from numpy.typing import NDArray
 
 from eval_ingest.core.kernels import decode_lzw
-from eval_ingest.decoding.geotiff_header import DEFLATE, MAX_BYTES, GeotiffHeader, read_header
+from eval_ingest.decoding.geotiff_header import (
+    DEFLATE,
+    MAX_BYTES,
+    GeotiffHeader,
+    read_header,
+)
 from eval_ingest.decoding.grid import Axis, Grid, epsg, inside, place_on
-from eval_ingest.decoding.problems import RasterProblem, broken, shortened
-from eval_ingest.decoding.warp import warp
+from eval_ingest.decoding.isolation import isolated
+from eval_ingest.decoding.machine import blame
+from eval_ingest.decoding.problems import (
+    NotUnderstoodError,
+    RasterProblem,
+    broken,
+    shortened,
+)
+from eval_ingest.decoding.warp import Stored, warp
 
 
-def decode_geotiff(data: bytes, grid: Grid) -> tuple[NDArray[Any], GeotiffHeader]:
-    """Pixels (H, W, bands) on the window's grid in the stored type, and the raster's header.
+def decode_geotiff(
+    data: bytes, grid: Grid, most_bytes: int = MAX_BYTES
+) -> tuple[NDArray[Any], Stored]:
+    """Pixels (H, W, bands) on the window's grid in the stored type, and how they are stored.
 
     Nearest neighbour where the grids differ; outside of the raster its nodata value, or 0.
     The array may be a view that isn't contiguous (band-interleaved files).
 
+    Args:
+        data: the file.
+        grid: the window's.
+        most_bytes: of pixels that may be unpacked at a time.
+
     Raises:
         RasterProblem: `raster_unreadable` if the bytes are no whole GeoTIFF; `raster_grid` if
-            it leaves more than one of its own pixels of the window uncovered on a side.
+            it leaves more than one of its own pixels of the window uncovered on a side;
+            `window_too_large`; `decoder_stopped` if a decoder crashed, hung or filled its memory.
+        MachineError: this machine can't read it.
     """
-    header = read_header(data)
+    try:
+        header = read_header(data)
+    except NotUnderstoodError as problem:
+        return _by_gdal(data, grid, most_bytes, problem)
     if not header.georeferenced:
         raise RasterProblem("raster_grid", "it has no georeference")
-    if grid.width * grid.height * header.bands > MAX_BYTES:
-        raise RasterProblem("raster_grid", f"{grid.width} x {grid.height} pixels are too many")
-    if header.simple and header.epsg is not None and header.epsg == epsg(grid.crs):
+    check_size(grid, header.bands, header.dtype, most_bytes)
+    simple = header.simple and header.pixel_bytes <= most_bytes
+    if simple and header.epsg is not None and header.epsg == epsg(grid.crs):
         place = place_on(header, grid)
         if place is not None:
             pixels = _on_grid(_decode_pixels(data, header), header, *place)
             if pixels is not None:
-                return pixels, header
-    return warp(data, header, grid)
+                return pixels, Stored(header.dtype, header.nodata)
+    if not simple:
+        return _by_gdal(data, grid, most_bytes)
+    pixels, stored = warp(data, grid, most_bytes)
+    return np.moveaxis(pixels, 0, -1), stored
+
+
+def check_size(grid: Grid, bands: int, dtype: str, most_bytes: int) -> None:
+    """Raise if the window's pixels are more than may be unpacked."""
+    item = np.dtype(dtype).itemsize if dtype != "unknown" else 1
+    if grid.width * grid.height * bands * item > most_bytes:
+        raise RasterProblem(
+            "window_too_large",
+            f"{grid.width} x {grid.height} pixels of {bands} bands are more than "
+            f"{most_bytes >> 20} MiB",
+        )
+
+
+def _by_gdal(
+    data: bytes, grid: Grid, most_bytes: int, known: RasterProblem | None = None
+) -> tuple[NDArray[Any], Stored]:
+    """What isn't surely harmless, through GDAL in a process of its own.
+
+    `known` is what our own header reader says: it is told if GDAL can't read the file either.
+    """
+    try:
+        pixels, stored = isolated.run(warp, data, grid, most_bytes)
+    except RasterProblem as problem:
+        raise known if known and problem.code == "raster_unreadable" else problem from problem
+    assert pixels is not None
+    return np.moveaxis(pixels, 0, -1), stored
 
 
 def _decode_pixels(data: bytes, header: GeotiffHeader) -> NDArray[Any]:
@@ -69,6 +122,7 @@ def _decode_by_libtiff(data: bytes, header: GeotiffHeader) -> NDArray[Any]:
         else:
             pixels = pixels.reshape(header.height, header.width, header.bands)
     except Exception as error:  # whatever the codec raises, the raster is damaged
+        blame(error)
         raise broken(shortened(error)) from error
     if header.alpha:
         pixels[pixels[:, :, -1] == 0] = 0

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from eval_ingest.core.kernels import Blocks
-from eval_ingest.decoding.problems import broken
+from eval_ingest.decoding.problems import broken, not_understood
 
 
 class GeotiffHeader(NamedTuple):
@@ -44,6 +44,8 @@ class GeotiffHeader(NamedTuple):
     """libtiff gives the pixels as GDAL would; otherwise only GDAL may read them."""
     pixel_tags: tuple[int, bytes]
     """Position and stored form of the number of directory entries that decoding needs."""
+    pixel_bytes: int = 0
+    """Of the whole raster, uncompressed."""
     blocks: Blocks | None = None
     """For rasters that need no libtiff: little-endian LZW, a pixel's bands together."""
 
@@ -51,7 +53,7 @@ class GeotiffHeader(NamedTuple):
 MAX_BYTES = 4 << 30
 _MAX_FLOAT32 = float(np.finfo(np.float32).max)
 
-_KINDS = {b"II*\0": ("<", 4), b"MM\0*": (">", 4), b"II+\0": ("<", 8), b"MM\0+": (">", 8)}
+TIFF_KINDS = {b"II*\0": ("<", 4), b"MM\0*": (">", 4), b"II+\0": ("<", 8), b"MM\0+": (">", 8)}
 """First bytes of a file to byte order and the size of an offset: BigTIFF's is 8."""
 
 _SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4}
@@ -151,11 +153,11 @@ class _Tags:
     def table(self, code: int, letters: dict[int, str] | None = None) -> _Table:
         """Where and in what form the values of a tag are stored."""
         if code not in self._entries:
-            raise broken(f"it lacks tag {code}")
+            raise not_understood(f"it lacks tag {code}")
         type_, start, stop = self._entries[code]
         letter = (letters or _INTEGERS).get(type_)
         if letter is None:
-            raise broken(f"tag {code} can't hold values of type {type_}")
+            raise not_understood(f"tag {code} can't hold values of type {type_}")
         return _Table(f"{self._order}{(stop - start) // _SIZES[type_]}{letter}", start, stop)
 
     def _numbers(self, code: int, letters: dict[int, str]) -> tuple[Any, ...]:
@@ -226,6 +228,7 @@ def read_header(data: bytes) -> GeotiffHeader:
     """Read the first directory of a GeoTIFF: classic or BigTIFF, either byte order.
 
     Raises:
+        NotUnderstoodError: GDAL may be able to read it, for all that we know.
         RasterProblem: `raster_unreadable` if it isn't a TIFF, or is damaged or cut off: also
             if a strip or tile lies beyond the end, or its size can't be true.
     """
@@ -259,7 +262,7 @@ def _number(form: str, data: bytes, at: int) -> int:
 
 
 def _parse(data: bytes) -> _Head:
-    kind = _KINDS.get(data[:4])
+    kind = TIFF_KINDS.get(data[:4])
     if kind is None:
         raise broken("it is not a TIFF" if len(data) else "it is empty")
     order, size = kind
@@ -285,7 +288,7 @@ def _parse(data: bytes) -> _Head:
             start = _number(offset_form, data, start)
             ranges.append((start, start + n_bytes))
         if start + n_bytes > len(data):
-            raise broken(f"it ends at byte {len(data)}, before the end of tag {code}")
+            raise not_understood(f"it ends at byte {len(data)}, before the end of tag {code}")
         entries[code] = (type_, start, start + n_bytes)
         end = max(end, start + n_bytes)
         at += length
@@ -294,6 +297,7 @@ def _parse(data: bytes) -> _Head:
     n_pixel_tags = sum(code < _PIXEL_SCALE for code in codes)
     pixel_tags = (count_at, struct.pack(count_form, n_pixel_tags))
     header, layout = _interpret(tags, pixel_tags, last and _is_known(codes))
+    header = header._replace(pixel_bytes=layout.n_blocks * layout.block_bytes)
     tiled = _TILE_WIDTH in tags
     offsets = tags.table(_TILES if tiled else _STRIPS)
     sizes = tags.table(_TILE_SIZES if tiled else _STRIP_SIZES)

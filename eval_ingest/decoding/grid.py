@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eval_ingest.decoding.geotiff_header import GeotiffHeader
+from eval_ingest.decoding.machine import blame
 from eval_ingest.decoding.problems import RasterProblem
 
 
@@ -36,6 +37,12 @@ class Grid:
     def width(self) -> int:
         """Columns of pixels."""
         return self.bounds[2] - self.bounds[0]
+
+    def part(self, top: int, left: int, side: int) -> "Grid":
+        """A square of it, by its first row and column; it ends where this one does."""
+        x0, y0 = self.bounds[0] + left, self.bounds[1] + top
+        x1, y1 = min(x0 + side, self.bounds[2]), min(y0 + side, self.bounds[3])
+        return Grid(self.crs, self.x_resolution, self.y_resolution, (x0, y0, x1, y1))
 
 
 @lru_cache(maxsize=1024)
@@ -70,7 +77,8 @@ def epsg(crs: str) -> int | None:
 
     try:
         known: int | None = pyproj.CRS.from_user_input(crs).to_epsg(min_confidence=100)
-    except pyproj.exceptions.CRSError:
+    except pyproj.exceptions.CRSError as error:
+        blame(error)
         return None
     return known
 

@@ -6,21 +6,43 @@ The values are those of rslearn's ModelDataset; only the order of axes and of ba
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from eval_ingest.core.copy_config import rslearn_config
+from eval_ingest.core.crops import corners, starts
 from eval_ingest.core.resolved import (
+    BandSet,
     LabelInput,
     Layer,
+    MaskInput,
     ModalityInput,
     ResolvedConfig,
 )
 from eval_ingest.core.task import IGNORE_LABEL, Task
 from eval_ingest.core.validate import Problem
+from eval_ingest.decoding.beside import (
+    check_beside,
+    check_crs_of,
+    check_magic,
+    check_unread,
+    is_raster,
+)
 from eval_ingest.decoding.geotiff import decode_geotiff
 from eval_ingest.decoding.grid import Grid, band_set_dirname
+from eval_ingest.decoding.isolation import Result, isolated
+from eval_ingest.decoding.limits import (
+    MAX_CROPS,
+    WINDOW_BYTES,
+    Budget,
+    most_bytes_of,
+    parse_json,
+    too_large,
+)
+from eval_ingest.decoding.machine import blame
+from eval_ingest.decoding.masks import apply_mask, hidden_pixels
 from eval_ingest.decoding.metadata import (
     Interval,
     WindowMetadata,
@@ -28,19 +50,30 @@ from eval_ingest.decoding.metadata import (
     parse_items,
     parse_metadata,
 )
-from eval_ingest.decoding.padding import apply_pad, padded_target, sample_size
+from eval_ingest.decoding.numpy_raster import NumpySidecar, decode_numpy
 from eval_ingest.decoding.problems import RasterProblem, Unreadable
 from eval_ingest.decoding.rasters import (
+    GROUP_COUNTS,
     StoredRaster,
     assemble,
     choose_reads,
     is_all,
+    nodata_of,
+    parse_group_counts,
     parse_sidecar,
     plan_reads,
+    steps_of_group,
 )
 from eval_ingest.decoding.targets import raster_target, vector_target
-from eval_ingest.errors import SourceError
 from eval_ingest.sources.base import WindowFiles, WindowReader
+
+JUDGED_BYTES = 1 << 32
+"""That a window may have which was found valid by a run with limits of its own."""
+
+_SQLITE = "rslearn.dataset.storage.sqlite.SQLiteWindowStorageFactory"
+
+_RSLEARN_S = 300.0
+"""That rslearn may take for one layer of a window: it fetches it too."""
 
 
 @dataclass
@@ -48,9 +81,11 @@ class ModalitySample:
     """A window's pixels of one modality."""
 
     pixels: NDArray[Any]
-    """(H, W, T, C) in the stored type, bands in the modality's order, before padding."""
+    """(H, W, T, C) in the stored type, bands in the modality's order."""
     timestamps: list[Interval] | None
     """Start and end per timestep; None if the rasters don't say."""
+    nodata: NDArray[np.float64] | None = None
+    """(T, C) what the rasters declare to be no data, NaN where that is nothing; None: nowhere."""
 
 
 @dataclass
@@ -64,6 +99,8 @@ class WindowSample:
     modalities: dict[str, ModalitySample] = field(default_factory=dict)
     target: NDArray[Any] | None = None
     """(H, W) or scalar; int64 class ids with -1 invalid, or float32 with NaN invalid."""
+    crop_targets: list[float] = field(default_factory=list)
+    """Where the target is one of a window and its crops are samples: of each crop, grid by grid."""
     problems: list[Problem] = field(default_factory=list)
 
 
@@ -72,15 +109,34 @@ def read_window(
     files: WindowFiles,
     config: ResolvedConfig,
     wanted: Callable[[WindowMetadata], bool] = lambda _: True,
+    window_bytes: int = WINDOW_BYTES,
 ) -> WindowSample | None:
     """Read and judge a window. Broken data becomes problems; only a lost source raises.
 
     Returns None for a window that isn't wanted, before any raster is read.
 
+    Args:
+        source: reads the window's files.
+        files: which there are.
+        config: what is read of them.
+        wanted: tells by the metadata whether the window is.
+        window_bytes: that its files, and its pixels unpacked, may have.
+
     Raises:
         SourceError: a file has gone or changed since it was listed.
+        MachineError: this machine can't read on, whatever the data.
     """
-    reader = _WindowReader(source, files, config)
+    try:
+        return _read_window(_WindowReader(source, files, config, Budget(window_bytes)), wanted)
+    except (MemoryError, ImportError) as error:
+        blame(error)
+        raise
+
+
+def _read_window(
+    reader: "_WindowReader", wanted: Callable[[WindowMetadata], bool]
+) -> WindowSample | None:
+    files, config = reader.files, reader.config
     sample = WindowSample(files)
     sample.layers = [
         f"{layer.name}.{item_group}" if item_group else layer.name
@@ -91,6 +147,7 @@ def read_window(
         sample.metadata = reader.metadata()
         if not wanted(sample.metadata):
             return None
+        reader.check_files(sample.metadata.grid)
         reader.check_items()
     except Unreadable as stop:
         sample.problems.append(stop.problem)
@@ -105,16 +162,31 @@ def read_window(
         except Unreadable as stop:
             sample.problems.append(stop.problem)
     try:
-        sample.target = reader.target(grid)
+        target = reader.target(grid)
+        if not config.task.kind.per_pixel:
+            sample.crop_targets = reader.crop_targets(grid)
+        sample.target = target
         sample.problems += _judge_target(config.task, sample.target)
+        if not sample.problems:
+            check_unread(files, reader.done, reader.read)
     except Unreadable as stop:
         sample.problems.append(stop.problem)
     crop = config.crop_size
-    height, width = sample_size(config, sample.metadata.height, sample.metadata.width)
-    if crop is not None and min(height, width) < crop:
+    height, width = sample.metadata.height, sample.metadata.width
+    if crop is not None and not config.fills_crops and min(height, width) < crop:
         detail = f"{height} x {width} pixels, the crop is {crop}; set crop_size (--crop-size)"
         sample.problems.append(Problem("smaller_than_crop", detail))
     return sample
+
+
+class _RasterFile(NamedTuple):
+    """What a raster's file holds."""
+
+    pixels: NDArray[Any]
+    """(H, W, T, C) in the stored type."""
+    times: list[Interval] | None
+    nodata: float | None
+    """As it declares itself, or else config.json."""
 
 
 @dataclass
@@ -122,24 +194,48 @@ class _WindowReader:
     source: WindowReader
     files: WindowFiles
     config: ResolvedConfig
+    budget: Budget
+    done: set[str] = field(default_factory=set)
+    """The files that were read, and looked at as what they are."""
     items: dict[str, Any] = field(default_factory=dict)
     """By layer, its item groups as items.json has them."""
     has_data: bool = False
     """Some raster of the modality holds more than the nodata value that it declares."""
+    packed: dict[str, tuple["_RasterFile", list[int]]] = field(default_factory=dict)
+    """By folder, rasters that hold several item groups, and the timesteps of each of these."""
 
-    def _bytes(self, path: str) -> bytes:
-        return self.source.read(self.files.group, self.files.name, self.files.by_path[path])
+    def read(self, path: str) -> bytes:
+        """A file's bytes, if it isn't larger than such a file may be."""
+        file = self.files.by_path[path]
+        most = most_bytes_of(path, self.budget.total)
+        if file.size > most:
+            raise too_large(f"{path} has {file.size:,} bytes", most)
+        self.done.add(path)
+        return self.source.read(self.files.group, self.files.name, file)
 
     def _json(self, path: str, code: str) -> Any:
-        try:
-            return json.loads(self._bytes(path))
-        except (ValueError, RecursionError) as error:
-            raise Unreadable(code, f"{path} is not JSON: {error}") from error
+        return parse_json(self.read(path), path, code)
 
     def metadata(self) -> WindowMetadata:
         if "metadata.json" not in self.files.by_path:
             raise Unreadable("metadata_missing", "metadata.json is not there")
         return parse_metadata(self._json("metadata.json", "metadata_unreadable"))
+
+    def check_files(self, grid: Grid) -> None:
+        """Refuse what is too large, or would make GDAL read something else, before any of it is."""
+        if self.files.n_bytes > self.budget.total:
+            raise too_large(f"its files have {self.files.n_bytes:,} bytes", self.budget.total)
+        if grid.width * grid.height > self.budget.total:
+            size = f"bounds of {grid.width} x {grid.height} pixels"
+            raise too_large(size, self.budget.total)
+        for cut in filter(None, self.config.cuts):
+            crops = len(starts(grid.height, cut)) * len(starts(grid.width, cut))
+            if crops > MAX_CROPS:
+                raise Unreadable(
+                    "window_too_large",
+                    f"it has {crops:,} crops of {cut.size} pixels, more than {MAX_CROPS:,}",
+                )
+        check_beside(self.files, self.read)
 
     def modality(self, modality: ModalityInput, grid: Grid) -> ModalitySample | None:
         """Stack all parts along time; None if the modality is optional and absent."""
@@ -158,74 +254,139 @@ class _WindowReader:
         if not self.has_data:
             raise Unreadable("input_nodata", f"{modality.name} is its nodata value everywhere")
         pixels = assemble(stack, np.dtype(modality.dtype))
+        if modality.mask is not None:
+            apply_mask(pixels, self._mask(modality.mask, grid), modality.mask, modality.name)
         known = [time for time in times if time is not None]
-        return ModalitySample(pixels, known if len(known) == len(times) else None)
+        return ModalitySample(
+            pixels,
+            known if len(known) == len(times) else None,
+            nodata_of(stack, len(modality.bands), modality.dtype),
+        )
+
+    def _mask(self, mask: MaskInput, grid: Grid) -> NDArray[Any]:
+        """The raster (H, W, T) that hides pixels."""
+        chosen = choose_reads(self.files, mask.part, f"mask {mask.part.key}")
+        found = [
+            self._raster(self.config.layer(layer), item_group, (mask.band,), grid)[0]
+            for layer, item_group in chosen
+        ]
+        return np.concatenate([r.pixels[..., r.order[0]] for r in found], axis=2)
 
     def _raster(
         self, layer: Layer, item_group: int, bands: tuple[str, ...], grid: Grid
     ) -> tuple["StoredRaster", list[Interval | None]]:
         """Pixels of the bands, and the timesteps' intervals."""
-        if self.config.data_storage != "per_item_group" or not all(
-            b.geotiff for b in layer.band_sets
-        ):
+        if not all(band_set.decoded for band_set in layer.band_sets):
             return self._through_rslearn(layer, item_group, bands, grid)
-        folder = f"layers/{layer.name}.{item_group}" if item_group else f"layers/{layer.name}"
         result: NDArray[Any] | None = None
         stamps: list[Interval | None] = []
+        declared: list[float | None] = [None] * len(bands)
         reads, lacking = plan_reads(layer.band_sets, bands)
         for band_set, sources, places in reads:
-            base = f"{folder}/{band_set_dirname(band_set.bands)}"
-            pixels, times = self._geotiff(base, len(band_set.bands), band_set.dtype, grid)
+            pixels, times, nodata = self._band_set(layer.name, item_group, band_set, grid)
             if len(sources) == len(bands):
                 stamps = self._or_items(times, layer.name, item_group, pixels)
-                return StoredRaster(pixels, sources), stamps
+                return StoredRaster(pixels, sources, (nodata,) * len(bands)), stamps
+            for place in places:
+                declared[place] = nodata
             if result is None:
                 result = np.zeros((*pixels.shape[:3], len(bands)), pixels.dtype)
                 stamps = self._or_items(times, layer.name, item_group, pixels)
             elif result.shape[:3] != pixels.shape[:3]:
                 raise Unreadable(
-                    "raster_bands", f"{base}: other timesteps than the other band sets"
+                    "raster_bands",
+                    f"{layer.name}, {' '.join(band_set.bands)}: other timesteps than the other "
+                    "band sets",
                 )
             result = result.astype(np.promote_types(result.dtype, pixels.dtype), copy=False)
             result[..., list(places)] = pixels[..., list(sources)]
         if result is None or lacking:
             raise Unreadable("raster_bands", f"{layer.name} lacks {', '.join(lacking)}")
-        return StoredRaster(result, tuple(range(len(bands)))), stamps
+        return StoredRaster(result, tuple(range(len(bands))), tuple(declared)), stamps
 
-    def _geotiff(
-        self, base: str, n_bands: int, dtype: str, grid: Grid
-    ) -> tuple[NDArray[Any], list[Interval] | None]:
-        """(H, W, T, C) of one band set's file and its sidecar's intervals."""
-        path = f"{base}/geotiff.tif"
+    def _band_set(
+        self, layer: str, item_group: int, band_set: BandSet, grid: Grid
+    ) -> "_RasterFile":
+        """What is stored of one band set's item group."""
+        packed = self.config.packs_layers
+        folder = f"layers/{layer}.{item_group}" if item_group and not packed else f"layers/{layer}"
+        base = f"{folder}/{band_set_dirname(band_set.bands)}"
+        if not packed:
+            raster = self._file(base, band_set, grid)
+            self.has_data = self.has_data or not is_all(raster.pixels, raster.nodata)
+            return raster
+        if base not in self.packed:  # one read a layer, whatever is taken of it
+            counts = parse_group_counts(self._present(f"{base}/{GROUP_COUNTS}"), base)
+            self.packed[base] = self._file(base, band_set, grid), counts
+        raster, counts = self.packed[base]
+        steps = steps_of_group(counts, item_group, raster.pixels.shape[2], base)
+        times = None if raster.times is None else raster.times[steps]
+        pixels = raster.pixels[:, :, steps]
+        self.has_data = self.has_data or not (pixels.size and is_all(pixels, raster.nodata))
+        return _RasterFile(pixels, times, raster.nodata)
+
+    def _present(self, path: str) -> bytes:
         if path not in self.files.by_path:
             raise Unreadable("raster_missing", f"{path} is not there")
+        return self.read(path)
+
+    def _file(self, base: str, band_set: BandSet, grid: Grid) -> "_RasterFile":
+        """What a band set's folder holds, on the window's grid."""
+        path = f"{base}/data.npy" if band_set.numpy else f"{base}/geotiff.tif"
+        data = self._present(path)
+        try:
+            raster = self._numpy(base, data, grid) if band_set.numpy else (
+                self._geotiff(base, data, len(band_set.bands), grid)
+            )  # fmt: skip
+        except RasterProblem as problem:
+            raise Unreadable(problem.code, f"{path}: {problem.detail}") from problem
+        self.budget.spend(raster.pixels.nbytes, path)
+        timesteps, channels = raster.pixels.shape[2:]
+        if raster.times is not None and len(raster.times) != timesteps:
+            raise Unreadable(
+                "raster_bands", f"{base}: {len(raster.times)} timestamps for {timesteps} timesteps"
+            )
+        if channels != len(band_set.bands):
+            raise Unreadable(
+                "raster_bands",
+                f"{path} has {channels} x {timesteps} bands x timesteps, config.json says "
+                f"{len(band_set.bands)} bands",
+            )
+        found = raster.pixels.dtype.name
+        if found != band_set.dtype:
+            detail = f"{path} is {found}, config.json says {band_set.dtype}"
+            raise Unreadable("raster_dtype", detail)
+        if raster.nodata is None:
+            return raster._replace(nodata=band_set.nodata_value)
+        return raster
+
+    def _numpy(self, base: str, data: bytes, grid: Grid) -> "_RasterFile":
+        path = f"{base}/metadata.json"
+        text = self._present(path)
+        check_crs_of(parse_json(text, path, "raster_unreadable"), path)
+        sidecar = NumpySidecar.parse(text)
+        pixels = decode_numpy(data, sidecar, grid, self.budget.left)
+        return _RasterFile(pixels, sidecar.intervals, sidecar.nodata_value)
+
+    def _geotiff(self, base: str, data: bytes, n_bands: int, grid: Grid) -> "_RasterFile":
         channels: int | None = None
         timesteps, times = 1, None
         sidecar = f"{base}/metadata.json"
         if sidecar in self.files.by_path:
-            channels, timesteps, times = parse_sidecar(self._bytes(sidecar), sidecar)
-        if times is not None and len(times) != timesteps:
-            raise Unreadable(
-                "raster_bands", f"{sidecar}: {len(times)} timestamps for {timesteps} timesteps"
-            )
-        try:
-            pixels, header = decode_geotiff(self._bytes(path), grid)
-        except RasterProblem as problem:
-            raise Unreadable(problem.code, f"{path}: {problem.detail}") from problem
-        channels = channels or pixels.shape[2]
-        if channels != n_bands or pixels.shape[2] != channels * timesteps:
-            raise Unreadable(
+            channels, timesteps, times = parse_sidecar(self.read(sidecar), sidecar)
+        pixels, header = decode_geotiff(data, grid, self.budget.left)
+        height, width, stored = pixels.shape
+        channels = channels or stored
+        if channels != n_bands or stored != channels * timesteps:
+            raise RasterProblem(
                 "raster_bands",
-                f"{path} has {pixels.shape[2]} bands, config.json and sidecar say "
-                f"{n_bands} x {timesteps} timesteps",
+                f"it has {stored} bands, config.json and sidecar say {n_bands} x {timesteps} "
+                "timesteps",
             )
-        if header.dtype != dtype:
-            raise Unreadable("raster_dtype", f"{path} is {header.dtype}, config.json says {dtype}")
-        self.has_data = self.has_data or not is_all(pixels, header.nodata)
-        height, width = pixels.shape[:2]
         if timesteps == 1:
-            return pixels[:, :, None, :], times
-        return pixels.reshape(height, width, channels, timesteps).swapaxes(2, 3), times
+            return _RasterFile(pixels[:, :, None, :], times, header.nodata)
+        pixels = pixels.reshape(height, width, channels, timesteps).swapaxes(2, 3)
+        return _RasterFile(pixels, times, header.nodata)
 
     def _or_items(
         self, times: list[Interval] | None, layer: str, item_group: int, pixels: NDArray[Any]
@@ -258,15 +419,41 @@ class _WindowReader:
         """Whatever the fast path doesn't know, rslearn reads: other formats, other storages."""
         from eval_ingest.decoding.fallback import read_raster
 
-        try:
-            pixels, times = read_raster(
-                self.source.url, self.files.group, self.files.name, layer.name, item_group, bands
-            )
-        except RasterProblem as problem:
-            raise Unreadable(problem.code, problem.detail) from problem
+        pixels, times = self._by_rslearn(read_raster, layer.name, item_group, tuple(bands))
+        assert pixels is not None
+        self.budget.spend(pixels.nbytes, layer.name)
         self.has_data = True  # what is nodata there, only the pixels tell
         stamps = self._or_items(times, layer.name, item_group, pixels)
-        return StoredRaster(pixels, tuple(range(len(bands)))), stamps
+        nodata = tuple(
+            next((b.nodata_value for b in layer.band_sets if band in b.bands), None)
+            for band in bands
+        )
+        return StoredRaster(pixels, tuple(range(len(bands))), nodata), stamps
+
+    def _by_rslearn(
+        self, function: Callable[..., Result], layer: str, item_group: int, *more: Any
+    ) -> Result:
+        self._check_layer(layer, item_group)
+        config = _config_text(self.config)
+        window = self.source.url, config, self.files.group, self.files.name
+        try:
+            return isolated.run(function, *window, layer, item_group, *more, seconds=_RSLEARN_S)
+        except RasterProblem as problem:
+            code = problem.code
+            if function.__name__ == "read_features" and code == "raster_unreadable":
+                code = "label_unreadable"
+            raise Unreadable(code, f"{layer}: {problem.detail}") from problem
+
+    def _check_layer(self, layer: str, item_group: int) -> None:
+        """Look at what rslearn will open: rasters by their first bytes, JSON for its CRS."""
+        folders = {f"layers/{layer}/", f"layers/{layer}.{item_group}/"}
+        for path in self.files.by_path:
+            if not path.startswith(tuple(folders)) or path in self.done:
+                continue
+            if is_raster(path):
+                check_magic(path, self.read(path)[:16])
+            elif path.endswith((".json", ".geojson")):
+                check_crs_of(parse_json(self.read(path), path, "metadata_unreadable"), path)
 
     def target(self, grid: Grid) -> NDArray[Any]:
         """The target, without padding: (H, W) or scalar."""
@@ -277,12 +464,33 @@ class _WindowReader:
             raise Unreadable("label_missing", "no label layer is completed")
         if task.kind.per_pixel:
             return self._raster_target(label, chosen, task, grid)
-        features = [
+        return vector_target(self._all_features(chosen, grid), task)
+
+    def crop_targets(self, grid: Grid) -> list[float]:
+        """The targets of every crop, of each of the configuration's grids in turn.
+
+        A crop that no labelled feature reaches into has none: -1 or NaN.
+        """
+        chosen = choose_reads(self.files, self.config.label.part, "label")
+        found = []
+        for cut in filter(None, self.config.cuts):
+            for top, left in corners(grid.height, grid.width, cut):
+                crop = grid.part(top, left, cut.size)
+                try:
+                    target = vector_target(self._all_features(chosen, crop), self.config.task)
+                    found.append(float(target))
+                except Unreadable as stop:
+                    if stop.problem.code not in ("label_missing", "unlabelled"):
+                        raise
+                    found.append(IGNORE_LABEL if self.config.task.kind.has_classes else np.nan)
+        return found
+
+    def _all_features(self, chosen: list[tuple[str, int]], grid: Grid) -> list[dict[str, Any]]:
+        return [
             feature
             for layer, item_group in chosen
             for feature in self._features(layer, item_group, grid)
         ]
-        return vector_target(features, task)
 
     def _raster_target(
         self, label: LabelInput, chosen: list[tuple[str, int]], task: Task, grid: Grid
@@ -297,50 +505,57 @@ class _WindowReader:
         if task.kind.has_classes and stored.dtype.kind == "f" and not np.isfinite(stored).all():
             raise Unreadable("label_out_of_range", "NaN, or infinity, where class ids belong")
         with np.errstate(invalid="ignore"):
-            return raster_target(stored.astype(label.dtype), task)
+            target = raster_target(stored.astype(label.dtype), task)
+        if label.mask is not None:
+            hidden = hidden_pixels(self._mask(label.mask, grid), label.mask)
+            target[hidden[:, :, 0]] = IGNORE_LABEL if task.kind.has_classes else np.nan
+        return target
 
     def _features(self, layer: str, item_group: int, grid: Grid) -> list[dict[str, Any]]:
         """Properties of the features that intersect the window, in file order."""
-        if self.config.data_storage != "per_item_group" or not self.config.layer(layer).geojson:
+        if not self.config.layer(layer).geojson:
             from eval_ingest.decoding.fallback import read_features
 
-            try:
-                return read_features(
-                    self.source.url, self.files.group, self.files.name, layer, item_group
-                )
-            except RasterProblem as problem:
-                raise Unreadable(problem.code, problem.detail) from problem
+            _, found = self._by_rslearn(read_features, layer, item_group, grid.bounds)
+            return list(found)
         from eval_ingest.decoding.features import features_within
 
         folder = f"layers/{layer}.{item_group}" if item_group else f"layers/{layer}"
         path = f"{folder}/data.geojson"
         if path not in self.files.by_path:
             raise Unreadable("label_missing", f"{path} is not there")
+        collection = self._json(path, "label_unreadable")
+        check_crs_of(collection, path, "label_unreadable")
         try:
-            return features_within(self._json(path, "label_unreadable"), grid)
-        except SourceError:
-            raise
-        except Unreadable:
-            raise
+            return features_within(collection, grid)
         except Exception as error:  # geometry libraries raise many types on broken shapes
+            blame(error)
             raise Unreadable(
-                "label_unreadable", f"{path}: {type(error).__name__}: {error}"
+                "label_unreadable", f"{path}: {type(error).__name__}: {str(error)[:200]}"
             ) from error
 
 
+def _config_text(config: ResolvedConfig) -> str:
+    content = rslearn_config(config)
+    if config.window_storage == "sqlite":
+        content["storage"] = {"class_path": _SQLITE}
+    return json.dumps(content)
+
+
 def sample_arrays(sample: WindowSample, config: ResolvedConfig) -> dict[str, NDArray[Any]]:
-    """A valid window's arrays as packed: per modality (H, W, T, C), and `target`; padded."""
+    """A valid window's arrays as packed: per modality (H, W, T, C), and `target`."""
     assert sample.metadata is not None and sample.target is not None, "the window isn't valid"
     arrays = {}
     for modality in config.modalities:
         found = sample.modalities.get(modality.name)
         if found is None:
             height, width = sample.metadata.height, sample.metadata.width
-            pixels = np.zeros((height, width, 0, len(modality.bands)), modality.dtype)
+            arrays[modality.name] = np.zeros(
+                (height, width, 0, len(modality.bands)), modality.dtype
+            )
         else:
-            pixels = found.pixels
-        arrays[modality.name] = apply_pad(pixels, modality.pad)
-    arrays["target"] = padded_target(sample.target, config)
+            arrays[modality.name] = found.pixels
+    arrays["target"] = sample.target
     return arrays
 
 

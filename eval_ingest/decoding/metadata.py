@@ -8,7 +8,10 @@ from datetime import UTC, datetime
 from functools import lru_cache
 from typing import Any
 
+from eval_ingest.core.crs_text import is_crs_text
 from eval_ingest.decoding.grid import Grid
+from eval_ingest.decoding.limits import MAX_SMALL_JSON_BYTES, check_shape_text
+from eval_ingest.decoding.machine import blame
 from eval_ingest.decoding.problems import Unreadable
 from eval_ingest.sources.base import WindowFiles, WindowReader
 
@@ -53,7 +56,9 @@ def read_metadata(source: WindowReader, files: WindowFiles) -> WindowMetadata | 
     """A window's metadata alone; None if it is missing or broken."""
     try:
         path = files.by_path["metadata.json"]
-        return parse_metadata(json.loads(source.read(files.group, files.name, path)))
+        if path.size > MAX_SMALL_JSON_BYTES:
+            return None
+        return parse_metadata(json.loads(source.read(files.group, files.name, path).decode()))
     except (KeyError, ValueError, RecursionError, Unreadable):
         return None
 
@@ -95,7 +100,9 @@ def parse_metadata(raw: Any) -> WindowMetadata:
 
 @lru_cache(maxsize=1024)
 def _is_crs(crs: str) -> bool:
-    """True for what rslearn can make a CRS of."""
+    """True for what rslearn can make a CRS of without opening a file or a URL."""
+    if not is_crs_text(crs):
+        return False
     crs.encode()  # Parquet takes no lone surrogates
     if _PLAIN_CRS.fullmatch(crs):
         return True  # whether there is one of that number, the rasters tell
@@ -104,7 +111,8 @@ def _is_crs(crs: str) -> bool:
 
     try:
         CRS.from_string(crs)
-    except CRSError:
+    except CRSError as error:
+        blame(error)
         return False
     return True
 
@@ -136,12 +144,32 @@ def parse_items(raw: Any) -> dict[str, Any]:
                     datetime.fromisoformat(times[0]), datetime.fromisoformat(times[1])
             if ranges is not None and len(ranges) != len(groups):
                 raise ValueError(f"{len(ranges)} time ranges for {len(groups)} item groups")
+            _check_items(groups)
             found[entry["layer_name"]] = groups
-    except MALFORMED as error:
+    except (*MALFORMED, RecursionError) as error:
         raise Unreadable(
-            "metadata_unreadable", f"items.json: {type(error).__name__}: {error}"
+            "metadata_unreadable", f"items.json: {type(error).__name__}: {first_line(error)}"
         ) from error
     return found
+
+
+def _check_items(groups: Any) -> None:
+    """Refuse places of items that would be more than data to whoever reads them.
+
+    Raises:
+        ValueError: a CRS names a file or a URL, or a shape is nested too deeply.
+    """
+    for group in groups:
+        for item in group or ():
+            geometry = item.get("geometry") if isinstance(item, dict) else None
+            if not isinstance(geometry, dict):
+                continue
+            projection = geometry.get("projection")
+            crs = projection.get("crs") if isinstance(projection, dict) else None
+            if crs is not None and not is_crs_text(crs):
+                raise ValueError(f"the CRS is {str(crs)[:80]!r}")
+            if isinstance(geometry.get("shp"), str):
+                check_shape_text(geometry["shp"])
 
 
 def items_interval(item_groups: Any, item_group: int) -> Interval | None:
@@ -158,6 +186,7 @@ def items_interval(item_groups: Any, item_group: int) -> Interval | None:
             _ = projection["x_resolution"], projection["y_resolution"]
             if not _is_crs(projection["crs"]):
                 raise ValueError(f"the CRS is {projection['crs']!r}")
+            check_shape_text(geometry["shp"])
             shapely.from_wkt(geometry["shp"])
             if times:
                 start, end = datetime.fromisoformat(times[0]), datetime.fromisoformat(times[1])
@@ -171,6 +200,7 @@ def items_interval(item_groups: Any, item_group: int) -> Interval | None:
         starts, ends = zip(*intervals, strict=True)
         return aware(min(starts)), aware(max(ends))
     except (*MALFORMED, shapely.errors.ShapelyError) as error:
+        blame(error)
         raise Unreadable(
             "metadata_unreadable", f"items.json: {type(error).__name__}: {first_line(error)}"
         ) from error

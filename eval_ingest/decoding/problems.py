@@ -2,17 +2,26 @@
 
 from eval_ingest.core.validate import Problem
 
+_MOST_DETAIL = 1_000
+"""Characters: a value from a source may have millions."""
+
+
+def cut(text: str) -> str:
+    """A text of a length that can be kept and shown, and that is no lone surrogate."""
+    plain = text[:_MOST_DETAIL].encode("utf-8", "backslashreplace").decode()
+    return plain if len(text) <= _MOST_DETAIL else f"{plain}..."
+
 
 class Unreadable(Exception):
     """Stops reading a window; carries the problem."""
 
     def __init__(self, code: str, detail: str) -> None:
         super().__init__(detail)
-        self.problem = Problem(code, detail)
+        self.problem = Problem(code, cut(detail))
 
 
 class RasterProblem(Exception):
-    """A raster can't be used; `code` is `raster_unreadable` or `raster_grid`."""
+    """A raster can't be used; `code` is a key of core.validate.PROBLEMS."""
 
     def __init__(self, code: str, detail: str) -> None:
         super().__init__(f"{code}: {detail}")
@@ -20,9 +29,18 @@ class RasterProblem(Exception):
         self.detail = detail
 
 
+class NotUnderstoodError(RasterProblem):
+    """A file that may be whole, but whose form our own reader doesn't know."""
+
+
 def broken(why: str) -> RasterProblem:
     """The problem of a raster that can't be read."""
     return RasterProblem("raster_unreadable", why)
+
+
+def not_understood(why: str) -> RasterProblem:
+    """The problem of a raster that perhaps another reader can read."""
+    return NotUnderstoodError("raster_unreadable", why)
 
 
 def shortened(error: Exception) -> str:

@@ -3,6 +3,7 @@
 How one raster is decoded is geotiff.py; what makes a window invalid is judge.py.
 """
 
+import json
 from dataclasses import dataclass
 from datetime import datetime
 from functools import lru_cache
@@ -13,12 +14,13 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ValidationError
 
 from eval_ingest.core import kernels
+from eval_ingest.core.nodata import as_stored
 from eval_ingest.core.resolved import (
     BandSet,
     InputPart,
     ResolvedConfig,
 )
-from eval_ingest.decoding.metadata import Interval, aware, first_line
+from eval_ingest.decoding.metadata import MALFORMED, Interval, aware, first_line
 from eval_ingest.decoding.problems import Unreadable
 from eval_ingest.sources.base import WindowFiles
 
@@ -29,6 +31,8 @@ class StoredRaster:
 
     pixels: NDArray[Any]
     order: tuple[int, ...]
+    nodata: tuple[float | None, ...] = ()
+    """What is declared to be no data, of each of the wanted bands; empty: nothing is."""
 
 
 def choose_reads(files: WindowFiles, part: InputPart, what: str) -> list[tuple[str, int]]:
@@ -65,6 +69,9 @@ def not_there_yet(files: WindowFiles, config: ResolvedConfig) -> str:
         for modality in config.modalities:
             for part in modality.parts:
                 choose_reads(files, part, modality.name)
+        for mask in (config.label.mask, *(modality.mask for modality in config.modalities)):
+            if mask is not None:
+                choose_reads(files, mask.part, f"mask {mask.part.key}")
         if not choose_reads(files, config.label.part, "label"):
             return "no label layer is completed"
     except Unreadable as stop:
@@ -124,6 +131,47 @@ def parse_sidecar(data: bytes, path: str) -> tuple[int | None, int, list[Interva
     if timesteps < 1 or (channels or 1) < 1:
         raise Unreadable("raster_bands", f"{path}: {channels} channels, {timesteps} timesteps")
     return channels, timesteps, times
+
+
+GROUP_COUNTS = "window_storage_meta.json"
+"""Beside a raster that holds all item groups of a layer: how many timesteps each of them has."""
+
+
+def parse_group_counts(data: bytes, path: str) -> list[int]:
+    """The timesteps of each item group of a packed layer."""
+    try:
+        counts = json.loads(data.decode())["group_timestep_counts"]
+        known = isinstance(counts, list) and all(type(n) is int and n >= 0 for n in counts)
+    except (*MALFORMED, RecursionError) as error:
+        raise Unreadable("raster_unreadable", f"{path}: {first_line(error)}") from error
+    if not known:
+        raise Unreadable("raster_unreadable", f"{path}: {GROUP_COUNTS} has no counts")
+    return list(counts)
+
+
+def steps_of_group(counts: list[int], item_group: int, timesteps: int, path: str) -> slice:
+    """Where a packed layer has an item group's timesteps."""
+    if sum(counts) != timesteps:
+        raise Unreadable(
+            "raster_bands", f"{path} has {timesteps} timesteps, {GROUP_COUNTS} says {sum(counts)}"
+        )
+    if item_group >= len(counts):
+        raise Unreadable("raster_missing", f"{path} has {len(counts)} item groups, no {item_group}")
+    first = sum(counts[:item_group])
+    return slice(first, first + counts[item_group])
+
+
+def nodata_of(stack: list[StoredRaster], bands: int, dtype: str) -> NDArray[np.float64] | None:
+    """What joined rasters declare, (T, C) with NaN where that is nothing; None: nothing at all."""
+    if all(value is None for raster in stack for value in raster.nodata):
+        return None
+    none = (None,) * bands
+    parts = [
+        np.broadcast_to(as_stored(raster.nodata or none, dtype), (raster.pixels.shape[2], bands))
+        for raster in stack
+    ]
+    joined = np.concatenate(parts)
+    return None if np.isnan(joined).all() else joined
 
 
 def assemble(stack: list[StoredRaster], dtype: np.dtype[Any]) -> NDArray[Any]:

@@ -35,7 +35,8 @@ def raster_target(stored: NDArray[Any], task: Task) -> NDArray[Any]:
 def vector_target(features: list[dict[str, Any]], task: Task) -> NDArray[Any]:
     """The target of a window from its features' properties: the first that has one counts.
 
-    Raises a label problem if none has, or if a class is unknown and not to be skipped.
+    Raises a label problem if none has, or if a class is unknown and not to be skipped; where the
+    task expects it (allow_invalid), that is no sign of broken data.
     """
     for properties in features:
         if task.property_name is None or task.property_name not in properties:
@@ -44,7 +45,7 @@ def vector_target(features: list[dict[str, Any]], task: Task) -> NDArray[Any]:
         if task.kind is TaskKind.SCALAR_REGRESSION:
             try:
                 return np.asarray(float(value) * task.scale_factor, dtype=np.float32)
-            except (TypeError, ValueError) as error:
+            except (TypeError, ValueError, OverflowError) as error:
                 raise Unreadable(
                     "label_unreadable", f"{task.property_name} = {value!r} is not a number"
                 ) from error
@@ -55,13 +56,18 @@ def vector_target(features: list[dict[str, Any]], task: Task) -> NDArray[Any]:
             raise Unreadable(
                 "label_out_of_range", f"{task.property_name} = {value!r} is none of the classes"
             )
-    raise Unreadable("label_missing", f"no feature has the property {task.property_name!r}")
+    raise Unreadable(
+        "unlabelled" if task.allow_invalid else "label_missing",
+        f"no feature has the property {task.property_name!r}",
+    )
 
 
 def _class_id(value: Any, task: Task) -> int:
     if task.read_class_id:
         try:
             return int(value)
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             return -1
+    if isinstance(value, str):
+        value = task.category_mapping.get(value, value)
     return next((k for k, known in enumerate(task.classes) if known.name == value), -1)

@@ -1,20 +1,43 @@
-"""Rasters on another grid, through GDAL's warper, called as rslearn calls it."""
+"""Rasters on another grid, through GDAL's warper, called as rslearn calls it.
 
-from typing import Any
+GDAL is also asked for pixels that nothing of ours can decode, and for headers that
+geotiff_header.py doesn't understand. It is given bytes, never a path, and told that they are a
+GeoTIFF: other drivers of it follow paths and URLs in a file's text.
+"""
+
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from eval_ingest.decoding.geotiff_header import GeotiffHeader
 from eval_ingest.decoding.grid import Grid, check_cover
+from eval_ingest.decoding.machine import blame
 from eval_ingest.decoding.problems import RasterProblem, broken, shortened
 
-# --- rslearn's way ----------------------------------------------------------------------------
+
+class Stored(NamedTuple):
+    """What a raster's own file says of its pixels."""
+
+    dtype: str
+    """numpy name of the stored type."""
+    nodata: float | None
 
 
-def warp(data: bytes, header: GeotiffHeader, grid: Grid) -> tuple[NDArray[Any], GeotiffHeader]:
-    """Pixels (H, W, bands) through GDAL's warper, called as rslearn calls it."""
+def load_libraries() -> None:
+    """Import what `warp` needs."""
     # rasterio and its libraries take half a second to load; most datasets never need them.
+    import affine  # noqa: F401
+    import rasterio.vrt
+    import rasterio.warp  # noqa: F401
+
+
+def warp(data: bytes, grid: Grid, most_bytes: int) -> tuple[NDArray[Any], Stored]:
+    """Pixels (bands, H, W) on the grid, and how they are stored.
+
+    Raises:
+        RasterProblem: it can't be read, doesn't cover the window, or is larger than `most_bytes`.
+        MachineError: it can't be read on this machine.
+    """
     from affine import Affine
     from rasterio.crs import CRS
     from rasterio.enums import Resampling
@@ -25,8 +48,8 @@ def warp(data: bytes, header: GeotiffHeader, grid: Grid) -> tuple[NDArray[Any], 
     transform = Affine(x_size, 0, grid.bounds[0] * x_size, 0, y_size, grid.bounds[1] * y_size)
     try:
         crs = CRS.from_string(grid.crs)
-        # Only as a GeoTIFF: other drivers of GDAL follow paths and URLs in a file's text.
         with MemoryFile(data) as memory, memory.open(driver="GTiff") as source:
+            _check_source(source, grid, most_bytes)
             _check_warped_cover(source, crs, grid)
             with WarpedVRT(
                 source,
@@ -39,12 +62,30 @@ def warp(data: bytes, header: GeotiffHeader, grid: Grid) -> tuple[NDArray[Any], 
                 pixels: NDArray[Any] = warped.read()
             # rasterio reads int8 as int16 here; the stored type holds the same values.
             pixels = pixels.astype(source.dtypes[0], copy=False)
-            read = header._replace(bands=len(pixels), dtype=pixels.dtype.name, nodata=source.nodata)
+            return pixels, Stored(pixels.dtype.name, source.nodata)
     except RasterProblem:
         raise
+    except MemoryError:
+        raise
     except Exception as error:  # GDAL's errors have no common root
+        blame(error)
         raise broken(shortened(error)) from error
-    return np.moveaxis(pixels, 0, -1), read
+
+
+def _check_source(source: Any, grid: Grid, most_bytes: int) -> None:
+    """Raise for a raster without a place, and for one that is too large to be read."""
+    if source.transform.is_identity and not source.gcps[0]:
+        raise RasterProblem("raster_grid", "it has no georeference")
+    item = np.dtype(source.dtypes[0]).itemsize
+    block_height, block_width = source.block_shapes[0]
+    for what, pixels in (
+        ("the window", grid.width * grid.height),
+        ("one of its blocks", block_width * block_height),
+    ):
+        if pixels * source.count * item > most_bytes:
+            raise RasterProblem(
+                "window_too_large", f"{what} has {pixels} pixels of {source.count} bands"
+            )
 
 
 def _check_warped_cover(source: Any, crs: Any, grid: Grid) -> None:

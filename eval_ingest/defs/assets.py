@@ -14,7 +14,6 @@ import dagster as dg
 from eval_ingest.core.entry import CopyResult, Metadata, NormStats
 from eval_ingest.core.index import WindowIndex
 from eval_ingest.core.splits import SplitAssignment
-from eval_ingest.defs.failures import RETRIES
 from eval_ingest.defs.metadata import stage_metadata
 from eval_ingest.defs.partitions import studio_datasets
 from eval_ingest.defs.resources import STAGE_IO
@@ -29,7 +28,6 @@ _stage_asset = partial(
     group_name=GROUP,
     partitions_def=studio_datasets,
     io_manager_key=STAGE_IO,
-    retry_policy=RETRIES,
 )
 
 SettingsParam = dg.ResourceParam[Settings]

@@ -21,10 +21,11 @@ from eval_ingest.defs.failures import RETRIES, as_failure
 from eval_ingest.defs.metadata import listed, table
 from eval_ingest.defs.partitions import studio_datasets
 from eval_ingest.errors import EvalIngestError
+from eval_ingest.redaction import MAX_SHOWN, in_lines, in_markdown
 from eval_ingest.report.terminal import counts_text
 from eval_ingest.settings import Settings
-from eval_ingest.store.paths import EvalRoot
 from eval_ingest.store.registry import require_metadata
+from eval_ingest.store.roots.base import EvalRoot
 from eval_ingest.store.roots.open import open_root
 from eval_ingest.watching import fault_text
 
@@ -102,6 +103,11 @@ class Result:
     text: str
     severity: dg.AssetCheckSeverity = WARN
     metadata: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def description(self) -> str:
+        """The text for Dagster's page, which takes it for Markdown."""
+        return in_markdown(self.text, MAX_SHOWN)
 
 
 def results(root: EvalRoot, name: str, wanted: Sequence[str]) -> Iterator[Result]:
@@ -239,7 +245,7 @@ def evaluations(root: EvalRoot, name: str) -> Iterator[dg.AssetCheckEvaluation]:
             passed=result.passed,
             metadata=result.metadata,
             severity=result.severity,
-            description=result.text,
+            description=result.description,
             partition=name,
         )
 
@@ -276,12 +282,12 @@ def registry_entry_checks(
         found = list(results(open_root(settings), name, wanted))
     for result in found:
         level = "passed" if result.passed else result.severity.value.lower()
-        context.log.info(f"{result.name}: {level}: {result.text}")
+        context.log.info(in_lines(f"{result.name}: {level}: {result.text}"))
         yield dg.AssetCheckResult(
             asset_key=registry_entry.key,
             check_name=result.name,
             passed=result.passed,
             metadata=result.metadata,
             severity=result.severity,
-            description=result.text,
+            description=result.description,
         )

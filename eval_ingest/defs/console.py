@@ -51,7 +51,7 @@ class _LastWords:
 def say_last(dataset: str, text: str) -> None:
     """Have a text be printed when the command ends, in place of what was to be said before."""
     take_back(dataset)
-    if _is_command():
+    if is_command():
         atexit.register(_LastWords(dataset, text))
 
 
@@ -62,7 +62,7 @@ def take_back(dataset: str) -> None:
 
 def explain_selections() -> None:
     """Have a selection that can't be run end in a sentence instead of Dagster's traceback."""
-    if _is_command() and sys.excepthook is sys.__excepthook__:
+    if is_command() and sys.excepthook is sys.__excepthook__:
         sys.excepthook = _explain
 
 
@@ -77,7 +77,7 @@ def _explain(
         sys.__excepthook__(kind, error, traceback)
 
 
-def _is_command() -> bool:
+def is_command() -> bool:
     """True in a command that a person waits for; run workers have their own log."""
     command, *arguments = sys.argv or [""]
     name = Path(command).name

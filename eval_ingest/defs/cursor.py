@@ -5,6 +5,10 @@ import logging
 from dataclasses import astuple, dataclass, field
 from enum import StrEnum
 
+from eval_ingest.redaction import in_lines
+
+MAX_REST_S = 3600
+
 
 class Step(StrEnum):
     """How far a dataset has come."""
@@ -31,6 +35,14 @@ class Seen:
     """When that stamp was seen first, in seconds since 1970."""
     tick: int = 0
     """Number of the tick that looked at it."""
+    looked: int = 0
+    """When that was."""
+
+    def is_due(self, now: float) -> bool:
+        """True if what could not be ingested is to be looked at again: the longer it has been so,
+        the later.
+        """
+        return not 0 <= now - self.looked < min((self.looked - self.since) / 4, MAX_REST_S)
 
 
 @dataclass
@@ -76,7 +88,7 @@ class Cursor:
         """Log a problem, once; a fault with its traceback."""
         if self.told.get(where) != reason:
             self.told[where] = reason
-            log.warning(reason, exc_info=fault)
+            log.warning(in_lines(reason), exc_info=fault)
 
 
 def _short(seen: Seen) -> list[str | int]:

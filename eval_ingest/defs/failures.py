@@ -41,6 +41,21 @@ def as_failure(dataset: str) -> Iterator[None]:
         raise _failure(dataset, shown(text), False) from _shown(error)
 
 
+@contextmanager
+def retried() -> Iterator[None]:
+    """Ask for another try where a failure allows it.
+
+    For what people interrupt: a retry policy has Dagster try that again, too.
+    """
+    try:
+        yield
+    except dg.Failure as failure:
+        if not failure.allow_retries:
+            raise
+        wanted = dg.RetryRequested(RETRIES.max_retries, seconds_to_wait=RETRIES.delay)
+        raise wanted from failure
+
+
 def _shown(error: BaseException | None) -> BaseException | None:
     """A cause whose traceback Dagster may keep: none that quotes a URL's password or signature."""
     cause, seen = error, 0

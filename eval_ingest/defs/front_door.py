@@ -17,7 +17,7 @@ import dagster as dg
 from eval_ingest.core.spec import DatasetSpec
 from eval_ingest.defs.assets import POOLED
 from eval_ingest.defs.checks import evaluations
-from eval_ingest.defs.failures import RETRIES, as_failure
+from eval_ingest.defs.failures import as_failure
 from eval_ingest.defs.metadata import (
     UP_TO_DATE,
     entry_metadata,
@@ -40,6 +40,8 @@ from eval_ingest.store.registry import read_metadata
 from eval_ingest.store.roots.open import open_root
 
 GROUP = "eval_datasets"
+DATASET_TAG = "eval_ingest/dataset"
+"""On an op of a front door: whose it is."""
 TAKEN = frozenset({*STAGES, "eval_sweep"})
 """Assets that are not datasets."""
 
@@ -51,10 +53,11 @@ def dataset_assets(specs: Iterable[DatasetSpec]) -> list[dg.AssetsDefinition]:
     ]
 
 
-@cache  # `dagster asset materialize` loads the definitions six times, at 15 ms a dataset
+@cache  # `dagster asset materialize` loads the definitions six times, at milliseconds a dataset
 def _dataset_asset(name: str, description: str) -> dg.AssetsDefinition:
-    stages = [_stage_op(name, stage).alias(stage) for stage in STAGES]
-    summary = _summary_op(name).alias("summary")
+    tag = {DATASET_TAG: name}
+    stages = [_stage_op(stage).tag(tag).alias(stage) for stage in STAGES]
+    summary = _summary_op().tag(tag).alias("summary")
 
     # graph_asset would do, but it names its graph after the asset with - turned into _.
     @dg.graph(name=_identifier(name), ins={"registered": dg.GraphIn()}, out=dg.GraphOut())
@@ -86,20 +89,21 @@ def _identifier(name: str) -> str:
     return name.replace("-", "_DASH_")
 
 
-def _stage_op(name: str, stage: str) -> dg.OpDefinition:
+@cache  # the same for all datasets: to make six ops a dataset takes a thousand of them seconds
+def _stage_op(stage: str) -> dg.OpDefinition:
     # Ops hand on nothing but their order: values go through the eval root, so a re-execution
     # from any op finds them.
     @dg.op(
-        name=f"{stage}_OF_{_identifier(name)}",
-        description=f"Run {stage} of {name} if it is missing or stale.",
+        name=f"{stage}_OF_ITS_DATASET",
+        description=f"Run {stage} if it is missing or stale.",
         ins={"start": dg.In(dg.Nothing)},
         out=dg.Out(dg.Nothing, is_required=False),
-        retry_policy=RETRIES,
         pool=INGEST_POOL if stage in POOLED else None,
     )
     def run(
         context: dg.OpExecutionContext, settings: dg.ResourceParam[Settings]
     ) -> Iterator[dg.Output[None]]:
+        name = context.op.tags[DATASET_TAG]
         if context.run.tags.get(PARTITION_TAG, name) != name:
             return  # what needs this op is skipped, too
         done = run_stage(context, settings, name, stage)
@@ -120,7 +124,8 @@ def _stage_op(name: str, stage: str) -> dg.OpDefinition:
     return run
 
 
-def _summary_op(name: str) -> dg.OpDefinition:
+@cache
+def _summary_op() -> dg.OpDefinition:
     """The op that the asset's own materialisation comes from.
 
     It can't be the registry_entry op: Dagster looks up the version of registry_entry when a step
@@ -128,37 +133,38 @@ def _summary_op(name: str) -> dg.OpDefinition:
     """
 
     @dg.op(
-        name=f"summary_OF_{_identifier(name)}",
-        description=f"Say what {name} is now.",
+        name="summary_OF_ITS_DATASET",
+        description="Say what the dataset is now.",
         ins={"start": dg.In(dg.Nothing)},
         out=dg.Out(dg.Nothing, is_required=False),
     )
     def run(
         context: dg.OpExecutionContext, settings: dg.ResourceParam[Settings]
     ) -> Iterator[dg.Output[None]]:
+        name = context.op.tags[DATASET_TAG]
         with as_failure(name):
             root = open_root(settings)
-            layout = root.dataset(name)
-            entry = read_metadata(layout)
+            store = root.dataset(name)
+            entry = read_metadata(store)
             if entry is None:
                 raise NotIngestedError(
-                    f"{root.shown(layout.metadata)} has been removed; run {name} again"
+                    f"{root.shown(store.layout.metadata)} has been removed; run {name} again"
                 )
             last = last_record(context.instance, dg.AssetKey(name))
             if tag_of(last, CHECKED_TAG) != entry.fingerprint:
                 for evaluation in evaluations(root, name):
                     context.log_event(evaluation)  # type: ignore[arg-type]  # hints lag behind
         same = last if version_of(last) == entry.fingerprint else None
-        pictures = shown_pictures(same, layout, entry)
+        pictures = shown_pictures(same, store, entry)
         counts = counts_text({split: found.count for split, found in entry.splits.items()})
         if _anything_ran(context, name):
-            context.log.info(f"{name}: registered in {layout.url}: {counts}")
+            context.log.info(f"{name}: registered in {store.url}: {counts}")
         else:
-            context.log.info(f"{name}: up to date, nothing to do: {counts} in {layout.url}")
+            context.log.info(f"{name}: up to date, nothing to do: {counts} in {store.url}")
         yield dg.Output(
             None,
             data_version=dg.DataVersion(entry.fingerprint),
-            metadata=entry_metadata(layout, entry, pictures),
+            metadata=entry_metadata(store, entry, pictures),
             tags={CHECKED_TAG: entry.fingerprint},
         )
 

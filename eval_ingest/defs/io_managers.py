@@ -17,7 +17,7 @@ from eval_ingest.job import open_job
 from eval_ingest.settings import Settings
 from eval_ingest.store.catalog import find_spec
 from eval_ingest.store.outcomes import read_outcome
-from eval_ingest.store.paths import DatasetLayout
+from eval_ingest.store.roots.base import DatasetStore
 from eval_ingest.store.roots.open import open_root
 
 
@@ -37,13 +37,13 @@ class StageIOManager(dg.UPathIOManager):
         self, context: dg.InputContext | dg.OutputContext, path: UPath, partition: str
     ) -> UPath:
         with as_failure(partition):
-            layout = open_root(self._settings).dataset(partition)
-            return UPath(stage_file(layout, context.asset_key.path[-1]))
+            store = open_root(self._settings).dataset(partition)
+            return UPath(stage_file(store.layout, context.asset_key.path[-1]))
 
     def get_metadata(self, context: dg.OutputContext, obj: Any) -> dict[str, dg.MetadataValue]:
         """Where the value is, as people know it: the URL of a remote root's."""
-        layout = open_root(self._settings).dataset(context.partition_key)
-        return {"path": dg.MetadataValue.path(stage_path(layout, context.asset_key.path[-1]))}
+        store = open_root(self._settings).dataset(context.partition_key)
+        return {"path": dg.MetadataValue.path(stage_path(store, context.asset_key.path[-1]))}
 
     def dump_to_path(self, context: dg.OutputContext, obj: Any, path: UPath) -> None:
         """Write a value, unless it is what is on disk.
@@ -52,7 +52,7 @@ class StageIOManager(dg.UPathIOManager):
         """
         name, stage = context.partition_key, context.asset_key.path[-1]
         with as_failure(name):
-            old = read_outcome(self._layout(path), stage)
+            old = read_outcome(self._store(path), stage)
             if old is None or old.fingerprint != obj.fingerprint:
                 job = open_job(find_spec(self._settings, name), self._settings)
                 with pipeline.dataset_lock(job):
@@ -60,22 +60,22 @@ class StageIOManager(dg.UPathIOManager):
 
     def load_from_path(self, context: dg.InputContext, path: UPath) -> Any:
         """Read a stage's outcome; a Failure that says what to run if it isn't there."""
-        layout, stage = self._layout(path), context.asset_key.path[-1]
-        with as_failure(layout.name):
-            value = read_outcome(layout, stage)
+        store, stage = self._store(path), context.asset_key.path[-1]
+        with as_failure(store.name):
+            value = read_outcome(store, stage)
             if value is None:
-                self._explain_missing(layout, stage)
+                self._explain_missing(store, stage)
             return value
 
-    def _explain_missing(self, layout: DatasetLayout, stage: str) -> NoReturn:
+    def _explain_missing(self, store: DatasetStore, stage: str) -> NoReturn:
         """Name the first stage that is missing: the ones after it need it too."""
-        find_spec(self._settings, layout.name)  # a mistyped name has another cure
+        find_spec(self._settings, store.name)  # a mistyped name has another cure
         upto = pipeline.STAGES[: pipeline.STAGES.index(stage) + 1]
-        first = next(s for s in upto if s == stage or read_outcome(layout, s) is None)
+        first = next(s for s in upto if s == stage or read_outcome(store, s) is None)
         raise NotIngestedError(
-            f"{layout.name}: {first} has not run yet, and this stage needs it; run: "
-            f"dagster asset materialize --select {first} --partition {layout.name}"
+            f"{store.name}: {first} has not run yet, and this stage needs it; run: "
+            f"dagster asset materialize --select {first} --partition {store.name}"
         )
 
-    def _layout(self, path: UPath) -> DatasetLayout:
+    def _store(self, path: UPath) -> DatasetStore:
         return open_root(self._settings).dataset(Path(str(path)).parent.name)

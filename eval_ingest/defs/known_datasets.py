@@ -12,7 +12,9 @@ from typing import Any
 
 import dagster as dg
 
-from eval_ingest.core.entry import Metadata
+from eval_ingest.core.entry import Metadata, is_ours
+from eval_ingest.core.fingerprint import fingerprint
+from eval_ingest.core.spec import NAME_PATTERN
 from eval_ingest.defs.checks import evaluations
 from eval_ingest.defs.front_door import TAKEN
 from eval_ingest.defs.metadata import draw_pictures, entry_metadata, stage_path
@@ -24,8 +26,9 @@ from eval_ingest.pipeline import STAGES
 from eval_ingest.redaction import redacted
 from eval_ingest.settings import Settings
 from eval_ingest.store.catalog import read_catalog
-from eval_ingest.store.paths import DatasetLayout, EvalRoot
+from eval_ingest.store.claims import their_counts
 from eval_ingest.store.registry import read_metadata, read_registry
+from eval_ingest.store.roots.base import DatasetStore, EvalRoot
 from eval_ingest.store.roots.open import open_root
 from eval_ingest.watching import fault_text
 
@@ -52,7 +55,12 @@ def known_datasets(
     try:
         root = open_root(settings)
         entries = read_registry(root)
-        registered = {name: str(entry.get("fingerprint", "")) for name, entry in entries.items()}
+        entries = {n: entry for n, entry in entries.items() if NAME_PATTERN.fullmatch(n)}
+        registered = {
+            name: str(entry["fingerprint"]) if is_ours(entry) else fingerprint(entry)
+            for name, entry in entries.items()
+        }
+        tick.show_theirs({n: entry for n, entry in entries.items() if not is_ours(entry)})
         tick.look_at(root, registered)
     except EvalIngestError as error:
         tick.problems.append(str(error))
@@ -89,6 +97,13 @@ class _Tick:
         self.told: list[str] = []
         self.news: list[str] = []
         self.problems: list[str] = []
+
+    def show_theirs(self, entries: Mapping[str, Any]) -> None:
+        """Note what another tool has registered: it exists, and isn't ours."""
+        for name, entry in entries.items():
+            if self.shown.get(name) != fingerprint(entry):
+                self.events.append(_theirs(name, entry))
+                self.shown[name] = fingerprint(entry)
 
     def look_at(self, root: EvalRoot, registered: Mapping[str, str]) -> None:
         """Collect the events of what this instance doesn't know, as far as the time allows."""
@@ -147,18 +162,33 @@ def _parse(cursor: str | None, root: str) -> dict[str, str]:
         return {}
 
 
+def _theirs(name: str, entry: Mapping[str, Any]) -> dg.AssetObservation:
+    """What is shown of a dataset that another tool has registered: it exists, and isn't ours."""
+    return dg.AssetObservation(
+        STAGES[-1],
+        partition=name,
+        description="registered by another tool",
+        metadata={
+            "whose": f"another tool's; to load it here: eval-ingest adopt --name {name}",
+            "path": dg.MetadataValue.path(str(entry.get("weka_path", ""))),
+            "task": str(entry.get("task_type", "")),
+            "splits": their_counts(entry),
+        },
+    )
+
+
 def _unknown(
     instance: dg.DagsterInstance, root: EvalRoot, entry: Metadata
 ) -> Iterator[dg.AssetMaterialization | dg.AssetCheckEvaluation]:
     """What this instance doesn't know of: stages in order, the checks, then the front door."""
-    layout = root.dataset(entry.name)
+    store = root.dataset(entry.name)
     checked = False
     for stage in STAGES:
         version = entry.fingerprints.get(stage, "")
         if version and version_of(last_record(instance, dg.AssetKey(stage), entry.name)) != version:
-            metadata = {"path": dg.MetadataValue.path(stage_path(layout, stage))}
+            metadata = {"path": dg.MetadataValue.path(stage_path(store, stage))}
             if stage == STAGES[-1]:
-                metadata = _shown(layout, entry) | metadata
+                metadata = _shown(store, entry) | metadata
             yield dg.AssetMaterialization(
                 stage, partition=entry.name, metadata=metadata, tags={DATA_VERSION_TAG: version}
             )
@@ -171,10 +201,10 @@ def _unknown(
         tags = {DATA_VERSION_TAG: entry.fingerprint}
         yield dg.AssetMaterialization(
             entry.name,
-            metadata=_shown(layout, entry),
+            metadata=_shown(store, entry),
             tags=tags | ({CHECKED_TAG: entry.fingerprint} if checked else {}),
         )
 
 
-def _shown(layout: DatasetLayout, entry: Metadata) -> dict[str, Any]:
-    return entry_metadata(layout, entry, draw_pictures(layout, entry.fingerprint))
+def _shown(store: DatasetStore, entry: Metadata) -> dict[str, Any]:
+    return entry_metadata(store, entry, draw_pictures(store, entry.fingerprint))

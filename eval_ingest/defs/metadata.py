@@ -19,8 +19,10 @@ from eval_ingest.core.validate import PROBLEMS
 from eval_ingest.errors import EvalIngestError
 from eval_ingest.job import Job
 from eval_ingest.pipeline import Outcome
+from eval_ingest.redaction import in_markdown
 from eval_ingest.report.terminal import describe, size
 from eval_ingest.store.paths import DatasetLayout
+from eval_ingest.store.roots.base import DatasetStore, EvalRoot
 
 STAGE_FILES = {
     "window_index": "window_index",
@@ -41,9 +43,9 @@ def stage_file(layout: DatasetLayout, stage: str) -> Path:
     return path
 
 
-def stage_path(layout: DatasetLayout, stage: str) -> str:
+def stage_path(store: DatasetStore, stage: str) -> str:
     """Where a stage's outcome is, as people know it."""
-    return layout.root.shown(stage_file(layout, stage))
+    return store.root.shown(stage_file(store.layout, stage))
 
 
 def stage_line(outcome: Outcome) -> str:
@@ -67,11 +69,11 @@ def stage_metadata(job: Job, outcome: Outcome) -> dict[str, Any]:
         case CopyResult():
             found = _copy_metadata(value)
         case Metadata():
-            found = entry_metadata(job.layout, value, draw_pictures(job.layout, value.fingerprint))
+            found = entry_metadata(job.store, value, draw_pictures(job.store, value.fingerprint))
         case _:
             found = {}
     return found | {
-        "path": dg.MetadataValue.path(stage_path(job.layout, outcome.stage)),
+        "path": dg.MetadataValue.path(stage_path(job.store, outcome.stage)),
         "fingerprint": outcome.fingerprint,
         "seconds": round(outcome.seconds, 2),
         UP_TO_DATE: not outcome.ran,
@@ -206,12 +208,12 @@ def _copy_metadata(copy: CopyResult) -> dict[str, Any]:
 
 
 def entry_metadata(
-    layout: DatasetLayout, entry: Metadata, pictures: Mapping[str, Any]
+    store: DatasetStore, entry: Metadata, pictures: Mapping[str, Any]
 ) -> dict[str, Any]:
     """Metadata of a registered dataset.
 
     Args:
-        layout: where it is.
+        store: where it is.
         entry: what is published of it.
         pictures: `draw_pictures` or `shown_pictures`, or {} to do without.
     """
@@ -236,43 +238,47 @@ def entry_metadata(
         "timesteps": entry.num_timesteps,
         **counts,
         "size": size(entry.n_bytes),
-        "path": dg.MetadataValue.path(layout.url),
+        "path": dg.MetadataValue.path(store.url),
         "source": entry.source,
         "published at": entry.published_at,
     }
 
 
-@lru_cache(maxsize=2)
-def draw_pictures(layout: DatasetLayout, fingerprint: str) -> dict[str, Any]:
+def draw_pictures(store: DatasetStore, fingerprint: str) -> dict[str, Any]:
     """Samples, map and class histogram of a published dataset's version; takes a second or two.
 
     Drawn once, though registry_entry and the front door both show them.
     """
+    return _drawn(store.root, store.name, fingerprint)
+
+
+@lru_cache(maxsize=2)
+def _drawn(root: EvalRoot, name: str, fingerprint: str) -> dict[str, Any]:
     # matplotlib is slow to import, and only needed where a dataset was published.
     from eval_ingest.report.pictures import partition_pictures
 
     try:
-        pictures = partition_pictures(layout.root, layout.name)
+        pictures = partition_pictures(root, name)
     except EvalIngestError:  # a preview must not fail a dataset that is published
         return {}
     return {PICTURES: png_metadata(pictures)} if pictures else {}
 
 
 def shown_pictures(
-    last: dg.EventLogRecord | None, layout: DatasetLayout, entry: Metadata
+    last: dg.EventLogRecord | None, store: DatasetStore, entry: Metadata
 ) -> dict[str, Any]:
     """The pictures that a materialisation of this version shows, or new ones."""
     shown = None if last is None else last.asset_materialization
     if shown is not None and PICTURES in shown.metadata:
         return {PICTURES: shown.metadata[PICTURES]}
-    return draw_pictures(layout, entry.fingerprint)
+    return draw_pictures(store, entry.fingerprint)
 
 
 def png_metadata(pictures: Mapping[str, bytes]) -> dg.MarkdownMetadataValue:
     """Pictures by title as one value, which the page shows behind "Show Markdown"."""
     return dg.MetadataValue.md(
         "\n\n".join(
-            f"**{title}**\n\n![{title}](data:image/png;base64,{base64.b64encode(png).decode()})"
+            f"**{in_markdown(title)}**\n\n![{in_markdown(title)}](data:image/png;base64,{base64.b64encode(png).decode()})"
             for title, png in pictures.items()
         )
     )
@@ -298,12 +304,15 @@ COLUMNS = {
     "pixel_digest": "Equal where all pixels are equal.",
     "status": "valid or invalid.",
     "problems": "Why it is invalid: code and detail.",
+    "judged_by": "Version of what judged it invalid; others judge it again.",
     "timesteps": "Number of timesteps.",
     "timestamps": "Start and end of each timestep.",
     "moments": "Per band count, sum, sum of squares, min and max of the finite pixels.",
     "nodata": "Pixels, over all timesteps, that hold no data in any band.",
+    "nodata_values": "Values that its rasters or config.json declare to mean no data.",
     "crc32c": "Of the label as it is packed.",
     "class_counts": "Labelled pixels, or windows, per class.",
+    "samples": "Samples of the window that have a label, where each crop is one.",
     "invalid": "Label pixels without a class or value.",
     "split": "train, val, test or none.",
     "reason": "What gave it the split, or kept it out.",
@@ -347,12 +356,15 @@ def table(heads: Sequence[str], rows: Sequence[Sequence[Any]]) -> dg.MarkdownMet
 
 
 def _cell(value: Any) -> str:
-    return " ".join(str(value).replace("|", "\\|").split())
+    text = str(value)
+    return text if set(text) == {"-"} else in_markdown(" ".join(text.split()), most=500)
 
 
 def listed(texts: Sequence[str]) -> dg.MarkdownMetadataValue:
     """A list with bullets."""
-    return dg.MetadataValue.md("\n".join(f"- {' '.join(text.split())}" for text in texts))
+    return dg.MetadataValue.md(
+        "\n".join(f"- {in_markdown(' '.join(text.split()), most=2_000)}" for text in texts)
+    )
 
 
 def _share(part: float, whole: float) -> str:

@@ -8,7 +8,9 @@ from typing import Any, NamedTuple
 import dagster as dg
 
 from eval_ingest import pipeline
-from eval_ingest.defs.failures import as_failure
+from eval_ingest.defs.console import is_command, say_last
+from eval_ingest.defs.failures import as_failure, retried
+from eval_ingest.defs.interrupts import interruptible
 from eval_ingest.defs.metadata import stage_line
 from eval_ingest.defs.partitions import add_partition
 from eval_ingest.job import Job, open_job
@@ -26,6 +28,7 @@ POOLS = frozenset({INGEST_POOL, SWEEP_POOL})
 
 PARTITION_TAG = "dagster/partition"
 """On every run of a partition; Dagster's own, and part of what its storage keeps."""
+MAX_RETRIES_TAG = "dagster/max_retries"
 DATASET_TAG = "eval_ingest/dataset"
 """On every run that works on a dataset: front doors have no partition to be found by."""
 
@@ -53,16 +56,28 @@ def run_stage(
     Raises:
         dg.Failure: whatever goes wrong.
     """
-    with as_failure(name):
-        spec = find_spec(settings, name)
-        add_partition(context.instance, name)
-        if DATASET_TAG not in context.run.tags:
-            context.instance.add_run_tags(context.run.run_id, {DATASET_TAG: name})
-        progress = LogProgress(context.log, stage)
-        job = open_job(spec, settings, progress=progress)
-        with pipeline.dataset_lock(job):
-            outcome = pipeline.run_stage(job, stage, dict(values or {}))
-        context.log.info(stage_line(outcome))
+    try:
+        with retried(), interruptible() as check, as_failure(name):
+            spec = find_spec(settings, name)
+            add_partition(context.instance, name)
+            if DATASET_TAG not in context.run.tags:
+                context.instance.add_run_tags(context.run.run_id, {DATASET_TAG: name})
+            told = LogProgress(context.log, stage)
+
+            def progress(what: str, done: int, total: int) -> None:
+                check()
+                told(what, done, total)
+
+            indexed = stage != pipeline.STAGES[0]
+            job = open_job(spec, settings, progress=progress, indexed=indexed)
+            with pipeline.dataset_lock(job):
+                outcome = pipeline.run_stage(job, stage, dict(values or {}))
+            context.log.info(stage_line(outcome))
+    except dg.DagsterExecutionInterruptedError:
+        if is_command():  # a person has stopped it: nobody is to begin it again
+            context.instance.add_run_tags(context.run.run_id, {MAX_RETRIES_TAG: "0"})
+            say_last(name, f"{name} was stopped; run it again: it goes on where it stopped")
+        raise
     return StageRun(job, outcome)
 
 

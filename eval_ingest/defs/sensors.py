@@ -26,9 +26,10 @@ from eval_ingest.defs.cursor import Cursor, Seen, Step
 from eval_ingest.defs.partitions import studio_datasets
 from eval_ingest.defs.running import PARTITION_TAG, is_going_on, set_up_pools
 from eval_ingest.errors import EvalIngestError
-from eval_ingest.redaction import redacted
+from eval_ingest.redaction import in_lines, on_one_line, redacted
 from eval_ingest.settings import Settings
 from eval_ingest.sources.discovery import find_datasets
+from eval_ingest.sources.looks import Memory
 from eval_ingest.store.catalog import add_spec
 from eval_ingest.watching import Judgement, Looks, Sighting, State, look_at, survey
 
@@ -83,7 +84,7 @@ def discovery_sensor(settings: Settings) -> dg.SensorDefinition:
         try:
             return look(context, settings)
         except EvalIngestError as error:  # the eval root is out of reach, for example
-            return dg.SkipReason(str(error))
+            return dg.SkipReason(in_lines(str(error)))
 
     return studio_discovery
 
@@ -95,7 +96,12 @@ def look(context: dg.SensorEvaluationContext, settings: Settings) -> dg.SensorRe
     cursor = Cursor.parse(context.cursor, redacted(settings.eval_root))
     cursor.tick += 1
     found = survey(
-        settings.studio_roots, settings, find=find_datasets, looks=_roots, timeout_s=ROOTS_S
+        settings.studio_roots,
+        settings,
+        find=find_datasets,
+        looks=_roots,
+        timeout_s=ROOTS_S,
+        memory=partial(Memory, patient=True),
     )
     tick = _Tick(context, settings, cursor)
     for root, reason in found.down.items():
@@ -125,6 +131,19 @@ def look(context: dg.SensorEvaluationContext, settings: Settings) -> dg.SensorRe
 def _placed(where: str, reason: str) -> str:
     """A reason that says what folder it is about, once."""
     return reason if reason.startswith(where) else f"{where}: {reason}"
+
+
+def _until(reason: str, at: float) -> str:
+    return f"{reason}; if nothing changes, its ingest is requested at {_clock(at)}"
+
+
+def _clock(at: float) -> str:
+    """A time for people.
+
+    >>> _clock(1_700_000_000)
+    '2023-11-14 22:13:20 UTC'
+    """
+    return f"{datetime.fromtimestamp(at, UTC):%Y-%m-%d %H:%M:%S} UTC"
 
 
 def _key(sighting: Sighting) -> tuple[str, str, str]:
@@ -168,6 +187,10 @@ class _Tick:
             return True
         if seen.step is Step.REGISTERED:
             return False
+        if seen.step is Step.TOLD and not seen.is_due(time.time()):
+            where = redacted(sighting.found.url)
+            self.problems[where] = self.cursor.told.get(where, "")
+            return False
         if seen.step is not Step.REQUESTED:
             return True
         runs = self._runs(sighting)
@@ -187,17 +210,22 @@ class _Tick:
         same = old is not None and old.version == version and old.stamp == judgement.stamp
         now = int(time.time())
         since = old.since if old is not None and same else now
-        seen = Seen(version, Step.TOLD, judgement.stamp, since, self.cursor.tick)
+        seen = Seen(version, Step.TOLD, judgement.stamp, since, self.cursor.tick, now)
         runs = self._runs(sighting)
         match judgement.state:
             case State.REGISTERED:
                 seen = replace(seen, step=Step.REGISTERED)
+            case State.IGNORED:
+                pass
+            case State.THEIRS:
+                self.notes.append(f"{where}: {judgement.reason}")
             case State.UNKNOWN:
                 self.tell(where, judgement.reason, judgement.fault)
             case State.NOT_INGESTABLE:
                 self.problems[where] = _placed(where, judgement.reason)
             case State.UNFINISHED if now - since < STUCK_S:
-                self.problems[where] = _placed(where, judgement.reason)
+                seen = replace(seen, step=Step.WAITING)
+                self.problems[where] = _until(_placed(where, judgement.reason), since + STUCK_S)
             case _ if runs.going_on:
                 seen = replace(seen, step=Step.WAITING)
                 self.notes.append(f"{name} is {judgement.state}, and waits for the run going on")
@@ -207,12 +235,18 @@ class _Tick:
             case _ if not same:
                 seen = replace(seen, step=Step.WAITING)
                 self.notes.append(
-                    f"{name} is {judgement.state}, and waits for a second look: "
-                    "it may still be being written"
+                    f"{name} is {judgement.state}, and waits for a second look, in about "
+                    f"{self.settings.discovery_seconds} s: if it is the same then, its ingest is "
+                    "requested"
                 )
             case _ if judgement.reason and now - since < INCOMPLETE_S:
                 seen = replace(seen, step=Step.WAITING)
-                self.notes.append(f"{name} is {judgement.state}, and waits: {judgement.reason}")
+                self.notes.append(
+                    _until(
+                        f"{name} is {judgement.state}, and waits: {judgement.reason}",
+                        since + INCOMPLETE_S,
+                    )
+                )
             case _:
                 seen = replace(seen, step=Step.REQUESTED)
                 self._request(sighting, judgement.state, runs)
@@ -228,15 +262,17 @@ class _Tick:
                 partition_key=sighting.name,
                 tags={
                     VERSION_TAG: self.version(sighting),
-                    "eval_ingest/source": redacted(sighting.found.url)[:255],
+                    "eval_ingest/source": on_one_line(sighting.found.url, 255),
                     "eval_ingest/state": str(state),
                 },
             )
         )
         again = f" for the {runs.count + 1}. time" if runs.count else ""
         self.context.log.info(
-            f"{sighting.name} is {state}: {redacted(sighting.found.url)} "
-            f"({sighting.found.windows} windows); its ingest is requested{again}"
+            in_lines(
+                f"{sighting.name} is {state}: {sighting.found.url} "
+                f"({sighting.found.windows} windows); its ingest is requested{again}"
+            )
         )
 
     def _runs(self, sighting: Sighting) -> "_Runs":
@@ -251,11 +287,11 @@ class _Tick:
         skipped = None
         if self.requests:
             for note in self.notes:
-                self.context.log.info(note)
+                self.context.log.info(in_lines(note))
         else:
             lines = [f"{n_found} dataset{'' if n_found == 1 else 's'} found"]
             lines += self.notes or ["nothing new or changed"]
-            skipped = "; ".join([*lines, *self.problems.values()])
+            skipped = "; ".join(map(in_lines, [*lines, *self.problems.values()]))
         return dg.SensorResult(
             run_requests=self.requests,
             dynamic_partitions_requests=[studio_datasets.build_add_request(new)] if new else [],

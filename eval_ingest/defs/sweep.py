@@ -41,7 +41,7 @@ class SweepConfig(dg.Config):
         default=[1.0], description="parts of the train split; each holds the smaller ones"
     )
     seeds: list[int] = Field(default=[42], description="each draws the parts and starts a probe")
-    patch_size: int = Field(default=4, description="pixels")
+    patch_size: int | None = Field(default=None, description="pixels; default as for the dataset")
     probe: str = Field(default="auto", description="auto (knn for window classes), knn or linear")
     normalize: str | None = Field(
         default=None, description="dataset, pretrained or none; default: as the encoder wants it"

@@ -1,7 +1,8 @@
 """The index of a source: which windows have to be read, and the rows of all."""
 
 import hashlib
-from collections.abc import Sequence
+import os
+from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -12,9 +13,9 @@ import pyarrow.compute as pc
 from eval_ingest.core.fingerprint import fingerprint
 from eval_ingest.core.index import INDEX_VERSION, WindowIndex, row_key
 from eval_ingest.core.resolved import ResolvedConfig
-from eval_ingest.decoding.judge import read_window, sample_arrays
 from eval_ingest.engine import Progress, executor, map_ordered
-from eval_ingest.indexing.packer import Commits, Packer, pack_row, pack_rows
+from eval_ingest.indexing.apart import Apart
+from eval_ingest.indexing.packer import Commits, Packer, pack_rows
 from eval_ingest.indexing.partial import PartialRows, PartTable
 from eval_ingest.indexing.rows import add_geometry
 from eval_ingest.indexing.wanted import WindowFilter, enough, list_windows, wanted_groups
@@ -23,7 +24,6 @@ from eval_ingest.job import Job
 from eval_ingest.sources.base import Listed
 from eval_ingest.sources.local import LocalSource
 from eval_ingest.store.index_file import read_index, write_index
-from eval_ingest.store.room import require_room
 from eval_ingest.store.seal import unless_damaged
 from eval_ingest.store.shards import PackRow
 
@@ -45,18 +45,32 @@ def index_source(job: Job) -> WindowIndex:
         StoreError: the eval root can't be written.
     """
     old = unless_damaged(lambda: read_index(job.layout.window_index))
+    task = _task(job)
     parts = partial_rows(job)
     stopped = parts.read()
     known = old.table if old is not None and old.row_key == job.row_key else None
     if known is None and not stopped and isinstance(job.source, LocalSource):
         # Nothing to compare with: the workers may list each window's files as they read it.
         names = enough(job, list(job.source.names(wanted_groups(job))))
-        return _build(job, IndexWork.of(names), [], parts)
+        return _build(job, task, IndexWork.of(names), [], parts)
     listed = enough(job, list_windows(job))
-    if old is not None and old.fingerprint == _index_fingerprint(job, listed):
-        parts.clear()  # a run was stopped when it had just written the index
-        return old
-    return _build(job, IndexWork.of(listed, known, stopped), listed, parts)
+    if old is not None and known is not None:
+        now = _index_fingerprint(job, listed, known, task.judged_by)
+        if old.fingerprint == now:
+            parts.clear()  # a run was stopped when it had just written the index
+            return old
+    work = IndexWork.of(listed, known, stopped, task.judged_by, task.window_filter.wanted_rows)
+    return _build(job, task, work, listed, parts)
+
+
+def _task(job: Job) -> IndexTask:
+    return IndexTask(
+        job.source,
+        job.config,
+        WindowFilter.of(job.spec),
+        copy_mode=job.spec.copy_mode,
+        window_bytes=job.settings.window_mib << 20,
+    )
 
 
 def finish_index(job: Job, index: WindowIndex) -> None:
@@ -87,15 +101,22 @@ class IndexWork:
         windows: Sequence[Listed],
         known: pa.Table | None = None,
         stopped: Sequence[PartTable] = (),
+        judged_by: str = "",
+        takes: Callable[[pa.Table], list[int]] | None = None,
     ) -> "IndexWork":
-        """Compare windows, as they are now, with the last index and with what was left undone."""
-        rows = {} if known is None else _rows_by_window(known)
-        same = sorted(rows[window] for window in windows if window in rows)
-        new = sorted((window for window in windows if window not in rows), key=_reading_order)
-        left = set(new)
+        """Compare windows, as they are now, with the last index and with what was left undone.
+
+        Windows that were found invalid by anything but `judged_by` are read again, and so are those
+        that `takes` doesn't name: tags or dates that leave them out were given since.
+        """
+        rows = {} if known is None else _judged_rows(known, judged_by, takes)
+        same = sorted(rows[w.spelled] for w in windows if w.spelled in rows)
+        new = sorted((w for w in windows if w.spelled not in rows), key=_reading_order)
+        left = {window.spelled for window in new}
         finished = []
         for part in stopped:
-            here = {w: row for w, row in _rows_by_window(part.table).items() if w in left}
+            rows_here = _judged_rows(part.table, judged_by, takes).items()
+            here = {w: k for w, k in rows_here if w in left}
             left -= here.keys()
             finished.append((part, sorted(here.values())))
         return cls(new, [] if known is None else [_take(known, same)], finished)
@@ -109,7 +130,7 @@ class IndexWork:
     def to_read(self) -> list[tuple[int, Listed]]:
         """The windows without a row, each with its place among the new ones."""
         done = {w for part, rows in self.stopped for w in _rows_by_window(_take(part.table, rows))}
-        return [(place, w) for place, w in enumerate(self.new) if w not in done]
+        return [(place, w) for place, w in enumerate(self.new) if w.spelled not in done]
 
     def packed(self, packer: Packer, config: ResolvedConfig) -> list[tuple[int, PackRow]]:
         """What a stopped run has packed, with its places."""
@@ -130,41 +151,59 @@ def _rows_by_window(table: pa.Table) -> dict[Listed, int]:
     return {window: row for row, window in enumerate(map(Listed, *columns))}
 
 
+def _judged_rows(
+    table: pa.Table, judged_by: str, takes: Callable[[pa.Table], list[int]] | None
+) -> dict[Listed, int]:
+    """The rows by window that need not be looked at again."""
+    right = pc.or_kleene(
+        pc.equal(table["status"], "valid"), pc.equal(table["judged_by"], judged_by)
+    ).to_pylist()
+    wanted = set(range(table.num_rows) if takes is None else takes(table))
+    rows = _rows_by_window(table).items()
+    return {window: row for window, row in rows if right[row] and row in wanted}
+
+
 def _reading_order(item: Listed) -> tuple[bytes, str]:
     """By the SHA-256 of the name: the order of splits, so that packs are read from front to end."""
-    return hashlib.sha256(item.name.encode()).digest(), item.group
+    return hashlib.sha256(os.fsencode(item.name)).digest(), item.group
 
 
-def _index_fingerprint(job: Job, windows: list[Listed]) -> str:
-    """Of every window's group, name and digest, and of what decides over rows."""
+def _index_fingerprint(job: Job, windows: list[Listed], table: pa.Table, judged_by: str) -> str:
+    """Of every window's group, name and digest, and of what decides over rows.
+
+    Who judged counts where a window was found invalid: another might find it valid.
+    """
+    invalid = pc.any(pc.not_equal(table["status"], "valid")).as_py()
     return fingerprint(
         "window_index",
         INDEX_VERSION,
         job.row_key,
         job.spec.tags,
         job.spec.temporal_range,
-        sorted(windows),
+        sorted(window.spelled for window in windows),
+        judged_by if invalid else "",
     )
 
 
-def _build(job: Job, work: IndexWork, listed: list[Listed], parts: PartialRows) -> WindowIndex:
+def _build(
+    job: Job, task: IndexTask, work: IndexWork, listed: list[Listed], parts: PartialRows
+) -> WindowIndex:
     """Read the windows that have to be read, and add them to the rows that are there."""
-    mode = job.spec.copy_mode
-    task = IndexTask(job.source, job.config, WindowFilter.of(job.spec), copy_mode=mode)
     to_read = work.to_read
     if to_read:
         groups = sorted({window.group for _, window in to_read})
         job.source.ensure_listed(groups, job.config.layer_names)
     packer = commits = None
-    if job.spec.max_samples is None and mode != "index":
-        packer = make_packer(task, work.new, work.known, parts.packing, job.layout.shard_bytes)
-    if packer is not None:
-        commits = Commits(packer, job.layout, job.row_key, work.packed(packer, job.config))
-    if packer is not None:
-        require_room(job.layout, 0, len(to_read) * packer.row_bytes)
     try:
-        parts.packer = packer
         with executor(job.settings, len(to_read)) as pool:
+            if job.spec.max_samples is None and task.copy_mode != "index":
+                packer = make_packer(
+                    task, work.new, work.known, parts.packing, job.store.shard_bytes, pool
+                )
+            if packer is not None:
+                commits = Commits(packer, job.store, job.row_key, work.packed(packer, job.config))
+                job.store.require_room(0, len(to_read) * packer.row_bytes)
+            parts.packer = packer
             tables, filtered_out = index_windows(
                 replace(task, packer=packer), to_read, pool, job.settings.workers, parts, commits,
                 job.progress,
@@ -182,7 +221,7 @@ def _build(job: Job, work: IndexWork, listed: list[Listed], parts: PartialRows) 
         columns = (table[name].to_pylist() for name in ("group", "name", "source_digest"))
         listed = [*map(Listed, *columns), *filtered_out]
     extra = {"n_filtered_out": len(filtered_out), "n_read": len(work.new)}
-    wanted = _index_fingerprint(job, listed)
+    wanted = _index_fingerprint(job, listed, table, task.judged_by)
     return WindowIndex(table, wanted, job.row_key, job.origin, extra)
 
 
@@ -192,6 +231,7 @@ def make_packer(
     known: Sequence[pa.Table],
     folder: Path,
     shard_bytes: int,
+    pool: Executor,
     look_at: int = 16,
 ) -> Packer | None:
     """A packer for these windows in these places, shaped like the first valid one.
@@ -210,14 +250,16 @@ def make_packer(
             [like] = pack_rows(valid, [0], task.config)
             return Packer.create(folder, task.config, len(items), like, key, shard_bytes)
     for item in items[:look_at]:
-        [(files, reader)] = task.readers([item])  # one by one: most often, the first will do
-        sample = read_window(reader, files, task.config, task.window_filter.wants)
-        if sample is not None:
-            reader.keep()  # it is read again when its turn comes
-        if sample is not None and not sample.problems:
-            like = pack_row(sample, sample_arrays(sample, task.config), task.config)
-            return Packer.create(folder, task.config, len(items), like, key, shard_bytes)
+        # One by one: most often, the first will do. By a worker, which it may end.
+        [found] = map_ordered(pool, task.shape_of, [item], 1, _none_of)
+        if found is not None:
+            return Packer.create(folder, task.config, len(items), found, key, shard_bytes)
     return None
+
+
+def _none_of(lost: list[Listed]) -> list[PackRow | None]:
+    """What ended its worker has no shape; it is judged in its turn."""
+    return [None] * len(lost)
 
 
 def index_windows(
@@ -238,7 +280,8 @@ def index_windows(
     tables: list[pa.Table] = []
     filtered_out: list[Listed] = []
     shards = (items[k : k + SHARD_WINDOWS] for k in range(0, len(items), SHARD_WINDOWS))
-    for number, shard in enumerate(map_ordered(executor, task, shards, in_flight=2 * workers), 1):
+    results = map_ordered(executor, task, shards, 2 * workers, Apart(task))
+    for number, shard in enumerate(results, 1):
         parts.add(shard)
         tables.append(shard.table)
         filtered_out += shard.filtered_out

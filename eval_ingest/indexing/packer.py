@@ -13,9 +13,8 @@ from numpy.typing import NDArray
 from eval_ingest.core.fingerprint import fingerprint
 from eval_ingest.core.resolved import ResolvedConfig
 from eval_ingest.decoding.judge import WindowSample, sample_arrays
-from eval_ingest.decoding.padding import sample_size
 from eval_ingest.indexing.wanted import selected
-from eval_ingest.store.paths import DatasetLayout
+from eval_ingest.store.roots.base import DatasetStore
 from eval_ingest.store.seal import read_sealed_json, unless_damaged, write_sealed_json
 from eval_ingest.store.shards import PackRow, ShardWriter, plan_arrays
 
@@ -124,7 +123,7 @@ class Packer:
 
     def commit(
         self,
-        layout: DatasetLayout,
+        store: DatasetStore,
         packed: Iterable[tuple[int, PackRow]],
         row_key: str,
         before: int | None,
@@ -141,7 +140,7 @@ class Packer:
             here = sorted(rows.get(number, ()), key=lambda item: item[0])
             if here:
                 keys = [(row.group, row.name, row.source_digest) for _, row in here]
-                writer.commit(layout, fingerprint(row_key, keys), row_key, here)
+                writer.commit(store, fingerprint(row_key, keys), row_key, here)
             else:
                 writer.abandon()
             self._writers[number] = None
@@ -160,7 +159,7 @@ class Commits:
 
     Args:
         packer: packs the samples.
-        layout: the dataset.
+        store: the dataset.
         row_key: what the rows depend on besides the windows' files.
         packed: what stopped runs have packed already.
     """
@@ -168,11 +167,11 @@ class Commits:
     def __init__(
         self,
         packer: Packer,
-        layout: DatasetLayout,
+        store: DatasetStore,
         row_key: str,
         packed: Sequence[tuple[int, PackRow]],
     ) -> None:
-        self._packer, self._layout, self._row_key = packer, layout, row_key
+        self._packer, self._store, self._row_key = packer, store, row_key
         self._packed = list(packed)
         self._done = 0
 
@@ -186,7 +185,7 @@ class Commits:
         done = None if before is None else before // self._packer.per_shard
         if done is not None and done <= self._done:
             return
-        self._packer.commit(self._layout, self._packed, self._row_key, before)
+        self._packer.commit(self._store, self._packed, self._row_key, before)
         self._done = done or 0
         first = self._done * self._packer.per_shard
         self._packed = [item for item in self._packed if item[0] >= first]
@@ -212,7 +211,8 @@ def pack_rows(table: pa.Table, rows: Sequence[int], config: ResolvedConfig) -> l
             row["group"],
             row["name"],
             row["source_digest"],
-            *sample_size(config, row["height"], row["width"]),
+            row["height"],
+            row["width"],
             {name: row[column] for name, column in steps.items()},
         )
         for row in found

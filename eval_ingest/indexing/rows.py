@@ -2,28 +2,34 @@
 
 import json
 import warnings
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
 from eval_ingest.core.columns import encoded, floats, matrix
+from eval_ingest.core.crops import Cut
 from eval_ingest.core.digest import label_digest, pixel_digest
 from eval_ingest.core.index import moments_struct
+from eval_ingest.core.nodata import find_nodata, measure_without, occurring
 from eval_ingest.core.norm import count_nodata, measure
-from eval_ingest.core.resolved import ResolvedConfig
-from eval_ingest.core.task import IGNORE_LABEL
+from eval_ingest.core.padding import kept_by
+from eval_ingest.core.resolved import ModalityInput, ResolvedConfig
+from eval_ingest.core.task import IGNORE_LABEL, Task
 from eval_ingest.decoding.judge import WindowSample
+from eval_ingest.decoding.machine import blame
 from eval_ingest.decoding.metadata import WindowMetadata, read_metadata
-from eval_ingest.decoding.padding import apply_pad, padded_target
 from eval_ingest.sources.base import WindowFiles, WindowReader
 from eval_ingest.store.shards import target_dtype
 
 
-def index_row(sample: WindowSample, config: ResolvedConfig) -> dict[str, Any]:
-    """The row of one window; its geometry is added later, for all windows at once."""
+def index_row(sample: WindowSample, config: ResolvedConfig, judged_by: str) -> dict[str, Any]:
+    """The row of one window; its geometry is added later, for all windows at once.
+
+    `judged_by` is kept with an invalid one.
+    """
     files, metadata = sample.files, sample.metadata
     row: dict[str, Any] = {
         "group": files.group,
@@ -33,6 +39,7 @@ def index_row(sample: WindowSample, config: ResolvedConfig) -> dict[str, Any]:
         "n_bytes": files.n_bytes,
         "source_digest": files.digest,
         "status": "invalid" if sample.problems else "valid",
+        "judged_by": judged_by if sample.problems else None,
         "problems": [
             {"code": found.code, "detail": found.detail[:500]} for found in sample.problems
         ],
@@ -46,18 +53,36 @@ def index_row(sample: WindowSample, config: ResolvedConfig) -> dict[str, Any]:
         row[f"{modality.name}.timesteps"] = found.pixels.shape[2] if found else 0
         if found is None:
             continue
-        pixels = arrays[modality.name] = apply_pad(found.pixels, modality.pad)
-        moments[modality.name] = measure(pixels, decibels=modality.decibels)
-        row[f"{modality.name}.moments"] = moments_struct(moments[modality.name])
-        row[f"{modality.name}.nodata"] = count_nodata(
-            pixels, moments[modality.name], decibels=modality.decibels
-        )
+        arrays[modality.name] = found.pixels
+        pixels = found.pixels if config.all_crops else kept_by(found.pixels, modality.pad)
+        columns, moments[modality.name] = _pixel_columns(pixels, found.nodata, modality)
+        row |= columns
         if found.timestamps is not None:
             row[f"{modality.name}.timestamps"] = [
                 {"start": start, "end": end} for start, end in found.timestamps
             ]
     row["pixel_digest"] = pixel_digest(arrays, moments)
     return row | _label_columns(sample, config)
+
+
+def _pixel_columns(
+    pixels: NDArray[Any], nodata: NDArray[np.float64] | None, modality: ModalityInput
+) -> tuple[dict[str, Any], NDArray[np.float64]]:
+    """What the pixels of a modality (H, W, T, C) hold, and their moments."""
+    name, decibels = modality.name, modality.decibels
+    moments = measure(pixels, decibels=decibels)
+    missing = None
+    if nodata is not None:
+        missing = find_nodata(pixels, nodata, None if decibels else moments)
+    if missing is not None:
+        moments = measure_without(pixels, missing, moments, decibels=decibels)
+    values = occurring(pixels, nodata, missing)
+    columns = {
+        f"{name}.moments": moments_struct(moments),
+        f"{name}.nodata": count_nodata(pixels, moments, decibels=decibels, missing=missing),
+        f"{name}.nodata_values": [float(part) for pair in values for part in pair],
+    }
+    return columns, moments
 
 
 def metadata_row(
@@ -90,26 +115,61 @@ def _metadata_columns(metadata: WindowMetadata) -> dict[str, Any]:
 
 
 def _label_columns(sample: WindowSample, config: ResolvedConfig) -> dict[str, Any]:
-    task = config.task
+    """What the label holds, counted in the samples that each of the configuration's cuts gives."""
     if sample.target is None:
         return {}
-    target = padded_target(sample.target, config)
     columns: dict[str, Any] = {}
     if not sample.problems:
-        columns["label.crc32c"] = label_digest(target.astype(target_dtype(config)))
+        columns["label.crc32c"] = label_digest(sample.target.astype(target_dtype(config)))
+    if sample.crop_targets:
+        columns["label.crop_targets"] = sample.crop_targets
+    facts = [_label_facts(targets, config.task) for targets in _targets(sample, config)]
+    columns["label.samples"] = [found.samples for found in facts]
+    columns["label.invalid"] = [found.invalid for found in facts]
+    if config.task.kind.has_classes:
+        columns["label.class_counts"] = np.concatenate([found.counts for found in facts]).tolist()
+    else:
+        columns["label.moments"] = moments_struct(np.concatenate([f.counts for f in facts], axis=1))
+    return columns
+
+
+def _targets(sample: WindowSample, config: ResolvedConfig) -> Iterator[list[NDArray[Any]]]:
+    """The targets of a window's samples, by cut."""
+    assert sample.target is not None and sample.metadata is not None
+    size = sample.metadata.height, sample.metadata.width
+    scalars = iter(sample.crop_targets)
+    for grid in config.cuts:
+        cut = Cut.of(config, grid)
+        if sample.target.ndim:
+            yield [cut.target(sample.target, at) for at in cut.corners(*size)]
+        elif grid is None:
+            yield [sample.target]
+        else:
+            found = np.array([next(scalars) for _ in cut.corners(*size)])
+            yield list(found.astype(sample.target.dtype))
+
+
+class _LabelFacts(NamedTuple):
+    samples: int
+    """How many have a label."""
+    invalid: int
+    """Values without a label, of all samples."""
+    counts: NDArray[Any]
+    """Labels per class (C,), or moments (5, 1)."""
+
+
+def _label_facts(targets: list[NDArray[Any]], task: Task) -> _LabelFacts:
+    together = np.concatenate([target.reshape(-1) for target in targets])
     if not task.kind.has_classes:
-        values = target.reshape(-1, 1)
-        moments = measure(values)
-        return columns | {
-            "label.moments": moments_struct(moments),
-            "label.invalid": values.size - int(moments[0, 0]),
-        }
-    labels = target.reshape(-1)
-    inside = labels[(labels >= 0) & (labels < task.num_classes)]
-    return columns | {
-        "label.class_counts": np.bincount(inside, minlength=task.num_classes).tolist(),
-        "label.invalid": int((labels == IGNORE_LABEL).sum()),
-    }
+        labelled = sum(bool(np.isfinite(target).any()) for target in targets)
+        moments = measure(together.reshape(-1, 1))
+        return _LabelFacts(labelled, together.size - int(moments[0, 0]), moments)
+    inside = together[(together >= 0) & (together < task.num_classes)]
+    return _LabelFacts(
+        sum(bool((target != IGNORE_LABEL).any()) for target in targets),
+        int((together == IGNORE_LABEL).sum()),
+        np.bincount(inside, minlength=task.num_classes),
+    )
 
 
 def add_geometry(table: pa.Table) -> pa.Table:
@@ -130,7 +190,8 @@ def add_geometry(table: pa.Table) -> pa.Table:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 transformer = pyproj.Transformer.from_crs(text, "EPSG:4326", always_xy=True)
-        except pyproj.exceptions.ProjError:
+        except pyproj.exceptions.ProjError as error:
+            blame(error)  # without outlines no leakage would be noticed
             continue
         x0, y0, x1, y1 = corners[here].T
         xs, ys = np.stack([x0, x1, x1, x0, x0], axis=1), np.stack([y0, y0, y1, y1, y0], axis=1)

@@ -1,16 +1,23 @@
 """Which windows of a source an ingest reads."""
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import timedelta
+from datetime import datetime, timedelta
+from typing import Any
+
+import pyarrow as pa
 
 from eval_ingest.core.resolved import ResolvedConfig
 from eval_ingest.core.spec import DatasetSpec
-from eval_ingest.core.splits import uniform
+from eval_ingest.core.splits import kept_split, uniform
+from eval_ingest.decoding.limits import fetchable
 from eval_ingest.decoding.metadata import WindowMetadata, read_metadata
 from eval_ingest.errors import ConfigError, SpecError
 from eval_ingest.job import Job
 from eval_ingest.sources.base import Listed, Source, WindowFiles
+from eval_ingest.sources.local import LocalSource
+from eval_ingest.sources.sqlite import DATABASE, SqliteSource
 
 
 @dataclass(frozen=True)
@@ -32,45 +39,91 @@ class WindowFilter:
 
     def wants(self, metadata: WindowMetadata) -> bool:
         """True if the options have every tag and the time range lies within (whole days)."""
+        return self._takes(metadata.options, metadata.time_range)
+
+    def wanted_rows(self, table: pa.Table) -> list[int]:
+        """The rows of an index that it takes, and those of windows whose metadata isn't known."""
+        if self.takes_all:
+            return list(range(table.num_rows))
+        columns = (table[name].to_pylist() for name in ("options", "time_start", "time_end"))
+        return [
+            row
+            for row, (options, start, end) in enumerate(zip(*columns, strict=True))
+            if options is None
+            or self._takes(json.loads(options), None if start is None else (start, end))
+        ]
+
+    def _takes(
+        self, options: Mapping[str, Any], time_range: tuple[datetime, datetime] | None
+    ) -> bool:
         for key, value in self.tags.items():
-            if key not in metadata.options or (value and str(metadata.options[key]) != value):
+            if key not in options or (value and str(options[key]) != value):
                 return False
         if self.temporal_range is None:
             return True
-        if metadata.time_range is None:
+        if time_range is None:
             return False
         first, last = self.temporal_range
-        start, end = metadata.time_range
+        start, end = time_range
         # A range that ends at midnight holds nothing of the day that begins then.
         end = max(start, end - timedelta(microseconds=1))
         return first <= start.date().isoformat() and end.date().isoformat() <= last
 
 
 def selected(config: ResolvedConfig, files: WindowFiles, metadata: WindowMetadata) -> bool:
-    """False for windows that model.yaml gives to no split."""
+    """False for windows that model.yaml gives to no split, nor an earlier ingest did."""
     selectors = config.selectors.values()
-    return not selectors or any(
+    if not selectors or kept_split(metadata.options) is not None:
+        return True
+    return any(
         selector.selects(files.group, files.name, metadata.options) for selector in selectors
     )
 
 
 def check_storage(source: Source, config: ResolvedConfig) -> None:
-    """Raise ConfigError if the windows aren't in files."""
-    if config.window_storage != "file":
+    """Raise ConfigError if the windows are in a database that isn't at hand."""
+    if config.window_storage != "file" and not isinstance(source, SqliteSource):
         raise ConfigError(
-            f"{source.url} keeps its windows in {config.window_storage}; "
-            "only windows in files are supported: convert it with rslearn's "
-            "`rslearn dataset migrate_window_storage`"
+            f"{source.url} keeps its windows in a database ({DATABASE}), which is read where the "
+            "dataset is a local folder; copy it there, database and all, or convert it: "
+            "rslearn dataset migrate"
         )
 
 
 def wanted_groups(job: Job) -> list[str]:
     """The groups to read: the spec's, else those that model.yaml names, else all.
 
+    Beside those that model.yaml names, the ones that an earlier ingest gave splits to.
+
     Raises:
         SpecError: the spec names a group that the source doesn't have.
     """
-    return groups_to_read(job.spec, job.config, job.source.groups(), job.source.url)
+    present = job.source.groups()
+    groups = groups_to_read(job.spec, job.config, present, job.source.url)
+    if job.spec.groups or job.spec.splits.strategy != "auto":
+        return groups
+    others = [group for group in present if group not in groups]
+    return sorted([*groups, *_with_kept_splits(job, others)])
+
+
+def _with_kept_splits(job: Job, groups: list[str]) -> list[str]:
+    """Those of the groups whose first window has the split of an earlier ingest.
+
+    Looked for in folders alone, where earlier ingests lie: in a bucket each group would be listed.
+    """
+    found: list[str] = []
+    for group in groups:
+        if not isinstance(job.source, LocalSource):
+            break
+        first = next(iter(job.source.names([group])), None)
+        if first is None:
+            continue
+        files = job.source.window(first.group, first.name, frozenset())
+        for window, reader in job.source.readers([files], whole=False, fetchable=fetchable):
+            metadata = read_metadata(reader, window)
+            if metadata is not None and kept_split(metadata.options) is not None:
+                found.append(group)
+    return found
 
 
 def groups_to_read(
@@ -122,7 +175,7 @@ def enough(job: Job, windows: list[Listed]) -> list[Listed]:
     ordered = (windows[k] for k in numbers.argsort(kind="stable"))
     files = (job.source.window(w.group, w.name, job.config.layer_names) for w in ordered)
     chosen: list[Listed] = []
-    for found, reader in job.source.readers(files, whole=False):
+    for found, reader in job.source.readers(files, whole=False, fetchable=fetchable):
         metadata = read_metadata(reader, found)
         if metadata is None or (wants(metadata) and selected(job.config, found, metadata)):
             chosen.append(found.listed)

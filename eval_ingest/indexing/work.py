@@ -1,14 +1,18 @@
 """Reading and judging windows, in shards that workers take."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 
 import pyarrow as pa
 
 from eval_ingest.core.index import index_schema
 from eval_ingest.core.resolved import ResolvedConfig
-from eval_ingest.decoding.judge import read_window
-from eval_ingest.indexing.packer import Packer
+from eval_ingest.core.validate import Problem
+from eval_ingest.decoding.judge import WindowSample, read_window, sample_arrays
+from eval_ingest.decoding.limits import WINDOW_BYTES, fetchable
+from eval_ingest.decoding.machine import judges
+from eval_ingest.indexing.packer import Packer, pack_row
 from eval_ingest.indexing.rows import index_row
 from eval_ingest.indexing.wanted import WindowFilter
 from eval_ingest.sources.base import Listed, Source, WindowFiles, WindowReader
@@ -25,6 +29,8 @@ class IndexTask:
     packer: Packer | None = None
     copy_mode: str = "windows"
     """Of the spec: whether the copy stage will want the bytes of valid windows."""
+    window_bytes: int = WINDOW_BYTES
+    """That a window may have."""
 
     def __call__(self, shard: Sequence[tuple[int, Listed]]) -> "IndexedShard":
         """Rows of some windows, each with its place among the samples; runs in a worker."""
@@ -32,11 +38,11 @@ class IndexTask:
         rows = []
         windows = self.readers([item for _, item in shard])
         for (place, _), (files, reader) in zip(shard, windows, strict=True):
-            sample = read_window(reader, files, self.config, self.window_filter.wants)
+            sample = self.read(reader, files)
             if sample is None:
                 result.filtered_out.append(files.listed)
                 continue
-            rows.append(index_row(sample, self.config))
+            rows.append(index_row(sample, self.config, self.judged_by))
             if sample.problems:
                 continue
             packed = self.packer.pack(place, sample) if self.packer is not None else []
@@ -46,11 +52,37 @@ class IndexTask:
         result.table = pa.Table.from_pylist(rows, schema=index_schema(self.config))
         return result
 
+    def shape_of(self, item: Listed) -> PackRow | None:
+        """The shape of a window's sample; None if it is no sample."""
+        [(files, reader)] = self.readers([item])
+        sample = self.read(reader, files)
+        if sample is not None:
+            reader.keep()  # it is read again when its turn comes
+        if sample is None or sample.problems:
+            return None
+        return pack_row(sample, sample_arrays(sample, self.config), self.config)
+
+    @property
+    def judged_by(self) -> str:
+        """What decides over windows; one found invalid by anything else is judged again."""
+        return f"{judges()} window_mib:{self.window_bytes >> 20}"
+
+    def read(self, reader: WindowReader, files: WindowFiles) -> WindowSample | None:
+        """A window, judged; None if it isn't wanted."""
+        odd = files.odd_name
+        if odd:
+            group, name, _ = files.listed.spelled
+            problem = Problem("name_unusable", f"{odd}: rename it, or remove it")
+            return WindowSample(replace(files, group=group, name=name), problems=[problem])
+        wants = self.window_filter.wants
+        return read_window(reader, files, self.config, wants, self.window_bytes)
+
     def readers(self, items: Sequence[Listed]) -> Iterator[tuple[WindowFiles, WindowReader]]:
         """The windows' files and readers, in turn."""
         layers = self.config.layer_names
         windows = (self.source.window(item.group, item.name, layers) for item in items)
-        return self.source.readers(windows, whole=self.window_filter.takes_all)
+        fit = partial(fetchable, window_bytes=self.window_bytes)
+        return self.source.readers(windows, self.window_filter.takes_all, fit)
 
 
 @dataclass

@@ -4,7 +4,9 @@ As the splits of model.yaml say, by rslearn's names for it: crop_size (formerly 
 load_all_crops (load_all_patches), overlap_pixels (overlap_ratio).
 """
 
-from eval_ingest.core.resolved import CropGrid
+from collections.abc import Iterable
+
+from eval_ingest.core.resolved import CropGrid, ModalityInput
 from eval_ingest.core.spec import SPLITS, DatasetSpec
 from eval_ingest.errors import ConfigError, UnsupportedError
 from eval_ingest.inference.model_yaml import Declaration, SplitConfigs
@@ -34,6 +36,34 @@ def crop_size(declared: Declaration, run: RunYaml, spec: DatasetSpec, notes: Not
             return size
     notes.origin("crop_size", "default")
     return None
+
+
+def fitting_crop(
+    crop: int | None, declared: Declaration, modalities: Iterable[ModalityInput], notes: Notes
+) -> int | None:
+    """The crop, or none where Pad makes samples smaller than it.
+
+    rslearn crops first: a Pad then cuts the crop to its size, or fills it up with zeros.
+    """
+    pads = [modality.pad.size for modality in modalities if modality.pad is not None]
+    if crop is None or not pads:
+        return crop
+    size = min(pads)
+    if size < crop:
+        notes.origin("crop_size", "default")
+        notes.warn(
+            f"crops of {crop} pixels are cut to {size} by Pad; samples are the {size} x {size} "
+            "pixels that Pad leaves of a whole window"
+        )
+        return None
+    names = [node.class_name for node in declared.transforms]
+    pad_first = "Crop" in names and names.index("Pad") < names.index("Crop")
+    if size > crop and not pad_first:
+        notes.warn(
+            f"crops of {crop} pixels are filled up to {size} with zeros by Pad; samples are the "
+            "crops, without zeros around them"
+        )
+    return crop
 
 
 def _split_crops(declared: Declaration) -> list[Node]:

@@ -4,12 +4,16 @@ A layer is parsed when it is asked for: layers that no input reads may be in for
 has given up.
 """
 
-from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
 
 from eval_ingest.core.resolved import BandSet, Layer
-from eval_ingest.inference.node import Node, check_class_path, parse_json
+from eval_ingest.inference.formats import (
+    data_storage,
+    raster_format,
+    vector_format,
+    window_storage,
+)
+from eval_ingest.inference.node import Node, parse_json
 
 _DTYPES = (
     "uint8",
@@ -22,12 +26,12 @@ _DTYPES = (
     "int64",
     "float32",
 )
-_RASTER_FORMATS = {
-    "geotiff": "rslearn.utils.raster_format.GeotiffRasterFormat",
-    "image_tile": "rslearn.utils.raster_format.ImageTileRasterFormat",
-    "single_image": "rslearn.utils.raster_format.SingleImageRasterFormat",
-}
-_GEOJSON = "rslearn.utils.vector_format.GeojsonVectorFormat"
+
+_MOST_BANDS = 65_535
+"""That a TIFF can have."""
+_MOST_ZOOM = 30
+_MOST_PIXELS = 65_536
+"""Along a side, as of windows."""
 
 
 @dataclass(frozen=True)
@@ -68,10 +72,16 @@ class DatasetJson:
             )
         match self.kind(name):
             case "vector":
-                geojson = _vector_format(node)["class_path"] == _GEOJSON
-                return Layer(name=name, vector=True, geojson=geojson)
+                return Layer(
+                    name=name,
+                    vector=True,
+                    format=vector_format(node),
+                    class_property=node.get("class_property_name").text(),
+                    class_names=node.get("class_names").texts(),
+                )
             case "raster":
-                return Layer(name=name, band_sets=tuple(_band_sets(node)))
+                names = node.get("class_names").texts()
+                return Layer(name=name, band_sets=tuple(_band_sets(node)), class_names=names)
             case other:
                 raise node.get("type").error(f"is {other!r}, but must be raster or vector")
 
@@ -104,33 +114,13 @@ class DatasetJson:
 
     @property
     def window_storage(self) -> str:
-        """`file`, or the class path of another window storage."""
-        return _storage(self.root.get("storage"), "FileWindowStorageFactory", "file")
+        """`file` or `sqlite`."""
+        return window_storage(self.root.get("storage"))
 
     @property
     def data_storage(self) -> str:
-        """`per_item_group`, or the class path of another data storage."""
-        node = self.root.get("window_data_storage")
-        return _storage(node, "PerItemGroupStorageFactory", "per_item_group")
-
-    def reduced(self, layers: Iterable[str]) -> dict[str, Any]:
-        """The configuration of these layers alone, in the forms that today's rslearn takes.
-
-        What only fetching data needs (data sources, tile store, compositing) is left out: the
-        pixels are there already.
-        """
-        result: dict[str, Any] = {"layers": {name: _modern(self.node(name)) for name in layers}}
-        for key in ("storage", "window_data_storage"):
-            if self.root.get(key).value is not None:
-                result[key] = self.root.get(key).value
-        return result
-
-
-def _storage(node: Node, default_class: str, default: str) -> str:
-    if not node.class_path:
-        return default
-    check_class_path(node)
-    return default if node.class_name == default_class else node.class_path
+        """`per_item_group` or `per_layer`."""
+        return data_storage(self.root.get("window_data_storage"))
 
 
 def _band_sets(layer: Node) -> list[BandSet]:
@@ -152,22 +142,32 @@ def _band_set(node: Node, layer: Node) -> BandSet:
     return BandSet(
         bands=bands,
         dtype=dtype,
-        zoom_offset=node.get("zoom_offset").integer() or 0,
+        zoom_offset=node.get("zoom_offset").integer(-_MOST_ZOOM, _MOST_ZOOM) or 0,
         spatial_size=_spatial_size(node.get("spatial_size")),
         nodata_value=_nodata_value(node),
-        geotiff=_raster_format(node, layer)["class_path"] == _RASTER_FORMATS["geotiff"],
+        class_names=_class_names(node),
+        format=raster_format(node, layer),
     )
 
 
 def _band_names(band_set: Node) -> tuple[str, ...]:
     names = band_set.get("bands").texts()
-    return names or tuple(f"B{i}" for i in range(band_set.get("num_bands").integer() or 0))
+    count = band_set.get("num_bands").integer(1, _MOST_BANDS) or 0
+    return names or tuple(f"B{i}" for i in range(count))
+
+
+def _class_names(band_set: Node) -> tuple[tuple[str, ...], ...]:
+    """Names by stored value for each band; a flat list is that of the only band."""
+    names = band_set.get("class_names")
+    if names.given and any(isinstance(item.value, list) for item in names.items()):
+        return tuple(item.texts() for item in names.items())
+    return (names.texts(),) if names.given else ()
 
 
 def _spatial_size(node: Node) -> tuple[int, int] | None:
     if not node.given:
         return None
-    sides = [side.integer() for side in node.items()]
+    sides = [side.integer(1, _MOST_PIXELS) for side in node.items()]
     if len(sides) != 2 or not all(sides):
         raise node.error(f"is {node.shown}, but must be [height, width]")
     return (sides[0] or 0, sides[1] or 0)
@@ -175,73 +175,13 @@ def _spatial_size(node: Node) -> tuple[int, int] | None:
 
 def _nodata_value(band_set: Node) -> float | None:
     """The nodata value, also in the deprecated form of one per band."""
-    value = band_set.get("nodata_value").number()
+    value = band_set.get("nodata_value").nodata()
     if value is not None:
         return value
-    values = {item.number() for item in band_set.get("nodata_vals").items()}
+    values = {item.nodata() for item in band_set.get("nodata_vals").items()}
     if len(values) > 1:
         raise band_set.get("nodata_vals").error(
             f"is {band_set.get('nodata_vals').shown}: rslearn takes only one value for all bands",
             "replace it by nodata_value",
         )
     return values.pop() if values else None
-
-
-def _raster_format(band_set: Node, layer: Node) -> dict[str, Any]:
-    """The format as class_path and init_args, also from `format: {name: geotiff}`."""
-    node = band_set.get("format") if band_set.get("format").given else layer.get("format")
-    if not node.given:
-        return {"class_path": _RASTER_FORMATS["geotiff"]}
-    name = node.get("name").text()
-    if not name:
-        check_class_path(node)
-        return dict(node.value) if isinstance(node.value, dict) else {"class_path": node.value}
-    if name not in _RASTER_FORMATS:
-        raise node.error(
-            f"is the unknown format {name!r}", f"known are {', '.join(sorted(_RASTER_FORMATS))}"
-        )
-    init_args = {key: value for key, value in node.value.items() if key != "name"}
-    return {"class_path": _RASTER_FORMATS[name], "init_args": init_args}
-
-
-def _modern(layer: Node) -> dict[str, Any]:
-    """A layer's entry without deprecated forms."""
-    result: dict[str, Any] = {"type": str(layer.get("type").value).lower()}
-    for key in ("class_property_name", "class_names"):
-        if layer.get(key).given:
-            result[key] = layer.get(key).value
-    if result["type"] == "vector":
-        result["vector_format"] = _vector_format(layer)
-    else:
-        band_sets = layer.get("band_sets").items()
-        result["band_sets"] = [_modern_band_set(node, layer) for node in band_sets]
-    return result
-
-
-def _vector_format(layer: Node) -> dict[str, Any]:
-    """The vector format; of the deprecated `format: {name: geojson}` only the name matters."""
-    node = layer.get("vector_format")
-    if not node.class_path:
-        old = layer.get("format", "name")
-        if old.text() not in ("", "geojson"):
-            raise old.error(
-                f"is {old.shown}, a form that rslearn has given up", "use vector_format"
-            )
-        return {"class_path": _GEOJSON}
-    check_class_path(node)
-    return dict(node.value) if isinstance(node.value, dict) else {"class_path": node.value}
-
-
-def _modern_band_set(node: Node, layer: Node) -> dict[str, Any]:
-    result: dict[str, Any] = {
-        "dtype": node.get("dtype").text().lower(),
-        "bands": list(_band_names(node)),
-        "format": _raster_format(node, layer),
-    }
-    for key in ("zoom_offset", "spatial_size", "class_names"):
-        if node.get(key).given:
-            result[key] = node.get(key).value
-    nodata = _nodata_value(node)
-    if nodata is not None:
-        result["nodata_value"] = nodata
-    return result

@@ -11,10 +11,11 @@ from eval_ingest.core.spec import DatasetSpec
 from eval_ingest.core.task import TaskKind
 from eval_ingest.errors import InferenceError, UnsupportedError
 from eval_ingest.inference.dataset_json import DatasetJson
-from eval_ingest.inference.model_yaml import DataInput, Declaration, TaskDeclaration, declare_task
+from eval_ingest.inference.model_yaml import DataInput, Declaration
 from eval_ingest.inference.node import Node
 from eval_ingest.inference.notes import Notes
 from eval_ingest.inference.run_yaml import RunYaml
+from eval_ingest.inference.tasks import TaskDeclaration, declare_task
 
 _OUTPUT = re.compile(r"output|pred", re.IGNORECASE)
 _KIND_CURE = f"give --task-type (one of {', '.join(TaskKind)})"
@@ -72,6 +73,13 @@ def _label_layer(
     dataset: DatasetJson, run: RunYaml, spec: DatasetSpec, declared: TaskDeclaration | None
 ) -> str:
     """The layer that holds the label."""
+    if spec.label_layer is not None:
+        if spec.label_layer not in dataset.layer_names:
+            raise dataset.root.get("layers").error(
+                f"has no layer {spec.label_layer!r} (it has {', '.join(dataset.layer_names)})",
+                "correct --label-layer",
+            )
+        return spec.label_layer
     named = run.label_layer.text()
     if named:
         if named not in dataset.layer_names:
@@ -92,13 +100,36 @@ def _label_layer(
                 raise dataset.root.get("layers").error(
                     f"has several layers that may be the label ({', '.join(candidates)}) and "
                     "there is no model.yaml",
-                    "supply one (--olmoearth-run-config-path)",
+                    "choose one with --label-layer, or supply a model.yaml "
+                    "(--olmoearth-run-config-path)",
                     InferenceError,
                 )
+    return _only_unfilled(dataset, _label_kinds(spec, declared))
+
+
+def _only_unfilled(dataset: DatasetJson, kinds: tuple[str, ...]) -> str:
+    """The one layer, whatever its name, that no data source fills and no modality stands for."""
+    layers = [
+        name
+        for kind in kinds
+        for name in dataset.layer_names
+        if _may_be_label(dataset, name, kind)
+        and modality_of_layer(name) is None
+        and (kind == "vector" or len(_bands(dataset, name)) == 1)
+    ]
+    if len(layers) == 1:
+        return layers[0]
+    if layers:
+        raise dataset.root.get("layers").error(
+            f"has several layers that may be the label ({', '.join(layers)}) and there is no "
+            "model.yaml",
+            "choose one with --label-layer, or supply a model.yaml (--olmoearth-run-config-path)",
+            InferenceError,
+        )
     raise dataset.root.get("layers").error(
         f"has no layer that looks like a label (it has {', '.join(dataset.layer_names)}) and "
         "there is no model.yaml",
-        "supply one (--olmoearth-run-config-path)",
+        "choose one with --label-layer, or supply a model.yaml (--olmoearth-run-config-path)",
         InferenceError,
     )
 
@@ -139,7 +170,7 @@ def _kind(label: str, dataset: DatasetJson, run: RunYaml, spec: DatasetSpec) -> 
         cure = f"{_KIND_CURE} and --classes"
     raise node.error(
         "there is no model.yaml, and nothing says what this label layer is for",
-        cure,
+        f"{cure}, or name another layer with --label-layer",
         InferenceError,
     )
 

@@ -6,12 +6,12 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from eval_ingest.core.modality import MODALITIES, Modality, modality_of_layer
-from eval_ingest.core.resolved import BandSet, InputPart, Layer, ModalityInput
+from eval_ingest.core.resolved import BandSet, InputPart, Layer, MaskInput, ModalityInput
 from eval_ingest.errors import ConfigError, InferenceError, UnsupportedError
 from eval_ingest.inference.dataset_json import DatasetJson
 from eval_ingest.inference.model_yaml import DataInput
 from eval_ingest.inference.notes import Notes
-from eval_ingest.inference.transforms import Stream
+from eval_ingest.inference.transforms import Masking, Stream
 
 _PACKED_TYPES = ("uint8", "uint16", "int16", "int32", "float32")
 
@@ -81,23 +81,77 @@ def build_modalities(
     Streams of one modality become parts of it, so that none is published twice.
     """
     by_modality: dict[str, list[Stream]] = {}
-    unsupported: list[str] = []
+    unknown: list[Stream] = []
     for stream in streams:
         modality = _modality_of(stream, inputs, notes)
         if modality is None:
-            unsupported.extend(_described(inputs[piece.key]) for piece in stream.pieces)
+            unknown.append(stream)
         else:
             by_modality.setdefault(modality.name, []).append(stream)
-    _check_wanted(wanted, tuple(by_modality), unsupported, dataset)
-    chosen = {name: streams for name, streams in by_modality.items() if name in (wanted or [name])}
+    samples = {name: _samples(name, found, notes) for name, found in by_modality.items()}
+    used = {piece.key for found in by_modality.values() for s in found for piece in s.pieces}
+    used |= {s.mask.key for found in samples.values() for s in found if s.mask}
+    unsupported = dict.fromkeys(
+        _described(inputs[piece.key])
+        for stream in unknown
+        for piece in stream.pieces
+        if piece.key not in used
+    )
+    _check_wanted(wanted, tuple(samples), list(unsupported), dataset)
+    chosen = {name: found for name, found in samples.items() if name in (wanted or [name])}
     modalities = tuple(
-        _modality_input(MODALITIES[name], streams, inputs, dataset, notes)
-        for name, streams in chosen.items()
+        _modality_input(MODALITIES[name], found, inputs, dataset, notes)
+        for name, found in chosen.items()
     )
     for made in modalities:
         first = inputs[made.parts[0].key]
         notes.origin(f"bands.{made.name}", first.node.get("bands").place)
-    return modalities, tuple(dict.fromkeys(unsupported))
+    return modalities, tuple(unsupported)
+
+
+def _samples(modality: str, streams: list[Stream], notes: Notes) -> list[Stream]:
+    """Which of the images of a modality are its sample.
+
+    The one under its name, whatever is joined or copied under others such as `image`. Else what
+    joins several inputs, and inputs that nothing joins. A copy of one input stands for it if it
+    has all of its bands; one of some bands, often a picture, only where the input itself doesn't
+    reach the model.
+    """
+    images: dict[str, list[Stream]] = {}
+    for stream in streams:
+        images.setdefault(stream.name, []).append(stream)
+    if modality in images:
+        keys = _keys(images[modality])
+        others = [name for name, image in images.items() if not _keys(image) <= keys]
+        if others:
+            notes.warn(
+                f"the model reads the image named {modality}; {', '.join(others)}, of the same "
+                "modality, is not loaded"
+            )
+        return images[modality]
+    joins = {n: s for n, s in images.items() if s[0].made and len(_keys(s)) > 1}
+    joins = {n: s for n, s in joins.items() if not any(_outdoes(o, s) for o in joins.values())}
+    chosen = dict(joins)
+    by_bands = sorted(images, key=lambda n: (-_bands(images[n]), not images[n][0].made))
+    for name in by_bands:
+        if not _keys(images[name]) & _keys(s for kept in chosen.values() for s in kept):
+            chosen[name] = images[name]
+    return [stream for name in images if name in chosen for stream in chosen[name]]
+
+
+def _keys(streams: Iterable[Stream]) -> set[str]:
+    return {piece.key for stream in streams for piece in stream.pieces}
+
+
+def _bands(image: list[Stream]) -> int:
+    """How many channels an image has."""
+    return sum(len(stream.pieces[0].bands) for stream in image)
+
+
+def _outdoes(other: list[Stream], image: list[Stream]) -> bool:
+    """True if another join holds all of a join's inputs and more, or more bands of the same."""
+    theirs, its = _keys(other), _keys(image)
+    return its < theirs or (its == theirs and _bands(other) > _bands(image))
 
 
 def _check_wanted(
@@ -149,23 +203,47 @@ def _modality_input(
     dataset: DatasetJson,
     notes: Notes,
 ) -> ModalityInput:
+    for stream in streams:
+        if stream.problem is not None:
+            raise stream.problem
     sources = _merged_sources(_sources(streams, inputs, dataset), modality, notes)
     bands = _common_bands(sources, modality, notes)
-    pads = {stream.pad for stream in streams}
-    if len(pads) > 1:
+    if len({(stream.pad, stream.mask) for stream in streams}) > 1:
         raise UnsupportedError(
             f"{dataset.root.where or 'model.yaml'}: of the inputs of {modality.name} "
-            f"({', '.join(stream.name for stream in streams)}) only some are padded alike; "
-            "name them all in Pad's image_selectors"
+            f"({', '.join(stream.name for stream in streams)}) only some are padded or masked "
+            "alike; name them all in the transform's selectors"
         )
+    mask = mask_input(streams[0].mask, inputs, dataset)
     return ModalityInput(
         name=modality.name,
         bands=bands,
         missing_bands=tuple(band for band in modality.bands if band not in bands),
         parts=tuple(source.part for source in sources),
-        dtype=_packed_type(modality.name, sources, bands, dataset, notes),
-        pad=pads.pop(),
+        dtype=_packed_type(modality.name, sources, bands, dataset, notes, mask),
+        mask=mask,
+        pad=streams[0].pad,
         decibels=modality.decibels,
+    )
+
+
+def mask_input(
+    masking: Masking | None, inputs: Mapping[str, DataInput], dataset: DatasetJson
+) -> MaskInput | None:
+    """The raster that a Mask goes by, if there is one."""
+    if masking is None:
+        return None
+    data_input = inputs[masking.key]
+    (band,) = raster_bands(data_input, dataset)
+    data_input.check_supported()
+    check_bands(data_input, (band,), dataset)
+    return MaskInput(
+        part=data_input.part,
+        band=band,
+        dtype=data_input.dtype,
+        value=masking.value,
+        hides=masking.hides,
+        shows=masking.shows,
     )
 
 
@@ -249,15 +327,22 @@ def _common_bands(sources: list[_Source], modality: Modality, notes: Notes) -> t
 
 
 def _packed_type(
-    name: str, sources: list[_Source], bands: tuple[str, ...], dataset: DatasetJson, notes: Notes
+    name: str,
+    sources: list[_Source],
+    bands: tuple[str, ...],
+    dataset: DatasetJson,
+    notes: Notes,
+    mask: MaskInput | None,
 ) -> str:
-    """The narrowest type that holds what rslearn reads, exactly."""
+    """The narrowest type that holds what rslearn reads, and what a mask puts in, exactly."""
     stored = [
         band_set.dtype
         for source in sources
         for layer in source.data_input.layers
         for band_set in _band_sets_of(bands, read_layer(source.data_input, layer, dataset))
     ]
+    if mask is not None and mask.value:
+        stored.append(np.min_scalar_type(int(mask.value)).name)
     joint = np.result_type(*stored).name
     if joint in _PACKED_TYPES:
         # rslearn cuts fractions off where model.yaml says INT32.

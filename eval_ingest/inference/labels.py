@@ -5,16 +5,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TypeVar
 
-from eval_ingest.core.resolved import LabelInput, Pad
+from eval_ingest.core.resolved import LabelInput
 from eval_ingest.core.spec import DatasetSpec
 from eval_ingest.core.task import LabelClass, Task, TaskKind
 from eval_ingest.errors import InferenceError, UnsupportedError
 from eval_ingest.inference.dataset_json import DatasetJson
-from eval_ingest.inference.inputs import check_bands, raster_bands, read_layer
-from eval_ingest.inference.model_yaml import DataInput, TaskDeclaration
+from eval_ingest.inference.inputs import check_bands, mask_input, raster_bands, read_layer
+from eval_ingest.inference.model_yaml import DataInput
 from eval_ingest.inference.node import Node
 from eval_ingest.inference.notes import Notes
 from eval_ingest.inference.run_yaml import LabelValue, OutputField, RunYaml, parse_color
+from eval_ingest.inference.tasks import TaskDeclaration
+from eval_ingest.inference.transforms import Replay
 
 _Item = TypeVar("_Item")
 _MAX_CLASSES = 10_000
@@ -47,19 +49,25 @@ class TaskReader:
 
     # --- the label ---
 
-    def label_input(self, pad: Pad | None) -> LabelInput:
+    def label_input(self, replayed: Replay, inputs: Mapping[str, DataInput]) -> LabelInput:
         """Where the label is read from."""
         self._check_label_type()
         self.label.check_supported()
+        if replayed.label_problem is not None and not self.label.vector:
+            raise replayed.label_problem
         for layer in self.label.layers:
             read_layer(self.label, layer, self.dataset)
         self.notes.origin("label", self.label.node.place)
         if self.label.vector:
             is_number = self.declared.kind is TaskKind.SCALAR_REGRESSION
             dtype = "float32" if is_number else "int32"
-            return LabelInput(part=self.label.part, dtype=dtype, pad=pad)
+            return LabelInput(part=self.label.part, dtype=dtype)
         return LabelInput(
-            part=self.label.part, band=self._label_band(), dtype=self.label.dtype, pad=pad
+            part=self.label.part,
+            band=self._label_band(),
+            dtype=self.label.dtype,
+            mask=mask_input(replayed.label_mask, inputs, self.dataset),
+            pad=replayed.label_pad,
         )
 
     def _check_label_type(self) -> None:
@@ -108,7 +116,9 @@ class TaskReader:
             property_name=self._property_name(),
             read_class_id=args.get("read_class_id").flag(),
             allow_invalid=args.get("allow_invalid").flag(),
-            skip_unknown_categories=args.get("skip_unknown_categories").flag(),
+            skip_unknown_categories=self.declared.skips_unknown
+            or args.get("skip_unknown_categories").flag(),
+            category_mapping=dict(self.declared.category_mapping),
         )
 
     def _check_spec(self) -> None:
@@ -223,8 +233,9 @@ class TaskReader:
 
     def _nodata_number(self, node: Node) -> float | None:
         """Classes are whole numbers, and so is the value that marks their absence."""
-        is_class = self.declared.kind is TaskKind.SEGMENTATION
-        return node.integer() if is_class else node.number()
+        found = node.nodata()
+        is_class = found is not None and self.declared.kind is TaskKind.SEGMENTATION
+        return node.integer() if is_class else found
 
     # --- classes ---
 

@@ -11,17 +11,10 @@ from typing import Any
 from eval_ingest.core.plain_yaml import untyped
 from eval_ingest.core.resolved import InputPart, LayerRead, SplitSelector
 from eval_ingest.core.spec import SPLITS
-from eval_ingest.core.task import TaskKind
 from eval_ingest.errors import UnsupportedError
-from eval_ingest.inference.node import Node, check_class_path, check_class_paths, parse_yaml
+from eval_ingest.inference.node import Node, check_class_paths, parse_yaml
 from eval_ingest.inference.notes import Notes
-
-TASK_KINDS = {
-    "SegmentationTask": TaskKind.SEGMENTATION,
-    "ClassificationTask": TaskKind.CLASSIFICATION,
-    "PerPixelRegressionTask": TaskKind.REGRESSION,
-    "RegressionTask": TaskKind.SCALAR_REGRESSION,
-}
+from eval_ingest.inference.tasks import TaskDeclaration, choose_task, target_images
 
 
 @dataclass(frozen=True)
@@ -74,18 +67,6 @@ class DataInput:
 
 
 @dataclass(frozen=True)
-class TaskDeclaration:
-    """The one task, and its arguments."""
-
-    kind: TaskKind
-    node: Node
-    """Where it is declared."""
-    args: Node
-    name: str | None = None
-    """Its name within a MultiTask."""
-
-
-@dataclass(frozen=True)
 class Declaration:
     """What is to be predicted from what: by model.yaml, or guessed without one."""
 
@@ -96,6 +77,8 @@ class Declaration:
     transforms: tuple[Node, ...] = ()
     """Those of the evaluation splits."""
     train_transforms: tuple[Node, ...] = ()
+    targets: tuple[str, ...] = ()
+    """Selectors of the target images of all tasks, such as `segment/classes`."""
     splits: "SplitConfigs | None" = None
 
 
@@ -124,12 +107,21 @@ class SplitConfigs:
         """The split's transforms, or the default's: they replace each other."""
         return tuple(self.merged(split, "transforms").items())
 
-    def evaluation_transforms(self) -> tuple[Node, ...]:
-        """The transforms of val, or of the next split that has any."""
-        for split in ("val", "test", "train"):
-            if self.transforms(split):
-                return self.transforms(split)
-        return ()
+    def judged_by(self) -> str:
+        """The split whose transforms all splits take: val; where it isn't mentioned, the next.
+
+        Val may be without any: then its samples are as they are stored.
+        """
+        if self.node.get("val_config").value is None and not self.transforms("val"):
+            return next((s for s in ("test", "train") if self.transforms(s)), "val")
+        return "val"
+
+    def others(self) -> tuple[str, ...]:
+        """The other splits that model.yaml has a configuration for."""
+        used = self.judged_by()
+        return tuple(
+            s for s in SPLITS if s != used and self.node.get(f"{s}_config").value is not None
+        )
 
     def selectors(self, notes: Notes) -> dict[str, SplitSelector]:
         """Which windows each split takes; nothing where no window is chosen by anything."""
@@ -141,7 +133,8 @@ class SplitConfigs:
         return {split: self._selector(split, notes) for split in SPLITS if split in chosen}
 
     def _selects(self, config: str) -> bool:
-        return any(self.own(config, key).value for key in ("groups", "names", "tags"))
+        keys = ("groups", "names", "tags", "num_samples")
+        return any(self.own(config, key).value for key in keys)
 
     def _selector(self, split: str, notes: Notes) -> SplitSelector:
         groups, names, tags = (self.merged(split, key) for key in ("groups", "names", "tags"))
@@ -156,7 +149,16 @@ class SplitConfigs:
             groups=tuple(node.name() for node in _elements(groups) if node.given),
             names=tuple(node.name() for node in _elements(names) if node.given),
             tags={key: _tag(value, notes) for key, value in entries.items() if not value.unset},
+            num_samples=self._limit(split),
         )
+
+    def _limit(self, split: str) -> int | None:
+        """num_samples; none or zero is no limit."""
+        node = self.merged(split, "num_samples")
+        count = node.integer() or None
+        if count is not None and count < 0:
+            raise node.error(f"is {count}, but must be a number of windows")
+        return count
 
 
 def _tag(node: Node, notes: Notes) -> Any:
@@ -177,19 +179,21 @@ def _tag(node: Node, notes: Notes) -> Any:
     return value
 
 
-def parse_model_yaml(text: str, where: str, notes: Notes) -> Declaration:
-    """What model.yaml declares."""
+def parse_model_yaml(
+    text: str, where: str, notes: Notes, chosen_task: str | None = None
+) -> Declaration:
+    """What model.yaml declares; `chosen_task` names one of several."""
     root = parse_yaml(text, "model.yaml", where)
     data = root.get("data")
     if not isinstance(data.value, dict):
         raise root.error(
             "has no `data` section",
-            "is this the file that rslearn model fit takes? --olmoearth-run-config-path names "
-            "the folder with the right one",
+            "is this the file that rslearn model fit takes? --olmoearth-run-config-path names the "
+            "right one",
         )
     check_class_paths(data)
     args = data.args
-    task = _single_task(args.get("task"))
+    task = choose_task(args.get("task"), chosen_task, notes)
     inputs = [_data_input(key, node) for key, node in args.get("inputs").entries().items()]
     if not inputs:
         raise args.get("inputs").error("is missing or empty", "name the layers to read")
@@ -199,47 +203,11 @@ def parse_model_yaml(text: str, where: str, notes: Notes) -> Declaration:
         task=task,
         label=label,
         inputs=tuple(data_input for data_input in inputs if data_input is not label),
-        transforms=splits.evaluation_transforms(),
+        transforms=splits.transforms(splits.judged_by()),
         train_transforms=splits.transforms("train"),
+        targets=target_images(args.get("task")),
         splits=splits,
     )
-
-
-def declare_task(node: Node, name: str | None = None) -> TaskDeclaration:
-    """The task that a class_path with init_args stands for."""
-    check_class_path(node)
-    kind = TASK_KINDS.get(node.class_name)
-    if kind is None:
-        raise node.error(
-            f"is a {node.class_name}, which can't become an eval",
-            f"supported are {', '.join(TASK_KINDS)}",
-            UnsupportedError,
-        )
-    return TaskDeclaration(kind=kind, node=node, args=node.args, name=name)
-
-
-def _single_task(node: Node) -> TaskDeclaration:
-    """The task, or the only one of a MultiTask."""
-    if not node.class_path:
-        raise node.error(
-            "is missing" if node.value is None else "has no class_path",
-            f"give one of {', '.join(TASK_KINDS)}, or ingest without model.yaml and with "
-            "--task-type",
-        )
-    check_class_path(node)
-    if node.class_name != "MultiTask":
-        return declare_task(node)
-    tasks = node.args.get("tasks").entries()
-    if len(tasks) != 1:
-        names = f"has {len(tasks)} tasks ({', '.join(tasks)})" if tasks else "has no task"
-        raise node.error(
-            f"{names}; an eval dataset has exactly one",
-            "leave one in a copy of model.yaml and name its folder with "
-            "--olmoearth-run-config-path",
-            UnsupportedError,
-        )
-    (name, task), *_ = tasks.items()
-    return declare_task(task, name)
 
 
 def _elements(node: Node) -> list[Node]:

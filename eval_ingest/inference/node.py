@@ -5,6 +5,7 @@ bucket, and a class_path in them is code.
 """
 
 import json
+import math
 import re
 import reprlib
 from collections.abc import Callable, Hashable, Mapping
@@ -25,7 +26,7 @@ _MAX_SHOWN = 120
 """Characters of a value in a message."""
 
 _ALLOWED_PACKAGES = re.compile(
-    r"(rslearn|rslp|torch|torchmetrics|torchvision|lightning|helios|olmoearth\w*)(\.\w+)+"
+    r"\w+|(rslearn|rslp|torch|torchmetrics|torchvision|lightning|helios|olmoearth\w*)(\.\w+)+"
 )
 
 # ${VAR}, ${VAR:-default}, {{ var }} and {TEMPLATE}: texts to be filled in, not YAML mappings.
@@ -164,7 +165,18 @@ class Node:
         return (self.name(),) if self.given else ()
 
     def number(self) -> float | None:
-        """The number; None if it is missing or an unset placeholder."""
+        """The number, neither NaN nor infinite; None if it is missing or an unset placeholder."""
+        found = self._number()
+        if found is not None and not math.isfinite(found):
+            raise self.error(f"is {self.shown}, but must be a finite number")
+        return found
+
+    def nodata(self) -> float | None:
+        """A number that means no data; None if there is none, or for NaN, which never is data."""
+        found = self._number()
+        return None if found is None or math.isnan(found) else self.number()
+
+    def _number(self) -> float | None:
         value = self._filled()
         if value is None or self.unset:
             return None
@@ -173,13 +185,18 @@ class Node:
         except (TypeError, ValueError, OverflowError):
             raise self.error(f"is {self.shown}, but must be a number") from None
 
-    def integer(self) -> int | None:
-        """The whole number; None if it is missing or an unset placeholder."""
+    def integer(self, least: int | None = None, most: int | None = None) -> int | None:
+        """The whole number; None if it is missing or an unset placeholder.
+
+        What takes memory or time in proportion to it says how large it may be.
+        """
         number = self.number()
         if number is None:
             return None
         if not number.is_integer():
             raise self.error(f"is {self.shown}, but must be a whole number")
+        if (least is not None and number < least) or (most is not None and number > most):
+            raise self.error(f"is {self.shown}, but must be {least} to {most}")
         return int(number)
 
     def flag(self, default: bool = False) -> bool:

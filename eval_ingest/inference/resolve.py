@@ -5,22 +5,22 @@ label, the modalities, the crop and the splits; note where each came from. Nothi
 imported or instantiated here: texts in, a `ResolvedConfig` out.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 from eval_ingest.core.resolved import Layer, ResolvedConfig, SplitSelector
 from eval_ingest.core.spec import DatasetSpec
-from eval_ingest.inference.crops import all_crops, crop_size
+from eval_ingest.errors import ConfigError
+from eval_ingest.inference.crops import all_crops, crop_size, fitting_crop
 from eval_ingest.inference.dataset_json import DatasetJson
 from eval_ingest.inference.guess import guess
 from eval_ingest.inference.inputs import build_modalities, raster_bands, read_layer
 from eval_ingest.inference.labels import TaskReader
 from eval_ingest.inference.model_yaml import DataInput, Declaration, parse_model_yaml
-from eval_ingest.inference.node import with_variables
+from eval_ingest.inference.node import Node, with_variables
 from eval_ingest.inference.notes import Notes
 from eval_ingest.inference.run_yaml import RunYaml
-from eval_ingest.inference.transforms import Replay, replay
+from eval_ingest.inference.transforms import MissingError, Replay, replay
 
 
 @dataclass(frozen=True)
@@ -36,6 +36,8 @@ class ConfigFiles:
     """The folder or URL, for messages."""
     variables: Mapping[str, Mapping[str, str]] = field(default_factory=dict, repr=False)
     """By file, what `${NAME}` stands for in it; nothing where others wrote the file."""
+    permissions: Mapping[str, int] = field(default_factory=dict)
+    """By file, the mode bits that a copy of it may have; any where it isn't named."""
 
     @property
     def dataset(self) -> DatasetJson:
@@ -52,8 +54,9 @@ def resolve(files: ConfigFiles, spec: DatasetSpec) -> ResolvedConfig:
     if files.model_yaml is None:
         declared = guess(dataset, run, spec, notes)
     else:
+        _check_flags(files, spec)
         text = with_variables(files.model_yaml, files.variables.get("model.yaml", {}))
-        declared = parse_model_yaml(text, files.where, notes)
+        declared = parse_model_yaml(text, files.where, notes, spec.task)
 
     replayed = _replay(declared, dataset, notes)
     inputs = {data_input.key: data_input for data_input in declared.inputs}
@@ -64,9 +67,11 @@ def resolve(files: ConfigFiles, spec: DatasetSpec) -> ResolvedConfig:
     reader = TaskReader(
         declared.task, declared.label, dataset, run, spec, notes, files.model_yaml is None
     )
-    label = reader.label_input(replayed.label_pad)
+    label = reader.label_input(replayed, inputs)
     task = reader.task()
+    masks = [label.mask, *(modality.mask for modality in modalities)]
     parts = [part for modality in modalities for part in modality.parts]
+    parts += [mask.part for mask in masks if mask is not None]
     ratios = run.ratios(notes)
     if ratios:
         notes.origin("declared_ratios", ratios[1])
@@ -75,7 +80,7 @@ def resolve(files: ConfigFiles, spec: DatasetSpec) -> ResolvedConfig:
         label=label,
         modalities=modalities,
         layers=_layers([inputs[part.key] for part in parts] + [declared.label], dataset),
-        crop_size=crop_size(declared, run, spec, notes),
+        crop_size=fitting_crop(crop_size(declared, run, spec, notes), declared, modalities, notes),
         all_crops=all_crops(declared, spec, notes),
         selectors=_selectors(declared, run, notes),
         declared_ratios=ratios[0] if ratios else None,
@@ -88,33 +93,81 @@ def resolve(files: ConfigFiles, spec: DatasetSpec) -> ResolvedConfig:
     )
 
 
-def dataset_config_for_copy(files: ConfigFiles, resolved: ResolvedConfig) -> dict[str, Any]:
-    """config.json reduced to the layers that are read, without the forms rslearn gave up.
-
-    Data sources are left out: the copy holds the pixels, and fetches none.
-    """
-    return files.dataset.reduced(layer.name for layer in resolved.layers)
+def _check_flags(files: ConfigFiles, spec: DatasetSpec) -> None:
+    """Refuse what is only for datasets without model.yaml."""
+    if spec.label_layer is not None:
+        raise ConfigError(
+            f"{files.where}/model.yaml says where the label is, and --label-layer is for datasets "
+            "without it; leave --label-layer out"
+        )
 
 
 def _replay(declared: Declaration, dataset: DatasetJson, notes: Notes) -> Replay:
-    """Replay the transforms of the evaluation splits, and compare train's with them."""
-    rasters = {i.key: i for i in declared.inputs if not i.vector}
+    """Replay the transforms of the evaluation splits, and compare the other splits' with them."""
+    rasters = {i.key: i for i in (*declared.inputs, declared.label) if not i.vector}
     bands = {key: raster_bands(data_input, dataset) for key, data_input in rasters.items()}
-    visible = [key for key, data_input in rasters.items() if data_input.passthrough]
-    replayed = replay(declared.transforms, bands, visible, notes)
-    _note_hidden(rasters.values(), replayed, notes)
-    train = replay(declared.train_transforms, bands, visible, Notes())
-    replayed.dropped += [text for text in train.dropped if text not in replayed.dropped]
-    if train.outcome() != replayed.outcome() and declared.train_transforms:
-        notes.warn(
-            "train's transforms (Pad, Concatenate, SelectBands) differ from those of val; "
-            "val's are used for all splits"
-        )
+    visible = [i.key for i in declared.inputs if not i.vector and i.passthrough]
+
+    def replayed_by(transforms: Iterable[Node], told: Notes) -> Replay:
+        return replay(transforms, bands, visible, declared.targets, told)
+
+    try:
+        replayed = replayed_by(declared.transforms, notes)
+    except MissingError as missing:
+        replayed = _by_train(declared, replayed_by, missing, notes)
+    _note_hidden(rasters.values(), replayed, declared.label, notes)
+    _note_other_splits(declared, replayed_by, replayed, notes)
     return replayed
 
 
-def _note_hidden(rasters: Iterable[DataInput], replayed: Replay, notes: Notes) -> None:
-    used = {piece.key for stream in replayed.outcome() for piece in stream.pieces}
+def _by_train(
+    declared: Declaration,
+    replayed_by: Callable[[Iterable[Node], Notes], Replay],
+    missing: MissingError,
+    notes: Notes,
+) -> Replay:
+    """Train's transforms, where rslearn would fail on val's; they say what was meant."""
+    try:
+        replayed = replayed_by(declared.train_transforms, notes)
+    except MissingError:
+        raise missing from None
+    notes.warn(f"{missing}; rslearn fails on that, and train's transforms are taken for all splits")
+    return replayed
+
+
+def _note_other_splits(
+    declared: Declaration,
+    replayed_by: Callable[[Iterable[Node], Notes], Replay],
+    replayed: Replay,
+    notes: Notes,
+) -> None:
+    """Tell where a split's samples would be others than those that all splits have."""
+    splits = declared.splits
+    if splits is None:
+        return
+    used = splits.judged_by()
+    for split in splits.others():
+        try:
+            other = replayed_by(splits.transforms(split), Notes())
+        except ConfigError as error:
+            notes.warn(
+                f"{split}'s transforms can't be followed ({error}); {used}'s are used for all "
+                "splits"
+            )
+            continue
+        replayed.dropped += [text for text in other.dropped if text not in replayed.dropped]
+        outcomes = [(r.outcome(), r.label_pad, r.label_mask) for r in (other, replayed)]
+        if outcomes[0] != outcomes[1]:
+            notes.warn(
+                f"{split}'s transforms (Pad, Concatenate, SelectBands, Mask) differ from those of "
+                f"{used}; {used}'s are used for all splits"
+            )
+
+
+def _note_hidden(
+    rasters: Iterable[DataInput], replayed: Replay, label: DataInput, notes: Notes
+) -> None:
+    used = {piece.key for stream in replayed.outcome() for piece in stream.pieces} | {label.key}
     hidden = [i.key for i in rasters if i.key not in used and not i.is_target]
     if hidden:
         notes.warn(

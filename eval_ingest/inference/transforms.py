@@ -1,19 +1,30 @@
 """The transforms of model.yaml, replayed on names instead of pixels.
 
-The deterministic ones that decide what a sample holds are kept: Concatenate, SelectBands and Pad.
-Those that are random, normalise or crop are left out, because loading does that in its own way.
+Those that are the same for every reader and decide what a sample holds are followed: Concatenate,
+SelectBands, Pad and Mask. What is random, normalises or crops is left out, because loading does
+that in its own way. Any other makes the images that it touches unusable, with the reason: none is
+passed over. Which of the images is a modality's sample is inputs.py.
 """
 
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
 from eval_ingest.core.resolved import Pad
-from eval_ingest.errors import UnsupportedError
+from eval_ingest.errors import ConfigError, UnsupportedError
 from eval_ingest.inference.node import Node, check_class_path
 from eval_ingest.inference.notes import Notes
 
-_RANDOM = ("Flip", "GaussianNoise")
+_CHANCE = re.compile(r"Random\w*|\w*(Flip|Noise|Jitter|Dropout|Augment|Augmentation)")
 _CHANNELS = ("0", "channel")
+_SELECTORS = ("selectors", "image_selectors", "selector", "input_selector", "output_selector")
+_MASK_MAKERS = {
+    "Sentinel2SCLToMask": ("scl_selector", "scl", "exclude_scl_values", (3.0, 8.0, 9.0, 10.0)),
+    "EarthDailyCloudMaskToMask": ("cloud_mask_selector", "cloud_mask", "clear_values", (1.0,)),
+}
+"""The transforms that make a mask: argument and default of its source, and of the values."""
+_SELECTED = {"Resize": (), "AdaptivePooling": (), "ElevationToSlopeAspect": ("elevation",)}
+"""What transforms touch that aren't followed, where their arguments don't say."""
 
 
 @dataclass(frozen=True)
@@ -25,167 +36,196 @@ class Piece:
 
 
 @dataclass(frozen=True)
+class Masking:
+    """A Mask: where the mask's input has one of some values, the image has `value`."""
+
+    key: str
+    """The input that is the mask."""
+    value: float
+    hides: tuple[float, ...] = (0.0,)
+    shows: tuple[float, ...] = ()
+    """Instead of `hides`: where the mask has any other value than these."""
+
+
+@dataclass(frozen=True)
 class Stream:
-    """An image on its way through the transforms: pieces stacked along time."""
+    """An image that reaches the model: pieces stacked along time."""
 
     name: str
     pieces: tuple[Piece, ...]
     pad: Pad | None = None
+    mask: Masking | None = None
+    made: bool = False
+    """By a transform; False: an input."""
+    problem: ConfigError | None = field(default=None, compare=False)
+    """Why it can't be a sample."""
+
+
+@dataclass
+class _Image:
+    """An image on its way: transforms change it in place, and two names may mean the same one."""
+
+    tracks: tuple[tuple[Piece, ...], ...]
+    """Side by side in the channels; each of pieces stacked along time."""
+    pad: Pad | None = None
+    mask: Masking | None = None
+    made: bool = False
+    problem: ConfigError | None = None
+    shown_by: Masking | None = None
+    """It is a mask made of an input: which values of that hide."""
+    decibels: bool = False
+
+    def streams(self, name: str) -> list[Stream]:
+        """Each track by itself: samples hold bands of one modality together."""
+        return [
+            Stream(name, track, self.pad, self.mask, self.made, self.problem)
+            for track in self.tracks
+        ]
+
+
+class MissingError(ConfigError):
+    """A transform names what is not there, so that rslearn fails on every window."""
 
 
 @dataclass
 class Replay:
-    """The streams before and after the transforms."""
+    """The images before and after the transforms."""
 
-    streams: dict[str, Stream]
+    images: dict[str, _Image]
     """By selector, for every raster input that could be named."""
     visible: list[str]
-    """Streams that reach the model."""
+    """Images that reach the model."""
+    targets: frozenset[str]
+    """Selectors of the task's target images, such as `segment/classes`."""
     notes: Notes
     label_pad: Pad | None = None
+    label_mask: Masking | None = None
+    label_problem: ConfigError | None = None
     dropped: list[str] = field(default_factory=list)
     """Transforms left out, with the reason."""
-    _aliases: dict[str, tuple[str, ...]] = field(default_factory=dict)
-    """Images that are several streams side by side in their channels."""
 
     def run(self, transforms: Iterable[Node]) -> "Replay":
-        """Apply the transforms in turn; returns itself."""
+        """Apply the transforms in turn; returns itself.
+
+        Raises:
+            MissingError: a transform names an image or a target that isn't there.
+        """
+        followed: dict[str, Callable[[Node], None]] = {
+            "Concatenate": self._concatenate,
+            "SelectBands": self._select_bands,
+            "Pad": self._pad,
+            "Mask": self._mask,
+            "Sentinel1ToDecibels": self._to_decibels,
+            **dict.fromkeys(_MASK_MAKERS, self._make_mask),
+        }
         for node in transforms:
             check_class_path(node)
-            match node.class_name:
-                case "Concatenate":
-                    self._concatenate(node.args)
-                case "SelectBands":
-                    self._select_bands(node.args)
-                case "Pad":
-                    self._pad(node.args)
-                case "Identity":
-                    pass
-                case _:
-                    self._leave_out(node)
+            follow = followed.get(node.class_name, self._leave_out)
+            follow(node)
         return self
 
     def outcome(self) -> tuple[Stream, ...]:
-        """The streams that reach the model, in order."""
-        return tuple(self.streams[name] for name in self.visible)
+        """The images that reach the model, in order."""
+        return tuple(stream for name in self.visible for stream in self.images[name].streams(name))
 
-    def _named(self, selector: Node) -> list[str]:
-        """The streams that a selector such as `sentinel2_l2a` or `input/image` means."""
+    # --- selectors ---
+
+    def _image(self, selector: Node, transform: Node) -> _Image | None:
+        """The image that a selector such as `sentinel2_l2a` or `input/image` means.
+
+        None if the transform skips what is missing.
+        """
         name = selector.text().removeprefix("input/")
-        return list(self._aliases.get(name, (name,) if name in self.streams else ()))
+        if name in self.images:
+            return self.images[name]
+        if transform.args.get("skip_missing").flag():
+            return None
+        raise selector.error(
+            f"names {name!r}, which isn't a raster input",
+            f"there are {', '.join(self.images) or 'none'}",
+            MissingError,
+        )
 
-    def _concatenate(self, args: Node) -> None:
-        selections = args.get("selections").entries()
-        if any(key.startswith("target/") for key in selections):
-            raise args.get("selections").error(
-                "joins targets, which isn't supported",
-                "leave Concatenate to inputs",
-                UnsupportedError,
-            )
-        joined: list[str] = []
-        for key, indices in selections.items():
-            names = self._named(Node(key, args.file, indices.path, args.where))
-            if not names and not args.get("skip_missing").flag():
-                raise indices.error(
-                    f"joins {key!r}, which isn't a raster input",
-                    f"there are {', '.join(self.streams)}",
-                )
-            for name in names:
-                self._take_bands(name, indices)
-            joined.extend(names)
-        if not joined:
-            return
-        output = args.get("output_selector").text().removeprefix("input/")
+    def _target(self, selector: Node, transform: Node) -> str | None:
+        """The target that a selector such as `target/segment/classes` means, or None."""
+        name = selector.text().removeprefix("target/")
+        if name in self.targets or transform.args.get("skip_missing").flag():
+            return name if name in self.targets else None
+        raise selector.error(
+            f"names the target {name!r}, which the task doesn't have",
+            f"its images are {', '.join(sorted(self.targets)) or 'none'}",
+            MissingError,
+        )
+
+    def _write(self, selector: Node, image: _Image) -> None:
+        output = selector.text().removeprefix("input/")
         if not output:
-            raise args.get("output_selector").error("is missing", "name the joined image")
-        if args.get("concatenate_dim").text().lower() in _CHANNELS:
-            # Samples hold each modality by itself, so that channels side by side stay apart.
-            self._aliases[output] = tuple(joined)
-            self._show(joined)
-        else:
-            self._stack(output, joined, args)
+            raise selector.error("is missing", "name the image that is made")
+        self.images[output] = image
+        if output not in self.visible:
+            self.visible.append(output)
 
-    def _show(self, names: Iterable[str]) -> None:
-        for name in names:
-            if name not in self.visible:
-                self.visible.append(name)
+    # --- transforms that are followed ---
 
-    def _stack(self, output: str, joined: list[str], args: Node) -> None:
-        """Join streams along time into one, in the place of the first."""
-        streams = [self.streams[name] for name in joined]
-        pieces = tuple(piece for stream in streams for piece in stream.pieces)
-        odd = next((piece for piece in pieces if piece.bands != pieces[0].bands), None)
-        if odd is not None:
-            orders = "; ".join(
-                f"{piece.key}: {' '.join(piece.bands)}" for piece in (pieces[0], odd)
-            )
-            raise args.get("selections").error(
-                f"stacks images whose bands differ in number or order along time ({orders})",
-                "select the same bands in the same order from each",
-                UnsupportedError,
-            )
-        pads = {stream.pad for stream in streams}
-        if len(pads) > 1:
-            raise args.error(
-                "joins images of which only some are padded alike",
-                "pad the joined image instead",
-                UnsupportedError,
-            )
-        places = [self.visible.index(name) for name in joined if name in self.visible]
-        place = min(places, default=len(self.visible))
-        self.visible = [name for name in self.visible if name not in joined and name != output]
-        self.visible.insert(min(place, len(self.visible)), output)
-        self.streams[output] = Stream(output, pieces, pads.pop())
-
-    def _select_bands(self, args: Node) -> None:
-        source = args.get("input_selector")
-        names = self._named(source if source.given else replace(source, value="image"))
-        output = args.get("output_selector").text() or "image"
-        if len(names) != 1:
-            self.notes.warn(f"{args.place}: SelectBands is not applied; no one image is meant")
-            return
-        self._take_bands(names[0], args.get("band_indices"))
-        if output != names[0]:
-            self.streams[output] = replace(self.streams[names[0]], name=output)
-            self.visible = [output if name == names[0] else name for name in self.visible]
-            self._show([output])
-
-    def _take_bands(self, name: str, indices: Node) -> None:
-        """Keep the bands at these places of every piece; an empty list keeps all."""
-        wanted = [index.integer() for index in indices.items()]
-        if not wanted:
-            return
-        stream = self.streams[name]
-        pieces = []
-        for piece in stream.pieces:
-            if any(i is None or not -len(piece.bands) <= i < len(piece.bands) for i in wanted):
+    def _concatenate(self, node: Node) -> None:
+        args = node.args
+        chosen: list[_Image] = []
+        for key, indices in args.get("selections").entries().items():
+            if key.startswith("target/"):
                 raise indices.error(
-                    f"is {indices.shown}, but input {piece.key!r} has {len(piece.bands)} bands",
-                    "correct the band indices",
+                    "joins targets, which isn't supported",
+                    "leave Concatenate to inputs",
+                    UnsupportedError,
                 )
-            bands = tuple(piece.bands[i] for i in wanted if i is not None)
-            pieces.append(replace(piece, bands=bands))
-        self.streams[name] = replace(stream, pieces=tuple(pieces))
+            image = self._image(replace(indices, value=key), node)
+            if image is not None:
+                chosen.append(_with_bands(image, indices))
+        if chosen:
+            along_channels = args.get("concatenate_dim").text().lower() in _CHANNELS
+            join = _side_by_side if along_channels else _in_turn
+            self._write(args.get("output_selector"), join(chosen, args))
 
-    def _pad(self, args: Node) -> None:
-        pad = self._fixed_pad(args)
-        if pad is None:
+    def _select_bands(self, node: Node) -> None:
+        """rslearn changes the image itself, so that its old name means the selected bands too."""
+        args = node.args
+        source, output = args.get("input_selector"), args.get("output_selector")
+        image = self._image(source if source.given else replace(source, value="image"), node)
+        assert image is not None or args.get("skip_missing").flag()
+        if image is None:
             return
-        selectors = args.get("image_selectors")
-        for selector in selectors.items() or [replace(selectors, value="image")]:
+        before = image.tracks
+        image.tracks = _with_bands(image, args.get("band_indices")).tracks
+        if len(image.tracks) == 1 and len(set(image.tracks[0][0].bands)) < len(
+            image.tracks[0][0].bands
+        ):
+            self.notes.warn(
+                f"{node.place} repeats bands in place of others; samples hold each once"
+            )
+        elif len(image.tracks[0][0].bands) < len(before[0][0].bands):
+            self.notes.warn(
+                f"{node.place} leaves {len(image.tracks[0][0].bands)} of "
+                f"{len(before[0][0].bands)} bands of {source.text() or 'image'}"
+            )
+        self._write(output if output.given else replace(output, value="image"), image)
+
+    def _pad(self, node: Node) -> None:
+        pad = self._fixed_pad(node.args)
+        for selector in _listed(node.args.get("image_selectors")):
             if selector.text().startswith("target/"):
-                if selector.text().endswith(("/classes", "/values")):
+                target = self._target(selector, node)
+                if pad is not None and target is not None and not target.endswith("valid"):
                     self.label_pad = pad
                 continue
-            for name in self._named(selector):
-                stream = self.streams[name]
-                if stream.pad not in (None, pad):
-                    raise selector.error(
-                        f"pads {name!r} a second time, to {pad.size}",
-                        "leave one Pad in model.yaml",
-                        UnsupportedError,
-                    )
-                self.streams[name] = replace(stream, pad=pad)
+            image = self._image(selector, node)
+            if image is None or pad is None:
+                continue
+            if image.pad not in (None, pad):
+                image.problem = selector.error(
+                    f"pads {selector.text()!r} a second time, to {pad.size}",
+                    "leave one Pad in model.yaml",
+                    UnsupportedError,
+                )
+            image.pad = pad
 
     def _fixed_pad(self, args: Node) -> Pad | None:
         low, high = size_range(args.get("size"))
@@ -196,39 +236,236 @@ class Replay:
         if high - low != 1:
             self._drop(f"Pad (random size, {low} to {high - 1})")
             return None
+        if low < 1:
+            raise args.get("size").error(f"is {low}, but must be a positive number of pixels")
         mode = args.get("mode").text() or "topleft"
         if mode not in ("topleft", "center"):
             raise args.get("mode").error(f"is {mode!r}, but must be topleft or center")
         return Pad(size=low, center=mode == "center")
 
+    def _mask(self, node: Node) -> None:
+        args = node.args
+        selector = args.get("mask_selector")
+        mask = self._image(selector if selector.given else replace(selector, value="mask"), node)
+        if mask is None:
+            return
+        masking = _masking(mask, args)
+        for selector in _listed(args.get("selectors")):
+            if selector.text().startswith("target/"):
+                if self._target(selector, node) is not None:
+                    self._mask_label(selector, masking, mask)
+                continue
+            image = self._image(selector, node)
+            if image is not None:
+                _mask_image(image, mask, masking, selector)
+
+    def _mask_label(self, selector: Node, masking: Masking | ConfigError, mask: _Image) -> None:
+        """Only a mask on the valid pixels is followed: it takes labels away."""
+        if isinstance(masking, ConfigError):
+            self.label_problem = masking
+        elif not selector.text().endswith("/valid") or masking.value != 0:
+            self.label_problem = selector.error(
+                "puts other classes or numbers where a mask is, which isn't supported",
+                "mask the target's `valid` by 0 instead",
+                UnsupportedError,
+            )
+        elif mask.pad != self.label_pad:
+            self.label_problem = selector.error(
+                "masks a target that isn't padded as the mask is", "pad both", UnsupportedError
+            )
+        else:
+            self.label_mask = masking
+
+    def _make_mask(self, node: Node) -> None:
+        """A mask from a raster of classes, such as Sentinel-2's scene classification."""
+        argument, default, values, usual = _MASK_MAKERS[node.class_name]
+        source = node.args.get(argument)
+        image = self._image(source if source.given else replace(source, value=default), node)
+        if image is None:
+            return
+        listed = tuple(float(value.number() or 0) for value in node.args.get(values).items())
+        listed = listed or usual
+        made = _Image(image.tracks, image.pad, image.mask, True, image.problem)
+        hides = node.class_name == "Sentinel2SCLToMask"
+        made.shown_by = Masking("", 0.0, listed if hides else (), () if hides else listed)
+        output = node.args.get("output_selector")
+        self._write(output if output.given else replace(output, value="mask"), made)
+
+    def _to_decibels(self, node: Node) -> None:
+        self._drop("Sentinel1ToDecibels (statistics and models get decibels anyway)")
+        for selector in _listed(node.args.get("selectors")):
+            name = selector.text().removeprefix("input/")
+            image = self.images.get(name)
+            if image is None:
+                continue  # it changes no sample of ours
+            image.decibels = True
+            if node.args.get("from_decibels").flag():
+                image.problem = node.error(
+                    f"{name!r} is stored in decibels, which isn't supported",
+                    "leave it out with --modalities",
+                    UnsupportedError,
+                )
+
+    # --- the others ---
+
     def _leave_out(self, node: Node) -> None:
         name = node.class_name or "?"
-        if name in _RANDOM or name.startswith("Random"):
+        if name == "Identity":
+            return
+        if _CHANCE.fullmatch(name):
             self._drop(f"{name} (random)")
-        elif name == "Crop":
+        elif name == "Crop" and not node.args.get("offset").given:
             self._drop("Crop (the crop is chosen when loading)")
         elif name.endswith("Normalize"):
             self._drop(f"{name} (normalisation is chosen when loading)")
-        elif name == "Sentinel1ToDecibels" and not node.args.get("from_decibels").flag():
-            self._drop(f"{name} (statistics and models get decibels anyway)")
         else:
-            self._drop(f"{name} (not applied)")
-            self.notes.warn(f"{node.place}: {name} is not applied; samples are without it")
+            self._not_followed(node)
+
+    def _not_followed(self, node: Node) -> None:
+        """Whatever it may touch can't be a sample."""
+        name = node.class_name or "?"
+        named = [s for key in _SELECTORS if node.args.get(key).given
+                 for s in _listed(node.args.get(key))]  # fmt: skip
+        if not named and name in _SELECTED:
+            named = [replace(node, value=selector) for selector in _SELECTED[name]]
+            if not named:
+                self._drop(f"{name} (it selects nothing)")
+                return
+        problem = node.error(
+            f"{name} would change samples and isn't supported",
+            "leave the images that it changes out with --modalities, or name a copy of model.yaml "
+            "without it with --olmoearth-run-config-path",
+            UnsupportedError,
+        )
+        self._drop(f"{name} (not supported)")
+        images = [s.text().removeprefix("input/") for s in named] or list(self.images)
+        for image in (self.images[key] for key in images if key in self.images):
+            image.problem = image.problem or problem
+        if not named or any(s.text().startswith("target/") for s in named):
+            self.label_problem = self.label_problem or problem
 
     def _drop(self, text: str) -> None:
         if text not in self.dropped:
             self.dropped.append(text)
 
 
+def _listed(node: Node) -> list[Node]:
+    """The elements of a list, the lone text, or rslearn's usual selector where there is none."""
+    if isinstance(node.value, list | tuple):
+        return node.items()
+    return [node if node.given else replace(node, value="image")]
+
+
+def _with_bands(image: _Image, indices: Node) -> _Image:
+    """A copy with the bands at these places; an empty list keeps all."""
+    wanted = [index.integer() for index in indices.items()]
+    if not wanted:
+        return replace(image)
+    channels = [(t, band) for t, track in enumerate(image.tracks) for band in track[0].bands]
+    if any(i is None or not -len(channels) <= i < len(channels) for i in wanted):
+        raise indices.error(
+            f"is {indices.shown}, but the image has {len(channels)} bands",
+            "correct the band indices",
+        )
+    tracks = []
+    for t, track in enumerate(image.tracks):
+        places = [k for k, band in enumerate(channels) if band[0] == t]
+        kept = [places.index(i % len(channels)) for i in wanted
+                if i is not None and i % len(channels) in places]  # fmt: skip
+        if kept:
+            tracks.append(tuple(replace(p, bands=tuple(p.bands[k] for k in kept)) for p in track))
+    return replace(image, tracks=tuple(tracks))
+
+
+def _side_by_side(images: list[_Image], args: Node) -> _Image:
+    """Joined along the channels: tracks that stay apart."""
+    tracks = tuple(track for image in images for track in image.tracks)
+    return _joined(images, tracks, args)
+
+
+def _in_turn(images: list[_Image], args: Node) -> _Image:
+    """Joined along time: pieces one after the other, which must have the same bands."""
+    tracks = tuple(
+        tuple(piece for track in places for piece in track)
+        for places in zip(*(image.tracks for image in images), strict=False)
+    )
+    made = _joined(images, tracks, args)
+    for pieces in tracks:
+        odd = next((piece for piece in pieces if piece.bands != pieces[0].bands), None)
+        if odd is not None or len({len(image.tracks) for image in images}) > 1:
+            last = odd or pieces[-1]
+            orders = "; ".join(f"{p.key}: {' '.join(p.bands)}" for p in (pieces[0], last))
+            made.problem = args.get("selections").error(
+                f"stacks images whose bands differ in number or order along time ({orders})",
+                "select the same bands in the same order from each",
+                UnsupportedError,
+            )
+    return made
+
+
+def _joined(images: list[_Image], tracks: tuple[tuple[Piece, ...], ...], args: Node) -> _Image:
+    first = images[0]
+    made = _Image(tracks, first.pad, first.mask, True)
+    made.decibels = any(image.decibels for image in images)
+    made.problem = next((image.problem for image in images if image.problem), None)
+    if any((image.pad, image.mask) != (first.pad, first.mask) for image in images):
+        made.problem = args.error(
+            "joins images of which only some are padded or masked alike",
+            "pad and mask the joined image instead",
+            UnsupportedError,
+        )
+    return made
+
+
+def _masking(mask: _Image, args: Node) -> Masking | ConfigError:
+    """What a Mask does, or why it can't be followed."""
+    pieces = [piece for track in mask.tracks for piece in track]
+    if mask.problem or mask.mask or len(pieces) != 1 or len(pieces[0].bands) != 1:
+        return mask.problem or args.error(
+            "masks by an image that isn't one input of one band, which isn't supported",
+            "leave the masked images out with --modalities",
+            UnsupportedError,
+        )
+    value = args.get("mask_value").number() or 0.0
+    made = mask.shown_by
+    if made is None:
+        return Masking(pieces[0].key, value)
+    return replace(made, key=pieces[0].key, value=value)
+
+
+def _mask_image(
+    image: _Image, mask: _Image, masking: Masking | ConfigError, selector: Node
+) -> None:
+    if isinstance(masking, ConfigError):
+        image.problem = masking
+    elif image.pad != mask.pad or (image.pad and masking.value != 0):
+        image.problem = selector.error(
+            "is padded before it is masked", "mask first, then pad", UnsupportedError
+        )
+    elif image.decibels or image.mask not in (None, masking):
+        image.problem = selector.error(
+            "is masked twice, or in decibels, which isn't supported",
+            "mask once, before Sentinel1ToDecibels",
+            UnsupportedError,
+        )
+    else:
+        image.mask = masking
+
+
 def replay(
     transforms: Iterable[Node],
     bands: Mapping[str, tuple[str, ...]],
     visible: Iterable[str],
+    targets: Iterable[str],
     notes: Notes,
 ) -> Replay:
-    """Replay transforms on raster inputs of these bands, of which some reach the model."""
-    streams = {key: Stream(key, (Piece(key, names),)) for key, names in bands.items()}
-    return Replay(streams, list(visible), notes).run(transforms)
+    """Replay transforms on raster inputs of these bands, of which some reach the model.
+
+    Raises:
+        MissingError: a transform names an image or a target that isn't there.
+    """
+    images = {key: _Image(((Piece(key, names),),)) for key, names in bands.items()}
+    return Replay(images, list(visible), frozenset(targets), notes).run(transforms)
 
 
 def size_range(node: Node) -> tuple[int | None, int | None]:

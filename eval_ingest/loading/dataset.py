@@ -6,6 +6,7 @@ a sample is asked for. Workers of a DataLoader share the maps.
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -14,11 +15,12 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset
 
+from eval_ingest.core.crops import Corner, split_cut
 from eval_ingest.core.entry import Metadata
 from eval_ingest.core.resolved import ModalityInput
 from eval_ingest.core.spec import SPLITS
 from eval_ingest.core.task import Task
-from eval_ingest.errors import LoadError
+from eval_ingest.errors import IntegrityError, LoadError
 from eval_ingest.loading.collate import Samples, collate
 from eval_ingest.loading.memory import recycler
 from eval_ingest.loading.normalize import (
@@ -27,11 +29,11 @@ from eval_ingest.loading.normalize import (
     make_normalizer,
     pretrained_stats,
 )
-from eval_ingest.loading.packed import PackedSamples, Window
+from eval_ingest.loading.packed import PackedSamples, is_replaced, version_is_gone
 from eval_ingest.loading.parallel import in_parallel
 from eval_ingest.settings import Settings
-from eval_ingest.store.paths import EvalRoot
 from eval_ingest.store.registry import require_metadata
+from eval_ingest.store.roots.base import EvalRoot
 from eval_ingest.store.roots.open import open_root
 from eval_ingest.store.split_index import TARGET, SplitIndex
 
@@ -60,6 +62,7 @@ class EvalDataset(Dataset[dict[str, Any]]):
     | timestamps | per modality long (T, 3): day, month from 0, year |
     | target | long (H, W) or scalar class, -1 invalid; or float32 (H, W) or scalar, NaN invalid |
     | window | "group/name" |
+    | crop | where every crop of a window is a sample: its first row and column in the window |
 
     Samples are ordered as rslearn orders windows, by the SHA-256 of their names.
 
@@ -71,13 +74,17 @@ class EvalDataset(Dataset[dict[str, Any]]):
         normalize: "dataset" (statistics of its train split), "pretrained" (OlmoEarth's), your own
             statistics {modality: {band: {"mean", "std", "min", "max"}}} of pixels (Sentinel-1 in
             dB), or None (stored values, Sentinel-1 linear).
+            Normalised, pixels without data (a value that their raster declares for that, or NaN)
+            become `nodata`.
         method: how statistics are used; see `core.norm.METHODS`.
         crop: a square of the dataset's crop size from the "center" or a "random" place; None: all.
-            A dataset without a crop size is never cropped.
+            A dataset without a crop size is never cropped. Where the dataset says that every crop
+            of a split's windows is a sample, these are the samples, whatever is given here.
         label_fraction: share of the train split, in (0, 1], or "10%", or a name in the spec's
             label_fractions: nested subsets, drawn by `seed`.
         seed: of label_fraction and max_samples.
         max_samples: at most so many samples, the first of those that label_fraction draws.
+        nodata: what pixels without data are once normalised: 0, or NaN for models that mask them.
 
     Raises:
         UnknownDatasetError: no such dataset under the root; the message lists the near names.
@@ -97,11 +104,12 @@ class EvalDataset(Dataset[dict[str, Any]]):
         label_fraction: float | str = 1.0,
         seed: int = 42,
         max_samples: int | None = None,
+        nodata: float = 0.0,
     ) -> None:
         self._arguments: dict[str, Any] = {
             "name": name, "split": split, "modalities": modalities, "normalize": normalize,
             "method": method, "crop": crop, "label_fraction": label_fraction, "seed": seed,
-            "max_samples": max_samples,
+            "max_samples": max_samples, "nodata": nodata,
         }  # fmt: skip
         eval_root = open_root(Settings.load(), root)
         self._root = eval_root.address
@@ -121,6 +129,7 @@ class EvalDataset(Dataset[dict[str, Any]]):
         label_fraction: float | str,
         seed: int,
         max_samples: int | None,
+        nodata: float,
     ) -> None:
         """Open a certain version of the dataset: the one that this metadata is of."""
         self.metadata: Metadata = metadata
@@ -129,12 +138,14 @@ class EvalDataset(Dataset[dict[str, Any]]):
         if crop not in ("center", "random", None):
             raise LoadError(f"no crop {crop!r}; there are 'center', 'random' and None")
         self.name, self.split = name, split
-        self._layout = eval_root.dataset(name)
+        self._store = eval_root.dataset(name)
         self._inputs = self._choose(modalities)
         self._normalizers = {
             modality.name: self._normalizer(modality, method) for modality in self._inputs
         }
-        self._crop = self.metadata.config.crop_size if crop else None
+        self._cut = split_cut(self.metadata.config, split)
+        if crop is None:
+            self._cut = replace(self._cut, side=None)
         self._random_crop = crop == "random"
         self._index = self._read_index()
         self._order = self._draw(self._fraction(label_fraction), seed, max_samples)
@@ -157,7 +168,13 @@ class EvalDataset(Dataset[dict[str, Any]]):
         stats = self.statistics(modality.name)
         if stats is None:
             return Normalizer(None, None)
-        return make_normalizer(method, modality.bands, stats, modality.decibels)
+        missing = [
+            (modality.bands.index(band), value)
+            for band, values in self.metadata.nodata.get(modality.name, {}).items()
+            for value in values
+        ]
+        made = make_normalizer(method, modality.bands, stats, modality.decibels)
+        return replace(made, missing=tuple(missing), nodata=self._arguments["nodata"])
 
     def statistics(self, modality: str) -> Statistics | None:
         """Band statistics that a modality is normalised with; None where it isn't.
@@ -183,15 +200,13 @@ class EvalDataset(Dataset[dict[str, Any]]):
         )
 
     def _read_index(self) -> SplitIndex:
-        path = self._layout.path / self.metadata.splits[self.split].index
-        self._layout.have(path)
+        path = self._store.layout.path / self.metadata.splits[self.split].index
         modalities = [modality.name for modality in self.metadata.config.modalities]
-        root = self._layout.root
-        return root.intact(path, lambda: SplitIndex(path, self.name, modalities))
+        return self._store.read_fixed(path, lambda: SplitIndex(path, self.name, modalities))
 
     def _open_samples(self) -> "PackedSamples | SourceSamples":
         if self.metadata.spec.copy_mode != "index":
-            return PackedSamples(self._layout, self.metadata, self._index)
+            return PackedSamples(self._store, self.metadata, self._index)
         # The source side, with all that decoding needs; other datasets do without.
         try:
             from eval_ingest.loading.from_source import SourceSamples
@@ -244,7 +259,12 @@ class EvalDataset(Dataset[dict[str, Any]]):
         # Opening again costs milliseconds; the maps themselves can't travel. The metadata does, so
         # that a worker reads the version that its loader counts, whatever was published since.
         self._root, metadata, self._arguments = state
-        self._open(open_root(Settings.load(), self._root), metadata, **self._arguments)
+        try:
+            self._open(open_root(Settings.load(), self._root), metadata, **self._arguments)
+        except IntegrityError as error:
+            if is_replaced(self._store, metadata):
+                raise version_is_gone(metadata) from error
+            raise
 
     # --------------------------------------------------------------------------------- asking
 
@@ -274,6 +294,14 @@ class EvalDataset(Dataset[dict[str, Any]]):
         """`group/name` of sample i."""
         return self._index.window(self._row(i))
 
+    def key(self, i: int) -> tuple[str, Corner | None]:
+        """What tells sample i from all others: its window, and where in it the crop begins.
+
+        None where the window has but one sample.
+        """
+        row = self._row(i)
+        return self._index.window(row), self._index.corner(row)
+
     def _row(self, i: int) -> int:
         if not -len(self) <= i < len(self):
             raise IndexError(f"sample {i} of {len(self)} in {self.name} {self.split}")
@@ -282,21 +310,23 @@ class EvalDataset(Dataset[dict[str, Any]]):
 
     def __getitem__(self, i: int) -> dict[str, Any]:
         row = self._row(int(i))
-        return self._sample(row, self._window(row))
+        return self._sample(row, self._corner(row))
 
-    def _sample(self, row: int, window: Window) -> dict[str, Any]:
-        self._read_ahead([row], [window])
+    def _sample(self, row: int, corner: Corner) -> dict[str, Any]:
+        self._read_ahead([row], [corner])
         sample: dict[str, Any] = {}
         for modality in self._inputs:
-            stored = self._samples.array(row, modality.name)[window]
+            stored = self._stored(row, modality, corner)
             sample[modality.name] = recycler.empty(stored.shape)
             self._normalizers[modality.name].apply(stored, sample[modality.name])
         sample["timestamps"] = {
             modality.name: torch.from_numpy(self._index.timestamps(modality.name, row))
             for modality in self._inputs
         }
-        sample["target"] = self._target(self._stored_target(row, window))
+        sample["target"] = self._target(self._stored_target(row, corner))
         sample["window"] = self._index.window(row)
+        if self._cut.grid is not None:
+            sample["crop"] = corner
         return sample
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
@@ -305,32 +335,37 @@ class EvalDataset(Dataset[dict[str, Any]]):
     def __getitems__(self, indices: Sequence[int]) -> Sequence[dict[str, Any]]:
         """Samples for a DataLoader; of equal shape, they lie in one batch already."""
         rows = [self._row(int(i)) for i in indices]
-        windows = [self._window(row) for row in rows]
-        batch = self._batch(rows, windows)
-        return self._one_by_one(rows, windows) if batch is None else Samples(batch)
+        corners = [self._corner(row) for row in rows]
+        batch = self._batch(rows, corners)
+        return self._one_by_one(rows, corners) if batch is None else Samples(batch)
 
-    def _one_by_one(self, rows: Sequence[int], windows: Sequence[Window]) -> list[dict[str, Any]]:
-        return [self._sample(row, window) for row, window in zip(rows, windows, strict=True)]
+    def _one_by_one(self, rows: Sequence[int], corners: Sequence[Corner]) -> list[dict[str, Any]]:
+        return [self._sample(row, corner) for row, corner in zip(rows, corners, strict=True)]
 
-    def _window(self, row: int) -> Window:
-        """Rows and columns of the crop."""
-        if self._crop is None:
-            return slice(None), slice(None)
-        slices = []
-        for size in self._index.size(row):
-            spare = max(size - self._crop, 0)
-            # An odd pixel is cut off at the front, as rslearn's centred Pad does.
-            middle = (spare + 1) // 2
-            start = int(torch.randint(spare + 1, ())) if self._random_crop else middle
-            slices.append(slice(start, start + self._crop))
-        return slices[0], slices[1]
+    def _corner(self, row: int) -> Corner:
+        """Where the sample begins in its window: given, in the middle, or at random."""
+        given = self._index.corner(row)
+        if given is not None:
+            return given
+        if self._random_crop:
+            top, left = self._cut.spare(*self._index.size(row))
+            return int(torch.randint(top + 1, ())), int(torch.randint(left + 1, ()))
+        [corner] = self._cut.corners(*self._index.size(row))
+        return corner
 
-    def _read_ahead(self, rows: Sequence[int], windows: Sequence[Window]) -> None:
-        self._samples.read_ahead(rows, windows, [modality.name for modality in self._inputs])
+    def _read_ahead(self, rows: Sequence[int], corners: Sequence[Corner]) -> None:
+        parts = [self._cut.part(corner) for corner in corners]
+        self._samples.read_ahead(rows, parts, [modality.name for modality in self._inputs])
 
-    def _stored_target(self, row: int, window: Window) -> NDArray[Any]:
+    def _stored(self, row: int, modality: ModalityInput, corner: Corner) -> NDArray[Any]:
+        """A sample's pixels as they are stored."""
+        return self._cut.pixels(self._samples.array(row, modality.name), corner, modality.pad)
+
+    def _stored_target(self, row: int, corner: Corner) -> NDArray[Any]:
+        if self._index.targets is not None:
+            return np.asarray(self._index.targets[row])
         target = self._samples.array(row, TARGET)
-        return target[window] if target.ndim else target
+        return self._cut.target(target, corner) if target.ndim else target
 
     def _target(self, stored: NDArray[Any]) -> torch.Tensor:
         kind = np.int64 if self.task.kind.has_classes else np.float32
@@ -362,10 +397,10 @@ class EvalDataset(Dataset[dict[str, Any]]):
             for bucketed in (self._buckets(every) if bucket else [every])
             for start in range(0, len(bucketed), batch_size)
         ][first::ranks]
-        cropped = [[self._window(row) for row in rows] for rows in turns[:1]]
+        cropped = [[self._corner(row) for row in rows] for rows in turns[:1]]
         for k, rows in enumerate(turns):
             if k + 1 < len(turns):
-                cropped.append([self._window(row) for row in turns[k + 1]])
+                cropped.append([self._corner(row) for row in turns[k + 1]])
                 if self._samples.reads_in_background:
                     self._read_ahead(turns[k + 1], cropped[k + 1])
             batch = self._batch(rows, cropped[k])
@@ -375,17 +410,17 @@ class EvalDataset(Dataset[dict[str, Any]]):
         """Rows by the shape of their samples, in order within a bucket."""
         found: dict[tuple[int, ...], list[int]] = {}
         for row in rows:
-            found.setdefault(self._shapes_of(row, self._window(row)), []).append(row)
+            found.setdefault(self._shapes_of(row, self._corner(row)), []).append(row)
         return list(found.values())
 
-    def _batch(self, rows: list[int], windows: list[Window]) -> dict[str, Any] | None:
+    def _batch(self, rows: list[int], corners: list[Corner]) -> dict[str, Any] | None:
         """Some rows as one batch; None if they differ in shape."""
-        shapes = {self._shapes_of(row, w) for row, w in zip(rows, windows, strict=True)}
+        shapes = {self._shapes_of(row, at) for row, at in zip(rows, corners, strict=True)}
         if len(shapes) != 1:
             return None
-        self._read_ahead(rows, windows)
+        self._read_ahead(rows, corners)
         batch: dict[str, Any] = {
-            modality.name: self._pixels(modality.name, rows, windows) for modality in self._inputs
+            modality.name: self._pixels(modality, rows, corners) for modality in self._inputs
         }
         batch["timestamps"] = {
             m.name: torch.from_numpy(
@@ -397,25 +432,28 @@ class EvalDataset(Dataset[dict[str, Any]]):
             m.name: torch.from_numpy(self._index.timesteps[m.name][rows].astype(np.int64))
             for m in self._inputs
         }
-        targets = [self._stored_target(row, w) for row, w in zip(rows, windows, strict=True)]
+        targets = [self._stored_target(row, at) for row, at in zip(rows, corners, strict=True)]
         batch["target"] = self._target(np.stack(targets))
         batch["window"] = [self._index.window(row) for row in rows]
+        if self._cut.grid is not None:
+            batch["crop"] = list(corners)
         return batch
 
-    def _shapes_of(self, row: int, window: Window) -> tuple[int, ...]:
-        sides = zip(self._index.size(row), window, strict=True)
+    def _shapes_of(self, row: int, corner: Corner) -> tuple[int, ...]:
         steps = (int(self._index.timesteps[m.name][row]) for m in self._inputs)
-        return *(len(range(size)[part]) for size, part in sides), *steps
+        return *self._cut.size(*self._index.size(row), corner), *steps
 
-    def _pixels(self, name: str, rows: list[int], windows: list[Window]) -> torch.Tensor:
+    def _pixels(
+        self, modality: ModalityInput, rows: list[int], corners: list[Corner]
+    ) -> torch.Tensor:
         """Normalised pixels of samples of equal shape: no stored pixel is copied on the way."""
-        first = self._samples.array(rows[0], name)[windows[0]]
+        first = self._stored(rows[0], modality, corners[0])
         out = recycler.empty((len(rows), *first.shape))
-        apply = self._normalizers[name].apply
+        apply = self._normalizers[modality.name].apply
 
         def fill(places: range) -> None:
             for k in places:
-                apply(self._samples.array(rows[k], name)[windows[k]], out[k])
+                apply(self._stored(rows[k], modality, corners[k]), out[k])
 
         in_parallel(fill, len(rows), first.size)
         return out
@@ -464,6 +502,6 @@ class EvalDataset(Dataset[dict[str, Any]]):
         if not len(self):
             return 1
         row = self._row(0)
-        height, width, *steps = self._shapes_of(row, self._window(row))
+        height, width, *steps = self._shapes_of(row, self._corner(row))
         bands = [len(modality.bands) for modality in self._inputs]
         return max(4 * height * width * sum(t * c for t, c in zip(steps, bands, strict=True)), 1)

@@ -16,9 +16,9 @@ from typing import Any
 from numpy.typing import NDArray
 
 from eval_ingest.core.entry import Metadata
-from eval_ingest.decoding.judge import read_window, sample_arrays
+from eval_ingest.decoding.judge import JUDGED_BYTES, read_window, sample_arrays
 from eval_ingest.errors import EvalIngestError, IntegrityError, LoadError
-from eval_ingest.loading.packed import Window
+from eval_ingest.loading.packed import Part
 from eval_ingest.sources.base import Source, WindowFiles, WindowReader
 from eval_ingest.sources.open import open_source
 from eval_ingest.store.split_index import SplitIndex
@@ -72,9 +72,7 @@ class SourceSamples:
                 [self._kept[row]] = self._read([row])
             return self._kept[row][name]
 
-    def read_ahead(
-        self, rows: Sequence[int], windows: Sequence[Window], names: Sequence[str]
-    ) -> None:
+    def read_ahead(self, rows: Sequence[int], parts: Sequence[Part], names: Sequence[str]) -> None:
         """Have the samples of a batch at hand, and no others: read side by side, and whole.
 
         Raises:
@@ -110,7 +108,7 @@ class SourceSamples:
                 f"{metadata.name} reads its samples from {metadata.source}, and window "
                 f"{files.key} {what}; run: eval-ingest ingest --name {metadata.name}"
             )
-        sample = read_window(reader, files, metadata.config)
+        sample = read_window(reader, files, metadata.config, window_bytes=JUDGED_BYTES)
         if sample is None or sample.problems:
             detail = sample.problems[0].detail if sample is not None else "it can't be read"
             raise IntegrityError(

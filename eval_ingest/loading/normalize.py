@@ -28,6 +28,10 @@ class Normalizer:
     bounds: tuple[torch.Tensor, torch.Tensor] | None = None
     """`int` alone: lo and hi - lo per band. Stored numbers often lie on the edge of two steps, so
     that a multiply-add, which rounds, would put the largest into the last step but one."""
+    missing: tuple[tuple[int, float | None], ...] = ()
+    """(band, stored value) of pixels without data; None: no finite number."""
+    nodata: float = 0.0
+    """What these become."""
     _tiled: dict[int, tuple[NDArray[np.float32], NDArray[np.float32]]] = field(
         default_factory=dict, compare=False, repr=False
     )
@@ -36,6 +40,13 @@ class Normalizer:
         """Normalise pixels (..., T, C) into a contiguous float32 tensor of the same shape."""
         if not stored.size:
             return
+        self._scale(stored, out)
+        for band, value in self.missing:
+            part = stored[..., band]
+            hit = ~np.isfinite(part) if value is None else part == part.dtype.type(value)
+            out.numpy()[..., band][hit] = self.nodata
+
+    def _scale(self, stored: NDArray[Any], out: torch.Tensor) -> None:
         if self.bounds is not None:
             self._quantise(to_decibels(stored) if self.decibels else stored, out)
             return

@@ -2,6 +2,7 @@
 
 import mmap
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 import numpy as np
@@ -9,14 +10,14 @@ from numpy.lib.array_utils import byte_bounds
 from numpy.typing import NDArray
 
 from eval_ingest.core.entry import Metadata, Shard
-from eval_ingest.errors import IntegrityError
-from eval_ingest.store.npy import check_npy
-from eval_ingest.store.paths import DatasetLayout
+from eval_ingest.errors import IntegrityError, OutdatedError, StoreError
+from eval_ingest.store.registry import read_metadata
+from eval_ingest.store.roots.base import DatasetStore
 from eval_ingest.store.seal import again
 from eval_ingest.store.split_index import TARGET, SplitIndex
 
-Window = tuple[slice, slice]
-"""Rows and columns of a sample: its crop."""
+Part = tuple[slice, slice]
+"""The rows and columns of a window that a sample is made of."""
 
 _ATTEMPTS = 5
 
@@ -43,7 +44,7 @@ class PackedSamples:
     """The samples of a split, as they lie in the dataset's shards.
 
     Args:
-        layout: the dataset.
+        store: the dataset.
         metadata: names its shards.
         index: says which row of which shard a sample is.
 
@@ -56,16 +57,15 @@ class PackedSamples:
     reads_in_background = hasattr(mmap, "MADV_WILLNEED")
     """True: `read_ahead` returns at once."""
 
-    def __init__(self, layout: DatasetLayout, metadata: Metadata, index: SplitIndex) -> None:
-        self._layout, self._metadata, self._index = layout, metadata, index
+    def __init__(self, store: DatasetStore, metadata: Metadata, index: SplitIndex) -> None:
+        self._store, self._metadata, self._index = store, metadata, index
         self._maps: dict[tuple[int, str], _Map] = {}
         self._cure = again(metadata.name)
         self._check_places()
-        if layout.remote is None:
-            for number in np.unique(index.shards).tolist():
-                shard = metadata.shards[number]
-                for name, array in shard.arrays.items():
-                    check_npy(layout.array(shard.name, name, array), array, self._cure)
+        for number in np.unique(index.shards).tolist():
+            shard = metadata.shards[number]
+            for name, array in shard.arrays.items():
+                store.look_at_array(store.layout.array(shard.name, name), array)
 
     def _check_places(self) -> None:
         """Every sample lies within its shard, in the shape that the shard's arrays have."""
@@ -109,18 +109,16 @@ class PackedSamples:
         """
         return self._view(self._map(int(self._index.shards[row]), name).array, row, name)
 
-    def read_ahead(
-        self, rows: Sequence[int], windows: Sequence[Window], names: Sequence[str]
-    ) -> None:
+    def read_ahead(self, rows: Sequence[int], parts: Sequence[Part], names: Sequence[str]) -> None:
         """Tell the system what will be asked for soon, so that it reads all of it at once."""
         if not self.reads_in_background:
             return
-        for row, window in zip(rows, windows, strict=True):
+        for row, part in zip(rows, parts, strict=True):
             for name in names:
                 found = self._map(int(self._index.shards[row]), name)
-                part = self._view(found.array, row, name)[window]
-                if part.nbytes > mmap.PAGESIZE:
-                    found.ask_for(part)
+                wanted = self._view(found.array, row, name)[part]
+                if wanted.nbytes > mmap.PAGESIZE:
+                    found.ask_for(wanted)
 
     def _view(self, array: NDArray[Any], row: int, name: str) -> NDArray[Any]:
         shard = self._metadata.shards[int(self._index.shards[row])]
@@ -145,27 +143,55 @@ class PackedSamples:
 
     def _open(self, shard: Shard, name: str) -> _Map:
         """Map an array; of a remote root it is fetched first, if the cache doesn't have it."""
-        remote = self._layout.remote
         for attempt in range(1, _ATTEMPTS + 1):
-            path = self._layout.array(shard.name, name, shard.arrays[name])
+            path = self._path(shard, name)
             try:
                 found = np.load(path, mmap_mode="r", allow_pickle=False)
                 break
             except FileNotFoundError as error:
                 # Another process may have needed the room between fetching and opening.
-                if remote is None or attempt == _ATTEMPTS:
+                if attempt == _ATTEMPTS:
                     raise self._unreadable(shard, name, error) from error
             except (OSError, ValueError) as error:
                 raise self._unreadable(shard, name, error) from error
-        if remote is not None:
+        limit = self._store.root.cache_bytes
+        if limit is not None:
             # What is mapped takes room on the disk even when the cache has dropped it.
-            room = remote.cache.limit - found.nbytes
+            room = limit - found.nbytes
             while self._maps and sum(m.array.nbytes for m in list(self._maps.values())) > room:
                 self._maps.pop(next(iter(self._maps)), None)
         address = found.ctypes.data - found.offset % mmap.ALLOCATIONGRANULARITY
         # As a plain array: a memmap object makes every slice of it expensive.
         return _Map(found.view(np.ndarray), cast(mmap.mmap, found.base), address)
 
-    def _unreadable(self, shard: Shard, name: str, error: Exception) -> IntegrityError:
-        path = self._layout.root.shown(self._layout.samples / shard.name / f"{name}.npy")
+    def _path(self, shard: Shard, name: str) -> Path:
+        try:
+            return self._store.array(shard.name, name, shard.arrays[name])
+        except IntegrityError as error:
+            if is_replaced(self._store, self._metadata):
+                raise version_is_gone(self._metadata) from error
+            raise
+
+    def _unreadable(self, shard: Shard, name: str, error: Exception) -> StoreError:
+        if isinstance(error, FileNotFoundError) and is_replaced(self._store, self._metadata):
+            return version_is_gone(self._metadata)
+        path = self._store.root.shown(self._store.layout.array(shard.name, name))
         return IntegrityError(f"the packed samples {path} can't be read ({error})", self._cure)
+
+
+def is_replaced(store: DatasetStore, metadata: Metadata) -> bool:
+    """True if another version of a dataset is published by now, or none."""
+    try:
+        now = read_metadata(store)
+    except StoreError:
+        return False
+    return now is None or now.fingerprint != metadata.fingerprint or now.shards != metadata.shards
+
+
+def version_is_gone(metadata: Metadata) -> OutdatedError:
+    """What was opened has been replaced for so long that its files were removed."""
+    return OutdatedError(
+        f"{metadata.name}: the version of {metadata.published_at} that was opened is gone: it was "
+        "ingested anew or removed since, and files of an old version are kept for an hour; open "
+        f"it again: EvalDataset({metadata.name!r}, ...)"
+    )

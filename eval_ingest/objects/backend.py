@@ -93,7 +93,11 @@ class Backend(Protocol):
         ...
 
     async def put_file(self, name: str, file: Path) -> Entry:
-        """Write an object from a file, in parts where it is large."""
+        """Write an object that isn't there from a file, in parts where it is large.
+
+        Raises:
+            Conflict: it is there.
+        """
         ...
 
     async def delete(self, names: Sequence[str]) -> None:

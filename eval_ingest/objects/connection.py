@@ -24,6 +24,7 @@ from eval_ingest.settings import storage_environment
 
 IN_FLIGHT = 64
 """Requests at a time, per server and process."""
+S3_SCHEMES = ("s3", "s3a", "weka")
 _SERVERS = 16
 """So many clients are kept; those used first go first."""
 
@@ -60,7 +61,7 @@ def connect(url: str, endpoint: str | None) -> Connection:
     server = _server(url, endpoint, payer)
     root, scheme = root_of(url), url.partition("://")[0]
     backend: Backend
-    if scheme in ("s3", "s3a", "weka"):
+    if scheme in S3_SCHEMES:
         from eval_ingest.objects.s3 import S3Backend
 
         backend = S3Backend(server.fs, root, server.threads, payer)
@@ -84,8 +85,11 @@ def _server(url: str, endpoint: str | None, payer: str) -> Server:
             while len(_servers) >= _SERVERS:
                 del _servers[next(iter(_servers))]
             contact = Contact()
+            fs = open_filesystem(url, endpoint, payer, contact)
+            if scheme in S3_SCHEMES and not _is_on_a_loop():
+                fs.connect()  # the client: half a second; longer where credentials are asked for
             _servers[key] = Server(
-                open_filesystem(url, endpoint, payer, contact),
+                fs,
                 fsspec.asyn.get_loop(),
                 ThreadPoolExecutor(IN_FLIGHT, thread_name_prefix="eval_ingest_fetch"),
                 asyncio.Semaphore(IN_FLIGHT),
@@ -96,6 +100,14 @@ def _server(url: str, endpoint: str | None, payer: str) -> Server:
 
 _servers: dict[Hashable, Server] = {}
 _making = threading.Lock()
+
+
+def _is_on_a_loop() -> bool:
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return False
+    return True
 
 
 def _after_fork() -> None:

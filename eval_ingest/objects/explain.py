@@ -3,6 +3,8 @@
 What belongs here: words. What doesn't: which errors mean what (faults.py).
 """
 
+import math
+
 from eval_ingest.errors import EvalIngestError, SourceError, StoreError
 from eval_ingest.objects.faults import (
     first_line,
@@ -75,7 +77,8 @@ class SourceWords:
             )
         if is_mistyped(error):
             return self.error(f"{where}: {doing} failed: {said}; check the URL")
-        times = f" {limits.attempts} times" if limits.attempts > 1 and may_pass(error) else ""
+        is_counted = limits.attempts > 1 and math.isinf(limits.total_s) and may_pass(error)
+        times = f" {limits.attempts} times" if is_counted else ""
         if isinstance(error, TimeoutError) and not str(error):
             said = f"no answer within {limits.timeout_s:.0f} s, or only that it is busy"
         again = ", and run again: it goes on where it stopped" if self._resumes else ""

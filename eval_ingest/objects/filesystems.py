@@ -1,5 +1,6 @@
 """From a URL to a file system of fsspec: gs://, s3://, weka:// and whatever else fsspec knows."""
 
+import contextlib
 import logging
 import os
 from dataclasses import dataclass
@@ -90,6 +91,18 @@ def server_of(url: str, endpoint: str | None) -> str:
     return "the server"
 
 
+def load_library(url: str) -> None:
+    """Import what a URL's file system needs, which may take a second, and asks nobody."""
+    with contextlib.suppress(ImportError):  # said when it is opened
+        match url.partition("://")[0]:
+            case "gs" | "gcs":
+                import gcsfs.core  # noqa: F401
+            case "s3" | "s3a" | "weka":
+                import s3fs  # noqa: F401
+            case _:
+                import fsspec  # noqa: F401
+
+
 def open_filesystem(
     url: str,
     endpoint: str | None = None,
@@ -158,7 +171,8 @@ def _session_options(contact: Contact) -> dict[str, Any]:
     import aiohttp
 
     async def failed(session: Any, context: Any, details: Any) -> None:
-        contact.failure = details.exception
+        if isinstance(details.exception, Exception):  # and not one that we gave up
+            contact.failure = details.exception
 
     async def answered(session: Any, context: Any, details: Any) -> None:
         contact.answered = True

@@ -10,6 +10,7 @@ What doesn't belong here: what one kind of store does otherwise (s3.py, gcs.py).
 """
 
 import asyncio
+import contextlib
 import glob
 import inspect
 from collections.abc import Callable, Sequence
@@ -118,6 +119,8 @@ class FsspecBackend:
         await self.ask("makedirs", self.path(name).rpartition("/")[0], exist_ok=True)
 
     async def put_file(self, name: str, file: Path) -> Entry:
+        with contextlib.suppress(FileNotFoundError):
+            raise Conflict(f"{name} is there: {await self.head(name)}")
         await self._make_parent(name)
         await self.ask("put_file", str(file), self.path(name))
         return await self.head(name)

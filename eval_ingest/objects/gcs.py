@@ -96,8 +96,13 @@ class GcsBackend(FsspecBackend):
 
     async def put_file(self, name: str, file: Path) -> Entry:
         if file.stat().st_size < _WHOLE_BYTES:
-            return await self.put(name, file.read_bytes())  # gcsfs would lose a CR at its end
-        await self.ask("put_file", str(file), self.path(name))
+            return await self.put(
+                name, file.read_bytes(), Entry(name, 0, "")
+            )  # gcsfs would lose a CR at its end
+        try:
+            await self.ask("put_file", str(file), self.path(name), mode="create")
+        except FileExistsError as error:
+            raise Conflict(name) from error
         return await self.head(name)
 
     async def delete(self, names: Sequence[str]) -> None:

@@ -6,29 +6,19 @@ writing (writing.py).
 
 import asyncio
 import hashlib
-import logging
 import os
 import threading
-import time
 from collections.abc import Awaitable, Callable, Coroutine
 from concurrent.futures import Future
 from typing import Any
 
-from eval_ingest.background import Call
 from eval_ingest.errors import EvalIngestError, SourceError, SourceNotFoundError
 from eval_ingest.objects.backend import Backend, Conflict, Entry, Truncated, crc32c_text
 from eval_ingest.objects.connection import Connection, connect
 from eval_ingest.objects.explain import SourceWords
-from eval_ingest.objects.faults import is_answer
-from eval_ingest.objects.filesystems import refused_login, server_of
+from eval_ingest.objects.filesystems import refused_login
+from eval_ingest.objects.greeting import greet
 from eval_ingest.objects.retry import FIRST_LOOK, Limits, Result, retrying
-from eval_ingest.redaction import redacted
-from eval_ingest.settings import Settings
-
-PATIENCE = 10
-"""So many times EVAL_INGEST_ANSWER_SECONDS a run that nobody watches waits for the first answer."""
-
-LOG = logging.getLogger("eval_ingest")
 
 
 class Objects:
@@ -107,55 +97,10 @@ class Objects:
     def greet(self) -> None:
         """Have the server say anything at all, so that one that is out of reach is told soon.
 
-        A login that hangs counts as well: Google's credentials may come from a server too.
-        EVAL_INGEST_ANSWER_SECONDS are waited; by a run that goes on where it stopped, which
-        nobody may be watching, PATIENCE times as long.
-
         Raises:
             EvalIngestError: nothing comes, or it can't be connected to at all.
         """
-        if self._connection is not None and self._connection.server.contact.answered:
-            return
-        server = server_of(self.url, self._endpoint)
-        seconds = Settings.load().answer_seconds
-        longest = seconds * (PATIENCE if self._resumes else 1)
-        login = Call(lambda: self._open)
-        if not login.wait(longest):
-            raise self.words.silent("the server that gives credentials", longest, None)
-        login.result()
-        call = Call(lambda: self.run(self._hear(seconds)))
-        told = longest == seconds
-        while not call.wait(0.05):
-            contact = self._open.server.contact
-            if contact.answered:
-                return
-            if call.waited > longest or (contact.failure and call.waited > seconds):
-                raise self.words.silent(server, longest, contact.failure)
-            if call.waited > seconds and not told:
-                told = True
-                text = f"{self.url}: {server} has not answered for {seconds} s"
-                LOG.warning("%s; it is waited for up to %d s", redacted(text), longest)
-        call.result()
-
-    async def _hear(self, seconds: float) -> None:
-        """Ask for something small; any answer will do, and without a way there it is tried again.
-
-        Raises:
-            EvalIngestError: there has been no way to the server for so long.
-        """
-        here, until = self._open, time.monotonic() + seconds
-        while True:
-            try:
-                await here.backend.head("config.json")
-            except Exception as error:
-                if not is_answer(error):
-                    if time.monotonic() + 0.5 < until:
-                        await asyncio.sleep(0.5)
-                        continue
-                    server = server_of(self.url, self._endpoint)
-                    raise self.words.silent(server, seconds, error) from error
-            here.server.contact.answered = True
-            return
+        greet(self.url, self._endpoint, lambda: self._open, self.words, self._resumes)
 
     async def _retrying(
         self, doing: str, call: Callable[[], Awaitable[Result]], n_bytes: int = 0

@@ -1,7 +1,9 @@
 """Trying again: how often, after what, and how long one try may take."""
 
 import asyncio
+import math
 import random
+import time
 from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -24,9 +26,11 @@ class Limits:
     """How often it is tried, beyond what the store's own library tries."""
     timeout_s: float = 60.0
     """For each try, beside a second for each SLOWEST_BYTES."""
+    total_s: float = math.inf
+    """No try begins after so long."""
 
 
-FIRST_LOOK = Limits(attempts=1, timeout_s=20.0)
+FIRST_LOOK = Limits(attempts=4, timeout_s=20.0, total_s=10.0)
 """Of the first look at a place that may be mistyped, or out of reach from here."""
 
 
@@ -41,6 +45,7 @@ async def retrying(
     Raises:
         Exception: what the last try raised.
     """
+    last_begin = time.monotonic() + limits.total_s
     for attempt in range(1, limits.attempts + 1):
         try:
             async with slots:
@@ -48,10 +53,12 @@ async def retrying(
         except (FileNotFoundError, Conflict, EvalIngestError):
             raise
         except Exception as error:
-            if attempt == limits.attempts or not may_pass(error):
+            # Full jitter, so that many readers that failed together don't come back together.
+            pause_s = random.uniform(0.2, 1.0) * min(0.3 * 2**attempt, 20.0)
+            too_late = time.monotonic() + pause_s > last_begin
+            if attempt == limits.attempts or too_late or not may_pass(error):
                 raise
-        # Full jitter, so that many readers that failed together don't come back together.
-        await asyncio.sleep(random.uniform(0.2, 1.0) * min(0.3 * 2**attempt, 20.0))
+        await asyncio.sleep(pause_s)
     raise AssertionError("unreachable")
 
 

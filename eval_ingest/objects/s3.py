@@ -132,9 +132,13 @@ class S3Backend(FsspecBackend):
         return self._entry(self._key(name), answer, len(data))
 
     async def put_file(self, name: str, file: Any) -> Entry:
-        await self.in_thread(
-            self.fs.put_file, str(file), self.path(name), max_concurrency=PARTS_AHEAD, **self._more
-        )
+        more = {"mode": "create", "max_concurrency": PARTS_AHEAD, **self._more}
+        try:
+            await self.in_thread(self.fs.put_file, str(file), self.path(name), **more)
+        except Exception as error:
+            if is_conflict(error):
+                raise Conflict(name) from error
+            raise
         return await self.head(name)
 
     async def delete(self, names: Sequence[str]) -> None:

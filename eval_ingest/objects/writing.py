@@ -6,6 +6,7 @@ object is looked at just before it is written.
 """
 
 import asyncio
+import base64
 import contextlib
 import random
 import time
@@ -161,7 +162,7 @@ class WritableObjects(Objects):
     # ---------------------------------------------------------------------------- large objects
 
     async def upload(self, name: str, file: Path, crc32c: str) -> Entry:
-        """Write an object from a file, in parts where it is large.
+        """Write an object that must not exist from a file, in parts where it is large.
 
         Args:
             name: the object.
@@ -169,6 +170,7 @@ class WritableObjects(Objects):
             crc32c: of the file, as `crc32c_text` writes it.
 
         Raises:
+            Conflict: it exists, with other content.
             StoreError: it can't be written.
         """
         n_bytes = file.stat().st_size
@@ -177,10 +179,29 @@ class WritableObjects(Objects):
             entry = await self._backend.put_file(name, file)
             kind, _, value = entry.version.partition(":")
             if entry.size != n_bytes or (kind == "crc32c" and value != crc32c):
+                await self._delete([name])
                 raise Truncated(f"{name} arrived with {entry.size} bytes, {entry.version}")
             return entry
 
-        return await self._retrying(f"writing {name}", send, n_bytes)
+        try:
+            return await self._retrying(f"writing {name}", send, n_bytes)
+        except Conflict:
+            # It may be ours: the answer was lost, and it was tried again.
+            found = await self.stat(name)
+            if found is not None and await self._crc32c(found) == crc32c:
+                return found
+            raise
+
+    async def _crc32c(self, entry: Entry) -> str:
+        """Of an object's bytes, read if the server doesn't say."""
+        import google_crc32c
+
+        kind, _, value = entry.version.partition(":")
+        if kind == "crc32c":
+            return value
+        checksum = google_crc32c.Checksum()
+        await self.stream(entry.name, entry.size, checksum.update)
+        return base64.b64encode(checksum.digest()).decode()
 
     async def stream(self, name: str, n_bytes: int, take: Callable[[bytes], object]) -> None:
         """Hand on the bytes of an object of known size, in turn, while the next ones arrive.

@@ -1,6 +1,5 @@
 """The dataset card: README.md with the header that the Hugging Face Hub reads."""
 
-import html
 import re
 from collections.abc import Sequence
 from typing import Any
@@ -10,6 +9,7 @@ import yaml
 from eval_ingest.core.modality import MODALITIES
 from eval_ingest.core.spec import SPLITS
 from eval_ingest.core.task import TaskKind
+from eval_ingest.redaction import in_markdown
 from eval_ingest.report.pictures import Picture
 from eval_ingest.report.tables import Rows, class_table, facts, split_note, split_table, usage
 from eval_ingest.report.view import View
@@ -80,8 +80,13 @@ def _hub_licence(licence: str | None) -> dict[str, str]:
     return {"license": "other", "license_name": plain[:80]}
 
 
-def dataset_card(view: View, quality: dict[str, Any], pictures: Sequence[Picture]) -> str:
-    """README.md: what it is, how it is divided, how good it is, and how to use it."""
+def dataset_card(
+    view: View, quality: dict[str, Any], pictures: Sequence[Picture], folder: str = "report/"
+) -> str:
+    """README.md: what it is, how it is divided, how good it is, and how to use it.
+
+    `folder` is where the pictures are, from the card on.
+    """
     metadata = view.metadata
     header = yaml.safe_dump(hub_header(view), sort_keys=False, allow_unicode=True)
     shown = [p for p in pictures if p.name.startswith("preview_") or p.name in ("map", "labels")]
@@ -93,7 +98,7 @@ def dataset_card(view: View, quality: dict[str, Any], pictures: Sequence[Picture
         parts.append(_plain(metadata.spec.notes) + "\n")
     parts += [
         _markdown([["fact", "value"], *facts(view)[1:]]),
-        *(f"![{_plain(p.title)}](report/{p.name}.png)\n" for p in shown),
+        *(f"![{_plain(p.title)}]({folder}{p.name}.png)\n" for p in shown),
         "## Quality\n",
         f"Verdict: **{quality['verdict']}**.\n",
         "\n".join(f"- {f['severity']}: {_plain(f['text'])}" for f in quality["findings"]) + "\n",
@@ -113,7 +118,7 @@ def dataset_card(view: View, quality: dict[str, Any], pictures: Sequence[Picture
         "- `norm_stats.json`: mean, std, min and max per band of the train windows\n"
         "- `windows/`, `config.json`, `model.yaml`: the same windows in rslearn's format, "
         "where they are part of it\n"
-        "- `report/report.html`: this page with more pictures\n",
+        f"- `{folder}report.html`: this page with more pictures\n",
     ]
     return "\n".join(part for part in parts if part.strip())
 
@@ -124,9 +129,9 @@ def _markdown(rows: Rows) -> str:
 
 
 def _cell(text: str) -> str:
-    return text if set(text) == {"-"} else _plain(text).replace("|", "\\|")
+    return text if set(text) == {"-"} else _plain(text)
 
 
 def _plain(text: str) -> str:
-    """One line without HTML: names come from data."""
-    return " ".join(html.escape(text, quote=False).split())
+    """One line of plain words: names come from data."""
+    return in_markdown(" ".join(text.split()), most=2_000)

@@ -6,7 +6,7 @@ from typing import Any
 
 from eval_ingest.report.export import export_dataset
 from eval_ingest.report.writing import write_report
-from eval_ingest.store.paths import EvalRoot
+from eval_ingest.store.roots.base import EvalRoot
 
 
 def report(root: EvalRoot, name: str) -> tuple[dict[str, Any], list[str]]:

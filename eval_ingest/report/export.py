@@ -2,21 +2,18 @@
 
 import os
 import shutil
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from eval_ingest.core.entry import Metadata
-from eval_ingest.errors import IntegrityError, NotIngestedError, StoreError
+from eval_ingest.errors import NotIngestedError, StoreError
 from eval_ingest.report.writing import write_report
 from eval_ingest.store.atomic import store_error, write_bytes
-from eval_ingest.store.outcomes import read_copy
-from eval_ingest.store.paths import DatasetLayout, EvalRoot
+from eval_ingest.store.outcomes import read_copy, read_published
+from eval_ingest.store.paths import DatasetLayout
 from eval_ingest.store.registry import metadata_bytes, rebuild_registry, require_metadata
-from eval_ingest.store.roots.open import windows_of
-
-_AT_ONCE = 16
-"""Files that are fetched from a remote root at a time."""
+from eval_ingest.store.roots.base import DatasetStore, EvalRoot
+from eval_ingest.store.roots.local import LocalRoot
 
 _ALWAYS = ("norm_stats.json", "window_index.parquet", "split_assignment.parquet")
 
@@ -39,10 +36,11 @@ def export_dataset(
 
     Raises:
         UnknownDatasetError: there is no such dataset.
+        NotIngestedError: it is being ingested, so that files of two versions would be copied.
         StoreError: `to` can't be written, or holds that dataset already.
     """
-    target = EvalRoot(to.absolute())
-    final = target.dataset(name)
+    target = LocalRoot(to.absolute())
+    final = target.dataset(name).layout
     metadata = require_metadata(root, name)
     if metadata.spec.copy_mode == "index":
         raise StoreError(
@@ -56,12 +54,16 @@ def export_dataset(
     windows = windows and metadata.spec.copy_mode == "windows"
     try:
         aside.path.mkdir(parents=True)
+        _require_published(root, metadata, windows)
         files = list(_files(root.dataset(name), metadata, windows))
-        copies = _copies(root.dataset(name), aside.path, files)
+        for folder in {(aside.path / path).parent for path in files}:
+            folder.mkdir(parents=True, exist_ok=True)
+        copies = root.dataset(name).copy_out(files, aside.path)
         for done, _ in enumerate(copies, start=1):
             progress("files copied", done, len(files))
+        _require_published(root, metadata, windows)
         write_bytes(aside.metadata, metadata_bytes(_exported(metadata, windows)))
-        write_report(EvalRoot(aside.path.parent), name)
+        write_report(LocalRoot(aside.path.parent), name)
         os.rename(aside.path, final.path)
     except OSError as error:
         raise store_error(final.path, "exporting to", error) from error
@@ -69,11 +71,27 @@ def export_dataset(
         shutil.rmtree(aside.path.parent, ignore_errors=True)
     rebuild_registry(target)
     if fresh:  # then nobody else can hold it, and it isn't for publishing
-        target.registry_lock.unlink(missing_ok=True)
+        target.layout.registry_lock.unlink(missing_ok=True)
     return final.path
 
 
-def _files(layout: DatasetLayout, metadata: Metadata, windows: bool) -> Iterator[str]:
+def _require_published(root: EvalRoot, metadata: Metadata, windows: bool) -> None:
+    """Check, before and after copying, that all there is belongs to one version.
+
+    An ingest removes weka_copy.json before it changes a window, and metadata.json comes last.
+
+    Raises:
+        NotIngestedError: it doesn't.
+    """
+    if require_metadata(root, metadata.name) != metadata:
+        raise NotIngestedError(
+            f"{metadata.name} was published anew while it was exported; export it again"
+        )
+    for stage in ("window_index", "split_assignment", "norm_stats", "weka_copy")[: 3 + windows]:
+        read_published(root.dataset(metadata.name), metadata, stage)
+
+
+def _files(store: DatasetStore, metadata: Metadata, windows: bool) -> Iterator[str]:
     """Paths within the dataset's folder of everything that metadata.json stands for.
 
     Raises:
@@ -88,7 +106,7 @@ def _files(layout: DatasetLayout, metadata: Metadata, windows: bool) -> Iterator
             yield f"samples/{shard.name}/{array}.npy"
     if not windows:
         return
-    copy = read_copy(layout)
+    copy, layout = read_copy(store), store.layout
     if copy is None or not copy.files:
         raise NotIngestedError(
             f"{layout.weka_copy} doesn't say what belongs to the copy; "
@@ -97,34 +115,7 @@ def _files(layout: DatasetLayout, metadata: Metadata, windows: bool) -> Iterator
     yield layout.weka_copy.name
     yield layout.copy_manifest.name
     yield from copy.files
-    yield from (f"windows/{path}" for path in windows_of(layout).paths())
-
-
-def _copies(layout: DatasetLayout, target: Path, paths: Sequence[str]) -> Iterator[None]:
-    """Copy files; from a remote root several at a time."""
-    if layout.remote is None:
-        for path in paths:
-            _copy(layout, target, path)
-            yield
-        return
-    with ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="export") as pool:
-        yield from pool.map(lambda path: _copy(layout, target, path), paths)
-
-
-def _copy(layout: DatasetLayout, target: Path, path: str) -> None:
-    """Copy one file; the whole folder gets its name later, so the file may keep its own."""
-    source = layout.path / path
-    (target / path).parent.mkdir(parents=True, exist_ok=True)
-    if layout.remote is not None:
-        layout.remote.fetch_file(source, target / path)
-        return
-    try:
-        shutil.copyfile(source, target / path)
-    except FileNotFoundError as error:
-        raise IntegrityError(
-            f"{source} is missing; it was ingested anew in the meantime, or is damaged: "
-            "export again, or see eval-ingest verify"
-        ) from error
+    yield from (f"windows/{path}" for path in store.windows.paths())
 
 
 def _exported(metadata: Metadata, windows: bool) -> Metadata:

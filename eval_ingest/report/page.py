@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
+from eval_ingest.redaction import in_html, shown
 from eval_ingest.report.pictures import Picture
 from eval_ingest.report.tables import (
     Rows,
@@ -65,12 +66,12 @@ code { font: 13px/1.5 ui-monospace, Menlo, Consolas, monospace; }
 def html_page(view: View, quality: dict[str, Any], pictures: Sequence[Picture]) -> str:
     """One page that needs nothing beside itself: pictures are inline, no script, no font."""
     metadata = view.metadata
-    title = html.escape(metadata.spec.display_name or metadata.name)
+    title = in_html(metadata.spec.display_name or metadata.name)
     level = quality["verdict"]
     body = [
         f"<h1>{title}</h1>",
-        f'<p class="soft"><code>{html.escape(metadata.name)}</code> · '
-        f"{html.escape(task_text(view.task))}</p>",
+        f'<p class="soft"><code>{in_html(metadata.name)}</code> · '
+        f"{in_html(task_text(view.task))}</p>",
         f'<p><span class="verdict {level.split()[0]}">{level}</span> '
         f'<span class="soft">{_counted(quality["findings"])}</span></p>',
         _html_notes(metadata.spec.notes),
@@ -101,7 +102,7 @@ def html_page(view: View, quality: dict[str, Any], pictures: Sequence[Picture]) 
 
 
 def _html_notes(notes: str | None) -> str:
-    return f"<p>{html.escape(notes)}</p>" if notes else ""
+    return f"<p>{html.escape(shown(notes))}</p>" if notes else ""
 
 
 def _counted(findings: Sequence[dict[str, Any]]) -> str:
@@ -117,9 +118,9 @@ def _html_findings(findings: Sequence[dict[str, Any]]) -> str:
     lines = ["<section><ul>"]
     for found in findings:
         severity = found["severity"]
-        line = f'<b class="{severity}">{severity}</b><span>{html.escape(found["text"])}</span>'
+        line = f'<b class="{severity}">{severity}</b><span>{in_html(found["text"])}</span>'
         if found["examples"]:
-            shown = "<br>".join(html.escape(text) for text in found["examples"])
+            shown = "<br>".join(in_html(text) for text in found["examples"])
             lines.append(
                 f"<li><details><summary>{line}</summary>"
                 f'<p class="soft">for example<br>{shown}</p></details></li>'
@@ -131,7 +132,7 @@ def _html_findings(findings: Sequence[dict[str, Any]]) -> str:
 
 def _html_picture(picture: Picture) -> str:
     data = base64.b64encode(picture.png).decode()
-    title = html.escape(picture.title)
+    title = in_html(picture.title)
     return (
         f'<h2>{title}</h2>\n<figure><img alt="{title}" src="data:image/png;base64,{data}"></figure>'
     )
@@ -153,7 +154,7 @@ def _bare_table(rows: Rows, kind: str = "") -> str:
 
 def _line(cells: Sequence[str], tag: str, numeric: Sequence[bool]) -> str:
     written = (
-        f"<{tag}{' class=number' if right else ''}>{html.escape(cell)}</{tag}>"
+        f"<{tag}{' class=number' if right else ''}>{in_html(cell)}</{tag}>"
         for cell, right in zip(cells, numeric, strict=True)
     )
     return f"<tr>{''.join(written)}</tr>"

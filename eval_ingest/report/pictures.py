@@ -7,7 +7,7 @@ from eval_ingest.report.charts import band_histograms, band_statistics, label_hi
 from eval_ingest.report.map import window_map
 from eval_ingest.report.previews import previews
 from eval_ingest.report.view import View, open_view
-from eval_ingest.store.paths import EvalRoot
+from eval_ingest.store.roots.base import EvalRoot
 
 SMALL_BYTES = 150_000
 """`partition_pictures` together: under 200 kB once they are base64 in a page."""

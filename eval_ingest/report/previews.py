@@ -287,7 +287,7 @@ def _overlay(
 def _target_range(view: View) -> tuple[float, float]:
     if view.task.kind.has_classes:
         return 0.0, 1.0
-    moments = view.index.label_moments()[view.used, :, 0]
+    moments = view.index.label_moments(view.cuts)[view.used, :, 0]
     known = moments[moments[:, 0] > 0]
     if not len(known):
         return 0.0, 1.0

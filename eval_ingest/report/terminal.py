@@ -8,12 +8,13 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Self, TextIO
 
-from eval_ingest.core.entry import Metadata
+from eval_ingest.core.entry import Metadata, is_ours, listed, members, split_counts
 from eval_ingest.core.spec import SPLITS, DatasetSpec
 from eval_ingest.core.task import Task
-from eval_ingest.redaction import redacted
+from eval_ingest.redaction import on_one_line, redacted, shown
 
 if TYPE_CHECKING:
+    from eval_ingest.adopting import Adopted
     from eval_ingest.job import Job
     from eval_ingest.pipeline import Outcome
     from eval_ingest.watching import Judgement, Sighting
@@ -90,8 +91,9 @@ _NARROWEST = 24
 def fitted(lines: Sequence[str], width: int | None = None) -> list[str]:
     """Lines of prose wrapped to the terminal, further ones indented; tables stay as they are."""
     width = screen() if width is None else width
+    lines = [shown(line) for line in lines]
     if width is None:
-        return list(lines)
+        return lines
     found = []
     for line in lines:
         match = _LABELLED.match(line)
@@ -113,6 +115,7 @@ def table(rows: Sequence[Sequence[str]], indent: str = "  ", width: int | None =
     Where that is wider than the terminal (or `width`), the last column is wrapped.
     """
     width = screen() if width is None else width
+    rows = [[on_one_line(cell, most=1_000) for cell in row] for row in rows]
     widths = [max(len(row[c]) for row in rows) for c in range(len(rows[0]))]
     numeric = [
         all(row[c].replace(",", "").replace(".", "").rstrip("%").isdigit() for row in rows[1:])
@@ -187,7 +190,7 @@ def summary(job: "Job", outcomes: "Sequence[Outcome]") -> dict[str, Any]:
     ran = any(outcome.ran for outcome in outcomes)
     return {
         "name": job.spec.name,
-        "path": job.layout.url,
+        "path": job.store.url,
         "ran": ran,
         "registered": "registry_entry" in values,
         "stages": {
@@ -346,19 +349,86 @@ def list_lines(
     """Registered datasets, then those of the catalog that are not ingested."""
     lines = [f"eval root {root}"]
     rows = [["name", "task", "modalities", "verdict", *SPLITS]]
-    for name, entry in sorted(registry.items()):
-        counts = [str(entry["split_stats"].get(s, {}).get("count", 0)) for s in SPLITS]
-        kind = entry["task_type"]
-        if entry["num_classes"] > 1:
-            kind += f" ({entry['num_classes']})"
-        verdict = str(entry.get("verdict", "")).partition(" ")[0]  # good, usable or poor
-        rows.append([name, kind, ", ".join(entry["modalities"]), verdict, *counts])
+    rows += [_registered_row(name, entry) for name, entry in sorted(registry.items())]
     lines += table(rows) if len(rows) > 1 else ["  no dataset is registered yet"]
+    theirs = [name for name, entry in registry.items() if not is_ours(entry)]
+    if theirs:
+        lines.append(
+            f"  {THEIRS}: {plural(len(theirs), 'dataset')} that another tool has registered; to "
+            "load them here, where they are: eval-ingest adopt --name NAME, or --all"
+        )
     waiting = [spec for name, spec in catalog.items() if name not in registry]
     if waiting:
         lines += ["", "in the catalog, not ingested (eval-ingest ingest --name NAME)"]
         lines += table([["name", "source"], *([spec.name, spec.source] for spec in waiting)])
     return lines
+
+
+THEIRS = "not ours"
+"""In the place of a verdict."""
+
+
+def _registered_row(name: str, entry: Mapping[str, Any]) -> list[str]:
+    """A line of `list`; of an entry of others, whatever it says."""
+    known = split_counts(entry)
+    counts = [str(known.get(split, "?")) for split in SPLITS]
+    kind, classes = str(entry.get("task_type", "")), entry.get("num_classes")
+    if isinstance(classes, int) and classes > 1:
+        kind += f" ({classes})"
+    verdict = str(entry.get("verdict", "")).partition(" ")[0]  # good, usable or poor
+    modalities = ", ".join(dict.fromkeys(map(str, listed(entry.get("modalities")))))
+    return [name, kind, modalities, verdict if is_ours(entry) else THEIRS, *counts]
+
+
+def entry_lines(name: str, entry: Mapping[str, Any]) -> list[str]:
+    """What another tool's entry in registry.json says."""
+    facts = {**entry, "norm_stats": ", ".join(members(entry.get("norm_stats"))) or "none"}
+    facts["classes"] = _short(", ".join(map(str, listed(entry.get("classes")))))
+    counted = split_counts(entry)
+    facts["split_stats"] = ", ".join(f"{s} {n}" for s, n in counted.items()) or "not counted"
+    facts["modalities"] = ", ".join(map(str, listed(entry.get("modalities"))))
+    wide = max(map(len, facts))
+    return [
+        f"{name}  registered by another tool",
+        *(f"  {key:<{wide}}  {value}" for key, value in facts.items() if key != "name"),
+        f"to load it here, where it is: eval-ingest adopt --name {name}",
+    ]
+
+
+def adopted_facts(adopted: "Adopted") -> dict[str, Any]:
+    """What became of a dataset of another tool, for programs."""
+    metadata = adopted.metadata
+    return {
+        "ran": adopted.ran,
+        "source": redacted(adopted.source),
+        "splits": {split: found.count for split, found in metadata.splits.items()},
+        "verdict": metadata.quality.get("verdict", ""),
+        "corrected": metadata.spec.correct,
+        "differences": {
+            found.field: {"theirs": found.theirs, "ours": found.ours, "why": found.why}
+            for found in adopted.differences
+        },
+    }
+
+
+def adopted_lines(adopted: "Adopted") -> list[str]:
+    """What became of a dataset of another tool, and what its entry says otherwise."""
+    metadata, name = adopted.metadata, adopted.name
+    if not adopted.ran:
+        return [f"{name} is adopted already: nothing was to be done"]
+    counts = counts_text({split: found.count for split, found in metadata.splits.items()})
+    lines = [f"{name} is adopted: {counts}; windows stay in {redacted(adopted.source)}"]
+    lines += quality_lines(metadata.quality)
+    if metadata.invalid:
+        reasons = ", ".join(f"{n:,} {code}" for code, n in metadata.invalid.items())
+        lines.append(f"  windows that can't be read: {reasons}")
+    if adopted.differences:
+        done = "put right in its entry" if metadata.spec.correct else "its entry is left as it is"
+        lines.append(f"  found otherwise ({done}):")
+        lines += [f"    {difference}" for difference in adopted.differences]
+        if not metadata.spec.correct:
+            lines.append(f"  to put it right: eval-ingest adopt --name {name} --correct")
+    return [*lines, f'use it: EvalDataset("{name}", split="train")']
 
 
 def discover_lines(

@@ -7,17 +7,20 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from eval_ingest.core.crops import cuts_of
 from eval_ingest.core.entry import Metadata
 from eval_ingest.core.index import WindowIndex
 from eval_ingest.core.spec import SPLITS
 from eval_ingest.core.splits import SplitAssignment
-from eval_ingest.core.task import Task
-from eval_ingest.errors import NotIngestedError
-from eval_ingest.store.index_file import read_index, read_splits
-from eval_ingest.store.paths import EvalRoot
+from eval_ingest.core.task import IGNORE_LABEL, Task
+from eval_ingest.errors import NotIngestedError, StaleStageError
+from eval_ingest.store.outcomes import read_split_assignment, read_window_index
 from eval_ingest.store.registry import require_metadata
+from eval_ingest.store.roots.base import EvalRoot
 
 if TYPE_CHECKING:
+    import torch
+
     from eval_ingest.loading import EvalDataset
 
 
@@ -47,18 +50,23 @@ class View:
 
     @cached_property
     def class_counts(self) -> NDArray[np.int64]:
-        """Pixels or windows per class, (N, classes), of all rows."""
-        return self.index.class_counts(self.task.num_classes)
+        """Pixels or samples per class, (N, classes), of all rows."""
+        return self.index.class_counts(self.task.num_classes, self.cuts)
+
+    @cached_property
+    def cuts(self) -> NDArray[np.intp]:
+        """How the samples of each row are cut from its window."""
+        return cuts_of(self.metadata.config, self.splits)
 
     @cached_property
     def means(self) -> NDArray[np.float64]:
         """Mean target per row, for regressions; NaN without one."""
-        moments = self.index.label_moments()[:, :, 0]
+        moments = self.index.label_moments(self.cuts)[:, :, 0]
         with np.errstate(invalid="ignore", divide="ignore"):
             return np.asarray(moments[:, 1] / moments[:, 0])
 
     @cached_property
-    def _samples(self) -> dict[str, "tuple[EvalDataset, dict[str, int]]"]:
+    def _samples(self) -> dict[str, "tuple[EvalDataset, dict[str, list[int]]]"]:
         from eval_ingest.loading import EvalDataset  # torch: not for the map or the histograms
 
         opened = {}
@@ -66,17 +74,34 @@ class View:
             data = EvalDataset(
                 self.metadata.name, split, root=self.root.address, normalize=None, crop=None
             )
-            opened[split] = data, {data.window(i): i for i in range(len(data))}
+            if data.metadata.fingerprint != self.metadata.fingerprint:
+                raise NotIngestedError(
+                    f"{self.metadata.name} was published anew while it was looked at; run again"
+                )
+            places: dict[str, list[int]] = {}
+            for i in range(len(data)):
+                places.setdefault(data.window(i), []).append(i)
+            opened[split] = data, places
         return opened
 
     def opened(self, split: str) -> "EvalDataset":
-        """A split in stored units, the whole windows."""
+        """A split in stored units: whole windows, or every crop of them."""
         return self._samples[split][0]
 
     def sample(self, row: int) -> dict[str, Any]:
-        """The packed sample of a row of the index: stored units, the whole window."""
+        """The packed sample of a row of the index: stored units, the whole window.
+
+        Where every crop is a sample, the first that has a label.
+        """
         data, places = self._samples[str(self.splits[row])]
-        return data[places[self.index.keys[row]]]
+        here = places[self.index.keys[row]]
+        samples = (data[i] for i in here)
+        return next((found for found in samples if _has_label(found["target"])), data[here[0]])
+
+
+def _has_label(target: "torch.Tensor") -> bool:
+    kept = target.isfinite() if target.is_floating_point() else target != IGNORE_LABEL
+    return bool(kept.any())
 
 
 def open_view(root: EvalRoot, name: str) -> View:
@@ -84,16 +109,21 @@ def open_view(root: EvalRoot, name: str) -> View:
 
     Raises:
         UnknownDatasetError: there is none of that name.
-        NotIngestedError: its window index or split assignment is of another version, or gone.
+        NotIngestedError: its window index or split assignment is gone, or of another version
+            than what is published.
     """
     metadata = require_metadata(root, name)
-    layout = root.dataset(name)
-    root.pull(layout.window_index, layout.split_assignment)
-    index, assignment = read_index(layout.window_index), read_splits(layout.split_assignment)
+    store = root.dataset(name)
+    layout = store.layout
+    index, assignment = read_window_index(store), read_split_assignment(store)
     if index is None or assignment is None:
         missing = layout.window_index if index is None else layout.split_assignment
         raise NotIngestedError(
             f"{name}: {missing} is not there or of another version; "
             f"run: eval-ingest ingest --name {name}"
         )
-    return View(root, metadata, index, assignment)
+    for stage, found in (("window_index", index), ("split_assignment", assignment)):
+        if found.fingerprint != metadata.fingerprints.get(stage):
+            why = f"{stage} has run again since, without the stages after it"
+            raise StaleStageError(name, "registry_entry", why)
+    return View(root, metadata, index, assignment.joined(index))

@@ -8,11 +8,13 @@ from eval_ingest.report.page import html_page
 from eval_ingest.report.pictures import all_pictures
 from eval_ingest.report.view import open_view
 from eval_ingest.store.atomic import write_bytes
-from eval_ingest.store.paths import EvalRoot
+from eval_ingest.store.roots.base import EvalRoot
 
 
 def write_report(root: EvalRoot, name: str) -> list[Path]:
     """Write {name}/report/*.png, {name}/report/report.html and {name}/README.md.
+
+    Beside the windows of another tool the card is {name}/report/README.md: the other may be its.
 
     Raises:
         UnknownDatasetError: there is no such dataset.
@@ -22,11 +24,13 @@ def write_report(root: EvalRoot, name: str) -> list[Path]:
     view = open_view(root, name)
     quality = quality_report(view.index, view.assignment, view.metadata.config)
     pictures = all_pictures(view)
-    folder = root.dataset(name).path
+    folder = root.dataset(name).layout.path
     files = {folder / "report" / f"{p.name}.png": p.png for p in pictures}
     files[folder / "report" / "report.html"] = html_page(view, quality, pictures).encode()
-    files[folder / "README.md"] = dataset_card(view, quality, pictures).encode()
+    inside = "" if view.metadata.spec.adopted else "report/"
+    card = folder / "README.md" if inside else folder / "report" / "README.md"
+    files[card] = dataset_card(view, quality, pictures, inside).encode()
     for path, data in files.items():
         write_bytes(path, data)
-    root.push(*files)
+    root.send(*files)
     return list(files)

@@ -20,7 +20,8 @@ enum { DEEPEST = 8, LONGEST = 4096 };
 typedef struct {
     size_t place; /* of its path among the texts */
     const char *path; /* the path itself, once all texts are there and stay where they are */
-    int64_t size, time;
+    int64_t size, modified, changed;
+    uint64_t inode;
 } File;
 
 typedef struct {
@@ -32,13 +33,14 @@ typedef struct {
     int odd; /* a link, or neither a file nor a folder: Python has to look closer */
 } Listing;
 
-static int64_t modified_ns(const struct stat *found)
-{
 #ifdef __APPLE__
-    return (int64_t)found->st_mtimespec.tv_sec * 1000000000 + found->st_mtimespec.tv_nsec;
-#else
-    return (int64_t)found->st_mtim.tv_sec * 1000000000 + found->st_mtim.tv_nsec;
+#define st_mtim st_mtimespec
+#define st_ctim st_ctimespec
 #endif
+
+static int64_t nanoseconds(struct timespec time)
+{
+    return (int64_t)time.tv_sec * 1000000000 + time.tv_nsec;
 }
 
 static int add_file(Listing *listing, const char *path, const struct stat *found)
@@ -62,7 +64,12 @@ static int add_file(Listing *listing, const char *path, const struct stat *found
     }
     memcpy(listing->texts + listing->n_texts, path, length);
     listing->files[listing->n_files++] =
-        (File){listing->n_texts, NULL, (int64_t)found->st_size, modified_ns(found)};
+        (File){listing->n_texts,
+               NULL,
+               (int64_t)found->st_size,
+               nanoseconds(found->st_mtim),
+               nanoseconds(found->st_ctim),
+               (uint64_t)found->st_ino};
     listing->n_texts += length;
     return 0;
 }
@@ -174,10 +181,10 @@ static void sort_files(Listing *listing)
         qsort(listing->files, listing->n_files, sizeof(File), by_path);
 }
 
-/* Per file its path, size and time, each with a zero byte after it; NULL without memory. */
-static char *as_text(const Listing *listing, size_t *length)
+/* Per file its path, size and version, each with a zero byte after it; NULL without memory. */
+static char *as_text(const Listing *listing, int inodes, size_t *length)
 {
-    char *text = malloc(listing->n_texts + 48 * listing->n_files + 1), *to = text;
+    char *text = malloc(listing->n_texts + 96 * listing->n_files + 1), *to = text;
     if (text == NULL)
         return NULL;
     for (size_t k = 0; k < listing->n_files; k++) {
@@ -186,19 +193,25 @@ static char *as_text(const Listing *listing, size_t *length)
         memcpy(to, file->path, n_bytes);
         to += n_bytes;
         to += sprintf(to, "%lld", (long long)file->size) + 1;
-        to += sprintf(to, "%lld", (long long)file->time) + 1;
+        to += sprintf(to, "%lld", (long long)file->modified);
+        if (inodes)
+            to += sprintf(to, " %lld %llu", (long long)file->changed,
+                          (unsigned long long)file->inode);
+        to++; /* the zero that sprintf wrote */
     }
     *length = (size_t)(to - text);
     return text;
 }
 
-static PyObject *py_list_window(PyObject *self, PyObject *args)
+static PyObject *py_list_files(PyObject *self, PyObject *args)
 {
     PyObject *root, *result = NULL;
     const char *layers;
     Py_ssize_t n_bytes;
+    int inodes;
     /* layers: names, each with a zero byte after it */
-    if (!PyArg_ParseTuple(args, "O&y#", PyUnicode_FSConverter, &root, &layers, &n_bytes))
+    if (!PyArg_ParseTuple(args, "O&y#p", PyUnicode_FSConverter, &root, &layers, &n_bytes,
+                          &inodes))
         return NULL;
     if (n_bytes > 0 && layers[n_bytes - 1] != '\0') {
         PyErr_SetString(PyExc_ValueError, "layers must end with a zero byte");
@@ -218,7 +231,7 @@ static PyObject *py_list_window(PyObject *self, PyObject *args)
     error = list_window(listing, path, layers, (size_t)n_bytes);
     if (!error) {
         sort_files(listing);
-        text = as_text(listing, &length);
+        text = as_text(listing, inodes, &length);
         if (text == NULL)
             error = ENOMEM;
     }
@@ -242,7 +255,7 @@ static PyObject *py_list_window(PyObject *self, PyObject *args)
 }
 
 static PyMethodDef methods[] = {
-    {"list_window", py_list_window, METH_VARARGS, NULL},
+    {"list_files", py_list_files, METH_VARARGS, NULL},
     {NULL, NULL, 0, NULL},
 };
 

@@ -5,6 +5,7 @@ not: the formats (tar.py, decompress.py), and writing members (unpacking.py).
 
     <folder>/<archive>-<version>/contents.sqlite    each window's files with their checksums
     <folder>/<archive>-<version>/tree/              what was unpacked; windows/ until it is copied
+    <folder>/<archive>-<version>/moving             files of windows are being moved into the copy
 
 The list of windows and the configuration stay, so that an unchanged archive is not opened again.
 """
@@ -27,11 +28,14 @@ from filelock import FileLock
 from eval_ingest.engine import Progress, no_progress
 from eval_ingest.errors import EvalIngestError, SourceError, SourceNotFoundError, StoreError
 from eval_ingest.sources.base import (
+    ANYBODY,
     CONFIG_FILES,
+    Fetchable,
     Listed,
     SourceFile,
     WindowFiles,
     WindowReader,
+    every_file,
     layer_of,
 )
 from eval_ingest.sources.contents import Contents, File
@@ -46,7 +50,7 @@ if TYPE_CHECKING:  # fsspec's file systems are slow to import
 
 _DEEPEST = 3
 """Levels of folders in an archive above config.json that are looked into."""
-_TREE, _DROPPED = "tree", "dropped"
+_TREE, _DROPPED, _MOVING = "tree", "dropped", "moving"
 
 
 @dataclass(frozen=True)
@@ -113,7 +117,8 @@ class ArchiveSource:
         return _wanted(group, name, self._contents.window(self.dataset, group, name), layers)
 
     def ensure_listed(self, groups: list[str], layers: frozenset[str]) -> None:
-        if not Path(self.url, "windows").is_dir():
+        # What a stopped copy has moved away is unpacked once more.
+        if (self.unpacked / _MOVING).exists() or not Path(self.url, "windows").is_dir():
             with _locked(self.unpacked.parent):
                 _unpack(self.archive, self.unpacked, self.limits, self.progress, anew=True)
 
@@ -134,14 +139,23 @@ class ArchiveSource:
             )
         return data
 
+    def permissions(self, group: str, name: str, file: SourceFile) -> int:
+        return ANYBODY
+
     def ours(self, group: str, name: str, file: SourceFile) -> tuple[str, int]:
+        if not hasattr(self._local, "moving"):
+            (self.unpacked / _MOVING).touch()
+            self._local.moving = True
         return self._path(group, name, file), int(file.version.removeprefix("crc32c:"), 16)
 
     def _path(self, group: str, name: str, file: SourceFile) -> str:
         return f"{self.url}/windows/{group}/{name}/{file.path}"
 
     def readers(
-        self, windows: Iterable[WindowFiles], whole: bool = True
+        self,
+        windows: Iterable[WindowFiles],
+        whole: bool = True,
+        fetchable: Fetchable = every_file,
     ) -> Iterator[tuple[WindowFiles, WindowReader]]:
         for files in windows:
             yield files, self
@@ -156,6 +170,8 @@ class ArchiveSource:
         """Remove the unpacked windows: what is wanted of them has been copied."""
         with _locked(self.unpacked.parent):
             _drop(self.unpacked, Path(self.url, "windows"))
+            (self.unpacked / _MOVING).unlink(missing_ok=True)
+        vars(self._local).pop("moving", None)
 
 
 def _wanted(group: str, name: str, files: list[File], layers: frozenset[str]) -> WindowFiles:
@@ -322,7 +338,7 @@ class _Checked:
 def _unpack(url: str, target: Path, limits: Limits, progress: Progress, anew: bool = False) -> None:
     """Unpack what isn't yet; whoever is stopped goes on. Of a bad archive nothing stays.
 
-    With `anew`, its windows were removed when they had been copied.
+    With `anew`, its windows, or some, were moved away or removed when they had been copied.
     """
     version = _Version.of(url)
     if version.name(url) != target.name:
@@ -335,9 +351,10 @@ def _unpack(url: str, target: Path, limits: Limits, progress: Progress, anew: bo
                 contents.forget()
             with _stream(url, version) as stream:
                 each = _teller(stream, version.size, progress)
-                behind = unpack(decompressed(stream.read), tree, contents, limits, each)
+                behind = unpack(decompressed(stream.read), tree, contents, limits, each, anew)
                 stream.compare()
             contents.finish(behind)
+            (target / _MOVING).unlink(missing_ok=True)
     except (TarError, StreamError) as error:
         shutil.rmtree(target, ignore_errors=True)
         raise SourceError(

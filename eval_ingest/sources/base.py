@@ -7,7 +7,7 @@ alone: local.py, remote.py and archive.py are sources, open.py chooses one.
 
 import hashlib
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple, Protocol
@@ -17,6 +17,9 @@ from eval_ingest.errors import SourceError
 CONFIG_FILES = ("config.json", "dataset.json")
 ARCHIVE_ENDINGS = (".tar", ".tar.gz", ".tgz")
 
+
+ANYBODY = 0o666
+"""Permissions of files in a place that knows none."""
 
 MAX_TEXT_BYTES = 20_000_000
 """Of a configuration file; real ones have about ten thousand."""
@@ -43,7 +46,7 @@ class SourceFile(NamedTuple):
     size: int
     """Bytes."""
     version: str
-    """Changes when the content does: modification time, or an object's checksum or generation."""
+    """Changes when the content does: see `listing.version_of`, or an object's checksum."""
 
 
 class Listed(NamedTuple):
@@ -53,6 +56,15 @@ class Listed(NamedTuple):
     name: str
     digest: str = ""
     """Of its files; empty where they weren't looked at."""
+
+    @property
+    def spelled(self) -> "Listed":
+        """With names that any text can hold: bytes that are no UTF-8 are written out."""
+        return Listed(_spelled(self.group), _spelled(self.name), self.digest)
+
+
+def _spelled(name: str) -> str:
+    return name.encode("utf-8", "backslashreplace").decode()
 
 
 @dataclass(frozen=True)
@@ -86,6 +98,14 @@ class WindowFiles:
         return digest_of(os.fsencode("".join(files)))
 
     @property
+    def odd_name(self) -> str:
+        """Its own name, or a file's, that is no UTF-8, spelled; "" if all are."""
+        for name in (self.group, self.name, *self.by_path):
+            if not name.isascii() and _spelled(name) != name:
+                return _spelled(name)
+        return ""
+
+    @property
     def listed(self) -> Listed:
         """What identifies it."""
         return Listed(self.group, self.name, self.digest)
@@ -97,7 +117,7 @@ class WindowFiles:
         for path in self.by_path:
             if path.endswith("/completed") and path.count("/") == 2 and path.startswith("layers/"):
                 layer, _, number = path[7:-10].partition(".")
-                if not number or number.isdigit():
+                if not number or (number.isascii() and number.isdigit()):
                     found.setdefault(layer, []).append(int(number or 0))
         for numbers in found.values():
             numbers.sort()
@@ -113,6 +133,15 @@ def digest_of(listed: bytes) -> str:
     return hashlib.blake2b(listed, digest_size=16).hexdigest()
 
 
+Fetchable = Callable[[WindowFiles], frozenset[str]]
+"""The files of a window that may be fetched before anybody asks for them, by what is listed."""
+
+
+def every_file(files: WindowFiles) -> frozenset[str]:
+    """All of a window's files: it is known to be of a fit size."""
+    return frozenset(files.by_path)
+
+
 class WindowReader(Protocol):
     """Reads the files of one window."""
 
@@ -126,8 +155,22 @@ class WindowReader(Protocol):
         ...
 
     def ours(self, group: str, name: str, file: SourceFile) -> tuple[str, int] | None:
-        """A file that we wrote with these bytes, which may be linked to, and its CRC32C."""
+        """A file that we wrote with these bytes, which may be moved away, and its CRC32C."""
         ...
+
+    def permissions(self, group: str, name: str, file: SourceFile) -> int:
+        """Who may read and write a file, as mode bits: a copy is for no more people."""
+        ...
+
+    # What becomes of a window's bytes, from stage to stage:
+    #
+    #     window_index  read --> keep ------.    valid, and the copy stage will want it again
+    #                        `-> (nothing)   |   invalid, or packed and not copied
+    #     weka_copy     read <---------------'
+    #                        `-> drop            packed and copied
+    #                   forget                   the copy is done, or was done before: all of it
+    #
+    # A folder's files stay where they are, so there these do nothing.
 
     def keep(self) -> None:
         """A later stage will read this window again: where fetching costs, keep its bytes."""
@@ -188,13 +231,17 @@ class Source(Protocol):
         ...
 
     def readers(
-        self, windows: Iterable[WindowFiles], whole: bool = True
+        self,
+        windows: Iterable[WindowFiles],
+        whole: bool = True,
+        fetchable: Fetchable = every_file,
     ) -> Iterator[tuple[WindowFiles, WindowReader]]:
         """Each window with its reader; a remote source fetches those that come next meanwhile.
 
         Args:
             windows: in the order in which they will be read.
             whole: False if metadata.json alone is sure to be read.
+            fetchable: names what may be fetched ahead; other files are when they are asked for.
         """
         ...
 

@@ -1,13 +1,13 @@
 """Which datasets exist under a root: folders that hold config.json and windows/.
 
-Windows are counted, never looked into, so that a bucket of a hundred datasets costs a few hundred
-listings of one level each.
+Windows are counted, never looked into, and of a dataset that is known already not even listed at
+every look: see looks.py.
 """
 
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 from eval_ingest.core.fingerprint import fingerprint
 from eval_ingest.errors import SourceError, SourceNotFoundError
@@ -16,14 +16,20 @@ from eval_ingest.objects.filesystems import weka_mount
 from eval_ingest.objects.reading import Objects
 from eval_ingest.objects.retry import FIRST_LOOK
 from eval_ingest.sources.base import CONFIG_FILES
+from eval_ingest.sources.looks import Look, Memory
+from eval_ingest.sources.sqlite import DATABASE
 
 MAX_DEPTH = 4
 MAX_FOLDERS = 20_000
 """A root with more folders than this, beside those in datasets, is a mistake."""
+AT_ONCE = 16
+"""Datasets whose windows are listed at the same time: the names of all are held meanwhile."""
 SAMPLE = 24
 """So many windows of a group are known by name, for a look into them."""
 
-_WATCHED_FILES = (*CONFIG_FILES, "model.yaml", "olmoearth_run.yaml")
+_WATCHED_FILES = (
+    *CONFIG_FILES, "model.yaml", "olmoearth_run.yaml", DATABASE, f"{DATABASE}-wal",
+)  # fmt: skip
 _EVAL_ROOT_FILE = "registry.json"
 """Below an eval root there are datasets too, but they are copies."""
 
@@ -54,7 +60,10 @@ class Found:
 
 
 def find_datasets(
-    root: str, max_depth: int = MAX_DEPTH, lister: Lister | None = None
+    root: str,
+    max_depth: int = MAX_DEPTH,
+    lister: Lister | None = None,
+    memory: Memory | None = None,
 ) -> Iterator[Found]:
     """Every dataset at most `max_depth` folders below a root, which may be one itself.
 
@@ -62,16 +71,21 @@ def find_datasets(
         root: path or URL.
         max_depth: levels of folders.
         lister: lists folders; by default that of the root's file system.
+        memory: earlier looks, which spare most of the listing; it takes this one.
 
     Raises:
         SourceNotFoundError: there is no such root.
         SourceError: it can't be listed.
     """
     root = str(weka_mount(root) or root.removeprefix("file://")).rstrip("/") or "/"
-    ls = lister or _lister(root)
+    ls, memory = lister or _lister(root), memory or Memory()
     level, folders = [""], 0
     for depth in range(max_depth + 1):
         below: list[str] = []
+        datasets: dict[str, dict[str, Entry]] = {}
+        resting = {folder: memory.resting(_url(root, folder)) for folder in level}
+        yield from (_found(_url(root, folder), look) for folder, look in resting.items() if look)
+        level = [folder for folder in level if resting[folder] is None]
         for folder, entries in zip(level, ls(level), strict=True):
             names = {entry.name.rsplit("/", 1)[-1]: entry for entry in entries}
             if not depth and not entries and not os.path.isdir(root):
@@ -81,13 +95,14 @@ def find_datasets(
             if _EVAL_ROOT_FILE in names:
                 continue
             if any(name in names for name in CONFIG_FILES) and _is_folder(names.get("windows")):
-                yield _look_at(root, folder, names, ls)
+                datasets[folder] = names
                 continue
             below += [
                 entry.name
                 for name, entry in names.items()
                 if entry.folder and name != "windows" and not name.startswith(".")
             ]
+        yield from _look_at(root, datasets, ls, memory)
         folders += len(below)
         if folders > MAX_FOLDERS:
             raise SourceError(
@@ -113,23 +128,68 @@ def _is_folder(entry: Entry | None) -> bool:
     return entry is not None and entry.folder
 
 
-def _look_at(root: str, folder: str, names: dict[str, Entry], ls: Lister) -> Found:
-    windows = f"{folder}/windows".lstrip("/")
-    [entries] = ls([windows])
-    groups = [e for e in entries if e.folder and not _last(e).startswith(".")]
+def _look_at(
+    root: str, datasets: dict[str, dict[str, Entry]], ls: Lister, memory: Memory
+) -> Iterator[Found]:
+    """The datasets in some folders, of which the files and folders are given by name."""
+    places = [f"{folder}/windows".lstrip("/") for folder in datasets]
+    changed: list[_Outline] = []
+    for (folder, names), entries in zip(datasets.items(), ls(places), strict=True):
+        url = _url(root, folder)
+        groups = [e for e in entries if e.folder and not _last(e).startswith(".")]
+        files = [(n, names[n].size, names[n].version) for n in _WATCHED_FILES if n in names]
+        outline = fingerprint("outline", files, sorted((_last(g), g.version) for g in groups))
+        look = memory.unchanged(url, outline)
+        if look is not None:
+            yield _found(url, look)
+            continue
+        if any(group.modified and memory.is_racy(group.modified) for group in groups):
+            outline = ""
+        changed.append(_Outline(url, outline, files, groups))
+    for k in range(0, len(changed), AT_ONCE):
+        some = changed[k : k + AT_ONCE]
+        inside = iter(ls([group.name for outline in some for group in outline.groups]))
+        yield from (_list(outline, inside, memory) for outline in some)
+
+
+class _Outline(NamedTuple):
+    """What a cheap look sees of a dataset."""
+
+    url: str
+    fingerprint: str
+    files: list[tuple[str, int, str]]
+    groups: list[Entry]
+
+
+def _list(outline: _Outline, inside: Iterator[list[Entry]], memory: Memory) -> Found:
+    """A full look: what lies in each of its groups comes from `inside`."""
     found: dict[str, int] = {}
     sample: dict[str, tuple[str, ...]] = {}
     facts: list[tuple[str, ...]] = []
-    for group, inside in zip(groups, ls([group.name for group in groups]), strict=True):
-        listed = sorted(_last(e) for e in inside if e.folder and not _last(e).startswith("."))
+    for group in outline.groups:
+        entries = (e for e in next(inside) if e.folder)
+        listed = sorted(name for name in map(_last, entries) if not name.startswith("."))
         found[_last(group)] = len(listed)
         sample[_last(group)] = tuple(spread(listed, SAMPLE))
         facts.append((_last(group), fingerprint(listed)))
-    files = [(n, names[n].size, names[n].version) for n in _WATCHED_FILES if n in names]
-    url = f"{root.rstrip('/')}/{folder}" if folder else root
-    return Found(
-        url, fingerprint("source", files, sorted(facts)), dict(sorted(found.items())), sample
+    return _found(
+        outline.url,
+        memory.note(
+            outline.url,
+            outline.fingerprint,
+            fingerprint("source", outline.files, sorted(facts)),
+            dict(sorted(found.items())),
+            sample,
+        ),
     )
+
+
+def _url(root: str, folder: str) -> str:
+    return f"{root.rstrip('/')}/{folder}" if folder else root
+
+
+def _found(url: str, look: Look) -> Found:
+    return Found(url, look.fingerprint, look.groups, look.sample)
 
 
 def spread(items: Sequence[Item], most: int) -> list[Item]:
@@ -191,11 +251,16 @@ class _LocalLister:
         name = f"{folder}/{entry.name}" if folder else entry.name
         # A link to a folder may lead round in circles.
         if entry.is_dir(follow_symlinks=False) or (entry.is_symlink() and entry.is_dir()):
-            return Entry(name, 0, "", folder=not entry.is_symlink() or _is_dataset(entry.path))
+            is_folder = not entry.is_symlink() or _is_dataset(entry.path)
+            if folder.rsplit("/", 1)[-1] != "windows":
+                return Entry(name, 0, "", folder=is_folder)
+            stat = entry.stat()  # of a group: it changes when a window comes or goes
+            version = f"time:{stat.st_mtime_ns}"
+            return Entry(name, 0, version, folder=is_folder, modified=stat.st_mtime)
         if entry.name not in _WATCHED_FILES:
             return Entry(name, 0, "")
         stat = entry.stat()
-        return Entry(name, stat.st_size, f"time:{stat.st_mtime_ns}")
+        return Entry(name, stat.st_size, f"time:{stat.st_mtime_ns} {stat.st_ctime_ns}")
 
 
 def _is_dataset(path: str) -> bool:

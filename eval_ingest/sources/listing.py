@@ -1,4 +1,4 @@
-"""The files of a window on a local disk, each with its size and time.
+"""The files of a window on a local disk, each with its size and version.
 
 Seventy system calls a window: where _listing.c was compiled it makes them, in a third of the time
 and without the GIL, so that threads can wait for a network file system side by side.
@@ -10,7 +10,9 @@ from collections.abc import Callable, Iterator
 
 try:
     from eval_ingest.sources import _listing
-except ImportError:  # an installation without a C compiler
+
+    _listing.list_files  # noqa: B018  of an older build, which doesn't fit
+except (ImportError, AttributeError):  # an installation without a C compiler
     _listing = None  # type: ignore[assignment]
 
 WINDOW_FILES = ("metadata.json", "items.json")
@@ -23,8 +25,10 @@ class OddFileError(OSError):
     """What lies there is neither a file nor a folder."""
 
 
-def list_window(root: str, layers: frozenset[str], check_link: Callable[[str], None]) -> bytes:
-    """A window's files, sorted by path: of each path, size in bytes and time of change in ns.
+def list_window(
+    root: str, layers: frozenset[str], check_link: Callable[[str], None], inodes: bool = False
+) -> bytes:
+    """A window's files, sorted by path: of each path, size in bytes and version.
 
     After each of the three there is a zero byte, the only one that no path can hold. So the text
     as a whole tells one state of a window from another, without a look at what is in it.
@@ -33,13 +37,16 @@ def list_window(root: str, layers: frozenset[str], check_link: Callable[[str], N
         root: the window's folder; without one there are no files.
         layers: layers whose files are wanted, all of their item groups.
         check_link: called with each link before it is followed; raises if it may not be.
+        inodes: see `version_of`.
 
     Raises:
         OddFileError: something is neither a file nor a folder, such as a pipe.
         OSError: a folder may not be listed.
     """
     if _listing is not None:
-        text = _listing.list_window(root, b"".join(os.fsencode(name) + b"\0" for name in layers))
+        text = _listing.list_files(
+            root, b"".join(os.fsencode(name) + b"\0" for name in layers), inodes
+        )
         if text is not None:  # there is nothing but plain files and folders
             return text
     found = [file for name in WINDOW_FILES for file in _file(f"{root}/{name}", name, check_link)]
@@ -52,18 +59,59 @@ def list_window(root: str, layers: frozenset[str], check_link: Callable[[str], N
         wanted = []
     for entry in wanted:
         found += _below(entry, f"layers/{entry.name}", 1, check_link)
-    return b"".join(b"%s\0%d\0%d\0" % file for file in sorted(found))
+    return b"".join(
+        b"%s\0%d\0%s\0" % (path, stat.st_size, version_of(stat, inodes).encode())
+        for path, stat in sorted(found, key=lambda file: file[0])
+    )
+
+
+def version_of(file: os.stat_result, inodes: bool) -> str:
+    """What changes when a file does: time of change, and what no tool can set.
+
+    Args:
+        file: the file as it is now.
+        inodes: True to add the time of change of its inode, and the inode's number. So a file is
+            seen to be another though size and time were made the same (`cp -p`, `touch -r`).
+    """
+    if not inodes:
+        return str(in_64_bits(file.st_mtime_ns))
+    changed = in_64_bits(file.st_mtime_ns), in_64_bits(file.st_ctime_ns)
+    return f"{changed[0]} {changed[1]} {file.st_ino}"
+
+
+def keeps_inodes(path: str) -> bool:
+    """False for the file systems of FUSE: gcsfuse numbers files anew each time it is mounted."""
+    device = os.stat(path).st_dev
+    number = f"{os.major(device)}:{os.minor(device)}"
+    try:
+        with open("/proc/self/mountinfo", encoding="utf-8", errors="replace") as mounts:
+            for mount in mounts:
+                fields, _, kind = mount.partition(" - ")
+                if fields.split()[2] == number:
+                    return not kind.startswith("fuse")
+    except OSError:
+        pass  # not Linux
+    return True
+
+
+def in_64_bits(time_ns: int) -> int:
+    """A time in ns as 64 bits hold it: from 2262 on it begins anew.
+
+    >>> in_64_bits(2**63 - 1), in_64_bits(2**63)
+    (9223372036854775807, -9223372036854775808)
+    """
+    return (time_ns + 2**63) % 2**64 - 2**63
 
 
 def parse(listed: bytes) -> list[tuple[str, int, str]]:
-    """Path, size and time of each file of a listing."""
+    """Path, size and version of each file of a listing."""
     texts = os.fsdecode(listed).split("\0")
     return list(zip(texts[0::3], map(int, texts[1::3]), texts[2::3], strict=False))
 
 
 def _below(
     entry: os.DirEntry[str], path: str, depth: int, check_link: Callable[[str], None]
-) -> Iterator[tuple[bytes, int, int]]:
+) -> Iterator[tuple[bytes, os.stat_result]]:
     if not entry.is_dir():
         yield from _file(entry.path, path, check_link)
         return
@@ -78,7 +126,7 @@ def _below(
 
 def _file(
     where: str, path: str, check_link: Callable[[str], None]
-) -> Iterator[tuple[bytes, int, int]]:
+) -> Iterator[tuple[bytes, os.stat_result]]:
     """The file, if there is one; it may have gone meanwhile, or be a link to nothing."""
     if os.path.islink(where):
         check_link(where)
@@ -88,4 +136,4 @@ def _file(
         return
     if not stat.S_ISREG(found.st_mode):
         raise OddFileError(f"{where} is neither a file nor a folder; remove it from the dataset")
-    yield os.fsencode(path), found.st_size, found.st_mtime_ns
+    yield os.fsencode(path), found

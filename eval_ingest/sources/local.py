@@ -5,19 +5,23 @@ import stat
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from eval_ingest.engine import batched, map_ordered
 from eval_ingest.errors import SourceError, SourceNotFoundError
 from eval_ingest.sources.base import (
+    ANYBODY,
+    Fetchable,
     Listed,
     SourceFile,
     WindowFiles,
     WindowReader,
     check_text_size,
     digest_of,
+    every_file,
 )
-from eval_ingest.sources.listing import OddFileError, list_window, parse
+from eval_ingest.sources.listing import OddFileError, keeps_inodes, list_window, parse, version_of
 
 _LISTING_THREADS = 16
 _LISTED_TOGETHER = 32
@@ -38,6 +42,11 @@ class LocalSource:
                 f"source {self.url} {what}; give the folder that holds config.json and windows/"
             )
 
+    @cached_property
+    def _inodes(self) -> bool:
+        """True if what tells one state of a file from another holds its inode."""
+        return keeps_inodes(self.url)
+
     @property
     def origin(self) -> str:
         return self.url
@@ -47,13 +56,16 @@ class LocalSource:
         return ()
 
     def read_text(self, name: str) -> str | None:
-        path = Path(self.url, name)
+        path = os.path.join(self.url, name)
+        if os.path.islink(path):
+            self._check_link(path)
         try:
-            found = path.stat()  # links are followed: people keep model.yaml elsewhere
-            if not stat.S_ISREG(found.st_mode):
-                raise SourceError(f"{path} is not a file; remove it, or put a file there")
-            check_text_size(str(path), found.st_size)
-            return path.read_text(encoding="utf-8")
+            with open(os.path.realpath(path), "rb", opener=_open_no_link) as stream:
+                found = os.fstat(stream.fileno())
+                if not stat.S_ISREG(found.st_mode):
+                    raise SourceError(f"{path} is not a file; remove it, or put a file there")
+                check_text_size(path, found.st_size)
+                return stream.read().decode()
         except FileNotFoundError:
             return None
         except (OSError, UnicodeDecodeError) as error:
@@ -85,7 +97,7 @@ class LocalSource:
     def _list(self, group: str, name: str, layers: frozenset[str]) -> bytes:
         root = f"{self.url}/windows/{group}/{name}"
         try:
-            return list_window(root, layers, self._check_link)
+            return list_window(root, layers, self._check_link, self._inodes)
         except OddFileError as error:
             raise SourceError(str(error)) from error
         except OSError as error:
@@ -137,10 +149,10 @@ class LocalSource:
     def read(self, group: str, name: str, file: SourceFile) -> bytes:
         path = f"{self.url}/windows/{group}/{name}/{file.path}"
         try:
-            data, time = _read(path, file.size)
+            data, found = _read(path, file.size)
         except OSError as error:
             raise SourceError(f"{path} can't be read: {error.strerror or error}") from error
-        if len(data) != file.size or str(time) != file.version:
+        if len(data) != file.size or version_of(found, self._inodes) != file.version:
             raise SourceError(
                 f"{path} has {len(data)} bytes, {file.size} when it was listed, or was written "
                 "since; the source changes while it is read: run again when it is still"
@@ -148,10 +160,20 @@ class LocalSource:
         return data
 
     def readers(
-        self, windows: Iterable[WindowFiles], whole: bool = True
+        self,
+        windows: Iterable[WindowFiles],
+        whole: bool = True,
+        fetchable: Fetchable = every_file,
     ) -> Iterator[tuple[WindowFiles, WindowReader]]:
         for files in windows:
             yield files, self
+
+    def permissions(self, group: str, name: str, file: SourceFile) -> int:
+        path = f"{self.url}/windows/{group}/{name}/{file.path}"
+        try:
+            return os.stat(path).st_mode & ANYBODY
+        except OSError as error:
+            raise SourceError(f"{path} can't be read: {error.strerror or error}") from error
 
     def ours(self, group: str, name: str, file: SourceFile) -> None:
         return None
@@ -166,12 +188,17 @@ class LocalSource:
         pass
 
 
+def _open_no_link(path: str, flags: int) -> int:
+    """Open a file, not a link that was put there just now; a pipe isn't waited for."""
+    return os.open(path, flags | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOFOLLOW)
+
+
 def _window_files(group: str, name: str, listed: bytes) -> WindowFiles:
     return WindowFiles(group, name, tuple(SourceFile(*file) for file in parse(listed)))
 
 
-def _read(path: str, size: int) -> tuple[bytes, int]:
-    """A file's bytes and its time of change in ns, with as few system calls as it takes.
+def _read(path: str, size: int) -> tuple[bytes, os.stat_result]:
+    """A file's bytes and what it is after that, with as few system calls as it takes.
 
     One byte more shows that it grew.
     """
@@ -180,6 +207,6 @@ def _read(path: str, size: int) -> tuple[bytes, int]:
         data = os.read(opened, size + 1)
         while 0 < len(data) < size and (more := os.read(opened, size + 1 - len(data))):
             data += more
-        return data, os.fstat(opened).st_mtime_ns
+        return data, os.fstat(opened)
     finally:
         os.close(opened)

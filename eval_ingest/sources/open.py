@@ -5,8 +5,9 @@ from pathlib import Path
 
 from eval_ingest.engine import Progress, no_progress
 from eval_ingest.objects.filesystems import weka_mount
-from eval_ingest.sources.base import ARCHIVE_ENDINGS, Source
+from eval_ingest.sources.base import ARCHIVE_ENDINGS, CONFIG_FILES, Source
 from eval_ingest.sources.local import LocalSource
+from eval_ingest.sources.sqlite import SqliteSource, keeps_windows_in_database
 
 
 def open_source(
@@ -42,4 +43,9 @@ def open_source(
         source.check()
         return source
     # Absolute: what is kept of it is read in other folders, by other processes.
-    return LocalSource(os.path.abspath(os.path.expanduser(url)))
+    local = LocalSource(os.path.abspath(os.path.expanduser(url)))
+    texts = map(local.read_text, CONFIG_FILES)
+    config = next((text for text in texts if text is not None), None)
+    if keeps_windows_in_database(config, local.url):
+        return SqliteSource(local.url)
+    return local

@@ -15,11 +15,14 @@ from eval_ingest.errors import SourceError
 from eval_ingest.objects.backend import Entry
 from eval_ingest.objects.reading import Objects
 from eval_ingest.sources.base import (
+    ANYBODY,
+    Fetchable,
     Listed,
     SourceFile,
     WindowFiles,
     WindowReader,
     check_text_size,
+    every_file,
     layer_of,
 )
 from eval_ingest.sources.listing import WINDOW_FILES
@@ -163,13 +166,16 @@ class RemoteSource:
         return self._objects.run(self._fetch(files, (file.path,)))[file.path]
 
     def readers(
-        self, windows: Iterable[WindowFiles], whole: bool = True
+        self,
+        windows: Iterable[WindowFiles],
+        whole: bool = True,
+        fetchable: Fetchable = every_file,
     ) -> Iterator[tuple[WindowFiles, WindowReader]]:
         waiting: deque[_FetchedWindow] = deque()
         ahead = 0
         try:
             for files in windows:
-                reader = _FetchedWindow(self, files, whole)
+                reader = _FetchedWindow(self, files, whole, fetchable)
                 waiting.append(reader)
                 ahead += files.n_bytes
                 while waiting and (ahead > BYTES_AHEAD or len(waiting) >= WINDOWS_AHEAD):
@@ -212,25 +218,33 @@ class RemoteSource:
 class _FetchedWindow:
     """One window's bytes, on their way or here; taken from the staging folder if they are there."""
 
-    def __init__(self, source: RemoteSource, files: WindowFiles, whole: bool) -> None:
+    def __init__(
+        self, source: RemoteSource, files: WindowFiles, whole: bool, fetchable: Fetchable
+    ) -> None:
         self.files = files
         self.url = source.url
         self._source = source
         self._contents: dict[str, bytes] = {}
+        self._fetchable = fetchable(files)
         self._is_staged = source._staged is not None and source._staged.has(files)
         self._future: Future[dict[str, bytes]] | None = None
         if not self._is_staged:
-            every = tuple(files.by_path)
-            self._begin(every if whole else tuple(p for p in every if p == "metadata.json"))
+            self._begin(self._left if whole else self._left & {"metadata.json"})
 
-    def _begin(self, paths: tuple[str, ...]) -> None:
-        self._future = self._source._objects.submit(self._source._fetch(self.files, paths))
+    @property
+    def _left(self) -> frozenset[str]:
+        """What may be fetched and isn't here."""
+        return self._fetchable - self._contents.keys()
+
+    def _begin(self, paths: frozenset[str]) -> None:
+        fetch = self._source._fetch(self.files, tuple(sorted(paths)))
+        self._future = self._source._objects.submit(fetch)
 
     def read(self, group: str, name: str, file: SourceFile) -> bytes:
         if file.path not in self._contents:
             self._arrive()
         if file.path not in self._contents:
-            self._begin(tuple(p for p in self.files.by_path if p not in self._contents))
+            self._begin(self._left | {file.path})
             self._arrive()
         return self._contents[file.path]
 
@@ -243,6 +257,9 @@ class _FetchedWindow:
             self._contents = self._source._staged.load(self.files) or {}
             self._is_staged = bool(self._contents)
 
+    def permissions(self, group: str, name: str, file: SourceFile) -> int:
+        return ANYBODY
+
     def ours(self, group: str, name: str, file: SourceFile) -> None:
         return None
 
@@ -250,6 +267,8 @@ class _FetchedWindow:
         """Have the bytes ready for a later stage."""
         if self._source._staged is None or self._is_staged:
             return
+        if len(self._fetchable) < len(self.files.files):
+            return  # some of it is larger than it may be
         if not self._source._staged.takes(self.files):
             return
         if len(self._contents) < len(self.files.files):

@@ -8,6 +8,7 @@ target, and not more than the limits allow.
 
 import os
 import shutil
+import stat
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,6 +48,7 @@ def unpack(
     contents: Contents,
     limits: Limits,
     each: Callable[[], None],
+    fill: bool = False,
 ) -> int:
     """Write the members as they come; those that a stopped run has written are passed over.
 
@@ -56,6 +58,7 @@ def unpack(
         contents: takes note of what is written.
         limits: more than this stops it.
         each: called after every member.
+        fill: True if files that are there with the right size needn't be written again.
 
     Returns:
         How many bytes of no use follow the archive's end.
@@ -67,7 +70,7 @@ def unpack(
         OSError: it can't be written.
     """
     archive = TarStream(chunks)
-    files = _Files(target)
+    files = _Files(target, fill)
     done, total, number = contents.done, 0, 0
     for number, member in enumerate(archive, 1):
         total += member.size
@@ -114,20 +117,19 @@ def _checked_parts(member: Member, limits: Limits) -> list[bytes]:
 class _Files:
     """Files and folders below a folder."""
 
-    def __init__(self, target: Path) -> None:
+    def __init__(self, target: Path, fill: bool) -> None:
         self._target = os.fsencode(target)
+        self._fill = fill
         self._made: set[bytes] = set()
         self._unchecked = _ROOM_EVERY
 
     def make_folder(self, parts: list[bytes]) -> bytes:
         """Make a folder and those above it; its path."""
         path = b"/".join([self._target, *parts])
-        if path not in self._made:
+        if path not in self._made and parts:
+            self.make_folder(parts[:-1])
             try:
                 os.mkdir(path)
-            except FileNotFoundError:
-                self.make_folder(parts[:-1])
-                return self.make_folder(parts)
             except (FileExistsError, NotADirectoryError) as error:
                 if not os.path.isdir(path):
                     raise _twice(parts) from error
@@ -142,20 +144,17 @@ class _Files:
         """Write a file, in the place of an earlier one of its name; its size and version."""
         self._require_room(size)
         path = self.make_folder(parts[:-1]) + b"/" + parts[-1]
+        if self._fill and _size(path) == size:
+            return size, _version(pieces, None)
         flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW
         try:
             opened = os.open(path, flags, 0o666)
         except IsADirectoryError as error:
             raise _twice(parts) from error
-        crc = 0
         try:
-            for piece in pieces:
-                crc = google_crc32c.extend(crc, bytes(piece))
-                while piece:
-                    piece = piece[os.write(opened, piece) :]
+            return size, _version(pieces, opened)
         finally:
             os.close(opened)
-        return size, b"crc32c:%08x" % crc
 
     def _require_room(self, size: int) -> None:
         self._unchecked += size
@@ -168,6 +167,25 @@ class _Files:
                 f"unpacking into {os.fsdecode(self._target)} needs {size:,} bytes more, and "
                 f"{free:,} are free; free space there: it goes on where it stopped"
             )
+
+
+def _version(pieces: Iterable[memoryview], opened: int | None) -> bytes:
+    """The version of what some pieces are together; they are written on the way, if anywhere."""
+    crc = 0
+    for piece in pieces:
+        crc = google_crc32c.extend(crc, bytes(piece))
+        while piece and opened is not None:
+            piece = piece[os.write(opened, piece) :]
+    return b"crc32c:%08x" % crc
+
+
+def _size(path: bytes) -> int | None:
+    """A file's bytes, or None if there is none."""
+    try:
+        found = os.lstat(path)
+    except OSError:
+        return None
+    return found.st_size if stat.S_ISREG(found.st_mode) else None
 
 
 def _twice(parts: list[bytes]) -> TarError:

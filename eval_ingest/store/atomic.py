@@ -5,12 +5,13 @@ import errno
 import functools
 import json
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from eval_ingest.errors import StoreError
+from eval_ingest.errors import IntegrityError, StoreError
 
 
 def store_error(path: Path | str, doing: str, error: OSError) -> StoreError:
@@ -62,10 +63,15 @@ def umask() -> int:
     return mask
 
 
-def write_bytes(path: Path, data: bytes) -> None:
-    """Replace a file's content at once; readers see the old or the new, never a mix."""
+def write_bytes(path: Path, data: bytes, permissions: int = 0o666) -> None:
+    """Replace a file's content at once; readers see the old or the new, never a mix.
+
+    `permissions` are mode bits: those that the umask allows of them, and its owner's, are given.
+    """
     with written_aside(path) as temporary:
         temporary.write_bytes(data)
+        if permissions != 0o666:
+            temporary.chmod((permissions | 0o600) & ~umask())
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -117,3 +123,26 @@ def file_crc32c(path: Path) -> str:
         while chunk := stream.read(16 << 20):
             checksum.update(chunk)
     return base64.b64encode(checksum.digest()).decode()
+
+
+def remove_tree(path: Path) -> None:
+    """Remove a file or a folder, as far as that is possible."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        with contextlib.suppress(OSError):
+            path.unlink()
+
+
+def check_file(path: Path, crc32c: str, cure: str) -> None:
+    """Compare a file's checksum with what is recorded.
+
+    Raises:
+        IntegrityError: it differs, or the file can't be read; the message ends with the cure.
+    """
+    try:
+        found = file_crc32c(path)
+    except OSError as error:
+        raise IntegrityError(f"{path}: {error.strerror}", cure) from error
+    if found != crc32c:
+        raise IntegrityError(f"{path} has CRC32C {found}, recorded is {crc32c}", cure)

@@ -1,17 +1,20 @@
 """The datasets we know: specs in YAML, built in and added."""
 
+import os
+from datetime import UTC, datetime
 from importlib.resources import files
 from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any
 
 import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from eval_ingest.core.plain_yaml import YamlProblem, load_yaml
 from eval_ingest.core.spec import DatasetSpec
 from eval_ingest.errors import EvalIngestError, SpecError, StoreError, UnknownDatasetError
 from eval_ingest.settings import Settings
-from eval_ingest.store.atomic import store_error, write_bytes
+from eval_ingest.store.atomic import remove_file, store_error, write_bytes
 from eval_ingest.store.roots.open import open_root
 
 BUILT_IN = "built in"
@@ -29,9 +32,8 @@ def catalog_folder(settings: Settings) -> Path | None:
         root = open_root(settings)
     except StoreError:
         return None
-    if root.remote is not None:
-        root.remote.pull_folder(root.catalog)
-    return root.catalog
+    root.fetch_folder(root.layout.catalog)
+    return root.layout.catalog
 
 
 def read_catalog(
@@ -137,8 +139,18 @@ def find_spec(settings: Settings, name: str) -> DatasetSpec:
     return specs[name]
 
 
+def absolute(source: str) -> str:
+    """A path as every folder finds it; a URL, or what a variable is to give, stays as it is."""
+    if "://" in source or source.startswith("$"):
+        return source
+    return os.path.abspath(os.path.expanduser(source))
+
+
 def add_spec(settings: Settings, spec: DatasetSpec) -> Path:
     """Keep a spec in the catalog folder, so that Dagster and others know the dataset.
+
+    Its paths are made absolute: they are read from other folders. A dataset that was ignored since
+    it had been removed is wanted again.
 
     Raises:
         StoreError: the folder can't be reached or written.
@@ -146,13 +158,102 @@ def add_spec(settings: Settings, spec: DatasetSpec) -> Path:
     folder, root = catalog_folder(settings), None
     if settings.catalog is None:
         root = open_root(settings)  # raises, saying why, where there is no folder
-        folder = root.catalog
+        folder = root.layout.catalog
     assert folder is not None
     values = spec.model_dump(mode="json", by_alias=True, exclude_defaults=True)
+    values |= {key: absolute(values[key]) for key in ("source", "config") if key in values}
+    forget_removed(settings, spec.name)
     path = folder / f"{spec.name}.yaml"
     text = yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
     if not path.exists() or path.read_text(encoding="utf-8") != text:
         write_bytes(path, text.encode())
     if root is not None:
-        root.push(path)
+        root.send(path)
     return path
+
+
+# ------------------------------------------------------------------------------------- removed
+
+
+class Removed(BaseModel):
+    """A dataset that a person has removed: discovery leaves it alone until it is asked for."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+    name: str
+    source: str
+    """Where it was ingested from; a path or URL without secrets."""
+    removed_at: str
+
+
+_REMOVED = ".removed"
+
+
+def removed_datasets(settings: Settings) -> dict[str, Removed]:
+    """What people have removed and not asked for since, by name.
+
+    Raises:
+        StoreError: the catalog folder can't be read.
+    """
+    folder = catalog_folder(settings)
+    found = {}
+    for path in sorted(folder.glob(f"*{_REMOVED}")) if folder is not None else ():
+        try:
+            known = Removed.model_validate(load_yaml(path.read_text(encoding="utf-8")))
+        except (OSError, ValueError, YamlProblem, ValidationError):
+            continue  # damaged: as if it had been removed by hand
+        found[known.name] = known
+    return found
+
+
+def note_removed(settings: Settings, name: str, source: str) -> bool:
+    """Remember that a dataset is removed, from before it is: a removal may be stopped.
+
+    Returns False where there is no catalog folder to remember it in.
+
+    Raises:
+        StoreError: the folder can't be written.
+    """
+    folder = catalog_folder(settings)
+    if folder is None:
+        return False
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    facts = Removed(name=name, source=source, removed_at=now).model_dump()
+    path = folder / f"{name}{_REMOVED}"
+    write_bytes(path, yaml.safe_dump(facts, sort_keys=False, allow_unicode=True).encode())
+    _send(settings, path)
+    return True
+
+
+def drop_spec(settings: Settings, name: str) -> None:
+    """Remove the spec of a dataset that was added; what is built in stays.
+
+    Raises:
+        StoreError: the folder can't be written.
+    """
+    folder = catalog_folder(settings)
+    if folder is not None:
+        specs = [folder / f"{name}{ending}" for ending in (".yaml", ".yml")]
+        for spec in specs:
+            remove_file(spec)
+        _send(settings, *specs)
+
+
+def forget_removed(settings: Settings, name: str) -> bool:
+    """Forget that a dataset was removed, so that discovery ingests it again; False if it wasn't.
+
+    Raises:
+        StoreError: the folder can't be written.
+    """
+    folder = catalog_folder(settings)
+    path = None if folder is None else folder / f"{name}{_REMOVED}"
+    if path is None or not path.exists():
+        return False
+    remove_file(path)
+    _send(settings, path)
+    return True
+
+
+def _send(settings: Settings, *paths: Path) -> None:
+    if settings.catalog is None:
+        open_root(settings).send(*paths)

@@ -8,7 +8,7 @@ import json
 import math
 import shutil
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -89,8 +89,9 @@ class Manifest:
     manifest says, or the manifest doesn't vouch for it and the next run does it again.
     """
 
-    def __init__(self, layout: DatasetLayout) -> None:
+    def __init__(self, layout: DatasetLayout, send: Callable[[], None] = lambda: None) -> None:
         self._layout = layout
+        self._send = send
         self._journal = layout.path / _JOURNAL
         self._journal_bytes: int | None = None
         """How much of the journal is whole: the rest is a line at which a run was stopped."""
@@ -165,7 +166,7 @@ class Manifest:
             raise store_error(self._journal, "writing", error) from error
         # Whoever goes on elsewhere may know too little, but nothing that isn't so any more.
         if at_once or time.monotonic() - self._sent > _SEND_EVERY_S:
-            self._layout.root.push(self._journal)
+            self._send()
             self._sent = time.monotonic()
 
     def close(self) -> None:

@@ -6,60 +6,61 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from eval_ingest.core.entry import CopyResult, NormStats
+from eval_ingest.core.entry import CopyResult, Metadata, NormStats
 from eval_ingest.core.index import WindowIndex
 from eval_ingest.core.splits import SplitAssignment
-from eval_ingest.errors import IntegrityError
+from eval_ingest.errors import IntegrityError, StaleStageError
 from eval_ingest.store.index_file import read_index, read_splits
-from eval_ingest.store.paths import DatasetLayout
 from eval_ingest.store.registry import read_metadata
+from eval_ingest.store.roots.base import DatasetStore
 from eval_ingest.store.seal import again, read_sealed_json, unless_damaged
 
 Model = TypeVar("Model", bound=BaseModel)
 
 
-def read_window_index(layout: DatasetLayout) -> WindowIndex | None:
+def read_window_index(store: DatasetStore) -> WindowIndex | None:
     """window_index.parquet, or None if it isn't there."""
-    layout.root.pull(layout.window_index)
-    return read_index(layout.window_index)
+    path = store.layout.window_index
+    return store.read(path, lambda: read_index(path))
 
 
-def read_split_assignment(layout: DatasetLayout) -> SplitAssignment | None:
+def read_split_assignment(store: DatasetStore) -> SplitAssignment | None:
     """split_assignment.parquet, or None if it isn't there."""
-    layout.root.pull(layout.split_assignment)
-    return read_splits(layout.split_assignment)
+    path = store.layout.split_assignment
+    return store.read(path, lambda: read_splits(path))
 
 
-def read_norm_stats(layout: DatasetLayout) -> NormStats | None:
+def read_norm_stats(store: DatasetStore) -> NormStats | None:
     """norm_stats.json, or None if it isn't there."""
-    layout.root.pull(layout.norm_stats)
-    return _model(layout.norm_stats, NormStats, layout)
+    return _model(store, store.layout.norm_stats, NormStats)
 
 
-def read_copy(layout: DatasetLayout) -> CopyResult | None:
+def read_copy(store: DatasetStore) -> CopyResult | None:
     """weka_copy.json, or None if it isn't there."""
-    layout.root.pull(layout.weka_copy)
-    return _model(layout.weka_copy, CopyResult, layout)
+    return _model(store, store.layout.weka_copy, CopyResult)
 
 
-def _model(path: Path, kind: type[Model], layout: DatasetLayout) -> Model | None:
-    content = read_sealed_json(path, again(layout.name))
+def _model(store: DatasetStore, path: Path, kind: type[Model]) -> Model | None:
+    content = store.read(path, lambda: read_sealed_json(path, again(store.name)))
     try:
         return None if content is None else kind.model_validate(content)
     except ValidationError as error:
         where = ".".join(str(part) for part in error.errors()[0]["loc"])
         what = f"{path} is damaged at {where}, or of another version of eval_ingest"
-        raise IntegrityError(what, again(layout.name)) from error
+        raise IntegrityError(what, again(store.name)) from error
 
 
-def read_source_state(layout: DatasetLayout) -> dict[str, Any]:
+def read_source_state(store: DatasetStore) -> dict[str, Any]:
     """What the source looked like when it was indexed last; empty where that isn't known."""
-    layout.root.pull(layout.source_state)
-    cure = again(layout.name)
-    return unless_damaged(lambda: read_sealed_json(layout.source_state, cure)) or {}
+    path, cure = store.layout.source_state, again(store.name)
+
+    def read() -> dict[str, Any] | None:
+        return store.read(path, lambda: read_sealed_json(path, cure))
+
+    return unless_damaged(read) or {}
 
 
-_READERS: dict[str, Callable[[DatasetLayout], Any]] = {
+_READERS: dict[str, Callable[[DatasetStore], Any]] = {
     "window_index": read_window_index,
     "split_assignment": read_split_assignment,
     "norm_stats": read_norm_stats,
@@ -68,11 +69,28 @@ _READERS: dict[str, Callable[[DatasetLayout], Any]] = {
 }
 
 
-def read_outcome(layout: DatasetLayout, stage: str) -> Any | None:
+def read_outcome(store: DatasetStore, stage: str) -> Any | None:
     """The outcome of a stage that is on disk, or None.
 
     Raises:
         IntegrityError: it is damaged.
         StoreError: it can't be read.
     """
-    return _READERS[stage](layout)
+    return _READERS[stage](store)
+
+
+def read_published(store: DatasetStore, metadata: Metadata, stage: str) -> Any:
+    """The outcome of a stage that belongs to what is published.
+
+    Raises:
+        StaleStageError: it is gone, or belongs to a version that isn't published (yet).
+        IntegrityError: it is damaged.
+        StoreError: it can't be read.
+    """
+    found = read_outcome(store, stage)
+    if found is None:
+        raise StaleStageError(metadata.name, "registry_entry", f"{stage} isn't there any more")
+    if found.fingerprint != metadata.fingerprints[stage]:
+        why = f"{stage} has run again since, without the stages after it"
+        raise StaleStageError(metadata.name, "registry_entry", why)
+    return found

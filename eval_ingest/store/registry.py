@@ -1,88 +1,64 @@
-"""registry.json: compiled from the datasets' metadata.json, under a lock, replaced at once.
+"""registry.json: our entries are compiled from the datasets' metadata.json, those of others stay.
 
-Under a remote root it is written on the condition that nobody else has written it meanwhile.
+What belongs here: which entries are to stand there, and the metadata that they are made of. What
+doesn't: how the file is written beside others who write it (registry_file.py, roots/).
 """
 
-import random
-import shutil
-import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from datetime import UTC, datetime
+import contextlib
+import json
+from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pydantic import ValidationError
 
-from eval_ingest.core.entry import METADATA_VERSION, REGISTRY_VERSION, Metadata, registry_entry
+from eval_ingest.core.adoption import corrections
+from eval_ingest.core.entry import (
+    METADATA_VERSION,
+    OURS_ALONE,
+    Metadata,
+    is_ours,
+    registry_entry,
+    their_values,
+)
+from eval_ingest.core.registry_text import Entry, RegistryText, extended
+from eval_ingest.core.spec import NAME_PATTERN
 from eval_ingest.errors import (
     IntegrityError,
-    LockedError,
-    OutdatedError,
+    NewerVersionError,
+    NotOursError,
     StoreError,
     UnknownDatasetError,
 )
-from eval_ingest.store.atomic import store_error, write_bytes
-from eval_ingest.store.paths import DatasetLayout, EvalRoot
-from eval_ingest.store.seal import again, read_sealed_json, sealed_json
-
-if TYPE_CHECKING:  # a local root doesn't pay for it
-    from eval_ingest.store.roots.remote import RemoteRoot
+from eval_ingest.store.locks import locked
+from eval_ingest.store.ownership import Whose, disclaim, give_back, given_back, holds_ours, whose
+from eval_ingest.store.paths import DatasetLayout
+from eval_ingest.store.registry_file import intact, look
+from eval_ingest.store.roots.base import DatasetStore, EvalRoot
+from eval_ingest.store.seal import again, is_sealed, read_sealed_json, sealed_json
 
 LOCK_TIMEOUT_S = 120.0
-REGISTRY_ATTEMPTS = 20
-
-_REMOVED = ".removed."
 
 
-@contextmanager
-def locked(path: Path, timeout_s: float, waiting_for: str) -> Iterator[None]:
-    """Hold a lock file.
-
-    Raises:
-        LockedError: another process holds it for longer than the timeout.
-        StoreError: the lock file can't be made.
-    """
-    from filelock import FileLock, Timeout
-
-    lock = FileLock(path, timeout=timeout_s)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except FileNotFoundError as error:  # of a place such as /proc, where nothing can be made
-        raise StoreError(
-            f"the folder {path.parent} can't be made; set OLMOEARTH_EVAL_DATASETS to another one"
-        ) from error
-    except OSError as error:
-        raise store_error(path.parent, "making", error) from error
-    try:
-        lock.acquire()
-    except Timeout as error:
-        raise LockedError(
-            f"{waiting_for}: another process holds {path}; wait for it to finish and run again"
-        ) from error
-    except OSError as error:
-        raise store_error(path, "locking", error) from error
-    try:
-        yield
-    finally:
-        lock.release()
-
-
-def read_metadata(layout: DatasetLayout) -> Metadata | None:
+def read_metadata(store: DatasetStore) -> Metadata | None:
     """A dataset's metadata.json, or None if it isn't published.
 
     Raises:
         StoreError: it can't be read, or is of another version.
     """
-    layout.root.pull(layout.metadata)
-    return layout.root.intact(layout.metadata, lambda: _metadata_at_hand(layout))
+    layout = store.layout
+    return store.read(layout.metadata, lambda: _metadata_at_hand(layout))
 
 
 def _metadata_at_hand(layout: DatasetLayout) -> Metadata | None:
+    if is_another_tools(layout.metadata) and not holds_ours(layout.path):
+        return None
     content = read_sealed_json(layout.metadata, again(layout.name))
     if content is None:
         return None
     version = content.get("version")
+    if isinstance(version, int) and version > METADATA_VERSION:
+        raise NewerVersionError(layout.metadata, version, METADATA_VERSION)
     if version != METADATA_VERSION:
         raise IntegrityError(
             f"{layout.metadata} has version {version}, this eval_ingest reads {METADATA_VERSION}",
@@ -97,22 +73,27 @@ def _metadata_at_hand(layout: DatasetLayout) -> Metadata | None:
         ) from error
 
 
+def is_another_tools(path: Path) -> bool:
+    """True for a metadata.json that is whole, and none of ours."""
+    try:
+        data = path.read_bytes()
+        return not is_sealed(data) and "fingerprint" not in json.loads(data)
+    except (OSError, ValueError, TypeError):
+        return False
+
+
 def metadata_bytes(metadata: Metadata) -> bytes:
     """The content of metadata.json."""
     return sealed_json(metadata.model_dump(mode="json", by_alias=True))
 
 
-def write_metadata(layout: DatasetLayout, metadata: Metadata) -> None:
-    """Write metadata.json, the commit point; of a remote dataset under its lease.
+def write_metadata(store: DatasetStore, metadata: Metadata) -> None:
+    """Write metadata.json, the commit point, of a dataset that is held.
 
     Raises:
         StoreError: it can't be written, or another process has published the dataset meanwhile.
     """
-    data = metadata_bytes(metadata)
-    if layout.remote is None:
-        write_bytes(layout.metadata, data)
-    else:
-        layout.remote.publish(layout.metadata, data)
+    store.publish(metadata_bytes(metadata))
 
 
 def require_metadata(root: EvalRoot, name: str) -> Metadata:
@@ -120,9 +101,18 @@ def require_metadata(root: EvalRoot, name: str) -> Metadata:
 
     Raises:
         UnknownDatasetError: it isn't there; names the near ones.
+        NotOursError: another tool has registered it.
     """
     metadata = read_metadata(root.dataset(name))
     if metadata is None:
+        entry: dict[str, Any] = {}
+        with contextlib.suppress(StoreError):
+            entry = read_registry(root).get(name, {})
+        if entry and not is_ours(entry):
+            raise NotOursError(
+                f"{name} is registered by another tool, in {entry.get('weka_path', '?')}; to make "
+                f"it loadable here, where it is: eval-ingest adopt --name {name}"
+            )
         raise UnknownDatasetError(
             name,
             root.dataset_names(),
@@ -133,107 +123,175 @@ def require_metadata(root: EvalRoot, name: str) -> Metadata:
 
 
 def read_registry(root: EvalRoot) -> dict[str, Any]:
-    """The registry's entries by name; empty if there is none."""
-    root.pull(root.registry)
-    return root.intact(root.registry, lambda: _registry_at_hand(root))
+    """The registry's entries by name, ours and those of others; empty if there is none.
+
+    Which are ours is told by `core.entry.is_ours`.
+
+    Raises:
+        IntegrityError: the file is damaged.
+        StoreError: it can't be read.
+    """
+    entries = _registry_text(root).values
+    return {name: value for name, value in entries.items() if isinstance(value, dict)}
 
 
-def _registry_at_hand(root: EvalRoot) -> dict[str, Any]:
-    content = read_sealed_json(root.registry, "run: eval-ingest registry rebuild")
-    datasets: dict[str, Any] = {} if content is None else content["datasets"]
-    return datasets
+def standing_entry(root: EvalRoot, name: str) -> Entry | None:
+    """The entry of this name, be its value an object or not; None if there is none.
+
+    Raises:
+        IntegrityError: the file is damaged.
+        StoreError: it can't be read.
+    """
+    entries = _registry_text(root).entries
+    return next((entry for entry in reversed(entries) if entry.name == name), None)
+
+
+def _registry_text(root: EvalRoot) -> RegistryText:
+    path = root.layout.registry
+    return root.read(path, lambda: intact(path, look(path)))
 
 
 def rebuild_registry(root: EvalRoot) -> dict[str, Any]:
-    """Compile registry.json from every published dataset, and return the entries.
+    """Put the entry of every published dataset into registry.json; returns all entries.
 
-    Datasets whose metadata can't be read keep the entry that they had.
+    Entries of others stay as they are, to the byte of their values, and so do those of datasets
+    whose metadata can't be read. The file of others is kept, dated, before the first change.
 
     Raises:
         StoreError: the registry can't be written.
     """
-    with locked(root.registry_lock, LOCK_TIMEOUT_S, "registry.json"):
-        for stray in root.path.glob(f".{root.registry.name}.*.tmp"):
+    return change_registry(root, ()).values
+
+
+def change_registry(root: EvalRoot, drop: Collection[str]) -> RegistryText:
+    """The same, without our entries of these names.
+
+    An entry of another tool stays: it registered a dataset of the same name after we did.
+    """
+    layout = root.layout
+    with locked(layout.registry_lock, LOCK_TIMEOUT_S, "registry.json"):
+        for stray in layout.path.glob(f".{layout.registry.name}.*.tmp"):
             stray.unlink(missing_ok=True)  # of a process that was killed while it held the lock
-        if root.remote is not None:
-            return _rebuild_remote(root, root.remote)
-        entries, before = _compiled(root, root.dataset_names())
-        if entries != before or not root.registry.exists():
-            write_bytes(root.registry, _registry_bytes(entries))
-    for removed in root.path.glob(f"{_REMOVED}*"):
-        shutil.rmtree(removed, ignore_errors=True)
-    return entries
+        return root.update_registry(lambda before: _compiled(root, before, drop))
 
 
-def _rebuild_remote(root: EvalRoot, remote: "RemoteRoot") -> dict[str, Any]:
-    """Compile and write; if another machine was faster, do it again from what there is then."""
-    for attempt in range(REGISTRY_ATTEMPTS):
-        time.sleep(random.uniform(0, 0.2 * attempt))
-        remote.pull([root.registry])
-        entries, before = _compiled(root, remote.pull_metadata())
-        if entries == before and root.registry.exists():
-            return entries
-        try:
-            remote.mirror.publish(root.registry, _registry_bytes(entries))
-        except OutdatedError:
-            continue
-        if remote.objects.has_conditions:
-            return entries  # else look again whether another one has written at the same time
-    raise StoreError(
-        f"{root.shown(root.registry)} was written by others each time; "
-        "run: eval-ingest registry rebuild"
-    )
-
-
-def _compiled(root: EvalRoot, names: Sequence[str]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The registry's entries as they should be, and as they are."""
-    try:
-        before = _registry_at_hand(root)
-    except StoreError:
-        before = {}
-    entries: dict[str, Any] = {}
+def _compiled(root: EvalRoot, before: RegistryText, drop: Collection[str]) -> RegistryText:
+    """The registry as it should be."""
+    names = root.fetch_metadata()
+    known = {entry.name: entry for entry in before.entries}
+    ours: dict[str, Entry] = {}
     for name in names:
-        layout = root.dataset(name)
+        store = root.dataset(name)
         try:
-            metadata = _metadata_at_hand(layout)
+            metadata = _metadata_at_hand(store.layout)
         except StoreError:
-            if name in before:
-                entries[name] = before[name]
+            continue  # what stands there stays
+        if metadata is None:
             continue
-        if metadata is not None:
-            entries[name] = registry_entry(metadata, layout.registered_path)
-    return entries, before
+        wanted = registry_entry(metadata, store.registered_path)
+        found = known.get(name)
+        if metadata.spec.adopted:
+            ours[name] = _joined(name, metadata, wanted, found)
+            continue
+        value = found.value if found is not None else None
+        if value == wanted or not (value is None or is_ours(value) or _is_of(store, value)):
+            continue  # as it should be; or another tool's dataset, which lies elsewhere
+        ours[name] = Entry.of(name, wanted)
+
+    def is_stale(entry: Entry) -> bool:
+        if entry.name in drop:
+            return is_ours(entry.value) or _is_of(root.dataset(entry.name), entry.value)
+        if entry.name in names or not NAME_PATTERN.fullmatch(entry.name):
+            return False
+        value = entry.value
+        if not is_ours(value) or whose(root.dataset(entry.name)) is Whose.ADOPTED:
+            return False
+        return _is_of(root.dataset(entry.name), value) or not Path(value["weka_path"]).exists()
+
+    left = [_as_it_was(root, entry) for entry in before.entries if entry.name not in names]
+    return before.without(is_stale).put([*ours.values(), *filter(None, left)])
 
 
-def _registry_bytes(entries: dict[str, Any]) -> bytes:
-    return sealed_json(
-        {
-            "version": REGISTRY_VERSION,
-            "updated_at": datetime.now(UTC).isoformat(),
-            "datasets": entries,
-        }
-    )
+def _as_it_was(root: EvalRoot, entry: Entry) -> Entry | None:
+    """Their own entry of a dataset that is being given back; None for all others."""
+    if not NAME_PATTERN.fullmatch(entry.name):
+        return None
+    raw = given_back(root.dataset(entry.name).layout)
+    return Entry(entry.name, entry.key, raw) if raw else None
+
+
+def _joined(name: str, metadata: Metadata, ours: Mapping[str, Any], found: Entry | None) -> Entry:
+    """The entry of an adopted dataset: what the other tool says, and beside it what we add.
+
+    Its values are those that stand there now; the ones of `their_entry` say which are its own.
+    """
+    theirs = their_values(metadata.their_entry)
+    if not theirs:
+        return Entry.of(name, {**ours, "weka_path": metadata.source})
+    standing = found.value if found is not None else theirs
+    corrected = corrections(theirs, ours) if metadata.spec.correct else {}
+    added = {key: v for key, v in ours.items() if key not in theirs or key in OURS_ALONE}
+    raw = found.raw if found is not None and isinstance(standing, dict) else metadata.their_entry
+    key = found.key if found is not None else json.dumps(name)
+    return Entry(name, key, extended(raw, {**added, **corrected}, {*added, *corrected}))
+
+
+def their_raw_entry(store: DatasetStore) -> str:
+    """The JSON of another tool's entry of a dataset, as it was before we added to it.
+
+    Raises:
+        StoreError: it can't be read.
+    """
+    metadata = None
+    with contextlib.suppress(IntegrityError):
+        metadata = read_metadata(store)
+    if metadata is not None:
+        return metadata.their_entry
+    left = given_back(store.layout)
+    return left or _registry_text(store.root).raw.get(store.name, "")
+
+
+def _is_of(store: DatasetStore, value: Any) -> bool:
+    """True if an entry is of the dataset in this folder, whoever wrote it."""
+    return isinstance(value, dict) and value.get("weka_path") == store.registered_path
+
+
+def finish_removals(root: EvalRoot) -> None:
+    """Complete removals that were stopped: what is out of sight leaves the registry and the disk.
+
+    Raises:
+        StoreError: the registry can't be written.
+    """
+    gone = root.unfinished_removals()
+    if gone:
+        change_registry(root, set(gone) - set(root.dataset_names()))
+        for name in gone:
+            root.dataset(name).erase()
 
 
 def remove_dataset(root: EvalRoot, name: str) -> None:
     """Delete a dataset: out of sight first, then from the registry, then from the disk.
 
+    Of an adopted one what is ours is deleted, and its entry is as it was before.
+
     Raises:
+        NotOursError: it is another tool's.
         StoreError: it can't be removed.
     """
-    layout = root.dataset(name)
-    aside = root.path / f"{_REMOVED}{name}.{time.time_ns()}"
-    what = f"removing {name}"
-    with locked(layout.lock, LOCK_TIMEOUT_S, what), layout.held(LOCK_TIMEOUT_S, what):
-        if layout.remote is not None:
-            # There is nothing to rename; without metadata.json, nobody sees the rest.
-            layout.remote.remove([layout.metadata])
-            rebuild_registry(root)
-            layout.remote.remove_below(layout.path)
-            shutil.rmtree(layout.path, ignore_errors=True)
+    store = root.dataset(name)
+    with store.hold(LOCK_TIMEOUT_S, f"removing {name}"):
+        kind = whose(store)
+        if kind is Whose.THEIRS:
+            raise NotOursError(
+                f"{store.url} is another tool's, and it is not removed; if that is what you "
+                "want, remove the folder and its entry in registry.json by hand"
+            )
+        if kind is Whose.ADOPTED:
+            give_back(store, their_raw_entry(store))
+            change_registry(root, [] if given_back(store.layout) else [name])
+            disclaim(store)
             return
-        try:
-            layout.path.rename(aside)
-        except OSError as error:
-            raise store_error(layout.path, "removing", error) from error
-    rebuild_registry(root)  # which also removes what was set aside
+        if store.names():
+            store.withdraw()
+        change_registry(root, [name])
+        store.erase()

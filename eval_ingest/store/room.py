@@ -4,30 +4,27 @@ import shutil
 from pathlib import Path
 
 from eval_ingest.errors import StoreError
-from eval_ingest.store.paths import DatasetLayout
-from eval_ingest.store.roots.cache import LEFT_FREE
 
+LEFT_FREE = 1 << 30
+"""Bytes of a cache's disk that are left to others."""
 FILE_BYTES = 4096
 """A file takes so much more than its size: half of its last block, its name, its folder."""
 _SHARDS_AT_ONCE = 2
 """Of a remote dataset: one that is being written, one that is being sent."""
 
 
-def require_room(layout: DatasetLayout, windows: int, samples: int) -> None:
-    """Check that a disk has room for what a dataset's ingest will write.
+def require_disk(path: Path, windows: int, samples: int) -> None:
+    """Check that a disk has room for what an ingest will write into a dataset's folder.
 
     Args:
-        layout: the dataset.
+        path: the folder; it may have yet to be made.
         windows: bytes of the windows that will be copied, see `window_bytes`.
         samples: bytes of the samples that will be packed.
 
     Raises:
         StoreError: it hasn't; says how much is needed and free, and what to do.
     """
-    if layout.remote is not None:
-        _require_cache(layout, samples)
-        return
-    free = shutil.disk_usage(_existing(layout.path)).free
+    free = _free(path)
     if windows + samples <= free:
         return
     parts = [(windows, "copied windows"), (samples, "packed samples")]
@@ -37,20 +34,27 @@ def require_room(layout: DatasetLayout, windows: int, samples: int) -> None:
         cures.append(f"ingest with --copy stream: packed samples alone, {alone}")
     cures.append("ingest with --copy index: nothing is copied, samples are read from the source")
     raise StoreError(
-        f"{layout.name} needs {_size(windows + samples)} in {layout.path.parent} "
+        f"{path.name} needs {_size(windows + samples)} in {path.parent} "
         f"({', '.join(f'{what} {_size(size)}' for size, what in parts if size)}), "
         f"and {_size(free)} are free; {', or '.join(cures)}"
     )
 
 
-def _require_cache(layout: DatasetLayout, samples: int) -> None:
-    """Windows go straight to the store; shards wait here until they are sent."""
-    needed = min(samples, _SHARDS_AT_ONCE * layout.shard_bytes) + LEFT_FREE
-    free = shutil.disk_usage(_existing(layout.path)).free
+def require_cache(path: Path, samples: int, shard_bytes: int, url: str) -> None:
+    """The same for a remote root: windows go straight to it, shards wait here until they are sent.
+
+    Args:
+        path: the dataset's folder in the cache.
+        samples: bytes of the samples that will be packed.
+        shard_bytes: of a shard at the most.
+        url: of the root.
+    """
+    needed = min(samples, _SHARDS_AT_ONCE * shard_bytes) + LEFT_FREE
+    free = _free(path)
     if samples and needed > free:
         raise StoreError(
-            f"packing {layout.name} needs {_size(needed)} in {layout.path}, until it is sent to "
-            f"{layout.root.url}, and {_size(free)} are free; free space there, set "
+            f"packing {path.name} needs {_size(needed)} in {path}, until it is sent to "
+            f"{url}, and {_size(free)} are free; free space there, set "
             "EVAL_INGEST_CACHE to a folder on another disk, or ingest with --copy index: nothing "
             "is copied, samples are read from the source"
         )
@@ -61,9 +65,11 @@ def window_bytes(n_bytes: int, n_files: int) -> int:
     return n_bytes + n_files * FILE_BYTES
 
 
-def _existing(path: Path) -> Path:
-    """A path, or the first of its parents that exists."""
-    return path if path.exists() else _existing(path.parent)
+def _free(path: Path) -> int:
+    """Free bytes where a path is, or will be."""
+    while not path.exists():
+        path = path.parent
+    return shutil.disk_usage(path).free
 
 
 def _size(n_bytes: int) -> str:

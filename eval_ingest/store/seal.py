@@ -9,20 +9,20 @@ import functools
 import json
 import logging
 import mmap
+import re
 import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
+from eval_ingest.core.registry_text import CHECKSUM
 from eval_ingest.errors import IntegrityError
 from eval_ingest.store.atomic import json_bytes, store_error, write_bytes
 
 Value = TypeVar("Value")
 
-CHECKSUM = "checksum"
-"""The last key of a sealed JSON object."""
-
 _MARK = b"crc32:"
+_SEAL = re.compile(rb'"checksum"|crc32:[0-9a-f]{8}"\s*\}\s*\Z')
 UNSEALED = "crc32:00000000"
 """Stands for the checksum until a file is sealed; nothing after it may begin with `crc32:`."""
 
@@ -42,9 +42,18 @@ def seal_file(path: Path) -> None:
 
 def sealed_json(value: dict[str, Any]) -> bytes:
     """A JSON object as a file's content, with its checksum."""
-    content = json_bytes({**value, CHECKSUM: UNSEALED})
+    return sealed_bytes(json_bytes({**value, CHECKSUM: UNSEALED}))
+
+
+def sealed_bytes(content: bytes) -> bytes:
+    """A file's content, in which UNSEALED stands at the end, with its checksum."""
     place = content.rfind(_MARK)
     return content[:place] + _checksum(content, place) + content[place + len(UNSEALED) :]
+
+
+def is_sealed(content: bytes) -> bool:
+    """True if a checksum of ours stands at the end of a JSON file, be it right or not."""
+    return _SEAL.search(content) is not None
 
 
 def write_sealed_json(path: Path, value: dict[str, Any]) -> None:
@@ -73,17 +82,24 @@ def read_sealed(path: Path, cure: str) -> bytes | None:
         return None
     except OSError as error:
         raise store_error(path, "reading", error) from error
+    wrong = wrong_seal(content)
+    if wrong:
+        raise IntegrityError(f"{path} {wrong}", cure)
+    return content
+
+
+def wrong_seal(content: bytes) -> str:
+    """What is wrong with a sealed file's bytes; "" if they are as they were written."""
     place = content.rfind(_MARK)
     if place < 0:
-        raise IntegrityError(f"{path} is damaged, or of another version of eval_ingest", cure)
+        return "is damaged, or of another version of eval_ingest"
     found, expected = content[place : place + len(UNSEALED)], _checksum(content, place)
-    if found != expected:
-        raise IntegrityError(
-            f"{path} is damaged or was edited: it has {expected.decode()} and says "
-            f"{found.decode(errors='replace')}",
-            cure,
-        )
-    return content
+    if found == expected:
+        return ""
+    return (
+        f"is damaged or was edited: it has {expected.decode()} and says "
+        f"{found.decode(errors='replace')}"
+    )
 
 
 def read_sealed_json(path: Path, cure: str) -> dict[str, Any] | None:

@@ -21,7 +21,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -31,15 +31,11 @@ from eval_ingest.core.entry import ShardArray
 from eval_ingest.core.resolved import ResolvedConfig
 from eval_ingest.core.task import TaskKind
 from eval_ingest.errors import IntegrityError
-from eval_ingest.store.atomic import file_crc32c, store_error, umask
+from eval_ingest.store.atomic import store_error, umask
 from eval_ingest.store.npy import check_npy, create_npy, data_start, npy_header
-from eval_ingest.store.paths import DatasetLayout
-from eval_ingest.store.seal import again
+from eval_ingest.store.roots.base import DatasetStore
 from eval_ingest.store.split_index import TARGET
 from eval_ingest.store.tables import read_table, write_table
-
-if TYPE_CHECKING:  # a local root doesn't pay for it
-    from eval_ingest.store.roots.remote import RemoteRoot
 
 SHARD_VERSION = 3
 
@@ -52,7 +48,7 @@ class PackRow:
     name: str
     source_digest: str
     height: int
-    """Of the sample, after padding."""
+    """Of the window."""
     width: int
     timesteps: dict[str, int]
     """Per modality; 0 where an optional modality is absent."""
@@ -195,7 +191,7 @@ class ShardWriter:
         """
         for plan in self.plans:
             path = self.folder / f"{plan.name}.npy"
-            check_npy(path, self._recorded(plan, None), "run again")
+            check_npy(path, self._recorded(plan), "run again")
 
     def fits(self, row: int, arrays: dict[str, NDArray[Any]]) -> bool:
         """True if the arrays have the shapes that are planned for the row."""
@@ -239,12 +235,12 @@ class ShardWriter:
                 raise store_error(path, "writing", error) from error
 
     def commit(
-        self, layout: DatasetLayout, shard: str, row_key: str, rows: Sequence[tuple[int, PackRow]]
+        self, store: DatasetStore, shard: str, row_key: str, rows: Sequence[tuple[int, PackRow]]
     ) -> str:
-        """Flush everything, give the shard its name, and return it; of a remote dataset, send it.
+        """Flush everything, give the shard its name, and return it.
 
         Args:
-            layout: the dataset.
+            store: the dataset.
             shard: the name wanted; a number is added if a retired shard still has it.
             row_key: what the values depend on besides the windows' files; kept in the index.
             rows: which window was written to which row.
@@ -253,9 +249,9 @@ class ShardWriter:
             StoreError: it can't be written.
         """
         self._close()
-        samples, table = layout.samples, self._index_table(rows)
+        samples, table = store.layout.samples, self._index_table(rows)
         with contextlib.suppress(IntegrityError):  # a damaged shard keeps its name
-            found = read_shard(layout, shard, row_key)
+            found = read_shard(store, shard, row_key)
             if found is not None and found[0] == table:
                 self.abandon()  # a run that was stopped later, or elsewhere, has written the same
                 return shard
@@ -264,7 +260,7 @@ class ShardWriter:
             samples.mkdir(parents=True, exist_ok=True)
             for stray in self.folder.glob(".*.tmp"):
                 stray.unlink()  # a run was stopped right here
-            arrays = {plan.name: self._recorded(plan, layout.remote) for plan in self.plans}
+            arrays = {plan.name: self._recorded(plan, store) for plan in self.plans}
             facts = {
                 "kind": "shard",
                 "version": SHARD_VERSION,
@@ -277,22 +273,20 @@ class ShardWriter:
                 if not (samples / name).exists():
                     break
                 name = f"{shard}-{number}"
-            if layout.remote is not None:
-                layout.remote.send_shard(self.folder, samples / name, arrays)
-            os.rename(self.folder, samples / name)
+            store.put_shard(self.folder, samples / name, arrays)
         except OSError as error:
             raise store_error(samples / shard, "writing", error) from error
         return name
 
-    def _recorded(self, plan: ArrayPlan, remote: "RemoteRoot | None") -> ShardArray:
-        """What is kept about an array's file; its checksum where it travels."""
+    def _recorded(self, plan: ArrayPlan, store: DatasetStore | None = None) -> ShardArray:
+        """What is kept about an array's file, in a dataset or on the way to one."""
         path, dtype = self.folder / f"{plan.name}.npy", np.dtype(plan.dtype)
         return ShardArray(
             dtype=str(dtype),
             uniform=plan.shape is not None,
             shape=plan.file_shape,
             n_bytes=len(npy_header(plan.file_shape, dtype)) + plan.n_bytes,
-            crc32c=None if remote is None else file_crc32c(path),
+            crc32c=None if store is None else store.checksum(path),
         )
 
     def abandon(self) -> None:
@@ -332,33 +326,21 @@ def shard_names(samples: Path) -> list[str]:
 
 
 def read_shard(
-    layout: DatasetLayout, shard: str, row_key: str
+    store: DatasetStore, shard: str, row_key: str
 ) -> tuple[pa.Table, dict[str, ShardArray]] | None:
     """A shard's index.parquet, and what it records about the shard's arrays.
 
-    None if it was packed by another row key. The arrays needn't be on this machine; a cheap look
-    is taken at those that are.
+    None if it was packed by another row key. A cheap look is taken at the arrays.
 
     Raises:
         IntegrityError: the shard is damaged.
     """
-    path = layout.samples / shard / "index.parquet"
-    found = read_table(path, "shard", SHARD_VERSION, layout.name)
+    path = store.layout.samples / shard / "index.parquet"
+    found = read_table(path, "shard", SHARD_VERSION, store.name)
     if found is None or found[1].get("row_key") != row_key:
         return None
     table, facts = found
     arrays = {name: ShardArray.model_validate(a) for name, a in facts.get("arrays", {}).items()}
-    if layout.remote is None:
-        for name, array in arrays.items():
-            check_npy(path.with_name(f"{name}.npy"), array, again(layout.name))
+    for name, array in arrays.items():
+        store.look_at_array(store.layout.array(shard, name), array)
     return table, arrays
-
-
-def retire_shards(layout: DatasetLayout) -> None:
-    """Make the shards that are there unknown to the next run, without taking them from readers."""
-    indexes = [layout.samples / s / "index.parquet" for s in shard_names(layout.samples)]
-    if layout.remote is not None:
-        layout.remote.remove(indexes)
-        return
-    for index in indexes:
-        index.rename(index.with_suffix(".retired"))

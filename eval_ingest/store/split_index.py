@@ -4,9 +4,9 @@ A row is a sample: which window it is of, where it lies in the shards, and its d
 a split has, and in which order, is decided elsewhere (copying/places.py).
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -26,7 +26,7 @@ _KIND = "split_index"
 # --------------------------------------------------------------------------------------- schema
 
 
-def split_index_schema(modalities: Sequence[str], from_source: bool) -> pa.Schema:
+def split_index_schema(modalities: Sequence[str], optional: Container[str] = ()) -> pa.Schema:
     """The columns of a split's index, a row for each sample in the order of the split.
 
     | column | |
@@ -34,7 +34,9 @@ def split_index_schema(modalities: Sequence[str], from_source: bool) -> pa.Schem
     | group, name | of the window |
     | shard, row | the number of the shard in metadata.json, and the row in it; -1 where samples are read from the source |
     | source_digest | of the files that the sample is made of; only where they are read from the source |
-    | height, width | of the sample, in pixels |
+    | height, width | of the window, in pixels |
+    | top, left | the sample's first row and column in its window; only where every crop is a sample |
+    | target | class or number of the crop; only there, and where a window has but one |
     | `<array>.offset` | first element in the shard's file, where its rows differ in shape |
     | `<modality>.timesteps` | T; 0 where the window lacks the modality |
     | `<modality>.timestamps` | T x [day, month from 0, year], flat: see `timestamps_column` |
@@ -44,35 +46,64 @@ def split_index_schema(modalities: Sequence[str], from_source: bool) -> pa.Schem
         ("name", pa.string()),
         ("shard", pa.int32()),
         ("row", pa.int64()),
-        *([("source_digest", pa.string())] if from_source else []),
+        *([("source_digest", pa.string())] if "source_digest" in optional else []),
         ("height", pa.int32()),
         ("width", pa.int32()),
         *((f"{name}.offset", pa.int64()) for name in (*modalities, TARGET)),
     ]
     for name in modalities:
         fields += [(f"{name}.timesteps", pa.int32()), (f"{name}.timestamps", pa.list_(pa.int32()))]
+    crops = (("top", pa.int32()), ("left", pa.int32()), (TARGET, pa.float64()))
+    fields += [field for field in crops if field[0] in optional]
     return pa.schema(fields)
 
 
 # --------------------------------------------------------------------------------------- writer
 
 
+class Crops(NamedTuple):
+    """Every crop of a split's windows, in order."""
+
+    window: list[int]
+    """Which of the split's windows each is of."""
+    corners: list[tuple[int, int]]
+    """Its first row and column."""
+    targets: list[float] | None
+    """Classes or numbers, where the crops' targets aren't cut from the windows'."""
+
+
 def write_split_index(
-    path: Path, modalities: Sequence[str], columns: Mapping[str, Any], from_source: bool
+    path: Path,
+    modalities: Sequence[str],
+    columns: Mapping[str, Any],
+    crops: Crops | None = None,
 ) -> None:
     """Write a split's index.
 
     Args:
         path: see DatasetLayout.split_index.
         modalities: of the dataset, all of them.
-        columns: by name, those of `split_index_schema`.
-        from_source: there are no packed samples.
+        columns: by name, those of `split_index_schema`, a value a window.
+        crops: the samples, where they are crops; default: a sample a window.
 
     Raises:
         StoreError: it can't be written.
     """
-    table = pa.table(dict(columns), split_index_schema(modalities, from_source))
+    table = pa.table(dict(columns), split_index_schema(modalities, columns))
+    if crops is not None:
+        table = _repeated(table, crops)
     write_table(path, table, {"kind": _KIND, "version": SPLIT_INDEX_VERSION})
+
+
+def _repeated(table: pa.Table, crops: Crops) -> pa.Table:
+    """A row for each crop, from a row for each window."""
+    table = table.take(pa.array(crops.window, pa.int64()))
+    for k, name in enumerate(("top", "left")):
+        corner = pa.array([corner[k] for corner in crops.corners], pa.int32())
+        table = table.append_column(name, corner)
+    if crops.targets is not None:
+        table = table.append_column(TARGET, pa.array(crops.targets, pa.float64()))
+    return table
 
 
 def timestamps_column(
@@ -167,6 +198,9 @@ class SplitIndex:
                     again(name),
                 )
             self._stamps[modality] = ends, numbers(stamps.values)
+        has = table.column_names
+        self.corners = (column("top"), column("left")) if "top" in has else None
+        self.targets = column(TARGET) if TARGET in has else None
         self.groups = Texts(table["group"])
         self.names = Texts(table["name"])
         if "source_digest" in table.column_names:
@@ -179,8 +213,14 @@ class SplitIndex:
         """`group/name`."""
         return f"{self.groups[row]}/{self.names[row]}"
 
+    def corner(self, row: int) -> tuple[int, int] | None:
+        """First row and column of the crop in its window; None where it isn't fixed here."""
+        if self.corners is None:
+            return None
+        return int(self.corners[0][row]), int(self.corners[1][row])
+
     def size(self, row: int) -> tuple[int, int]:
-        """Height and width in pixels."""
+        """Height and width of the window, in pixels."""
         return int(self.heights[row]), int(self.widths[row])
 
     def timestamps(self, modality: str, row: int) -> NDArray[np.int64]:

@@ -9,7 +9,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from eval_ingest.errors import IntegrityError, StoreError
+from eval_ingest.errors import IntegrityError, NewerVersionError, StoreError
 from eval_ingest.store.atomic import written_aside
 from eval_ingest.store.seal import UNSEALED, again, read_sealed, seal_file
 
@@ -66,13 +66,17 @@ def read_table(
 
     Raises:
         IntegrityError: it is damaged.
+        NewerVersionError: a newer eval_ingest has written it.
         StoreError: it can't be read.
     """
     with _opened(path, name) as file:
         if file is None:
             return None
         facts = _facts(file, path)
-        if (facts.get("kind"), facts.get("version")) != (kind, version):
+        found = facts.get("version")
+        if facts.get("kind") == kind and isinstance(found, int) and found > version:
+            raise NewerVersionError(path, found, version)
+        if (facts.get("kind"), found) != (kind, version):
             return None
         return file.read(use_threads=use_threads), facts
 
@@ -85,11 +89,25 @@ def _opened(path: Path, name: str) -> Iterator[pq.ParquetFile | None]:
         return
     try:
         # Not pq.read_table: that imports pandas, which takes longer than all of the rest.
-        file = pq.ParquetFile(pa.BufferReader(content))
+        file = pq.ParquetFile(pa.BufferReader(_in_arrows_memory(content)))
     except pa.ArrowException as error:
         raise IntegrityError(f"{path} is no Parquet file ({error})", again(name)) from error
     with file:
         yield file
+
+
+def _in_arrows_memory(content: bytes) -> pa.Buffer:
+    """A copy that no thread of Arrow's needs Python for.
+
+    A thread of its pool may be the last that lets go of the buffer, after the table has been
+    handed over. Were it Python's memory, the thread would have to take the GIL, and if the
+    interpreter is on its way out by then, CPython ends the thread, which C++ answers with
+    SIGABRT: "terminate called without an active exception".
+    """
+    buffer = pa.allocate_buffer(len(content))
+    with pa.FixedSizeBufferWriter(buffer) as writer:
+        writer.write(content)
+    return buffer
 
 
 def _facts(file: pq.ParquetFile, path: Path) -> dict[str, Any]:

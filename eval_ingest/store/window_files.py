@@ -11,6 +11,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Container, Iterable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -30,7 +31,9 @@ class Content(NamedTuple):
     read: Callable[[], bytes]
     """Gives its bytes."""
     ours: tuple[str, int] | None = None
-    """A file that we wrote with these bytes, which may be linked to, and its CRC32C."""
+    """A file that we wrote with these bytes, which may be moved with its layer, and its CRC32C."""
+    permissions: int = 0o666
+    """Mode bits of the source's file: the copy has no others."""
 
 
 Contents = Iterable[Content]
@@ -75,11 +78,10 @@ def copy_window(
         final.parent.mkdir(parents=True, exist_ok=True)
         aside = Path(tempfile.mkdtemp(dir=scratch))
         aside.chmod(0o777 & ~umask())
-        made: set[str] = {""}
+        made, moved = {""}, set[str]()
         total, n_files, checksum = 0, 0, FilesChecksum()
         for file in files:
-            _make_folders(str(aside), file.path.rpartition("/")[0], made)
-            n_bytes, crc = _place(f"{aside}/{file.path}", file, split)
+            n_bytes, crc = _place(str(aside), file, split, made, moved)
             checksum.add(file.path, crc)
             total += n_bytes
             n_files += 1
@@ -96,15 +98,27 @@ def copy_window(
     return CopiedWindow(group, name, source_digest, split, n_files, total, str(checksum))
 
 
-def _place(path: str, file: Content, split: str) -> tuple[int, int]:
-    """Link to a file or write it; its bytes and CRC32C."""
-    is_metadata = file.path == "metadata.json"
-    if file.ours is not None and not is_metadata:
-        with contextlib.suppress(OSError):  # another disk, or one that knows no links
-            os.link(file.ours[0], path)
-            return os.stat(path).st_size, file.ours[1]
-    data = with_split(file.read(), split) if is_metadata else file.read()
-    return len(data), _write_checked(path, data)
+def _place(
+    aside: str, file: Content, split: str, made: set[str], moved: set[str]
+) -> tuple[int, int]:
+    """Move a file with the folder of its layer, or write it; its bytes and CRC32C."""
+    if file.path == "metadata.json":
+        data = with_split(file.read(), split)
+        return len(data), _write_checked(f"{aside}/{file.path}", data, file.permissions)
+    if file.ours is not None:
+        path, crc = file.ours
+        # One rename for all of a layer's files: each made or removed costs a millisecond.
+        whole = "/".join(file.path.split("/", 2)[:2])
+        if whole not in moved:
+            _make_folders(aside, whole.rpartition("/")[0], made)
+            with contextlib.suppress(OSError):  # it lies on another disk
+                os.rename(f"{path.removesuffix(file.path)}{whole}", f"{aside}/{whole}")
+                moved.add(whole)
+        if whole in moved:
+            return os.stat(f"{aside}/{file.path}").st_size, crc
+    _make_folders(aside, file.path.rpartition("/")[0], made)
+    data = file.read()
+    return len(data), _write_checked(f"{aside}/{file.path}", data, file.permissions)
 
 
 def _make_folders(root: str, folder: str, made: set[str]) -> None:
@@ -115,9 +129,11 @@ def _make_folders(root: str, folder: str, made: set[str]) -> None:
         made.add(folder)
 
 
-def _write_checked(path: str, data: bytes) -> int:
+def _write_checked(path: str, data: bytes, permissions: int = 0o666) -> int:
     """Write a file, read it back, and return its CRC32C."""
-    with open(path, "wb", buffering=0) as stream:
+    # Its owner can always read it: it is read back just below.
+    opener = partial(os.open, mode=permissions | 0o600)
+    with open(path, "wb", buffering=0, opener=opener) as stream:
         view = memoryview(data)
         while view:
             view = view[stream.write(view) :]
@@ -150,7 +166,7 @@ def change_split(windows: Path, copied: CopiedWindow, split: str) -> CopiedWindo
     try:
         old = path.read_bytes()
         new = with_split(old, split)
-        _write_checked(str(aside), new)
+        _write_checked(str(aside), new, path.stat().st_mode & 0o666)
         os.replace(aside, path)
     except OSError as error:
         raise store_error(path, "rewriting", error) from error

@@ -56,7 +56,12 @@ def add_commands(commands: Any, add_command: AddCommand) -> None:
         "label_fractions; each holds the smaller ones",
     )
     add("--seeds", nargs="+", type=int, metavar="N", help="default 42")
-    add("--patch-size", type=int, metavar="PIXELS", help="default 4")
+    add(
+        "--patch-size",
+        type=int,
+        metavar="PIXELS",
+        help="default: the dataset's eval settings, or 4",
+    )
     add("--probe", help="auto (knn for window classes), knn or linear")
     add("--normalize", help="dataset, pretrained or none; default: as the encoder wants it")
     add("--method", help="such as norm_no_clip_2_std; default: as the encoder wants it")
@@ -176,11 +181,13 @@ def _leaderboard(options: argparse.Namespace) -> int:
 
 def _tasks(options: argparse.Namespace) -> int:
     from eval_ingest.settings import Settings
+    from eval_ingest.store.catalog import read_catalog
     from eval_ingest.store.roots.open import open_root
     from eval_ingest.sweep.tasks import as_overrides, as_python, left_out_lines, trainer_tasks
 
-    root = open_root(Settings.load())
-    found = trainer_tasks(root, options.datasets)
+    settings = Settings.load()
+    root = open_root(settings)
+    found = trainer_tasks(root, options.datasets, read_catalog(settings, broken={}))
     if options.json:
         tasks = {task.name: task.fields for task in found.tasks}
         facts = {"registry": found.registry, "tasks": tasks, "left_out": found.left_out}

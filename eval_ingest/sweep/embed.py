@@ -2,13 +2,16 @@
 
     {cache}/embeddings/{key}/features.f32      float32 (R, D), one row per patch or per window
                              target.npy        (R, Q): the labels of a row, Q = patch_size^2 or 1
-                             places.npy        (N, 2): first row and number of rows per window
+                             places.npy        (N, 4): of a sample its first row, number of rows,
+                                               and the rows and columns of its patches
+                             windows.npy       (N,): the number of each sample's window
                              embeddings.json   shapes and provenance; written last
 
 The key is a fingerprint of encoder, dataset, split, normalisation, bands and patch size. The
 folder may be deleted at any time.
 """
 
+import itertools
 import os
 import time
 from collections.abc import Iterable, Iterator
@@ -27,7 +30,7 @@ from eval_ingest.loading import EvalDataset
 from eval_ingest.store.atomic import read_json, write_json, written_aside
 from eval_ingest.sweep.encoders.base import Embeddings, Encoder
 
-VERSION = 1
+VERSION = 3
 
 _BATCH_BYTES = 48 << 20
 """Batches are made of about this many bytes of pixels."""
@@ -43,9 +46,12 @@ class Embedded:
     target: NDArray[Any]
     """(R, Q): int16 with -1 for no label, or float32 with NaN."""
     places: NDArray[np.int64]
-    """(N, 2): the first row of a window and how many rows it has."""
+    """(N, 4): of a sample its first row, how many rows it has, and the rows and columns of its
+    patches (1 and 1 where there is one row a window). Patches lie row by row."""
     seconds: float
     """What making it took."""
+    windows: NDArray[np.int64] | None = None
+    """(N,) the number of each sample's window; None: each is of its own."""
 
     def __len__(self) -> int:
         return len(self.places)
@@ -125,6 +131,7 @@ def _read(folder: Path) -> Embedded | None:
             np.load(folder / "target.npy", allow_pickle=False),
             np.load(folder / "places.npy", allow_pickle=False),
             float(facts["seconds"]),
+            np.load(folder / "windows.npy", allow_pickle=False),
         )
     except (OSError, ValueError):
         return None  # damaged or half deleted: made anew
@@ -135,7 +142,7 @@ def _read(folder: Path) -> Embedded | None:
 
 def _write(folder: Path, dataset: EvalDataset, encoder: Encoder, progress: Progress) -> None:
     started = time.monotonic()
-    places = np.zeros((len(dataset), 2), np.int64)
+    places = np.zeros((len(dataset), 4), np.int64)
     targets: list[NDArray[Any]] = []
     rows = width = 0
     with written_aside(folder / "features.f32") as temporary, open(temporary, "wb") as stream:
@@ -144,7 +151,8 @@ def _write(folder: Path, dataset: EvalDataset, encoder: Encoder, progress: Progr
             width = batch.features.shape[1]
             stream.write(batch.features.data)
             targets.append(batch.labels)
-    for name, array in (("target", np.concatenate(targets)), ("places", places)):
+    arrays = {"target": np.concatenate(targets), "places": places}
+    for name, array in (*arrays.items(), ("windows", _window_numbers(dataset))):
         with written_aside(folder / f"{name}.npy") as temporary, open(temporary, "wb") as stream:
             np.save(stream, array, allow_pickle=False)
     facts = {
@@ -168,12 +176,14 @@ class EmbeddedBatch(NamedTuple):
     """(B x rows of a window, D)"""
     labels: NDArray[Any]
     """(B x rows of a window, Q)"""
+    grid: tuple[int, int]
+    """Rows and columns of a window's patches."""
 
     def place(self, places: NDArray[np.int64], first: int) -> int:
         """Note where the windows' rows are if they begin at `first`; returns where they end."""
         size = len(self.features) // len(self.indices)
         places[self.indices, 0] = first + size * np.arange(len(self.indices))
-        places[self.indices, 1] = size
+        places[self.indices, 1:] = size, *self.grid
         return first + len(self.features)
 
 
@@ -198,27 +208,29 @@ def embedded_batches(
             than it should.
     """
     what = f"{encoder.name} on {dataset.name} {dataset.split}"
-    place_of = {dataset.window(i): i for i in range(len(dataset))}
+    place_of = {dataset.key(i): i for i in range(len(dataset))}
     size = batch_size or _batch_size(dataset)
     width = done = 0
     for batch in dataset.batches(size, bucket=True, shard=shard):
         _check_size(dataset, encoder, batch)
-        features, labels = _embed(dataset, encoder, batch)
+        features, labels, grid = _embed(dataset, encoder, batch)
         if width not in (0, features.shape[1]):
             raise SweepError(
                 f"encoder {encoder.name} on {dataset.name}: embeddings of {width} values, "
                 f"then of {features.shape[1]}; they must all be as long"
             )
         width = features.shape[1]
-        indices = np.array([place_of[window] for window in batch["window"]])
-        yield EmbeddedBatch(indices, features, labels)
+        corners = batch.get("crop") or itertools.repeat(None)
+        keys = zip(batch["window"], corners, strict=False)
+        indices = np.array([place_of[key] for key in keys])
+        yield EmbeddedBatch(indices, features, labels, grid)
         done += len(indices)
         progress(what, done, len(dataset))
 
 
-def joined(batches: Iterable[EmbeddedBatch], windows: int, seconds: float) -> Embedded:
+def joined(batches: Iterable[EmbeddedBatch], dataset: EvalDataset, seconds: float) -> Embedded:
     """All batches of a split in memory."""
-    places = np.zeros((windows, 2), np.int64)
+    places = np.zeros((len(dataset), 4), np.int64)
     found, rows = list(batches), 0
     if not found:  # of a rank that hands its embeddings to another
         return Embedded(np.zeros((0, 0), np.float32), np.zeros((0, 1)), places, seconds)
@@ -229,7 +241,15 @@ def joined(batches: Iterable[EmbeddedBatch], windows: int, seconds: float) -> Em
         np.concatenate([batch.labels for batch in found]),
         places,
         seconds,
+        _window_numbers(dataset),
     )
+
+
+def _window_numbers(dataset: EvalDataset) -> NDArray[np.int64]:
+    """(N,) a number for each sample, the same for all samples of a window."""
+    numbers: dict[str, int] = {}
+    windows = map(dataset.window, range(len(dataset)))
+    return np.array([numbers.setdefault(window, len(numbers)) for window in windows], np.int64)
 
 
 def _batch_size(dataset: EvalDataset) -> int:
@@ -252,8 +272,8 @@ def _check_size(dataset: EvalDataset, encoder: Encoder, batch: dict[str, Any]) -
 
 def _embed(
     dataset: EvalDataset, encoder: Encoder, batch: dict[str, Any]
-) -> tuple[NDArray[np.float32], NDArray[Any]]:
-    """Rows (R, D) of a batch and their labels (R, Q)."""
+) -> tuple[NDArray[np.float32], NDArray[Any], tuple[int, int]]:
+    """Rows (R, D) of a batch, their labels (R, Q), and the rows and columns of patches."""
     try:
         with torch.no_grad():
             found = encoder.embed(batch, dataset)
@@ -288,7 +308,7 @@ def _embed(
             pooled = found.patches.flatten(1, -2).mean(1)
         if pooled is None or pooled.ndim != 2 or len(pooled) != batch_size:
             raise _wrong(dataset, encoder, "pooled", (batch_size, "D"), pooled)
-        vectors, labels = pooled, target[:, None]
+        vectors, labels, (h, w) = pooled, target[:, None], (1, 1)
     vectors = vectors.float().cpu().contiguous()
     if not bool(torch.isfinite(vectors).all()):
         holed = [name for name in dataset.bands if not bool(torch.isfinite(batch[name]).all())]
@@ -300,7 +320,7 @@ def _embed(
             f"{cause}"
         )
     kind = np.int16 if dataset.task.kind.has_classes else np.float32
-    return vectors.numpy(), labels.numpy().astype(kind)
+    return vectors.numpy(), labels.numpy().astype(kind), (h, w)
 
 
 def _wrong(

@@ -14,6 +14,7 @@ from typing import Any, Literal
 import torch
 
 from eval_ingest.core.entry import Metadata
+from eval_ingest.core.eval_settings import EvalSettings
 from eval_ingest.engine import no_progress
 from eval_ingest.errors import EvalIngestError, SweepError
 from eval_ingest.loading import EvalDataset
@@ -126,8 +127,9 @@ def evaluate(
         label_fraction: share of the train windows, or a name that the dataset gives to one.
         seed: draws train windows, and starts the probe; default 42.
         max_train_samples: at most so many train windows are embedded and trained on.
-        probe: "auto" is kNN for window classification, and a linear probe for all else.
-        patch_size: pixels per side of a patch; default 4.
+        probe: "auto" is what a dataset's settings say, else kNN for window classification, and a
+            linear probe for all else.
+        patch_size: pixels per side of a patch; default what a dataset's settings say, else 4.
         normalize: "pretrained" (the default for modules), "dataset" or "none": see EvalDataset.
         method: see EvalDataset; default norm_no_clip_2_std.
         batch_size: windows per batch; default what makes some tens of MiB of pixels.
@@ -156,11 +158,12 @@ def evaluate(
     plan = suite.model_copy(update={"encoders": ("pixels",)}).plan(Path(out or "."))
     plan = plan.checked(eval_root)
     there = _device_of(model, device)
-    encoder = _encoder(model, adapter, plan, there)
+    encoders = _Encoders(model, adapter, plan, there)
+    encoder = encoders.of(EvalSettings())
     precision = torch.autocast(there.type, dtype) if dtype else nullcontext()
     found = Evaluation([])
     with ranks() as together, undisturbed(model, there), precision:
-        run = _Run(encoder, plan, suite.max_train_samples, batch_size, together, out is not None)
+        run = _Run(encoders, plan, suite.max_train_samples, batch_size, together, out is not None)
         scoring = Scoring(eval_root, plan.split, plan.probe, run.embed, there, no_progress)
         for name in plan.datasets:
             try:
@@ -178,7 +181,7 @@ def evaluate(
 class _Run:
     """An evaluation that is going on."""
 
-    encoder: Encoder
+    encoders: "_Encoders"
     plan: SweepPlan
     max_train_samples: int | None
     batch_size: int | None
@@ -188,22 +191,29 @@ class _Run:
     def score(self, scoring: Scoring, name: str) -> list[Row]:
         """The scores on one dataset, one for each label fraction and seed."""
         metadata = require_metadata(scoring.root, name)
+        encoder = self.encoders.of(metadata.spec.eval)
         probe = scoring.probe_of(metadata)
         require_windows(metadata, self.plan.split)
         fractions = label_fractions(metadata, self.plan.label_fractions)
         cases = [Case(fraction, seed, "") for fraction in fractions for seed in self.plan.seeds]
         # One draw alone needs no other train windows; several are drawn from all that are embedded.
         drawn = self._drawn(cases[0]) if len(cases) == 1 else self._drawn(Case(1.0, 42, ""))
-        splits = Splits.of(scoring, self.encoder, metadata, drawn, whole=len(cases) > 1)
+        splits = Splits.of(scoring, encoder, metadata, drawn, whole=len(cases) > 1)
         return self.ranks.from_first(
-            lambda: [self._row(scoring, metadata, probe, splits, case) for case in cases]
+            lambda: [self._row(scoring, encoder, metadata, probe, splits, case) for case in cases]
         )
 
     def _row(
-        self, scoring: Scoring, metadata: Metadata, probe: str, splits: Splits, case: Case
+        self,
+        scoring: Scoring,
+        encoder: Encoder,
+        metadata: Metadata,
+        probe: str,
+        splits: Splits,
+        case: Case,
     ) -> Row:
         with torch.set_grad_enabled(True), torch.autocast(scoring.device.type, enabled=False):
-            row = scoring.row(self.encoder, metadata, probe, splits, case)
+            row = scoring.row(encoder, metadata, probe, splits, case)
         if self.keep:
             row = row.model_copy(update={"key": f"{row.dataset}-{time.time_ns()}"})
             write_row(self.plan.out, row)
@@ -228,17 +238,33 @@ class _Run:
             )
 
         batches = self.ranks.interleaved(share)
-        return joined(batches, len(dataset), time.monotonic() - started)
+        return joined(batches, dataset, time.monotonic() - started)
 
 
-def _encoder(model: Any, adapter: Adapter | None, plan: SweepPlan, device: torch.device) -> Encoder:
-    if isinstance(model, str):
-        if adapter is not None:
-            raise SweepError(f"{model!r} is an encoder by name, which needs no adapter")
-        encoder = load_encoder(model, plan.patch_size, device)
-    else:
-        encoder = encoder_of(model, adapter, plan.patch_size, device)
-    return plan.normalised(encoder)
+@dataclass(frozen=True)
+class _Encoders:
+    """The model as an encoder, for each patch size that datasets ask for."""
+
+    model: Any
+    adapter: Adapter | None
+    plan: SweepPlan
+    device: torch.device
+    loaded: dict[int, Encoder] = field(default_factory=dict)
+
+    def of(self, settings: EvalSettings) -> Encoder:
+        """The encoder for a dataset with these settings."""
+        size = self.plan.patch_size_for(settings)
+        if size not in self.loaded:
+            self.loaded[size] = self.plan.normalised(self._load(size))
+        return self.loaded[size]
+
+    def _load(self, patch_size: int) -> Encoder:
+        if not isinstance(self.model, str):
+            found: Encoder = encoder_of(self.model, self.adapter, patch_size, self.device)
+            return found
+        if self.adapter is not None:
+            raise SweepError(f"{self.model!r} is an encoder by name, which needs no adapter")
+        return load_encoder(self.model, patch_size, self.device)
 
 
 def _suite(datasets: str | Path | Sequence[str] | Suite, **given: Any) -> Suite:

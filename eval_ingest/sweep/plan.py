@@ -5,10 +5,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, Self
 
+from eval_ingest.core.eval_settings import EvalSettings
 from eval_ingest.core.norm import METHODS
 from eval_ingest.core.spec import SPLITS
 from eval_ingest.errors import SweepError, UnknownDatasetError
-from eval_ingest.store.paths import EvalRoot
+from eval_ingest.store.roots.base import EvalRoot
 from eval_ingest.sweep.encoders.base import Encoder
 from eval_ingest.sweep.encoders.registry import check_encoder
 
@@ -16,6 +17,7 @@ PROBES = ("auto", "knn", "linear")
 NORMALISATIONS = ("dataset", "pretrained", "none")
 
 ALL = "all"
+PATCH_SIZE = 4
 
 
 @dataclass(frozen=True)
@@ -35,9 +37,11 @@ class SweepPlan:
     seeds: tuple[int, ...] = (42,)
     """Each draws the label fraction, as EvalDataset(label_fraction=, seed=), and starts a probe.
     42 is what the existing OlmoEarth eval code draws with."""
-    patch_size: int = 4
+    patch_size: int | None = None
+    """Default: what a dataset's settings say, else 4."""
     probe: Literal["auto", "knn", "linear"] = "auto"
-    """auto: kNN for window classification, a linear probe for everything else."""
+    """auto: what a dataset's settings say, else kNN for window classification and a linear probe
+    for everything else."""
     normalize: Literal["dataset", "pretrained", "none"] | None = None
     """Default: what the encoder asks for."""
     method: str | None = None
@@ -66,7 +70,7 @@ class SweepPlan:
             _one_of("normalize", self.normalize, NORMALISATIONS)
         if self.method is not None:
             _one_of("method", self.method, tuple(METHODS))
-        if self.patch_size < 1:
+        if self.patch_size is not None and self.patch_size < 1:
             raise SweepError(f"patch size is {self.patch_size}; it must be at least 1")
         wrong = [f for f in self.label_fractions if not isinstance(f, str) and not 0 < f <= 1]
         if wrong:
@@ -78,6 +82,10 @@ class SweepPlan:
             label_fractions=tuple(dict.fromkeys(self.label_fractions)),
             seeds=tuple(dict.fromkeys(self.seeds)),
         )
+
+    def patch_size_for(self, settings: EvalSettings) -> int:
+        """Pixels per side of a patch, on a dataset with these settings."""
+        return self.patch_size or settings.patch_size or PATCH_SIZE
 
     def normalised(self, encoder: Encoder) -> Encoder:
         """The encoder, with the normalisation that the plan says, if it says one."""

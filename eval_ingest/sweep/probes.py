@@ -3,6 +3,9 @@
 The linear probe is trained with every learning rate at once: the layers lie side by side as one
 wide layer, so a batch of features is read and multiplied once for all of them. The learning rate
 and the epoch that score best on val are the ones that are tested.
+
+The layer gives a patch all its pixels, or one value, bilinearly upsampled: regressions of pixels
+always do the latter (see upsampling.py), as in the existing OlmoEarth eval code.
 """
 
 import contextlib
@@ -16,12 +19,15 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 
+from eval_ingest.core.eval_settings import PRIMARY_METRICS
 from eval_ingest.core.task import IGNORE_LABEL, Task
 from eval_ingest.errors import SweepError
 from eval_ingest.sweep.embed import Embedded
 from eval_ingest.sweep.metrics import Tally, better, score, tally
+from eval_ingest.sweep.ranking import MAX_RANKED, RANKING
+from eval_ingest.sweep.upsampling import Grid, grids
 
-VERSION = 2
+VERSION = 3
 
 K = 20
 TEMPERATURE = 0.07
@@ -58,58 +64,92 @@ class Rows:
     target: torch.Tensor
     """(R, Q): long with -1, or float32 with NaN."""
     first: torch.Tensor
-    """(N,) long: the first row of a window."""
+    """(N,) long: the first row of a sample."""
     count: torch.Tensor
-    """(N,) long: rows of a window."""
+    """(N,) long: rows of a sample."""
+    window: torch.Tensor | None = None
+    """(N,) long: equal where samples are of one window; None: each is of its own."""
+    grid: torch.Tensor | None = None
+    """(N, 2) long: rows and columns of a sample's patches; None: it has no longer all of them."""
 
     @classmethod
-    def of(cls, split: Embedded, windows: NDArray[np.int64] | None = None) -> "Rows":
-        """The rows of these windows, or of all."""
+    def of(cls, split: Embedded, samples: NDArray[np.int64] | None = None) -> "Rows":
+        """The rows of these samples, or of all."""
         places = torch.from_numpy(split.places)
-        if windows is not None:
-            places = places[torch.from_numpy(windows)]
+        numbers = None if split.windows is None else torch.from_numpy(split.windows)
+        if samples is not None:
+            places = places[torch.from_numpy(samples)]
+            numbers = None if numbers is None else numbers[torch.from_numpy(samples)]
         features, target = torch.from_numpy(split.features), torch.from_numpy(split.target)
         rows = _expand(places[:, 0], places[:, 1])
         if len(rows) != len(features) or not bool((rows == torch.arange(len(rows))).all()):
             features, target = features[rows], target[rows]
         target = target if target.is_floating_point() else target.long()
-        return cls(features, target, places[:, 1].cumsum(0) - places[:, 1], places[:, 1])
+        first = places[:, 1].cumsum(0) - places[:, 1]
+        return cls(features, target, first, places[:, 1], numbers, places[:, 2:])
 
     def __len__(self) -> int:
         return len(self.first)
 
     @property
-    def windows(self) -> NDArray[np.int64]:
-        """(R,) the window of each row."""
+    def samples(self) -> NDArray[np.int64]:
+        """(R,) the sample of each row."""
         return np.repeat(np.arange(len(self)), self.count.numpy())
 
-    def labelled(self) -> "Rows":
-        """Without the rows that have no label at all, and the windows that have no such row."""
-        there = (
-            torch.isfinite(self.target)
-            if self.target.is_floating_point()
-            else self.target != IGNORE_LABEL
-        ).any(1)
+    @property
+    def windows(self) -> NDArray[np.int64]:
+        """(R,) the number of each row's window, counted from 0."""
+        if self.window is None:
+            return self.samples
+        numbers = np.unique(self.window.numpy(), return_inverse=True)[1]
+        return np.repeat(numbers, self.count.numpy())
+
+    @property
+    def valid(self) -> torch.Tensor:
+        """(R, Q) bool: where there is a label."""
+        if self.target.is_floating_point():
+            return torch.isfinite(self.target)
+        return self.target != IGNORE_LABEL
+
+    def grids(self, values_per_pixel: int, most: int) -> Iterator[Grid]:
+        """The samples by the size of their grids, in pieces of so many values."""
+        assert self.grid is not None
+        patch = math.isqrt(self.target.shape[1])
+        return grids(self.first, self.grid, patch, values_per_pixel, most)
+
+    def labelled(self, whole: bool = False) -> "Rows":
+        """Without the rows that have no label at all, and the samples that have no other.
+
+        With `whole`, samples that have a label keep all their rows.
+        """
+        there = self.valid.any(1)
         if bool(there.all()):
             return self
-        window = torch.from_numpy(self.windows)
-        count = torch.bincount(window[there], minlength=len(self))
-        count = count[count > 0]
-        return Rows(self.features[there], self.target[there], count.cumsum(0) - count, count)
+        if whole:
+            known = np.unique(self.samples[there.numpy()])
+            return self if len(known) == len(self) else self.select(torch.from_numpy(known))
+        sample = torch.from_numpy(self.samples)
+        count = torch.bincount(sample[there], minlength=len(self))
+        kept = count > 0
+        count, window = count[kept], None if self.window is None else self.window[kept]
+        first = count.cumsum(0) - count
+        return Rows(self.features[there], self.target[there], first, count, window)
 
     def select(self, windows: torch.Tensor) -> "Rows":
-        """These windows, in this order."""
+        """These samples, in this order."""
         count = self.count[windows]
         first = count.cumsum(0) - count
+        window = None if self.window is None else self.window[windows]
+        grid = None if self.grid is None else self.grid[windows]
         alike = len(self) * int(self.count[0]) == len(self.features) if len(self) else False
         if alike and bool((self.count == self.count[0]).all()):
             features, target = (
                 _taken(values.view(len(self), -1), windows).view(-1, values.shape[1])
                 for values in (self.features, self.target)
             )
-            return Rows(features, target, first, count)
+            return Rows(features, target, first, count, window, grid)
         rows = _expand(self.first[windows], count).to(self.features.device)
-        return Rows(self.features[rows], self.target[rows], first, count)
+        return Rows(self.features[rows], self.target[rows], first, count, window, grid)
 
     def to(self, device: torch.device) -> "Rows":
         """On a GPU if they leave half of its memory free, else where they are."""
@@ -145,8 +185,18 @@ class Probed:
     epoch: int | None = None
 
 
-def run_knn(task: Task, train: Rows, val: Rows, test: Rows, device: torch.device) -> Probed:
+def run_knn(
+    task: Task, train: Rows, val: Rows, test: Rows, device: torch.device, metric: str = ""
+) -> Probed:
     """Weighted kNN for window classification.
+
+    Args:
+        task: of the dataset.
+        train: has the neighbours.
+        val: is scored.
+        test: is scored.
+        device: where the products are made.
+        metric: what the task is judged by; default: what its kind is.
 
     Raises:
         SweepError: no train, val or test window has a label.
@@ -154,15 +204,20 @@ def run_knn(task: Task, train: Rows, val: Rows, test: Rows, device: torch.device
     labels = train.target[:, 0]
     if not bool((labels != IGNORE_LABEL).any()):
         raise SweepError("no train window has a label")
-    on_val, on_test = (
-        _tally(
-            task,
-            knn_predict(train.features, labels, rows.features, task.num_classes, device)[:, None],
-            rows,
-        )
-        for rows in (val, test)
-    )
-    return Probed(on_val, on_test)
+    found: list[Tally] = []
+    for rows in (val, test):
+        votes = knn_votes(train.features, labels, rows.features, task.num_classes, device)
+        there = rows.valid[:, 0]
+        scores = votes[there].numpy() if _ranked(task, rows, metric) else None
+        found.append(_tally(task, votes.argmax(1)[:, None].numpy(), rows, scores, metric))
+    return Probed(found[0], found[1])
+
+
+def _ranked(task: Task, rows: Rows, metric: str) -> bool:
+    """Are areas under curves to be computed?"""
+    if metric in RANKING:
+        return True
+    return task.kind.has_classes and int(rows.valid.sum()) <= MAX_RANKED
 
 
 def knn_predict(
@@ -173,7 +228,19 @@ def knn_predict(
     device: torch.device,
     k: int = K,
 ) -> NDArray[np.int64]:
-    """Class ids (N,) by the k nearest by cosine similarity s, each voting with exp(s / 0.07).
+    """Class ids (N,) by most votes; arguments as of `knn_votes`."""
+    return np.asarray(knn_votes(train, labels, queries, num_classes, device, k).argmax(1).numpy())
+
+
+def knn_votes(
+    train: torch.Tensor,
+    labels: torch.Tensor,
+    queries: torch.Tensor,
+    num_classes: int,
+    device: torch.device,
+    k: int = K,
+) -> torch.Tensor:
+    """Votes (N, C), of 1 in all, of the k nearest by cosine similarity s, weighted exp(s / 0.07).
 
     Args:
         train: (M, D).
@@ -190,11 +257,12 @@ def knn_predict(
     for block in _blocks(queries, len(known)):
         similarity = F.normalize(block.to(device), dim=1) @ known.T
         nearest, places = similarity.topk(min(k, len(known)), dim=1)
-        # Relative to the nearest: the same order, and nothing overflows.
+        # Relative to the nearest: the same shares, and nothing overflows.
         weights = ((nearest - nearest[:, :1]) / TEMPERATURE).exp()
         votes = weights.new_zeros(len(block), num_classes)
-        found.append(votes.scatter_add_(1, votes_for[places], weights).argmax(1).cpu())
-    return np.asarray(torch.cat(found).numpy())
+        votes.scatter_add_(1, votes_for[places], weights)
+        found.append((votes / votes.sum(1, keepdim=True)).cpu())
+    return torch.cat(found)
 
 
 def _blocks(rows: torch.Tensor, values_per_row: int) -> Iterator[torch.Tensor]:
@@ -213,41 +281,57 @@ def run_linear(
     seed: int,
     learning_rates: tuple[float, ...] = LEARNING_RATES,
     epochs: int = EPOCHS,
+    metric: str = "",
+    upsampled: bool = False,
 ) -> Probed:
     """Train linear probes, choose on val, score on test.
+
+    Args:
+        task: of the dataset.
+        train: is trained on.
+        val: says which learning rate and epoch is best.
+        test: is scored.
+        device: where the probes are trained.
+        seed: of the first weights and the order of windows.
+        learning_rates: of each a probe is trained.
+        epochs: times that each window is seen.
+        metric: what the task is judged by; default: what its kind is.
+        upsampled: also classes of pixels are bilinearly upsampled, not of each pixel of a patch.
 
     Raises:
         SweepError: no train, val or test window has a label, or every learning rate diverged.
     """
-    train = train.labelled()
-    if not len(train):
+    head = _Head.of(task, train.target.shape[1], upsampled)
+    train = train.labelled(whole=head.upsampled)
+    if not bool(train.valid.any()):
         raise SweepError("no train window has a label")
     units = _Units.of(task, train.target)
     train = replace(train, target=units.standardise(train.target)).to(device)
     generator = torch.Generator().manual_seed(seed)
-    outputs = train.target.shape[1] * (task.num_classes if task.kind.has_classes else 1)
-    probes = _Probes(train.features.shape[1], outputs, task, learning_rates, generator, device)
-    truth, val_features = val.target.numpy(), val.to(device).features
+    probes = _Probes(train.features.shape[1], head, learning_rates, generator, device)
+    val_there = val.to(device)
+    metric = metric or PRIMARY_METRICS[task.kind]
+    truth, ranked = val.target.numpy(), metric in RANKING
     best, chosen = float("nan"), None
-    with _few_threads(train, outputs * len(learning_rates)):
+    with _few_threads(train, head.classes * train.target.shape[1] * len(learning_rates)):
         for epoch in range(1, epochs + 1):
             probes.train_epoch(train, epoch - 1, epochs, generator)
             if epoch % EVALUATE_EVERY and epoch != epochs:
                 continue
             for i, learning_rate in enumerate(learning_rates):
                 layer = probes.layer(i)
-                predicted = layer.predict(val_features, task, units, device)
-                found = score(task.kind, task.num_classes, predicted, truth)
-                if better(task.kind, found, best):
+                predicted, scores = layer.predict(val_there, units, device, ranked)
+                found = score(task.kind, task.num_classes, predicted, truth, scores, metric)
+                if better(metric, found, best):
                     best, chosen = found, (layer, learning_rate, epoch)
     if chosen is None:
         raise SweepError("every learning rate diverged; the embeddings may hold huge values")
     layer, learning_rate, epoch = chosen
-    on_val, on_test = (
-        _tally(task, layer.predict(rows.features, task, units, device), rows)
-        for rows in (val, test)
-    )
-    return Probed(on_val, on_test, learning_rate, epoch)
+    tallies = []
+    for rows in (val, test):
+        predicted, scores = layer.predict(rows, units, device, _ranked(task, rows, metric))
+        tallies.append(_tally(task, predicted, rows, scores, metric))
+    return Probed(tallies[0], tallies[1], learning_rate, epoch)
 
 
 @contextlib.contextmanager
@@ -265,10 +349,37 @@ def _few_threads(train: Rows, outputs: int) -> Iterator[None]:
             torch.set_num_threads(before)
 
 
-def _tally(task: Task, predicted: NDArray[Any], rows: Rows) -> Tally:
-    return tally(
-        task.kind, task.num_classes, predicted, rows.target.numpy(), rows.windows, len(rows)
-    )
+def _tally(
+    task: Task, predicted: NDArray[Any], rows: Rows, scores: NDArray[Any] | None, metric: str
+) -> Tally:
+    windows, target = rows.windows, rows.target.numpy()
+    count = int(windows.max(initial=-1)) + 1
+    return tally(task.kind, task.num_classes, predicted, target, windows, count, scores, metric)
+
+
+@dataclass(frozen=True)
+class _Head:
+    """What the layer of a probe has on both sides."""
+
+    task: Task
+    classes: int
+    """1 of a regression."""
+    labels: int
+    """That the layer itself gives for a row."""
+    upsampled: bool
+    """Its one label per patch is bilinearly upsampled to pixels."""
+
+    @classmethod
+    def of(cls, task: Task, labels: int, upsampled: bool = False) -> "_Head":
+        """For rows of so many labels."""
+        upsampled = task.kind.per_pixel and (upsampled or not task.kind.has_classes)
+        classes = task.num_classes if task.kind.has_classes else 1
+        return cls(task, classes, 1 if upsampled else labels, upsampled)
+
+    @property
+    def normalised(self) -> bool:
+        """Inputs are normalised over the batch."""
+        return not self.task.kind.per_pixel
 
 
 @dataclass(frozen=True)
@@ -298,19 +409,43 @@ class _Layer:
     """(D, O); O = classes x labels of a row, classes outermost"""
     bias: torch.Tensor
     """(O,)"""
+    head: _Head
 
     def predict(
-        self, features: torch.Tensor, task: Task, units: _Units, device: torch.device
-    ) -> NDArray[Any]:
-        """Class ids or numbers (R, Q) from features (R, D)."""
-        found = []
-        for block in _blocks(features, self.weight.shape[1]):
-            outputs = torch.addmm(self.bias, block.to(device), self.weight)
-            if task.kind.has_classes:
-                found.append(outputs.view(len(block), task.num_classes, -1).argmax(1).cpu())
-            else:
-                found.append((outputs * units.std + units.mean).cpu())
-        return np.asarray(torch.cat(found).numpy())
+        self, rows: Rows, units: _Units, device: torch.device, ranked: bool = False
+    ) -> tuple[NDArray[Any], NDArray[np.float32] | None]:
+        """Class ids or numbers (R, Q), and of what is labelled, if asked for, softmax (M, C)."""
+        valid = rows.valid.cpu()
+        place = valid.flatten().cumsum(0).view(valid.shape) - 1
+        has_classes = self.head.task.kind.has_classes
+        found = torch.empty(valid.shape, dtype=torch.long if has_classes else torch.float32)
+        scores = torch.empty(int(valid.sum()), self.head.classes) if ranked else None
+        for some, outputs in self._outputs(rows, device):
+            if not has_classes:
+                found[some] = (outputs[:, 0] * units.std + units.mean).cpu()
+                continue
+            found[some] = outputs.argmax(1).cpu()
+            if scores is not None:
+                there = valid[some]
+                shares = outputs.softmax(1).movedim(1, 2)
+                scores[place[some][there]] = shares.cpu()[there]
+        return np.asarray(found.numpy()), None if scores is None else scores.numpy()
+
+    def _outputs(
+        self, rows: Rows, device: torch.device
+    ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """Row numbers (n,) and outputs (n, C, Q), block by block."""
+        features = rows.features
+        if not self.head.upsampled:
+            for some in _blocks(torch.arange(len(features)), self.weight.shape[1]):
+                block = features[some[0] : some[-1] + 1].to(device)
+                outputs = torch.addmm(self.bias, block, self.weight)
+                yield some, outputs.view(len(some), self.head.classes, -1)
+            return
+        for grid in rows.grids(self.head.classes, _BLOCK_VALUES):
+            block = features[grid.rows.to(features.device)].to(device)
+            outputs = torch.addmm(self.bias, block, self.weight)
+            yield grid.rows, grid.upsample(outputs).movedim(1, 2)
 
 
 class _Probes:
@@ -324,14 +459,13 @@ class _Probes:
     def __init__(
         self,
         inputs: int,
-        outputs: int,
-        task: Task,
+        head: _Head,
         learning_rates: tuple[float, ...],
         generator: torch.Generator,
         device: torch.device,
     ) -> None:
-        self._task, self._device, self._learning_rates = task, device, learning_rates
-        classes = task.num_classes if task.kind.has_classes else 1
+        self._head, self._device, self._learning_rates = head, device, learning_rates
+        classes, outputs = head.classes, head.classes * head.labels
         n = len(learning_rates)
         bound = 1 / math.sqrt(inputs)  # as torch.nn.Linear begins; alike for every rate
         weight = torch.empty(inputs, outputs).uniform_(-bound, bound, generator=generator)
@@ -339,7 +473,7 @@ class _Probes:
         # (D + 1, C, L, Q): a row per input, the last one is the bias.
         affine = torch.cat([weight, bias[None]]).view(inputs + 1, classes, 1, -1)
         self._parameters = {"affine": affine.repeat(1, 1, n, 1)}
-        if not task.kind.per_pixel:
+        if head.normalised:
             self._parameters["gamma"] = torch.ones(inputs, 1, n, 1)
             self._parameters["beta"] = torch.zeros(inputs, 1, n, 1)
         self._parameters = {name: value.to(device) for name, value in self._parameters.items()}
@@ -358,13 +492,12 @@ class _Probes:
         order = torch.randperm(len(train), generator=generator)
         batches = order.tensor_split(math.ceil(len(train) / WINDOWS_PER_BATCH))
         for i, windows in enumerate(batches):
-            self._differentiate(*self._batch(train, windows))
+            self._differentiate(train.select(windows))
             self._step(epoch + i / len(batches), epochs)
 
-    def _batch(self, train: Rows, windows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Inputs (n, D + 1), normalised and with ones at the end, and their labels (n, Q)."""
-        batch = train.select(windows)
-        features = batch.features.to(self._device)
+    def _inputs(self, features: torch.Tensor) -> torch.Tensor:
+        """Features (n, D) as inputs (n, D + 1), normalised and with ones at the end."""
+        features = features.to(self._device)
         inputs = self._buffer("inputs", len(features), features.shape[1] + 1)
         inputs[:, -1] = 1
         if "gamma" in self._parameters:
@@ -377,7 +510,7 @@ class _Probes:
             torch.sub(features, mean, out=inputs[:, :-1]).mul_(scale)
         else:
             inputs[:, :-1] = features
-        return inputs, batch.target.to(self._device)
+        return inputs
 
     def _buffer(self, name: str, rows: int, columns: int) -> torch.Tensor:
         """Memory that is used again for every step."""
@@ -386,23 +519,49 @@ class _Probes:
             buffer = self._buffers[name] = torch.empty(rows, columns, device=self._device)
         return buffer[:rows]
 
-    def _differentiate(self, inputs: torch.Tensor, target: torch.Tensor) -> None:
+    def _differentiate(self, batch: Rows) -> None:
         """Gradients of the mean loss over all labels of the batch; no rate sees another's."""
-        weights = self._affine()
-        valid = target != IGNORE_LABEL if self._task.kind.has_classes else torch.isfinite(target)
+        inputs, target = self._inputs(batch.features), batch.target.to(self._device)
+        weights, valid = self._affine(), batch.valid.to(self._device)
         gradient = self._scratch["affine"].zero_()
         wide, sums = weights.flatten(1), gradient.flatten(1)
         cpu = self._device.type == "cpu"
         values = _CACHED_VALUES * torch.get_num_threads() if cpu else _BLOCK_VALUES
+        if self._head.upsampled:
+            for grid in batch.grids(wide.shape[1], values):
+                self._add_upsampled(grid, inputs, target, valid, wide, sums)
+            self._through_affine(gradient.div_(valid.sum()))
+            return
         size = max(values // wide.shape[1], 1)
         for start in range(0, len(inputs), size):
             part = slice(start, start + size)
             outputs = self._buffer("outputs", len(inputs[part]), wide.shape[1])
             torch.mm(inputs[part], wide, out=outputs)
             sums.addmm_(inputs[part].T, self._loss_gradient(outputs, target[part], valid[part]))
-        if self._task.kind.has_classes:
+        if self._head.task.kind.has_classes:
             gradient.sub_(self._truth(inputs, target, valid)[:, :, None])
         self._through_affine(gradient.div_(valid.sum()))
+
+    def _add_upsampled(
+        self,
+        grid: Grid,
+        inputs: torch.Tensor,
+        target: torch.Tensor,
+        valid: torch.Tensor,
+        wide: torch.Tensor,
+        sums: torch.Tensor,
+    ) -> None:
+        """Add some windows' gradient of the summed loss to `sums` (D + 1, C L)."""
+        rows = grid.rows.to(self._device)
+        some, labels, known = inputs[rows], target[rows].view(-1, 1), valid[rows].view(-1, 1)
+        pixels = grid.upsample(some @ wide)
+        found = self._loss_gradient(pixels.view(-1, wide.shape[1]), labels, known)
+        if self._head.task.kind.has_classes:
+            by_class = found.view(len(found), self._head.classes, -1)
+            rates = by_class.shape[2]
+            chosen = labels.clamp(min=0)[:, :, None].expand(-1, -1, rates)
+            by_class.scatter_add_(1, chosen, -known.float()[:, :, None].expand(-1, -1, rates))
+        sums.addmm_(some.T, grid.gradient(found.view(pixels.shape)))
 
     def _loss_gradient(
         self, outputs: torch.Tensor, target: torch.Tensor, valid: torch.Tensor
@@ -414,7 +573,7 @@ class _Probes:
         _, classes, rates, _ = self._parameters["affine"].shape
         shaped = outputs.view(len(outputs), classes, rates, -1)
         known = valid[:, None, None]
-        if not self._task.kind.has_classes:
+        if not self._head.task.kind.has_classes:
             shaped.sub_(target.nan_to_num()[:, None, None]).mul_(known * 2.0)
             return outputs
         found = self._buffer("softmax", len(outputs), outputs.shape[1])
@@ -477,7 +636,7 @@ class _Probes:
         if "gamma" in self._parameters:
             weight *= torch.rsqrt(self._variance + _BATCH_NORM_EPSILON)[:, None]
             bias -= self._mean @ weight
-        return _Layer(weight, bias)
+        return _Layer(weight, bias, self._head)
 
 
 def scheduled(learning_rate: float, epoch: float, epochs: int) -> float:

@@ -178,7 +178,8 @@ _SCHEMA = pa.schema(
         ("lower_is_better", pa.bool_()),
         *((name, pa.float64()) for name in (
             "val_score", "test_score", "ci_low", "ci_high",
-            "accuracy", "macro_f1", "miou", "rmse", "mae", "r2")),
+            "accuracy", "macro_f1", "miou", "rmse", "mae", "r2",
+            "macro_acc", "micro_f1", "auroc", "prauc")),
         ("per_class", pa.list_(pa.struct([
             ("name", pa.string()), ("iou", pa.float64()), ("accuracy", pa.float64()),
             ("f1", pa.float64()), ("support", pa.int64())]))),

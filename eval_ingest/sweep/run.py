@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 
 from eval_ingest.core.entry import Metadata
+from eval_ingest.core.eval_settings import EvalSettings
 from eval_ingest.core.fingerprint import fingerprint
 from eval_ingest.engine import Progress, no_progress
 from eval_ingest.errors import EvalIngestError, SweepError
@@ -111,8 +112,9 @@ class _Run:
         failures: list[Failure] = []
         computed = 0
         for spec in self.plan.encoders:
+            loaded: dict[int, Encoder] = {}
             try:
-                encoder = self._encoder(spec)
+                encoder = self._encoder(spec, loaded, EvalSettings())
             except SweepError as error:
                 if len(self.plan.encoders) == 1:
                     raise
@@ -125,7 +127,7 @@ class _Run:
                 )
             for name in self.plan.datasets:
                 try:
-                    found, new = self._dataset(encoder, name)
+                    found, new = self._dataset(spec, loaded, name)
                 except EvalIngestError as error:
                     failures.append(Failure(encoder.name, name, str(error)))
                     reason = str(error).removeprefix(f"{name}: ")
@@ -135,12 +137,18 @@ class _Run:
                 computed += new
         return ResultTable(rows, computed, failures)
 
-    def _encoder(self, spec: str) -> Encoder:
-        return self.plan.normalised(load_encoder(spec, self.plan.patch_size, self.scoring.device))
+    def _encoder(self, spec: str, loaded: dict[int, Encoder], settings: EvalSettings) -> Encoder:
+        """The encoder with the patch size that settings say; `loaded` has those of other sizes."""
+        size = self.plan.patch_size_for(settings)
+        if size not in loaded:
+            encoder = load_encoder(spec, size, self.scoring.device)
+            loaded[size] = self.plan.normalised(encoder)
+        return loaded[size]
 
-    def _dataset(self, encoder: Encoder, name: str) -> tuple[list[Row], int]:
+    def _dataset(self, spec: str, loaded: dict[int, Encoder], name: str) -> tuple[list[Row], int]:
         """Rows of an encoder on a dataset, and how many of them are new."""
         metadata = require_metadata(self.scoring.root, name)
+        encoder = self._encoder(spec, loaded, metadata.spec.eval)
         probe = self.scoring.probe_of(metadata)
         require_windows(metadata, self.plan.split)
         cases = [
@@ -168,6 +176,7 @@ class _Run:
             "sweep_row", probes.VERSION, embed.VERSION, encoder.name, encoder.fingerprint,
             encoder.patch_size, encoder.normalize, encoder.method, metadata.name,
             metadata.fingerprint, self.plan.split, probe, fraction, seed,
+            metadata.spec.eval.given,
         )  # fmt: skip
 
 

@@ -14,15 +14,17 @@ import torch
 from numpy.typing import NDArray
 
 from eval_ingest.core.entry import Metadata
+from eval_ingest.core.eval_settings import EvalSettings
 from eval_ingest.core.task import TaskKind
 from eval_ingest.engine import Progress
 from eval_ingest.errors import SweepError
 from eval_ingest.loading import EvalDataset
-from eval_ingest.store.paths import EvalRoot
+from eval_ingest.store.roots.base import EvalRoot
 from eval_ingest.sweep.embed import Embedded
 from eval_ingest.sweep.encoders.base import Encoder
-from eval_ingest.sweep.metrics import LOWER_IS_BETTER, PRIMARY
-from eval_ingest.sweep.probes import Probed, Rows, run_knn, run_linear
+from eval_ingest.sweep.metrics import LOWER_IS_BETTER, primary_metric
+from eval_ingest.sweep.probes import LEARNING_RATES, Probed, Rows, run_knn, run_linear
+from eval_ingest.sweep.ranking import MAX_RANKED
 from eval_ingest.sweep.results import ClassScore, Row, number
 
 HELD_OUT = 0.2
@@ -52,20 +54,20 @@ class Scoring:
     progress: Progress
 
     def probe_of(self, metadata: Metadata) -> str:
-        """`knn` or `linear`.
+        """`knn` or `linear`: what is asked for, else what the dataset's settings say.
 
         Raises:
-            SweepError: the one that is asked for isn't for this task.
+            SweepError: it isn't for this task.
         """
-        kind = metadata.config.task.kind
-        if self.probe == "auto":
-            return "knn" if kind is TaskKind.CLASSIFICATION else "linear"
-        if self.probe == "knn" and kind is not TaskKind.CLASSIFICATION:
+        kind, given = metadata.config.task.kind, metadata.spec.eval.probe
+        usual = "knn" if kind is TaskKind.CLASSIFICATION else "linear"
+        probe = self.probe if self.probe != "auto" else given or usual
+        if probe == "knn" and kind is not TaskKind.CLASSIFICATION:
+            cure = "say --probe linear" if self.probe == "auto" else "say --probe auto or linear"
             raise SweepError(
-                f"{metadata.name} is a {kind}; the knn probe is for classification, "
-                "say --probe auto or linear"
+                f"{metadata.name} is a {kind}; the knn probe is for classification, {cure}"
             )
-        return self.probe
+        return probe
 
     def row(
         self, encoder: Encoder, metadata: Metadata, probe: str, splits: "Splits", case: "Case"
@@ -75,13 +77,19 @@ class Scoring:
         self.progress(f"probing {encoder.name} on {metadata.name}", 0, 0)
         windows = splits.train_windows(case)
         train, val, notes = splits.train_and_val(windows, case)
-        task, test = metadata.config.task, splits.test
+        task, test, settings = metadata.config.task, splits.test, metadata.spec.eval
+        metric = primary_metric(task, settings)
         if probe == "knn":
-            probed = run_knn(task, train, val, test, self.device)
+            probed = run_knn(task, train, val, test, self.device, metric)
         else:
-            probed = run_linear(task, train, val, test, self.device, case.seed)
+            upsampled = settings.probe_type in ("interpolate_linear", "bilinear_conv")
+            probed = run_linear(
+                task, train, val, test, self.device, case.seed, metric=metric, upsampled=upsampled
+            )
+            notes += _differences(settings)
         low, high = probed.test.interval()
-        metric = PRIMARY[task.kind]
+        if task.kind.has_classes and probed.test.ranked is None:
+            notes.append(f"auroc and prauc are left out of more than {MAX_RANKED:,} labels")
         return Row(
             key=case.key,
             dataset=metadata.name,
@@ -112,6 +120,19 @@ class Scoring:
             finished_at=datetime.now(UTC).isoformat(),
             **_scores(probed, [known.name for known in task.classes]),
         )
+
+
+def _differences(settings: EvalSettings) -> list[str]:
+    """How a linear probe differs on purpose from that of the existing OlmoEarth eval code."""
+    notes = [
+        f"{len(LEARNING_RATES)} learning rates trained side by side; rate and epoch are chosen on "
+        "val, for the val score too"
+    ]
+    if settings.probe_type == "attnpool":
+        notes.append("its settings say attnpool; a linear layer was trained instead")
+    if settings.dice_loss:
+        notes.append("its settings say dice_loss; cross-entropy was used instead")
+    return notes
 
 
 def _scores(probed: Probed, classes: list[str]) -> dict[str, Any]:
@@ -168,8 +189,8 @@ class Splits:
     root: str
     embedded: Embedded
     """train"""
-    place: dict[str, int]
-    """Window name to its place in train."""
+    place: dict[tuple[str, Any], int]
+    """A sample's key to its place in train."""
     val: Rows | None
     """None where the dataset has no val split."""
     test: Rows
@@ -201,6 +222,7 @@ class Splits:
                 root=scoring.root.address,
                 normalize=encoder.normalize,
                 method=encoder.method,
+                nodata=getattr(encoder, "nodata", 0.0),
                 **(drawn if split == "train" else {}),
             )
 
@@ -217,7 +239,7 @@ class Splits:
             metadata.name,
             scoring.root.address,
             made["train"],
-            {train.window(i): i for i in range(len(train))},
+            {train.key(i): i for i in range(len(train))},
             Rows.of(made["val"]) if "val" in made else None,
             Rows.of(made[split]),
             split,
@@ -237,23 +259,29 @@ class Splits:
             label_fraction=case.label_fraction,
             seed=case.seed,
         )
-        windows = [drawn.window(i) for i in range(len(drawn))]
-        return np.array([self.place[name] for name in windows if name in self.place], np.int64)
+        keys = [drawn.key(i) for i in range(len(drawn))]
+        return np.array([self.place[key] for key in keys if key in self.place], np.int64)
 
-    def train_and_val(self, windows: NDArray[np.int64], case: Case) -> tuple[Rows, Rows, list[str]]:
+    def train_and_val(self, samples: NDArray[np.int64], case: Case) -> tuple[Rows, Rows, list[str]]:
         """The rows to train on and to choose on, and what is unusual about them."""
         notes = []
         if self.split in ("train", "val"):
             notes.append(f"scored on {self.split}, which the probe has seen or was chosen on")
         if self.val is not None:
-            return Rows.of(self.embedded, windows), self.val, notes
+            return Rows.of(self.embedded, samples), self.val, notes
+        known = self.embedded.windows
+        window = samples if known is None else known[samples]
+        windows = window[np.sort(np.unique(window, return_index=True)[1])]
         held = int(len(windows) * HELD_OUT)
         if held == 0:
-            train = Rows.of(self.embedded, windows)
+            train = Rows.of(self.embedded, samples)
             notes.append(
                 "no val split, and too few train windows to hold some out: chosen on train"
             )
             return train, train, notes
         order = np.random.default_rng(case.seed).permutation(windows)
         notes.append(f"no val split: chosen on {held} train windows held out")
-        return Rows.of(self.embedded, order[held:]), Rows.of(self.embedded, order[:held]), notes
+        # A window's crops stay together, in the order of the windows.
+        place = np.argsort(order)[np.searchsorted(np.sort(order), window)]
+        ordered, last = samples[np.argsort(place, kind="stable")], int((place < held).sum())
+        return Rows.of(self.embedded, ordered[last:]), Rows.of(self.embedded, ordered[:last]), notes

@@ -28,7 +28,7 @@ class Suite(BaseModel):
     split: Literal["train", "val", "test"] = "test"
     label_fractions: tuple[float | str, ...] = (1.0,)
     seeds: tuple[int, ...] = (42,)
-    patch_size: int = 4
+    patch_size: int | None = None
     probe: Literal["auto", "knn", "linear"] = "auto"
     normalize: Literal["dataset", "pretrained", "none"] | None = None
     method: str | None = None

@@ -1,18 +1,25 @@
 """The registry as the downstream tasks of OlmoEarth's own trainer, in Python or as overrides.
 
-Its trainer wants one DownstreamTaskConfig per dataset. All but the learning rate follows from the
-registry; the values here are those that its own list mostly has.
+Its trainer wants one DownstreamTaskConfig per dataset. What doesn't follow from the registry is
+said by the catalog (core/eval_settings.py); all else is as its own list mostly has it. Datasets of
+other tools are in the list too.
 """
 
 import json
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any
 
+from pydantic import ValidationError
+
+from eval_ingest.core.entry import split_counts
+from eval_ingest.core.eval_settings import EvalSettings
+from eval_ingest.core.spec import DatasetSpec
 from eval_ingest.errors import SweepError, UnknownDatasetError
-from eval_ingest.store.paths import EvalRoot
 from eval_ingest.store.registry import read_registry
+from eval_ingest.store.roots.base import EvalRoot
 
 CALLBACK = "--trainer.callbacks.downstream_evaluator"
 
@@ -26,7 +33,15 @@ MAX_TIMESTEPS = 13
 NEIGHBOURS = 20
 """Of the trainer's kNN."""
 
+_SHORT = {"sentinel2_l2a": "s2", "sentinel1": "s1"}
+"""Modalities in the names of tasks, as the trainer's list has them."""
+
 _BUILT_IN = ("pretrain_subset", "gb2-", "m-", "pastis", "fifty_cities")
+_FIELDS: dict[str, Any] = {
+    "task_type": str, "modalities": list, "num_timesteps": int | None, "window_size": int | None,
+}  # fmt: skip
+"""Of what type an entry's fields are, whoever has written it."""
+
 _BUILT_IN_NAMES = ("mados", "sen1floods11", "breizhcrops", "similar_but_different")
 """Names, and beginnings of names, that the trainer takes for data sets of its own."""
 
@@ -44,27 +59,39 @@ class TrainerTask:
     """`knn` or `linear_probe`."""
     patch_size: int
     norm_stats_from_pretrained: bool = True
+    settings: EvalSettings = field(default_factory=EvalSettings)
+    """What its own entry of the catalog, or its spec, says about scoring it."""
     note: str = ""
     """Why it isn't as the others are."""
 
     @property
     def fields(self) -> dict[str, Any]:
         """The fields of a DownstreamTaskConfig, as JSON would hold them."""
-        return {
+        given = self.settings
+        center = given.pooling == "center"
+        fields: dict[str, Any] = {
             "dataset": self.dataset,
             "input_modalities": list(self.input_modalities),
             "eval_mode": self.eval_mode,
             "patch_size": self.patch_size,
-            "embedding_batch_size": 128,
-            "probe_batch_size": 32,
-            "num_workers": 8,
-            "pooling_type": "mean",
+            "embedding_batch_size": given.embedding_batch_size or 128,
+            "probe_batch_size": given.probe_batch_size or 32,
+            "num_workers": 8 if given.num_workers is None else given.num_workers,
+            "pooling_type": "mean" if center else given.pooling or "mean",
             "norm_stats_from_pretrained": self.norm_stats_from_pretrained,
             "norm_method": "norm_no_clip_2_std",
-            "probe_lr": 0.01,
-            "epochs": 50,
+            "probe_lr": given.learning_rates[0] if given.learning_rates else 0.01,
+            "epochs": given.epochs or 50,
             "eval_interval": {"value": 10, "unit": "epochs"},
         }
+        more = {
+            "primary_metric": given.primary_metric,
+            "primary_metric_class": given.primary_metric_class,
+            "use_center_token": center or None,
+            "use_dice_loss": given.dice_loss or None,
+            "probe_type": given.probe_type,
+        }
+        return fields | {name: value for name, value in more.items() if value is not None}
 
 
 @dataclass(frozen=True)
@@ -78,8 +105,17 @@ class TaskList:
     """Data sets that the trainer can't read, and why."""
 
 
-def trainer_tasks(root: EvalRoot, datasets: Sequence[str] = ()) -> TaskList:
-    """The tasks of the datasets with these names; of all if there are none.
+def trainer_tasks(
+    root: EvalRoot,
+    datasets: Sequence[str] = (),
+    known: Mapping[str, DatasetSpec] = MappingProxyType({}),
+) -> TaskList:
+    """The tasks of the datasets with these names; of all, ours and others', if there are none.
+
+    Args:
+        root: whose registry is read.
+        datasets: names in it.
+        known: the catalog, which says how datasets of other tools are scored.
 
     Raises:
         UnknownDatasetError: not in the registry; names the near ones.
@@ -88,7 +124,7 @@ def trainer_tasks(root: EvalRoot, datasets: Sequence[str] = ()) -> TaskList:
     entries = read_registry(root)
     if not entries:
         raise SweepError(
-            f"{root.shown(root.registry)} lists no dataset; run eval-ingest ingest, "
+            f"{root.shown(root.layout.registry)} lists no dataset; run eval-ingest ingest, "
             "or set OLMOEARTH_EVAL_DATASETS"
         )
     for name in datasets:
@@ -96,7 +132,7 @@ def trainer_tasks(root: EvalRoot, datasets: Sequence[str] = ()) -> TaskList:
             raise UnknownDatasetError(
                 name,
                 entries,
-                root.shown(root.registry),
+                root.shown(root.layout.registry),
                 f"To ingest it: eval-ingest ingest --name {name}",
             )
     tasks: list[TrainerTask] = []
@@ -106,8 +142,18 @@ def trainer_tasks(root: EvalRoot, datasets: Sequence[str] = ()) -> TaskList:
         if reason:
             left_out[name] = reason
         else:
-            tasks += _tasks_of(name, entries[name], {task.name for task in tasks})
-    return TaskList(root.shown(root.registry), tasks, left_out)
+            settings = _settings(entries[name], known.get(name))
+            tasks += _tasks_of(name, entries[name], {task.name for task in tasks}, settings)
+    return TaskList(root.shown(root.layout.registry), tasks, left_out)
+
+
+def _settings(entry: Mapping[str, Any], known: DatasetSpec | None) -> EvalSettings:
+    """How a dataset is scored: its own settings, else those that the catalog has for its name."""
+    try:
+        given = EvalSettings.model_validate(entry.get("eval") or {})
+    except ValidationError:
+        given = EvalSettings()  # of another version
+    return known.eval if known is not None and not given.given else given
 
 
 def _unreadable(name: str, entry: Mapping[str, Any]) -> str:
@@ -116,35 +162,46 @@ def _unreadable(name: str, entry: Mapping[str, Any]) -> str:
         return "it has no rslearn copy; ingest it with --copy windows"
     if name.startswith(_BUILT_IN) or name in _BUILT_IN_NAMES:
         return "the trainer takes this name for a dataset of its own; ingest it under another"
+    if not entry.get("modalities"):
+        return "its entry names no modality"
+    for key, kinds in _FIELDS.items():
+        if not isinstance(entry.get(key), kinds):
+            return f"its entry says {key}: {json.dumps(entry.get(key))[:80]}"
     most = entry.get("num_timesteps") or 1
     if most > MAX_TIMESTEPS:
         return f"it has {most} timesteps, and the trainer makes up dates for {MAX_TIMESTEPS}"
-    counts = {split: found["count"] for split, found in entry["split_stats"].items()}
-    empty = [split for split in ("train", "val") if not counts.get(split)]
+    # What is not counted need not be empty.
+    empty = [s for s in ("train", "val") if split_counts(entry).get(s) == 0]
     if empty:
         return f"{' and '.join(empty)} {'is' if len(empty) == 1 else 'are'} empty"
     return ""
 
 
-def _tasks_of(name: str, entry: Mapping[str, Any], taken: set[str]) -> list[TrainerTask]:
+def _tasks_of(
+    name: str, entry: Mapping[str, Any], taken: set[str], settings: EvalSettings
+) -> list[TrainerTask]:
     """One task with all modalities, or one for each where the trainer can't join them."""
-    modalities = tuple(entry["modalities"])
-    size = entry["window_size"]
-    patch = patch_size(size)
+    modalities = tuple(dict.fromkeys(entry["modalities"]))
+    size = entry.get("window_size") or PATCH_SIZE
+    wanted = settings.patch_size or PATCH_SIZE
+    patch = wanted if size % wanted == 0 else patch_size(size)
     notes = []
-    if patch != PATCH_SIZE:
-        notes.append(f"{size} pixels don't divide by {PATCH_SIZE}")
-    knn = entry["task_type"] == "classification"
-    if knn and entry["split_stats"]["train"]["count"] < NEIGHBOURS:
+    if patch != wanted:
+        notes.append(f"{size} pixels don't divide by {wanted}")
+    knn = settings.probe == "knn" or (not settings.probe and entry["task_type"] == "classification")
+    if knn and split_counts(entry).get("train", NEIGHBOURS) < NEIGHBOURS:
         knn = False
         notes.append(f"the trainer's kNN fails on fewer than {NEIGHBOURS} train windows")
-    chosen = [modalities]
-    if len(modalities) > 1 and not entry.get("same_timesteps", True):
+    there = [i for i in settings.inputs if set(i) <= set(modalities)]
+    chosen = there or [modalities]
+    if not there and len(modalities) > 1 and not entry.get("same_timesteps", True):
         chosen = [(modality,) for modality in modalities]
         notes.append("the trainer can't join modalities with different numbers of timesteps")
     tasks: list[TrainerTask] = []
-    for inputs in chosen:
+    for k, inputs in enumerate(chosen):
         suffix = f"_{inputs[0]}" if len(chosen) > 1 else ""
+        if there:  # the first has the dataset's own name, as in the trainer's list
+            suffix = "".join(f"_{_SHORT.get(modality, modality)}" for modality in inputs if k)
         unique = _task_name(name + suffix, taken | {task.name for task in tasks})
         tasks.append(
             TrainerTask(
@@ -154,6 +211,7 @@ def _tasks_of(name: str, entry: Mapping[str, Any], taken: set[str]) -> list[Trai
                 eval_mode="knn" if knn else "linear_probe",
                 patch_size=patch,
                 norm_stats_from_pretrained=entry.get("use_pretrain_norm", True),
+                settings=settings,
                 note="; ".join(notes),
             )
         )
@@ -189,16 +247,28 @@ _PYTHON_HEAD = '''\
 Written by `eval-ingest tasks --format olmoearth`; learning rates are a beginning, not tuned.
 """
 
-from pathlib import Path
-
 from olmo_core.train.common import Duration
 from olmoearth_pretrain.evals.datasets.normalize import NormMethod
+from olmoearth_pretrain.evals.linear_probe import ProbeType
+from olmoearth_pretrain.evals.metrics import EvalMetric
 from olmoearth_pretrain.evals.studio_ingest import registry
 from olmoearth_pretrain.nn.pooling import PoolingType
 from olmoearth_pretrain.train.callbacks.evaluator_callback import DownstreamTaskConfig, EvalMode
+from upath import UPath
 
-# Where the datasets are looked up, instead of in the package's own list.
-registry.REGISTRY_PATH = Path({quoted})
+REGISTRY = UPath({quoted})
+
+
+def _load(cls, path=None, *, load=registry.Registry.load):
+    """Look datasets up in REGISTRY, and in the package's own list what isn't there."""
+    if path is not None:
+        return load(path)
+    found = load(REGISTRY)
+    found.datasets = {{**load().datasets, **found.datasets}}
+    return found
+
+
+registry.Registry.load = classmethod(_load)
 
 EVAL_TASKS = {{'''
 
@@ -206,6 +276,8 @@ _NAMED_VALUES = {
     "eval_mode": lambda value: f"EvalMode.{value.upper()}",
     "pooling_type": lambda value: f"PoolingType.{value.upper()}",
     "norm_method": lambda value: f"NormMethod.{value.upper()}",
+    "primary_metric": lambda value: f"EvalMetric.{value.upper()}",
+    "probe_type": lambda value: f"ProbeType.{value.upper()}",
     "eval_interval": lambda value: f"Duration.{value['unit']}({value['value']})",
 }
 
@@ -217,9 +289,9 @@ def as_python(tasks: TaskList) -> str:
         if task.note:
             lines.append(f"    # {task.note}")
         lines.append(f"    {_text(task.name)}: DownstreamTaskConfig(")
-        for field, value in task.fields.items():
-            shown = _NAMED_VALUES.get(field, _text)(value)
-            lines.append(f"        {field}={shown},")
+        for name, value in task.fields.items():
+            shown = _NAMED_VALUES.get(name, _text)(value)
+            lines.append(f"        {name}={shown},")
         lines.append("    ),")
     lines.append("}")
     return "\n".join([*lines, *(f"# {line}" for line in left_out_lines(tasks))])

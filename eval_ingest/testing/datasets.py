@@ -159,7 +159,14 @@ _APART = 400
 
 
 def write_matching(
-    path: Path, config_json: str, model_yaml: str, windows: int = 12, seed: int = 0
+    path: Path,
+    config_json: str,
+    model_yaml: str,
+    *,
+    windows: int = 12,
+    side: int = 16,
+    alike: bool = False,
+    seed: int = 0,
 ) -> Path:
     """Write a small dataset that matches a config.json and a model.yaml.
 
@@ -174,6 +181,8 @@ def write_matching(
         config_json: the text of config.json.
         model_yaml: the text of model.yaml.
         windows: about so many; each group that train selects has one or more.
+        side: pixels along the sides of windows, at least.
+        alike: all windows have the same size.
         seed: of pixels and labels.
     """
     from rslearn.dataset import Dataset
@@ -186,8 +195,9 @@ def write_matching(
     with quiet_rslearn(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         config = readable_config(described.config)
+        sides = described.sides(side)[: 1 if alike else None]
         writer = _Writer(
-            described, config, Dataset(UPath(path), dataset_config=config),
+            described, config, Dataset(UPath(path), dataset_config=config), sides,
             np.random.default_rng(seed),
         )  # fmt: skip
         for number, place in enumerate(_placed(described, windows)):
@@ -243,15 +253,16 @@ class _Writer:
         described: Described,
         config: "DatasetConfig",
         dataset: "Dataset",
+        sides: list[tuple[int, int]],
         rng: np.random.Generator,
     ) -> None:
-        self._described, self._config, self._dataset, self._rng = described, config, dataset, rng
+        self._described, self._config, self._dataset = described, config, dataset
+        self._sides, self._rng = sides, rng
         self._names: dict[tuple[str, ...], int] = {}
 
     def window(self, number: int, place: Place) -> None:
         """One whole window."""
-        sides = self._described.sides()
-        height, width = sides[number % len(sides)]
+        height, width = self._sides[number % len(self._sides)]
         x, y = 40000 + _APART * (number % 8) * max(1, width // 256), -90000 - _APART * number
         window = add_window(
             self._dataset, place.group, self._name(number, place),

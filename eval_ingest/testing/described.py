@@ -153,7 +153,7 @@ class Described:
 
     # --- sizes ---
 
-    def sides(self) -> list[tuple[int, int]]:
+    def sides(self, least: int) -> list[tuple[int, int]]:
         """Heights and widths of windows, so that every crop and Pad has something to do."""
         crops = [_largest(config.get(key)) for config in map(self.split_config, SPLITS)
                  for key in ("crop_size", "patch_size") if config.get(key)]  # fmt: skip
@@ -162,7 +162,7 @@ class Described:
                 for name, args in self.transforms() if name == "Pad"]  # fmt: skip
         every = any(self.split_config(split).get(key) for split in SPLITS
                     for key in ("load_all_crops", "load_all_patches"))  # fmt: skip
-        largest = max([16, *crops, *(_largest(size) for size, _ in pads)])
+        largest = max([least, *crops, *(_largest(size) for size, _ in pads)])
         if any(mode == "topleft" for _, mode in pads):  # it can't cut off
             smallest = min(_largest(size) for size, mode in pads if mode == "topleft")
             return [(smallest, smallest)]

@@ -18,7 +18,7 @@ from eval_ingest.job import Job, open_job
 from eval_ingest.settings import Settings
 from eval_ingest.store.catalog import find_spec
 from eval_ingest.store.outcomes import read_outcome
-from eval_ingest.store.paths import EvalRoot
+from eval_ingest.store.roots.local import LocalRoot
 
 
 class World:
@@ -40,11 +40,14 @@ class World:
         path.write_text(yaml.safe_dump(spec))
 
     def layout(self, name: str = "crops") -> Any:
-        return EvalRoot(self.folder / "evals").dataset(name)
+        return self.store(name).layout
+
+    def store(self, name: str = "crops") -> Any:
+        return LocalRoot(self.folder / "evals").dataset(name)
 
     def outcome(self, stage: str) -> Any:
         """What is on disk."""
-        return read_outcome(self.layout(), stage)
+        return read_outcome(self.store(), stage)
 
     def job(self, name: str = "crops") -> Job:
         return open_job(find_spec(self.settings, name), self.settings)

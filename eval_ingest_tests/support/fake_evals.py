@@ -28,6 +28,7 @@ def write_fake(
     shuffled: bool = False,
     version: str = "fake",
     seed: int = 0,
+    settings: dict[str, Any] | None = None,
 ) -> Path:
     """Write a dataset whose pixels carry their label's signal in every band.
 
@@ -44,6 +45,7 @@ def write_fake(
         shuffled: labels come from other windows: nothing can be learned.
         version: the dataset's fingerprint.
         seed: of pixels and labels.
+        settings: how the dataset is to be scored, as `eval` of a spec.
     """
     rng = np.random.default_rng(seed)
     task = TaskKind(kind)
@@ -85,7 +87,8 @@ def write_fake(
     }  # fmt: skip
     metadata = {
         "name": name, "fingerprint": version, "published_at": "2026-01-01T00:00:00+00:00",
-        "spec": {"name": name, "source": "nowhere"}, "config": config, "source": "nowhere",
+        "spec": {"name": name, "source": "nowhere", "eval": settings or {}},
+        "config": config, "source": "nowhere",
         "splits": splits, "n_windows": n, "norm_stats": {modality: stats}, "invalid": {},
         "shards": [{"name": "shard", "rows": n, "arrays": arrays}],
         "split_report": {}, "warnings": [], "fingerprints": {}, "window_size": size,

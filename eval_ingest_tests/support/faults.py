@@ -24,14 +24,13 @@ from unittest.mock import patch
 import numpy as np
 
 from eval_ingest import EvalDataset
-from eval_ingest.copying import transfer
 from eval_ingest.core.spec import SPLITS
 from eval_ingest.engine import no_progress
 from eval_ingest.errors import EvalIngestError, StoreError
-from eval_ingest.indexing import build
 from eval_ingest.settings import Settings
-from eval_ingest.store.paths import EvalRoot
 from eval_ingest.store.registry import read_metadata, read_registry
+from eval_ingest.store.roots.base import EvalRoot
+from eval_ingest.store.roots.local import LocalRoot, LocalStore
 from eval_ingest.store.roots.open import open_root
 from eval_ingest.verifying import verify_dataset
 from eval_ingest_tests.support import factories
@@ -56,7 +55,7 @@ def snapshot(root: Path, name: str = "crops") -> dict[str, str]:
             found[str(path.relative_to(root))] = _digest(path, root)
         elif not any(path.iterdir()):
             found[f"{path.relative_to(root)}/"] = "empty folder"
-    entry = read_registry(EvalRoot(root)).get(name)
+    entry = read_registry(LocalRoot(root)).get(name)
     found["registry.json"] = _plain(entry, root)
     return found
 
@@ -115,7 +114,7 @@ def values_of(datasets: Mapping[str, EvalDataset]) -> dict[str, str]:
 
 def opened(root: Path | str) -> EvalRoot:
     """A folder, or a bucket's, which the environment has to say how to reach."""
-    return EvalRoot(root) if isinstance(root, Path) else open_root(Settings.load(), root)
+    return LocalRoot(root) if isinstance(root, Path) else open_root(Settings.load(), root)
 
 
 def damage(root: Path | str) -> list[str]:
@@ -310,11 +309,11 @@ class BucketScenario:
 
     def _objects(self, run: Run) -> dict[str, str]:
         """Every object of the dataset: name to digest."""
-        remote = opened(run.root).remote
-        assert remote is not None
+        root: Any = opened(run.root)
+        objects = root.folder.objects
         found = {}
-        for entry in remote.objects.run(remote.objects.find(run.name)):
-            data = remote.objects.run(remote.objects.read_current(entry.name))[1]
+        for entry in objects.run(objects.find(run.name)):
+            data = objects.run(objects.read_current(entry.name))[1]
             plain = entry.name.endswith(".json") and "/windows/" not in entry.name
             text = _plain(json.loads(data), run.root) if plain else hashlib.sha256(data).hexdigest()
             found[entry.name] = text
@@ -384,7 +383,7 @@ def fill_disk(case: Scenario, disk: Path) -> str:
         said = ""
         try:
             # Somebody else writes there too: what was free before is free no more.
-            with patch.object(build, "require_room"), patch.object(transfer, "require_room"):
+            with patch.object(LocalStore, "require_room"):
                 case.run.do()
         except EvalIngestError as error:
             said = str(error)
@@ -449,7 +448,7 @@ def many_at_once(source: Path, folder: Path, count: int = 8) -> None:
     root = folder / "root"
     running = [start(Run(str(source), root, name), folder / f"{name}.log") for name in names]
     _expect("exit codes", [process.wait() for process in running], [0] * count)
-    _expect("entries", sorted(read_registry(EvalRoot(root))), names)
+    _expect("entries", sorted(read_registry(LocalRoot(root))), names)
     _expect("damaged", damage(root), [])
 
 

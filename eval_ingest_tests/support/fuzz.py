@@ -12,6 +12,7 @@ import os
 import random
 import resource
 import shutil
+import subprocess
 import sys
 import time
 import traceback
@@ -32,8 +33,8 @@ from eval_ingest.job import Job, open_job
 from eval_ingest.settings import Settings
 from eval_ingest.sources.local import LocalSource
 from eval_ingest.store.outcomes import read_outcome
-from eval_ingest.store.paths import EvalRoot
 from eval_ingest.store.registry import read_registry
+from eval_ingest.store.roots.local import LocalRoot
 from eval_ingest_tests.support import factories, faults, killing, mutation
 from eval_ingest_tests.support.oracle import OracleSample, rslearn_samples
 from eval_ingest_tests.test_loading_parity import compare
@@ -114,7 +115,7 @@ class Windows(Kind):
         except EvalIngestError as error:
             _check_message(error)
             return Counter({f"ingest refused ({type(error).__name__})": len(damaged)})
-        index = read_outcome(EvalRoot(self.root).dataset("fuzzed"), "window_index")
+        index = read_outcome(LocalRoot(self.root).dataset("fuzzed"), "window_index")
         problems = index.table["problems"].to_pylist()
         outcome = Counter(found[0]["code"] if found else "valid" for found in problems)
         valid = self._valid(damaged)
@@ -304,7 +305,7 @@ class Specs(Kind):
 
 
 class Archives(Kind):
-    """Tar archives: unpacked below their folder, or refused."""
+    """Tar archives: unpacked below their folder, or refused; what GNU tar refuses is refused."""
 
     def __init__(self, folder: Path) -> None:
         super().__init__(folder)
@@ -329,6 +330,11 @@ class Archives(Kind):
         except EvalIngestError as error:
             _check_message(error)
             outcome = type(error).__name__
+        if (
+            outcome == "unpacked"
+            and subprocess.run(["tar", "-tf", path], capture_output=True).returncode
+        ):
+            raise Fault(f"GNU tar refuses what was unpacked: {path.read_bytes()[:600]!r}")
         outside = [p for p in self.inside.rglob("*escaped*") if "archives" not in p.parts]
         links = [p for p in self.inside.rglob("*") if p.is_symlink()]
         if outside or links or Path("/tmp/eval_ingest_escaped").exists():
@@ -409,7 +415,7 @@ class Stored(Kind):
         """What readers make of a damaged file."""
         with contextlib.suppress(EvalIngestError):
             if path.name == "registry.json" and path.exists():
-                read_registry(EvalRoot(self.work.root))
+                read_registry(LocalRoot(self.work.root))
                 raise Fault(f"{path} is damaged, and it is read")
         try:
             same = faults.values(self.work.root) == self.expected
@@ -435,7 +441,7 @@ class Stored(Kind):
         found = faults.verified(self.work.root)
         if not found and faults.values(self.work.root) != self.expected:
             raise Fault("other values, and verify finds nothing")
-        if not read_registry(EvalRoot(self.work.root)):
+        if not read_registry(LocalRoot(self.work.root)):
             raise Fault("nothing is registered")
         return found
 

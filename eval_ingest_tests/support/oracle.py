@@ -69,6 +69,40 @@ def rslearn_samples(
         yield sample
 
 
+def rslearn_crops(
+    dataset: Path, model_yaml: Path, split: str, tags: dict[str, str], kind: str
+) -> Iterator[OracleSample]:
+    """Every crop of the windows with the tags, as the split's load_all_crops has them.
+
+    `kind` is the class of rslearn's that takes them: `InMemory`, `Iterable` or `Map`.
+    """
+    stand_in_for_wandb()
+    from rslearn.train import all_crops_dataset, in_memory_dataset
+    from rslearn.train.dataset import SplitConfig
+
+    data = yaml.safe_load(model_yaml.read_text())["data"]["init_args"]
+    with _quiet():
+        known = _Model.build(data)
+        opened = _open(dataset, known, tags, None, None)
+        settings = [
+            {k: v for k, v in (data.get(f"{name}_config") or {}).items() if k in _CROPS}
+            for name in ("default", split)
+        ]
+        config = SplitConfig.merge_and_validate([SplitConfig(**s) for s in settings])
+        assert config.get_load_all_crops()
+        name = f"{kind}AllCropsDataset"
+        wrap = getattr(all_crops_dataset, name, None) or getattr(in_memory_dataset, name)
+        crops = wrap(opened, config.get_crop_size(), config.get_overlap_pixels())
+        found = [known.sample(*sample) for sample in crops]
+    yield from found
+
+
+_CROPS = (
+    "crop_size", "patch_size", "load_all_crops", "load_all_patches", "overlap_pixels",
+    "overlap_ratio",
+)  # fmt: skip
+
+
 @dataclass
 class _Model:
     inputs: dict[str, Any]

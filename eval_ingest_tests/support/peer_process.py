@@ -79,6 +79,8 @@ def read(registry, name, split, out, arguments=None):
     if hasattr(inner, "indices"):  # a label fraction
         inner, order = inner.dataset, inner.indices
     windows = inner.get_dataset_examples()
+    if hasattr(inner, "crops"):  # each sample is a crop of a window
+        order = [inner.crops[k][0] for k in order]
     return [f"{windows[k].group}/{windows[k].name}" for k in order]
 
 
@@ -162,6 +164,43 @@ def python_tasks(code):
     return {name: asdict(task) for name, task in _run(code).items()}
 
 
+def lookups(code, names):
+    """Where the datasets of these names lie, after a module that defines EVAL_TASKS has run."""
+    _run(code)
+    from olmoearth_pretrain.evals.datasets import get_dataset_entry
+
+    return {name: get_dataset_entry(name).weka_path for name in names}
+
+
+def own_tasks():
+    """The tasks that its own list has, without the launcher that it stands in."""
+    import ast
+    from pathlib import Path
+
+    import olmoearth_pretrain
+
+    path = Path(olmoearth_pretrain.__file__).parent / "internal" / "all_evals.py"
+    wanted = [
+        node
+        for node in ast.parse(path.read_text()).body
+        if (isinstance(node, ast.ImportFrom) and node.module in _NAMES_OF_TASKS)
+        or (isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "EVAL_TASKS")
+    ]
+    namespace = {}
+    exec(compile(ast.Module(wanted, []), str(path), "exec"), namespace)
+    return {name: asdict(task) for name, task in namespace["EVAL_TASKS"].items()}
+
+
+_NAMES_OF_TASKS = (
+    "olmo_core.train.common",
+    "olmoearth_pretrain.data.constants",
+    "olmoearth_pretrain.evals.datasets.normalize",
+    "olmoearth_pretrain.evals.metrics",
+    "olmoearth_pretrain.nn.pooling",
+    "olmoearth_pretrain.train.callbacks.evaluator_callback",
+)
+
+
 def overridden_tasks(arguments):
     """The tasks of a trainer's configuration after these command line arguments."""
     from olmo_core.config import Config
@@ -221,6 +260,48 @@ def evaluate(code, only=None, epochs=2):
         result = evaluator.val().val_result
         scores[evaluator.evaluation_name] = {k: float(v) for k, v in result.metrics.items()}
     return scores
+
+
+def probe_scores(arrays, task_type, num_classes, seeds=(0,), learning_rate=0.01, epochs=10):
+    """Its probes' metrics on given embeddings, once for each seed: kNN without a learning rate.
+
+    `arrays` is a .npz of embeddings and labels of train, val and test.
+    """
+    import numpy as np
+    import torch
+    from olmoearth_pretrain.evals.datasets.configs import EvalDatasetConfig, TaskType
+    from olmoearth_pretrain.evals.knn import run_knn
+    from olmoearth_pretrain.evals.linear_probe import train_and_eval_probe
+
+    with np.load(arrays) as stored:
+        given = {name: torch.from_numpy(stored[name]) for name in stored.files}
+    side = given["train_labels"].shape[1] if given["train_labels"].ndim == 3 else None
+    config = EvalDatasetConfig(TaskType(task_type), [], num_classes, False, [], side)
+    given["device"] = torch.device("cpu")
+    found = []
+    for seed in seeds:
+        torch.manual_seed(seed)
+        if learning_rate is None:
+            result = run_knn(config, **given)
+        else:
+            result = train_and_eval_probe(
+                config, learning_rate, **given, batch_size=32, epochs=epochs, eval_interval=epochs
+            )
+        found.append({k: float(v) for k, v in result.test_result.metrics.items()})
+    return found
+
+
+def metrics(arrays, task_type, num_classes):
+    """Its metrics of given predictions, labels and, of classes, scores."""
+    import numpy as np
+    import torch
+    from olmoearth_pretrain.evals.datasets.configs import TaskType
+    from olmoearth_pretrain.evals.linear_probe import compute_metric
+
+    with np.load(arrays) as stored:
+        given = {name: torch.from_numpy(stored[name]) for name in stored.files}
+    result = compute_metric(**given, num_classes=num_classes, task_type=TaskType(task_type))
+    return {k: float(v) for k, v in result.metrics.items()}
 
 
 def _seeded(function):

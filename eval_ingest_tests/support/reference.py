@@ -102,6 +102,11 @@ class ReferenceDataset:
                     return
             yield self._sample(*found)
 
+    def take_transforms_of_train(self, split: str) -> None:
+        """Read a split with train's transforms."""
+        configs = self.module.split_configs
+        configs[split].transforms = configs["train"].transforms
+
     def bands(self, split: str) -> dict[str, list[tuple[str, str]]]:
         """By image that reaches the model: input and band of each of its channels.
 

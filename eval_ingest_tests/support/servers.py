@@ -221,6 +221,10 @@ class Proxy:
     n_bytes: int = 0
     """Of objects, in whole answers."""
     lists: int = 0
+    requests: int = 0
+    """Of any kind."""
+    asked: list[str] = field(default_factory=list)
+    """Path and headers of each."""
     written: Counter[str] = field(default_factory=Counter)
     """Object to the number of writes that the server accepted."""
     done: Counter[str] = field(default_factory=Counter)
@@ -255,7 +259,7 @@ class Proxy:
         with self.lock:
             self.fetched.clear()
             self.written.clear()
-            self.n_bytes = self.lists = 0
+            self.n_bytes = self.lists = self.requests = 0
 
 
 _GCS_OBJECT = re.compile(
@@ -279,6 +283,9 @@ def proxy(upstream: str) -> Iterator[Proxy]:
 
         def _pass_on(self) -> None:
             body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+            with state.lock:
+                state.requests += 1
+                state.asked.append(f"{self.path} {self.headers}")
             match = None
             if self.command == "GET":
                 match = _GCS_OBJECT.match(self.path) or _S3_OBJECT.match(self.path)

@@ -20,9 +20,8 @@ from typing import NamedTuple
 
 from eval_ingest.errors import IntegrityError, StoreError
 from eval_ingest.store.atomic import file_crc32c, read_json, store_error, write_json
+from eval_ingest.store.room import LEFT_FREE
 
-LEFT_FREE = 1 << 30
-"""Bytes of the disk that are left to others."""
 STALE_S = 3600.0
 """A part that wasn't written to for this long belongs to nobody any more."""
 

@@ -4,7 +4,7 @@
 
 It is taken and renewed by conditional writes, so of two that want it one gets it. What a holder
 writes that has lost it unknowingly, because its clock or its network stood still, is refused too:
-stage outcomes and metadata.json are written under the condition that nobody else wrote them.
+see holding.py.
 """
 
 import asyncio
@@ -89,10 +89,11 @@ class Lease:
         if self._lost is None and time.time() > self._holder.until:
             self._lost = f"it could not be renewed for {LEASE_S:.0f} s"
         if self._lost is not None:
-            raise StoreError(
-                f"the lease {self._objects.url}/{self._entry.name} is lost ({self._lost}); "
-                "run again: it goes on where it stopped"
-            )
+            raise _lost(self._objects, self._entry.name, self._lost)
+
+    def watch(self) -> "LeaseWatch":
+        """A look at it for other processes of this run."""
+        return LeaseWatch(self._entry.name, self._holder)
 
     def release(self) -> None:
         """Give it back."""
@@ -102,6 +103,39 @@ class Lease:
         # Refused: it is another's by now. Failed: it will end by itself.
         with suppress(Conflict, EvalIngestError):
             self._objects.run(self._objects.replace(self._entry, holder.dump()))
+
+
+class LeaseWatch:
+    """Is a lease that another thread or process renews still held? Asked once in its lifetime."""
+
+    def __init__(self, name: str, holder: _Holder) -> None:
+        self._name = name
+        self._holder = holder
+
+    async def check(self, objects: WritableObjects) -> None:
+        """Raise StoreError if it isn't.
+
+        Args:
+            objects: the eval root.
+        """
+        if time.time() < self._holder.until:
+            return
+        try:
+            _, data = await objects.read_current(self._name)
+        except FileNotFoundError:
+            data = b""
+        now, known = _Holder.parse(data), self._holder
+        if now is None or (now.who, now.place) != (known.who, known.place):
+            raise _lost(objects, self._name, "another process took it")
+        if time.time() > now.until:
+            raise _lost(objects, self._name, f"it could not be renewed for {LEASE_S:.0f} s")
+        self._holder = now
+
+
+def _lost(objects: WritableObjects, name: str, why: str) -> StoreError:
+    return StoreError(
+        f"the lease {objects.url}/{name} is lost ({why}); run again: it goes on where it stopped"
+    )
 
 
 @contextmanager

@@ -5,12 +5,13 @@ that hasn't changed isn't fetched, a file that hasn't changed isn't sent, what a
 not yet sent stays, and an object that somebody else has written meanwhile is not overwritten.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
-from eval_ingest.errors import OutdatedError, StoreError
-from eval_ingest.objects.backend import Conflict, Entry
+from eval_ingest.errors import StoreError
+from eval_ingest.objects.backend import Entry
 from eval_ingest.objects.writing import WritableObjects, together
 from eval_ingest.store.atomic import read_json, store_error, write_bytes, write_json
 
@@ -24,6 +25,18 @@ class _Note:
     size: int
     mtime_ns: int
     """Of the file when it was fetched or sent."""
+
+
+class Writer(Protocol):
+    """Who writes objects, under which conditions ever."""
+
+    async def put(self, name: str, data: bytes) -> Entry:
+        """Write an object."""
+        ...
+
+    async def delete(self, names: Sequence[str]) -> None:
+        """Delete objects."""
+        ...
 
 
 class Mirror:
@@ -74,19 +87,20 @@ class Mirror:
 
     # ---------------------------------------------------------------------------------- sending
 
-    def push(self, paths: Iterable[Path], force: bool = False) -> None:
+    def push(self, paths: Iterable[Path], to: Writer | None = None) -> None:
         """Make objects what their files are: sent, as they are, or deleted.
 
         Args:
             paths: files of the folder.
-            force: also over what somebody else has written meanwhile.
+            to: who writes; default: whatever is there is replaced.
 
         Raises:
             StoreError: an object can't be written, or was written by somebody else.
         """
-        self._objects.run(together([self._push(path, force) for path in paths]))
+        writer = self._objects if to is None else to
+        self._objects.run(together([self._push(path, writer) for path in paths]))
 
-    async def _push(self, path: Path, force: bool) -> None:
+    async def _push(self, path: Path, writer: Writer) -> None:
         note = _read_note(path)
         try:
             stat = path.stat()
@@ -95,36 +109,27 @@ class Mirror:
             data = path.read_bytes()
         except FileNotFoundError:
             if note is not None:
-                await self._objects.delete([self.name(path)])
+                await writer.delete([self.name(path)])
                 _remove(_note_path(path))
             return
         except OSError as error:
             raise store_error(path, "reading", error) from error
-        entry = await self._send(self.name(path), data, note, force)
+        entry = await writer.put(self.name(path), data)
         write_json(_note_path(path), [entry.token, stat.st_size, stat.st_mtime_ns])
 
-    async def _send(self, name: str, data: bytes, note: _Note | None, force: bool) -> Entry:
-        try:
-            if force:
-                return await self._objects.put(name, data)
-            if note is None:
-                return await self._objects.create(name, data)
-            return await self._objects.replace(Entry(name, 0, "", token=note.token), data)
-        except Conflict as error:
-            raise OutdatedError(
-                f"{self._objects.url}/{name} was written by another process meanwhile; "
-                "run again: it goes on from what is there"
-            ) from error
-
-    def publish(self, path: Path, data: bytes) -> None:
-        """Write an object, and its file only when that has worked.
+    def replace(self, path: Path, data: bytes) -> None:
+        """Write an object that must be as its file here, and the file when that has worked.
 
         Raises:
-            StoreError: it can't be written, or was written by somebody else.
+            Conflict: somebody else has written it.
+            StoreError: it can't be written.
         """
-        note = _read_note(path)
-        entry = self._objects.run(self._send(self.name(path), data, note, force=False))
-        self.keep(path, entry, data)
+        note, name = _read_note(path), self.name(path)
+        seen = None if note is None else Entry(name, 0, "", token=note.token)
+        put = (
+            self._objects.create(name, data) if seen is None else self._objects.replace(seen, data)
+        )
+        self.keep(path, self._objects.run(put), data)
 
     def keep(self, path: Path, entry: Entry, data: bytes) -> None:
         """Have an object's bytes, which are at hand, as its file."""

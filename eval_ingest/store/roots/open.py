@@ -11,8 +11,8 @@ from eval_ingest.objects.filesystems import (
 )
 from eval_ingest.redaction import holds_secret
 from eval_ingest.settings import EVAL_ROOT_VARIABLE, Settings
-from eval_ingest.store.paths import DatasetLayout, EvalRoot
-from eval_ingest.store.roots.windows import LocalWindows, Windows
+from eval_ingest.store.roots.base import EvalRoot
+from eval_ingest.store.roots.local import LocalRoot
 
 
 def open_root(settings: Settings, root: str | Path | None = None) -> EvalRoot:
@@ -27,12 +27,12 @@ def open_root(settings: Settings, root: str | Path | None = None) -> EvalRoot:
     text = str(root) if root is not None else settings.eval_root
     scheme, separator, rest = text.partition("://")
     if not separator:
-        return EvalRoot(Path(text).expanduser().absolute())
+        return LocalRoot(Path(text).expanduser().absolute())
     if scheme == "file":
-        return EvalRoot(Path("/" + rest.lstrip("/")))
+        return LocalRoot(Path("/" + rest.lstrip("/")))
     mounted = weka_mount(text)
     if mounted is not None:
-        return EvalRoot(mounted)
+        return LocalRoot(mounted)
     bucket, _, folder = rest.partition("/")
     if ".." in folder.split("/") or not bucket:
         raise StoreError(
@@ -62,18 +62,8 @@ def open_root(settings: Settings, root: str | Path | None = None) -> EvalRoot:
         (settings.variables[name] for name in _SERVERS if settings.variables.get(name)), ""
     )
     limit = int(settings.cache_gib * 2**30)
-    remote = open_remote_root(text.rstrip("/"), cache, limit, server, endpoint)
-    return EvalRoot(remote.folder, remote)
+    return open_remote_root(text.rstrip("/"), cache, limit, server, endpoint)
 
 
 _SERVERS = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "STORAGE_EMULATOR_HOST")
 """Variables by which buckets of the same name may be on another server."""
-
-
-def windows_of(layout: DatasetLayout) -> Windows:
-    """The windows of a dataset's copy."""
-    if layout.remote is None:
-        return LocalWindows(layout.windows)
-    from eval_ingest.store.roots.remote_windows import RemoteWindows
-
-    return RemoteWindows(layout.remote, layout.windows)

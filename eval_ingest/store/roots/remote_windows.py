@@ -14,10 +14,13 @@ from typing import Any
 import google_crc32c
 
 from eval_ingest.errors import IntegrityError, StoreError
+from eval_ingest.objects.backend import Conflict
 from eval_ingest.objects.writing import WritableObjects, together
 from eval_ingest.store.manifest import CopiedWindow, FilesChecksum
-from eval_ingest.store.roots.remote import RemoteRoot
-from eval_ingest.store.roots.windows import Key
+from eval_ingest.store.roots.base import Key
+from eval_ingest.store.roots.holding import written_meanwhile
+from eval_ingest.store.roots.lease import LeaseWatch
+from eval_ingest.store.roots.remote_folder import RemoteFolder
 from eval_ingest.store.window_files import Contents, Measured, with_metadata, with_split
 
 _METADATA = "metadata.json"
@@ -29,20 +32,27 @@ _REMOVED_TOGETHER = 1000
 
 @dataclass(frozen=True)
 class RemoteWindows:
-    """The windows under a remote root."""
+    """The windows under a remote root: see `base.Windows`."""
 
-    remote: RemoteRoot
+    remote: RemoteFolder
     folder: Path
+    lease: LeaseWatch | None = None
+    """Of the dataset; None: they are only read."""
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"remote": self.remote, "folder": self.folder}
+        return {"remote": self.remote, "folder": self.folder, "lease": self.lease}
 
     @property
     def _objects(self) -> WritableObjects:
         return self.remote.objects
 
+    @property
+    def _lease(self) -> LeaseWatch:
+        assert self.lease is not None, f"the dataset of {self.folder} is not held"
+        return self.lease
+
     def _name(self, key: Key) -> str:
-        return self.remote.mirror.name(self.folder / key[0] / key[1])
+        return self.remote.name(self.folder / key[0] / key[1])
 
     @cached_property
     def _present(self) -> dict[str, set[str]]:
@@ -55,7 +65,7 @@ class RemoteWindows:
         return name in self._present[group]
 
     def _listed(self, group: str) -> set[str]:
-        folder = self.remote.mirror.name(self.folder / group)
+        folder = self.remote.name(self.folder / group)
         entries = self._objects.run(self._objects.list_folder(folder))
         return {entry.name.rpartition("/")[2] for entry in entries if entry.folder}
 
@@ -68,16 +78,23 @@ class RemoteWindows:
         objects, base = self._objects, self._name((group, name))
         total, checksum = 0, FilesChecksum()
         data: dict[str, bytes] = {}
-        for path, read, _ in files:
+        for path, read, *_ in files:
             data[path] = with_split(read(), split) if path == _METADATA else read()
             total += len(data[path])
             checksum.add(path, google_crc32c.value(data[path]))
 
+        async def put(path: str) -> None:
+            try:  # `clear` has made way, so what is there now is another process's
+                await objects.create(f"{base}/{path}", data[path])
+            except Conflict as error:
+                raise written_meanwhile(objects, f"{base}/{path}") from error
+
         async def send() -> None:
-            others = (objects.put(f"{base}/{p}", d) for p, d in data.items() if p != _METADATA)
-            await together(others)
+            await self._lease.check(objects)
+            await together(put(path) for path in data if path != _METADATA)
             if _METADATA in data:
-                await objects.put(f"{base}/{_METADATA}", data[_METADATA])
+                await self._lease.check(objects)
+                await put(_METADATA)
 
         objects.run(send())
         return CopiedWindow(group, name, source_digest, split, len(data), total, str(checksum))
@@ -88,13 +105,18 @@ class RemoteWindows:
         async def change(copied: CopiedWindow, split: str) -> CopiedWindow:
             name = f"{self._name(copied.key)}/{_METADATA}"
             try:
-                _, old = await objects.read_current(name)
+                entry, old = await objects.read_current(name)
             except FileNotFoundError as error:
                 raise IntegrityError(
                     f"{objects.url}/{name} is missing; ingest again with --overwrite"
                 ) from error
             new = with_split(old, split)
-            await objects.put(name, new)
+            # After it was read: then what another process writes from now on is another version.
+            await self._lease.check(objects)
+            try:
+                await objects.replace(entry, new)
+            except Conflict as error:
+                raise written_meanwhile(objects, name) from error
             return with_metadata(copied, split, old, new)
 
         return objects.run(together([change(copied, split) for copied, split in windows]))
@@ -123,13 +145,13 @@ class RemoteWindows:
         return Measured(len(found), sum(map(len, found)), str(checksum))
 
     def paths(self) -> Iterator[str]:
-        base = self.remote.mirror.name(self.folder)
+        base = self.remote.name(self.folder)
         for group in self._groups():
             entries = self._objects.run(self._objects.find(f"{base}/{group}"))
             yield from sorted(entry.name.removeprefix(f"{base}/") for entry in entries)
 
     def _groups(self) -> list[str]:
-        base = self.remote.mirror.name(self.folder)
+        base = self.remote.name(self.folder)
         entries = self._objects.run(self._objects.list_folder(base))
         return sorted(e.name.rpartition("/")[2] for e in entries if e.folder)
 
@@ -142,6 +164,7 @@ class RemoteWindows:
 
         async def remove(key: Key) -> None:
             entries = await objects.find(self._name(key))
+            await self._lease.check(objects)
             await objects.delete([entry.name for entry in entries])
 
         waiting = list(keys)

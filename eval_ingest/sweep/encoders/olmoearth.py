@@ -73,6 +73,7 @@ class OlmoEarthEncoder:
 
     normalize: Literal["dataset", "pretrained"] | None = "pretrained"
     method = "norm_no_clip_2_std"
+    nodata = float("nan")  # such patches are missing tokens
 
     def __init__(
         self,

@@ -1,13 +1,13 @@
-"""Where the rslearn copy's windows go: a folder, or a remote root's objects."""
+"""The rslearn copy of a dataset's windows in a folder: see `base.Windows`."""
 
 import os
 from collections.abc import Container, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 from eval_ingest.errors import StoreError
 from eval_ingest.store.manifest import CopiedWindow
+from eval_ingest.store.roots.base import Key
 from eval_ingest.store.window_files import (
     Contents,
     Measured,
@@ -16,43 +16,6 @@ from eval_ingest.store.window_files import (
     measure_copy,
     remove_strangers,
 )
-
-Key = tuple[str, str]
-"""(group, name)."""
-
-
-class Windows(Protocol):
-    """The windows of a dataset's copy; pickled for worker processes."""
-
-    def has(self, group: str, name: str) -> bool:
-        """True if the window is there; a cheap look."""
-        ...
-
-    def clear(self, keys: Iterable[Key]) -> None:
-        """Make way for windows that will be written; where they are replaced at once, nothing."""
-        ...
-
-    def write(
-        self, group: str, name: str, source_digest: str, split: str, files: Contents
-    ) -> CopiedWindow:
-        """Write a window, checked; see `store.copy.copy_window`."""
-        ...
-
-    def change_splits(self, windows: Iterable[tuple[CopiedWindow, str]]) -> list[CopiedWindow]:
-        """Give copied windows other splits: only their metadata.json is rewritten."""
-        ...
-
-    def measured(self, keys: Iterable[Key]) -> Iterator[tuple[Key, Measured | StoreError]]:
-        """Each window read back: files, bytes and checksum, or why it can't be read."""
-        ...
-
-    def keep_only(self, keys: Container[Key]) -> None:
-        """Remove all other windows."""
-        ...
-
-    def paths(self) -> Iterator[str]:
-        """Every file, as group/name/path."""
-        ...
 
 
 @dataclass(frozen=True)

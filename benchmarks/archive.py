@@ -1,0 +1,202 @@
+"""How fast a .tar.gz of many windows is ingested, beside gunzip and tar alone, in one run.
+
+    python -m benchmarks.archive --windows 12000 --folder /tmp/oil
+
+Windows are like oil spill's: 128 x 128, two float32 bands, one timestep, a label raster.
+"""
+
+import argparse
+import gzip
+import io
+import json
+import os
+import resource
+import shutil
+import subprocess
+import sys
+import tarfile
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import yaml
+from rasterio.io import MemoryFile
+from rasterio.transform import Affine
+
+BANDS = ["vv", "vh"]
+SIZE = 128
+GROUP = "oil"
+
+
+def configuration() -> dict[str, bytes]:
+    """config.json and model.yaml."""
+    layers = {
+        "sentinel1": {"type": "raster", "band_sets": [{"bands": BANDS, "dtype": "float32"}]},
+        "label": {"type": "raster", "band_sets": [{"bands": ["label"], "dtype": "uint8"}]},
+    }
+    inputs = {
+        "sentinel1": {"data_type": "raster", "layers": ["sentinel1"], "bands": BANDS,
+                      "dtype": "FLOAT32", "passthrough": True},
+        "targets": {"data_type": "raster", "layers": ["label"], "bands": ["label"],
+                    "dtype": "INT32", "is_target": True},
+    }  # fmt: skip
+    task = {
+        "class_path": "rslearn.train.tasks.segmentation.SegmentationTask",
+        "init_args": {"num_classes": 2},
+    }
+    data = {
+        "class_path": "rslearn.train.data_module.RslearnDataModule",
+        "init_args": {"path": ".", "inputs": inputs, "task": task},
+    }
+    return {
+        "config.json": json.dumps({"layers": layers}).encode(),
+        "model.yaml": yaml.safe_dump({"data": data}).encode(),
+    }
+
+
+def raster(pixels: np.ndarray, column: int, row: int) -> bytes:
+    """A GeoTIFF as rslearn writes it."""
+    with MemoryFile() as memory:
+        with memory.open(
+            driver="GTiff", dtype=pixels.dtype, count=len(pixels), height=SIZE, width=SIZE,
+            crs="EPSG:32630", transform=Affine(10, 0, column * 10, 0, -10, -row * 10),
+            compress="lzw",
+        ) as target:  # fmt: skip
+            target.write(pixels)
+        return bytes(memory.read())
+
+
+def window(number: int) -> Iterator[tuple[str, bytes]]:
+    """A window's files: decibels with speckle to a hundredth, and a dark spill."""
+    rng = np.random.default_rng(number)
+    column, row = 30000 + number % 500 * 160, -400000 + number // 500 * 160
+    spill = np.zeros((1, SIZE, SIZE), np.uint8)
+    x, y, width = rng.integers(0, 96, 3)
+    spill[0, y : y + width, x : x + width // 2] = 1
+    speckle = rng.normal([[[-12.0]], [[-19.0]]], 1.5, (2, SIZE, SIZE)) - 6 * spill
+    name = f"windows/{GROUP}/window_{number:06d}"
+    yield f"{name}/metadata.json", json.dumps({
+        "projection": {"crs": "EPSG:32630", "x_resolution": 10, "y_resolution": -10},
+        "bounds": [column, row, column + SIZE, row + SIZE],
+        "time_range": ["2024-05-01T00:00:00+00:00", "2024-05-02T00:00:00+00:00"],
+        "options": {},
+    }).encode()  # fmt: skip
+    pixels = np.round(speckle, 2).astype(np.float32)
+    yield f"{name}/layers/sentinel1/vv_vh/geotiff.tif", raster(pixels, column, row)
+    yield f"{name}/layers/sentinel1/completed", b""
+    yield f"{name}/layers/label/label/geotiff.tif", raster(spill, column, row)
+    yield f"{name}/layers/label/completed", b""
+
+
+def write_archive(path: Path, windows: int) -> None:
+    """The archive, unless it is there."""
+    if path.exists():
+        return
+    aside = path.with_suffix(".part")
+    with (
+        gzip.open(aside, "wb", compresslevel=1) as packed,
+        tarfile.open(fileobj=packed, mode="w|") as archive,
+    ):
+        files = list(configuration().items())
+        for number in range(-1, windows):
+            for name, data in files if number < 0 else window(number):
+                member = tarfile.TarInfo(f"oil_spill/{name}")
+                member.size = len(data)
+                archive.addfile(member, io.BytesIO(data))
+    aside.rename(path)
+
+
+def timed(what: str, *command: str) -> float:
+    """Run a command; seconds of its wall clock, told with those of processors."""
+    before, started = resource.getrusage(resource.RUSAGE_CHILDREN), time.monotonic()
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    seconds, after = time.monotonic() - started, resource.getrusage(resource.RUSAGE_CHILDREN)
+    cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    print(f"{what:28} {seconds:8.1f} s  {cpu:8.1f} s of processors", flush=True)
+    return seconds
+
+
+INGEST = """
+import resource, sys, time
+from eval_ingest import pipeline
+from eval_ingest.core.spec import DatasetSpec
+from eval_ingest.job import open_job
+from eval_ingest.settings import Settings
+
+source, root, mode = sys.argv[1:]
+spec = DatasetSpec.parse({"name": "oil", "source": source, "copy": mode}, "benchmark")
+started = time.monotonic()
+job = open_job(spec, Settings(eval_root=root, workers=2))
+print(f"  unpacked {time.monotonic() - started:.1f} s", file=sys.stderr)
+pipeline.ingest(job, lambda outcome: print(
+    f"  {outcome.stage} {outcome.seconds:.1f} s", file=sys.stderr))
+whose = resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN
+most = max(resource.getrusage(who).ru_maxrss for who in whose)
+print(f"  peak memory of the largest process {most / 1024:.0f} MiB", file=sys.stderr)
+"""
+
+
+class DiskUse:
+    """The most that a folder has held, looked at every two seconds."""
+
+    def __init__(self, folder: Path) -> None:
+        self.most = 0
+        self._folder, self._stopped = folder, threading.Event()
+        self._thread = threading.Thread(target=self._watch)
+        self._thread.start()
+
+    def _watch(self) -> None:
+        while not self._stopped.wait(2):
+            self.most = max(self.most, self.now())
+
+    def now(self) -> int:
+        """Bytes of it."""
+        found = subprocess.run(
+            ["du", "-s", "-B1", str(self._folder)], capture_output=True, text=True, check=False
+        )
+        return int((found.stdout or "0").split()[0])
+
+    def stop(self) -> None:
+        """No more looks."""
+        self._stopped.set()
+        self._thread.join()
+
+
+def main() -> None:
+    """Generate, and measure."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--windows", type=int, default=12_000)
+    parser.add_argument("--folder", type=Path, required=True)
+    parser.add_argument("--modes", nargs="+", default=["windows", "stream"])
+    options = parser.parse_args()
+    folder: Path = options.folder
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"oil_{options.windows}.tar.gz"
+    write_archive(path, options.windows)
+    print(f"{options.windows} windows, {path.stat().st_size / 1e6:.0f} MB packed")
+    timed("gunzip alone", "gzip", "-dc", str(path))
+    out = folder / "out"
+    out.mkdir()
+    alone = timed("tar -xzf alone", "tar", "-xzf", str(path), "-C", str(out))
+    unpacked = int(subprocess.run(["du", "-s", "-B1", str(out)], capture_output=True, text=True,
+                                  check=True).stdout.split()[0])  # fmt: skip
+    print(f"  {unpacked / 1e6:.0f} MB on disk")
+    shutil.rmtree(out)
+    for mode in options.modes:
+        root = folder / "root"
+        root.mkdir()
+        use = DiskUse(root)
+        seconds = timed(
+            f"ingest --copy {mode}", sys.executable, "-c", INGEST, str(path), str(root), mode
+        )
+        use.stop()
+        print(f"  {seconds / alone:.2f} of tar; {use.most / 1e6:.0f} MB on disk at the most, "
+              f"{use.now() / 1e6:.0f} MB in the end")  # fmt: skip
+        shutil.rmtree(root)
+    os.sync()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,242 @@
+"""What may crash, hang or fill the memory runs in a process beside this one, with limits on both.
+
+Most rasters are decoded here by our own code, or by libtiff once their header has been checked.
+Everything else goes through GDAL's or rslearn's hands: unusual compressions, headers that we don't
+understand, other formats. Their process is kept for the next raster; if one ends it, that raster
+is unreadable, and the ingest goes on.
+"""
+
+import contextlib
+import multiprocessing
+import os
+import resource
+import sys
+import threading
+import warnings
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from eval_ingest.decoding.machine import blame
+from eval_ingest.decoding.problems import RasterProblem, shortened
+from eval_ingest.engine import prepare_worker, start_alone
+from eval_ingest.errors import EvalIngestError, MachineError, SourceError
+
+MIB = 1 << 20
+MEMORY_BYTES = 512 * MIB
+"""That a decoder may take beyond what its libraries take, for one raster and its pixels."""
+SECONDS = 60.0
+"""That a decoder may take for one raster."""
+
+_IDLE_S = 10.0
+"""A process that isn't asked for anything ends by itself."""
+_CHUNK = 16 * MIB
+_ENVIRONMENT = {
+    "GDAL_CACHEMAX": "64",
+    "GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR",  # nothing beside a raster is looked for
+    "GDAL_SKIP": "VRT,WMS,WMTS,WCS,HTTP,GTI,DERIVED,EEDAI,MRF",  # these follow paths and URLs
+    "CPL_VSIL_CURL_ALLOWED_EXTENSIONS": ".none",
+    "PROJ_NETWORK": "OFF",
+    "OMP_NUM_THREADS": "1",
+    "OPENBLAS_NUM_THREADS": "1",
+}
+
+Result = tuple[NDArray[Any] | None, Any]
+"""Pixels, and anything small beside them."""
+
+
+class Isolated:
+    """Processes that run functions with limits: as many as threads ask for at a time."""
+
+    def __init__(self) -> None:
+        self._idle: list[_Helper] = []
+        self._lock = threading.Lock()
+
+    def run(self, function: Callable[..., Result], *args: Any, seconds: float = SECONDS) -> Result:
+        """What a function gives, called in another process.
+
+        Its module has a function `load_libraries`, which is called before the limits are set.
+
+        Raises:
+            RasterProblem: `decoder_stopped` if it crashed, took too long or too much memory; or
+                what the function raises.
+            MachineError: this machine can't do it, whatever the data.
+            SourceError: the source can't be reached.
+        """
+        if multiprocessing.current_process().daemon:
+            return _call(function, args, limited=False)  # a dask worker may start no process
+        try:
+            return self._ask(self._take(), function, args, seconds)
+        except _GoneError:  # it was idle for too long just now
+            return self._ask(_Helper(), function, args, seconds)
+
+    def _ask(
+        self, helper: "_Helper", function: Callable[..., Result], args: Any, seconds: float
+    ) -> Result:
+        try:
+            return helper.ask(function, args, seconds)
+        finally:
+            if not helper.ended:
+                with self._lock:
+                    self._idle.append(helper)
+
+    def close(self) -> None:
+        """End the processes that wait; they would soon end by themselves."""
+        with self._lock:
+            while self._idle:
+                self._idle.pop().end()
+
+    def _take(self) -> "_Helper":
+        with self._lock:
+            while self._idle:
+                helper = self._idle.pop()
+                if helper.process.is_alive():
+                    return helper
+            return _Helper()
+
+
+class _GoneError(Exception):
+    """A process had ended before it was asked."""
+
+
+class _Helper:
+    """One process that waits for a function, calls it, and waits for the next."""
+
+    def __init__(self) -> None:
+        self.ended = False
+        self._pipe, theirs = multiprocessing.Pipe()
+        try:
+            self.process: BaseProcess = start_alone(_serve, theirs, dict(os.environ))
+        except (OSError, EOFError) as error:
+            raise MachineError(
+                f"no process can be started to decode a raster: {error}; free memory or process "
+                "ids, and run again: it goes on where it stopped"
+            ) from error
+        finally:
+            theirs.close()
+
+    def ask(self, function: Callable[..., Result], args: tuple[Any, ...], seconds: float) -> Result:
+        try:
+            self._pipe.send((function, args))
+            if not self._pipe.poll(seconds):
+                self.end()
+                raise RasterProblem("decoder_stopped", f"decoding took more than {seconds:.0f} s")
+            return self._receive()
+        except (RasterProblem, EvalIngestError):
+            raise
+        except (EOFError, OSError) as error:
+            self.end()
+            raise self._ended() from error
+        except BaseException:
+            self.end()
+            raise
+
+    def _receive(self) -> Result:
+        kind, *told = self._pipe.recv()
+        if kind == "problem":
+            raise RasterProblem(*told)
+        if kind == "error":
+            name, text = told
+            raise (SourceError if name == "SourceError" else MachineError)(text)
+        meta, shape, dtype = told
+        if shape is None:
+            return None, meta
+        pixels = np.empty(shape, dtype)
+        view = pixels.reshape(-1).view(np.uint8).data
+        for start in range(0, len(view), _CHUNK):
+            self._pipe.recv_bytes_into(view[start : start + _CHUNK])
+        return pixels, meta
+
+    def end(self) -> None:
+        """End it, whatever it does."""
+        self.ended = True
+        self._pipe.close()
+        self.process.kill()
+        self.process.join()
+
+    def _ended(self) -> Exception:
+        """What to say of a process that has ended by itself."""
+        code = self.process.exitcode
+        if code == 0:
+            return _GoneError()
+        return RasterProblem("decoder_stopped", f"the decoder crashed (exit code {code})")
+
+
+def _serve(pipe: Connection, environment: dict[str, str]) -> None:
+    """Runs in the helper: answer until nobody asks any more."""
+    prepare_worker(environment | _ENVIRONMENT)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    warnings.simplefilter("ignore")  # what they are about is told as a problem
+    with contextlib.suppress(EOFError, OSError):
+        while pipe.poll(_IDLE_S):
+            function, args = pipe.recv()
+            _answer(pipe, function, args)
+    os._exit(0)  # no library is asked whether it would end well
+
+
+def _answer(pipe: Connection, function: Callable[..., Result], args: tuple[Any, ...]) -> None:
+    try:
+        pixels, meta = _call(function, args, limited=True)
+    except RasterProblem as problem:
+        pipe.send(("problem", problem.code, problem.detail))
+        return
+    except EvalIngestError as error:
+        pipe.send(("error", type(error).__name__, str(error)))
+        return
+    if pixels is None:
+        pipe.send(("ok", meta, None, None))
+        return
+    pixels = np.ascontiguousarray(pixels)
+    pipe.send(("ok", meta, pixels.shape, pixels.dtype.str))
+    view = pixels.reshape(-1).view(np.uint8).data
+    for start in range(0, len(view), _CHUNK):
+        pipe.send_bytes(view[start : start + _CHUNK])
+
+
+def _call(function: Callable[..., Result], args: tuple[Any, ...], limited: bool) -> Result:
+    try:
+        sys.modules[function.__module__].load_libraries()  # these count for nothing
+        if limited:
+            limit_memory(MEMORY_BYTES)
+        return function(*args)
+    except (RasterProblem, EvalIngestError):
+        raise
+    except Exception as error:  # a decoder may raise anything
+        blame(error, memory_is_limited=limited)
+        if _is_of_memory(error):
+            raise RasterProblem(
+                "decoder_stopped", f"decoding needs more than {MEMORY_BYTES // MIB} MiB of memory"
+            ) from error
+        raise RasterProblem("raster_unreadable", shortened(error)) from error
+    finally:
+        if limited:
+            limit_memory(None)
+
+
+def limit_memory(n_bytes: int | None) -> None:
+    """Let this process take so many bytes more than it has now; None lifts the limit."""
+    if sys.platform != "linux":  # elsewhere the limit on time stands alone
+        return
+    _, hard = resource.getrlimit(resource.RLIMIT_DATA)
+    if n_bytes is None:
+        resource.setrlimit(resource.RLIMIT_DATA, (hard, hard))
+        return
+    with open("/proc/self/statm") as stream:
+        taken = int(stream.read().split()[5]) * resource.getpagesize()
+    limit = taken + n_bytes
+    resource.setrlimit(resource.RLIMIT_DATA, (limit if hard < 0 else min(limit, hard), hard))
+
+
+def _is_of_memory(error: BaseException) -> bool:
+    text = str(error).lower()[:2_000]
+    return isinstance(error, MemoryError) or any(
+        words in text for words in ("out of memory", "cannot allocate", "bad_alloc", "std::bad")
+    )
+
+
+isolated = Isolated()
+"""This process's helpers."""

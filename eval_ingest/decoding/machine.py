@@ -1,0 +1,207 @@
+"""Whose fault is it: the data's, which makes a window invalid, or the machine's, which ends a run?
+
+Decoders tell of both in the same words. So wherever a library's error would become a verdict on a
+window, `blame` is asked first: it knows the errors that no file can cause, and for all others has
+the library do what it certainly can, on a machine that is whole.
+"""
+
+import contextlib
+import errno
+import os
+import sys
+import time
+from collections.abc import Callable
+from functools import lru_cache
+from importlib import metadata
+
+from eval_ingest.errors import MachineError, SourceError
+
+JUDGE_VERSION = 1
+"""Raised when a window that was invalid may be valid now, without a change of its files."""
+
+_OF_DATA = frozenset(
+    {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EINVAL, errno.ELOOP, errno.EILSEQ}
+)
+"""What the system says of a path that leads nowhere or of an impossible place in a file."""
+
+_OF_NETWORKS = ("aiohttp", "botocore", "aiobotocore", "google", "gcsfs", "requests", "urllib3")
+
+_SURE_S = 1.0
+"""Libraries that worked just now are not tried again: a source may have many broken windows."""
+_whole_until = [0.0]
+"""On time.monotonic()'s clock."""
+
+_CURES = {
+    errno.EMFILE: "raise the limit of open files (ulimit -n), or set fewer EVAL_INGEST_WORKERS",
+    errno.ENFILE: "the whole machine has too many open files: close some",
+    errno.ENOMEM: "free memory, or set fewer EVAL_INGEST_WORKERS",
+    errno.ENOSPC: "free space on the disk that it names",
+    errno.EDQUOT: "free space: the quota is full",
+    errno.EACCES: "let this user read it",
+    errno.EPERM: "let this user read it",
+    errno.EIO: "have the disk or the network file system looked at",
+    errno.ESTALE: "mount the network file system anew",
+}
+
+_WORDS = {
+    "too many open files": errno.EMFILE,
+    "cannot allocate memory": errno.ENOMEM,
+    "no space left on device": errno.ENOSPC,
+    "permission denied": errno.EACCES,
+    "input/output error": errno.EIO,
+}
+"""GDAL passes the system's words on, without the number."""
+
+
+@lru_cache(maxsize=1)
+def judges() -> str:
+    """What decides over windows: our rules' version, and those of the libraries that decode.
+
+    A window that was found invalid by others is judged again.
+    """
+    found = [f"eval_ingest:{JUDGE_VERSION}"]
+    for name in ("rasterio", "imagecodecs", "pyproj", "shapely", "rslearn", "numpy", "pillow"):
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            found.append(f"{name}:{metadata.version(name)}")
+    return " ".join(found)
+
+
+def blame(error: BaseException, memory_is_limited: bool = False) -> None:
+    """Return if an error may be the data's fault; else raise what says that it is the machine's.
+
+    Args:
+        error: what a library raised while it read data from a source.
+        memory_is_limited: this process may take less memory than there is, so that too little of
+            it tells about the data.
+
+    Raises:
+        MachineError: it is the machine's fault.
+        SourceError: it is that of the way to a bucket.
+    """
+    chain: BaseException | None = error
+    while chain is not None:
+        _blame_one(chain, memory_is_limited)
+        chain = chain.__cause__ or (None if chain.__suppress_context__ else chain.__context__)
+    _open_a_file()
+    if time.monotonic() < _whole_until[0]:
+        return
+    for what, works in _CHECKS.items():
+        try:
+            works()
+        except Exception as fault:
+            if isinstance(fault, MemoryError) and memory_is_limited:
+                continue
+            raise MachineError(
+                f"{what} fails on this machine, whatever it is given "
+                f"({_words(fault)}); it was noticed when a window couldn't be read "
+                f"({_words(error)}). Repair it (PROJ_DATA, PROJ_LIB and GDAL_DATA must be unset, "
+                "or fit the installed rasterio and pyproj; else install them anew), and run "
+                "again: it goes on where it stopped"
+            ) from error
+    _whole_until[0] = time.monotonic() + _SURE_S
+
+
+def _blame_one(error: BaseException, memory_is_limited: bool) -> None:
+    if isinstance(error, MachineError | SourceError):
+        raise error
+    if isinstance(error, MemoryError):
+        if not memory_is_limited:
+            raise machine_error(error, errno.ENOMEM) from error
+        return
+    if isinstance(error, ImportError):
+        raise MachineError(
+            f"a library that reading needs can't be imported: {_words(error)}; install it anew "
+            "(pip install --force-reinstall), and run again: it goes on where it stopped"
+        ) from error
+    if type(error).__module__.partition(".")[0] in _OF_NETWORKS:
+        raise SourceError(
+            f"reading from the source failed: {_words(error)}; check the network and the "
+            "credentials, and run again: it goes on where it stopped"
+        ) from error
+    if isinstance(error, OSError) and error.errno is not None and error.errno not in _OF_DATA:
+        raise machine_error(error, error.errno) from error
+    text = str(error).lower()[:2_000]
+    for words, number in _WORDS.items():
+        if words in text and not (number == errno.ENOMEM and memory_is_limited):
+            raise machine_error(error, number) from error
+
+
+def machine_error(error: BaseException, number: int) -> MachineError:
+    """What to say about an error of the system's, with its cure."""
+    cure = _CURES.get(number, "see to that")
+    return MachineError(
+        f"this machine couldn't read on: {_words(error)}; {cure}, and run again: it goes on where "
+        "it stopped"
+    )
+
+
+def _words(error: BaseException) -> str:
+    text = " ".join(f"{type(error).__name__}: {error}".split())
+    return text if len(text) <= 300 else f"{text[:297]}..."
+
+
+# ------------------------------------------------------------------- what works on a whole machine
+
+
+def _open_a_file() -> None:
+    try:
+        os.close(os.open(os.devnull, os.O_RDONLY))
+    except OSError as error:
+        raise machine_error(error, error.errno or 0) from error
+
+
+def _transform_with_pyproj() -> None:
+    if "pyproj" not in sys.modules:
+        return
+    import pyproj
+
+    transformer = pyproj.Transformer.from_crs("EPSG:32630", "EPSG:4326", always_xy=True)
+    longitude, latitude = transformer.transform(500_000, 5_000_000)
+    if not (abs(longitude + 3) < 1e-6 and 45 < latitude < 46):
+        raise ValueError(f"the middle of UTM zone 30 is at {longitude}, {latitude}")
+
+
+def _warp_with_rasterio() -> None:
+    if "rasterio" not in sys.modules:
+        return
+    import numpy as np
+    from affine import Affine
+    from rasterio.io import MemoryFile
+    from rasterio.vrt import WarpedVRT
+
+    transform = Affine(10, 0, 500_000, 0, -10, 5_000_000)
+    form = {"driver": "GTiff", "width": 4, "height": 4, "count": 1, "dtype": "uint8"}
+    with MemoryFile() as memory:
+        with memory.open(**form, crs="EPSG:32630", transform=transform) as raster:
+            raster.write(np.ones((1, 4, 4), np.uint8))
+        with memory.open(driver="GTiff") as raster, WarpedVRT(raster, crs="EPSG:32631") as warped:
+            if not warped.read().any():
+                raise ValueError("a raster of ones comes back empty")
+
+
+def _decode_with_imagecodecs() -> None:
+    if "imagecodecs" not in sys.modules:
+        return
+    import imagecodecs
+    import numpy as np
+
+    ones = np.ones((4, 4), np.uint8)
+    if not (imagecodecs.tiff_decode(imagecodecs.tiff_encode(ones)) == 1).all():
+        raise ValueError("a raster of ones comes back as another")
+
+
+def _parse_with_shapely() -> None:
+    if "shapely" not in sys.modules:
+        return
+    import shapely
+
+    if not shapely.from_wkt("POINT (1 1)").intersects(shapely.box(0, 0, 2, 2)):
+        raise ValueError("a point isn't in the box around it")
+
+
+_CHECKS: dict[str, Callable[[], None]] = {
+    "pyproj": _transform_with_pyproj,
+    "rasterio": _warp_with_rasterio,
+    "imagecodecs": _decode_with_imagecodecs,
+    "shapely": _parse_with_shapely,
+}

@@ -1,0 +1,88 @@
+"""The flags of `eval-ingest ingest` and `validate`: one for each field of DatasetSpec.
+
+What belongs here: how a field is written on a command line. What doesn't: which fields there are,
+what they mean and what they may hold (core/spec.py). A field that is added there has its flag, and
+its docstring is the help.
+"""
+
+import argparse
+from collections.abc import Iterator, Mapping
+from types import NoneType, UnionType
+from typing import Any, Literal, Union, get_args, get_origin
+
+from pydantic.fields import FieldInfo
+
+from eval_ingest.core.spec import DatasetSpec, SplitPolicy
+
+_FLAGS = {
+    "config": "olmoearth-run-config-path",
+    "strategy": "split-strategy",
+    "block_size_m": "block-size",
+    "buffer_m": "buffer",
+}
+"""Flags that are not named after the field."""
+_METAVARS: Mapping[str, Any] = {
+    "config": "PATH",
+    "source": "PATH_OR_URL",
+    "tags": "KEY[=VALUE]",
+    "label_fractions": "NAME=SHARE",
+    "temporal_range": ("FROM", "TO"),
+    "crop_size": "PIXELS",
+    "block_size_m": "M",
+    "buffer_m": "M",
+    "all_crops": "SPLIT",
+}
+
+
+_NO_FLAGS = {"name", "eval", "correct"}
+"""Every command has a name; scoring is said in the catalog; `adopt` has a flag of its own."""
+
+
+def add_spec_flags(parser: argparse.ArgumentParser) -> None:
+    """Add a flag for each field; what isn't given stays None."""
+    for name, field in _fields():
+        flag = _FLAGS.get(name, name).replace("_", "-")
+        text = " ".join((field.description or "").split()).rstrip(".").replace("%", "%%")
+        options = _options(field.annotation)
+        kind = "N" if "type" in options else "NAME" if "nargs" in options else "TEXT"
+        options.setdefault("metavar", _METAVARS.get(name, kind))
+        parser.add_argument(f"--{flag}", dest=name, help=text, **options)
+
+
+def given_fields(options: argparse.Namespace) -> dict[str, Any]:
+    """The fields that flags were given for, as DatasetSpec takes them."""
+    given: dict[str, Any] = {}
+    for name, field in _fields():
+        value = getattr(options, name)
+        if value is None:
+            continue
+        if get_origin(field.annotation) is dict:
+            value = {key: part for key, _, part in (text.partition("=") for text in value)}
+        fields = given.setdefault("splits", {}) if name in SplitPolicy.model_fields else given
+        fields[name] = value
+    return given
+
+
+def _fields() -> Iterator[tuple[str, FieldInfo]]:
+    """All that flags can be given for, by the name that DatasetSpec takes."""
+    for name, field in DatasetSpec.model_fields.items():
+        if name == "splits":
+            yield from SplitPolicy.model_fields.items()
+        elif name not in _NO_FLAGS:
+            yield field.alias or name, field
+
+
+def _options(annotation: Any) -> dict[str, Any]:
+    """How argparse reads a value of a type; whether it is allowed is for DatasetSpec to say."""
+    if get_origin(annotation) in (Union, UnionType):
+        (annotation,) = (kind for kind in get_args(annotation) if kind is not NoneType)
+    origin, parts = get_origin(annotation), get_args(annotation)
+    if origin is Literal:
+        return {"metavar": f"{{{','.join(parts)}}}"}
+    if origin is dict:
+        return {"nargs": "+"}
+    if origin is tuple:
+        numbers = {"type": parts[0]} if parts[0] in (int, float) else {}
+        exactly = Ellipsis not in parts and not numbers  # of numbers DatasetSpec says more
+        return {"nargs": len(parts) if exactly else "+", **numbers}
+    return {"type": annotation} if annotation in (int, float) else {}

@@ -1,0 +1,111 @@
+"""Whether a server is there at all: asked for something small, so that silence is told soon.
+
+What doesn't belong here: requests that somebody needs the answer of (retry.py).
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable
+
+from eval_ingest.background import Call
+from eval_ingest.objects.connection import Connection
+from eval_ingest.objects.explain import SourceWords
+from eval_ingest.objects.faults import is_answer
+from eval_ingest.objects.filesystems import Contact, load_library, server_of
+from eval_ingest.objects.retry import Result
+from eval_ingest.redaction import redacted
+from eval_ingest.settings import Settings
+
+PATIENCE = 10
+"""So many times EVAL_INGEST_ANSWER_SECONDS a run that nobody watches waits for the first answer."""
+LOGIN_PATIENCE = 5
+"""As often for credentials, which every machine asks its own cloud for, be it in one or not."""
+_AGAIN_S = 0.5
+
+LOG = logging.getLogger("eval_ingest")
+
+
+def greet(
+    url: str,
+    endpoint: str | None,
+    connect: Callable[[], Connection],
+    words: SourceWords,
+    patient: bool,
+) -> None:
+    """Have a server say anything at all; the first time only.
+
+    A login that hangs counts as well: credentials may come from a server too.
+
+    Args:
+        url: a folder on it.
+        endpoint: of Weka's S3, if not that of the environment.
+        connect: gives the connection, imports and the login included.
+        words: for what goes wrong.
+        patient: EVAL_INGEST_ANSWER_SECONDS are waited PATIENCE times, and it is told meanwhile.
+
+    Raises:
+        EvalIngestError: nothing comes, or it can't be connected to at all.
+    """
+    load_library(url)
+    seconds = Settings.load().answer_seconds
+    longest = seconds * (PATIENCE if patient else 1)
+    wait = _Wait(words, seconds)
+    who = "the server that gives credentials"
+    here = wait.until(Call(connect), who, max(longest, LOGIN_PATIENCE * seconds), Contact())
+    if here is None or here.server.contact.answered:
+        return
+    server, loop = server_of(url, endpoint), here.server.loop
+    hears = asyncio.run_coroutine_threadsafe(_hear(here, words, server, seconds), loop)
+    try:
+        wait.until(Call(hears.result), server, longest, here.server.contact)
+    finally:
+        hears.cancel()
+
+
+class _Wait:
+    """Waiting for something that may never come."""
+
+    def __init__(self, words: SourceWords, seconds: float) -> None:
+        self._words = words
+        self._seconds = seconds
+
+    def until(
+        self, call: Call[Result], server: str, longest: float, contact: Contact
+    ) -> Result | None:
+        """What a call gives; None as soon as something has come from the server.
+
+        Raises:
+            EvalIngestError: it takes longer than that, or can't be connected to.
+        """
+        told = longest <= self._seconds
+        while not call.wait(0.05):
+            if contact.answered:
+                return None
+            if call.waited > longest or (contact.failure and call.waited > self._seconds):
+                raise self._words.silent(server, longest, contact.failure)
+            if call.waited > self._seconds and not told:
+                told = True
+                text = f"{self._words.url}: {server} has not answered for {self._seconds:.0f} s"
+                LOG.warning("%s; it is waited for up to %d s", redacted(text), longest)
+        return call.result()
+
+
+async def _hear(here: Connection, words: SourceWords, server: str, seconds: float) -> None:
+    """Ask for something small; any answer will do, and without a way there it is tried again.
+
+    Raises:
+        EvalIngestError: there has been no way to the server for so long.
+    """
+    until = time.monotonic() + seconds
+    while True:
+        try:
+            await here.backend.head("config.json")
+        except Exception as error:
+            if not is_answer(error):
+                if time.monotonic() + _AGAIN_S < until:
+                    await asyncio.sleep(_AGAIN_S)
+                    continue
+                raise words.silent(server, seconds, error) from error
+        here.server.contact.answered = True
+        return

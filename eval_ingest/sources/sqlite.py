@@ -1,0 +1,223 @@
+"""A dataset in a folder whose windows are described in a database: rslearn's SQLiteWindowStorage.
+
+windows.sqlite3 holds what else metadata.json, items.json and the `completed` markers say. It is
+shown as these files, so that everything after this module meets windows in files, and the copy is
+one. Rasters and features lie in the folder as ever. The database is only read, by plain queries,
+and trusted no more than other files: its values are stored, not computed, and what it may cost
+grows with its size alone.
+"""
+
+import hashlib
+import itertools
+import json
+import os
+import sqlite3
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from eval_ingest.errors import SourceError
+from eval_ingest.sources.base import ANYBODY, Listed, SourceFile, WindowFiles
+from eval_ingest.sources.listing import WINDOW_FILES
+from eval_ingest.sources.local import LocalSource
+
+DATABASE = "windows.sqlite3"
+_SCHEMA_VERSION = 1
+"""That rslearn 0.1.19 writes."""
+_TABLES = {"windows", "layer_datas", "completed_layers"}
+_BUSY_S = 10.0
+"""How long a writer is waited for."""
+
+_MOST_VALUE_BYTES = 32 << 20
+"""Of one value; more than items.json may have."""
+_STEPS_BETWEEN = 100_000
+_STEPS, _STEPS_PER_BYTE = 2_000_000, 20
+"""Of SQLite's machine, for one connection: to read all of a database takes a hundredth of it."""
+
+_METADATA = """
+    SELECT crs, x_resolution, y_resolution, bounds_x1, bounds_y1, bounds_x2, bounds_y2,
+           time_start, time_end, options_json
+    FROM windows WHERE group_name = CAST(? AS TEXT) AND name = CAST(? AS TEXT)
+"""
+_ITEMS = """
+    SELECT data_json FROM layer_datas
+    WHERE group_name = CAST(? AS TEXT) AND window_name = CAST(? AS TEXT)
+"""
+_COMPLETED = """
+    SELECT layer_name, group_idx FROM completed_layers
+    WHERE group_name = CAST(? AS TEXT) AND window_name = CAST(? AS TEXT)
+    ORDER BY layer_name, group_idx
+"""
+_NAMES = "SELECT name FROM windows WHERE group_name = CAST(? AS TEXT) ORDER BY name"
+
+
+@dataclass(frozen=True)
+class SqliteSource(LocalSource):
+    """A dataset in a local folder, with its windows in windows.sqlite3."""
+
+    def groups(self) -> list[str]:
+        with closing(self._connect()) as database:
+            found = _rows(database, "SELECT DISTINCT group_name FROM windows ORDER BY 1")
+        return [self._plain(name) for (name,) in found]
+
+    def names(self, groups: list[str]) -> Iterator[Listed]:
+        """Every window, without a look at its files."""
+        with closing(self._connect()) as database:
+            for group in sorted(groups):
+                for (name,) in _rows(database, _NAMES, self._plain(group)):
+                    yield Listed(group, self._plain(name))
+
+    def listing(self, groups: list[str], layers: frozenset[str]) -> Iterator[Listed]:
+        for found in self.windows(groups, layers):
+            yield found.listed
+
+    def windows(self, groups: list[str], layers: frozenset[str]) -> Iterator[WindowFiles]:
+        with closing(self._connect()) as database:
+            for listed in list(self.names(groups)):
+                yield self._window(database, listed.group, listed.name, layers)
+
+    def window(self, group: str, name: str, layers: frozenset[str]) -> WindowFiles:
+        with closing(self._connect()) as database:
+            return self._window(database, group, name, layers)
+
+    def read(self, group: str, name: str, file: SourceFile) -> bytes:
+        if not _is_described(file.path):
+            return super().read(group, name, file)
+        with closing(self._connect()) as database:
+            data = _described(database, group, name).get(file.path)
+        if data is None or _file(file.path, data) != file:
+            raise SourceError(
+                f"{self.url}/{DATABASE} says otherwise of {group}/{name} than when it was listed; "
+                "the source changes while it is read: run again when it is still"
+            )
+        return data
+
+    def permissions(self, group: str, name: str, file: SourceFile) -> int:
+        if not _is_described(file.path):
+            return super().permissions(group, name, file)
+        return Path(self.url, DATABASE).stat().st_mode & ANYBODY
+
+    def _window(
+        self, database: sqlite3.Connection, group: str, name: str, layers: frozenset[str]
+    ) -> WindowFiles:
+        found = super().window(self._plain(group), self._plain(name), layers)
+        files = [file for file in found.files if not _is_described(file.path)]
+        for path, data in _described(database, group, name).items():
+            if path in WINDOW_FILES or path.split("/")[1].partition(".")[0] in layers:
+                files.append(_file(path, data))
+        return WindowFiles(group, name, tuple(sorted(files)))
+
+    def _plain(self, name: object) -> str:
+        """A group or window of the database, if it can be the name of a folder."""
+        if not isinstance(name, str) or not name or name[0] == "." or {"/", "\0"} & set(name):
+            raise SourceError(
+                f"{self.url}/{DATABASE} has a group or window {str(name)[:80]!r}, which names no "
+                "folder; correct it there"
+            )
+        return name
+
+    def _connect(self) -> sqlite3.Connection:
+        path = Path(self.url, DATABASE)
+        if path.is_symlink():
+            self._check_link(str(path))
+        try:
+            # Without a log there is no writer, and nothing is put beside the database. With one,
+            # but where its index may not be written, there is none either.
+            wal = path.with_name(f"{path.name}-wal")
+            log = wal.exists()
+            for mode in (*(("mode=ro",) if log else ()), "mode=ro&immutable=1"):
+                database = sqlite3.connect(f"{path.as_uri()}?{mode}", _BUSY_S, uri=True)
+                try:
+                    _bound(database, path.stat().st_size + (wal.stat().st_size if log else 0))
+                    _check(path, database)
+                    return database
+                except sqlite3.OperationalError as error:
+                    database.close()
+                    if error.sqlite_errorcode != sqlite3.SQLITE_CANTOPEN:
+                        raise
+            raise SourceError(f"{path} can't be opened")
+        except sqlite3.Error as error:
+            raise SourceError(f"{path} can't be read: {error}") from error
+
+
+def keeps_windows_in_database(config_json: str | None, url: str) -> bool:
+    """True if config.json says so, and the database is there."""
+    try:
+        storage = json.loads(config_json or "")["storage"]["class_path"]
+        named = storage.rpartition(".")[2] == "SQLiteWindowStorageFactory"
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        return False
+    return named and Path(url, DATABASE).is_file()
+
+
+def _bound(database: sqlite3.Connection, n_bytes: int) -> None:
+    """Let queries take what a database of that size can need: damaged pages may lead in circles."""
+    left = (_STEPS + _STEPS_PER_BYTE * n_bytes) // _STEPS_BETWEEN
+    steps = itertools.count(1)
+    database.execute("PRAGMA trusted_schema = OFF")
+    database.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, _MOST_VALUE_BYTES)
+    database.set_progress_handler(lambda: next(steps) > left, _STEPS_BETWEEN)
+    database.text_factory = os.fsdecode  # names are those of folders, in any encoding
+
+
+def _check(path: Path, database: sqlite3.Connection) -> None:
+    """Refuse what isn't of the form that we know: tables whose columns are all stored."""
+    ((version,),) = _rows(database, "PRAGMA user_version")
+    made = dict(_rows(database, "SELECT name, sql FROM sqlite_master WHERE type = 'table'"))
+    stored = all(
+        str(made.get(table)).upper().startswith("CREATE TABLE")
+        and not any(_rows(database, f"SELECT 1 FROM pragma_table_xinfo('{table}') WHERE hidden"))
+        for table in _TABLES
+    )
+    if version != _SCHEMA_VERSION or not stored:
+        raise SourceError(
+            f"{path} is no database of windows of version {_SCHEMA_VERSION}, which rslearn 0.1.19 "
+            "writes; convert it with that: rslearn dataset migrate"
+        )
+
+
+def _rows(database: sqlite3.Connection, query: str, *values: str) -> list[tuple[Any, ...]]:
+    try:
+        return database.execute(query, [os.fsencode(value) for value in values]).fetchall()
+    except sqlite3.OperationalError as error:
+        if error.sqlite_errorcode == sqlite3.SQLITE_CANTOPEN:
+            raise
+        raise SourceError(f"{DATABASE} can't be read: {error}") from error
+    except (sqlite3.Error, ValueError, OverflowError) as error:
+        raise SourceError(f"{DATABASE} is damaged: {error}") from error
+
+
+def _is_described(path: str) -> bool:
+    """True for a file that the database stands for, whatever lies there."""
+    return path in WINDOW_FILES or (path.endswith("/completed") and path.count("/") == 2)
+
+
+def _described(database: sqlite3.Connection, group: str, name: str) -> dict[str, bytes]:
+    """The files that the database stands for, as rslearn's FileWindowStorage would write them."""
+    files = {}
+    for *place, start, end, options in _rows(database, _METADATA, group, name):
+        crs, x_resolution, y_resolution, *bounds = place
+        projection = {"crs": crs, "x_resolution": x_resolution, "y_resolution": y_resolution}
+        known = {
+            "group": group,
+            "name": name,
+            "projection": projection,
+            "bounds": bounds,
+            "time_range": [start, end] if start and end else None,
+        }
+        # Whatever stands there for the options: if it is no JSON, nor is the file.
+        text = f'{json.dumps(known, default=str)[:-1]}, "options": {options}}}'
+        files["metadata.json"] = os.fsencode(text)
+    for (items,) in _rows(database, _ITEMS, group, name):
+        files["items.json"] = os.fsencode(str(items))
+    for layer, item_group in _rows(database, _COMPLETED, group, name):
+        if isinstance(item_group, int) and isinstance(layer, str) and "/" not in layer:
+            folder = f"{layer}.{item_group}" if item_group else layer
+            files[f"layers/{folder}/completed"] = b""
+    return files
+
+
+def _file(path: str, data: bytes) -> SourceFile:
+    return SourceFile(path, len(data), hashlib.blake2b(data, digest_size=16).hexdigest())

@@ -1,0 +1,95 @@
+"""Nothing of others is written into or removed: what an ingest asks before it begins.
+
+What belongs here: whose a name and its folder are, and what people are told about it. What
+doesn't: how folders are told apart (ownership.py).
+"""
+
+import contextlib
+from collections.abc import Mapping
+from typing import Any
+
+from eval_ingest.core.entry import is_ours, split_counts
+from eval_ingest.core.spec import DatasetSpec, check_not_reserved
+from eval_ingest.errors import NotOursError, StoreError
+from eval_ingest.store.ownership import Whose, disclaim, given_back, mark, whose
+from eval_ingest.store.registry import standing_entry
+from eval_ingest.store.roots.base import DatasetStore, EvalRoot
+
+
+def claim(store: DatasetStore, spec: DatasetSpec) -> None:
+    """Make sure that a dataset's folder is ours, under its lock: a new one becomes ours now.
+
+    Raises:
+        NotOursError: it is somebody's, or the name is registered for a dataset of somebody.
+        StoreError: it can't be written.
+    """
+    refuse_theirs(store, spec)
+    if given_back(store.layout):
+        disclaim(store)  # a removal was stopped
+    mark(store, Whose.ADOPTED if spec.adopted else Whose.INGESTED)
+
+
+def refuse_theirs(store: DatasetStore, spec: DatasetSpec) -> None:
+    """Nothing, if an ingest by this spec touches nothing of another tool.
+
+    Raises:
+        NotOursError: it would.
+        SpecError: the eval root uses the name itself.
+    """
+    name, found = store.name, whose(store)
+    if found in (Whose.NOBODYS, Whose.THEIRS):
+        check_not_reserved(name)
+    if spec.adopted:
+        if found is Whose.INGESTED:
+            raise NotOursError(
+                f"{name} was ingested by eval_ingest itself, so there is nothing to adopt; "
+                f"to bring it up to date: eval-ingest ingest --name {name}"
+            )
+        return
+    if found is Whose.ADOPTED:
+        raise NotOursError(
+            f"{name} is adopted: the windows in {store.url} are another tool's, and an ingest "
+            f"would replace them; give the new dataset another --name, or bring what was made of "
+            f"them up to date: eval-ingest adopt --name {name}"
+        )
+    entry = None if found is Whose.INGESTED else their_entry(store.root, name)
+    if found is Whose.THEIRS or entry is not None:
+        raise NotOursError(f"{name}: {_told(store, found, entry)}")
+
+
+def _told(store: DatasetStore, found: Whose, entry: Mapping[str, Any] | None) -> str:
+    """Whose it is, and what to do."""
+    what = f"{store.url} holds no metadata.json of eval_ingest, so it is somebody else's"
+    if entry is not None:
+        where = entry.get("weka_path") or entry.get("source_path") or "a place it doesn't name"
+        what = (
+            f"the name is registered by another tool, for {entry.get('task_type', 'a dataset')} "
+            f"({their_counts(entry)}) in {where}"
+        )
+    take = "look who made it; nothing is written into it"
+    if entry is not None or "windows" in store.names():
+        take = f"take it over where it is: eval-ingest adopt --name {store.name}"
+    return f"{what}; give the new dataset another --name, or {take}"
+
+
+def their_entry(root: EvalRoot, name: str) -> dict[str, Any] | None:
+    """The entry of another tool that has this name; None if there is none.
+
+    It is empty where it says nothing that could be read, for the name is taken all the same.
+    """
+    with contextlib.suppress(StoreError):
+        entry = standing_entry(root, name)
+        if entry is not None and not is_ours(entry.value) and not _is_ingested(root, name):
+            return entry.value if isinstance(entry.value, dict) else {}
+    return None
+
+
+def _is_ingested(root: EvalRoot, name: str) -> bool:
+    """True for a folder of ours whose entry another tool has written again, without our keys."""
+    return whose(root.dataset(name)) is Whose.INGESTED
+
+
+def their_counts(entry: Mapping[str, Any]) -> str:
+    """`train 84, val 18, test 18`, as another tool has counted."""
+    counts = split_counts(entry)
+    return ", ".join(f"{s} {n}" for s, n in counts.items()) or "samples not counted"

@@ -1,0 +1,137 @@
+"""Whose a folder under the eval root is. Others keep their datasets there too.
+
+What belongs here: telling ours from theirs by what lies in a folder. What doesn't: refusing to
+touch theirs (claims.py), and taking a dataset over in its place (eval_ingest/adopting.py).
+
+A folder of ours holds a file that says so from the first moment on; those of earlier versions are
+known by what else only we write. Everything else is somebody's, and nothing is written into it.
+"""
+
+import contextlib
+from enum import StrEnum
+from pathlib import Path
+
+from eval_ingest.core.spec import SPLITS
+from eval_ingest.store.atomic import write_bytes
+from eval_ingest.store.paths import DatasetLayout
+from eval_ingest.store.roots.base import DatasetStore
+from eval_ingest.store.seal import is_sealed
+
+
+class Whose(StrEnum):
+    """Whose a dataset's folder is."""
+
+    NOBODYS = "nobody's"
+    """There is none, or it is empty."""
+    INGESTED = "ingested"
+    """All that is in it was written by us."""
+    ADOPTED = "adopted"
+    """Windows and configuration are another tool's; beside them lies what we have made of them."""
+    THEIRS = "another tool's"
+
+
+_MARKS = {Whose.INGESTED: ".ingested_by_eval_ingest", Whose.ADOPTED: ".adopted_by_eval_ingest"}
+_TEXTS = {
+    Whose.INGESTED: "Written by eval_ingest, which replaces and removes what is in this folder.\n",
+    Whose.ADOPTED: "Adopted by eval_ingest, which leaves alone what was in this folder before.\n",
+}
+_OURS_ALONE = (".window_index", "window_index.parquet", "copy_manifest.parquet", "weka_copy.json")
+"""What folders of versions without the marks hold, and those of no other tool."""
+
+
+def whose(store: DatasetStore) -> Whose:
+    """Whose a dataset's folder is.
+
+    Raises:
+        StoreError: it can't be looked into.
+    """
+    names = store.names()
+    for kind, mark in _MARKS.items():
+        if mark in names:
+            return kind
+    if names.intersection(_OURS_ALONE):
+        return Whose.INGESTED
+    metadata = store.layout.metadata
+    if metadata.name in names and store.read(metadata, lambda: _is_ours(metadata)):
+        return Whose.INGESTED
+    # Hidden files are what we keep of a remote source before anything else. Windows alone, without
+    # any configuration, are what a copy that was stopped has left: no dataset of anybody.
+    visible = {name for name in names if name[0] != "."}
+    return Whose.THEIRS if visible - {"windows"} else Whose.NOBODYS
+
+
+def holds_ours(folder: Path) -> bool:
+    """True if a folder on this machine holds what no other tool writes, beside metadata.json."""
+    return any((folder / name).exists() for name in (*_MARKS.values(), *_OURS_ALONE))
+
+
+def _is_ours(metadata: Path) -> bool:
+    with contextlib.suppress(OSError):
+        return is_sealed(metadata.read_bytes())
+    return False
+
+
+OUR_NAMES = (
+    "metadata.json", "norm_stats.json", "window_index.parquet", "split_assignment.parquet",
+    "weka_copy.json", "source_state.json", "resolved.json", "retired.json", "samples", *SPLITS,
+    "report", ".window_index", ".staging",
+)  # fmt: skip
+"""What we write beside the windows of another tool."""
+
+
+def ours_in_the_way(store: DatasetStore) -> list[str]:
+    """What a folder of another tool holds where ours would lie, were the dataset adopted."""
+    there = store.names()
+    return [name for name in OUR_NAMES if name in there]
+
+
+def mark(store: DatasetStore, kind: Whose) -> None:
+    """Say in a dataset's folder that it is ours.
+
+    Raises:
+        StoreError: it can't be written.
+    """
+    path = store.layout.path / _MARKS[kind]
+    if not path.is_file():
+        write_bytes(path, _TEXTS[kind].encode())
+        store.root.send(path)
+
+
+_LEAVING = ".given_back_by_eval_ingest"
+"""Holds their entry while an adopted dataset is given back."""
+
+
+def give_back(store: DatasetStore, their_entry: str) -> None:
+    """Begin to give an adopted dataset back: from here on it isn't published any more.
+
+    Raises:
+        StoreError: it can't be written.
+    """
+    path = store.layout.path / _LEAVING
+    write_bytes(path, their_entry.encode(errors="surrogateescape"))
+    store.root.send(path)
+    store.discard([store.layout.metadata.name])
+
+
+def given_back(layout: DatasetLayout) -> str:
+    """The entry that a dataset which is being given back had; empty if it isn't, or had none."""
+    with contextlib.suppress(OSError):
+        return (layout.path / _LEAVING).read_text(errors="surrogateescape")
+    return ""
+
+
+def disclaim(store: DatasetStore) -> None:
+    """Remove what is ours from a folder of another tool; the mark last.
+
+    Raises:
+        StoreError: it can't be removed.
+    """
+    mark = _MARKS[Whose.ADOPTED]
+    written = (*OUR_NAMES, _LEAVING, mark)
+    # Whoever was killed while he wrote one of ours has left it under its temporary name.
+    strays = [
+        name
+        for name in sorted(store.names())
+        if name.endswith(".tmp") and name.startswith(tuple(f".{ours}." for ours in written))
+    ]
+    store.discard([*strays, *written])

@@ -1,0 +1,439 @@
+"""A window that would crash, hang, fill or deceive a reader is one invalid window, with a code."""
+
+import errno
+import json
+import os
+import re
+import resource
+import struct
+import subprocess
+import sys
+import textwrap
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import rasterio
+import yaml
+
+from eval_ingest import EvalDataset, pipeline
+from eval_ingest.decoding.geotiff import decode_geotiff
+from eval_ingest.decoding.grid import Grid
+from eval_ingest.decoding.isolation import isolated
+from eval_ingest.decoding.machine import blame
+from eval_ingest.decoding.problems import RasterProblem
+from eval_ingest.errors import EvalIngestError, MachineError
+from eval_ingest.inference.resolve import ConfigFiles, resolve
+from eval_ingest_tests.conftest import make_job
+from eval_ingest_tests.support.oracle import rslearn_samples
+
+Copied = Callable[[str], Path]
+
+
+def _first(source: Path) -> Path:
+    return sorted(path.parent for path in source.glob("windows/*/*/metadata.json"))[0]
+
+
+def _raster(window: Path) -> Path:
+    return next((window / "layers" / "sentinel2").rglob("geotiff.tif"))
+
+
+def _sparse(path: Path) -> None:
+    with open(path, "wb") as stream:
+        stream.write(b"II*\0")
+        stream.truncate(30 << 30)
+
+
+def _json(path: Path, **changes: object) -> None:
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def _huge_bounds(window: Path) -> None:
+    _json(window / "metadata.json", bounds=[0, 0, 65_000, 65_000])
+
+
+def _nested_shape(window: Path) -> None:
+    items = json.loads((window / "items.json").read_text())
+    deep = "GEOMETRYCOLLECTION (" * 100_000 + "POINT (1 1)" + ")" * 100_000
+    items[0]["serialized_item_groups"][0][0]["geometry"]["shp"] = deep
+    (window / "items.json").write_text(json.dumps(items))
+
+
+def _large(window: Path, **profile: object) -> None:
+    """2.4 KB or so that unpack to more than 3 GB."""
+    path = _raster(window)
+    with rasterio.open(path) as old:
+        count, crs, transform = old.count, old.crs, old.transform
+    form = {"driver": "GTiff", "dtype": "uint16", "count": count, "crs": crs, **profile}
+    with rasterio.open(
+        path, "w", width=16_384, height=8_192, transform=transform, SPARSE_OK=True, **form
+    ):
+        pass
+    _json(window / "metadata.json", bounds=[*_bounds(window)[:2], *_far(window)])
+
+
+def _bounds(window: Path) -> list[int]:
+    found: list[int] = json.loads((window / "metadata.json").read_text())["bounds"]
+    return found
+
+
+def _far(window: Path) -> list[int]:
+    x0, y0, *_ = _bounds(window)
+    return [x0 + 16_384, y0 + 8_192]
+
+
+HOSTILE: dict[str, tuple[Callable[[Path], None], str]] = {
+    "a sparse raster of 30 GB": (lambda w: _sparse(_raster(w)), "window_too_large"),
+    "a sparse items.json of 30 GB": (lambda w: _sparse(w / "items.json"), "window_too_large"),
+    "a sparse metadata.json of 30 GB": (lambda w: _sparse(w / "metadata.json"),
+                                        "window_too_large"),
+    "bounds of four thousand million pixels": (_huge_bounds, "window_too_large"),
+    "100,000 nested collections": (_nested_shape, "metadata_unreadable"),
+    "brackets": (lambda w: (w / "items.json").write_text("[" * 500_000), "metadata_unreadable"),
+    "a small file of a large raster": (lambda w: _large(w, compress="lzw"), "window_too_large"),
+    "LERC": (lambda w: _large(w, compress="lerc"), "window_too_large"),
+    "LZMA in one strip": (lambda w: _large(w, compress="lzma", blockysize=8_192),
+                          "window_too_large"),
+    "a mask": (lambda w: _raster(w).with_name("geotiff.tif.msk").write_bytes(b"x"),
+               "raster_sidecar"),
+    "a world file": (lambda w: _raster(w).with_name("geotiff.tfw").write_text("1"),
+                     "raster_sidecar"),
+    "overviews": (lambda w: _raster(w).with_name("GEOTIFF.TIF.OVR").write_bytes(b"x"),
+                  "raster_sidecar"),
+    "metadata of GDAL that names a file": (
+        lambda w: _raster(w).with_name("geotiff.tif.aux.xml").write_text(
+            "<PAMDataset><GeoTransform>0,1,0,0,0,1</GeoTransform></PAMDataset>"),
+        "raster_sidecar"),
+    "items.json in another encoding": (
+        lambda w: (w / "items.json").write_bytes("[]".encode("utf-16")), "metadata_unreadable"),
+    "an entity bomb": (
+        lambda w: _raster(w).with_name("geotiff.tif.aux.xml").write_text(
+            '<!DOCTYPE x [<!ENTITY a "aaaa">]><PAMDataset>&a;</PAMDataset>'),
+        "raster_sidecar"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", sorted(HOSTILE))
+def test_a_hostile_window_is_one_invalid_window(kind: str, copied: Copied, tmp_path: Path) -> None:
+    source = copied("segmentation")
+    make, code = HOSTILE[kind]
+    make(_first(source))
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    index = pipeline.ingest(make_job(source, tmp_path / "root"))[0].value
+    grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+    assert index.summary.reasons == {code: 1}
+    assert grown < 1 << 20  # KiB: below a GiB
+
+
+@pytest.mark.parametrize("value", [10**400, "x" * 1_000_000, "\ud800", float("nan"), [1]])
+def test_a_label_that_is_no_number_is_told_in_few_words(
+    value: object, copied: Copied, tmp_path: Path
+) -> None:
+    source = copied("scalar_regression")
+    path = next(_first(source).rglob("data.geojson"))
+    content = json.loads(path.read_text())
+    for feature in content["features"]:
+        feature["properties"] = dict.fromkeys(feature["properties"], value)
+    path.write_text(json.dumps(content))
+    index = pipeline.ingest(make_job(source, tmp_path / "root"))[0].value
+    assert sum(index.summary.reasons.values()) == 1
+    assert (tmp_path / "root" / "crops" / "window_index.parquet").stat().st_size < 100_000
+
+
+def test_a_window_has_no_more_samples_than_can_be_kept(copied: Copied, tmp_path: Path) -> None:
+    source = copied("segmentation")
+    content = yaml.safe_load((source / "model.yaml").read_text())
+    content["data"]["init_args"].setdefault("train_config", {}).update(
+        load_all_crops=True, crop_size=1
+    )
+    (source / "model.yaml").write_text(yaml.safe_dump(content))
+    path = _first(source) / "metadata.json"
+    x0, y0, *_ = _bounds(_first(source))
+    _json(path, bounds=[x0, y0, x0 + 1_000, y0 + 1_000])
+    index = pipeline.ingest(make_job(source, tmp_path / "root"))[0].value
+    assert index.summary.reasons == {"window_too_large": 1}
+
+
+def test_an_item_group_has_a_plain_number(copied: Copied, tmp_path: Path) -> None:
+    source = copied("segmentation")
+    odd = _first(source) / "layers" / "sentinel2.\N{SUPERSCRIPT TWO}"
+    odd.mkdir()
+    (odd / "completed").touch()
+    index = pipeline.ingest(make_job(source, tmp_path / "root"))[0].value
+    assert index.summary.reasons == {}
+
+
+def test_statistics_that_qgis_leaves_change_nothing(copied: Copied, tmp_path: Path) -> None:
+    source, root = copied("segmentation"), tmp_path / "root"
+    _raster(_first(source)).with_name("geotiff.tif.aux.xml").write_text(
+        '<PAMDataset><PAMRasterBand band="1"><Histograms/><Metadata>'
+        '<MDI key="STATISTICS_MEAN">3</MDI></Metadata></PAMRasterBand></PAMDataset>'
+    )
+    index = pipeline.ingest(make_job(source, root))[0].value
+    assert index.summary.n_invalid == 0
+    expected = {(s.group, s.name): s.inputs for s in rslearn_samples(root / "crops")}
+    assert len(expected) == len(index)
+
+
+@pytest.mark.parametrize("seconds", [9_223_372_037, 2**34 - 1])
+def test_a_time_of_change_after_2262_is_a_time(
+    seconds: int, copied: Copied, tmp_path: Path
+) -> None:
+    source = copied("segmentation")
+    path = _raster(_first(source))
+    os.utime(path, ns=(0, seconds * 10**9 + 5))
+    if path.stat().st_mtime_ns != seconds * 10**9 + 5:
+        pytest.skip("this file system ends its times earlier")
+    index = pipeline.ingest(make_job(source, tmp_path / "root"))[0].value
+    assert index.summary.n_invalid == 0
+
+
+def test_names_that_are_not_utf8_are_invalid_windows(copied: Copied, tmp_path: Path) -> None:
+    source = copied("segmentation")
+    first = _first(source)
+    stray = os.fsencode(_raster(first)).replace(b"geotiff.tif", b"stray\xff.txt")
+    os.close(os.open(stray, os.O_CREAT))
+    second = sorted(first.parent.iterdir())[1]
+    os.rename(os.fsencode(second), os.fsencode(first.parent) + b"/window_\xff")
+    index = pipeline.ingest(make_job(source, tmp_path / "root"))[0].value
+    assert index.summary.reasons == {"name_unusable": 2}
+    again = pipeline.ingest(make_job(source, tmp_path / "root"))
+    assert not [outcome.stage for outcome in again if outcome.ran]
+
+
+# ------------------------------------------------------------------------------ isolated decoders
+
+GRID = Grid("EPSG:32630", 10.0, -10.0, (50_000, -100_000, 50_032, -99_968))
+
+
+def load_libraries() -> None:
+    """Nothing is needed."""
+
+
+def crash() -> tuple[None, int]:
+    os.abort()
+
+
+def hang() -> tuple[None, int]:
+    import time
+
+    time.sleep(1_000)
+    return None, 0
+
+
+def fill() -> tuple[None, int]:
+    return None, len([bytearray(64 << 20) for _ in range(1_000)])
+
+
+def pid() -> tuple[None, int]:
+    return None, os.getpid()
+
+
+def break_machine() -> tuple[None, int]:
+    raise OSError(24, "Too many open files")
+
+
+@pytest.mark.parametrize("function", [crash, hang, fill])
+def test_a_decoder_that_crashes_hangs_or_grows_is_stopped(function: Callable[[], object]) -> None:
+    with pytest.raises(RasterProblem) as caught:
+        isolated.run(function, seconds=30 if function is fill else 3)  # type: ignore[arg-type]
+    assert caught.value.code == "decoder_stopped"
+    assert isolated.run(pid)[1] != os.getpid()
+
+
+def test_its_process_is_kept_and_tells_of_the_machine() -> None:
+    _, first = isolated.run(pid)
+    with pytest.raises(MachineError, match="ulimit -n"):
+        isolated.run(break_machine)
+    assert isolated.run(pid)[1] == first
+
+
+def _without_sizes() -> bytes:
+    """A TIFF of one strip whose directory doesn't say how long it is."""
+    scale = struct.pack("<3d", 10, 10, 0)
+    tie = struct.pack("<6d", 0, 0, 0, 500_000, 1_000_000, 0)
+    keys = struct.pack("<12H", 1, 1, 0, 2, 1024, 0, 1, 1, 3072, 0, 1, 32630)
+    tags = [(256, 3, 1, 32), (257, 3, 1, 32), (258, 3, 1, 8), (259, 3, 1, 1), (262, 3, 1, 1),
+            (277, 3, 1, 1), (278, 3, 1, 32)]  # fmt: skip
+    at = 8 + 2 + 12 * (len(tags) + 4) + 4
+    tags += [(273, 4, 1, at + len(scale + tie + keys))]
+    tags += [(33550, 12, 3, at), (33922, 12, 6, at + len(scale))]
+    tags += [(34735, 3, 12, at + len(scale + tie))]
+    body = b"".join(struct.pack("<HHII", *tag) for tag in sorted(tags))
+    head = struct.pack("<2sHIH", b"II", 42, 8, len(tags)) + body + bytes(4)
+    return head + scale + tie + keys + bytes(range(256)) * 4
+
+
+def test_a_strip_without_its_size_is_read_as_gdal_reads_it() -> None:
+    pixels, stored = decode_geotiff(_without_sizes(), GRID)
+    assert stored.dtype == "uint8"
+    np.testing.assert_array_equal(pixels[:, :, 0].reshape(-1), np.arange(1024, dtype=np.uint8))
+
+
+# ---------------------------------------------------------------------------- the machine's faults
+
+
+def _ingest_elsewhere(source: Path, root: Path, before: str, **environment: str) -> str:
+    """What an ingest in another process says, with something amiss there."""
+    script = f"""
+        {before}
+        from pathlib import Path
+        from eval_ingest import pipeline
+        from eval_ingest_tests.conftest import make_job
+        try:
+            job = make_job(Path({str(source)!r}), Path({str(root)!r}), max_invalid_fraction=1.0)
+            print(pipeline.ingest(job)[0].value.summary.reasons)
+        except Exception as error:
+            print(type(error).__name__, error)
+    """
+    folder = Path(__file__).parents[1]
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(script)],
+        env=os.environ | {"PYTHONPATH": str(folder)} | environment,
+        capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    return done.stdout + done.stderr[-2_000:]
+
+
+def _by_gdal(window: Path) -> None:
+    """Store a raster so that nothing but GDAL reads it."""
+    path = _raster(window)
+    with rasterio.open(path) as old:
+        pixels, profile = old.read(), old.profile
+    with rasterio.open(path, "w", **profile | {"compress": "lzma"}) as new:
+        new.write(pixels)
+
+
+def test_a_broken_proj_ends_the_run_and_judges_nothing(copied: Copied, tmp_path: Path) -> None:
+    source, root = copied("segmentation"), tmp_path / "root"
+    _by_gdal(_first(source))
+    said = _ingest_elsewhere(source, root, "", PROJ_DATA=str(tmp_path), PROJ_LIB=str(tmp_path))
+    assert "MachineError" in said and "PROJ_DATA" in said
+    index = pipeline.ingest(make_job(source, root))[0].value
+    assert index.summary.n_invalid == 0
+
+
+def test_a_library_that_is_not_there_ends_the_run(copied: Copied, tmp_path: Path) -> None:
+    before = "import sys; sys.modules['shapely'] = None"
+    said = _ingest_elsewhere(copied("segmentation"), tmp_path / "root", before)
+    assert "shapely" in said and "unreadable" not in said
+
+
+@pytest.mark.parametrize(
+    ("error", "cure"),
+    [
+        (OSError(errno.EMFILE, "Too many open files"), "ulimit -n"),
+        (OSError(errno.ENOSPC, "No space left on device"), "free space"),
+        (PermissionError(errno.EACCES, "Permission denied"), "let this user"),
+        (MemoryError(), "free memory"),
+        (ImportError("libgdal.so: cannot open shared object file"), "install it anew"),
+        (ValueError("x.tif: Too many open files"), "ulimit -n"),
+    ],
+)
+def test_a_machines_fault_is_told_with_its_cure(error: Exception, cure: str) -> None:
+    with pytest.raises(MachineError, match=cure):
+        blame(error)
+    wrapped = ValueError("can't be read")
+    wrapped.__cause__ = error
+    with pytest.raises(MachineError, match=cure):
+        blame(wrapped)
+
+
+@pytest.mark.parametrize(
+    "error", [ValueError("x"), FileNotFoundError(2, "x"), OSError("not an image"), KeyError("x")]
+)
+def test_an_error_of_data_stays_one(error: Exception) -> None:
+    blame(error)
+
+
+def test_invalid_windows_are_judged_again_by_others(
+    copied: Copied, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from eval_ingest.decoding import judge
+    from eval_ingest.indexing import work
+
+    source, root = copied("segmentation"), tmp_path / "root"
+    first = pipeline.ingest(make_job(source, root))[0].value
+
+    def refuse(*_: object) -> None:
+        raise RasterProblem("raster_unreadable", "no codec")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(work, "judges", lambda: "older")
+        patch.setattr(judge, "decode_geotiff", refuse)
+        (_first(source) / "metadata.json").touch()
+        old = pipeline.ingest(make_job(source, root))[0].value
+        assert old.summary.reasons == {"raster_unreadable": 1}
+    again = pipeline.ingest(make_job(source, root))
+    assert again[0].value.summary.n_invalid == 0
+    assert again[0].value.fingerprint == first.fingerprint or again[0].ran
+
+
+# ------------------------------------------------------------------------------------------ texts
+
+LONG = {
+    "letters": "a" * 20_000,
+    "parameters": "?" + "sig" * 6_000,
+    "questions": "?key" * 5_000,
+    "underscores": "a_" * 10_000,
+    "item groups": ".0" * 10_000,
+    "placeholders": "${" * 10_000,
+    "schemes": "://" * 7_000,
+    "escapes": "\x1b[2J" * 5_000,
+}
+
+
+@pytest.mark.parametrize("kind", sorted(LONG))
+def test_long_names_take_no_time(kind: str, written: Copied) -> None:
+    import time
+
+    from eval_ingest.core.spec import DatasetSpec
+
+    source = written("segmentation")
+    content = json.loads((source / "config.json").read_text())
+    name, layer = next(iter(content["layers"].items()))
+    spec = DatasetSpec.parse({"name": "crops", "source": "x"}, "test")
+    model = (source / "model.yaml").read_text()
+    for layers in ({LONG[kind]: layer, **content["layers"]}, {LONG[kind]: layer}):
+        for text in (model, None):
+            started = time.process_time()
+            try:
+                resolve(ConfigFiles(json.dumps(content | {"layers": layers}), text), spec)
+            except EvalIngestError as error:
+                assert len(str(error)) < 6_000
+            assert time.process_time() - started < 1, name
+
+
+def test_class_names_are_words_wherever_they_are_shown(
+    copied: Copied, tmp_path: Path, capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    from eval_ingest import cli
+    from eval_ingest.report.writing import write_report
+    from eval_ingest.settings import Settings
+    from eval_ingest.store.roots.open import open_root
+
+    evil = ["\x1b[2J\x1b]0;title\x07", "![x](http://127.0.0.1:9/x.png)", "<img src=x onerror=a()>",
+            "\u202egpj.exe", "| a | b |"]  # fmt: skip
+    source, root = copied("segmentation"), tmp_path / "root"
+    pipeline.ingest(make_job(source, root, classes=[*evil, "plain"][:6]))
+    monkeypatch.setenv("OLMOEARTH_EVAL_DATASETS", str(root))
+    for command in (["info", "--name", "crops"], ["info", "--name", "crops", "--json"], ["list"]):
+        cli.main(command)
+    said = capsys.readouterr()
+    assert not re.search(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202e]", said.out + said.err)
+    write_report(open_root(Settings(eval_root=str(root))), "crops")
+    page = (root / "crops" / "report" / "report.html").read_text()
+    card = (root / "crops" / "README.md").read_text()
+    assert "<img src=x" not in page and "<img src=x" not in card
+    assert "](http:" not in card and "\x1b" not in page + card
+
+
+def test_samples_are_read_after_all_that(copied: Copied, tmp_path: Path) -> None:
+    source, root = copied("segmentation"), tmp_path / "root"
+    HOSTILE["a mask"][0](_first(source))
+    pipeline.ingest(make_job(source, root))
+    from_copy = {(s.group, s.name) for s in rslearn_samples(root / "crops")}
+    ours = sum(len(EvalDataset("crops", split, root=root)) for split in ("train", "val", "test"))
+    assert len(from_copy) == ours

@@ -1,0 +1,122 @@
+"""Worker processes that end while they read a window: by the window, or by something else."""
+
+import os
+import signal
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from eval_ingest import pipeline
+from eval_ingest.core.index import WindowIndex
+from eval_ingest.errors import EngineError
+from eval_ingest.indexing import apart, work
+from eval_ingest.job import open_job
+from eval_ingest.settings import Settings
+from eval_ingest_tests.conftest import make_job
+
+Reader = Callable[..., Any]
+
+
+class Deadly:
+    """Reads windows, but ends its own process at some: always, or so many times."""
+
+    def __init__(self, folder: Path, read: Reader, names: set[str], times: int | None) -> None:
+        self.folder, self.read, self.names, self.times = folder, read, names, times
+
+    def __call__(self, reader: Any, files: Any, *rest: Any) -> Any:
+        if not self.names or files.name in self.names:
+            killed = len(list(self.folder.iterdir()))
+            if self.times is None or killed < self.times:
+                (self.folder / f"{killed}-{os.getpid()}").touch()
+                os.kill(os.getpid(), signal.SIGSEGV if killed % 2 else signal.SIGKILL)
+        return self.read(reader, files, *rest)
+
+
+class Patched(work.IndexTask):
+    """A task whose workers read with what stands in `reads`."""
+
+    reads: Any
+
+    def __call__(self, shard: Any) -> Any:
+        work.read_window = self.reads
+        return super().__call__(shard)
+
+    def shape_of(self, item: Any) -> Any:
+        work.read_window = self.reads
+        return super().shape_of(item)
+
+
+@pytest.fixture
+def index(
+    small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., WindowIndex]:
+    """Indexes the small dataset with two processes, of which windows by these names end some."""
+    (tmp_path / "killed").mkdir()
+    monkeypatch.setattr("eval_ingest.indexing.build.SHARD_WINDOWS", 3)
+
+    def run(names: set[str], times: int | None = None) -> WindowIndex:
+        deadly = Deadly(tmp_path / "killed", work.read_window, names, times)
+
+        def task(*args: Any, **options: Any) -> Patched:
+            made = Patched(*args, **options)
+            object.__setattr__(made, "reads", deadly)
+            return made
+
+        def replaced(made: Any, **changes: Any) -> Any:
+            other = replace(made, **changes)
+            object.__setattr__(other, "reads", deadly)
+            return other
+
+        monkeypatch.setattr("eval_ingest.indexing.build.IndexTask", task)
+        monkeypatch.setattr("eval_ingest.indexing.build.replace", replaced)
+        job = make_job(small, tmp_path / "root", max_invalid_fraction=0.5)
+        settings = Settings(eval_root=str(tmp_path / "root"), workers=2, engine="processes")
+        return pipeline.window_index(open_job(job.spec, settings))
+
+    return run
+
+
+def values(index: WindowIndex, without: str = "") -> list[dict[str, Any]]:
+    return [row for row in index.table.to_pylist() if row["name"] != without]
+
+
+@pytest.fixture(scope="module")
+def sound(small: Path, tmp_path_factory: pytest.TempPathFactory) -> WindowIndex:
+    return pipeline.window_index(make_job(small, tmp_path_factory.mktemp("sound")))
+
+
+def names_of(index: WindowIndex) -> list[str]:
+    return list(index.table["name"].to_pylist())
+
+
+def test_a_window_that_ends_its_process_is_invalid_and_no_other_is(
+    index: Callable[..., WindowIndex], sound: WindowIndex
+) -> None:
+    name = names_of(sound)[4]
+    found = index({name})
+    assert found.summary.reasons == {"window_crashes": 1}
+    (row,) = [row for row in values(found) if row["name"] == name]
+    assert row["problems"][0]["code"] == "window_crashes" and row["judged_by"]
+    assert values(found, name) == values(sound, name)
+
+
+@pytest.mark.parametrize("times", [1, 2])
+def test_workers_that_something_else_ends_lose_nothing(
+    index: Callable[..., WindowIndex], sound: WindowIndex, times: int, tmp_path: Path
+) -> None:
+    found = index({names_of(sound)[4]}, times=times)
+    assert len(list((tmp_path / "killed").iterdir())) == times
+    assert found.summary.reasons == {}
+    assert values(found) == values(sound)
+
+
+def test_a_machine_that_ends_every_process_stops_the_run_with_its_cure(
+    index: Callable[..., WindowIndex], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(apart, "IN_A_ROW", 2)
+    with pytest.raises(EngineError, match=r"a worker process was killed.*EVAL_INGEST_WORKERS"):
+        index(set())
+    assert len(list((tmp_path / "killed").iterdir())) < 40

@@ -1,0 +1,73 @@
+"""What is installed: a plain `pip install eval-ingest` loads datasets; hooks and lint agree."""
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import yaml
+
+REPOSITORY = Path(__file__).parents[1]
+
+# Hides every module that a plain install doesn't bring, by the metadata of what is installed.
+ONLY_PLAIN = r"""
+import re, sys
+from importlib import metadata
+
+def plain(name, found):
+    name = re.sub(r"[-_.]+", "-", name).lower()
+    if name in found:
+        return
+    try:
+        requires = metadata.distribution(name).requires or []
+    except metadata.PackageNotFoundError:
+        return
+    found.add(name)
+    for text in requires:
+        if "extra ==" not in text:
+            plain(re.match(r"[\w.-]+", text)[0], found)
+
+distributions = set()
+plain("eval-ingest", distributions)
+tops = {
+    top: {re.sub(r"[-_.]+", "-", name).lower() for name in names}
+    for top, names in metadata.packages_distributions().items()
+}
+hidden = {top for top, names in tops.items() if not names & distributions}
+
+class Hide:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in hidden:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+sys.meta_path.insert(0, Hide())
+"""
+
+
+def test_a_plain_install_loads_datasets(ingested: Callable[[str], Path]) -> None:
+    code = ONLY_PLAIN + (
+        "from eval_ingest import EvalDataset\n"
+        f"data = EvalDataset('segmentation', 'val', root={str(ingested('segmentation'))!r})\n"
+        "next(data.batches(2)), next(iter(data.loader(2)))\n"
+        "assert {'dagster', 'rslearn', 'google_crc32c', 'gcsfs'} <= hidden\n"
+        "print(data[0]['sentinel2_l2a'].ndim)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "4\n"), done.stderr
+
+
+def test_a_commit_runs_what_make_lint_runs() -> None:
+    hooks = yaml.safe_load((REPOSITORY / ".pre-commit-config.yaml").read_text())["repos"]
+    assert [repo["repo"] for repo in hooks] == ["local"]  # nothing is fetched
+    entries = [hook["entry"].split()[0] for hook in hooks[0]["hooks"]]
+    dry = ["make", "--dry-run", "--always-make", "--no-print-directory", "lint"]
+    lines = subprocess.run(dry, cwd=REPOSITORY, capture_output=True, text=True, check=True).stdout
+    linters = ("ruff", "mypy", "lint-imports")
+    commands = [line.split()[0] for line in lines.splitlines()]
+    assert [c for c in commands if Path(c).name in linters] == entries
+
+
+def test_every_pin_is_made_once() -> None:
+    lines = (REPOSITORY / "constraints.txt").read_text().splitlines()
+    names = [line.partition("==")[0] for line in lines if line and not line.startswith("#")]
+    assert names == sorted(set(names))

@@ -1,0 +1,208 @@
+"""Windows in rslearn's SQLite storage: ingested as windows in files are, the database unchanged."""
+
+import resource
+import shutil
+import sqlite3
+import struct
+import time
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from eval_ingest import EvalDataset, pipeline
+from eval_ingest.errors import EvalIngestError, SourceError
+from eval_ingest.sources.open import open_source
+from eval_ingest.sources.sqlite import DATABASE, SqliteSource
+from eval_ingest_tests.conftest import make_job
+from eval_ingest_tests.support.oracle import rslearn_samples
+from eval_ingest_tests.support.storages import rewritten
+from eval_ingest_tests.test_loading_parity import compare
+
+
+@pytest.fixture(scope="module")
+def source(written: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("sqlite") / "source"
+    return rewritten(written("ragged_segmentation"), path, sqlite=True)
+
+
+@pytest.fixture
+def own(source: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(source, tmp_path / "own"))
+
+
+def run(source: Path, statement: str, *values: object) -> None:
+    with closing(sqlite3.connect(source / DATABASE)) as database, database:
+        database.execute(statement, values)
+
+
+@pytest.mark.parametrize("copy", ["windows", "index"])
+def test_samples_equal_those_of_rslearn(copy: str, source: Path, tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    before = (source / DATABASE).read_bytes()
+    assert not list((source / "windows").glob("*/*/metadata.json"))
+    pipeline.ingest(make_job(source, root, copy=copy, max_invalid_fraction=0.5))
+    assert (source / DATABASE).read_bytes() == before
+    expected = {(s.group, s.name): s for s in rslearn_samples(source)}
+    compared = 0
+    for split in ("train", "val", "test"):
+        dataset = EvalDataset("crops", split, root=root, normalize=None, crop=None)
+        for i in range(len(dataset)):
+            group, name = dataset.window(i).split("/")
+            compare(dataset, dataset[i], expected[group, name])
+            compared += 1
+    assert compared == len(expected) == 16
+
+
+def test_the_copy_has_its_windows_in_files(source: Path, tmp_path: Path) -> None:
+    pipeline.ingest(make_job(source, tmp_path, max_invalid_fraction=0.5))
+    copy = tmp_path / "crops"
+    assert "storage" not in (copy / "config.json").read_text().replace("data_storage", "")
+    assert len(list(rslearn_samples(copy, source / "model.yaml"))) == 16
+    outcomes = pipeline.ingest(make_job(source, tmp_path, max_invalid_fraction=0.5))
+    assert not any(outcome.ran for outcome in outcomes)
+
+
+def test_a_change_in_the_database_is_a_change_of_its_window(own: Path) -> None:
+    opened, layers = open_source(str(own)), frozenset({"post_sentinel2"})
+    assert isinstance(opened, SqliteSource)
+    before = {(w.group, w.name): w.digest for w in opened.listing(opened.groups(), layers)}
+    files = opened.window("sen12", "window_0000", layers)
+    run(own, "UPDATE windows SET options_json = '{}' WHERE name = 'window_0000'")
+    after = {(w.group, w.name): w.digest for w in opened.listing(opened.groups(), layers)}
+    changed = {key for key in before if before[key] != after[key]}
+    assert changed == {("sen12", "window_0000")}
+    with pytest.raises(SourceError, match="changes while it is read"):
+        opened.read("sen12", "window_0000", files.by_path["metadata.json"])
+
+
+@pytest.mark.parametrize("name", ["..", "a/b", ".hidden", ""])
+def test_names_that_lead_elsewhere_are_refused(name: str, own: Path) -> None:
+    opened = open_source(str(own))
+    run(own, "UPDATE windows SET name = ? WHERE name = 'window_0000'", name)
+    with pytest.raises(SourceError, match="names no folder"):
+        list(opened.listing(opened.groups(), frozenset({"post_sentinel2"})))
+
+
+def test_layers_that_lead_elsewhere_are_no_files(own: Path) -> None:
+    odd = "post_sentinel2/../../../../out"
+    run(own, "INSERT INTO completed_layers VALUES ('sen12', 'window_0000', ?, 0)", odd)
+    files = open_source(str(own)).window("sen12", "window_0000", frozenset({"post_sentinel2"}))
+    assert not any(".." in path for path in files.by_path)
+
+
+def test_damaged_options_make_one_window_invalid(own: Path, tmp_path: Path) -> None:
+    run(own, "UPDATE windows SET options_json = '{' WHERE name = 'window_0000'")
+    [first, *_] = pipeline.ingest(make_job(own, tmp_path / "root", max_invalid_fraction=0.5))
+    assert first.value.summary.reasons == {"metadata_unreadable": 1}
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda path: path.write_bytes(path.read_bytes()[:5000]),
+        lambda path: path.write_bytes(b"not a database" * 1000),
+        lambda path: path.write_bytes(b""),
+    ],
+)
+def test_a_damaged_database_stops_the_ingest(
+    damage: Callable[[Path], None], own: Path, tmp_path: Path
+) -> None:
+    damage(own / DATABASE)
+    with pytest.raises(EvalIngestError, match=DATABASE):
+        pipeline.ingest(make_job(own, tmp_path / "root"))
+
+
+def test_a_dataset_whose_database_is_gone_is_told_so(own: Path, tmp_path: Path) -> None:
+    (own / DATABASE).unlink()
+    with pytest.raises(EvalIngestError, match="rslearn dataset migrate"):
+        pipeline.ingest(make_job(own, tmp_path / "root"))
+
+
+def test_texts_that_are_no_utf8_make_their_window_invalid(own: Path, tmp_path: Path) -> None:
+    def spoilt(table: str, column: str, name: str, key: str = "name") -> None:
+        run(own, f"UPDATE {table} SET {column} = CAST(x'ff41' AS TEXT) WHERE {key} = ?", name)
+
+    spoilt("windows", "options_json", "window_0000")
+    spoilt("windows", "crs", "window_0001")
+    spoilt("windows", "name", "window_0002")
+    spoilt("layer_datas", "data_json", "window_0003", "window_name")
+    first = pipeline.ingest(make_job(own, tmp_path / "root", max_invalid_fraction=0.5))[0]
+    assert first.value.summary.reasons == {"metadata_unreadable": 3, "name_unusable": 1}
+
+
+def _instead(own: Path, table: str, made: str) -> None:
+    """Make another thing of a table, and keep its columns' names."""
+    run(own, f"ALTER TABLE {table} RENAME TO old")
+    run(own, made)
+
+
+@pytest.mark.parametrize(
+    ("made", "told"),
+    [
+        (
+            "CREATE TABLE layer_datas (group_name TEXT, window_name TEXT,"
+            " data_json TEXT GENERATED ALWAYS AS (hex(zeroblob(450000000))))",
+            "no database of windows",
+        ),
+        (
+            "CREATE VIEW layer_datas AS WITH RECURSIVE c (x) AS (SELECT 1 UNION ALL SELECT x + 1"
+            " FROM c) SELECT group_name, window_name, x AS data_json FROM c, old",
+            "no database of windows",
+        ),
+        (
+            "CREATE TABLE layer_datas AS SELECT group_name, window_name,"
+            " CAST(zeroblob(50000000) AS TEXT) AS data_json FROM old LIMIT 1",
+            "too big",
+        ),
+    ],
+)
+def test_what_a_database_would_compute_or_blow_up_is_refused(
+    made: str, told: str, own: Path, tmp_path: Path
+) -> None:
+    _instead(own, "layer_datas", made)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(SourceError, match=told):
+        pipeline.ingest(make_job(own, tmp_path / "root"))
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200 << 10  # KiB
+
+
+def _lead_in_circles(path: Path, levels: int = 12, cells: int = 40) -> None:
+    """Make a tree of each of the windows' indexes: a page's children are all the next page."""
+    query = "SELECT rootpage FROM sqlite_master WHERE tbl_name = 'windows' AND type = 'index'"
+    with closing(sqlite3.connect(path)) as database:
+        (size,) = database.execute("PRAGMA page_size").fetchone()
+        roots = [root for (root,) in database.execute(query)]
+    for root in roots:
+        _make_tree(path, size, root, levels, cells)
+
+
+def _make_tree(path: Path, size: int, root: int, levels: int, cells: int) -> None:
+    data = bytearray(path.read_bytes())
+    last = len(data) // size
+    leaf = bytes(data[(root - 1) * size : root * size])
+    (at,) = struct.unpack_from(">H", leaf, 8)
+    entry = leaf[at : at + 1 + leaf[at]]
+    data += bytes(size * levels)
+    pages = [root, *range(last + 1, last + levels)]
+    for page, child in zip(pages, [*pages[1:], last + levels], strict=True):
+        cell = struct.pack(">I", child) + entry
+        head = struct.pack(">BHHHBI", 2, 0, cells, size - cells * len(cell), 0, child)
+        starts = (size - (k + 1) * len(cell) for k in range(cells))
+        start = (page - 1) * size
+        data[start : start + size] = bytes(size)
+        data[start + size - cells * len(cell) : start + size] = cell * cells
+        table = head + struct.pack(f">{cells}H", *starts)
+        data[start : start + len(table)] = table
+    data[(last + levels - 1) * size : (last + levels) * size] = leaf
+    struct.pack_into(">I", data, 28, len(data) // size)
+    path.write_bytes(data)
+
+
+def test_pages_that_lead_in_circles_end(own: Path, tmp_path: Path) -> None:
+    _lead_in_circles(own / DATABASE)
+    started = time.monotonic()
+    with pytest.raises(SourceError, match=DATABASE):
+        pipeline.ingest(make_job(own, tmp_path / "root"))
+    assert time.monotonic() - started < 30
