@@ -17,7 +17,7 @@ import os
 import shutil
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
@@ -30,12 +30,10 @@ from eval_ingest.errors import EvalIngestError, SourceError, SourceNotFoundError
 from eval_ingest.sources.base import (
     ANYBODY,
     CONFIG_FILES,
-    Fetchable,
     Listed,
+    ReadInPlace,
     SourceFile,
     WindowFiles,
-    WindowReader,
-    every_file,
     layer_of,
 )
 from eval_ingest.sources.contents import Contents, File
@@ -54,7 +52,7 @@ _TREE, _DROPPED, _MOVING = "tree", "dropped", "moving"
 
 
 @dataclass(frozen=True)
-class ArchiveSource:
+class ArchiveSource(ReadInPlace):
     """The dataset in an archive."""
 
     archive: str
@@ -150,21 +148,6 @@ class ArchiveSource:
 
     def _path(self, group: str, name: str, file: SourceFile) -> str:
         return f"{self.url}/windows/{group}/{name}/{file.path}"
-
-    def readers(
-        self,
-        windows: Iterable[WindowFiles],
-        whole: bool = True,
-        fetchable: Fetchable = every_file,
-    ) -> Iterator[tuple[WindowFiles, WindowReader]]:
-        for files in windows:
-            yield files, self
-
-    def keep(self) -> None:
-        pass  # its files stay where they are
-
-    def drop(self) -> None:
-        pass
 
     def forget(self) -> None:
         """Remove the unpacked windows: what is wanted of them has been copied."""

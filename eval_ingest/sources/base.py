@@ -10,7 +10,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, TypeVar
 
 from eval_ingest.errors import SourceError
 
@@ -179,6 +179,29 @@ class WindowReader(Protocol):
     def drop(self) -> None:
         """No later stage will read this window again: drop what was kept."""
         ...
+
+
+Reader = TypeVar("Reader", bound=WindowReader)
+
+
+class ReadInPlace:
+    """What sources share whose files are on this machine: nothing is fetched, kept or dropped."""
+
+    def readers(
+        self: Reader,
+        windows: Iterable[WindowFiles],
+        whole: bool = True,
+        fetchable: Fetchable = every_file,
+    ) -> Iterator[tuple[WindowFiles, Reader]]:
+        """Each window with its reader, which is the source itself."""
+        for files in windows:
+            yield files, self
+
+    def keep(self) -> None:
+        """Its files stay where they are."""
+
+    def drop(self) -> None:
+        """Its files stay where they are."""
 
 
 class Source(Protocol):

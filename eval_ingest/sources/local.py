@@ -2,7 +2,7 @@
 
 import os
 import stat
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
@@ -12,14 +12,12 @@ from eval_ingest.engine import batched, map_ordered
 from eval_ingest.errors import SourceError, SourceNotFoundError
 from eval_ingest.sources.base import (
     ANYBODY,
-    Fetchable,
     Listed,
+    ReadInPlace,
     SourceFile,
     WindowFiles,
-    WindowReader,
     check_text_size,
     digest_of,
-    every_file,
 )
 from eval_ingest.sources.listing import OddFileError, keeps_inodes, list_window, parse, version_of
 
@@ -29,7 +27,7 @@ _LISTED_TOGETHER = 32
 
 
 @dataclass(frozen=True)
-class LocalSource:
+class LocalSource(ReadInPlace):
     """A dataset in a folder, on a local disk or a mounted Weka."""
 
     url: str
@@ -159,15 +157,6 @@ class LocalSource:
             )
         return data
 
-    def readers(
-        self,
-        windows: Iterable[WindowFiles],
-        whole: bool = True,
-        fetchable: Fetchable = every_file,
-    ) -> Iterator[tuple[WindowFiles, WindowReader]]:
-        for files in windows:
-            yield files, self
-
     def permissions(self, group: str, name: str, file: SourceFile) -> int:
         path = f"{self.url}/windows/{group}/{name}/{file.path}"
         try:
@@ -177,12 +166,6 @@ class LocalSource:
 
     def ours(self, group: str, name: str, file: SourceFile) -> None:
         return None
-
-    def keep(self) -> None:
-        pass  # its files stay where they are
-
-    def drop(self) -> None:
-        pass
 
     def forget(self) -> None:
         pass
