@@ -182,6 +182,15 @@ class WindowIndex:
         found = {(int(band), None if np.isnan(v) else float(v)) for band, v in pairs.tolist()}
         return sorted(found, key=lambda pair: (pair[0], pair[1] is not None, pair[1] or 0))
 
+    def timesteps(
+        self, modality: str
+    ) -> tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.float64]]:
+        """Row, start and end (microseconds since 1970) of every timestep of a modality."""
+        lists = one_array(self.table[f"{modality}.timestamps"])
+        steps = lists.flatten()
+        start, end = (floats(pc.struct_field(steps, name)) for name in ("start", "end"))
+        return np.repeat(np.arange(len(lists)), lengths(lists)), start, end
+
     def label_moments(self, cuts: Cuts = 0) -> NDArray[np.float64]:
         """Moments (N, 5, 1) of a regression's targets, in the samples of each window."""
         moments = _moments_array(self.table["label.moments"])
