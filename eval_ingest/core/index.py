@@ -177,8 +177,9 @@ class WindowIndex:
         self, modality: str, rows: NDArray[np.int64]
     ) -> list[tuple[int, float | None]]:
         """(band, value) of the pixels without data in these rows; None: no finite number."""
-        column = self.table[f"{modality}.nodata_values"].take(pa.array(rows, pa.int64()))
-        pairs = numbers(one_array(column).flatten(), np.nan).reshape(-1, 2)
+        column = one_array(self.table[f"{modality}.nodata_values"])
+        pairs = numbers(column.flatten(), np.nan).reshape(-1, 2)
+        pairs = pairs[np.isin(np.repeat(np.arange(len(column)), lengths(column) // 2), rows)]
         found = {(int(band), None if np.isnan(v) else float(v)) for band, v in pairs.tolist()}
         return sorted(found, key=lambda pair: (pair[0], pair[1] is not None, pair[1] or 0))
 
