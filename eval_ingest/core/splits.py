@@ -453,7 +453,7 @@ def _too_close(
     train, held_out = np.flatnonzero(chosen == "train"), np.flatnonzero(chosen != "train")
     held_out = held_out[chosen[held_out] != NONE]
     if buffer_m > 0:
-        near = train[outlines.within(train, held_out, buffer_m)]
+        near, _ = outlines.nearest(train, held_out, buffer_m)
         yield near, f"within {buffer_m:g} m of a val or test window"
     shapes, kept = (np.unique(outlines.place[rows]) for rows in (train, held_out))
     pairs = outlines.overlaps(shapes, kept)
