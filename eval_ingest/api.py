@@ -489,7 +489,7 @@ def write_report(name: str, root: Root = None, *, out: str | Path = DEFAULT_OUT)
 
 def _scores(name: str, out: Path) -> "list[Board]":
     """What sweeps found on a dataset, a line an encoder and version, the newest version first."""
-    if not (out / "rows").is_dir():
+    if not any((out / "rows").glob("*.json")):
         return []
     from eval_ingest.report.tables import Board
     from eval_ingest.sweep.results import leaderboards, read_rows

@@ -138,7 +138,7 @@ def test_an_export_and_a_report_are_paths(root: Path, written: Written, tmp_path
 def score(name: str, version: str, encoder: str, value: float, finished_at: str) -> Row:
     """A row of a sweep's results."""
     return Row(
-        key=f"{version}{encoder}", dataset=name, dataset_version=version, task="segmentation",
+        key=f"{name}{version}{encoder}", dataset=name, dataset_version=version, task="segmentation",
         encoder=encoder, encoder_fingerprint="", weights="", probe="linear", split="test",
         label_fraction=1.0, seed=42, n_train=17, n_val=2, n_test=5, normalize="", method="",
         patch_size=4, bands={}, learning_rate=None, epoch=None, metric="mIoU",
