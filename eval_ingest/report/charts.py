@@ -8,7 +8,6 @@ from numpy.typing import NDArray
 
 from eval_ingest.core.norm import to_decibels
 from eval_ingest.core.pretraining import PRETRAINING
-from eval_ingest.core.quality import timesteps
 from eval_ingest.core.resolved import ModalityInput
 from eval_ingest.core.spec import SPLITS
 from eval_ingest.report.drawing import (
@@ -269,7 +268,7 @@ def timeline(view: View, dpi: int = DPI, colors: int | None = None) -> bytes:
 
 def _months(view: View, modality: str) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Row of the index and month since 1970-01 of every timestep of the used windows."""
-    rows, start, _ = timesteps(view.index.table[f"{modality}.timestamps"])
+    rows, start, _ = view.index.timesteps(modality)
     wanted = np.isin(rows, view.used) & np.isfinite(start)
     stamps = start[wanted].astype(np.int64).astype("datetime64[us]")
     return rows[wanted], stamps.astype("datetime64[M]").astype(np.int64)
