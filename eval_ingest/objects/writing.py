@@ -20,15 +20,13 @@ from eval_ingest.objects.explain import EvalRootWords
 from eval_ingest.objects.reading import Objects
 from eval_ingest.objects.retry import gather_or_cancel
 
-__all__ = ["Changed", "Conflict", "Entry", "WritableObjects", "together"]
+__all__ = ["Changed", "Conflict", "Entry", "WritableObjects"]
 
 PART_BYTES = 32 << 20
 """Of one request of a large download."""
 PARTS_AHEAD = 4
 CHANGING_S = 30.0
 """How long an object that is written again and again is read anew."""
-
-together = gather_or_cancel
 
 
 class Changed(StoreError):

@@ -13,7 +13,7 @@ from eval_ingest.errors import IntegrityError, StaleStageError
 from eval_ingest.store.index_file import read_index, read_splits
 from eval_ingest.store.registry import read_metadata
 from eval_ingest.store.roots.base import DatasetStore
-from eval_ingest.store.seal import again, read_sealed_json, unless_damaged
+from eval_ingest.store.seal import cure_for, read_sealed_json, unless_damaged
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -41,18 +41,18 @@ def read_copy(store: DatasetStore) -> CopyResult | None:
 
 
 def _model(store: DatasetStore, path: Path, kind: type[Model]) -> Model | None:
-    content = store.read(path, lambda: read_sealed_json(path, again(store.name)))
+    content = store.read(path, lambda: read_sealed_json(path, cure_for(store.name)))
     try:
         return None if content is None else kind.model_validate(content)
     except ValidationError as error:
         where = ".".join(str(part) for part in error.errors()[0]["loc"])
         what = f"{path} is damaged at {where}, or of another version of eval_ingest"
-        raise IntegrityError(what, again(store.name)) from error
+        raise IntegrityError(what, cure_for(store.name)) from error
 
 
 def read_source_state(store: DatasetStore) -> dict[str, Any]:
     """What the source looked like when it was indexed last; empty where that isn't known."""
-    path, cure = store.layout.source_state, again(store.name)
+    path, cure = store.layout.source_state, cure_for(store.name)
 
     def read() -> dict[str, Any] | None:
         return store.read(path, lambda: read_sealed_json(path, cure))

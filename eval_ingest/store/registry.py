@@ -35,7 +35,7 @@ from eval_ingest.store.ownership import Whose, disclaim, give_back, given_back, 
 from eval_ingest.store.paths import DatasetLayout
 from eval_ingest.store.registry_file import intact, look
 from eval_ingest.store.roots.base import DatasetStore, EvalRoot
-from eval_ingest.store.seal import again, is_sealed, read_sealed_json, sealed_json
+from eval_ingest.store.seal import cure_for, is_sealed, read_sealed_json, sealed_json
 
 LOCK_TIMEOUT_S = 120.0
 
@@ -53,7 +53,7 @@ def read_metadata(store: DatasetStore) -> Metadata | None:
 def _metadata_at_hand(layout: DatasetLayout) -> Metadata | None:
     if is_another_tools(layout.metadata) and not holds_ours(layout.path):
         return None
-    content = read_sealed_json(layout.metadata, again(layout.name))
+    content = read_sealed_json(layout.metadata, cure_for(layout.name))
     if content is None:
         return None
     version = content.get("version")
@@ -62,14 +62,14 @@ def _metadata_at_hand(layout: DatasetLayout) -> Metadata | None:
     if version != METADATA_VERSION:
         raise IntegrityError(
             f"{layout.metadata} has version {version}, this eval_ingest reads {METADATA_VERSION}",
-            again(layout.name),
+            cure_for(layout.name),
         )
     try:
         return Metadata.model_validate(content)
     except ValidationError as error:
         where = ".".join(str(part) for part in error.errors()[0]["loc"])
         raise IntegrityError(
-            f"{layout.metadata} is damaged at {where}", again(layout.name)
+            f"{layout.metadata} is damaged at {where}", cure_for(layout.name)
         ) from error
 
 
@@ -233,7 +233,7 @@ def _joined(name: str, metadata: Metadata, ours: Mapping[str, Any], found: Entry
     added = {key: v for key, v in ours.items() if key not in theirs or key in OURS_ALONE}
     raw = found.raw if found is not None and isinstance(standing, dict) else metadata.their_entry
     key = found.key if found is not None else json.dumps(name)
-    return Entry(name, key, extended(raw, {**added, **corrected}, {*added, *corrected}))
+    return Entry(name, key, extended(raw, {**added, **corrected}))
 
 
 def their_raw_entry(store: DatasetStore) -> str:

@@ -12,7 +12,7 @@ from eval_ingest.core.resolved import ResolvedConfig
 from eval_ingest.core.spec import DatasetSpec
 from eval_ingest.errors import IntegrityError, NewerVersionError
 from eval_ingest.store.roots.base import DatasetStore
-from eval_ingest.store.seal import again, read_sealed_json, write_sealed_json
+from eval_ingest.store.seal import cure_for, read_sealed_json, write_sealed_json
 
 RESOLVED_VERSION = 1
 
@@ -72,7 +72,7 @@ def read_resolved(store: DatasetStore) -> Resolved | None:
         IntegrityError: it is damaged.
         StoreError: it can't be read.
     """
-    path, cure = store.layout.resolved, again(store.name)
+    path, cure = store.layout.resolved, cure_for(store.name)
     content = store.read(path, lambda: read_sealed_json(path, cure))
     if content is None:
         return None

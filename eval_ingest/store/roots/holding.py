@@ -13,7 +13,8 @@ from pathlib import Path
 
 from eval_ingest.errors import OutdatedError
 from eval_ingest.objects.backend import Conflict, Entry
-from eval_ingest.objects.writing import WritableObjects, together
+from eval_ingest.objects.retry import gather_or_cancel
+from eval_ingest.objects.writing import WritableObjects
 from eval_ingest.store.roots.lease import Lease, leased
 
 
@@ -100,6 +101,6 @@ def _list(objects: WritableObjects, dataset: str) -> dict[str, Entry]:
     """Every object of a dataset that isn't a window's."""
     top = objects.run(objects.list_folder(dataset))
     folders = [e.name for e in top if e.folder and e.name.rpartition("/")[2] != "windows"]
-    below = objects.run(together([objects.find(folder) for folder in folders]))
+    below = objects.run(gather_or_cancel([objects.find(folder) for folder in folders]))
     found = [e for e in top if not e.folder] + [e for entries in below for e in entries]
     return {entry.name: entry for entry in found}

@@ -19,7 +19,7 @@ from eval_ingest.store.paths import STAGE_FILES, DatasetLayout, RootLayout
 from eval_ingest.store.registry_file import exchange
 from eval_ingest.store.room import require_disk
 from eval_ingest.store.roots.base import Value, Windows
-from eval_ingest.store.seal import again, read_sealed
+from eval_ingest.store.seal import cure_for, read_sealed
 
 MAX_SHARD_BYTES = 8 << 30
 """Larger datasets are packed in several shards: a stopped copy loses at most one."""
@@ -179,14 +179,14 @@ class LocalStore:
     # ------------------------------------------------------------------------------ is it whole
 
     def look_at_array(self, path: Path, recorded: ShardArray) -> None:
-        check_npy(path, recorded, again(self.name))
+        check_npy(path, recorded, cure_for(self.name))
 
     def look_at_table(self, path: Path) -> None:
-        if read_sealed(path, again(self.name)) is None:
-            raise IntegrityError(f"{path} is missing", again(self.name))
+        if read_sealed(path, cure_for(self.name)) is None:
+            raise IntegrityError(f"{path} is missing", cure_for(self.name))
 
     def look_at_file(self, path: Path, crc32c: str) -> None:
-        check_file(path, crc32c, again(self.name))
+        check_file(path, crc32c, cure_for(self.name))
 
     def verify_array(self, path: Path, recorded: ShardArray) -> None:
         self.look_at_array(path, recorded)

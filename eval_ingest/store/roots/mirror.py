@@ -12,7 +12,8 @@ from typing import Protocol
 
 from eval_ingest.errors import StoreError
 from eval_ingest.objects.backend import Entry
-from eval_ingest.objects.writing import WritableObjects, together
+from eval_ingest.objects.retry import gather_or_cancel
+from eval_ingest.objects.writing import WritableObjects
 from eval_ingest.store.atomic import read_json, store_error, write_bytes, write_json
 
 
@@ -65,7 +66,7 @@ class Mirror:
         Raises:
             StoreError: an object can't be read, or a file can't be written.
         """
-        self._objects.run(together([self._pull(path, listed) for path in paths]))
+        self._objects.run(gather_or_cancel([self._pull(path, listed) for path in paths]))
 
     async def _pull(self, path: Path, listed: Mapping[str, Entry] | None) -> None:
         name = self.name(path)
@@ -98,7 +99,7 @@ class Mirror:
             StoreError: an object can't be written, or was written by somebody else.
         """
         writer = self._objects if to is None else to
-        self._objects.run(together([self._push(path, writer) for path in paths]))
+        self._objects.run(gather_or_cancel([self._push(path, writer) for path in paths]))
 
     async def _push(self, path: Path, writer: Writer) -> None:
         note = _read_note(path)

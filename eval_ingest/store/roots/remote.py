@@ -29,7 +29,7 @@ from eval_ingest.core.registry_text import RegistryText
 from eval_ingest.core.spec import NAME_PATTERN
 from eval_ingest.errors import IntegrityError, StoreError
 from eval_ingest.objects.backend import Conflict, Entry
-from eval_ingest.objects.writing import together
+from eval_ingest.objects.retry import gather_or_cancel
 from eval_ingest.store.paths import RootLayout
 from eval_ingest.store.registry_file import CURE, content, copies, keep_copy, look, restored
 from eval_ingest.store.roots.base import Value
@@ -87,7 +87,9 @@ class RemoteRoot:
         objects = self.folder.objects
         folders = [e.name for e in objects.run(objects.list_folder("")) if e.folder]
         names = [name for name in folders if NAME_PATTERN.fullmatch(name)]
-        found = objects.run(together([objects.stat(f"{name}/metadata.json") for name in names]))
+        found = objects.run(
+            gather_or_cancel([objects.stat(f"{name}/metadata.json") for name in names])
+        )
         return {name: entry for name, entry in zip(names, found, strict=True) if entry is not None}
 
     def read(self, path: Path, read: Callable[[], Value]) -> Value:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from eval_ingest.core.entry import ShardArray
 from eval_ingest.errors import IntegrityError
-from eval_ingest.objects.writing import together
+from eval_ingest.objects.retry import gather_or_cancel
 from eval_ingest.store.roots.cache import note_pack
 from eval_ingest.store.roots.holding import Holding
 from eval_ingest.store.roots.remote_folder import RemoteFolder
@@ -47,7 +47,7 @@ def send_shard(
         holding.upload(f"{base}/{name}.npy", aside / f"{name}.npy", array.crc32c or "")
         for name, array in arrays.items()
     ]
-    objects.run(together(sends))
+    objects.run(gather_or_cancel(sends))
     for name, array in arrays.items():
         note_pack(aside / f"{name}.npy", array.n_bytes, array.crc32c or "")
     index = (aside / "index.parquet").read_bytes()

@@ -26,7 +26,7 @@ from eval_ingest.store.roots.holding import Holding, holding
 from eval_ingest.store.roots.mirror import is_note, noted
 from eval_ingest.store.roots.remote_folder import RemoteFolder
 from eval_ingest.store.roots.remote_windows import RemoteWindows
-from eval_ingest.store.seal import again
+from eval_ingest.store.seal import cure_for
 
 _ELSEWHERE = {"windows", "samples", ".staging", ".archive", ".window_index", ".copying"}
 """Folders of a dataset that aren't mirrored file by file."""
@@ -220,12 +220,12 @@ class RemoteStore:
         entry = self._holding.listed.get(self.folder.name(path))
         if entry is None:
             what = f"the packed samples {self.folder.shown(path)} are missing"
-            raise IntegrityError(what, again(self.name))
+            raise IntegrityError(what, cure_for(self.name))
         if entry.size != recorded.n_bytes:
             raise IntegrityError(
                 f"the packed samples {self.folder.shown(path)} have {entry.size} bytes, "
                 f"recorded are {recorded.n_bytes}",
-                again(self.name),
+                cure_for(self.name),
             )
 
     def look_at_table(self, path: Path) -> None:
@@ -236,7 +236,7 @@ class RemoteStore:
 
     def _look_for(self, path: Path) -> None:
         if self.folder.name(path) not in self._held.listed:
-            raise IntegrityError(f"{self.folder.shown(path)} is missing", again(self.name))
+            raise IntegrityError(f"{self.folder.shown(path)} is missing", cure_for(self.name))
 
     def verify_array(self, path: Path, recorded: ShardArray) -> None:
         remote_shards.verify_array(self.folder, path, recorded)

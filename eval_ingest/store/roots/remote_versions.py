@@ -10,7 +10,7 @@ from eval_ingest.errors import StoreError
 from eval_ingest.store.paths import DatasetLayout
 from eval_ingest.store.roots.holding import Holding
 from eval_ingest.store.roots.remote_folder import RemoteFolder
-from eval_ingest.store.seal import again, read_sealed_json, unless_damaged, write_sealed_json
+from eval_ingest.store.seal import cure_for, read_sealed_json, unless_damaged, write_sealed_json
 
 _NOTES = "retired.json"
 """Since when which of them have been unnamed: the time at which an object was written says nothing
@@ -36,8 +36,8 @@ def remove_unsent(
     Whoever has the lease is alone, so nobody is sending them.
     """
     try:
-        known = read_sealed_json(layout.path / _NOTES, again(layout.name)) or {}
-        published = read_sealed_json(layout.metadata, again(layout.name)) or {}
+        known = read_sealed_json(layout.path / _NOTES, cure_for(layout.name)) or {}
+        published = read_sealed_json(layout.metadata, cure_for(layout.name)) or {}
         named = {shard["name"] for shard in published.get("shards", ())}
     except (StoreError, TypeError, KeyError, AttributeError):
         return set()  # damaged: then it isn't known which of them are read
@@ -76,7 +76,7 @@ def remove_retired(
     """
     versions = _versions(folder, holding, layout)
     notes, now = layout.path / _NOTES, time.time()
-    since = unless_damaged(lambda: read_sealed_json(notes, again(layout.name))) or {}
+    since = unless_damaged(lambda: read_sealed_json(notes, cure_for(layout.name))) or {}
     kept = {}
     for place in sorted(versions.keys() - set(named)):
         known = place.relative_to(layout.path).as_posix()

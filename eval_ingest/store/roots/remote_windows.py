@@ -15,7 +15,8 @@ import google_crc32c
 
 from eval_ingest.errors import IntegrityError, StoreError
 from eval_ingest.objects.backend import Conflict
-from eval_ingest.objects.writing import WritableObjects, together
+from eval_ingest.objects.retry import gather_or_cancel
+from eval_ingest.objects.writing import WritableObjects
 from eval_ingest.store.manifest import CopiedWindow, FilesChecksum
 from eval_ingest.store.roots.base import Key
 from eval_ingest.store.roots.holding import written_meanwhile
@@ -91,7 +92,7 @@ class RemoteWindows:
 
         async def send() -> None:
             await self._lease.check(objects)
-            await together(put(path) for path in data if path != _METADATA)
+            await gather_or_cancel(put(path) for path in data if path != _METADATA)
             if _METADATA in data:
                 await self._lease.check(objects)
                 await put(_METADATA)
@@ -119,7 +120,7 @@ class RemoteWindows:
                 raise written_meanwhile(objects, name) from error
             return with_metadata(copied, split, old, new)
 
-        return objects.run(together([change(copied, split) for copied, split in windows]))
+        return objects.run(gather_or_cancel([change(copied, split) for copied, split in windows]))
 
     def measured(self, keys: Iterable[Key]) -> Iterator[tuple[Key, Measured | StoreError]]:
         waiting = list(keys)
@@ -134,7 +135,7 @@ class RemoteWindows:
         objects, base = self._objects, self._name(key)
         try:
             entries = await objects.find(base)
-            found = await together([objects.read(entry.name, entry) for entry in entries])
+            found = await gather_or_cancel([objects.read(entry.name, entry) for entry in entries])
         except StoreError as error:
             return error
         except FileNotFoundError as error:
@@ -169,4 +170,4 @@ class RemoteWindows:
 
         waiting = list(keys)
         for k in range(0, len(waiting), _REMOVED_TOGETHER):
-            objects.run(together(map(remove, waiting[k : k + _REMOVED_TOGETHER])))
+            objects.run(gather_or_cancel(map(remove, waiting[k : k + _REMOVED_TOGETHER])))
