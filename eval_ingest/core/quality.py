@@ -521,8 +521,9 @@ def _marked_pixels(data: _Data) -> Iterator[Finding]:
 def _places(data: _Data, modality: ModalityInput) -> NDArray[np.float64]:
     """Per used window how many of its pixels the statistics are of, over all timesteps."""
     sides = [floats(data.index.table[name])[data.used] for name in ("height", "width")]
-    if modality.pad is not None and not data.config.all_crops:
-        sides = [np.minimum(side, modality.pad.size) for side in sides]
+    pad = modality.pad_of("train")
+    if pad is not None and data.config.statistics_pads:
+        sides = [np.minimum(side, pad.size) for side in sides]
     return np.asarray(sides[0] * sides[1] * data.column(f"{modality.name}.timesteps"))
 
 
