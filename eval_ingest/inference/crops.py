@@ -96,7 +96,11 @@ def _side(node: Node, notes: Notes) -> int:
     else:
         sides = {item.integer() for item in node.items()}
         if len(sides) != 1:
-            raise node.unsupported(f"is {node.shown}, which isn't square", "give --crop-size")
+            raise node.unsupported(
+                f"is {node.shown}, but crops are squares: registries and evals know one "
+                "window_size a dataset",
+                f"--crop-size {min(filter(None, sides), default=32)} takes squares instead",
+            )
         side = sides.pop()
     if side is None or side < 1:
         raise node.error(f"is {node.shown}, but must be a positive number of pixels")

@@ -317,12 +317,7 @@ class TaskReader:
             return None
         place = f"{self._field.node.place}.allowed_values"
         names = {value: item.name for value, item in _numbered(self._field.values).items()}
-        if self._count is not None:
-            return _Names(
-                place, self._to_ids(self._without_nodata(names), self._count), self._count
-            )
-        mapping = self._mapping or {}
-        return self._counted(place, {mapping.get(value, value): n for value, n in names.items()})
+        return self._named(place, names)
 
     def _layer_names(self) -> _Names | None:
         """Names from the label layer of config.json, by stored value."""
@@ -335,21 +330,20 @@ class TaskReader:
             first = 1  # as many as there are classes without nodata: zero isn't among the names
             self.notes.warn(f"{place} is read as the names of the values 1 to {len(names)}")
         stored = {mapping.get(value, value): n for value, n in enumerate(names, start=first)}
+        return self._named(place, stored, mapped=True)
+
+    def _named(self, place: str, names: Mapping[int, str], mapped: bool = False) -> _Names:
+        """Names by stored value to names by class id.
+
+        Without num_classes there are as many classes as reach the highest value.
+        """
+        count, mapping = self._count, None if mapped else self._mapping
         if count is None:
-            return self._counted(place, stored)
-        return _Names(place, self._to_ids(self._without_nodata(stored), count, mapped=True), count)
-
-    def _counted(self, place: str, by_id: Mapping[int, str]) -> _Names:
-        """Without num_classes there are as many as reach the highest value."""
-        highest = max((i for i in by_id if i != self._nodata), default=-1)
-        return _Names(place, by_id, min(highest + 1, _MAX_CLASSES))
-
-    def _without_nodata(self, names: Mapping[int, str]) -> dict[int, str]:
-        """Names by value, without the value that marks missing labels if it is no class."""
-        beyond = (
-            self._nodata if self._nodata is None or self._nodata >= (self._count or 0) else None
-        )
-        return {value: name for value, name in names.items() if value != beyond}
+            ids = {mapping.get(v, v) if mapping else v: name for v, name in names.items()}
+            highest = max((i for i in ids if i != self._nodata), default=-1)
+            return _Names(place, ids, min(highest + 1, _MAX_CLASSES))
+        kept = {v: name for v, name in names.items() if v != self._nodata or v < count}
+        return _Names(place, self._to_ids(kept, count, mapped), count)
 
     def _to_ids(
         self, values: Mapping[int, _Item], count: int, mapped: bool = False
@@ -405,9 +399,8 @@ class TaskReader:
             self.notes.warn(
                 f"{names.place} doesn't name all {count} classes; the others are called {listed}"
             )
-        beyond = [
-            name for i, name in names.by_id.items() if not 0 <= i < count and i != self._nodata
-        ]
+        ids = (i for i in names.by_id if not 0 <= i < count and i != self._nodata)
+        beyond = [names.by_id[i] for i in ids]
         if beyond:
             self.notes.warn(
                 f"{names.place} names {', '.join(beyond[:8])} beyond the {count} classes; left out"

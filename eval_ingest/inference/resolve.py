@@ -105,18 +105,22 @@ def _replay(
     declared: Declaration, dataset: DatasetJson, notes: Notes
 ) -> tuple[Replay, dict[str, Replay]]:
     """Replay the transforms of the evaluation splits; and of others, where only Pads differ."""
-    rasters = {i.key: i for i in (*declared.inputs, declared.label) if not i.vector}
-    bands = {key: raster_bands(data_input, dataset) for key, data_input in rasters.items()}
-    visible = [i.key for i in declared.inputs if not i.vector and i.passthrough]
+    rasters = [data_input for data_input in declared.inputs if not data_input.vector]
+    bands = {i.key: raster_bands(i, dataset) for i in rasters if i.passthrough}
 
     def replayed_by(transforms: Iterable[Node], told: Notes) -> Replay:
-        return replay(transforms, bands, visible, declared.targets, declared.task.name, told)
+        return replay(transforms, bands, declared.targets, declared.task.name, told)
 
     try:
         replayed = replayed_by(declared.transforms, notes)
     except MissingError as missing:
         replayed = _by_train(declared, replayed_by, missing, notes)
-    _note_hidden(rasters.values(), replayed, declared.label, notes)
+    hidden = [i.key for i in rasters if i.key not in bands and not i.is_target]
+    if hidden:
+        notes.warn(
+            f"inputs {', '.join(hidden)} don't reach the model, having no passthrough; they are "
+            "not loaded"
+        )
     return replayed, _other_splits(declared, replayed_by, replayed, notes)
 
 
@@ -164,18 +168,6 @@ def _other_splits(
         elif not other.chance:  # samples have one size, which a random Pad can't say
             found[split] = other
     return found
-
-
-def _note_hidden(
-    rasters: Iterable[DataInput], replayed: Replay, label: DataInput, notes: Notes
-) -> None:
-    used = {piece.key for stream in replayed.outcome() for piece in stream.pieces} | {label.key}
-    hidden = [i.key for i in rasters if i.key not in used and not i.is_target]
-    if hidden:
-        notes.warn(
-            f"inputs {', '.join(hidden)} don't reach the model (no passthrough, no Concatenate); "
-            "they are not loaded"
-        )
 
 
 def _vector_inputs(declared: Declaration) -> tuple[str, ...]:

@@ -172,7 +172,7 @@ class Replay:
         if transform.args.get("skip_missing").flag():
             return None
         raise selector.error(
-            f"names {name!r}, which isn't a raster input",
+            f"names {name!r}, which isn't a raster input with passthrough",
             f"there are {', '.join(self.images) or 'none'}",
             MissingError,
         )
@@ -468,18 +468,17 @@ def _mask_image(
 def replay(
     transforms: Iterable[Node],
     bands: Mapping[str, tuple[str, ...]],
-    visible: Iterable[str],
     targets: Iterable[str],
     task: str | None,
     notes: Notes,
 ) -> Replay:
-    """Replay transforms on raster inputs of these bands, of which some reach the model.
+    """Replay transforms on raster inputs of these bands: those that are passed through.
 
     Raises:
         MissingError: a transform names an image or a target that isn't there.
     """
     images = {k: _Image(tuple(((k, band),) for band in names)) for k, names in bands.items()}
-    return Replay(images, list(visible), frozenset(targets), task, notes).run(transforms)
+    return Replay(images, list(images), frozenset(targets), task, notes).run(transforms)
 
 
 def size_range(node: Node) -> tuple[int | None, int | None]:
