@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from eval_ingest.core.columns import Column, lengths, numbers, one_array
 from eval_ingest.core.entry import SPLIT_INDEX_VERSION
@@ -107,7 +107,7 @@ def _repeated(table: pa.Table, crops: Crops) -> pa.Table:
 
 
 def timestamps_column(
-    index: pa.Table, modality: str, rows: Sequence[int], steps: Sequence[int]
+    index: pa.Table, modality: str, rows: Sequence[int], steps: ArrayLike
 ) -> pa.ListArray:
     """Per sample its timesteps' dates, flat: T x [day, month from 0, year].
 
