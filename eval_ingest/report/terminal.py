@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Self, TextIO
 
 from eval_ingest.core.entry import Metadata, is_ours, listed, members, split_counts
+from eval_ingest.core.signal import Signal
 from eval_ingest.core.spec import SPLITS, DatasetSpec
 from eval_ingest.core.task import Task
 from eval_ingest.redaction import on_one_line, redacted, shown
@@ -485,6 +486,8 @@ def info_lines(metadata: Metadata, path: str) -> list[str]:
     lines += [f"  {name:<{wide}}  {text}" for name, text in facts]
     lines += split_lines(metadata.split_report, [known.name for known in config.task.classes])
     lines += quality_lines(metadata.quality)
+    signal = Signal.of(metadata.signal)
+    lines += [] if signal is None else signal.lines()
     lines += [f"warning: {text}" for text in metadata.warnings]
     lines.append(f'use it: EvalDataset("{metadata.name}", split="train")')
     return lines
