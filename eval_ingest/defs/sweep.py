@@ -98,23 +98,23 @@ def _run(
     context: dg.AssetExecutionContext, config: SweepConfig, settings: Settings, name: str
 ) -> "ResultTable":
     # torch and the encoders take seconds to import: not for the code location.
-    from eval_ingest.sweep.plan import SweepPlan
     from eval_ingest.sweep.run import run_sweep
+    from eval_ingest.sweep.suite import Suite
 
-    plan = SweepPlan(
+    suite = Suite(
         encoders=tuple(config.encoders),
-        out=Path(config.out).expanduser(),
         datasets=(name,),
         split=config.split,
         label_fractions=tuple(config.label_fractions),
         seeds=tuple(config.seeds),
         patch_size=config.patch_size,
-        probe=config.probe,  # type: ignore[arg-type]  # checked by run_sweep
-        normalize=config.normalize,  # type: ignore[arg-type]
+        probe=config.probe,
+        normalize=config.normalize,
         method=config.method,
     )
     return run_sweep(
-        plan,
+        suite,
+        Path(config.out).expanduser(),
         settings,
         device=config.device,
         progress=LogProgress(context.log, "eval_sweep"),
