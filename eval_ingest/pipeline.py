@@ -38,7 +38,7 @@ from eval_ingest.core.fingerprint import fingerprint
 from eval_ingest.core.index import WindowIndex
 from eval_ingest.core.norm import MOMENTS, combine
 from eval_ingest.core.quality import quality_report
-from eval_ingest.core.splits import SPLITS_VERSION, SplitAssignment, assign_splits
+from eval_ingest.core.splits import SPLITS_VERSION, SplitAssignment, assign_splits, inherited
 from eval_ingest.core.validate import check_invalid_fraction
 from eval_ingest.errors import IntegrityError, NotIngestedError, StaleStageError, StoreError
 from eval_ingest.indexing.build import finish_index, index_source, partial_rows
@@ -210,7 +210,7 @@ def registry_entry(
         n_windows=len(index),
         invalid=index.summary.reasons,
         split_report=splits.report,
-        quality=quality_report(index, splits, job.config),
+        quality=quality_report(index, splits, job.config, job.spec.name),
         warnings=[*job.config.warnings, *stats.warnings, *samples.warnings],
         fingerprints=prints,
         window_size=samples.smallest_side,
@@ -371,7 +371,7 @@ def _splits_wanted(job: Job, index: WindowIndex) -> str:
         job.spec.splits,
         job.spec.max_samples,
         dict(job.config.selectors),
-        job.config.declared_ratios,
+        inherited(job.config.declared_ratios),
     )
 
 
