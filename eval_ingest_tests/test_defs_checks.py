@@ -19,7 +19,6 @@ from eval_ingest.settings import Settings
 from eval_ingest.store.catalog import add_spec
 from eval_ingest.store.registry import require_metadata
 from eval_ingest.store.roots.base import EvalRoot
-from eval_ingest.store.roots.local import LocalRoot
 from eval_ingest_tests.test_core_leakage import moments, window
 from eval_ingest_tests.test_core_quality import clean, report, with_means
 
@@ -43,7 +42,7 @@ def instance() -> Iterator[dg.DagsterInstance]:
 def root(ingested: Callable[[str], Path], tmp_path: Path) -> EvalRoot:
     """An eval root of one's own with a dataset that has samples in every split."""
     shutil.copytree(ingested(CROPS), tmp_path / "evals")
-    return LocalRoot(tmp_path / "evals")
+    return EvalRoot(tmp_path / "evals")
 
 
 @pytest.fixture
@@ -141,7 +140,7 @@ def test_a_split_without_its_index_does_not_load(root: EvalRoot) -> None:
 
 def of(reference: Path, quality: dict[str, Any]) -> dict[str, Result]:
     """Outcomes of the checks by findings for a report."""
-    entry: Metadata = require_metadata(LocalRoot(reference), "crops")
+    entry: Metadata = require_metadata(EvalRoot(reference), "crops")
     entry = entry.model_copy(update={"quality": quality})
     found = {check.name: checks._by_findings(check, entry) for check in BY_FINDINGS}
     return found | {"verdict": checks._verdict(entry)}
@@ -180,7 +179,7 @@ def test_a_flat_band_fails_its_check(reference: Path) -> None:
 
 
 def test_an_empty_split_is_said_to_be_empty(reference: Path) -> None:
-    (result,) = checks.results(LocalRoot(reference), "crops", ["dataset_loads"])
+    (result,) = checks.results(EvalRoot(reference), "crops", ["dataset_loads"])
     assert (result.passed, result.text) == (False, "val is empty; check splits.ratios")
 
 
