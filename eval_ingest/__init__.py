@@ -1,23 +1,63 @@
-"""eval_ingest: labelled rslearn datasets become evals that training code loads in milliseconds."""
+"""eval_ingest: labelled rslearn datasets become evals that training code loads in milliseconds.
 
+    >>> import eval_ingest
+    >>> eval_ingest.list_datasets()                                        # doctest: +SKIP
+    >>> eval_ingest.EvalDataset("tolbi_crops", "val")[0]                   # doctest: +SKIP
+
+Everything here is imported when it is first asked for: `import eval_ingest` takes milliseconds.
+"""
+
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from eval_ingest.loading import EvalDataset
+    from eval_ingest.api import (
+        adopt,
+        export,
+        info,
+        ingest,
+        leaderboard,
+        list_datasets,
+        plan,
+        validate,
+        verify,
+        write_report,
+    )
+    from eval_ingest.loading import EvalDataset, collate
     from eval_ingest.sweep.evaluate import evaluate
 
 __version__ = "0.1.0"
-__all__ = ["EvalDataset", "__version__", "evaluate"]
+__all__ = [
+    "EvalDataset",
+    "__version__",
+    "adopt",
+    "collate",
+    "evaluate",
+    "export",
+    "info",
+    "ingest",
+    "leaderboard",
+    "list_datasets",
+    "plan",
+    "validate",
+    "verify",
+    "write_report",
+]
+
+_ELSEWHERE = {
+    "EvalDataset": "eval_ingest.loading",
+    "collate": "eval_ingest.loading",
+    "evaluate": "eval_ingest.sweep.evaluate",
+}
+"""Where a name stands that isn't in api.py."""
 
 
 def __getattr__(name: str) -> Any:
-    # They need torch, which the CLI and Dagster's code location must not wait for.
-    if name == "EvalDataset":
-        from eval_ingest.loading import EvalDataset
+    # They need torch or pyarrow, which the CLI and Dagster's code location must not wait for.
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_ELSEWHERE.get(name, "eval_ingest.api")), name)
 
-        return EvalDataset
-    if name == "evaluate":
-        from eval_ingest.sweep.evaluate import evaluate
 
-        return evaluate
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

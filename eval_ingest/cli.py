@@ -4,7 +4,6 @@ import argparse
 import contextlib
 import json
 import sys
-import tempfile
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -13,14 +12,10 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from eval_ingest import __version__
 from eval_ingest.errors import EvalIngestError, SpecError
 from eval_ingest.flags import add_spec_flags, given_fields
-from eval_ingest.redaction import in_json, redacted
+from eval_ingest.redaction import in_json
 from eval_ingest.sweep.command import add_commands as add_sweep_commands
 
 if TYPE_CHECKING:
-    from eval_ingest.core.spec import DatasetSpec
-    from eval_ingest.job import Job
-    from eval_ingest.pipeline import Outcome
-    from eval_ingest.settings import Settings
     from eval_ingest.store.roots.base import EvalRoot
 
 EXAMPLES = """\
@@ -196,96 +191,42 @@ def _command(
     return parser
 
 
-def _spec(options: argparse.Namespace, settings: "Settings") -> "DatasetSpec":
-    """The catalog's spec, if there is one, with the flags laid over it."""
-    from eval_ingest.core.spec import DatasetSpec, check_name, name_from
-    from eval_ingest.store.catalog import find_spec, read_catalog
-
-    given = given_fields(options)
-    if given.get("copy") == "adopted":
-        raise SpecError(
-            "--copy adopted is what eval-ingest adopt does; give it the dataset's --name"
-        )
-    if options.name is None and "source" not in given:
-        raise SpecError("give --source PATH_OR_URL, or --name of a dataset in the catalog")
-    name = options.name
-    name = check_name(name_from(_last_folder(given["source"])) if name is None else name)
-    known = read_catalog(settings).get(name)
-    if known is None and "source" not in given:
-        find_spec(settings, name)  # raises, naming the near ones
-    base = known.model_dump(by_alias=True, exclude_unset=True) if known is not None else {}
-    if "splits" in given:
-        given["splits"] = {**base.get("splits", {}), **given["splits"]}
-    return DatasetSpec.parse({"name": name, **base, **given}, f"the flags of {name}")
-
-
-def _last_folder(source: str) -> str:
-    last = source.rstrip("/").rsplit("/", 1)[-1]
-    return last.removesuffix(".gz").removesuffix(".tgz").removesuffix(".tar")
-
-
 # --------------------------------------------------------------------------------------- ingest
 
 
 def _ingest(options: argparse.Namespace) -> int:
-    from eval_ingest import pipeline
-    from eval_ingest.dry_run import dry_run
-    from eval_ingest.job import open_job
-    from eval_ingest.report.terminal import (
-        Progress,
-        dry_run_lines,
-        outcome_line,
-        summary,
-        summary_lines,
-    )
-    from eval_ingest.settings import Settings
-    from eval_ingest.store.catalog import add_spec
-    from eval_ingest.store.claims import refuse_theirs
+    from eval_ingest import api
+    from eval_ingest.report.terminal import Progress
 
-    settings = Settings.load()
-    spec = _spec(options, settings)
+    spec = given_fields(options)
     if options.dry_run:
-        store = _root().dataset(spec.name)
-        path = store.url
-        refuse_theirs(store, spec)
-        with tempfile.TemporaryDirectory() as scratch:
-            plan = dry_run(open_job(spec, settings, root=scratch, looks=True))
-        plan["path"] = str(path)
-        _print(options, plan, dry_run_lines(plan))
+        planned = api.plan(options.name, **spec)
+        _print(options, planned.facts, planned.lines())
         return 0
     with Progress(quiet=options.json) as progress:
-        job = open_job(spec, settings, progress=progress)
-        if options.source is not None and not options.overwrite:
-            _refuse_another_source(job)
-        if options.overwrite:
-            pipeline.forget(job)
-        stages = pipeline.STAGES if options.register else pipeline.STAGES[:-1]
-
-        def tell(outcome: "Outcome") -> None:
-            if not options.json:
-                progress.line(outcome_line(outcome))
-
-        outcomes = pipeline.ingest(job, tell, stages)
-    add_spec(settings, spec)
-    done = summary(job, outcomes)
-    _print(options, done, summary_lines(done))
+        done = api.ingest(
+            options.name,
+            register=options.register,
+            overwrite=options.overwrite,
+            progress=progress,
+            tell=lambda line: None if options.json else progress.line(line),
+            **spec,
+        )
+    _print(options, done.facts, done.lines())
     return 0
 
 
 def _adopt(options: argparse.Namespace) -> int:
-    from eval_ingest.adopting import adopt, adoptable
-    from eval_ingest.report.command import report
+    from eval_ingest import api
+    from eval_ingest.adopting import adoptable
     from eval_ingest.report.terminal import Progress, adopted_facts, adopted_lines, outcome_line
-    from eval_ingest.settings import Settings
 
-    settings = Settings.load()
     names = [options.name] if options.name else adoptable(_root())
     facts, failed = {}, 0
     with Progress(quiet=options.json) as progress:
         for name in names:
             try:
-                adopted = adopt(
-                    settings,
+                adopted = api.adopt(
                     name,
                     correct=options.correct,
                     progress=progress,
@@ -303,8 +244,6 @@ def _adopt(options: argparse.Namespace) -> int:
                 _complain(f"error: {error}")
                 continue
             facts[name] = adopted_facts(adopted)
-            if adopted.ran:
-                report(_root(), name)
             if not options.json:
                 for line in adopted_lines(adopted):
                     progress.line(line)
@@ -315,37 +254,12 @@ def _adopt(options: argparse.Namespace) -> int:
     return 1 if failed else 0
 
 
-def _refuse_another_source(job: "Job") -> None:
-    """A name that is taken is not given to another dataset by mistake."""
-    from eval_ingest.store.outcomes import read_outcome
-
-    published = read_outcome(job.store, "registry_entry")
-    if published is not None and published.source != job.origin:
-        raise SpecError(
-            f"{job.spec.name} is ingested already, from {published.source}; "
-            f"give {job.origin} another --name, or replace the old one with --overwrite"
-        )
-
-
 def _validate(options: argparse.Namespace) -> int:
-    from eval_ingest.job import open_job
-    from eval_ingest.report.terminal import config_lines
-    from eval_ingest.settings import Settings
+    from eval_ingest import api
 
-    settings = Settings.load()
-    spec = _spec(options, settings)
-    with tempfile.TemporaryDirectory() as scratch:  # for archives, which have to be unpacked
-        job = open_job(spec, settings, root=scratch, looks=True)
-        _print(options, _job_facts(job), config_lines(job))
+    found = api.validate(options.name, **given_fields(options))
+    _print(options, found.facts, found.lines())
     return 0
-
-
-def _job_facts(job: "Job") -> dict[str, Any]:
-    return {
-        "spec": job.spec.model_dump(mode="json", by_alias=True, exclude_defaults=True),
-        "source": redacted(job.source.url),
-        "config": job.config.model_dump(mode="json"),
-    }
 
 
 def _discover(options: argparse.Namespace) -> int:
@@ -398,50 +312,42 @@ def _discover(options: argparse.Namespace) -> int:
 
 
 def _list(options: argparse.Namespace) -> int:
-    from eval_ingest.report.terminal import list_lines
-    from eval_ingest.settings import Settings
-    from eval_ingest.store.catalog import read_catalog
-    from eval_ingest.store.registry import read_registry
-    from eval_ingest.store.roots.open import open_root
+    from eval_ingest import api
 
-    settings = Settings.load()
-    catalog = read_catalog(settings)
-    root = _tidied(open_root(settings))
-    registry = read_registry(root)
+    found = api.list_datasets(catalog=True)
     facts = {
-        "eval_root": root.url,
-        "registered": registry,
+        "eval_root": found.url,
+        "registered": {name: one.entry for name, one in found.items() if one.entry},
         "catalog": {
-            name: spec.model_dump(mode="json", by_alias=True, exclude_defaults=True)
-            for name, spec in catalog.items()
+            name: one.spec.model_dump(mode="json", by_alias=True, exclude_defaults=True)
+            for name, one in found.items()
+            if one.spec is not None
         },
     }
-    _print(options, facts, list_lines(root.url, registry, catalog))
+    _print(options, facts, found.lines())
     return 0
 
 
 def _info(options: argparse.Namespace) -> int:
-    from eval_ingest.report.terminal import entry_lines, info_lines
+    from eval_ingest import api
+    from eval_ingest.report.terminal import entry_lines
     from eval_ingest.store.claims import their_entry
-    from eval_ingest.store.registry import require_metadata
 
-    root = _root()
-    entry = their_entry(root, options.name)
+    entry = their_entry(_root(), options.name)
     if entry is not None:
         _print(options, entry, entry_lines(options.name, entry))
         return 0
-    metadata = require_metadata(root, options.name)
-    facts = metadata.model_dump(mode="json", by_alias=True)
-    _print(options, facts, info_lines(metadata, root.dataset(options.name).url))
+    found = api.info(options.name)
+    _print(options, found.metadata.model_dump(mode="json", by_alias=True), found.lines())
     return 0
 
 
 def _verify(options: argparse.Namespace) -> int:
+    from eval_ingest import api
     from eval_ingest.report.terminal import Progress
-    from eval_ingest.verifying import verify_dataset
 
     with Progress(quiet=options.json) as progress:
-        result = verify_dataset(_root(), options.name, progress)
+        result = api.verify(options.name, progress=progress)
     lines = [f"{options.name}: {result.checked}"]
     lines += [f"  damaged: {problem}" for problem in result.problems]
     if result.problems:
@@ -453,20 +359,28 @@ def _verify(options: argparse.Namespace) -> int:
 
 
 def _report(options: argparse.Namespace) -> int:
-    from eval_ingest.report.command import report
+    from eval_ingest import api
 
-    facts, lines = report(_root(), options.name)
-    _print(options, facts, lines)
+    root = _root()
+    paths = [root.shown(path) for path in api.write_report(options.name)]
+    page = next(path for path in paths if path.endswith("report.html"))
+    lines = [*(f"  {path}" for path in paths), f"look at {page}"]
+    _print(options, {"name": options.name, "files": paths}, lines)
     return 0
 
 
 def _export(options: argparse.Namespace) -> int:
-    from eval_ingest.report.command import export
+    from eval_ingest import api
     from eval_ingest.report.terminal import Progress
 
+    name = options.name
     with Progress(quiet=options.json) as progress:
-        facts, lines = export(_root(), options.name, options.to, options.windows, progress)
-    _print(options, facts, lines)
+        path = api.export(name, options.to, windows=options.windows, progress=progress)
+    lines = [
+        f"{name} is in {path}; its card is {path / 'README.md'}",
+        f'load it: OLMOEARTH_EVAL_DATASETS={path.parent} and EvalDataset("{name}", split="train")',
+    ]
+    _print(options, {"name": name, "path": str(path), "windows": options.windows}, lines)
     return 0
 
 
@@ -520,20 +434,11 @@ def _rebuild(options: argparse.Namespace) -> int:
     return 0
 
 
-def _root() -> Any:
+def _root() -> "EvalRoot":
+    from eval_ingest.api import tidied
     from eval_ingest.settings import Settings
-    from eval_ingest.store.roots.open import open_root
 
-    return _tidied(open_root(Settings.load()))
-
-
-def _tidied(root: "EvalRoot") -> "EvalRoot":
-    """The root, in which no removal is left half done, as far as this user may write."""
-    from eval_ingest.store.registry import finish_removals
-
-    with contextlib.suppress(EvalIngestError):
-        finish_removals(root)
-    return root
+    return tidied(Settings.load())
 
 
 def _print(options: argparse.Namespace, facts: Any, lines: list[str]) -> None:

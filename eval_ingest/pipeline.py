@@ -32,7 +32,7 @@ from eval_ingest.copying.rslearn_files import Samples, remove_copy, write_copy_f
 from eval_ingest.copying.transfer import transfer
 from eval_ingest.copying.verify import look_at
 from eval_ingest.core.copy_config import rslearn_config
-from eval_ingest.core.entry import CopyResult, Metadata, NormStats
+from eval_ingest.core.entry import MAX_HISTORY, CopyResult, Metadata, NormStats, Version
 from eval_ingest.core.eval_settings import EvalSettings
 from eval_ingest.core.fingerprint import fingerprint
 from eval_ingest.core.index import WindowIndex
@@ -220,7 +220,16 @@ def registry_entry(
         same_timesteps=samples.same_timesteps,
         n_bytes=copy.n_bytes + copy.packed_bytes,
         their_entry=job.their_entry,
+        history=_history(old, wanted),
     )
+
+
+def _history(old: Metadata | None, fingerprint: str) -> list[Version]:
+    """The versions before this one; one that is published again is remembered once."""
+    if old is None:
+        return []
+    before = [*old.history, Version.of(old)]
+    return [found for found in before if found.fingerprint != fingerprint][-MAX_HISTORY:]
 
 
 def publish(job: Job, metadata: Metadata) -> None:

@@ -17,7 +17,7 @@ from eval_ingest.store.registry import require_metadata
 from eval_ingest.store.roots.base import EvalRoot
 from eval_ingest.sweep.embed import embed_split
 from eval_ingest.sweep.encoders.pixels import Pixels
-from eval_ingest.sweep.probes import Rows
+from eval_ingest.sweep.rows import Rows
 from eval_ingest_tests.conftest import make_job
 from eval_ingest_tests.support.factories import class_at
 from eval_ingest_tests.support.oracle import rslearn_crops

@@ -28,13 +28,23 @@ class Counting(list[Any]):
         return found
 
 
+class Nothing:
+    """Reads no window."""
+
+    window_bytes = crashed = None
+
+    def __call__(self, shard: Any) -> IndexedShard:
+        names = {name: pa.array([], pa.string()) for name in ("group", "name")}
+        return IndexedShard(pa.table(names))
+
+
 class Places:
-    """What commits are told to be done."""
+    """What a packer is told to be done."""
 
     def __init__(self) -> None:
         self.before: list[int | None] = []
 
-    def add(self, packed: Sequence[tuple[int, PackRow]], before: int | None) -> None:
+    def publish(self, packed: Sequence[tuple[int, PackRow]], before: int | None) -> None:
         self.before.append(before)
 
 
@@ -43,12 +53,11 @@ def test_handing_out_windows_costs_as_much_per_window_however_many_there_are(
 ) -> None:
     shards = 100
     items = Counting((place, None) for place in range(shards * SHARD_WINDOWS - 5))
-    nothing = pa.table({"group": pa.array([], pa.string()), "name": pa.array([], pa.string())})
     places = Places()
     with ThreadPoolExecutor(2) as pool:
         tables, _ = index_windows(
-            lambda shard: IndexedShard(nothing),  # type: ignore[arg-type]
-            items, pool, 2, PartialRows(tmp_path, ""), places, lambda *_: None,  # type: ignore[arg-type]
+            Nothing(), items, pool, 2,  # type: ignore[arg-type]
+            PartialRows(tmp_path, ""), places.publish, lambda *_: None,  # type: ignore[arg-type]
         )  # fmt: skip
     assert len(tables) == shards // 32 + shards % 32
     assert places.before == [n * SHARD_WINDOWS for n in range(1, shards)] + [None]

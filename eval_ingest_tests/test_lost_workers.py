@@ -10,11 +10,14 @@ from typing import Any
 import pytest
 
 from eval_ingest import pipeline
+from eval_ingest.core.entry import CopyResult
 from eval_ingest.core.index import WindowIndex
 from eval_ingest.errors import EngineError
 from eval_ingest.indexing import apart, work
 from eval_ingest.job import open_job
 from eval_ingest.settings import Settings
+from eval_ingest.sources.base import SourceFile
+from eval_ingest.sources.local import LocalSource
 from eval_ingest_tests.conftest import make_job
 
 Reader = Callable[..., Any]
@@ -120,3 +123,60 @@ def test_a_machine_that_ends_every_process_stops_the_run_with_its_cure(
     with pytest.raises(EngineError, match=r"a worker process was killed.*EVAL_INGEST_WORKERS"):
         index(set())
     assert len(list((tmp_path / "killed").iterdir())) < 40
+
+
+# ------------------------------------------------------------------------------------- copying
+
+
+class DeadlyRead(LocalSource):
+    """A folder; reading a file of one window ends the process, always or so many times."""
+
+    name = ""
+    times = 0
+    folder = Path()
+
+    def read(self, group: str, name: str, file: SourceFile) -> bytes:
+        killed = len(list(self.folder.iterdir()))
+        if name == self.name and killed < self.times:
+            (self.folder / f"{killed}-{os.getpid()}").touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().read(group, name, file)
+
+
+@pytest.fixture
+def copying(
+    small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[[str, int], CopyResult]:
+    """Copies the small dataset with two processes; reading one window ends some."""
+    (tmp_path / "killed").mkdir()
+    monkeypatch.setattr("eval_ingest.copying.transfer._TASK_WINDOWS", 3)
+
+    def run(name: str, times: int) -> CopyResult:
+        job = make_job(small, tmp_path / "root")
+        index = pipeline.run_stage(job, "window_index").value
+        splits = pipeline.run_stage(job, "split_assignment").value
+        source = DeadlyRead(str(small))
+        for attribute, value in (("name", name), ("times", times), ("folder", tmp_path / "killed")):
+            object.__setattr__(source, attribute, value)
+        settings = Settings(eval_root=str(tmp_path / "root"), workers=2, engine="processes")
+        with pipeline.dataset_lock(job):
+            return pipeline.weka_copy(replace(job, source=source, settings=settings), index, splits)
+
+    return run
+
+
+@pytest.mark.parametrize("times", [1, 2])
+def test_a_copy_that_loses_workers_goes_on(
+    copying: Callable[[str, int], CopyResult], sound: WindowIndex, times: int, tmp_path: Path
+) -> None:
+    copied = copying(names_of(sound)[4], times)
+    assert copied.n_copied == sum(found.count for found in copied.splits.values()) > 4
+    assert len(list((tmp_path / "killed").iterdir())) == times
+
+
+def test_a_window_that_ends_every_process_that_copies_it_is_named(
+    copying: Callable[[str, int], CopyResult], sound: WindowIndex
+) -> None:
+    name = names_of(sound)[4]
+    with pytest.raises(EngineError, match=rf"{name} was valid when it was indexed.*run again"):
+        copying(name, 1000)

@@ -128,7 +128,7 @@ def test_of_a_file_that_was_cut_off_the_whole_entries_and_those_of_the_copy_stay
 
 
 def test_an_entry_takes_more_keys_and_keeps_its_own() -> None:
-    raw = extended('{"a": 1e-05, "b": [1,2], "c": NaN}', {"b": [3], "c": 5, "d": {"e": 1}}, ["c"])
+    raw = extended('{"a": 1e-05, "b": [1,2], "c": NaN}', {"c": 5, "d": {"e": 1}})
     entry = Entry("x", '"x"', raw)
     assert entry.value == {"a": 1e-05, "b": [1, 2], "c": 5, "d": {"e": 1}}
     assert '"a": 1e-05' in raw and '"b": [1,2]' in raw

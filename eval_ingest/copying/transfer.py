@@ -1,11 +1,17 @@
 """One pass over the windows that are in a split: copied to the eval root, and packed."""
 
-from collections.abc import Container, Sequence
+import contextlib
+import shutil
+import tempfile
+from collections.abc import Container, Iterator, Sequence
 from concurrent.futures import Executor
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
+from itertools import chain
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
 from eval_ingest.copying.places import Key, Place, places_in_splits
@@ -19,21 +25,20 @@ from eval_ingest.core.resolved import CropGrid, ResolvedConfig
 from eval_ingest.core.spec import SPLITS
 from eval_ingest.core.splits import SplitAssignment
 from eval_ingest.engine import executor, map_ordered
-from eval_ingest.errors import StoreError
-from eval_ingest.indexing.packer import pack_rows
+from eval_ingest.errors import EngineError, StoreError
+from eval_ingest.indexing.apart import Apart
+from eval_ingest.indexing.packer import Packer, pack_rows
 from eval_ingest.job import Job
+from eval_ingest.store.atomic import store_error, umask
 from eval_ingest.store.manifest import CopiedWindow, Manifest
 from eval_ingest.store.room import window_bytes
 from eval_ingest.store.roots.base import DatasetStore
 from eval_ingest.store.seal import unless_damaged
-from eval_ingest.store.shards import ShardWriter, plan_arrays, read_shard, shard_names
+from eval_ingest.store.shards import ShardWriter, read_shard, shard_names
 from eval_ingest.store.split_index import TARGET, Crops, timestamps_column, write_split_index
 from eval_ingest.store.window_files import Windows
 
 _TASK_WINDOWS = 16
-_UNPACKED = ""
-"""Stands for the shard of samples that are read from the source."""
-
 _MOVED_TOGETHER = 256
 """Windows whose split is changed between two notes in the journal."""
 
@@ -53,8 +58,9 @@ def transfer(
     store, mode = job.store, job.spec.copy_mode
     places = places_in_splits(index, splits)
     if mode == "index":
-        return _write_split_indexes(job, index, places, None, stage_fingerprint)
-    packed = _packed_already(store, index.row_key)
+        unpacked = _Lying.in_source(index, places, job.config)
+        return _write_split_indexes(job, index, places, unpacked, stage_fingerprint)
+    lying = _Lying.in_shards(store, index.row_key)
     manifest, windows = Manifest(store.layout, store.send), store.windows
     to_copy = set()
     if mode == "windows":
@@ -63,22 +69,23 @@ def transfer(
         windows.clear((group, name) for group, name, _ in to_copy)
         _move_between_splits(places, to_copy, manifest, windows)
 
-    new = [place for place in places if place.key not in packed]
-    _require_room(store, index, job.config, places, to_copy, new)
+    new = [place for place in places if place.key not in lying.rows]
     total = len({place.key for place in new} | to_copy)
     if total:
         job.source.ensure_listed(sorted({p.group for p in places}), job.config.layer_names)
     with executor(job.settings, total) as pool:
         placing = _Placing(job, windows, manifest, pool, total)
-        for chunk in _shards(index, job.config, new, store.shard_bytes):
-            packed |= _pack(placing, chunk, index, to_copy)
-            to_copy -= {place.key for place in chunk}
-        placing.place([(place, None, True) for place in places if place.key in to_copy])
+        _pack(placing, index, places, new, to_copy)
+        done = {place.key for place in new}
+        left = [p for p in places if p.key in to_copy and p.key not in done]
+        placing.place([(place, None, True) for place in left])
     if mode == "windows":
         windows.keep_only(manifest.windows)
         manifest.close()
 
-    result = _write_split_indexes(job, index, places, packed, stage_fingerprint)
+    if new:
+        lying = _Lying.in_shards(store, index.row_key)
+    result = _write_split_indexes(job, index, places, lying, stage_fingerprint)
     if mode != "windows":
         return result
     copied_bytes = sum(copied.n_bytes for copied in manifest.windows.values())
@@ -101,44 +108,111 @@ class _Placing:
         batches = (work[k : k + _TASK_WINDOWS] for k in range(0, len(work), _TASK_WINDOWS))
         in_flight = 2 * self.job.settings.workers
         what = "windows copied" if writer is None else "windows copied and packed"
-        for copied in map_ordered(self._pool, task, batches, in_flight):
+        apart = Apart[ToPlace, list[CopiedWindow]](task, lambda all_: [*chain(*all_)], _lost)
+        for copied in map_ordered(self._pool, task, batches, in_flight, apart):
             self._manifest.add(copied)
             self._done = min(self._done + _TASK_WINDOWS, self._total)
             self.job.progress(what, self._done, self._total)
 
 
+def _lost(item: ToPlace, why: str) -> list[CopiedWindow]:
+    place = item[0]
+    raise EngineError(
+        f"{place.group}/{place.name} was valid when it was indexed, and now {why}; free memory, "
+        "or leave the window out of the source, and run again: it goes on where it stopped"
+    )
+
+
 def _pack(
-    placing: _Placing, chunk: list[Place], index: WindowIndex, to_copy: Container[Key]
-) -> dict[Key, tuple[str, int]]:
-    """Pack some windows into a shard of their own, and copy those to copy; where each lies."""
-    store, config = placing.job.store, placing.job.config
-    rows = pack_rows(index.table, [place.row for place in chunk], config)
-    writer = ShardWriter.create(store.layout.samples, plan_arrays(config, rows))
+    placing: _Placing,
+    index: WindowIndex,
+    places: Sequence[Place],
+    new: Sequence[Place],
+    to_copy: Container[Key],
+) -> None:
+    """Pack some windows, and copy those of them that are to be copied."""
+    job, store = placing.job, placing.job.store
+    rows = pack_rows(index.table, [place.row for place in new], job.config)
+    with _scratch(store.layout.samples) as folder:
+        packer = Packer(folder, job.config, rows, store.shard_bytes)
+        _require_room(store, index, places, to_copy, packer.n_bytes)
+        packer.create()
+        for writer, here in packer.shards:
+            first = here.start
+            placing.place([(new[k], k - first, new[k].key in to_copy) for k in here], writer)
+            packer.publish(store, index.row_key, [(k, rows[k]) for k in here], here.stop)
+
+
+@contextlib.contextmanager
+def _scratch(samples: Path) -> Iterator[Path]:
+    """A folder that is removed in the end; by the next run, if this one is killed."""
     try:
-        work: list[ToPlace] = [
-            (place, row, place.key in to_copy) for row, place in enumerate(chunk)
-        ]
-        placing.place(work, writer)
-        name = fingerprint(index.row_key, [place.key for place in chunk])
-        name = writer.commit(store, name, index.row_key, list(enumerate(rows)))
-    except BaseException:
-        writer.abandon()
-        raise
-    return {place.key: (name, row) for row, place in enumerate(chunk)}
+        samples.mkdir(parents=True, exist_ok=True)
+        folder = Path(tempfile.mkdtemp(prefix=".shard.", suffix=".tmp", dir=samples))
+        folder.chmod(0o777 & ~umask())
+    except OSError as error:
+        raise store_error(samples, "making a shard of samples in", error) from error
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
-def _packed_already(store: DatasetStore, row_key: str) -> dict[Key, tuple[str, int]]:
-    """Where samples lie in the shards that are there: key to (shard, row)."""
-    packed = {}
-    for shard in shard_names(store.layout.samples):
-        found = unless_damaged(partial(read_shard, store, shard, row_key))
-        if found is None:
-            continue
-        table, _ = found
-        columns = (table[name].to_pylist() for name in ("group", "name", "source_digest", "row"))
-        for group, name, digest, row in zip(*columns, strict=True):
-            packed[group, name, digest] = (shard, row)
-    return packed
+@dataclass(frozen=True)
+class _Lying:
+    """Where the samples lie: a row each, with what a shard's index says of it."""
+
+    shards: list[Shard]
+    table: pa.Table
+    """The shards' indexes, one after the other, and in `shard` the number of each."""
+    rows: dict[Key, int]
+    """In the table, by window."""
+
+    @classmethod
+    def in_shards(cls, store: DatasetStore, row_key: str) -> "_Lying":
+        """The shards that are there and were packed by this row key."""
+        shards: list[Shard] = []
+        tables: list[pa.Table] = []
+        for name in shard_names(store.layout.samples):
+            found = unless_damaged(partial(read_shard, store, name, row_key))
+            if found is not None:
+                table, arrays = found
+                number = pa.array(np.full(table.num_rows, len(shards), np.int32))
+                tables.append(table.append_column("shard", number))
+                shards.append(Shard(name=name, rows=table.num_rows, arrays=arrays))
+        table = pa.concat_tables(tables) if tables else pa.table({name: [] for name in _KEY})
+        return cls(shards, table, _by_key(table))
+
+    @classmethod
+    def in_source(
+        cls, index: WindowIndex, places: Sequence[Place], config: ResolvedConfig
+    ) -> "_Lying":
+        """Samples that stay in the source, with what a shard's index would say of them."""
+        steps = [f"{modality.name}.timesteps" for modality in config.modalities]
+        table = index.table.select([*_KEY, "height", "width", *steps])
+        table = table.take(pa.array([place.row for place in places], pa.int64()))
+        nothing = np.zeros(len(places), np.int64)
+        for name in (*(modality.name for modality in config.modalities), TARGET):
+            table = table.append_column(f"{name}.offset", pa.array(nothing))
+        for name in ("shard", "row"):
+            table = table.append_column(name, pa.array(nothing - 1))
+        return cls([], table, _by_key(table))
+
+    def of(self, places: Sequence[Place]) -> pa.Table:
+        """What is known of some samples, in their order."""
+        return self.table.take(pa.array([self.rows[place.key] for place in places], pa.int64()))
+
+    def used(self, places: Sequence[Place]) -> list[int]:
+        """The numbers of the shards that some samples lie in."""
+        return sorted(set(self.of(places)["shard"].to_pylist()) - {-1})
+
+
+_KEY = ("group", "name", "source_digest")
+
+
+def _by_key(table: pa.Table) -> dict[Key, int]:
+    keys = zip(*(table[name].to_pylist() for name in _KEY), strict=True)
+    return {key: row for row, key in enumerate(keys)}
 
 
 def _is_copied(place: Place, manifest: Manifest, windows: Windows) -> bool:
@@ -184,38 +258,18 @@ def _measured_again(
     return list(known.values())
 
 
-def _shards(
-    index: WindowIndex, config: ResolvedConfig, places: Sequence[Place], shard_bytes: int
-) -> list[list[Place]]:
-    """Consecutive places whose samples together stay below that many bytes."""
-    shards: list[list[Place]] = []
-    size = 0
-    rows = pack_rows(index.table, [place.row for place in places], config)
-    for place, row in zip(places, rows, strict=True):
-        n_bytes = sum(plan.n_bytes for plan in plan_arrays(config, [row]))
-        if not shards or size + n_bytes > shard_bytes:
-            shards.append([])
-            size = 0
-        shards[-1].append(place)
-        size += n_bytes
-    return shards
-
-
 def _require_room(
     store: DatasetStore,
     index: WindowIndex,
-    config: ResolvedConfig,
     places: Sequence[Place],
     to_copy: Container[Key],
-    new: Sequence[Place],
+    packed_bytes: int,
 ) -> None:
     """Raise StoreError if the disk has no room for what is to be copied and packed."""
     sizes, files = (numbers(index.table[name], 0) for name in ("n_bytes", "n_files"))
     copied = [place.row for place in places if place.key in to_copy]
-    rows = pack_rows(index.table, [place.row for place in new], config)
     store.require_room(
-        window_bytes(int(sizes[copied].sum()), int(files[copied].sum())),
-        sum(plan.n_bytes for plan in plan_arrays(config, rows)) if rows else 0,
+        window_bytes(int(sizes[copied].sum()), int(files[copied].sum())), packed_bytes
     )
 
 
@@ -223,31 +277,20 @@ def _write_split_indexes(
     job: Job,
     index: WindowIndex,
     places: Sequence[Place],
-    packed: dict[Key, tuple[str, int]] | None,
+    lying: _Lying,
     stage_fingerprint: str,
 ) -> CopyResult:
-    """The three split indexes; `packed` is None where samples are read from the source."""
+    """The three split indexes."""
     layout, config = job.layout, job.config
-    used = sorted({packed[place.key][0] for place in places}) if packed is not None else []
-    tables = {}
-    shards = []
-    packed_bytes = 0
-    for shard in used:
-        found = read_shard(job.store, shard, index.row_key)
-        assert found is not None, f"shard {shard} was listed as packed"
-        tables[shard], arrays = found
-        packed_bytes += sum(array.n_bytes for array in arrays.values())
-        shards.append(Shard(name=shard, rows=tables[shard].num_rows, arrays=arrays))
+    used = lying.used(places)
+    shards = [lying.shards[number] for number in used]
     files = {}
-    lookup = {shard: _by_row(table) for shard, table in tables.items()}
-    if packed is None:
-        packed = {place.key: (_UNPACKED, row) for row, place in enumerate(places)}
-        lookup = {_UNPACKED: _shapes_by_row(index, config, places)}
     for split in SPLITS:
         rows = [place for place in places if place.split == split]
-        columns = _columns(config, index, rows, packed, used, lookup)
+        columns = _columns(config, index, rows, lying, used)
         # With the shards: packed anew, the same windows may lie elsewhere.
-        short = fingerprint(SPLIT_INDEX_VERSION, stage_fingerprint, split, used)
+        named = [shard.name for shard in shards]
+        short = fingerprint(SPLIT_INDEX_VERSION, stage_fingerprint, split, named)
         path = layout.split_index(split, short)
         crops = _crops(config, config.all_crops.get(split), index, [place.row for place in rows])
         write_split_index(path, [m.name for m in config.modalities], columns, crops)
@@ -263,7 +306,7 @@ def _write_split_indexes(
         splits=files,
         n_copied=0,
         n_bytes=0,
-        packed_bytes=packed_bytes,
+        packed_bytes=sum(a.n_bytes for shard in shards for a in shard.arrays.values()),
     )
 
 
@@ -292,55 +335,26 @@ def _crops(
 def _columns(
     config: ResolvedConfig,
     index: WindowIndex,
-    rows: Sequence[Place],
-    packed: dict[Key, tuple[str, int]],
-    shards: Sequence[str],
-    lookup: dict[str, dict[str, dict[int, Any]]],
+    places: Sequence[Place],
+    lying: _Lying,
+    used: Sequence[int],
 ) -> dict[str, Any]:
     """The columns of a split's index: see `store.split_index.split_index_schema`."""
-    number = {shard: k for k, shard in enumerate(shards)} | {_UNPACKED: -1}
-    where = [packed[place.key] for place in rows]
-    columns: dict[str, Any] = {
-        "group": [place.group for place in rows],
-        "name": [place.name for place in rows],
-        "shard": [number[shard] for shard, _ in where],
-        "row": [-1 if shard == _UNPACKED else row for shard, row in where],
-    }
-    if _UNPACKED in lookup:
-        columns["source_digest"] = [place.source_digest for place in rows]
+    table = lying.of(places)
+    number = {shard: k for k, shard in enumerate(used)}
+    columns: dict[str, Any] = {name: table[name] for name in ("group", "name", "row")}
+    columns["shard"] = [number.get(shard, -1) for shard in table["shard"].to_pylist()]
+    if not lying.shards:
+        columns["source_digest"] = table["source_digest"]
     for name in ("height", "width"):
-        columns[name] = [lookup[s][name][r] for s, r in where]
-    for name in [*(m.name for m in config.modalities), TARGET]:
-        columns[f"{name}.offset"] = [lookup[s][f"{name}.offset"][r] for s, r in where]
-    windows = [place.row for place in rows]
-    for modality in config.modalities:
-        name = f"{modality.name}.timesteps"
-        columns[name] = [lookup[s][name][r] for s, r in where]
-        stamps = timestamps_column(index.table, modality.name, windows, columns[name])
-        columns[f"{modality.name}.timestamps"] = stamps
-    return columns
-
-
-def _by_row(table: pa.Table) -> dict[str, dict[int, Any]]:
-    """A shard index's columns, each by the row in the shard."""
-    rows = table["row"].to_pylist()
-    return {
-        name: dict(zip(rows, table[name].to_pylist(), strict=True)) for name in table.column_names
-    }
-
-
-def _shapes_by_row(
-    index: WindowIndex, config: ResolvedConfig, places: Sequence[Place]
-) -> dict[str, dict[int, Any]]:
-    """What a shard's index would say about samples that are in none, each by its place."""
-    rows = list(enumerate(pack_rows(index.table, [place.row for place in places], config)))
-    columns: dict[str, dict[int, Any]] = {
-        "height": {k: row.height for k, row in rows},
-        "width": {k: row.width for k, row in rows},
-        f"{TARGET}.offset": dict.fromkeys(range(len(rows)), 0),
-    }
+        columns[name] = table[name]
+    windows = [place.row for place in places]
     for modality in config.modalities:
         name = modality.name
-        columns[f"{name}.offset"] = dict.fromkeys(range(len(rows)), 0)
-        columns[f"{name}.timesteps"] = {k: row.timesteps[name] for k, row in rows}
+        columns[f"{name}.offset"] = table[f"{name}.offset"]
+        columns[f"{name}.timesteps"] = steps = table[f"{name}.timesteps"]
+        columns[f"{name}.timestamps"] = timestamps_column(
+            index.table, name, windows, numbers(steps)
+        )
+    columns[f"{TARGET}.offset"] = table[f"{TARGET}.offset"]
     return columns

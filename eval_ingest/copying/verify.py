@@ -14,7 +14,7 @@ from eval_ingest.store.manifest import CopiedWindow, Manifest
 from eval_ingest.store.outcomes import read_copy
 from eval_ingest.store.paths import RSLEARN_INDEX, DatasetLayout
 from eval_ingest.store.roots.base import DatasetStore
-from eval_ingest.store.seal import again, read_sealed
+from eval_ingest.store.seal import cure_for, read_sealed
 from eval_ingest.store.tables import read_facts
 from eval_ingest.store.window_files import Measured
 
@@ -128,13 +128,13 @@ def _damage(
 
 
 def _check_table(store: DatasetStore, path: Path) -> None:
-    cure = again(store.name)
+    cure = cure_for(store.name)
     if store.read(path, lambda: read_sealed(path, cure)) is None:
         raise IntegrityError(f"{path} is missing", cure)
 
 
 def _check_file(store: DatasetStore, path: Path, crc32c: str) -> None:
-    store.read(path, lambda: check_file(path, crc32c, again(store.name)))
+    store.read(path, lambda: check_file(path, crc32c, cure_for(store.name)))
 
 
 def _tables(layout: DatasetLayout, named: Metadata | CopyResult) -> list[Path]:

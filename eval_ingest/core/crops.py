@@ -87,7 +87,7 @@ class Cut:
             height, width = padded_size(self.pad, height, width)
         return max(height - self.side, 0), max(width - self.side, 0)
 
-    def part(self, corner: Corner) -> tuple[slice, slice]:
+    def crop_slices(self, corner: Corner) -> tuple[slice, slice]:
         """The rows and columns of a window's arrays that a sample is made of."""
         side = self.side if self.grid is None else self.grid.size
         if side is None or self._pads_first:
@@ -122,7 +122,7 @@ class Cut:
         if self._pads_first and self.side is not None:
             rows, columns = (slice(start, start + self.side) for start in corner)
             return apply_pad(stored, pad, fill)[rows, columns]
-        part = stored[self.part(corner)]
+        part = stored[self.crop_slices(corner)]
         if self.grid is not None:
             part = fill_up(part, self.grid.size, fill)
         return apply_pad(part, pad, fill)

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -12,6 +12,9 @@ from eval_ingest.core.spec import SPLIT_OPTION, SPLITS, DatasetSpec
 
 METADATA_VERSION = 2
 SPLIT_INDEX_VERSION = 2
+
+MAX_HISTORY = 50
+"""Versions that are remembered."""
 
 BandStatsTable = dict[str, dict[str, dict[str, float]]]
 """{modality: {band: {mean, std, min, max}}}, in stored units; Sentinel-1 in dB."""
@@ -97,6 +100,29 @@ class CopyResult(_Model):
     packed_bytes: int
 
 
+class Version(_Model):
+    """What is remembered of a version that was published."""
+
+    fingerprint: str
+    published_at: str
+    counts: dict[str, int]
+    """Samples a split."""
+    invalid: int
+    """Windows."""
+    verdict: str
+
+    @classmethod
+    def of(cls, metadata: "Metadata") -> Self:
+        """The version that this metadata is of."""
+        return cls(
+            fingerprint=metadata.fingerprint,
+            published_at=metadata.published_at,
+            counts={split: found.count for split, found in metadata.splits.items()},
+            invalid=sum(metadata.invalid.values()),
+            verdict=str(metadata.quality.get("verdict", "")),
+        )
+
+
 class Metadata(_Model):
     """metadata.json: everything about an ingested dataset."""
 
@@ -133,6 +159,8 @@ class Metadata(_Model):
     n_bytes: int = 0
     their_entry: str = ""
     """Of an adopted dataset: the JSON of its entry in registry.json before we added to it."""
+    history: list[Version] = Field(default_factory=list)
+    """The versions before this one, the oldest first."""
 
 
 OURS_ALONE = ("copy", "eval", "verdict", "fingerprint", "ingested_at")

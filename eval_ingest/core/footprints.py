@@ -85,13 +85,6 @@ class Footprints:
             )
         )
 
-    def within(
-        self, rows: NDArray[np.int64], of: NDArray[np.int64], distance_m: float
-    ) -> NDArray[np.bool_]:
-        """True per row of `rows` that has one of `of` within the distance on the ground."""
-        nearest, _ = self.nearest(rows, of, distance_m)
-        return np.isin(rows, nearest)
-
     def nearest(
         self, rows: NDArray[np.int64], of: NDArray[np.int64], distance_m: float
     ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

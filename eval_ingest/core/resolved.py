@@ -32,16 +32,19 @@ GEOTIFF = StoredFormat(name="geotiff")
 GEOJSON = StoredFormat(name="geojson")
 
 
-def _with_format(old: Any, flag: str) -> Any:
-    """The fields of a layer or band set, also as they were kept when only one format had a name."""
-    if not isinstance(old, dict) or flag not in old:
-        return old
-    if not old[flag]:
-        raise ValueError("its format isn't recorded; ingest the dataset anew")
-    return {key: value for key, value in old.items() if key != flag}
+class _Stored(_Frozen):
+    """What has a format; also read as it was kept when only one format had a name."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_flag(cls, old: Any) -> Any:
+        flags = {"geotiff", "geojson"}.intersection(old) if isinstance(old, dict) else set()
+        if not all(old[flag] for flag in flags):
+            raise ValueError("its format isn't recorded; ingest the dataset anew")
+        return {key: value for key, value in old.items() if key not in flags} if flags else old
 
 
-class BandSet(_Frozen):
+class BandSet(_Stored):
     """One raster file per item group: the bands that are stored together."""
 
     bands: tuple[str, ...]
@@ -71,13 +74,8 @@ class BandSet(_Frozen):
         """False: in a format that is read through rslearn."""
         return self.geotiff or self.numpy
 
-    @model_validator(mode="before")
-    @classmethod
-    def _old(cls, value: Any) -> Any:
-        return _with_format(value, "geotiff")
 
-
-class Layer(_Frozen):
+class Layer(_Stored):
     """A layer of config.json that some input reads."""
 
     name: str
@@ -95,11 +93,6 @@ class Layer(_Frozen):
     def geojson(self) -> bool:
         """Stored as rslearn's GeojsonVectorFormat."""
         return self.format.name == "geojson"
-
-    @model_validator(mode="before")
-    @classmethod
-    def _old(cls, value: Any) -> Any:
-        return _with_format(value, "geojson")
 
 
 class LayerRead(_Frozen):
@@ -201,13 +194,10 @@ class SplitSelector(_Frozen):
 
     def selects(self, group: str, name: str, options: dict[str, object]) -> bool:
         """True if a window of this group, name and options is selected."""
-        if self.groups and group not in self.groups:
-            return False
-        if self.names and name not in self.names:
-            return False
-        return all(
-            key in options and (not value or options[key] == value)
-            for key, value in self.tags.items()
+        return (
+            (not self.groups or group in self.groups)
+            and (not self.names or name in self.names)
+            and all(k in options and (not v or options[k] == v) for k, v in self.tags.items())
         )
 
 
@@ -283,14 +273,8 @@ class ResolvedConfig(_Frozen):
 
     def layer(self, name: str) -> Layer:
         """The layer of that name; KeyError if no input reads it."""
-        for layer in self.layers:
-            if layer.name == name:
-                return layer
-        raise KeyError(name)
+        return {layer.name: layer for layer in self.layers}[name]
 
     def modality(self, name: str) -> ModalityInput:
         """The modality of that name; KeyError if the dataset doesn't have it."""
-        for modality in self.modalities:
-            if modality.name == name:
-                return modality
-        raise KeyError(name)
+        return {modality.name: modality for modality in self.modalities}[name]

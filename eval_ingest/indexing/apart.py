@@ -1,26 +1,19 @@
-"""Windows whose worker process was lost, read again one at a time where no other can be lost.
+"""Windows whose worker process was lost, taken again one at a time where no other can be lost.
 
 What belongs here: telling the window that ends its process from a process that something else
-ended. What doesn't: handing out windows (build.py), reading them (work.py).
+ended. What doesn't: handing windows out (build.py, copying/transfer.py), and reading them.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import BrokenExecutor
+from typing import Generic, TypeVar
 
-import pyarrow as pa
-
-from eval_ingest.core.index import index_schema
-from eval_ingest.core.validate import Problem
 from eval_ingest.decoding.isolation import limit_memory
-from eval_ingest.decoding.judge import WindowSample
 from eval_ingest.engine import Processes
 from eval_ingest.errors import EngineError, MachineError
-from eval_ingest.indexing.rows import index_row
-from eval_ingest.indexing.work import IndexedShard, IndexTask
-from eval_ingest.sources.base import Listed
 
-Item = tuple[int, Listed]
-"""A window with its place among the samples."""
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 TRIES = 3
 """Processes that a window has to end, each fresh and its own: an OOM killer may strike twice."""
@@ -39,26 +32,40 @@ _CURE = (
 )
 
 
-class Apart:
-    """Indexes windows that lost workers were at; those that end every process are invalid."""
+class Apart(Generic[Item, Result]):
+    """Does what lost workers were at, window by window.
 
-    def __init__(self, task: IndexTask) -> None:
-        self._task = task
-        self._crashed = self._in_a_row = self._unexplained = 0
+    Args:
+        task: what workers do with some windows; a window alone is a list of one.
+        joined: puts the results of a list's windows together.
+        lost: what becomes of a window that ends every process, and why.
+        window_bytes: that a window may have; None: it has shown that it may.
+    """
 
-    def __call__(self, shards: Sequence[Sequence[Item]]) -> list[IndexedShard]:
-        """What became of the windows of some shards.
+    def __init__(
+        self,
+        task: Callable[[list[Item]], Result],
+        joined: Callable[[list[Result]], Result],
+        lost: Callable[[Item, str], Result],
+        window_bytes: int | None = None,
+    ) -> None:
+        self._task, self._joined, self._lost = task, joined, lost
+        self._most = None if window_bytes is None else MEMORY_FACTOR * window_bytes
+        self._ended = self._in_a_row = self._unexplained = 0
+
+    def __call__(self, batches: Sequence[Sequence[Item]]) -> list[Result]:
+        """What became of the windows of some lists.
 
         Raises:
             EngineError: processes are lost whatever they read.
         """
-        before = self._crashed
+        before = self._ended
         with Processes(1) as process:
             try:
-                found = [_joined([self._one(process, item) for item in shard]) for shard in shards]
+                found = [self._joined([self._one(process, w) for w in batch]) for batch in batches]
             finally:
                 process.kill()
-        self._unexplained += self._crashed == before
+        self._unexplained += self._ended == before
         if self._unexplained > UNEXPLAINED:
             raise EngineError(
                 f"a worker process was killed, {self._unexplained} times and by no window that it "
@@ -66,56 +73,50 @@ class Apart:
             )
         return found
 
-    def _one(self, process: Processes, item: Item) -> IndexedShard:
+    def _one(self, process: Processes, item: Item) -> Result:
         for _ in range(TRIES):
             try:
-                found = process.submit(_index_one, self._task, item).result(SECONDS)
+                done = process.submit(_alone, self._task, item, self._most)
+                found: Result | _NoMemory = done.result(SECONDS)
             except TimeoutError:
                 process.renew()
-                return self._invalid(item, f"reading it took more than {SECONDS:.0f} s")
+                return self._gone(item, f"reading it took more than {SECONDS:.0f} s")
             except BrokenExecutor:
                 process.renew()
                 continue
             self._in_a_row = 0
-            if isinstance(found, IndexedShard):
-                return found
-            return self._invalid(item, f"reading it takes more than {found >> 20} MiB of memory")
+            if isinstance(found, _NoMemory):
+                return self._gone(item, f"reading it takes more than {found >> 20} MiB of memory")
+            return found
         self._in_a_row += 1
         if self._in_a_row >= IN_A_ROW:
             raise EngineError(
                 f"a worker process was killed, and so was that of each of {IN_A_ROW} windows in a "
-                f"row that were read alone, the last {item[1].group}/{item[1].name}, {_CURE}"
+                f"row that were read alone, {_CURE}"
             )
-        return self._invalid(item, f"reading it alone ended {TRIES} processes")
+        return self._gone(item, f"reading it alone ended {TRIES} processes")
 
-    def _invalid(self, item: Item, why: str) -> IndexedShard:
-        self._crashed += 1
-        task, listed = self._task, item[1]
-        files = task.source.window(listed.group, listed.name, task.config.layer_names)
-        sample = WindowSample(files, problems=[Problem("window_crashes", why)])
-        row = index_row(sample, task.config, task.judged_by)
-        return IndexedShard(pa.Table.from_pylist([row], schema=index_schema(task.config)))
+    def _gone(self, item: Item, why: str) -> Result:
+        self._ended += 1
+        return self._lost(item, why)
 
 
-def _index_one(task: IndexTask, item: Item) -> IndexedShard | int:
-    """Runs in a process of its own: the window's row, or the bytes that don't suffice."""
-    most = MEMORY_FACTOR * task.window_bytes
+class _NoMemory(int):
+    """So many bytes of memory don't suffice."""
+
+
+def _alone(
+    task: Callable[[list[Item]], Result], item: Item, most: int | None
+) -> "Result | _NoMemory":
+    """Runs in a process of its own: what the task gives."""
     limit_memory(most)
     try:
         return task([item])
     except MachineError as error:
-        if not isinstance(error.__cause__, MemoryError):
+        if most is None or not isinstance(error.__cause__, MemoryError):
             raise
-        return most
+        return _NoMemory(most)
     except MemoryError:
-        return most
+        return _NoMemory(most or 0)
     finally:
         limit_memory(None)
-
-
-def _joined(shards: Sequence[IndexedShard]) -> IndexedShard:
-    return IndexedShard(
-        pa.concat_tables([shard.table for shard in shards]),
-        [window for shard in shards for window in shard.filtered_out],
-        [packed for shard in shards for packed in shard.packed],
-    )

@@ -2,24 +2,25 @@
 
 import hashlib
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from eval_ingest.core.fingerprint import fingerprint
-from eval_ingest.core.index import INDEX_VERSION, WindowIndex, row_key
+from eval_ingest.core.index import INDEX_VERSION, WindowIndex, index_schema
 from eval_ingest.core.resolved import ResolvedConfig
 from eval_ingest.engine import Progress, executor, map_ordered
 from eval_ingest.indexing.apart import Apart
-from eval_ingest.indexing.packer import Commits, Packer, pack_rows
+from eval_ingest.indexing.packer import Packer, fresh_packer, pack_rows, resumed_packer
 from eval_ingest.indexing.partial import PartialRows, PartTable
 from eval_ingest.indexing.rows import add_geometry
 from eval_ingest.indexing.wanted import WindowFilter, enough, list_windows, wanted_groups
-from eval_ingest.indexing.work import IndexTask
+from eval_ingest.indexing.work import IndexedShard, IndexTask
 from eval_ingest.job import Job
 from eval_ingest.sources.base import Listed
 from eval_ingest.sources.local import LocalSource
@@ -32,6 +33,12 @@ SHARD_WINDOWS = 64
 
 _JOINED = 32
 """Tables of shards that are put together: each by itself takes twice the room of its rows."""
+
+_LOOK_AT = 16
+"""Windows of which the first valid one is looked for."""
+
+Publish = Callable[[Iterable[tuple[int, PackRow]], int | None], None]
+"""Told what was packed, with its places, and before which place all is done; None: all is."""
 
 
 def index_source(job: Job) -> WindowIndex:
@@ -142,6 +149,10 @@ class IndexWork:
         ]
 
 
+def _nothing(packed: Iterable[tuple[int, PackRow]], before: int | None) -> None:
+    """Nothing is packed."""
+
+
 def _take(table: pa.Table, rows: Sequence[int]) -> pa.Table:
     return table.take(pa.array(rows, pa.int64()))  # an empty list would be of type null
 
@@ -193,72 +204,70 @@ def _build(
     if to_read:
         groups = sorted({window.group for _, window in to_read})
         job.source.ensure_listed(groups, job.config.layer_names)
-    packer = commits = None
+    publish: Publish = _nothing
     try:
         with executor(job.settings, len(to_read)) as pool:
-            if job.spec.max_samples is None and task.copy_mode != "index":
-                packer = make_packer(
-                    task, work.new, work.known, parts.packing, job.store.shard_bytes, pool
-                )
+            parts.packer = packer = _packer(job, task, work, parts.packing, pool)
             if packer is not None:
-                commits = Commits(packer, job.store, job.row_key, work.packed(packer, job.config))
-                job.store.require_room(0, len(to_read) * packer.row_bytes)
-            parts.packer = packer
+                publish = partial(packer.publish, job.store, job.row_key)
+                publish(work.packed(packer, job.config), 0)
+                job.store.require_room(0, packer.n_bytes * len(to_read) // len(work.new))
             tables, filtered_out = index_windows(
-                replace(task, packer=packer), to_read, pool, job.settings.workers, parts, commits,
+                replace(task, packer=packer), to_read, pool, job.settings.workers, parts, publish,
                 job.progress,
             )  # fmt: skip
     finally:
         parts.flush()  # kept until the index itself is on disk: see finish_index
-    if commits is not None:
-        commits.add([], before=None)
-    empty = WindowIndex.empty(job.config, "", job.row_key).table
+    publish([], None)
+    empty = index_schema(job.config).empty_table()
     table = pa.concat_tables([empty, *work.kept, *tables])
     tables.clear()  # as many bytes again, as soon as they are sorted
-    table = table.sort_by([("group", "ascending"), ("name", "ascending")])
-    table = add_geometry(table)
+    table = add_geometry(table.sort_by([("group", "ascending"), ("name", "ascending")]))
     if not listed:
-        columns = (table[name].to_pylist() for name in ("group", "name", "source_digest"))
-        listed = [*map(Listed, *columns), *filtered_out]
+        listed = [*_rows_by_window(table), *filtered_out]
     extra = {"n_filtered_out": len(filtered_out), "n_read": len(work.new)}
     wanted = _index_fingerprint(job, listed, table, task.judged_by)
     return WindowIndex(table, wanted, job.row_key, job.origin, extra)
 
 
-def make_packer(
-    task: IndexTask,
-    items: Sequence[Listed],
-    known: Sequence[pa.Table],
-    folder: Path,
-    shard_bytes: int,
-    pool: Executor,
-    look_at: int = 16,
+def _packer(
+    job: Job, task: IndexTask, work: IndexWork, folder: Path, pool: Executor
 ) -> Packer | None:
-    """A packer for these windows in these places, shaped like the first valid one.
+    """A packer for the windows that are new, all planned like the first valid one.
 
-    What a stopped run has packed of the same windows is kept. The first valid window is looked
-    for in the rows that are known already, then by reading; None if none is near.
+    What a stopped run has packed of the same windows is kept. None if only some of the windows
+    will be in a split, if samples stay where they are, or if no valid window is near.
     """
-    windows = [(item.group, item.name) for item in items]
-    key = fingerprint("packing", row_key(task.config), shard_bytes, windows)
-    packer = Packer.resume(folder, task.config, key, shard_bytes)
+    if job.spec.max_samples is not None or task.copy_mode == "index" or not work.new:
+        return None
+    most = job.store.shard_bytes
+    windows = [(window.group, window.name) for window in work.new]
+    key = fingerprint("packing", job.row_key, most, windows)
+    packer = resumed_packer(folder, task.config, key, most)
     if packer is not None:
         return packer
-    for table in known:
+    like = _first_shape(task, work, pool)
+    if like is None:
+        return None
+    return fresh_packer(folder, task.config, len(windows), like, key, most)
+
+
+def _first_shape(task: IndexTask, work: IndexWork, pool: Executor) -> PackRow | None:
+    """The shape of a valid window: one that is known, else one of the first that are new."""
+    for table in work.known:
         valid = table.filter(pc.equal(table["status"], "valid"))
-        if valid.num_rows and items:
-            [like] = pack_rows(valid, [0], task.config)
-            return Packer.create(folder, task.config, len(items), like, key, shard_bytes)
-    for item in items[:look_at]:
-        # One by one: most often, the first will do. By a worker, which it may end.
-        [found] = map_ordered(pool, task.shape_of, [item], 1, _none_of)
+        if valid.num_rows:
+            return pack_rows(valid, [0], task.config)[0]
+    for window in work.new[:_LOOK_AT]:
+        # One by one: most often, the first will do. By a worker, which it may end; it is judged
+        # in its turn.
+        (found,) = map_ordered(pool, task.shape_of, [window], 1, _unknown)
         if found is not None:
-            return Packer.create(folder, task.config, len(items), found, key, shard_bytes)
+            return found
     return None
 
 
-def _none_of(lost: list[Listed]) -> list[PackRow | None]:
-    """What ended its worker has no shape; it is judged in its turn."""
+def _unknown(lost: list[Listed]) -> list[PackRow | None]:
     return [None] * len(lost)
 
 
@@ -268,28 +277,27 @@ def index_windows(
     executor: Executor,
     workers: int,
     parts: PartialRows,
-    commits: Commits | None,
+    publish: Publish,
     progress: Progress,
 ) -> tuple[list[pa.Table], list[Listed]]:
     """Read, decode and judge windows, each given with its place among the samples.
 
     The result is one row each, in tables of some windows, and the windows that the filter doesn't
     want, which get no row. What is done is kept by `parts`, so that a stopped run goes on where it
-    was; `commits` publishes shards of samples when all their windows are read.
+    was; `publish` is told what was packed, and the place that comes next.
     """
     tables: list[pa.Table] = []
     filtered_out: list[Listed] = []
     shards = (items[k : k + SHARD_WINDOWS] for k in range(0, len(items), SHARD_WINDOWS))
-    results = map_ordered(executor, task, shards, 2 * workers, Apart(task))
+    apart = Apart(task, IndexedShard.joined, task.crashed, task.window_bytes)
+    results = map_ordered(executor, task, shards, 2 * workers, apart)
     for number, shard in enumerate(results, 1):
         parts.add(shard)
         tables.append(shard.table)
         filtered_out += shard.filtered_out
         if number % _JOINED == 0:
             tables[-_JOINED:] = [pa.concat_tables(tables[-_JOINED:]).combine_chunks()]
-        if commits is not None:
-            following = number * SHARD_WINDOWS
-            place = items[following][0] if following < len(items) else None
-            commits.add(shard.packed, before=place)
-        progress("windows read", min(number * SHARD_WINDOWS, len(items)), len(items))
+        done = min(number * SHARD_WINDOWS, len(items))
+        publish(shard.packed, items[done][0] if done < len(items) else None)
+        progress("windows read", done, len(items))
     return tables, filtered_out

@@ -1,8 +1,14 @@
-"""Samples are packed while their windows are indexed: nothing is decoded twice."""
+"""Samples are packed into shards by whichever stage has their windows decoded.
+
+Belongs here: which sample goes to which row of which shard, and when a shard is published. Does
+not: the files of a shard (store/shards.py). window_index packs as it judges, in places that are
+fixed before it knows which windows are valid; weka_copy packs what is missing then.
+"""
 
 import secrets
 import shutil
-from collections.abc import Iterable, Sequence
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -12,8 +18,7 @@ from numpy.typing import NDArray
 
 from eval_ingest.core.fingerprint import fingerprint
 from eval_ingest.core.resolved import ResolvedConfig
-from eval_ingest.decoding.judge import WindowSample, sample_arrays
-from eval_ingest.indexing.wanted import selected
+from eval_ingest.decoding.judge import WindowSample
 from eval_ingest.store.roots.base import DatasetStore
 from eval_ingest.store.seal import read_sealed_json, unless_damaged, write_sealed_json
 from eval_ingest.store.shards import PackRow, ShardWriter, plan_arrays
@@ -22,122 +27,111 @@ _PACKING = "packing.json"
 
 
 class Packer:
-    """Packs samples while their windows are indexed, so that nothing is decoded twice.
+    """Packs samples: each of a row of places has its row in one of the shards.
 
-    Window k of those that are to be packed gets row k of the shards; rows of windows that turn
-    out to be invalid, or to differ in shape from the first one, stay empty, and the copy stage
-    packs what is missing. The shards grow in a folder that outlives a stopped run, whose next one
-    writes the missing rows into the same places: the result is the same as without the stop.
+    A row stays empty if its window turns out to be invalid, or to differ in shape from what was
+    planned. The shards grow aside and are published one by one, so that what is packed takes no
+    more room there than a shard or two.
+
+    Args:
+        folder: where the shards grow.
+        config: what samples are made of.
+        rows: the shape that is planned for each place.
+        shard_bytes: of a shard at most, if it holds more than one sample.
+        key: of the windows and their places: rows packed under another key lie elsewhere.
     """
 
     def __init__(
         self,
         folder: Path,
         config: ResolvedConfig,
-        count: int,
-        like: PackRow,
-        key: str,
+        rows: Sequence[PackRow],
         shard_bytes: int,
+        key: str = "",
     ) -> None:
         self.key = key
-        """Of the windows and their places: rows packed under another key lie elsewhere."""
         self._config = config
-        self.row_bytes = sum(plan.n_bytes for plan in plan_arrays(config, [like]))
-        """Of one sample."""
-        self._per_shard = max(shard_bytes // max(self.row_bytes, 1), 1)
+        self._starts, self.n_bytes = _divided(config, rows, shard_bytes)
+        self._ends = [*self._starts, len(rows)][1:]
         self._writers: list[ShardWriter | None] = [
-            ShardWriter(
-                folder / f"{first}.shard",
-                plan_arrays(config, [like] * min(self._per_shard, count - first)),
-            )
-            for first in range(0, count, self._per_shard)
+            ShardWriter(folder / f"{start}.shard", plan_arrays(config, rows[start:end]))
+            for start, end in zip(self._starts, self._ends, strict=True)
         ]
+        self._packed: dict[int, PackRow] = {}
 
-    @classmethod
-    def create(
-        cls,
-        folder: Path,
-        config: ResolvedConfig,
-        count: int,
-        like: PackRow,
-        key: str,
-        shard_bytes: int,
-    ) -> "Packer":
-        """Begin anew: what an earlier run left in the folder is removed.
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_packed": {}}
+
+    def create(self) -> "Packer":
+        """Make the shards' files.
 
         Raises:
             StoreError: there is no room or no permission.
         """
-        shutil.rmtree(folder, ignore_errors=True)
-        packer = cls(folder, config, count, like, key, shard_bytes)
-        for writer in packer._writers:
+        for writer in self._writers:
             assert writer is not None
             ShardWriter.create_in(writer.folder, writer.plans)
-        # Rows that were packed into shards which are gone must not count as packed into these.
-        packer.key = f"{key}-{secrets.token_hex(8)}"
-        facts = {"key": packer.key, "count": count, "like": asdict(like)}
-        write_sealed_json(folder / _PACKING, facts)  # last: with it, the shards are all there
-        return packer
-
-    @classmethod
-    def resume(
-        cls, folder: Path, config: ResolvedConfig, key: str, shard_bytes: int
-    ) -> "Packer | None":
-        """Go on where a stopped run was; None if it packed other windows, or none that are left."""
-        facts = unless_damaged(lambda: read_sealed_json(folder / _PACKING, "run again"))
-        if facts is None or facts["key"].partition("-")[0] != key:
-            return None
-        like = PackRow(**facts["like"])
-        packer = cls(folder, config, facts["count"], like, facts["key"], shard_bytes)
-        # A shard that isn't there any more was complete, and has its name already.
-        packer._writers = [
-            writer if writer is not None and writer.folder.is_dir() else None
-            for writer in packer._writers
-        ]
-        return unless_damaged(packer._checked)
-
-    def _checked(self) -> "Packer":
-        for writer in self._writers:
-            if writer is not None:
-                writer.check()
         return self
 
-    def pack(self, place: int, sample: WindowSample) -> list[tuple[int, PackRow]]:
-        """Write a valid window's arrays; returns its place and row, or nothing."""
-        assert sample.metadata is not None
-        if not selected(self._config, sample.files, sample.metadata):
-            return []
-        arrays = sample_arrays(sample, self._config)
-        number, row = divmod(place, self._per_shard)
-        writer = self._writers[number]
+    # -------------------------------------------------------------------------------- in workers
+
+    def pack(
+        self, place: int, sample: WindowSample, arrays: dict[str, NDArray[Any]]
+    ) -> list[tuple[int, PackRow]]:
+        """Write a valid window's arrays; its place and row, or nothing if they don't fit."""
+        writer, row = self.at(place)
         if writer is None or not writer.fits(row, arrays):
             return []
         writer.write(row, arrays)
         return [(place, pack_row(sample, arrays, self._config))]
 
+    def at(self, place: int) -> tuple[ShardWriter | None, int]:
+        """The shard of a place, None if that is published, and the row in it."""
+        number = bisect_right(self._starts, place) - 1
+        return self._writers[number], place - self._starts[number]
+
+    # ----------------------------------------------------------------------- in whoever starts them
+
+    @property
+    def shards(self) -> Iterator[tuple[ShardWriter, range]]:
+        """Those that aren't published, each with its places."""
+        for writer, start, end in zip(self._writers, self._starts, self._ends, strict=True):
+            if writer is not None:
+                yield writer, range(start, end)
+
     def sync(self) -> None:
         """Bring what was packed to the disk, so that it can be relied on."""
-        for writer in self._writers:
-            if writer is not None:
-                writer.sync()
+        for writer, _ in self.shards:
+            writer.sync()
 
-    def commit(
+    def publish(
         self,
         store: DatasetStore,
-        packed: Iterable[tuple[int, PackRow]],
         row_key: str,
-        before: int | None,
+        packed: Iterable[tuple[int, PackRow]],
+        before: int | None = None,
     ) -> None:
-        """Publish the shards all of whose places lie before one, with what was packed."""
-        rows: dict[int, list[tuple[int, PackRow]]] = {}
-        for place, row in packed:
-            rows.setdefault(place // self._per_shard, []).append((place % self._per_shard, row))
-        for number, writer in enumerate(self._writers):
-            if before is not None and (number + 1) * self._per_shard > before:
+        """Note what was packed, and publish the shards all of whose places are done.
+
+        Args:
+            store: the dataset.
+            row_key: what the samples depend on besides the windows' files.
+            packed: places and rows.
+            before: all places before this one are done; None: all are.
+
+        Raises:
+            StoreError: a shard can't be published.
+        """
+        self._packed |= dict(packed)
+        for number, (writer, start, end) in enumerate(
+            zip(self._writers, self._starts, self._ends, strict=True)
+        ):
+            if before is not None and end > before:
                 return
             if writer is None:
                 continue
-            here = sorted(rows.get(number, ()), key=lambda item: item[0])
+            places = [place for place in range(start, end) if place in self._packed]
+            here = [(place - start, self._packed.pop(place)) for place in places]
             if here:
                 keys = [(row.group, row.name, row.source_digest) for _, row in here]
                 writer.commit(store, fingerprint(row_key, keys), row_key, here)
@@ -145,50 +139,60 @@ class Packer:
                 writer.abandon()
             self._writers[number] = None
 
-    @property
-    def per_shard(self) -> int:
-        """Places of a shard."""
-        return self._per_shard
+
+def _divided(config: ResolvedConfig, rows: Sequence[PackRow], most: int) -> tuple[list[int], int]:
+    """The first place of each shard of at most so many bytes; and the bytes of all rows."""
+    starts: list[int] = []
+    total = size = 0
+    bytes_of: dict[tuple[int, ...], int] = {}
+    for place, row in enumerate(rows):
+        shape = row.height, row.width, *row.timesteps.values()
+        if shape not in bytes_of:
+            bytes_of[shape] = sum(plan.n_bytes for plan in plan_arrays(config, [row]))
+        n_bytes = bytes_of[shape]
+        if not starts or size + n_bytes > most:
+            starts.append(place)
+            size = 0
+        size += n_bytes
+        total += n_bytes
+    return starts, total
 
 
-class Commits:
-    """Publishes a packer's shards, each as soon as the last of its windows is read.
+def fresh_packer(
+    folder: Path, config: ResolvedConfig, count: int, like: PackRow, key: str, shard_bytes: int
+) -> Packer:
+    """A packer whose places are all planned alike, which a stopped run can go on with.
 
-    So what is packed takes no more room aside than a shard or two, and a stopped run has lost no
-    more.
-
-    Args:
-        packer: packs the samples.
-        store: the dataset.
-        row_key: what the rows depend on besides the windows' files.
-        packed: what stopped runs have packed already.
+    Raises:
+        StoreError: there is no room or no permission.
     """
+    shutil.rmtree(folder, ignore_errors=True)
+    # Rows that were packed into shards which are gone must not count as packed into these.
+    key = f"{key}-{secrets.token_hex(8)}"
+    packer = Packer(folder, config, [like] * count, shard_bytes, key).create()
+    facts = {"key": key, "count": count, "like": asdict(like)}
+    write_sealed_json(folder / _PACKING, facts)  # last: with it, the shards are all there
+    return packer
 
-    def __init__(
-        self,
-        packer: Packer,
-        store: DatasetStore,
-        row_key: str,
-        packed: Sequence[tuple[int, PackRow]],
-    ) -> None:
-        self._packer, self._store, self._row_key = packer, store, row_key
-        self._packed = list(packed)
-        self._done = 0
 
-    def add(self, packed: Sequence[tuple[int, PackRow]], before: int | None) -> None:
-        """Note what was packed; all places before `before` are done, or all if it is None.
+def resumed_packer(
+    folder: Path, config: ResolvedConfig, key: str, shard_bytes: int
+) -> Packer | None:
+    """Go on where a stopped run was; None if it packed other windows, or none that are left."""
+    facts = unless_damaged(lambda: read_sealed_json(folder / _PACKING, "run again"))
+    if facts is None or facts["key"].partition("-")[0] != key:
+        return None
+    like = PackRow(**facts["like"])
+    packer = Packer(folder, config, [like] * facts["count"], shard_bytes, facts["key"])
+    # A shard that isn't there any more was complete, and has its name already.
+    packer._writers = [w if w is not None and w.folder.is_dir() else None for w in packer._writers]
+    return unless_damaged(lambda: _checked(packer))
 
-        Raises:
-            StoreError: a shard can't be published.
-        """
-        self._packed += packed
-        done = None if before is None else before // self._packer.per_shard
-        if done is not None and done <= self._done:
-            return
-        self._packer.commit(self._store, self._packed, self._row_key, before)
-        self._done = done or 0
-        first = self._done * self._packer.per_shard
-        self._packed = [item for item in self._packed if item[0] >= first]
+
+def _checked(packer: Packer) -> Packer:
+    for writer, _ in packer.shards:
+        writer.check()
+    return packer
 
 
 def pack_row(
@@ -204,16 +208,12 @@ def pack_row(
 def pack_rows(table: pa.Table, rows: Sequence[int], config: ResolvedConfig) -> list[PackRow]:
     """The shapes of valid windows' samples, from their rows in an index."""
     steps = {modality.name: f"{modality.name}.timesteps" for modality in config.modalities}
-    columns = ["group", "name", "source_digest", "height", "width", *steps.values()]
-    found = table.select(columns).take(pa.array(rows, pa.int64())).to_pylist()
+    own = ["group", "name", "source_digest", "height", "width"]
+    found = table.select([*own, *steps.values()]).take(pa.array(rows, pa.int64())).to_pylist()
     return [
         PackRow(
-            row["group"],
-            row["name"],
-            row["source_digest"],
-            row["height"],
-            row["width"],
-            {name: row[column] for name, column in steps.items()},
+            **{name: row[name] for name in own},
+            timesteps={name: row[column] for name, column in steps.items()},
         )
         for row in found
     ]

@@ -15,7 +15,7 @@ from eval_ingest.core.digest import label_digest, pixel_digest
 from eval_ingest.core.index import moments_struct
 from eval_ingest.core.nodata import find_nodata, measure_without, occurring
 from eval_ingest.core.norm import count_nodata, measure
-from eval_ingest.core.padding import kept_by
+from eval_ingest.core.padding import apply_pad
 from eval_ingest.core.resolved import ModalityInput, ResolvedConfig
 from eval_ingest.core.task import IGNORE_LABEL, Task
 from eval_ingest.decoding.judge import WindowSample
@@ -54,7 +54,7 @@ def index_row(sample: WindowSample, config: ResolvedConfig, judged_by: str) -> d
         if found is None:
             continue
         arrays[modality.name] = found.pixels
-        pixels = found.pixels if config.all_crops else kept_by(found.pixels, modality.pad)
+        pixels = found.pixels if config.all_crops else apply_pad(found.pixels, modality.pad, None)
         columns, moments[modality.name] = _pixel_columns(pixels, found.nodata, modality)
         row |= columns
         if found.timestamps is not None:

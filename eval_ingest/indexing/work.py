@@ -14,7 +14,7 @@ from eval_ingest.decoding.limits import WINDOW_BYTES, fetchable
 from eval_ingest.decoding.machine import judges
 from eval_ingest.indexing.packer import Packer, pack_row
 from eval_ingest.indexing.rows import index_row
-from eval_ingest.indexing.wanted import WindowFilter
+from eval_ingest.indexing.wanted import WindowFilter, selected
 from eval_ingest.sources.base import Listed, Source, WindowFiles, WindowReader
 from eval_ingest.store.shards import PackRow
 
@@ -45,12 +45,18 @@ class IndexTask:
             rows.append(index_row(sample, self.config, self.judged_by))
             if sample.problems:
                 continue
-            packed = self.packer.pack(place, sample) if self.packer is not None else []
+            packed = self._pack(place, sample)
             result.packed += packed
             if self.copy_mode == "windows" or (self.copy_mode == "stream" and not packed):
                 reader.keep()
         result.table = pa.Table.from_pylist(rows, schema=index_schema(self.config))
         return result
+
+    def _pack(self, place: int, sample: WindowSample) -> list[tuple[int, PackRow]]:
+        assert sample.metadata is not None
+        if self.packer is None or not selected(self.config, sample.files, sample.metadata):
+            return []
+        return self.packer.pack(place, sample, sample_arrays(sample, self.config))
 
     def shape_of(self, item: Listed) -> PackRow | None:
         """The shape of a window's sample; None if it is no sample."""
@@ -66,6 +72,14 @@ class IndexTask:
     def judged_by(self) -> str:
         """What decides over windows; one found invalid by anything else is judged again."""
         return f"{judges()} window_mib:{self.window_bytes >> 20}"
+
+    def crashed(self, item: tuple[int, Listed], why: str) -> "IndexedShard":
+        """The row of a window that ends every process that reads it."""
+        listed = item[1]
+        files = self.source.window(listed.group, listed.name, self.config.layer_names)
+        sample = WindowSample(files, problems=[Problem("window_crashes", why)])
+        row = index_row(sample, self.config, self.judged_by)
+        return IndexedShard(pa.Table.from_pylist([row], schema=index_schema(self.config)))
 
     def read(self, reader: WindowReader, files: WindowFiles) -> WindowSample | None:
         """A window, judged; None if it isn't wanted."""
@@ -93,3 +107,12 @@ class IndexedShard:
     filtered_out: list[Listed] = field(default_factory=list)
     """Windows that the filter doesn't want."""
     packed: list[tuple[int, PackRow]] = field(default_factory=list)
+
+    @classmethod
+    def joined(cls, shards: "Sequence[IndexedShard]") -> "IndexedShard":
+        """Several as one."""
+        return cls(
+            pa.concat_tables([shard.table for shard in shards]),
+            [window for shard in shards for window in shard.filtered_out],
+            [packed for shard in shards for packed in shard.packed],
+        )

@@ -354,7 +354,7 @@ class EvalDataset(Dataset[dict[str, Any]]):
         return corner
 
     def _read_ahead(self, rows: Sequence[int], corners: Sequence[Corner]) -> None:
-        parts = [self._cut.part(corner) for corner in corners]
+        parts = [self._cut.crop_slices(corner) for corner in corners]
         self._samples.read_ahead(rows, parts, [modality.name for modality in self._inputs])
 
     def _stored(self, row: int, modality: ModalityInput, corner: Corner) -> NDArray[Any]:

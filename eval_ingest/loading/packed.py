@@ -14,7 +14,7 @@ from eval_ingest.errors import IntegrityError, OutdatedError, StoreError
 from eval_ingest.store.npy import map_npy
 from eval_ingest.store.registry import read_metadata
 from eval_ingest.store.roots.base import DatasetStore
-from eval_ingest.store.seal import again
+from eval_ingest.store.seal import cure_for
 from eval_ingest.store.split_index import TARGET, SplitIndex
 
 Part = tuple[slice, slice]
@@ -61,7 +61,7 @@ class PackedSamples:
     def __init__(self, store: DatasetStore, metadata: Metadata, index: SplitIndex) -> None:
         self._store, self._metadata, self._index = store, metadata, index
         self._maps: dict[tuple[int, str], _Map] = {}
-        self._cure = again(metadata.name)
+        self._cure = cure_for(metadata.name)
         self._check_places()
         for number in np.unique(index.shards).tolist():
             shard = metadata.shards[number]

@@ -1,11 +1,13 @@
 """What is told about a dataset in tables, for the HTML page and for the card."""
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from eval_ingest.core.columns import numbers
+from eval_ingest.core.entry import Metadata, Version
 from eval_ingest.core.resolved import ModalityInput
 from eval_ingest.core.spec import SPLITS
 from eval_ingest.report.terminal import size, task_text
@@ -13,6 +15,24 @@ from eval_ingest.report.view import View
 
 Rows = list[list[str]]
 """A table: the heads, then the lines."""
+
+
+@dataclass(frozen=True)
+class Board:
+    """Scores of a dataset."""
+
+    title: str
+    rows: Rows
+
+
+def history_table(metadata: Metadata) -> Rows:
+    """The versions that were published, the newest first."""
+    rows = [["version", "published", *(f"{split}" for split in SPLITS), "invalid", "verdict"]]
+    for found in (Version.of(metadata), *reversed(metadata.history)):
+        counts = [f"{found.counts.get(split, 0):,}" for split in SPLITS]
+        date = found.published_at.partition("T")[0]
+        rows.append([found.fingerprint[:8], date, *counts, f"{found.invalid:,}", found.verdict])
+    return rows
 
 
 def facts(view: View) -> Rows:

@@ -1,7 +1,7 @@
 """The datasets we know: specs in YAML, built in and added."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from importlib.resources import files
 from importlib.resources.abc import Traversable
@@ -11,9 +11,18 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from eval_ingest.background import Call
 from eval_ingest.core.plain_yaml import YamlProblem, load_yaml
 from eval_ingest.core.spec import DatasetSpec
-from eval_ingest.errors import EvalIngestError, SpecError, StoreError, UnknownDatasetError
+from eval_ingest.errors import (
+    EvalIngestError,
+    SettingsError,
+    SpecError,
+    StoreError,
+    UnknownDatasetError,
+)
+from eval_ingest.objects.filesystems import weka_mount
+from eval_ingest.redaction import redacted
 from eval_ingest.settings import Settings
 from eval_ingest.store.atomic import remove_path, store_error, store_errors, write_bytes
 from eval_ingest.store.roots.open import open_root
@@ -136,6 +145,38 @@ def find_spec(settings: Settings, name: str) -> DatasetSpec:
             f"To add it: eval-ingest ingest --name {name} --source PATH_OR_URL",
         )
     return specs[name]
+
+
+LOOK_S = 2.0
+
+
+def shown_source(settings: Settings, spec: DatasetSpec) -> str:
+    """Where a dataset comes from, without variables, as far as those are set."""
+    try:
+        return redacted(settings.expand(spec.source))
+    except SettingsError:
+        return redacted(spec.source)
+
+
+def out_of_reach(settings: Settings, specs: Mapping[str, DatasetSpec]) -> dict[str, str]:
+    """Why the sources of some datasets can't be had from this machine, by name.
+
+    Folders are looked at, as long as mounts answer; buckets are not asked.
+    """
+
+    def why(spec: DatasetSpec) -> str:
+        try:
+            source = settings.expand(spec.source)
+        except SettingsError as error:
+            return str(error)
+        path = str(weka_mount(source) or source.removeprefix("file://"))
+        if path.startswith("weka://") and settings.weka_endpoint_url is None:
+            return f"{'/'.join(path.split('/')[:3])} is not mounted here"
+        there = "://" in path or os.path.exists(os.path.expanduser(path))
+        return "" if there else f"{path} is not on this machine"
+
+    look = Call(lambda: {name: text for name, spec in specs.items() if (text := why(spec))})
+    return look.result() if look.wait(LOOK_S) else {}
 
 
 def absolute(source: str) -> str:

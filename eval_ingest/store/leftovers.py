@@ -15,7 +15,7 @@ from eval_ingest.store.atomic import remove_path
 from eval_ingest.store.manifest import UNFINISHED
 from eval_ingest.store.paths import RSLEARN_INDEX, DatasetLayout
 from eval_ingest.store.roots.base import DatasetStore
-from eval_ingest.store.seal import again, read_sealed_json, unless_damaged, write_sealed_json
+from eval_ingest.store.seal import cure_for, read_sealed_json, unless_damaged, write_sealed_json
 
 GRACE_S = 3600.0
 """Files that metadata.json no longer names stay this long, for readers of the old version."""
@@ -55,7 +55,7 @@ def remove_retired(store: DatasetStore, metadata: Metadata, grace_s: float) -> N
     layout = store.layout
     named = {layout.samples / shard.name for shard in metadata.shards}
     named |= {layout.path / found.index for found in metadata.splits.values()}
-    read = partial(read_sealed_json, layout.retired, again(layout.name))
+    read = partial(read_sealed_json, layout.retired, cure_for(layout.name))
     since, spare = unless_damaged(read) or {}, sorted(set(store.versions()) - named)
     now = _now(layout) if spare else 0.0
     kept = {}

@@ -6,7 +6,7 @@ from typing import TypeVar
 from pydantic import BaseModel, ValidationError
 
 from eval_ingest.errors import IntegrityError, NewerVersionError
-from eval_ingest.store.seal import again, read_sealed_json
+from eval_ingest.store.seal import cure_for, read_sealed_json
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -24,7 +24,7 @@ def read_model(path: Path, kind: type[Model], name: str) -> Model | None:
         IntegrityError: it is damaged, or of an older version.
         StoreError: it can't be read.
     """
-    content = read_sealed_json(path, again(name))
+    content = read_sealed_json(path, cure_for(name))
     if content is None:
         return None
     known = kind.model_fields["version"].default
@@ -33,9 +33,9 @@ def read_model(path: Path, kind: type[Model], name: str) -> Model | None:
         raise NewerVersionError(path, version, known)
     if version != known:
         what = f"{path} has version {version}, this eval_ingest reads {known}"
-        raise IntegrityError(what, again(name))
+        raise IntegrityError(what, cure_for(name))
     try:
         return kind.model_validate(content)
     except ValidationError as error:
         where = ".".join(str(part) for part in error.errors()[0]["loc"])
-        raise IntegrityError(f"{path} is damaged at {where}", again(name)) from error
+        raise IntegrityError(f"{path} is damaged at {where}", cure_for(name)) from error

@@ -11,7 +11,7 @@ from eval_ingest.store.index_file import read_index, read_splits
 from eval_ingest.store.models import read_model
 from eval_ingest.store.registry import read_metadata
 from eval_ingest.store.roots.base import DatasetStore
-from eval_ingest.store.seal import again, read_sealed_json, unless_damaged
+from eval_ingest.store.seal import cure_for, read_sealed_json, unless_damaged
 
 
 def read_window_index(store: DatasetStore) -> WindowIndex | None:
@@ -40,7 +40,7 @@ def read_copy(store: DatasetStore) -> CopyResult | None:
 
 def read_source_state(store: DatasetStore) -> dict[str, Any]:
     """What the source looked like when it was indexed last; empty where that isn't known."""
-    path, cure = store.layout.source_state, again(store.name)
+    path, cure = store.layout.source_state, cure_for(store.name)
 
     def read() -> dict[str, Any] | None:
         return store.read(path, lambda: read_sealed_json(path, cure))

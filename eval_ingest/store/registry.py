@@ -213,7 +213,7 @@ def _joined(name: str, metadata: Metadata, ours: Mapping[str, Any], found: Entry
     added = {key: v for key, v in ours.items() if key not in theirs or key in OURS_ALONE}
     raw = found.raw if found is not None and isinstance(standing, dict) else metadata.their_entry
     key = found.key if found is not None else json.dumps(name)
-    return Entry(name, key, extended(raw, {**added, **corrected}, {*added, *corrected}))
+    return Entry(name, key, extended(raw, {**added, **corrected}))
 
 
 def their_raw_entry(store: DatasetStore) -> str:

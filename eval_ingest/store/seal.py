@@ -112,7 +112,7 @@ def read_sealed_json(path: Path, cure: str) -> dict[str, Any] | None:
     return value
 
 
-def again(name: str) -> str:
+def cure_for(name: str) -> str:
     """The cure for damage of what an ingest makes anew."""
     return f"run: eval-ingest ingest --name {name}"
 

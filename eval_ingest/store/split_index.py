@@ -11,12 +11,12 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from eval_ingest.core.columns import Column, lengths, numbers, one_array
 from eval_ingest.core.entry import SPLIT_INDEX_VERSION
 from eval_ingest.errors import IntegrityError
-from eval_ingest.store.seal import again
+from eval_ingest.store.seal import cure_for
 from eval_ingest.store.tables import read_table, write_table
 
 TARGET = "target"
@@ -107,7 +107,7 @@ def _repeated(table: pa.Table, crops: Crops) -> pa.Table:
 
 
 def timestamps_column(
-    index: pa.Table, modality: str, rows: Sequence[int], steps: Sequence[int]
+    index: pa.Table, modality: str, rows: Sequence[int], steps: ArrayLike
 ) -> pa.ListArray:
     """Per sample its timesteps' dates, flat: T x [day, month from 0, year].
 
@@ -177,7 +177,9 @@ class SplitIndex:
     def __init__(self, path: Path, name: str, modalities: list[str]) -> None:
         found = read_table(path, _KIND, SPLIT_INDEX_VERSION, name, use_threads=False)
         if found is None:
-            raise IntegrityError(f"the index {path} is missing, or of another version", again(name))
+            raise IntegrityError(
+                f"the index {path} is missing, or of another version", cure_for(name)
+            )
         table = found[0]
 
         def column(name: str) -> NDArray[Any]:
@@ -195,7 +197,7 @@ class SplitIndex:
                 raise IntegrityError(
                     f"the index {path} doesn't have day, month and year of each timestep of "
                     f"{modality}",
-                    again(name),
+                    cure_for(name),
                 )
             self._stamps[modality] = ends, numbers(stamps.values)
         has = table.column_names

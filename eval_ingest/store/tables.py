@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 
 from eval_ingest.errors import IntegrityError, NewerVersionError, StoreError
 from eval_ingest.store.atomic import written_aside
-from eval_ingest.store.seal import UNSEALED, again, read_sealed, seal_file
+from eval_ingest.store.seal import UNSEALED, cure_for, read_sealed, seal_file
 
 _KEY = b"eval_ingest"
 _CHECKSUM = b"eval_ingest.checksum"
@@ -83,7 +83,7 @@ def read_table(
 
 @contextlib.contextmanager
 def _opened(path: Path, name: str) -> Iterator[pq.ParquetFile | None]:
-    content = read_sealed(path, again(name))
+    content = read_sealed(path, cure_for(name))
     if content is None:
         yield None
         return
@@ -91,7 +91,7 @@ def _opened(path: Path, name: str) -> Iterator[pq.ParquetFile | None]:
         # Not pq.read_table: that imports pandas, which takes longer than all of the rest.
         file = pq.ParquetFile(pa.BufferReader(_in_arrows_memory(content)))
     except pa.ArrowException as error:
-        raise IntegrityError(f"{path} is no Parquet file ({error})", again(name)) from error
+        raise IntegrityError(f"{path} is no Parquet file ({error})", cure_for(name)) from error
     with file:
         yield file
 

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 from eval_ingest.core.spec import NAME_PATTERN
 
 if TYPE_CHECKING:
-    from eval_ingest.sweep.plan import SweepPlan
     from eval_ingest.sweep.results import Cell, Leaderboard, ResultTable
+    from eval_ingest.sweep.suite import Suite
 
 AddCommand = Callable[..., argparse.ArgumentParser]
 
@@ -107,7 +107,8 @@ def _sweep(options: argparse.Namespace) -> int:
 
     with Progress(quiet=options.json) as progress:
         table = run_sweep(
-            _plan(options),
+            _suite(options),
+            options.out,
             device=options.device,
             progress=progress,
             tell=None if options.json else progress.line,
@@ -122,13 +123,13 @@ def _sweep(options: argparse.Namespace) -> int:
     return 1 if table.failures else 0
 
 
-def _plan(options: argparse.Namespace) -> "SweepPlan":
+def _suite(options: argparse.Namespace) -> "Suite":
     from eval_ingest.sweep.suite import Suite
 
     suite = Suite() if options.suite is None else Suite.load(options.suite)
     flags = {name: getattr(options, name, None) for name in Suite.model_fields}
     given = {k: tuple(v) if isinstance(v, list) else v for k, v in flags.items() if v is not None}
-    return suite.model_copy(update=given).plan(options.out)
+    return suite.model_copy(update=given)
 
 
 def _draw(out: Path) -> list[Path]:

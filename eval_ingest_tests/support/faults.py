@@ -61,7 +61,10 @@ def snapshot(root: Path, name: str = "crops") -> dict[str, str]:
 
 def _digest(path: Path, root: Path) -> str:
     if path.suffix == ".json" and "windows" not in path.relative_to(root).parts:
-        return _plain(json.loads(path.read_text()), root)
+        content = json.loads(path.read_text())
+        if path.name == "retired.json":
+            return _plain(sorted(content.keys() - {"checksum"}), root)  # since when: a time
+        return _plain(content, root)
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
@@ -70,8 +73,6 @@ def _plain(content: Any, root: Path | str) -> str:
         content = {key: value for key, value in content.items() if key not in _TIMES}
         if isinstance(files := content.get("files"), dict):
             content["files"] = sorted(files)  # their checksums cover a time: `created_at`
-    if path.name == "retired.json":
-        content = sorted(content.keys() - {"checksum"})  # since when: a time
     return json.dumps(content, sort_keys=True).replace(str(root), "ROOT")
 
 

@@ -25,7 +25,7 @@ from eval_ingest.store.npy import check_npy
 from eval_ingest.store.paths import STAGE_FILES, DatasetLayout, RootLayout
 from eval_ingest.store.registry_file import exchange
 from eval_ingest.store.room import require_disk
-from eval_ingest.store.seal import again, read_sealed
+from eval_ingest.store.seal import cure_for, read_sealed
 
 if TYPE_CHECKING:  # copying needs google-crc32c; a machine that only loads may lack it
     from eval_ingest.store.window_files import Windows
@@ -259,7 +259,7 @@ class DatasetStore:
             except FileNotFoundError as error:
                 raise IntegrityError(
                     f"{source} is missing; it was ingested anew in the meantime, or is damaged: "
-                    "export again, or see eval-ingest verify"
+                    "export cure_for, or see eval-ingest verify"
                 ) from error
             yield path
 
@@ -303,7 +303,7 @@ class DatasetStore:
         Raises:
             IntegrityError: it is missing, or of another size or shape than is recorded.
         """
-        check_npy(path, recorded, again(self.name))
+        check_npy(path, recorded, cure_for(self.name))
 
     def look_at_file(self, path: Path, crc32c: str | None = None) -> None:
         """A look at a file that is cheap.
@@ -316,9 +316,9 @@ class DatasetStore:
             IntegrityError: it is missing, or known to be damaged.
         """
         if crc32c is not None:
-            check_file(path, crc32c, again(self.name))
-        elif read_sealed(path, again(self.name)) is None:
-            raise IntegrityError(f"{path} is missing", again(self.name))
+            check_file(path, crc32c, cure_for(self.name))
+        elif read_sealed(path, cure_for(self.name)) is None:
+            raise IntegrityError(f"{path} is missing", cure_for(self.name))
 
     def verify_array(self, path: Path, recorded: ShardArray) -> None:
         """Compare a packed array with all that is recorded about it.

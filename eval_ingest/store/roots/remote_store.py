@@ -28,7 +28,7 @@ from eval_ingest.store.roots.cache import PackCache, note_pack
 from eval_ingest.store.roots.holding import Holding, holding
 from eval_ingest.store.roots.mirror import Mirror, is_note, noted
 from eval_ingest.store.roots.remote_windows import RemoteWindows
-from eval_ingest.store.seal import again, read_sealed_json
+from eval_ingest.store.seal import cure_for, read_sealed_json
 
 MAX_SHARD_BYTES = 1 << 30
 """Shards of a remote root are smaller than a local one's: they are fetched whole."""
@@ -108,7 +108,7 @@ class RemoteStore(DatasetStore):
 
         Whoever has the lease is alone, so nobody is sending them.
         """
-        layout, cure = self.layout, again(self.name)
+        layout, cure = self.layout, cure_for(self.name)
         try:
             known = read_sealed_json(layout.retired, cure) or {}
             published = read_sealed_json(layout.metadata, cure) or {}
@@ -210,7 +210,7 @@ class RemoteStore(DatasetStore):
             except FileNotFoundError as error:
                 raise IntegrityError(
                     f"{self.root.shown(path)} is missing; it was ingested anew in the meantime, or "
-                    "is damaged: open the dataset again, or see eval-ingest verify"
+                    "is damaged: open the dataset cure_for, or see eval-ingest verify"
                 ) from error
 
         return self.cache.fetched(path, recorded.n_bytes, recorded.crc32c, fetch)
@@ -226,12 +226,12 @@ class RemoteStore(DatasetStore):
             raise IntegrityError(
                 f"the packed samples {self.root.shown(path)} have {size} bytes, "
                 f"recorded are {recorded.n_bytes}",
-                again(self.name),
+                cure_for(self.name),
             )
 
     def look_at_file(self, path: Path, crc32c: str | None = None) -> None:
         if self.mirror.name(path) not in self._held.listed:
-            raise IntegrityError(f"{self.root.shown(path)} is missing", again(self.name))
+            raise IntegrityError(f"{self.root.shown(path)} is missing", cure_for(self.name))
 
     def verify_array(self, path: Path, recorded: ShardArray) -> None:
         """See `base.DatasetStore`; it is read in the bucket, and nothing of it is kept."""

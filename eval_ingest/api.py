@@ -1,0 +1,552 @@
+"""What `eval-ingest` does, as functions: `eval_ingest.list_datasets()`, `ingest(...)`, and so on.
+
+What belongs here: one function a task of a user, typed, that returns a value which prints itself.
+What doesn't: how it is done (pipeline.py and the rooms below), and flags and exit codes (cli.py),
+which calls these. Whatever is slow to import is imported when it is asked for.
+
+    >>> import eval_ingest
+    >>> eval_ingest.ingest("crops", "/data/crops", ratios=(80, 10, 10))    # doctest: +SKIP
+    >>> eval_ingest.EvalDataset("crops", "val")[0]["target"].shape         # doctest: +SKIP
+"""
+
+import contextlib
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from eval_ingest.core.entry import Metadata, is_ours, listed, split_counts
+from eval_ingest.core.resolved import ResolvedConfig
+from eval_ingest.core.spec import SPLITS, DatasetSpec, SplitPolicy, check_name, name_from
+from eval_ingest.engine import Progress, no_progress
+from eval_ingest.errors import EvalIngestError, SpecError
+from eval_ingest.report import terminal
+from eval_ingest.settings import Settings
+from eval_ingest.store.catalog import add_spec, find_spec, read_catalog
+from eval_ingest.store.registry import finish_removals, read_registry, require_metadata
+from eval_ingest.store.roots.base import EvalRoot
+from eval_ingest.store.roots.open import open_root
+
+if TYPE_CHECKING:
+    from eval_ingest.adopting import Adopted
+    from eval_ingest.copying.verify import Verified
+    from eval_ingest.job import Job
+    from eval_ingest.pipeline import Outcome
+    from eval_ingest.report.tables import Board
+    from eval_ingest.sweep.results import Leaderboard
+
+DEFAULT_OUT = "sweep_results"
+"""Where sweeps write."""
+
+Root = str | Path | None
+"""An eval root: a path or URL; None: OLMOEARTH_EVAL_DATASETS."""
+
+
+def _settings(root: Root) -> Settings:
+    settings = Settings.load()
+    return settings if root is None else replace(settings, eval_root=str(root))
+
+
+def tidied(settings: Settings) -> EvalRoot:
+    """The eval root, in which no removal is left half done, as far as this user may write.
+
+    Raises:
+        StoreError: it can't be reached.
+    """
+    root = open_root(settings)
+    with contextlib.suppress(EvalIngestError):
+        finish_removals(root)
+    return root
+
+
+class _Printed:
+    """Shows itself as the lines that the command line prints."""
+
+    def lines(self) -> list[str]:
+        """What the command line prints."""
+        raise NotImplementedError
+
+    def __str__(self) -> str:
+        return "\n".join(terminal.fitted(self.lines())).strip("\n")
+
+    __repr__ = __str__
+
+
+# ---------------------------------------------------------------------------- what is there
+
+
+@dataclass(frozen=True, repr=False)
+class Listed(_Printed):
+    """A dataset that an eval root or the catalog knows."""
+
+    name: str
+    entry: Mapping[str, Any] = field(default_factory=dict)
+    """Of registry.json; empty: it isn't ingested."""
+    spec: DatasetSpec | None = None
+    """Of the catalog."""
+
+    @property
+    def ingested(self) -> bool:
+        """True if EvalDataset opens it: another tool's has to be adopted first."""
+        return is_ours(self.entry)
+
+    @property
+    def task(self) -> str:
+        """segmentation, classification, regression or scalar_regression; empty: not known yet."""
+        return str(self.entry.get("task_type", ""))
+
+    @property
+    def modalities(self) -> list[str]:
+        """Names of its modalities."""
+        return list(dict.fromkeys(map(str, listed(self.entry.get("modalities")))))
+
+    @property
+    def splits(self) -> dict[str, int]:
+        """Samples a split."""
+        return split_counts(self.entry)
+
+    @property
+    def verdict(self) -> str:
+        """good, usable with warnings, or poor."""
+        return str(self.entry.get("verdict", ""))
+
+    def lines(self) -> list[str]:
+        """One line."""
+        counts = terminal.counts_text(self.splits) if self.entry else "not ingested"
+        return ["  ".join(filter(None, [self.name, self.task, counts, self.verdict]))]
+
+
+class Datasets(dict[str, Listed]):
+    """Datasets by name, shown as `eval-ingest list` shows them."""
+
+    def __init__(self, url: str, found: Mapping[str, Listed]) -> None:
+        super().__init__(found)
+        self.url = url
+        """The eval root."""
+
+    def lines(self) -> list[str]:
+        """What the command line prints."""
+        registry = {name: one.entry for name, one in self.items() if one.entry}
+        catalog = {name: one.spec for name, one in self.items() if one.spec is not None}
+        return terminal.list_lines(self.url, registry, catalog)
+
+    def __repr__(self) -> str:
+        return "\n".join(terminal.fitted(self.lines()))
+
+
+def list_datasets(root: Root = None, *, catalog: bool = False) -> Datasets:
+    """The datasets under an eval root by name, sorted: a dict.
+
+    Args:
+        root: the eval root; default OLMOEARTH_EVAL_DATASETS.
+        catalog: also those that the catalog knows and that aren't ingested.
+
+    Raises:
+        StoreError: the eval root or its registry can't be read.
+        SpecError: a file of the catalog is wrong.
+
+    >>> [name for name, one in list_datasets().items() if one.ingested]    # doctest: +SKIP
+    ['tolbi_crops']
+    """
+    settings = _settings(root)
+    specs = read_catalog(settings) if catalog else {}
+    eval_root = tidied(settings)
+    registry = read_registry(eval_root)
+    names = sorted({*registry, *specs})
+    return Datasets(
+        eval_root.url,
+        {name: Listed(name, registry.get(name, {}), specs.get(name)) for name in names},
+    )
+
+
+@dataclass(frozen=True, repr=False)
+class Info(_Printed):
+    """Everything about an ingested dataset."""
+
+    metadata: Metadata
+    """Its metadata.json: spec, configuration, statistics, quality, splits."""
+    path: str
+    """Its folder or URL."""
+
+    @property
+    def name(self) -> str:
+        """The dataset."""
+        return self.metadata.name
+
+    @property
+    def task(self) -> str:
+        """segmentation, classification, regression or scalar_regression."""
+        return str(self.metadata.config.task.kind)
+
+    @property
+    def classes(self) -> list[str]:
+        """Class names by id; empty for regressions."""
+        return [known.name for known in self.metadata.config.task.classes]
+
+    @property
+    def bands(self) -> dict[str, tuple[str, ...]]:
+        """Bands a modality, in the order of the samples."""
+        return {modality.name: modality.bands for modality in self.metadata.config.modalities}
+
+    @property
+    def splits(self) -> dict[str, int]:
+        """Samples a split."""
+        return {split: self.metadata.splits[split].count for split in SPLITS}
+
+    @property
+    def verdict(self) -> str:
+        """good, usable with warnings, or poor; `metadata.quality` says why."""
+        return str(self.metadata.quality.get("verdict", ""))
+
+    @property
+    def fingerprint(self) -> str:
+        """Of this version: what `EvalDataset(version=...)` takes."""
+        return self.metadata.fingerprint
+
+    def lines(self) -> list[str]:
+        """What the command line prints."""
+        return terminal.info_lines(self.metadata, self.path)
+
+
+def info(name: str, root: Root = None) -> Info:
+    """Everything about an ingested dataset.
+
+    Raises:
+        UnknownDatasetError: there is none of that name; the message lists the near ones.
+        NotOursError: it is another tool's, and not adopted.
+        StoreError: it can't be read.
+    """
+    eval_root = tidied(_settings(root))
+    return Info(require_metadata(eval_root, name), eval_root.dataset(name).url)
+
+
+# -------------------------------------------------------------------------------- ingesting
+
+
+@dataclass(frozen=True, repr=False)
+class Ingested(_Printed):
+    """What an ingest did."""
+
+    name: str
+    path: str
+    """The dataset's folder or URL."""
+    ran: bool
+    """False: it was up to date, and nothing was to be done."""
+    metadata: Metadata | None
+    """What is registered; None with register=False."""
+    facts: dict[str, Any]
+    """What the command line prints as JSON."""
+
+    def lines(self) -> list[str]:
+        """What the command line prints at the end."""
+        return terminal.summary_lines(self.facts)
+
+
+@dataclass(frozen=True, repr=False)
+class Planned(_Printed):
+    """What an ingest would do."""
+
+    facts: dict[str, Any]
+    """Counts, splits, bytes and the path: what the command line prints as JSON."""
+
+    def lines(self) -> list[str]:
+        """What the command line prints."""
+        return terminal.dry_run_lines(self.facts)
+
+
+@dataclass(frozen=True, repr=False)
+class Validated(_Printed):
+    """What is inferred of a dataset, and from where."""
+
+    job: "Job" = field(compare=False)
+
+    @property
+    def config(self) -> ResolvedConfig:
+        """Task, classes, modalities, crop, selectors; `provenance` says where each is from."""
+        return self.job.config
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What the command line prints as JSON."""
+        return {
+            "spec": self.job.spec.model_dump(mode="json", by_alias=True, exclude_defaults=True),
+            "source": self.job.origin,
+            "config": self.job.config.model_dump(mode="json"),
+        }
+
+    def lines(self) -> list[str]:
+        """What the command line prints."""
+        return terminal.config_lines(self.job)
+
+
+def spec_of(settings: Settings, name: str | None, given: Mapping[str, Any]) -> DatasetSpec:
+    """The catalog's spec of a dataset, if there is one, with what is given laid over it.
+
+    Args:
+        settings: say where the catalog is.
+        name: of the dataset; None: it is made from the source's.
+        given: fields of DatasetSpec and of its SplitPolicy.
+
+    Raises:
+        SpecError: neither name nor source are given, or a field is wrong.
+        UnknownDatasetError: no source is given, and the catalog doesn't know the name.
+    """
+    fields = {key: value for key, value in given.items() if value is not None}
+    policy = {key: fields.pop(key) for key in SplitPolicy.model_fields if key in fields}
+    if fields.get("copy") == "adopted":
+        raise SpecError(
+            "--copy adopted is what eval-ingest adopt does; give it the dataset's --name"
+        )
+    if name is None and "source" not in fields:
+        raise SpecError("give --source PATH_OR_URL, or --name of a dataset in the catalog")
+    name = check_name(name_from(_last_folder(fields["source"])) if name is None else name)
+    known = read_catalog(settings).get(name)
+    if known is None and "source" not in fields:
+        find_spec(settings, name)  # raises, naming the near ones
+    base = known.model_dump(by_alias=True, exclude_unset=True) if known is not None else {}
+    splits = fields.pop("splits", {})
+    if isinstance(splits, SplitPolicy):
+        splits = splits.model_dump(exclude_unset=True)
+    if policy or splits:
+        fields["splits"] = {**base.get("splits", {}), **splits, **policy}
+    return DatasetSpec.parse({"name": name, **base, **fields}, f"the spec of {name}")
+
+
+def _last_folder(source: str) -> str:
+    last = source.rstrip("/").rsplit("/", 1)[-1]
+    return last.removesuffix(".gz").removesuffix(".tgz").removesuffix(".tar")
+
+
+def _given(source: str | Path | None, spec: Mapping[str, Any]) -> dict[str, Any]:
+    return {"source": None if source is None else str(source), **spec}
+
+
+def ingest(
+    name: str | None = None,
+    source: str | Path | None = None,
+    *,
+    root: Root = None,
+    register: bool = True,
+    overwrite: bool = False,
+    progress: Progress = no_progress,
+    tell: Callable[[str], None] = lambda line: None,
+    **spec: Any,
+) -> Ingested:
+    """Ingest a dataset and register it; what is up to date is left as it is.
+
+    Args:
+        name: a dataset of the catalog, or a new one; default: the name of the source's folder.
+        source: path or URL of an rslearn dataset; needed unless the catalog knows the name.
+        root: the eval root; default OLMOEARTH_EVAL_DATASETS.
+        register: publish it; False: all stages but the last.
+        overwrite: ingest anew although nothing has changed, or another source under the same name.
+        progress: is called with what is done, how many are done, and how many there are (0: not
+            known).
+        tell: is called with a line about each stage, such as `print`.
+        **spec: fields of `DatasetSpec` and `SplitPolicy`: groups, tags, ratios=(80, 10, 10),
+            strategy="spatial", max_samples, crop_size, copy="stream", and so on.
+
+    Raises:
+        SpecError: a field is wrong.
+        SourceError: the source can't be read or understood.
+        InvalidWindowsError: more windows are broken than `max_invalid_fraction` allows.
+        StoreError: the eval root can't be written, or another process is ingesting the dataset.
+
+    >>> ingest("crops", "gs://bucket/crops", groups=["20251210"], tell=print)   # doctest: +SKIP
+    """
+    from eval_ingest import pipeline
+    from eval_ingest.job import open_job
+
+    settings = _settings(root)
+    job = open_job(spec_of(settings, name, _given(source, spec)), settings, progress=progress)
+    if source is not None and not overwrite:
+        _refuse_another_source(job)
+    if overwrite:
+        pipeline.forget(job)
+    stages = pipeline.STAGES if register else pipeline.STAGES[:-1]
+    outcomes = pipeline.ingest(job, lambda done: tell(terminal.outcome_line(done)), stages)
+    add_spec(settings, job.spec)
+    facts = terminal.summary(job, outcomes)
+    metadata = outcomes[-1].value if register else None
+    return Ingested(job.spec.name, job.store.url, facts["ran"], metadata, facts)
+
+
+def _refuse_another_source(job: "Job") -> None:
+    """A name that is taken is not given to another dataset by mistake."""
+    from eval_ingest.store.outcomes import read_outcome
+
+    published = read_outcome(job.store, "registry_entry")
+    if published is not None and published.source != job.origin:
+        raise SpecError(
+            f"{job.spec.name} is ingested already, from {published.source}; "
+            f"give {job.origin} another --name, or replace the old one with --overwrite"
+        )
+
+
+def plan(
+    name: str | None = None, source: str | Path | None = None, *, root: Root = None, **spec: Any
+) -> Planned:
+    """What an ingest would do, from the listing and the windows' metadata: nothing is written.
+
+    Arguments and errors are those of `ingest`.
+    """
+    from eval_ingest.dry_run import dry_run
+    from eval_ingest.job import open_job
+    from eval_ingest.store.claims import refuse_theirs
+
+    settings = _settings(root)
+    wanted = spec_of(settings, name, _given(source, spec))
+    store = tidied(settings).dataset(wanted.name)
+    refuse_theirs(store, wanted)
+    with tempfile.TemporaryDirectory() as scratch:
+        facts = dry_run(open_job(wanted, settings, root=scratch, looks=True))
+    return Planned({**facts, "path": str(store.url)})
+
+
+def validate(
+    name: str | None = None, source: str | Path | None = None, *, root: Root = None, **spec: Any
+) -> Validated:
+    """What is inferred of a dataset, and from where: its configuration is read, and no window.
+
+    Arguments and errors are those of `ingest`.
+
+    >>> validate(source="gs://bucket/crops").config.task.num_classes       # doctest: +SKIP
+    7
+    """
+    from eval_ingest.job import open_job
+
+    settings = _settings(root)
+    wanted = spec_of(settings, name, _given(source, spec))
+    with tempfile.TemporaryDirectory() as scratch:  # for archives, which have to be unpacked
+        return Validated(open_job(wanted, settings, root=scratch, looks=True))
+
+
+def adopt(
+    name: str,
+    *,
+    root: Root = None,
+    correct: bool = False,
+    progress: Progress = no_progress,
+    each: "Callable[[Outcome], None]" = lambda _: None,
+) -> "Adopted":
+    """Take over a dataset of another tool where it is, and write its report.
+
+    Args:
+        name: as another tool has registered it, or its folder.
+        root: the eval root; default OLMOEARTH_EVAL_DATASETS.
+        correct: write what is found into its entry, where that says something else.
+        progress: see `ingest`.
+        each: is called after every stage.
+
+    Raises:
+        UnknownDatasetError: there is neither an entry nor a folder of that name.
+        NotOursError: it is an ingest of ours.
+        EvalIngestError: whatever a stage raises; what is of the other tool stays as it was.
+    """
+    from eval_ingest import adopting
+    from eval_ingest.report import writing
+
+    settings = _settings(root)
+    adopted = adopting.adopt(settings, name, correct=correct, progress=progress, each=each)
+    if adopted.ran:
+        writing.write_report(open_root(settings), name)
+    return adopted
+
+
+# ---------------------------------------------------------------------- what was ingested
+
+
+def verify(name: str, root: Root = None, progress: Progress = no_progress) -> "Verified":
+    """Read back everything that was ingested, and compare checksums.
+
+    Raises:
+        UnknownDatasetError: there is no such dataset.
+        StoreError: it can't be read.
+    """
+    from eval_ingest.verifying import verify_dataset
+
+    return verify_dataset(tidied(_settings(root)), name, progress)
+
+
+def write_report(name: str, root: Root = None, *, out: str | Path = DEFAULT_OUT) -> list[Path]:
+    """Write a dataset's pictures, report.html and card; the paths, or those of their mirror.
+
+    Args:
+        name: the dataset.
+        root: the eval root; default OLMOEARTH_EVAL_DATASETS.
+        out: what sweeps wrote, for the scores on the page; it needn't be there.
+
+    Raises:
+        UnknownDatasetError: there is no such dataset.
+        NotIngestedError: its index is of another version.
+        StoreError: the eval root can't be written.
+    """
+    from eval_ingest.report import writing
+
+    return writing.write_report(tidied(_settings(root)), name, _scores(name, Path(out)))
+
+
+def _scores(name: str, out: Path) -> "list[Board]":
+    """What sweeps found on a dataset, a line an encoder and version, the newest version first."""
+    if not any((out / "rows").glob("*.json")):
+        return []
+    from eval_ingest.report.tables import Board
+    from eval_ingest.sweep.results import leaderboards, read_rows
+
+    rows = [row for row in read_rows(out) if row.dataset == name]
+    lines = [["encoder", "split", "train", "metric", "score", "95% interval", "version"]]
+    for version in dict.fromkeys(
+        row.dataset_version for row in sorted(rows, key=lambda row: row.finished_at, reverse=True)
+    ):
+        for board in leaderboards([row for row in rows if row.dataset_version == version]):
+            for (_, encoder), cell in sorted(board.cells.items()):
+                known = cell.low is not None and cell.high is not None
+                interval = f"{cell.low:.3f} to {cell.high:.3f}" if known else ""
+                share = f"{100 * board.label_fraction:.4g}%"
+                lines.append([encoder, board.split, share, cell.metric, f"{cell.score:.3f}",
+                              interval, version[:8]])  # fmt: skip
+    return [Board("frozen encoders", lines)] if len(lines) > 1 else []
+
+
+def export(
+    name: str,
+    to: str | Path,
+    *,
+    root: Root = None,
+    windows: bool = True,
+    progress: Progress = no_progress,
+) -> Path:
+    """Copy a dataset with its report into a folder to publish, an eval root of its own.
+
+    Args:
+        name: the dataset.
+        to: the new eval root; the dataset is {to}/{name}.
+        root: where it is; default OLMOEARTH_EVAL_DATASETS.
+        windows: with the rslearn copy; without: the packed samples alone.
+        progress: see `ingest`.
+
+    Raises:
+        UnknownDatasetError: there is no such dataset.
+        StoreError: `to` can't be written, or holds that dataset already.
+    """
+    from eval_ingest.report.export import export_dataset
+
+    target = Path(to).expanduser()
+    return export_dataset(tidied(_settings(root)), name, target, windows, progress)
+
+
+def leaderboard(out: str | Path = DEFAULT_OUT, datasets: Sequence[str] = ()) -> "list[Leaderboard]":
+    """What sweeps found: a board for each split, label fraction and so on.
+
+    Args:
+        out: the folder that `eval-ingest sweep` wrote.
+        datasets: only these; default all.
+
+    Raises:
+        SweepError: there are no results, or they can't be read.
+    """
+    from eval_ingest.sweep.results import leaderboards, read_rows
+
+    rows = read_rows(Path(out))
+    return leaderboards([row for row in rows if not datasets or row.dataset in datasets])

@@ -1,0 +1,169 @@
+"""The package in Python: what a user sees of `import eval_ingest`."""
+
+import inspect
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+import eval_ingest
+from eval_ingest import cli
+from eval_ingest.core.spec import SplitPolicy
+from eval_ingest.errors import SpecError, UnknownDatasetError
+from eval_ingest.sweep.results import Row, write_row
+
+Written = Callable[[str], Path]
+
+
+@pytest.fixture
+def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("OLMOEARTH_EVAL_DATASETS", str(tmp_path / "evals"))
+    return tmp_path / "evals"
+
+
+def test_importing_the_package_loads_nothing_that_is_slow() -> None:
+    program = (
+        "import sys, time\n"
+        "start = time.perf_counter()\n"
+        "import eval_ingest\n"
+        "assert {'ingest', 'EvalDataset'} <= set(dir(eval_ingest))\n"
+        "spent = time.perf_counter() - start\n"
+        "slow = {'torch', 'numpy', 'pyarrow', 'pydantic', 'dagster'} & set(sys.modules)\n"
+        "assert not slow, slow\n"
+        "assert spent < 0.1, spent\n"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True)
+
+
+def test_every_public_name_is_there_and_says_what_it_does() -> None:
+    for name in eval_ingest.__all__:
+        found = getattr(eval_ingest, name)
+        assert name.startswith("__") or inspect.getdoc(found), name
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        eval_ingest.nothing  # noqa: B018
+
+
+def test_a_dataset_is_validated_ingested_listed_and_loaded(root: Path, written: Written) -> None:
+    source = written("segmentation")
+    found = eval_ingest.validate(source=source)
+    assert found.config.task.num_classes == len(found.config.task.classes) > 1
+    assert "from" in str(found)
+    assert eval_ingest.plan("crops", source).facts["n_windows"] > 0
+    assert not root.exists()
+
+    told: list[str] = []
+    done = eval_ingest.ingest("crops", source, tell=told.append)
+    assert done.ran and done.metadata is not None and len(told) == 5
+    assert "crops is registered" in repr(done)
+    assert not eval_ingest.ingest("crops").ran
+
+    listed = eval_ingest.list_datasets()
+    assert list(listed) == ["crops"]
+    assert listed["crops"].ingested and listed["crops"].splits == done.facts["counts"]
+    assert "crops" in repr(listed)
+    about = eval_ingest.info("crops")
+    assert about.classes == [known.name for known in found.config.task.classes]
+    assert about.splits == listed["crops"].splits
+    assert about.fingerprint == done.metadata.fingerprint and "windows" in repr(about)
+    assert eval_ingest.EvalDataset("crops", "val").bands == about.bands
+    assert eval_ingest.verify("crops").problems == []
+
+
+def test_the_catalog_is_listed_too_when_asked_for(root: Path) -> None:
+    assert list(eval_ingest.list_datasets()) == []
+    known = eval_ingest.list_datasets(catalog=True)
+    assert "tolbi_crops" in known and not known["tolbi_crops"].ingested
+
+
+def test_another_root_is_named_and_not_set(root: Path, written: Written, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    eval_ingest.ingest("crops", written("segmentation"), root=other)
+    assert list(eval_ingest.list_datasets(other)) == ["crops"]
+    assert list(eval_ingest.list_datasets()) == []
+    assert eval_ingest.info("crops", other).path == str(other / "crops")
+
+
+@pytest.mark.parametrize(
+    "policy",
+    [
+        {"strategy": "random", "ratios": (50, 25, 25)},
+        {"splits": {"strategy": "random", "ratios": [0.5, 0.25, 0.25]}},
+        {"splits": SplitPolicy(strategy="random", ratios=(0.5, 0.25, 0.25))},
+    ],
+)
+def test_splits_are_said_flat_or_together(
+    root: Path, written: Written, policy: dict[str, object]
+) -> None:
+    planned = eval_ingest.plan("crops", written("segmentation"), **policy)
+    assert planned.facts["strategy"].startswith("random")
+
+
+def test_what_is_wrong_is_told_with_the_near_names(root: Path, written: Written) -> None:
+    eval_ingest.ingest("crops", written("segmentation"))
+    with pytest.raises(UnknownDatasetError, match="did you mean crops"):
+        eval_ingest.info("corps")
+    with pytest.raises(SpecError, match="did you mean groups"):
+        eval_ingest.ingest("crops", grops=["a"])
+    with pytest.raises(SpecError, match="is ingested already, from"):
+        eval_ingest.ingest("crops", written("class_mapping"))
+    with pytest.raises(SpecError, match="source"):
+        eval_ingest.validate()
+
+
+def test_the_command_line_prints_what_the_functions_return(
+    root: Path, written: Written, capsys: pytest.CaptureFixture[str]
+) -> None:
+    eval_ingest.ingest("crops", written("segmentation"))
+    for arguments, found in (
+        (["list"], eval_ingest.list_datasets(catalog=True)),
+        (["info", "--name", "crops"], eval_ingest.info("crops")),
+        (["validate", "--name", "crops"], eval_ingest.validate("crops")),
+    ):
+        assert cli.main(arguments) == 0
+        assert capsys.readouterr().out.strip() == str(found).strip()
+
+
+def test_an_export_and_a_report_are_paths(root: Path, written: Written, tmp_path: Path) -> None:
+    eval_ingest.ingest("crops", written("segmentation"))
+    assert (root / "crops" / "report" / "report.html") in eval_ingest.write_report("crops")
+    path = eval_ingest.export("crops", tmp_path / "out", windows=False)
+    shutil.rmtree(root)
+    data = eval_ingest.EvalDataset("crops", "val", root=path.parent)
+    assert data[0]["target"].ndim == 2
+
+
+def score(name: str, version: str, encoder: str, value: float, finished_at: str) -> Row:
+    """A row of a sweep's results."""
+    return Row(
+        key=f"{name}{version}{encoder}", dataset=name, dataset_version=version, task="segmentation",
+        encoder=encoder, encoder_fingerprint="", weights="", probe="linear", split="test",
+        label_fraction=1.0, seed=42, n_train=17, n_val=2, n_test=5, normalize="", method="",
+        patch_size=4, bands={}, learning_rate=None, epoch=None, metric="mIoU",
+        lower_is_better=False, val_score=None, test_score=value, ci_low=value - 0.1,
+        ci_high=value + 0.1, metrics={}, per_class=[], confusion=None, notes=[], device="cpu",
+        seconds=1.0, embed_seconds=1.0, finished_at=finished_at,
+    )  # fmt: skip
+
+
+def test_a_report_has_the_scores_of_sweeps_and_the_versions_that_were_published(
+    root: Path, written: Written, tmp_path: Path
+) -> None:
+    eval_ingest.ingest("crops", written("segmentation"))
+    first = eval_ingest.info("crops").fingerprint
+    eval_ingest.ingest("crops", strategy="random", ratios=(60, 20, 20))
+    second = eval_ingest.info("crops").fingerprint
+    assert [found.fingerprint for found in eval_ingest.info("crops").metadata.history] == [first]
+    for row in (
+        score("crops", first, "pixels", 0.41, "2026-01-01T00:00:00"),
+        score("crops", second, "pixels", 0.52, "2026-01-02T00:00:00"),
+        score("trees", second, "pixels", 0.99, "2026-01-02T00:00:00"),
+    ):
+        write_row(tmp_path / "sweep_results", row)
+    paths = eval_ingest.write_report("crops")
+    [page] = [path.read_text() for path in paths if path.name == "report.html"]
+    assert page.index("0.520") < page.index("0.410") and "0.990" not in page
+    assert "0.420 to 0.620" in page and page.index(second[:8]) < page.index(first[:8])
+    assert len(eval_ingest.leaderboard(datasets=["crops"])[0].cells) == 1
