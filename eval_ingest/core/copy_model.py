@@ -45,15 +45,15 @@ _TARGET_IMAGES = {
 
 
 def copy_model(
-    config: ResolvedConfig, modalities: Iterable[str], crop: int | None, crops_fit: bool = True
+    config: ResolvedConfig, modalities: Iterable[str], crop: Pad | None, crops_fit: bool = True
 ) -> dict[str, Any]:
     """The content of model.yaml, of which `data` is all there is.
 
     Args:
         config: the dataset.
         modalities: names of those that are read; each window must have them.
-        crop: side of the square in the middle that is read, in pixels; None: all. In splits of
-            which every crop is a sample, these are read.
+        crop: what makes all samples equally large; None: they are. In splits of which every
+            crop is a sample, these are read.
         crops_fit: no window is smaller than the crops of its split.
     """
     chosen = [config.modality(name) for name in modalities]
@@ -67,10 +67,7 @@ def copy_model(
     joined = [step for modality in chosen for step in _modality_steps(config, modality)]
     if config.label.mask is not None:
         joined += _mask_steps(config.label.mask, TARGETS, ["target/valid"])
-    steps = {
-        split: joined + _pads(config, chosen, crop, config.all_crops.get(split) is None)
-        for split in SPLITS
-    }
+    steps = {split: joined + _pads(config, chosen, crop, split) for split in SPLITS}
     alike = all(found == steps["train"] for found in steps.values())
     if alike and steps["train"]:
         data["default_config"] = {"transforms": steps["train"]}
@@ -209,28 +206,27 @@ def _with_stand_ins(modality: ModalityInput, sources: Mapping[str, str]) -> list
 
 
 def _pads(
-    config: ResolvedConfig, modalities: list[ModalityInput], crop: int | None, cropped: bool
+    config: ResolvedConfig, modalities: list[ModalityInput], crop: Pad | None, split: str
 ) -> list[dict[str, Any]]:
     """The dataset's own Pad, and the crop: rslearn's Pad cuts what is larger than its size.
 
-    In the order in which `core.crops.Cut` takes them; without the crop where `cropped` is false.
+    In the order in which `core.crops.Cut` takes them; without the crop where all of them are read.
     """
     by_pad: dict[Pad, list[str]] = {}
-    for modality in modalities:
-        if modality.pad is not None:
-            by_pad.setdefault(modality.pad, []).append(modality.name)
     targets = _TARGET_IMAGES.get(config.task.kind, ())
-    if config.label.pad is not None:
-        by_pad.setdefault(config.label.pad, []).extend(targets)
+    padded = [(modality.pad_of(split), [modality.name]) for modality in modalities]
+    for pad, selectors in [*padded, (config.label.pad_of(split), list(targets))]:
+        if pad is not None:
+            by_pad.setdefault(pad, []).extend(selectors)
     steps = [_pad(pad, selectors) for pad, selectors in by_pad.items()]
-    if not cropped:
+    if split in config.all_crops:
         return steps
     images = [*(modality.name for modality in modalities), *targets]
     side = config.crop_size
     if by_pad and side is not None and max(pad.size for pad in by_pad) < side:
         return [_pad(Pad(size=side, center=True), images), *steps]
     if crop is not None:
-        steps.append(_pad(Pad(size=crop, center=True), images))
+        steps.append(_pad(crop, images))
     return steps
 
 

@@ -115,8 +115,9 @@ class _Data:
     def places(self, modality: ModalityInput) -> NDArray[np.float64]:
         """Per used window how many of its pixels the statistics are of, over all timesteps."""
         sides = [floats(self.index.table[name])[self.used] for name in ("height", "width")]
-        if modality.pad is not None and not self.config.all_crops:
-            sides = [np.minimum(side, modality.pad.size) for side in sides]
+        pad = modality.pad_of("train")
+        if pad is not None and self.config.statistics_pads:
+            sides = [np.minimum(side, pad.size) for side in sides]
         return np.asarray(sides[0] * sides[1] * self.column(f"{modality.name}.timesteps"))
 
     def rows(

@@ -29,7 +29,6 @@ PROBLEMS: dict[str, str] = {
     "label_all_invalid": "no pixel of the label is valid",
     "label_out_of_range": "the label holds a class outside 0 .. num_classes - 1; if it marks "
     "missing labels, name it as the task's nodata_value",
-    "smaller_than_crop": "the window is smaller than the crop",
 }
 
 

@@ -10,7 +10,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from eval_ingest.core.columns import encoded, floats, matrix
-from eval_ingest.core.crops import Cut
+from eval_ingest.core.crops import split_cut
 from eval_ingest.core.digest import label_digest, pixel_digest
 from eval_ingest.core.index import moments_struct
 from eval_ingest.core.nodata import find_nodata, measure_without, occurring
@@ -54,7 +54,9 @@ def index_row(sample: WindowSample, config: ResolvedConfig, judged_by: str) -> d
         if found is None:
             continue
         arrays[modality.name] = found.pixels
-        pixels = found.pixels if config.all_crops else apply_pad(found.pixels, modality.pad, None)
+        pixels = found.pixels
+        if config.statistics_pads:
+            pixels = apply_pad(pixels, modality.pad_of("train"), None)
         columns, moments[modality.name] = _pixel_columns(pixels, found.nodata, modality)
         row |= columns
         if found.timestamps is not None:
@@ -138,11 +140,11 @@ def _targets(sample: WindowSample, config: ResolvedConfig) -> Iterator[list[NDAr
     assert sample.target is not None and sample.metadata is not None
     size = sample.metadata.height, sample.metadata.width
     scalars = iter(sample.crop_targets)
-    for grid in config.cuts:
-        cut = Cut.of(config, grid)
+    for split in config.cuts:
+        cut = split_cut(config, split)
         if sample.target.ndim:
             yield [cut.target(sample.target, at) for at in cut.corners(*size)]
-        elif grid is None:
+        elif cut.grid is None:
             yield [sample.target]
         else:
             found = np.array([next(scalars) for _ in cut.corners(*size)])

@@ -359,7 +359,7 @@ class EvalDataset(Dataset[dict[str, Any]]):
 
     def _stored(self, row: int, modality: ModalityInput, corner: Corner) -> NDArray[Any]:
         """A sample's pixels as they are stored."""
-        return self._cut.pixels(self._samples.array(row, modality.name), corner, modality.pad)
+        return self._cut.pixels(self._samples.array(row, modality.name), corner, modality.name)
 
     def _stored_target(self, row: int, corner: Corner) -> NDArray[Any]:
         if self._index.targets is not None:
@@ -441,7 +441,7 @@ class EvalDataset(Dataset[dict[str, Any]]):
 
     def _shapes_of(self, row: int, corner: Corner) -> tuple[int, ...]:
         steps = (int(self._index.timesteps[m.name][row]) for m in self._inputs)
-        return *self._cut.size(*self._index.size(row), corner), *steps
+        return *self._cut.size(*self._index.size(row)), *steps
 
     def _pixels(
         self, modality: ModalityInput, rows: list[int], corners: list[Corner]
