@@ -1,7 +1,7 @@
 """What the site's pages hold that is made from the code: a hook of mkdocs, named in mkdocs.yml.
 
-A page says `{{ commands }}`, `{{ environment }}`, `{{ problems }}`, `{{ errors }}` or `{{ methods }}`;
-`{{ file NAME }}` stands for a file of the checkout, whose links are put right.
+A page says `{{ commands }}`, `{{ environment }}`, `{{ problems }}`, `{{ errors }}` or
+`{{ methods }}`; `{{ file NAME }}` stands for a file of the checkout, whose links are put right.
 """
 
 import argparse
