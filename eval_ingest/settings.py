@@ -5,7 +5,8 @@
 | OLMOEARTH_EVAL_DATASETS | the eval root: datasets and registry | DEFAULT_EVAL_ROOT below |
 | EVAL_INGEST_CATALOG | folder of specs added to the built-in ones | {eval root}/catalog |
 | EVAL_INGEST_WORKERS | threads or processes that decode and copy | one per core |
-| EVAL_INGEST_ENGINE | auto, threads, processes, or a dask scheduler's address | auto |
+| EVAL_INGEST_WINDOW_MIB | what a window's files, and its pixels unpacked, may have in MiB | 256 |
+| EVAL_INGEST_ENGINE | auto (processes if many windows), threads, processes, dask's address | auto |
 | EVAL_INGEST_CACHE | sweeps' embeddings, files of remote eval roots | ~/.cache/eval_ingest |
 | EVAL_INGEST_CACHE_GIB | how much of remote eval roots it may hold | 100 |
 | WEKA_ENDPOINT_URL | Weka's S3, where weka:// isn't mounted at /weka | none |
