@@ -17,7 +17,7 @@ from eval_ingest.errors import SweepError
 from eval_ingest.report.tables import facts
 from eval_ingest.report.view import open_view
 from eval_ingest.store.registry import read_registry, require_metadata
-from eval_ingest.store.roots.local import LocalRoot
+from eval_ingest.store.roots.base import EvalRoot
 from eval_ingest.sweep.signal import measure_signal
 from eval_ingest.sweep.suite import Suite
 from eval_ingest_tests.support import factories
@@ -74,7 +74,7 @@ def test_a_signal_is_kept_and_told_wherever_the_dataset_is(
 ) -> None:
     source, root = (
         factories.vector_classification(tmp_path / "source"),
-        LocalRoot(tmp_path / "root"),
+        EvalRoot(tmp_path / "root"),
     )
     monkeypatch.setenv("OLMOEARTH_EVAL_DATASETS", str(root.address))
     monkeypatch.setenv("EVAL_INGEST_CATALOG", str(tmp_path / "catalog"))
