@@ -13,9 +13,8 @@ from eval_ingest.decoding.judge import JUDGED_BYTES, read_window, sample_arrays
 from eval_ingest.errors import SourceError
 from eval_ingest.sources.base import Source, SourceFile, WindowFiles, WindowReader
 from eval_ingest.store.manifest import CopiedWindow
-from eval_ingest.store.roots.base import Windows
 from eval_ingest.store.shards import ShardWriter
-from eval_ingest.store.window_files import Content
+from eval_ingest.store.window_files import Content, Windows
 
 ToPlace = tuple[Place, int | None, bool]
 """A window, its row in the shard if it is to be packed, and whether to copy it."""

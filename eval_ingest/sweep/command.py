@@ -102,7 +102,7 @@ def _fraction(text: str) -> float | str:
 
 
 def _sweep(options: argparse.Namespace) -> int:
-    from eval_ingest.report.terminal import Progress, fitted
+    from eval_ingest.report.terminal import Progress, fitted, say
     from eval_ingest.sweep.run import run_sweep
 
     with Progress(quiet=options.json) as progress:
@@ -117,9 +117,9 @@ def _sweep(options: argparse.Namespace) -> int:
         if table.computed and not options.no_plots:
             plots = _draw(options.out)
     if options.json:
-        print(json.dumps(_facts(table, options.out, plots), indent=2, ensure_ascii=False))
+        say(json.dumps(_facts(table, options.out, plots), indent=2, ensure_ascii=False))
     else:
-        print("\n".join(fitted(_summary(table, options.out, plots))))
+        say("\n".join(fitted(_summary(table, options.out, plots))))
     return 1 if table.failures else 0
 
 
