@@ -52,7 +52,7 @@ class EvalDataModule(LightningDataModule):
         **arguments: Any,
     ) -> None:
         super().__init__()
-        self.name, self.batch_size, self.num_workers = name, batch_size, num_workers
+        self._dataset, self.batch_size, self.num_workers = name, batch_size, num_workers
         self._train, self._loader, self._arguments = train or {}, loader or {}, arguments
 
     def dataset(self, split: str) -> EvalDataset:
@@ -63,7 +63,7 @@ class EvalDataModule(LightningDataModule):
             LoadError: an argument that it can't satisfy.
         """
         own = self._train if split == "train" else {}
-        return EvalDataset(self.name, split, **{**self._arguments, **own})
+        return EvalDataset(self._dataset, split, **{**self._arguments, **own})
 
     def _dataloader(self, split: str) -> Any:
         return self.dataset(split).loader(self.batch_size, self.num_workers, **self._loader)
