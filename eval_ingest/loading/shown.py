@@ -1,19 +1,39 @@
 """How an EvalDataset shows itself: as an expression that opens it again, and in a notebook."""
 
 import inspect
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
 
+from eval_ingest.core.entry import Metadata
 from eval_ingest.core.images import class_colors
+from eval_ingest.core.task import Task
 from eval_ingest.redaction import in_html, redacted
 
-if TYPE_CHECKING:
-    from eval_ingest.loading.dataset import EvalDataset
+
+class Shown(Protocol):
+    """What is asked of an EvalDataset, which imports this."""
+
+    metadata: Metadata
+
+    def __len__(self) -> int: ...
+    @property
+    def arguments(self) -> dict[str, Any]: ...
+    @property
+    def task(self) -> Task: ...
+    @property
+    def classes(self) -> Sequence[str]: ...
+    @property
+    def bands(self) -> Mapping[str, Sequence[str]]: ...
+    def value_range(self, modality: str) -> tuple[float, float]: ...
+    def shape(self, i: int = 0) -> Mapping[str, tuple[int, ...]]: ...
+    def sides(self, i: int = 0) -> tuple[tuple[int, int], tuple[int, int]]: ...
+
 
 _ALWAYS = ("normalize", "method", "crop")
 """Arguments that decide over what a model sees, and are told also where they are the default's."""
 
 
-def as_text(dataset: "EvalDataset") -> str:
+def as_text(dataset: Shown) -> str:
     """What opens it again, and behind a # what its samples are.
 
     An argument that is no text or number (statistics, a transform) is told by its name alone.
@@ -23,7 +43,7 @@ def as_text(dataset: "EvalDataset") -> str:
     return f"{_call(dataset)}  # {count}: {shapes}"
 
 
-def _call(dataset: "EvalDataset") -> str:
+def _call(dataset: Shown) -> str:
     defaults = inspect.signature(type(dataset)).parameters
     given = dataset.arguments
     parts = [repr(given.pop("name")), repr(given.pop("split"))]
@@ -43,7 +63,7 @@ def _value(value: Any) -> str:
     return getattr(value, "__name__", repr(value))
 
 
-def _input(dataset: "EvalDataset", modality: str) -> str:
+def _input(dataset: Shown, modality: str) -> str:
     """`sentinel2_l2a float32 (16, 16, 12, 12) of 64 x 64 pixels, about -0.4 to 3.1`."""
     if not len(dataset):
         return modality
@@ -54,7 +74,7 @@ def _input(dataset: "EvalDataset", modality: str) -> str:
     return f"{modality} float32 {shape}{cropped}, {low:.3g} to {high:.3g} in train"
 
 
-def as_html(dataset: "EvalDataset") -> str:
+def as_html(dataset: Shown) -> str:
     """A table of what its samples are, with the classes in their colours."""
     metadata = dataset.metadata
     rows = [("samples", f"{len(dataset):,}"), ("target", str(dataset.task.kind))]
