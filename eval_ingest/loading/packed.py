@@ -187,6 +187,23 @@ def is_replaced(store: DatasetStore, metadata: Metadata) -> bool:
     return now is None or now.fingerprint != metadata.fingerprint or now.shards != metadata.shards
 
 
+def require_version(metadata: Metadata, version: str) -> None:
+    """Check that a dataset is of the version that is asked for, or begins like it.
+
+    Raises:
+        OutdatedError: it isn't; says which it is, and what became of the other.
+    """
+    if version and metadata.fingerprint.startswith(version):
+        return
+    old = [found for found in metadata.history if version and found.fingerprint.startswith(version)]
+    what = f"that of {old[-1].published_at} was replaced" if old else "no version of it is known"
+    raise OutdatedError(
+        f"{metadata.name} is of version {metadata.fingerprint}, published "
+        f"{metadata.published_at}, and not {version!r}: {what}; ingest it again as it was, or "
+        f"open it with version={metadata.fingerprint!r}"
+    )
+
+
 def version_is_gone(metadata: Metadata) -> OutdatedError:
     """What was opened has been replaced for so long that its files were removed."""
     return OutdatedError(
