@@ -33,7 +33,11 @@ if TYPE_CHECKING:
     from eval_ingest.copying.verify import Verified
     from eval_ingest.job import Job
     from eval_ingest.pipeline import Outcome
+    from eval_ingest.report.tables import Board
     from eval_ingest.sweep.results import Leaderboard
+
+DEFAULT_OUT = "sweep_results"
+"""Where sweeps write."""
 
 Root = str | Path | None
 """An eval root: a path or URL; None: OLMOEARTH_EVAL_DATASETS."""
@@ -465,8 +469,13 @@ def verify(name: str, root: Root = None, progress: Progress = no_progress) -> "V
     return verify_dataset(tidied(_settings(root)), name, progress)
 
 
-def write_report(name: str, root: Root = None) -> list[Path]:
+def write_report(name: str, root: Root = None, *, out: str | Path = DEFAULT_OUT) -> list[Path]:
     """Write a dataset's pictures, report.html and card; the paths, or those of their mirror.
+
+    Args:
+        name: the dataset.
+        root: the eval root; default OLMOEARTH_EVAL_DATASETS.
+        out: what sweeps wrote, for the scores on the page; it needn't be there.
 
     Raises:
         UnknownDatasetError: there is no such dataset.
@@ -475,7 +484,29 @@ def write_report(name: str, root: Root = None) -> list[Path]:
     """
     from eval_ingest.report import writing
 
-    return writing.write_report(tidied(_settings(root)), name)
+    return writing.write_report(tidied(_settings(root)), name, _scores(name, Path(out)))
+
+
+def _scores(name: str, out: Path) -> "list[Board]":
+    """What sweeps found on a dataset, a line an encoder and version, the newest version first."""
+    if not any((out / "rows").glob("*.json")):
+        return []
+    from eval_ingest.report.tables import Board
+    from eval_ingest.sweep.results import leaderboards, read_rows
+
+    rows = [row for row in read_rows(out) if row.dataset == name]
+    lines = [["encoder", "split", "train", "metric", "score", "95% interval", "version"]]
+    for version in dict.fromkeys(
+        row.dataset_version for row in sorted(rows, key=lambda row: row.finished_at, reverse=True)
+    ):
+        for board in leaderboards([row for row in rows if row.dataset_version == version]):
+            for (_, encoder), cell in sorted(board.cells.items()):
+                known = cell.low is not None and cell.high is not None
+                interval = f"{cell.low:.3f} to {cell.high:.3f}" if known else ""
+                share = f"{100 * board.label_fraction:.4g}%"
+                lines.append([encoder, board.split, share, cell.metric, f"{cell.score:.3f}",
+                              interval, version[:8]])  # fmt: skip
+    return [Board("frozen encoders", lines)] if len(lines) > 1 else []
 
 
 def export(
@@ -505,9 +536,7 @@ def export(
     return export_dataset(tidied(_settings(root)), name, target, windows, progress)
 
 
-def leaderboard(
-    out: str | Path = "sweep_results", datasets: Sequence[str] = ()
-) -> "list[Leaderboard]":
+def leaderboard(out: str | Path = DEFAULT_OUT, datasets: Sequence[str] = ()) -> "list[Leaderboard]":
     """What sweeps found: a board for each split, label fraction and so on.
 
     Args:

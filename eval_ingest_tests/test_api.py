@@ -13,6 +13,7 @@ import eval_ingest
 from eval_ingest import cli
 from eval_ingest.core.spec import SplitPolicy
 from eval_ingest.errors import SpecError, UnknownDatasetError
+from eval_ingest.sweep.results import Row, write_row
 
 Written = Callable[[str], Path]
 
@@ -132,3 +133,37 @@ def test_an_export_and_a_report_are_paths(root: Path, written: Written, tmp_path
     shutil.rmtree(root)
     data = eval_ingest.EvalDataset("crops", "val", root=path.parent)
     assert data[0]["target"].ndim == 2
+
+
+def score(name: str, version: str, encoder: str, value: float, finished_at: str) -> Row:
+    """A row of a sweep's results."""
+    return Row(
+        key=f"{name}{version}{encoder}", dataset=name, dataset_version=version, task="segmentation",
+        encoder=encoder, encoder_fingerprint="", weights="", probe="linear", split="test",
+        label_fraction=1.0, seed=42, n_train=17, n_val=2, n_test=5, normalize="", method="",
+        patch_size=4, bands={}, learning_rate=None, epoch=None, metric="mIoU",
+        lower_is_better=False, val_score=None, test_score=value, ci_low=value - 0.1,
+        ci_high=value + 0.1, metrics={}, per_class=[], confusion=None, notes=[], device="cpu",
+        seconds=1.0, embed_seconds=1.0, finished_at=finished_at,
+    )  # fmt: skip
+
+
+def test_a_report_has_the_scores_of_sweeps_and_the_versions_that_were_published(
+    root: Path, written: Written, tmp_path: Path
+) -> None:
+    eval_ingest.ingest("crops", written("segmentation"))
+    first = eval_ingest.info("crops").fingerprint
+    eval_ingest.ingest("crops", strategy="random", ratios=(60, 20, 20))
+    second = eval_ingest.info("crops").fingerprint
+    assert [found.fingerprint for found in eval_ingest.info("crops").metadata.history] == [first]
+    for row in (
+        score("crops", first, "pixels", 0.41, "2026-01-01T00:00:00"),
+        score("crops", second, "pixels", 0.52, "2026-01-02T00:00:00"),
+        score("trees", second, "pixels", 0.99, "2026-01-02T00:00:00"),
+    ):
+        write_row(tmp_path / "sweep_results", row)
+    paths = eval_ingest.write_report("crops")
+    [page] = [path.read_text() for path in paths if path.name == "report.html"]
+    assert page.index("0.520") < page.index("0.410") and "0.990" not in page
+    assert "0.420 to 0.620" in page and page.index(second[:8]) < page.index(first[:8])
+    assert len(eval_ingest.leaderboard(datasets=["crops"])[0].cells) == 1

@@ -11,6 +11,7 @@ from dagster._core.event_api import PartitionKeyFilter
 
 from eval_ingest.core.entry import Metadata
 from eval_ingest.core.spec import DatasetSpec
+from eval_ingest.core.task import TaskKind
 from eval_ingest.definitions import build_defs
 from eval_ingest.defs import checks
 from eval_ingest.defs.checks import BY_FINDINGS, Result, registry_entry_checks
@@ -19,7 +20,6 @@ from eval_ingest.settings import Settings
 from eval_ingest.store.catalog import add_spec
 from eval_ingest.store.registry import require_metadata
 from eval_ingest.store.roots.base import EvalRoot
-from eval_ingest.store.roots.local import LocalRoot
 from eval_ingest_tests.test_core_leakage import moments, window
 from eval_ingest_tests.test_core_quality import clean, report, with_means
 
@@ -29,7 +29,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::dagster.BetaWarning")
 CROPS = "segmentation"
 NAMES = {
     "no_leakage", "every_class_in_every_split", "no_zero_variance_band", "units_plausible",
-    "dataset_loads", "verdict",
+    "dataset_loads", "tells_models_apart", "verdict",
 }  # fmt: skip
 
 
@@ -43,7 +43,7 @@ def instance() -> Iterator[dg.DagsterInstance]:
 def root(ingested: Callable[[str], Path], tmp_path: Path) -> EvalRoot:
     """An eval root of one's own with a dataset that has samples in every split."""
     shutil.copytree(ingested(CROPS), tmp_path / "evals")
-    return LocalRoot(tmp_path / "evals")
+    return EvalRoot(tmp_path / "evals")
 
 
 @pytest.fixture
@@ -82,37 +82,46 @@ def test_the_run_of_the_stages_checks_the_partition(
     assert (verdict.description or "").startswith("poor: ")
 
 
-def test_the_front_door_logs_the_same_checks_once(
+def test_the_front_door_checks_its_own_asset_and_the_partition(
     settings: Settings, instance: dg.DagsterInstance
 ) -> None:
     first = front_door(settings, instance)
-    assert len(first.get_asset_check_evaluations()) == len(NAMES)
-    by_front_door = logged(instance)
-    assert by_front_door.keys() == NAMES
+    found = {(e.asset_key.path[-1], e.check_name): e for e in first.get_asset_check_evaluations()}
+    assert found.keys() == {(asset, name) for asset in (CROPS, "registry_entry") for name in NAMES}
+    assert logged(instance).keys() == NAMES
     record = instance.fetch_materializations(dg.AssetKey("registry_entry"), limit=1).records[0]
     assert record.run_id == first.run_id  # what the page takes checks of the same run to be about
-    assert not front_door(settings, instance).get_asset_check_evaluations()  # nothing has changed
     job = build_defs(settings).resolve_implicit_global_asset_job_def()
     alone = job.get_subset(asset_check_selection=set(registry_entry_checks.check_keys))
     assert alone.execute_in_process(instance=instance, partition_key=CROPS).success
     by_asset = logged(instance)
     for name in NAMES - {"dataset_loads"}:  # that one tells milliseconds
-        assert by_asset[name].description == by_front_door[name].description
-        assert by_asset[name].metadata == by_front_door[name].metadata
-        assert by_asset[name].passed is by_front_door[name].passed
+        for asset in (CROPS, "registry_entry"):
+            assert by_asset[name].description == found[asset, name].description
+            assert by_asset[name].metadata == found[asset, name].metadata
+            assert by_asset[name].passed is found[asset, name].passed
+
+
+def test_a_check_of_a_datasets_own_asset_runs_alone(
+    settings: Settings, instance: dg.DagsterInstance
+) -> None:
+    job = build_defs(settings).resolve_implicit_global_asset_job_def()
+    key = dg.AssetCheckKey(dg.AssetKey(CROPS), "dataset_loads")
+    result = job.get_subset(asset_check_selection={key}).execute_in_process(instance=instance)
+    assert result.success
+    assert {e.check_name for e in result.get_asset_check_evaluations()} == {"dataset_loads"}
 
 
 def test_a_dataset_that_is_not_registered_says_what_to_run(root: EvalRoot) -> None:
     with pytest.raises(UnknownDatasetError, match="eval-ingest ingest --name nothing"):
-        list(checks.results(root, "nothing", ["verdict"]))
+        list(checks.evaluations(root, "nothing", [dg.AssetKey("registry_entry")]))
 
 
 # --------------------------------------------------------------------------------------- loading
 
 
 def loads(root: EvalRoot) -> Result:
-    (result,) = checks.results(root, CROPS, ["dataset_loads"])
-    return result
+    return checks.result(root, require_metadata(root, CROPS), "dataset_loads")
 
 
 def test_what_loads_is_told_with_shapes(root: EvalRoot) -> None:
@@ -141,10 +150,10 @@ def test_a_split_without_its_index_does_not_load(root: EvalRoot) -> None:
 
 def of(reference: Path, quality: dict[str, Any]) -> dict[str, Result]:
     """Outcomes of the checks by findings for a report."""
-    entry: Metadata = require_metadata(LocalRoot(reference), "crops")
+    entry: Metadata = require_metadata(EvalRoot(reference), "crops")
     entry = entry.model_copy(update={"quality": quality})
-    found = {check.name: checks._by_findings(check, entry) for check in BY_FINDINGS}
-    return found | {"verdict": checks._verdict(entry)}
+    names = [*(check.name for check in BY_FINDINGS), "verdict"]
+    return {name: checks.result(EvalRoot(reference), entry, name) for name in names}
 
 
 def failed(found: dict[str, Result]) -> set[str]:
@@ -180,7 +189,8 @@ def test_a_flat_band_fails_its_check(reference: Path) -> None:
 
 
 def test_an_empty_split_is_said_to_be_empty(reference: Path) -> None:
-    (result,) = checks.results(LocalRoot(reference), "crops", ["dataset_loads"])
+    root = EvalRoot(reference)
+    result = checks.result(root, require_metadata(root, "crops"), "dataset_loads")
     assert (result.passed, result.text) == (False, "val is empty; check splits.ratios")
 
 
@@ -220,14 +230,28 @@ def test_names_of_a_dataset_are_plain_words_on_the_page_and_in_the_log(reference
     }  # fmt: skip
     quality = {**report(clean()), "findings": [finding]}
     quality["verdict"], quality["reasons"] = "poor", [f"no {name}"]
-    found = of(reference, quality)
-    result, verdict = found["every_class_in_every_split"], found["verdict"]
+    entry = require_metadata(EvalRoot(reference), "crops")
+    with pytest.MonkeyPatch.context() as patch:
+        found = entry.model_copy(update={"quality": quality})
+        patch.setattr(checks, "require_metadata", lambda *_: found)
+        wanted = ("every_class_in_every_split", "verdict")
+        own = [dg.AssetKey("crops")]
+        result, verdict = checks.evaluations(EvalRoot(reference), "crops", own, wanted)
     for text in (
-        result.description,
-        result.metadata["findings"].md_str,
-        verdict.description,
-        verdict.metadata["why"].md_str,
+        result.description or "",
+        result.metadata["findings"].value,
+        verdict.description or "",
+        verdict.metadata["why"].value,
     ):
         assert "forest" in text
         assert not any(live in text for live in ("\x1b", "![p](", "<img", "http://"))
-    assert "\n" not in result.description
+    assert "\n" not in (result.description or "")
+
+
+def test_a_regression_has_no_classes_to_be_in_every_split(reference: Path) -> None:
+    entry = require_metadata(EvalRoot(reference), "crops")
+    task = entry.config.task.model_copy(update={"kind": TaskKind.REGRESSION, "classes": ()})
+    config = entry.config.model_copy(update={"task": task})
+    of_numbers = entry.model_copy(update={"config": config, "quality": report(clean())})
+    result = checks.result(EvalRoot(reference), of_numbers, "every_class_in_every_split")
+    assert result.passed and result.text == "does not apply: a regression has no classes"

@@ -14,10 +14,14 @@ from dagster._core.definitions.data_version import (
 
 from eval_ingest import pipeline
 from eval_ingest.definitions import build_defs
+from eval_ingest.defs.assets import STAGE_ASSETS
 from eval_ingest.defs.checks import registry_entry_checks
 from eval_ingest.defs.known_datasets import known_datasets
 from eval_ingest.defs.partitions import add_partition, studio_datasets
+from eval_ingest.defs.resources import build_resources
 from eval_ingest.settings import Settings
+from eval_ingest.store.registry import remove_dataset
+from eval_ingest.store.roots.open import open_root
 from eval_ingest.store.seal import sealed_json
 from eval_ingest_tests.support.dagster_world import World, failure_text, log_lines
 
@@ -56,10 +60,13 @@ def test_the_code_location_loads_where_the_eval_root_cannot_be_reached(settings:
     assert dg.AssetKey("tolbi_crops") in graph.get_all_asset_keys()
 
 
-def tick(world: World, cursor: str | None = None) -> Any:
+def tick(world: World, cursor: str | None = None, defined: dg.Definitions | None = None) -> Any:
     """One tick of known_datasets, and what Dagster does about it."""
     with dg.build_sensor_context(
-        instance=world.instance, cursor=cursor, resources={"settings": world.settings}
+        instance=world.instance,
+        cursor=cursor,
+        resources={"settings": world.settings},
+        definitions=defined,
     ) as context:
         result = known_datasets(context)
     if isinstance(result, dg.SensorResult):
@@ -103,7 +110,7 @@ def test_what_the_command_line_ingested_is_shown_without_a_run(world: World) -> 
     assert isinstance(tick(world), dg.SkipReason)  # a lost cursor shows nothing twice
     result = world.front_door()
     assert result.success
-    assert log_lines(world, result)[-1].startswith("crops: up to date, nothing to do")
+    assert log_lines(world, result)[5].startswith("crops: up to date, nothing to do")
     assert world.stale("crops") is StaleStatus.FRESH
 
 
@@ -126,9 +133,64 @@ def test_the_partition_of_a_dataset_that_is_no_more_goes(world: World) -> None:
 def test_a_dataset_that_the_stages_ingested_shows_at_its_own_asset_too(world: World) -> None:
     assert world.stages().success
     assert world.stale("crops") is StaleStatus.MISSING
-    (event,) = tick(world).asset_events
-    assert event.asset_key == dg.AssetKey("crops")
+    events = tick(world).asset_events
+    assert {event.asset_key for event in events} == {dg.AssetKey("crops")}
+    assert sum(isinstance(event, dg.AssetMaterialization) for event in events) == 1
     assert world.stale("crops") is StaleStatus.FRESH
+
+
+def test_a_dataset_without_an_asset_of_its_own_is_shown_at_its_partition_alone(
+    world: World,
+) -> None:
+    pipeline.ingest(world.job())
+    without = dg.Definitions(assets=STAGE_ASSETS, resources=build_resources(world.settings))
+    first = tick(world, defined=without)
+    assert {event.partition for event in first.asset_events} == {"crops"}
+    crops = dg.AssetKey("crops")
+    assert not world.instance.fetch_materializations(crops, limit=1).records
+    assert isinstance(tick(world, first.cursor, without), dg.SkipReason)
+    second = tick(world, first.cursor, build_defs(world.settings))  # after Reload definitions
+    assert {event.asset_key for event in second.asset_events} == {crops}
+    assert world.stale("crops") is StaleStatus.FRESH
+
+
+def test_what_is_removed_is_no_longer_shown_as_there(world: World) -> None:
+    assert world.front_door().success
+    first = tick(world)
+    remove_dataset(open_root(world.settings), "crops")
+    second = tick(world, first.cursor)
+    assert "crops is no longer registered" in str(second.skip_reason)
+    assert world.stale("crops") is StaleStatus.MISSING
+    assert isinstance(tick(world, second.cursor), dg.SkipReason)
+
+
+def test_what_cannot_be_had_from_here_is_shown_as_such_and_fails_no_run_of_all(
+    world: World,
+) -> None:
+    world.add("elsewhere", source=str(world.folder / "nowhere"))
+    world.add("unset", source="${NO_SUCH_VARIABLE}/crops")
+    names = ("crops", "elsewhere", "unset")
+    defs = build_defs(world.settings)
+    nodes = {name: defs.resolve_asset_graph().get(dg.AssetKey(name)) for name in names}
+    groups = [node.group_name for node in nodes.values()]
+    assert groups == ["eval_datasets", "not_reachable_here", "not_reachable_here"]
+    assert f"{world.folder}/nowhere is not on this machine" in str(nodes["elsewhere"].description)
+    tick(world)
+    assert not {"elsewhere", "unset"} & set(
+        world.instance.get_dynamic_partitions("studio_datasets")
+    )
+    job = defs.resolve_implicit_global_asset_job_def()
+    result = job.execute_in_process(
+        instance=world.instance, asset_selection=[dg.AssetKey(name) for name in names]
+    )
+    assert result.success
+    assert world.outcome("registry_entry").name == "crops"
+    logged = [e.user_message for e in world.instance.all_logs(result.run_id) if e.level == 30]
+    assert [text.partition(":")[0] for text in logged] == [
+        "elsewhere is left out",
+        "unset is left out",
+    ]
+    assert "does not exist" in failure_text(world.front_door("elsewhere"))
 
 
 def test_a_damaged_dataset_keeps_no_other_from_being_shown(world: World) -> None:

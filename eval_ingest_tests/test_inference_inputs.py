@@ -345,19 +345,18 @@ def padded(size):
 
 
 @pytest.mark.parametrize(
-    ("configs", "size", "told"),
+    ("configs", "sizes"),
     [
-        ({"train_config": padded(4), "val_config": {"groups": ["v"]}}, None, "train's transforms"),
-        ({"train_config": {"groups": ["t"]}, "val_config": padded(4)}, 4, "train's transforms"),
-        ({"val_config": padded(4), "test_config": padded(5)}, 4, "test's transforms"),
-        ({"train_config": padded(6), "test_config": padded(5)}, 5, "train's transforms"),
-        ({"train_config": padded(6)}, 6, None),
-        ({"default_config": padded(3), "val_config": {"groups": ["v"]}}, 3, None),
+        ({"train_config": padded(4), "val_config": {"groups": ["v"]}}, (4, None, None)),
+        ({"train_config": {"groups": ["t"]}, "val_config": padded(4)}, (None, 4, 4)),
+        ({"val_config": padded(4), "test_config": padded(5)}, (4, 4, 5)),
+        ({"train_config": padded(6), "test_config": padded(5)}, (6, 5, 5)),
+        ({"train_config": padded(6)}, (6, 6, 6)),
+        ({"default_config": padded(3), "val_config": {"groups": ["v"]}}, (3, 3, 3)),
+        ({"train_config": padded([4, 9]), "val_config": padded(5)}, (5, 5, 5)),
     ],
 )
-def test_samples_are_as_val_has_them_and_a_split_that_has_others_is_told(configs, size, told):
+def test_each_split_has_its_own_pad_and_that_of_val_where_its_own_is_random(configs, sizes):
     config = resolved(model=model_yaml(**configs))
-    pad = config.modality("sentinel2_l2a").pad
-    assert (pad and pad.size) == size
-    differ = [text for text in config.warnings if "differ from those of" in text]
-    assert len(differ) == (told is not None) and all(told in text for text in differ)
+    pads = [config.modality("sentinel2_l2a").pad_of(split) for split in ("train", "val", "test")]
+    assert tuple(pad and pad.size for pad in pads) == sizes

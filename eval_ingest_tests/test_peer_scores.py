@@ -13,7 +13,8 @@ import torch
 from eval_ingest.core.task import Task, TaskKind
 from eval_ingest.sweep.embed import Embedded
 from eval_ingest.sweep.metrics import tally
-from eval_ingest.sweep.probes import Rows, run_knn, run_linear
+from eval_ingest.sweep.probes import run_knn, run_linear
+from eval_ingest.sweep.rows import Rows
 from eval_ingest.sweep.upsampling import Grid
 from eval_ingest_tests.support.peer import PYTHON, Peer
 
@@ -104,20 +105,23 @@ def test_knn_scores_are_equal(peer: Peer, tmp_path: Path) -> None:
     assert {name: scores[name] for name in theirs} == pytest.approx(theirs, abs=1e-6)
 
 
-@pytest.mark.parametrize("kind", list(TaskKind))
+@pytest.mark.parametrize(
+    ("kind", "dice"), [*((kind, False) for kind in TaskKind), (TaskKind.SEGMENTATION, True)]
+)
 def test_linear_scores_are_equal_within_their_noise(
-    kind: TaskKind, peer: Peer, tmp_path: Path
+    kind: TaskKind, dice: bool, peer: Peer, tmp_path: Path
 ) -> None:
     splits = {name: made_up(kind, name) for name in COUNTS}
     path = write(kind, splits, tmp_path / "given.npz")
     task = task_of(kind)
     theirs = peer(
         "probe_scores", arrays=path, task_type=str(kind), num_classes=task.num_classes,
-        seeds=list(SEEDS), learning_rate=LEARNING_RATE, epochs=EPOCHS,
+        seeds=list(SEEDS), learning_rate=LEARNING_RATE, epochs=EPOCHS, dice=dice,
     )  # fmt: skip
     rows = [Rows.of(split) for split in splits.values()]
     ours = [
-        run_linear(task, *rows, CPU, seed, (LEARNING_RATE,), EPOCHS).test.scores() for seed in SEEDS
+        run_linear(task, *rows, CPU, seed, (LEARNING_RATE,), EPOCHS, dice=dice).test.scores()
+        for seed in SEEDS
     ]
     names = ["accuracy", "macro_f1", "auroc"] if kind.has_classes else ["rmse", "mae", "r2"]
     if kind is TaskKind.SEGMENTATION:
@@ -157,7 +161,7 @@ def test_metrics_of_the_same_predictions_are_equal(
     )  # fmt: skip
     rows = Rows.of(split)
     found = tally(
-        kind, task.num_classes, predicted, target, rows.windows, len(split),
+        kind, task.num_classes, predicted, target, rows.windows,
         None if scores is None else scores[valid],
     )  # fmt: skip
     ours = found.scores()

@@ -1,5 +1,6 @@
 """Pictures, page, card and export of datasets of every task kind."""
 
+import base64
 import dataclasses
 import html
 import inspect
@@ -21,24 +22,25 @@ from PIL import Image
 
 from eval_ingest import EvalDataset, cli
 from eval_ingest.copying.verify import verify
+from eval_ingest.core.entry import Version
+from eval_ingest.core.images import class_colors, stretched
 from eval_ingest.core.quality import quality_report
 from eval_ingest.core.task import LabelClass, Task, TaskKind
 from eval_ingest.errors import StoreError, UnknownDatasetError
 from eval_ingest.report import charts
 from eval_ingest.report import map as map_module
-from eval_ingest.report.card import dataset_card, hub_header
 from eval_ingest.report.charts import _nice_edges
-from eval_ingest.report.drawing import WIDTH_PX, add_text, class_colors, new_figure, to_png
+from eval_ingest.report.drawing import WIDTH_PX, add_text, new_figure, to_png
 from eval_ingest.report.export import export_dataset
 from eval_ingest.report.map import window_map
-from eval_ingest.report.page import html_page
+from eval_ingest.report.page import dataset_card, html_page, hub_header
 from eval_ingest.report.pictures import SMALL_BYTES, Picture, all_pictures, partition_pictures
-from eval_ingest.report.previews import _stretch, previews
+from eval_ingest.report.previews import previews
+from eval_ingest.report.tables import Board
 from eval_ingest.report.view import View, open_view
 from eval_ingest.report.writing import write_report
 from eval_ingest.store.registry import read_registry, require_metadata
 from eval_ingest.store.roots.base import EvalRoot
-from eval_ingest.store.roots.local import LocalRoot
 from eval_ingest_tests.support import factories
 
 Ingested = Callable[[str], Path]
@@ -47,7 +49,7 @@ SOME = "segmentation"
 
 
 def view_of(ingested: Ingested, case: str) -> View:
-    return open_view(LocalRoot(ingested(case)), case)
+    return open_view(EvalRoot(ingested(case)), case)
 
 
 def with_spec(view: View, **changes: Any) -> View:
@@ -63,9 +65,9 @@ def quality_of(view: View) -> dict[str, Any]:
 def test_letters_that_no_font_has_are_boxes_without_a_warning(
     recwarn: pytest.WarningsRecorder,
 ) -> None:
-    figure = new_figure(1.0, 50)
+    figure = new_figure(1.0, "a title", "")
     add_text(figure, 1, 0.5, "\U0001f6f0 \U00020bb7", 8)
-    assert to_png(figure, 50, None).startswith(b"\x89PNG")
+    assert to_png(figure, 50).startswith(b"\x89PNG")
     assert [str(warning.message) for warning in recwarn] == []
 
 
@@ -73,7 +75,7 @@ def test_letters_that_no_font_has_are_boxes_without_a_warning(
 def copied_root(ingested: Ingested, tmp_path: Path) -> EvalRoot:
     """An eval root of its own with the case SOME, to be written into."""
     shutil.copytree(ingested(SOME), tmp_path / "evals")
-    return LocalRoot(tmp_path / "evals")
+    return EvalRoot(tmp_path / "evals")
 
 
 # -------------------------------------------------------------------------------------- pictures
@@ -97,12 +99,12 @@ def test_every_kind_of_dataset_has_its_pictures(case: str, ingested: Ingested) -
 
 
 def test_the_same_dataset_gives_the_same_bytes(ingested: Ingested) -> None:
-    first, second = (partition_pictures(LocalRoot(ingested(SOME)), SOME) for _ in range(2))
+    first, second = (partition_pictures(EvalRoot(ingested(SOME)), SOME) for _ in range(2))
     assert first == second
 
 
 def test_the_pictures_of_an_asset_are_small(ingested: Ingested) -> None:
-    pictures = partition_pictures(LocalRoot(ingested(SOME)), SOME)
+    pictures = partition_pictures(EvalRoot(ingested(SOME)), SOME)
     assert list(pictures) == ["samples", "map", "labels"]
     assert sum(map(len, pictures.values())) <= SMALL_BYTES
     assert all(png.startswith(b"\x89PNG") for png in pictures.values())
@@ -118,7 +120,7 @@ def test_a_class_is_drawn_in_the_datasets_own_colour(ingested: Ingested) -> None
     changed = dataclasses.replace(
         view, metadata=view.metadata.model_copy(update={"config": config})
     )
-    png = previews(changed, config.modalities[0].name)
+    png = to_png(previews(changed, config.modalities[0].name))
     pixels = np.asarray(Image.open(io.BytesIO(png)).convert("RGB"))
     assert (pixels == (255, 0, 254)).all(axis=-1).sum() > 100
 
@@ -145,8 +147,8 @@ def test_judging_and_drawing_do_without_pandas(ingested: Ingested) -> None:
         "from eval_ingest.report.charts import label_histogram, timeline\n"
         "from eval_ingest.report.map import window_map\n"
         "from eval_ingest.report.view import open_view\n"
-        "from eval_ingest.store.roots.local import LocalRoot\n"
-        "view = open_view(LocalRoot(Path(sys.argv[1])), sys.argv[2])\n"
+        "from eval_ingest.store.roots.base import EvalRoot\n"
+        "view = open_view(EvalRoot(Path(sys.argv[1])), sys.argv[2])\n"
         "quality_report(view.index, view.assignment, view.metadata.config)\n"
         "window_map(view), label_histogram(view), timeline(view)\n"
         "assert 'pandas' not in sys.modules, 'pandas takes half a second to import'\n"
@@ -157,13 +159,13 @@ def test_judging_and_drawing_do_without_pandas(ingested: Ingested) -> None:
 def test_radar_pictures_dont_blow_up_speckle_and_optical_ones_keep_their_colours() -> None:
     rng = np.random.default_rng(0)
     flat = {0: rng.normal(-10, 0.3, (32, 32, 3)).astype(np.float32)}
-    assert np.ptp(_stretch(flat, decibels=True)[0]) < 0.3
+    assert np.ptp(stretched(flat, decibels=True)[0]) < 0.3
     scene = rng.uniform(500, 3000, (32, 32, 3)).astype(np.float32)
     scene[..., 1] = 1200 + rng.normal(0, 20, (32, 32))  # a channel that hardly varies
-    shown = _stretch({0: scene}, decibels=False)[0]
+    shown = stretched({0: scene}, decibels=False)[0]
     assert np.ptp(shown[..., 1]) < 0.1 < np.ptp(shown[..., 0])
     nothing = np.full((4, 4, 3), np.nan, np.float32)
-    assert np.ptp(_stretch({0: nothing}, decibels=False)[0]) == 0
+    assert np.ptp(stretched({0: nothing}, decibels=False)[0]) == 0
 
 
 def test_a_site_that_was_taken_a_hundred_times_is_drawn_once_a_split(
@@ -180,7 +182,7 @@ def test_a_site_that_was_taken_a_hundred_times_is_drawn_once_a_split(
     )
     drawn: list[tuple[int, str]] = []
     monkeypatch.setattr(
-        map_module, "_outlines", lambda _, lon, *more: drawn.append((len(lon), more[-1]))
+        map_module, "_draw", lambda _, centres, *more: drawn.append((len(centres), more[-1]))
     )
     window_map(often)
     counts = view.assignment.counts()
@@ -188,7 +190,7 @@ def test_a_site_that_was_taken_a_hundred_times_is_drawn_once_a_split(
 
 
 def test_a_timeline_without_any_time_has_no_scale(
-    ingested: Ingested, monkeypatch: pytest.MonkeyPatch
+    ingested: Ingested,
 ) -> None:
     view = view_of(ingested, SOME)
     [name] = [c for c in view.index.table.column_names if c.endswith(".timestamps")]
@@ -196,10 +198,8 @@ def test_a_timeline_without_any_time_has_no_scale(
     table = view.index.table.set_column(
         column, name, pa.nulls(len(view.index), view.index.table.schema.field(column).type)
     )
-    drawn: list[Any] = []
-    monkeypatch.setattr(charts, "to_png", lambda figure, *_: drawn.append(figure) or b"")
-    charts.timeline(dataclasses.replace(view, index=dataclasses.replace(view.index, table=table)))
-    [axes] = drawn[0].axes
+    index = dataclasses.replace(view.index, table=table)
+    [axes] = charts.timeline(dataclasses.replace(view, index=index)).axes
     assert axes.get_title(loc="left").endswith("the rasters tell no times")
     assert list(axes.get_yticks()) == []
 
@@ -211,7 +211,7 @@ def test_a_map_without_any_place_says_so(ingested: Ingested) -> None:
         column, "geometry", pa.nulls(len(view.index), view.index.table.schema.field(column).type)
     )
     unplaced = dataclasses.replace(view, index=dataclasses.replace(view.index, table=table))
-    assert window_map(unplaced).startswith(b"\x89PNG")
+    assert to_png(window_map(unplaced)).startswith(b"\x89PNG")
 
 
 def test_bars_of_targets_lie_between_round_numbers() -> None:
@@ -233,6 +233,34 @@ def test_the_page_needs_nothing_from_elsewhere(case: str, ingested: Ingested) ->
     assert "http" not in re.sub(r"<td>[^<]*</td>", "", page)
     assert re.findall(r'src="([^"]*)"', page) == ["data:image/png;base64,cG5n"]
     assert "prefers-color-scheme: dark" in page
+
+
+def test_a_picture_of_any_size_is_whole(ingested: Ingested) -> None:
+    view = view_of(ingested, SOME)
+    picture = Picture("map", "A map", bytes(range(256)) * 400)
+    page = html_page(view, quality_of(view), [picture])
+    [found] = re.findall(r'src="data:image/png;base64,([^"]*)"', page)
+    assert base64.b64decode(found) == picture.png
+
+
+def test_the_page_tells_scores_and_versions(ingested: Ingested) -> None:
+    view = view_of(ingested, SOME)
+    boards = [Board("test, 100% of train", [["encoder", "mIoU"], ["pixels <b>", "0.512"]])]
+    page = html_page(view, quality_of(view), [], boards)
+    assert "Scores: test, 100% of train" in page and "0.512" in page
+    assert "pixels &lt;b&gt;" in page and "<h2>Versions</h2>" not in page
+    before = Version.of(view.metadata).model_copy(update={"fingerprint": "0123456789abcdef"})
+    metadata = view.metadata.model_copy(update={"history": [before]})
+    page = html_page(dataclasses.replace(view, metadata=metadata), quality_of(view), [])
+    assert "<h2>Versions</h2>" in page and "01234567" in page
+    assert page.index(view.metadata.fingerprint[:8]) < page.index("01234567")
+
+
+def test_the_card_tells_no_source(ingested: Ingested) -> None:
+    view = view_of(ingested, SOME)
+    quality = quality_of(view)
+    assert view.metadata.source in html_page(view, quality, [])
+    assert view.metadata.source not in dataset_card(view, quality, [])
 
 
 def test_names_from_data_are_no_markup(ingested: Ingested) -> None:
@@ -318,7 +346,7 @@ def test_a_report_is_written_beside_the_dataset(copied_root: EvalRoot) -> None:
 
 def test_a_dataset_that_is_not_there_is_named(ingested: Ingested) -> None:
     with pytest.raises(UnknownDatasetError, match="did you mean segmentation"):
-        write_report(LocalRoot(ingested(SOME)), "segmentatoin")
+        write_report(EvalRoot(ingested(SOME)), "segmentatoin")
 
 
 # ---------------------------------------------------------------------------------------- export
@@ -331,10 +359,10 @@ def test_a_dataset_that_is_not_there_is_named(ingested: Ingested) -> None:
 def test_an_export_is_an_eval_root_that_loads(
     case: str, windows: bool, ingested: Ingested, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    source = LocalRoot(ingested(case))
+    source = EvalRoot(ingested(case))
     path = export_dataset(source, case, tmp_path / "out", windows)
     assert path == tmp_path / "out" / case
-    assert list(read_registry(LocalRoot(tmp_path / "out"))) == [case]
+    assert list(read_registry(EvalRoot(tmp_path / "out"))) == [case]
     assert (path / "windows").is_dir() == windows
     beside = {"config.json", "model.yaml", "model.original.yaml", ".rslearn_dataset_index"}
     assert beside & {p.name for p in path.iterdir()} == (beside if windows else set())
@@ -352,16 +380,16 @@ def test_an_export_is_an_eval_root_that_loads(
 
 
 def verified(path: Path) -> list[str]:
-    metadata = require_metadata(LocalRoot(path.parent), path.name)
+    metadata = require_metadata(EvalRoot(path.parent), path.name)
     return list(
         verify(
-            LocalRoot(path.parent).dataset(path.name), metadata, lambda what, done, total: None
+            EvalRoot(path.parent).dataset(path.name), metadata, lambda what, done, total: None
         ).problems
     )
 
 
 def test_an_export_replaces_nothing(ingested: Ingested, tmp_path: Path) -> None:
-    source = LocalRoot(ingested(SOME))
+    source = EvalRoot(ingested(SOME))
     (tmp_path / "out" / SOME).mkdir(parents=True)
     with pytest.raises(StoreError, match="is there already"):
         export_dataset(source, SOME, tmp_path / "out")

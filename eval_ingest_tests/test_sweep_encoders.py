@@ -398,3 +398,31 @@ def test_pixels_that_are_nan_are_missing_and_the_others_count(
     assert not torch.allclose(found.patches[0], whole.patches[0], atol=1e-4)
     batch["sentinel1"][0] = float("nan")  # nothing is left
     assert torch.isfinite(nano.embed(batch, dataset).patches).all()
+
+
+@pytest.mark.parametrize(
+    ("pooling", "expected"), [("mean", 6.5), ("max", 12.0), ("center", 7.0), ("own", 99.0)]
+)
+def test_windows_are_pooled_as_their_dataset_says(
+    pooling: str, expected: float, tmp_path: Path
+) -> None:
+    """Of 3 x 4 patches the middle one is row 1, column 2, as in the existing eval code."""
+
+    class Numbered:
+        name, fingerprint, weights, patch_size = "n", "n", "none", 4
+        normalize, method = "dataset", "standardize"
+
+        def embed(self, batch: Any, dataset: Any) -> Embeddings:
+            n = len(batch["window"])
+            if pooling == "own":
+                return Embeddings(None, torch.full((n, 2), 99.0))
+            grid = torch.arange(1.0, 13).view(1, 3, 4, 1).expand(n, 3, 4, 2)
+            return Embeddings(grid)
+
+    write_fake(tmp_path, "one", "classification", counts=(4, 2, 2))
+    dataset = EvalDataset("one", "val", root=tmp_path)
+    wanted = "center" if pooling == "own" else pooling
+    found = embed_split(dataset, Numbered(), tmp_path / "cache", pooling=wanted)  # type: ignore[arg-type]
+    assert (found.features == expected).all() and found.pooling == pooling
+    again = embed_split(dataset, Numbered(), tmp_path / "cache", pooling=wanted)  # type: ignore[arg-type]
+    assert again.pooling == pooling

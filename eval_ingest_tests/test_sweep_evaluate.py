@@ -18,7 +18,6 @@ from eval_ingest.errors import SweepError, UnknownDatasetError
 from eval_ingest.settings import Settings
 from eval_ingest.sweep.encoders import Embeddings
 from eval_ingest.sweep.evaluate import evaluate
-from eval_ingest.sweep.plan import SweepPlan
 from eval_ingest.sweep.run import run_sweep
 from eval_ingest.sweep.suite import Suite
 from eval_ingest_tests.support.fake_evals import write_fake
@@ -69,8 +68,8 @@ def test_the_scores_are_those_of_a_sweep_and_nothing_is_written(
     monkeypatch.setenv("EVAL_INGEST_CACHE", str(empty / "cache"))
     found = evaluate("pixels", KINDS, root=root, split="test")
     assert list(empty.iterdir()) == []
-    plan = SweepPlan(("pixels",), tmp_path / "out", KINDS)
-    rows = run_sweep(plan, Settings(cache=str(tmp_path / "cache")), root=root, device="cpu").rows
+    suite, settings = Suite(encoders=("pixels",), datasets=KINDS), Settings(cache=str(tmp_path))
+    rows = run_sweep(suite, tmp_path / "out", settings, root=root, device="cpu").rows
     for kind, expected in zip(KINDS, rows, strict=True):
         row = found[kind]
         assert row.metrics == expected.metrics and row.ci_low == expected.ci_low
@@ -196,7 +195,7 @@ def test_a_suite_names_datasets_and_fractions(root: Path, tmp_path: Path) -> Non
     ("text", "message"),
     [
         ("dataset: [a]", "a suite has datasets, encoders"),
-        ("split: dev", "split: Input should be 'train', 'val' or 'test'"),
+        ("patch_size: four", "patch_size: Input should be a valid integer"),
         ("- a", "must be a mapping"),
         ("a: [", "can't be read"),
     ],

@@ -7,7 +7,7 @@ from sklearn import metrics as oracle
 from eval_ingest.core.eval_settings import EvalSettings
 from eval_ingest.core.task import Task, TaskKind
 from eval_ingest.errors import SweepError
-from eval_ingest.sweep.metrics import better, primary_metric, score, tally
+from eval_ingest.sweep.metrics import better, primary_metric, tally
 
 CLASSES = 5
 
@@ -31,7 +31,7 @@ def made_up(kind: TaskKind, n: int = 30, seed: int = 0) -> tuple[np.ndarray, ...
 @pytest.mark.parametrize("kind", [TaskKind.SEGMENTATION, TaskKind.CLASSIFICATION])
 def test_class_scores_equal_scikit_learn(kind: TaskKind) -> None:
     predicted, target, windows = made_up(kind)
-    found = tally(kind, CLASSES, predicted, target, windows, 30)
+    found = tally(kind, CLASSES, predicted, target, windows)
     valid = target.reshape(-1) != -1
     y, p = target.reshape(-1)[valid], predicted.reshape(-1)[valid]
     scores = found.scores()
@@ -47,12 +47,12 @@ def test_class_scores_equal_scikit_learn(kind: TaskKind) -> None:
         assert scores["miou"] == pytest.approx(oracle.jaccard_score(y, p, average="macro"))
     expected = oracle.confusion_matrix(y, p, labels=range(CLASSES))
     assert (found.confusion == expected).all()
-    assert found.primary == pytest.approx(score(kind, CLASSES, predicted, target))
+    assert found.primary == pytest.approx(tally(kind, CLASSES, predicted, target).primary)
 
 
 def test_per_class_values_equal_scikit_learn_and_are_none_where_a_class_never_occurs() -> None:
     predicted, target, windows = made_up(TaskKind.SEGMENTATION)
-    rows = tally(TaskKind.SEGMENTATION, CLASSES, predicted, target, windows, 30).per_class(
+    rows = tally(TaskKind.SEGMENTATION, CLASSES, predicted, target, windows).per_class(
         list("abcde")
     )
     valid = target != -1
@@ -70,17 +70,19 @@ def test_of_very_many_classes_no_confusion_is_counted() -> None:
     """It would take a table of their square, 800 MB for 10,000 of them."""
     predicted, target, windows = made_up(TaskKind.SEGMENTATION)
     few, many = (
-        tally(TaskKind.SEGMENTATION, n, predicted, target, windows, 30) for n in (CLASSES, 10_000)
+        tally(TaskKind.SEGMENTATION, n, predicted, target, windows) for n in (CLASSES, 10_000)
     )
     assert many.confusion is None
     assert many.scores() == pytest.approx(few.scores())
-    assert score(TaskKind.SEGMENTATION, 10_000, predicted, target) == pytest.approx(many.primary)
+    assert tally(TaskKind.SEGMENTATION, 10_000, predicted, target).primary == pytest.approx(
+        many.primary
+    )
 
 
 @pytest.mark.parametrize("kind", [TaskKind.REGRESSION, TaskKind.SCALAR_REGRESSION])
 def test_regression_scores_equal_scikit_learn(kind: TaskKind) -> None:
     predicted, target, windows = made_up(kind)
-    found = tally(kind, 1, predicted, target, windows, 30)
+    found = tally(kind, 1, predicted, target, windows)
     valid = np.isfinite(target)
     y, p = target[valid].astype(np.float64), predicted[valid]
     scores = found.scores()
@@ -88,18 +90,18 @@ def test_regression_scores_equal_scikit_learn(kind: TaskKind) -> None:
     assert scores["mae"] == pytest.approx(oracle.mean_absolute_error(y, p), rel=1e-6)
     assert scores["r2"] == pytest.approx(oracle.r2_score(y, p), rel=1e-5)
     assert found.per_class([]) == [] and found.confusion is None
-    assert found.primary == pytest.approx(score(kind, 1, predicted, target))
+    assert found.primary == pytest.approx(tally(kind, 1, predicted, target).primary)
 
 
 @pytest.mark.parametrize("kind", list(TaskKind))
 def test_the_interval_is_that_of_a_loop_over_resampled_windows(kind: TaskKind) -> None:
     predicted, target, windows = made_up(kind)
-    low, high = tally(kind, CLASSES, predicted, target, windows, 30).interval(2000)
+    low, high = tally(kind, CLASSES, predicted, target, windows).interval(2000)
     rng = np.random.default_rng(1)
     scores = []
     for _ in range(2000):
         rows = np.concatenate([np.flatnonzero(windows == w) for w in rng.integers(0, 30, 30)])
-        scores.append(score(kind, CLASSES, predicted[rows], target[rows]))
+        scores.append(tally(kind, CLASSES, predicted[rows], target[rows]).primary)
     expected_low, expected_high = np.percentile(scores, [2.5, 97.5])
     width = expected_high - expected_low
     assert low == pytest.approx(expected_low, abs=0.1 * width)
@@ -108,7 +110,7 @@ def test_the_interval_is_that_of_a_loop_over_resampled_windows(kind: TaskKind) -
 
 def test_one_window_has_no_interval() -> None:
     target = np.array([[0, 1, -1]])
-    found = tally(TaskKind.SEGMENTATION, 2, target.clip(0), target, np.array([0]), 1)
+    found = tally(TaskKind.SEGMENTATION, 2, target.clip(0), target, np.array([0]))
     assert np.isnan(found.interval()).all()
     assert found.primary == 1
 
@@ -116,12 +118,12 @@ def test_one_window_has_no_interval() -> None:
 def test_a_split_without_labels_cannot_be_scored() -> None:
     target = np.full((3, 1), -1)
     with pytest.raises(SweepError, match="no window of the split has a label"):
-        tally(TaskKind.CLASSIFICATION, 2, target, target, np.arange(3), 3)
+        tally(TaskKind.CLASSIFICATION, 2, target, target, np.arange(3))
 
 
 def test_a_constant_truth_has_no_r2() -> None:
     target = np.full((4, 1), 7, np.float32)
-    found = tally(TaskKind.SCALAR_REGRESSION, 1, target + 1, target, np.arange(4), 4)
+    found = tally(TaskKind.SCALAR_REGRESSION, 1, target + 1, target, np.arange(4))
     assert np.isnan(found.scores()["r2"]) and found.scores()["rmse"] == 1
 
 
@@ -137,12 +139,12 @@ def test_areas_under_curves_equal_scikit_learn(kind: TaskKind) -> None:
     predicted, target, windows = made_up(kind)
     y = target[target != -1]
     scores = np.random.default_rng(3).random((len(y), CLASSES)).round(1).astype(np.float32)  # ties
-    found = tally(kind, CLASSES, predicted, target, windows, 30, scores, "auroc")
+    found = tally(kind, CLASSES, predicted, target, windows, scores, "auroc")
     truth = [y == c for c in range(CLASSES - 1)]  # the last class never occurs
     for name, area in (("auroc", oracle.roc_auc_score), ("prauc", oracle.average_precision_score)):
         expected = np.mean([area(truth[c], scores[:, c]) for c in range(CLASSES - 1)])
         assert found.scores()[name] == pytest.approx(expected, abs=1e-12)
-        alone = score(kind, CLASSES, predicted, target, scores, name)
+        alone = tally(kind, CLASSES, predicted, target, None, scores, name).primary
         assert alone == pytest.approx(expected, abs=1e-12)
 
 
@@ -153,14 +155,16 @@ def test_the_interval_of_a_chosen_metric_is_that_of_a_loop(metric: str) -> None:
     noise = np.random.default_rng(3).random((60, CLASSES))
     valid = target[:, 0] != -1
     scores = (np.eye(CLASSES)[predicted[:, 0]] + noise)[valid].astype(np.float32)
-    found = tally(kind, CLASSES, predicted, target, windows, 60, scores, metric)
+    found = tally(kind, CLASSES, predicted, target, windows, scores, metric)
     low, high = found.interval(1000)
     rng, expected = np.random.default_rng(1), []
     place = np.cumsum(valid) - 1
     for _ in range(1000):
         drawn = rng.integers(0, 60, 60)
         kept = scores[place[drawn[valid[drawn]]]]
-        expected.append(score(kind, CLASSES, predicted[drawn], target[drawn], kept, metric))
+        expected.append(
+            tally(kind, CLASSES, predicted[drawn], target[drawn], None, kept, metric).primary
+        )
     ends = np.nanpercentile(expected, [2.5, 97.5])
     assert low < found.primary < high
     assert np.abs(np.array([low, high]) - ends).max() < 0.15 * (ends[1] - ends[0])

@@ -11,7 +11,10 @@ from eval_ingest.core.task import Task, TaskKind
 from eval_ingest.errors import SweepError
 from eval_ingest.sweep import probes
 from eval_ingest.sweep.embed import Embedded
-from eval_ingest.sweep.probes import Rows, knn_predict, run_knn, run_linear, scheduled
+from eval_ingest.sweep.knn import knn_votes
+from eval_ingest.sweep.probes import run_knn, run_linear
+from eval_ingest.sweep.rows import Rows
+from eval_ingest.sweep.trainer import Head, Trainer, scheduled
 from eval_ingest.sweep.upsampling import Grid
 
 CPU = torch.device("cpu")
@@ -77,14 +80,14 @@ def test_knn_equals_a_loop() -> None:
         for similarity, label in sorted(similar, reverse=True)[:20]:
             votes[label] += np.exp(similarity / 0.07)
         expected.append(votes.argmax())
-    found = knn_predict(torch.tensor(train), torch.tensor(labels), torch.tensor(queries), 4, CPU)
-    assert found.tolist() == expected
+    found = knn_votes(torch.tensor(train), torch.tensor(labels), torch.tensor(queries), 4, CPU)
+    assert found.argmax(1).tolist() == expected
 
 
 def test_knn_with_fewer_windows_than_neighbours_uses_all() -> None:
     train = torch.tensor([[1.0, 0], [0, 1]])
-    found = knn_predict(train, torch.tensor([0, 1]), torch.tensor([[2.0, 1], [1, 3]]), 2, CPU)
-    assert found.tolist() == [0, 1]
+    found = knn_votes(train, torch.tensor([0, 1]), torch.tensor([[2.0, 1], [1, 3]]), 2, CPU)
+    assert found.argmax(1).tolist() == [0, 1]
 
 
 def test_knn_finds_a_planted_signal_and_none_in_shuffled_labels() -> None:
@@ -154,9 +157,9 @@ def test_a_rate_learns_the_same_alone_as_beside_others() -> None:
     weights = []
     for rates, place in (((0.01,), 0), ((0.5, 0.01, 0.001), 1)):
         generator = torch.Generator().manual_seed(0)
-        trained = probes._Probes(12, probes._Head.of(task_of(kind), 1), rates, generator, CPU)
+        trained = Trainer(12, Head.of(task_of(kind), 1), rates, generator, CPU)
         for epoch in range(3):
-            trained.train_epoch(train, epoch, 3, generator)
+            trained.train_epoch(train, epoch, 3, 32, generator)
         weights.append(trained.layer(place).weight)
     assert torch.allclose(*weights, rtol=1e-5, atol=1e-6)
 
@@ -177,11 +180,28 @@ class Upsampled(torch.nn.Module):
         return by_patch.reshape(len(features), -1)
 
 
+def weighted_dice(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """The loss of the existing code beside its cross-entropy, written with autograd."""
+    known = (target != -1)[:, None]
+    true = F.one_hot(target.clamp(min=0), logits.shape[1]).movedim(-1, 1) * known
+    shares = logits.softmax(1) * known
+    there = true.sum((0, 2)).float()
+    dice = (2 * (shares * true).sum((0, 2)) + 1) / (shares.sum((0, 2)) + there + 1)
+    weight = torch.where(there > 0, there.sum() / (len(there) * there), 1.0)
+    return 1 - (weight / (weight.sum() + 1e-8) * dice).sum()
+
+
 @pytest.mark.parametrize(
-    ("kind", "upsampled"), [*((kind, False) for kind in TaskKind), (TaskKind.SEGMENTATION, True)]
+    ("kind", "upsampled", "dice"),
+    [
+        *((kind, False, False) for kind in TaskKind),
+        (TaskKind.SEGMENTATION, True, False),
+        (TaskKind.SEGMENTATION, False, True),
+        (TaskKind.SEGMENTATION, True, True),
+    ],
 )
-def test_a_training_step_is_that_of_torch(kind: TaskKind, upsampled: bool) -> None:
-    """BatchNorm1d, Linear or Conv2d, cross_entropy or MSE, and AdamW of torch itself."""
+def test_a_training_step_is_that_of_torch(kind: TaskKind, upsampled: bool, dice: bool) -> None:
+    """BatchNorm1d, Linear or Conv2d, cross_entropy, dice or MSE, and AdamW of torch itself."""
     task, rates, epochs = task_of(kind), (1e-3, 1e-1), 20
     split = planted(kind, 70, 0)
     target = split.target.copy()
@@ -190,16 +210,16 @@ def test_a_training_step_is_that_of_torch(kind: TaskKind, upsampled: bool) -> No
         target = (target - 300) / 40
     rows = Rows.of(Embedded(split.features, target, split.places, 0.0))
     labels = rows.target.shape[1]
-    head = probes._Head.of(task, labels, upsampled)
+    head = Head.of(task, labels, upsampled, dice)
     assert head.upsampled == (upsampled or kind is TaskKind.REGRESSION)
     rows = rows.labelled(whole=head.upsampled)
     for place, rate in enumerate(rates):
         generator = torch.Generator().manual_seed(0)
-        ours = probes._Probes(12, head, rates, generator, CPU)
+        ours = Trainer(12, head, rates, generator, CPU)
         outputs = head.classes * head.labels
         last = Upsampled(12, outputs) if head.upsampled else torch.nn.Linear(12, outputs)
         affine = last.conv if isinstance(last, Upsampled) else last
-        start = ours._parameters["affine"][:, :, place].flatten(1)
+        start = ours._affine[place]
         affine.weight.data = start[:-1].T.clone().view(affine.weight.shape)
         affine.bias.data = start[-1].clone()
         norm = torch.nn.Identity() if kind.per_pixel else torch.nn.BatchNorm1d(12)
@@ -207,7 +227,7 @@ def test_a_training_step_is_that_of_torch(kind: TaskKind, upsampled: bool) -> No
         optimiser = torch.optim.AdamW(theirs.parameters(), lr=rate)
         for epoch in range(4, 7):  # past the warm-up
             same = torch.Generator().manual_seed(epoch)
-            ours.train_epoch(rows, epoch, epochs, same)
+            ours.train_epoch(rows, epoch, epochs, 32, same)
             same = torch.Generator().manual_seed(epoch)
             batches = torch.randperm(len(rows), generator=same).tensor_split(-(-len(rows) // 32))
             for i, windows in enumerate(batches):
@@ -216,6 +236,7 @@ def test_a_training_step_is_that_of_torch(kind: TaskKind, upsampled: bool) -> No
                 if kind.has_classes:
                     logits = found.view(len(batch.features), task.num_classes, labels)
                     loss = F.cross_entropy(logits, batch.target, ignore_index=-1)
+                    loss = loss + weighted_dice(logits, batch.target) if dice else loss
                 else:
                     valid = torch.isfinite(batch.target)
                     loss = (found[valid] - batch.target[valid]).square().mean()
@@ -225,7 +246,7 @@ def test_a_training_step_is_that_of_torch(kind: TaskKind, upsampled: bool) -> No
                 optimiser.step()
         theirs.eval()
         expected = theirs(rows.features).detach().view(len(rows.features), head.classes, labels)
-        for some, given in ours.layer(place)._outputs(rows, CPU):
+        for some, given in ours.layer(place).outputs(rows, CPU):
             assert torch.allclose(given, expected[some], rtol=1e-3, atol=1e-4)
 
 

@@ -18,9 +18,8 @@ from eval_ingest.errors import IntegrityError, SweepError, UnknownDatasetError
 from eval_ingest.settings import Settings
 from eval_ingest.store.seal import sealed_json
 from eval_ingest.sweep import run as run_module
-from eval_ingest.sweep import scoring
+from eval_ingest.sweep import splits as splits_module
 from eval_ingest.sweep.command import board_lines
-from eval_ingest.sweep.plan import SweepPlan
 from eval_ingest.sweep.plots import draw
 from eval_ingest.sweep.results import (
     ResultTable,
@@ -30,6 +29,7 @@ from eval_ingest.sweep.results import (
     write_row,
 )
 from eval_ingest.sweep.run import run_sweep
+from eval_ingest.sweep.suite import Suite
 from eval_ingest_tests.support.fake_evals import write_fake
 
 Ingested = Callable[[str], Path]
@@ -58,8 +58,9 @@ def sweep(root: Path, cache: Path, tmp_path: Path) -> Sweep:
     def call(*datasets: str, root: Path = root, **more: Any) -> ResultTable:
         hooks = {key: more.pop(key) for key in ("tell", "progress") if key in more}
         more = {"encoders": ("pixels",), "out": tmp_path / "out", **more}
-        plan = SweepPlan(datasets=datasets or ("all",), **more)
-        return run_sweep(plan, Settings(cache=str(cache)), root=root, device="cpu", **hooks)
+        out = more.pop("out")
+        suite = Suite(datasets=datasets or ("all",), **more)
+        return run_sweep(suite, out, Settings(cache=str(cache)), root=root, device="cpu", **hooks)
 
     return call
 
@@ -85,6 +86,16 @@ def test_a_datasets_settings_choose_metric_probe_and_patch_size(
     within = evaluate("pixels", ["pixels", "classes"], root=evals, split="test", device="cpu")
     for row in within:
         assert row.metrics == rows[row.dataset].metrics and row.metric == rows[row.dataset].metric
+
+
+def test_a_dataset_without_settings_is_scored_by_those_of_the_catalog(
+    sweep: Sweep, tmp_path: Path
+) -> None:
+    name, counts = "small_sentinel2_vessel_type", (24, 10, 12)
+    write_fake(tmp_path / "none", name, "classification", counts=counts)
+    write_fake(tmp_path / "own", name, "classification", counts=counts, settings={"epochs": 1})
+    assert sweep(root=tmp_path / "none").rows[0].probe == "linear"
+    assert sweep(root=tmp_path / "own").rows[0].probe == "knn"
 
 
 def test_the_caller_wins_over_a_datasets_settings(sweep: Sweep, tmp_path: Path) -> None:
@@ -178,14 +189,14 @@ def test_label_fractions_are_those_of_eval_dataset_and_nested(
     sweep: Sweep, root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     drawn: dict[tuple[float, int], list[int]] = {}
-    real = scoring.Splits.train_windows
+    real = splits_module.Splits.train_windows
 
-    def spied(self: Any, case: Any) -> Any:
-        windows = real(self, case)
-        drawn[case.label_fraction, case.seed] = windows.tolist()
+    def spied(self: Any, fraction: float, seed: int, most: int | None) -> Any:
+        windows = real(self, fraction, seed, most)
+        drawn[fraction, seed] = windows.tolist()
         return windows
 
-    monkeypatch.setattr(scoring.Splits, "train_windows", spied)
+    monkeypatch.setattr(splits_module.Splits, "train_windows", spied)
     fractions = (0.01, 0.1, 0.5, 1.0)
     rows = sweep("classification", label_fractions=fractions, seeds=(42, 3)).rows
     whole = EvalDataset("classification", "train", root=root)
@@ -261,8 +272,8 @@ KILLED = """
 import os, sys, signal
 from pathlib import Path
 from eval_ingest.settings import Settings
-from eval_ingest.sweep.plan import SweepPlan
 from eval_ingest.sweep.run import run_sweep
+from eval_ingest.sweep.suite import Suite
 
 def die(*arguments):
     os.kill(os.getpid(), signal.SIGKILL)
@@ -272,9 +283,9 @@ def embedding(what, done, total):
         die()
 
 root, cache, out, moment = sys.argv[1:]
-plan = SweepPlan(("pixels",), Path(out), ("classification", "scalar_regression"))
+suite = Suite(encoders=["pixels"], datasets=["classification", "scalar_regression"])
 hooks = {"tell": die} if moment == "after a score" else {"progress": embedding}
-run_sweep(plan, Settings(cache=cache), root=root, device="cpu", **hooks)
+run_sweep(suite, Path(out), Settings(cache=cache), root=root, device="cpu", **hooks)
 """
 
 
@@ -291,7 +302,8 @@ def test_a_killed_sweep_goes_on_where_it_was(moment: str, root: Path, tmp_path: 
     assert len(before) == 1
     embedded: list[str] = []
     table = run_sweep(
-        SweepPlan(("pixels",), out, ("classification", "scalar_regression")),
+        Suite(encoders=("pixels",), datasets=("classification", "scalar_regression")),
+        out,
         Settings(cache=str(cache)),
         root=root,
         device="cpu",
@@ -303,7 +315,8 @@ def test_a_killed_sweep_goes_on_where_it_was(moment: str, root: Path, tmp_path: 
     if moment == "while embedding":  # train was done already
         assert splits == {"val", "test"}
     undisturbed = run_sweep(
-        SweepPlan(("pixels",), tmp_path / "other", ("scalar_regression",)),
+        Suite(encoders=("pixels",), datasets=("scalar_regression",)),
+        tmp_path / "other",
         Settings(cache=str(tmp_path / "other cache")),
         root=root,
         device="cpu",

@@ -23,7 +23,7 @@ from eval_ingest.core.copy_config import rslearn_config
 from eval_ingest.core.copy_model import copy_inputs, copy_model, split_tags
 from eval_ingest.core.crops import split_cut
 from eval_ingest.core.index import WindowIndex
-from eval_ingest.core.resolved import ResolvedConfig
+from eval_ingest.core.resolved import Pad, ResolvedConfig
 from eval_ingest.core.spec import SPLIT_OPTION, SPLITS
 from eval_ingest.core.splits import SplitAssignment
 from eval_ingest.inference.resolve import ConfigFiles
@@ -71,26 +71,30 @@ class Samples:
     def _sizes(self, split: str) -> set[tuple[int, int]]:
         """Heights and widths of a split's samples, where nothing but every crop is cut."""
         cut = replace(split_cut(self.config, split), side=None)
-        return {cut.size(*size, (0, 0)) for size in self._windows[split]}
+        return {cut.size(*size) for size in self._windows[split]}
 
     @cached_property
     def smallest_side(self) -> int:
-        """Of all samples, in pixels, before the crop of their middle."""
-        return min(min(size) for split in SPLITS for size in self._sizes(split))
+        """Of all samples, in pixels: filled up, but before the crop of their middle."""
+        smallest = min(min(size) for split in SPLITS for size in self._sizes(split))
+        return smallest if self.crop is None else max(smallest, self.crop.size)
 
     @cached_property
-    def crop(self) -> int | None:
-        """The crop of the middle that makes all samples equally large squares; None if they are.
+    def crop(self) -> Pad | None:
+        """What makes all samples equally large squares; None if they are.
 
-        Of the splits of which not every crop is a sample.
+        A crop of the middle, of the splits of which not every crop is a sample. Where no window is
+        larger than the dataset's own crop, that is filled up as `core.crops.Cut` does it.
         """
         whole = [split for split in SPLITS if split not in self.config.all_crops]
         sizes = {size for split in whole for size in self._sizes(split)}
         smallest = min((min(size) for size in sizes), default=None)
         if smallest is None:
             return None
-        side = min(self.config.crop_size or smallest, smallest)
-        return None if sizes == {(side, side)} else side
+        side = self.config.crop_size or smallest
+        fills = smallest < side and all(max(size) <= side for size in sizes)
+        side = side if fills else min(side, smallest)
+        return None if sizes == {(side, side)} else Pad(size=side, center=not fills)
 
     @property
     def crops_fit(self) -> bool:
@@ -130,7 +134,14 @@ class Samples:
     @property
     def warnings(self) -> list[str]:
         """What the existing eval code will not see."""
-        return [
+        found = []
+        wanted = self.config.crop_size
+        if wanted is not None and self.crop is not None and self.crop.size < wanted:
+            found.append(
+                f"some windows are smaller than the crop of {wanted} pixels; EvalDataset fills "
+                f"them up with zeros, what rslearn reads of the copy is cut to {self.crop.size}"
+            )
+        return found + [
             f"{(steps == 0).sum()} of {len(steps)} samples have no {name}; the existing OlmoEarth "
             f"code can't read these, so registry.json lists {', '.join(self.modalities)} alone"
             for name, steps in self.timesteps.items()

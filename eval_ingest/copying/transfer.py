@@ -21,7 +21,7 @@ from eval_ingest.core.crops import corners
 from eval_ingest.core.entry import SPLIT_INDEX_VERSION, CopyResult, Shard, SplitFile
 from eval_ingest.core.fingerprint import fingerprint
 from eval_ingest.core.index import WindowIndex
-from eval_ingest.core.resolved import CropGrid, ResolvedConfig
+from eval_ingest.core.resolved import ResolvedConfig
 from eval_ingest.core.spec import SPLITS
 from eval_ingest.core.splits import SplitAssignment
 from eval_ingest.engine import executor, map_ordered
@@ -32,10 +32,11 @@ from eval_ingest.job import Job
 from eval_ingest.store.atomic import store_error, umask
 from eval_ingest.store.manifest import CopiedWindow, Manifest
 from eval_ingest.store.room import window_bytes
-from eval_ingest.store.roots.base import DatasetStore, Windows
+from eval_ingest.store.roots.base import DatasetStore
 from eval_ingest.store.seal import unless_damaged
 from eval_ingest.store.shards import ShardWriter, read_shard, shard_names
 from eval_ingest.store.split_index import TARGET, Crops, timestamps_column, write_split_index
+from eval_ingest.store.window_files import Windows
 
 _TASK_WINDOWS = 32
 _MOVED_TOGETHER = 256
@@ -291,7 +292,7 @@ def _write_split_indexes(
         named = [shard.name for shard in shards]
         short = fingerprint(SPLIT_INDEX_VERSION, stage_fingerprint, split, named)
         path = layout.split_index(split, short)
-        crops = _crops(config, config.all_crops.get(split), index, [place.row for place in rows])
+        crops = _crops(config, split, index, [place.row for place in rows])
         write_split_index(path, [m.name for m in config.modalities], columns, crops)
         files[split] = SplitFile(
             count=len(rows) if crops is None else len(crops.window),
@@ -310,12 +311,14 @@ def _write_split_indexes(
 
 
 def _crops(
-    config: ResolvedConfig, grid: CropGrid | None, index: WindowIndex, rows: Sequence[int]
+    config: ResolvedConfig, split: str, index: WindowIndex, rows: Sequence[int]
 ) -> Crops | None:
     """Every crop of the windows in these rows of the index; None where there are none."""
+    grid = config.all_crops.get(split)
     if grid is None:
         return None
-    before = [other for other in config.cuts[: config.cuts.index(grid)] if other is not None]
+    earlier = config.cuts[: config.cut_of(split)]
+    before = [config.all_crops[other] for other in earlier if other in config.all_crops]
     heights, widths = (numbers(index.table[name])[rows].tolist() for name in ("height", "width"))
     sizes = list(zip(heights, widths, strict=True))
     by_size = {size: corners(*size, grid) for size in set(sizes)}

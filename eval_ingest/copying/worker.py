@@ -14,9 +14,8 @@ from eval_ingest.errors import SourceError
 from eval_ingest.sources.ahead import COPIES, Room
 from eval_ingest.sources.base import Source, SourceFile, WindowFiles, WindowReader
 from eval_ingest.store.manifest import CopiedWindow
-from eval_ingest.store.roots.base import Windows
 from eval_ingest.store.shards import ShardWriter
-from eval_ingest.store.window_files import Content
+from eval_ingest.store.window_files import Content, Windows
 
 WINDOWS_BEHIND = 16
 """That a worker has in hand at a time: to be packed, or on their way into the copy."""

@@ -35,9 +35,8 @@ def differences(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> list[Diff
         theirs: another tool's entry.
         ours: the dataset's entry as we would write it.
     """
-    found = [*_task(theirs, ours), *_modalities(theirs, ours), *_sizes(theirs, ours)]
-    found += _counts(theirs, ours)
-    found += _statistics(theirs, ours)
+    checks = (_plain, _classes, _modalities, _imputes, _counts, _statistics)
+    found = [difference for check in checks for difference in check(theirs, ours)]
     return [difference for difference in found if difference.field in theirs]
 
 
@@ -46,19 +45,24 @@ def corrections(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> dict[str,
     return {found.field: found.ours for found in differences(theirs, ours)}
 
 
-def _plainly(
-    theirs: Mapping[str, Any], ours: Mapping[str, Any], field: str, why: str
-) -> Iterator[Difference]:
-    if theirs.get(field) != ours[field]:
-        told = why.format(theirs=theirs.get(field), ours=ours[field])
-        yield Difference(field, theirs.get(field), ours[field], told)
+_PLAIN = {
+    "task_type": "{theirs}, but model.yaml says {ours}",
+    "num_classes": "{theirs}, but the labels are of {ours}: nodata is no class",
+    "window_size": "{theirs}, but the samples have {ours} pixels",
+    "num_timesteps": "{theirs}, but samples have up to {ours}",
+    "timeseries": "{theirs}, but it is {ours}",
+}
+"""Fields that are right if they are equal, and what is told if they aren't."""
 
 
-def _task(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> Iterator[Difference]:
-    yield from _plainly(theirs, ours, "task_type", "{theirs}, but model.yaml says {ours}")
-    yield from _plainly(
-        theirs, ours, "num_classes", "{theirs}, but the labels are of {ours}: nodata is no class"
-    )
+def _plain(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> Iterator[Difference]:
+    for field, why in _PLAIN.items():
+        if theirs.get(field) != ours[field]:
+            told = why.format(theirs=theirs.get(field), ours=ours[field])
+            yield Difference(field, theirs.get(field), ours[field], told)
+
+
+def _classes(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> Iterator[Difference]:
     names = theirs.get("classes")
     unknown = [f"class_{number}" for number in range(len(ours["classes"]))]
     if ours["classes"] not in ([], unknown, names):
@@ -71,30 +75,29 @@ def _task(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> Iterator[Differ
 def _modalities(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> Iterator[Difference]:
     named = listed(theirs.get("modalities"))
     once = list(dict.fromkeys(map(str, named)))
-    wanted = [name for name in once if name in ours["modalities"]]
-    wanted += [name for name in ours["modalities"] if name not in wanted]
+    lacking = [name for name in ours["modalities"] if name not in once]
+    beyond = sorted(set(once) - set(ours["modalities"]))
     why = []
     if len(once) != len(named):
         why.append(f"{', '.join(map(str, named))} names a modality twice")
-    if set(once) - set(ours["modalities"]):
-        why.append(f"not every sample has {', '.join(sorted(set(once) - set(ours['modalities'])))}")
-    if set(ours["modalities"]) - set(once):
-        why.append(f"{', '.join(sorted(set(ours['modalities']) - set(once)))} is missing")
+    if beyond:
+        why.append(f"not every sample has {', '.join(beyond)}")
+    if lacking:
+        why.append(f"{', '.join(sorted(lacking))} is missing")
     if why:
+        wanted = [name for name in once if name not in beyond] + lacking
         yield Difference("modalities", named, wanted, "; ".join(why))
-    if theirs.get("imputes") is not None:
-        pairs = [pair for pair in map(listed, listed(theirs["imputes"])) if len(pair) == 2]
-        lacks = [pair for pair in ours["imputes"] if pair[1] not in [to for _, to in pairs]]
-        if lacks:
-            bands = ", ".join(to for _, to in lacks)
-            why_not = f"the dataset has no {bands}, and nothing stands for it"
-            yield Difference("imputes", pairs, [*pairs, *lacks], why_not)
 
 
-def _sizes(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> Iterator[Difference]:
-    yield from _plainly(theirs, ours, "window_size", "{theirs}, but the samples have {ours} pixels")
-    yield from _plainly(theirs, ours, "num_timesteps", "{theirs}, but samples have up to {ours}")
-    yield from _plainly(theirs, ours, "timeseries", "{theirs}, but it is {ours}")
+def _imputes(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> Iterator[Difference]:
+    if theirs.get("imputes") is None:
+        return
+    pairs = [pair for pair in map(listed, listed(theirs["imputes"])) if len(pair) == 2]
+    lacks = [pair for pair in ours["imputes"] if pair[1] not in [to for _, to in pairs]]
+    if lacks:
+        bands = ", ".join(to for _, to in lacks)
+        why = f"the dataset has no {bands}, and nothing stands for it"
+        yield Difference("imputes", pairs, [*pairs, *lacks], why)
 
 
 def _counts(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> Iterator[Difference]:

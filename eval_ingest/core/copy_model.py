@@ -19,11 +19,25 @@ TARGETS = "targets"
 """The input that rslearn's tasks read the label from."""
 
 _TASKS = {
-    TaskKind.SEGMENTATION: "segmentation.SegmentationTask",
-    TaskKind.CLASSIFICATION: "classification.ClassificationTask",
-    TaskKind.REGRESSION: "per_pixel_regression.PerPixelRegressionTask",
-    TaskKind.SCALAR_REGRESSION: "regression.RegressionTask",
+    TaskKind.SEGMENTATION: (
+        "segmentation.SegmentationTask",
+        {"num_classes", "class_id_mapping", "nodata_value"},
+    ),
+    TaskKind.CLASSIFICATION: (
+        "classification.ClassificationTask",
+        {"property_name", "allow_invalid", "read_class_id", "skip_unknown_categories"},
+    ),
+    TaskKind.REGRESSION: (
+        "per_pixel_regression.PerPixelRegressionTask",
+        {"scale_factor", "nodata_value"},
+    ),
+    TaskKind.SCALAR_REGRESSION: (
+        "regression.RegressionTask",
+        {"property_name", "allow_invalid", "scale_factor"},
+    ),
 }
+"""rslearn's class of each kind of task, and the fields of ours that are its arguments."""
+
 _TARGET_IMAGES = {
     TaskKind.SEGMENTATION: ("target/classes", "target/valid"),
     TaskKind.REGRESSION: ("target/values", "target/valid"),
@@ -31,15 +45,15 @@ _TARGET_IMAGES = {
 
 
 def copy_model(
-    config: ResolvedConfig, modalities: Iterable[str], crop: int | None, crops_fit: bool = True
+    config: ResolvedConfig, modalities: Iterable[str], crop: Pad | None, crops_fit: bool = True
 ) -> dict[str, Any]:
     """The content of model.yaml, of which `data` is all there is.
 
     Args:
         config: the dataset.
         modalities: names of those that are read; each window must have them.
-        crop: side of the square in the middle that is read, in pixels; None: all. In splits of
-            which every crop is a sample, these are read.
+        crop: what makes all samples equally large; None: they are. In splits of which every
+            crop is a sample, these are read.
         crops_fit: no window is smaller than the crops of its split.
     """
     chosen = [config.modality(name) for name in modalities]
@@ -53,10 +67,7 @@ def copy_model(
     joined = [step for modality in chosen for step in _modality_steps(config, modality)]
     if config.label.mask is not None:
         joined += _mask_steps(config.label.mask, TARGETS, ["target/valid"])
-    steps = {
-        split: joined + _pads(config, chosen, crop, config.all_crops.get(split) is None)
-        for split in SPLITS
-    }
+    steps = {split: joined + _pads(config, chosen, crop, split) for split in SPLITS}
     alike = all(found == steps["train"] for found in steps.values())
     if alike and steps["train"]:
         data["default_config"] = {"transforms": steps["train"]}
@@ -83,29 +94,20 @@ def copy_inputs(config: ResolvedConfig, modalities: Iterable[str]) -> dict[str, 
     """The inputs by name, as arguments of rslearn's DataInput: one per part, and the label."""
     inputs = {}
     for modality in map(config.modality, modalities):
+        # rslearn cuts fractions off where the dataset's own model.yaml says INT32.
+        dtype = "INT32" if modality.dtype == "int32" else "FLOAT32"
         for name, part in _parts(modality):
-            inputs[name] = {
-                **_reads(part),
-                "data_type": "raster",
-                "bands": list(modality.bands),
-                # rslearn cuts fractions off where the dataset's own model.yaml says INT32.
-                "dtype": "INT32" if modality.dtype == "int32" else "FLOAT32",
-                "passthrough": True,
-            }
+            inputs[name] = _raster(part, modality.bands, dtype, passthrough=True)
         if modality.mask is not None:
-            inputs[_mask_key(modality.name)] = _mask_reads(modality.mask)
+            inputs[_mask_key(modality.name)] = _mask_input(modality.mask)
     label = config.label
     if label.mask is not None:
-        inputs[_mask_key(TARGETS)] = _mask_reads(label.mask)
-    inputs[TARGETS] = {**_reads(label.part), "required": True, "is_target": True}
+        inputs[_mask_key(TARGETS)] = _mask_input(label.mask)
     if label.band is None:
-        inputs[TARGETS]["data_type"] = "vector"
+        inputs[TARGETS] = {**_reads(label.part), "data_type": "vector"}
     else:
-        inputs[TARGETS] |= {
-            "data_type": "raster",
-            "bands": [label.band],
-            "dtype": label.dtype.upper(),
-        }
+        inputs[TARGETS] = _raster(label.part, [label.band], label.dtype)
+    inputs[TARGETS] |= {"required": True, "is_target": True}
     return inputs
 
 
@@ -114,40 +116,27 @@ def _mask_key(masked: str) -> str:
     return f"{masked}_mask"
 
 
-def _mask_reads(mask: MaskInput) -> dict[str, Any]:
-    return {
-        **_reads(mask.part),
-        "data_type": "raster",
-        "bands": [mask.band],
-        "dtype": mask.dtype.upper(),
-        "passthrough": True,
-    }
+def _mask_input(mask: MaskInput) -> dict[str, Any]:
+    return _raster(mask.part, [mask.band], mask.dtype, passthrough=True)
 
 
 def _mask_steps(mask: MaskInput, masked: str, selectors: list[str]) -> list[dict[str, Any]]:
     """Make a mask of zeros where it hides, if it is none yet, and apply it."""
     key = _mask_key(masked)
-    steps = []
+    steps: list[dict[str, Any]] = []
+    made: dict[str, Any] = {"output_selector": key}
     if mask.shows:
-        steps.append(
-            _transform(
-                "earthdaily.EarthDailyCloudMaskToMask",
-                cloud_mask_selector=key,
-                output_selector=key,
-                clear_values=[int(value) for value in mask.shows],
-            )
-        )
+        made |= {"cloud_mask_selector": key, "clear_values": _whole(mask.shows)}
+        steps.append(_transform("earthdaily.EarthDailyCloudMaskToMask", **made))
     elif mask.hides != (0.0,):
-        steps.append(
-            _transform(
-                "sentinel2.Sentinel2SCLToMask",
-                scl_selector=key,
-                output_selector=key,
-                exclude_scl_values=[int(value) for value in mask.hides],
-            )
-        )
+        made |= {"scl_selector": key, "exclude_scl_values": _whole(mask.hides)}
+        steps.append(_transform("sentinel2.Sentinel2SCLToMask", **made))
     masking = {"selectors": selectors, "mask_selector": key, "mask_value": int(mask.value)}
     return [*steps, _transform("mask.Mask", **masking)]
+
+
+def _whole(values: Iterable[float]) -> list[int]:
+    return [int(value) for value in values]
 
 
 def _parts(modality: ModalityInput) -> list[tuple[str, InputPart]]:
@@ -168,55 +157,38 @@ def _reads(part: InputPart) -> dict[str, Any]:
     }
 
 
+def _raster(part: InputPart, bands: Iterable[str], dtype: str, **more: Any) -> dict[str, Any]:
+    pixels = {"data_type": "raster", "bands": list(bands), "dtype": dtype.upper()}
+    return _reads(part) | pixels | more
+
+
 def _task(config: ResolvedConfig) -> dict[str, Any]:
     task = config.task
-    args: dict[str, Any] = {}
-    if task.kind is TaskKind.SEGMENTATION:
-        args["num_classes"] = task.num_classes
-        if task.class_id_mapping:
-            args["class_id_mapping"] = dict(task.class_id_mapping)
-        if task.nodata_value is not None:
-            args["nodata_value"] = int(task.nodata_value)
-    elif task.kind is TaskKind.REGRESSION:
-        args["scale_factor"] = task.scale_factor
-        if task.nodata_value is not None:
-            args["nodata_value"] = task.nodata_value
-    else:
-        args["property_name"] = task.property_name
-        args["allow_invalid"] = task.allow_invalid
-        if task.kind is TaskKind.SCALAR_REGRESSION:
-            args["scale_factor"] = task.scale_factor
-        else:
-            args["classes"] = [known.name for known in task.classes]
-            args["read_class_id"] = task.read_class_id
-            args["skip_unknown_categories"] = task.skip_unknown_categories
-    return _class(f"rslearn.train.tasks.{_TASKS[task.kind]}", **args)
+    path, fields = _TASKS[task.kind]
+    args = task.model_dump(include=fields, exclude_none=True)
+    if task.kind is TaskKind.CLASSIFICATION:
+        args["classes"] = [known.name for known in task.classes]
+    if task.kind is TaskKind.SEGMENTATION and "nodata_value" in args:
+        args["nodata_value"] = int(args["nodata_value"])
+    return _class(f"rslearn.train.tasks.{path}", **args)
 
 
 def _modality_steps(config: ResolvedConfig, modality: ModalityInput) -> list[dict[str, Any]]:
     """Join a modality's parts along time, and let other bands stand for those that it lacks."""
-    steps = []
-    names = [name for name, _ in _parts(modality)]
-    if len(names) > 1:
-        steps.append(
-            _transform(
-                "concatenate.Concatenate",
-                selections={name: [] for name in names},
-                output_selector=modality.name,
-                skip_missing=not all(part.required for part in modality.parts),
-            )
-        )
+    name, parts, steps = modality.name, _parts(modality), []
+    if len(parts) > 1:
+        joined = {
+            "selections": {key: [] for key, _ in parts},
+            "output_selector": name,
+            "skip_missing": not all(part.required for _, part in parts),
+        }
+        steps.append(_transform("concatenate.Concatenate", **joined))
     if modality.missing_bands:
-        steps.append(
-            _transform(
-                "select_bands.SelectBands",
-                band_indices=_with_stand_ins(modality, stand_ins(config)),
-                input_selector=modality.name,
-                output_selector=modality.name,
-            )
-        )
+        indices = _with_stand_ins(modality, stand_ins(config))
+        chosen = {"band_indices": indices, "input_selector": name, "output_selector": name}
+        steps.append(_transform("select_bands.SelectBands", **chosen))
     if modality.mask is not None:
-        steps += _mask_steps(modality.mask, modality.name, [modality.name])
+        steps += _mask_steps(modality.mask, name, [name])
     return steps
 
 
@@ -234,28 +206,27 @@ def _with_stand_ins(modality: ModalityInput, sources: Mapping[str, str]) -> list
 
 
 def _pads(
-    config: ResolvedConfig, modalities: list[ModalityInput], crop: int | None, cropped: bool
+    config: ResolvedConfig, modalities: list[ModalityInput], crop: Pad | None, split: str
 ) -> list[dict[str, Any]]:
     """The dataset's own Pad, and the crop: rslearn's Pad cuts what is larger than its size.
 
-    In the order in which `core.crops.Cut` takes them; without the crop where `cropped` is false.
+    In the order in which `core.crops.Cut` takes them; without the crop where all of them are read.
     """
     by_pad: dict[Pad, list[str]] = {}
-    for modality in modalities:
-        if modality.pad is not None:
-            by_pad.setdefault(modality.pad, []).append(modality.name)
     targets = _TARGET_IMAGES.get(config.task.kind, ())
-    if config.label.pad is not None:
-        by_pad.setdefault(config.label.pad, []).extend(targets)
+    padded = [(modality.pad_of(split), [modality.name]) for modality in modalities]
+    for pad, selectors in [*padded, (config.label.pad_of(split), list(targets))]:
+        if pad is not None:
+            by_pad.setdefault(pad, []).extend(selectors)
     steps = [_pad(pad, selectors) for pad, selectors in by_pad.items()]
-    if not cropped:
+    if split in config.all_crops:
         return steps
     images = [*(modality.name for modality in modalities), *targets]
     side = config.crop_size
     if by_pad and side is not None and max(pad.size for pad in by_pad) < side:
         return [_pad(Pad(size=side, center=True), images), *steps]
     if crop is not None:
-        steps.append(_pad(Pad(size=crop, center=True), images))
+        steps.append(_pad(crop, images))
     return steps
 
 

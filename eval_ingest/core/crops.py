@@ -46,26 +46,25 @@ def corners(height: int, width: int, grid: CropGrid) -> list[Corner]:
 
 @dataclass(frozen=True)
 class Cut:
-    """How samples are cut from windows: rslearn's crop, then its Pad.
+    """How a split's samples are cut from windows: rslearn's crop, then its Pad.
 
     A crop that is no larger than what Pad gives is taken after it, so that samples have its size.
+    What a window lacks of a crop is filled up with zeros at its bottom and right, one of the places
+    where rslearn puts it.
     """
 
     config: ResolvedConfig
+    split: str
     grid: CropGrid | None = None
     """Every crop is a sample."""
     side: int | None = None
     """Of the one crop that is the sample; None: all of the window."""
 
-    @classmethod
-    def of(cls, config: ResolvedConfig, grid: CropGrid | None) -> "Cut":
-        """The cut of a split whose crops are these; None: the centre of each window."""
-        return cls(config, grid, None if grid is not None else config.crop_size)
-
     @cached_property
     def pad(self) -> Pad | None:
         """The modalities' Pad."""
-        return next((m.pad for m in self.config.modalities if m.pad is not None), None)
+        pads = (modality.pad_of(self.split) for modality in self.config.modalities)
+        return next((pad for pad in pads if pad is not None), None)
 
     @cached_property
     def _pads_first(self) -> bool:
@@ -87,45 +86,43 @@ class Cut:
             height, width = padded_size(self.pad, height, width)
         return max(height - self.side, 0), max(width - self.side, 0)
 
+    @property
+    def _side(self) -> int | None:
+        """Of what is cut before it is padded."""
+        return self.grid.size if self.grid is not None else self.side
+
     def crop_slices(self, corner: Corner) -> tuple[slice, slice]:
         """The rows and columns of a window's arrays that a sample is made of."""
-        side = self.side if self.grid is None else self.grid.size
+        side = self._side
         if side is None or self._pads_first:
             return slice(None), slice(None)
         return slice(corner[0], corner[0] + side), slice(corner[1], corner[1] + side)
 
-    def size(self, height: int, width: int, corner: Corner) -> tuple[int, int]:
+    def size(self, height: int, width: int) -> tuple[int, int]:
         """Height and width of a sample of a window of that size."""
-        if self._pads_first:
-            return self._cropped(*padded_size(self.pad, height, width), corner)
-        if self.grid is not None:
-            return padded_size(self.pad, self.grid.size, self.grid.size)
-        return padded_size(self.pad, *self._cropped(height, width, corner))
+        side = self._side
+        if side is None:
+            return padded_size(self.pad, height, width)
+        return (side, side) if self._pads_first else padded_size(self.pad, side, side)
 
-    def _cropped(self, height: int, width: int, corner: Corner) -> tuple[int, int]:
-        if self.side is None:
-            return height, width
-        return min(self.side, height - corner[0]), min(self.side, width - corner[1])
-
-    def pixels(self, stored: NDArray[Any], corner: Corner, pad: Pad | None) -> NDArray[Any]:
+    def pixels(self, stored: NDArray[Any], corner: Corner, modality: str) -> NDArray[Any]:
         """A sample of a window's pixels (H, W, ...); a view of them where nothing is added."""
-        return self._cut(stored, corner, pad, 0)
+        return self._cut(stored, corner, self.config.modality(modality).pad_of(self.split), 0)
 
     def target(self, stored: NDArray[Any], corner: Corner) -> NDArray[Any]:
         """A sample of a window's target (H, W); what is added has no label."""
         fill = IGNORE_LABEL if self.config.task.kind.has_classes else np.nan
-        return self._cut(stored, corner, self.config.label.pad, fill)
+        return self._cut(stored, corner, self.config.label.pad_of(self.split), fill)
 
     def _cut(
         self, stored: NDArray[Any], corner: Corner, pad: Pad | None, fill: float
     ) -> NDArray[Any]:
-        if self._pads_first and self.side is not None:
-            rows, columns = (slice(start, start + self.side) for start in corner)
+        side = self._side
+        if self._pads_first:
+            rows, columns = (slice(start, start + (side or 0)) for start in corner)
             return apply_pad(stored, pad, fill)[rows, columns]
         part = stored[self.crop_slices(corner)]
-        if self.grid is not None:
-            part = fill_up(part, self.grid.size, fill)
-        return apply_pad(part, pad, fill)
+        return apply_pad(part if side is None else fill_up(part, side, fill), pad, fill)
 
 
 def count_samples(
@@ -147,7 +144,8 @@ def _count(lengths: NDArray[Any], grid: CropGrid) -> NDArray[np.int64]:
 
 def split_cut(config: ResolvedConfig, split: str) -> Cut:
     """How a split's samples are cut."""
-    return Cut.of(config, config.all_crops.get(split))
+    grid = config.all_crops.get(split)
+    return Cut(config, split, grid, None if grid is not None else config.crop_size)
 
 
 def cuts_of(config: ResolvedConfig, splits: Sequence[str] | NDArray[np.str_]) -> NDArray[np.intp]:

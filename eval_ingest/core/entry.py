@@ -2,16 +2,20 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from eval_ingest.core.modality import MODALITIES
 from eval_ingest.core.resolved import ResolvedConfig
+from eval_ingest.core.signal import Signal
 from eval_ingest.core.spec import SPLIT_OPTION, SPLITS, DatasetSpec
 
 METADATA_VERSION = 2
 SPLIT_INDEX_VERSION = 2
+
+MAX_HISTORY = 50
+"""Versions that are remembered."""
 
 BandStatsTable = dict[str, dict[str, dict[str, float]]]
 """{modality: {band: {mean, std, min, max}}}, in stored units; Sentinel-1 in dB."""
@@ -97,6 +101,29 @@ class CopyResult(_Model):
     packed_bytes: int
 
 
+class Version(_Model):
+    """What is remembered of a version that was published."""
+
+    fingerprint: str
+    published_at: str
+    counts: dict[str, int]
+    """Samples a split."""
+    invalid: int
+    """Windows."""
+    verdict: str
+
+    @classmethod
+    def of(cls, metadata: "Metadata") -> Self:
+        """The version that this metadata is of."""
+        return cls(
+            fingerprint=metadata.fingerprint,
+            published_at=metadata.published_at,
+            counts={split: found.count for split, found in metadata.splits.items()},
+            invalid=sum(metadata.invalid.values()),
+            verdict=str(metadata.quality.get("verdict", "")),
+        )
+
+
 class Metadata(_Model):
     """metadata.json: everything about an ingested dataset."""
 
@@ -117,6 +144,8 @@ class Metadata(_Model):
     split_report: dict[str, Any]
     quality: dict[str, Any] = Field(default_factory=dict)
     """The verdict and what it rests on: see `core.quality.quality_report`."""
+    signal: dict[str, Any] = Field(default_factory=dict)
+    """How well it tells models apart, once that was measured: see `core.signal.Signal`."""
     warnings: list[str]
     fingerprints: dict[str, str]
     """By stage."""
@@ -133,9 +162,11 @@ class Metadata(_Model):
     n_bytes: int = 0
     their_entry: str = ""
     """Of an adopted dataset: the JSON of its entry in registry.json before we added to it."""
+    history: list[Version] = Field(default_factory=list)
+    """The versions before this one, the oldest first."""
 
 
-OURS_ALONE = ("copy", "eval", "verdict", "fingerprint", "ingested_at")
+OURS_ALONE = ("copy", "eval", "verdict", "signal", "fingerprint", "ingested_at")
 """Keys of an entry that no other tool writes."""
 
 
@@ -178,6 +209,7 @@ def registry_entry(metadata: Metadata, path: str) -> dict[str, Any]:
     """
     config, task = metadata.config, metadata.config.task
     names = [modality.name for modality in config.modalities]
+    signal = Signal.of(metadata.signal)
     return {
         "name": metadata.name,
         "display_name": metadata.spec.display_name or metadata.name,
@@ -203,6 +235,7 @@ def registry_entry(metadata: Metadata, path: str) -> dict[str, Any]:
         "same_timesteps": metadata.same_timesteps,
         "eval": metadata.spec.eval.given,
         "verdict": metadata.quality.get("verdict", ""),
+        **({"signal": signal.entry} if signal is not None else {}),
         "fingerprint": metadata.fingerprint,
         "ingested_at": metadata.published_at,
     }

@@ -7,7 +7,7 @@ normalisation and stratified splits are column arithmetic: no pixel is read agai
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Self, TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import pyarrow as pa
@@ -177,39 +177,44 @@ class WindowIndex:
         self, modality: str, rows: NDArray[np.int64]
     ) -> list[tuple[int, float | None]]:
         """(band, value) of the pixels without data in these rows; None: no finite number."""
-        column = self.table[f"{modality}.nodata_values"].take(pa.array(rows, pa.int64()))
-        pairs = numbers(one_array(column).flatten(), np.nan).reshape(-1, 2)
+        column = one_array(self.table[f"{modality}.nodata_values"])
+        pairs = numbers(column.flatten(), np.nan).reshape(-1, 2)
+        pairs = pairs[np.isin(np.repeat(np.arange(len(column)), lengths(column) // 2), rows)]
         found = {(int(band), None if np.isnan(v) else float(v)) for band, v in pairs.tolist()}
         return sorted(found, key=lambda pair: (pair[0], pair[1] is not None, pair[1] or 0))
+
+    def timesteps(
+        self, modality: str
+    ) -> tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.float64]]:
+        """Row, start and end (microseconds since 1970) of every timestep of a modality."""
+        lists = one_array(self.table[f"{modality}.timestamps"])
+        steps = lists.flatten()
+        start, end = (floats(pc.struct_field(steps, name)) for name in ("start", "end"))
+        return np.repeat(np.arange(len(lists)), lengths(lists)), start, end
 
     def label_moments(self, cuts: Cuts = 0) -> NDArray[np.float64]:
         """Moments (N, 5, 1) of a regression's targets, in the samples of each window."""
         moments = _moments_array(self.table["label.moments"])
-        return self._of_cuts(moments.swapaxes(1, 2), cuts)[:, :, None]
+        return moments[np.arange(len(self)), :, cuts][:, :, None]
 
     def class_counts(self, num_classes: int, cuts: Cuts = 0) -> NDArray[np.int64]:
         """Pixels (segmentation) or samples (classification) per class: (N, num_classes)."""
-        column = self.table["label.class_counts"]
-        width = max(int(lengths(column).max(initial=0)), num_classes)
-        counts = matrix(column, width, 0, np.int64)
-        return self._of_cuts(counts.reshape(len(self), -1, num_classes), cuts)
+        return self._counted("label.class_counts", num_classes, cuts)
 
     def unlabelled(self, cuts: Cuts = 0) -> NDArray[np.int64]:
         """Values without a label, in the samples of each window."""
-        return self._counted("label.invalid", cuts)
+        return self._counted("label.invalid", 1, cuts)[:, 0]
 
     def labelled_samples(self, cuts: Cuts = 0) -> NDArray[np.int64]:
         """How many samples of each window have a label."""
-        return self._counted("label.samples", cuts)
+        return self._counted("label.samples", 1, cuts)[:, 0]
 
-    def _counted(self, name: str, cuts: Cuts) -> NDArray[np.int64]:
+    def _counted(self, name: str, each: int, cuts: Cuts) -> NDArray[np.int64]:
+        """Of a column with so many counts for each of the cuts, those of one, or of one per row."""
         column = self.table[name]
-        width = max(int(lengths(column).max(initial=0)), 1)
-        return self._of_cuts(matrix(column, width, 0, np.int64), cuts)
-
-    def _of_cuts(self, values: NDArray[Any], cuts: Cuts) -> NDArray[Any]:
-        """Of values (N, cuts, ...) those of one cut, or of a cut per row."""
-        chosen: NDArray[Any] = values[np.arange(len(values)), cuts]
+        width = max(int(lengths(column).max(initial=0)), each)
+        counts = matrix(column, width, 0, np.int64).reshape(len(self), -1, each)
+        chosen: NDArray[np.int64] = counts[np.arange(len(self)), cuts]
         return chosen
 
     def main_class(self, kind: TaskKind, num_classes: int) -> NDArray[np.int64]:
@@ -229,11 +234,6 @@ class WindowIndex:
             edges = np.quantile(means[known], [0.2, 0.4, 0.6, 0.8])
             strata[known] = np.searchsorted(edges, means[known], side="right")
         return strata
-
-    @classmethod
-    def empty(cls, config: ResolvedConfig, fingerprint: str, row_key: str) -> Self:
-        """An index without rows."""
-        return cls(index_schema(config).empty_table(), fingerprint, row_key)
 
 
 def _moments_array(column: pa.ChunkedArray) -> NDArray[np.float64]:

@@ -68,7 +68,7 @@ def find_leakage(
     splits = assignment.splits
     outlines = index.footprints
     train = np.flatnonzero((splits == "train") & (outlines.place >= 0))
-    places = _TrainPlaces.of(outlines, index.times, train)
+    places = _TrainPlaces(outlines, _spans(index.times), train)
     found = {}
     for split in ("val", "test"):
         rows = np.flatnonzero(splits == split)
@@ -90,77 +90,68 @@ Pairs = tuple[NDArray[np.int64], NDArray[np.int64]]
 """Rows of held-out windows, each once and in order, and of the windows that they leak from."""
 
 
-@dataclass(frozen=True)
 class _TrainPlaces:
     """The train windows by outline and, within an outline, by the start of their time.
 
     A place may have been taken thousands of times, in every split: so whether some train window
     of an outline shares a time is asked once per outline, not once per window. Of those that
     start before the asked time ends, the one that ends last is the one to look at.
+
+    Args:
+        outlines: those of the index.
+        spans: half-open time spans of all windows of the index: see `_spans`.
+        train: rows of the train windows whose outline is known.
     """
 
-    outlines: Footprints
-    spans: NDArray[np.float64]
-    """Half-open time spans of all windows of the index: see `_spans`."""
-    shapes: NDArray[np.int64]
-    """Places in outlines.shapes that train windows have, sorted."""
-    first: NDArray[np.int64]
-    """Per shape, where its windows begin in `rows`."""
-    rows: NDArray[np.int64]
-    """Train windows, by shape and start."""
-    latest: NDArray[np.int64]
-    """Per place in `rows`: of its shape's windows up to there, the place of the last to end."""
-
-    @classmethod
-    def of(
-        cls, outlines: Footprints, times: NDArray[np.float64], train: NDArray[np.int64]
-    ) -> "_TrainPlaces":
-        spans = _spans(times)
-        rows = train[np.lexsort((spans[train, 0], outlines.place[train]))]
-        shapes, first, shape = np.unique(
+    def __init__(
+        self, outlines: Footprints, spans: NDArray[np.float64], train: NDArray[np.int64]
+    ) -> None:
+        self._outlines, self._spans = outlines, spans
+        # Train windows by shape and start; the shapes, and where the windows of each begin.
+        self._rows = rows = train[np.lexsort((spans[train, 0], outlines.place[train]))]
+        self._shapes, self._first, self._shape = np.unique(
             outlines.place[rows], return_index=True, return_inverse=True
         )
         # Ranks of the ends, raised from shape to shape: so a running maximum stays in its shape.
         by_end = np.argsort(spans[rows, 1], kind="stable")
-        rank = np.empty(len(rows), np.int64)
-        rank[by_end] = np.arange(len(rows))
-        highest = np.maximum.accumulate(shape * len(rows) + rank) if len(rows) else rank
-        return cls(outlines, spans, shapes, first, rows, by_end[highest - shape * len(rows)])
+        rank = self._shape * len(rows)
+        rank[by_end] += np.arange(len(rows))
+        highest = np.maximum.accumulate(rank)
+        # Of the windows of a shape up to each one, the one that ends last.
+        self._latest = rows[by_end[highest - self._shape * len(rows)]]
 
     def overlaps(self, held_out: NDArray[np.int64]) -> tuple[Pairs, Pairs]:
         """Held-out windows that overlap train windows in space and time, or in space alone."""
-        wanted, shape = np.unique(self.outlines.place[held_out], return_inverse=True)
+        wanted, shape = np.unique(self._outlines.place[held_out], return_inverse=True)
         held_out = held_out[np.argsort(shape, kind="stable")]
         number = np.bincount(shape, minlength=len(wanted))
         begin = np.cumsum(number) - number
         same, other = [], []
-        for one, place in self.outlines.overlaps(wanted, self.shapes):
+        for one, place in self._outlines.overlaps(wanted, self._shapes):
             # Every held-out window that has the outline, with every outline that it overlaps.
-            place = np.repeat(place, number[one])
-            within = np.arange(len(place)) - np.repeat(
-                np.cumsum(number[one]) - number[one], number[one]
-            )
-            of = held_out[np.repeat(begin[one], number[one]) + within]
+            count = number[one]
+            within = np.arange(count.sum()) - np.repeat(np.cumsum(count) - count, count)
+            of = held_out[np.repeat(begin[one], count) + within]
+            place = np.repeat(place, count)
             against, together = self._at_the_time_of(of, place)
             at_once = _first_each(of[together], against[together])
             rest = ~np.isin(of, at_once[0])
             same.append(at_once)
-            other.append(_first_each(of[rest], self.rows[self.first[place[rest]]]))
+            other.append(_first_each(of[rest], self._rows[self._first[place[rest]]]))
         return _joined(same), _joined(other)
 
     def _at_the_time_of(
         self, of: NDArray[np.int64], place: NDArray[np.int64]
     ) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
         """A train window of a shape for each window, and whether they share some time."""
-        starts, ends = self.spans[self.rows, 0], self.spans[of, 1]
+        starts, ends = self._spans[self._rows, 0], self._spans[of, 1]
         values = np.unique(np.concatenate([starts, ends]))
-        shape = np.repeat(np.arange(len(self.first)), np.diff([*self.first, len(self.rows)]))
-        keys = shape * len(values) + np.searchsorted(values, starts)
+        keys = self._shape * len(values) + np.searchsorted(values, starts)
         wanted = place * len(values) + np.searchsorted(values, ends)
         before = np.searchsorted(keys, wanted) - 1  # the last that starts before the window ends
-        some = before >= self.first[place]
-        against = self.rows[self.latest[np.maximum(before, 0)]]
-        return against, some & (self.spans[against, 1] > self.spans[of, 0])
+        some = before >= self._first[place]
+        against = self._latest[np.maximum(before, 0)]
+        return against, some & (self._spans[against, 1] > self._spans[of, 0])
 
 
 def _spans(times: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -182,9 +173,8 @@ def _duplicates(index: WindowIndex, splits: NDArray[np.str_], rows: NDArray[np.i
     split = splits[rows[0]] if len(rows) else ""
     others = np.flatnonzero((splits != split) & (splits != "none") & (digests >= 0))
     known, first = np.unique(digests[others], return_index=True)
-    place = np.searchsorted(known, digests[rows])
-    hit = np.isin(digests[rows], known)
-    of, against = rows[hit], others[first[place[hit]]]
+    of = rows[np.isin(digests[rows], known)]
+    against = others[first[np.searchsorted(known, digests[of])]]
     return _cases(index.keys, of, against, "has the pixels of", splits)
 
 

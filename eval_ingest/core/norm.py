@@ -1,5 +1,6 @@
 """Moments of pixels, the statistics made from them, and the normalisation methods."""
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -7,7 +8,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eval_ingest.core import kernels
-from eval_ingest.core.scratch import scratch
 
 MOMENTS = ("count", "sum", "sum_of_squares", "min", "max")
 
@@ -76,7 +76,7 @@ def _measure_all(rows: NDArray[Any]) -> NDArray[np.float64]:
         return exact
     n, bands = rows.shape
     # Wide rows make reductions along the first axis efficient: fold neighbouring pixels into one.
-    fold = next((k for k in (128, 64, 32, 16, 8, 4, 2) if n % k == 0), 1)
+    fold = math.gcd(n, 128)
     wide = np.ascontiguousarray(rows).reshape(n // fold, fold * bands)
     result = np.empty((5, bands))
     result[0] = n
@@ -84,7 +84,7 @@ def _measure_all(rows: NDArray[Any]) -> NDArray[np.float64]:
     result[4] = wide.max(axis=0).reshape(fold, bands).max(axis=0)
     sums = np.zeros((2, fold * bands))
     height = max(_BLOCK_VALUES // (fold * bands), 1)
-    block = scratch("moments", (height, fold * bands), np.float64)
+    block = np.empty((height, fold * bands))
     ones = np.ones(height)
     for start in range(0, len(wide), height):
         part = block[: len(wide) - start]

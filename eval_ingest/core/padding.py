@@ -16,27 +16,19 @@ def padded_size(pad: Pad | None, height: int, width: int) -> tuple[int, int]:
     return size[0], size[1]
 
 
-def apply_pad(pixels: NDArray[Any], pad: Pad | None, fill: float = 0) -> NDArray[Any]:
-    """rslearn's Pad on the first two axes (H, W): fill around, or crop where larger."""
+def apply_pad(pixels: NDArray[Any], pad: Pad | None, fill: float | None = 0) -> NDArray[Any]:
+    """rslearn's Pad on the first two axes (H, W): fill around, or crop where larger.
+
+    With `fill` None nothing is filled around: what Pad leaves of the pixels.
+    """
     if pad is None:
         return pixels
     for axis, before, after in _pad_steps(pixels.shape[0], pixels.shape[1], pad):
         if before < 0 or after < 0:
             keep = slice(-before, pixels.shape[axis] + after)
             pixels = pixels[(slice(None),) * axis + (keep,)]
-        elif before or after:
+        elif fill is not None and (before or after):
             pixels = _filled(pixels, axis, before, after, fill)
-    return pixels
-
-
-def kept_by(pixels: NDArray[Any], pad: Pad | None) -> NDArray[Any]:
-    """What Pad leaves of pixels (H, W, ...), without what it fills up."""
-    if pad is None:
-        return pixels
-    for axis, before, after in _pad_steps(pixels.shape[0], pixels.shape[1], pad):
-        if before < 0 or after < 0:
-            keep = slice(max(-before, 0), pixels.shape[axis] + min(after, 0))
-            pixels = pixels[(slice(None),) * axis + (keep,)]
     return pixels
 
 

@@ -31,6 +31,12 @@ class YamlProblem(ValueError):
     """A text isn't YAML, or none that can be read; says where."""
 
 
+PLACEHOLDER = re.compile(r"\$\{[^{}\n]*\}|\{\{[^{}\n]*\}\}|\{[A-Z][A-Z0-9_]*\}")
+"""${VAR}, ${VAR:-default}, {{ var }} and {TEMPLATE}: texts to be filled in, not YAML mappings."""
+_SHIELD = str.maketrans("{}", "\ue000\ue001")
+_UNSHIELD = str.maketrans("\ue000\ue001", "{}")
+
+
 class OddNumber(int):
     """A whole number that is not written as usual: 017 (fifteen), 1_000, 0x1F, 1:30.
 
@@ -68,6 +74,11 @@ class _Loader(yaml.SafeLoader):
                 None, None, "too many merged entries", node.start_mark
             )
 
+    def construct_scalar(self, node: yaml.ScalarNode | yaml.MappingNode) -> Any:
+        """A text, in which placeholders have their braces back."""
+        value = super().construct_scalar(node)
+        return value.translate(_UNSHIELD) if isinstance(value, str) else value
+
     def whole_number(self, node: yaml.ScalarNode) -> int:
         """An integer, marked if it is written in an unusual way."""
         value: int = self.construct_yaml_int(node)
@@ -84,7 +95,7 @@ _Loader.add_constructor("tag:yaml.org,2002:int", _Loader.whole_number)
 
 
 def load_yaml(text: str) -> Any:
-    """The value of a YAML text.
+    """The value of a YAML text; placeholders stay as texts.
 
     Raises:
         YamlProblem: it can't be read.
@@ -92,9 +103,10 @@ def load_yaml(text: str) -> Any:
     if len(text) > MAX_CHARACTERS:
         raise YamlProblem(f"it has {len(text):,} characters, more than {MAX_CHARACTERS:,}")
     try:
-        return yaml.load(text, Loader=_Loader)
+        shielded = PLACEHOLDER.sub(lambda match: match.group().translate(_SHIELD), text)
+        return yaml.load(shielded, Loader=_Loader)
     except yaml.MarkedYAMLError as error:
-        raise YamlProblem(_marked(error)) from None
+        raise YamlProblem(_marked(error).translate(_UNSHIELD)) from None
     except (yaml.YAMLError, *PARSE_FAULTS) as error:
         raise YamlProblem(first_line(error)) from None
 

@@ -5,24 +5,23 @@ gives findings; the verdict is `poor` if one of them is an error, `usable with w
 a warning, and `good` otherwise. Notes tell what a person may want to know.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
-import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from eval_ingest.core.columns import Column, codes, floats, lengths, numbers, one_array
+from eval_ingest.core.columns import codes, floats, numbers
 from eval_ingest.core.crops import cuts_of
 from eval_ingest.core.index import WindowIndex
 from eval_ingest.core.leakage import EXAMPLES, Leakage, find_leakage, standard_error
-from eval_ingest.core.norm import BandStats, combine
-from eval_ingest.core.pretraining import PRETRAINING
+from eval_ingest.core.norm import combine
 from eval_ingest.core.resolved import ModalityInput, ResolvedConfig
 from eval_ingest.core.spec import SPLITS
 from eval_ingest.core.splits import SplitAssignment
+from eval_ingest.core.units import odd_units
 from eval_ingest.core.validate import PROBLEMS
 
 QUALITY_VERSION = 1
@@ -36,6 +35,8 @@ MAX_NEAR_SHARE = 0.1
 MAX_DISTANCE = 0.3
 """A class distribution further than this from train's is worth a warning (0 equal, 1 disjoint)."""
 MAX_STANDARD_ERROR = 0.05
+ENOUGH = 100
+"""Windows of a split on which the standard error of a score is that at most."""
 """Beyond this (fewer than 100 windows) differences between models drown in chance: a warning."""
 USELESS_STANDARD_ERROR = 0.15
 """Beyond this (fewer than 12 windows) a score says nothing."""
@@ -44,9 +45,6 @@ FEW = 0.01
 LOWEST_REFLECTANCE = -1000.0
 """In stored units. Numbers below mark missing data, such as -9999: Sentinel-2's values less the
 offset of 1000, and no other product's, reach down to it."""
-PLAUSIBLE_SIGMAS = 2.0
-"""Band means may be this many pretraining standard deviations from the pretraining mean."""
-
 _DAY_US = 86_400e6
 
 
@@ -116,22 +114,54 @@ class _Data:
         """A column of numbers at the used rows; 0 for null."""
         return np.asarray(numbers(self.index.table[name], 0)[self.used], dtype=np.float64)
 
-    def names(self, rows: Iterable[Any]) -> list[str]:
-        """Up to three rows of the index by name."""
-        return [self.index.keys[int(row)] for _, row in zip(range(EXAMPLES), rows, strict=False)]
+    def places(self, modality: ModalityInput) -> NDArray[np.float64]:
+        """Per used window how many of its pixels the statistics are of, over all timesteps."""
+        sides = [floats(self.index.table[name])[self.used] for name in ("height", "width")]
+        pad = modality.pad_of("train")
+        if pad is not None and self.config.statistics_pads:
+            sides = [np.minimum(side, pad.size) for side in sides]
+        return np.asarray(sides[0] * sides[1] * self.column(f"{modality.name}.timesteps"))
+
+    def rows(
+        self, code: str, severity: Severity, rows: NDArray[np.int64], of: int, text: str
+    ) -> Finding:
+        """A finding about rows of the index."""
+        names = [self.index.keys[row] for row in rows[:EXAMPLES].tolist()]
+        return Finding(code, severity, len(rows), of, text, names)
 
     def windows(
-        self, code: str, rows: NDArray[np.int64], text: str, few: Severity = "note"
+        self,
+        code: str,
+        rows: NDArray[np.int64],
+        what: str,
+        few: Severity = "note",
+        many: Severity = "warning",
+        split: str = "",
     ) -> Iterator[Finding]:
-        """A finding about some of the used windows, if there are any; `{n}` is their number."""
+        """A finding about some of the used windows, if there are any; `what` follows their number.
+
+        Args:
+            code: the finding's.
+            rows: of the index.
+            what: the rest of the text.
+            few: how bad it is if they are few.
+            many: how bad it is otherwise.
+            split: the windows are of this one; "": of any.
+        """
+        of = self.assignment.counts()[split] if split else len(self.used)
         if len(rows):
-            severity = few if len(rows) <= FEW * len(self.used) else "warning"
-            text = text.format(n=f"{len(rows):,} of {len(self.used):,} windows")
-            yield Finding(code, severity, len(rows), len(self.used), text, self.names(rows))
+            n = f"{len(rows):,} of {of:,} windows" + (f" of {split}" if split else "")
+            severity = few if len(rows) <= FEW * of else many
+            yield self.rows(code, severity, rows, of, f"{n} {what}")
+
+
+def _named(code: str, severity: Severity, names: Sequence[str], of: int, text: str) -> Finding:
+    """A finding about classes or bands."""
+    return Finding(code, severity, len(names), of, text, list(names[:EXAMPLES]))
 
 
 def quality_report(
-    index: WindowIndex, assignment: SplitAssignment, config: ResolvedConfig
+    index: WindowIndex, assignment: SplitAssignment, config: ResolvedConfig, name: str = "NAME"
 ) -> dict[str, Any]:
     """The verdict, what it rests on, and everything else that was noticed; JSON-able.
 
@@ -145,23 +175,11 @@ def quality_report(
     """
     data = _Data(index, assignment, config)
     leakage = find_leakage(index, assignment)
-    findings = [
-        *_leaks(data, leakage),
-        *_split_sizes(data),
-        *_classes(data),
-        *_invalid(data),
-        *_units(data),
-        *_absent_bands(data),
-        *_flat_bands(data),
-        *_marked_pixels(data),
-        *_missing_pixels(data),
-        *_labels(data),
-        *_times(data),
-        *_duplicates(data),
-    ]
+    findings = [*_leaks(data, leakage, name)]
+    for check in _CHECKS:
+        findings += check(data)
     findings.sort(key=lambda found: ("error", "warning", "note").index(found.severity))
     verdict = Verdict.of(findings)
-    counts = assignment.counts()
     return {
         "version": QUALITY_VERSION,
         "verdict": verdict.level,
@@ -169,7 +187,7 @@ def quality_report(
         "leakage": leakage.as_json(),
         "standard_error": {
             split: round(standard_error(count), 4) if count else None
-            for split, count in counts.items()
+            for split, count in assignment.counts().items()
         },
         "findings": [asdict(found) for found in findings],
     }
@@ -178,29 +196,34 @@ def quality_report(
 # --------------------------------------------------------------------------------------- splits
 
 
-def _leaks(data: _Data, leakage: Leakage) -> Iterator[Finding]:
+def _by_place(data: _Data, buffer_m: float, name: str) -> str:
+    """The command that divides a dataset by place, with shares that give val and test windows."""
+    held_out = 5 * round(20 * min(max(ENOUGH / max(len(data.used), 1), 0.1), 0.25))
+    return (
+        f"; divide by place (splits.strategy spatial): eval-ingest ingest {name} "
+        f"--split-strategy spatial --buffer {buffer_m:g} "
+        f"--ratios {100 - 2 * held_out} {held_out} {held_out}"
+    )
+
+
+def _leaks(data: _Data, leakage: Leakage, name: str) -> Iterator[Finding]:
     places = data.index.footprints.place[data.used]
-    one_place = len(places) > 1 and bool((places == places[0]).all()) and places[0] >= 0
-    cure = "; divide by place: splits.strategy spatial with a buffer_m (--split-strategy, --buffer)"
-    if one_place:
-        yield Finding(
-            "one_place",
-            "warning",
-            len(places),
-            len(places),
+    cure = _by_place(data, leakage.distance_m, name)
+    if len(places) > 1 and places[0] >= 0 and (places == places[0]).all():
+        text = (
             f"all {len(places):,} windows lie at one and the same place; if their coordinates are "
-            "placeholders, overlap means nothing; if not, divide by time (window option split)",
-            data.names(data.used),
+            "placeholders, overlap means nothing; if not, divide by time (window option split)"
         )
+        yield data.rows("one_place", "warning", data.used, len(places), text)
         cure = ""
     for split, found in leakage.splits.items():
         total = found.windows
-        kinds: tuple[tuple[str, Any, float | None, float, str], ...] = (
+        kinds: tuple[tuple[str, Any, float, float, str], ...] = (
             ("overlap", found.overlapping, MAX_LEAKED_SHARE, 0.0,
              "overlap a train window in space and time"),
-            ("overlap_other_time", found.overlapping_other_time, None, MAX_LEAKED_SHARE,
+            ("overlap_other_time", found.overlapping_other_time, 1.0, MAX_LEAKED_SHARE,
              "show the ground of a train window at another time"),
-            ("near", found.near, None, MAX_NEAR_SHARE,
+            ("near", found.near, 1.0, MAX_NEAR_SHARE,
              f"lie within {leakage.distance_m:g} m of a train window"),
             ("duplicate", found.duplicated, MAX_LEAKED_SHARE, 0.0,
              "have the same pixels as a window of another split"),
@@ -209,9 +232,7 @@ def _leaks(data: _Data, leakage: Leakage) -> Iterator[Finding]:
             if not cases.count:
                 continue
             share = cases.count / total
-            severity: Severity = "warning" if share > warn else "note"
-            if poor is not None and share > poor:
-                severity = "error"
+            severity: Severity = "error" if share > poor else "warning" if share > warn else "note"
             text = f"{cases.count:,} of {total:,} {split} windows {what}"
             if severity != "note":
                 text, cure = text + cure, ""  # said once
@@ -228,18 +249,16 @@ def _split_sizes(data: _Data) -> Iterator[Finding]:
             yield Finding("empty_split", "error", 0, total, text)
             continue
         error = standard_error(count)
+        off = f"{100 * error:.1f} points"
+        if not data.config.task.kind.has_classes:
+            off = f"{100 * 2**0.5 * error:.0f}% of itself"
+        text = (
+            f"{split} has {count} window{'s' * (count != 1)}: a score on it is off by up to "
+            f"{off} (one standard error) by chance; give it more windows (splits.ratios)"
+        )
         if error > MAX_STANDARD_ERROR:
-            off = f"{100 * error:.1f} points"
-            if not data.config.task.kind.has_classes:
-                off = f"{100 * 2**0.5 * error:.0f}% of itself"
-            yield Finding(
-                "small_split",
-                "error" if error > USELESS_STANDARD_ERROR else "warning",
-                count,
-                total,
-                f"{split} has {count} window{'s' * (count != 1)}: a score on it is off by up to "
-                f"{off} (one standard error) by chance; give it more windows (splits.ratios)",
-            )
+            severity: Severity = "error" if error > USELESS_STANDARD_ERROR else "warning"
+            yield Finding("small_split", severity, count, total, text)
 
 
 def _classes(data: _Data) -> Iterator[Finding]:
@@ -247,43 +266,33 @@ def _classes(data: _Data) -> Iterator[Finding]:
     report, task = data.assignment.report, data.config.task
     if not task.kind.has_classes:
         return
-    stratified = report["strategy"].startswith("stratified")
     cure = "splits.strategy stratified gives every split some of each class"
-    if stratified:
-        cure = "each class needs as many windows as there are splits"
+    hint = "; see splits.strategy stratified"
+    if report["strategy"].startswith("stratified"):
+        cure, hint = "each class needs as many windows as there are splits", ""
     for split, names in report.get("classes_missing", {}).items():
         if names:
-            yield Finding(
-                "class_missing",
-                "error" if split == "train" else "warning",
-                len(names),
-                task.num_classes,
-                f"{split} has no {_some(names)}; {cure}",
-                names[:EXAMPLES],
-            )
+            severity: Severity = "error" if split == "train" else "warning"
+            text = f"{split} has no {_some(names)}; {cure}"
+            yield _named("class_missing", severity, names, task.num_classes, text)
     for split, distance in report.get("distance_from_train", {}).items():
         if distance > max(MAX_DISTANCE, 2 * _distance_by_chance(report, split)):
-            yield Finding(
-                "class_distribution",
-                "warning",
-                data.assignment.counts()[split],
-                len(data.used),
+            text = (
                 f"the classes of {split} are distributed otherwise than train's: {distance:.2f} "
-                "apart (0 equal, 1 disjoint)"
-                + ("" if stratified else "; see splits.strategy stratified"),
+                f"apart (0 equal, 1 disjoint){hint}"
             )
-    counts = np.array([report.get("class_counts", {}).get(s, []) for s in SPLITS], dtype=np.int64)
-    if counts.size:
-        unused = [
-            known.name
-            for k, known in enumerate(task.classes)
-            if not counts[:, k].any() and k != task.ignored_id
-        ]
-        if unused:
-            text = f"no window has {_some(unused)}: classes that can't be scored"
-            yield Finding(
-                "class_unused", "note", len(unused), task.num_classes, text, unused[:EXAMPLES]
-            )
+            count = report["counts"][split]
+            yield Finding("class_distribution", "warning", count, len(data.used), text)
+    counts = report.get("class_counts")
+    scored = np.any([counts[split] for split in SPLITS], axis=0) if counts else []
+    unused = [
+        known.name
+        for k, (known, there) in enumerate(zip(task.classes, scored, strict=bool(counts)))
+        if not there and k != task.ignored_id
+    ]
+    if unused:
+        text = f"no window has {_some(unused)}: classes that can't be scored"
+        yield _named("class_unused", "note", unused, task.num_classes, text)
 
 
 def _distance_by_chance(report: Mapping[str, Any], split: str) -> float:
@@ -302,175 +311,43 @@ def _some(names: Sequence[str], limit: int = 6) -> str:
 def _invalid(data: _Data) -> Iterator[Finding]:
     summary = data.index.summary
     for code, count in summary.reasons.items():
-        yield Finding(
-            f"invalid_{code}",
-            "note" if count <= FEW * summary.n_windows else "warning",
-            count,
-            summary.n_windows,
+        text = (
             f"{count:,} of {summary.n_windows:,} windows {'is' if count == 1 else 'are'} invalid "
-            "and in no split: "
-            f"{PROBLEMS.get(code, 'see the index')} ({code})",
-            summary.examples[code],
+            f"and in no split: {PROBLEMS.get(code, 'see the index')} ({code})"
         )
+        severity: Severity = "note" if count <= FEW * summary.n_windows else "warning"
+        examples = summary.examples[code]
+        yield Finding(f"invalid_{code}", severity, count, summary.n_windows, text, examples)
 
 
 # ----------------------------------------------------------------------------------------- bands
 
 
-@dataclass(frozen=True)
-class _Bands:
-    """A modality's bands beside those of pretraining."""
-
-    modality: ModalityInput
-    names: list[str]
-    stats: list[BandStats]
-    mean: NDArray[np.float64]
-    expected: NDArray[np.float64]
-    sigma: NDArray[np.float64]
-
-
-def _bands(data: _Data, modality: ModalityInput) -> _Bands | None:
-    known = PRETRAINING.get(modality.name, {})
-    places = [k for k, band in enumerate(modality.bands) if band in known]
-    moments = data.moments[modality.name]
-    if not places or moments.shape[2] != len(modality.bands):
-        return None
-    stats = combine(moments)
-    names = [modality.bands[k] for k in places]
-    return _Bands(
-        modality,
-        names,
-        [stats[k] for k in places],
-        np.array([stats[k].mean for k in places]),
-        np.array([known[band][0] for band in names]),
-        np.array([known[band][1] for band in names]),
-    )
-
-
 def _units(data: _Data) -> Iterator[Finding]:
-    """Band means where pretraining's are not: most often another unit."""
     for modality in data.config.modalities:
-        bands = _bands(data, modality)
-        if bands is None:
-            continue
-        cause = _stored_decibels(data, modality)
-        with np.errstate(invalid="ignore"):
-            far = np.abs(bands.mean - bands.expected) > PLAUSIBLE_SIGMAS * bands.sigma
-        if cause is not None:
-            far[:] = True
-        elif far.any():
-            cause = _scale(bands)
-        else:
-            cause = _too_dark(bands) or _offset(data, bands)
-            far[:] = cause is not None
-        if far.any():
-            unit = " dB" if modality.decibels else ""
-            yield Finding(
-                "units",
-                "warning",
-                int(far.sum()),
-                len(bands.names),
-                f"{modality.name}: {int(far.sum())} of {len(bands.names)} bands are not in "
-                f"the units of pretraining; {cause or 'check the unit and the source'}",
-                [
-                    f"{bands.names[k]}: mean {bands.mean[k]:.4g}{unit}, in pretraining "
-                    f"{bands.expected[k]:.4g} with standard deviation {bands.sigma[k]:.4g}"
-                    for k in np.flatnonzero(far)[:EXAMPLES]
-                ],
+        odd = odd_units(modality, data.moments[modality.name], data.places(modality))
+        if odd is not None:
+            text = (
+                f"{modality.name}: {len(odd.bands)} of {odd.of} bands are not in the units of "
+                f"pretraining; {odd.cause}"
             )
-
-
-def _stored_decibels(data: _Data, modality: ModalityInput) -> str | None:
-    """Power can't be negative, decibels mostly are: then hardly a pixel counts as measured."""
-    if not modality.decibels:
-        return None
-    total = _places(data, modality).sum()
-    share = data.moments[modality.name][:, 0].min(axis=1, initial=total).sum() / max(total, 1)
-    if not total or share > 0.2:
-        return None
-    return (
-        f"only {share:.1%} of its pixels are positive: it seems to be stored in "
-        "decibels, where linear power is expected; store 10 ** (dB / 10)"
-    )
-
-
-_SCALES = (
-    (1e-4, "it seems to be stored as reflectance from 0 to 1; multiply by 10,000"),
-    (0.0255, "it seems to be stored in 8 bits (0 to 255); take the calibrated product"),
-    (0.1, "it seems to be too small by a factor of 10"),
-    (10.0, "it seems to be too large by a factor of 10"),
-    (100.0, "it seems to be too large by a factor of 100"),
-    (1e4, "it seems to be too large by a factor of 10,000"),
-)
-
-
-def _scale(bands: _Bands) -> str | None:
-    """The factor that explains the difference best."""
-    with np.errstate(invalid="ignore"):
-        if bands.modality.decibels:
-            difference = float(np.nanmedian(bands.mean - bands.expected))
-            if difference > 0:
-                return (
-                    f"it is {difference:.0f} dB too bright: digital numbers that were never "
-                    "calibrated, or power times 10,000 (40 dB)"
-                )
-            return f"it is {-difference:.0f} dB too dark, as power divided by 10,000 would be"
-        ratio = float(np.nanmedian(bands.mean / bands.expected))
-    if not ratio > 0:
-        return None
-    factor, cause = min(_SCALES, key=lambda scale: abs(np.log10(ratio / scale[0])))
-    return cause if abs(np.log10(ratio / factor)) < 0.75 else None
-
-
-def _too_dark(bands: _Bands) -> str | None:
-    """Small units stay within two sigmas of pretraining, whose sigmas are as large as its means.
-
-    But no landscape is under a fifth of pretraining's mean in all of four bands or more.
-    """
-    if bands.modality.decibels or len(bands.names) < 4:
-        return None
-    if np.isfinite(bands.mean).all() and (bands.mean < bands.expected / 5).all():
-        return _scale(bands)
-    return None
-
-
-def _offset(data: _Data, bands: _Bands) -> str | None:
-    """Since baseline 04.00 (2022) Sentinel-2 products carry 1000 on every pixel.
-
-    With it no pixel is below about 1000; without it every window has some dark pixel in some band.
-    """
-    if bands.modality.name != "sentinel2_l2a":
-        return None
-    lowest = data.moments[bands.modality.name][:, 3]
-    lowest = np.where(lowest > 0, lowest, np.inf).min(axis=1)  # 0 is nodata
-    lowest = lowest[np.isfinite(lowest)]
-    if len(lowest) < 10 or np.quantile(lowest, 0.05) < 950 or not (bands.mean > 1000).all():
-        return None
-    return (
-        f"no pixel of any band is below {lowest.min():.0f}: the offset of 1000 that Sentinel-2 "
-        "products carry since processing baseline 04.00 seems to be left in; subtract 1000"
-    )
+            yield _named("units", "warning", odd.bands, odd.of, text)
 
 
 def _absent_bands(data: _Data) -> Iterator[Finding]:
     train = data.splits[data.used] == "train"
     for modality in data.config.modalities:
+        bands = modality.bands
         counts = data.moments[modality.name][train, 0].sum(axis=0)
-        if len(counts) == len(modality.bands):
-            absent = [b for b, n in zip(modality.bands, counts, strict=True) if not n]
-        else:
-            absent = list(modality.bands)
+        whole = len(counts) == len(bands)
+        absent = [band for k, band in enumerate(bands) if not (whole and counts[k])]
         if absent and train.any():
-            what = "at all" if len(absent) == len(modality.bands) else f"of {_some(absent)}"
-            yield Finding(
-                "band_absent",
-                "warning",
-                len(absent),
-                len(modality.bands),
+            what = "at all" if len(absent) == len(bands) else f"of {_some(absent)}"
+            text = (
                 f"no train window has a pixel of {modality.name} {what}: it is 0 after "
-                "normalisation; leave the modality out (modalities) or check the source",
-                absent[:EXAMPLES],
+                "normalisation; leave the modality out (modalities) or check the source"
             )
+            yield _named("band_absent", "warning", absent, len(bands), text)
 
 
 def _flat_bands(data: _Data) -> Iterator[Finding]:
@@ -478,27 +355,17 @@ def _flat_bands(data: _Data) -> Iterator[Finding]:
         moments = data.moments[modality.name]
         if moments.shape[2] != len(modality.bands):
             continue
-        flat = [
-            band for band, s in zip(modality.bands, combine(moments), strict=True) if s.std == 0
-        ]
+        varies = np.array([stats.std != 0 for stats in combine(moments)])
+        flat = [band for band, some in zip(modality.bands, varies, strict=True) if not some]
         if flat:
-            yield Finding(
-                "zero_variance",
-                "warning",
-                len(flat),
-                len(modality.bands),
+            text = (
                 f"{modality.name} {_some(flat)} never varies: it is 0 after normalisation; "
-                "check that the source has this band",
-                flat[:EXAMPLES],
+                "check that the source has this band"
             )
+            yield _named("zero_variance", "warning", flat, len(modality.bands), text)
         constant = (moments[:, 0] > 0) & (moments[:, 3] == moments[:, 4])
-        varies = np.array([band not in flat for band in modality.bands])
-        rows = data.used[constant[:, varies].any(axis=1)] if varies.any() else data.used[:0]
-        yield from data.windows(
-            "flat_window",
-            rows,
-            f"{{n}} have a band of {modality.name} that is the same everywhere in the window",
-        )
+        what = f"have a band of {modality.name} that is the same everywhere in the window"
+        yield from data.windows("flat_window", data.used[constant[:, varies].any(axis=1)], what)
 
 
 def _marked_pixels(data: _Data) -> Iterator[Finding]:
@@ -507,86 +374,67 @@ def _marked_pixels(data: _Data) -> Iterator[Finding]:
         if modality.decibels:  # what isn't positive doesn't count there
             continue
         lowest = data.moments[modality.name][:, 3].min(axis=1, initial=np.inf)
-        rows = data.used[lowest < LOWEST_REFLECTANCE]
-        yield from data.windows(
-            "nodata_value",
-            rows,
-            f"{{n}} have pixels of {modality.name} below {LOWEST_REFLECTANCE:g} (down to "
+        what = (
+            f"have pixels of {modality.name} below {LOWEST_REFLECTANCE:g} (down to "
             f"{lowest.min(initial=np.inf):g}), which seem to mark missing data but count as values "
-            "in the statistics; store 0 there",
-            few="warning",
+            "in the statistics; store 0 there"
         )
-
-
-def _places(data: _Data, modality: ModalityInput) -> NDArray[np.float64]:
-    """Per used window how many of its pixels the statistics are of, over all timesteps."""
-    sides = [floats(data.index.table[name])[data.used] for name in ("height", "width")]
-    if modality.pad is not None and not data.config.all_crops:
-        sides = [np.minimum(side, modality.pad.size) for side in sides]
-    return np.asarray(sides[0] * sides[1] * data.column(f"{modality.name}.timesteps"))
+        rows = data.used[lowest < LOWEST_REFLECTANCE]
+        yield from data.windows("nodata_value", rows, what, few="warning")
 
 
 def _missing_pixels(data: _Data) -> Iterator[Finding]:
     for modality in data.config.modalities:
-        steps = data.column(f"{modality.name}.timesteps")
+        name = modality.name
+        steps = data.column(f"{name}.timesteps")
         if not modality.required:
-            yield from data.windows(
-                "modality_absent", data.used[steps == 0], f"{{n}} have no {modality.name}"
-            )
-        total = _places(data, modality)
-        counted = data.moments[modality.name][:, 0].max(axis=1, initial=0)
-        lacking = np.maximum(data.column(f"{modality.name}.nodata"), total - counted)
+            yield from data.windows("modality_absent", data.used[steps == 0], f"have no {name}")
+        total = data.places(modality)
+        counted = data.moments[name][:, 0].max(axis=1, initial=0)
+        lacking = np.maximum(data.column(f"{name}.nodata"), total - counted)
         lacking[steps == 0] = 0
         share = lacking / np.maximum(total, 1)
         whole = f"on the whole {lacking.sum() / max(total.sum(), 1):.1%} are missing"
-        yield from data.windows(
-            "nodata",
-            data.used[share > 0.5],
-            f"{{n}} lack more than half of their {modality.name} pixels ({whole})",
-        )
-        some = data.used[(share > 0) & (share <= 0.5)]
-        if len(some):
-            n = f"{len(some):,} of {len(data.used):,} windows"
-            text = f"{n} lack some of their {modality.name} pixels ({whole})"
-            if data.index.nodata_values(modality.name, data.used):
-                text += "; they count in no statistic and are 0 after normalisation"
-            elif not modality.decibels:
-                text += "; models see them as very dark"
-            yield Finding("nodata_some", "note", len(some), len(data.used), text, data.names(some))
+        most = f"lack more than half of their {name} pixels ({whole})"
+        yield from data.windows("nodata", data.used[share > 0.5], most)
+        some = f"lack some of their {name} pixels ({whole})"
+        if data.index.nodata_values(name, data.used):
+            some += "; they count in no statistic and are 0 after normalisation"
+        elif not modality.decibels:
+            some += "; models see them as very dark"
+        rows = data.used[(share > 0) & (share <= 0.5)]
+        yield from data.windows("nodata_some", rows, some, many="note")
 
 
 # ------------------------------------------------------------------------------ labels and times
 
 
 def _labels(data: _Data) -> Iterator[Finding]:
-    task = data.config.task
+    task, n = data.config.task, len(data.used)
     if task.kind.has_classes:
         counts = data.index.class_counts(task.num_classes, data.cuts)[data.used]
+        valid = counts.sum(axis=1)
         present = [task.classes[c].name for c in np.flatnonzero(counts.any(axis=0))]
         if len(present) == 1:
             text = f"every label is {present[0]}: there is nothing to tell apart"
-            yield _constant(data, text)
-    elif len(data.used):
-        stats = combine(data.index.label_moments(data.cuts)[data.used])
-        if stats and stats[0].std == 0:
-            text = f"every target is {stats[0].mean:g}: there is nothing to predict"
-            yield _constant(data, text)
+            yield data.rows("constant_label", "error", data.used, n, text)
+    else:
+        moments = data.index.label_moments(data.cuts)[data.used]
+        valid = moments[:, 0, 0]
+        stats = combine(moments)[0]
+        if stats.std == 0:
+            text = f"every target is {stats.mean:g}: there is nothing to predict"
+            yield data.rows("constant_label", "error", data.used, n, text)
     if not task.kind.per_pixel:
         return
     yield from _empty_samples(data)
-    invalid = data.index.unlabelled(data.cuts)[data.used]
-    if task.kind.has_classes:
-        valid = counts.sum(axis=1)
-    else:
-        valid = data.index.label_moments(data.cuts)[data.used][:, 0, 0]
-    labelled = valid / np.maximum(valid + invalid, 1)
-    sparse = data.used[labelled < 0.05]
-    if len(sparse):
-        text = (
-            f"{len(sparse):,} of {len(data.used):,} windows have labels on less than 5% of their "
-            f"pixels (on the whole {valid.sum() / max((valid + invalid).sum(), 1):.1%} have one)"
-        )
-        yield Finding("sparse_label", "note", len(sparse), len(data.used), text, data.names(sparse))
+    total = valid + data.index.unlabelled(data.cuts)[data.used]
+    what = (
+        "have labels on less than 5% of their pixels (on the whole "
+        f"{valid.sum() / max(total.sum(), 1):.1%} have one)"
+    )
+    sparse = data.used[valid / np.maximum(total, 1) < 0.05]
+    yield from data.windows("sparse_label", sparse, what, many="note")
 
 
 def _empty_samples(data: _Data) -> Iterator[Finding]:
@@ -601,97 +449,69 @@ def _empty_samples(data: _Data) -> Iterator[Finding]:
             missing = total - report["labelled_samples"][split]
             if missing:
                 text = f"{missing:,} of {total:,} crops of {split} have no label"
-                yield Finding("crops_unlabelled", "note", missing, total, text, data.names(empty))
-        elif len(empty):
-            side = data.config.crop_size
-            what = "that Pad leaves" if side is None else f"in the middle ({side} pixels)"
-            text = (
-                f"{len(empty):,} of {len(rows):,} windows of {split} have labels, but none {what}; "
-                f"--all-crops {split} makes every crop a sample, --crop-size takes larger ones"
-            )
-            few = len(empty) <= FEW * len(rows)
-            severity: Severity = "note" if few else "warning"
-            if len(empty) == len(rows):
-                severity = "error"
-            yield Finding(
-                "crop_unlabelled", severity, len(empty), len(rows), text, data.names(empty)
-            )
-
-
-def _constant(data: _Data, text: str) -> Finding:
-    n = len(data.used)
-    return Finding("constant_label", "error", n, n, text, data.names(data.used))
+                found = data.rows("crops_unlabelled", "note", empty, total, text)
+                yield replace(found, count=missing)
+            continue
+        side = data.config.crop_size
+        where = "that Pad leaves" if side is None else f"in the middle ({side} pixels)"
+        what = (
+            f"have labels, but none {where}; "
+            f"--all-crops {split} makes every crop a sample, --crop-size takes larger ones"
+        )
+        many: Severity = "error" if len(empty) == len(rows) else "warning"
+        yield from data.windows("crop_unlabelled", empty, what, many=many, split=split)
 
 
 def _times(data: _Data) -> Iterator[Finding]:
     """Timesteps out of order, or of another time than the window's."""
-    wanted = data.index.times
-    used = np.zeros(len(data.index), bool)
-    used[data.used] = True
     for modality in data.config.modalities:
-        rows, start, end = timesteps(data.index.table[f"{modality.name}.timestamps"])
+        rows, start, end = data.index.timesteps(modality.name)
         if not len(rows):
             continue
-        step = (rows[1:] == rows[:-1]) & (start[1:] < start[:-1])
-        yield from data.windows(
-            "timestamps_unordered",
-            _only(used, rows[1:][step]),
-            f"{{n}} have timesteps of {modality.name} that are not in the order of time",
-        )
+        back = rows[1:][(rows[1:] == rows[:-1]) & (start[1:] < start[:-1])]
+        what = f"have timesteps of {modality.name} that are not in the order of time"
+        yield from data.windows("timestamps_unordered", np.intersect1d(back, data.used), what)
         # Models see days, so less than a day outside is inside.
-        window = wanted[rows]
+        window = data.index.times[rows]
         outside = (end < window[:, 0] - _DAY_US) | (start > window[:, 1] + _DAY_US)
-        found = _only(used, rows[outside])
+        found = np.intersect1d(rows[outside], data.used)
         if len(found) == len(data.used):
             # A layer with a time offset, such as `pre_`, lies outside in every window.
             text = f"all windows have timesteps of {modality.name} outside their own time range"
-            names = data.names(found)
-            yield Finding("timestamps_outside", "note", len(found), len(data.used), text, names)
+            yield data.rows("timestamps_outside", "note", found, len(found), text)
         else:
-            yield from data.windows(
-                "timestamps_outside",
-                found,
-                f"{{n}} have timesteps of {modality.name} outside the window's time range",
-            )
-
-
-def timesteps(
-    column: Column,
-) -> tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.float64]]:
-    """Row, start and end (microseconds since 1970) of every timestep of a timestamps column."""
-    lists = one_array(column)
-    steps = lists.flatten()
-    start, end = (floats(pc.struct_field(steps, name)) for name in ("start", "end"))
-    return np.repeat(np.arange(len(lists)), lengths(lists)), start, end
-
-
-def _only(used: NDArray[np.bool_], rows: NDArray[np.int64]) -> NDArray[np.int64]:
-    rows = np.unique(rows)
-    return rows[used[rows]]
+            what = f"have timesteps of {modality.name} outside the window's time range"
+            yield from data.windows("timestamps_outside", found, what)
 
 
 def _duplicates(data: _Data) -> Iterator[Finding]:
     """Windows that are there twice: same place and time, or same pixels."""
     place = codes(data.index.table["geometry"]).astype(np.float64)
-    keys = np.column_stack([place, np.nan_to_num(data.index.times, nan=-1)])[data.used]
-    known = keys[:, 0] >= 0
-    yield from data.windows(
-        "duplicated_window",
-        data.used[known][_repeated(keys[known])],
-        "{n} repeat the place and time of another window",
-    )
-    groups = data.index.pixel_groups[data.used]
-    known = groups >= 0
-    yield from data.windows(
-        "duplicated_pixels",
-        data.used[known][_repeated(groups[known, None])],
-        "{n} have exactly the pixels of another window",
-    )
+    keys = np.column_stack([place, np.nan_to_num(data.index.times, nan=-1)])
+    what = "repeat the place and time of another window"
+    yield from data.windows("duplicated_window", _repeated(keys, data.used), what)
+    what = "have exactly the pixels of another window"
+    rows = _repeated(data.index.pixel_groups[:, None], data.used)
+    yield from data.windows("duplicated_pixels", rows, what)
 
 
-def _repeated(keys: NDArray[Any]) -> NDArray[np.bool_]:
-    """True per row of keys that stood there before."""
-    _, first = np.unique(keys, axis=0, return_index=True)
-    repeated = np.ones(len(keys), bool)
-    repeated[first] = False
-    return repeated
+def _repeated(keys: NDArray[Any], rows: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Those of some rows whose keys an earlier one has; negative at first: of unknown key."""
+    rows = rows[keys[rows, 0] >= 0]
+    _, first = np.unique(keys[rows], axis=0, return_index=True)
+    return np.delete(rows, first)
+
+
+_CHECKS: tuple[Callable[[_Data], Iterator[Finding]], ...] = (
+    _split_sizes,
+    _classes,
+    _invalid,
+    _units,
+    _absent_bands,
+    _flat_bands,
+    _marked_pixels,
+    _missing_pixels,
+    _labels,
+    _times,
+    _duplicates,
+)

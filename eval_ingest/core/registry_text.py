@@ -121,18 +121,15 @@ class RegistryText:
 
     def text(self, **fields: str) -> str:
         """The whole file; `fields` replace or follow those that stand there."""
-        wanted = dict(fields)
-        lines = [
-            f"  {e.key}: {json.dumps(wanted.pop(e.name)) if e.name in wanted else e.raw}"
-            for e in self.fields
-        ]
-        more = [f"  {json.dumps(name)}: {json.dumps(value)}" for name, value in wanted.items()]
-        place = self.datasets_at if self.datasets_at >= 0 else len(lines) + len(more)
         # The checksum, which is among the new ones, is the last of all.
-        checksum = [line for line in more if line.startswith(f'  "{CHECKSUM}"')]
-        lines += [line for line in more if line not in checksum]
-        lines.insert(min(place, len(lines)), f'  "{DATASETS}": {self._datasets()}')
-        return "{\n" + ",\n".join([*lines, *checksum]) + "\n}\n"
+        wanted = {e.name: (e.key, e.raw) for e in self.fields}
+        for name, value in sorted(fields.items(), key=lambda field: field[0] == CHECKSUM):
+            wanted[name] = wanted.get(name, (json.dumps(name),))[0], json.dumps(value)
+        lines = [f"  {key}: {value}" for key, value in wanted.values()]
+        before = len(lines) - (CHECKSUM in fields)
+        place = min(self.datasets_at, before) if self.datasets_at >= 0 else before
+        lines.insert(place, f'  "{DATASETS}": {self._datasets()}')
+        return "{\n" + ",\n".join(lines) + "\n}\n"
 
     def _datasets(self) -> str:
         if not self.entries:
@@ -141,29 +138,20 @@ class RegistryText:
         return "{\n" + ",\n".join(lines) + "\n  }"
 
 
-def extended(raw: str, more: Mapping[str, Any], instead: Iterable[str] = ()) -> str:
-    """An entry's value with some keys more; those it has stay as they are, but for `instead`.
+def extended(raw: str, more: Mapping[str, Any]) -> str:
+    """An entry's value with some keys of ours; the others that it has stay as they are.
 
     Args:
         raw: the value, a JSON object.
-        more: keys and values of ours.
-        instead: keys whose values are ours although it has them.
+        more: keys and values; those that it has already are replaced where they stand.
     """
-    wanted, replaced = dict(more), set(instead)
-    lines = []
-    for entry, _ in _members(raw, 0):
-        ours = wanted.pop(entry.name, None) if entry.name in more else None
-        lines.append(
-            (entry.key, _inner(ours) if entry.name in replaced & more.keys() else entry.raw)
-        )
-    lines += [(json.dumps(name), _inner(value)) for name, value in wanted.items()]
-    inside = ",\n".join(f"{_INDENT}  {key}: {value}" for key, value in lines)
+    lines = {entry.name: (entry.key, entry.raw) for entry, _ in _members(raw, 0)}
+    for name, value in more.items():
+        text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False)
+        key = lines[name][0] if name in lines else json.dumps(name)
+        lines[name] = key, text.replace("\n", f"\n{_INDENT}  ")
+    inside = ",\n".join(f"{_INDENT}  {key}: {value}" for key, value in lines.values())
     return "{\n" + inside + f"\n{_INDENT}" + "}"
-
-
-def _inner(value: Any) -> str:
-    text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False)
-    return text.replace("\n", f"\n{_INDENT}  ")
 
 
 def _members(text: str, start: int, whole: bool = False) -> Iterator[tuple[Entry, int]]:

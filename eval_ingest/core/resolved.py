@@ -32,16 +32,19 @@ GEOTIFF = StoredFormat(name="geotiff")
 GEOJSON = StoredFormat(name="geojson")
 
 
-def _with_format(old: Any, flag: str) -> Any:
-    """The fields of a layer or band set, also as they were kept when only one format had a name."""
-    if not isinstance(old, dict) or flag not in old:
-        return old
-    if not old[flag]:
-        raise ValueError("its format isn't recorded; ingest the dataset anew")
-    return {key: value for key, value in old.items() if key != flag}
+class _Stored(_Frozen):
+    """What has a format; also read as it was kept when only one format had a name."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_flag(cls, old: Any) -> Any:
+        flags = {"geotiff", "geojson"}.intersection(old) if isinstance(old, dict) else set()
+        if not all(old[flag] for flag in flags):
+            raise ValueError("its format isn't recorded; ingest the dataset anew")
+        return {key: value for key, value in old.items() if key not in flags} if flags else old
 
 
-class BandSet(_Frozen):
+class BandSet(_Stored):
     """One raster file per item group: the bands that are stored together."""
 
     bands: tuple[str, ...]
@@ -71,13 +74,8 @@ class BandSet(_Frozen):
         """False: in a format that is read through rslearn."""
         return self.geotiff or self.numpy
 
-    @model_validator(mode="before")
-    @classmethod
-    def _old(cls, value: Any) -> Any:
-        return _with_format(value, "geotiff")
 
-
-class Layer(_Frozen):
+class Layer(_Stored):
     """A layer of config.json that some input reads."""
 
     name: str
@@ -95,11 +93,6 @@ class Layer(_Frozen):
     def geojson(self) -> bool:
         """Stored as rslearn's GeojsonVectorFormat."""
         return self.format.name == "geojson"
-
-    @model_validator(mode="before")
-    @classmethod
-    def _old(cls, value: Any) -> Any:
-        return _with_format(value, "geojson")
 
 
 class LayerRead(_Frozen):
@@ -151,7 +144,17 @@ class Pad(_Frozen):
     """Equal on all sides; otherwise at the bottom and right only."""
 
 
-class ModalityInput(_Frozen):
+class _Padded(_Frozen):
+    pad: Pad | None = None
+    pads: dict[str, Pad | None] = Field(default_factory=dict)
+    """By split, where it is another than `pad`."""
+
+    def pad_of(self, split: str) -> Pad | None:
+        """The Pad of a split's samples."""
+        return self.pads.get(split, self.pad)
+
+
+class ModalityInput(_Padded):
     """A modality of the samples: its parts are stacked along time in this order."""
 
     name: str
@@ -164,7 +167,6 @@ class ModalityInput(_Frozen):
     """Type of packed pixels: the narrowest that holds the stored ones (`uint16`, `float32`)."""
     mask: MaskInput | None = None
     """Comes before the pad."""
-    pad: Pad | None = None
     decibels: bool = False
     """Linear on disk and in packs, decibels for statistics and models."""
 
@@ -174,7 +176,7 @@ class ModalityInput(_Frozen):
         return any(part.required for part in self.parts)
 
 
-class LabelInput(_Frozen):
+class LabelInput(_Padded):
     """Where the label is read from."""
 
     part: InputPart
@@ -184,7 +186,6 @@ class LabelInput(_Frozen):
     """The type that rslearn reads the label as: int32 or float32."""
     mask: MaskInput | None = None
     """What it hides has no label."""
-    pad: Pad | None = None
 
 
 class SplitSelector(_Frozen):
@@ -201,13 +202,10 @@ class SplitSelector(_Frozen):
 
     def selects(self, group: str, name: str, options: dict[str, object]) -> bool:
         """True if a window of this group, name and options is selected."""
-        if self.groups and group not in self.groups:
-            return False
-        if self.names and name not in self.names:
-            return False
-        return all(
-            key in options and (not value or options[key] == value)
-            for key, value in self.tags.items()
+        return (
+            (not self.groups or group in self.groups)
+            and (not self.names or name in self.names)
+            and all(k in options and (not v or options[k] == v) for k, v in self.tags.items())
         )
 
 
@@ -255,26 +253,33 @@ class ResolvedConfig(_Frozen):
     warnings: tuple[str, ...] = ()
 
     @property
-    def cuts(self) -> tuple[CropGrid | None, ...]:
-        """The ways in which splits cut samples from windows, each once and train's first.
-
-        None: one sample a window, of which `crop_size` is the centre.
-        """
-        return tuple(dict.fromkeys(self.all_crops.get(split) for split in SPLITS))
+    def cuts(self) -> tuple[str, ...]:
+        """A split for each of the ways in which splits cut samples from windows, train first."""
+        return tuple({self._cutting(split): split for split in reversed(SPLITS)}.values())[::-1]
 
     def cut_of(self, split: str) -> int:
         """Which of `cuts` a split's samples are; that of train for windows in no split."""
-        return self.cuts.index(self.all_crops.get(split)) if split in SPLITS else 0
+        found = [self._cutting(other) for other in self.cuts]
+        return found.index(self._cutting(split)) if split in SPLITS else 0
+
+    def _cutting(self, split: str) -> tuple[CropGrid | Pad | None, ...]:
+        padded = (*self.modalities, self.label)
+        return self.all_crops.get(split), *(part.pad_of(split) for part in padded)
+
+    @property
+    def grids(self) -> tuple[CropGrid, ...]:
+        """Of `cuts`, those in which every crop is a sample."""
+        return tuple(self.all_crops[split] for split in self.cuts if split in self.all_crops)
+
+    @property
+    def statistics_pads(self) -> bool:
+        """True if statistics are of what Pad leaves of a window: where all splits cut alike."""
+        return not self.all_crops and len(self.cuts) == 1
 
     @property
     def packs_layers(self) -> bool:
         """True if one raster holds all item groups of a layer: rslearn's PerLayerStorage."""
         return self.data_storage == "per_layer"
-
-    @property
-    def fills_crops(self) -> bool:
-        """True if a window that is smaller than the crop is filled up to a sample's size."""
-        return bool(self.all_crops) or any(m.pad is not None for m in self.modalities)
 
     @property
     def layer_names(self) -> frozenset[str]:
@@ -283,14 +288,8 @@ class ResolvedConfig(_Frozen):
 
     def layer(self, name: str) -> Layer:
         """The layer of that name; KeyError if no input reads it."""
-        for layer in self.layers:
-            if layer.name == name:
-                return layer
-        raise KeyError(name)
+        return {layer.name: layer for layer in self.layers}[name]
 
     def modality(self, name: str) -> ModalityInput:
         """The modality of that name; KeyError if the dataset doesn't have it."""
-        for modality in self.modalities:
-            if modality.name == name:
-                return modality
-        raise KeyError(name)
+        return {modality.name: modality for modality in self.modalities}[name]

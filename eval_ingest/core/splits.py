@@ -7,10 +7,10 @@ one hash, so a new window can move those that it joins together (see `_joint_key
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import pyarrow as pa
@@ -44,6 +44,20 @@ _MAX_HALVINGS = 8
 SCHEMA = pa.schema(
     [("group", pa.string()), ("name", pa.string()), ("split", pa.string()), ("reason", pa.string())]
 )
+
+
+def inherited(
+    declared: tuple[float, float, float] | None,
+) -> tuple[float, float, float] | None:
+    """Shares that a dataset declares, without those of zero: no eval can do without val or test.
+
+    >>> inherited((0.5, 0.5, 0.0))
+    (0.5, 0.25, 0.25)
+    """
+    if declared is None or min(declared) > 0:
+        return declared
+    train, held_out = declared[0], declared[1] + declared[2]
+    return (train, held_out / 2, held_out / 2) if train > 0 and held_out > 0 else None
 
 
 @dataclass(frozen=True)
@@ -87,6 +101,102 @@ class SplitAssignment:
         return {split: int((splits == split).sum()) for split in SPLITS}
 
 
+@dataclass
+class _Draft:
+    """Splits in the making: what is known of the windows, and what has been decided of each."""
+
+    index: WindowIndex
+    config: ResolvedConfig
+    spec: DatasetSpec
+    splits: NDArray[np.str_]
+    """Per row: train, val, test or none."""
+    reasons: NDArray[np.object_]
+    """Per row, why."""
+    candidates: NDArray[np.bool_]
+    """Rows that are to get a split."""
+
+    @classmethod
+    def of(cls, index: WindowIndex, config: ResolvedConfig, spec: DatasetSpec) -> Self:
+        reasons = np.where(index.valid, "", "invalid").astype(object)
+        return cls(index, config, spec, _no_splits(index), reasons, index.valid.copy())
+
+    @property
+    def policy(self) -> SplitPolicy:
+        return self.spec.splits
+
+    @cached_property
+    def options(self) -> list[dict[str, Any]]:
+        """The options of each window."""
+        return [json.loads(t) if t else {} for t in self.index.table["options"].to_pylist()]
+
+    @cached_property
+    def kept(self) -> NDArray[np.str_]:
+        """The split that an earlier ingest gave each window, or none."""
+        return _labels(options.get(SPLIT_OPTION) for options in self.options)
+
+    @cached_property
+    def strata(self) -> NDArray[np.int64]:
+        """The main class of each window."""
+        task = self.config.task
+        return self.index.main_class(task.kind, task.num_classes)
+
+    @cached_property
+    def ratios(self) -> tuple[float, float, float]:
+        """The shares of train, val and test: the dataset's own where the spec says nothing."""
+        declared = inherited(self.config.declared_ratios)
+        if declared is None or "ratios" in self.policy.model_fields_set:
+            return self.policy.ratios
+        return declared
+
+    @cached_property
+    def named(self) -> dict[str, NDArray[np.bool_]]:
+        """Per split of model.yaml, True for the windows that it names."""
+        rows = list(zip(self.index.groups, self.index.names, self.options, strict=True))
+        return {
+            split: np.array([selector.selects(*row) for row in rows], dtype=bool)
+            for split, selector in self.config.selectors.items()
+        }
+
+    @cached_property
+    def by_model(self) -> NDArray[np.str_]:
+        """The split that model.yaml gives each window, or none.
+
+        Of a limited one (num_samples) the first by the SHA-256 of their names, as rslearn takes
+        them: of all that have the layers, whether or not they turn out to be valid. train comes
+        before val before test, so that nothing is both trained on and held out.
+        """
+        chosen = _no_splits(self.index)
+        for split in reversed(SPLITS):
+            rows = np.flatnonzero(self.named.get(split, False))
+            limit = self.config.selectors[split].num_samples if len(rows) else None
+            if limit is not None:
+                rows = rows[~_incomplete(self.index)[rows]]
+                order = np.argsort([_rslearn_order(self.index.names[row]) for row in rows])
+                rows = rows[order[:limit]]
+            chosen[rows] = split
+        return chosen
+
+    def take(self, rows: NDArray[np.bool_], split: str | NDArray[np.str_], reason: str) -> None:
+        """Give the candidates among some rows a split."""
+        rows = rows & self.candidates
+        self.splits[rows] = split if isinstance(split, str) else split[rows]
+        self.reasons[rows] = reason
+
+
+def _no_splits(index: WindowIndex) -> NDArray[np.str_]:
+    return np.full(len(index), NONE, dtype="<U5")
+
+
+def _labels(values: Iterable[Any]) -> NDArray[np.str_]:
+    """The splits that are meant by some values; none where that is none."""
+    return np.array([_ALIASES.get(str(value).lower(), NONE) for value in values], dtype="<U5")
+
+
+def kept_split(options: dict[str, Any]) -> str | None:
+    """The split that an earlier ingest gave a window, by the option `eval_split`."""
+    return _ALIASES.get(str(options.get(SPLIT_OPTION)).lower())
+
+
 def assign_splits(
     index: WindowIndex, config: ResolvedConfig, spec: DatasetSpec, fingerprint: str
 ) -> SplitAssignment:
@@ -95,94 +205,112 @@ def assign_splits(
     Raises:
         SplitError: no window is selected, or the train split is empty.
     """
-    splits = np.full(len(index), NONE, dtype="<U5")
-    reasons = np.full(len(index), "", dtype=object)
-    reasons[~index.valid] = "invalid"
-    strata = index.main_class(config.task.kind, config.task.num_classes)
-
-    keeps = spec.splits.strategy == "auto"
-    candidates = index.valid & _selected(index, config, reasons, keeps)
-    if not candidates.any():
+    draft = _Draft.of(index, config, spec)
+    _select(draft)
+    if not draft.candidates.any():
         raise SplitError(
             f"{spec.name}: no valid window is selected "
             f"({int(index.valid.sum())} of {len(index)} are valid); check groups and tags"
         )
     if spec.max_samples is not None:
-        kept = _limit(index.keys, candidates, strata, spec.max_samples, spec.splits.seed)
-        reasons[candidates & ~kept] = "max_samples"
-        candidates = kept
-
-    strategy = _choose(index, config, spec, candidates, strata, splits, reasons)
-    assignment = SplitAssignment(
-        pa.table(
-            {
-                "group": index.table["group"],
-                "name": index.table["name"],
-                "split": splits.tolist(),
-                "reason": reasons.tolist(),
-            },
-            schema=SCHEMA,
-        ),
-        fingerprint,
-        {},
-    )
-    counts = assignment.counts()
-    if counts["train"] == 0:
-        raise SplitError(
-            f"{spec.name}: the train split is empty (0 of {int(candidates.sum())} windows); "
-            + (
-                f"choose another splits.block_size_m than {spec.splits.block_size_m:g} "
+        kept = _limit(draft, spec.max_samples)
+        draft.reasons[draft.candidates & ~kept] = "max_samples"
+        draft.candidates = kept
+    strategy = _choose(draft)
+    columns = {"group": index.table["group"], "name": index.table["name"]}
+    columns |= {"split": draft.splits.tolist(), "reason": draft.reasons.tolist()}
+    assignment = SplitAssignment(pa.table(columns, schema=SCHEMA), fingerprint, {})
+    if assignment.counts()["train"] == 0:
+        cure = f"check splits.ratios {draft.policy.ratios} and the dataset's split tags"
+        if draft.policy.strategy == "spatial":
+            cure = (
+                f"choose another splits.block_size_m than {draft.policy.block_size_m:g} "
                 "(--block-size), or a smaller splits.buffer_m (--buffer)"
-                if spec.splits.strategy == "spatial"
-                else f"check splits.ratios {spec.splits.ratios} and the dataset's split tags"
             )
-        )
-    report = split_report(index, assignment, config, strategy)
-    return SplitAssignment(assignment.table, fingerprint, report)
+        windows = int(draft.candidates.sum())
+        raise SplitError(f"{spec.name}: the train split is empty (0 of {windows} windows); {cure}")
+    return replace(assignment, report=split_report(index, assignment, config, strategy))
 
 
-def _choose(
-    index: WindowIndex,
-    config: ResolvedConfig,
-    spec: DatasetSpec,
-    candidates: NDArray[np.bool_],
-    strata: NDArray[np.int64],
-    splits: NDArray[np.str_],
-    reasons: NDArray[np.object_],
-) -> str:
+def _select(draft: _Draft) -> None:
+    """Candidates are what some split of model.yaml selects; all, if it declares none.
+
+    With `auto`, windows that have the split of an earlier ingest are too.
+    """
+    if not draft.config.selectors:
+        return
+    selected = draft.by_model != NONE
+    if draft.policy.strategy == "auto":
+        selected |= draft.kept != NONE
+    beyond = np.logical_or.reduce(list(draft.named.values()))
+    left_out = draft.candidates & ~selected
+    draft.reasons[left_out] = "not selected by model.yaml"
+    draft.reasons[left_out & beyond] = "beyond num_samples of model.yaml"
+    draft.candidates &= selected
+
+
+def _choose(draft: _Draft) -> str:
     """Fill splits and reasons of the candidates; return what was done, in words."""
-    policy = spec.splits
-    if spec.adopted:
-        theirs = _first_selected(_by_selector(index, config, _options(index)))
-        splits[candidates] = np.array([split or NONE for split in theirs], "<U5")[candidates]
-        reasons[candidates] = "as it was"
+    policy, everything = draft.policy, draft.candidates
+    if draft.spec.adopted:
+        draft.take(everything, draft.by_model, "as it was")
         return "as another tool has assigned them"
     if policy.strategy == "auto":
-        declared = _declared(index, config)
-        if declared is not None:
-            origin, labels = declared
-            return _take_declared(index, candidates, origin, labels, policy, splits, reasons)
-    ratios = policy.ratios
-    if config.declared_ratios is not None and "ratios" not in policy.model_fields_set:
-        ratios = config.declared_ratios
-    chosen: NDArray[np.str_]
-    match policy.strategy:
-        case "auto" | "random":
-            keys = _joint_keys(index, candidates, ratios, policy)
-            chosen = _by_threshold(uniform(keys, f"split:{policy.seed}"), ratios)
-        case "stratified":
-            keys = _joint_keys(index, candidates, ratios, policy)
-            chosen = _stratified(keys, candidates, strata, ratios, policy.seed)
-        case "spatial":
-            chosen = _spatial(index, candidates, ratios, policy, reasons)
-    splits[candidates] = chosen[candidates]
-    if policy.strategy == "auto":
-        for row, split in _kept_rows(index, candidates):
-            splits[row], reasons[row] = split, f"declared by {KEPT}"
-    reasons[candidates & (reasons == "")] = policy.strategy
-    shares = " / ".join(f"{ratio:.0%}" for ratio in ratios)
+        for origin, labels in _declarations(draft):
+            present = set(labels[draft.index.valid].tolist()) - {NONE}
+            if "train" in present and len(present) > 1:
+                return _take_declared(draft, origin, labels)
     name = "random" if policy.strategy == "auto" else policy.strategy
+    match name:
+        case "random":
+            chosen = _by_threshold(
+                uniform(_joint_keys(draft), f"split:{policy.seed}"), draft.ratios
+            )
+        case "stratified":
+            chosen = _stratified(draft)
+        case "spatial":
+            chosen = _spatial(draft)
+    draft.splits[everything] = chosen[everything]
+    if policy.strategy == "auto":
+        draft.take(draft.kept != NONE, draft.kept, f"declared by {KEPT}")
+    draft.reasons[everything & (draft.reasons == "")] = policy.strategy
+    shares = " / ".join(f"{ratio:.0%}" for ratio in draft.ratios)
     return f"{name} {shares}, seed {policy.seed}"
+
+
+def _declarations(draft: _Draft) -> Iterator[tuple[str, NDArray[np.str_]]]:
+    """Where the dataset may declare splits itself, and those of each window, most binding first.
+
+    First those of an earlier ingest (the option `eval_split`), so that scores stay comparable;
+    then model.yaml's, since training went by it; then the window option `split`; then groups named
+    after splits. A few windows of an earlier ingest keep their splits beside what is declared.
+    """
+    kept, selectors = draft.kept, draft.config.selectors.keys()
+    yield KEPT, kept
+    if "train" in selectors and selectors & {"val", "test"}:
+        yield "model.yaml", np.where(kept == NONE, draft.by_model, kept)
+    options = _labels(options.get("split") for options in draft.options)
+    yield "window option split", np.where(kept == NONE, options, kept)
+    yield "group names", np.where(kept == NONE, _labels(draft.index.groups), kept)
+
+
+def _take_declared(draft: _Draft, origin: str, labels: NDArray[np.str_]) -> str:
+    """Use declared splits; divide val or test in two where the other is missing.
+
+    Those of an earlier ingest stay as they are.
+    """
+    what = f"declared by {origin}"
+    draft.take(labels != NONE, labels, what)
+    draft.take(labels == NONE, NONE, f"no split {what}")
+    present = set(draft.splits[draft.candidates].tolist()) - {NONE, "train"}
+    if origin == KEPT or len(present) != 1:
+        return what
+    (have,) = present
+    rows = draft.candidates & (draft.splits == have)
+    half = uniform(draft.index.keys, f"divide:{draft.policy.seed}") < 0.5
+    draft.splits[rows & half & (draft.kept == NONE)] = "test" if have == "val" else "val"
+    draft.reasons[rows] = f"declared {have} by {origin}, divided into val and test"
+    return f"{what}; {have} divided into val and test"
 
 
 def uniform(keys: Sequence[str], salt: str) -> NDArray[np.float64]:
@@ -201,12 +329,12 @@ def _by_threshold(
     return np.array(SPLITS, dtype="<U5")[np.searchsorted(edges, numbers, side="right")]
 
 
-def _joint_keys(
-    index: WindowIndex,
-    candidates: NDArray[np.bool_],
-    ratios: tuple[float, float, float],
-    policy: SplitPolicy,
-) -> list[str]:
+def _hashed(draft: _Draft) -> NDArray[np.float64]:
+    """A number in [0, 1) per window, equal for those that belong together."""
+    return uniform(_joint_keys(draft), f"split:{draft.policy.seed}")
+
+
+def _joint_keys(draft: _Draft) -> list[str]:
     """What each window is hashed by: itself, or the first by name of those it belongs with.
 
     Windows that overlap or have the same pixels, directly or through others, thereby get into the
@@ -216,16 +344,15 @@ def _joint_keys(
     the report counts them. Blocks are halved until none holds too many; windows that lie all at
     one place are hashed one by one.
     """
-    keys = list(index.keys)
-    limit = max(int(candidates.sum()) * min(r for r in ratios if r > 0) / 2, 2)
-    rows = np.flatnonzero(candidates)
+    index, keys, rows = draft.index, list(draft.index.keys), np.flatnonzero(draft.candidates)
+    limit = max(len(rows) * min(r for r in draft.ratios if r > 0) / 2, 2)
     copies = [copy for copy in _copies(index.pixel_groups, rows) if len(copy) <= limit]
     for group in _overlap_clusters(index.footprints, rows, copies):
         names = [keys[row] for row in group]
         if len(group) <= limit:
             names = [min(names)] * len(group)
         else:
-            names = _block_names(index.footprints, group, names, limit, policy.block_size_m)
+            names = _block_names(draft, group, names, limit)
         for row, name in zip(group, names, strict=True):
             keys[row] = name
     for copy in copies:  # blocks may have parted them
@@ -266,18 +393,15 @@ def _overlap_clusters(
 
 
 def _block_names(
-    outlines: Footprints,
-    rows: NDArray[np.int64],
-    names: list[str],
-    limit: float,
-    block_size_m: float,
+    draft: _Draft, rows: NDArray[np.int64], names: list[str], limit: float
 ) -> list[str]:
     """A name per row: its block's, or its own where even small blocks hold too many rows."""
+    outlines = draft.index.footprints
     known = outlines.place[rows] >= 0
     centres = np.zeros((len(rows), 2))
     centres[known] = equal_area(outlines.centres[outlines.place[rows[known]]])
     for halvings in range(_MAX_HALVINGS):
-        size_m = block_size_m / 2**halvings
+        size_m = draft.policy.block_size_m / 2**halvings
         blocks = np.floor(centres / size_m).astype(np.int64)
         _, block, count = np.unique(blocks, axis=0, return_inverse=True, return_counts=True)
         fits = known & (count[block.reshape(-1)] <= limit)
@@ -289,24 +413,18 @@ def _block_names(
     ]
 
 
-def _stratified(
-    keys: Sequence[str],
-    candidates: NDArray[np.bool_],
-    strata: NDArray[np.int64],
-    ratios: tuple[float, float, float],
-    seed: int,
-) -> NDArray[np.str_]:
+def _stratified(draft: _Draft) -> NDArray[np.str_]:
     """By hash as `random`, then each class of three or more windows gets into every split.
 
     Only windows of such rare classes move, and those that share their key, so that a new window
     still moves (almost) no other. The rarest class comes last: what it moves, nothing moves again.
     """
-    numbers = uniform(keys, f"split:{seed}")
-    chosen = _by_threshold(numbers, ratios)
-    wanted = [split for split, ratio in zip(SPLITS, ratios, strict=True) if ratio > 0]
-    present, sizes = np.unique(strata[candidates], return_counts=True)
+    numbers = _hashed(draft)
+    chosen = _by_threshold(numbers, draft.ratios)
+    wanted = [split for split, ratio in zip(SPLITS, draft.ratios, strict=True) if ratio > 0]
+    present, sizes = np.unique(draft.strata[draft.candidates], return_counts=True)
     for stratum in present[np.argsort(-sizes, kind="stable")]:
-        rows = np.flatnonzero(candidates & (strata == stratum))
+        rows = np.flatnonzero(draft.candidates & (draft.strata == stratum))
         if len(rows) < len(wanted):
             continue
         rows = rows[np.argsort(numbers[rows])]
@@ -320,27 +438,22 @@ def _stratified(
     return chosen
 
 
-def _spatial(
-    index: WindowIndex,
-    candidates: NDArray[np.bool_],
-    ratios: tuple[float, float, float],
-    policy: SplitPolicy,
-    reasons: NDArray[np.object_],
-) -> NDArray[np.str_]:
+def _spatial(draft: _Draft) -> NDArray[np.str_]:
     """Whole blocks of an equal-area grid go to one split.
 
     Left out are train windows that overlap or, with a buffer, are near a val or test window, and
     windows that have the pixels of one in a split that comes later.
     """
+    index, policy, reasons = draft.index, draft.policy, draft.reasons
     outlines = index.footprints
-    taken = np.flatnonzero(candidates)
-    placed = taken[outlines.place[taken] >= 0]
-    chosen = np.full(len(index), NONE, dtype="<U5")
-    reasons[candidates & (outlines.place < 0)] = "its place isn't known"
+    known = outlines.place >= 0
+    placed = np.flatnonzero(draft.candidates & known)
+    chosen = _no_splits(index)
+    reasons[draft.candidates & ~known] = "its place isn't known"
     centres = equal_area(outlines.centres[outlines.place[placed]])
     blocks = np.floor(centres / policy.block_size_m).astype(np.int64)
     names = [f"{x}/{y}" for x, y in blocks.tolist()]
-    chosen[placed] = _by_threshold(uniform(names, f"block:{policy.seed}"), ratios)
+    chosen[placed] = _by_threshold(uniform(names, f"block:{policy.seed}"), draft.ratios)
     for rows, reason in _too_close(index, chosen, policy.buffer_m):
         chosen[rows] = NONE
         reasons[rows] = reason
@@ -355,7 +468,7 @@ def _too_close(
     train, held_out = np.flatnonzero(chosen == "train"), np.flatnonzero(chosen != "train")
     held_out = held_out[chosen[held_out] != NONE]
     if buffer_m > 0:
-        near = train[outlines.within(train, held_out, buffer_m)]
+        near, _ = outlines.nearest(train, held_out, buffer_m)
         yield near, f"within {buffer_m:g} m of a val or test window"
     shapes, kept = (np.unique(outlines.place[rows]) for rows in (train, held_out))
     pairs = outlines.overlaps(shapes, kept)
@@ -369,66 +482,6 @@ def _too_close(
         yield rows[copied], f"has the pixels of a {' or '.join(later)} window"
 
 
-def _options(index: WindowIndex) -> list[dict[str, Any]]:
-    return [json.loads(text) if text else {} for text in index.table["options"].to_pylist()]
-
-
-def kept_split(options: dict[str, Any]) -> str | None:
-    """The split that an earlier ingest gave a window, by the option `eval_split`."""
-    return _ALIASES.get(str(options.get(SPLIT_OPTION)).lower())
-
-
-def _kept_rows(index: WindowIndex, candidates: NDArray[np.bool_]) -> Iterator[tuple[int, str]]:
-    for row, options in enumerate(_options(index)):
-        split = kept_split(options)
-        if split is not None and candidates[row]:
-            yield row, split
-
-
-def _selected(
-    index: WindowIndex, config: ResolvedConfig, reasons: NDArray[np.object_], keeps: bool
-) -> NDArray[np.bool_]:
-    """True per window that some split of model.yaml selects; all, if it declares none.
-
-    With `keeps`, windows that have the split of an earlier ingest are too.
-    """
-    if not config.selectors:
-        return np.ones(len(index), bool)
-    options = _options(index)
-    taken = list(_by_selector(index, config, options).values())
-    named = list(_by_selector(index, config, options, limits=False).values())
-    kept = np.array([keeps and kept_split(o) is not None for o in options], dtype=bool)
-    selected = np.logical_or.reduce([kept, *taken])
-    beyond = np.logical_or.reduce(named) & ~selected
-    reasons[index.valid & ~selected] = "not selected by model.yaml"
-    reasons[index.valid & beyond] = "beyond num_samples of model.yaml"
-    return np.asarray(selected)
-
-
-def _by_selector(
-    index: WindowIndex,
-    config: ResolvedConfig,
-    options: list[dict[str, Any]],
-    limits: bool = True,
-) -> dict[str, NDArray[np.bool_]]:
-    """Per split of model.yaml, True for the windows that it selects.
-
-    Of a limited one (num_samples) the first by the SHA-256 of their names, as rslearn takes them:
-    of all that have the layers, whether or not they turn out to be valid.
-    """
-    found = {}
-    for split, selector in config.selectors.items():
-        rows = zip(index.groups, index.names, options, strict=True)
-        taken = np.array([selector.selects(*row) for row in rows], dtype=bool)
-        if limits and selector.num_samples is not None:
-            whole = np.flatnonzero(taken & ~_incomplete(index))
-            order = sorted(whole.tolist(), key=lambda row: _rslearn_order(index.names[row]))
-            taken = np.zeros(len(index), bool)
-            taken[order[: selector.num_samples]] = True
-        found[split] = taken
-    return found
-
-
 def _incomplete(index: WindowIndex) -> NDArray[np.bool_]:
     """Windows that lack a layer: rslearn passes over them."""
     codes = index.table["problems"].to_pylist()
@@ -440,91 +493,18 @@ def _rslearn_order(name: str) -> str:
     return hashlib.sha256(name.encode()).hexdigest()
 
 
-def _declared(
-    index: WindowIndex, config: ResolvedConfig
-) -> tuple[str, Sequence[str | None]] | None:
-    """The splits that the dataset declares itself, and where; None if it doesn't.
-
-    First those of an earlier ingest (the option `eval_split`), so that scores stay comparable;
-    then model.yaml's, since training went by it; then the window option `split`; then groups named
-    after splits. A declaration counts if it has train windows and others.
-    """
-    options = _options(index)
-    kept = [kept_split(o) for o in options]
-    sources: list[tuple[str, Sequence[str | None]]] = [(KEPT, kept)]
-    if {"train", "val"} <= config.selectors.keys() or {"train", "test"} <= config.selectors.keys():
-        sources.append(("model.yaml", _first_selected(_by_selector(index, config, options))))
-    by_option = [_ALIASES.get(str(o.get("split")).lower()) for o in options]
-    sources.append(("window option split", by_option))
-    sources.append(("group names", [_ALIASES.get(group.lower()) for group in index.groups]))
-    for origin, labels in sources:
-        # A few windows of an earlier ingest keep their splits beside what is declared.
-        joined = [k or label for k, label in zip(kept, labels, strict=True)]
-        present = {label for label, ok in zip(joined, index.valid, strict=True) if ok and label}
-        if "train" in present and len(present) > 1:
-            return origin, joined
-    return None
-
-
-def _first_selected(selected: dict[str, NDArray[np.bool_]]) -> list[str | None]:
-    """train before val before test, so that nothing is both trained on and held out."""
-    known = [split for split in SPLITS if split in selected]
-    rows = zip(*(selected[split] for split in known), strict=True)
-    return [next((s for s, taken in zip(known, row, strict=True) if taken), None) for row in rows]
-
-
-def _take_declared(
-    index: WindowIndex,
-    candidates: NDArray[np.bool_],
-    origin: str,
-    labels: Sequence[str | None],
-    policy: SplitPolicy,
-    splits: NDArray[np.str_],
-    reasons: NDArray[np.object_],
-) -> str:
-    """Use declared splits; divide val or test in two where the other is missing.
-
-    Those of an earlier ingest stay as they are.
-    """
-    named = np.array([label or NONE for label in labels], dtype="<U5")
-    splits[candidates] = named[candidates]
-    reasons[candidates] = f"declared by {origin}"
-    reasons[candidates & (named == NONE)] = f"no split declared by {origin}"
-    present = set(np.unique(splits[candidates]))
-    what = f"declared by {origin}"
-    if origin == KEPT:
-        return what
-    for have, lack in (("val", "test"), ("test", "val")):
-        if have in present and lack not in present:
-            rows = candidates & (splits == have)
-            half = uniform(index.keys, f"divide:{policy.seed}") < 0.5
-            half[[row for row, _ in _kept_rows(index, candidates)]] = False
-            splits[rows & half] = lack
-            reasons[rows] = f"declared {have} by {origin}, divided into val and test"
-            what += f"; {have} divided into val and test"
-            break
-    return what
-
-
-def _limit(
-    keys: Sequence[str],
-    candidates: NDArray[np.bool_],
-    strata: NDArray[np.int64],
-    limit: int,
-    seed: int,
-) -> NDArray[np.bool_]:
+def _limit(draft: _Draft, limit: int) -> NDArray[np.bool_]:
     """At most `limit` candidates, each class in proportion (largest remainder), by hash."""
+    candidates, strata = draft.candidates, draft.strata
     total = int(candidates.sum())
     if total <= limit:
         return candidates
-    numbers = uniform(keys, f"max_samples:{seed}")
-    present = np.unique(strata[candidates])
-    sizes = np.array([int((candidates & (strata == stratum)).sum()) for stratum in present])
+    numbers = uniform(draft.index.keys, f"max_samples:{draft.policy.seed}")
+    present, sizes = np.unique(strata[candidates], return_counts=True)
     exact = sizes * limit / total
     quotas = np.floor(exact).astype(int)
-    for k in np.argsort(-(exact - quotas), kind="stable")[: limit - int(quotas.sum())]:
-        quotas[k] += 1
-    kept = np.zeros(len(keys), bool)
+    quotas[np.argsort(-(exact - quotas), kind="stable")[: limit - int(quotas.sum())]] += 1
+    kept = np.zeros(len(candidates), bool)
     for stratum, quota in zip(present, quotas, strict=True):
         rows = np.flatnonzero(candidates & (strata == stratum))
         kept[rows[np.argsort(numbers[rows], kind="stable")[:quota]]] = True

@@ -1,6 +1,6 @@
 """Which windows are valid: the problem codes, and how many invalid windows are too many."""
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -29,7 +29,6 @@ PROBLEMS: dict[str, str] = {
     "label_all_invalid": "no pixel of the label is valid",
     "label_out_of_range": "the label holds a class outside 0 .. num_classes - 1; if it marks "
     "missing labels, name it as the task's nodata_value",
-    "smaller_than_crop": "the window is smaller than the crop",
 }
 
 
@@ -89,18 +88,18 @@ def summarise(
         n_windows: how many windows there are, valid ones included.
     """
     counts: Counter[str] = Counter()
-    examples: dict[str, list[str]] = {}
-    n_invalid = n_expected = 0
+    examples: dict[str, list[str]] = defaultdict(list)
+    expected = 0
     for key, found in zip(keys, problems, strict=True):
-        n_invalid += bool(found)
-        n_expected += bool(found) and {problem.code for problem in found} <= EXPECTED
-        counts.update({problem.code for problem in found})
+        codes = {problem.code for problem in found}
+        counts.update(codes)
+        expected += codes <= EXPECTED
         for problem in found:
-            shown = examples.setdefault(problem.code, [])
-            if len(shown) < 3:
-                shown.append(f"{key}: {problem.detail}")
-    reasons = dict(counts.most_common())
-    return InvalidSummary(n_windows, n_invalid, reasons, examples, n_expected)
+            if len(examples[problem.code]) < 3:
+                examples[problem.code].append(f"{key}: {problem.detail}")
+    return InvalidSummary(
+        n_windows, len(keys), dict(counts.most_common()), dict(examples), expected
+    )
 
 
 def check_invalid_fraction(summary: InvalidSummary, limit: float, dataset: str) -> None:
@@ -114,15 +113,10 @@ def check_invalid_fraction(summary: InvalidSummary, limit: float, dataset: str) 
             f"{dataset}: no windows were found; check groups, tags and temporal_range in the spec"
         )
     if summary.n_invalid == summary.n_windows or summary.fraction > limit:
-        raise InvalidWindowsError(
-            "\n".join(
-                [
-                    f"{dataset}: {summary.n_broken or summary.n_invalid} of {summary.n_windows} "
-                    "windows are invalid "
-                    f"({summary.fraction:.1%}; at most {limit:.1%} may be); repair the source, or "
-                    "raise max_invalid_fraction in the spec (--max-invalid-fraction) if that is "
-                    "expected:",
-                    *summary.lines(),
-                ]
-            )
+        told = (
+            f"{dataset}: {summary.n_broken or summary.n_invalid} of {summary.n_windows} windows "
+            f"are invalid ({summary.fraction:.1%}; at most {limit:.1%} may be); repair the source, "
+            "or raise max_invalid_fraction in the spec (--max-invalid-fraction) if that is "
+            "expected:"
         )
+        raise InvalidWindowsError("\n".join([told, *summary.lines()]))

@@ -171,11 +171,6 @@ def _read_window(
             check_unread(files, reader.done, reader.read)
     except Unreadable as stop:
         sample.problems.append(stop.problem)
-    crop = config.crop_size
-    height, width = sample.metadata.height, sample.metadata.width
-    if crop is not None and not config.fills_crops and min(height, width) < crop:
-        detail = f"{height} x {width} pixels, the crop is {crop}; set crop_size (--crop-size)"
-        sample.problems.append(Problem("smaller_than_crop", detail))
     return sample
 
 
@@ -228,7 +223,7 @@ class _WindowReader:
         if grid.width * grid.height > self.budget.total:
             size = f"bounds of {grid.width} x {grid.height} pixels"
             raise too_large(size, self.budget.total)
-        for cut in filter(None, self.config.cuts):
+        for cut in self.config.grids:
             crops = len(starts(grid.height, cut)) * len(starts(grid.width, cut))
             if crops > MAX_CROPS:
                 raise Unreadable(
@@ -473,7 +468,7 @@ class _WindowReader:
         """
         chosen = choose_reads(self.files, self.config.label.part, "label")
         found = []
-        for cut in filter(None, self.config.cuts):
+        for cut in self.config.grids:
             for top, left in corners(grid.height, grid.width, cut):
                 crop = grid.part(top, left, cut.size)
                 try:

@@ -16,7 +16,7 @@ from importlib import metadata
 
 from eval_ingest.errors import MachineError, SourceError
 
-JUDGE_VERSION = 1
+JUDGE_VERSION = 2
 """Raised when a window that was invalid may be valid now, without a change of its files."""
 
 _OF_DATA = frozenset(

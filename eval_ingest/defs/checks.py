@@ -3,25 +3,30 @@
 What belongs here: which findings a check is about, and what the page says. What doesn't: finding
 them (core/quality.py), whose report stands in metadata.json. A check fails as a warning or as an
 error, as its worst finding is; it never stops an ingest.
+
+Each check is shown twice: at the partition of registry_entry, and at the dataset's own asset.
 """
 
 import time
 import warnings
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 import dagster as dg
 import numpy as np
 
 from eval_ingest.core.entry import Metadata
+from eval_ingest.core.signal import Signal
 from eval_ingest.core.spec import SPLITS
 from eval_ingest.defs.assets import registry_entry
 from eval_ingest.defs.failures import RETRIES, as_failure
 from eval_ingest.defs.metadata import listed, table
-from eval_ingest.defs.partitions import studio_datasets
-from eval_ingest.errors import EvalIngestError
-from eval_ingest.redaction import MAX_SHOWN, in_lines, in_markdown
+from eval_ingest.defs.partitions import identifier, studio_datasets
+from eval_ingest.defs.running import stoppable
+from eval_ingest.errors import EvalIngestError, IntegrityError
+from eval_ingest.redaction import MAX_SHOWN, in_markdown
 from eval_ingest.report.terminal import counts_text
 from eval_ingest.settings import Settings
 from eval_ingest.store.registry import require_metadata
@@ -42,6 +47,8 @@ class Check:
     description: str
     fine: str
     """What is said when there is no such finding."""
+    of_classes: bool = False
+    """True: says nothing of a regression."""
 
 
 BY_FINDINGS = (
@@ -59,6 +66,7 @@ BY_FINDINGS = (
         "Train, val and test have windows of every class that the dataset has. "
         "If it fails: splits.strategy: stratified gives every split some of each class.",
         "every split has every class that the dataset has",
+        of_classes=True,
     ),
     Check(
         "no_zero_variance_band",
@@ -79,13 +87,18 @@ BY_FINDINGS = (
 
 LOADS = "dataset_loads"
 VERDICT = "verdict"
+SIGNAL = "tells_models_apart"
 VERSION = "version of the dataset"
 """Key of the metadata that says what was checked."""
-_DESCRIPTIONS = {
+DESCRIPTIONS = {
     **{check.name: check.description for check in BY_FINDINGS},
     LOADS: (
         "EvalDataset opens train, val and test, and reads the first and the last sample of each. "
         "If it fails: eval-ingest verify names the damaged files; materialising again mends them."
+    ),
+    SIGNAL: (
+        "Models that know something score better than those that know nothing, as far as that was "
+        "measured: eval-ingest signal. If it fails: look at the labels, or leave it out of suites."
     ),
     VERDICT: (
         "The dataset is good to compare models on: neither usable with warnings nor poor. "
@@ -94,57 +107,38 @@ _DESCRIPTIONS = {
 }
 
 
-@dataclass(frozen=True)
-class Result:
-    """The outcome of a check."""
+class Result(NamedTuple):
+    """The outcome of a check, whichever asset it is shown at."""
 
-    name: str
     passed: bool
     text: str
     severity: dg.AssetCheckSeverity = WARN
-    metadata: dict[str, Any] = field(default_factory=dict)
-
-    @property
-    def description(self) -> str:
-        """The text for Dagster's page, which takes it for Markdown."""
-        return in_markdown(self.text, MAX_SHOWN)
+    metadata: Mapping[str, Any] = MappingProxyType({})
 
 
-def results(root: EvalRoot, name: str, wanted: Sequence[str]) -> Iterator[Result]:
-    """The outcomes of some checks of a registered dataset.
-
-    Raises:
-        UnknownDatasetError: it isn't registered.
-    """
-    entry = require_metadata(root, name)
-    for result in _results(root, entry, wanted):
-        yield replace(result, metadata={**result.metadata, VERSION: entry.fingerprint})
-
-
-def _results(root: EvalRoot, entry: Metadata, wanted: Sequence[str]) -> Iterator[Result]:
-    for check in BY_FINDINGS:
-        if check.name in wanted:
-            yield _by_findings(check, entry)
-    if LOADS in wanted:
-        yield _loads(root, entry)
-    if VERDICT in wanted:
-        yield _verdict(entry)
+def result(root: EvalRoot, entry: Metadata, name: str) -> Result:
+    """The outcome of a check of a registered dataset."""
+    if name == LOADS:
+        return _loads(root, entry)
+    if name == SIGNAL:
+        return _signal(entry)
+    if not entry.quality:
+        text = f"{entry.name} was ingested before there was a quality report; materialise it again"
+        return Result(False, text)
+    if name == VERDICT:
+        return _verdict(entry)
+    return _by_findings(next(check for check in BY_FINDINGS if check.name == name), entry)
 
 
 def _by_findings(check: Check, entry: Metadata) -> Result:
-    if not entry.quality:
-        return _without_report(check.name, entry)
     found = [f for f in entry.quality["findings"] if f["code"].startswith(check.codes)]
     bad = [f for f in found if f["severity"] != "note"]
-    metadata = {"findings": _findings(found)} if found else {}
     severity = ERROR if any(f["severity"] == "error" for f in bad) else WARN
-    text = "; ".join(f["text"] for f in bad or found) or check.fine
-    return Result(check.name, not bad, text, severity, metadata)
-
-
-def _without_report(name: str, entry: Metadata) -> Result:
-    text = f"{entry.name} was ingested before there was a quality report; materialise it again"
-    return Result(name, False, text)
+    fine = check.fine
+    if check.of_classes and not entry.config.task.kind.has_classes:
+        fine = f"does not apply: a {entry.config.task.kind} has no classes"
+    text = "; ".join(f["text"] for f in bad or found) or fine
+    return Result(not bad, text, severity, {"findings": _findings(found)} if found else {})
 
 
 def _findings(found: Sequence[dict[str, Any]]) -> dg.MarkdownMetadataValue:
@@ -158,136 +152,157 @@ def _findings(found: Sequence[dict[str, Any]]) -> dg.MarkdownMetadataValue:
 
 
 def _verdict(entry: Metadata) -> Result:
-    if not entry.quality:
-        return _without_report(VERDICT, entry)
     level, reasons = entry.quality["verdict"], entry.quality["reasons"]
-    errors = entry.quality.get("standard_error", {})
     metadata: dict[str, Any] = {"verdict": level}
     if reasons:
         metadata["why"] = listed(reasons)
     metadata |= {
         f"standard error of a score on {split}": error
-        for split, error in errors.items()
+        for split, error in entry.quality.get("standard_error", {}).items()
         if error is not None and split != "train"
     }
     metadata["all findings"] = _findings(entry.quality["findings"])
-    text = level if not reasons else f"{level}: {reasons[0]}"
+    text = ": ".join([level, *reasons[:1]])
     if len(reasons) > 1:
         text += f" (and {len(reasons) - 1} more)"
-    return Result(VERDICT, level == "good", text, ERROR if level == "poor" else WARN, metadata)
+    return Result(level == "good", text, ERROR if level == "poor" else WARN, metadata)
+
+
+def _signal(entry: Metadata) -> Result:
+    found = Signal.of(entry.signal)
+    if found is None:
+        return Result(True, f"not measured yet: eval-ingest signal --name {entry.name}")
+    levels = [(level.name, f"{level.val:.4g}", f"{level.test:.4g}") for level in found.levels]
+    metadata = {**found.entry, "models": table(("model", "val", f"test {found.metric}"), levels)}
+    return Result(found.verdict != "none", "; ".join(found.lines()), WARN, metadata)
 
 
 def _loads(root: EvalRoot, entry: Metadata) -> Result:
     """Open each split as training code does, and read its ends."""
+    rows = []
+    for split in SPLITS:
+        try:
+            rows.append((split, *_opened(root, entry, split)))
+        except EvalIngestError as error:
+            return Result(False, f"{split} does not load: {error}", ERROR)
+        except Exception as error:
+            return Result(False, f"{split} does not load: {fault_text(error)}", ERROR)
+    shown = table(("split", "samples", "a sample (H, W, T, C)", "opened in"), rows)
+    counts = {split: count for split, count, *_ in rows}
+    empty = ", ".join(split for split, count in counts.items() if not count)
+    text = f"{empty} is empty; check splits.ratios" if empty else counts_text(counts)
+    return Result(not empty, text, WARN, {"splits": shown})
+
+
+def _opened(root: EvalRoot, entry: Metadata, split: str) -> tuple[int, str, str]:
+    """Samples of a split, the shapes of its first one, and how long it took to open.
+
+    Raises:
+        IntegrityError: what was read isn't what metadata.json says.
+    """
     # torch takes seconds to import: not for the code location.
     from eval_ingest.loading import EvalDataset
 
-    rows = []
-    for split in SPLITS:
-        count = entry.splits[split].count
-        if not count:
-            rows.append((split, 0, "", "", "empty"))
-            continue
-        began = time.perf_counter()
-        try:
-            data = EvalDataset(entry.name, split, root=root.address)
-            opened_ms = 1000 * (time.perf_counter() - began)
-            samples = [data[i] for i in sorted({0, len(data) - 1})]
-        except EvalIngestError as error:
-            return Result(LOADS, False, f"{split} does not load: {error}", ERROR)
-        except Exception as error:
-            return Result(LOADS, False, f"{split} does not load: {fault_text(error)}", ERROR)
-        problem = _problem(samples, [m.name for m in entry.config.modalities])
-        if problem or len(data) != count:
-            text = problem or f"{len(data)} samples, metadata.json says {count}"
-            return Result(LOADS, False, f"{split} does not load: {text}", ERROR)
-        shapes = ", ".join(
-            f"{m.name} {tuple(samples[0][m.name].shape)}"
-            for m in entry.config.modalities
-            if m.name in samples[0]
-        )
-        rows.append((split, count, shapes, f"{opened_ms:.1f} ms", "loads"))
-    empty = [row[0] for row in rows if row[-1] == "empty"]
-    metadata = {
-        "splits": table(("split", "samples", "a sample (H, W, T, C)", "opened in", ""), rows)
-    }
-    if empty:
-        return Result(
-            LOADS, False, f"{', '.join(empty)} is empty; check splits.ratios", WARN, metadata
-        )
-    counts = counts_text({split: found.count for split, found in entry.splits.items()})
-    return Result(LOADS, True, counts, metadata=metadata)
-
-
-def _problem(samples: Sequence[dict[str, Any]], modalities: Sequence[str]) -> str:
-    """What is wrong with samples; "" if nothing."""
-    for sample in samples:
-        for modality in modalities:
-            pixels = sample.get(modality)
-            if pixels is not None and not np.isfinite(np.asarray(pixels)).any():
-                return f"{sample['window']}: no pixel of {modality} is a number"
-    return ""
+    count = entry.splits[split].count
+    if not count:
+        return 0, "", "empty"
+    began = time.perf_counter()
+    data = EvalDataset(entry.name, split, root=root.address)
+    opened_ms = 1000 * (time.perf_counter() - began)
+    if len(data) != count:
+        raise IntegrityError(f"{len(data)} samples, metadata.json says {count}")
+    shapes = []
+    for sample in (data[i] for i in sorted({0, len(data) - 1})):
+        here = {
+            m.name: np.asarray(sample[m.name]) for m in entry.config.modalities if m.name in sample
+        }
+        for name, pixels in here.items():
+            if pixels.size and not np.isfinite(pixels).any():
+                raise IntegrityError(f"{sample['window']}: no pixel of {name} is a number")
+        shapes.append(", ".join(f"{name} {pixels.shape}" for name, pixels in here.items()))
+    return count, shapes[0], f"{opened_ms:.1f} ms"
 
 
 # ------------------------------------------------------------------------------- as Dagster has it
 
 
-def evaluations(root: EvalRoot, name: str) -> Iterator[dg.AssetCheckEvaluation]:
-    """All checks of a dataset's registry_entry, for what logs them beside its asset.
+def evaluations(
+    root: EvalRoot, name: str, assets: Sequence[dg.AssetKey], wanted: Iterable[str] = DESCRIPTIONS
+) -> Iterator[dg.AssetCheckEvaluation]:
+    """Checks of a registered dataset, as those of registry_entry or of its own asset, or of both.
 
     Raises:
         UnknownDatasetError: the dataset isn't registered.
     """
-    for result in results(root, name, tuple(_DESCRIPTIONS)):
-        yield dg.AssetCheckEvaluation(
-            asset_key=registry_entry.key,
-            check_name=result.name,
-            passed=result.passed,
-            metadata=result.metadata,
-            severity=result.severity,
-            description=result.description,
-            partition=name,
-        )
+    entry = require_metadata(root, name)
+    for check in wanted:
+        found = result(root, entry, check)
+        for asset in assets:
+            yield dg.AssetCheckEvaluation(
+                asset_key=asset,
+                check_name=check,
+                passed=found.passed,
+                metadata={**found.metadata, VERSION: entry.fingerprint},
+                severity=found.severity,
+                # for Dagster's page, which takes it for Markdown
+                description=in_markdown(found.text, MAX_SHOWN),
+                partition=name if asset == registry_entry.key else None,
+            )
 
 
-def _specs() -> list[dg.AssetCheckSpec]:
+def asset_checks(
+    asset: dg.AssetKey,
+    dataset: str | None = None,
+    partitions: dg.PartitionsDefinition[str] | None = None,
+) -> dg.AssetChecksDefinition:
+    """All checks of an asset, of which some can be run alone.
+
+    Args:
+        asset: where they are shown; those of a dataset's own are shown at registry_entry, too.
+        dataset: whose they are; default: the partition's.
+        partitions: of the asset.
+    """
     with warnings.catch_warnings():
         # Checks of a partition are "in preview"; unpartitioned ones would be of all datasets.
         warnings.simplefilter("ignore", dg.PreviewWarning)
-        return [
-            dg.AssetCheckSpec(
-                check,
-                asset=registry_entry,
-                description=description,
-                partitions_def=studio_datasets,
-            )
-            for check, description in _DESCRIPTIONS.items()
+        specs = [
+            dg.AssetCheckSpec(check, asset=asset, description=text, partitions_def=partitions)
+            for check, text in DESCRIPTIONS.items()
         ]
 
+    @dg.multi_asset_check(
+        name=f"{identifier(asset.path[-1])}_checks",
+        description="Is the dataset fit to be an eval, and does it load?",
+        specs=specs,
+        can_subset=True,
+        retry_policy=RETRIES,
+    )
+    def run(
+        context: dg.AssetCheckExecutionContext, settings: dg.ResourceParam[Settings]
+    ) -> Iterator[dg.AssetCheckResult]:
+        name = dataset or context.partition_key
+        assets = dict.fromkeys((registry_entry.key, asset))
+        wanted = [key.name for key in context.selected_asset_check_keys]
+        with stoppable(context, name):
+            with as_failure(name):
+                found = list(evaluations(open_root(settings), name, list(assets), wanted))
+            for evaluation in found:
+                if evaluation.asset_key != asset:
+                    context.op_execution_context.log_event(evaluation)  # type: ignore[arg-type]
+                    continue
+                if not evaluation.passed:
+                    level = evaluation.severity.value.lower()
+                    context.log.info(f"{evaluation.check_name}: {level}: {evaluation.description}")
+                yield dg.AssetCheckResult(
+                    asset_key=asset,
+                    check_name=evaluation.check_name,
+                    passed=evaluation.passed,
+                    metadata=evaluation.metadata,
+                    severity=evaluation.severity,
+                    description=evaluation.description,
+                )
 
-@dg.multi_asset_check(
-    name="registry_entry_checks",
-    description="Is the dataset fit to be an eval, and does it load?",
-    specs=_specs(),
-    can_subset=True,
-    retry_policy=RETRIES,
-)
-def registry_entry_checks(
-    context: dg.AssetCheckExecutionContext, settings: dg.ResourceParam[Settings]
-) -> Iterator[dg.AssetCheckResult]:
-    """Run the checks that are asked for on the dataset that is the partition."""
-    name = context.partition_key
-    wanted = [key.name for key in context.selected_asset_check_keys]
-    with as_failure(name):
-        found = list(results(open_root(settings), name, wanted))
-    for result in found:
-        level = "passed" if result.passed else result.severity.value.lower()
-        context.log.info(in_lines(f"{result.name}: {level}: {result.text}"))
-        yield dg.AssetCheckResult(
-            asset_key=registry_entry.key,
-            check_name=result.name,
-            passed=result.passed,
-            metadata=result.metadata,
-            severity=result.severity,
-            description=result.description,
-        )
+    return run
+
+
+registry_entry_checks = asset_checks(registry_entry.key, partitions=studio_datasets)

@@ -3,17 +3,21 @@
 What belongs here: what the person at the terminal is told when the command ends. What doesn't: the
 messages of runs (failures.py).
 
-Dagster prints a failure twice, each with a traceback, and answers a selection that can't be with a
-traceback alone. What to do about it would stand where nobody looks; so Python's own hooks for the
-end of a process say it below.
+Dagster prints a failure twice, each with a traceback, then a line for each step that could not be
+run, and answers a selection that can't be with a traceback alone. What to do about it would stand
+where nobody looks; so Python's own hooks for the end of a process say it below, and the console
+leaves out what says it less well. The page has it all.
 """
 
 import atexit
+import logging
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 
+FAULT = "that is a fault in eval_ingest"
+"""In the text of a failure that nobody has thought of: its traceback is shown."""
 _WHICH = "Which datasets there are: eval-ingest list."
 _HINTS = {
     "no '--partition' option was provided": (
@@ -60,10 +64,23 @@ def take_back(dataset: str) -> None:
     atexit.unregister(_LastWords(dataset))
 
 
-def explain_selections() -> None:
-    """Have a selection that can't be run end in a sentence instead of Dagster's traceback."""
+def speak_plainly() -> None:
+    """Have what can't be run, or failed as our errors say, end in a sentence."""
     if is_command() and sys.excepthook is sys.__excepthook__:
         sys.excepthook = _explain
+        logging.setLoggerClass(_Console)
+
+
+class _Console(logging.Logger):
+    """Dagster's on the terminal; the run's own log is another."""
+
+    def handle(self, record: logging.LogRecord) -> None:
+        """Print a record, without the tracebacks of failures that end in our own words."""
+        told, found, _ = str(record.msg).partition("\n\n")
+        if found and FAULT not in str(record.msg):
+            record.msg = told
+        if not told.endswith("Not executing."):
+            super().handle(record)
 
 
 def _explain(

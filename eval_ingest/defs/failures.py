@@ -6,7 +6,7 @@ from contextlib import contextmanager
 
 import dagster as dg
 
-from eval_ingest.defs.console import say_last, take_back
+from eval_ingest.defs.console import FAULT, say_last, take_back
 from eval_ingest.errors import EngineError, EvalIngestError, SourceError, StoreError
 from eval_ingest.redaction import holds_secret, shown
 
@@ -34,10 +34,7 @@ def as_failure(dataset: str) -> Iterator[None]:
         text = f"{dataset}: {type(error).__name__}: {error}; run again: it goes on where it stopped"
         raise _failure(dataset, shown(text), may_pass(error)) from _shown(error)
     except Exception as error:
-        text = (
-            f"{dataset}: {type(error).__name__}: {error}; "
-            "that is a fault in eval_ingest: report it with the traceback"
-        )
+        text = f"{dataset}: {type(error).__name__}: {error}; {FAULT}: report it with the traceback"
         raise _failure(dataset, shown(text), False) from _shown(error)
 
 

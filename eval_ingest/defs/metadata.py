@@ -20,7 +20,7 @@ from eval_ingest.errors import EvalIngestError
 from eval_ingest.job import Job
 from eval_ingest.pipeline import Outcome
 from eval_ingest.redaction import in_markdown
-from eval_ingest.report.terminal import describe, size
+from eval_ingest.report.terminal import size
 from eval_ingest.store.paths import DatasetLayout
 from eval_ingest.store.roots.base import DatasetStore, EvalRoot
 
@@ -46,11 +46,6 @@ def stage_file(layout: DatasetLayout, stage: str) -> Path:
 def stage_path(store: DatasetStore, stage: str) -> str:
     """Where a stage's outcome is, as people know it."""
     return store.root.shown(stage_file(store.layout, stage))
-
-
-def stage_line(outcome: Outcome) -> str:
-    """`window_index: 124 windows, 4 invalid (0.4 s)`."""
-    return f"{outcome.stage}: {describe(outcome)}"
 
 
 # ------------------------------------------------------------------------------------- metadata

@@ -37,3 +37,8 @@ def add_partition(instance: DagsterInstance, name: str) -> None:
     partitions = str(studio_datasets.name)
     if not instance.has_dynamic_partition(partitions, name):
         instance.add_dynamic_partitions(partitions, [name])
+
+
+def identifier(name: str) -> str:
+    """A dataset's name as Dagster takes it for ops; names are lower-case, so a-b isn't a_b."""
+    return name.replace("-", "_DASH_")

@@ -2,19 +2,22 @@
 
 import time
 import warnings
-from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, NamedTuple, TypeAlias
 
 import dagster as dg
 
 from eval_ingest import pipeline
-from eval_ingest.defs.console import is_command, say_last
+from eval_ingest.defs.console import say_last
 from eval_ingest.defs.failures import as_failure, retried
-from eval_ingest.defs.interrupts import interruptible
-from eval_ingest.defs.metadata import stage_line
 from eval_ingest.defs.partitions import add_partition
+from eval_ingest.errors import ConfigError, SettingsError, SourceError
+from eval_ingest.interrupts import interruptible
 from eval_ingest.job import Job, open_job
 from eval_ingest.pipeline import Outcome
+from eval_ingest.redaction import in_lines
+from eval_ingest.report.terminal import describe
 from eval_ingest.settings import Settings
 from eval_ingest.store.catalog import find_spec
 
@@ -28,13 +31,17 @@ POOLS = frozenset({INGEST_POOL, SWEEP_POOL})
 
 PARTITION_TAG = "dagster/partition"
 """On every run of a partition; Dagster's own, and part of what its storage keeps."""
-MAX_RETRIES_TAG = "dagster/max_retries"
 DATASET_TAG = "eval_ingest/dataset"
 """On every run that works on a dataset: front doors have no partition to be found by."""
 
 
 _OVER = (dg.DagsterRunStatus.SUCCESS, dg.DagsterRunStatus.FAILURE, dg.DagsterRunStatus.CANCELED)
 NOT_OVER = [status for status in dg.DagsterRunStatus if status not in _OVER]
+
+
+Context: TypeAlias = (
+    dg.AssetExecutionContext | dg.OpExecutionContext | dg.AssetCheckExecutionContext
+)
 
 
 class StageRun(NamedTuple):
@@ -45,40 +52,71 @@ class StageRun(NamedTuple):
 
 
 def run_stage(
-    context: dg.AssetExecutionContext | dg.OpExecutionContext,
+    context: Context,
     settings: Settings,
     name: str,
     stage: str,
+    check: Callable[[], None],
     values: Mapping[str, Any] | None = None,
-) -> StageRun:
+    of_many: bool = False,
+) -> StageRun | None:
     """Run one stage of a dataset if it is missing or stale, under the dataset's lock.
+
+    Returns None in a run of many datasets for one whose source can't be had from here.
+
+    Args:
+        context: of the step.
+        settings: say where things are.
+        name: the dataset.
+        stage: one of STAGES.
+        check: of `stoppable`.
+        values: outcomes of earlier stages, where they are at hand.
+        of_many: True in a run of many datasets.
 
     Raises:
         dg.Failure: whatever goes wrong.
     """
-    try:
-        with retried(), interruptible() as check, as_failure(name):
-            spec = find_spec(settings, name)
-            add_partition(context.instance, name)
-            if DATASET_TAG not in context.run.tags:
-                context.instance.add_run_tags(context.run.run_id, {DATASET_TAG: name})
-            told = LogProgress(context.log, stage)
+    with retried(), as_failure(name):
+        spec = find_spec(settings, name)
+        if DATASET_TAG not in context.run.tags:
+            context.instance.add_run_tags(context.run.run_id, {DATASET_TAG: name})
+        told = LogProgress(context.log, stage)
 
-            def progress(what: str, done: int, total: int) -> None:
-                check()
-                told(what, done, total)
+        def progress(what: str, done: int, total: int) -> None:
+            check()
+            told(what, done, total)
 
+        try:
             indexed = stage != pipeline.STAGES[0]
             job = open_job(spec, settings, progress=progress, indexed=indexed)
-            with pipeline.dataset_lock(job):
-                outcome = pipeline.run_stage(job, stage, dict(values or {}))
-            context.log.info(stage_line(outcome))
-    except dg.DagsterExecutionInterruptedError:
-        if is_command():  # a person has stopped it: nobody is to begin it again
-            context.instance.add_run_tags(context.run.run_id, {MAX_RETRIES_TAG: "0"})
-            say_last(name, f"{name} was stopped; run it again: it goes on where it stopped")
-        raise
+        except (SourceError, SettingsError) as error:
+            if not of_many or isinstance(error, ConfigError):
+                raise
+            context.log.warning(in_lines(f"{name} is left out: {error}"))
+            return None
+        add_partition(context.instance, name)
+        with pipeline.dataset_lock(job):
+            outcome = pipeline.run_stage(job, stage, dict(values or {}))
+        context.log.info(f"{stage}: {describe(outcome)}")
     return StageRun(job, outcome)
+
+
+@contextmanager
+def stoppable(context: Context, name: str) -> Iterator[Callable[[], None]]:
+    """Have Terminate, Ctrl-C and SIGTERM end a step as cancelled; gives a function that looks.
+
+    What a person has stopped is no failure: nobody is to begin it again.
+
+    Raises:
+        dg.DagsterExecutionInterruptedError: it was stopped.
+    """
+    try:
+        with interruptible(dg.DagsterExecutionInterruptedError) as check:
+            yield check
+    except dg.DagsterExecutionInterruptedError:
+        context.instance.report_run_canceling(context.run)
+        say_last(name, f"{name} was stopped; run it again: it goes on where it stopped")
+        raise
 
 
 def is_going_on(instance: dg.DagsterInstance, name: str) -> bool:

@@ -16,7 +16,7 @@ from eval_ingest.core.fingerprint import fingerprint
 from eval_ingest.defs.failures import RETRIES, as_failure
 from eval_ingest.defs.metadata import listed, png_metadata, table
 from eval_ingest.defs.partitions import studio_datasets
-from eval_ingest.defs.running import SWEEP_POOL, LogProgress
+from eval_ingest.defs.running import SWEEP_POOL, LogProgress, stoppable
 from eval_ingest.errors import SweepError
 from eval_ingest.settings import Settings
 from eval_ingest.sweep.command import DEFAULT_OUT
@@ -76,7 +76,7 @@ def eval_sweep(
     Results are kept in the folder `out`, where `eval-ingest leaderboard` finds them.
     """
     name = context.partition_key
-    with as_failure(name):
+    with stoppable(context, name), as_failure(name):
         scored = _run(context, config, settings, name)
         result = dg.MaterializeResult[Any](
             data_version=dg.DataVersion(fingerprint(sorted(row.key for row in scored.rows))),
@@ -98,23 +98,23 @@ def _run(
     context: dg.AssetExecutionContext, config: SweepConfig, settings: Settings, name: str
 ) -> "ResultTable":
     # torch and the encoders take seconds to import: not for the code location.
-    from eval_ingest.sweep.plan import SweepPlan
     from eval_ingest.sweep.run import run_sweep
+    from eval_ingest.sweep.suite import Suite
 
-    plan = SweepPlan(
+    suite = Suite(
         encoders=tuple(config.encoders),
-        out=Path(config.out).expanduser(),
         datasets=(name,),
         split=config.split,
         label_fractions=tuple(config.label_fractions),
         seeds=tuple(config.seeds),
         patch_size=config.patch_size,
-        probe=config.probe,  # type: ignore[arg-type]  # checked by run_sweep
-        normalize=config.normalize,  # type: ignore[arg-type]
+        probe=config.probe,
+        normalize=config.normalize,
         method=config.method,
     )
     return run_sweep(
-        plan,
+        suite,
+        Path(config.out).expanduser(),
         settings,
         device=config.device,
         progress=LogProgress(context.log, "eval_sweep"),

@@ -9,8 +9,6 @@ import dagster as dg
 from eval_ingest.defs.assets import STAGE_ASSETS
 
 DATA_VERSION_TAG = "dagster/data_version"
-CHECKED_TAG = "eval_ingest/checked"
-"""On a dataset's own materialisations: of which version every check has been logged."""
 _USER_PROVIDED_TAG = "dagster/data_version_is_user_provided"
 _CODE_VERSION_TAG = "dagster/code_version"
 _INPUT_VERSION_TAG = "dagster/input_data_version/"
@@ -32,14 +30,9 @@ def last_record(
 
 def version_of(record: dg.EventLogRecord | None) -> str:
     """The data version of a materialisation; "" without one."""
-    return tag_of(record, DATA_VERSION_TAG)
-
-
-def tag_of(record: dg.EventLogRecord | None, tag: str) -> str:
-    """The value of a tag of a materialisation; "" without one."""
     materialization = None if record is None else record.asset_materialization
     tags = None if materialization is None else materialization.tags
-    return (tags or {}).get(tag, "")
+    return (tags or {}).get(DATA_VERSION_TAG, "")
 
 
 def version_tags(

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from eval_ingest.core.fingerprint import fingerprint
-from eval_ingest.core.index import INDEX_VERSION, WindowIndex
+from eval_ingest.core.index import INDEX_VERSION, WindowIndex, index_schema
 from eval_ingest.core.resolved import ResolvedConfig
 from eval_ingest.engine import Progress, executor, map_ordered
 from eval_ingest.indexing.apart import Apart
@@ -219,7 +219,7 @@ def _build(
     finally:
         parts.flush()  # kept until the index itself is on disk: see finish_index
     publish([], None)
-    empty = WindowIndex.empty(job.config, "", job.row_key).table
+    empty = index_schema(job.config).empty_table()
     table = pa.concat_tables([empty, *work.kept, *tables])
     tables.clear()  # as many bytes again, as soon as they are sorted
     table = add_geometry(table.sort_by([("group", "ascending"), ("name", "ascending")]))

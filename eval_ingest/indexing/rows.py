@@ -10,12 +10,13 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from eval_ingest.core.columns import encoded, floats, matrix
-from eval_ingest.core.crops import Cut
+from eval_ingest.core.crops import split_cut
 from eval_ingest.core.digest import label_digest, pixel_digest
+from eval_ingest.core.footprints import outlines
 from eval_ingest.core.index import moments_struct
 from eval_ingest.core.nodata import find_nodata, measure_without, occurring
 from eval_ingest.core.norm import count_nodata, measure
-from eval_ingest.core.padding import kept_by
+from eval_ingest.core.padding import apply_pad
 from eval_ingest.core.resolved import ModalityInput, ResolvedConfig
 from eval_ingest.core.task import IGNORE_LABEL, Task
 from eval_ingest.decoding.judge import WindowSample
@@ -54,7 +55,9 @@ def index_row(sample: WindowSample, config: ResolvedConfig, judged_by: str) -> d
         if found is None:
             continue
         arrays[modality.name] = found.pixels
-        pixels = found.pixels if config.all_crops else kept_by(found.pixels, modality.pad)
+        pixels = found.pixels
+        if config.statistics_pads:
+            pixels = apply_pad(pixels, modality.pad_of("train"), None)
         columns, moments[modality.name] = _pixel_columns(pixels, found.nodata, modality)
         row |= columns
         if found.timestamps is not None:
@@ -138,11 +141,11 @@ def _targets(sample: WindowSample, config: ResolvedConfig) -> Iterator[list[NDAr
     assert sample.target is not None and sample.metadata is not None
     size = sample.metadata.height, sample.metadata.width
     scalars = iter(sample.crop_targets)
-    for grid in config.cuts:
-        cut = Cut.of(config, grid)
+    for split in config.cuts:
+        cut = split_cut(config, split)
         if sample.target.ndim:
             yield [cut.target(sample.target, at) for at in cut.corners(*size)]
-        elif grid is None:
+        elif cut.grid is None:
             yield [sample.target]
         else:
             found = np.array([next(scalars) for _ in cut.corners(*size)])
@@ -176,6 +179,7 @@ def add_geometry(table: pa.Table) -> pa.Table:
     """Fill the geometry column: window outlines in longitude and latitude, as WKB.
 
     All windows of one CRS are transformed together. A CRS that can't be understood leaves null.
+    See `core.footprints.outlines`.
     """
     import pyproj
     import shapely
@@ -189,15 +193,10 @@ def add_geometry(table: pa.Table) -> pa.Table:
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                transformer = pyproj.Transformer.from_crs(text, "EPSG:4326", always_xy=True)
+                shapes = outlines(text, corners[here])
         except pyproj.exceptions.ProjError as error:
             blame(error)  # without outlines no leakage would be noticed
             continue
-        x0, y0, x1, y1 = corners[here].T
-        xs, ys = np.stack([x0, x1, x1, x0, x0], axis=1), np.stack([y0, y0, y1, y1, y0], axis=1)
-        lon, lat = transformer.transform(xs, ys)
-        finite = np.isfinite(lon).all(axis=1) & np.isfinite(lat).all(axis=1)
-        shapes = shapely.polygons(np.stack([lon[finite], lat[finite]], axis=-1))
-        geometry[here[finite]] = shapely.to_wkb(shapely.normalize(shapes))
+        geometry[here] = shapely.to_wkb(shapes)
     place = table.schema.get_field_index("geometry")
     return table.set_column(place, "geometry", pa.array(geometry.tolist(), pa.binary()))

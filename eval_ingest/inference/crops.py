@@ -8,7 +8,7 @@ from collections.abc import Iterable
 
 from eval_ingest.core.resolved import CropGrid, ModalityInput
 from eval_ingest.core.spec import SPLITS, DatasetSpec
-from eval_ingest.errors import ConfigError, UnsupportedError
+from eval_ingest.errors import ConfigError
 from eval_ingest.inference.model_yaml import Declaration, SplitConfigs
 from eval_ingest.inference.node import Node
 from eval_ingest.inference.notes import Notes
@@ -96,8 +96,10 @@ def _side(node: Node, notes: Notes) -> int:
     else:
         sides = {item.integer() for item in node.items()}
         if len(sides) != 1:
-            raise node.error(
-                f"is {node.shown}, which isn't square", "give --crop-size", UnsupportedError
+            raise node.unsupported(
+                f"is {node.shown}, but crops are squares: registries and evals know one "
+                "window_size a dataset",
+                f"--crop-size {min(filter(None, sides), default=32)} takes squares instead",
             )
         side = sides.pop()
     if side is None or side < 1:

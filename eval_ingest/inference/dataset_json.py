@@ -77,10 +77,10 @@ class DatasetJson:
                     vector=True,
                     format=vector_format(node),
                     class_property=node.get("class_property_name").text(),
-                    class_names=node.get("class_names").texts(),
+                    class_names=node.get("class_names").names(),
                 )
             case "raster":
-                names = node.get("class_names").texts()
+                names = node.get("class_names").names()
                 return Layer(name=name, band_sets=tuple(_band_sets(node)), class_names=names)
             case other:
                 raise node.get("type").error(f"is {other!r}, but must be raster or vector")
@@ -90,7 +90,7 @@ class DatasetJson:
         node = self.node(layer)
         names = node.get("class_names")
         if names.given:
-            return names.texts(), names.place
+            return names.names(), names.place
         for band_set in node.get("band_sets").items():
             names = band_set.get("class_names")
             bands = _band_names(band_set)
@@ -98,7 +98,7 @@ class DatasetJson:
                 continue
             if any(isinstance(item.value, list) for item in names.items()):
                 names = names.items()[bands.index(band) if band else 0]
-            return names.texts(), names.place
+            return names.names(), names.place
         return (), ""
 
     def class_property(self, layer: str) -> Node:
@@ -151,7 +151,7 @@ def _band_set(node: Node, layer: Node) -> BandSet:
 
 
 def _band_names(band_set: Node) -> tuple[str, ...]:
-    names = band_set.get("bands").texts()
+    names = band_set.get("bands").names()
     count = band_set.get("num_bands").integer(1, _MOST_BANDS) or 0
     return names or tuple(f"B{i}" for i in range(count))
 
@@ -160,8 +160,8 @@ def _class_names(band_set: Node) -> tuple[tuple[str, ...], ...]:
     """Names by stored value for each band; a flat list is that of the only band."""
     names = band_set.get("class_names")
     if names.given and any(isinstance(item.value, list) for item in names.items()):
-        return tuple(item.texts() for item in names.items())
-    return (names.texts(),) if names.given else ()
+        return tuple(item.names() for item in names.items())
+    return (names.names(),) if names.given else ()
 
 
 def _spatial_size(node: Node) -> tuple[int, int] | None:

@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 from typing import TypeVar
 
 from eval_ingest.core.resolved import FormatName, StoredFormat
-from eval_ingest.errors import UnsupportedError
 from eval_ingest.inference.node import Node, check_class_path
 
 Row = TypeVar("Row")
@@ -104,10 +103,9 @@ def _chosen(node: Node, table: Mapping[str, Row]) -> Row:
     known = table.get(node.class_name) if node.class_path.startswith("rslearn.") else None
     if known is None:
         named = node.get("class_path") if isinstance(node.value, dict) else node
-        raise node.error(
+        raise node.unsupported(
             f"{named.shown} is none of {', '.join(table)}, which are all that can be read",
             "convert the dataset with rslearn, or ask for this one to be added",
-            UnsupportedError,
         )
     return known
 

@@ -4,12 +4,13 @@ A guess is always a warning too: it names what was assumed and the flags that sa
 """
 
 import re
+from collections.abc import Callable
 
 from eval_ingest.core.modality import modality_of_layer
 from eval_ingest.core.resolved import LayerRead
 from eval_ingest.core.spec import DatasetSpec
 from eval_ingest.core.task import TaskKind
-from eval_ingest.errors import InferenceError, UnsupportedError
+from eval_ingest.errors import InferenceError
 from eval_ingest.inference.dataset_json import DatasetJson
 from eval_ingest.inference.model_yaml import DataInput, Declaration
 from eval_ingest.inference.node import Node
@@ -18,7 +19,6 @@ from eval_ingest.inference.run_yaml import RunYaml
 from eval_ingest.inference.tasks import TaskDeclaration, declare_task
 
 _OUTPUT = re.compile(r"output|pred", re.IGNORECASE)
-_KIND_CURE = f"give --task-type (one of {', '.join(TaskKind)})"
 
 
 def guess(dataset: DatasetJson, run: RunYaml, spec: DatasetSpec, notes: Notes) -> Declaration:
@@ -59,79 +59,62 @@ def _run_task(run: RunYaml) -> TaskDeclaration | None:
     """The task of a second-generation olmoearth_run.yaml."""
     tasks = run.tasks
     if len(tasks) > 1:
-        raise run.root.get("model", "tasks").error(
+        raise run.root.get("model", "tasks").unsupported(
             f"has {len(tasks)} tasks ({', '.join(tasks)}); an eval dataset has exactly one",
             "leave one in a copy and name its folder with --olmoearth-run-config-path",
-            UnsupportedError,
         )
-    for name, node in tasks.items():
-        return declare_task(node, name)
-    return None
+    return next((declare_task(node, name) for name, node in tasks.items()), None)
 
 
 def _label_layer(
     dataset: DatasetJson, run: RunYaml, spec: DatasetSpec, declared: TaskDeclaration | None
 ) -> str:
-    """The layer that holds the label."""
-    if spec.label_layer is not None:
-        if spec.label_layer not in dataset.layer_names:
-            raise dataset.root.get("layers").error(
-                f"has no layer {spec.label_layer!r} (it has {', '.join(dataset.layer_names)})",
-                "correct --label-layer",
-            )
-        return spec.label_layer
-    named = run.label_layer.text()
-    if named:
-        if named not in dataset.layer_names:
-            raise run.label_layer.error(
-                f"is {named!r}, which config.json doesn't have "
-                f"(it has {', '.join(dataset.layer_names)})",
-                "correct it, or supply a model.yaml",
-            )
-        return named
-    for kind in _label_kinds(spec, declared):
-        layers = [name for name in dataset.layer_names if _may_be_label(dataset, name, kind)]
-        by_name = [name for name in layers if name.lower().startswith("label")]
-        by_classes = [name for name in layers if dataset.class_names(name, None)[0]]
-        for candidates in (by_name, by_classes if kind == "raster" else []):
-            if len(candidates) == 1:
-                return candidates[0]
-            if candidates:
-                raise dataset.root.get("layers").error(
-                    f"has several layers that may be the label ({', '.join(candidates)}) and "
-                    "there is no model.yaml",
-                    "choose one with --label-layer, or supply a model.yaml "
-                    "(--olmoearth-run-config-path)",
-                    InferenceError,
-                )
-    return _only_unfilled(dataset, _label_kinds(spec, declared))
-
-
-def _only_unfilled(dataset: DatasetJson, kinds: tuple[str, ...]) -> str:
-    """The one layer, whatever its name, that no data source fills and no modality stands for."""
-    layers = [
-        name
-        for kind in kinds
-        for name in dataset.layer_names
-        if _may_be_label(dataset, name, kind)
-        and modality_of_layer(name) is None
-        and (kind == "vector" or len(_bands(dataset, name)) == 1)
-    ]
-    if len(layers) == 1:
-        return layers[0]
-    if layers:
-        raise dataset.root.get("layers").error(
-            f"has several layers that may be the label ({', '.join(layers)}) and there is no "
-            "model.yaml",
-            "choose one with --label-layer, or supply a model.yaml (--olmoearth-run-config-path)",
-            InferenceError,
-        )
-    raise dataset.root.get("layers").error(
-        f"has no layer that looks like a label (it has {', '.join(dataset.layer_names)}) and "
-        "there is no model.yaml",
+    """The layer that holds the label: as named, or the only one that looks like it."""
+    layers, there = dataset.root.get("layers"), f"it has {', '.join(dataset.layer_names)}"
+    named = spec.label_layer or run.label_layer.text()
+    if named and named not in dataset.layer_names:
+        if spec.label_layer:
+            raise layers.error(f"has no layer {named!r} ({there})", "correct --label-layer")
+        missing = f"is {named!r}, which config.json doesn't have ({there})"
+        raise run.label_layer.error(missing, "correct it, or supply a model.yaml")
+    found = [named] if named else _label_candidates(dataset, _label_kinds(spec, declared))
+    if len(found) == 1:
+        return found[0]
+    problem = (
+        f"has several layers that may be the label ({', '.join(found)})"
+        if found
+        else f"has no layer that looks like a label ({there})"
+    )
+    raise layers.error(
+        f"{problem} and there is no model.yaml",
         "choose one with --label-layer, or supply a model.yaml (--olmoearth-run-config-path)",
         InferenceError,
     )
+
+
+def _label_candidates(dataset: DatasetJson, kinds: tuple[str, ...]) -> list[str]:
+    """The layers that may be the label, from the first rule that finds any.
+
+    By name; by the classes that they name; else whatever its name, what no data source fills and no
+    modality stands for.
+    """
+    rules: list[Callable[[str, str], bool]] = [
+        lambda name, _: name.lower().startswith("label"),
+        lambda name, kind: kind == "raster" and bool(dataset.class_names(name, None)[0]),
+    ]
+
+    def left(name: str, kind: str) -> bool:
+        return modality_of_layer(name) is None and (
+            kind == "vector" or len(_bands(dataset, name)) == 1
+        )
+
+    choices = [[(kind, rule)] for kind in kinds for rule in rules]
+    choices.append([(kind, left) for kind in kinds])
+    found = (
+        [n for kind, rule in choice for n in _unfilled(dataset, kind) if rule(n, kind)]
+        for choice in choices
+    )
+    return next(filter(None, found), [])
 
 
 def _label_kinds(spec: DatasetSpec, declared: TaskDeclaration | None) -> tuple[str, ...]:
@@ -142,9 +125,15 @@ def _label_kinds(spec: DatasetSpec, declared: TaskDeclaration | None) -> tuple[s
     return ("vector",) if spec.property_name else ("raster", "vector")
 
 
-def _may_be_label(dataset: DatasetJson, name: str, kind: str) -> bool:
-    fetched = dataset.node(name).get("data_source").value is not None
-    return dataset.kind(name) == kind and not fetched and not _OUTPUT.search(name)
+def _unfilled(dataset: DatasetJson, kind: str) -> list[str]:
+    """Layers of a type that no data source fills, and that aren't named like an output."""
+    return [
+        name
+        for name in dataset.layer_names
+        if dataset.kind(name) == kind
+        and dataset.node(name).get("data_source").value is None
+        and not _OUTPUT.search(name)
+    ]
 
 
 def _kind(label: str, dataset: DatasetJson, run: RunYaml, spec: DatasetSpec) -> TaskKind:
@@ -152,25 +141,17 @@ def _kind(label: str, dataset: DatasetJson, run: RunYaml, spec: DatasetSpec) -> 
     if spec.task_type is not None:
         return spec.task_type
     field = run.field(spec.property_name)
-    names, _ = dataset.class_names(label, None)
-    has_classes = bool(spec.classes or names or (field and field.values))
-    node = dataset.node(label)
-    if dataset.kind(label) == "vector":
-        if has_classes:
-            return TaskKind.CLASSIFICATION
-        cure = f"{_KIND_CURE} and --property-name"
-    else:
-        if has_classes:
-            return TaskKind.SEGMENTATION
-        band_set = node.get("band_sets").items()[:1]
-        if (field and field.regression) or (
-            band_set and band_set[0].get("dtype").text().lower() == "float32"
-        ):
-            return TaskKind.REGRESSION
-        cure = f"{_KIND_CURE} and --classes"
-    raise node.error(
+    vector = dataset.kind(label) == "vector"
+    if spec.classes or dataset.class_names(label, None)[0] or (field and field.values):
+        return TaskKind.CLASSIFICATION if vector else TaskKind.SEGMENTATION
+    first = dataset.node(label).get("band_sets").items()[:1]
+    floats = bool(first) and first[0].get("dtype").text().lower() == "float32"
+    if not vector and (floats or (field and field.regression)):
+        return TaskKind.REGRESSION
+    raise dataset.node(label).error(
         "there is no model.yaml, and nothing says what this label layer is for",
-        f"{cure}, or name another layer with --label-layer",
+        f"give --task-type (one of {', '.join(TaskKind)}) and "
+        f"{'--property-name' if vector else '--classes'}, or name another layer with --label-layer",
         InferenceError,
     )
 

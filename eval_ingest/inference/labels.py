@@ -2,13 +2,14 @@
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import TypeVar
 
 from eval_ingest.core.resolved import LabelInput
 from eval_ingest.core.spec import DatasetSpec
 from eval_ingest.core.task import LabelClass, Task, TaskKind
-from eval_ingest.errors import InferenceError, UnsupportedError
+from eval_ingest.errors import InferenceError
 from eval_ingest.inference.dataset_json import DatasetJson
 from eval_ingest.inference.inputs import check_bands, mask_input, raster_bands, read_layer
 from eval_ingest.inference.model_yaml import DataInput
@@ -49,7 +50,9 @@ class TaskReader:
 
     # --- the label ---
 
-    def label_input(self, replayed: Replay, inputs: Mapping[str, DataInput]) -> LabelInput:
+    def label_input(
+        self, replayed: Replay, others: Mapping[str, Replay], inputs: Mapping[str, DataInput]
+    ) -> LabelInput:
         """Where the label is read from."""
         self._check_label_type()
         self.label.check_supported()
@@ -68,6 +71,7 @@ class TaskReader:
             dtype=self.label.dtype,
             mask=mask_input(replayed.label_mask, inputs, self.dataset),
             pad=replayed.label_pad,
+            pads=replayed.pads_beside(others, ""),
         )
 
     def _check_label_type(self) -> None:
@@ -84,10 +88,9 @@ class TaskReader:
     def _label_band(self) -> str:
         bands = raster_bands(self.label, self.dataset)
         if len(bands) != 1:
-            raise self.label.node.get("bands").error(
+            raise self.label.node.get("bands").unsupported(
                 f"the label has {len(bands)} bands ({', '.join(bands)}), but a target is one band",
                 "name the one band that holds the label",
-                UnsupportedError,
             )
         check_bands(self.label, bands, self.dataset)
         return bands[0]
@@ -103,15 +106,13 @@ class TaskReader:
             self.notes.warn(
                 f"{args.get('filters').place} is ignored, because rslearn 0.1.19 ignores it too"
             )
-        nodata = self._nodata_value()
-        mapping = self._class_id_mapping()
-        classes = self._classes(nodata, mapping) if kind.has_classes else ()
+        classes = self._classes() if kind.has_classes else ()
         return Task(
             kind=kind,
             num_classes=len(classes) if kind.has_classes else 1,
             classes=classes,
-            nodata_value=nodata,
-            class_id_mapping=mapping,
+            nodata_value=self._nodata,
+            class_id_mapping=self._mapping,
             scale_factor=self._scale_factor(),
             property_name=self._property_name(),
             read_class_id=args.get("read_class_id").flag(),
@@ -142,13 +143,15 @@ class TaskReader:
         factor = self.declared.args.get("scale_factor").number()
         return 1.0 if factor is None else factor
 
-    def _class_id_mapping(self) -> dict[int, int] | None:
+    @cached_property
+    def _mapping(self) -> dict[int, int] | None:
+        """class_id_mapping."""
         node = self.declared.args.get("class_id_mapping")
         if self.declared.kind is not TaskKind.SEGMENTATION or not node.value:
             return None
         mapping = {}
         for key, value in node.entries().items():
-            old, new = Node(key, node.file, node.path, node.where).integer(), value.integer()
+            old, new = replace(node, value=key).integer(), value.integer()
             if old is None or new is None:
                 raise node.error(f"maps {key} to {value.shown}", "give two whole numbers")
             mapping[old] = new
@@ -158,8 +161,7 @@ class TaskReader:
     def _property_name(self) -> str | None:
         if self.declared.kind not in _VECTOR_KINDS:
             return None
-        layer = self.label.layers[0]
-        field = self._field()
+        layer, field = self.label.layers[0], self._field
         candidates = (
             (self.spec.property_name, "--property-name"),
             _name(self.declared.args.get("property_name")),
@@ -178,7 +180,8 @@ class TaskReader:
 
     # --- nodata ---
 
-    def _nodata_value(self) -> float | None:
+    @cached_property
+    def _nodata(self) -> float | None:
         if not self.declared.kind.per_pixel:
             return None
         args = self.declared.args
@@ -212,8 +215,7 @@ class TaskReader:
         return None
 
     def _nodata_hints(self) -> list[Node]:
-        field = self._field()
-        hints = [field.nodata] if field and field.nodata else []
+        hints = [self._field.nodata] if self._field and self._field.nodata else []
         if self.guessed:
             layer, band = self.label.layers[0], self._label_band()
             stored = self.dataset.nodata_value(layer, band)
@@ -221,7 +223,7 @@ class TaskReader:
             names, _ = self.dataset.class_names(layer, band)
             node = self.dataset.node(layer).get("class_names")
             hints += [
-                Node(value, node.file, node.path, node.where)
+                replace(node, value=value)
                 for value, name in enumerate(names)
                 if _NODATA_NAME.fullmatch(name)
             ]
@@ -239,63 +241,51 @@ class TaskReader:
 
     # --- classes ---
 
-    def _classes(
-        self, nodata: float | None, mapping: dict[int, int] | None
-    ) -> tuple[LabelClass, ...]:
-        declared = self._declared_count()
-        names = self._names(declared, nodata, mapping)
-        count = declared or (names.count if names else 0)
+    def _classes(self) -> tuple[LabelClass, ...]:
+        names = self._names()
+        count = self._count or (names.count if names else 0)
         if count < 1:
             raise self.declared.node.error(
                 f"nothing says which classes layer {self.label.layers[0]!r} has",
                 "give --classes",
                 InferenceError,
             )
-        if not declared:
+        if not self._count:
             self.notes.origin("num_classes", names.place if names else "default")
-        self._note_names(names, count, nodata)
-        colors = self._colors(names, count, mapping)
+        self._note_names(names, count)
+        by_id, colors = (names.by_id, self._colors(names, count)) if names else ({}, {})
         return tuple(
-            LabelClass(
-                name=(names.by_id.get(i) if names else None) or f"class_{i}", color=colors.get(i)
-            )
-            for i in range(count)
+            LabelClass(name=by_id.get(i) or f"class_{i}", color=colors.get(i)) for i in range(count)
         )
 
-    def _declared_count(self) -> int | None:
+    @cached_property
+    def _count(self) -> int | None:
         """num_classes, or how many classes the task lists."""
         node = self.declared.args.get("num_classes")
-        count = node.integer()
+        count = node.integer(1, _MAX_CLASSES)
+        if count is None:
+            node = self.declared.args.get("classes")
+            count = len(node.names()) or None
         if count is not None:
-            if not 1 <= count <= _MAX_CLASSES:
-                raise node.error(f"is {count}, but must be between 1 and {_MAX_CLASSES:,}")
             self.notes.origin("num_classes", node.place)
-            return count
-        classes = self.declared.args.get("classes")
-        if classes.names():
-            self.notes.origin("num_classes", classes.place)
-        return len(classes.names()) or None
+        return count
 
-    def _names(
-        self, count: int | None, nodata: float | None, mapping: dict[int, int] | None
-    ) -> _Names | None:
+    def _names(self) -> _Names | None:
         """Class names by class id, from the first place that has any."""
         if self.spec.classes:
-            return self._spec_names(count, nodata)
+            return self._spec_names()
         for key in ("classes", "class_names"):
             listed = self.declared.args.get(key)
             if listed.names():
-                return self._task_names(listed, count)
+                return self._task_names(listed)
         if self.declared.kind is TaskKind.CLASSIFICATION:
             # Here names are looked up in the features, and config.json lists just those.
-            return self._layer_names(count, nodata, mapping) or self._run_names(
-                count, nodata, mapping
-            )
-        return self._run_names(count, nodata, mapping) or self._layer_names(count, nodata, mapping)
+            return self._layer_names() or self._run_names()
+        return self._run_names() or self._layer_names()
 
-    def _spec_names(self, count: int | None, nodata: float | None) -> _Names:
+    def _spec_names(self) -> _Names:
         """--classes, with or without the class that marks missing labels."""
-        given = self.spec.classes
+        given, count, nodata = self.spec.classes, self._count, self._nodata
         ids = list(range(count or len(given)))
         if count and len(given) == count - 1 and nodata is not None and int(nodata) in ids:
             ids.remove(int(nodata))
@@ -312,45 +302,65 @@ class TaskReader:
             )
         return _Names("--classes", dict(zip(ids, given, strict=True)), len(ids))
 
-    def _task_names(self, node: Node, count: int | None) -> _Names:
+    def _task_names(self, node: Node) -> _Names:
         names = node.names()
-        if count is not None and len(names) != count:
+        if self._count is not None and len(names) != self._count:
             raise node.error(
-                f"names {len(names)} classes, but num_classes is {count}",
+                f"names {len(names)} classes, but num_classes is {self._count}",
                 "correct one of them, or give --classes",
             )
         return _Names(node.place, dict(enumerate(names)), len(names))
 
-    def _run_names(
-        self, count: int | None, nodata: float | None, mapping: dict[int, int] | None
-    ) -> _Names | None:
+    def _run_names(self) -> _Names | None:
         """Names from olmoearth_run.yaml, placed by the values they stand for."""
-        field = self._field()
-        if field is None or not field.values:
+        if self._field is None or not self._field.values:
             return None
-        place = f"{field.node.place}.allowed_values"
-        values = _numbered(field.values)
-        return _placed(
-            {value: item.name for value, item in values.items()}, place, count, nodata, mapping
-        )
+        place = f"{self._field.node.place}.allowed_values"
+        names = {value: item.name for value, item in _numbered(self._field.values).items()}
+        return self._named(place, names)
 
-    def _layer_names(
-        self, count: int | None, nodata: float | None, mapping: dict[int, int] | None
-    ) -> _Names | None:
+    def _layer_names(self) -> _Names | None:
         """Names from the label layer of config.json, by stored value."""
         band = None if self.label.vector else self._label_band()
         names, place = self.dataset.class_names(self.label.layers[0], band)
         if not names:
             return None
-        first = 0
-        if nodata == 0 and mapping is None and count is not None and len(names) == count - 1:
+        count, mapping, first = self._count, self._mapping or {}, 0
+        if self._nodata == 0 and not mapping and count is not None and len(names) == count - 1:
             first = 1  # as many as there are classes without nodata: zero isn't among the names
             self.notes.warn(f"{place} is read as the names of the values 1 to {len(names)}")
-        stored = dict(enumerate(names, start=first))
-        if mapping is not None:
-            stored = {mapping.get(value, value): name for value, name in stored.items()}
-        return _placed(stored, place, count, nodata, None)
+        stored = {mapping.get(value, value): n for value, n in enumerate(names, start=first)}
+        return self._named(place, stored, mapped=True)
 
+    def _named(self, place: str, names: Mapping[int, str], mapped: bool = False) -> _Names:
+        """Names by stored value to names by class id.
+
+        Without num_classes there are as many classes as reach the highest value.
+        """
+        count, mapping = self._count, None if mapped else self._mapping
+        if count is None:
+            ids = {mapping.get(v, v) if mapping else v: name for v, name in names.items()}
+            highest = max((i for i in ids if i != self._nodata), default=-1)
+            return _Names(place, ids, min(highest + 1, _MAX_CLASSES))
+        kept = {v: name for v, name in names.items() if v != self._nodata or v < count}
+        return _Names(place, self._to_ids(kept, count, mapped), count)
+
+    def _to_ids(
+        self, values: Mapping[int, _Item], count: int, mapped: bool = False
+    ) -> dict[int, _Item]:
+        """Values of olmoearth_run.yaml to class ids.
+
+        They are class ids where they fit; else stored values that the task maps, unless it has done
+        so already; else counted from 1.
+        """
+        if all(0 <= value < count for value in values):
+            return dict(values)
+        if self._mapping is not None and not mapped:
+            return {self._mapping.get(value, value): item for value, item in values.items()}
+        first = 1 if min(values) == 1 and max(values) == count else 0
+        return {value - first: item for value, item in values.items()}
+
+    @cached_property
     def _field(self) -> OutputField | None:
         """The output field of this task in olmoearth_run.yaml."""
         return self.run.field(
@@ -359,26 +369,22 @@ class TaskReader:
             self.declared.args.get("property_name").text(),
         )
 
-    def _colors(
-        self, names: _Names | None, count: int, mapping: dict[int, int] | None
-    ) -> dict[int, tuple[int, int, int]]:
+    def _colors(self, names: _Names, count: int) -> dict[int, tuple[int, int, int]]:
         """Colours by class id: by name where olmoearth_run.yaml uses the same, else by value."""
         listed = self.declared.args.get("colors")
+        found: Mapping[int, tuple[int, int, int] | None] = {}
         if isinstance(listed.value, list):
-            colors = {i: parse_color(item.value) for i, item in enumerate(listed.items())}
-            return {i: color for i, color in colors.items() if color}
-        field = self._field()
-        if field is None or names is None:
-            return {}
-        by_name = {item.name or str(item.value): item.color for item in field.values}
-        if set(by_name) & set(names.by_id.values()):
-            found = {i: by_name.get(name) for i, name in names.by_id.items()}
-        else:
-            values = {value: item.color for value, item in _numbered(field.values).items()}
-            found = _to_ids(values, count, mapping)
+            found = {i: parse_color(item.value) for i, item in enumerate(listed.items())}
+        elif self._field is not None:
+            values = _numbered(self._field.values)
+            by_name = {item.name or str(item.value): item.color for item in values.values()}
+            if set(by_name) & set(names.by_id.values()):
+                found = {i: by_name.get(name) for i, name in names.by_id.items()}
+            else:
+                found = self._to_ids({v: item.color for v, item in values.items()}, count)
         return {i: color for i, color in found.items() if color}
 
-    def _note_names(self, names: _Names | None, count: int, nodata: float | None) -> None:
+    def _note_names(self, names: _Names | None, count: int) -> None:
         if names is None:
             self.notes.origin("classes", "default")
             self.notes.warn(
@@ -387,13 +393,14 @@ class TaskReader:
             )
             return
         self.notes.origin("classes", names.place)
-        missing = [i for i in range(count) if not names.by_id.get(i) and i != nodata]
+        missing = [i for i in range(count) if not names.by_id.get(i) and i != self._nodata]
         if missing:
             listed = ", ".join(f"class_{i}" for i in missing[:8])
             self.notes.warn(
                 f"{names.place} doesn't name all {count} classes; the others are called {listed}"
             )
-        beyond = [name for i, name in names.by_id.items() if not 0 <= i < count and i != nodata]
+        ids = (i for i in names.by_id if not 0 <= i < count and i != self._nodata)
+        beyond = [names.by_id[i] for i in ids]
         if beyond:
             self.notes.warn(
                 f"{names.place} names {', '.join(beyond[:8])} beyond the {count} classes; left out"
@@ -411,35 +418,3 @@ def _numbered(values: tuple[LabelValue, ...]) -> dict[int, LabelValue]:
     return {
         i: LabelValue(i, item.name or str(item.value), item.color) for i, item in enumerate(values)
     }
-
-
-def _to_ids(
-    values: Mapping[int, _Item], count: int, mapping: dict[int, int] | None
-) -> dict[int, _Item]:
-    """Values of olmoearth_run.yaml to class ids.
-
-    They are class ids where they fit; else stored values that the task maps; else counted from 1.
-    """
-    if all(0 <= value < count for value in values):
-        return dict(values)
-    if mapping is not None:
-        return {mapping.get(value, value): item for value, item in values.items()}
-    if min(values) == 1 and max(values) == count:
-        return {value - 1: item for value, item in values.items()}
-    return dict(values)
-
-
-def _placed(
-    values: Mapping[int, str],
-    place: str,
-    count: int | None,
-    nodata: float | None,
-    mapping: dict[int, int] | None,
-) -> _Names:
-    """Names by class id; without num_classes, as many as reach the highest value."""
-    if count is None:
-        ids = {mapping.get(value, value) if mapping else value: n for value, n in values.items()}
-        highest = [i for i in ids if i != nodata]
-        return _Names(place, ids, min(max(highest, default=-1) + 1, _MAX_CLASSES))
-    kept = {value: name for value, name in values.items() if value != nodata or value < count}
-    return _Names(place, _to_ids(kept, count, mapping) if kept else {}, count)

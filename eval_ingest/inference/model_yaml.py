@@ -11,7 +11,6 @@ from typing import Any
 from eval_ingest.core.plain_yaml import untyped
 from eval_ingest.core.resolved import InputPart, LayerRead, SplitSelector
 from eval_ingest.core.spec import SPLITS
-from eval_ingest.errors import UnsupportedError
 from eval_ingest.inference.node import Node, check_class_paths, parse_yaml
 from eval_ingest.inference.notes import Notes
 from eval_ingest.inference.tasks import TaskDeclaration, choose_task, target_images
@@ -50,19 +49,17 @@ class DataInput:
         """Refuse what would make our pixels differ from rslearn's."""
         factor = self.node.get("resolution_factor")
         if _resolution_factor(factor) != (1, 1):
-            raise factor.error(
+            raise factor.unsupported(
                 f"is {factor.shown}: input {self.key!r} is not read at the window's resolution, "
                 "which isn't supported",
                 "set it to 1 or leave the modality out with --modalities",
-                UnsupportedError,
             )
         resampling = self.node.get("resampling")
         if resampling.given and resampling.text().lower() not in ("nearest", "0"):
-            raise resampling.error(
+            raise resampling.unsupported(
                 f"is {resampling.shown}: only nearest is supported (rslearn 0.1.19 reads every "
                 "raster so)",
                 "remove it from the input",
-                UnsupportedError,
             )
 
 
@@ -228,11 +225,10 @@ def _label(inputs: list[DataInput], task: TaskDeclaration, args: Node, notes: No
     if len(targets) == 1:
         return targets[0]
     if targets:
-        raise args.get("inputs").error(
+        raise args.get("inputs").unsupported(
             f"has several targets ({', '.join(t.key for t in targets)}) and nothing says which "
             "of them is the label",
             'name the label input "targets" or map it there in input_mapping',
-            UnsupportedError,
         )
     missing = f"maps {keys[0]!r} to targets, but there is no such input" if keys else ""
     raise args.get("inputs").error(

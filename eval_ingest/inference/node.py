@@ -4,23 +4,24 @@ Here texts become plain values, and nothing is imported or instantiated: the fil
 bucket, and a class_path in them is code.
 """
 
+import contextlib
 import json
 import math
 import re
 import reprlib
 from collections.abc import Callable, Hashable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from eval_ingest.core.plain_yaml import (
     MAX_CHARACTERS,
     PARSE_FAULTS,
+    PLACEHOLDER,
     OddNumber,
-    YamlProblem,
     first_line,
     load_yaml,
 )
-from eval_ingest.errors import ConfigError
+from eval_ingest.errors import ConfigError, UnsupportedError
 
 _MAX_SHOWN = 120
 """Characters of a value in a message."""
@@ -29,13 +30,13 @@ _ALLOWED_PACKAGES = re.compile(
     r"\w+|(rslearn|rslp|torch|torchmetrics|torchvision|lightning|helios|olmoearth\w*)(\.\w+)+"
 )
 
-# ${VAR}, ${VAR:-default}, {{ var }} and {TEMPLATE}: texts to be filled in, not YAML mappings.
-_PLACEHOLDER = re.compile(r"\$\{[^{}\n]*\}|\{\{[^{}\n]*\}\}|\{[A-Z][A-Z0-9_]*\}")
 _VARIABLE = re.compile(r"\$\{([^{}\n]+)\}")
 _DEFAULT = re.compile(r"\$\{\w+:-([^{}]*)\}")
-_BARE_JSON_PLACEHOLDER = re.compile(r"(?<=[:\[,\s])(\$\{[^{}\"\n]*\})(?=\s*[,\]}\n])")
-_SHIELD = str.maketrans("{}", "\ue000\ue001")
-_UNSHIELD = str.maketrans("\ue000\ue001", "{}")
+_BARE = re.compile(r"(?<=[:\[,\s])(\$\{[^{}\"\n]*\})(?=\s*[,\]}\n])")
+
+
+_SHORT = reprlib.Repr()
+_SHORT.maxlevel, _SHORT.maxstring, _SHORT.maxother = 2, 60, 60
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,10 @@ class Node:
         """An error about this value: where it stands, what is wrong, what to do."""
         folder = f"{self.where.rstrip('/')}/" if self.where else ""
         return kind(f"{folder}{self.place}: {problem}{'; ' + cure if cure else ''}")
+
+    def unsupported(self, problem: str, cure: str = "") -> ConfigError:
+        """An error about a value that is right, but can't become an eval."""
+        return self.error(problem, cure, UnsupportedError)
 
     # --- structure ---
 
@@ -121,7 +126,7 @@ class Node:
         """True for a placeholder without default, such as ${PATCH_SIZE}."""
         return (
             isinstance(self.value, str)
-            and _PLACEHOLDER.fullmatch(self.value.strip()) is not None
+            and PLACEHOLDER.fullmatch(self.value.strip()) is not None
             and _DEFAULT.fullmatch(self.value.strip()) is None
         )
 
@@ -139,12 +144,6 @@ class Node:
         if not isinstance(value, str | int | float):
             raise self.error(f"is {self.shown}, but must be a text")
         return str(value)
-
-    def texts(self) -> tuple[str, ...]:
-        """A list of texts, in their places; a lone one is taken as a list of one."""
-        if isinstance(self.value, list | tuple):
-            return tuple(item.text() for item in self.items())
-        return (self.text(),) if self.given else ()
 
     def name(self) -> str:
         """A text that names something: a group, a band, a class; empty if it is missing.
@@ -181,7 +180,7 @@ class Node:
         if value is None or self.unset:
             return None
         try:
-            return float(value) if not isinstance(value, bool) else _refuse()
+            return float(str(value) if isinstance(value, bool) else value)
         except (TypeError, ValueError, OverflowError):
             raise self.error(f"is {self.shown}, but must be a number") from None
 
@@ -230,31 +229,38 @@ def with_variables(text: str, variables: Mapping[str, str]) -> str:
 
 def parse_json(text: str, file: str, where: str) -> Node:
     """The JSON object in `text`; a ConfigError names file, line and problem."""
-    root = Node(None, file, where=where)
-    _check_length(text, root)
-    try:
-        value = json.loads(text)
-    except PARSE_FAULTS as first:
-        # rslearn fills in ${VAR} before it parses, so that a bare one may stand for a number.
-        try:
-            value = json.loads(_BARE_JSON_PLACEHOLDER.sub(r'"\1"', text))
-        except PARSE_FAULTS:
-            raise root.error(f"is not valid JSON: {_json_problem(first)}") from None
-    return _checked_root(value, root, "JSON object")
+    return _parsed(_load_json, "JSON object", text, Node(None, file, where=where))
 
 
 def parse_yaml(text: str, file: str, where: str) -> Node:
     """The YAML mapping in `text`; placeholders stay as texts."""
-    root = Node(None, file, where=where)
-    _check_length(text, root)
-    shielded = _PLACEHOLDER.sub(lambda match: match.group().translate(_SHIELD), text)
+    return _parsed(load_yaml, "YAML mapping", text, Node(None, file, where=where))
+
+
+def _load_json(text: str) -> Any:
     try:
-        value = _map_texts(load_yaml(shielded), lambda part: part.translate(_UNSHIELD))
-    except YamlProblem as problem:
-        raise root.error(f"is not valid YAML: {str(problem).translate(_UNSHIELD)}") from None
+        return json.loads(text)
+    except PARSE_FAULTS as first:
+        # rslearn fills in ${VAR} before it parses, so that a bare one may stand for a number.
+        with contextlib.suppress(*PARSE_FAULTS):
+            return json.loads(_BARE.sub(r'"\1"', text))
+        raise first from None
+
+
+def _parsed(load: Callable[[str], Any], expected: str, text: str, root: Node) -> Node:
+    if len(text) > MAX_CHARACTERS:
+        raise root.error(
+            f"has {len(text):,} characters, more than the {MAX_CHARACTERS:,} allowed",
+            "is this the right file?",
+        )
+    try:
+        value = load(text)
     except PARSE_FAULTS as error:
-        raise root.error(f"is not valid YAML: {first_line(error)}") from None
-    return _checked_root(value, root, "YAML mapping")
+        raise root.error(f"is not valid {expected[:4]}: {first_line(error)}") from None
+    if not isinstance(value, dict):
+        found = "empty" if value is None else f"a {type(value).__name__}"
+        raise root.error(f"is {found}, but must be a {expected}")
+    return replace(root, value=value)
 
 
 def check_class_path(node: Node) -> None:
@@ -283,59 +289,3 @@ def check_class_paths(root: Node) -> None:
             waiting.extend(node.entries().values())
         else:
             waiting.extend(node.items())
-
-
-def _short_repr() -> reprlib.Repr:
-    short = reprlib.Repr()
-    short.maxlevel = 2
-    short.maxstring = short.maxother = 60
-    return short
-
-
-_SHORT = _short_repr()
-
-
-def _refuse() -> float:
-    raise ValueError
-
-
-def _check_length(text: str, root: Node) -> None:
-    if len(text) > MAX_CHARACTERS:
-        raise root.error(
-            f"has {len(text):,} characters, more than the {MAX_CHARACTERS:,} allowed",
-            "is this the right file?",
-        )
-
-
-def _checked_root(value: Any, root: Node, expected: str) -> Node:
-    if not isinstance(value, dict):
-        found = "empty" if value is None else f"a {type(value).__name__}"
-        raise root.error(f"is {found}, but must be a {expected}")
-    return Node(value, root.file, where=root.where)
-
-
-def _map_texts(value: Any, change: Callable[[str], str]) -> Any:
-    """A copy of the value with every text changed; what is shared by aliases stays shared."""
-    done: dict[int, Any] = {}
-
-    def mapped(part: Any) -> Any:
-        if isinstance(part, str):
-            return change(part)
-        if not isinstance(part, dict | list):
-            return part
-        if id(part) not in done:
-            copy: Any = {} if isinstance(part, dict) else []
-            done[id(part)] = copy
-            if isinstance(part, dict):
-                copy.update({mapped(key): mapped(inner) for key, inner in part.items()})
-            else:
-                copy.extend(mapped(inner) for inner in part)
-        return done[id(part)]
-
-    return mapped(value)
-
-
-def _json_problem(error: BaseException) -> str:
-    if isinstance(error, json.JSONDecodeError):
-        return f"line {error.lineno} column {error.colno}: {error.msg}"
-    return first_line(error)

@@ -14,7 +14,7 @@ from eval_ingest.errors import ConfigError
 from eval_ingest.inference.crops import all_crops, crop_size, fitting_crop
 from eval_ingest.inference.dataset_json import DatasetJson
 from eval_ingest.inference.guess import guess
-from eval_ingest.inference.inputs import build_modalities, raster_bands, read_layer
+from eval_ingest.inference.inputs import ModalityReader, raster_bands, read_layer
 from eval_ingest.inference.labels import TaskReader
 from eval_ingest.inference.model_yaml import DataInput, Declaration, parse_model_yaml
 from eval_ingest.inference.node import Node, with_variables
@@ -58,16 +58,15 @@ def resolve(files: ConfigFiles, spec: DatasetSpec) -> ResolvedConfig:
         text = with_variables(files.model_yaml, files.variables.get("model.yaml", {}))
         declared = parse_model_yaml(text, files.where, notes, spec.task)
 
-    replayed = _replay(declared, dataset, notes)
+    replayed, others = _replay(declared, dataset, notes)
     inputs = {data_input.key: data_input for data_input in declared.inputs}
-    modalities, unsupported = build_modalities(
-        replayed.outcome(), inputs, dataset, notes, spec.modalities
-    )
+    images = ModalityReader(replayed, others, inputs, dataset, notes)
+    modalities, unsupported = images.modalities(spec.modalities)
     notes.origin("modalities", _modalities_place(declared, spec))
     reader = TaskReader(
         declared.task, declared.label, dataset, run, spec, notes, files.model_yaml is None
     )
-    label = reader.label_input(replayed, inputs)
+    label = reader.label_input(replayed, others, inputs)
     task = reader.task()
     masks = [label.mask, *(modality.mask for modality in modalities)]
     parts = [part for modality in modalities for part in modality.parts]
@@ -102,22 +101,27 @@ def _check_flags(files: ConfigFiles, spec: DatasetSpec) -> None:
         )
 
 
-def _replay(declared: Declaration, dataset: DatasetJson, notes: Notes) -> Replay:
-    """Replay the transforms of the evaluation splits, and compare the other splits' with them."""
-    rasters = {i.key: i for i in (*declared.inputs, declared.label) if not i.vector}
-    bands = {key: raster_bands(data_input, dataset) for key, data_input in rasters.items()}
-    visible = [i.key for i in declared.inputs if not i.vector and i.passthrough]
+def _replay(
+    declared: Declaration, dataset: DatasetJson, notes: Notes
+) -> tuple[Replay, dict[str, Replay]]:
+    """Replay the transforms of the evaluation splits; and of others, where only Pads differ."""
+    rasters = [data_input for data_input in declared.inputs if not data_input.vector]
+    bands = {i.key: raster_bands(i, dataset) for i in rasters if i.passthrough}
 
     def replayed_by(transforms: Iterable[Node], told: Notes) -> Replay:
-        return replay(transforms, bands, visible, declared.targets, told)
+        return replay(transforms, bands, declared.targets, declared.task.name, told)
 
     try:
         replayed = replayed_by(declared.transforms, notes)
     except MissingError as missing:
         replayed = _by_train(declared, replayed_by, missing, notes)
-    _note_hidden(rasters.values(), replayed, declared.label, notes)
-    _note_other_splits(declared, replayed_by, replayed, notes)
-    return replayed
+    hidden = [i.key for i in rasters if i.key not in bands and not i.is_target]
+    if hidden:
+        notes.warn(
+            f"inputs {', '.join(hidden)} don't reach the model, having no passthrough; they are "
+            "not loaded"
+        )
+    return replayed, _other_splits(declared, replayed_by, replayed, notes)
 
 
 def _by_train(
@@ -135,17 +139,17 @@ def _by_train(
     return replayed
 
 
-def _note_other_splits(
+def _other_splits(
     declared: Declaration,
     replayed_by: Callable[[Iterable[Node], Notes], Replay],
     replayed: Replay,
     notes: Notes,
-) -> None:
-    """Tell where a split's samples would be others than those that all splits have."""
+) -> dict[str, Replay]:
+    """The other splits whose samples are of the same images; the others are told."""
     splits = declared.splits
     if splits is None:
-        return
-    used = splits.judged_by()
+        return {}
+    used, found = splits.judged_by(), {}
     for split in splits.others():
         try:
             other = replayed_by(splits.transforms(split), Notes())
@@ -156,24 +160,14 @@ def _note_other_splits(
             )
             continue
         replayed.dropped += [text for text in other.dropped if text not in replayed.dropped]
-        outcomes = [(r.outcome(), r.label_pad, r.label_mask) for r in (other, replayed)]
-        if outcomes[0] != outcomes[1]:
+        if other.images_alone() != replayed.images_alone():
             notes.warn(
-                f"{split}'s transforms (Pad, Concatenate, SelectBands, Mask) differ from those of "
+                f"{split}'s transforms (Concatenate, SelectBands, Mask) differ from those of "
                 f"{used}; {used}'s are used for all splits"
             )
-
-
-def _note_hidden(
-    rasters: Iterable[DataInput], replayed: Replay, label: DataInput, notes: Notes
-) -> None:
-    used = {piece.key for stream in replayed.outcome() for piece in stream.pieces} | {label.key}
-    hidden = [i.key for i in rasters if i.key not in used and not i.is_target]
-    if hidden:
-        notes.warn(
-            f"inputs {', '.join(hidden)} don't reach the model (no passthrough, no Concatenate); "
-            "they are not loaded"
-        )
+        elif not other.chance:  # samples have one size, which a random Pad can't say
+            found[split] = other
+    return found
 
 
 def _vector_inputs(declared: Declaration) -> tuple[str, ...]:

@@ -9,7 +9,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from eval_ingest.core.task import TaskKind
-from eval_ingest.errors import UnsupportedError
 from eval_ingest.inference.node import Node, check_class_path
 from eval_ingest.inference.notes import Notes
 
@@ -83,10 +82,9 @@ def declare_task(node: Node, name: str | None = None) -> TaskDeclaration:
     check_class_path(node)
     known = _known(node)
     if known is None:
-        raise node.error(
+        raise node.unsupported(
             f"is a {node.class_path}, which can't become an eval",
             f"supported are {', '.join((*TASK_KINDS, *_PLAIN_TASKS))}",
-            UnsupportedError,
         )
     return TaskDeclaration(
         kind=known.kind,
@@ -161,15 +159,14 @@ def _images_of(node: Node) -> tuple[str, ...]:
 def _chosen_name(node: Node, tasks: dict[str, Node], chosen: str | None) -> str:
     listed = ", ".join(f"{name} ({task.class_name})" for name, task in tasks.items())
     if not tasks:
-        raise node.error("has no task", "add one to `tasks`", UnsupportedError)
+        raise node.unsupported("has no task", "add one to `tasks`")
     if chosen is not None and chosen not in tasks:
         raise node.error(f"has no task {chosen!r}", f"--task takes one of {listed}")
     if chosen is None and len(tasks) > 1:
-        raise node.error(
+        raise node.unsupported(
             f"has {len(tasks)} tasks: {listed}; an eval dataset has one",
             f"choose it, such as --task {next(iter(tasks))}; the same source may be ingested under "
             "several names",
-            UnsupportedError,
         )
     return chosen or next(iter(tasks))
 
@@ -179,9 +176,8 @@ def _check_computed(node: Node, declared: TaskDeclaration) -> None:
     name = declared.args.get("property_name")
     computed = _MULTI_TASKS.get(node.class_name)
     if computed is not None and computed.fullmatch(name.text()):
-        raise name.error(
+        raise name.unsupported(
             f"is {name.shown}, which {node.class_name} computes from other properties; that isn't "
             "supported",
             "choose another task with --task",
-            UnsupportedError,
         )

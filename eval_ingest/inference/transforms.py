@@ -6,12 +6,13 @@ that in its own way. Any other makes the images that it touches unusable, with t
 passed over. Which of the images is a modality's sample is inputs.py.
 """
 
+import itertools
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
 from eval_ingest.core.resolved import Pad
-from eval_ingest.errors import ConfigError, UnsupportedError
+from eval_ingest.errors import ConfigError
 from eval_ingest.inference.node import Node, check_class_path
 from eval_ingest.inference.notes import Notes
 
@@ -61,12 +62,15 @@ class Stream:
     """Why it can't be a sample."""
 
 
+Channel = tuple[tuple[str, str], ...]
+"""Where one channel of an image is from: (input, band) of each piece along time."""
+
+
 @dataclass
 class _Image:
     """An image on its way: transforms change it in place, and two names may mean the same one."""
 
-    tracks: tuple[tuple[Piece, ...], ...]
-    """Side by side in the channels; each of pieces stacked along time."""
+    channels: tuple[Channel, ...]
     pad: Pad | None = None
     mask: Masking | None = None
     made: bool = False
@@ -76,10 +80,20 @@ class _Image:
     decibels: bool = False
 
     def streams(self, name: str) -> list[Stream]:
-        """Each track by itself: samples hold bands of one modality together."""
+        """Channels that are from the same inputs, together."""
+        by_keys: dict[tuple[str, ...], list[Channel]] = {}
+        for channel in self.channels:
+            by_keys.setdefault(tuple(key for key, _ in channel), []).append(channel)
         return [
-            Stream(name, track, self.pad, self.mask, self.made, self.problem)
-            for track in self.tracks
+            Stream(
+                name,
+                tuple(Piece(k, tuple(c[t][1] for c in here)) for t, k in enumerate(keys)),
+                self.pad,
+                self.mask,
+                self.made,
+                self.problem,
+            )
+            for keys, here in by_keys.items()
         ]
 
 
@@ -96,8 +110,12 @@ class Replay:
     visible: list[str]
     """Images that reach the model."""
     targets: frozenset[str]
-    """Selectors of the task's target images, such as `segment/classes`."""
+    """Selectors of the tasks' target images, such as `segment/classes`."""
+    task: str | None
+    """The one of several that is ingested."""
     notes: Notes
+    chance: bool = False
+    """A Pad of random size was left out."""
     label_pad: Pad | None = None
     label_mask: Masking | None = None
     label_problem: ConfigError | None = None
@@ -128,6 +146,19 @@ class Replay:
         """The images that reach the model, in order."""
         return tuple(stream for name in self.visible for stream in self.images[name].streams(name))
 
+    def images_alone(self) -> tuple[object, ...]:
+        """What samples are of, without their Pad."""
+        return *(replace(stream, pad=None) for stream in self.outcome()), self.label_mask
+
+    def pads_beside(self, others: Mapping[str, "Replay"], image: str) -> dict[str, Pad | None]:
+        """The Pads of other splits, where they aren't the same; of the label for an image "" ."""
+        pads = {split: other.pad_of(image) for split, other in others.items()}
+        return {split: pad for split, pad in pads.items() if pad != self.pad_of(image)}
+
+    def pad_of(self, image: str) -> Pad | None:
+        """The Pad of an image that reaches the model, or of the label for ""."""
+        return self.images[image].pad if image else self.label_pad
+
     # --- selectors ---
 
     def _image(self, selector: Node, transform: Node) -> _Image | None:
@@ -141,21 +172,29 @@ class Replay:
         if transform.args.get("skip_missing").flag():
             return None
         raise selector.error(
-            f"names {name!r}, which isn't a raster input",
+            f"names {name!r}, which isn't a raster input with passthrough",
             f"there are {', '.join(self.images) or 'none'}",
             MissingError,
         )
 
-    def _target(self, selector: Node, transform: Node) -> str | None:
-        """The target that a selector such as `target/segment/classes` means, or None."""
-        name = selector.text().removeprefix("target/")
-        if name in self.targets or transform.args.get("skip_missing").flag():
-            return name if name in self.targets else None
-        raise selector.error(
-            f"names the target {name!r}, which the task doesn't have",
-            f"its images are {', '.join(sorted(self.targets)) or 'none'}",
-            MissingError,
-        )
+    def _selected(self, transform: Node, key: str) -> Iterator[tuple[Node, _Image | None]]:
+        """The images that a transform changes; None for one of the task's target images."""
+        for selector in _listed(transform.args.get(key)):
+            if not selector.text().startswith("target/"):
+                image = self._image(selector, transform)
+                if image is not None:
+                    yield selector, image
+                continue
+            name = selector.text().removeprefix("target/")
+            if name in self.targets:
+                if name.rpartition("/")[0] in ("", self.task):
+                    yield selector, None
+            elif not transform.args.get("skip_missing").flag():
+                raise selector.error(
+                    f"names the target {name!r}, which the task doesn't have",
+                    f"its images are {', '.join(sorted(self.targets)) or 'none'}",
+                    MissingError,
+                )
 
     def _write(self, selector: Node, image: _Image) -> None:
         output = selector.text().removeprefix("input/")
@@ -172,10 +211,8 @@ class Replay:
         chosen: list[_Image] = []
         for key, indices in args.get("selections").entries().items():
             if key.startswith("target/"):
-                raise indices.error(
-                    "joins targets, which isn't supported",
-                    "leave Concatenate to inputs",
-                    UnsupportedError,
+                raise indices.unsupported(
+                    "joins targets, which isn't supported", "leave Concatenate to inputs"
                 )
             image = self._image(replace(indices, value=key), node)
             if image is not None:
@@ -187,48 +224,37 @@ class Replay:
 
     def _select_bands(self, node: Node) -> None:
         """rslearn changes the image itself, so that its old name means the selected bands too."""
-        args = node.args
-        source, output = args.get("input_selector"), args.get("output_selector")
-        image = self._image(source if source.given else replace(source, value="image"), node)
-        assert image is not None or args.get("skip_missing").flag()
+        source = _or(node.args.get("input_selector"), "image")
+        image = self._image(source, node)
         if image is None:
             return
-        before = image.tracks
-        image.tracks = _with_bands(image, args.get("band_indices")).tracks
-        if len(image.tracks) == 1 and len(set(image.tracks[0][0].bands)) < len(
-            image.tracks[0][0].bands
-        ):
+        before = len(image.channels)
+        image.channels = _with_bands(image, node.args.get("band_indices")).channels
+        if len(image.channels) < before:
             self.notes.warn(
-                f"{node.place} repeats bands in place of others; samples hold each once"
+                f"{node.place} leaves {len(image.channels)} of {before} bands of {source.text()}"
             )
-        elif len(image.tracks[0][0].bands) < len(before[0][0].bands):
-            self.notes.warn(
-                f"{node.place} leaves {len(image.tracks[0][0].bands)} of "
-                f"{len(before[0][0].bands)} bands of {source.text() or 'image'}"
-            )
-        self._write(output if output.given else replace(output, value="image"), image)
+        self._write(_or(node.args.get("output_selector"), "image"), image)
 
     def _pad(self, node: Node) -> None:
         pad = self._fixed_pad(node.args)
-        for selector in _listed(node.args.get("image_selectors")):
-            if selector.text().startswith("target/"):
-                target = self._target(selector, node)
-                if pad is not None and target is not None and not target.endswith("valid"):
+        for selector, image in self._selected(node, "image_selectors"):
+            if pad is None:
+                continue
+            if image is None:
+                if not selector.text().endswith("valid"):
                     self.label_pad = pad
                 continue
-            image = self._image(selector, node)
-            if image is None or pad is None:
-                continue
             if image.pad not in (None, pad):
-                image.problem = selector.error(
+                image.problem = selector.unsupported(
                     f"pads {selector.text()!r} a second time, to {pad.size}",
                     "leave one Pad in model.yaml",
-                    UnsupportedError,
                 )
             image.pad = pad
 
     def _fixed_pad(self, args: Node) -> Pad | None:
         low, high = size_range(args.get("size"))
+        self.chance = self.chance or low is None or high is None or high - low != 1
         if low is None or high is None:
             self._drop("Pad (its size is an unset placeholder)")
             self.notes.warn(f"{args.place}: Pad is left out because its size isn't set")
@@ -238,25 +264,20 @@ class Replay:
             return None
         if low < 1:
             raise args.get("size").error(f"is {low}, but must be a positive number of pixels")
-        mode = args.get("mode").text() or "topleft"
+        mode = _or(args.get("mode"), "topleft").text()
         if mode not in ("topleft", "center"):
             raise args.get("mode").error(f"is {mode!r}, but must be topleft or center")
         return Pad(size=low, center=mode == "center")
 
     def _mask(self, node: Node) -> None:
-        args = node.args
-        selector = args.get("mask_selector")
-        mask = self._image(selector if selector.given else replace(selector, value="mask"), node)
+        mask = self._image(_or(node.args.get("mask_selector"), "mask"), node)
         if mask is None:
             return
-        masking = _masking(mask, args)
-        for selector in _listed(args.get("selectors")):
-            if selector.text().startswith("target/"):
-                if self._target(selector, node) is not None:
-                    self._mask_label(selector, masking, mask)
-                continue
-            image = self._image(selector, node)
-            if image is not None:
+        masking = _masking(mask, node.args)
+        for selector, image in self._selected(node, "selectors"):
+            if image is None:
+                self._mask_label(selector, masking, mask)
+            else:
                 _mask_image(image, mask, masking, selector)
 
     def _mask_label(self, selector: Node, masking: Masking | ConfigError, mask: _Image) -> None:
@@ -264,14 +285,13 @@ class Replay:
         if isinstance(masking, ConfigError):
             self.label_problem = masking
         elif not selector.text().endswith("/valid") or masking.value != 0:
-            self.label_problem = selector.error(
+            self.label_problem = selector.unsupported(
                 "puts other classes or numbers where a mask is, which isn't supported",
                 "mask the target's `valid` by 0 instead",
-                UnsupportedError,
             )
         elif mask.pad != self.label_pad:
-            self.label_problem = selector.error(
-                "masks a target that isn't padded as the mask is", "pad both", UnsupportedError
+            self.label_problem = selector.unsupported(
+                "masks a target that isn't padded as the mask is", "pad both"
             )
         else:
             self.label_mask = masking
@@ -279,17 +299,14 @@ class Replay:
     def _make_mask(self, node: Node) -> None:
         """A mask from a raster of classes, such as Sentinel-2's scene classification."""
         argument, default, values, usual = _MASK_MAKERS[node.class_name]
-        source = node.args.get(argument)
-        image = self._image(source if source.given else replace(source, value=default), node)
+        image = self._image(_or(node.args.get(argument), default), node)
         if image is None:
             return
         listed = tuple(float(value.number() or 0) for value in node.args.get(values).items())
-        listed = listed or usual
-        made = _Image(image.tracks, image.pad, image.mask, True, image.problem)
         hides = node.class_name == "Sentinel2SCLToMask"
-        made.shown_by = Masking("", 0.0, listed if hides else (), () if hides else listed)
-        output = node.args.get("output_selector")
-        self._write(output if output.given else replace(output, value="mask"), made)
+        shown_by = Masking("", 0.0, **{"hides" if hides else "shows": listed or usual})
+        made = replace(image, made=True, shown_by=shown_by, decibels=False)
+        self._write(_or(node.args.get("output_selector"), "mask"), made)
 
     def _to_decibels(self, node: Node) -> None:
         self._drop("Sentinel1ToDecibels (statistics and models get decibels anyway)")
@@ -300,10 +317,9 @@ class Replay:
                 continue  # it changes no sample of ours
             image.decibels = True
             if node.args.get("from_decibels").flag():
-                image.problem = node.error(
+                image.problem = node.unsupported(
                     f"{name!r} is stored in decibels, which isn't supported",
                     "leave it out with --modalities",
-                    UnsupportedError,
                 )
 
     # --- the others ---
@@ -331,11 +347,10 @@ class Replay:
             if not named:
                 self._drop(f"{name} (it selects nothing)")
                 return
-        problem = node.error(
+        problem = node.unsupported(
             f"{name} would change samples and isn't supported",
             "leave the images that it changes out with --modalities, or name a copy of model.yaml "
             "without it with --olmoearth-run-config-path",
-            UnsupportedError,
         )
         self._drop(f"{name} (not supported)")
         images = [s.text().removeprefix("input/") for s in named] or list(self.images)
@@ -351,86 +366,85 @@ class Replay:
 
 def _listed(node: Node) -> list[Node]:
     """The elements of a list, the lone text, or rslearn's usual selector where there is none."""
-    if isinstance(node.value, list | tuple):
-        return node.items()
-    return [node if node.given else replace(node, value="image")]
+    return node.items() if isinstance(node.value, list) else [_or(node, "image")]
+
+
+def _or(node: Node, default: str) -> Node:
+    """The node, with rslearn's usual text where the file has none."""
+    return node if node.given else replace(node, value=default)
 
 
 def _with_bands(image: _Image, indices: Node) -> _Image:
     """A copy with the bands at these places; an empty list keeps all."""
+    count = len(image.channels)
     wanted = [index.integer() for index in indices.items()]
-    if not wanted:
-        return replace(image)
-    channels = [(t, band) for t, track in enumerate(image.tracks) for band in track[0].bands]
-    if any(i is None or not -len(channels) <= i < len(channels) for i in wanted):
+    if any(i is None or not -count <= i < count for i in wanted):
         raise indices.error(
-            f"is {indices.shown}, but the image has {len(channels)} bands",
-            "correct the band indices",
+            f"is {indices.shown}, but the image has {count} bands", "correct the band indices"
         )
-    tracks = []
-    for t, track in enumerate(image.tracks):
-        places = [k for k, band in enumerate(channels) if band[0] == t]
-        kept = [places.index(i % len(channels)) for i in wanted
-                if i is not None and i % len(channels) in places]  # fmt: skip
-        if kept:
-            tracks.append(tuple(replace(p, bands=tuple(p.bands[k] for k in kept)) for p in track))
-    return replace(image, tracks=tuple(tracks))
+    kept = tuple(image.channels[i] for i in wanted if i is not None)
+    return replace(image, channels=kept or image.channels)
 
 
 def _side_by_side(images: list[_Image], args: Node) -> _Image:
-    """Joined along the channels: tracks that stay apart."""
-    tracks = tuple(track for image in images for track in image.tracks)
-    return _joined(images, tracks, args)
-
-
-def _in_turn(images: list[_Image], args: Node) -> _Image:
-    """Joined along time: pieces one after the other, which must have the same bands."""
-    tracks = tuple(
-        tuple(piece for track in places for piece in track)
-        for places in zip(*(image.tracks for image in images), strict=False)
-    )
-    made = _joined(images, tracks, args)
-    for pieces in tracks:
-        odd = next((piece for piece in pieces if piece.bands != pieces[0].bands), None)
-        if odd is not None or len({len(image.tracks) for image in images}) > 1:
-            last = odd or pieces[-1]
-            orders = "; ".join(f"{p.key}: {' '.join(p.bands)}" for p in (pieces[0], last))
-            made.problem = args.get("selections").error(
-                f"stacks images whose bands differ in number or order along time ({orders})",
-                "select the same bands in the same order from each",
-                UnsupportedError,
-            )
+    """Joined along the channels."""
+    made = _joined(images, tuple(c for image in images for c in image.channels), args)
+    bands = [channel[0][1] for image in images for channel in dict.fromkeys(image.channels)]
+    twice = [band for band in dict.fromkeys(bands) if bands.count(band) > 1]
+    if twice and len({key for c in made.channels for key, _ in c}) > 1:
+        made.problem = args.get("selections").unsupported(
+            f"puts {', '.join(twice)} of several images side by side, but a sample has each band "
+            "once",
+            "join them along time (concatenate_dim: 1), or leave the join out: each image is then "
+            "a timestep",
+        )
     return made
 
 
-def _joined(images: list[_Image], tracks: tuple[tuple[Piece, ...], ...], args: Node) -> _Image:
+def _in_turn(images: list[_Image], args: Node) -> _Image:
+    """Joined along time: channel by channel, which must be the same bands."""
+    channels = tuple(
+        tuple(itertools.chain(*places))
+        for places in zip(*(image.channels for image in images), strict=False)
+    )
+    made = _joined(images, channels, args)
+    orders = {" ".join(c[0][1] for c in image.channels): image for image in images}
+    if len(orders) > 1:
+        shown = "; ".join(f"{image.channels[0][0][0]}: {bands}" for bands, image in orders.items())
+        made.problem = args.get("selections").unsupported(
+            f"stacks images whose bands differ in number or order along time ({shown})",
+            "select the same bands in the same order from each",
+        )
+    elif any(len(set(channel)) < len(channel) for channel in channels):
+        made.problem = args.get("selections").unsupported(
+            "stacks an image along time more than once", "join each once"
+        )
+    return made
+
+
+def _joined(images: list[_Image], channels: tuple[Channel, ...], args: Node) -> _Image:
     first = images[0]
-    made = _Image(tracks, first.pad, first.mask, True)
+    made = _Image(channels, first.pad, first.mask, True)
     made.decibels = any(image.decibels for image in images)
     made.problem = next((image.problem for image in images if image.problem), None)
     if any((image.pad, image.mask) != (first.pad, first.mask) for image in images):
-        made.problem = args.error(
+        made.problem = args.unsupported(
             "joins images of which only some are padded or masked alike",
             "pad and mask the joined image instead",
-            UnsupportedError,
         )
     return made
 
 
 def _masking(mask: _Image, args: Node) -> Masking | ConfigError:
     """What a Mask does, or why it can't be followed."""
-    pieces = [piece for track in mask.tracks for piece in track]
-    if mask.problem or mask.mask or len(pieces) != 1 or len(pieces[0].bands) != 1:
-        return mask.problem or args.error(
+    if mask.problem or mask.mask or len(mask.channels) != 1 or len(mask.channels[0]) != 1:
+        return mask.problem or args.unsupported(
             "masks by an image that isn't one input of one band, which isn't supported",
             "leave the masked images out with --modalities",
-            UnsupportedError,
         )
+    shown_by = mask.shown_by or Masking("", 0.0)
     value = args.get("mask_value").number() or 0.0
-    made = mask.shown_by
-    if made is None:
-        return Masking(pieces[0].key, value)
-    return replace(made, key=pieces[0].key, value=value)
+    return replace(shown_by, key=mask.channels[0][0][0], value=value)
 
 
 def _mask_image(
@@ -439,14 +453,13 @@ def _mask_image(
     if isinstance(masking, ConfigError):
         image.problem = masking
     elif image.pad != mask.pad or (image.pad and masking.value != 0):
-        image.problem = selector.error(
-            "is padded before it is masked", "mask first, then pad", UnsupportedError
+        image.problem = selector.unsupported(
+            "is padded before it is masked", "mask first, then pad"
         )
     elif image.decibels or image.mask not in (None, masking):
-        image.problem = selector.error(
+        image.problem = selector.unsupported(
             "is masked twice, or in decibels, which isn't supported",
             "mask once, before Sentinel1ToDecibels",
-            UnsupportedError,
         )
     else:
         image.mask = masking
@@ -455,17 +468,17 @@ def _mask_image(
 def replay(
     transforms: Iterable[Node],
     bands: Mapping[str, tuple[str, ...]],
-    visible: Iterable[str],
     targets: Iterable[str],
+    task: str | None,
     notes: Notes,
 ) -> Replay:
-    """Replay transforms on raster inputs of these bands, of which some reach the model.
+    """Replay transforms on raster inputs of these bands: those that are passed through.
 
     Raises:
         MissingError: a transform names an image or a target that isn't there.
     """
-    images = {key: _Image(((Piece(key, names),),)) for key, names in bands.items()}
-    return Replay(images, list(visible), frozenset(targets), notes).run(transforms)
+    images = {k: _Image(tuple(((k, band),) for band in names)) for k, names in bands.items()}
+    return Replay(images, list(images), frozenset(targets), task, notes).run(transforms)
 
 
 def size_range(node: Node) -> tuple[int | None, int | None]:

@@ -1,18 +1,39 @@
 """What is told about a dataset in tables, for the HTML page and for the card."""
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from eval_ingest.core.columns import numbers
+from eval_ingest.core.entry import Metadata, Version
 from eval_ingest.core.resolved import ModalityInput
+from eval_ingest.core.signal import Signal
 from eval_ingest.core.spec import SPLITS
 from eval_ingest.report.terminal import size, task_text
 from eval_ingest.report.view import View
 
 Rows = list[list[str]]
 """A table: the heads, then the lines."""
+
+
+@dataclass(frozen=True)
+class Board:
+    """Scores of a dataset."""
+
+    title: str
+    rows: Rows
+
+
+def history_table(metadata: Metadata) -> Rows:
+    """The versions that were published, the newest first."""
+    rows = [["version", "published", *(f"{split}" for split in SPLITS), "invalid", "verdict"]]
+    for found in (Version.of(metadata), *reversed(metadata.history)):
+        counts = [f"{found.counts.get(split, 0):,}" for split in SPLITS]
+        date = found.published_at.partition("T")[0]
+        rows.append([found.fingerprint[:8], date, *counts, f"{found.invalid:,}", found.verdict])
+    return rows
 
 
 def facts(view: View) -> Rows:
@@ -33,6 +54,10 @@ def facts(view: View) -> Rows:
         ["licence", metadata.spec.licence or "not stated"],
         ["published", f"{published}, version {metadata.fingerprint}"],
     ]
+    signal = Signal.of(metadata.signal)
+    if signal is not None:
+        first, *more = signal.lines()
+        rows.append(["signal", "; ".join([first.removeprefix("signal: "), *map(str.strip, more)])])
     if metadata.invalid:
         reasons = ", ".join(f"{count:,} {code}" for code, count in metadata.invalid.items())
         text = f"{sum(metadata.invalid.values()):,} of {metadata.n_windows:,}: {reasons}"

@@ -1,14 +1,16 @@
 """What the command line prints: plain lines, made from values."""
 
+import os
 import re
 import shutil
 import sys
 import textwrap
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Self, TextIO
 
 from eval_ingest.core.entry import Metadata, is_ours, listed, members, split_counts
+from eval_ingest.core.signal import Signal
 from eval_ingest.core.spec import SPLITS, DatasetSpec
 from eval_ingest.core.task import Task
 from eval_ingest.redaction import on_one_line, redacted, shown
@@ -23,7 +25,8 @@ if TYPE_CHECKING:
 class Progress:
     """A line that tells rate and remaining time, on a terminal; nothing where output is kept."""
 
-    def __init__(self, quiet: bool = False) -> None:
+    def __init__(self, quiet: bool = False, check: Callable[[], None] = lambda: None) -> None:
+        self._quiet, self._check = quiet, check
         self._shown = sys.stderr.isatty() and not quiet
         self._what, self._started, self._last = "", 0.0, 0.0
 
@@ -35,6 +38,7 @@ class Progress:
 
     def __call__(self, what: str, done: int, total: int) -> None:
         """Tell that `done` of `total` (0: unknown) are done."""
+        self._check()
         now = time.monotonic()
         if what != self._what:
             self._what, self._started, self._last = what, now, 0.0
@@ -50,14 +54,31 @@ class Progress:
         sys.stderr.flush()
 
     def line(self, text: str) -> None:
-        """Print a line for good."""
+        """Print a line for good, unless the output is for programs."""
+        self._check()
         self._clear()
-        print("\n".join(fitted([text])), flush=True)
+        if not self._quiet:
+            say("\n".join(fitted([text])), "nobody reads this any more; it goes on to its end")
 
     def _clear(self) -> None:
         if self._shown and self._what:
             sys.stderr.write("\r\x1b[2K")
             sys.stderr.flush()
+
+
+def say(text: str, unread: str = "") -> None:
+    """Print for good; a pipe that is closed stops nothing.
+
+    Args:
+        text: what is printed.
+        unread: what is told instead, once, where nobody reads it.
+    """
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if unread:
+            print(unread, file=sys.stderr)
 
 
 def _clock(seconds: float) -> str:
@@ -485,6 +506,8 @@ def info_lines(metadata: Metadata, path: str) -> list[str]:
     lines += [f"  {name:<{wide}}  {text}" for name, text in facts]
     lines += split_lines(metadata.split_report, [known.name for known in config.task.classes])
     lines += quality_lines(metadata.quality)
+    signal = Signal.of(metadata.signal)
+    lines += [] if signal is None else signal.lines()
     lines += [f"warning: {text}" for text in metadata.warnings]
     lines.append(f'use it: EvalDataset("{metadata.name}", split="train")')
     return lines

@@ -1,20 +1,22 @@
 """Write everything that a report is: pictures, page and card."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from eval_ingest.core.quality import quality_report
-from eval_ingest.report.card import dataset_card
-from eval_ingest.report.page import html_page
+from eval_ingest.report.page import dataset_card, html_page
 from eval_ingest.report.pictures import all_pictures
+from eval_ingest.report.tables import Board
 from eval_ingest.report.view import open_view
 from eval_ingest.store.atomic import write_bytes
 from eval_ingest.store.roots.base import EvalRoot
 
 
-def write_report(root: EvalRoot, name: str) -> list[Path]:
+def write_report(root: EvalRoot, name: str, scores: Sequence[Board] = ()) -> list[Path]:
     """Write {name}/report/*.png, {name}/report/report.html and {name}/README.md.
 
     Beside the windows of another tool the card is {name}/report/README.md: the other may be its.
+    `scores` are what sweeps found, for the page.
 
     Raises:
         UnknownDatasetError: there is no such dataset.
@@ -22,11 +24,11 @@ def write_report(root: EvalRoot, name: str) -> list[Path]:
         StoreError: the eval root can't be written.
     """
     view = open_view(root, name)
-    quality = quality_report(view.index, view.assignment, view.metadata.config)
+    quality = quality_report(view.index, view.assignment, view.metadata.config, view.metadata.name)
     pictures = all_pictures(view)
     folder = root.dataset(name).layout.path
     files = {folder / "report" / f"{p.name}.png": p.png for p in pictures}
-    files[folder / "report" / "report.html"] = html_page(view, quality, pictures).encode()
+    files[folder / "report" / "report.html"] = html_page(view, quality, pictures, scores).encode()
     inside = "" if view.metadata.spec.adopted else "report/"
     card = folder / "README.md" if inside else folder / "report" / "README.md"
     files[card] = dataset_card(view, quality, pictures, inside).encode()

@@ -1,6 +1,7 @@
 """The datasets we know: specs in YAML, built in and added."""
 
 import os
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from importlib.resources import files
 from importlib.resources.abc import Traversable
@@ -10,11 +11,20 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from eval_ingest.background import Call
 from eval_ingest.core.plain_yaml import YamlProblem, load_yaml
 from eval_ingest.core.spec import DatasetSpec
-from eval_ingest.errors import EvalIngestError, SpecError, StoreError, UnknownDatasetError
+from eval_ingest.errors import (
+    EvalIngestError,
+    SettingsError,
+    SpecError,
+    StoreError,
+    UnknownDatasetError,
+)
+from eval_ingest.objects.filesystems import weka_mount
+from eval_ingest.redaction import redacted
 from eval_ingest.settings import Settings
-from eval_ingest.store.atomic import remove_file, store_error, write_bytes
+from eval_ingest.store.atomic import remove_path, store_error, store_errors, write_bytes
 from eval_ingest.store.roots.open import open_root
 
 BUILT_IN = "built in"
@@ -50,21 +60,25 @@ def read_catalog(
         SpecError: a spec is wrong; names the file.
         StoreError: a spec or the folder of added specs can't be read.
     """
-    specs = _read_folder(files("eval_ingest").joinpath("catalog"), broken)
+
+    def tell(where: str, error: EvalIngestError) -> None:
+        if broken is None:
+            raise error
+        broken[where] = error
+
+    specs = _read_folder(files("eval_ingest").joinpath("catalog"), tell)
     try:
         folder = catalog_folder(settings)
     except StoreError as error:
-        if broken is None:
-            raise
-        broken[settings.eval_root] = error
+        tell(settings.eval_root, error)
         folder = None
     if folder is not None:
-        specs.update(_read_folder(folder, broken))
+        specs.update(_read_folder(folder, tell))
     return dict(sorted(specs.items()))
 
 
 def _read_folder(
-    folder: Traversable | Path, broken: dict[str, EvalIngestError] | None
+    folder: Traversable | Path, tell: Callable[[str, EvalIngestError], None]
 ) -> dict[str, DatasetSpec]:
     found = {}
     try:
@@ -72,28 +86,22 @@ def _read_folder(
     except (FileNotFoundError, NotADirectoryError):
         return {}
     except OSError as error:
-        if broken is None:
-            raise store_error(str(folder), "listing", error) from error
-        broken[str(folder)] = store_error(str(folder), "listing", error)
+        tell(str(folder), store_error(str(folder), "listing", error))
         return {}
     for path in paths:
         if path.name.endswith((".yaml", ".yml")) and not path.name.startswith("."):
             try:
                 spec = _read_spec(path)
-            except EvalIngestError as error:
-                if broken is None:
-                    raise
-                broken[str(path)] = error
-            else:
                 found[spec.name] = spec
+            except EvalIngestError as error:
+                tell(str(path), error)
     return found
 
 
 def _read_spec(path: Traversable | Path) -> DatasetSpec:
     try:
-        text = path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise store_error(str(path), "reading", error) from error
+        with store_errors("reading", str(path)):
+            text = path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         raise SpecError(f"{path} is not UTF-8 text: {error}") from error
     spec = parse_spec(text, str(path))
@@ -139,6 +147,38 @@ def find_spec(settings: Settings, name: str) -> DatasetSpec:
     return specs[name]
 
 
+LOOK_S = 2.0
+
+
+def shown_source(settings: Settings, spec: DatasetSpec) -> str:
+    """Where a dataset comes from, without variables, as far as those are set."""
+    try:
+        return redacted(settings.expand(spec.source))
+    except SettingsError:
+        return redacted(spec.source)
+
+
+def out_of_reach(settings: Settings, specs: Mapping[str, DatasetSpec]) -> dict[str, str]:
+    """Why the sources of some datasets can't be had from this machine, by name.
+
+    Folders are looked at, as long as mounts answer; buckets are not asked.
+    """
+
+    def why(spec: DatasetSpec) -> str:
+        try:
+            source = settings.expand(spec.source)
+        except SettingsError as error:
+            return str(error)
+        path = str(weka_mount(source) or source.removeprefix("file://"))
+        if path.startswith("weka://") and settings.weka_endpoint_url is None:
+            return f"{'/'.join(path.split('/')[:3])} is not mounted here"
+        there = "://" in path or os.path.exists(os.path.expanduser(path))
+        return "" if there else f"{path} is not on this machine"
+
+    look = Call(lambda: {name: text for name, spec in specs.items() if (text := why(spec))})
+    return look.result() if look.wait(LOOK_S) else {}
+
+
 def absolute(source: str) -> str:
     """A path as every folder finds it; a URL, or what a variable is to give, stays as it is."""
     if "://" in source or source.startswith("$"):
@@ -155,11 +195,8 @@ def add_spec(settings: Settings, spec: DatasetSpec) -> Path:
     Raises:
         StoreError: the folder can't be reached or written.
     """
-    folder, root = catalog_folder(settings), None
-    if settings.catalog is None:
-        root = open_root(settings)  # raises, saying why, where there is no folder
-        folder = root.layout.catalog
-    assert folder is not None
+    # Where there is no folder, this raises and says why.
+    folder = catalog_folder(settings) or open_root(settings).layout.catalog
     values = spec.model_dump(mode="json", by_alias=True, exclude_defaults=True)
     values |= {key: absolute(values[key]) for key in ("source", "config") if key in values}
     forget_removed(settings, spec.name)
@@ -167,8 +204,7 @@ def add_spec(settings: Settings, spec: DatasetSpec) -> Path:
     text = yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
     if not path.exists() or path.read_text(encoding="utf-8") != text:
         write_bytes(path, text.encode())
-    if root is not None:
-        root.send(path)
+    _send(settings, path)
     return path
 
 
@@ -235,7 +271,7 @@ def drop_spec(settings: Settings, name: str) -> None:
     if folder is not None:
         specs = [folder / f"{name}{ending}" for ending in (".yaml", ".yml")]
         for spec in specs:
-            remove_file(spec)
+            remove_path(spec)
         _send(settings, *specs)
 
 
@@ -249,7 +285,7 @@ def forget_removed(settings: Settings, name: str) -> bool:
     path = None if folder is None else folder / f"{name}{_REMOVED}"
     if path is None or not path.exists():
         return False
-    remove_file(path)
+    remove_path(path)
     _send(settings, path)
     return True
 

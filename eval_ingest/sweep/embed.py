@@ -15,6 +15,7 @@ import itertools
 import os
 import time
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -30,7 +31,7 @@ from eval_ingest.loading import EvalDataset
 from eval_ingest.store.atomic import read_json, write_json, written_aside
 from eval_ingest.sweep.encoders.base import Embeddings, Encoder
 
-VERSION = 3
+VERSION = 4
 
 _BATCH_BYTES = 48 << 20
 """Batches are made of about this many bytes of pixels."""
@@ -52,13 +53,19 @@ class Embedded:
     """What making it took."""
     windows: NDArray[np.int64] | None = None
     """(N,) the number of each sample's window; None: each is of its own."""
+    pooling: str = "mean"
+    """How a window's patches became one vector, where they did; `own`: the encoder's way."""
 
     def __len__(self) -> int:
         return len(self.places)
 
 
 def embed_split(
-    dataset: EvalDataset, encoder: Encoder, cache: Path, progress: Progress = no_progress
+    dataset: EvalDataset,
+    encoder: Encoder,
+    cache: Path,
+    progress: Progress = no_progress,
+    pooling: str = "mean",
 ) -> Embedded:
     """A split's embeddings, from the cache if they are there.
 
@@ -67,23 +74,24 @@ def embed_split(
         encoder: the frozen encoder.
         cache: the cache folder.
         progress: called with (what, windows done, windows).
+        pooling: how patches become one vector a window: mean, max or center.
 
     Raises:
         SweepError: sizes don't fit the patch size, the encoder fails or returns something else
             than it should, or the cache can't be written.
     """
-    folder = cache / "embeddings" / embedding_key(dataset, encoder)
+    folder = cache / "embeddings" / embedding_key(dataset, encoder, pooling)
     found = _read(folder)
     if found is None:
         writable(cache, "set EVAL_INGEST_CACHE to a folder of yours")
-        _write(folder, dataset, encoder, progress)
+        _write(folder, dataset, encoder, progress, pooling)
         found = _read(folder)
     if found is None:
         raise SweepError(f"{folder} was written but can't be read; remove it and run again")
     return found
 
 
-def embedding_key(dataset: EvalDataset, encoder: Encoder) -> str:
+def embedding_key(dataset: EvalDataset, encoder: Encoder, pooling: str = "mean") -> str:
     """The cache key of a split's embeddings."""
     return fingerprint(
         "embeddings",
@@ -95,6 +103,7 @@ def embedding_key(dataset: EvalDataset, encoder: Encoder) -> str:
         dataset.split,
         encoder.normalize,
         encoder.method,
+        pooling,
         {name: list(bands) for name, bands in dataset.bands.items()},
     )
 
@@ -132,6 +141,7 @@ def _read(folder: Path) -> Embedded | None:
             np.load(folder / "places.npy", allow_pickle=False),
             float(facts["seconds"]),
             np.load(folder / "windows.npy", allow_pickle=False),
+            str(facts["pooling"]),
         )
     except (OSError, ValueError):
         return None  # damaged or half deleted: made anew
@@ -140,15 +150,17 @@ def _read(folder: Path) -> Embedded | None:
 # ---------------------------------------------------------------------------------- writing
 
 
-def _write(folder: Path, dataset: EvalDataset, encoder: Encoder, progress: Progress) -> None:
+def _write(
+    folder: Path, dataset: EvalDataset, encoder: Encoder, progress: Progress, pooling: str
+) -> None:
     started = time.monotonic()
     places = np.zeros((len(dataset), 4), np.int64)
     targets: list[NDArray[Any]] = []
-    rows = width = 0
+    rows, width, pooled = 0, 0, pooling
     with written_aside(folder / "features.f32") as temporary, open(temporary, "wb") as stream:
-        for batch in embedded_batches(dataset, encoder, progress):
+        for batch in embedded_batches(dataset, encoder, progress, pooling=pooling):
             rows = batch.place(places, rows)
-            width = batch.features.shape[1]
+            width, pooled = batch.features.shape[1], batch.pooling
             stream.write(batch.features.data)
             targets.append(batch.labels)
     arrays = {"target": np.concatenate(targets), "places": places}
@@ -158,6 +170,7 @@ def _write(folder: Path, dataset: EvalDataset, encoder: Encoder, progress: Progr
     facts = {
         "version": VERSION, "rows": rows, "width": width, "encoder": encoder.name,
         "weights": encoder.weights, "dataset": dataset.name, "split": dataset.split,
+        "pooling": pooled,
         "dataset_version": dataset.metadata.fingerprint,
         "seconds": round(time.monotonic() - started, 3),
     }  # fmt: skip
@@ -178,6 +191,8 @@ class EmbeddedBatch(NamedTuple):
     """(B x rows of a window, Q)"""
     grid: tuple[int, int]
     """Rows and columns of a window's patches."""
+    pooling: str = "mean"
+    """See Embedded."""
 
     def place(self, places: NDArray[np.int64], first: int) -> int:
         """Note where the windows' rows are if they begin at `first`; returns where they end."""
@@ -193,6 +208,7 @@ def embedded_batches(
     progress: Progress = no_progress,
     batch_size: int | None = None,
     shard: tuple[int, int] = (0, 1),
+    pooling: str = "mean",
 ) -> Iterator[EmbeddedBatch]:
     """A split's embeddings batch by batch.
 
@@ -202,6 +218,7 @@ def embedded_batches(
         progress: called with (what, windows done, windows).
         batch_size: default: what makes a batch of some tens of MiB of pixels.
         shard: (k, n): every n-th batch from the k-th on, so that n processes share the work.
+        pooling: how patches become one vector a window: mean, max or center.
 
     Raises:
         SweepError: sizes don't fit the patch size, or the encoder fails or returns something else
@@ -210,10 +227,12 @@ def embedded_batches(
     what = f"{encoder.name} on {dataset.name} {dataset.split}"
     place_of = {dataset.key(i): i for i in range(len(dataset))}
     size = batch_size or _batch_size(dataset)
+    if hasattr(encoder, "pooling"):
+        encoder.pooling = "max" if pooling == "max" else "mean"
     width = done = 0
-    for batch in dataset.batches(size, bucket=True, shard=shard):
+    for batch in _ahead(dataset.batches(size, bucket=True, shard=shard)):
         _check_size(dataset, encoder, batch)
-        features, labels, grid = _embed(dataset, encoder, batch)
+        features, labels, grid, pooled = _embed(dataset, encoder, batch, pooling)
         if width not in (0, features.shape[1]):
             raise SweepError(
                 f"encoder {encoder.name} on {dataset.name}: embeddings of {width} values, "
@@ -223,9 +242,18 @@ def embedded_batches(
         corners = batch.get("crop") or itertools.repeat(None)
         keys = zip(batch["window"], corners, strict=False)
         indices = np.array([place_of[key] for key in keys])
-        yield EmbeddedBatch(indices, features, labels, grid)
+        yield EmbeddedBatch(indices, features, labels, grid, pooled)
         done += len(indices)
         progress(what, done, len(dataset))
+
+
+def _ahead(batches: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """Batches, of which the next is read while one is looked at."""
+    with ThreadPoolExecutor(1, "eval_ingest_read") as reader:
+        pending = reader.submit(next, batches, None)
+        while (batch := pending.result()) is not None:
+            pending = reader.submit(next, batches, None)
+            yield batch
 
 
 def joined(batches: Iterable[EmbeddedBatch], dataset: EvalDataset, seconds: float) -> Embedded:
@@ -242,6 +270,7 @@ def joined(batches: Iterable[EmbeddedBatch], dataset: EvalDataset, seconds: floa
         places,
         seconds,
         _window_numbers(dataset),
+        found[0].pooling,
     )
 
 
@@ -271,9 +300,9 @@ def _check_size(dataset: EvalDataset, encoder: Encoder, batch: dict[str, Any]) -
 
 
 def _embed(
-    dataset: EvalDataset, encoder: Encoder, batch: dict[str, Any]
-) -> tuple[NDArray[np.float32], NDArray[Any], tuple[int, int]]:
-    """Rows (R, D) of a batch, their labels (R, Q), and the rows and columns of patches."""
+    dataset: EvalDataset, encoder: Encoder, batch: dict[str, Any], pooling: str
+) -> tuple[NDArray[np.float32], NDArray[Any], tuple[int, int], str]:
+    """Rows (R, D) of a batch, labels (R, Q), rows and columns of patches, and how it is pooled."""
     try:
         with torch.no_grad():
             found = encoder.embed(batch, dataset)
@@ -303,9 +332,7 @@ def _embed(
         # Labels lie as pixels do: (B, h, w) patches of p x p.
         labels = target.view(batch_size, h, p, w, p).permute(0, 1, 3, 2, 4).reshape(-1, p * p)
     else:
-        pooled = found.pooled
-        if pooled is None and found.patches is not None:
-            pooled = found.patches.flatten(1, -2).mean(1)
+        pooled, pooling = _pooled(found, pooling, hasattr(encoder, "pooling"))
         if pooled is None or pooled.ndim != 2 or len(pooled) != batch_size:
             raise _wrong(dataset, encoder, "pooled", (batch_size, "D"), pooled)
         vectors, labels, (h, w) = pooled, target[:, None], (1, 1)
@@ -320,7 +347,23 @@ def _embed(
             f"{cause}"
         )
     kind = np.int16 if dataset.task.kind.has_classes else np.float32
-    return vectors.numpy(), labels.numpy().astype(kind), (h, w)
+    return vectors.numpy(), labels.numpy().astype(kind), (h, w), pooling
+
+
+def _pooled(found: Embeddings, pooling: str, by_token: bool) -> tuple[torch.Tensor | None, str]:
+    """One vector (B, D) a window, and how it came to be; `by_token`: the encoder's is so pooled.
+
+    The middle is where the existing OlmoEarth eval code has it: row h // 2, column w // 2.
+    """
+    patches, own = found
+    if own is not None and (pooling == "mean" or (by_token and pooling == "max")):
+        return own, pooling
+    if patches is None or patches.ndim != 4:
+        return own if patches is None else patches.flatten(1, -2).mean(1), "own"
+    if pooling == "center":
+        return patches[:, patches.shape[1] // 2, patches.shape[2] // 2], pooling
+    flat = patches.flatten(1, 2)
+    return flat.amax(1) if pooling == "max" else flat.mean(1), pooling
 
 
 def _wrong(

@@ -13,24 +13,18 @@ from typing import Any, Literal
 
 import torch
 
-from eval_ingest.core.entry import Metadata
 from eval_ingest.core.eval_settings import EvalSettings
-from eval_ingest.engine import no_progress
-from eval_ingest.errors import EvalIngestError, SweepError
+from eval_ingest.errors import EvalIngestError
 from eval_ingest.loading import EvalDataset
 from eval_ingest.settings import Settings
-from eval_ingest.store.registry import require_metadata
 from eval_ingest.store.roots.open import open_root
 from eval_ingest.sweep.embed import Embedded, EmbeddedBatch, embedded_batches, joined
 from eval_ingest.sweep.encoders.base import Encoder
-from eval_ingest.sweep.encoders.module import Adapter, encoder_of, undisturbed
-from eval_ingest.sweep.encoders.registry import load_encoder
-from eval_ingest.sweep.plan import ALL, SweepPlan
+from eval_ingest.sweep.encoders.module import Adapter, undisturbed
 from eval_ingest.sweep.ranks import Ranks, ranks
-from eval_ingest.sweep.results import Failure, Row, write_row, write_tables
-from eval_ingest.sweep.run import choose_device
-from eval_ingest.sweep.scoring import Case, Scoring, Splits, label_fractions, require_windows
-from eval_ingest.sweep.suite import Suite
+from eval_ingest.sweep.results import Failure, Row, write_tables
+from eval_ingest.sweep.scoring import Encoders, Scorer, choose_device
+from eval_ingest.sweep.suite import ALL, Suite
 
 _COLUMNS = ("dataset", "metric", "score", "95% interval", "train", "scored", "seconds")
 
@@ -153,118 +147,50 @@ def evaluate(
         normalize=normalize,
         method=method,
     )
-    eval_root = open_root(Settings.load(), root)
-    # The plan's check of names and values; its encoder is the model.
-    plan = suite.model_copy(update={"encoders": ("pixels",)}).plan(Path(out or "."))
-    plan = plan.checked(eval_root)
+    settings = Settings.load()
+    eval_root = open_root(settings, root)
+    suite = suite.checked(eval_root)
     there = _device_of(model, device)
-    encoders = _Encoders(model, adapter, plan, there)
+    encoders = Encoders(model, suite, there, adapter)
     encoder = encoders.of(EvalSettings())
     precision = torch.autocast(there.type, dtype) if dtype else nullcontext()
     found = Evaluation([])
     with ranks() as together, undisturbed(model, there), precision:
-        run = _Run(encoders, plan, suite.max_train_samples, batch_size, together, out is not None)
-        scoring = Scoring(eval_root, plan.split, plan.probe, run.embed, there, no_progress)
-        for name in plan.datasets:
+        scorer = Scorer(
+            suite, eval_root, encoders, _embedding(together, batch_size), settings,
+            None if out is None else Path(out), ranks=together,
+        )  # fmt: skip
+        for name in suite.datasets:
             try:
-                found.rows.extend(run.score(scoring, name))
+                found.rows.extend(scorer.dataset(name)[0])
             except EvalIngestError as error:
-                if len(plan.datasets) == 1:
+                if len(suite.datasets) == 1:
                     raise
                 found.failures.append(Failure(encoder.name, name, str(error)))
         if out is not None and together.rank == 0:
-            write_tables(plan.out, found.rows)
+            write_tables(Path(out), found.rows)
     return Evaluation(found.rows, found.failures, time.monotonic() - started)
 
 
-@dataclass(frozen=True)
-class _Run:
-    """An evaluation that is going on."""
+def _embedding(
+    together: Ranks, batch_size: int | None
+) -> Callable[[EvalDataset, Encoder, str], Embedded]:
+    """What embeds a split in memory: all of it on rank 0, nothing where no probe is trained."""
 
-    encoders: "_Encoders"
-    plan: SweepPlan
-    max_train_samples: int | None
-    batch_size: int | None
-    ranks: Ranks
-    keep: bool
-
-    def score(self, scoring: Scoring, name: str) -> list[Row]:
-        """The scores on one dataset, one for each label fraction and seed."""
-        metadata = require_metadata(scoring.root, name)
-        encoder = self.encoders.of(metadata.spec.eval)
-        probe = scoring.probe_of(metadata)
-        require_windows(metadata, self.plan.split)
-        fractions = label_fractions(metadata, self.plan.label_fractions)
-        cases = [Case(fraction, seed, "") for fraction in fractions for seed in self.plan.seeds]
-        # One draw alone needs no other train windows; several are drawn from all that are embedded.
-        drawn = self._drawn(cases[0]) if len(cases) == 1 else self._drawn(Case(1.0, 42, ""))
-        splits = Splits.of(scoring, encoder, metadata, drawn, whole=len(cases) > 1)
-        return self.ranks.from_first(
-            lambda: [self._row(scoring, encoder, metadata, probe, splits, case) for case in cases]
-        )
-
-    def _row(
-        self,
-        scoring: Scoring,
-        encoder: Encoder,
-        metadata: Metadata,
-        probe: str,
-        splits: Splits,
-        case: Case,
-    ) -> Row:
-        with torch.set_grad_enabled(True), torch.autocast(scoring.device.type, enabled=False):
-            row = scoring.row(encoder, metadata, probe, splits, case)
-        if self.keep:
-            row = row.model_copy(update={"key": f"{row.dataset}-{time.time_ns()}"})
-            write_row(self.plan.out, row)
-        return row
-
-    def _drawn(self, case: Case) -> dict[str, Any]:
-        return {
-            "label_fraction": case.label_fraction,
-            "seed": case.seed,
-            "max_samples": self.max_train_samples,
-        }
-
-    def embed(self, dataset: EvalDataset, encoder: Encoder) -> Embedded:
-        """A split's embeddings on rank 0; empty ones elsewhere, where no probe is trained."""
+    def embed(dataset: EvalDataset, encoder: Encoder, pooling: str) -> Embedded:
         started = time.monotonic()
 
         def share() -> list[EmbeddedBatch]:
             return list(
                 embedded_batches(
-                    dataset, encoder, batch_size=self.batch_size, shard=self.ranks.shard
+                    dataset, encoder, batch_size=batch_size, shard=together.shard, pooling=pooling
                 )
             )
 
-        batches = self.ranks.interleaved(share)
+        batches = together.interleaved(share)
         return joined(batches, dataset, time.monotonic() - started)
 
-
-@dataclass(frozen=True)
-class _Encoders:
-    """The model as an encoder, for each patch size that datasets ask for."""
-
-    model: Any
-    adapter: Adapter | None
-    plan: SweepPlan
-    device: torch.device
-    loaded: dict[int, Encoder] = field(default_factory=dict)
-
-    def of(self, settings: EvalSettings) -> Encoder:
-        """The encoder for a dataset with these settings."""
-        size = self.plan.patch_size_for(settings)
-        if size not in self.loaded:
-            self.loaded[size] = self.plan.normalised(self._load(size))
-        return self.loaded[size]
-
-    def _load(self, patch_size: int) -> Encoder:
-        if not isinstance(self.model, str):
-            found: Encoder = encoder_of(self.model, self.adapter, patch_size, self.device)
-            return found
-        if self.adapter is not None:
-            raise SweepError(f"{self.model!r} is an encoder by name, which needs no adapter")
-        return load_encoder(self.model, patch_size, self.device)
+    return embed
 
 
 def _suite(datasets: str | Path | Sequence[str] | Suite, **given: Any) -> Suite:

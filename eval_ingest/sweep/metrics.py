@@ -123,20 +123,13 @@ class Tally:
         n = len(self.counts)
         if np.count_nonzero(self.counts.reshape(n, -1).any(axis=1)) < 2:
             return float("nan"), float("nan")
-        rng = np.random.default_rng(seed)
-        flat = self.counts.reshape(n, -1)
-        found = []
         if self.ranked is not None and self._primary in RANKING:
             allowed = _RANKED_AT_MOST // max(self.ranked.scores.size, 1)
             resamples = min(resamples, max(allowed, _FEW_RESAMPLES))
+        rng, found = np.random.default_rng(seed), []
         for start in range(0, resamples, _RESAMPLES_AT_ONCE):
             size = min(_RESAMPLES_AT_ONCE, resamples - start)
-            times = rng.multinomial(n, np.full(n, 1 / n), size=size)
-            if self.ranked is not None and self._primary in RANKING:
-                found.append(self.ranked.areas(times)[self._primary])
-                continue
-            sums = (times @ flat).reshape(size, *self.counts.shape[1:])
-            found.append(_metric(self.kind, sums, self._primary))
+            found.append(self.redrawn(rng.multinomial(n, np.full(n, 1 / n), size=size)))
         values = np.concatenate(found)
         values = values[np.isfinite(values)]
         if not len(values):
@@ -144,14 +137,22 @@ class Tally:
         low, high = np.percentile(values, [2.5, 97.5])
         return float(low), float(high)
 
+    def redrawn(self, times: Array) -> NDArray[np.float64]:
+        """(B,) the primary score of draws that have each window so many times, (B, N)."""
+        if self.ranked is not None and self._primary in RANKING:
+            return self.ranked.areas(times)[self._primary]
+        sums = times @ self.counts.reshape(len(self.counts), -1)
+        return np.asarray(
+            _metric(self.kind, sums.reshape(len(times), *self.counts.shape[1:]), self._primary)
+        )
+
 
 def tally(
     kind: TaskKind,
     num_classes: int,
     predicted: Array,
     target: Array,
-    windows: Array,
-    n: int,
+    windows: Array | None = None,
     scores: Array | None = None,
     metric: str = "",
 ) -> Tally:
@@ -162,70 +163,42 @@ def tally(
         num_classes: of the task.
         predicted: (R, Q) class ids, or numbers.
         target: (R, Q), -1 or NaN where there is no label.
-        windows: (R,) the window of each row.
-        n: windows.
+        windows: (R,) the number of each row's window, from 0; None: all are of one, where only
+            the scores are wanted.
         scores: (labels that are there, C) float32, of every class; for areas under curves.
         metric: what the task is judged by; empty: what its kind is.
 
     Raises:
         SweepError: nothing is labelled.
     """
-    window = np.repeat(windows, target.shape[1])
+    n = 1 if windows is None else int(windows.max(initial=-1)) + 1
+    window = np.zeros(1, np.int64) if windows is None else np.repeat(windows, target.shape[1])
     predicted, target = predicted.reshape(-1), target.reshape(-1)
     valid = target != IGNORE_LABEL if kind.has_classes else np.isfinite(target)
     if not valid.any():
         raise SweepError("no window of the split has a label; it can't be scored")
-    predicted, target, window = predicted[valid], target[valid], window[valid]
+    if not valid.all():
+        predicted, target = predicted[valid], target[valid]
+        window = window if windows is None else window[valid]
     if not kind.has_classes:
         return Tally(kind, _errors(predicted, target, window, n), metric=metric)
+    target, classes = target.astype(np.int64), num_classes
     right = predicted == target
-    classes = num_classes
-    counts = np.stack(
-        [
-            np.bincount(where * classes + ids, minlength=n * classes).reshape(n, classes)
-            for where, ids in (
-                (window[right], target[right].astype(np.int64)),
-                (window[~right], predicted[~right].astype(np.int64)),
-                (window[~right], target[~right].astype(np.int64)),
-            )
-        ],
-        axis=1,
-    )
-    ranked = None if scores is None else Ranked(scores, target, window)
-    if classes > MAX_CONFUSED:
-        return Tally(kind, counts.astype(np.float64), None, ranked, metric)
-    pairs = target.astype(np.int64) * classes + predicted
-    confusion = np.bincount(pairs, minlength=classes**2).reshape(classes, classes)
+
+    def counted(ids: Array, which: Any = ...) -> NDArray[np.int64]:
+        place = ids if windows is None else window * classes + ids
+        return np.bincount(place[which], minlength=n * classes).reshape(n, classes)
+
+    found = counted(target, right)
+    counts = np.stack([found, counted(predicted) - found, counted(target) - found], axis=1)
+    ranked = None
+    if scores is not None:
+        ranked = Ranked(scores, target, np.broadcast_to(window, target.shape))
+    confusion = None
+    if classes <= MAX_CONFUSED:
+        pairs = np.bincount(target * classes + predicted, minlength=classes**2)
+        confusion = pairs.reshape(classes, classes)
     return Tally(kind, counts.astype(np.float64), confusion, ranked, metric)
-
-
-def score(
-    kind: TaskKind,
-    num_classes: int,
-    predicted: Array,
-    target: Array,
-    scores: Array | None = None,
-    metric: str = "",
-) -> float:
-    """The primary score alone, without counts per window; NaN if nothing is labelled."""
-    metric = metric or PRIMARY_METRICS[kind]
-    predicted, target = predicted.reshape(-1), target.reshape(-1)
-    valid = target != IGNORE_LABEL if kind.has_classes else np.isfinite(target)
-    predicted, target = predicted[valid], target[valid]
-    if not len(target):
-        return float("nan")
-    if metric in RANKING and scores is not None:
-        ranked = Ranked(scores, target, np.zeros(len(target), np.int64))
-        return float(ranked.areas()[metric][0])
-    if kind.has_classes:
-        tp, found, there = (
-            np.bincount(ids, minlength=num_classes)
-            for ids in (target[predicted == target], predicted, target)
-        )
-        sums: Array = np.stack([tp, found - tp, there - tp])
-    else:
-        sums = _errors(predicted, target, np.zeros(len(target), np.int64), 1)[0]
-    return float(_metric(kind, sums, metric))
 
 
 def _errors(predicted: Array, target: Array, window: Array, n: int) -> NDArray[np.float64]:
@@ -233,6 +206,8 @@ def _errors(predicted: Array, target: Array, window: Array, n: int) -> NDArray[n
     # Any shift leaves R2 as it is; this one keeps the sum of squares from cancelling.
     centred = target - target.mean(dtype=np.float64)
     columns = (np.ones_like(error), error**2, abs(error), centred, centred**2)
+    if n == 1:
+        return np.array([[column.sum() for column in columns]])
     return np.stack([np.bincount(window, column, minlength=n) for column in columns], axis=1)
 
 

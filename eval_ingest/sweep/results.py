@@ -10,16 +10,19 @@ import math
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic.fields import FieldInfo
 
 from eval_ingest.errors import SweepError
 from eval_ingest.store.atomic import write_json, written_aside
 from eval_ingest.store.seal import read_sealed_json, unless_damaged, write_sealed_json
+from eval_ingest.sweep.metrics import METRICS
 
 ROW_VERSION = 1
 
@@ -109,6 +112,13 @@ class ResultTable:
     """How many of them were missing and are new."""
     failures: list[Failure] = field(default_factory=list)
 
+    def __add__(self, other: "ResultTable") -> "ResultTable":
+        return ResultTable(
+            self.rows + other.rows,
+            self.computed + other.computed,
+            self.failures + other.failures,
+        )
+
 
 def number(value: float) -> float | None:
     """A score for JSON, which has no NaN."""
@@ -159,49 +169,43 @@ def read_rows(out: Path) -> list[Row]:
     return rows
 
 
-_SCHEMA = pa.schema(
-    [
-        *((name, pa.string()) for name in (
-            "key", "dataset", "dataset_version", "task", "encoder", "encoder_fingerprint",
-            "weights", "probe", "split")),
-        ("label_fraction", pa.float64()),
-        ("seed", pa.int64()),
-        *((name, pa.int64()) for name in ("n_train", "n_val", "n_test")),
-        ("normalize", pa.string()),
-        ("method", pa.string()),
-        ("patch_size", pa.int64()),
-        ("bands", pa.list_(pa.struct([("modality", pa.string()),
-                                      ("bands", pa.list_(pa.string()))]))),
-        ("learning_rate", pa.float64()),
-        ("epoch", pa.int64()),
-        ("metric", pa.string()),
-        ("lower_is_better", pa.bool_()),
-        *((name, pa.float64()) for name in (
-            "val_score", "test_score", "ci_low", "ci_high",
-            "accuracy", "macro_f1", "miou", "rmse", "mae", "r2",
-            "macro_acc", "micro_f1", "auroc", "prauc")),
-        ("per_class", pa.list_(pa.struct([
-            ("name", pa.string()), ("iou", pa.float64()), ("accuracy", pa.float64()),
-            ("f1", pa.float64()), ("support", pa.int64())]))),
-        ("confusion", pa.list_(pa.list_(pa.int64()))),
-        ("notes", pa.list_(pa.string())),
-        ("device", pa.string()),
-        ("seconds", pa.float64()),
-        ("embed_seconds", pa.float64()),
-        ("finished_at", pa.string()),
-    ]
-)  # fmt: skip
+_ARROW = {str: pa.string(), int: pa.int64(), float: pa.float64(), bool: pa.bool_()}
+
+
+def _schema() -> pa.Schema:
+    """A column for each field of a row, and one for each metric."""
+    nested = {
+        "bands": pa.list_(pa.struct([("modality", pa.string()), ("bands", pa.list_(pa.string()))])),
+        "per_class": pa.list_(
+            pa.struct([(name, _arrow(field)) for name, field in ClassScore.model_fields.items()])
+        ),
+        "confusion": pa.list_(pa.list_(pa.int64())),
+        "notes": pa.list_(pa.string()),
+    }
+    columns = {
+        name: nested.get(name) or _arrow(field)
+        for name, field in Row.model_fields.items()
+        if name not in ("version", "metrics")
+    }
+    metrics = dict.fromkeys(chain(*METRICS.values()), pa.float64())
+    return pa.schema(list((columns | metrics).items()))
+
+
+def _arrow(field: FieldInfo) -> pa.DataType:
+    """Of a plain field, which may be None."""
+    kinds = get_args(field.annotation) or (field.annotation,)
+    return _ARROW[kinds[0]]
 
 
 def write_tables(out: Path, rows: Sequence[Row]) -> None:
     """results.parquet and results.json from rows."""
-    columns = []
+    schema, columns = _schema(), []
     for row in rows:
         flat: dict[str, Any] = {**row.model_dump(mode="json"), **row.metrics}
         flat["bands"] = [{"modality": m, "bands": bands} for m, bands in row.bands.items()]
-        columns.append({name: flat.get(name) for name in _SCHEMA.names})
+        columns.append({name: flat.get(name) for name in schema.names})
     with written_aside(out / "results.parquet") as temporary:
-        pq.write_table(pa.Table.from_pylist(columns, _SCHEMA), temporary, compression="zstd")
+        pq.write_table(pa.Table.from_pylist(columns, schema), temporary, compression="zstd")
     write_json(out / "results.json", [row.model_dump(mode="json") for row in rows])
 
 

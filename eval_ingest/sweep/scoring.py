@@ -1,38 +1,93 @@
-"""One encoder on one dataset: its embedded splits, a probe on them, and the row of scores.
+"""One encoder on datasets: embedded splits, probes on them, and the rows of scores.
 
-Which encoders meet which datasets, and what is kept, is for run.py and evaluate.py.
+Which encoders meet which datasets, and what becomes of the rows, is for run.py and evaluate.py.
 """
 
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from eval_ingest.core.entry import Metadata
 from eval_ingest.core.eval_settings import EvalSettings
+from eval_ingest.core.fingerprint import fingerprint
 from eval_ingest.core.task import TaskKind
-from eval_ingest.engine import Progress
+from eval_ingest.engine import Progress, no_progress
 from eval_ingest.errors import SweepError
 from eval_ingest.loading import EvalDataset
+from eval_ingest.report.terminal import plural
+from eval_ingest.settings import Settings
+from eval_ingest.store.catalog import read_catalog
+from eval_ingest.store.registry import require_metadata
 from eval_ingest.store.roots.base import EvalRoot
+from eval_ingest.sweep import embed, probes
 from eval_ingest.sweep.embed import Embedded
 from eval_ingest.sweep.encoders.base import Encoder
+from eval_ingest.sweep.encoders.module import Adapter, encoder_of
+from eval_ingest.sweep.encoders.registry import load_encoder
+from eval_ingest.sweep.entry_settings import settings_of
 from eval_ingest.sweep.metrics import LOWER_IS_BETTER, primary_metric
-from eval_ingest.sweep.probes import LEARNING_RATES, Probed, Rows, run_knn, run_linear
+from eval_ingest.sweep.probes import Probed, run_knn, run_linear
 from eval_ingest.sweep.ranking import MAX_RANKED
-from eval_ingest.sweep.results import ClassScore, Row, number
+from eval_ingest.sweep.ranks import Ranks
+from eval_ingest.sweep.results import ClassScore, Row, number, read_row, write_row
+from eval_ingest.sweep.rows import Rows
+from eval_ingest.sweep.splits import Splits, require_windows
+from eval_ingest.sweep.suite import Suite
 
-HELD_OUT = 0.2
-"""Where a dataset has no val split, this part of the train windows stands for it."""
+Tell = Callable[[str], None]
+
+
+def choose_device(name: str | None = None) -> torch.device:
+    """The device of that name; by default a GPU if there is one.
+
+    Raises:
+        SweepError: there is no such device.
+    """
+    if name is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        there = "cpu and cuda" if torch.cuda.is_available() else "cpu alone"
+        raise SweepError(f"no device {name!r} here: there is {there}") from error
+    return device
 
 
 @dataclass(frozen=True)
-class Case:
+class Encoders:
+    """A model, or the name of one, as an encoder for each dataset's settings."""
+
+    model: Any
+    suite: Suite
+    device: torch.device
+    adapter: Adapter | None = None
+    loaded: dict[int, Encoder] = field(default_factory=dict)
+    """By patch size."""
+
+    def of(self, settings: EvalSettings) -> Encoder:
+        """The encoder for a dataset with these settings."""
+        size = self.suite.patch_size_for(settings)
+        if size not in self.loaded:
+            self.loaded[size] = self.suite.normalised(self._load(size))
+        return self.loaded[size]
+
+    def _load(self, patch_size: int) -> Encoder:
+        if not isinstance(self.model, str):
+            found: Encoder = encoder_of(self.model, self.adapter, patch_size, self.device)
+            return found
+        if self.adapter is not None:
+            raise SweepError(f"{self.model!r} is an encoder by name, which needs no adapter")
+        return load_encoder(self.model, patch_size, self.device)
+
+
+@dataclass(frozen=True)
+class _Case:
     """One row to be."""
 
     label_fraction: float
@@ -41,52 +96,134 @@ class Case:
 
 
 @dataclass(frozen=True)
-class Scoring:
-    """How datasets are scored."""
+class Scorer:
+    """Scores an encoder on datasets."""
 
+    suite: Suite
     root: EvalRoot
-    split: str
-    """The split that is scored."""
-    probe: str
-    """`auto`, `knn` or `linear`."""
-    embed: Callable[[EvalDataset, Encoder], Embedded]
-    device: torch.device
-    progress: Progress
+    encoders: Encoders
+    embed: Callable[[EvalDataset, Encoder, str], Embedded]
+    """Embeds a split, pooled so."""
+    settings: Settings
+    out: Path | None = None
+    """Where rows are kept."""
+    resume: bool = False
+    """Rows that are there are not made again, and all of train is embedded, for other rows too."""
+    ranks: Ranks = field(default_factory=Ranks)
+    progress: Progress = no_progress
+    tell: Tell = lambda text: None
 
-    def probe_of(self, metadata: Metadata) -> str:
-        """`knn` or `linear`: what is asked for, else what the dataset's settings say.
+    def dataset(self, name: str) -> tuple[list[Row], int]:
+        """The rows of a dataset, one for each label fraction and seed, and how many are new.
 
         Raises:
-            SweepError: it isn't for this task.
+            EvalIngestError: it can't be scored.
         """
-        kind, given = metadata.config.task.kind, metadata.spec.eval.probe
+        metadata = require_metadata(self.root, name)
+        settings = self.settings_of(metadata)
+        encoder = self.encoders.of(settings)
+        probe = self._probe(metadata, settings)
+        require_windows(metadata, self.suite.split)
+        cases = [
+            _Case(fraction, seed, self._key(encoder, metadata, settings, probe, fraction, seed))
+            for fraction in _label_fractions(metadata, self.suite.label_fractions)
+            for seed in self.suite.seeds
+        ]
+        kept: dict[str, Row | None] = dict.fromkeys(case.key for case in cases)
+        if self.resume and self.out is not None:
+            kept = {key: read_row(self.out, key) for key in kept}
+        missing = [case for case in cases if kept[case.key] is None]
+        if missing:
+            splits = self._splits(encoder, metadata, settings, cases)
+            score = _Score(self, encoder, metadata, settings, probe, splits)
+            new = self.ranks.from_first(lambda: [self._kept(score.row(case)) for case in missing])
+            kept |= {row.key: row for row in new}
+        else:
+            self.tell(f"{name}, {encoder.name}: up to date, nothing to do")
+        return [row for row in kept.values() if row is not None], len(missing)
+
+    def settings_of(self, metadata: Metadata) -> EvalSettings:
+        """How a dataset is scored."""
+        return settings_of(
+            metadata.name, metadata.spec.eval, lambda: read_catalog(self.settings, broken={})
+        )
+
+    def _kept(self, row: Row) -> Row:
+        if self.out is not None:
+            write_row(self.out, row)
+        self.tell(_line(row))
+        return row
+
+    def _probe(self, metadata: Metadata, settings: EvalSettings) -> str:
+        """`knn` or `linear`: what is asked for, else what the dataset's settings say."""
+        kind, asked = metadata.config.task.kind, self.suite.probe
         usual = "knn" if kind is TaskKind.CLASSIFICATION else "linear"
-        probe = self.probe if self.probe != "auto" else given or usual
+        probe = asked if asked != "auto" else settings.probe or usual
         if probe == "knn" and kind is not TaskKind.CLASSIFICATION:
-            cure = "say --probe linear" if self.probe == "auto" else "say --probe auto or linear"
+            cure = "say --probe linear" if asked == "auto" else "say --probe auto or linear"
             raise SweepError(
                 f"{metadata.name} is a {kind}; the knn probe is for classification, {cure}"
             )
         return probe
 
-    def row(
-        self, encoder: Encoder, metadata: Metadata, probe: str, splits: "Splits", case: "Case"
-    ) -> Row:
-        """Probe an embedded dataset."""
+    def _key(
+        self, encoder: Encoder, metadata: Metadata, settings: EvalSettings, probe: str,
+        fraction: float, seed: int,
+    ) -> str:  # fmt: skip
+        if not self.resume:  # a model that is being trained is another one each time
+            return f"{metadata.name}-{fraction:g}-{seed}-{time.time_ns()}"
+        return fingerprint(
+            "sweep_row", probes.VERSION, embed.VERSION, encoder.name, encoder.fingerprint,
+            encoder.patch_size, encoder.normalize, encoder.method, metadata.name,
+            metadata.fingerprint, self.suite.split, probe, fraction, seed, settings.given,
+            self.suite.max_train_samples,
+        )  # fmt: skip
+
+    def _splits(
+        self,
+        encoder: Encoder,
+        metadata: Metadata,
+        settings: EvalSettings,
+        cases: Sequence[_Case],
+    ) -> Splits:
+        drawn: dict[str, Any] = {}
+        if not self.resume:
+            drawn["max_samples"] = self.suite.max_train_samples
+        # One draw alone needs no other train windows; several are drawn from all that are embedded.
+        alone = not self.resume and len(cases) == 1
+        if alone:
+            drawn |= {"label_fraction": cases[0].label_fraction, "seed": cases[0].seed}
+        return Splits.of(
+            self.root.address, metadata, self.suite.split, encoder,
+            lambda dataset, encoder: self.embed(dataset, encoder, settings.pooling or "mean"),
+            drawn, whole=not alone,
+        )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class _Score:
+    """An embedded dataset that is being scored."""
+
+    scorer: Scorer
+    encoder: Encoder
+    metadata: Metadata
+    settings: EvalSettings
+    probe: str
+    splits: Splits
+
+    def row(self, case: _Case) -> Row:
+        """Probe it."""
         started = time.monotonic()
-        self.progress(f"probing {encoder.name} on {metadata.name}", 0, 0)
-        windows = splits.train_windows(case)
-        train, val, notes = splits.train_and_val(windows, case)
-        task, test, settings = metadata.config.task, splits.test, metadata.spec.eval
-        metric = primary_metric(task, settings)
-        if probe == "knn":
-            probed = run_knn(task, train, val, test, self.device, metric)
-        else:
-            upsampled = settings.probe_type in ("interpolate_linear", "bilinear_conv")
-            probed = run_linear(
-                task, train, val, test, self.device, case.seed, metric=metric, upsampled=upsampled
-            )
-            notes += _differences(settings)
+        device = self.scorer.encoders.device
+        encoder, metadata, splits = self.encoder, self.metadata, self.splits
+        self.scorer.progress(f"probing {encoder.name} on {metadata.name}", 0, 0)
+        most = self.scorer.suite.max_train_samples if self.scorer.resume else None
+        windows = splits.train_windows(case.label_fraction, case.seed, most)
+        train, val, notes = splits.train_and_val(windows, case.seed)
+        task, metric = metadata.config.task, primary_metric(metadata.config.task, self.settings)
+        with torch.autocast(device.type, enabled=False):
+            probed, more = self._probed(case, train, val, metric, device)
+        notes += more
         low, high = probed.test.interval()
         if task.kind.has_classes and probed.test.ranked is None:
             notes.append(f"auroc and prauc are left out of more than {MAX_RANKED:,} labels")
@@ -98,13 +235,13 @@ class Scoring:
             encoder=encoder.name,
             encoder_fingerprint=encoder.fingerprint,
             weights=encoder.weights,
-            probe=probe,
-            split=self.split,
+            probe=self.probe,
+            split=self.scorer.suite.split,
             label_fraction=case.label_fraction,
             seed=case.seed,
             n_train=len(train),
             n_val=len(val),
-            n_test=len(test),
+            n_test=len(splits.test),
             normalize=encoder.normalize or "none",
             method=encoder.method if encoder.normalize else "none",
             patch_size=encoder.patch_size,
@@ -114,25 +251,41 @@ class Scoring:
             ci_low=number(low),
             ci_high=number(high),
             notes=notes,
-            device=self.device.type,
+            device=device.type,
             seconds=round(time.monotonic() - started, 3),
             embed_seconds=round(splits.seconds, 3),
             finished_at=datetime.now(UTC).isoformat(),
             **_scores(probed, [known.name for known in task.classes]),
         )
 
-
-def _differences(settings: EvalSettings) -> list[str]:
-    """How a linear probe differs on purpose from that of the existing OlmoEarth eval code."""
-    notes = [
-        f"{len(LEARNING_RATES)} learning rates trained side by side; rate and epoch are chosen on "
-        "val, for the val score too"
-    ]
-    if settings.probe_type == "attnpool":
-        notes.append("its settings say attnpool; a linear layer was trained instead")
-    if settings.dice_loss:
-        notes.append("its settings say dice_loss; cross-entropy was used instead")
-    return notes
+    def _probed(
+        self, case: _Case, train: Rows, val: Rows, metric: str, device: torch.device
+    ) -> tuple[Probed, list[str]]:
+        """What the probe found, and how it differs on purpose from the existing code's."""
+        task, test, given = self.metadata.config.task, self.splits.test, self.settings
+        wanted, found = given.pooling or "mean", self.splits.embedded.pooling
+        notes = []
+        if not task.kind.per_pixel and wanted != found:
+            notes.append(f"its settings say pooling {wanted}; the encoder pools by itself")
+        if self.probe == "knn":
+            return run_knn(task, train, val, test, device, metric), notes
+        rates = tuple(dict.fromkeys((*probes.LEARNING_RATES, *given.learning_rates)))
+        notes.append(
+            f"{len(rates)} learning rates trained side by side, in float32; rate and epoch are "
+            "chosen on val, for the val score too"
+        )
+        if given.probe_type == "attnpool":
+            notes.append("its settings say attnpool; a linear layer was trained instead")
+        probed = run_linear(
+            task, train, val, test, device, case.seed,
+            learning_rates=rates,
+            epochs=given.epochs or probes.EPOCHS,
+            metric=metric,
+            upsampled=given.probe_type in ("interpolate_linear", "bilinear_conv"),
+            dice=given.dice_loss,
+            batch_size=given.probe_batch_size or probes.WINDOWS_PER_BATCH,
+        )  # fmt: skip
+        return probed, notes
 
 
 def _scores(probed: Probed, classes: list[str]) -> dict[str, Any]:
@@ -149,7 +302,7 @@ def _scores(probed: Probed, classes: list[str]) -> dict[str, Any]:
     }
 
 
-def label_fractions(metadata: Metadata, given: Sequence[float | str]) -> list[float]:
+def _label_fractions(metadata: Metadata, given: Sequence[float | str]) -> list[float]:
     """Shares of the train windows, smallest first; names are looked up in the dataset's spec."""
     named = metadata.spec.label_fractions
     unknown = [name for name in given if isinstance(name, str) and name not in named]
@@ -161,127 +314,14 @@ def label_fractions(metadata: Metadata, given: Sequence[float | str]) -> list[fl
     return sorted({named[part] if isinstance(part, str) else part for part in given})
 
 
-def require_windows(metadata: Metadata, split: str) -> None:
-    """Refuse a dataset that no probe can be trained or scored on.
-
-    Raises:
-        SweepError: train or the split has no windows.
-    """
-    counts = {name: found.count for name, found in metadata.splits.items()}
-    if not counts.get("train"):
-        raise SweepError(
-            f"{metadata.name}: the train split has no windows, so no probe can be trained; "
-            "check splits in its spec"
-        )
-    if not counts.get(split):
-        others = " or ".join(f"--split {name}" for name in ("test", "val") if counts.get(name))
-        raise SweepError(
-            f"{metadata.name}: the {split} split has no windows; "
-            + (f"say {others}" if others else "check splits in its spec")
-        )
-
-
-@dataclass(frozen=True)
-class Splits:
-    """A dataset's embedded splits."""
-
-    name: str
-    root: str
-    embedded: Embedded
-    """train"""
-    place: dict[tuple[str, Any], int]
-    """A sample's key to its place in train."""
-    val: Rows | None
-    """None where the dataset has no val split."""
-    test: Rows
-    """The split that is scored."""
-    split: str
-    drawn: bool
-    """Only the windows that are trained on are embedded."""
-    seconds: float
-    """What embedding took."""
-
-    @classmethod
-    def of(
-        cls,
-        scoring: "Scoring",
-        encoder: Encoder,
-        metadata: Metadata,
-        drawn: Mapping[str, Any],
-        whole: bool = False,
-    ) -> "Splits":
-        """Embed the splits; of train only what `drawn`, arguments of EvalDataset, says.
-
-        With `whole`, label fractions are still to be drawn from what is embedded.
-        """
-
-        def opened(split: str) -> EvalDataset:
-            return EvalDataset(
-                metadata.name,
-                split,
-                root=scoring.root.address,
-                normalize=encoder.normalize,
-                method=encoder.method,
-                nodata=getattr(encoder, "nodata", 0.0),
-                **(drawn if split == "train" else {}),
-            )
-
-        def embedded(split: str) -> Embedded:
-            return scoring.embed(opened(split), encoder)
-
-        split = scoring.split
-        made = {"train": embedded("train")}
-        for name in ("val", split):
-            if name not in made and metadata.splits[name].count:
-                made[name] = embedded(name)
-        train = opened("train")
-        return cls(
-            metadata.name,
-            scoring.root.address,
-            made["train"],
-            {train.key(i): i for i in range(len(train))},
-            Rows.of(made["val"]) if "val" in made else None,
-            Rows.of(made[split]),
-            split,
-            bool(drawn) and not whole,
-            sum(found.seconds for found in made.values()),
-        )
-
-    def train_windows(self, case: Case) -> NDArray[np.int64]:
-        """Places of the windows that EvalDataset(label_fraction=, seed=) has."""
-        if case.label_fraction == 1 or self.drawn:
-            return np.arange(len(self.embedded))
-        drawn = EvalDataset(
-            self.name,
-            "train",
-            root=self.root,
-            normalize=None,
-            label_fraction=case.label_fraction,
-            seed=case.seed,
-        )
-        keys = [drawn.key(i) for i in range(len(drawn))]
-        return np.array([self.place[key] for key in keys if key in self.place], np.int64)
-
-    def train_and_val(self, samples: NDArray[np.int64], case: Case) -> tuple[Rows, Rows, list[str]]:
-        """The rows to train on and to choose on, and what is unusual about them."""
-        notes = []
-        if self.split in ("train", "val"):
-            notes.append(f"scored on {self.split}, which the probe has seen or was chosen on")
-        if self.val is not None:
-            return Rows.of(self.embedded, samples), self.val, notes
-        known = self.embedded.windows
-        window = samples if known is None else known[samples]
-        windows = window[np.sort(np.unique(window, return_index=True)[1])]
-        held = int(len(windows) * HELD_OUT)
-        if held == 0:
-            train = Rows.of(self.embedded, samples)
-            notes.append(
-                "no val split, and too few train windows to hold some out: chosen on train"
-            )
-            return train, train, notes
-        order = np.random.default_rng(case.seed).permutation(windows)
-        notes.append(f"no val split: chosen on {held} train windows held out")
-        # A window's crops stay together, in the order of the windows.
-        place = np.argsort(order)[np.searchsorted(np.sort(order), window)]
-        ordered, last = samples[np.argsort(place, kind="stable")], int((place < held).sum())
-        return Rows.of(self.embedded, ordered[last:]), Rows.of(self.embedded, ordered[:last]), notes
+def _line(row: Row) -> str:
+    score = "no score" if row.test_score is None else f"{row.metric} {row.test_score:.4g}"
+    if row.ci_low is not None and row.ci_high is not None:
+        score += f" [{row.ci_low:.4g}, {row.ci_high:.4g}]"
+    chosen = row.probe if row.learning_rate is None else f"{row.probe}, lr {row.learning_rate:g}"
+    text = (
+        f"{row.dataset}, {row.encoder}: {score} on {row.split}; "
+        f"{plural(row.n_train, 'train window')} ({100 * row.label_fraction:.4g}%), "
+        f"seed {row.seed}, {chosen}, {row.seconds:.1f} s"
+    )
+    return "; ".join([text, *row.notes])

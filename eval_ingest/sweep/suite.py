@@ -1,4 +1,4 @@
-"""Suites: which evals belong together, in YAML.
+"""Which evals belong together, and how they are scored; as YAML:
 
     datasets: [tolbi_crops, nandi]     # or [all]
     split: val
@@ -8,30 +8,53 @@
 What is done with a suite stands in run.py, evaluate.py and integrations/lightning.py.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal, Self
+from typing import Self
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from eval_ingest.core.eval_settings import EvalSettings
+from eval_ingest.core.norm import METHODS
 from eval_ingest.core.plain_yaml import YamlProblem, load_yaml
-from eval_ingest.errors import SweepError
-from eval_ingest.sweep.plan import ALL, SweepPlan
+from eval_ingest.core.spec import SPLITS
+from eval_ingest.errors import SweepError, UnknownDatasetError
+from eval_ingest.store.roots.base import EvalRoot
+from eval_ingest.sweep.encoders.base import Encoder
+from eval_ingest.sweep.encoders.registry import check_encoder
+
+PROBES = ("auto", "knn", "linear")
+NORMALISATIONS = ("dataset", "pretrained", "none")
+
+ALL = "all"
+PATCH_SIZE = 4
 
 
 class Suite(BaseModel):
-    """Evals that are run together, and how; see SweepPlan for the fields."""
+    """Every encoder on every dataset, at every label fraction, with every seed."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     datasets: tuple[str, ...] = (ALL,)
+    """Names, or `all` for every dataset under the eval root."""
     encoders: tuple[str, ...] = ()
-    split: Literal["train", "val", "test"] = "test"
+    """Names as in sweep.encoders."""
+    split: str = "test"
+    """The split that is scored."""
     label_fractions: tuple[float | str, ...] = (1.0,)
+    """Shares of the train windows, or names that datasets give to shares (`label_fractions`)."""
     seeds: tuple[int, ...] = (42,)
+    """Each draws the label fraction, as EvalDataset(label_fraction=, seed=), and starts a probe.
+    42 is what the existing OlmoEarth eval code draws with."""
     patch_size: int | None = None
-    probe: Literal["auto", "knn", "linear"] = "auto"
-    normalize: Literal["dataset", "pretrained", "none"] | None = None
+    """Default: what a dataset's settings say, else 4."""
+    probe: str = "auto"
+    """auto: what a dataset's settings say, else kNN for window classification and a linear probe
+    for everything else."""
+    normalize: str | None = None
+    """Default: what the encoder asks for."""
     method: str | None = None
+    """Default: what the encoder asks for; see core.norm.METHODS."""
     max_train_samples: int | None = None
     """At most so many train windows; for models in training, whose time is dear."""
 
@@ -60,15 +83,68 @@ class Suite(BaseModel):
                 f"{', '.join(cls.model_fields)}"
             ) from error
 
-    def plan(self, out: Path) -> SweepPlan:
-        """As a sweep's plan.
+    def checked(self, root: EvalRoot) -> Self:
+        """The same with `all` spelled out, and nothing twice.
 
         Raises:
-            SweepError: it names no encoder.
+            SweepError: a value that can't be; the message says which would.
+            UnknownDatasetError: names the near ones.
         """
-        if not self.encoders:
+        for encoder in self.encoders:
+            check_encoder(encoder)
+        for what, values in (
+            ("dataset", self.datasets),
+            ("label fraction", self.label_fractions),
+            ("seed", self.seeds),
+        ):
+            if not values:
+                raise SweepError(f"a sweep needs at least one {what}")
+        for what, value, known in (
+            ("split", self.split, SPLITS),
+            ("probe", self.probe, PROBES),
+            ("normalize", self.normalize, (None, *NORMALISATIONS)),
+            ("method", self.method, (None, *METHODS)),
+        ):
+            if value not in known:
+                there = ", ".join(name for name in known if name is not None)
+                raise SweepError(f"no {what} {value!r}; there are {there}")
+        if self.patch_size is not None and self.patch_size < 1:
+            raise SweepError(f"patch size is {self.patch_size}; it must be at least 1")
+        wrong = [f for f in self.label_fractions if not isinstance(f, str) and not 0 < f <= 1]
+        if wrong:
+            raise SweepError(f"label fraction is {wrong[0]:g}; it must be above 0 and at most 1")
+        found = {"datasets": self._names(root)}
+        for name in ("encoders", "label_fractions", "seeds"):
+            found[name] = tuple(dict.fromkeys(getattr(self, name)))
+        return self.model_copy(update=found)
+
+    def patch_size_for(self, settings: EvalSettings) -> int:
+        """Pixels per side of a patch, on a dataset with these settings."""
+        return self.patch_size or settings.patch_size or PATCH_SIZE
+
+    def normalised(self, encoder: Encoder) -> Encoder:
+        """The encoder, with the normalisation that the suite says, if it says one."""
+        if self.normalize is not None:
+            encoder.normalize = None if self.normalize == "none" else self.normalize  # type: ignore[assignment]
+        if self.method is not None:
+            encoder.method = self.method
+        return encoder
+
+    def _names(self, root: EvalRoot) -> Sequence[str]:
+        known = root.dataset_names()
+        if not known:
             raise SweepError(
-                "no encoder is named; say --encoder pixels, or list encoders in the suite"
+                f"no dataset is ingested under {root.url}; "
+                "run eval-ingest ingest, or set OLMOEARTH_EVAL_DATASETS"
             )
-        fields = self.model_dump(exclude={"max_train_samples"})
-        return SweepPlan(**fields, out=out)
+        if ALL in self.datasets:
+            return tuple(known)
+        for name in self.datasets:
+            if name not in known:
+                raise UnknownDatasetError(
+                    name,
+                    known,
+                    f"the eval root {root.url}",
+                    f"To ingest it: eval-ingest ingest --name {name}",
+                )
+        return tuple(dict.fromkeys(self.datasets))

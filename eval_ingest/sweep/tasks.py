@@ -20,6 +20,7 @@ from eval_ingest.core.spec import DatasetSpec
 from eval_ingest.errors import SweepError, UnknownDatasetError
 from eval_ingest.store.registry import read_registry
 from eval_ingest.store.roots.base import EvalRoot
+from eval_ingest.sweep.entry_settings import settings_of
 
 CALLBACK = "--trainer.callbacks.downstream_evaluator"
 
@@ -142,18 +143,16 @@ def trainer_tasks(
         if reason:
             left_out[name] = reason
         else:
-            settings = _settings(entries[name], known.get(name))
+            settings = settings_of(name, _settings(entries[name]), lambda: known)
             tasks += _tasks_of(name, entries[name], {task.name for task in tasks}, settings)
     return TaskList(root.shown(root.layout.registry), tasks, left_out)
 
 
-def _settings(entry: Mapping[str, Any], known: DatasetSpec | None) -> EvalSettings:
-    """How a dataset is scored: its own settings, else those that the catalog has for its name."""
+def _settings(entry: Mapping[str, Any]) -> EvalSettings:
     try:
-        given = EvalSettings.model_validate(entry.get("eval") or {})
+        return EvalSettings.model_validate(entry.get("eval") or {})
     except ValidationError:
-        given = EvalSettings()  # of another version
-    return known.eval if known is not None and not given.given else given
+        return EvalSettings()  # of another version
 
 
 def _unreadable(name: str, entry: Mapping[str, Any]) -> str:

@@ -13,8 +13,10 @@ import shutil
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from importlib.resources import files
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from string import Template
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -321,9 +323,10 @@ def write_tolbi_like(
     """
     path = root / name
     path.mkdir(parents=True)
-    (path / "config.json").write_text(json.dumps(_config_json(timesteps), indent=2) + "\n")
-    (path / "model.yaml").write_text(_MODEL_YAML.replace("@GROUP@", group))
-    (path / "olmoearth_run.yaml").write_text(_run_yaml(group))
+    values = {"group": group, "timesteps": timesteps, "days": 30 * timesteps}
+    for name in ("config.json", "model.yaml", "olmoearth_run.yaml"):
+        text = (files("eval_ingest.testing") / "demo_files" / name).read_text()
+        (path / name).write_text(Template(text).safe_substitute(values))
     batch = _Batch(path, group, timesteps, size, seed)
     plans = _plan(windows, size, seed, broken)
     if workers == 1:
@@ -383,157 +386,6 @@ def _break(window: Path, defect: str) -> None:
     elif defect == "truncated":
         raster = sorted((window / "layers").glob("sentinel2*/*/geotiff.tif"))[-1]
         os.truncate(raster, raster.stat().st_size // 3)
-
-
-# ------------------------------------------------------------------------------ configuration
-
-
-def _config_json(timesteps: int) -> dict[str, Any]:
-    sentinel2 = {
-        "type": "raster",
-        "band_sets": [{"bands": list(BANDS), "dtype": "uint16"}],
-        "data_source": {
-            "class_path": "rslearn.data_sources.planetary_computer.Sentinel2",
-            "init_args": {"harmonize": True, "sort_by": "eo:cloud_cover"},
-            "ingest": False,
-            "duration": f"{30 * timesteps}d",
-            "query_config": {
-                "space_mode": "MOSAIC",
-                "period_duration": "30d",
-                "min_matches": timesteps,
-                "max_matches": timesteps,
-            },
-        },
-    }
-    label = {
-        "type": "raster",
-        "band_sets": [{"bands": ["label"], "dtype": "int32"}],
-        "class_names": ["unlabelled", *(cover.name for cover in COVERS)],
-    }
-    output = {"type": "raster", "band_sets": [{"bands": ["probability"], "dtype": "float32"}]}
-    return {"layers": {"sentinel2": sentinel2, "label_raster": label, "output": output}}
-
-
-def _run_yaml(group: str) -> str:
-    """olmoearth_run.yaml of the first generation: the classes' names and colours."""
-    values = "".join(
-        f"        - value: {value}\n"
-        f"          label: {cover.name}\n"
-        f"          color: [{', '.join(map(str, cover.color))}]\n"
-        for value, cover in enumerate(COVERS, start=1)
-    )
-    return _RUN_YAML.replace("@GROUP@", group) + values
-
-
-_RUN_YAML = """\
-# How the labelled windows were made, and what the values of the output mean.
-window_prep:
-  group_name: "@GROUP@"
-  label_layer: label_raster
-  split_property: split
-  labeled_window_preparer:
-    class_path: olmoearth_run.runner.tools.labeled_window_preparers.PolygonToRasterWindowPreparer
-    init_args:
-      window_resolution: 10.0
-      nodata_value: 0
-  data_splitter:
-    class_path: olmoearth_run.runner.tools.data_splitters.RandomDataSplitter
-    init_args:
-      train_prop: 0.7
-      val_prop: 0.3
-      test_prop: 0.0
-      seed: 42
-inference_results_config:
-  data_type: RASTER
-  classification_fields:
-    - property_name: category
-      allowed_values:
-"""
-
-_MODEL_YAML = f"""\
-# Fine-tuning of OlmoEarth for a map of tree crops. eval_ingest reads `data` and nothing else.
-model:
-  class_path: rslearn.train.lightning_module.RslearnLightningModule
-  init_args:
-    lr: 0.0001
-    model:
-      class_path: rslearn.models.multitask.MultiTaskModel
-      init_args:
-        encoder:
-          - class_path: rslearn.models.olmoearth_pretrain.model.OlmoEarth
-            init_args: {{model_id: OLMOEARTH_V1_BASE, patch_size: 4}}
-        decoders:
-          crops:
-            - class_path: rslearn.models.upsample.Upsample
-              init_args: {{scale_factor: 4}}
-            - class_path: rslearn.models.conv.Conv
-              init_args:
-                in_channels: 768
-                out_channels: 7
-                kernel_size: 1
-                activation: {{class_path: torch.nn.Identity}}
-            - class_path: rslearn.train.tasks.segmentation.SegmentationHead
-data:
-  class_path: rslearn.train.data_module.RslearnDataModule
-  init_args:
-    path: ${{DATASET_PATH}}
-    inputs:
-      sentinel2_l2a:
-        data_type: raster
-        layers: [sentinel2]
-        bands: [{", ".join(MODEL_BANDS)}]
-        dtype: FLOAT32
-        passthrough: true
-        load_all_item_groups: true
-        load_all_layers: true
-      label:
-        data_type: raster
-        layers: [label_raster]
-        bands: [label]
-        dtype: INT32
-        is_target: true
-    task:
-      class_path: rslearn.train.tasks.multi_task.MultiTask
-      init_args:
-        tasks:
-          crops:
-            class_path: rslearn.train.tasks.segmentation.SegmentationTask
-            init_args:
-              num_classes: 7
-              zero_is_invalid: true
-              enable_miou_metric: true
-        input_mapping:
-          crops: {{label: targets}}
-    batch_size: 16
-    num_workers: ${{NUM_WORKERS}}
-    default_config:
-      groups: ["@GROUP@"]
-      transforms: &evaluation
-        - class_path: rslearn.train.transforms.crop.Crop
-          init_args: &crop
-            crop_size: 16
-            image_selectors: [sentinel2_l2a, target/crops/classes, target/crops/valid]
-        - class_path: rslearn.models.olmoearth_pretrain.norm.OlmoEarthNormalize
-          init_args: &bands
-            band_names:
-              sentinel2_l2a: [{", ".join(MODEL_BANDS)}]
-    train_config:
-      tags: {{split: train}}
-      transforms:
-        - class_path: rslearn.train.transforms.crop.Crop
-          init_args: *crop
-        - class_path: rslearn.train.transforms.flip.Flip
-          init_args:
-            image_selectors: [sentinel2_l2a, target/crops/classes, target/crops/valid]
-        - class_path: rslearn.models.olmoearth_pretrain.norm.OlmoEarthNormalize
-          init_args: *bands
-    val_config:
-      tags: {{split: val}}
-    test_config:
-      tags: {{split: val}}
-trainer:
-  max_epochs: 100
-"""
 
 
 # ------------------------------------------------------------------------------ a first score

@@ -208,7 +208,8 @@ def _meant(key: str, bands: Bands, dataset: EvalDataset) -> set[str]:
         for modality in dataset.metadata.config.modalities
         for part in modality.parts
     }
-    return {by_key.get(source, "") for source, _ in bands[key]}
+    others = {band: m.name for m in dataset.metadata.config.modalities for band in m.bands}
+    return {by_key.get(source) or others.get(band, "") for source, band in bands[key]}
 
 
 def _joined(key: str, bands: Bands, expected: Reference) -> bool:

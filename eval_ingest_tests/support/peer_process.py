@@ -262,7 +262,9 @@ def evaluate(code, only=None, epochs=2):
     return scores
 
 
-def probe_scores(arrays, task_type, num_classes, seeds=(0,), learning_rate=0.01, epochs=10):
+def probe_scores(
+    arrays, task_type, num_classes, seeds=(0,), learning_rate=0.01, epochs=10, dice=False
+):
     """Its probes' metrics on given embeddings, once for each seed: kNN without a learning rate.
 
     `arrays` is a .npz of embeddings and labels of train, val and test.
@@ -285,8 +287,9 @@ def probe_scores(arrays, task_type, num_classes, seeds=(0,), learning_rate=0.01,
             result = run_knn(config, **given)
         else:
             result = train_and_eval_probe(
-                config, learning_rate, **given, batch_size=32, epochs=epochs, eval_interval=epochs
-            )
+                config, learning_rate, **given, batch_size=32, epochs=epochs, eval_interval=epochs,
+                use_dice_loss=dice,
+            )  # fmt: skip
         found.append({k: float(v) for k, v in result.test_result.metrics.items()})
     return found
 

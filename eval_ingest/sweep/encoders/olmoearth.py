@@ -74,6 +74,8 @@ class OlmoEarthEncoder:
     normalize: Literal["dataset", "pretrained"] | None = "pretrained"
     method = "norm_no_clip_2_std"
     nodata = float("nan")  # such patches are missing tokens
+    pooling = "mean"
+    """Of tokens: mean or max."""
 
     def __init__(
         self,
@@ -127,7 +129,8 @@ class OlmoEarthEncoder:
             {
                 name: (getattr(tokens, name), getattr(tokens, f"{name}_mask"))
                 for name in tokens.modalities
-            }
+            },
+            self.pooling == "max",
         )
         return found[0].cpu(), found[1].cpu()
 
@@ -177,13 +180,24 @@ def _seen_tokens(fields: dict[str, torch.Tensor], patch_size: int) -> torch.Tens
 
 
 def _pool(
-    tokens: dict[str, tuple[torch.Tensor, torch.Tensor]],
+    tokens: dict[str, tuple[torch.Tensor, torch.Tensor]], highest: bool = False
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Patches (B, h, w, D) and pooled (B, D): means over seen tokens.
+    """Patches (B, h, w, D) and pooled (B, D): means, or the highest values, of seen tokens.
 
     Args:
         tokens: per modality values (B, h, w, T, S, D) and mask (B, h, w, T, S).
+        highest: of each value instead of the mean; 0 in patches without tokens.
     """
+    if highest:
+        low = float("-inf")
+        found = torch.stack(
+            [
+                values.float().masked_fill((mask != SEEN)[..., None], low).amax((3, 4))
+                for values, mask in tokens.values()
+            ]
+        ).amax(0)
+        pooled = found.amax((1, 2))
+        return found.masked_fill(found == low, 0), pooled.masked_fill(pooled == low, 0)
     sums, numbers = [], []
     for values, mask in tokens.values():
         seen = (mask == SEEN)[..., None]
