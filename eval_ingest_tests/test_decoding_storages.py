@@ -16,8 +16,9 @@ from eval_ingest.core.resolved import ResolvedConfig
 from eval_ingest.decoding import fallback
 from eval_ingest.decoding.grid import Grid
 from eval_ingest.decoding.judge import read_window
-from eval_ingest.decoding.numpy_raster import NumpySidecar, decode_numpy
+from eval_ingest.decoding.numpy_raster import decode_numpy
 from eval_ingest.decoding.problems import RasterProblem
+from eval_ingest.decoding.sidecars import NumpySidecar
 from eval_ingest.sources.local import LocalSource
 from eval_ingest_tests.conftest import make_job
 from eval_ingest_tests.support.oracle import rslearn_samples

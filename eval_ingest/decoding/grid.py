@@ -38,12 +38,6 @@ class Grid:
         """Columns of pixels."""
         return self.bounds[2] - self.bounds[0]
 
-    def part(self, top: int, left: int, side: int) -> "Grid":
-        """A square of it, by its first row and column; it ends where this one does."""
-        x0, y0 = self.bounds[0] + left, self.bounds[1] + top
-        x1, y1 = min(x0 + side, self.bounds[2]), min(y0 + side, self.bounds[3])
-        return Grid(self.crs, self.x_resolution, self.y_resolution, (x0, y0, x1, y1))
-
 
 @lru_cache(maxsize=1024)
 def band_set_dirname(bands: tuple[str, ...]) -> str:
