@@ -3,8 +3,9 @@
 The values are those of rslearn's ModelDataset; only the order of axes and of bands is ours.
 """
 
+import contextlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -45,7 +46,7 @@ from eval_ingest.decoding.metadata import (
     parse_metadata,
 )
 from eval_ingest.decoding.numpy_raster import decode_numpy
-from eval_ingest.decoding.problems import RasterProblem, Unreadable
+from eval_ingest.decoding.problems import Unreadable
 from eval_ingest.decoding.rasters import (
     StoredRaster,
     assemble,
@@ -143,35 +144,39 @@ def _read_window(
         for layer in config.layers
         for item_group in files.completed(layer.name)
     ]
-    try:
+    with _told(sample):
         sample.metadata = reader.metadata()
         if not wanted(sample.metadata):
             return None
         reader.check_files(sample.metadata.grid)
         reader.check_items()
-    except Unreadable as stop:
-        sample.problems.append(stop.problem)
+    if sample.metadata is None or sample.problems:
         return sample
     grid = sample.metadata.grid
     for modality in config.modalities:
-        try:
+        with _told(sample):
             found = reader.modality(modality, grid)
             if found is not None:
                 sample.modalities[modality.name] = found
                 sample.problems += _judge_pixels(modality, found.pixels)
-        except Unreadable as stop:
-            sample.problems.append(stop.problem)
-    try:
+    with _told(sample):
         target = reader.target(grid)
         if not config.task.kind.per_pixel:
             sample.crop_targets = reader.crop_targets(grid)
         sample.target = target
-        sample.problems += _judge_target(config.task, sample.target)
+        sample.problems += _judge_target(config.task, target)
         if not sample.problems:
             check_unread(files, reader.done, reader.read)
+    return sample
+
+
+@contextlib.contextmanager
+def _told(sample: WindowSample) -> Iterator[None]:
+    """What can't be read is a problem of the window."""
+    try:
+        yield
     except Unreadable as stop:
         sample.problems.append(stop.problem)
-    return sample
 
 
 class _RasterFile(NamedTuple):
@@ -338,8 +343,8 @@ class _WindowReader:
         try:
             read = self._numpy if band_set.numpy else self._geotiff
             raster = read(base, data, grid)
-        except RasterProblem as problem:
-            raise Unreadable(problem.code, f"{path}: {problem.detail}") from problem
+        except Unreadable as stop:
+            raise Unreadable(stop.code, f"{path}: {stop.detail}") from stop
         self.budget.spend(raster.pixels.nbytes, path)
         timesteps, channels = raster.pixels.shape[2:]
         if raster.times is not None and len(raster.times) != timesteps:
@@ -415,11 +420,10 @@ class _WindowReader:
         window = self.source.url, config, self.files.group, self.files.name
         try:
             return isolated.run(function, *window, layer, item_group, *more, seconds=_RSLEARN_S)
-        except RasterProblem as problem:
-            code = problem.code
-            if function.__name__ == "read_features" and code == "raster_unreadable":
-                code = "label_unreadable"
-            raise Unreadable(code, f"{layer}: {problem.detail}") from problem
+        except Unreadable as stop:
+            broken_label = function.__name__ == "read_features" and stop.code == "raster_unreadable"
+            code = "label_unreadable" if broken_label else stop.code
+            raise Unreadable(code, f"{layer}: {stop.detail}") from stop
 
     def _check_layer(self, layer: str, item_group: int) -> None:
         """Look at what rslearn will open."""
@@ -452,7 +456,7 @@ class _WindowReader:
                 try:
                     found.append(float(self._vector_target(chosen, grid, crop)))
                 except Unreadable as stop:
-                    if stop.problem.code not in ("label_missing", "unlabelled"):
+                    if stop.code not in ("label_missing", "unlabelled"):
                         raise
                     found.append(IGNORE_LABEL if self.config.task.kind.has_classes else np.nan)
         return found

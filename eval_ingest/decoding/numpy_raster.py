@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from eval_ingest.decoding.geotiff_header import MAX_BYTES
 from eval_ingest.decoding.grid import Grid, epsg
 from eval_ingest.decoding.metadata import MALFORMED, first_line
-from eval_ingest.decoding.problems import RasterProblem, broken
+from eval_ingest.decoding.problems import Unreadable, broken
 from eval_ingest.decoding.sidecars import NumpySidecar
 
 _BROKEN_HEADER = (SyntaxError, MemoryError, RecursionError, struct.error, tokenize.TokenError)
@@ -34,7 +34,7 @@ def decode_numpy(
     """Pixels (H, W, T, C) on the window's grid in the stored type; a view where that will do.
 
     Raises:
-        RasterProblem: `raster_unreadable` if it is no whole array of numbers of four axes;
+        Unreadable: `raster_unreadable` if it is no whole array of numbers of four axes;
             `raster_grid` if it lies elsewhere, or is of another projection or resolution.
     """
     _check_projection(sidecar.projection, grid)
@@ -42,7 +42,7 @@ def decode_numpy(
     x0, y0, x1, y1 = sidecar.bounds
     if stored.shape[2:] != (y1 - y0, x1 - x0):
         height, width = stored.shape[2:]
-        raise RasterProblem(
+        raise Unreadable(
             "raster_grid", f"it has {height} x {width} pixels, its bounds {y1 - y0} x {x1 - x0}"
         )
     pixels = stored.transpose(2, 3, 1, 0)
@@ -51,10 +51,10 @@ def decode_numpy(
     left, top = max(x0, grid.bounds[0]), max(y0, grid.bounds[1])
     right, bottom = min(x1, grid.bounds[2]), min(y1, grid.bounds[3])
     if right <= left or bottom <= top:
-        raise RasterProblem("raster_grid", "it doesn't overlap the window")
+        raise Unreadable("raster_grid", "it doesn't overlap the window")
     shape = (grid.height, grid.width, *pixels.shape[2:])
     if math.prod(shape) * pixels.itemsize > max_bytes:
-        raise RasterProblem("raster_grid", f"{grid.width} x {grid.height} pixels are too many")
+        raise Unreadable("raster_grid", f"{grid.width} x {grid.height} pixels are too many")
     try:
         out = np.full(shape, sidecar.nodata_value or 0, pixels.dtype)
     except (OverflowError, ValueError) as error:
@@ -94,7 +94,7 @@ def _check_projection(stored: dict[str, Any], grid: Grid) -> None:
     except MALFORMED as error:
         raise broken(f"its metadata.json: {type(error).__name__}: {first_line(error)}") from error
     if not same:
-        raise RasterProblem(
+        raise Unreadable(
             "raster_grid",
             f"it is of {str(crs)[:40]} at {sizes[0]} x {sizes[1]}, the window of {grid.crs[:40]} "
             f"at {grid.x_resolution:g} x {grid.y_resolution:g}; numpy rasters aren't reprojected",

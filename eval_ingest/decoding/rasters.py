@@ -71,7 +71,7 @@ def not_there_yet(files: WindowFiles, config: ResolvedConfig) -> str:
         if not choose_reads(files, config.label.part, "label"):
             return "no label layer is completed"
     except Unreadable as stop:
-        return stop.problem.detail
+        return stop.detail
     return ""
 
 

@@ -10,7 +10,7 @@ from typing import Any, Self
 from pydantic import BaseModel, ValidationError
 
 from eval_ingest.decoding.metadata import MALFORMED, Interval, aware, first_line
-from eval_ingest.decoding.problems import RasterProblem, Unreadable, broken
+from eval_ingest.decoding.problems import Unreadable, broken
 
 
 class Sidecar(BaseModel):
@@ -20,7 +20,7 @@ class Sidecar(BaseModel):
 
     @classmethod
     def parse(cls, data: bytes) -> Self:
-        """Raises RasterProblem if it isn't one."""
+        """Raises Unreadable if it isn't one."""
         try:
             return cls.model_validate_json(data)
         except ValidationError as error:
@@ -47,16 +47,14 @@ class GeotiffSidecar(Sidecar):
         """Channels and timesteps of a file of so many bands.
 
         Raises:
-            RasterProblem: it has another number of them.
+            Unreadable: it has another number of them.
         """
         if self.num_timesteps is None:  # then rslearn doesn't look at num_channels either
             return bands, 1
         channels, timesteps = self.num_channels or bands, self.num_timesteps
         if min(channels, timesteps) < 1 or channels * timesteps != bands:
             says = f"{channels} channels x {timesteps} timesteps"
-            raise RasterProblem(
-                "raster_bands", f"it has {bands} bands, its metadata.json says {says}"
-            )
+            raise Unreadable("raster_bands", f"it has {bands} bands, its metadata.json says {says}")
         return channels, timesteps
 
 
