@@ -3,12 +3,18 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+# Which build of torch, by the names of uv's --torch-backend: cpu, cu128, auto, ...; empty: as the
+# package index has it. Without an NVIDIA driver the CPU build will do, which is gigabytes smaller.
+TORCH ?= $(if $(wildcard /proc/driver/nvidia/version),,cpu)
 PEERS := .venv-peers
 LATEST := .venv-latest
 PEERS_READY := $(PEERS)/.ready
+PORT ?= 3000
+
+INSTALL_TORCH = $(BIN)/uv pip install --quiet --python $(BIN)/python --constraint constraints.txt torch torchvision
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-fast test-latest sanitize lint bench peers bench-peers signal torture ui clean
+.PHONY: help setup demo test test-fast test-latest sanitize lint docs bench peers bench-peers signal torture ui clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## */  make \1|/' | column -t -s '|'
@@ -18,6 +24,8 @@ setup: $(READY)  ## make .venv with everything in it
 $(READY): pyproject.toml constraints.txt scripts/name_definitions.py $(wildcard eval_ingest/*/_*.c)
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check "uv>=0.5"
+	$(if $(TORCH),UV_HTTP_RETRIES=0 $(INSTALL_TORCH) --torch-backend $(TORCH) 2>/dev/null || echo \
+	  "torch's $(TORCH) build can't be had from here: taking the one of the package index")
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --constraint constraints.txt --reinstall-package dagster --editable '.[ingest,olmoearth,dask,s3,dev]'
 	$(BIN)/python scripts/name_definitions.py
 	@touch $@
@@ -53,6 +61,9 @@ lint: $(READY)  ## formatting, types, and which module may import which
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+docs: $(READY)  ## the site, in build/site; what is typed in its pages is run by test_site.py
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
 bench: $(READY)  ## how fast it is, beside rslearn; WINDOWS=1000, GROWTH="250 1000 4000" or MANY=100000
 	$(BIN)/python -m benchmarks.bench --windows $${WINDOWS:-250} --growth $${GROWTH:-} --many $${MANY:-0}
 
@@ -78,10 +89,13 @@ signal: $(READY)  ## a sweep finds planted signals, and none in shuffled labels;
 torture: $(READY)  ## kill, starve and damage ingests for a while: nothing is lost; MINUTES=10 SEED=1
 	$(BIN)/python -m eval_ingest_tests.support.torture --minutes $${MINUTES:-10} --seed $${SEED:-1}
 
-ui: $(READY)  ## Dagster's web page and daemon at http://127.0.0.1:3000, watching the demo's folder
+ui: $(READY)  ## Dagster's page and daemon at http://127.0.0.1:3000, watching the demo's folder; PORT=3001
+	@$(BIN)/python -c 'import socket; socket.create_server(("127.0.0.1", $(PORT)))' 2>/dev/null || \
+	  { echo "port $(PORT) is taken; take another: make ui PORT=$$(($(PORT) + 1))" >&2; exit 1; }
 	@test -f .env || sh scripts/demo.sh $(BIN)
 	@mkdir -p .dagster && ln -sf ../dagster.yaml .dagster/dagster.yaml
-	@. $(BIN)/activate && DAGSTER_HOME="$(CURDIR)/.dagster" exec dagster dev --host 127.0.0.1 --port $${PORT:-3000}
+	@. $(BIN)/activate && DAGSTER_HOME="$(CURDIR)/.dagster" exec dagster dev --host 127.0.0.1 --port $(PORT)
 
-clean:  ## remove the demo's data, Dagster's history and .env; .venv stays
-	rm -rf .demo .dagster .env
+clean:  ## remove the demo's data, its scores, Dagster's history and the demo's .env; .venv stays
+	if grep -qs "Written by make demo" .env; then rm -rf .env sweep_results; fi
+	rm -rf .demo .dagster

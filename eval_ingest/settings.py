@@ -5,7 +5,8 @@
 | OLMOEARTH_EVAL_DATASETS | the eval root: datasets and registry | DEFAULT_EVAL_ROOT below |
 | EVAL_INGEST_CATALOG | folder of specs added to the built-in ones | {eval root}/catalog |
 | EVAL_INGEST_WORKERS | threads or processes that decode and copy | one per core |
-| EVAL_INGEST_ENGINE | auto, threads, processes, or a dask scheduler's address | auto |
+| EVAL_INGEST_WINDOW_MIB | what a window's files, and its pixels unpacked, may have in MiB | 256 |
+| EVAL_INGEST_ENGINE | auto (processes if many windows), threads, processes, dask's address | auto |
 | EVAL_INGEST_CACHE | sweeps' embeddings, files of remote eval roots | ~/.cache/eval_ingest |
 | EVAL_INGEST_CACHE_GIB | how much of remote eval roots it may hold | 100 |
 | WEKA_ENDPOINT_URL | Weka's S3, where weka:// isn't mounted at /weka | none |
@@ -18,6 +19,7 @@
 A file `.env` in the current folder is read too; the environment wins over it.
 """
 
+import contextlib
 import os
 import re
 from collections.abc import Mapping
@@ -71,7 +73,8 @@ class Settings:
         Raises:
             SettingsError: a variable holds something unusable.
         """
-        variables = _read_dotenv(dotenv) | dict(os.environ if environ is None else environ)
+        from_file = _read_dotenv(dotenv)
+        variables = from_file | (_environment(from_file) if environ is None else dict(environ))
 
         def text(name: str) -> str | None:
             return variables.get(name, "").strip() or None
@@ -95,7 +98,7 @@ class Settings:
             answer_seconds=count(ANSWER_VARIABLE) or cls.answer_seconds,
             requester_pays=_payers(text(REQUESTER_PAYS_VARIABLE) or ""),
             studio_roots=tuple(
-                root.strip()
+                os.path.expanduser(root.strip())
                 for root in (text("EVAL_INGEST_STUDIO_ROOTS") or "").split(",")
                 if root.strip()
             ),
@@ -176,6 +179,20 @@ def storage_environment() -> tuple[tuple[str, str], ...]:
 
 def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _environment(from_file: Mapping[str, str]) -> dict[str, str]:
+    """The environment, without what Dagster's commands lay over it from `.env`.
+
+    What was exported before such a command shows in /proc, on Linux; its children get the file's.
+    """
+    found = dict(os.environ)
+    with contextlib.suppress(OSError):
+        pairs = Path("/proc/self/environ").read_bytes().decode(errors="surrogateescape")
+        exported = dict(pair.partition("=")[::2] for pair in pairs.split("\0"))
+        laid_over = [k for k, v in from_file.items() if found.get(k) == v and k in exported]
+        found |= {key: exported[key] for key in laid_over}
+    return found
 
 
 def _read_dotenv(path: Path) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""What is installed: a plain `pip install eval-ingest` loads datasets; hooks and lint agree."""
+"""What is installed: a plain `pip install` loads datasets; hooks and lint agree."""
 
 import subprocess
 import sys

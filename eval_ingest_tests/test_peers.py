@@ -18,7 +18,7 @@ from eval_ingest import EvalDataset, cli, pipeline
 from eval_ingest.core.norm import METHODS
 from eval_ingest.loading.olmoearth import OlmoEarthAdapter
 from eval_ingest.store.registry import rebuild_registry
-from eval_ingest.store.roots.local import LocalRoot
+from eval_ingest.store.roots.base import EvalRoot
 from eval_ingest.sweep.tasks import trainer_tasks
 from eval_ingest_tests.conftest import make_job
 from eval_ingest_tests.support import factories
@@ -104,7 +104,7 @@ def test_datasets_of_real_configurations_equal_ours(name: str, peer: Peer, tmp_p
     source = generate(CONFIGS / name, tmp_path / "source")
     root = tmp_path / "root"
     pipeline.ingest(make_job(source, root, name))
-    for task in trainer_tasks(LocalRoot(root)).tasks:
+    for task in trainer_tasks(EvalRoot(root)).tasks:
         compare(peer, root, name, list(task.input_modalities), tmp_path)
 
 
@@ -243,7 +243,7 @@ def many(ingested: Ingested, even: Path, tmp_path_factory: pytest.TempPathFactor
     for case in factories.CASES:
         (root / case).symlink_to(ingested(case) / case)
     (root / "even").symlink_to(even / "even")
-    rebuild_registry(LocalRoot(root))
+    rebuild_registry(EvalRoot(root))
     return root
 
 

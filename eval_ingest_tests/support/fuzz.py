@@ -34,7 +34,7 @@ from eval_ingest.settings import Settings
 from eval_ingest.sources.local import LocalSource
 from eval_ingest.store.outcomes import read_outcome
 from eval_ingest.store.registry import read_registry
-from eval_ingest.store.roots.local import LocalRoot
+from eval_ingest.store.roots.base import EvalRoot
 from eval_ingest_tests.support import factories, faults, killing, mutation
 from eval_ingest_tests.support.oracle import OracleSample, rslearn_samples
 from eval_ingest_tests.test_loading_parity import compare
@@ -115,7 +115,7 @@ class Windows(Kind):
         except EvalIngestError as error:
             _check_message(error)
             return Counter({f"ingest refused ({type(error).__name__})": len(damaged)})
-        index = read_outcome(LocalRoot(self.root).dataset("fuzzed"), "window_index")
+        index = read_outcome(EvalRoot(self.root).dataset("fuzzed"), "window_index")
         problems = index.table["problems"].to_pylist()
         outcome = Counter(found[0]["code"] if found else "valid" for found in problems)
         valid = self._valid(damaged)
@@ -415,7 +415,7 @@ class Stored(Kind):
         """What readers make of a damaged file."""
         with contextlib.suppress(EvalIngestError):
             if path.name == "registry.json" and path.exists():
-                read_registry(LocalRoot(self.work.root))
+                read_registry(EvalRoot(self.work.root))
                 raise Fault(f"{path} is damaged, and it is read")
         try:
             same = faults.values(self.work.root) == self.expected
@@ -441,7 +441,7 @@ class Stored(Kind):
         found = faults.verified(self.work.root)
         if not found and faults.values(self.work.root) != self.expected:
             raise Fault("other values, and verify finds nothing")
-        if not read_registry(LocalRoot(self.work.root)):
+        if not read_registry(EvalRoot(self.work.root)):
             raise Fault("nothing is registered")
         return found
 

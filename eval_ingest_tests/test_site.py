@@ -1,0 +1,123 @@
+"""The site's pages: what is typed in them runs, what they quote is said, and nothing is missing."""
+
+import ast
+import re
+import shlex
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from eval_ingest import cli, settings
+from eval_ingest.core.validate import PROBLEMS
+from eval_ingest.testing import demo
+
+REPOSITORY = Path(__file__).parents[1]
+DOCS = REPOSITORY / "docs"
+_BLOCK = re.compile(r"^```(sh|python)\n(.*?)^```", re.MULTILINE | re.DOTALL)
+
+
+@pytest.fixture(scope="module")
+def site() -> ModuleType:
+    sys.path.insert(0, str(REPOSITORY / "scripts"))
+    try:
+        import site_pages
+    finally:
+        sys.path.pop(0)
+    return site_pages
+
+
+def blocks(page: str) -> Iterator[tuple[str, str]]:
+    yield from _BLOCK.findall((DOCS / page).read_text())
+
+
+def type_in(line: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A line of a shell, in this process: starting Python for each takes seconds."""
+    words = shlex.split(line.replace("$PWD", str(Path.cwd())), comments=True)
+    if words[0] == "export":
+        monkeypatch.setenv(*words[1].split("="))
+        return
+    programs = {"eval-ingest": cli.main, "python": lambda rest: demo.main(rest[2:])}
+    assert programs[words[0]](words[1:]) == 0, line
+
+
+def test_the_tutorial_and_the_pages_that_go_on_from_it_run_as_they_stand(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, object] = {}
+    pages = ("tutorial.md", "use_in_training.md", "publish.md", "troubleshooting.md")
+    for page in pages:
+        for language, text in blocks(page):
+            if language == "python":
+                exec(compile(text, page, "exec"), names)
+                continue
+            for line in text.splitlines():
+                type_in(line, monkeypatch)
+    told = capsys.readouterr()
+    assert "my_crops is registered" in told.out and "raster_unreadable" in told.out
+    whole, sample = names["whole"], names["sample"]
+    assert whole[0]["sentinel2_l2a"].shape == (64, 64, 12, 12)  # type: ignore[index]
+    assert sample["sentinel2_l2a"].shape == (16, 16, 12, 12)  # type: ignore[index]
+    assert (tmp_path / "evals/my_crops/report/report.html").is_file()
+
+
+def test_every_shell_line_of_every_page_is_one_that_the_command_takes() -> None:
+    parser = cli._parser()
+    seen = 0
+    for page in [*DOCS.glob("*.md"), REPOSITORY / "README.md"]:
+        for line in re.findall(r"^ *(eval-ingest [a-z].*)$", page.read_text(), re.MULTILINE):
+            words = shlex.split(re.split(r"[|>]", line)[0], comments=True)[1:]
+            parser.parse_args([word if word != "X" else "x" for word in words])
+            seen += 1
+    assert seen > 30
+
+
+def test_python_in_every_page_is_python() -> None:
+    for page in [*DOCS.glob("*.md"), REPOSITORY / "README.md"]:
+        for text in re.findall(r"^```python\n(.*?)^```", page.read_text(), re.M | re.S):
+            compile(text, str(page), "exec")
+
+
+def said() -> str:
+    """All texts of the package, with a mark where something is filled in."""
+    texts = []
+    for path in (REPOSITORY / "eval_ingest").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.JoinedStr):
+                texts.append("".join(getattr(part, "value", "") if isinstance(part, ast.Constant)
+                                     else "\0" for part in node.values))  # fmt: skip
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                texts.append(node.value)
+    return "\n".join(texts)
+
+
+def test_messages_that_troubleshooting_quotes_are_messages() -> None:
+    page = (DOCS / "troubleshooting.md").read_text()
+    texts = said()
+    rows = [line for line in page.splitlines() if line.startswith("| `")]
+    quoted = [text for row in rows for text in re.findall(r"`([^`]+)`", row.split("|")[1])]
+    assert len(quoted) > 15
+    for text in quoted:
+        for part in text.split("..."):
+            assert part.strip() in texts, f"nothing says {part.strip()!r}"
+
+
+def test_every_finding_of_the_verdict_is_explained() -> None:
+    source = (REPOSITORY / "eval_ingest/core/quality.py").read_text()
+    codes = re.findall(r'(?:Finding|_named|data\.rows|data\.windows)\(\s*"([a-z_]+)"', source)
+    page = (DOCS / "split_honestly.md").read_text()
+    assert len(codes) > 15
+    assert not [code for code in codes if f"`{code}`" not in page]
+
+
+def test_generated_tables_hold_everything(site: ModuleType) -> None:
+    filled = site.on_page_markdown("{{ problems }}\n\n{{ environment }}\n\n{{ commands }}")
+    assert all(f"`{code}`" in filled for code in PROBLEMS)
+    assert f"`{settings.EVAL_ROOT_VARIABLE}`" in filled
+    assert "--split-strategy" in filled and "## leaderboard" in filled
+    named = set(re.findall(r'"((?:EVAL_INGEST|OLMOEARTH|WEKA|STUDIO)_[A-Z_]+)"',
+                           (REPOSITORY / "eval_ingest/settings.py").read_text()))  # fmt: skip
+    assert all(f"`{name}`" in filled for name in named), named
