@@ -24,7 +24,7 @@ from eval_ingest import EvalDataset, pipeline
 from eval_ingest.core.modality import MODALITIES
 from eval_ingest.core.spec import SPLITS
 from eval_ingest.errors import EvalIngestError
-from eval_ingest.store.roots.local import LocalRoot
+from eval_ingest.store.roots.base import EvalRoot
 from eval_ingest.sweep.tasks import trainer_tasks
 from eval_ingest.testing.datasets import write_matching
 from eval_ingest_tests.conftest import make_job
@@ -102,7 +102,7 @@ class Corpus:
 
     def _existing(self, peer: Peer, root: Path) -> str:
         """In words; for each set of modalities that the registry lists for it."""
-        tasks = trainer_tasks(LocalRoot(root)).tasks
+        tasks = trainer_tasks(EvalRoot(root)).tasks
         wanted = [list(task.input_modalities) for task in tasks]
         found = (difference(peer, root, "corpus", names, self.scratch) for names in wanted)
         return next(filter(None, found), "equal") if wanted else "no task"
