@@ -12,7 +12,7 @@ import itertools
 import json
 import os
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +20,7 @@ from typing import Any
 
 from eval_ingest.errors import SourceError
 from eval_ingest.sources.base import ANYBODY, Listed, SourceFile, WindowFiles
-from eval_ingest.sources.listing import WINDOW_FILES
+from eval_ingest.sources.listing import WINDOW_FILES, Had
 from eval_ingest.sources.local import LocalSource
 
 DATABASE = "windows.sqlite3"
@@ -81,6 +81,17 @@ class SqliteSource(LocalSource):
     def window(self, group: str, name: str, layers: frozenset[str]) -> WindowFiles:
         with closing(self._connect()) as database:
             return self._window(database, group, name, layers)
+
+    def fetch(self, files: WindowFiles, wanted: Sequence[SourceFile]) -> dict[str, Had]:
+        found = super().fetch(files, [file for file in wanted if not _is_described(file.path)])
+        mode = Path(self.url, DATABASE).stat().st_mode & ANYBODY
+        with closing(self._connect()) as database:
+            described = _described(database, files.group, files.name)
+        for file in wanted:
+            data = described.get(file.path) if _is_described(file.path) else None
+            if data is not None and _file(file.path, data) == file:
+                found[file.path] = Had(data, mode)
+        return found
 
     def read(self, group: str, name: str, file: SourceFile) -> bytes:
         if not _is_described(file.path):
