@@ -1,9 +1,9 @@
-"""Windows of a local disk or a mount, read ahead of whoever decodes them.
+"""Windows read ahead of whoever decodes them, from a disk, a mount or a bucket.
 
 On a network mount each open costs about a millisecond, and a window has fifty of them: there tens
 of windows are listed and read at a time, however few cores there are, and memory holds a bounded
 part of what comes next. A disk that keeps nobody waiting is read window by window, which costs the
-least. Does not belong here: buckets, whose client has a way of its own (remote.py).
+least.
 """
 
 import threading
@@ -26,9 +26,12 @@ BYTES_AHEAD = 32 << 20
 """That it holds of them; what is beyond is read when its turn comes."""
 
 
-class _InPlace(Protocol):
+class _Fetching(Protocol):
     @property
     def url(self) -> str: ...
+
+    @property
+    def waiting(self) -> "Waiting": ...
 
     def fetch(self, files: WindowFiles, wanted: Sequence[SourceFile]) -> dict[str, Had]:
         """What can be had of some files of a window at once, as they were listed."""
@@ -40,14 +43,23 @@ class _InPlace(Protocol):
 
     def ours(self, group: str, name: str, file: SourceFile) -> tuple[str, int] | None: ...
 
+    def keep(self, window: "FetchedWindow") -> None: ...
+
+    def drop(self, files: WindowFiles) -> None: ...
+
 
 class ReadAhead:
-    """What sources share whose files are on this machine, or look as if they were."""
+    """What sources share: they list and read windows one by one, and this does so ahead."""
 
     moves = False
 
+    @property
+    def waiting(self) -> "Waiting":
+        """Whether reading is waiting."""
+        return SOURCES
+
     def readers(
-        self: _InPlace,
+        self: _Fetching,
         windows: Iterable[Window],
         whole: bool = True,
         fetchable: Fetchable = every_file,
@@ -62,13 +74,19 @@ class ReadAhead:
         def begin(window: Window) -> FetchedWindow:
             return FetchedWindow(self, window, whole, fetchable, room)
 
-        for reader in SOURCES.each(begin, windows, WINDOWS_AHEAD):
+        for reader in self.waiting.each(begin, windows, WINDOWS_AHEAD):
             yield reader.files, reader
             room.give_back(reader.taken)
 
     def ours(self, group: str, name: str, file: SourceFile) -> tuple[str, int] | None:
         """Nothing here was written by us."""
         return None
+
+    def keep(self, window: "FetchedWindow") -> None:
+        """Its files stay where they are."""
+
+    def drop(self, files: WindowFiles) -> None:
+        """Its files stay where they are."""
 
 
 class Room:
@@ -101,8 +119,8 @@ class Room:
 class Waiting:
     """Whether the disks of one kind keep this process waiting; once they have, they always may."""
 
-    def __init__(self) -> None:
-        self.is_long = False
+    def __init__(self, is_long: bool = False) -> None:
+        self.is_long = is_long
 
     @contextmanager
     def watched(self, files: Callable[[], int]) -> Iterator[None]:
@@ -125,20 +143,20 @@ class Waiting:
             yield work(item)
 
 
-SOURCES, COPIES = Waiting(), Waiting()
+SOURCES, COPIES, ALWAYS = Waiting(), Waiting(), Waiting(is_long=True)
 
 
 class FetchedWindow:
     """Reads one window: of each file the bytes are remembered."""
 
     def __init__(
-        self, source: _InPlace, window: Window, whole: bool, fetchable: Fetchable, room: Room
+        self, source: _Fetching, window: Window, whole: bool, fetchable: Fetchable, room: Room
     ) -> None:
         self.url = source.url
         self._source = source
         self._had: dict[str, Had] = {}
         self.taken = 0
-        with SOURCES.watched(lambda: len(self.files.files)):
+        with source.waiting.watched(lambda: len(self.files.files)):
             self.files = window if isinstance(window, WindowFiles) else window()
             self._fetchable = fetchable(self.files)
             first = self._fetchable if whole else self._fetchable & {"metadata.json"}
@@ -166,8 +184,15 @@ class FetchedWindow:
     def ours(self, group: str, name: str, file: SourceFile) -> tuple[str, int] | None:
         return self._source.ours(group, name, file)
 
+    @property
+    def is_fit(self) -> bool:
+        """True if all of its files may be fetched."""
+        return len(self._fetchable) == len(self.files.files)
+
     def keep(self) -> None:
-        """Its files stay where they are."""
+        """Have the bytes ready for a later stage."""
+        self._source.keep(self)
 
     def drop(self) -> None:
-        """Its files stay where they are."""
+        """No later stage needs the bytes."""
+        self._source.drop(self.files)

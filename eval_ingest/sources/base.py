@@ -7,7 +7,7 @@ alone: local.py, remote.py and archive.py are sources, open.py chooses one.
 
 import hashlib
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple, Protocol
@@ -17,6 +17,8 @@ from eval_ingest.errors import SourceError
 CONFIG_FILES = ("config.json", "dataset.json")
 ARCHIVE_ENDINGS = (".tar", ".tar.gz", ".tgz")
 
+
+WINDOW_FILES = ("metadata.json", "items.json")
 
 ANYBODY = 0o666
 """Permissions of files in a place that knows none."""
@@ -258,9 +260,9 @@ class Source(Protocol):
         ...
 
 
-def layer_of(path: str) -> str | None:
-    """The layer that a window's file belongs to; None for metadata.json and items.json."""
+def is_read(path: str, layers: Container[str]) -> bool:
+    """True for a window's metadata.json and items.json, and for the files of some layers."""
     parts = path.split("/", 2)
-    if parts[0] != "layers" or len(parts) < 3:
-        return None
-    return parts[1].partition(".")[0]
+    if len(parts) < 3 or parts[0] != "layers":
+        return path in WINDOW_FILES
+    return parts[1].partition(".")[0] in layers

@@ -10,7 +10,7 @@ import stat
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
-from eval_ingest.sources.base import ANYBODY
+from eval_ingest.sources.base import ANYBODY, WINDOW_FILES
 
 try:
     from eval_ingest.sources import _listing
@@ -18,8 +18,6 @@ try:
     _listing.read_files  # noqa: B018  of an older build, which doesn't fit
 except (ImportError, AttributeError):  # an installation without a C compiler
     _listing = None  # type: ignore[assignment]
-
-WINDOW_FILES = ("metadata.json", "items.json")
 
 _DEEPEST = 8
 """Folders below `layers/`; more than that is a link that leads round in circles."""

@@ -19,8 +19,15 @@ from pathlib import Path
 from typing import Any
 
 from eval_ingest.errors import SourceError
-from eval_ingest.sources.base import ANYBODY, Listed, SourceFile, WindowFiles
-from eval_ingest.sources.listing import WINDOW_FILES, Had
+from eval_ingest.sources.base import (
+    ANYBODY,
+    WINDOW_FILES,
+    Listed,
+    SourceFile,
+    WindowFiles,
+    is_read,
+)
+from eval_ingest.sources.listing import Had
 from eval_ingest.sources.local import LocalSource
 
 DATABASE = "windows.sqlite3"
@@ -116,7 +123,7 @@ class SqliteSource(LocalSource):
         found = super().window(self._plain(group), self._plain(name), layers)
         files = [file for file in found.files if not _is_described(file.path)]
         for path, data in _described(database, group, name).items():
-            if path in WINDOW_FILES or path.split("/")[1].partition(".")[0] in layers:
+            if is_read(path, layers):
                 files.append(_file(path, data))
         return WindowFiles(group, name, tuple(sorted(files)))
 
