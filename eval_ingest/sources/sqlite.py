@@ -103,14 +103,13 @@ class SqliteSource(LocalSource):
     def read(self, group: str, name: str, file: SourceFile) -> bytes:
         if not _is_described(file.path):
             return super().read(group, name, file)
-        with closing(self._connect()) as database:
-            data = _described(database, group, name).get(file.path)
-        if data is None or _file(file.path, data) != file:
+        found = self.fetch(WindowFiles(group, name, (file,)), [file])
+        if file.path not in found:
             raise SourceError(
                 f"{self.url}/{DATABASE} says otherwise of {group}/{name} than when it was listed; "
                 "the source changes while it is read: run again when it is still"
             )
-        return data
+        return found[file.path].data
 
     def permissions(self, group: str, name: str, file: SourceFile) -> int:
         if not _is_described(file.path):
