@@ -1,4 +1,4 @@
-"""Windows read ahead of whoever decodes them, from a disk, a mount or a bucket.
+"""Files read ahead of whoever decodes them, and written behind: how many at a time, how much.
 
 On a network mount each open costs about a millisecond, and a window has fifty of them: there tens
 of windows are listed and read at a time, however few cores there are, and memory holds a bounded
@@ -8,15 +8,12 @@ least.
 
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from itertools import chain
-from typing import Protocol
 
 from eval_ingest.engine import Item, Result, map_ordered
-from eval_ingest.sources.base import Fetchable, SourceFile, Window, WindowFiles, every_file
-from eval_ingest.sources.listing import Had
 
 WINDOWS_AHEAD = 32
 """That a worker has read, or is reading, before it needs them."""
@@ -24,69 +21,6 @@ LONG_S = 0.0003
 """That a file of a disk at hand doesn't keep anybody waiting for."""
 BYTES_AHEAD = 32 << 20
 """That it holds of them; what is beyond is read when its turn comes."""
-
-
-class _Fetching(Protocol):
-    @property
-    def url(self) -> str: ...
-
-    @property
-    def waiting(self) -> "Waiting": ...
-
-    def fetch(self, files: WindowFiles, wanted: Sequence[SourceFile]) -> dict[str, Had]:
-        """What can be had of some files of a window at once, as they were listed."""
-        ...
-
-    def read(self, group: str, name: str, file: SourceFile) -> bytes: ...
-
-    def permissions(self, group: str, name: str, file: SourceFile) -> int: ...
-
-    def ours(self, group: str, name: str, file: SourceFile) -> tuple[str, int] | None: ...
-
-    def keep(self, window: "FetchedWindow") -> None: ...
-
-    def drop(self, files: WindowFiles) -> None: ...
-
-
-class ReadAhead:
-    """What sources share: they list and read windows one by one, and this does so ahead."""
-
-    moves = False
-
-    @property
-    def waiting(self) -> "Waiting":
-        """Whether reading is waiting."""
-        return SOURCES
-
-    def readers(
-        self: _Fetching,
-        windows: Iterable[Window],
-        whole: bool = True,
-        fetchable: Fetchable = every_file,
-    ) -> Iterator[tuple[WindowFiles, "FetchedWindow"]]:
-        """Each window with its reader; those that come next are read meanwhile."""
-        if isinstance(windows, Sequence) and len(windows) == 1:
-            reader = FetchedWindow(self, windows[0], whole, fetchable, Room(0))
-            yield reader.files, reader
-            return
-        room = Room(BYTES_AHEAD)
-
-        def begin(window: Window) -> FetchedWindow:
-            return FetchedWindow(self, window, whole, fetchable, room)
-
-        for reader in self.waiting.each(begin, windows, WINDOWS_AHEAD):
-            yield reader.files, reader
-            room.give_back(reader.taken)
-
-    def ours(self, group: str, name: str, file: SourceFile) -> tuple[str, int] | None:
-        """Nothing here was written by us."""
-        return None
-
-    def keep(self, window: "FetchedWindow") -> None:
-        """Its files stay where they are."""
-
-    def drop(self, files: WindowFiles) -> None:
-        """Its files stay where they are."""
 
 
 class Room:
@@ -144,55 +78,3 @@ class Waiting:
 
 
 SOURCES, COPIES, ALWAYS = Waiting(), Waiting(), Waiting(is_long=True)
-
-
-class FetchedWindow:
-    """Reads one window: of each file the bytes are remembered."""
-
-    def __init__(
-        self, source: _Fetching, window: Window, whole: bool, fetchable: Fetchable, room: Room
-    ) -> None:
-        self.url = source.url
-        self._source = source
-        self._had: dict[str, Had] = {}
-        self.taken = 0
-        with source.waiting.watched(lambda: len(self.files.files)):
-            self.files = window if isinstance(window, WindowFiles) else window()
-            self._fetchable = fetchable(self.files)
-            first = self._fetchable if whole else self._fetchable & {"metadata.json"}
-            n_bytes = sum(file.size for file in self.files.files if file.path in first)
-            if room.take(n_bytes):
-                self.taken = n_bytes
-                self._fetch(first)
-
-    def _fetch(self, paths: frozenset[str]) -> None:
-        wanted = [f for f in self.files.files if f.path in paths and f.path not in self._had]
-        self._had |= self._source.fetch(self.files, wanted)
-
-    def read(self, group: str, name: str, file: SourceFile) -> bytes:
-        if file.path not in self._had:
-            self._fetch(self._fetchable)
-        if file.path not in self._had:  # the source says what is wrong with it
-            data = self._source.read(group, name, file)
-            self._had[file.path] = Had(data, self._source.permissions(group, name, file))
-        return self._had[file.path].data
-
-    def permissions(self, group: str, name: str, file: SourceFile) -> int:
-        had = self._had.get(file.path)
-        return self._source.permissions(group, name, file) if had is None else had.permissions
-
-    def ours(self, group: str, name: str, file: SourceFile) -> tuple[str, int] | None:
-        return self._source.ours(group, name, file)
-
-    @property
-    def is_fit(self) -> bool:
-        """True if all of its files may be fetched."""
-        return len(self._fetchable) == len(self.files.files)
-
-    def keep(self) -> None:
-        """Have the bytes ready for a later stage."""
-        self._source.keep(self)
-
-    def drop(self) -> None:
-        """No later stage needs the bytes."""
-        self._source.drop(self.files)

@@ -28,17 +28,16 @@ from filelock import FileLock
 
 from eval_ingest.engine import Progress, no_progress
 from eval_ingest.errors import EvalIngestError, SourceError, SourceNotFoundError, StoreError
-from eval_ingest.sources.ahead import ReadAhead
 from eval_ingest.sources.base import (
-    ANYBODY,
     CONFIG_FILES,
-    Listed,
+    Had,
+    Source,
     SourceFile,
     WindowFiles,
     is_read,
 )
 from eval_ingest.sources.decompress import StreamError, decompressed
-from eval_ingest.sources.listing import Had, read_files
+from eval_ingest.sources.listing import read_files
 from eval_ingest.sources.local import LocalSource
 from eval_ingest.sources.tar import TarError
 from eval_ingest.sources.unpacking import LIMITS, Limits, RefusedError, unpack
@@ -54,7 +53,7 @@ _TREE, _DROPPED, _MOVING = "tree", "dropped", "moving"
 
 
 @dataclass(frozen=True)
-class ArchiveSource(ReadAhead):
+class ArchiveSource(Source):
     """The dataset in an archive."""
 
     archive: str
@@ -108,9 +107,6 @@ class ArchiveSource(ReadAhead):
     def groups(self) -> list[str]:
         return self._table.groups(self._windows)
 
-    def listing(self, groups: list[str], layers: frozenset[str]) -> Iterator[Listed]:
-        return (window.listed for window in self.windows(groups, layers))
-
     def windows(self, groups: list[str], layers: frozenset[str]) -> Iterator[WindowFiles]:
         for group in sorted(groups):
             for name, files in self._table.windows(self._windows + os.fsencode(f"{group}/")):
@@ -147,9 +143,6 @@ class ArchiveSource(ReadAhead):
                 f"unpacked: it was damaged on this disk; remove {self.unpacked} and run again"
             )
         return data
-
-    def permissions(self, group: str, name: str, file: SourceFile) -> int:
-        return ANYBODY
 
     def ours(self, group: str, name: str, file: SourceFile) -> tuple[str, int]:
         if not hasattr(self._local, "moving"):

@@ -17,16 +17,18 @@ from typing import Any
 from eval_ingest.errors import SourceError
 from eval_ingest.objects.backend import Entry
 from eval_ingest.objects.reading import Objects
-from eval_ingest.sources.ahead import ALWAYS, FetchedWindow, ReadAhead
+from eval_ingest.sources.ahead import ALWAYS
 from eval_ingest.sources.base import (
     ANYBODY,
+    Had,
     Listed,
+    Source,
     SourceFile,
     WindowFiles,
+    WindowReader,
     check_text_size,
     is_read,
 )
-from eval_ingest.sources.listing import Had
 from eval_ingest.sources.prefixes import prefixes
 from eval_ingest.sources.staging import StagedWindows, remove_staging
 from eval_ingest.sources.window_table import WindowTable
@@ -38,7 +40,7 @@ LISTING_VERSION = 2
 
 
 @dataclass(frozen=True)
-class RemoteSource(ReadAhead):
+class RemoteSource(Source):
     """A dataset behind a URL."""
 
     url: str
@@ -52,14 +54,6 @@ class RemoteSource(ReadAhead):
     def __getstate__(self) -> dict[str, Any]:
         # Each process opens its own connections.
         return {"url": self.url, "staging": self.staging, "staging_limit": self.staging_limit}
-
-    @property
-    def origin(self) -> str:
-        return self.url
-
-    @property
-    def notes(self) -> tuple[str, ...]:
-        return ()
 
     @cached_property
     def _objects(self) -> Objects:
@@ -184,10 +178,7 @@ class RemoteSource(ReadAhead):
     def read(self, group: str, name: str, file: SourceFile) -> bytes:
         return self.fetch(WindowFiles(group, name, (file,)), [file])[file.path].data
 
-    def permissions(self, group: str, name: str, file: SourceFile) -> int:
-        return ANYBODY
-
-    def keep(self, window: FetchedWindow) -> None:
+    def keep(self, window: WindowReader) -> None:
         """Have a window's bytes ready for a later stage, unless some file is too large."""
         files, staged = window.files, self._staged
         if staged is None or staged.has(files) or not window.is_fit or not staged.takes(files):

@@ -7,6 +7,7 @@ and trusted no more than other files: its values are stored, not computed, and w
 grows with its size alone.
 """
 
+import contextlib
 import hashlib
 import itertools
 import json
@@ -22,12 +23,13 @@ from eval_ingest.errors import SourceError
 from eval_ingest.sources.base import (
     ANYBODY,
     WINDOW_FILES,
+    Had,
     Listed,
+    Source,
     SourceFile,
     WindowFiles,
     is_read,
 )
-from eval_ingest.sources.listing import Had
 from eval_ingest.sources.local import LocalSource
 
 DATABASE = "windows.sqlite3"
@@ -77,8 +79,7 @@ class SqliteSource(LocalSource):
                     yield Listed(group, self._plain(name))
 
     def listing(self, groups: list[str], layers: frozenset[str]) -> Iterator[Listed]:
-        for found in self.windows(groups, layers):
-            yield found.listed
+        return Source.listing(self, groups, layers)
 
     def windows(self, groups: list[str], layers: frozenset[str]) -> Iterator[WindowFiles]:
         with closing(self._connect()) as database:
@@ -147,7 +148,7 @@ class SqliteSource(LocalSource):
             for mode in (*(("mode=ro",) if log else ()), "mode=ro&immutable=1"):
                 database = sqlite3.connect(f"{path.as_uri()}?{mode}", _BUSY_S, uri=True)
                 try:
-                    _bound(database, path.stat().st_size + (wal.stat().st_size if log else 0))
+                    _bound(database, _size(path) + _size(wal))
                     _check(path, database)
                     return database
                 except sqlite3.OperationalError as error:
@@ -167,6 +168,12 @@ def keeps_windows_in_database(config_json: str | None, url: str) -> bool:
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
         return False
     return named and Path(url, DATABASE).is_file()
+
+
+def _size(path: Path) -> int:
+    with contextlib.suppress(FileNotFoundError):  # a log goes with the last who has it open
+        return path.stat().st_size
+    return 0
 
 
 def _bound(database: sqlite3.Connection, n_bytes: int) -> None:
