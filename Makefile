@@ -9,6 +9,7 @@ TORCH ?= $(if $(wildcard /proc/driver/nvidia/version),,cpu)
 PEERS := .venv-peers
 LATEST := .venv-latest
 PEERS_READY := $(PEERS)/.ready
+PORT ?= 3000
 
 INSTALL_TORCH = $(BIN)/uv pip install --quiet --python $(BIN)/python --constraint constraints.txt torch torchvision
 
@@ -83,15 +84,18 @@ bench-peers: $(READY) $(PEERS_READY)  ## how fast, beside the existing OlmoEarth
 	$(BIN)/python -m benchmarks.bench_peers --windows $${WINDOWS:-250}
 
 signal: $(READY)  ## a sweep finds planted signals, and none in shuffled labels; WINDOWS=400
-	$(BIN)/python -m benchmarks.signal --windows $${WINDOWS:-400}
+	$(BIN)/python -m benchmarks.planted --windows $${WINDOWS:-400}
 
 torture: $(READY)  ## kill, starve and damage ingests for a while: nothing is lost; MINUTES=10 SEED=1
 	$(BIN)/python -m eval_ingest_tests.support.torture --minutes $${MINUTES:-10} --seed $${SEED:-1}
 
-ui: $(READY)  ## Dagster's web page and daemon at http://127.0.0.1:3000, watching the demo's folder
+ui: $(READY)  ## Dagster's page and daemon at http://127.0.0.1:3000, watching the demo's folder; PORT=3001
+	@$(BIN)/python -c 'import socket; socket.create_server(("127.0.0.1", $(PORT)))' 2>/dev/null || \
+	  { echo "port $(PORT) is taken; take another: make ui PORT=$$(($(PORT) + 1))" >&2; exit 1; }
 	@test -f .env || sh scripts/demo.sh $(BIN)
 	@mkdir -p .dagster && ln -sf ../dagster.yaml .dagster/dagster.yaml
-	@. $(BIN)/activate && DAGSTER_HOME="$(CURDIR)/.dagster" exec dagster dev --host 127.0.0.1 --port $${PORT:-3000}
+	@. $(BIN)/activate && DAGSTER_HOME="$(CURDIR)/.dagster" exec dagster dev --host 127.0.0.1 --port $(PORT)
 
-clean:  ## remove the demo's data, Dagster's history and .env; .venv stays
-	rm -rf .demo .dagster .env
+clean:  ## remove the demo's data, its scores, Dagster's history and the demo's .env; .venv stays
+	if grep -qs "Written by make demo" .env; then rm -rf .env sweep_results; fi
+	rm -rf .demo .dagster

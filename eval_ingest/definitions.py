@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import sys
 from functools import cache
 
 import dagster as dg
@@ -19,6 +20,7 @@ with interruptible(KeyboardInterrupt, leave) if is_command() else contextlib.nul
     from eval_ingest.defs.sensors import discovery_sensor, ingest_studio_dataset
     from eval_ingest.defs.sweep import eval_sweep
     from eval_ingest.errors import EvalIngestError
+    from eval_ingest.redaction import redacted
     from eval_ingest.settings import Settings
     from eval_ingest.store.catalog import out_of_reach, read_catalog
 
@@ -40,8 +42,8 @@ def build_defs(settings: Settings | None = None) -> dg.Definitions:
         )
     front_doors = dataset_assets(specs, settings, out_of_reach(settings, specs))
     return dg.Definitions(
-        assets=[*STAGE_ASSETS, eval_sweep, *(assets for assets, _ in front_doors)],
-        asset_checks=[registry_entry_checks, *(checks for _, checks in front_doors)],
+        assets=[*STAGE_ASSETS, eval_sweep, *front_doors],
+        asset_checks=[registry_entry_checks],
         jobs=[ingest_studio_dataset],
         sensors=[known_datasets, discovery_sensor(settings)],
         resources=build_resources(settings),
@@ -55,8 +57,16 @@ def _warn(text: str) -> None:
     logging.getLogger("dagster").warning(text)
 
 
+@cache
+def _say(text: str) -> None:
+    print(text, file=sys.stderr)
+
+
 @dg.definitions
 def defs() -> dg.Definitions:
     """What Dagster loads; the environment is read when it asks, not when this is imported."""
     speak_plainly()
-    return build_defs()
+    settings = Settings.load()
+    if is_command():
+        _say(f"eval root: {redacted(settings.eval_root)}")
+    return build_defs(settings)

@@ -61,6 +61,8 @@ class UnknownDatasetError(SpecError):
             hint = f"known: {', '.join(names[:12])}{', ...' if len(names) > 12 else ''}."
         else:
             hint = "there is none yet."
+        if near:  # a cure that holds the wrong name is none
+            cure = cure.replace(name, "NAME")
         super().__init__(f"no dataset {name!r} in {where}; {hint} {cure}")
         self.name = name
         self.near = near

@@ -38,7 +38,7 @@ from eval_ingest.core.fingerprint import fingerprint
 from eval_ingest.core.index import WindowIndex
 from eval_ingest.core.norm import MOMENTS, combine
 from eval_ingest.core.quality import quality_report
-from eval_ingest.core.splits import SPLITS_VERSION, SplitAssignment, assign_splits
+from eval_ingest.core.splits import SPLITS_VERSION, SplitAssignment, assign_splits, inherited
 from eval_ingest.core.validate import check_invalid_fraction
 from eval_ingest.decoding.machine import machine_faults_told
 from eval_ingest.errors import IntegrityError, NotIngestedError, StaleStageError, StoreError
@@ -46,10 +46,10 @@ from eval_ingest.indexing.build import finish_index, index_source, partial_rows
 from eval_ingest.indexing.wanted import check_storage
 from eval_ingest.job import Job, with_config_of, write_config
 from eval_ingest.sources.discovery import source_fingerprint
-from eval_ingest.store.atomic import remove_file
+from eval_ingest.store.atomic import remove_path
 from eval_ingest.store.claims import claim
 from eval_ingest.store.index_file import read_splits, write_splits
-from eval_ingest.store.leftovers import GRACE_S, remove_retired, remove_unfinished, retire
+from eval_ingest.store.leftovers import GRACE_S, remove_retired, remove_unfinished
 from eval_ingest.store.outcomes import read_copy, read_outcome, read_source_state
 from eval_ingest.store.registry import (
     read_metadata,
@@ -155,7 +155,7 @@ def weka_copy(job: Job, index: WindowIndex, splits: SplitAssignment) -> CopyResu
         job.source.forget()
         return old
     # What lies there is about to change: the outcome of the last copy vouches for it no longer.
-    remove_file(job.layout.weka_copy)
+    remove_path(job.layout.weka_copy)
     job.store.send()
     result = transfer(job, index, splits, wanted)
     if job.spec.copy_mode == "windows":
@@ -211,7 +211,7 @@ def registry_entry(
         n_windows=len(index),
         invalid=index.summary.reasons,
         split_report=splits.report,
-        quality=quality_report(index, splits, job.config),
+        quality=quality_report(index, splits, job.config, job.spec.name),
         warnings=[*job.config.warnings, *stats.warnings, *samples.warnings],
         fingerprints=prints,
         window_size=samples.smallest_side,
@@ -239,8 +239,6 @@ def publish(job: Job, metadata: Metadata) -> None:
     Raises:
         StoreError: the eval root can't be written.
     """
-    with contextlib.suppress(StoreError):  # of another version, or damaged: nobody reads it
-        retire(job.store, read_metadata(job.store), metadata)
     write_metadata(job.store, metadata)
     rebuild_registry(job.root)
 
@@ -373,7 +371,7 @@ def _splits_wanted(job: Job, index: WindowIndex) -> str:
         job.spec.splits,
         job.spec.max_samples,
         dict(job.config.selectors),
-        job.config.declared_ratios,
+        inherited(job.config.declared_ratios),
     )
 
 
@@ -465,7 +463,9 @@ def forget(job: Job) -> None:
             layout.weka_copy,
             layout.copy_manifest,
         ):
-            remove_file(path)
+            remove_path(path)
         partial_rows(job).clear()
-        job.store.forget_shards(shard_names(layout.samples))
+        # Their samples stay for readers; no run knows them any more.
+        shards = shard_names(layout.samples)
+        job.store.remove(layout.samples / name / "index.parquet" for name in shards)
         job.store.send()

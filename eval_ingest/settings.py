@@ -19,6 +19,7 @@
 A file `.env` in the current folder is read too; the environment wins over it.
 """
 
+import contextlib
 import os
 import re
 from collections.abc import Mapping
@@ -72,7 +73,8 @@ class Settings:
         Raises:
             SettingsError: a variable holds something unusable.
         """
-        variables = _read_dotenv(dotenv) | dict(os.environ if environ is None else environ)
+        from_file = _read_dotenv(dotenv)
+        variables = from_file | (_environment(from_file) if environ is None else dict(environ))
 
         def text(name: str) -> str | None:
             return variables.get(name, "").strip() or None
@@ -96,7 +98,7 @@ class Settings:
             answer_seconds=count(ANSWER_VARIABLE) or cls.answer_seconds,
             requester_pays=_payers(text(REQUESTER_PAYS_VARIABLE) or ""),
             studio_roots=tuple(
-                root.strip()
+                os.path.expanduser(root.strip())
                 for root in (text("EVAL_INGEST_STUDIO_ROOTS") or "").split(",")
                 if root.strip()
             ),
@@ -177,6 +179,20 @@ def storage_environment() -> tuple[tuple[str, str], ...]:
 
 def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _environment(from_file: Mapping[str, str]) -> dict[str, str]:
+    """The environment, without what Dagster's commands lay over it from `.env`.
+
+    What was exported before such a command shows in /proc, on Linux; its children get the file's.
+    """
+    found = dict(os.environ)
+    with contextlib.suppress(OSError):
+        pairs = Path("/proc/self/environ").read_bytes().decode(errors="surrogateescape")
+        exported = dict(pair.partition("=")[::2] for pair in pairs.split("\0"))
+        laid_over = [k for k, v in from_file.items() if found.get(k) == v and k in exported]
+        found |= {key: exported[key] for key in laid_over}
+    return found
 
 
 def _read_dotenv(path: Path) -> dict[str, str]:

@@ -23,7 +23,7 @@ from eval_ingest.settings import Settings
 from eval_ingest.store.catalog import find_spec
 from eval_ingest.store.ownership import Whose, whose
 from eval_ingest.store.registry import read_registry, rebuild_registry, remove_dataset
-from eval_ingest.store.roots.local import LocalRoot
+from eval_ingest.store.roots.base import EvalRoot
 from eval_ingest_tests.support.peer import PYTHON, Peer
 from eval_ingest_tests.support.team_root import KINDS, write_sources
 
@@ -116,7 +116,7 @@ def test_their_files_and_values_are_as_they_were(adopted: tuple[Path, Path]) -> 
     now, then = (RegistryText.parse((r / "registry.json").read_text()) for r in (root, kept))
     assert [entry.name for entry in now.entries] == [entry.name for entry in then.entries]
     for entry in then.entries:
-        value = read_registry(LocalRoot(root))[entry.name]
+        value = read_registry(EvalRoot(root))[entry.name]
         assert {key: value[key] for key in entry.value} == entry.value
         assert value["fingerprint"] and value["copy"] == "adopted"
         assert (root / entry.name / "report" / "report.html").is_file()
@@ -184,7 +184,7 @@ def test_what_is_otherwise_is_told_and_written_only_when_it_is_asked_for(
     root = tmp_path / "root"
     (root / "fires").parent.mkdir()
     shutil.copytree(theirs / "fires" / "dataset", root / "fires")
-    entry = read_registry(LocalRoot(theirs))["fires"]
+    entry = read_registry(EvalRoot(theirs))["fires"]
     entry = {k: v for k, v in entry.items() if k not in ("fingerprint", "ingested_at")}
     entry |= {"modalities": ["sentinel2_l2a", "sentinel2_l2a"], "window_size": 99, "num_classes": 4}
     entry["norm_stats"]["sentinel2_l2a"]["B01"]["std"] = 0.0
@@ -193,16 +193,16 @@ def test_what_is_otherwise_is_told_and_written_only_when_it_is_asked_for(
     told = {difference.field: difference for difference in found.differences}
     assert {"modalities", "window_size", "num_timesteps", "norm_stats", "num_classes"} <= set(told)
     assert "B01 has std 0" in told["norm_stats"].why
-    assert read_registry(LocalRoot(root))["fires"]["window_size"] == 99
+    assert read_registry(EvalRoot(root))["fires"]["window_size"] == 99
     adopt(settings(root), "fires", correct=True)
-    now = read_registry(LocalRoot(root))["fires"]
+    now = read_registry(EvalRoot(root))["fires"]
     assert now["modalities"] == ["sentinel2_l2a"] and now["window_size"] == 16
     assert now["num_timesteps"] == 4 and now["norm_stats"]["sentinel2_l2a"]["B01"]["std"] > 0
     untouched = ("mean", "max")
     for key in untouched:
         kept = entry["norm_stats"]["sentinel2_l2a"]["B02"][key]
         assert now["norm_stats"]["sentinel2_l2a"]["B02"][key] == kept
-    assert rebuild_registry(LocalRoot(root))["fires"] == now
+    assert rebuild_registry(EvalRoot(root))["fires"] == now
 
 
 def test_what_was_adopted_is_given_back_as_it_was(theirs: Path, tmp_path: Path) -> None:
@@ -220,19 +220,19 @@ def test_what_was_adopted_is_given_back_as_it_was(theirs: Path, tmp_path: Path) 
     (copy / "README.md").write_text("theirs")
     state = files(root, {"moisture"})
     adopt(settings(root), "moisture")
-    write_report(LocalRoot(root), "moisture")
+    write_report(EvalRoot(root), "moisture")
     card = (copy / "report" / "README.md").read_text()
     assert all((copy / "report" / p).is_file() for p in re.findall(r"\]\((.*?)\)", card))
     (copy / "..given_back_by_eval_ingest.x1.tmp").write_text("of a removal that was killed")
-    assert whose(LocalRoot(root).dataset("moisture")) is Whose.ADOPTED
+    assert whose(EvalRoot(root).dataset("moisture")) is Whose.ADOPTED
     with pytest.raises(NotOursError, match="adopted"):
         from eval_ingest_tests.conftest import make_job
 
         make_job(theirs / "moisture", root, "moisture")
-    remove_dataset(LocalRoot(root), "moisture")
+    remove_dataset(EvalRoot(root), "moisture")
     assert files(root, {"moisture"}) == state
     assert RegistryText.parse((root / "registry.json").read_text()).raw == {"moisture": raw}
-    assert adoptable(LocalRoot(root)) == ["moisture"]
+    assert adoptable(EvalRoot(root)) == ["moisture"]
 
 
 def _stopping(replace: Callable[..., None], allowed: int) -> Callable[..., None]:
@@ -258,11 +258,11 @@ def test_an_adoption_that_was_stopped_goes_on(
             patch.setattr(os, "replace", _stopping(os.replace, allowed))
             adopt(settings(root), "fires")
         stopped = not (root / "fires" / "metadata.json").exists()
-        assert adoptable(LocalRoot(root)) == (["fires"] if stopped else [])
+        assert adoptable(EvalRoot(root)) == (["fires"] if stopped else [])
     found = adopt(settings(root), "fires")
     dataset = EvalDataset("fires", "train", root=root)
     assert len(dataset) == found.metadata.splits["train"].count > 0
-    assert read_registry(LocalRoot(root))["fires"]["weka_path"] == str(root / "fires")
+    assert read_registry(EvalRoot(root))["fires"]["weka_path"] == str(root / "fires")
 
 
 def test_what_can_not_be_adopted_is_told(theirs: Path, tmp_path: Path) -> None:
@@ -305,7 +305,7 @@ def test_every_setting_of_the_catalog_makes_a_task_of_the_real_class(
     monkeypatch.setenv("OLMOEARTH_EVAL_DATASETS", str(tmp_path))
     assert cli.main(["tasks", "--format", "olmoearth"]) == 0
     found = peer("python_tasks", code=capsys.readouterr().out)
-    assert {task["dataset"] for task in found.values()} == set(read_registry(LocalRoot(tmp_path)))
+    assert {task["dataset"] for task in found.values()} == set(read_registry(EvalRoot(tmp_path)))
     theirs = {n: t for n, t in peer("own_tasks").items() if t["dataset"] in found}
     assert len(theirs) > 20
     for name, task in theirs.items():

@@ -14,7 +14,7 @@ import yaml
 from eval_ingest import EvalDataset, cli, pipeline
 from eval_ingest.core.entry import Metadata
 from eval_ingest.store.registry import require_metadata
-from eval_ingest.store.roots.local import LocalRoot
+from eval_ingest.store.roots.base import EvalRoot
 from eval_ingest.sweep.embed import embed_split
 from eval_ingest.sweep.encoders.pixels import Pixels
 from eval_ingest.sweep.rows import Rows
@@ -38,7 +38,7 @@ def with_crops(dataset: Path, **configs: dict[str, Any]) -> Path:
 
 def ingest(source: Path, root: Path, **spec: Any) -> Metadata:
     pipeline.ingest(make_job(source, root, **spec))
-    return require_metadata(LocalRoot(root), "crops")
+    return require_metadata(EvalRoot(root), "crops")
 
 
 def compare_split(root: Path, model: Path, split: str, kind: str) -> EvalDataset:
@@ -120,7 +120,7 @@ def test_batches_and_loaders_give_every_crop(root: Path) -> None:
 
 
 def test_windows_are_packed_once_and_the_registry_counts_samples(root: Path) -> None:
-    metadata = require_metadata(LocalRoot(root), "crops")
+    metadata = require_metadata(EvalRoot(root), "crops")
     assert sum(shard.rows for shard in metadata.shards) == 16
     assert sum(found.n_windows for found in metadata.splits.values()) == 16
     entry = json.loads((root / "registry.json").read_text())["datasets"]["crops"]
@@ -132,7 +132,7 @@ def test_windows_are_packed_once_and_the_registry_counts_samples(root: Path) -> 
 
 
 def test_labels_are_counted_in_samples(root: Path) -> None:
-    metadata = require_metadata(LocalRoot(root), "crops")
+    metadata = require_metadata(EvalRoot(root), "crops")
     for split in SPLITS:
         targets = [sample["target"] for sample in EvalDataset("crops", split, root=root)]
         labels = torch.cat([target.flatten() for target in targets])

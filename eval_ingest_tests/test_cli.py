@@ -3,18 +3,23 @@
 import argparse
 import json
 import os
+import re
 import shutil
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
 
-from eval_ingest import cli
+from eval_ingest import EvalDataset, cli
 from eval_ingest.core.spec import DatasetSpec, SplitPolicy
 from eval_ingest.flags import add_spec_flags, given_fields
+from eval_ingest.settings import Settings
 
 
 @pytest.fixture
@@ -107,6 +112,34 @@ def test_list_info_verify_and_remove(run: Run, root: Path, written: Callable[[st
     assert "crops" not in json.loads((root / "registry.json").read_text())["datasets"]
 
 
+def test_code_that_is_printed_runs_when_it_is_pasted(
+    run: Run, written: Callable[[str], Path], tmp_path: Path
+) -> None:
+    printed = run("ingest", "crops", "--source", str(written("segmentation")))[1]
+    printed += run("info", "crops")[1]
+    printed += run("export", "crops", "--to", str(tmp_path / "out"), "--no-windows")[1]
+    code = re.findall(r"EvalDataset\(.*\)", printed)
+    assert len(code) == 3
+    for line in code:
+        assert len(eval(line, {"EvalDataset": EvalDataset})) > 0
+
+
+def test_what_the_catalog_knows_and_cannot_be_had_from_here_is_listed_as_such(run: Run) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("STUDIO_ROOT", "/no/where")
+        out = run("list")[1]
+    here, _, elsewhere = out.partition("in the catalog, with sources that are not here: ")
+    assert "tolbi_crops, " in elsewhere and "tolbi_crops" not in here
+    assert "gs://oil_spill_detection/dataset.tar.gz" in here and "${" not in out
+
+
+def test_validate_says_that_val_is_divided(run: Run, written: Callable[[str], Path]) -> None:
+    lines = run("validate", str(written("segmentation")))[1].splitlines()
+    told = {line.split()[0]: line for line in lines if line.startswith("  ")}
+    assert "divided: a part of these windows, test has the others" in told["val"]
+    assert "divided: a part of these windows, val has the others" in told["test"]
+
+
 def test_registry_rebuild_restores_a_lost_registry(
     run: Run, root: Path, written: Callable[[str], Path]
 ) -> None:
@@ -145,6 +178,122 @@ def test_wrong_input_is_one_message(run: Run, arguments: list[str], messages: li
     assert err.startswith("error: ") and "Traceback" not in err
     for message in messages:
         assert message in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["lst"], "did you mean list?"),
+        (["registry", "rebuid"], "did you mean rebuild?"),
+        (["info"], "it needs the NAME of a dataset"),
+        (["info", "crops", "rice"], "'rice' is not understood"),
+        (["info", "crops", "--name", "rice"], "give one name, and not both crops and rice"),
+        (["ingest", "crops", "--sorce", "x"], "did you mean --source?"),
+        (["adopt"], "it needs the NAME"),
+        (["adopt", "crops", "--all"], "give a NAME or --all"),
+    ],
+)
+def test_a_line_that_is_not_understood_is_one_message(
+    capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
+) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(arguments)
+    captured = capsys.readouterr()
+    assert (stopped.value.code, captured.out) == (2, "")
+    assert message in captured.err and len(captured.err.splitlines()) == 1
+
+
+def test_names_stand_alone_before_or_after_flags(run: Run, written: Callable[[str], Path]) -> None:
+    source = str(written("segmentation"))
+    assert run("ingest", "--source", source, "--max-samples", "8", "crops")[0] == 0
+    assert run("info", "crops")[:2] == run("info", "--name", "crops")[:2]
+    assert run("validate", source)[1].startswith("segmentation  ")  # a path is no name
+
+
+def test_the_command_that_was_meant_is_printed(run: Run, reference: Path) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OLMOEARTH_EVAL_DATASETS", str(reference))
+        for arguments in (["info", "cropz"], ["verify", "--name=cropz"], ["remove", "cropz"]):
+            code, _, err = run(*arguments)
+            assert code == 1 and "did you mean crops?" in err
+            assert "cropz" not in err.partition("did you mean")[2]
+            corrected = " ".join(arguments).replace("cropz", "crops")
+            assert err.splitlines()[-1] == f"try: eval-ingest {corrected}"
+
+
+def start(root: Path, *arguments: str, **more: Any) -> subprocess.Popen[str]:
+    """The command in a process of its own."""
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
+    environment |= {"OLMOEARTH_EVAL_DATASETS": str(root)} | more.pop("env", {})
+    command = [sys.executable, "-m", "eval_ingest.cli", *arguments]
+    return subprocess.Popen(
+        command,
+        env=environment,
+        text=True,
+        errors="replace",
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        **more,
+    )
+
+
+def test_an_ingest_that_nobody_listens_to_goes_on_and_says_so(
+    root: Path, written: Callable[[str], Path]
+) -> None:
+    process = start(root, "ingest", "crops", "--source", str(written("segmentation")))
+    assert process.stdout is not None and process.stderr is not None
+    process.stdout.close()  # as `head` does
+    assert process.stderr.read() == "nobody reads this any more; it goes on to its end\n"
+    assert process.wait() == 0
+    assert "crops" in json.loads((root / "registry.json").read_text())["datasets"]
+
+
+@pytest.mark.parametrize("environment", [{"PYTHONIOENCODING": "latin-1"}, {"LC_ALL": "C"}])
+def test_a_shell_that_is_not_utf_8_is_told_all_the_same(
+    environment: dict[str, str], root: Path, written: Callable[[str], Path], tmp_path: Path
+) -> None:
+    source = tmp_path / "d\u00f6rfer \u0416\u6797"
+    shutil.copytree(written("segmentation"), source)
+    process = start(root, "ingest", "crops", "--source", str(source), env=environment)
+    out, err = process.communicate()
+    assert (process.returncode, err) == (0, "")
+    assert "crops is registered" in out
+    process = start(root, "info", "crops", env=environment)
+    assert "rfer" in process.communicate()[0] and process.returncode == 0
+
+
+def test_a_tilde_is_the_home_folder_wherever_a_path_is_given(
+    tmp_path: Path, written: Callable[[str], Path], run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    shutil.copytree(written("segmentation"), tmp_path / "studio" / "crops")
+    for name, value in (
+        ("OLMOEARTH_EVAL_DATASETS", "~/evals"),
+        ("EVAL_INGEST_CATALOG", "~/catalog"),
+        ("EVAL_INGEST_STUDIO_ROOTS", "~/studio"),
+        ("EVAL_INGEST_CACHE", "~/cache"),
+    ):
+        monkeypatch.setenv(name, value)
+    assert Settings.load().studio_roots == (str(tmp_path / "studio"),)
+    assert f"{tmp_path}/studio/crops" in run("discover")[1]
+    source = ("--source=~/studio/crops", "--olmoearth-run-config-path=~/studio/crops")
+    assert run("ingest", "crops", *source)[0] == 0
+    assert (tmp_path / "evals" / "crops" / "metadata.json").exists()
+    spec = yaml.safe_load((tmp_path / "catalog" / "crops.yaml").read_text())
+    assert spec["source"] == spec["config"] == f"{tmp_path}/studio/crops"
+    assert run("export", "crops", "--to=~/out", "--no-windows")[0] == 0
+    assert (tmp_path / "out" / "crops" / "metadata.json").exists()
+
+
+def test_sigterm_ends_an_ingest_as_ctrl_c_does(root: Path, written: Callable[[str], Path]) -> None:
+    for number in (signal.SIGTERM, signal.SIGINT):
+        process = start(root, "ingest", "crops", "--source", str(written("segmentation")))
+        time.sleep(0.6)
+        process.send_signal(number)
+        _, err = process.communicate(timeout=60)
+        assert process.returncode in (130, -number), err
+        if process.returncode == 130:
+            assert "stopped; run the same command again" in err and "Traceback" not in err
 
 
 @pytest.mark.skipif(shutil.which("setpriv") is None, reason="needs setpriv to drop rights")

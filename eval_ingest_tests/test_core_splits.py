@@ -24,7 +24,7 @@ from eval_ingest.core.resolved import (
     SplitSelector,
 )
 from eval_ingest.core.spec import DatasetSpec
-from eval_ingest.core.splits import SplitAssignment, assign_splits
+from eval_ingest.core.splits import SplitAssignment, assign_splits, inherited
 from eval_ingest.core.task import LabelClass, Task, TaskKind
 from eval_ingest.errors import SplitError
 
@@ -315,3 +315,11 @@ def test_selecting_nothing_is_an_error() -> None:
 def test_ratios_that_do_not_add_up_are_refused(ratios: list[float], message: str) -> None:
     with pytest.raises(Exception, match=message):
         assign(named(5), splits={"ratios": ratios})
+
+
+def test_a_share_of_zero_is_not_inherited() -> None:
+    assert inherited((0.7, 0.3, 0.0)) == (0.7, 0.15, 0.15)
+    assert inherited((0.8, 0.0, 0.2)) == (0.8, 0.1, 0.1)
+    assert inherited((1.0, 0.0, 0.0)) is None  # the policy's own
+    assert inherited((0.7, 0.2, 0.1)) == (0.7, 0.2, 0.1)
+    assert inherited(None) is None

@@ -16,7 +16,7 @@ from eval_ingest.core.entry import SPLIT_INDEX_VERSION
 from eval_ingest.errors import IntegrityError, StoreError
 from eval_ingest.store.manifest import CopiedWindow, Manifest
 from eval_ingest.store.registry import read_metadata, read_registry
-from eval_ingest.store.roots.local import LocalRoot
+from eval_ingest.store.roots.base import EvalRoot
 from eval_ingest.store.seal import read_sealed_json, sealed_json, write_sealed_json
 from eval_ingest.store.tables import read_table, write_table
 from eval_ingest_tests.support import faults
@@ -259,12 +259,12 @@ def test_the_next_ingest_repairs(
 def test_a_damaged_registry_is_told_and_compiled_anew(
     damage: Damage, root: Path, small: Path
 ) -> None:
-    before = read_registry(LocalRoot(root))["crops"]
+    before = read_registry(EvalRoot(root))["crops"]
     damage(root / "registry.json")
     with pytest.raises(IntegrityError, match="run: eval-ingest registry rebuild"):
-        read_registry(LocalRoot(root))
+        read_registry(EvalRoot(root))
     Run(str(small), root).do()
-    entries = read_registry(LocalRoot(root))
+    entries = read_registry(EvalRoot(root))
     assert entries == {"crops": {**before, "weka_path": str(root / "crops")}}
 
 
@@ -282,7 +282,7 @@ def test_a_stopped_run_whose_work_is_damaged_is_done_again(
 
 
 def test_a_damaged_line_of_the_journal_makes_it_vouch_for_nothing(tmp_path: Path) -> None:
-    layout = LocalRoot(tmp_path).dataset("crops").layout
+    layout = EvalRoot(tmp_path).dataset("crops").layout
     windows = [CopiedWindow("g", f"w{k}", "d", "train", 1, 1, "0") for k in range(4)]
     manifest = Manifest(layout)
     manifest.add(windows)
@@ -339,6 +339,6 @@ def test_other_datasets_load_beside_a_damaged_one(root: Path, small: Path) -> No
             emptied(path)
     Run(str(small), root, "another").do()
     assert faults.values(root, "other") == expected
-    assert {"crops", "other", "another"} <= read_registry(LocalRoot(root)).keys()
+    assert {"crops", "other", "another"} <= read_registry(EvalRoot(root)).keys()
     with pytest.raises(StoreError):
-        read_metadata(LocalRoot(root).dataset("crops"))
+        read_metadata(EvalRoot(root).dataset("crops"))

@@ -20,7 +20,6 @@ from eval_ingest.settings import Settings
 from eval_ingest.store.catalog import add_spec
 from eval_ingest.store.registry import require_metadata
 from eval_ingest.store.roots.base import EvalRoot
-from eval_ingest.store.roots.local import LocalRoot
 from eval_ingest_tests.test_core_leakage import moments, window
 from eval_ingest_tests.test_core_quality import clean, report, with_means
 
@@ -30,7 +29,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::dagster.BetaWarning")
 CROPS = "segmentation"
 NAMES = {
     "no_leakage", "every_class_in_every_split", "no_zero_variance_band", "units_plausible",
-    "dataset_loads", "verdict",
+    "dataset_loads", "tells_models_apart", "verdict",
 }  # fmt: skip
 
 
@@ -44,7 +43,7 @@ def instance() -> Iterator[dg.DagsterInstance]:
 def root(ingested: Callable[[str], Path], tmp_path: Path) -> EvalRoot:
     """An eval root of one's own with a dataset that has samples in every split."""
     shutil.copytree(ingested(CROPS), tmp_path / "evals")
-    return LocalRoot(tmp_path / "evals")
+    return EvalRoot(tmp_path / "evals")
 
 
 @pytest.fixture
@@ -151,10 +150,10 @@ def test_a_split_without_its_index_does_not_load(root: EvalRoot) -> None:
 
 def of(reference: Path, quality: dict[str, Any]) -> dict[str, Result]:
     """Outcomes of the checks by findings for a report."""
-    entry: Metadata = require_metadata(LocalRoot(reference), "crops")
+    entry: Metadata = require_metadata(EvalRoot(reference), "crops")
     entry = entry.model_copy(update={"quality": quality})
     names = [*(check.name for check in BY_FINDINGS), "verdict"]
-    return {name: checks.result(LocalRoot(reference), entry, name) for name in names}
+    return {name: checks.result(EvalRoot(reference), entry, name) for name in names}
 
 
 def failed(found: dict[str, Result]) -> set[str]:
@@ -190,7 +189,7 @@ def test_a_flat_band_fails_its_check(reference: Path) -> None:
 
 
 def test_an_empty_split_is_said_to_be_empty(reference: Path) -> None:
-    root = LocalRoot(reference)
+    root = EvalRoot(reference)
     result = checks.result(root, require_metadata(root, "crops"), "dataset_loads")
     assert (result.passed, result.text) == (False, "val is empty; check splits.ratios")
 
@@ -231,13 +230,13 @@ def test_names_of_a_dataset_are_plain_words_on_the_page_and_in_the_log(reference
     }  # fmt: skip
     quality = {**report(clean()), "findings": [finding]}
     quality["verdict"], quality["reasons"] = "poor", [f"no {name}"]
-    entry = require_metadata(LocalRoot(reference), "crops")
+    entry = require_metadata(EvalRoot(reference), "crops")
     with pytest.MonkeyPatch.context() as patch:
         found = entry.model_copy(update={"quality": quality})
         patch.setattr(checks, "require_metadata", lambda *_: found)
         wanted = ("every_class_in_every_split", "verdict")
         own = [dg.AssetKey("crops")]
-        result, verdict = checks.evaluations(LocalRoot(reference), "crops", own, wanted)
+        result, verdict = checks.evaluations(EvalRoot(reference), "crops", own, wanted)
     for text in (
         result.description or "",
         result.metadata["findings"].value,
@@ -250,9 +249,9 @@ def test_names_of_a_dataset_are_plain_words_on_the_page_and_in_the_log(reference
 
 
 def test_a_regression_has_no_classes_to_be_in_every_split(reference: Path) -> None:
-    entry = require_metadata(LocalRoot(reference), "crops")
+    entry = require_metadata(EvalRoot(reference), "crops")
     task = entry.config.task.model_copy(update={"kind": TaskKind.REGRESSION, "classes": ()})
     config = entry.config.model_copy(update={"task": task})
     of_numbers = entry.model_copy(update={"config": config, "quality": report(clean())})
-    result = checks.result(LocalRoot(reference), of_numbers, "every_class_in_every_split")
+    result = checks.result(EvalRoot(reference), of_numbers, "every_class_in_every_split")
     assert result.passed and result.text == "does not apply: a regression has no classes"

@@ -3,6 +3,8 @@
 import json
 import os
 import shutil
+import signal
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable
@@ -77,11 +79,41 @@ def test_dagster_asset_materialize_takes_a_partition_that_nobody_has_added(home:
 
 
 @pytest.mark.slow
-def test_dagster_asset_materialize_fails_with_our_message_on_top(home: Path) -> None:
+def test_what_is_exported_wins_over_what_stands_in_env(home: Path) -> None:
+    listed = ("asset", "list", "--select", "crops")
+    for more in ({}, {"OLMOEARTH_EVAL_DATASETS": f"{home}/other"}):
+        root = more.get("OLMOEARTH_EVAL_DATASETS", f"{home}/evals")
+        command = [sys.executable, "-m", "dagster", *listed, "-m", "eval_ingest.definitions"]
+        done = run(command, home, **more)
+        assert f"eval root: {root}\n" in done.stderr
+
+
+@pytest.mark.slow
+def test_a_failure_is_one_sentence_without_tracebacks(home: Path) -> None:
     failed = dagster("asset", "materialize", "--select", "nowhere", home=home)
     assert failed.returncode == 1
-    told = failed.stderr.partition("Stack Trace:")[0]
-    assert f"source {home}/nothing does not exist" in told
+    sentence = f"source {home}/nothing does not exist"
+    assert failed.stderr.count(sentence) == 1
+    assert failed.stderr.strip().splitlines()[-1].startswith(sentence)
+    assert "Stack Trace" not in failed.stderr and "Not executing" not in failed.stderr
+
+
+@pytest.mark.slow
+def test_a_command_that_is_stopped_early_ends_at_once(home: Path) -> None:
+    command = [sys.executable, "-m", "dagster", "asset", "materialize", "--select", "crops"]
+    process = subprocess.Popen(
+        [*command, "-m", "eval_ingest.definitions"],
+        cwd=home, env=environment(), text=True, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    assert process.stderr is not None
+    while "eval root" not in process.stderr.readline():  # the definitions are being loaded
+        pass
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode != 0 and "Stack Trace" not in err
+    with sqlite3.connect(home / ".dagster" / "history" / "runs.db") as runs:
+        found = runs.execute("select status from runs").fetchall()
+    assert found in ([], [("CANCELED",)], [("FAILURE",)])
 
 
 @pytest.fixture

@@ -30,7 +30,7 @@ from eval_ingest.sources.discovery import Found, find_datasets
 from eval_ingest.sources.looks import Memory
 from eval_ingest.store.catalog import add_spec, find_spec
 from eval_ingest.store.registry import read_registry
-from eval_ingest.store.roots.local import LocalRoot
+from eval_ingest.store.roots.base import EvalRoot
 from eval_ingest_tests.support.servers import gcs_server, proxy
 
 # Outside of pytest defs/running.py silences it, and says why.
@@ -147,7 +147,7 @@ def test_a_new_dataset_is_registered_without_any_reload(
     (added,) = data.dynamic_partitions_requests or ()
     assert added.partition_keys == ["nice_crops"]
     assert ticks.run(data) == [True]
-    eval_root = LocalRoot(Path(ticks.settings.eval_root))
+    eval_root = EvalRoot(Path(ticks.settings.eval_root))
     assert list(read_registry(eval_root)) == ["nice_crops"]
     for stage in STAGES:
         assert ticks.instance.get_materialized_partitions(dg.AssetKey(stage)) == {"nice_crops"}
@@ -512,7 +512,7 @@ def test_a_dataset_dropped_into_a_bucket_is_ingested(
         data = ticks()
         assert [r.partition_key for r in data.run_requests or ()] == ["new_crops"]
         assert ticks.run(data) == [True]
-        assert list(read_registry(LocalRoot(Path(ticks.settings.eval_root)))) == ["new_crops"]
+        assert list(read_registry(EvalRoot(Path(ticks.settings.eval_root)))) == ["new_crops"]
         assert "nothing new" in (ticks().skip_message or "")
 
 

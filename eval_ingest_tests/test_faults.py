@@ -21,7 +21,8 @@ from eval_ingest.store import leftovers
 from eval_ingest.store.atomic import write_json
 from eval_ingest.store.manifest import CopiedWindow, Manifest
 from eval_ingest.store.registry import finish_removals, read_registry, rebuild_registry
-from eval_ingest.store.roots.local import LocalRoot
+from eval_ingest.store.roots.base import EvalRoot
+from eval_ingest.store.seal import read_sealed_json, write_sealed_json
 from eval_ingest.store.shards import ArrayPlan, ShardWriter
 from eval_ingest_tests.support import faults
 from eval_ingest_tests.support.faults import Scenario
@@ -103,7 +104,7 @@ def _not_again(*_: object) -> None:
 
 
 def test_a_torn_line_of_the_journal_hides_none_that_follow(tmp_path: Path) -> None:
-    layout = LocalRoot(tmp_path).dataset("crops").layout
+    layout = EvalRoot(tmp_path).dataset("crops").layout
     windows = [CopiedWindow("g", f"w{k}", "d", "train", 1, 1, "0") for k in range(4)]
     manifest = Manifest(layout)
     manifest.add(windows[:2])
@@ -240,24 +241,28 @@ def test_a_workers_copy_reads_the_version_that_its_loader_counts(
     assert faults.values_of(pickle.loads(sent)) == expected != faults.values(tmp_path)
 
 
-def test_what_nothing_names_is_removed_after_its_grace(small: Path, tmp_path: Path) -> None:
+def test_what_nothing_names_is_removed_after_its_grace(
+    small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     run = Run(str(small), tmp_path)
     run.do()
     expected = faults.snapshot(tmp_path)
     replace(run, overwrite=True).do()
     retired = list((tmp_path / "crops" / "samples").iterdir())
     assert len(retired) == 2
-    later = time.time() + 10 * leftovers.GRACE_S
+    layout = EvalRoot(tmp_path).dataset("crops").layout
+    kept = read_sealed_json(layout.retired, "") or {}
+    assert sum(path.relative_to(layout.path).as_posix() in kept for path in retired) == 1
     run.do()  # does nothing, and the hour isn't over
     assert all(path.exists() for path in retired)
-    os.utime(retired[0], (later, later))  # the clock was wrong, and goes back
-    os.utime(retired[1], (later, later))
+    late = time.time() + 10 * leftovers.GRACE_S
+    write_sealed_json(layout.retired, dict.fromkeys(kept, late))  # the clock was wrong, goes back
     run.do()
     assert all(path.exists() for path in retired)
-    for path in (tmp_path / "crops").glob("*/*"):
-        os.utime(path, (0, 0))
+    monkeypatch.setattr(leftovers, "_now", lambda _: time.time() + leftovers.GRACE_S)
     run.do()
     assert sum(path.exists() for path in retired) == 1
+    assert not layout.retired.exists()
     assert len(faults.snapshot(tmp_path)) == len(expected)
 
 
@@ -270,7 +275,7 @@ def test_leftovers_of_a_registry_that_was_being_written_go(small: Path, tmp_path
     (tmp_path / ".registry.json.abc.tmp").write_text("{")
     (tmp_path / ".removed.old.17").mkdir()
     write_json(tmp_path / "registry.json", "damaged")
-    assert list(rebuild_registry(LocalRoot(tmp_path))) == ["crops"]
-    finish_removals(LocalRoot(tmp_path))  # as the next command does
+    assert list(rebuild_registry(EvalRoot(tmp_path))) == ["crops"]
+    finish_removals(EvalRoot(tmp_path))  # as the next command does
     assert faults.strays(tmp_path) == []
-    assert list(read_registry(LocalRoot(tmp_path))) == ["crops"]
+    assert list(read_registry(EvalRoot(tmp_path))) == ["crops"]

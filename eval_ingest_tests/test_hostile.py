@@ -22,7 +22,7 @@ from eval_ingest.decoding.geotiff import decode_geotiff
 from eval_ingest.decoding.grid import Grid
 from eval_ingest.decoding.isolation import isolated
 from eval_ingest.decoding.machine import blame
-from eval_ingest.decoding.problems import RasterProblem
+from eval_ingest.decoding.problems import Unreadable
 from eval_ingest.errors import EvalIngestError, MachineError
 from eval_ingest.inference.resolve import ConfigFiles, resolve
 from eval_ingest_tests.conftest import make_job
@@ -236,7 +236,7 @@ def break_machine() -> tuple[None, int]:
 
 @pytest.mark.parametrize("function", [crash, hang, fill])
 def test_a_decoder_that_crashes_hangs_or_grows_is_stopped(function: Callable[[], object]) -> None:
-    with pytest.raises(RasterProblem) as caught:
+    with pytest.raises(Unreadable) as caught:
         isolated.run(function, seconds=30 if function is fill else 3)  # type: ignore[arg-type]
     assert caught.value.code == "decoder_stopped"
     assert isolated.run(pid)[1] != os.getpid()
@@ -357,7 +357,7 @@ def test_invalid_windows_are_judged_again_by_others(
     first = pipeline.ingest(make_job(source, root))[0].value
 
     def refuse(*_: object) -> None:
-        raise RasterProblem("raster_unreadable", "no codec")
+        raise Unreadable("raster_unreadable", "no codec")
 
     with monkeypatch.context() as patch:
         patch.setattr(work, "judges", lambda: "older")

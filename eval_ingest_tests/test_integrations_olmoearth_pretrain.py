@@ -9,7 +9,7 @@ import pytest
 
 from eval_ingest import EvalDataset, pipeline
 from eval_ingest.store.registry import rebuild_registry
-from eval_ingest.store.roots.local import LocalRoot
+from eval_ingest.store.roots.base import EvalRoot
 from eval_ingest.sweep.tasks import as_python, trainer_tasks
 from eval_ingest_tests.conftest import make_job
 from eval_ingest_tests.support import factories
@@ -170,8 +170,8 @@ def test_its_evaluators_give_the_same_scores(
     root = tmp_path_factory.mktemp("kinds")
     for case in cases:
         (root / case).symlink_to(ingested(case) / case)
-    rebuild_registry(LocalRoot(root))
-    code = as_python(trainer_tasks(LocalRoot(root)))
+    rebuild_registry(EvalRoot(root))
+    code = as_python(trainer_tasks(EvalRoot(root)))
     theirs = peer("evaluate", code=code)
     ours = peer("evaluate_through", root=root, code=code)
     assert set(theirs) == set(ours) == set(cases)

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,9 +16,10 @@ from torch.utils.data import DataLoader
 from eval_ingest import EvalDataset
 from eval_ingest.core.norm import METHODS
 from eval_ingest.errors import IntegrityError, LoadError, UnknownDatasetError
-from eval_ingest.loading import collate
+from eval_ingest.loading import collate, packed
 from eval_ingest.loading.memory import Recycler
 from eval_ingest.loading.normalize import make_normalizer
+from eval_ingest.store.npy import map_npy
 
 Ingested = Callable[[str], Path]
 
@@ -52,12 +54,16 @@ def test_opening_reads_no_pixel_and_no_window(
 ) -> None:
     root = ingested("segmentation")
     opened: list[str] = []
-    real = np.load
-    monkeypatch.setattr(np, "load", lambda path, **k: opened.append(str(path)) or real(path, **k))
+
+    def mapped(path: Path, *recorded: Any) -> Any:
+        opened.append(path.name)
+        return map_npy(path, *recorded)
+
+    monkeypatch.setattr(packed, "map_npy", mapped)
     dataset = EvalDataset("segmentation", "train", root=root)
     assert opened == []
     dataset[0]
-    assert len(opened) == 2  # the modality and the target
+    assert opened == ["sentinel2_l2a.npy", "target.npy"]
 
 
 @pytest.mark.parametrize("normalize", ["dataset", None])

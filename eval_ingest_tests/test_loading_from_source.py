@@ -18,7 +18,6 @@ from eval_ingest.report.export import export_dataset
 from eval_ingest.report.writing import write_report
 from eval_ingest.store.registry import read_registry
 from eval_ingest.store.roots.base import EvalRoot
-from eval_ingest.store.roots.local import LocalRoot
 from eval_ingest.sweep.tasks import trainer_tasks
 from eval_ingest.verifying import verify_dataset
 from eval_ingest_tests.conftest import make_job
@@ -31,7 +30,7 @@ Written = Callable[[str], Path]
 
 def ingest_index(source: Path | str, root: Path, name: str = "crops") -> EvalRoot:
     pipeline.ingest(make_job(Path(source), root, name, copy="index", max_invalid_fraction=0.5))
-    return LocalRoot(root)
+    return EvalRoot(root)
 
 
 def assert_equal(found: EvalDataset, expected: EvalDataset) -> None:
@@ -74,7 +73,7 @@ def test_no_sample_is_written(root: EvalRoot, reference: Path) -> None:
     assert not any(outcome.ran for outcome in pipeline.ingest(_again(root)))
     entry = read_registry(root)["crops"]
     assert (entry["copy"], entry["weka_path"]) == ("index", str(layout.path))
-    packed = read_registry(LocalRoot(reference))["crops"]
+    packed = read_registry(EvalRoot(reference))["crops"]
     assert entry["norm_stats"] == packed["norm_stats"]
     assert "no rslearn copy" in trainer_tasks(root).left_out["crops"]
 
@@ -162,7 +161,7 @@ def test_an_archive_can_not_be_read_from(small: Path, tmp_path: Path) -> None:
 
 def test_from_windows_to_index_and_back(small: Path, tmp_path: Path, reference: Path) -> None:
     pipeline.ingest(make_job(small, tmp_path))
-    layout = LocalRoot(tmp_path).dataset("crops").layout
+    layout = EvalRoot(tmp_path).dataset("crops").layout
     copied = {path.name for path in layout.path.iterdir()}
     assert "windows" in copied
     outcomes = pipeline.ingest(make_job(small, tmp_path, copy="index"))
@@ -178,7 +177,7 @@ def test_from_windows_to_index_and_back(small: Path, tmp_path: Path, reference: 
         assert_equal(found, EvalDataset("crops", split, root=reference))
     pipeline.ingest(make_job(small, tmp_path))
     assert {path.name for path in layout.path.iterdir()} == copied
-    assert verify_dataset(LocalRoot(tmp_path), "crops", no_progress).problems == []
+    assert verify_dataset(EvalRoot(tmp_path), "crops", no_progress).problems == []
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,7 @@
 
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,8 @@ from eval_ingest.errors import EngineError
 from eval_ingest.indexing import apart
 from eval_ingest.job import open_job
 from eval_ingest.settings import Settings
-from eval_ingest.sources.base import SourceFile
+from eval_ingest.sources.base import SourceFile, WindowFiles
+from eval_ingest.sources.listing import Had
 from eval_ingest.sources.local import LocalSource
 from eval_ingest_tests.conftest import make_job
 from eval_ingest_tests.support.deadly import deadly
@@ -83,18 +84,18 @@ def test_a_machine_that_ends_every_process_stops_the_run_with_its_cure(
 
 
 class DeadlyRead(LocalSource):
-    """A folder; reading a file of one window ends the process, always or so many times."""
+    """A folder; reading one window ends the process, always or so many times."""
 
     name = ""
     times = 0
     folder = Path()
 
-    def read(self, group: str, name: str, file: SourceFile) -> bytes:
+    def fetch(self, files: WindowFiles, wanted: Sequence[SourceFile]) -> dict[str, Had]:
         killed = len(list(self.folder.iterdir()))
-        if name == self.name and killed < self.times:
+        if files.name == self.name and killed < self.times:
             (self.folder / f"{killed}-{os.getpid()}").touch()
             os.kill(os.getpid(), signal.SIGKILL)
-        return super().read(group, name, file)
+        return super().fetch(files, wanted)
 
 
 @pytest.fixture

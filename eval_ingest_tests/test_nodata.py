@@ -17,7 +17,7 @@ from eval_ingest.core.nodata import as_stored, find_nodata, measure_without, occ
 from eval_ingest.core.norm import METHODS, measure
 from eval_ingest.core.spec import SPLITS
 from eval_ingest.store.registry import require_metadata
-from eval_ingest.store.roots.local import LocalRoot
+from eval_ingest.store.roots.base import EvalRoot
 from eval_ingest.testing.datasets import add_window, complete, quiet_rslearn, write_raster
 from eval_ingest_tests.conftest import make_job
 from eval_ingest_tests.support import factories
@@ -75,7 +75,7 @@ def write(root: Path, dtype: str, nodata: float | None, in_raster: bool) -> tupl
 
 def ingest(source: Path, root: Path) -> Metadata:
     pipeline.ingest(make_job(source, root))
-    return require_metadata(LocalRoot(root), "crops")
+    return require_metadata(EvalRoot(root), "crops")
 
 
 @pytest.mark.parametrize("kind", KINDS)

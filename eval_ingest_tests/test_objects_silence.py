@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from eval_ingest.errors import SettingsError, SourceError, StoreError
+from eval_ingest.objects import connection
 from eval_ingest.objects.filesystems import payer_of
 from eval_ingest.objects.reading import Objects
 from eval_ingest.objects.writing import WritableObjects
@@ -100,7 +101,7 @@ def test_a_login_that_hangs_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
         "eval_ingest.objects.filesystems.google_token", lambda: hangs.wait(30) and "anon"
     )
     monkeypatch.setattr("eval_ingest.objects.greeting.LOGIN_PATIENCE", 1)
-    monkeypatch.setattr("eval_ingest.objects.connection._servers", {})  # nobody has logged in yet
+    connection._server.cache_clear()  # nobody has logged in yet
     try:
         with pytest.raises(SourceError, match="the server that gives credentials does not answer"):
             Objects("gs://never-opened/crops", resumes=False).greet()

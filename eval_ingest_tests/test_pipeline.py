@@ -13,7 +13,7 @@ import pytest
 from eval_ingest import EvalDataset, pipeline
 from eval_ingest.copying.verify import verify
 from eval_ingest.decoding import judge as window_module
-from eval_ingest.decoding.problems import RasterProblem
+from eval_ingest.decoding.problems import Unreadable
 from eval_ingest.engine import no_progress
 from eval_ingest.errors import (
     ConfigError,
@@ -27,7 +27,7 @@ from eval_ingest.errors import (
 from eval_ingest.job import open_job
 from eval_ingest.store.outcomes import read_outcome
 from eval_ingest.store.registry import locked, read_registry
-from eval_ingest.store.roots.local import LocalRoot
+from eval_ingest.store.roots.base import EvalRoot
 from eval_ingest_tests.conftest import make_job
 from eval_ingest_tests.support import factories
 
@@ -195,7 +195,7 @@ def test_broken_windows_are_kept_counted_and_left_out(copied: Copied, tmp_path: 
     (broken[3] / "metadata.json").write_text(json.dumps(metadata))
     (broken[4] / "metadata.json").write_text("{not json")
     pipeline.ingest(make_job(source, root, max_invalid_fraction=0.9))
-    index = read_outcome(LocalRoot(root).dataset("crops"), "window_index")
+    index = read_outcome(EvalRoot(root).dataset("crops"), "window_index")
     assert index.summary.reasons == {
         "metadata_missing": 1,
         "raster_unreadable": 1,
@@ -278,7 +278,7 @@ def test_forgetting_drops_the_judgement_of_a_run_that_found_too_much_amiss(
 
 
 def _undecodable(*_: object) -> None:
-    raise RasterProblem("raster_unreadable", "no codec")
+    raise Unreadable("raster_unreadable", "no codec")
 
 
 def test_an_old_version_stays_readable_while_a_new_one_is_made(
@@ -306,7 +306,7 @@ def test_a_stopped_ingest_goes_on(
     assert not (root / "registry.json").exists()
     outcomes = pipeline.ingest(make_job(source, root))
     assert ran(outcomes) == ["weka_copy", "registry_entry"]
-    store = LocalRoot(root).dataset("crops")
+    store = EvalRoot(root).dataset("crops")
     metadata = read_outcome(store, "registry_entry")
     assert verify(store, metadata, no_progress).problems == []
 
@@ -318,7 +318,7 @@ def _interrupted(*_: object) -> None:
 def test_verify_finds_a_changed_byte(copied: Copied, tmp_path: Path) -> None:
     source, root = copied("segmentation"), tmp_path / "root"
     pipeline.ingest(make_job(source, root))
-    store = LocalRoot(root).dataset("crops")
+    store = EvalRoot(root).dataset("crops")
     metadata = read_outcome(store, "registry_entry")
     assert verify(store, metadata, no_progress).problems == []
     raster = next(store.layout.windows.rglob("geotiff.tif"))
@@ -353,7 +353,7 @@ def test_stream_packs_without_copying(written: Callable[[str], Path], tmp_path: 
 def test_groups_and_tags_choose_windows(written: Callable[[str], Path], tmp_path: Path) -> None:
     source = written("segmentation")
     pipeline.ingest(make_job(source, tmp_path, tags={"split": "train"}))
-    counts = read_outcome(LocalRoot(tmp_path).dataset("crops"), "split_assignment").counts()
+    counts = read_outcome(EvalRoot(tmp_path).dataset("crops"), "split_assignment").counts()
     tagged = [
         path
         for path in windows_of(source)
@@ -442,7 +442,7 @@ def test_many_datasets_in_one_root_lose_no_entry(
 
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(ingest, range(8)))
-    assert sorted(read_registry(LocalRoot(tmp_path))) == [f"crops_{k}" for k in range(8)]
+    assert sorted(read_registry(EvalRoot(tmp_path))) == [f"crops_{k}" for k in range(8)]
 
 
 def test_factories_cover_the_task_kinds() -> None:

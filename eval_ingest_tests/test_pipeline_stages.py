@@ -16,7 +16,7 @@ from eval_ingest.job import open_job
 from eval_ingest.report.view import open_view
 from eval_ingest.settings import Settings
 from eval_ingest.store.index_file import read_splits, write_splits
-from eval_ingest.store.roots.local import LocalRoot
+from eval_ingest.store.roots.base import EvalRoot
 from eval_ingest.verifying import verify_dataset
 from eval_ingest_tests.conftest import make_job
 from eval_ingest_tests.support import factories
@@ -63,7 +63,7 @@ def test_an_index_that_ran_again_takes_no_splits_of_the_old_one(
         ):
             run(source, root, stage)
     run(source, root, *STAGES[1:])
-    assert verify_dataset(LocalRoot(root), "crops", no_progress).problems == []
+    assert verify_dataset(EvalRoot(root), "crops", no_progress).problems == []
 
 
 @pytest.mark.parametrize(
@@ -85,7 +85,7 @@ def test_what_is_published_is_of_one_version(
         run(source, root, "registry_entry", max_invalid_fraction=0.5)
     assert (root / "crops" / "metadata.json").read_bytes() == published
     with pytest.raises(StaleStageError, match="window_index has run again since"):
-        open_view(LocalRoot(root), "crops")
+        open_view(EvalRoot(root), "crops")
 
 
 def test_a_configuration_that_is_edited_between_two_stages_is_of_the_next_index(
@@ -102,7 +102,7 @@ def test_a_configuration_that_is_edited_between_two_stages_is_of_the_next_index(
     assert (root / "crops" / "model.original.yaml").read_text() == original
     run(source, root, *STAGES, **few)
     assert targets(root) != targets(whole)
-    assert verify_dataset(LocalRoot(root), "crops", no_progress).problems == []
+    assert verify_dataset(EvalRoot(root), "crops", no_progress).problems == []
 
 
 def targets(root: Path) -> dict[str, list[object]]:

@@ -26,7 +26,7 @@ from eval_ingest.store.registry import (
     rebuild_registry,
     write_metadata,
 )
-from eval_ingest.store.roots.local import LocalRoot
+from eval_ingest.store.roots.base import EvalRoot
 from eval_ingest_tests.conftest import make_job
 from eval_ingest_tests.test_pipeline import windows_of
 
@@ -117,7 +117,7 @@ def test_05_no_modality_is_published_twice(ingested: Ingested) -> None:
 
 def test_06_statistics_count_every_pixel_of_every_train_window(ingested: Ingested) -> None:
     root = ingested("per_pixel_regression")
-    index = read_outcome(LocalRoot(root).dataset("per_pixel_regression"), "window_index")
+    index = read_outcome(EvalRoot(root).dataset("per_pixel_regression"), "window_index")
     train = EvalDataset("per_pixel_regression", "train", root=root, normalize=None, crop=None)
     name = train.metadata.config.modalities[0].name
     rows = [index.keys.index(train.window(i)) for i in range(len(train))]
@@ -135,7 +135,7 @@ def test_07_windows_with_unreadable_metadata_do_not_vanish(copied: Copied, tmp_p
     (windows_of(source)[0] / "metadata.json").write_text("{")
     total = len(windows_of(source))
     pipeline.ingest(make_job(source, tmp_path / "root"))
-    index = read_outcome(LocalRoot(tmp_path / "root").dataset("crops"), "window_index")
+    index = read_outcome(EvalRoot(tmp_path / "root").dataset("crops"), "window_index")
     assert (len(index), index.summary.n_invalid) == (total, 1)
 
 
@@ -179,7 +179,7 @@ def test_10_a_raster_with_other_bands_than_config_json_says_is_invalid(
     rewrite(next((windows_of(source)[0] / "layers" / "sentinel2").rglob("geotiff.tif")),
             lambda pixels: pixels[:11])  # fmt: skip
     pipeline.ingest(make_job(source, tmp_path / "root"))
-    index = read_outcome(LocalRoot(tmp_path / "root").dataset("crops"), "window_index")
+    index = read_outcome(EvalRoot(tmp_path / "root").dataset("crops"), "window_index")
     assert index.summary.reasons == {"raster_bands": 1}
 
 
@@ -205,9 +205,9 @@ def test_12_timesteps_of_layers_that_are_stacked_add_up(ingested: Ingested) -> N
 def test_13_a_registry_that_two_write_at_once_loses_no_entry(
     ingested: Ingested, tmp_path: Path
 ) -> None:
-    root = LocalRoot(tmp_path)
+    root = EvalRoot(tmp_path)
     names = [f"copy_{k}" for k in range(6)]
-    entry = read_metadata(LocalRoot(ingested("segmentation")).dataset("segmentation"))
+    entry = read_metadata(EvalRoot(ingested("segmentation")).dataset("segmentation"))
     assert entry is not None
 
     def publish(name: str) -> None:

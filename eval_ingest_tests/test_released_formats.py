@@ -14,7 +14,7 @@ from eval_ingest import EvalDataset, cli, pipeline
 from eval_ingest.errors import NewerVersionError
 from eval_ingest.store.ownership import Whose, whose
 from eval_ingest.store.registry import read_registry, rebuild_registry
-from eval_ingest.store.roots.local import LocalRoot
+from eval_ingest.store.roots.base import EvalRoot
 from eval_ingest.store.seal import sealed_json
 from eval_ingest_tests.conftest import make_job
 
@@ -50,13 +50,13 @@ def test_commands_read_it_and_take_it_for_ours(
     root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("OLMOEARTH_EVAL_DATASETS", str(root))
-    before = read_registry(LocalRoot(root))
+    before = read_registry(EvalRoot(root))
     for name in NAMES:
-        assert whose(LocalRoot(root).dataset(name)) is Whose.INGESTED
+        assert whose(EvalRoot(root).dataset(name)) is Whose.INGESTED
         assert cli.main(["info", "--name", name]) == 0
     assert cli.main(["list"]) == 0
     assert "not ours" not in capsys.readouterr().out
-    entries = rebuild_registry(LocalRoot(root))
+    entries = rebuild_registry(EvalRoot(root))
     assert list(entries) == list(before)
     assert entries["crops"]["weka_path"] == str(root / "crops")
     assert not list(root.glob("registry.*.json"))  # it was ours already
@@ -77,11 +77,11 @@ def test_what_a_newer_version_has_written_is_left_alone(root: Path, small: Path)
     del content["checksum"]
     path.write_bytes(sealed_json({**content, "version": 99, "new": True}))
     before = path.read_bytes()
-    entry = read_registry(LocalRoot(root))["crops"]
+    entry = read_registry(EvalRoot(root))["crops"]
     with pytest.raises(NewerVersionError, match="upgrade"):
         EvalDataset("crops", "val", root=root)
     with pytest.raises(NewerVersionError, match="upgrade"):
         pipeline.ingest(make_job(small, root))
     assert path.read_bytes() == before
-    assert rebuild_registry(LocalRoot(root))["crops"] == entry
+    assert rebuild_registry(EvalRoot(root))["crops"] == entry
     assert len(EvalDataset("packed", "val", root=root)) == 1

@@ -28,6 +28,7 @@ from eval_ingest.errors import (
 )
 from eval_ingest.objects.writing import WritableObjects
 from eval_ingest.settings import Settings
+from eval_ingest.store import leftovers
 from eval_ingest.store.catalog import add_spec
 from eval_ingest.store.registry import (
     read_registry,
@@ -35,7 +36,7 @@ from eval_ingest.store.registry import (
     remove_dataset,
     require_metadata,
 )
-from eval_ingest.store.roots import lease, remote_versions
+from eval_ingest.store.roots import lease
 from eval_ingest.store.roots.open import open_root
 from eval_ingest.store.roots.remote_store import RemoteStore
 from eval_ingest.verifying import verify_dataset
@@ -284,7 +285,7 @@ def test_the_lease_of_a_dead_process_ends(
     """On its own machine at once, on others when its time is over."""
     place = remote_place
     job = place.job(small)
-    monkeypatch.setattr(lease.Lease, "release", lambda self: self._ended.set())  # as if killed
+    monkeypatch.setattr(lease.Lease, "renew", lambda *_: None)  # as if killed
     with pipeline.dataset_lock(job):
         pass
     with pipeline.dataset_lock(place.job(small), timeout_s=0.0):
@@ -326,11 +327,12 @@ def test_a_lease_that_can_not_be_renewed_is_lost(
     place = remote_place
     job = place.job(small)
     with pipeline.dataset_lock(job):
-        held = job.store._holding.lease
-        held._thread.join(0.3)
-        assert held._thread.is_alive()  # it is renewed again and again
+        held, first = job.store._holding.lease, time.time()
+        while held.holder.until < first + lease.LEASE_S + 0.3:  # it is renewed again and again
+            time.sleep(0.01)
         place.objects.run(place.objects.put(".crops.lease", b"somebody else's"))
-        held._thread.join(10)
+        while held.holder.until:
+            time.sleep(0.01)
         with pytest.raises(StoreError, match=r"is lost \(another process took it\); run again"):
             job.store.send()
 
@@ -377,7 +379,7 @@ def test_what_nothing_names_any_more_goes_after_an_hour(
     new = _shard_names(place)
     assert {Path(name).parent.name for name in old} > new
     later = time.time() + 3601
-    monkeypatch.setattr(remote_versions.time, "time", lambda: later)
+    monkeypatch.setattr(leftovers, "_now", lambda _: later)
     place.ingest(small, copy="stream")
     assert {Path(n).parent.name for n in place.names() if "/samples/" in n} == new
     assert len(samples()["train"]) > 0

@@ -41,7 +41,6 @@ from eval_ingest.report.view import View, open_view
 from eval_ingest.report.writing import write_report
 from eval_ingest.store.registry import read_registry, require_metadata
 from eval_ingest.store.roots.base import EvalRoot
-from eval_ingest.store.roots.local import LocalRoot
 from eval_ingest_tests.support import factories
 
 Ingested = Callable[[str], Path]
@@ -50,7 +49,7 @@ SOME = "segmentation"
 
 
 def view_of(ingested: Ingested, case: str) -> View:
-    return open_view(LocalRoot(ingested(case)), case)
+    return open_view(EvalRoot(ingested(case)), case)
 
 
 def with_spec(view: View, **changes: Any) -> View:
@@ -76,7 +75,7 @@ def test_letters_that_no_font_has_are_boxes_without_a_warning(
 def copied_root(ingested: Ingested, tmp_path: Path) -> EvalRoot:
     """An eval root of its own with the case SOME, to be written into."""
     shutil.copytree(ingested(SOME), tmp_path / "evals")
-    return LocalRoot(tmp_path / "evals")
+    return EvalRoot(tmp_path / "evals")
 
 
 # -------------------------------------------------------------------------------------- pictures
@@ -100,12 +99,12 @@ def test_every_kind_of_dataset_has_its_pictures(case: str, ingested: Ingested) -
 
 
 def test_the_same_dataset_gives_the_same_bytes(ingested: Ingested) -> None:
-    first, second = (partition_pictures(LocalRoot(ingested(SOME)), SOME) for _ in range(2))
+    first, second = (partition_pictures(EvalRoot(ingested(SOME)), SOME) for _ in range(2))
     assert first == second
 
 
 def test_the_pictures_of_an_asset_are_small(ingested: Ingested) -> None:
-    pictures = partition_pictures(LocalRoot(ingested(SOME)), SOME)
+    pictures = partition_pictures(EvalRoot(ingested(SOME)), SOME)
     assert list(pictures) == ["samples", "map", "labels"]
     assert sum(map(len, pictures.values())) <= SMALL_BYTES
     assert all(png.startswith(b"\x89PNG") for png in pictures.values())
@@ -148,8 +147,8 @@ def test_judging_and_drawing_do_without_pandas(ingested: Ingested) -> None:
         "from eval_ingest.report.charts import label_histogram, timeline\n"
         "from eval_ingest.report.map import window_map\n"
         "from eval_ingest.report.view import open_view\n"
-        "from eval_ingest.store.roots.local import LocalRoot\n"
-        "view = open_view(LocalRoot(Path(sys.argv[1])), sys.argv[2])\n"
+        "from eval_ingest.store.roots.base import EvalRoot\n"
+        "view = open_view(EvalRoot(Path(sys.argv[1])), sys.argv[2])\n"
         "quality_report(view.index, view.assignment, view.metadata.config)\n"
         "window_map(view), label_histogram(view), timeline(view)\n"
         "assert 'pandas' not in sys.modules, 'pandas takes half a second to import'\n"
@@ -347,7 +346,7 @@ def test_a_report_is_written_beside_the_dataset(copied_root: EvalRoot) -> None:
 
 def test_a_dataset_that_is_not_there_is_named(ingested: Ingested) -> None:
     with pytest.raises(UnknownDatasetError, match="did you mean segmentation"):
-        write_report(LocalRoot(ingested(SOME)), "segmentatoin")
+        write_report(EvalRoot(ingested(SOME)), "segmentatoin")
 
 
 # ---------------------------------------------------------------------------------------- export
@@ -360,10 +359,10 @@ def test_a_dataset_that_is_not_there_is_named(ingested: Ingested) -> None:
 def test_an_export_is_an_eval_root_that_loads(
     case: str, windows: bool, ingested: Ingested, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    source = LocalRoot(ingested(case))
+    source = EvalRoot(ingested(case))
     path = export_dataset(source, case, tmp_path / "out", windows)
     assert path == tmp_path / "out" / case
-    assert list(read_registry(LocalRoot(tmp_path / "out"))) == [case]
+    assert list(read_registry(EvalRoot(tmp_path / "out"))) == [case]
     assert (path / "windows").is_dir() == windows
     beside = {"config.json", "model.yaml", "model.original.yaml", ".rslearn_dataset_index"}
     assert beside & {p.name for p in path.iterdir()} == (beside if windows else set())
@@ -381,16 +380,16 @@ def test_an_export_is_an_eval_root_that_loads(
 
 
 def verified(path: Path) -> list[str]:
-    metadata = require_metadata(LocalRoot(path.parent), path.name)
+    metadata = require_metadata(EvalRoot(path.parent), path.name)
     return list(
         verify(
-            LocalRoot(path.parent).dataset(path.name), metadata, lambda what, done, total: None
+            EvalRoot(path.parent).dataset(path.name), metadata, lambda what, done, total: None
         ).problems
     )
 
 
 def test_an_export_replaces_nothing(ingested: Ingested, tmp_path: Path) -> None:
-    source = LocalRoot(ingested(SOME))
+    source = EvalRoot(ingested(SOME))
     (tmp_path / "out" / SOME).mkdir(parents=True)
     with pytest.raises(StoreError, match="is there already"):
         export_dataset(source, SOME, tmp_path / "out")

@@ -11,7 +11,7 @@ from eval_ingest import pipeline
 from eval_ingest.errors import NotIngestedError
 from eval_ingest.report.export import export_dataset
 from eval_ingest.report.writing import write_report
-from eval_ingest.store.roots.local import LocalStore
+from eval_ingest.store.roots.base import DatasetStore
 from eval_ingest_tests.conftest import make_job
 
 Copied = Callable[[str], Path]
@@ -42,15 +42,15 @@ def test_an_export_while_a_resplit_is_under_way_is_refused(
     pipeline.ingest(make_job(small, root))
     other = make_job(small, root, splits={"strategy": "random", "seed": 7})
     stages = pipeline.STAGES[: pipeline.STAGES.index(stop_at) + 1]
-    copy_out = LocalStore.copy_out
+    copy_out = DatasetStore.copy_out
 
-    def resplit_meanwhile(self: LocalStore, *arguments: Any) -> Iterator[None]:
+    def resplit_meanwhile(self: DatasetStore, *arguments: Any) -> Iterator[None]:
         for number, done in enumerate(copy_out(self, *arguments)):
             if number == 5:
                 pipeline.ingest(other, stages=stages)
             yield done
 
-    monkeypatch.setattr(LocalStore, "copy_out", resplit_meanwhile)
+    monkeypatch.setattr(DatasetStore, "copy_out", resplit_meanwhile)
     with pytest.raises(NotIngestedError, match=r"published anew|has run again|isn't there"):
         export_dataset(other.root, "crops", out)
     assert not (out / "crops").exists()

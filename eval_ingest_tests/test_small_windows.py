@@ -9,7 +9,7 @@ import yaml
 
 from eval_ingest import EvalDataset, pipeline
 from eval_ingest.store.registry import require_metadata
-from eval_ingest.store.roots.local import LocalRoot
+from eval_ingest.store.roots.base import EvalRoot
 from eval_ingest.testing.datasets import write_matching
 from eval_ingest_tests.conftest import make_job
 from eval_ingest_tests.support import variations
@@ -54,7 +54,7 @@ def test_small_windows_are_filled_up_to_the_crop_as_in_rslearn(
             for i in range(len(ours)):
                 expected = known[ours.window(i).partition("/")[2]]
                 assert not compare_sample(ours, i, expected, bands, None), name
-    metadata = require_metadata(LocalRoot(root), "small")
+    metadata = require_metadata(EvalRoot(root), "small")
     assert metadata.window_size == CROP
     assert not metadata.invalid
 
@@ -62,7 +62,7 @@ def test_small_windows_are_filled_up_to_the_crop_as_in_rslearn(
 def test_batches_and_random_crops_of_small_windows_have_the_crop_s_size(tmp_path: Path) -> None:
     source, root = written(SEGMENT, tmp_path / "source"), tmp_path / "root"
     pipeline.ingest(make_job(source, root, "small", crop_size=28))
-    metadata = require_metadata(LocalRoot(root), "small")
+    metadata = require_metadata(EvalRoot(root), "small")
     assert "smaller than the crop of 28" in " ".join(metadata.warnings)
     for crop in ("center", "random"):
         train = EvalDataset("small", "train", root=root, crop=crop)

@@ -19,7 +19,7 @@ from eval_ingest.report.terminal import entry_lines, list_lines
 from eval_ingest.store.claims import their_counts
 from eval_ingest.store.ownership import Whose, whose
 from eval_ingest.store.registry import read_registry, rebuild_registry, remove_dataset
-from eval_ingest.store.roots.local import LocalRoot
+from eval_ingest.store.roots.base import EvalRoot
 from eval_ingest.sweep.tasks import _unreadable
 from eval_ingest_tests.conftest import make_job
 from eval_ingest_tests.support.fake_evals import write_fake
@@ -54,18 +54,18 @@ def test_entries_of_others_keep_every_byte_and_their_order(tmp_path: Path) -> No
     path = tmp_path / "registry.json"
     path.write_text(ODD)
     write_fake(tmp_path, "crops", "segmentation", counts=(4, 2, 2))
-    entries = rebuild_registry(LocalRoot(tmp_path))
+    entries = rebuild_registry(EvalRoot(tmp_path))
     assert list(entries) == [*RAW, "crops"]
     text = RegistryText.parse(path.read_text())
     assert {name: raw for name, raw in text.raw.items() if name in RAW} == RAW
     assert [e.name for e in text.fields] == ["updated_at", "mine", "version"]
     assert dict(text.fields[1].value) == {"k": [1.5]} and text.fields[1].raw == '{"k": [1.50]}'
     before = path.read_bytes()
-    rebuild_registry(LocalRoot(tmp_path))
+    rebuild_registry(EvalRoot(tmp_path))
     assert path.read_bytes() == before  # nothing was to be done
-    remove_dataset(LocalRoot(tmp_path), "crops")
+    remove_dataset(EvalRoot(tmp_path), "crops")
     assert RegistryText.parse(path.read_text()).raw == RAW
-    assert set(read_registry(LocalRoot(tmp_path))) == {"zeta", "alpha"}
+    assert set(read_registry(EvalRoot(tmp_path))) == {"zeta", "alpha"}
 
 
 def test_the_first_write_keeps_a_dated_copy_and_a_file_of_others_alone_is_not_written(
@@ -73,11 +73,11 @@ def test_the_first_write_keeps_a_dated_copy_and_a_file_of_others_alone_is_not_wr
 ) -> None:
     path = tmp_path / "registry.json"
     path.write_text(ODD)
-    rebuild_registry(LocalRoot(tmp_path))
+    rebuild_registry(EvalRoot(tmp_path))
     assert path.read_text() == ODD and len(list(tmp_path.glob("registry.*.json"))) == 0
     write_fake(tmp_path, "crops", "segmentation", counts=(4, 2, 2))
     write_fake(tmp_path, "more", "segmentation", counts=(4, 2, 2))
-    rebuild_registry(LocalRoot(tmp_path))
+    rebuild_registry(EvalRoot(tmp_path))
     (copy,) = tmp_path.glob("registry.*.json")
     assert copy.read_text() == ODD
 
@@ -111,7 +111,7 @@ def test_what_is_no_registry_is_told_as_such(text: str, tmp_path: Path) -> None:
         RegistryText.parse(text)
     (tmp_path / "registry.json").write_text(text)
     with pytest.raises(IntegrityError, match="registry rebuild"):
-        read_registry(LocalRoot(tmp_path))
+        read_registry(EvalRoot(tmp_path))
 
 
 def test_of_a_file_that_was_cut_off_the_whole_entries_and_those_of_the_copy_stay(
@@ -120,9 +120,9 @@ def test_of_a_file_that_was_cut_off_the_whole_entries_and_those_of_the_copy_stay
     path = tmp_path / "registry.json"
     path.write_text(ODD)
     write_fake(tmp_path, "crops", "segmentation", counts=(4, 2, 2))
-    rebuild_registry(LocalRoot(tmp_path))
+    rebuild_registry(EvalRoot(tmp_path))
     path.write_text('{"datasets": {"new": {"x": 1e-05}, "zeta": {"b": 1e-0')
-    rebuild_registry(LocalRoot(tmp_path))
+    rebuild_registry(EvalRoot(tmp_path))
     raw = RegistryText.parse(path.read_text()).raw
     assert {"new": '{"x": 1e-05}', **RAW}.items() <= raw.items() and "crops" in raw
 
@@ -160,13 +160,13 @@ def test_two_tools_that_write_at_once_lose_no_entry(tmp_path: Path) -> None:
     while tool.poll() is None:
         name = f"crop_{count % 8}"  # comes and goes
         if (tmp_path / name).exists():
-            remove_dataset(LocalRoot(tmp_path), name)
+            remove_dataset(EvalRoot(tmp_path), name)
         else:
             write_fake(tmp_path, name, "segmentation", counts=(4, 2, 2), version=f"v{count}")
-            rebuild_registry(LocalRoot(tmp_path))
+            rebuild_registry(EvalRoot(tmp_path))
         count += 1
     assert tool.returncode == 0
-    entries = rebuild_registry(LocalRoot(tmp_path))
+    entries = rebuild_registry(EvalRoot(tmp_path))
     ours = {p.parent.name for p in tmp_path.glob("*/metadata.json")}
     wanted = {*RAW, *(f"theirs_{k}" for k in range(120)), *ours}
     assert set(entries) - wanted <= {f"crop_{k}" for k in range(8)}  # they wrote it back
@@ -202,7 +202,7 @@ def test_a_folder_of_others_is_neither_written_nor_removed(
     assert cli.main(["list"]) == 0
     assert "not ours" in capsys.readouterr().out
     with pytest.raises(NotOursError, match="another tool"):
-        remove_dataset(LocalRoot(root), "yemen_crop")
+        remove_dataset(EvalRoot(root), "yemen_crop")
     now = {name: data for name, data in files(root).items() if not name.endswith(".lock")}
     assert now == before and files(folder)
 
@@ -227,7 +227,7 @@ def test_a_name_is_taken_whatever_its_entry_says(value: Any, small: Path, tmp_pa
 def test_what_others_registered_under_our_name_since_stays_when_ours_is_removed(
     tmp_path: Path,
 ) -> None:
-    root, raw = LocalRoot(tmp_path), '{"weka_path": "/weka/elsewhere/crops", "x": 1e-05}'
+    root, raw = EvalRoot(tmp_path), '{"weka_path": "/weka/elsewhere/crops", "x": 1e-05}'
     write_fake(tmp_path, "crops", "segmentation", counts=(4, 2, 2))
     rebuild_registry(root)
     (tmp_path / "registry.json").write_text('{"datasets": {"crops": ' + raw + "}}")
@@ -254,7 +254,7 @@ FIELDS = (
     )
 )
 def test_an_entry_of_others_may_say_anything(fake: Path, entry: dict[str, Any]) -> None:
-    ours = read_registry(LocalRoot(fake))["crops"]
+    ours = read_registry(EvalRoot(fake))["crops"]
     assert all(found.why for found in differences(entry, ours))
     assert list_lines("root", {"theirs": entry}, {}) and entry_lines("theirs", entry)
     assert their_counts(entry)
@@ -265,7 +265,7 @@ def test_an_entry_of_others_may_say_anything(fake: Path, entry: dict[str, Any]) 
 def fake(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("fake")
     write_fake(root, "crops", "segmentation", counts=(4, 2, 2))
-    rebuild_registry(LocalRoot(root))
+    rebuild_registry(EvalRoot(root))
     return root
 
 
@@ -274,7 +274,7 @@ def test_a_folder_of_somebody_with_a_metadata_json_of_its_own_is_not_ours(
 ) -> None:
     (tmp_path / "crops").mkdir()
     (tmp_path / "crops" / "metadata.json").write_text('{"made": "by hand"}')
-    assert whose(LocalRoot(tmp_path).dataset("crops")) is Whose.THEIRS
+    assert whose(EvalRoot(tmp_path).dataset("crops")) is Whose.THEIRS
     with pytest.raises(NotOursError, match="somebody"):
         make_job(small, tmp_path)
 
@@ -282,23 +282,23 @@ def test_a_folder_of_somebody_with_a_metadata_json_of_its_own_is_not_ours(
 def test_what_a_stopped_ingest_left_is_ours_and_an_empty_folder_nobodys(
     small: Path, reference: Path, tmp_path: Path
 ) -> None:
-    store = LocalRoot(tmp_path).dataset("crops")
+    store = EvalRoot(tmp_path).dataset("crops")
     store.layout.path.mkdir()
     assert whose(store) is Whose.NOBODYS
     job = make_job(small, tmp_path)
     with pipeline.dataset_lock(job):
         assert whose(store) is Whose.INGESTED  # before anything else is written
-    assert whose(LocalRoot(reference).dataset("crops")) is Whose.INGESTED
+    assert whose(EvalRoot(reference).dataset("crops")) is Whose.INGESTED
     for path in (reference / "crops").glob(".ingested*"):
         assert "eval_ingest" in path.read_text()
 
 
 def test_our_entries_that_their_tool_wrote_again_are_put_back(tmp_path: Path) -> None:
     write_fake(tmp_path, "crops", "segmentation", counts=(4, 2, 2))
-    before = rebuild_registry(LocalRoot(tmp_path))
+    before = rebuild_registry(EvalRoot(tmp_path))
     kept = {k: v for k, v in before["crops"].items() if k not in ("fingerprint", "ingested_at")}
     (tmp_path / "registry.json").write_text(json.dumps({"datasets": {"crops": kept}}))
-    assert rebuild_registry(LocalRoot(tmp_path)) == before
+    assert rebuild_registry(EvalRoot(tmp_path)) == before
 
 
 # ------------------------------------------------------------------------------------- removals
@@ -307,7 +307,7 @@ def test_our_entries_that_their_tool_wrote_again_are_put_back(tmp_path: Path) ->
 def test_a_removal_that_was_stopped_is_completed_by_the_next_command(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    root = LocalRoot(tmp_path)
+    root = EvalRoot(tmp_path)
     write_fake(tmp_path, "crops", "segmentation", counts=(4, 2, 2))
     write_fake(tmp_path, "more", "segmentation", counts=(4, 2, 2))
     rebuild_registry(root)
@@ -349,7 +349,7 @@ def test_a_registered_name_is_not_given_to_another_folder_that_is_found(
     root, watched = tmp_path / "root", tmp_path / "watched"
     root.mkdir()
     write_fake(root, "crops", "segmentation", counts=(4, 2, 2))
-    rebuild_registry(LocalRoot(root))
+    rebuild_registry(EvalRoot(root))
     shutil.copytree(small, watched / "crops")
     monkeypatch.setenv("OLMOEARTH_EVAL_DATASETS", str(root))
     assert cli.main(["discover", "--root", str(watched), "--json"]) == 0
@@ -385,4 +385,4 @@ def test_another_way_of_copying_leaves_nothing_unregistered(small: Path, tmp_pat
         pipeline.ingest(job)
         there = {path.name for path in (root / "crops").iterdir()}
         assert not there & {"windows", "config.json", "model.yaml", ".rslearn_dataset_index"}
-        assert read_registry(LocalRoot(root))["crops"]["copy"] == copy
+        assert read_registry(EvalRoot(root))["crops"]["copy"] == copy

@@ -19,8 +19,7 @@ from eval_ingest.errors import IntegrityError, NewerVersionError, OutdatedError,
 from eval_ingest.settings import Settings
 from eval_ingest.store.atomic import write_bytes
 from eval_ingest.store.registry import read_registry
-from eval_ingest.store.roots.base import DatasetStore
-from eval_ingest.store.roots.local import LocalRoot
+from eval_ingest.store.roots.base import DatasetStore, EvalRoot
 from eval_ingest.store.seal import read_sealed_json, sealed_json
 from eval_ingest.store.shards import PackRow, ShardWriter, plan_arrays
 from eval_ingest.verifying import verify_dataset
@@ -212,7 +211,7 @@ def test_what_a_newer_version_published_is_not_rebuilt(small: Path, tmp_path: Pa
         with pytest.raises(NewerVersionError, match=r"newer eval_ingest; .* upgrade it \(pip inst"):
             do()
     assert {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()} == before
-    assert list(read_registry(LocalRoot(tmp_path))) == ["crops"]
+    assert list(read_registry(EvalRoot(tmp_path))) == ["crops"]
 
 
 def test_what_can_not_be_read_can_be_removed(
@@ -227,7 +226,7 @@ def test_what_can_not_be_read_can_be_removed(
             path.write_bytes(content)
         assert cli.main(["remove", "--name", "crops", "--yes"]) == 0, number
         assert not (tmp_path / "crops").exists()
-        assert read_registry(LocalRoot(tmp_path)) == {}
+        assert read_registry(EvalRoot(tmp_path)) == {}
 
 
 def test_a_folder_that_is_not_ours_is_not_removed(

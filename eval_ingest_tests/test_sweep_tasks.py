@@ -13,7 +13,6 @@ from eval_ingest.core.eval_settings import EvalSettings
 from eval_ingest.core.spec import DatasetSpec
 from eval_ingest.errors import SweepError, UnknownDatasetError
 from eval_ingest.store.roots.base import EvalRoot
-from eval_ingest.store.roots.local import LocalRoot
 from eval_ingest.store.seal import sealed_json
 from eval_ingest.sweep.tasks import CALLBACK, as_overrides, as_python, patch_size, trainer_tasks
 
@@ -37,7 +36,7 @@ def entry(name: str, **changes: Any) -> dict[str, Any]:
 def root_of(path: Path, *entries: dict[str, Any]) -> EvalRoot:
     content = {"version": "1.0", "datasets": {known["name"]: known for known in entries}}
     (path / "registry.json").write_bytes(sealed_json(content))
-    return LocalRoot(path)
+    return EvalRoot(path)
 
 
 def test_window_classes_go_to_knn_and_everything_else_to_a_linear_probe(tmp_path: Path) -> None:
@@ -116,7 +115,7 @@ def test_datasets_are_chosen_by_name_and_near_names_are_offered(tmp_path: Path) 
 
 def test_an_empty_registry_is_an_error_that_says_what_to_do(tmp_path: Path) -> None:
     with pytest.raises(SweepError, match="run eval-ingest ingest"):
-        trainer_tasks(LocalRoot(tmp_path))
+        trainer_tasks(EvalRoot(tmp_path))
 
 
 def test_the_python_is_a_module_with_one_call_per_task(tmp_path: Path) -> None:

@@ -10,12 +10,13 @@ if [ -f .env ] && ! grep -qF "$root" .env; then
     echo "demo: .env is yours and points elsewhere; move it away to run the demo" >&2
     exit 1
 fi
-cat > .env <<LINES
-# Written by make demo: this checkout works on the demo's data. Remove with make clean.
-STUDIO_ROOT=$root/studio
-OLMOEARTH_EVAL_DATASETS=$root/eval_datasets
-EVAL_INGEST_STUDIO_ROOTS=$root/studio
-LINES
+{
+    echo "# Written by make demo: this checkout works on the demo's data. Remove with make clean."
+    for pair in STUDIO_ROOT=studio OLMOEARTH_EVAL_DATASETS=eval_datasets EVAL_INGEST_STUDIO_ROOTS=studio; do
+        # What is exported wins, for Dagster's commands too.
+        echo "${pair%%=*}=\${${pair%%=*}:-$root/${pair#*=}}"
+    done
+} > .env
 unset STUDIO_ROOT OLMOEARTH_EVAL_DATASETS EVAL_INGEST_CATALOG EVAL_INGEST_STUDIO_ROOTS
 
 echo "== 1. A small rslearn dataset, as Studio writes them"
@@ -39,7 +40,7 @@ echo
 echo "== 4. What training code does"
 code='from eval_ingest import EvalDataset
 val = EvalDataset("tolbi_crops", split="val")
-batch = next(val.batches(16))'
+batch = next(val.batches(8))'
 echo "$code" | sed 's/^/  >>> /'
 python - <<PY
 import time, torch
@@ -47,10 +48,23 @@ from eval_ingest.loading import EvalDataset
 started = time.perf_counter()
 $code
 print(f"  opened, and one batch made, in {(time.perf_counter() - started) * 1000:.0f} ms:")
-for key in ("sentinel2_l2a", "target"):
-    print(f"    {key:<14} {str(batch[key].dtype).removeprefix('torch.'):<8} {tuple(batch[key].shape)}")
+for key, axes in (("sentinel2_l2a", "8 samples, H, W, T, bands"), ("target", "8 samples, H, W")):
+    kind = str(batch[key].dtype).removeprefix("torch.")
+    print(f"    {key:<14} {kind:<8} {tuple(batch[key].shape)}  {axes}")
+print("  a sample is the crop of 16 pixels that model.yaml trains on; crop=None gives all 64")
 PY
 
 echo
 echo "== 5. A first score"
 python -m eval_ingest.testing.demo --score
+
+cat <<NEXT
+
+Next, in this folder:
+  . $bin/activate
+  eval-ingest list                                   what there is
+  dagster asset materialize --select tolbi_crops     says that nothing is to be done
+  dagster dev                                        the same in a browser: http://127.0.0.1:3000
+  eval-ingest ingest crops --source PATH_OR_URL      a dataset of yours
+  make clean                                         removes the demo
+NEXT

@@ -32,12 +32,13 @@ from eval_ingest.job import Job
 from eval_ingest.store.atomic import store_error, umask
 from eval_ingest.store.manifest import CopiedWindow, Manifest
 from eval_ingest.store.room import window_bytes
-from eval_ingest.store.roots.base import DatasetStore, Windows
+from eval_ingest.store.roots.base import DatasetStore
 from eval_ingest.store.seal import unless_damaged
 from eval_ingest.store.shards import ShardWriter, read_shard, shard_names
 from eval_ingest.store.split_index import TARGET, Crops, timestamps_column, write_split_index
+from eval_ingest.store.window_files import Windows
 
-_TASK_WINDOWS = 16
+_TASK_WINDOWS = 32
 _MOVED_TOGETHER = 256
 """Windows whose split is changed between two notes in the journal."""
 

@@ -42,7 +42,7 @@ def verify(
     copy = None
     with contextlib.suppress(IntegrityError):  # told by whoever looks at the stages' outcomes
         copy = read_copy(store)
-    store.fetch_folder(layout.path / RSLEARN_INDEX)
+    store.root.fetch_folder(layout.path / RSLEARN_INDEX)
     problems = [error.what for error in _damage(store, metadata, copy)]
     windows, unsure = _copied(store, metadata)
     problems += unsure
@@ -94,9 +94,9 @@ def look_at(store: DatasetStore, copy: CopyResult) -> CopyResult:
     """
     layout = store.layout
     if copy.mode == "windows":
-        store.look_at_table(layout.copy_manifest)
+        store.look_at_file(layout.copy_manifest)
     for path in _tables(layout, copy):
-        store.look_at_table(path)
+        store.look_at_file(path)
     for path, array in _arrays(layout, copy.shards):
         store.look_at_array(path, array)
     for name, recorded in copy.files.items():

@@ -159,6 +159,90 @@ def _mercator(points: NDArray[np.float64]) -> NDArray[np.float64]:
     return _RADIUS_M * np.column_stack([longitude, np.arcsinh(np.tan(latitude))])
 
 
+# ------------------------------------------------------------------------------------- outlines
+
+_ALONG = np.linspace(0, 1, 17)[:-1]
+"""Where the edges of windows at the 180th meridian or a pole are looked at: these are bent."""
+_NEAR_POLE = 89.999
+
+
+def outlines(crs: Any, boxes: NDArray[np.float64]) -> NDArray[Any]:
+    """Boxes of one CRS as shapes in longitude and latitude.
+
+    Polygons of four corners. What crosses the 180th meridian is cut there in two, as RFC 7946 and
+    GeoParquet have it, and what holds a pole reaches up to it, so that no shape lies where its
+    box doesn't.
+
+    Args:
+        crs: what pyproj takes.
+        boxes: left, bottom, right, top in its units, (N, 4), in either order.
+
+    Returns:
+        Shapely polygons and multipolygons, (N,); None for what has no place.
+
+    Raises:
+        pyproj.exceptions.ProjError: the CRS can't be understood.
+    """
+    import pyproj
+    import shapely
+
+    transformer = pyproj.Transformer.from_crs(crs, "EPSG:4326", always_xy=True)
+    x0, y0, x1, y1 = boxes.T
+    xs, ys = np.stack([x0, x1, x1, x0, x0], axis=1), np.stack([y0, y0, y1, y1, y0], axis=1)
+    lon, lat = transformer.transform(xs, ys)
+    found = np.full(len(boxes), None, dtype=object)
+    finite = np.isfinite(lon).all(axis=1) & np.isfinite(lat).all(axis=1)
+    found[finite] = shapely.polygons(np.stack([lon[finite], lat[finite]], axis=-1))
+    bent = np.abs(np.diff(lon, axis=1)).max(axis=1, initial=0) > 179.9
+    bent |= np.abs(lat).max(axis=1, initial=0) > _NEAR_POLE
+    bent |= np.abs(lon).max(axis=1, initial=0) > 180
+    for k in np.flatnonzero(finite & bent):
+        edges = [c[k, :-1, None] + np.diff(c[k])[:, None] * _ALONG for c in (xs, ys)]
+        found[k] = _cut(*transformer.transform(*(edge.ravel() for edge in edges)))
+    return np.asarray(shapely.normalize(found))
+
+
+def _cut(lon: NDArray[np.float64], lat: NDArray[np.float64]) -> Any:
+    """A ring that touches the 180th meridian or a pole, cut into its eastern and western half.
+
+    This is done on a map of the hemisphere seen from above its pole, where both are ordinary
+    places: the 180th meridian is the lower half of the y axis, longitude 0 the upper one.
+    """
+    import shapely
+
+    pole = 90.0 if lat.mean() > 0 else -90.0
+    away, turn = np.tan(np.radians(90 - lat * np.sign(pole)) / 2), np.radians(lon)
+    ring = shapely.Polygon(np.column_stack([away * np.sin(turn), away * np.cos(turn)]))
+    far = 2 * float(away.max()) + 1
+    halves = []
+    for side in (1, -1):
+        half = shapely.box(min(0, side * far), -far, max(0, side * far), far)
+        for part in shapely.get_parts(shapely.intersection(ring, half)):
+            if part.area > 0:
+                halves.append(_unrolled(shapely.get_coordinates(part), side, pole))
+    return shapely.union_all(halves)  # one where a pole is inside
+
+
+def _unrolled(points: NDArray[np.float64], side: int, pole: float) -> Any:
+    """A ring on one side of the y axis of that map, in longitude and latitude."""
+    import shapely
+
+    away = np.hypot(*points[:-1].T)
+    at_pole = away < 1e-12
+    lon = np.abs(np.degrees(np.arctan2(points[:-1, 0], points[:-1, 1]))) * side + 0.0
+    lat = (90 - 2 * np.degrees(np.arctan(away))) * np.sign(pole)
+    corners: list[tuple[float, float]] = []
+    for k in range(len(lon)):
+        after = (k + 1) % len(lon)
+        if at_pole[k]:  # it has every longitude: those of its neighbours are joined along it
+            corners += [(lon[k - 1], pole), (lon[after], pole)]
+            continue
+        corners.append((lon[k], lat[k]))
+        if abs(lon[after] - lon[k]) > 179.9 and not at_pole[after]:  # an edge through the pole
+            corners += [(lon[k], pole), (lon[after], pole)]
+    return shapely.Polygon(corners)
+
+
 def equal_area(centres: NDArray[np.float64]) -> NDArray[np.float64]:
     """Longitudes and latitudes (N, 2) in metres on the EASE-Grid 2.0 (EPSG:6933)."""
     import pyproj

@@ -35,6 +35,8 @@ MAX_NEAR_SHARE = 0.1
 MAX_DISTANCE = 0.3
 """A class distribution further than this from train's is worth a warning (0 equal, 1 disjoint)."""
 MAX_STANDARD_ERROR = 0.05
+ENOUGH = 100
+"""Windows of a split on which the standard error of a score is that at most."""
 """Beyond this (fewer than 100 windows) differences between models drown in chance: a warning."""
 USELESS_STANDARD_ERROR = 0.15
 """Beyond this (fewer than 12 windows) a score says nothing."""
@@ -159,7 +161,7 @@ def _named(code: str, severity: Severity, names: Sequence[str], of: int, text: s
 
 
 def quality_report(
-    index: WindowIndex, assignment: SplitAssignment, config: ResolvedConfig
+    index: WindowIndex, assignment: SplitAssignment, config: ResolvedConfig, name: str = "NAME"
 ) -> dict[str, Any]:
     """The verdict, what it rests on, and everything else that was noticed; JSON-able.
 
@@ -173,7 +175,7 @@ def quality_report(
     """
     data = _Data(index, assignment, config)
     leakage = find_leakage(index, assignment)
-    findings = [*_leaks(data, leakage)]
+    findings = [*_leaks(data, leakage, name)]
     for check in _CHECKS:
         findings += check(data)
     findings.sort(key=lambda found: ("error", "warning", "note").index(found.severity))
@@ -194,9 +196,19 @@ def quality_report(
 # --------------------------------------------------------------------------------------- splits
 
 
-def _leaks(data: _Data, leakage: Leakage) -> Iterator[Finding]:
+def _by_place(data: _Data, buffer_m: float, name: str) -> str:
+    """The command that divides a dataset by place, with shares that give val and test windows."""
+    held_out = 5 * round(20 * min(max(ENOUGH / max(len(data.used), 1), 0.1), 0.25))
+    return (
+        f"; divide by place (splits.strategy spatial): eval-ingest ingest {name} "
+        f"--split-strategy spatial --buffer {buffer_m:g} "
+        f"--ratios {100 - 2 * held_out} {held_out} {held_out}"
+    )
+
+
+def _leaks(data: _Data, leakage: Leakage, name: str) -> Iterator[Finding]:
     places = data.index.footprints.place[data.used]
-    cure = "; divide by place: splits.strategy spatial with a buffer_m (--split-strategy, --buffer)"
+    cure = _by_place(data, leakage.distance_m, name)
     if len(places) > 1 and places[0] >= 0 and (places == places[0]).all():
         text = (
             f"all {len(places):,} windows lie at one and the same place; if their coordinates are "

@@ -46,6 +46,20 @@ SCHEMA = pa.schema(
 )
 
 
+def inherited(
+    declared: tuple[float, float, float] | None,
+) -> tuple[float, float, float] | None:
+    """Shares that a dataset declares, without those of zero: no eval can do without val or test.
+
+    >>> inherited((0.5, 0.5, 0.0))
+    (0.5, 0.25, 0.25)
+    """
+    if declared is None or min(declared) > 0:
+        return declared
+    train, held_out = declared[0], declared[1] + declared[2]
+    return (train, held_out / 2, held_out / 2) if train > 0 and held_out > 0 else None
+
+
 @dataclass(frozen=True)
 class SplitAssignment:
     """The split of every window of an index, and why."""
@@ -129,9 +143,10 @@ class _Draft:
     @cached_property
     def ratios(self) -> tuple[float, float, float]:
         """The shares of train, val and test: the dataset's own where the spec says nothing."""
-        if self.config.declared_ratios is None or "ratios" in self.policy.model_fields_set:
+        declared = inherited(self.config.declared_ratios)
+        if declared is None or "ratios" in self.policy.model_fields_set:
             return self.policy.ratios
-        return self.config.declared_ratios
+        return declared
 
     @cached_property
     def named(self) -> dict[str, NDArray[np.bool_]]:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from eval_ingest.core.columns import encoded, floats, matrix
 from eval_ingest.core.crops import split_cut
 from eval_ingest.core.digest import label_digest, pixel_digest
+from eval_ingest.core.footprints import outlines
 from eval_ingest.core.index import moments_struct
 from eval_ingest.core.nodata import find_nodata, measure_without, occurring
 from eval_ingest.core.norm import count_nodata, measure
@@ -178,6 +179,7 @@ def add_geometry(table: pa.Table) -> pa.Table:
     """Fill the geometry column: window outlines in longitude and latitude, as WKB.
 
     All windows of one CRS are transformed together. A CRS that can't be understood leaves null.
+    See `core.footprints.outlines`.
     """
     import pyproj
     import shapely
@@ -191,15 +193,10 @@ def add_geometry(table: pa.Table) -> pa.Table:
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                transformer = pyproj.Transformer.from_crs(text, "EPSG:4326", always_xy=True)
+                shapes = outlines(text, corners[here])
         except pyproj.exceptions.ProjError as error:
             blame(error)  # without outlines no leakage would be noticed
             continue
-        x0, y0, x1, y1 = corners[here].T
-        xs, ys = np.stack([x0, x1, x1, x0, x0], axis=1), np.stack([y0, y0, y1, y1, y0], axis=1)
-        lon, lat = transformer.transform(xs, ys)
-        finite = np.isfinite(lon).all(axis=1) & np.isfinite(lat).all(axis=1)
-        shapes = shapely.polygons(np.stack([lon[finite], lat[finite]], axis=-1))
-        geometry[here[finite]] = shapely.to_wkb(shapely.normalize(shapes))
+        geometry[here] = shapely.to_wkb(shapes)
     place = table.schema.get_field_index("geometry")
     return table.set_column(place, "geometry", pa.array(geometry.tolist(), pa.binary()))

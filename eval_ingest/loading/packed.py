@@ -3,7 +3,7 @@
 import mmap
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.lib.array_utils import byte_bounds
@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from eval_ingest.core.entry import Metadata, Shard
 from eval_ingest.errors import IntegrityError, OutdatedError, StoreError
+from eval_ingest.store.npy import map_npy
 from eval_ingest.store.registry import read_metadata
 from eval_ingest.store.roots.base import DatasetStore
 from eval_ingest.store.seal import cure_for
@@ -146,7 +147,7 @@ class PackedSamples:
         for attempt in range(1, _ATTEMPTS + 1):
             path = self._path(shard, name)
             try:
-                found = np.load(path, mmap_mode="r", allow_pickle=False)
+                memory, found = map_npy(path, shard.arrays[name])
                 break
             except FileNotFoundError as error:
                 # Another process may have needed the room between fetching and opening.
@@ -160,9 +161,7 @@ class PackedSamples:
             room = limit - found.nbytes
             while self._maps and sum(m.array.nbytes for m in list(self._maps.values())) > room:
                 self._maps.pop(next(iter(self._maps)), None)
-        address = found.ctypes.data - found.offset % mmap.ALLOCATIONGRANULARITY
-        # As a plain array: a memmap object makes every slice of it expensive.
-        return _Map(found.view(np.ndarray), cast(mmap.mmap, found.base), address)
+        return _Map(found, memory, found.ctypes.data - (len(memory) - found.nbytes))
 
     def _path(self, shard: Shard, name: str) -> Path:
         try:
@@ -186,6 +185,23 @@ def is_replaced(store: DatasetStore, metadata: Metadata) -> bool:
     except StoreError:
         return False
     return now is None or now.fingerprint != metadata.fingerprint or now.shards != metadata.shards
+
+
+def require_version(metadata: Metadata, version: str) -> None:
+    """Check that a dataset is of the version that is asked for, or begins like it.
+
+    Raises:
+        OutdatedError: it isn't; says which it is, and what became of the other.
+    """
+    if version and metadata.fingerprint.startswith(version):
+        return
+    old = [found for found in metadata.history if version and found.fingerprint.startswith(version)]
+    what = f"that of {old[-1].published_at} was replaced" if old else "no version of it is known"
+    raise OutdatedError(
+        f"{metadata.name} is of version {metadata.fingerprint}, published "
+        f"{metadata.published_at}, and not {version!r}: {what}; ingest it again as it was, or "
+        f"open it with version={metadata.fingerprint!r}"
+    )
 
 
 def version_is_gone(metadata: Metadata) -> OutdatedError:

@@ -13,11 +13,10 @@ from eval_ingest.objects.faults import (
     is_requester_pays,
     may_pass,
 )
+from eval_ingest.objects.filesystems import extra_for
 from eval_ingest.objects.retry import Limits
 from eval_ingest.redaction import without_secrets_of
 from eval_ingest.settings import ANSWER_VARIABLE, REQUESTER_PAYS_VARIABLE
-
-_EXTRAS = {"s3": "s3", "s3a": "s3", "weka": "s3", "gs": "gs", "gcs": "gs"}
 
 
 class SourceWords:
@@ -87,8 +86,8 @@ class SourceWords:
         )
 
     def _cure_of_url(self, error: Exception) -> str:
-        extra = _EXTRAS.get(self._scheme)
-        if isinstance(error, ImportError) and extra is not None:
+        extra = extra_for(self._scheme)
+        if isinstance(error, ImportError) and extra:
             return f"run: pip install 'eval-ingest[{extra}]'"
         if self._scheme == "weka":
             return "set it to the address of Weka's S3, or give a path"

@@ -4,12 +4,7 @@ import asyncio
 import contextlib
 import errno
 
-from eval_ingest.objects.backend import Conflict, Truncated
-
-__all__ = [
-    "Conflict", "first_line", "is_answer", "is_conflict", "is_forbidden", "is_mistyped",
-    "is_requester_pays", "may_pass",
-]  # fmt: skip
+from eval_ingest.objects.backend import Truncated
 
 _PASSING_ERRNO = {
     errno.ECONNRESET, errno.ECONNABORTED, errno.ECONNREFUSED, errno.EPIPE, errno.ETIMEDOUT,

@@ -1,6 +1,7 @@
 """From a URL to a file system of fsspec: gs://, s3://, weka:// and whatever else fsspec knows."""
 
 import contextlib
+import importlib
 import logging
 import os
 from dataclasses import dataclass
@@ -29,23 +30,36 @@ def weka_mount(url: str) -> Path | None:
     return WEKA_MOUNT / bucket / inner.strip("/")
 
 
-_ACCESS_KEYS = "leave it out, and set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE"
-_GOOGLE = "leave it out, and log in: gcloud auth application-default login"
-_LOGINS = {
-    **dict.fromkeys(("s3", "s3a", "weka"), _ACCESS_KEYS),
-    **dict.fromkeys(("gs", "gcs"), _GOOGLE),
-}
+@dataclass(frozen=True)
+class _Kind:
+    """A kind of bucket."""
+
+    library: str
+    extra: str
+    """Of our package, which brings the library."""
+    login: str
+    """How credentials are given, instead of in a URL."""
+
+
+_S3 = _Kind("s3fs", "s3", "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE")
+_GOOGLE = _Kind("gcsfs.core", "gs", "log in: gcloud auth application-default login")
+S3_SCHEMES, GOOGLE_SCHEMES = ("s3", "s3a", "weka"), ("gs", "gcs")
+_KINDS = {**dict.fromkeys(S3_SCHEMES, _S3), **dict.fromkeys(GOOGLE_SCHEMES, _GOOGLE)}
 
 
 def refused_login(url: str) -> str:
     """Why a bucket's URL with a password in it won't do, and what will; "" for any other URL."""
     scheme, _, rest = url.partition("://")
-    if scheme not in _LOGINS or "@" not in rest.partition("/")[0]:
+    if scheme not in _KINDS or "@" not in rest.partition("/")[0]:
         return ""
-    return f"{scheme}:// takes no password from the URL; {_LOGINS[scheme]}"
+    return f"{scheme}:// takes no password from the URL; leave it out, and {_KINDS[scheme].login}"
 
 
-BUCKET_SCHEMES = ("gs", "gcs", "s3", "s3a", "weka")
+def extra_for(scheme: str) -> str:
+    """The extra of our package that brings a kind of bucket's library; "" for other URLs."""
+    return _KINDS[scheme].extra if scheme in _KINDS else ""
+
+
 CONNECT_S = 10
 READ_S = 30
 """So long a connection may say nothing. For whole requests see retry.py."""
@@ -64,11 +78,32 @@ class Contact:
 def root_of(url: str) -> str:
     """The path of a URL's folder, as its file system names it."""
     scheme, _, rest = url.partition("://")
-    if scheme in BUCKET_SCHEMES:
+    if scheme in _KINDS:
         return rest.strip("/")
     import fsspec.core
 
     return str(fsspec.core.strip_protocol(url)).rstrip("/")
+
+
+def server_url(url: str) -> str:
+    """What all URLs of a server have in common: all buckets of a kind are on one."""
+    scheme, _, rest = url.partition("://")
+    return f"{scheme}://" if scheme in _KINDS else f"{scheme}://{rest.partition('/')[0]}"
+
+
+def weka_endpoint(url: str, endpoint: str | None) -> str:
+    """The address of Weka's S3: the one given, or else the environment's.
+
+    Raises:
+        ValueError: there is none.
+    """
+    found = endpoint or Settings.load().weka_endpoint_url
+    if not found:
+        bucket = url.partition("://")[2].partition("/")[0]
+        raise ValueError(
+            f"{WEKA_MOUNT / bucket} is not mounted here, and {WEKA_ENDPOINT_VARIABLE} is not set"
+        )
+    return found
 
 
 def payer_of(url: str) -> str:
@@ -81,26 +116,19 @@ def payer_of(url: str) -> str:
 def server_of(url: str, endpoint: str | None) -> str:
     """Where the requests of a URL go, for people."""
     scheme = url.partition("://")[0]
-    if scheme in ("gs", "gcs"):
+    if scheme in GOOGLE_SCHEMES:
         return os.environ.get("STORAGE_EMULATOR_HOST") or "Google Cloud Storage"
-    if scheme in ("s3", "s3a", "weka"):
-        named = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
-        if scheme == "weka":
-            named = endpoint or Settings.load().weka_endpoint_url
-        return named or "Amazon S3"
-    return "the server"
+    if scheme not in S3_SCHEMES:
+        return "the server"
+    named = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+    return (weka_endpoint(url, endpoint) if scheme == "weka" else named) or "Amazon S3"
 
 
 def load_library(url: str) -> None:
     """Import what a URL's file system needs, which may take a second, and asks nobody."""
+    kind = _KINDS.get(url.partition("://")[0])
     with contextlib.suppress(ImportError):  # said when it is opened
-        match url.partition("://")[0]:
-            case "gs" | "gcs":
-                import gcsfs.core  # noqa: F401
-            case "s3" | "s3a" | "weka":
-                import s3fs  # noqa: F401
-            case _:
-                import fsspec  # noqa: F401
+        importlib.import_module(kind.library if kind else "fsspec")
 
 
 def open_filesystem(
@@ -133,37 +161,26 @@ def open_filesystem(
         log.setLevel(logging.CRITICAL)  # it logs a traceback for what our errors say
     # A listing is wanted as it is now, and kept nowhere: it may hold millions of objects.
     options: dict[str, Any] = {"use_listings_cache": False, "skip_instance_cache": True}
-    config: dict[str, Any] = {"connect_timeout": CONNECT_S, "read_timeout": READ_S}
-    protocol, _, rest = url.partition("://")
-    if protocol == "weka":
-        options["endpoint_url"] = endpoint or Settings.load().weka_endpoint_url
-        if not options["endpoint_url"]:
-            raise ValueError(
-                f"{WEKA_MOUNT / rest.partition('/')[0]} is not mounted here, "
-                f"and {WEKA_ENDPOINT_VARIABLE} is not set"
-            )
-        # A bucket isn't a host's name there.
-        config["s3"] = {"addressing_style": "path"}
-        protocol, url = "s3", f"s3://{rest}"
-    elif protocol in ("s3", "s3a"):
-        options["anon"] = not has_aws_credentials()
-    if protocol in ("s3", "s3a"):
-        options["max_concurrency"] = 1  # more, and it asks for every object's size first
-        # retry.py tries again, and says in the end what was wrong at first.
-        options["config_kwargs"] = {**config, "retries": {"total_max_attempts": 1}}
-        options["requester_pays"] = bool(payer)
-    if protocol in ("gs", "gcs"):
+    protocol = url.partition("://")[0]
+    if protocol in GOOGLE_SCHEMES:
         from gcsfs.core import GCSFileSystem  # without the experiments, whatever was imported
 
+        session = _session_options(contact or Contact())
         return GCSFileSystem(
-            token=google_token(),
-            requester_pays=payer or False,
-            session_kwargs=_session_options(contact or Contact()),
-            **options,
+            token=google_token(), requester_pays=payer or False, session_kwargs=session, **options
         )
-    if protocol in ("s3", "s3a"):
-        return fsspec.filesystem(protocol, **options)
-    return fsspec.core.url_to_fs(url, **options)[0]
+    if protocol not in S3_SCHEMES:
+        return fsspec.core.url_to_fs(url, **options)[0]
+    config: dict[str, Any] = {"connect_timeout": CONNECT_S, "read_timeout": READ_S}
+    if protocol == "weka":
+        options["endpoint_url"] = weka_endpoint(url, endpoint)
+        config["s3"] = {"addressing_style": "path"}  # a bucket isn't a host's name there
+    else:
+        options["anon"] = not has_aws_credentials()
+    options["max_concurrency"] = 1  # more, and it asks for every object's size first
+    # retry.py tries again, and says in the end what was wrong at first.
+    options["config_kwargs"] = {**config, "retries": {"total_max_attempts": 1}}
+    return fsspec.filesystem("s3", requester_pays=bool(payer), **options)
 
 
 def _session_options(contact: Contact) -> dict[str, Any]:

@@ -24,19 +24,26 @@ from eval_ingest.objects.backend import Conflict, Entries, Entry
 
 
 class FsspecBackend:
-    """A folder of a file system that fsspec knows."""
+    """A folder of objects, each request tried once; names are relative to the folder.
+
+    Every method raises FileNotFoundError where there is no such object or bucket, and otherwise
+    whatever the store's library raises: see faults.py for what these errors mean.
+    """
 
     has_conditions = False
+    """True if of two writers at once one is refused."""
     deleted_at_once = 1
+    """How many objects one request deletes."""
 
     def __init__(self, fs: Any, root: str, threads: ThreadPoolExecutor) -> None:
         self.fs = fs
         self.root = root.rstrip("/")
         self._threads = threads
         self.lists_prefixes = "prefix" in self._find_parameters
+        """True if objects can be listed by a prefix that isn't a folder."""
 
     def path(self, name: str) -> str:
-        """The file system's path of an object."""
+        """An object's path in the store: for a bucket, bucket/folder/name."""
         return f"{self.root}/{name}" if name else self.root
 
     async def ask(self, method: str, *args: Any, **kwargs: Any) -> Any:
@@ -53,11 +60,13 @@ class FsspecBackend:
     # ---------------------------------------------------------------------------------- looking
 
     async def list(self, folder: str) -> Entries:
+        """What lies right below a folder."""
         found = await self.ask("ls", self.path(folder), detail=True)
         entries = (self.entry(info) for info in found)
         return [entry for entry in entries if entry.name.strip("/") != folder]
 
     async def find(self, folder: str, prefix: str = "") -> Entries:
+        """Every object at any depth below a folder, whose path in it begins with a prefix."""
         path, kwargs = self.path(folder), dict[str, Any](detail=True)
         if "update_cache" in self._find_parameters:
             kwargs["update_cache"] = False
@@ -76,6 +85,7 @@ class FsspecBackend:
         return frozenset(inspect.signature(getattr(self.fs, name)).parameters)
 
     async def head(self, name: str) -> Entry:
+        """An object as it is now."""
         return self.entry(await self.ask("info", self.path(name)))
 
     def entry(self, info: dict[str, Any]) -> Entry:
@@ -91,16 +101,31 @@ class FsspecBackend:
     # ---------------------------------------------------------------------------------- reading
 
     async def get(self, name: str) -> tuple[Entry | None, bytes]:
+        """An object's bytes, and what the same answer says of it: None where it says nothing."""
         return None, await self.ask("cat_file", self.path(name))
 
     async def range(self, name: str, start: int, end: int) -> bytes:
+        """The bytes from `start` to before `end`."""
         data: bytes = await self.ask("cat_file", self.path(name), start=start, end=end)
         return data
 
     # ---------------------------------------------------------------------------------- writing
 
     async def put(self, name: str, data: bytes, seen: Entry | None = None) -> Entry:
-        """Without a condition of the server's: the object is looked at just before."""
+        """Write an object, whole or not at all.
+
+        Here without a condition of the server's: the object is looked at just before.
+
+        Args:
+            name: the object.
+            data: its bytes.
+            seen: what it has to be still, by its token; without a token: not there. None: whatever
+                is there.
+
+        Raises:
+            Conflict: it is something else.
+            Truncated: the server says that it got something else.
+        """
         if seen is not None:
             now = await self._head_or_none(name)
             if (now.token if now else "") != seen.token or (now is None) != (not seen.token):
@@ -119,15 +144,28 @@ class FsspecBackend:
         await self.ask("makedirs", self.path(name).rpartition("/")[0], exist_ok=True)
 
     async def put_file(self, name: str, file: Path) -> Entry:
+        """Write an object that isn't there from a file, in parts where it is large.
+
+        Raises:
+            Conflict: it is there.
+        """
         with contextlib.suppress(FileNotFoundError):
             raise Conflict(f"{name} is there: {await self.head(name)}")
         await self._make_parent(name)
         await self.ask("put_file", str(file), self.path(name))
         return await self.head(name)
 
-    async def delete(self, names: Sequence[str]) -> None:
-        for name in names:
-            await self.ask("rm", glob.escape(self.path(name)))  # it takes patterns
+    async def delete(self, entries: Sequence[Entry]) -> None:
+        """Delete objects, `deleted_at_once` at the most, that have the tokens they were seen with.
+
+        Raises:
+            Conflict: one is something else by now; without a token, whatever is there goes.
+        """
+        for entry in entries:
+            now = await self._head_or_none(entry.name) if entry.token else None
+            if now is not None and now.token != entry.token:
+                raise Conflict(entry.name)
+            await self.ask("rm", glob.escape(self.path(entry.name)))  # it takes patterns
 
 
 async def gcsfs_request(fs: Any, method: str, url: str, **parameters: Any) -> tuple[Any, bytes]:
@@ -137,30 +175,27 @@ async def gcsfs_request(fs: Any, method: str, url: str, **parameters: Any) -> tu
 
 
 _TIMES = ("LastModified", "mtime", "last_modified", "updated", "created")
-_VERSIONS = {
-    "crc32c": ("crc32c",),
-    "etag": ("ETag", "etag"),
-    "generation": ("generation",),
-    "time": _TIMES,
-}
 
 
 def _version(info: dict[str, Any]) -> str:
     """What the server says that changes with the content; a checksum if there is one."""
-    return _first(info, "crc32c", "etag", "generation", "time")
+    crc32c = info.get("crc32c")
+    etag = info.get("ETag") or info.get("etag")
+    return f"crc32c:{crc32c}" if crc32c else f"etag:{_bare(etag)}" if etag else _token(info)
 
 
 def _token(info: dict[str, Any]) -> str:
     """What the server says that a conditional write names."""
-    return _first(info, "generation", "etag", "time")
+    known = {
+        "generation": info.get("generation"),
+        "etag": info.get("ETag") or info.get("etag"),
+        "time": _modified(info),
+    }
+    return next((f"{kind}:{_bare(value)}" for kind, value in known.items() if value), "")
 
 
-def _first(info: dict[str, Any], *kinds: str) -> str:
-    for kind in kinds:
-        for key in _VERSIONS[kind]:
-            if info.get(key):
-                return f"{kind}:{str(info[key]).strip(chr(34))}"
-    return ""
+def _bare(value: object) -> str:
+    return str(value).strip('"')
 
 
 def _modified(info: dict[str, Any]) -> float:

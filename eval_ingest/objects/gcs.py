@@ -3,9 +3,10 @@
 What doesn't belong here: which server and whose credentials (filesystems.py).
 """
 
+import contextlib
 import json
 import secrets
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -40,14 +41,18 @@ class GcsBackend(FsspecBackend):
 
     async def head(self, name: str) -> Entry:
         """One request; gcsfs's own would list what isn't there."""
+        answer = await self._object("GET", name)
+        return self.entry({**json.loads(answer), "name": self.path(name)})
+
+    async def _object(self, method: str, name: str, **parameters: Any) -> bytes:
+        """A request about an object: the answer's body."""
         await self._renew_credentials()
         bucket, _, key = self.path(name).partition("/")
         if not key:
             raise FileNotFoundError(bucket)
-        _, answer = await gcsfs_request(
-            self.fs, "GET", f"b/{quote(bucket)}/o/{quote(key, safe='')}"
-        )
-        return self.entry({**json.loads(answer), "name": f"{bucket}/{key}"})
+        url = f"b/{quote(bucket)}/o/{quote(key, safe='')}"
+        with _conflicts(name):
+            return (await gcsfs_request(self.fs, method, url, **parameters))[1]
 
     async def get(self, name: str) -> tuple[Entry | None, bytes]:
         await self._renew_credentials()
@@ -66,7 +71,7 @@ class GcsBackend(FsspecBackend):
         bucket, _, key = self.path(name).partition("/")
         condition = {}
         if seen is not None:
-            condition = {"ifGenerationMatch": seen.token.removeprefix("generation:") or "0"}
+            condition = {"ifGenerationMatch": _generation(seen)}
         crc32c = crc32c_text(data)  # which the server compares with what arrives
         boundary = f"=={secrets.token_hex(16)}=="
         # With CRLF, as the standard has it: after a bare LF, a CR at the end of the data is lost.
@@ -76,7 +81,7 @@ class GcsBackend(FsspecBackend):
             f"--{boundary}\r\nContent-Type: application/octet-stream\r\n\r\n"
         )
         server = urlsplit(self.fs.base)
-        try:
+        with _conflicts(name):
             _, answer = await gcsfs_request(
                 self.fs,
                 "POST",
@@ -87,8 +92,6 @@ class GcsBackend(FsspecBackend):
                 data=head.encode() + data + f"\r\n--{boundary}--\r\n".encode(),
                 **condition,
             )
-        except FileExistsError as error:  # what gcsfs makes of the answer 412
-            raise Conflict(name) from error
         entry = self.entry({**json.loads(answer), "name": f"{bucket}/{key}"})
         if entry.size != len(data) or entry.version != f"crc32c:{crc32c}":
             raise Truncated(f"{name} arrived with {entry.size} bytes, {entry.version}")
@@ -99,12 +102,24 @@ class GcsBackend(FsspecBackend):
             return await self.put(
                 name, file.read_bytes(), Entry(name, 0, "")
             )  # gcsfs would lose a CR at its end
-        try:
+        with _conflicts(name):
             await self.ask("put_file", str(file), self.path(name), mode="create")
-        except FileExistsError as error:
-            raise Conflict(name) from error
         return await self.head(name)
 
-    async def delete(self, names: Sequence[str]) -> None:
-        for name in names:
-            await self.ask("rm_file", self.path(name))
+    async def delete(self, entries: Sequence[Entry]) -> None:
+        for entry in entries:
+            condition = {"ifGenerationMatch": _generation(entry)} if entry.token else {}
+            await self._object("DELETE", entry.name, **condition)
+
+
+def _generation(entry: Entry) -> str:
+    """What a condition names: 0 stands for no object."""
+    return entry.token.removeprefix("generation:") or "0"
+
+
+@contextlib.contextmanager
+def _conflicts(name: str) -> Iterator[None]:
+    try:
+        yield
+    except FileExistsError as error:  # what gcsfs makes of the answer 412
+        raise Conflict(name) from error

@@ -50,45 +50,43 @@ def greet(
     load_library(url)
     seconds = Settings.load().answer_seconds
     longest = seconds * (PATIENCE if patient else 1)
-    wait = _Wait(words, seconds)
     who = "the server that gives credentials"
-    here = wait.until(Call(connect), who, max(longest, LOGIN_PATIENCE * seconds), Contact())
+    login = max(longest, LOGIN_PATIENCE * seconds)
+    here = _wait(Call(connect), who, seconds, login, Contact(), words)
     if here is None or here.server.contact.answered:
         return
     server, loop = server_of(url, endpoint), here.server.loop
     hears = asyncio.run_coroutine_threadsafe(_hear(here, words, server, seconds), loop)
     try:
-        wait.until(Call(hears.result), server, longest, here.server.contact)
+        _wait(Call(hears.result), server, seconds, longest, here.server.contact, words)
     finally:
         hears.cancel()
 
 
-class _Wait:
-    """Waiting for something that may never come."""
+def _wait(
+    call: Call[Result],
+    server: str,
+    seconds: float,
+    longest: float,
+    contact: Contact,
+    words: SourceWords,
+) -> Result | None:
+    """What a call gives that may never end; None as soon as something has come from the server.
 
-    def __init__(self, words: SourceWords, seconds: float) -> None:
-        self._words = words
-        self._seconds = seconds
-
-    def until(
-        self, call: Call[Result], server: str, longest: float, contact: Contact
-    ) -> Result | None:
-        """What a call gives; None as soon as something has come from the server.
-
-        Raises:
-            EvalIngestError: it takes longer than that, or can't be connected to.
-        """
-        told = longest <= self._seconds
-        while not call.wait(0.05):
-            if contact.answered:
-                return None
-            if call.waited > longest or (contact.failure and call.waited > self._seconds):
-                raise self._words.silent(server, longest, contact.failure)
-            if call.waited > self._seconds and not told:
-                told = True
-                text = f"{self._words.url}: {server} has not answered for {self._seconds:.0f} s"
-                LOG.warning("%s; it is waited for up to %d s", redacted(text), longest)
-        return call.result()
+    Raises:
+        EvalIngestError: it takes longer than that, or can't be connected to.
+    """
+    told = longest <= seconds
+    while not call.wait(0.05):
+        if contact.answered:
+            return None
+        if call.waited > longest or (contact.failure and call.waited > seconds):
+            raise words.silent(server, longest, contact.failure)
+        if call.waited > seconds and not told:
+            told = True
+            text = f"{words.url}: {server} has not answered for {seconds:.0f} s"
+            LOG.warning("%s; it is waited for up to %d s", redacted(text), longest)
+    return call.result()
 
 
 async def _hear(here: Connection, words: SourceWords, server: str, seconds: float) -> None:

@@ -10,13 +10,15 @@ import os
 import threading
 from collections.abc import Awaitable, Callable, Coroutine
 from concurrent.futures import Future
+from functools import partial
 from typing import Any
 
 from eval_ingest.errors import EvalIngestError, SourceError, SourceNotFoundError
-from eval_ingest.objects.backend import Backend, Conflict, Entry, Truncated, crc32c_text
+from eval_ingest.objects.backend import Entry, Truncated, crc32c_text
 from eval_ingest.objects.connection import Connection, connect
 from eval_ingest.objects.explain import SourceWords
 from eval_ingest.objects.filesystems import refused_login
+from eval_ingest.objects.fsspec_backend import FsspecBackend
 from eval_ingest.objects.greeting import greet
 from eval_ingest.objects.retry import FIRST_LOOK, Limits, Result, retrying
 
@@ -33,6 +35,8 @@ class Objects:
 
     changed: type[EvalIngestError] = SourceError
     """What is raised where an object isn't any more what was listed."""
+    speaks: type[SourceWords] = SourceWords
+    """Says what went wrong."""
 
     def __init__(
         self,
@@ -48,10 +52,7 @@ class Objects:
         self._connection: Connection | None = None
         self._opening = threading.Lock()
         self._resumes = resumes
-        self.words = self._words(resumes)
-
-    def _words(self, resumes: bool) -> SourceWords:
-        return SourceWords(self.url, resumes)
+        self.words = self.speaks(self.url, resumes)
 
     # ------------------------------------------------------------------------- the connection
 
@@ -78,7 +79,7 @@ class Objects:
             raise self._explain("opening it", error) from error
 
     @property
-    def _backend(self) -> Backend:
+    def _backend(self) -> FsspecBackend:
         return self._open.backend
 
     def submit(self, work: Coroutine[Any, Any, Result]) -> "Future[Result]":
@@ -113,12 +114,8 @@ class Objects:
             EvalIngestError: it keeps failing, or won't ever work.
         """
         here = self._open.server
-        try:
-            result = await retrying(call, self.limits, here.slots, n_bytes)
-        except (FileNotFoundError, Conflict, EvalIngestError):
-            raise
-        except Exception as error:
-            raise self._explain(doing, error) from error
+        explain = partial(self._explain, doing)
+        result = await retrying(call, self.limits, here.slots, n_bytes, explain)
         here.contact.answered = True
         return result
 
@@ -195,13 +192,17 @@ class Objects:
         if listed is not None and listed.size == 0:
             return b""  # the `completed` markers: a third of all files
 
-        async def fetch() -> bytes:
-            _, data = await self._backend.get(name)
-            if listed is not None and not self._is(data, listed):
-                await self._differs(name, data, listed)
-            return data
+        size = listed.size if listed else 0
+        fetch = partial(self._fetch, name, listed)
+        return (await self._retrying(f"reading {name}", fetch, size))[1]
 
-        return await self._retrying(f"reading {name}", fetch, listed.size if listed else 0)
+    async def _fetch(self, name: str, listed: Entry | None) -> tuple[Entry | None, bytes]:
+        """An object's bytes, whole, and what the server says of it; as listed, where it was."""
+        found, data = await self._backend.get(name)
+        expected = listed or found
+        if expected is not None and not self._is(data, expected):
+            await self._differs(name, data, expected)
+        return found, data
 
     def _is(self, data: bytes, listed: Entry) -> bool:
         kind, _, value = listed.version.partition(":")

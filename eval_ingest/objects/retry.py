@@ -38,12 +38,14 @@ async def retrying(
     call: Callable[[], Awaitable[Result]],
     limits: Limits,
     slots: asyncio.Semaphore,
-    n_bytes: int = 0,
+    n_bytes: int,
+    explain: Callable[[Exception], EvalIngestError],
 ) -> Result:
     """Try again after what may pass: 429, 5xx, resets, timeouts, truncated answers.
 
     Raises:
-        Exception: what the last try raised.
+        FileNotFoundError, Conflict: as the call does.
+        EvalIngestError: what the last try raised, explained.
     """
     last_begin = time.monotonic() + limits.total_s
     for attempt in range(1, limits.attempts + 1):
@@ -57,7 +59,7 @@ async def retrying(
             pause_s = random.uniform(0.2, 1.0) * min(0.3 * 2**attempt, 20.0)
             too_late = time.monotonic() + pause_s > last_begin
             if attempt == limits.attempts or too_late or not may_pass(error):
-                raise
+                raise explain(error) from error
         await asyncio.sleep(pause_s)
     raise AssertionError("unreachable")
 

@@ -119,8 +119,7 @@ class S3Backend(FsspecBackend):
     async def put(self, name: str, data: bytes, seen: Entry | None = None) -> Entry:
         condition = {}
         if seen is not None:
-            etag = seen.token.removeprefix("etag:")
-            condition = {"IfMatch": f'"{etag}"'} if etag else {"IfNoneMatch": "*"}
+            condition = {"IfMatch": _etag(seen)} if seen.token else {"IfNoneMatch": "*"}
         md5 = hashlib.md5(data, usedforsecurity=False).digest()
         answer = await self._call(
             "put_object",
@@ -141,9 +140,18 @@ class S3Backend(FsspecBackend):
             raise
         return await self.head(name)
 
-    async def delete(self, names: Sequence[str]) -> None:
-        keys = [{"Key": self._key(name)} for name in names]
+    async def delete(self, entries: Sequence[Entry]) -> None:
+        keys = [
+            {"Key": self._key(entry.name)} | ({"ETag": _etag(entry)} if entry.token else {})
+            for entry in entries
+        ]
         answer = await self._call("delete_objects", Delete={"Objects": keys, "Quiet": True})
         for problem in answer.get("Errors") or ():
+            if problem.get("Code") == "PreconditionFailed":
+                raise Conflict(self._name(str(problem.get("Key"))))
             if problem.get("Code") != "NoSuchKey":
                 raise OSError(f"{problem.get('Key')}: {problem.get('Code')}")
+
+
+def _etag(entry: Entry) -> str:
+    return f'"{entry.token.removeprefix("etag:")}"'

@@ -7,11 +7,11 @@ object is looked at just before it is written.
 
 import asyncio
 import base64
-import contextlib
 import random
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from pathlib import Path
 
 from eval_ingest.errors import IntegrityError, StoreError
@@ -19,8 +19,6 @@ from eval_ingest.objects.backend import Conflict, Entry, Truncated
 from eval_ingest.objects.explain import EvalRootWords
 from eval_ingest.objects.reading import Objects
 from eval_ingest.objects.retry import gather_or_cancel
-
-__all__ = ["Changed", "Conflict", "Entry", "WritableObjects"]
 
 PART_BYTES = 32 << 20
 """Of one request of a large download."""
@@ -37,10 +35,8 @@ class WritableObjects(Objects):
     """The objects of an eval root; safe to use from several threads."""
 
     changed = Changed
+    speaks = EvalRootWords
     words: EvalRootWords
-
-    def _words(self, resumes: bool) -> EvalRootWords:
-        return EvalRootWords(self.url, resumes)
 
     @property
     def has_conditions(self) -> bool:
@@ -86,26 +82,14 @@ class WritableObjects(Objects):
     async def _read_current(self, name: str, entry: Entry | None) -> tuple[Entry, bytes]:
         """The same, once; Changed if it was written meanwhile."""
         if self.has_conditions:
-            found = await self._retrying(
-                f"reading {name}", lambda: self._get(name), entry.size if entry else 0
-            )
-            if found is not None:
-                return found
+            size, fetch = entry.size if entry else 0, partial(self._fetch, name, None)
+            found, data = await self._retrying(f"reading {name}", fetch, size)
+            if found is not None and found.token:
+                return found, data
         entry = entry or await self.stat(name)
         if entry is None:
             raise FileNotFoundError(name)
         return entry, await self.read(name, entry)
-
-    async def _get(self, name: str) -> tuple[Entry, bytes] | None:
-        """An object and its bytes from one answer; None from a server that doesn't say which
-        version it sends.
-        """
-        entry, data = await self._backend.get(name)
-        if entry is None or not entry.token:
-            return None
-        if not self._is(data, entry):
-            await self._differs(name, data, entry)
-        return entry, data
 
     async def put(self, name: str, data: bytes) -> Entry:
         """Write an object, whatever was there.
@@ -118,37 +102,26 @@ class WritableObjects(Objects):
         except FileNotFoundError as error:
             raise self.words.no_bucket() from error
 
-    async def create(self, name: str, data: bytes) -> Entry:
-        """Write an object that must not exist.
-
-        Raises:
-            Conflict: it exists, with other content.
-            StoreError: it can't be written.
-        """
-        return await self._conditionally(name, data, Entry(name, 0, ""))
-
     async def replace(self, entry: Entry, data: bytes) -> Entry:
-        """Write an object that must be as it was seen.
+        """Write an object that must be as it was seen; without a token: not be there.
 
         Raises:
-            Conflict: it isn't.
+            Conflict: it isn't, and has other content.
             StoreError: it can't be written.
         """
-        return await self._conditionally(entry.name, data, entry)
-
-    async def _conditionally(self, name: str, data: bytes, seen: Entry) -> Entry:
+        name = entry.name
         try:
-            return await self._put(name, data, seen)
+            return await self._put(name, data, entry)
         except (Conflict, FileNotFoundError) as error:
-            if not seen.token and isinstance(error, FileNotFoundError):
+            if not entry.token and isinstance(error, FileNotFoundError):
                 raise self.words.no_bucket() from error
             # The write may have been ours: its answer was lost, and it was tried again.
             try:
-                entry, found = await self.read_current(name)
+                now, found = await self.read_current(name)
             except FileNotFoundError:
                 raise Conflict(f"{name} has gone") from error
             if found == data:
-                return entry
+                return now
             raise Conflict(f"{name} was written by somebody else") from error
 
     async def _put(self, name: str, data: bytes, seen: Entry | None) -> Entry:
@@ -177,7 +150,7 @@ class WritableObjects(Objects):
             entry = await self._backend.put_file(name, file)
             kind, _, value = entry.version.partition(":")
             if entry.size != n_bytes or (kind == "crc32c" and value != crc32c):
-                await self._delete([name])
+                await self._delete([entry])
                 raise Truncated(f"{name} arrived with {entry.size} bytes, {entry.version}")
             return entry
 
@@ -186,17 +159,19 @@ class WritableObjects(Objects):
         except Conflict:
             # It may be ours: the answer was lost, and it was tried again.
             found = await self.stat(name)
-            if found is not None and await self._crc32c(found) == crc32c:
+            if found is not None and await self.crc32c_of(found) == crc32c:
                 return found
             raise
 
-    async def _crc32c(self, entry: Entry) -> str:
-        """Of an object's bytes, read if the server doesn't say."""
+    async def crc32c_of(self, entry: Entry) -> str:
+        """CRC32C of an object's bytes, which are read; as `crc32c_text` writes it.
+
+        Raises:
+            FileNotFoundError: there is no such object.
+            StoreError: it can't be read, or has another size.
+        """
         import google_crc32c
 
-        kind, _, value = entry.version.partition(":")
-        if kind == "crc32c":
-            return value
         checksum = google_crc32c.Checksum()
         await self.stream(entry.name, entry.size, checksum.update)
         return base64.b64encode(checksum.digest()).decode()
@@ -244,17 +219,28 @@ class WritableObjects(Objects):
 
     # --------------------------------------------------------------------------------- deleting
 
-    async def delete(self, names: Sequence[str]) -> None:
+    async def delete(self, found: Iterable[Entry | str]) -> None:
         """Delete objects; one that isn't there is as good as deleted.
 
+        Args:
+            found: the objects, as they must be still to be deleted; or names, whatever is there.
+
         Raises:
+            Conflict: one isn't as it was seen.
             StoreError: one can't be deleted.
         """
+        entries = [one if isinstance(one, Entry) else Entry(one, 0, "") for one in found]
         most = self._backend.deleted_at_once
-        some = [names[k : k + most] for k in range(0, len(names), most)]
+        some = [entries[k : k + most] for k in range(0, len(entries), most)]
         await gather_or_cancel(map(self._delete, some))
 
-    async def _delete(self, names: Sequence[str]) -> None:
-        what = names[0] if len(names) == 1 else f"{names[0]} and others"
-        with contextlib.suppress(FileNotFoundError):
-            await self._retrying(f"deleting {what}", lambda: self._backend.delete(names))
+    async def _delete(self, entries: Sequence[Entry]) -> None:
+        what = entries[0].name + (" and others" if len(entries) > 1 else "")
+        try:
+            await self._retrying(f"deleting {what}", lambda: self._backend.delete(entries))
+        except FileNotFoundError:
+            pass
+        except Conflict:
+            # It may have been us: the answer was lost, and it was tried again.
+            if any([await self.stat(entry.name) for entry in entries]):
+                raise

@@ -13,7 +13,6 @@ from eval_ingest.store.outcomes import read_copy, read_published
 from eval_ingest.store.paths import DatasetLayout
 from eval_ingest.store.registry import metadata_bytes, rebuild_registry, require_metadata
 from eval_ingest.store.roots.base import DatasetStore, EvalRoot
-from eval_ingest.store.roots.local import LocalRoot
 
 _ALWAYS = ("norm_stats.json", "window_index.parquet", "split_assignment.parquet")
 
@@ -39,7 +38,7 @@ def export_dataset(
         NotIngestedError: it is being ingested, so that files of two versions would be copied.
         StoreError: `to` can't be written, or holds that dataset already.
     """
-    target = LocalRoot(to.absolute())
+    target = EvalRoot(to.absolute())
     final = target.dataset(name).layout
     metadata = require_metadata(root, name)
     if metadata.spec.copy_mode == "index":
@@ -63,7 +62,7 @@ def export_dataset(
             progress("files copied", done, len(files))
         _require_published(root, metadata, windows)
         write_bytes(aside.metadata, metadata_bytes(_exported(metadata, windows)))
-        write_report(LocalRoot(aside.path.parent), name)
+        write_report(EvalRoot(aside.path.parent), name)
         os.rename(aside.path, final.path)
     except OSError as error:
         raise store_error(final.path, "exporting to", error) from error

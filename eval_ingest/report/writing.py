@@ -24,7 +24,7 @@ def write_report(root: EvalRoot, name: str, scores: Sequence[Board] = ()) -> lis
         StoreError: the eval root can't be written.
     """
     view = open_view(root, name)
-    quality = quality_report(view.index, view.assignment, view.metadata.config)
+    quality = quality_report(view.index, view.assignment, view.metadata.config, view.metadata.name)
     pictures = all_pictures(view)
     folder = root.dataset(name).layout.path
     files = {folder / "report" / f"{p.name}.png": p.png for p in pictures}

@@ -29,30 +29,35 @@ def store_error(path: Path | str, doing: str, error: OSError) -> StoreError:
 
 
 @contextlib.contextmanager
+def store_errors(doing: str, path: Path | str) -> Iterator[None]:
+    """An OSError within the block becomes a StoreError: see `store_error`."""
+    try:
+        yield
+    except OSError as error:
+        raise store_error(path, doing, error) from error
+
+
+@contextlib.contextmanager
 def written_aside(path: Path) -> Iterator[Path]:
     """A temporary path beside `path` that takes its place when the block ends without error.
 
     Raises:
         StoreError: it can't be written.
     """
-    temporary: Path | None = None
-    try:
+    with store_errors("writing", path):
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, text = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
         os.close(handle)
         temporary = Path(text)
-        os.chmod(temporary, 0o666 & ~umask())
-        yield temporary
-        with open(temporary, "rb+") as stream:
-            os.fsync(stream.fileno())
-        os.replace(temporary, path)
-        temporary = None
-    except OSError as error:
-        raise store_error(path, "writing", error) from error
-    finally:
-        if temporary is not None:
+        try:
+            os.chmod(temporary, 0o666 & ~umask())
+            yield temporary
+            with open(temporary, "rb+") as stream:
+                os.fsync(stream.fileno())
+            os.replace(temporary, path)
+        finally:
             with contextlib.suppress(OSError):
-                temporary.unlink()
+                temporary.unlink()  # where it hasn't taken its place
 
 
 @functools.cache
@@ -84,16 +89,15 @@ def json_bytes(value: Any) -> bytes:
     return (json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode()
 
 
-def remove_file(path: Path) -> None:
-    """Remove a file, if it is there.
+def read_bytes(path: Path) -> bytes | None:
+    """A file's content, or None if it isn't there.
 
     Raises:
-        StoreError: it can't be removed.
+        StoreError: it can't be read.
     """
-    try:
-        path.unlink(missing_ok=True)
-    except OSError as error:
-        raise store_error(path, "removing", error) from error
+    with store_errors("reading", path), contextlib.suppress(FileNotFoundError, NotADirectoryError):
+        return path.read_bytes()
+    return None
 
 
 def read_json(path: Path) -> Any | None:
@@ -102,12 +106,9 @@ def read_json(path: Path) -> Any | None:
     Raises:
         StoreError: it can't be read or isn't JSON.
     """
+    data = read_bytes(path)
     try:
-        return json.loads(path.read_bytes())
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    except OSError as error:
-        raise store_error(path, "reading", error) from error
+        return None if data is None else json.loads(data)
     except ValueError as error:
         raise StoreError(f"{path} is not JSON ({error}); remove it and ingest again") from error
 
@@ -125,13 +126,22 @@ def file_crc32c(path: Path) -> str:
     return base64.b64encode(checksum.digest()).decode()
 
 
-def remove_tree(path: Path) -> None:
-    """Remove a file or a folder, as far as that is possible."""
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path, ignore_errors=True)
-    else:
-        with contextlib.suppress(OSError):
-            path.unlink()
+def remove_path(path: Path) -> None:
+    """Remove a file or a folder, if it is there.
+
+    Raises:
+        StoreError: it can't be removed.
+    """
+
+    def failed(_function: object, _path: str, raised: tuple[Any, BaseException, Any]) -> None:
+        if not isinstance(raised[1], FileNotFoundError):  # another process was faster
+            raise raised[1]
+
+    with store_errors("removing", path):
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, onerror=failed)
+        else:
+            path.unlink(missing_ok=True)
 
 
 def check_file(path: Path, crc32c: str, cure: str) -> None:

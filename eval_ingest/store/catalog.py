@@ -1,7 +1,7 @@
 """The datasets we know: specs in YAML, built in and added."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from importlib.resources import files
 from importlib.resources.abc import Traversable
@@ -24,7 +24,7 @@ from eval_ingest.errors import (
 from eval_ingest.objects.filesystems import weka_mount
 from eval_ingest.redaction import redacted
 from eval_ingest.settings import Settings
-from eval_ingest.store.atomic import remove_file, store_error, write_bytes
+from eval_ingest.store.atomic import remove_path, store_error, store_errors, write_bytes
 from eval_ingest.store.roots.open import open_root
 
 BUILT_IN = "built in"
@@ -60,21 +60,25 @@ def read_catalog(
         SpecError: a spec is wrong; names the file.
         StoreError: a spec or the folder of added specs can't be read.
     """
-    specs = _read_folder(files("eval_ingest").joinpath("catalog"), broken)
+
+    def tell(where: str, error: EvalIngestError) -> None:
+        if broken is None:
+            raise error
+        broken[where] = error
+
+    specs = _read_folder(files("eval_ingest").joinpath("catalog"), tell)
     try:
         folder = catalog_folder(settings)
     except StoreError as error:
-        if broken is None:
-            raise
-        broken[settings.eval_root] = error
+        tell(settings.eval_root, error)
         folder = None
     if folder is not None:
-        specs.update(_read_folder(folder, broken))
+        specs.update(_read_folder(folder, tell))
     return dict(sorted(specs.items()))
 
 
 def _read_folder(
-    folder: Traversable | Path, broken: dict[str, EvalIngestError] | None
+    folder: Traversable | Path, tell: Callable[[str, EvalIngestError], None]
 ) -> dict[str, DatasetSpec]:
     found = {}
     try:
@@ -82,28 +86,22 @@ def _read_folder(
     except (FileNotFoundError, NotADirectoryError):
         return {}
     except OSError as error:
-        if broken is None:
-            raise store_error(str(folder), "listing", error) from error
-        broken[str(folder)] = store_error(str(folder), "listing", error)
+        tell(str(folder), store_error(str(folder), "listing", error))
         return {}
     for path in paths:
         if path.name.endswith((".yaml", ".yml")) and not path.name.startswith("."):
             try:
                 spec = _read_spec(path)
-            except EvalIngestError as error:
-                if broken is None:
-                    raise
-                broken[str(path)] = error
-            else:
                 found[spec.name] = spec
+            except EvalIngestError as error:
+                tell(str(path), error)
     return found
 
 
 def _read_spec(path: Traversable | Path) -> DatasetSpec:
     try:
-        text = path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise store_error(str(path), "reading", error) from error
+        with store_errors("reading", str(path)):
+            text = path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         raise SpecError(f"{path} is not UTF-8 text: {error}") from error
     spec = parse_spec(text, str(path))
@@ -197,11 +195,8 @@ def add_spec(settings: Settings, spec: DatasetSpec) -> Path:
     Raises:
         StoreError: the folder can't be reached or written.
     """
-    folder, root = catalog_folder(settings), None
-    if settings.catalog is None:
-        root = open_root(settings)  # raises, saying why, where there is no folder
-        folder = root.layout.catalog
-    assert folder is not None
+    # Where there is no folder, this raises and says why.
+    folder = catalog_folder(settings) or open_root(settings).layout.catalog
     values = spec.model_dump(mode="json", by_alias=True, exclude_defaults=True)
     values |= {key: absolute(values[key]) for key in ("source", "config") if key in values}
     forget_removed(settings, spec.name)
@@ -209,8 +204,7 @@ def add_spec(settings: Settings, spec: DatasetSpec) -> Path:
     text = yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
     if not path.exists() or path.read_text(encoding="utf-8") != text:
         write_bytes(path, text.encode())
-    if root is not None:
-        root.send(path)
+    _send(settings, path)
     return path
 
 
@@ -277,7 +271,7 @@ def drop_spec(settings: Settings, name: str) -> None:
     if folder is not None:
         specs = [folder / f"{name}{ending}" for ending in (".yaml", ".yml")]
         for spec in specs:
-            remove_file(spec)
+            remove_path(spec)
         _send(settings, *specs)
 
 
@@ -291,7 +285,7 @@ def forget_removed(settings: Settings, name: str) -> bool:
     path = None if folder is None else folder / f"{name}{_REMOVED}"
     if path is None or not path.exists():
         return False
-    remove_file(path)
+    remove_path(path)
     _send(settings, path)
     return True
 

@@ -4,14 +4,18 @@ Whoever holds a dataset's lock is the only one that writes in its folder, so wha
 there was left by a run that is gone. Replaced versions stay a while, for readers that hold them.
 """
 
-from pathlib import Path
+import contextlib
+import os
+from functools import partial
 
 from eval_ingest.core.entry import Metadata
 from eval_ingest.core.spec import SPLITS
-from eval_ingest.store.atomic import remove_tree
+from eval_ingest.errors import StoreError
+from eval_ingest.store.atomic import remove_path
 from eval_ingest.store.manifest import UNFINISHED
 from eval_ingest.store.paths import RSLEARN_INDEX, DatasetLayout
 from eval_ingest.store.roots.base import DatasetStore
+from eval_ingest.store.seal import cure_for, read_sealed_json, unless_damaged, write_sealed_json
 
 GRACE_S = 3600.0
 """Files that metadata.json no longer names stay this long, for readers of the old version."""
@@ -19,7 +23,7 @@ GRACE_S = 3600.0
 _WRITTEN_ASIDE = (
     "metadata.json", "norm_stats.json", "window_index.parquet", "split_assignment.parquet",
     "weka_copy.json", "copy_manifest.parquet", "source_state.json", "resolved.json",
-    "config.json", "model.yaml", "model.original.yaml", "olmoearth_run.yaml",
+    "config.json", "model.yaml", "model.original.yaml", "olmoearth_run.yaml", "retired.json",
 )  # fmt: skip
 
 
@@ -33,20 +37,45 @@ def remove_unfinished(layout: DatasetLayout) -> None:
     patterns += [f"{RSLEARN_INDEX}/.*.tmp", "samples/.shard.*.tmp", UNFINISHED]
     for pattern in patterns:
         for path in layout.path.glob(pattern):
-            remove_tree(path)
-
-
-def retire(store: DatasetStore, old: Metadata | None, new: Metadata) -> None:
-    """Let the grace of what the new version doesn't name begin now; call it before publishing."""
-    if old is not None:
-        store.retire(_named(store.layout, old) - _named(store.layout, new))
+            with contextlib.suppress(StoreError):
+                remove_path(path)
 
 
 def remove_retired(store: DatasetStore, metadata: Metadata, grace_s: float) -> None:
-    """Remove shards and split indexes that metadata.json hasn't named for that long."""
-    store.remove_retired(_named(store.layout, metadata), grace_s)
+    """Remove shards and split indexes that metadata.json hasn't named for that long.
+
+    Since when which of them have been unnamed is kept in retired.json: the time at which a file
+    was written says nothing about that.
+
+    Args:
+        store: the dataset, which is held.
+        metadata: what is published.
+        grace_s: seconds.
+    """
+    layout = store.layout
+    named = {layout.samples / shard.name for shard in metadata.shards}
+    named |= {layout.path / found.index for found in metadata.splits.values()}
+    read = partial(read_sealed_json, layout.retired, cure_for(layout.name))
+    since, spare = unless_damaged(read) or {}, sorted(set(store.versions()) - named)
+    now = _now(layout) if spare else 0.0
+    kept = {}
+    for place in spare:
+        known = place.relative_to(layout.path).as_posix()
+        kept[known] = min(float(since.get(known, now)), now)  # the clock may have gone back
+        if now - kept[known] >= grace_s:
+            with contextlib.suppress(StoreError):  # another time, then
+                store.remove([place])
+                del kept[known]
+    if kept == since:
+        return
+    if kept:
+        write_sealed_json(layout.retired, kept)
+    else:
+        remove_path(layout.retired)
+    store.send()
 
 
-def _named(layout: DatasetLayout, metadata: Metadata) -> set[Path]:
-    shards = {layout.samples / shard.name for shard in metadata.shards}
-    return shards | {layout.path / found.index for found in metadata.splits.values()}
+def _now(layout: DatasetLayout) -> float:
+    """The file system's time, which is one for all machines that mount it."""
+    os.utime(layout.lock)
+    return layout.lock.stat().st_mtime

@@ -15,7 +15,7 @@ from typing import Any
 import google_crc32c
 import pyarrow as pa
 
-from eval_ingest.store.atomic import store_error
+from eval_ingest.store.atomic import read_bytes, store_errors
 from eval_ingest.store.paths import DatasetLayout
 from eval_ingest.store.seal import unless_damaged
 from eval_ingest.store.tables import read_table, write_table
@@ -111,12 +111,9 @@ class Manifest:
         self.windows[copied.key] = copied
 
     def _replay(self) -> None:
-        try:
-            data = self._journal.read_bytes()
-        except FileNotFoundError:
+        data = read_bytes(self._journal)
+        if data is None:
             return
-        except OSError as error:
-            raise store_error(self._journal, "reading", error) from error
         self._journal_bytes = 0
         for line in data.splitlines(keepends=True):
             if not line.endswith(b"\n"):
@@ -155,15 +152,13 @@ class Manifest:
         lost = [json.dumps({"group": g, "name": n}).encode() for g, n in self._lost]
         text = b"".join(b"%s %s\n" % (_line_checksum(line), line) for line in [*lost, *lines])
         self._lost.clear()
-        try:
+        with store_errors("writing", self._journal):
             self._layout.path.mkdir(parents=True, exist_ok=True)
             with open(self._journal, "ab") as stream:
                 if self._journal_bytes is not None:
                     stream.truncate(self._journal_bytes)
                     self._journal_bytes = None
                 stream.write(text)
-        except OSError as error:
-            raise store_error(self._journal, "writing", error) from error
         # Whoever goes on elsewhere may know too little, but nothing that isn't so any more.
         if at_once or time.monotonic() - self._sent > _SEND_EVERY_S:
             self._send()

@@ -1,16 +1,21 @@
-"""The .npy files of shards: made at their full size, and looked at without reading them."""
+"""The .npy files of shards: made at their full size, looked at without reading them, and mapped."""
 
+import functools
 import io
 import math
+import mmap
+import os
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from eval_ingest.core.entry import ShardArray
 from eval_ingest.errors import IntegrityError
 
 
+@functools.lru_cache(maxsize=256)
 def npy_header(shape: tuple[int, ...], dtype: np.dtype[Any]) -> bytes:
     """What stands before the first element of an .npy file."""
     stream = io.BytesIO()
@@ -37,41 +42,44 @@ def create_npy(path: Path, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None
         stream.truncate(len(header) + math.prod(shape) * dtype.itemsize)
 
 
-def data_start(path: Path) -> int:
-    """Where the first element lies, in bytes."""
-    with open(path, "rb") as stream:
-        np.lib.format.read_magic(stream)
-        np.lib.format.read_array_header_1_0(stream)
-        return stream.tell()
-
-
 def check_npy(path: Path, recorded: ShardArray, cure: str) -> None:
     """Compare a file's size and header with what is recorded; no element is read.
 
     Raises:
         IntegrityError: it is missing, or differs; the message ends with the cure.
     """
-    expected = (recorded.shape, False, np.dtype(recorded.dtype))
-    found: Any
+    header = npy_header(recorded.shape, np.dtype(recorded.dtype))
     try:
-        size = path.stat().st_size
-        with open(path, "rb") as stream:
-            version = np.lib.format.read_magic(stream)
-            found = np.lib.format.read_array_header_1_0(stream)
-            start = stream.tell()
-            found = found if version == (1, 0) else f"it is of version {version}"
+        with open(path, "rb", buffering=0) as stream:
+            size, found = os.fstat(stream.fileno()).st_size, stream.read(len(header))
     except FileNotFoundError as error:
         raise IntegrityError(f"the packed samples {path} are missing", cure) from error
-    except Exception as error:  # numpy parses a header as Python: damage may lead to anything
-        found = f"{type(error).__name__}: {error}"
-    if found != expected:
-        raise IntegrityError(
-            f"the packed samples {path} are damaged: the header says {found}, recorded is "
-            f"{expected}",
-            cure,
-        )
-    n_bytes = start + math.prod(recorded.shape) * expected[2].itemsize
-    if {size, n_bytes} != {recorded.n_bytes}:
+    except OSError as error:
+        raise IntegrityError(f"the packed samples {path} can't be read ({error})", cure) from error
+    if found != header:
+        what = f"their header isn't that of {recorded.dtype} values in the shape {recorded.shape}"
+        raise IntegrityError(f"the packed samples {path} are damaged: {what}", cure)
+    if {size, len(header) + _n_bytes(recorded)} != {recorded.n_bytes}:
         raise IntegrityError(
             f"the packed samples {path} have {size} bytes, recorded are {recorded.n_bytes}", cure
         )
+
+
+def map_npy(path: Path, recorded: ShardArray) -> tuple[mmap.mmap, NDArray[Any]]:
+    """A file in memory that the system fills from it, and the array in there, read-only.
+
+    Raises:
+        ValueError: it isn't what was recorded.
+        OSError: it can't be read.
+    """
+    with open(path, "rb", buffering=0) as stream:
+        memory = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
+    dtype = np.dtype(recorded.dtype)
+    header = npy_header(recorded.shape, dtype)
+    if len(memory) != len(header) + _n_bytes(recorded) or memory[: len(header)] != header:
+        raise ValueError("it isn't what was recorded")
+    return memory, np.ndarray(recorded.shape, dtype, memory, len(header))
+
+
+def _n_bytes(recorded: ShardArray) -> int:
+    return math.prod(recorded.shape) * np.dtype(recorded.dtype).itemsize

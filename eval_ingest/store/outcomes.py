@@ -1,21 +1,17 @@
 """What the stages have left on disk: a file each, which carries the fingerprint of its inputs."""
 
 from collections.abc import Callable
-from pathlib import Path
-from typing import Any, TypeVar
-
-from pydantic import BaseModel, ValidationError
+from typing import Any
 
 from eval_ingest.core.entry import CopyResult, Metadata, NormStats
 from eval_ingest.core.index import WindowIndex
 from eval_ingest.core.splits import SplitAssignment
-from eval_ingest.errors import IntegrityError, StaleStageError
+from eval_ingest.errors import StaleStageError
 from eval_ingest.store.index_file import read_index, read_splits
+from eval_ingest.store.models import read_model
 from eval_ingest.store.registry import read_metadata
 from eval_ingest.store.roots.base import DatasetStore
 from eval_ingest.store.seal import cure_for, read_sealed_json, unless_damaged
-
-Model = TypeVar("Model", bound=BaseModel)
 
 
 def read_window_index(store: DatasetStore) -> WindowIndex | None:
@@ -32,22 +28,14 @@ def read_split_assignment(store: DatasetStore) -> SplitAssignment | None:
 
 def read_norm_stats(store: DatasetStore) -> NormStats | None:
     """norm_stats.json, or None if it isn't there."""
-    return _model(store, store.layout.norm_stats, NormStats)
+    path = store.layout.norm_stats
+    return store.read(path, lambda: read_model(path, NormStats, store.name))
 
 
 def read_copy(store: DatasetStore) -> CopyResult | None:
     """weka_copy.json, or None if it isn't there."""
-    return _model(store, store.layout.weka_copy, CopyResult)
-
-
-def _model(store: DatasetStore, path: Path, kind: type[Model]) -> Model | None:
-    content = store.read(path, lambda: read_sealed_json(path, cure_for(store.name)))
-    try:
-        return None if content is None else kind.model_validate(content)
-    except ValidationError as error:
-        where = ".".join(str(part) for part in error.errors()[0]["loc"])
-        what = f"{path} is damaged at {where}, or of another version of eval_ingest"
-        raise IntegrityError(what, cure_for(store.name)) from error
+    path = store.layout.weka_copy
+    return store.read(path, lambda: read_model(path, CopyResult, store.name))
 
 
 def read_source_state(store: DatasetStore) -> dict[str, Any]:

@@ -110,7 +110,7 @@ def give_back(store: DatasetStore, their_entry: str) -> None:
     path = store.layout.path / _LEAVING
     write_bytes(path, their_entry.encode(errors="surrogateescape"))
     store.root.send(path)
-    store.discard([store.layout.metadata.name])
+    store.remove([store.layout.metadata])
 
 
 def given_back(layout: DatasetLayout) -> str:
@@ -134,4 +134,4 @@ def disclaim(store: DatasetStore) -> None:
         for name in sorted(store.names())
         if name.endswith(".tmp") and name.startswith(tuple(f".{ours}." for ours in written))
     ]
-    store.discard([*strays, *written])
+    store.remove(store.layout.path / name for name in (*strays, *written))

@@ -20,6 +20,7 @@ How files get there and away, on a disk or in a bucket, is in roots/.
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from eval_ingest.core.spec import check_name
 
@@ -33,26 +34,29 @@ STAGE_FILES = (
 written; folders that other tools made have none of them."""
 
 
+class _Below:
+    """A file or folder right in a layout's folder."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def __get__(self, layout: Any, _owner: object = None) -> Path:
+        path: Path = layout.path / self._name
+        return path
+
+
 @dataclass(frozen=True)
 class RootLayout:
     """The files of an eval root, on this machine; a bucket's are mirrored in a folder."""
 
     path: Path
 
-    @property
-    def registry(self) -> Path:
-        """registry.json."""
-        return self.path / "registry.json"
-
-    @property
-    def registry_lock(self) -> Path:
-        """Held while registry.json is compiled."""
-        return self.path / ".registry.lock"
-
-    @property
-    def catalog(self) -> Path:
-        """Where added dataset specs are, unless EVAL_INGEST_CATALOG says otherwise."""
-        return self.path / "catalog"
+    registry = _Below("registry.json")
+    """registry.json."""
+    registry_lock = _Below(".registry.lock")
+    """Held while registry.json is compiled."""
+    catalog = _Below("catalog")
+    """Where added dataset specs are, unless EVAL_INGEST_CATALOG says otherwise."""
 
     def dataset(self, name: str) -> "DatasetLayout":
         """A dataset's folder; SpecError if the name isn't allowed."""
@@ -65,70 +69,34 @@ class DatasetLayout:
 
     path: Path
 
+    metadata = _Below("metadata.json")
+    """The commit point."""
+    resolved = _Below("resolved.json")
+    """What the first stage made of the configuration."""
+    norm_stats = _Below("norm_stats.json")
+    window_index = _Below("window_index.parquet")
+    split_assignment = _Below("split_assignment.parquet")
+    weka_copy = _Below("weka_copy.json")
+    """The outcome of the copy stage."""
+    copy_manifest = _Below("copy_manifest.parquet")
+    """Which windows were copied, with size and checksum."""
+    windows = _Below("windows")
+    """The rslearn windows."""
+    samples = _Below("samples")
+    """The packed samples' shards."""
+    retired = _Below("retired.json")
+    """Since when which shards and split indexes are unnamed."""
+    source_state = _Below("source_state.json")
+    """What the source looked like to discovery when it was indexed last."""
+    staging = _Below(".staging")
+    """What is kept of a remote source from stage to stage; gone when the copy is done."""
+    archive = _Below(".archive")
+    """Where a source that is an archive is unpacked; its windows go when the copy is done."""
+
     @property
     def name(self) -> str:
         """The dataset's name."""
         return self.path.name
-
-    @property
-    def metadata(self) -> Path:
-        """metadata.json, the commit point."""
-        return self.path / "metadata.json"
-
-    @property
-    def resolved(self) -> Path:
-        """resolved.json: what the first stage made of the configuration."""
-        return self.path / "resolved.json"
-
-    @property
-    def norm_stats(self) -> Path:
-        """norm_stats.json."""
-        return self.path / "norm_stats.json"
-
-    @property
-    def window_index(self) -> Path:
-        """window_index.parquet."""
-        return self.path / "window_index.parquet"
-
-    @property
-    def split_assignment(self) -> Path:
-        """split_assignment.parquet."""
-        return self.path / "split_assignment.parquet"
-
-    @property
-    def weka_copy(self) -> Path:
-        """weka_copy.json: the outcome of the copy stage."""
-        return self.path / "weka_copy.json"
-
-    @property
-    def copy_manifest(self) -> Path:
-        """Which windows were copied, with size and checksum."""
-        return self.path / "copy_manifest.parquet"
-
-    @property
-    def windows(self) -> Path:
-        """The rslearn windows."""
-        return self.path / "windows"
-
-    @property
-    def samples(self) -> Path:
-        """The packed samples' shards."""
-        return self.path / "samples"
-
-    @property
-    def source_state(self) -> Path:
-        """What the source looked like to discovery when it was indexed last."""
-        return self.path / "source_state.json"
-
-    @property
-    def staging(self) -> Path:
-        """What is kept of a remote source from stage to stage; gone when the copy is done."""
-        return self.path / ".staging"
-
-    @property
-    def archive(self) -> Path:
-        """Where a source that is an archive is unpacked; its windows go when the copy is done."""
-        return self.path / ".archive"
 
     @property
     def lock(self) -> Path:

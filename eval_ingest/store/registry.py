@@ -10,11 +10,8 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
-
 from eval_ingest.core.adoption import corrections
 from eval_ingest.core.entry import (
-    METADATA_VERSION,
     OURS_ALONE,
     Metadata,
     is_ours,
@@ -25,17 +22,17 @@ from eval_ingest.core.registry_text import Entry, RegistryText, extended
 from eval_ingest.core.spec import NAME_PATTERN
 from eval_ingest.errors import (
     IntegrityError,
-    NewerVersionError,
     NotOursError,
     StoreError,
     UnknownDatasetError,
 )
 from eval_ingest.store.locks import locked
+from eval_ingest.store.models import read_model
 from eval_ingest.store.ownership import Whose, disclaim, give_back, given_back, holds_ours, whose
 from eval_ingest.store.paths import DatasetLayout
 from eval_ingest.store.registry_file import intact, look
 from eval_ingest.store.roots.base import DatasetStore, EvalRoot
-from eval_ingest.store.seal import cure_for, is_sealed, read_sealed_json, sealed_json
+from eval_ingest.store.seal import is_sealed, sealed_json
 
 LOCK_TIMEOUT_S = 120.0
 
@@ -53,24 +50,7 @@ def read_metadata(store: DatasetStore) -> Metadata | None:
 def _metadata_at_hand(layout: DatasetLayout) -> Metadata | None:
     if is_another_tools(layout.metadata) and not holds_ours(layout.path):
         return None
-    content = read_sealed_json(layout.metadata, cure_for(layout.name))
-    if content is None:
-        return None
-    version = content.get("version")
-    if isinstance(version, int) and version > METADATA_VERSION:
-        raise NewerVersionError(layout.metadata, version, METADATA_VERSION)
-    if version != METADATA_VERSION:
-        raise IntegrityError(
-            f"{layout.metadata} has version {version}, this eval_ingest reads {METADATA_VERSION}",
-            cure_for(layout.name),
-        )
-    try:
-        return Metadata.model_validate(content)
-    except ValidationError as error:
-        where = ".".join(str(part) for part in error.errors()[0]["loc"])
-        raise IntegrityError(
-            f"{layout.metadata} is damaged at {where}", cure_for(layout.name)
-        ) from error
+    return read_model(layout.metadata, Metadata, layout.name)
 
 
 def is_another_tools(path: Path) -> bool:

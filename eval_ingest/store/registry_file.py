@@ -19,7 +19,7 @@ from pathlib import Path
 
 from eval_ingest.core.registry_text import CHECKSUM, Entry, RegistryText
 from eval_ingest.errors import IntegrityError, StoreError
-from eval_ingest.store.atomic import store_error, write_bytes
+from eval_ingest.store.atomic import read_bytes, write_bytes
 from eval_ingest.store.seal import UNSEALED, is_sealed, sealed_bytes, wrong_seal
 
 CURE = "run: eval-ingest registry rebuild"
@@ -64,7 +64,7 @@ def look(path: Path, patience_s: float = READING_S) -> Standing:
     """
     deadline = time.monotonic() + patience_s
     while True:
-        found = understood(_bytes(path))
+        found = understood(read_bytes(path))
         if not found.damage or is_sealed(found.data or b"") or time.monotonic() > deadline:
             return found
         time.sleep(0.02)
@@ -142,7 +142,7 @@ def _rescued(path: Path) -> Path:
 
 def _rescue(path: Path, entries: list[Entry]) -> None:
     """Remember entries for a while: who wrote them may write again what he had read before."""
-    known = understood(_bytes(_rescued(path))).text
+    known = understood(read_bytes(_rescued(path))).text
     write_bytes(_rescued(path), content(known.put(entries)))
 
 
@@ -151,7 +151,7 @@ def _with_rescued(path: Path, text: RegistryText) -> RegistryText:
     rescued = _rescued(path)
     with contextlib.suppress(FileNotFoundError):
         if abs(time.time() - rescued.stat().st_mtime) < RESCUED_S:
-            return text.put(text.lacking(understood(_bytes(rescued)).text))
+            return text.put(text.lacking(understood(read_bytes(rescued)).text))
         rescued.unlink()
     return text
 
@@ -167,7 +167,7 @@ def keep_copy(path: Path, standing: Standing) -> bool:
     if standing.data is None or standing.ours:
         return False
     kept = copies(path)
-    if kept and (not standing.damage or any(_bytes(copy) == standing.data for copy in kept)):
+    if kept and (not standing.damage or any(read_bytes(copy) == standing.data for copy in kept)):
         return False
     stamp = f"{datetime.now(UTC):%Y%m%dT%H%M%S%fZ}"
     write_bytes(path.with_name(f"{path.stem}.{stamp}{path.suffix}"), standing.data)
@@ -184,7 +184,7 @@ def restored(path: Path, standing: Standing) -> RegistryText:
     text = standing.text
     if standing.damage:
         for copy in reversed(copies(path)):
-            kept = understood(_bytes(copy)).text
+            kept = understood(read_bytes(copy)).text
             text = text.put(text.lacking(kept))
     return text
 
@@ -192,7 +192,7 @@ def restored(path: Path, standing: Standing) -> RegistryText:
 def _with_strays(path: Path, text: RegistryText) -> RegistryText:
     """With what was written into files that a stopped run had just replaced."""
     for stray in path.parent.glob(f".{path.name}.*.old"):
-        text = text.put(text.lacking(understood(_bytes(stray)).text))
+        text = text.put(text.lacking(understood(read_bytes(stray)).text))
         stray.unlink(missing_ok=True)
     return text
 
@@ -204,12 +204,3 @@ def _link(path: Path) -> Path | None:
         os.link(path, second)
         return second
     return None
-
-
-def _bytes(path: Path) -> bytes | None:
-    try:
-        return path.read_bytes()
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    except OSError as error:
-        raise store_error(path, "reading", error) from error

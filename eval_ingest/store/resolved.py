@@ -6,13 +6,14 @@ stages must not give samples another meaning than the index that they are packed
 
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from eval_ingest.core.resolved import ResolvedConfig
 from eval_ingest.core.spec import DatasetSpec
-from eval_ingest.errors import IntegrityError, NewerVersionError
+from eval_ingest.errors import IntegrityError
+from eval_ingest.store.models import read_model
 from eval_ingest.store.roots.base import DatasetStore
-from eval_ingest.store.seal import cure_for, read_sealed_json, write_sealed_json
+from eval_ingest.store.seal import read_sealed_json, write_sealed_json
 
 RESOLVED_VERSION = 1
 
@@ -72,14 +73,5 @@ def read_resolved(store: DatasetStore) -> Resolved | None:
         IntegrityError: it is damaged.
         StoreError: it can't be read.
     """
-    path, cure = store.layout.resolved, cure_for(store.name)
-    content = store.read(path, lambda: read_sealed_json(path, cure))
-    if content is None:
-        return None
-    if content.get("version", 0) > RESOLVED_VERSION:
-        raise NewerVersionError(path, content["version"], RESOLVED_VERSION)
-    try:
-        return Resolved.model_validate(content)
-    except ValidationError as error:
-        where = ".".join(str(part) for part in error.errors()[0]["loc"])
-        raise IntegrityError(f"{path} is damaged at {where}", cure) from error
+    path = store.layout.resolved
+    return store.read(path, lambda: read_model(path, Resolved, store.name))

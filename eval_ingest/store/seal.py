@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 
 from eval_ingest.core.registry_text import CHECKSUM
 from eval_ingest.errors import IntegrityError
-from eval_ingest.store.atomic import json_bytes, store_error, write_bytes
+from eval_ingest.store.atomic import json_bytes, read_bytes, write_bytes
 
 Value = TypeVar("Value")
 
@@ -76,13 +76,8 @@ def read_sealed(path: Path, cure: str) -> bytes | None:
         IntegrityError: it is damaged.
         StoreError: it can't be read.
     """
-    try:
-        content = path.read_bytes()
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    except OSError as error:
-        raise store_error(path, "reading", error) from error
-    wrong = wrong_seal(content)
+    content = read_bytes(path)
+    wrong = "" if content is None else wrong_seal(content)
     if wrong:
         raise IntegrityError(f"{path} {wrong}", cure)
     return content

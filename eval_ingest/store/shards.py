@@ -31,8 +31,8 @@ from eval_ingest.core.entry import ShardArray
 from eval_ingest.core.resolved import ResolvedConfig
 from eval_ingest.core.task import TaskKind
 from eval_ingest.errors import IntegrityError
-from eval_ingest.store.atomic import store_error, umask
-from eval_ingest.store.npy import check_npy, create_npy, data_start, npy_header
+from eval_ingest.store.atomic import store_errors, umask
+from eval_ingest.store.npy import check_npy, create_npy, npy_header
 from eval_ingest.store.roots.base import DatasetStore
 from eval_ingest.store.split_index import TARGET
 from eval_ingest.store.tables import read_table, write_table
@@ -132,7 +132,7 @@ class ShardWriter:
     def __init__(self, folder: Path, plans: Sequence[ArrayPlan]) -> None:
         self.plans = list(plans)
         self.folder = folder
-        self._files: dict[str, tuple[int, int]] = {}
+        self._files: dict[str, int] = {}
 
     @classmethod
     def create(cls, samples: Path, plans: Sequence[ArrayPlan]) -> "ShardWriter":
@@ -141,12 +141,10 @@ class ShardWriter:
         Raises:
             StoreError: there is no room or no permission.
         """
-        try:
+        with store_errors("making a shard of samples in", samples):
             samples.mkdir(parents=True, exist_ok=True)
             folder = Path(tempfile.mkdtemp(prefix=".shard.", suffix=".tmp", dir=samples))
             folder.chmod(0o777 & ~umask())
-        except OSError as error:
-            raise store_error(samples, "making a shard of samples in", error) from error
         return cls.create_in(folder, plans)
 
     @classmethod
@@ -156,12 +154,10 @@ class ShardWriter:
         Raises:
             StoreError: there is no room or no permission.
         """
-        try:
+        with store_errors("making a shard of samples in", folder):
             folder.mkdir(parents=True, exist_ok=True)
             for plan in plans:
                 create_npy(folder / f"{plan.name}.npy", plan.file_shape, np.dtype(plan.dtype))
-        except OSError as error:
-            raise store_error(folder, "making a shard of samples in", error) from error
         return cls(folder, plans)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -171,15 +167,13 @@ class ShardWriter:
         # A worker process gets a writer with every task, and may get thousands.
         self._close()
 
-    def _file(self, name: str) -> tuple[int, int]:
-        """File descriptor, and where the first element lies."""
+    def _file(self, name: str) -> int:
+        """The file descriptor of an array."""
         found = self._files.get(name)
         if found is None:
-            path = self.folder / f"{name}.npy"
-            start = data_start(path)
-            opened = os.open(path, os.O_WRONLY)
-            found = self._files.setdefault(name, (opened, start))
-            if found[0] != opened:  # another thread was faster
+            opened = os.open(self.folder / f"{name}.npy", os.O_WRONLY)
+            found = self._files.setdefault(name, opened)
+            if found != opened:  # another thread was faster
                 os.close(opened)
         return found
 
@@ -209,16 +203,15 @@ class ShardWriter:
                 raise ValueError(
                     f"{plan.name} has shape {array.shape}, planned was {plan.shape_of(row)}"
                 )
-            opened, start = self._file(plan.name)
+            opened = self._file(plan.name)
             # Not through a memory map: a full disk would be a fatal signal there.
             view = memoryview(array.reshape(-1).view(np.uint8).data)
+            start = len(npy_header(plan.file_shape, array.dtype))
             at = start + int(plan.offsets[row]) * array.itemsize
-            try:
+            with store_errors("writing", self.folder / plan.name):
                 while view:
                     written = os.pwrite(opened, view, at)
                     view, at = view[written:], at + written
-            except OSError as error:
-                raise store_error(self.folder / plan.name, "writing", error) from error
 
     def sync(self) -> None:
         """Bring what was written to the disk.
@@ -228,11 +221,8 @@ class ShardWriter:
         """
         for plan in self.plans:
             path = self.folder / f"{plan.name}.npy"
-            try:
-                with open(path, "rb+") as stream:
-                    os.fsync(stream.fileno())
-            except OSError as error:
-                raise store_error(path, "writing", error) from error
+            with store_errors("writing", path), open(path, "rb+") as stream:
+                os.fsync(stream.fileno())
 
     def commit(
         self, store: DatasetStore, shard: str, row_key: str, rows: Sequence[tuple[int, PackRow]]
@@ -256,7 +246,7 @@ class ShardWriter:
                 self.abandon()  # a run that was stopped later, or elsewhere, has written the same
                 return shard
         self.sync()
-        try:
+        with store_errors("writing", samples / shard):
             samples.mkdir(parents=True, exist_ok=True)
             for stray in self.folder.glob(".*.tmp"):
                 stray.unlink()  # a run was stopped right here
@@ -274,8 +264,6 @@ class ShardWriter:
                     break
                 name = f"{shard}-{number}"
             store.put_shard(self.folder, samples / name, arrays)
-        except OSError as error:
-            raise store_error(samples / shard, "writing", error) from error
         return name
 
     def _recorded(self, plan: ArrayPlan, store: DatasetStore | None = None) -> ShardArray:
@@ -295,7 +283,7 @@ class ShardWriter:
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def _close(self) -> None:
-        for opened, _ in self._files.values():
+        for opened in self._files.values():
             os.close(opened)
         self._files.clear()
 

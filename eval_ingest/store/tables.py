@@ -19,7 +19,7 @@ _CHECKSUM = b"eval_ingest.checksum"
 _GEO = {
     "version": "1.1.0",
     "primary_column": "geometry",
-    "columns": {"geometry": {"encoding": "WKB", "geometry_types": ["Polygon"]}},
+    "columns": {"geometry": {"encoding": "WKB", "geometry_types": ["Polygon", "MultiPolygon"]}},
 }
 """GeoParquet metadata: longitude and latitude (OGC:CRS84, the default)."""
 

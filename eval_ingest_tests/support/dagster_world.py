@@ -18,7 +18,7 @@ from eval_ingest.job import Job, open_job
 from eval_ingest.settings import Settings
 from eval_ingest.store.catalog import find_spec
 from eval_ingest.store.outcomes import read_outcome
-from eval_ingest.store.roots.local import LocalRoot
+from eval_ingest.store.roots.base import EvalRoot
 
 
 class World:
@@ -43,7 +43,7 @@ class World:
         return self.store(name).layout
 
     def store(self, name: str = "crops") -> Any:
-        return LocalRoot(self.folder / "evals").dataset(name)
+        return EvalRoot(self.folder / "evals").dataset(name)
 
     def outcome(self, stage: str) -> Any:
         """What is on disk."""

@@ -15,7 +15,7 @@ from eval_ingest.decoding.judge import read_window
 from eval_ingest.errors import EvalIngestError
 from eval_ingest.sources.local import LocalSource
 from eval_ingest.store.outcomes import read_outcome
-from eval_ingest.store.roots.local import LocalRoot
+from eval_ingest.store.roots.base import EvalRoot
 from eval_ingest_tests.support import factories, mutation
 from eval_ingest_tests.support.fuzz_kinds import Fault, Kind, check_message, make_job
 from eval_ingest_tests.support.oracle import OracleSample, rslearn_samples
@@ -51,7 +51,7 @@ class Windows(Kind):
         except EvalIngestError as error:
             check_message(error)
             return Counter({f"ingest refused ({type(error).__name__})": len(damaged)})
-        index = read_outcome(LocalRoot(self.root).dataset("fuzzed"), "window_index")
+        index = read_outcome(EvalRoot(self.root).dataset("fuzzed"), "window_index")
         problems = index.table["problems"].to_pylist()
         outcome = Counter(found[0]["code"] if found else "valid" for found in problems)
         valid = self._valid(damaged)

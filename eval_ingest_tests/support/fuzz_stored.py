@@ -9,7 +9,7 @@ from pathlib import Path
 
 from eval_ingest.errors import EvalIngestError
 from eval_ingest.store.registry import read_registry
-from eval_ingest.store.roots.local import LocalRoot
+from eval_ingest.store.roots.base import EvalRoot
 from eval_ingest_tests.support import factories, faults, killing, mutation
 from eval_ingest_tests.support.fuzz_kinds import Fault, Kind, check_message
 
@@ -84,7 +84,7 @@ class Stored(Kind):
         """What readers make of a damaged file."""
         with contextlib.suppress(EvalIngestError):
             if path.name == "registry.json" and path.exists():
-                read_registry(LocalRoot(self.work.root))
+                read_registry(EvalRoot(self.work.root))
                 raise Fault(f"{path} is damaged, and it is read")
         try:
             same = faults.values(self.work.root) == self.expected
@@ -110,7 +110,7 @@ class Stored(Kind):
         found = faults.verified(self.work.root)
         if not found and faults.values(self.work.root) != self.expected:
             raise Fault("other values, and verify finds nothing")
-        if not read_registry(LocalRoot(self.work.root)):
+        if not read_registry(EvalRoot(self.work.root)):
             raise Fault("nothing is registered")
         return found
 

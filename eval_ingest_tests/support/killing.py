@@ -31,7 +31,7 @@ from eval_ingest.errors import EvalIngestError
 from eval_ingest.indexing import build, partial
 from eval_ingest.job import Job, open_job
 from eval_ingest.settings import DEFAULT_CACHE, Settings
-from eval_ingest.store.roots import local
+from eval_ingest.store.roots import base
 
 MARK = "EVAL_INGEST_TEST_MARK"
 """An environment variable: whoever has the same value belongs together."""
@@ -59,7 +59,7 @@ class Run:
     engine: str = "threads"
     overwrite: bool = False
     spec: Mapping[str, Any] = field(default_factory=dict)
-    shard_bytes: int = local.MAX_SHARD_BYTES
+    shard_bytes: int = base.MAX_SHARD_BYTES
     """Of a shard at most; the real limit is far too large for a test."""
     environment: Mapping[str, str] = field(default_factory=dict)
     """More of it, for a process of its own."""
@@ -80,7 +80,7 @@ class Run:
             patch.multiple(build, SHARD_WINDOWS=2),
             patch.multiple(partial, PARTIAL_ROWS=4),
             patch.multiple(transfer, _TASK_WINDOWS=2, _MOVED_TOGETHER=2),
-            patch.object(local, "MAX_SHARD_BYTES", self.shard_bytes),
+            patch.object(base, "MAX_SHARD_BYTES", self.shard_bytes),
         ):
             job = self.job(progress)
             if self.overwrite:

@@ -49,7 +49,7 @@ class Place:
     def objects(self) -> WritableObjects:
         """Of a remote root."""
         root: Any = self.root
-        return root.folder.objects
+        return root.mirror.objects
 
     def read(self, name: str) -> bytes:
         """A file or object of the root."""

@@ -16,6 +16,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import patch
 from urllib.parse import parse_qs, unquote, urlsplit
 
 import pytest
@@ -100,16 +101,19 @@ def gcs_server() -> Iterator[ObjectServer]:
             super().end_headers()
 
         def _as_expected(self) -> bool:
-            """Answer 412 where an upload's ifGenerationMatch isn't met: the emulator ignores it."""
+            """Answer 412 where ifGenerationMatch isn't met: the emulator ignores it."""
             parts = urlsplit(self.path)
             query = parse_qs(parts.query)
-            match = re.match(r"/upload/storage/v1/b/([^/]+)/o", parts.path)
+            match = re.match(r"/(?:upload/)?storage/v1/b/([^/]+)/o/?(.*)", parts.path)
             if match is None or "ifGenerationMatch" not in query:
                 return True
+            name = unquote(match[2]) or query["name"][0]
             try:
-                now = storage.get_file_obj(unquote(match[1]), query["name"][0])["generation"]
+                now = storage.get_file_obj(unquote(match[1]), name)["generation"]
             except NotFound:
                 now = "0"
+            if now == "0" and self.command == "DELETE":
+                return True  # Google says that there is none
             if now == query["ifGenerationMatch"][0]:
                 return True
             self.rfile.read(int(self.headers.get("Content-Length") or 0))
@@ -130,7 +134,19 @@ def gcs_server() -> Iterator[ObjectServer]:
 def s3_server() -> Iterator[ObjectServer]:
     """moto's S3, answering one request at a time: its objects don't bear two."""
     import boto3
+    from moto.s3.exceptions import PreconditionFailed
+    from moto.s3.models import S3Backend
     from moto.server import ThreadedMotoServer
+
+    delete = S3Backend.delete_objects
+
+    def if_match(backend: Any, bucket: str, objects: list[Any], *more: Any) -> Any:
+        """Delete nothing where an ETag that is given isn't the object's: moto ignores them."""
+        for wanted in objects:
+            found = backend.get_object(bucket, wanted["Key"])
+            if found is not None and wanted.get("ETag") not in (None, found.etag):
+                raise PreconditionFailed("If-Match")
+        return delete(backend, bucket, objects, *more)
 
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
@@ -138,7 +154,7 @@ def s3_server() -> Iterator[ObjectServer]:
     lock, app = threading.Lock(), running.app
 
     def one_at_a_time(environ: Any, start_response: Any) -> list[bytes]:
-        with lock:
+        with lock, patch.object(S3Backend, "delete_objects", if_match):
             return [b"".join(app(environ, start_response))]
 
     running.app = one_at_a_time

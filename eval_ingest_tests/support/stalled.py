@@ -18,7 +18,7 @@ class Stalled(threading.Thread):
         self.stopped, self.goes_on = threading.Event(), threading.Event()
         self.error: BaseException | None = None
         store: Any = job.store
-        self.objects = store.folder.objects
+        self.objects = store.mirror.objects
         real = self.objects._put
 
         async def put(name: str, data: bytes, seen: Any) -> Any:

@@ -17,7 +17,7 @@ import numpy as np
 from eval_ingest.adopting import adopt, adoptable
 from eval_ingest.report.terminal import adopted_lines, table
 from eval_ingest.settings import Settings
-from eval_ingest.store.roots.local import LocalRoot
+from eval_ingest.store.roots.base import EvalRoot
 from eval_ingest_tests.support.factories import (
     LANDSAT,
     LANDSAT_STORED,
@@ -125,7 +125,7 @@ def main(folder: str) -> None:
     write_root(root)
     settings = Settings(eval_root=folder, workers=2)
     rows = [["name", "task", "samples", "verdict", "found otherwise"]]
-    for name in adoptable(LocalRoot(root)):
+    for name in adoptable(EvalRoot(root)):
         adopted = adopt(settings, name)
         counts = "/".join(str(found.count) for found in adopted.metadata.splits.values())
         told = ", ".join(difference.field for difference in adopted.differences)

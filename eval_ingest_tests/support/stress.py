@@ -152,7 +152,7 @@ class StalledScenario:
             if not stalled.stopped.is_set():
                 return False
             eval_root: Any = opened(root)
-            objects = eval_root.folder.objects
+            objects = eval_root.mirror.objects
             objects.run(objects.delete([".crops.lease"]))  # as if it had ended
             pipeline.ingest(self._job(root, "b", splits={"strategy": "random", "seed": 7}))
             published = self._objects(root)
@@ -171,6 +171,6 @@ class StalledScenario:
 
     def _objects(self, root: str) -> dict[str, bytes]:
         eval_root: Any = opened(root)
-        objects = eval_root.folder.objects
+        objects = eval_root.mirror.objects
         names = [entry.name for entry in objects.run(objects.find("crops"))]
         return {name: objects.run(objects.read_current(name))[1] for name in names}

@@ -1,73 +1,88 @@
-"""The one door to what is ingested: an eval root, a dataset under it, and the windows of its copy.
+"""The one door to what is ingested: an eval root, and a dataset under it, as they are on a disk.
 
-Protocols alone: local.py and remote.py are roots, open.py chooses one. Everything works on files
-of this machine (store/paths.py). What differs between a disk and a bucket, how files get there and
-away, who may write, and what a quick look costs, is behind these, and nobody else asks which it is.
+Everything works on files of this machine (store/paths.py). On a local disk or a mounted Weka they
+are where they belong, and most of what is here has nothing to do. Where they belong into a bucket,
+remote.py and remote_store.py do otherwise: how files get there and away, who may write, and what a
+quick look costs. Nobody else asks which it is; open.py chooses.
 """
 
-from collections.abc import Callable, Collection, Container, Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager
+import contextlib
+import os
+import shutil
+import time
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from eval_ingest.core.entry import ShardArray
 from eval_ingest.core.registry_text import RegistryText
-from eval_ingest.errors import StoreError
-from eval_ingest.store.paths import DatasetLayout, RootLayout
+from eval_ingest.core.spec import NAME_PATTERN, SPLITS
+from eval_ingest.errors import IntegrityError
+from eval_ingest.store.atomic import check_file, remove_path, store_errors, write_bytes
+from eval_ingest.store.locks import locked
+from eval_ingest.store.npy import check_npy
+from eval_ingest.store.paths import STAGE_FILES, DatasetLayout, RootLayout
+from eval_ingest.store.registry_file import exchange
+from eval_ingest.store.room import require_disk
+from eval_ingest.store.seal import cure_for, read_sealed
 
 if TYPE_CHECKING:  # copying needs google-crc32c; a machine that only loads may lack it
-    from eval_ingest.store.manifest import CopiedWindow
-    from eval_ingest.store.window_files import Contents, Measured
+    from eval_ingest.store.window_files import Windows
 
 Value = TypeVar("Value")
 
-Key = tuple[str, str]
-"""A window's (group, name)."""
+MAX_SHARD_BYTES = 8 << 30
+"""Larger datasets are packed in several shards: a stopped copy loses at most one."""
+
+_REMOVED = ".removed."
 
 
-class EvalRoot(Protocol):
-    """The folder of all ingested datasets, or the bucket's folder that it stands for."""
+class EvalRoot:
+    """The folder of all ingested datasets."""
+
+    cache_bytes: int | None = None
+    """Bytes of it that this machine may keep; None: its files are here."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        """The folder; of a remote root the one that mirrors it."""
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, EvalRoot) and self.path == other.path
 
     def __hash__(self) -> int:
-        """Roots of one address are equal."""
-        ...
+        return hash(self.path)
 
     @property
     def layout(self) -> RootLayout:
         """Its files on this machine."""
-        ...
-
-    @property
-    def path(self) -> Path:
-        """The folder; of a remote root the one that mirrors it."""
-        ...
+        return RootLayout(self.path)
 
     @property
     def url(self) -> str:
         """What people call it: a path or a URL, without the secrets that it may hold."""
-        ...
+        return str(self.path)
 
     @property
     def address(self) -> str:
         """The path or URL that opens it again; not to be shown."""
-        ...
-
-    @property
-    def cache_bytes(self) -> int | None:
-        """Bytes of it that this machine may keep; None: its files are here."""
-        ...
+        return str(self.path)
 
     def shown(self, path: Path) -> str:
         """A path under the root as people know it."""
-        ...
+        return str(path)
 
     def dataset(self, name: str) -> "DatasetStore":
         """A dataset, be it there or not; SpecError if the name isn't allowed."""
-        ...
+        return DatasetStore(self, self.layout.dataset(name))
 
     def dataset_names(self) -> list[str]:
         """Datasets with a metadata.json, sorted."""
-        ...
+        if not self.path.is_dir():
+            return []
+        names = (found.parent.name for found in self.path.glob("*/metadata.json"))
+        return sorted(name for name in names if NAME_PATTERN.fullmatch(name))
 
     def fetch_metadata(self) -> list[str]:
         """Have every dataset's metadata.json as it is now; the names as `dataset_names` has them.
@@ -75,16 +90,16 @@ class EvalRoot(Protocol):
         Raises:
             StoreError: they can't be read.
         """
-        ...
+        return self.dataset_names()
 
     def read(self, path: Path, read: Callable[[], Value]) -> Value:
-        """What is read of a file beside the datasets, as it is now.
+        """What is read of a file under the root, as it is now.
 
         Raises:
             IntegrityError: it is damaged where it comes from.
             StoreError: it can't be read.
         """
-        ...
+        return read()
 
     def fetch_folder(self, folder: Path) -> None:
         """Have the files right in a folder as they are now.
@@ -92,7 +107,6 @@ class EvalRoot(Protocol):
         Raises:
             StoreError: they can't be read.
         """
-        ...
 
     def send(self, *paths: Path) -> None:
         """Files that were written beside the datasets' stages: whatever is there is replaced.
@@ -100,11 +114,12 @@ class EvalRoot(Protocol):
         Raises:
             StoreError: they can't be written.
         """
-        ...
 
     def unfinished_removals(self) -> list[str]:
         """Datasets that are out of sight, whose removal was stopped."""
-        ...
+        aside = (path.name.removeprefix(_REMOVED) for path in self.path.glob(f"{_REMOVED}*"))
+        names = {name.rpartition(".")[0] for name in aside}
+        return sorted(name for name in names if NAME_PATTERN.fullmatch(name))
 
     def update_registry(self, change: Callable[[RegistryText], RegistryText]) -> RegistryText:
         """Change registry.json; nothing that others write into it meanwhile is lost.
@@ -116,40 +131,44 @@ class EvalRoot(Protocol):
         Raises:
             StoreError: it can't be read or written.
         """
-        ...
+        changed = exchange(self.layout.registry, change)
+        self.sweep()
+        return changed
+
+    def sweep(self) -> None:
+        """Remove what was taken out of sight, also by removals that were stopped."""
+        for removed in self.path.glob(f"{_REMOVED}*"):
+            shutil.rmtree(removed, ignore_errors=True)
 
 
-class DatasetStore(Protocol):
+@dataclass
+class DatasetStore:
     """A dataset under an eval root: where its files are here, and how they get there and away."""
 
-    @property
-    def root(self) -> EvalRoot:
-        """The root that it is under."""
-        ...
-
-    @property
-    def layout(self) -> DatasetLayout:
-        """Its files on this machine."""
-        ...
+    root: EvalRoot
+    """The root that it is under."""
+    layout: DatasetLayout
+    """Its files on this machine."""
+    is_held: bool = field(default=False, compare=False)
+    """True while `hold` lasts."""
 
     @property
     def name(self) -> str:
         """The dataset's name."""
-        ...
+        return self.layout.name
 
     @property
     def url(self) -> str:
         """What people call it: a path or a URL."""
-        ...
+        return self.root.shown(self.layout.path)
 
     @property
     def registered_path(self) -> str:
         """Its `weka_path` in the registry."""
-        ...
+        return str(self.layout.path)
 
-    # --------------------------------------------------------------------------- who may write
-
-    def hold(self, timeout_s: float, waiting_for: str) -> AbstractContextManager[None]:
+    @contextlib.contextmanager
+    def hold(self, timeout_s: float, waiting_for: str) -> Iterator[None]:
         """Be the only one, on any machine, that writes in it; with its small files as they are now.
 
         Args:
@@ -160,12 +179,12 @@ class DatasetStore(Protocol):
             LockedError: another process holds it for longer.
             StoreError: the root can't be reached or written.
         """
-        ...
-
-    @property
-    def is_held(self) -> bool:
-        """True while `hold` lasts."""
-        ...
+        with locked(self.layout.lock, timeout_s, waiting_for):
+            self.is_held = True
+            try:
+                yield
+            finally:
+                self.is_held = False
 
     # ------------------------------------------------------------------------------ small files
 
@@ -176,7 +195,8 @@ class DatasetStore(Protocol):
             IntegrityError: it is damaged where it comes from.
             StoreError: it can't be read.
         """
-        ...
+        # While it is held nobody else can have changed it, and it may have yet to be sent.
+        return read() if self.is_held else self.root.read(path, read)
 
     def read_fixed(self, path: Path, read: Callable[[], Value]) -> Value:
         """The same of a file that never changes: it is fetched once.
@@ -185,15 +205,10 @@ class DatasetStore(Protocol):
             IntegrityError: it is damaged where it comes from.
             StoreError: it can't be read.
         """
-        ...
-
-    def fetch_folder(self, folder: Path) -> None:
-        """Have the files right in a folder as they are now.
-
-        Raises:
-            StoreError: they can't be read.
-        """
-        ...
+        if path.is_file():
+            with contextlib.suppress(IntegrityError):
+                return read()
+        return self.root.read(path, read)
 
     def names(self) -> set[str]:
         """Files and folders right in its folder, where it lies, whoever wrote them.
@@ -201,15 +216,10 @@ class DatasetStore(Protocol):
         Raises:
             StoreError: they can't be listed.
         """
-        ...
-
-    def discard(self, names: Iterable[str]) -> None:
-        """Remove files and folders right in its folder, in this order.
-
-        Raises:
-            StoreError: one can't be removed.
-        """
-        ...
+        path = self.layout.path
+        with store_errors("listing", path), contextlib.suppress(FileNotFoundError):
+            return {inside.name for inside in path.iterdir()}
+        return set()
 
     def is_there(self) -> bool:
         """True if there is a dataset that we wrote: published, damaged, unfinished, half removed.
@@ -217,7 +227,7 @@ class DatasetStore(Protocol):
         Raises:
             StoreError: the root can't be reached.
         """
-        ...
+        return not self.names().isdisjoint((*STAGE_FILES, ".window_index"))
 
     def send(self) -> None:
         """Have all small files that were written or removed, but metadata.json, where they belong.
@@ -225,7 +235,6 @@ class DatasetStore(Protocol):
         Raises:
             StoreError: it isn't held any more, or they can't be written.
         """
-        ...
 
     def publish(self, data: bytes) -> None:
         """Write metadata.json, the commit point.
@@ -233,7 +242,7 @@ class DatasetStore(Protocol):
         Raises:
             StoreError: it isn't held any more, somebody else has published, or it can't be written.
         """
-        ...
+        write_bytes(self.layout.metadata, data)
 
     def copy_out(self, paths: Collection[str], target: Path) -> Iterator[str]:
         """Copy files, given by their paths in the dataset, into a folder; yields each when done.
@@ -243,18 +252,27 @@ class DatasetStore(Protocol):
             StoreError: one can't be read.
             OSError: one can't be written.
         """
-        ...
+        for path in paths:
+            source = self.layout.path / path
+            try:
+                shutil.copyfile(source, target / path)
+            except FileNotFoundError as error:
+                raise IntegrityError(
+                    f"{source} is missing; it was ingested anew in the meantime, or is damaged: "
+                    "export cure_for, or see eval-ingest verify"
+                ) from error
+            yield path
 
     # --------------------------------------------------------------------------- packed samples
 
     @property
     def shard_bytes(self) -> int:
         """Shards of packed samples stay below this size, if a sample does."""
-        ...
+        return MAX_SHARD_BYTES
 
     def checksum(self, path: Path) -> str | None:
         """CRC32C of a packed file that was written, where it is to be recorded."""
-        ...
+        return None  # it doesn't travel, and `verify` compares every sample with the index
 
     def put_shard(self, aside: Path, target: Path, arrays: Mapping[str, ShardArray]) -> None:
         """Give a shard that is whole its name.
@@ -267,7 +285,7 @@ class DatasetStore(Protocol):
         Raises:
             OSError, StoreError: it can't be written, or the dataset isn't held any more.
         """
-        ...
+        os.rename(aside, target)
 
     def array(self, shard: str, name: str, recorded: ShardArray) -> Path:
         """The file of a shard's array on this machine.
@@ -275,7 +293,7 @@ class DatasetStore(Protocol):
         Raises:
             StoreError: it can't be fetched.
         """
-        ...
+        return self.layout.array(shard, name)
 
     # ------------------------------------------------------------------------------ is it whole
 
@@ -285,23 +303,22 @@ class DatasetStore(Protocol):
         Raises:
             IntegrityError: it is missing, or of another size or shape than is recorded.
         """
-        ...
+        check_npy(path, recorded, cure_for(self.name))
 
-    def look_at_table(self, path: Path) -> None:
-        """A look at a sealed file that is cheap.
+    def look_at_file(self, path: Path, crc32c: str | None = None) -> None:
+        """A look at a file that is cheap.
 
-        Raises:
-            IntegrityError: it is missing, or known to be damaged.
-        """
-        ...
-
-    def look_at_file(self, path: Path, crc32c: str) -> None:
-        """A look at a file of known checksum that is cheap.
+        Args:
+            path: the file.
+            crc32c: its checksum; None for a sealed file, which holds its own.
 
         Raises:
             IntegrityError: it is missing, or known to be damaged.
         """
-        ...
+        if crc32c is not None:
+            check_file(path, crc32c, cure_for(self.name))
+        elif read_sealed(path, cure_for(self.name)) is None:
+            raise IntegrityError(f"{path} is missing", cure_for(self.name))
 
     def verify_array(self, path: Path, recorded: ShardArray) -> None:
         """Compare a packed array with all that is recorded about it.
@@ -310,14 +327,16 @@ class DatasetStore(Protocol):
             IntegrityError: it is missing or damaged.
             StoreError: it can't be read.
         """
-        ...
+        self.look_at_array(path, recorded)
 
     # ------------------------------------------------------------------------- windows and room
 
     @property
     def windows(self) -> "Windows":
         """The windows of its copy."""
-        ...
+        from eval_ingest.store.window_files import Windows  # see above
+
+        return Windows(self.layout.windows)
 
     def require_room(self, windows: int, samples: int) -> None:
         """Check that there is room for what an ingest will write.
@@ -329,26 +348,24 @@ class DatasetStore(Protocol):
         Raises:
             StoreError: there isn't; says how much is needed and free, and what to do.
         """
-        ...
+        require_disk(self.layout.path, windows, samples)
 
     # --------------------------------------------------------------------------------- clearing
 
-    def retire(self, paths: Iterable[Path]) -> None:
-        """Files that a new version doesn't name: readers may hold them from now on for a while."""
-        ...
+    def versions(self) -> Iterator[Path]:
+        """The folders of shards, and the split indexes, be they named by metadata.json or not."""
+        yield from self.layout.samples.glob("[!.]*")
+        for split in SPLITS:
+            yield from self.layout.path.glob(f"{split}/index.*.parquet")
 
-    def remove_retired(self, named: Collection[Path], grace_s: float) -> None:
-        """Remove shards and split indexes that nothing has named for so long.
+    def remove(self, paths: Iterable[Path]) -> None:
+        """Remove files and folders of it, in this order; one that isn't there is as good as that.
 
-        Args:
-            named: the folders of shards, and the split indexes, that metadata.json names.
-            grace_s: seconds.
+        Raises:
+            StoreError: one can't be removed.
         """
-        ...
-
-    def forget_shards(self, names: Iterable[str]) -> None:
-        """Make shards unknown to the next run, without taking them from readers."""
-        ...
+        for path in paths:
+            remove_path(path)
 
     def keep_only(self, folder: Path, names: Collection[str]) -> None:
         """Remove what else is right in a folder, whoever wrote it.
@@ -356,7 +373,8 @@ class DatasetStore(Protocol):
         Raises:
             StoreError: it can't be removed.
         """
-        ...
+        there = sorted(folder.iterdir()) if folder.is_dir() else []
+        self.remove(path for path in there if path.name not in names)
 
     def withdraw(self) -> None:
         """Take the whole dataset out of sight, at once.
@@ -364,7 +382,9 @@ class DatasetStore(Protocol):
         Raises:
             StoreError: it can't be removed.
         """
-        ...
+        aside = self.root.path / f"{_REMOVED}{self.name}.{time.time_ns()}"
+        with store_errors("removing", self.layout.path):
+            self.layout.path.rename(aside)
 
     def erase(self) -> None:
         """Remove all that is left of a withdrawn dataset.
@@ -372,38 +392,4 @@ class DatasetStore(Protocol):
         Raises:
             StoreError: it can't be removed.
         """
-        ...
-
-
-class Windows(Protocol):
-    """The windows of a dataset's copy; pickled for worker processes."""
-
-    def has(self, group: str, name: str) -> bool:
-        """True if the window is there; a cheap look."""
-        ...
-
-    def clear(self, keys: Iterable[Key]) -> None:
-        """Make way for windows that will be written; where they are replaced at once, nothing."""
-        ...
-
-    def write(
-        self, group: str, name: str, source_digest: str, split: str, files: "Contents"
-    ) -> "CopiedWindow":
-        """Write a window, checked; see `store.window_files.copy_window`."""
-        ...
-
-    def change_splits(self, windows: Iterable[tuple["CopiedWindow", str]]) -> list["CopiedWindow"]:
-        """Give copied windows other splits: only their metadata.json is rewritten."""
-        ...
-
-    def measured(self, keys: Iterable[Key]) -> Iterator[tuple[Key, "Measured | StoreError"]]:
-        """Each window read back: files, bytes and checksum, or why it can't be read."""
-        ...
-
-    def keep_only(self, keys: Container[Key]) -> None:
-        """Remove all other windows."""
-        ...
-
-    def paths(self) -> Iterator[str]:
-        """Every file, as group/name/path."""
-        ...
+        self.root.sweep()

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from eval_ingest.errors import IntegrityError, StoreError
-from eval_ingest.store.atomic import file_crc32c, read_json, store_error, write_json
+from eval_ingest.store.atomic import file_crc32c, read_json, store_errors, write_json
 from eval_ingest.store.room import LEFT_FREE
 
 STALE_S = 3600.0
@@ -63,13 +63,11 @@ class PackCache:
 
         if self._has(path, n_bytes, crc32c):
             return path
-        try:
+        with store_errors("writing", path):
             path.parent.mkdir(parents=True, exist_ok=True)
             with FileLock(path.with_name(f".{path.name}.lock")):
                 if not self._has(path, n_bytes, crc32c):
                     self._fetch(path, n_bytes, crc32c, fetch)
-        except OSError as error:
-            raise store_error(path, "writing", error) from error
         return path
 
     def _has(self, path: Path, n_bytes: int, crc32c: str | None) -> bool:
@@ -98,16 +96,12 @@ class PackCache:
                     f"{path} arrived with CRC32C {found}, recorded is {crc32c}; run again, and if "
                     "it stays so, see eval-ingest verify: what is stored may be damaged"
                 )
-            self.adopt(part, n_bytes, found, path)
+            _note(path).unlink(missing_ok=True)
+            os.replace(part, path)
+            note_pack(path, n_bytes, found)
         finally:
             with contextlib.suppress(OSError):
                 part.unlink(missing_ok=True)
-
-    def adopt(self, file: Path, n_bytes: int, crc32c: str, path: Path) -> None:
-        """Take a whole file into the cache, at its path."""
-        _note(path).unlink(missing_ok=True)
-        os.replace(file, path)
-        note_pack(path, n_bytes, crc32c)
 
     def make_room(
         self, n_bytes: int, path: Path, reserve: Path | None = None, written: bool = False

@@ -1,10 +1,11 @@
 """A remote dataset that is held: what lies there, and writes that only its holder can make.
 
-Whoever takes the lease lists the dataset. From then on each object is written on the condition that
-it is as it was listed, or as it was written since: so who has lost the lease without knowing it, a
-process that stood still, a clock that did, overwrites nothing that another one has written. Before
-each write the lease is looked at too; then a write that is still on its way when the lease ends
-meets the condition, and what is written first is seen by who takes the lease next.
+Whoever takes the lease lists the dataset. From then on each object is written, or deleted, on the
+condition that it is as it was listed, or as it was written since: so who has lost the lease without
+knowing it, a process that stood still, a clock that did, overwrites and deletes nothing that
+another one has written. Before each write the lease is looked at too; then a write that is still
+on its way when the lease ends meets the condition, and what is written first is seen by who takes
+the lease next.
 """
 
 from collections.abc import Iterator, Sequence
@@ -32,52 +33,51 @@ class Holding:
         self.lease = lease
         self.listed = listed
 
-    async def put(self, name: str, data: bytes) -> Entry:
-        """Write a small object.
+    def check(self) -> None:
+        """Raise StoreError if the lease is lost."""
+        self._objects.run(self.lease.check(self._objects))
+
+    async def put(self, name: str, data: bytes | Path, crc32c: str = "") -> Entry:
+        """Write an object.
+
+        Args:
+            name: the object.
+            data: its bytes; or a file, for an object that isn't there, in parts where it is large.
+            crc32c: of the file.
 
         Raises:
             OutdatedError: somebody else has written it meanwhile.
             StoreError: the lease is lost, or it can't be written.
         """
-        self.lease.check()
+        await self.lease.check(self._objects)
         seen = self.listed.get(name)
         try:
-            if seen is None:
-                entry = await self._objects.create(name, data)
-            elif seen.token:
-                entry = await self._objects.replace(seen, data)
-            else:  # the server doesn't say what it has
+            if isinstance(data, Path):
+                entry = await self._objects.upload(name, data, crc32c)
+            elif seen is not None and not seen.token:  # the server doesn't say what it has
                 entry = await self._objects.put(name, data)
-        except Conflict as error:
-            raise written_meanwhile(self._objects, name) from error
-        self.listed[name] = entry
-        return entry
-
-    async def upload(self, name: str, file: Path, crc32c: str) -> Entry:
-        """Write an object that isn't there from a file, in parts where it is large.
-
-        Raises:
-            OutdatedError: it is there, with other content.
-            StoreError: the lease is lost, or it can't be written.
-        """
-        self.lease.check()
-        try:
-            entry = await self._objects.upload(name, file, crc32c)
+            else:
+                entry = await self._objects.replace(seen or Entry(name, 0, ""), data)
         except Conflict as error:
             raise written_meanwhile(self._objects, name) from error
         self.listed[name] = entry
         return entry
 
     async def delete(self, names: Sequence[str]) -> None:
-        """Delete objects.
+        """Delete objects; those that aren't there are as good as deleted.
 
         Raises:
+            OutdatedError: somebody else has written one meanwhile.
             StoreError: the lease is lost, or one can't be deleted.
         """
-        self.lease.check()
-        await self._objects.delete(names)
-        for name in names:
-            self.listed.pop(name, None)
+        await self.lease.check(self._objects)
+        found = [self.listed[name] for name in names if name in self.listed]
+        try:
+            await self._objects.delete(found)
+        except Conflict as error:
+            raise written_meanwhile(self._objects, str(error)) from error
+        for entry in found:
+            self.listed.pop(entry.name, None)
 
 
 def written_meanwhile(objects: WritableObjects, name: str) -> OutdatedError:

@@ -17,7 +17,7 @@ import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -57,85 +57,58 @@ class _Holder:
 
 
 class Lease:
-    """A lease that is held."""
+    """A lease that this run holds, or, pickled, that another process of this run holds."""
 
-    def __init__(self, objects: WritableObjects, entry: Entry, holder: _Holder) -> None:
-        self._objects = objects
-        self._entry = entry
-        self._holder = holder
-        self._ended = threading.Event()
-        self._lost: str | None = None
-        self._thread = threading.Thread(target=self._renew, name="eval_ingest_lease", daemon=True)
-        self._thread.start()
-
-    def _renew(self) -> None:
-        while not self._ended.wait(RENEW_S):
-            holder = _Holder(
-                self._holder.who, self._holder.place, uuid.uuid4().hex, time.time() + LEASE_S
-            )
-            try:
-                self._entry = self._objects.run(self._objects.replace(self._entry, holder.dump()))
-                self._holder = holder
-            except Conflict:
-                self._lost = "another process took it"
-                return
-            except EvalIngestError as error:
-                if time.time() > self._holder.until:
-                    self._lost = str(error)
-                    return
-
-    def check(self) -> None:
-        """Raise StoreError if it is no longer held."""
-        if self._lost is None and time.time() > self._holder.until:
-            self._lost = f"it could not be renewed for {LEASE_S:.0f} s"
-        if self._lost is not None:
-            raise _lost(self._objects, self._entry.name, self._lost)
-
-    def watch(self) -> "LeaseWatch":
-        """A look at it for other processes of this run."""
-        return LeaseWatch(self._entry.name, self._holder)
-
-    def release(self) -> None:
-        """Give it back."""
-        self._ended.set()
-        self._thread.join(timeout=5.0)  # longer only where the network stands still
-        holder = _Holder(self._holder.who, self._holder.place, uuid.uuid4().hex, 0.0)
-        # Refused: it is another's by now. Failed: it will end by itself.
-        with suppress(Conflict, EvalIngestError):
-            self._objects.run(self._objects.replace(self._entry, holder.dump()))
-
-
-class LeaseWatch:
-    """Is a lease that another thread or process renews still held? Asked once in its lifetime."""
-
-    def __init__(self, name: str, holder: _Holder) -> None:
-        self._name = name
-        self._holder = holder
+    def __init__(self, entry: Entry, holder: _Holder) -> None:
+        self.entry = entry
+        self.holder = holder
 
     async def check(self, objects: WritableObjects) -> None:
-        """Raise StoreError if it isn't.
+        """Raise StoreError if it is no longer held; it costs a request where that isn't sure.
 
         Args:
             objects: the eval root.
         """
-        if time.time() < self._holder.until:
+        if time.time() < self.holder.until:
             return
         try:
-            _, data = await objects.read_current(self._name)
+            _, data = await objects.read_current(self.entry.name)
         except FileNotFoundError:
             data = b""
-        now, known = _Holder.parse(data), self._holder
-        if now is None or (now.who, now.place) != (known.who, known.place):
-            raise _lost(objects, self._name, "another process took it")
-        if time.time() > now.until:
-            raise _lost(objects, self._name, f"it could not be renewed for {LEASE_S:.0f} s")
-        self._holder = now
+        now = _Holder.parse(data)
+        why = f"it could not be renewed for {LEASE_S:.0f} s"
+        if now is None or (now.who, now.place) != (self.holder.who, self.holder.place):
+            why = "another process took it"
+        elif time.time() < now.until:
+            self.holder = now
+            return
+        raise StoreError(
+            f"the lease {objects.url}/{self.entry.name} is lost ({why}); "
+            "run again: it goes on where it stopped"
+        )
 
+    def renew(self, objects: WritableObjects, until: float) -> None:
+        """Write it anew: held until then, or given back.
 
-def _lost(objects: WritableObjects, name: str, why: str) -> StoreError:
-    return StoreError(
-        f"the lease {objects.url}/{name} is lost ({why}); run again: it goes on where it stopped"
-    )
+        Raises:
+            Conflict: another process took it.
+            StoreError: it can't be written.
+        """
+        holder = replace(self.holder, nonce=uuid.uuid4().hex, until=until)
+        self.entry = objects.run(objects.replace(self.entry, holder.dump()))
+        self.holder = holder
+
+    def keep(self, objects: WritableObjects, ended: threading.Event) -> None:
+        """Renew it again and again."""
+        while not ended.wait(RENEW_S):
+            try:
+                self.renew(objects, time.time() + LEASE_S)
+            except Conflict:
+                self.holder = replace(self.holder, until=0.0)  # so that `check` looks who has it
+                return
+            except EvalIngestError:
+                if time.time() > self.holder.until:
+                    return
 
 
 @contextmanager
@@ -156,12 +129,20 @@ def leased(
         LockedError: another process holds it for longer than the timeout.
         StoreError: it can't be read or written.
     """
-    lease = objects.run(_take(objects, name, _place(folder), timeout_s, waiting_for))
-    held = Lease(objects, *lease)
+    taken = objects.run(_take(objects, name, _place(folder), timeout_s, waiting_for))
+    lease, ended = Lease(*taken), threading.Event()
+    keeper = threading.Thread(
+        target=lease.keep, args=(objects, ended), name="eval_ingest_lease", daemon=True
+    )
+    keeper.start()
     try:
-        yield held
+        yield lease
     finally:
-        held.release()
+        ended.set()
+        keeper.join(timeout=5.0)  # longer only where the network stands still
+        # Refused: it is another's by now. Failed: it will end by itself.
+        with suppress(Conflict, EvalIngestError):
+            lease.renew(objects, 0.0)
 
 
 async def _take(
@@ -179,7 +160,7 @@ async def _take(
             try:
                 entry, data = await objects.read_current(name)
             except FileNotFoundError:
-                return await objects.create(name, mine.dump()), mine
+                return await objects.replace(Entry(name, 0, ""), mine.dump()), mine
             other = _Holder.parse(data)
             if other is None or other.place == place or other.until < time.time():
                 return await objects.replace(entry, mine.dump()), mine

@@ -3,18 +3,23 @@
 Beside each file lies a note, `.<name>.version`, of the object that it is a copy of. So an object
 that hasn't changed isn't fetched, a file that hasn't changed isn't sent, what a stopped run has
 not yet sent stays, and an object that somebody else has written meanwhile is not overwritten.
+
+What doesn't belong here: who may write (holding.py), and packed samples (cache.py).
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Protocol
+from typing import Any
 
 from eval_ingest.errors import StoreError
 from eval_ingest.objects.backend import Entry
 from eval_ingest.objects.retry import gather_or_cancel
 from eval_ingest.objects.writing import WritableObjects
-from eval_ingest.store.atomic import read_json, store_error, write_bytes, write_json
+from eval_ingest.redaction import redacted
+from eval_ingest.store.atomic import read_json, remove_path, store_errors, write_bytes, write_json
+from eval_ingest.store.roots.holding import Holding
 
 
 @dataclass(frozen=True)
@@ -28,28 +33,46 @@ class _Note:
     """Of the file when it was fetched or sent."""
 
 
-class Writer(Protocol):
-    """Who writes objects, under which conditions ever."""
-
-    async def put(self, name: str, data: bytes) -> Entry:
-        """Write an object."""
-        ...
-
-    async def delete(self, names: Sequence[str]) -> None:
-        """Delete objects."""
-        ...
-
-
+@dataclass(frozen=True)
 class Mirror:
-    """A local folder, and the objects that its files are copies of."""
+    """A folder in a bucket, and the local folder whose files are copies of its objects."""
 
-    def __init__(self, folder: Path, objects: WritableObjects) -> None:
-        self.folder = folder
-        self._objects = objects
+    url: str
+    path: Path
+    endpoint: str | None = None
+    """Of Weka's S3."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Each process opens its own connections.
+        return {name: self.__dict__[name] for name in ("url", "path", "endpoint")}
+
+    @cached_property
+    def objects(self) -> WritableObjects:
+        """The bucket's objects, by names relative to the folder."""
+        return WritableObjects(self.url, endpoint=self.endpoint)
 
     def name(self, path: Path) -> str:
         """The object of a local path."""
-        return path.relative_to(self.folder).as_posix()
+        return path.relative_to(self.path).as_posix()
+
+    def shown(self, path: Path) -> str:
+        """What a local path stands for, for people."""
+        inside = self.name(path)
+        return redacted(self.url if inside == "." else f"{self.url}/{inside}")
+
+    def reach(self) -> None:
+        """Look at the bucket once: a server that is out of reach is told soon.
+
+        Raises:
+            StoreError: it can't be reached.
+        """
+        _ = self._reached
+
+    @cached_property
+    def _reached(self) -> bool:
+        self.objects.greet()
+        self.objects.run(self.objects.stat("registry.json"))
+        return True
 
     # --------------------------------------------------------------------------------- fetching
 
@@ -66,56 +89,73 @@ class Mirror:
         Raises:
             StoreError: an object can't be read, or a file can't be written.
         """
-        self._objects.run(gather_or_cancel([self._pull(path, listed) for path in paths]))
+        self.reach()
+        self.objects.run(gather_or_cancel([self._pull(path, listed) for path in paths]))
 
     async def _pull(self, path: Path, listed: Mapping[str, Entry] | None) -> None:
         name = self.name(path)
-        entry = await self._objects.stat(name) if listed is None else listed.get(name)
+        entry = await self.objects.stat(name) if listed is None else listed.get(name)
         note = _read_note(path)
         if entry is None:
             if note is not None:
-                _remove(path)
-                _remove(_note_path(path))
+                self.drop(path)
             return
         if note is not None and note.token == entry.token != "" and path.is_file():
             return
         try:
-            entry, data = await self._objects.read_current(name, entry)
+            entry, data = await self.objects.read_current(name, entry)
         except FileNotFoundError:
             return await self._pull(path, None)
-        write_bytes(path, data)
-        _write_note(path, entry.token)
+        self.keep(path, entry, data)
+
+    def pull_again(self, path: Path) -> None:
+        """Have a file whose copy here is damaged.
+
+        Raises:
+            StoreError: it can't be read.
+        """
+        self.drop(path)
+        self.pull([path])
+
+    def pull_folder(self, folder: Path) -> None:
+        """Have the files right in a folder as they are now.
+
+        Raises:
+            StoreError: they can't be read.
+        """
+        self.reach()
+        entries = self.objects.run(self.objects.list_folder(self.name(folder)))
+        listed = {entry.name: entry for entry in entries if not entry.folder}
+        mirrored = {noted(note) for note in folder.glob(".*.version")}
+        self.pull({*mirrored, *(self.path / name for name in listed)}, listed)
 
     # ---------------------------------------------------------------------------------- sending
 
-    def push(self, paths: Iterable[Path], to: Writer | None = None) -> None:
+    def push(self, paths: Iterable[Path], holding: Holding | None = None) -> None:
         """Make objects what their files are: sent, as they are, or deleted.
 
         Args:
             paths: files of the folder.
-            to: who writes; default: whatever is there is replaced.
+            holding: of the dataset that they belong to; None: whatever is there is replaced.
 
         Raises:
             StoreError: an object can't be written, or was written by somebody else.
         """
-        writer = self._objects if to is None else to
-        self._objects.run(gather_or_cancel([self._push(path, writer) for path in paths]))
+        self.objects.run(gather_or_cancel([self._push(path, holding) for path in paths]))
 
-    async def _push(self, path: Path, writer: Writer) -> None:
-        note = _read_note(path)
-        try:
+    async def _push(self, path: Path, holding: Holding | None) -> None:
+        note, name = _read_note(path), self.name(path)
+        if not path.exists():
+            if note is not None:
+                await (holding or self.objects).delete([name])
+                remove_path(_note_path(path))
+            return
+        with store_errors("reading", path):
             stat = path.stat()
             if note and (note.size, note.mtime_ns) == (stat.st_size, stat.st_mtime_ns):
                 return
             data = path.read_bytes()
-        except FileNotFoundError:
-            if note is not None:
-                await writer.delete([self.name(path)])
-                _remove(_note_path(path))
-            return
-        except OSError as error:
-            raise store_error(path, "reading", error) from error
-        entry = await writer.put(self.name(path), data)
+        entry = await (holding or self.objects).put(name, data)
         write_json(_note_path(path), [entry.token, stat.st_size, stat.st_mtime_ns])
 
     def replace(self, path: Path, data: bytes) -> None:
@@ -125,22 +165,20 @@ class Mirror:
             Conflict: somebody else has written it.
             StoreError: it can't be written.
         """
-        note, name = _read_note(path), self.name(path)
-        seen = None if note is None else Entry(name, 0, "", token=note.token)
-        put = (
-            self._objects.create(name, data) if seen is None else self._objects.replace(seen, data)
-        )
-        self.keep(path, self._objects.run(put), data)
+        note = _read_note(path)
+        seen = Entry(self.name(path), 0, "", token="" if note is None else note.token)
+        self.keep(path, self.objects.run(self.objects.replace(seen, data)), data)
 
     def keep(self, path: Path, entry: Entry, data: bytes) -> None:
         """Have an object's bytes, which are at hand, as its file."""
         write_bytes(path, data)
-        _write_note(path, entry.token)
+        stat = path.stat()
+        write_json(_note_path(path), [entry.token, stat.st_size, stat.st_mtime_ns])
 
     def drop(self, path: Path) -> None:
         """Forget a file, so that it is fetched when it is wanted next."""
-        _remove(path)
-        _remove(_note_path(path))
+        remove_path(path)
+        remove_path(_note_path(path))
 
 
 def is_note(name: str) -> bool:
@@ -163,15 +201,3 @@ def _read_note(path: Path) -> _Note | None:
     except (StoreError, TypeError, ValueError):
         return None  # damaged: as if nothing were known
     return _Note(token, size, mtime_ns) if mtime_ns else None
-
-
-def _write_note(path: Path, token: str) -> None:
-    stat = path.stat()
-    write_json(_note_path(path), [token, stat.st_size, stat.st_mtime_ns])
-
-
-def _remove(path: Path) -> None:
-    try:
-        path.unlink(missing_ok=True)
-    except OSError as error:
-        raise store_error(path, "removing", error) from error

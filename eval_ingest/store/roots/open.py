@@ -12,7 +12,6 @@ from eval_ingest.objects.filesystems import (
 from eval_ingest.redaction import holds_secret
 from eval_ingest.settings import EVAL_ROOT_VARIABLE, Settings
 from eval_ingest.store.roots.base import EvalRoot
-from eval_ingest.store.roots.local import LocalRoot
 
 
 def open_root(settings: Settings, root: str | Path | None = None) -> EvalRoot:
@@ -27,12 +26,12 @@ def open_root(settings: Settings, root: str | Path | None = None) -> EvalRoot:
     text = str(root) if root is not None else settings.eval_root
     scheme, separator, rest = text.partition("://")
     if not separator:
-        return LocalRoot(Path(text).expanduser().absolute())
+        return EvalRoot(Path(text).expanduser().absolute())
     if scheme == "file":
-        return LocalRoot(Path("/" + rest.lstrip("/")))
+        return EvalRoot(Path("/" + rest.lstrip("/")))
     mounted = weka_mount(text)
     if mounted is not None:
-        return LocalRoot(mounted)
+        return EvalRoot(mounted)
     bucket, _, folder = rest.partition("/")
     if ".." in folder.split("/") or not bucket:
         raise StoreError(

@@ -1,12 +1,13 @@
-"""A dataset of a remote eval root: its small files here and there, and what is cleared away.
+"""A dataset of a remote eval root: its small files, its shards, and what is cleared away.
 
 Stage outcomes are fetched when the dataset's lease is taken and sent after each stage; what lies
-deeper is fetched by who needs it. Windows and packed samples are files of their own.
+deeper is fetched by who needs it. Packed samples are sent when their shard is whole, and fetched
+through the cache. Windows go straight to the bucket: see remote_windows.py.
 """
 
 import contextlib
 import shutil
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
@@ -14,19 +15,23 @@ from pathlib import Path
 from typing import Any
 
 from eval_ingest.core.entry import ShardArray
-from eval_ingest.errors import IntegrityError
+from eval_ingest.core.spec import SPLITS
+from eval_ingest.errors import IntegrityError, StoreError
+from eval_ingest.objects.retry import gather_or_cancel
 from eval_ingest.redaction import redacted
-from eval_ingest.store.atomic import file_crc32c, remove_tree
+from eval_ingest.store.atomic import file_crc32c, remove_path
 from eval_ingest.store.locks import locked
-from eval_ingest.store.paths import STAGE_FILES, DatasetLayout
+from eval_ingest.store.paths import STAGE_FILES
 from eval_ingest.store.room import require_cache
-from eval_ingest.store.roots import remote_shards, remote_versions
-from eval_ingest.store.roots.base import EvalRoot, Value, Windows
+from eval_ingest.store.roots.base import DatasetStore
+from eval_ingest.store.roots.cache import PackCache, note_pack
 from eval_ingest.store.roots.holding import Holding, holding
-from eval_ingest.store.roots.mirror import is_note, noted
-from eval_ingest.store.roots.remote_folder import RemoteFolder
+from eval_ingest.store.roots.mirror import Mirror, is_note, noted
 from eval_ingest.store.roots.remote_windows import RemoteWindows
-from eval_ingest.store.seal import cure_for
+from eval_ingest.store.seal import cure_for, read_sealed_json
+
+MAX_SHARD_BYTES = 1 << 30
+"""Shards of a remote root are smaller than a local one's: they are fetched whole."""
 
 _ELSEWHERE = {"windows", "samples", ".staging", ".archive", ".window_index", ".copying"}
 """Folders of a dataset that aren't mirrored file by file."""
@@ -36,50 +41,38 @@ _AT_ONCE = 16
 
 
 @dataclass
-class RemoteStore:
+class RemoteStore(DatasetStore):
     """A dataset of a remote root: see `base.DatasetStore`."""
 
-    root: EvalRoot
-    folder: RemoteFolder
-    layout: DatasetLayout
+    mirror: Mirror = field(kw_only=True)
+    cache: PackCache = field(kw_only=True)
     _holding: Holding | None = field(default=None, compare=False, repr=False)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_holding": None}  # no process inherits a lease
-
-    @property
-    def name(self) -> str:
-        return self.layout.name
-
-    @property
-    def url(self) -> str:
-        return self.folder.shown(self.layout.path)
+        return {**self.__dict__, "_holding": None, "is_held": False}  # no process inherits a lease
 
     @property
     def registered_path(self) -> str:
-        scheme, _, rest = self.folder.url.partition("://")
+        scheme, _, rest = self.mirror.url.partition("://")
         if scheme == "weka":  # what machines see that mount it
             return f"/weka/{rest}/{self.name}"
-        return redacted(f"{self.folder.url}/{self.name}")
+        return redacted(f"{self.mirror.url}/{self.name}")
 
     # --------------------------------------------------------------------------- who may write
 
     @contextlib.contextmanager
     def hold(self, timeout_s: float, waiting_for: str) -> Iterator[None]:
-        folder = self.folder
+        mirror = self.mirror
         with locked(self.layout.lock, timeout_s, waiting_for):
-            folder.reach()
-            here = folder.objects, self.name, folder.path
+            mirror.reach()
+            here = mirror.objects, self.name, mirror.path
             with holding(*here, timeout_s, waiting_for) as self._holding:
+                self.is_held = True
                 try:
                     self._fetch_small()
                     yield
                 finally:
-                    self._holding = None
-
-    @property
-    def is_held(self) -> bool:
-        return self._holding is not None
+                    self._holding, self.is_held = None, False
 
     @property
     def _held(self) -> Holding:
@@ -90,7 +83,7 @@ class RemoteStore:
         """Make the local folder what the objects are: small files, and which shards there are."""
         listed, base = self._held.listed, self.layout.path
         wanted, shards = [], set()
-        for path in (self.folder.path / entry for entry in listed):
+        for path in (self.mirror.path / entry for entry in listed):
             inside = path.relative_to(base).parts
             if inside[0] == "samples":
                 shards.add(inside[1])
@@ -100,67 +93,51 @@ class RemoteStore:
                 wanted.append(path)
         mirrored = [*self._mirrored()]
         mirrored += [noted(note) for note in base.glob("samples/*/.*.version")]
-        gone = [path for path in mirrored if self.folder.name(path) not in listed]
-        self.folder.mirror.pull([*wanted, *gone], listed)
-        shards -= remote_versions.remove_unsent(self.folder, self._held, self.layout, shards)
-        for shard in shards:  # so that no new one gets its name
+        gone = [path for path in mirrored if self.mirror.name(path) not in listed]
+        self.mirror.pull([*wanted, *gone], listed)
+        unsent = self._unsent(shards)
+        self.remove(self.layout.samples / shard for shard in unsent)
+        for shard in shards - unsent:  # so that no new one gets its name
             (base / "samples" / shard).mkdir(parents=True, exist_ok=True)
         for path in base.glob("samples/[!.]*"):
             if path.name not in shards:
-                shutil.rmtree(path, ignore_errors=True)
+                remove_path(path)
+
+    def _unsent(self, shards: Collection[str]) -> set[str]:
+        """Shards that a stopped run has sent in part.
+
+        Whoever has the lease is alone, so nobody is sending them.
+        """
+        layout, cure = self.layout, cure_for(self.name)
+        try:
+            known = read_sealed_json(layout.retired, cure) or {}
+            published = read_sealed_json(layout.metadata, cure) or {}
+            named = {shard["name"] for shard in published.get("shards", ())}
+        except (StoreError, TypeError, KeyError, AttributeError):
+            return set()  # damaged: then it isn't known which of them are read
+        return {
+            shard
+            for shard in shards
+            if f"{self.name}/samples/{shard}/index.parquet" not in self._held.listed
+            and shard not in named
+            and f"samples/{shard}" not in known
+        }
 
     # ------------------------------------------------------------------------------ small files
 
-    def read(self, path: Path, read: Callable[[], Value]) -> Value:
-        if self.is_held:
-            return read()  # nobody else can have changed it, and it may have yet to be sent
-        self.folder.pull([path])
-        return self._intact(path, read)
-
-    def read_fixed(self, path: Path, read: Callable[[], Value]) -> Value:
-        if not path.is_file():
-            self.folder.pull([path])
-        return self._intact(path, read)
-
-    def _intact(self, path: Path, read: Callable[[], Value]) -> Value:
-        """What is read of a file, which is fetched again if its copy here is damaged."""
-        try:
-            return read()
-        except IntegrityError:
-            if self.is_held:
-                raise
-            self.folder.pull_again(path)
-            return read()
-
-    def fetch_folder(self, folder: Path) -> None:
-        self.folder.pull_folder(folder)
-
     def names(self) -> set[str]:
-        objects = self.folder.objects
+        objects = self.mirror.objects
         listed = objects.run(objects.list_folder(self.name))
         return {entry.name.rpartition("/")[2] for entry in listed}
 
-    def discard(self, names: Iterable[str]) -> None:
-        for path in (self.layout.path / name for name in names):
-            inside = f"{self.folder.name(path)}/"
-            below = [n for n in self._held.listed if n.startswith(inside)]
-            self._remove([path, *(self.folder.path / name for name in below)])
-            remove_tree(path)
-
-    def is_there(self) -> bool:
-        objects = self.folder.objects
-        found = objects.run(objects.list_folder(self.name))
-        return any(entry.name.rpartition("/")[2] in STAGE_FILES for entry in found)
-
     def send(self) -> None:
-        self._held.lease.check()
+        self._held.check()
         top: list[Path] = []
         deep: list[Path] = []
         for path in self._mirrored():
             (top if path.parent == self.layout.path else deep).append(path)
-        mirror = self.folder.mirror
-        mirror.push(deep, self._held)  # before those that name them
-        mirror.push([path for path in top if path != self.layout.metadata], self._held)
+        self.mirror.push(deep, self._held)  # before those that name them
+        self.mirror.push([path for path in top if path != self.layout.metadata], self._held)
 
     def _mirrored(self) -> set[Path]:
         """Files that are mirrored one by one, also those that are gone since they were."""
@@ -178,16 +155,16 @@ class RemoteStore:
         return found
 
     def publish(self, data: bytes) -> None:
-        path, objects = self.layout.metadata, self.folder.objects
-        entry = objects.run(self._held.put(self.folder.name(path), data))
-        self.folder.mirror.keep(path, entry, data)
+        path = self.layout.metadata
+        entry = self.mirror.objects.run(self._held.put(self.mirror.name(path), data))
+        self.mirror.keep(path, entry, data)
 
     def copy_out(self, paths: Collection[str], target: Path) -> Iterator[str]:
         with ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="copy_out") as pool:
             yield from pool.map(partial(self._copy_out, target), paths)
 
     def _copy_out(self, target: Path, path: str) -> str:
-        objects, name = self.folder.objects, f"{self.name}/{path}"
+        objects, name = self.mirror.objects, f"{self.name}/{path}"
         entry = objects.run(objects.stat(name))
         if entry is None:
             raise IntegrityError(f"{self.url}/{path} is missing; see eval-ingest verify")
@@ -199,90 +176,122 @@ class RemoteStore:
 
     @property
     def shard_bytes(self) -> int:
-        return remote_shards.shard_bytes(self.folder)
+        """Several must fit into the cache."""
+        return max(min(MAX_SHARD_BYTES, self.cache.limit // 4), 1)
 
     def checksum(self, path: Path) -> str | None:
         return file_crc32c(path)
 
     def put_shard(self, aside: Path, target: Path, arrays: Mapping[str, ShardArray]) -> None:
-        remote_shards.send_shard(self.folder, self._held, aside, target, arrays)
+        """See `base.DatasetStore`; its index comes last, and its arrays are then in the cache."""
+        mirror, base = self.mirror, self.mirror.name(target)
+        sends = [
+            self._held.put(f"{base}/{name}.npy", aside / f"{name}.npy", array.crc32c or "")
+            for name, array in arrays.items()
+        ]
+        mirror.objects.run(gather_or_cancel(sends))
+        for name, array in arrays.items():
+            note_pack(aside / f"{name}.npy", array.n_bytes, array.crc32c or "")
+        index = (aside / "index.parquet").read_bytes()
+        entry = mirror.objects.run(self._held.put(f"{base}/index.parquet", index))
+        mirror.keep(aside / "index.parquet", entry, index)
+        n_bytes = sum(array.n_bytes for array in arrays.values())
+        self.cache.make_room(n_bytes, target, written=True)
         aside.rename(target)
 
     def array(self, shard: str, name: str, recorded: ShardArray) -> Path:
-        path = self.layout.array(shard, name)
-        return remote_shards.fetch_array(self.folder, path, recorded)
+        path, objects = self.layout.array(shard, name), self.mirror.objects
+
+        def fetch(part: Path) -> None:
+            try:
+                with open(part, "r+b") as stream:
+                    asked = self.mirror.name(path), recorded.n_bytes
+                    objects.run(objects.stream(*asked, stream.write))
+            except FileNotFoundError as error:
+                raise IntegrityError(
+                    f"{self.root.shown(path)} is missing; it was ingested anew in the meantime, or "
+                    "is damaged: open the dataset cure_for, or see eval-ingest verify"
+                ) from error
+
+        return self.cache.fetched(path, recorded.n_bytes, recorded.crc32c, fetch)
 
     # ------------------------------------------------------------------------------ is it whole
 
     def look_at_array(self, path: Path, recorded: ShardArray) -> None:
         if self._holding is None:
             return  # it is looked at when it is fetched
-        entry = self._holding.listed.get(self.folder.name(path))
-        if entry is None:
-            what = f"the packed samples {self.folder.shown(path)} are missing"
-            raise IntegrityError(what, cure_for(self.name))
-        if entry.size != recorded.n_bytes:
+        self.look_at_file(path)
+        size = self._holding.listed[self.mirror.name(path)].size
+        if size != recorded.n_bytes:
             raise IntegrityError(
-                f"the packed samples {self.folder.shown(path)} have {entry.size} bytes, "
+                f"the packed samples {self.root.shown(path)} have {size} bytes, "
                 f"recorded are {recorded.n_bytes}",
                 cure_for(self.name),
             )
 
-    def look_at_table(self, path: Path) -> None:
-        self._look_for(path)
-
-    def look_at_file(self, path: Path, crc32c: str) -> None:
-        self._look_for(path)
-
-    def _look_for(self, path: Path) -> None:
-        if self.folder.name(path) not in self._held.listed:
-            raise IntegrityError(f"{self.folder.shown(path)} is missing", cure_for(self.name))
+    def look_at_file(self, path: Path, crc32c: str | None = None) -> None:
+        if self.mirror.name(path) not in self._held.listed:
+            raise IntegrityError(f"{self.root.shown(path)} is missing", cure_for(self.name))
 
     def verify_array(self, path: Path, recorded: ShardArray) -> None:
-        remote_shards.verify_array(self.folder, path, recorded)
+        """See `base.DatasetStore`; it is read in the bucket, and nothing of it is kept."""
+        objects, name = self.mirror.objects, self.mirror.name(path)
+        what = f"samples/{path.parent.name}/{path.name}"
+        entry = objects.run(objects.stat(name))
+        if entry is None:
+            raise IntegrityError(f"{what}: it is missing")
+        if entry.size != recorded.n_bytes:
+            raise IntegrityError(f"{what}: {entry.size} bytes, recorded {recorded.n_bytes}")
+        try:
+            found = objects.run(objects.crc32c_of(entry))
+        except FileNotFoundError:
+            raise IntegrityError(f"{what}: it has gone while it was being read") from None
+        if recorded.crc32c not in (None, found):
+            raise IntegrityError(f"{what}: CRC32C {found}, not {recorded.crc32c}")
 
     # ------------------------------------------------------------------------- windows and room
 
     @property
-    def windows(self) -> Windows:
-        lease = None if self._holding is None else self._holding.lease.watch()
-        return RemoteWindows(self.folder, self.layout.windows, lease)
+    def windows(self) -> RemoteWindows:
+        lease = None if self._holding is None else self._holding.lease
+        return RemoteWindows(self.layout.windows, self.mirror, lease)
 
     def require_room(self, windows: int, samples: int) -> None:
         require_cache(self.layout.path, samples, self.shard_bytes, self.root.url)
 
     # --------------------------------------------------------------------------------- clearing
 
-    def retire(self, paths: Iterable[Path]) -> None:
-        pass  # their grace begins when they are first seen to be unnamed
+    def versions(self) -> Iterator[Path]:
+        found = set()
+        for path in (self.mirror.path / name for name in self._held.listed):
+            inside = path.relative_to(self.layout.path).parts
+            if inside[0] == "samples":
+                found.add(self.layout.samples / inside[1])
+            elif inside[0] in SPLITS:
+                found.add(path)
+        yield from found
 
-    def remove_retired(self, named: Collection[Path], grace_s: float) -> None:
-        changed = remote_versions.remove_retired(
-            self.folder, self._held, self.layout, named, grace_s
-        )
-        if changed:
-            self.send()
-
-    def forget_shards(self, names: Iterable[str]) -> None:
-        self._remove([self.layout.samples / name / "index.parquet" for name in names])
+    def remove(self, paths: Iterable[Path]) -> None:
+        for path in paths:
+            name = self.mirror.name(path)
+            gone = [n for n in self._held.listed if n == name or n.startswith(f"{name}/")]
+            self.mirror.objects.run(self._held.delete(gone))
+            self.mirror.drop(path)
 
     def keep_only(self, folder: Path, names: Collection[str]) -> None:
-        here = {self.folder.path / name for name in self._held.listed}
+        here = {self.mirror.path / name for name in self._held.listed}
         if folder.is_dir():
             here |= {path for path in folder.iterdir() if not is_note(path.name)}
-        self._remove([p for p in here if p.parent == folder and p.name not in names])
-
-    def _remove(self, paths: Iterable[Path]) -> None:
-        remote_versions.remove(self.folder, self._held, list(paths))
+        self.remove([p for p in here if p.parent == folder and p.name not in names])
 
     def withdraw(self) -> None:
-        self._remove([self.layout.metadata])  # nothing can be renamed; without it, nobody sees it
+        self.remove([self.layout.metadata])  # nothing can be renamed; without it, nobody sees it
 
     def erase(self) -> None:
-        objects, held = self.folder.objects, self._held
-        names = [entry.name for entry in objects.run(objects.find(self.name))]
-        ours = {f"{self.name}/{name}" for name in STAGE_FILES}
-        objects.run(held.delete([name for name in names if name not in ours]))
+        objects, held = self.mirror.objects, self._held
+        held.listed = {entry.name: entry for entry in objects.run(objects.find(self.name))}
         # Last: by them a stopped removal is known, and gone on with.
-        objects.run(held.delete([name for name in names if name in ours]))
+        ours = [f"{self.name}/{name}" for name in STAGE_FILES]
+        objects.run(held.delete([name for name in held.listed if name not in ours]))
+        objects.run(held.delete(ours))
         shutil.rmtree(self.layout.path, ignore_errors=True)

@@ -8,21 +8,26 @@ import asyncio
 from collections.abc import Container, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import google_crc32c
 
 from eval_ingest.errors import IntegrityError, StoreError
-from eval_ingest.objects.backend import Conflict
+from eval_ingest.objects.backend import Conflict, Entry
 from eval_ingest.objects.retry import gather_or_cancel
 from eval_ingest.objects.writing import WritableObjects
 from eval_ingest.store.manifest import CopiedWindow, FilesChecksum
-from eval_ingest.store.roots.base import Key
 from eval_ingest.store.roots.holding import written_meanwhile
-from eval_ingest.store.roots.lease import LeaseWatch
-from eval_ingest.store.roots.remote_folder import RemoteFolder
-from eval_ingest.store.window_files import Contents, Measured, with_metadata, with_split
+from eval_ingest.store.roots.lease import Lease
+from eval_ingest.store.roots.mirror import Mirror
+from eval_ingest.store.window_files import (
+    Contents,
+    Key,
+    Measured,
+    Windows,
+    with_metadata,
+    with_split,
+)
 
 _METADATA = "metadata.json"
 _TOGETHER = 16
@@ -32,28 +37,27 @@ _REMOVED_TOGETHER = 1000
 
 
 @dataclass(frozen=True)
-class RemoteWindows:
-    """The windows under a remote root: see `base.Windows`."""
+class RemoteWindows(Windows):
+    """The windows under a remote root: see `window_files.Windows`."""
 
-    remote: RemoteFolder
-    folder: Path
-    lease: LeaseWatch | None = None
+    mirror: Mirror
+    lease: Lease | None = None
     """Of the dataset; None: they are only read."""
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"remote": self.remote, "folder": self.folder, "lease": self.lease}
+        return {"folder": self.folder, "mirror": self.mirror, "lease": self.lease}
 
     @property
     def _objects(self) -> WritableObjects:
-        return self.remote.objects
+        return self.mirror.objects
 
     @property
-    def _lease(self) -> LeaseWatch:
+    def _lease(self) -> Lease:
         assert self.lease is not None, f"the dataset of {self.folder} is not held"
         return self.lease
 
     def _name(self, key: Key) -> str:
-        return self.remote.name(self.folder / key[0] / key[1])
+        return self.mirror.name(self.folder / key[0] / key[1])
 
     @cached_property
     def _present(self) -> dict[str, set[str]]:
@@ -66,7 +70,7 @@ class RemoteWindows:
         return name in self._present[group]
 
     def _listed(self, group: str) -> set[str]:
-        folder = self.remote.name(self.folder / group)
+        folder = self.mirror.name(self.folder / group)
         entries = self._objects.run(self._objects.list_folder(folder))
         return {entry.name.rpartition("/")[2] for entry in entries if entry.folder}
 
@@ -86,7 +90,7 @@ class RemoteWindows:
 
         async def put(path: str) -> None:
             try:  # `clear` has made way, so what is there now is another process's
-                await objects.create(f"{base}/{path}", data[path])
+                await objects.replace(Entry(f"{base}/{path}", 0, ""), data[path])
             except Conflict as error:
                 raise written_meanwhile(objects, f"{base}/{path}") from error
 
@@ -146,13 +150,13 @@ class RemoteWindows:
         return Measured(len(found), sum(map(len, found)), str(checksum))
 
     def paths(self) -> Iterator[str]:
-        base = self.remote.name(self.folder)
+        base = self.mirror.name(self.folder)
         for group in self._groups():
             entries = self._objects.run(self._objects.find(f"{base}/{group}"))
             yield from sorted(entry.name.removeprefix(f"{base}/") for entry in entries)
 
     def _groups(self) -> list[str]:
-        base = self.remote.name(self.folder)
+        base = self.mirror.name(self.folder)
         entries = self._objects.run(self._objects.list_folder(base))
         return sorted(e.name.rpartition("/")[2] for e in entries if e.folder)
 
@@ -166,7 +170,10 @@ class RemoteWindows:
         async def remove(key: Key) -> None:
             entries = await objects.find(self._name(key))
             await self._lease.check(objects)
-            await objects.delete([entry.name for entry in entries])
+            try:
+                await objects.delete(entries)
+            except Conflict as error:
+                raise written_meanwhile(objects, str(error)) from error
 
         waiting = list(keys)
         for k in range(0, len(waiting), _REMOVED_TOGETHER):

@@ -1,0 +1,269 @@
+"""The commands of `eval-ingest`: each calls api.py, and prints what it gave.
+
+What belongs here: one function a command, from its options to an exit code. What doesn't: flags
+(cli.py), what is done (api.py and the rooms below), and the words (report/terminal.py).
+"""
+
+import argparse
+import contextlib
+import json
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from eval_ingest import api
+from eval_ingest.errors import EvalIngestError, SpecError, UnknownDatasetError
+from eval_ingest.flags import given_fields
+from eval_ingest.redaction import in_json
+from eval_ingest.report import terminal
+from eval_ingest.report.terminal import Progress
+from eval_ingest.settings import Settings
+from eval_ingest.store.roots.base import EvalRoot
+
+if TYPE_CHECKING:
+    from eval_ingest.pipeline import Outcome
+
+JUDGED_AT_ONCE = 8
+
+
+def _show(options: argparse.Namespace, facts: Any, lines: list[str]) -> None:
+    if options.json:
+        terminal.say(in_json(json.dumps(facts, indent=2, ensure_ascii=False)))
+    elif lines:
+        terminal.say("\n".join(terminal.fitted(lines)))
+
+
+def _progress(options: argparse.Namespace) -> Progress:
+    return Progress(quiet=options.json, check=options.check)
+
+
+def _root() -> EvalRoot:
+    return api.tidied(Settings.load())
+
+
+# --------------------------------------------------------------------------------------- ingest
+
+
+def run_ingest(options: argparse.Namespace) -> int:
+    """Ingest a dataset, or say what that would do."""
+    spec = given_fields(options)
+    if options.dry_run:
+        planned = api.plan(options.name, **spec)
+        _show(options, planned.facts, planned.lines())
+        return 0
+    with _progress(options) as progress:
+        done = api.ingest(
+            options.name,
+            register=options.register,
+            overwrite=options.overwrite,
+            progress=progress,
+            tell=progress.line,
+            **spec,
+        )
+    _show(options, done.facts, done.lines())
+    return 0
+
+
+def run_adopt(options: argparse.Namespace) -> int:
+    """Take over one dataset of another tool, or all; 1 if one of all failed."""
+    from eval_ingest.adopting import adoptable
+
+    names = adoptable(_root()) if options.all else [options.name]
+    facts: dict[str, Any] = {}
+    with _progress(options) as progress:
+
+        def tell(done: "Outcome") -> None:
+            if not options.all:
+                progress.line(terminal.outcome_line(done))
+
+        for name in names:
+            try:
+                adopted = api.adopt(name, correct=options.correct, progress=progress, each=tell)
+            except EvalIngestError as error:
+                if not options.all:
+                    raise
+                facts[name] = {"error": str(error)}
+                print(f"error: {error}", file=sys.stderr)
+                continue
+            facts[name] = terminal.adopted_facts(adopted)
+            for line in terminal.adopted_lines(adopted):
+                progress.line(line)
+    none = "there is nothing to adopt: no dataset of another tool is registered here"
+    _show(options, facts, [] if names else [none])
+    return 1 if any("error" in found for found in facts.values()) else 0
+
+
+def run_validate(options: argparse.Namespace) -> int:
+    """Show what is inferred of a dataset."""
+    found = api.validate(options.name, **given_fields(options))
+    _show(options, found.facts, found.lines())
+    return 0
+
+
+def run_discover(options: argparse.Namespace) -> int:
+    """List what lies under some roots; 1 if one of them couldn't be looked into."""
+    from eval_ingest.sources.looks import Memory
+    from eval_ingest.watching import State, look_at, survey
+
+    settings = Settings.load()
+    roots = options.root or settings.studio_roots
+    if options.forget is not None:
+        _forget(settings, options.forget)
+        if not roots:
+            text = f"{options.forget} is ingested again where it is found under a watched root"
+            _show(options, {"forgotten": options.forget}, [text])
+            return 0
+    if not roots:
+        raise SpecError("give --root PATH_OR_URL, or set EVAL_INGEST_STUDIO_ROOTS")
+    found = survey(roots, settings, memory=partial(Memory, full=options.full))
+    with ThreadPoolExecutor(JUDGED_AT_ONCE, thread_name_prefix="discover") as pool:
+        judgements = list(pool.map(lambda sighting: look_at(sighting, settings), found.sightings))
+    judged = list(zip(found.sightings, judgements, strict=True))
+    facts = {
+        "datasets": [
+            {
+                "name": sighting.name,
+                "source": sighting.found.url,
+                "fingerprint": sighting.found.fingerprint,
+                "task": str(judgement.config.task.kind) if judgement.config else None,
+                "windows": sighting.found.windows,
+                "state": str(judgement.state),
+                "reason": judgement.reason,
+            }
+            for sighting, judgement in judged
+        ],
+        "down": found.down,
+    }
+    _show(options, facts, terminal.discover_lines(roots, judged, found.down))
+    unknown = any(judgement.state is State.UNKNOWN for judgement in judgements)
+    return 1 if found.down or unknown else 0
+
+
+def _forget(settings: Settings, name: str) -> None:
+    from eval_ingest.store.catalog import forget_removed, removed_datasets
+
+    if not forget_removed(settings, name):
+        where, cure = "the list of removed datasets", "See eval-ingest discover."
+        raise UnknownDatasetError(name, removed_datasets(settings), where, cure)
+
+
+# ------------------------------------------------------------------------- looking at the root
+
+
+def run_list(options: argparse.Namespace) -> int:
+    """List what is registered, and what the catalog knows besides."""
+    found = api.list_datasets(catalog=True)
+    facts = {
+        "eval_root": found.url,
+        "registered": {name: one.entry for name, one in found.items() if one.entry},
+        "catalog": {
+            name: one.spec.model_dump(mode="json", by_alias=True, exclude_defaults=True)
+            for name, one in found.items()
+            if one.spec is not None
+        },
+    }
+    _show(options, facts, found.lines())
+    return 0
+
+
+def run_info(options: argparse.Namespace) -> int:
+    """Show all that is known of a dataset; of another tool's, its entry."""
+    from eval_ingest.store.claims import their_entry
+
+    entry = their_entry(_root(), options.name)
+    if entry is not None:
+        _show(options, entry, terminal.entry_lines(options.name, entry))
+        return 0
+    found = api.info(options.name)
+    _show(options, found.metadata.model_dump(mode="json", by_alias=True), found.lines())
+    return 0
+
+
+def run_verify(options: argparse.Namespace) -> int:
+    """Read everything back; 1 if something isn't as it was written."""
+    with _progress(options) as progress:
+        result = api.verify(options.name, progress=progress)
+    lines = [f"{options.name}: {result.checked}"]
+    lines += [f"  damaged: {problem}" for problem in result.problems]
+    if result.problems:
+        lines.append(f"repair it: eval-ingest ingest --name {options.name} --overwrite")
+    else:
+        lines.append("everything is as it was written")
+    _show(options, result._asdict(), lines)
+    return 1 if result.problems else 0
+
+
+def run_report(options: argparse.Namespace) -> int:
+    """Write pictures, page and card."""
+    root = _root()
+    paths = [root.shown(path) for path in api.write_report(options.name)]
+    page = next(path for path in paths if path.endswith("report.html"))
+    lines = [*(f"  {path}" for path in paths), f"look at {page}"]
+    _show(options, {"name": options.name, "files": paths}, lines)
+    return 0
+
+
+def run_export(options: argparse.Namespace) -> int:
+    """Write a folder to publish."""
+    name = options.name
+    with _progress(options) as progress:
+        path = api.export(name, options.to, windows=options.windows, progress=progress)
+    lines = [
+        f"{name} is in {path}; its card is {path / 'README.md'}",
+        f'load it: EvalDataset("{name}", "train", root="{path.parent}")',
+    ]
+    _show(options, {"name": name, "path": str(path), "windows": options.windows}, lines)
+    return 0
+
+
+def run_remove(options: argparse.Namespace) -> int:
+    """Delete a dataset, once a person has agreed; an adopted one is given back."""
+    from eval_ingest.store.catalog import drop_spec, note_removed
+    from eval_ingest.store.ownership import Whose, whose
+    from eval_ingest.store.registry import read_metadata, remove_dataset, require_metadata
+
+    settings, name, root = Settings.load(), options.name, _root()
+    store = root.dataset(name)
+    if not store.is_there():  # else it is removed, be it published, damaged or half removed
+        require_metadata(root, name)
+    adopted = whose(store) is Whose.ADOPTED
+    what = f"what is ours in {store.url}" if adopted else f"{store.url} and everything in it"
+    if not (options.yes or _agreed(what)):
+        print("nothing was deleted")
+        return 0
+    source = ""
+    with contextlib.suppress(EvalIngestError):
+        metadata = read_metadata(store)
+        source = metadata.source if metadata is not None else ""
+    noted = bool(source) and not adopted and note_removed(settings, name, source)
+    remove_dataset(root, name)
+    drop_spec(settings, name)
+    lines = [f"{name} is removed from {root.url}"]
+    if adopted:
+        lines = [f"{name} is given back: windows and entry are as they were in {store.url}"]
+    if noted:
+        lines.append(
+            f"where {source} is found under a watched root it is ignored; to have it again: "
+            f"eval-ingest discover --forget {name}, or ingest it by its name"
+        )
+    _show(options, {"removed": name}, lines)
+    return 0
+
+
+def _agreed(what: str) -> bool:
+    if not sys.stdin.isatty():
+        raise SpecError(f"removing {what} needs --yes when nobody can be asked")
+    return input(f"delete {what}? [y/N] ").strip().lower() == "y"
+
+
+def run_rebuild(options: argparse.Namespace) -> int:
+    """Compile registry.json anew."""
+    from eval_ingest.store.registry import rebuild_registry
+
+    root = _root()
+    entries = rebuild_registry(root)
+    names = ", ".join(sorted(entries)) or "none"
+    text = f"{root.shown(root.layout.registry)}: {len(entries)} datasets: {names}"
+    _show(options, {"datasets": sorted(entries)}, [text])
+    return 0

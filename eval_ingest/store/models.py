@@ -1,0 +1,41 @@
+"""Sealed JSON files that hold a pydantic model: read, or refused in words that say what to do."""
+
+from pathlib import Path
+from typing import TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+from eval_ingest.errors import IntegrityError, NewerVersionError
+from eval_ingest.store.seal import cure_for, read_sealed_json
+
+Model = TypeVar("Model", bound=BaseModel)
+
+
+def read_model(path: Path, kind: type[Model], name: str) -> Model | None:
+    """What a sealed JSON file holds; None if it isn't there.
+
+    Args:
+        path: the file.
+        kind: of model; the default of its `version` is the one that can be read.
+        name: the dataset, for messages.
+
+    Raises:
+        NewerVersionError: a newer eval_ingest has written it.
+        IntegrityError: it is damaged, or of an older version.
+        StoreError: it can't be read.
+    """
+    content = read_sealed_json(path, cure_for(name))
+    if content is None:
+        return None
+    known = kind.model_fields["version"].default
+    version = content.get("version", known)
+    if isinstance(version, int) and version > known:
+        raise NewerVersionError(path, version, known)
+    if version != known:
+        what = f"{path} has version {version}, this eval_ingest reads {known}"
+        raise IntegrityError(what, cure_for(name))
+    try:
+        return kind.model_validate(content)
+    except ValidationError as error:
+        where = ".".join(str(part) for part in error.errors()[0]["loc"])
+        raise IntegrityError(f"{path} is damaged at {where}", cure_for(name)) from error
