@@ -33,6 +33,7 @@ from eval_ingest.loading.normalize import (
     make_normalizer,
     pretrained_stats,
 )
+from eval_ingest.loading.on_device import Carrier
 from eval_ingest.loading.packed import (
     PackedSamples,
     is_replaced,
@@ -517,7 +518,11 @@ class EvalDataset(Dataset[dict[str, Any]]):
     # ------------------------------------------------------------------------------- batching
 
     def batches(
-        self, batch_size: int, bucket: bool = False, shard: tuple[int, int] = (0, 1)
+        self,
+        batch_size: int,
+        bucket: bool = False,
+        shard: tuple[int, int] = (0, 1),
+        device: str | torch.device | None = None,
     ) -> Iterator[dict[str, Any]]:
         """All samples in order, in batches as `collate` makes them.
 
@@ -525,6 +530,9 @@ class EvalDataset(Dataset[dict[str, Any]]):
         their place in the batch, on several threads. With `bucket`, samples of equal shape come
         together, so that none is padded: `batch["window"]` tells which they are. With `shard`
         (k, n) only every n-th batch from the k-th on, so that n ranks share a split.
+
+        With `device`, stored integers are carried there, where they are converted, normalised and
+        masked while the batch before is worked on; all tensors of a batch are there.
 
         Raises:
             LoadError: the batch size or the shard can't be.
@@ -540,13 +548,23 @@ class EvalDataset(Dataset[dict[str, Any]]):
             for bucketed in (self._buckets(every) if bucket else [every])
             for start in range(0, len(bucketed), batch_size)
         ][first::ranks]
+        if device is None:
+            yield from self._made(turns)
+        else:
+            carrier = Carrier(torch.device(device), self._normalizers)
+            yield from carrier.batches(self._made(turns, carrier))
+
+    def _made(
+        self, turns: Sequence[list[int]], carrier: Carrier | None = None
+    ) -> Iterator[dict[str, Any]]:
+        """Batches of these rows; a carrier makes their pixels where it brings them."""
         cropped = [[self._corner(row) for row in rows] for rows in turns[:1]]
         for k, rows in enumerate(turns):
             if k + 1 < len(turns):
                 cropped.append([self._corner(row) for row in turns[k + 1]])
                 if self._samples.reads_in_background:
                     self._read_ahead(turns[k + 1], cropped[k + 1])
-            batch = self._batch(rows, cropped[k])
+            batch = self._batch(rows, cropped[k], carrier)
             yield collate(self._one_by_one(rows, cropped[k])) if batch is None else batch
 
     def _buckets(self, rows: list[int]) -> list[list[int]]:
@@ -556,7 +574,9 @@ class EvalDataset(Dataset[dict[str, Any]]):
             found.setdefault(self._shapes_of(row, self._corner(row)), []).append(row)
         return list(found.values())
 
-    def _batch(self, rows: list[int], corners: list[Corner]) -> dict[str, Any] | None:
+    def _batch(
+        self, rows: list[int], corners: list[Corner], carrier: Carrier | None = None
+    ) -> dict[str, Any] | None:
         """Some rows as one batch; None if they differ in shape, or are each transformed."""
         if self._transforms is not None:
             return None
@@ -565,7 +585,8 @@ class EvalDataset(Dataset[dict[str, Any]]):
             return None
         self._read_ahead(rows, corners)
         batch: dict[str, Any] = {
-            modality.name: self._pixels(modality, rows, corners) for modality in self._inputs
+            modality.name: self._pixels(modality, rows, corners, carrier)
+            for modality in self._inputs
         }
         batch["timestamps"] = {
             m.name: torch.from_numpy(
@@ -590,9 +611,16 @@ class EvalDataset(Dataset[dict[str, Any]]):
         return *self._cut.size(*self._index.size(row)), *steps
 
     def _pixels(
-        self, modality: ModalityInput, rows: list[int], corners: list[Corner]
+        self,
+        modality: ModalityInput,
+        rows: list[int],
+        corners: list[Corner],
+        carrier: Carrier | None,
     ) -> torch.Tensor:
         """Normalised pixels of samples of equal shape: no stored pixel is copied on the way."""
+        if carrier is not None:
+            stored = [self._stored(rows[k], modality, corners[k]) for k in range(len(rows))]
+            return carrier.pixels(modality.name, stored)
         first = self._stored(rows[0], modality, corners[0])
         out = recycler.empty((len(rows), *first.shape))
         apply = self._normalizers[modality.name].apply

@@ -210,7 +210,17 @@ def _rows(database: sqlite3.Connection, query: str, *values: str) -> list[tuple[
             raise
         raise SourceError(f"{DATABASE} can't be read: {error}") from error
     except (sqlite3.Error, ValueError, OverflowError) as error:
-        raise SourceError(f"{DATABASE} is damaged: {error}") from error
+        too_large = getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_TOOBIG
+        kind = _TooLargeError if too_large else SourceError
+        raise kind(f"{DATABASE} is damaged: {error}") from error
+
+
+class _TooLargeError(SourceError):
+    """A value is larger than any may be."""
+
+
+_TOO_LARGE = f"a value of more than {_MOST_VALUE_BYTES >> 20} MiB in {DATABASE}".encode()
+"""What stands for the file of such a value: no JSON."""
 
 
 def _is_described(path: str) -> bool:
@@ -220,7 +230,22 @@ def _is_described(path: str) -> bool:
 
 def _described(database: sqlite3.Connection, group: str, name: str) -> dict[str, bytes]:
     """The files that the database stands for, as rslearn's FileWindowStorage would write them."""
-    files = {}
+    files: dict[str, bytes] = {}
+    for file, add in (("metadata.json", _add_metadata), ("items.json", _add_items)):
+        try:
+            add(files, database, group, name)
+        except _TooLargeError:  # this window is broken, and no other
+            files[file] = _TOO_LARGE
+    for layer, item_group in _rows(database, _COMPLETED, group, name):
+        if isinstance(item_group, int) and isinstance(layer, str) and "/" not in layer:
+            folder = f"{layer}.{item_group}" if item_group else layer
+            files[f"layers/{folder}/completed"] = b""
+    return files
+
+
+def _add_metadata(
+    files: dict[str, bytes], database: sqlite3.Connection, group: str, name: str
+) -> None:
     for *place, start, end, options in _rows(database, _METADATA, group, name):
         crs, x_resolution, y_resolution, *bounds = place
         projection = {"crs": crs, "x_resolution": x_resolution, "y_resolution": y_resolution}
@@ -234,13 +259,13 @@ def _described(database: sqlite3.Connection, group: str, name: str) -> dict[str,
         # Whatever stands there for the options: if it is no JSON, nor is the file.
         text = f'{json.dumps(known, default=str)[:-1]}, "options": {options}}}'
         files["metadata.json"] = os.fsencode(text)
+
+
+def _add_items(
+    files: dict[str, bytes], database: sqlite3.Connection, group: str, name: str
+) -> None:
     for (items,) in _rows(database, _ITEMS, group, name):
         files["items.json"] = os.fsencode(str(items))
-    for layer, item_group in _rows(database, _COMPLETED, group, name):
-        if isinstance(item_group, int) and isinstance(layer, str) and "/" not in layer:
-            folder = f"{layer}.{item_group}" if item_group else layer
-            files[f"layers/{folder}/completed"] = b""
-    return files
 
 
 def _file(path: str, data: bytes) -> SourceFile:
