@@ -472,3 +472,24 @@ def test_samples_are_read_after_all_that(copied: Copied, tmp_path: Path) -> None
     from_copy = {(s.group, s.name) for s in rslearn_samples(root / "crops")}
     ours = sum(len(EvalDataset("crops", split, root=root)) for split in ("train", "val", "test"))
     assert len(from_copy) == ours
+
+
+@pytest.mark.parametrize(
+    ("error", "cure"),
+    [(MemoryError(), "free memory"), (RuntimeError("can't start new thread"), "ulimit -u"),
+     (OSError(errno.EMFILE, "Too many open files"), "ulimit -n")],
+)  # fmt: skip
+@pytest.mark.parametrize("place", ["copying.transfer.map_ordered", "pipeline.quality_report"])
+def test_a_machine_that_lacks_something_in_any_stage_says_what(
+    place: str, error: Exception, cure: str, small: Path, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    def fail(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr(f"eval_ingest.{place}", fail)
+    with pytest.raises(MachineError, match=cure):
+        pipeline.ingest(make_job(small, tmp_path / "root"))
+    monkeypatch.undo()
+    pipeline.ingest(make_job(small, tmp_path / "root"))
+    assert len(EvalDataset("crops", "train", root=tmp_path / "root"))

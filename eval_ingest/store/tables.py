@@ -90,6 +90,8 @@ def _opened(path: Path, name: str) -> Iterator[pq.ParquetFile | None]:
     try:
         # Not pq.read_table: that imports pandas, which takes longer than all of the rest.
         file = pq.ParquetFile(pa.BufferReader(_in_arrows_memory(content)))
+    except MemoryError:  # Arrow's own is an ArrowException too, and nothing is wrong with the file
+        raise
     except pa.ArrowException as error:
         raise IntegrityError(f"{path} is no Parquet file ({error})", cure_for(name)) from error
     with file:
