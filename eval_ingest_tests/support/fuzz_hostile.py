@@ -36,8 +36,12 @@ class Poisoned(Kind):
 
     def __init__(self, folder: Path) -> None:
         super().__init__(folder)
-        cases = ("segmentation", "vector_classification", "three_modalities")
-        self.sources = [factories.CASES[name](folder / name) for name in cases]
+        write = (
+            factories.segmentation,
+            factories.vector_classification,
+            factories.three_modalities,
+        )
+        self.sources = [one(folder / one.__name__, windows=4) for one in writers]
         self.work = folder / "work"
 
     def try_one(self, rng: random.Random) -> Counter[str]:
