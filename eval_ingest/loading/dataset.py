@@ -1,12 +1,13 @@
 """EvalDataset: a split of an ingested dataset, memory mapped.
 
-Opening reads metadata.json and the split's index; no window is scanned, and pixels are read when
+Opening reads opening.json and the split's index; no window is scanned, and pixels are read when
 a sample is asked for. Workers of a DataLoader share the maps.
 """
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -29,10 +30,10 @@ from eval_ingest.loading.normalize import (
     make_normalizer,
     pretrained_stats,
 )
-from eval_ingest.loading.packed import PackedSamples, is_replaced, version_is_gone
+from eval_ingest.loading.packed import PackedSamples, is_replaced, is_same, version_is_gone
 from eval_ingest.loading.parallel import in_parallel
 from eval_ingest.settings import Settings
-from eval_ingest.store.registry import require_metadata
+from eval_ingest.store.registry import require_metadata, require_opening
 from eval_ingest.store.roots.base import EvalRoot
 from eval_ingest.store.roots.open import open_root
 from eval_ingest.store.split_index import TARGET, SplitIndex
@@ -113,12 +114,19 @@ class EvalDataset(Dataset[dict[str, Any]]):
         }  # fmt: skip
         eval_root = open_root(Settings.load(), root)
         self._root = eval_root.address
-        self._open(eval_root, require_metadata(eval_root, name), **self._arguments)
+        opening = require_opening(eval_root, name)
+        try:
+            self._open(eval_root, opening, **self._arguments)
+        except IntegrityError:
+            now = require_metadata(eval_root, name)
+            if is_same(now, opening):
+                raise
+            self._open(eval_root, now, **self._arguments)  # published at this moment
 
     def _open(
         self,
         eval_root: EvalRoot,
-        metadata: Metadata,
+        opening: Metadata,
         *,
         name: str,
         split: str,
@@ -131,8 +139,8 @@ class EvalDataset(Dataset[dict[str, Any]]):
         max_samples: int | None,
         nodata: float,
     ) -> None:
-        """Open a certain version of the dataset: the one that this metadata is of."""
-        self.metadata: Metadata = metadata
+        """Open a certain version of the dataset: see `core.entry.opening`."""
+        self._opening = opening
         if split not in SPLITS:
             raise LoadError(f"no split {split!r}; there are {', '.join(SPLITS)}")
         if crop not in ("center", "random", None):
@@ -143,7 +151,7 @@ class EvalDataset(Dataset[dict[str, Any]]):
         self._normalizers = {
             modality.name: self._normalizer(modality, method) for modality in self._inputs
         }
-        self._cut = split_cut(self.metadata.config, split)
+        self._cut = split_cut(self._opening.config, split)
         if crop is None:
             self._cut = replace(self._cut, side=None)
         self._random_crop = crop == "random"
@@ -154,12 +162,12 @@ class EvalDataset(Dataset[dict[str, Any]]):
     # -------------------------------------------------------------------------------- opening
 
     def _choose(self, modalities: Sequence[str] | None) -> list[ModalityInput]:
-        known = {modality.name: modality for modality in self.metadata.config.modalities}
+        known = {modality.name: modality for modality in self._opening.config.modalities}
         wanted = list(known) if modalities is None else list(modalities)
         unknown = [name for name in wanted if name not in known]
         if unknown or not wanted:
             raise LoadError(
-                f"{self.metadata.name} has no modality {', '.join(unknown) or '(none asked for)'}; "
+                f"{self._opening.name} has no modality {', '.join(unknown) or '(none asked for)'}; "
                 f"it has {', '.join(known)}"
             )
         return [known[name] for name in wanted]
@@ -170,7 +178,7 @@ class EvalDataset(Dataset[dict[str, Any]]):
             return Normalizer(None, None)
         missing = [
             (modality.bands.index(band), value)
-            for band, values in self.metadata.nodata.get(modality.name, {}).items()
+            for band, values in self._opening.nodata.get(modality.name, {}).items()
             for value in values
         ]
         made = make_normalizer(method, modality.bands, stats, modality.decibels)
@@ -191,7 +199,7 @@ class EvalDataset(Dataset[dict[str, Any]]):
             given: Statistics = normalize[modality]
             return given
         if normalize == "dataset":
-            return self.metadata.norm_stats[modality]
+            return self._opening.norm_stats[modality]
         if normalize == "pretrained":
             return pretrained_stats(modality)
         raise LoadError(
@@ -200,35 +208,35 @@ class EvalDataset(Dataset[dict[str, Any]]):
         )
 
     def _read_index(self) -> SplitIndex:
-        path = self._store.layout.path / self.metadata.splits[self.split].index
-        modalities = [modality.name for modality in self.metadata.config.modalities]
+        path = self._store.layout.path / self._opening.splits[self.split].index
+        modalities = [modality.name for modality in self._opening.config.modalities]
         return self._store.read_fixed(path, lambda: SplitIndex(path, self.name, modalities))
 
     def _open_samples(self) -> "PackedSamples | SourceSamples":
-        if self.metadata.spec.copy_mode != "index":
-            return PackedSamples(self._store, self.metadata, self._index)
+        if self._opening.spec.copy_mode != "index":
+            return PackedSamples(self._store, self._opening, self._index)
         # The source side, with all that decoding needs; other datasets do without.
         try:
             from eval_ingest.loading.from_source import SourceSamples
         except ImportError as error:
             raise LoadError(
                 f"{self.name} was ingested with copy: index, so its samples are decoded from "
-                f"{self.metadata.source}, and that needs {error.name}: "
+                f"{self._opening.source}, and that needs {error.name}: "
                 "pip install 'eval-ingest[ingest]'"
             ) from error
-        return SourceSamples(self.metadata, self._index)
+        return SourceSamples(self._opening, self._index)
 
     def _fraction(self, given: float | str) -> float:
         if not isinstance(given, str):
             return given
-        named = self.metadata.spec.label_fractions
+        named = self._opening.spec.label_fractions
         if given in named:
             return named[given]
         try:
             return float(given[:-1]) / 100 if given.endswith("%") else float(given)
         except ValueError:
             raise LoadError(
-                f"no label_fraction {given!r}; {self.metadata.name} names "
+                f"no label_fraction {given!r}; {self._opening.name} names "
                 f"{', '.join(named) or 'none'}; or give a share such as 0.1 or '10%'"
             ) from None
 
@@ -253,17 +261,18 @@ class EvalDataset(Dataset[dict[str, Any]]):
         return torch.randperm(total, generator=generator)[:count].numpy()
 
     def __getstate__(self) -> tuple[str, Metadata, dict[str, Any]]:
-        return self._root, self.metadata, self._arguments
+        return self._root, self._opening, self._arguments
 
     def __setstate__(self, state: tuple[str, Metadata, dict[str, Any]]) -> None:
-        # Opening again costs milliseconds; the maps themselves can't travel. The metadata does, so
-        # that a worker reads the version that its loader counts, whatever was published since.
-        self._root, metadata, self._arguments = state
+        # Opening again costs milliseconds; the maps themselves can't travel. What it is opened by
+        # does, so that a worker reads the version that its loader counts, whatever was published
+        # since.
+        self._root, opening, self._arguments = state
         try:
-            self._open(open_root(Settings.load(), self._root), metadata, **self._arguments)
+            self._open(open_root(Settings.load(), self._root), opening, **self._arguments)
         except IntegrityError as error:
-            if is_replaced(self._store, metadata):
-                raise version_is_gone(metadata) from error
+            if is_replaced(self._store, opening):
+                raise version_is_gone(opening) from error
             raise
 
     # --------------------------------------------------------------------------------- asking
@@ -275,10 +284,22 @@ class EvalDataset(Dataset[dict[str, Any]]):
         shapes = ", ".join(f"{m.name} ({len(m.bands)} bands)" for m in self._inputs)
         return f"EvalDataset({self.name!r}, {self.split!r}: {len(self)} samples, {shapes})"
 
+    @cached_property
+    def metadata(self) -> Metadata:
+        """All that is recorded about the dataset: metadata.json.
+
+        Raises:
+            OutdatedError: another version was published since this one was opened.
+        """
+        found = require_metadata(self._store.root, self.name)
+        if not is_same(found, self._opening):
+            raise version_is_gone(self._opening)
+        return found
+
     @property
     def task(self) -> Task:
         """What is predicted."""
-        return self.metadata.config.task
+        return self._opening.config.task
 
     @property
     def classes(self) -> list[str]:

@@ -184,7 +184,12 @@ def is_replaced(store: DatasetStore, metadata: Metadata) -> bool:
         now = read_metadata(store)
     except StoreError:
         return False
-    return now is None or now.fingerprint != metadata.fingerprint or now.shards != metadata.shards
+    return now is None or not is_same(now, metadata)
+
+
+def is_same(one: Metadata, other: Metadata) -> bool:
+    """True if two records are of one version of a dataset."""
+    return (one.fingerprint, one.shards) == (other.fingerprint, other.shards)
 
 
 def version_is_gone(metadata: Metadata) -> OutdatedError:
