@@ -40,6 +40,7 @@ from eval_ingest.core.norm import MOMENTS, combine
 from eval_ingest.core.quality import quality_report
 from eval_ingest.core.splits import SPLITS_VERSION, SplitAssignment, assign_splits, inherited
 from eval_ingest.core.validate import check_invalid_fraction
+from eval_ingest.decoding.machine import machine_faults_told
 from eval_ingest.errors import IntegrityError, NotIngestedError, StaleStageError, StoreError
 from eval_ingest.indexing.build import finish_index, index_source, partial_rows
 from eval_ingest.indexing.wanted import check_storage
@@ -354,9 +355,10 @@ def run_stage(job: Job, stage: str, values: dict[str, Any] | None = None) -> Out
         job, inputs = _belonging_together(
             job, dict(zip(_STAGES[stage].inputs, inputs, strict=True))
         )
-    value = _STAGES[stage].build(job, *inputs)
-    ran = write_stage(job, stage, value)
-    job.store.send()
+    with machine_faults_told():
+        value = _STAGES[stage].build(job, *inputs)
+        ran = write_stage(job, stage, value)
+        job.store.send()
     if stage == "registry_entry":
         tidy(job, value)
     return Outcome(stage, value, ran, time.monotonic() - started)

@@ -29,7 +29,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::dagster.BetaWarning")
 CROPS = "segmentation"
 NAMES = {
     "no_leakage", "every_class_in_every_split", "no_zero_variance_band", "units_plausible",
-    "dataset_loads", "verdict",
+    "dataset_loads", "tells_models_apart", "verdict",
 }  # fmt: skip
 
 

@@ -1,6 +1,7 @@
 """Evals inside a Lightning training."""
 
 import csv
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,9 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 from torch.utils.data import DataLoader
 
+from eval_ingest import EvalDataset
 from eval_ingest.errors import LoadError
-from eval_ingest.integrations.lightning import EvalCallback
+from eval_ingest.integrations.lightning import EvalCallback, EvalDataModule
 from eval_ingest_tests.support.fake_evals import write_fake
 
 
@@ -87,3 +89,15 @@ def test_training_is_the_same_with_and_without_evals(root: Path, tmp_path: Path)
 def test_an_interval_must_be_one() -> None:
     with pytest.raises(LoadError, match="every_n_steps is 0"):
         EvalCallback("crops", 0)
+
+
+def test_a_datamodule_hands_out_the_splits(ingested: Callable[[str], Path]) -> None:
+    root = ingested("segmentation")
+    data = EvalDataModule(
+        "segmentation", 4, train={"max_samples": 6, "crop": "random"}, root=root, normalize=None
+    )
+    assert [len(batch["window"]) for batch in data.train_dataloader()] == [4, 2]
+    for split, loader in (("val", data.val_dataloader()), ("test", data.test_dataloader())):
+        wanted = EvalDataset("segmentation", split, root=root)
+        windows = [window for batch in loader for window in batch["window"]]
+        assert windows == [wanted.window(i) for i in range(len(wanted))]

@@ -14,7 +14,7 @@ from pyarrow import feather
 from eval_ingest import EvalDataset, pipeline
 from eval_ingest.copying.verify import verify
 from eval_ingest.decoding import judge as window_module
-from eval_ingest.decoding.problems import RasterProblem
+from eval_ingest.decoding.problems import Unreadable
 from eval_ingest.engine import no_progress
 from eval_ingest.errors import (
     ConfigError,
@@ -279,7 +279,7 @@ def test_forgetting_drops_the_judgement_of_a_run_that_found_too_much_amiss(
 
 
 def _undecodable(*_: object) -> None:
-    raise RasterProblem("raster_unreadable", "no codec")
+    raise Unreadable("raster_unreadable", "no codec")
 
 
 def test_an_old_version_stays_readable_while_a_new_one_is_made(

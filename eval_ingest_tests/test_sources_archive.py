@@ -289,7 +289,7 @@ def test_a_copy_that_is_stopped_while_files_are_moved_loses_none(
     small: Path, tmp_path: Path, reference: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     archive, root = pack(small, tmp_path / "crops.tar.gz"), tmp_path / "root"
-    count, place = 0, window_files._place
+    count, place = 0, window_files._moved
 
     def stopping(*arguments: Any) -> Any:
         nonlocal count
@@ -298,7 +298,7 @@ def test_a_copy_that_is_stopped_while_files_are_moved_loses_none(
             raise KeyboardInterrupt
         return place(*arguments)
 
-    monkeypatch.setattr(window_files, "_place", stopping)
+    monkeypatch.setattr(window_files, "_moved", stopping)
     with pytest.raises(KeyboardInterrupt):
         pipeline.ingest(make_job(archive, root))
     monkeypatch.undo()

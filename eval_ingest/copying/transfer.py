@@ -38,7 +38,7 @@ from eval_ingest.store.shards import ShardWriter, read_shard, shard_names
 from eval_ingest.store.split_index import TARGET, Crops, timestamps_column, write_split_index
 from eval_ingest.store.window_files import Windows
 
-_TASK_WINDOWS = 16
+_TASK_WINDOWS = 32
 _MOVED_TOGETHER = 256
 """Windows whose split is changed between two notes in the journal."""
 

@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from eval_ingest.core.modality import MODALITIES
 from eval_ingest.core.resolved import ResolvedConfig
+from eval_ingest.core.signal import Signal
 from eval_ingest.core.spec import SPLIT_OPTION, SPLITS, DatasetSpec
 
 METADATA_VERSION = 2
@@ -143,6 +144,8 @@ class Metadata(_Model):
     split_report: dict[str, Any]
     quality: dict[str, Any] = Field(default_factory=dict)
     """The verdict and what it rests on: see `core.quality.quality_report`."""
+    signal: dict[str, Any] = Field(default_factory=dict)
+    """How well it tells models apart, once that was measured: see `core.signal.Signal`."""
     warnings: list[str]
     fingerprints: dict[str, str]
     """By stage."""
@@ -176,11 +179,11 @@ def opening(metadata: Metadata) -> Metadata:
         | ({"layers": ()} if asked.copy_mode != "index" else {})
     )
     nothing: dict[str, Any] = {"invalid": {}, "split_report": {}, "quality": {}, "warnings": []}
-    nothing |= {"fingerprints": {}, "timesteps": {}, "history": [], "their_entry": ""}
+    nothing |= {"fingerprints": {}, "timesteps": {}, "history": [], "signal": {}, "their_entry": ""}
     return metadata.model_copy(update={"spec": spec, "config": config, **nothing})
 
 
-OURS_ALONE = ("copy", "eval", "verdict", "fingerprint", "ingested_at")
+OURS_ALONE = ("copy", "eval", "verdict", "signal", "fingerprint", "ingested_at")
 """Keys of an entry that no other tool writes."""
 
 
@@ -223,6 +226,7 @@ def registry_entry(metadata: Metadata, path: str) -> dict[str, Any]:
     """
     config, task = metadata.config, metadata.config.task
     names = [modality.name for modality in config.modalities]
+    signal = Signal.of(metadata.signal)
     return {
         "name": metadata.name,
         "display_name": metadata.spec.display_name or metadata.name,
@@ -248,6 +252,7 @@ def registry_entry(metadata: Metadata, path: str) -> dict[str, Any]:
         "same_timesteps": metadata.same_timesteps,
         "eval": metadata.spec.eval.given,
         "verdict": metadata.quality.get("verdict", ""),
+        **({"signal": signal.entry} if signal is not None else {}),
         "fingerprint": metadata.fingerprint,
         "ingested_at": metadata.published_at,
     }

@@ -18,6 +18,7 @@ import dagster as dg
 import numpy as np
 
 from eval_ingest.core.entry import Metadata
+from eval_ingest.core.signal import Signal
 from eval_ingest.core.spec import SPLITS
 from eval_ingest.defs.assets import registry_entry
 from eval_ingest.defs.failures import RETRIES, as_failure
@@ -86,6 +87,7 @@ BY_FINDINGS = (
 
 LOADS = "dataset_loads"
 VERDICT = "verdict"
+SIGNAL = "tells_models_apart"
 VERSION = "version of the dataset"
 """Key of the metadata that says what was checked."""
 DESCRIPTIONS = {
@@ -93,6 +95,10 @@ DESCRIPTIONS = {
     LOADS: (
         "EvalDataset opens train, val and test, and reads the first and the last sample of each. "
         "If it fails: eval-ingest verify names the damaged files; materialising again mends them."
+    ),
+    SIGNAL: (
+        "Models that know something score better than those that know nothing, as far as that was "
+        "measured: eval-ingest signal. If it fails: look at the labels, or leave it out of suites."
     ),
     VERDICT: (
         "The dataset is good to compare models on: neither usable with warnings nor poor. "
@@ -114,6 +120,8 @@ def result(root: EvalRoot, entry: Metadata, name: str) -> Result:
     """The outcome of a check of a registered dataset."""
     if name == LOADS:
         return _loads(root, entry)
+    if name == SIGNAL:
+        return _signal(entry)
     if not entry.quality:
         text = f"{entry.name} was ingested before there was a quality report; materialise it again"
         return Result(False, text)
@@ -158,6 +166,15 @@ def _verdict(entry: Metadata) -> Result:
     if len(reasons) > 1:
         text += f" (and {len(reasons) - 1} more)"
     return Result(level == "good", text, ERROR if level == "poor" else WARN, metadata)
+
+
+def _signal(entry: Metadata) -> Result:
+    found = Signal.of(entry.signal)
+    if found is None:
+        return Result(True, f"not measured yet: eval-ingest signal --name {entry.name}")
+    levels = [(level.name, f"{level.val:.4g}", f"{level.test:.4g}") for level in found.levels]
+    metadata = {**found.entry, "models": table(("model", "val", f"test {found.metric}"), levels)}
+    return Result(found.verdict != "none", "; ".join(found.lines()), WARN, metadata)
 
 
 def _loads(root: EvalRoot, entry: Metadata) -> Result:

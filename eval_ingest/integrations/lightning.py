@@ -1,23 +1,84 @@
 """Evals inside a Lightning training, the framework of rslearn's own users.
 
     trainer = Trainer(callbacks=[EvalCallback("suites/inloop.yaml", every_n_steps=1000)])
+    trainer.fit(model, datamodule=EvalDataModule("tolbi_crops"))
 
-How a model is scored is sweep/evaluate.py; when, and where its scores go, is here.
+How a model is scored is sweep/evaluate.py; when, and where its scores go, is here. What a sample is
+stands in loading/dataset.py.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from eval_ingest.errors import LoadError
+from eval_ingest.loading.dataset import EvalDataset
 from eval_ingest.sweep.encoders.module import Adapter
 from eval_ingest.sweep.evaluate import Evaluation, evaluate
 from eval_ingest.sweep.suite import Suite
 
 try:
-    from lightning.pytorch import Callback, LightningModule, Trainer
+    from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 except ImportError as error:
-    raise LoadError("the Lightning callback needs lightning: pip install lightning") from error
+    raise LoadError(
+        "the Lightning callback and datamodule need lightning: pip install lightning"
+    ) from error
+
+
+class EvalDataModule(LightningDataModule):
+    """An eval dataset's splits for a Lightning Trainer, each for what it is for.
+
+    Batches are dicts as `EvalDataset.loader` makes them.
+
+    Args:
+        name: the dataset.
+        batch_size: default: chosen by the size of a sample.
+        num_workers: default: chosen by where samples come from.
+        train: arguments of EvalDataset for train alone, such as label_fraction=0.1, crop="random".
+        loader: further arguments of DataLoader, such as pin_memory.
+        **arguments: of EvalDataset for all splits, such as normalize, modalities, version.
+
+    >>> data = EvalDataModule("tolbi_crops", train={"label_fraction": 0.1})    # doctest: +SKIP
+    """
+
+    def __init__(
+        self,
+        name: str,
+        batch_size: int | None = None,
+        num_workers: int | None = None,
+        *,
+        train: Mapping[str, Any] | None = None,
+        loader: Mapping[str, Any] | None = None,
+        **arguments: Any,
+    ) -> None:
+        super().__init__()
+        self._dataset, self.batch_size, self.num_workers = name, batch_size, num_workers
+        self._train, self._loader, self._arguments = train or {}, loader or {}, arguments
+
+    def dataset(self, split: str) -> EvalDataset:
+        """A split as it is loaded.
+
+        Raises:
+            UnknownDatasetError: no such dataset.
+            LoadError: an argument that it can't satisfy.
+        """
+        own = self._train if split == "train" else {}
+        return EvalDataset(self._dataset, split, **{**self._arguments, **own})
+
+    def _dataloader(self, split: str) -> Any:
+        return self.dataset(split).loader(self.batch_size, self.num_workers, **self._loader)
+
+    def train_dataloader(self) -> Any:
+        """Train, shuffled."""
+        return self._dataloader("train")
+
+    def val_dataloader(self) -> Any:
+        """Val, in order."""
+        return self._dataloader("val")
+
+    def test_dataloader(self) -> Any:
+        """Test, in order."""
+        return self._dataloader("test")
 
 
 class EvalCallback(Callback):

@@ -6,6 +6,7 @@ from typing import Any, overload
 import torch
 
 from eval_ingest.core.task import IGNORE_LABEL
+from eval_ingest.errors import LoadError
 
 
 class Samples(Sequence[dict[str, Any]]):
@@ -31,6 +32,18 @@ class Samples(Sequence[dict[str, Any]]):
             for key, value in self.batch.items()
             if key != "timesteps"
         }
+
+
+class Ragged(dict[str, Any]):
+    """A sample of a batch whose samples differ in shape: torch's own collate can't stack those."""
+
+    def __copy__(self) -> "Ragged":
+        # What torch's default collate does first, before it fails with words of its own.
+        raise LoadError(
+            "samples of this batch differ in height, width or number of timesteps, and torch's own "
+            "collate can't stack them: use ds.loader(), or DataLoader(ds, "
+            "collate_fn=eval_ingest.collate), which fills them up, or ds.batches(n, bucket=True)"
+        )
 
 
 def collate(samples: Sequence[dict[str, Any]]) -> dict[str, Any]:

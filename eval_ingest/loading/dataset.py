@@ -4,12 +4,14 @@ Opening reads opening.json and the split's index; no window is scanned, and pixe
 a sample is asked for. Workers of a DataLoader share the maps.
 """
 
+import copy
+import operator
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 import numpy as np
 import torch
@@ -22,7 +24,8 @@ from eval_ingest.core.resolved import ModalityInput
 from eval_ingest.core.spec import SPLITS
 from eval_ingest.core.task import Task
 from eval_ingest.errors import IntegrityError, LoadError
-from eval_ingest.loading.collate import Samples, collate
+from eval_ingest.loading import shown
+from eval_ingest.loading.collate import Ragged, Samples, collate
 from eval_ingest.loading.memory import recycler
 from eval_ingest.loading.normalize import (
     DEFAULT_METHOD,
@@ -30,16 +33,27 @@ from eval_ingest.loading.normalize import (
     make_normalizer,
     pretrained_stats,
 )
-from eval_ingest.loading.packed import PackedSamples, is_replaced, is_same, version_is_gone
+from eval_ingest.loading.on_device import Carrier
+from eval_ingest.loading.packed import (
+    PackedSamples,
+    is_replaced,
+    is_same,
+    require_version,
+    version_is_gone,
+)
 from eval_ingest.loading.parallel import in_parallel
+from eval_ingest.loading.selection import drawn, share_of, strata_of
+from eval_ingest.loading.windows import SampleWindows
 from eval_ingest.settings import Settings
 from eval_ingest.store.registry import require_metadata, require_opening
 from eval_ingest.store.roots.base import EvalRoot
 from eval_ingest.store.roots.open import open_root
 from eval_ingest.store.split_index import TARGET, SplitIndex
 
-if TYPE_CHECKING:  # the source side is for datasets without packed samples alone
+if TYPE_CHECKING:
+    # The source side is for datasets without packed samples alone.
     from eval_ingest.loading.from_source import SourceSamples
+    from eval_ingest.loading.plot import SampleFigure
 
 _BATCH_BYTES = 64 << 20
 """`loader` makes batches of about this many bytes of float32 pixels."""
@@ -47,6 +61,11 @@ _BATCH_BYTES = 64 << 20
 
 Statistics = Mapping[str, Mapping[str, float]]
 """Per band mean, std, min and max."""
+
+CHANNELS_FIRST = (3, 2, 0, 1)
+"""The axes of (H, W, T, C) as (C, T, H, W)."""
+
+Transform = Callable[[dict[str, Any]], Any]
 
 Normalize = Literal["dataset", "pretrained"] | Mapping[str, Statistics] | None
 """Which statistics samples are normalised with."""
@@ -65,13 +84,16 @@ class EvalDataset(Dataset[dict[str, Any]]):
     | window | "group/name" |
     | crop | where every crop of a window is a sample: its first row and column in the window |
 
-    Samples are ordered as rslearn orders windows, by the SHA-256 of their names.
+    Samples are ordered as rslearn orders windows, by the SHA-256 of their names. `ds[10:20]` and
+    `ds[[3, 1]]` are datasets of some of the samples.
 
     Args:
         name: the dataset, as in the registry.
         split: train, val or test.
         root: the eval root; default OLMOEARTH_EVAL_DATASETS.
-        modalities: only these; default all.
+        version: the fingerprint that the dataset must have, or how it begins: scores on another
+            version can't be compared. `ds.metadata.fingerprint` and `eval_ingest.info` tell it.
+        modalities: only these, in this order: a name or several; default all.
         normalize: "dataset" (statistics of its train split), "pretrained" (OlmoEarth's), your own
             statistics {modality: {band: {"mean", "std", "min", "max"}}} of pixels (Sentinel-1 in
             dB), or None (stored values, Sentinel-1 linear).
@@ -83,14 +105,26 @@ class EvalDataset(Dataset[dict[str, Any]]):
             of a split's windows is a sample, these are the samples, whatever is given here.
         label_fraction: share of the train split, in (0, 1], or "10%", or a name in the spec's
             label_fractions: nested subsets, drawn by `seed`.
+        stratified: draw label_fraction and max_samples so that each class (by a sample's most
+            frequent label) or fifth of the targets has its share, rare ones first; nested too.
         seed: of label_fraction and max_samples.
         max_samples: at most so many samples, the first of those that label_fraction draws.
         nodata: what pixels without data are once normalised: 0, or NaN for models that mask them.
+        channels_first: pixels as (C, T, H, W), as rslearn has them; views, not copies.
+        transforms: called with each sample (a dict as above) last; gives what a batch is made of.
 
     Raises:
         UnknownDatasetError: no such dataset under the root; the message lists the near names.
+        OutdatedError: it is of another version than is asked for.
         LoadError: an argument that the dataset can't satisfy.
+
+    >>> ds = EvalDataset("tolbi_crops", "train", label_fraction=0.1)       # doctest: +SKIP
+    >>> ds[0]["sentinel2_l2a"].shape                                       # doctest: +SKIP
+    torch.Size([16, 16, 12, 12])
     """
+
+    _order: NDArray[np.int64] | None = None
+    """Rows of the split's index, a sample each; None: all of them."""
 
     def __init__(
         self,
@@ -98,30 +132,39 @@ class EvalDataset(Dataset[dict[str, Any]]):
         split: str,
         *,
         root: str | Path | None = None,
-        modalities: Sequence[str] | None = None,
+        version: str | None = None,
+        modalities: str | Sequence[str] | None = None,
         normalize: Normalize = "dataset",
         method: str = DEFAULT_METHOD,
         crop: Literal["center", "random"] | None = "center",
         label_fraction: float | str = 1.0,
+        stratified: bool = False,
         seed: int = 42,
         max_samples: int | None = None,
         nodata: float = 0.0,
+        channels_first: bool = False,
+        transforms: Transform | None = None,
     ) -> None:
         self._arguments: dict[str, Any] = {
             "name": name, "split": split, "modalities": modalities, "normalize": normalize,
-            "method": method, "crop": crop, "label_fraction": label_fraction, "seed": seed,
-            "max_samples": max_samples, "nodata": nodata,
+            "method": method, "crop": crop, "label_fraction": label_fraction,
+            "stratified": stratified, "seed": seed, "max_samples": max_samples, "nodata": nodata,
+            "channels_first": channels_first, "transforms": transforms,
         }  # fmt: skip
         eval_root = open_root(Settings.load(), root)
         self._root = eval_root.address
+        self._given_root = root
         opening = require_opening(eval_root, name)
+        if version is not None:
+            require_version(opening, version, eval_root)
         try:
             self._open(eval_root, opening, **self._arguments)
         except IntegrityError:
             now = require_metadata(eval_root, name)
-            if is_same(now, opening):
+            if version is not None or is_same(now, opening):
                 raise
             self._open(eval_root, now, **self._arguments)  # published at this moment
+        self._order = self._draw()
 
     def _open(
         self,
@@ -130,14 +173,12 @@ class EvalDataset(Dataset[dict[str, Any]]):
         *,
         name: str,
         split: str,
-        modalities: Sequence[str] | None,
-        normalize: Normalize,
+        modalities: str | Sequence[str] | None,
         method: str,
         crop: Literal["center", "random"] | None,
-        label_fraction: float | str,
-        seed: int,
-        max_samples: int | None,
-        nodata: float,
+        channels_first: bool,
+        transforms: Transform | None,
+        **_: Any,
     ) -> None:
         """Open a certain version of the dataset: see `core.entry.opening`."""
         self._opening = opening
@@ -155,15 +196,16 @@ class EvalDataset(Dataset[dict[str, Any]]):
         if crop is None:
             self._cut = replace(self._cut, side=None)
         self._random_crop = crop == "random"
+        self.channels_first, self._transforms = channels_first, transforms
         self._index = self._read_index()
-        self._order = self._draw(self._fraction(label_fraction), seed, max_samples)
         self._samples = self._open_samples()
 
     # -------------------------------------------------------------------------------- opening
 
-    def _choose(self, modalities: Sequence[str] | None) -> list[ModalityInput]:
+    def _choose(self, modalities: str | Sequence[str] | None) -> list[ModalityInput]:
         known = {modality.name: modality for modality in self._opening.config.modalities}
-        wanted = list(known) if modalities is None else list(modalities)
+        given = [modalities] if isinstance(modalities, str) else modalities
+        wanted = list(known) if given is None else list(given)
         unknown = [name for name in wanted if name not in known]
         if unknown or not wanted:
             raise LoadError(
@@ -226,54 +268,35 @@ class EvalDataset(Dataset[dict[str, Any]]):
             ) from error
         return SourceSamples(self._opening, self._index)
 
-    def _fraction(self, given: float | str) -> float:
-        if not isinstance(given, str):
-            return given
-        named = self._opening.spec.label_fractions
-        if given in named:
-            return named[given]
-        try:
-            return float(given[:-1]) / 100 if given.endswith("%") else float(given)
-        except ValueError:
-            raise LoadError(
-                f"no label_fraction {given!r}; {self._opening.name} names "
-                f"{', '.join(named) or 'none'}; or give a share such as 0.1 or '10%'"
-            ) from None
-
-    def _draw(
-        self, label_fraction: float, seed: int, max_samples: int | None
-    ) -> NDArray[np.int64] | None:
-        """The rows of a label fraction, or None for all of them in order."""
-        if not 0 < label_fraction <= 1:
-            raise LoadError(f"label_fraction is {label_fraction}; it must be in (0, 1]")
-        if max_samples is not None and max_samples < 1:
-            raise LoadError(f"max_samples is {max_samples}; it must be at least 1")
-        total = len(self._index)
-        most = total if max_samples is None else min(max_samples, total)
-        if label_fraction == 1 and most == total:
-            return None
-        if label_fraction != 1 and self.split != "train":
+    def _draw(self) -> NDArray[np.int64] | None:
+        """The rows that are asked for, or None for all of them in order."""
+        given = self._arguments
+        share = share_of(given["label_fraction"], self._opening)
+        if share != 1 and self.split != "train":
             raise LoadError(
                 f"label_fraction is for the train split; {self.split} is always used whole"
             )
-        count = min(max(1, int(total * label_fraction)), most)
-        generator = torch.Generator().manual_seed(seed)
-        return torch.randperm(total, generator=generator)[:count].numpy()
+        strata = None
+        if given["stratified"]:
+            targets = (self._stored_target(row, self._corner(row)) for row in range(len(self)))
+            strata = strata_of(targets, self.task)
+        return drawn(len(self), share, given["max_samples"], given["seed"], strata)
 
-    def __getstate__(self) -> tuple[str, Metadata, dict[str, Any]]:
-        return self._root, self._opening, self._arguments
+    def __getstate__(self) -> tuple[Any, ...]:
+        return self._root, self._given_root, self._opening, self._arguments, self._order
 
-    def __setstate__(self, state: tuple[str, Metadata, dict[str, Any]]) -> None:
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
         # Opening again costs milliseconds; the maps themselves can't travel. What it is opened by
         # does, so that a worker reads the version that its loader counts, whatever was published
         # since.
-        self._root, opening, self._arguments = state
+        self._root, self._given_root, opening, self._arguments, order = state
         try:
             self._open(open_root(Settings.load(), self._root), opening, **self._arguments)
         except IntegrityError as error:
             if is_replaced(self._store, opening):
                 raise version_is_gone(opening) from error
             raise
+        self._order = order
 
     # --------------------------------------------------------------------------------- asking
 
@@ -281,8 +304,95 @@ class EvalDataset(Dataset[dict[str, Any]]):
         return len(self._index) if self._order is None else len(self._order)
 
     def __repr__(self) -> str:
-        shapes = ", ".join(f"{m.name} ({len(m.bands)} bands)" for m in self._inputs)
-        return f"EvalDataset({self.name!r}, {self.split!r}: {len(self)} samples, {shapes})"
+        return shown.as_text(self)
+
+    def _repr_html_(self) -> str:
+        return shown.as_html(self)
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """What it was opened with, `root` too where it was given."""
+        root = {} if self._given_root is None else {"root": str(self._given_root)}
+        return {**self._arguments, **root}
+
+    @cached_property
+    def windows(self) -> SampleWindows:
+        """Where and when each sample is: CRS, bounds, outline and times, as a table.
+
+        Raises:
+            LoadError: the window index isn't the one that this version was made with.
+        """
+        # Its columns need Arrow's compute functions, which take 0.2 s to import.
+        from eval_ingest.store.outcomes import read_window_index
+
+        index = read_window_index(self._store)
+        if index is None or index.fingerprint != self.metadata.fingerprints.get("window_index"):
+            raise LoadError(
+                f"the window index of {self.name} is missing, or newer than what is published; "
+                f"run: eval-ingest ingest --name {self.name}"
+            )
+        rows = [self._row(i) for i in range(len(self))]
+        corners = [None if self._random_crop else self._corner(row) for row in rows]
+        keys = [(self._index.groups[row], self._index.names[row]) for row in rows]
+        return SampleWindows(index.table, self.split, keys, corners, self._cut)
+
+    def plot(
+        self, i: int, prediction: Any = None, *, modality: str | None = None
+    ) -> "SampleFigure":
+        """A sample as a picture: its pixels, its label in the dataset's colours, and a legend.
+
+        Args:
+            i: which sample.
+            prediction: drawn beside the label: classes or numbers in the target's shape, or one
+                score a class before it, (C, H, W) or (C,); a tensor or an array.
+            modality: which one is shown; default: the first. Optical ones in true colour, radar as
+                first band, last band and their difference.
+
+        Returns:
+            A matplotlib figure, which notebooks show; `.savefig("sample.png")` elsewhere.
+
+        Raises:
+            LoadError: no such modality, or the prediction has another shape.
+        """
+        from eval_ingest.loading.plot import plot_sample
+
+        wanted = self._choose(self._inputs[0].name if modality is None else modality)[0]
+        row = self._row(i)
+        corner = self._corner(row)
+        stored = {wanted.name: np.asarray(self._stored(row, wanted, corner))}
+        stored["target"] = self._target(self._stored_target(row, corner)).numpy()
+        title = f"{self.name} {self.split} {i}: {self._index.window(row)}"
+        return plot_sample(stored, wanted, self.task, title, prediction)
+
+    def value_range(self, modality: str) -> tuple[float, float]:
+        """The lowest and highest value of a modality as its samples have it, in train windows."""
+        [wanted] = self._choose(modality)
+        known = self._opening.norm_stats[modality]
+        ends = np.array([[known[band][key] for band in wanted.bands] for key in ("min", "max")])
+        if wanted.decibels:
+            ends = 10 ** (ends / 10)
+        out = torch.empty((2, 1, len(wanted.bands)))
+        scaled = replace(self._normalizers[modality], missing=())
+        scaled.apply(ends[:, None].astype(np.float32), out)
+        return float(out.min()), float(out.max())
+
+    def sides(self, i: int = 0) -> tuple[tuple[int, int], tuple[int, int]]:
+        """Height and width of sample i, and of its window, in pixels."""
+        row = self._row(i)
+        window = self._index.size(row)
+        return self._cut.size(*window), window
+
+    def shape(self, i: int = 0) -> dict[str, tuple[int, ...]]:
+        """The shape of each modality's pixels in sample i, without reading them."""
+        row = self._row(i)
+        height, width, *steps = self._shapes_of(row, self._corner(row))
+        found: dict[str, tuple[int, ...]] = {
+            modality.name: (height, width, timesteps, len(modality.bands))
+            for modality, timesteps in zip(self._inputs, steps, strict=True)
+        }
+        if not self.channels_first:
+            return found
+        return {name: tuple(s[axis] for axis in CHANNELS_FIRST) for name, s in found.items()}
 
     @cached_property
     def metadata(self) -> Metadata:
@@ -329,9 +439,35 @@ class EvalDataset(Dataset[dict[str, Any]]):
         i %= len(self)
         return i if self._order is None else int(self._order[i])
 
-    def __getitem__(self, i: int) -> dict[str, Any]:
-        row = self._row(int(i))
+    @overload
+    def __getitem__(self, i: int) -> dict[str, Any]: ...
+
+    @overload
+    def __getitem__(self, i: slice | Sequence[int] | NDArray[Any]) -> "EvalDataset": ...
+
+    def __getitem__(
+        self, i: int | slice | Sequence[int] | NDArray[Any]
+    ) -> "dict[str, Any] | EvalDataset":
+        if isinstance(i, slice):
+            return self._some(range(len(self))[i])
+        if isinstance(i, list | tuple) or getattr(i, "ndim", 0) == 1:
+            chosen = np.asarray(i)
+            return self._some(np.flatnonzero(chosen) if chosen.dtype == bool else chosen)
+        try:
+            row = self._row(operator.index(i))  # type: ignore[arg-type]
+        except TypeError:
+            raise TypeError(
+                f"{i!r} is no sample of {self.name} {self.split}: they are numbered 0 to "
+                f"{len(self) - 1}; a split is opened by EvalDataset({self.name!r}, split=...), and "
+                f"a modality is in a sample: ds[0][{self._inputs[0].name!r}]"
+            ) from None
         return self._sample(row, self._corner(row))
+
+    def _some(self, chosen: Sequence[int] | NDArray[Any]) -> "EvalDataset":
+        """A dataset of some of the samples, in the order in which they are given."""
+        some = copy.copy(self)  # through __getstate__: it has maps of its own
+        some._order = np.array([self._row(int(i)) for i in chosen], np.int64)
+        return some
 
     def _sample(self, row: int, corner: Corner) -> dict[str, Any]:
         self._read_ahead([row], [corner])
@@ -348,7 +484,14 @@ class EvalDataset(Dataset[dict[str, Any]]):
         sample["window"] = self._index.window(row)
         if self._cut.grid is not None:
             sample["crop"] = corner
-        return sample
+        self._turn(sample, CHANNELS_FIRST)
+        return sample if self._transforms is None else self._transforms(sample)
+
+    def _turn(self, pixels: dict[str, Any], axes: tuple[int, ...]) -> None:
+        """Put the axes of all modalities in another order, where that is asked for."""
+        if self.channels_first:
+            for name in self.bands:
+                pixels[name] = pixels[name].permute(axes)
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         return (self[i] for i in range(len(self)))
@@ -361,7 +504,9 @@ class EvalDataset(Dataset[dict[str, Any]]):
         return self._one_by_one(rows, corners) if batch is None else Samples(batch)
 
     def _one_by_one(self, rows: Sequence[int], corners: Sequence[Corner]) -> list[dict[str, Any]]:
-        return [self._sample(row, corner) for row, corner in zip(rows, corners, strict=True)]
+        samples = [self._sample(row, corner) for row, corner in zip(rows, corners, strict=True)]
+        # What transforms give is theirs: it may well be of one shape.
+        return samples if self._transforms is not None else [Ragged(sample) for sample in samples]
 
     def _corner(self, row: int) -> Corner:
         """Where the sample begins in its window: given, in the middle, or at random."""
@@ -395,7 +540,11 @@ class EvalDataset(Dataset[dict[str, Any]]):
     # ------------------------------------------------------------------------------- batching
 
     def batches(
-        self, batch_size: int, bucket: bool = False, shard: tuple[int, int] = (0, 1)
+        self,
+        batch_size: int,
+        bucket: bool = False,
+        shard: tuple[int, int] = (0, 1),
+        device: str | torch.device | None = None,
     ) -> Iterator[dict[str, Any]]:
         """All samples in order, in batches as `collate` makes them.
 
@@ -403,6 +552,9 @@ class EvalDataset(Dataset[dict[str, Any]]):
         their place in the batch, on several threads. With `bucket`, samples of equal shape come
         together, so that none is padded: `batch["window"]` tells which they are. With `shard`
         (k, n) only every n-th batch from the k-th on, so that n ranks share a split.
+
+        With `device`, stored integers are carried there, where they are converted, normalised and
+        masked while the batch before is worked on; all tensors of a batch are there.
 
         Raises:
             LoadError: the batch size or the shard can't be.
@@ -418,13 +570,23 @@ class EvalDataset(Dataset[dict[str, Any]]):
             for bucketed in (self._buckets(every) if bucket else [every])
             for start in range(0, len(bucketed), batch_size)
         ][first::ranks]
+        if device is None:
+            yield from self._made(turns)
+        else:
+            carrier = Carrier(torch.device(device), self._normalizers)
+            yield from carrier.batches(self._made(turns, carrier))
+
+    def _made(
+        self, turns: Sequence[list[int]], carrier: Carrier | None = None
+    ) -> Iterator[dict[str, Any]]:
+        """Batches of these rows; a carrier makes their pixels where it brings them."""
         cropped = [[self._corner(row) for row in rows] for rows in turns[:1]]
         for k, rows in enumerate(turns):
             if k + 1 < len(turns):
                 cropped.append([self._corner(row) for row in turns[k + 1]])
                 if self._samples.reads_in_background:
                     self._read_ahead(turns[k + 1], cropped[k + 1])
-            batch = self._batch(rows, cropped[k])
+            batch = self._batch(rows, cropped[k], carrier)
             yield collate(self._one_by_one(rows, cropped[k])) if batch is None else batch
 
     def _buckets(self, rows: list[int]) -> list[list[int]]:
@@ -434,14 +596,19 @@ class EvalDataset(Dataset[dict[str, Any]]):
             found.setdefault(self._shapes_of(row, self._corner(row)), []).append(row)
         return list(found.values())
 
-    def _batch(self, rows: list[int], corners: list[Corner]) -> dict[str, Any] | None:
-        """Some rows as one batch; None if they differ in shape."""
+    def _batch(
+        self, rows: list[int], corners: list[Corner], carrier: Carrier | None = None
+    ) -> dict[str, Any] | None:
+        """Some rows as one batch; None if they differ in shape, or are each transformed."""
+        if self._transforms is not None:
+            return None
         shapes = {self._shapes_of(row, at) for row, at in zip(rows, corners, strict=True)}
         if len(shapes) != 1:
             return None
         self._read_ahead(rows, corners)
         batch: dict[str, Any] = {
-            modality.name: self._pixels(modality, rows, corners) for modality in self._inputs
+            modality.name: self._pixels(modality, rows, corners, carrier)
+            for modality in self._inputs
         }
         batch["timestamps"] = {
             m.name: torch.from_numpy(
@@ -458,6 +625,7 @@ class EvalDataset(Dataset[dict[str, Any]]):
         batch["window"] = [self._index.window(row) for row in rows]
         if self._cut.grid is not None:
             batch["crop"] = list(corners)
+        self._turn(batch, (0, *(axis + 1 for axis in CHANNELS_FIRST)))
         return batch
 
     def _shapes_of(self, row: int, corner: Corner) -> tuple[int, ...]:
@@ -465,9 +633,16 @@ class EvalDataset(Dataset[dict[str, Any]]):
         return *self._cut.size(*self._index.size(row)), *steps
 
     def _pixels(
-        self, modality: ModalityInput, rows: list[int], corners: list[Corner]
+        self,
+        modality: ModalityInput,
+        rows: list[int],
+        corners: list[Corner],
+        carrier: Carrier | None,
     ) -> torch.Tensor:
         """Normalised pixels of samples of equal shape: no stored pixel is copied on the way."""
+        if carrier is not None:
+            stored = [self._stored(rows[k], modality, corners[k]) for k in range(len(rows))]
+            return carrier.pixels(modality.name, stored)
         first = self._stored(rows[0], modality, corners[0])
         out = recycler.empty((len(rows), *first.shape))
         apply = self._normalizers[modality.name].apply
@@ -489,33 +664,43 @@ class EvalDataset(Dataset[dict[str, Any]]):
         """A DataLoader with workers and batch size chosen for this dataset.
 
         Reading a memory map costs less than handing tensors between processes, so there are no
-        workers unless samples are large, or decoded from the source. `loader.why` says what was
-        chosen and why. Anything given here wins; train is shuffled.
+        workers unless samples are large, or decoded from the source. Anything given here wins,
+        every argument of DataLoader can be given, and `loader.why` says what was chosen and why.
+        Train is shuffled, unless a sampler says the order.
         """
-        sample_bytes = self._sample_bytes()
-        fitting = max(_BATCH_BYTES // sample_bytes, 1)
-        chosen = batch_size or min(1 << (fitting.bit_length() - 1), 256)
+        size = self._sample_bytes()
+        orders = [name for name in ("sampler", "batch_sampler") if kwargs.get(name) is not None]
+        why = []
+        if kwargs.get("batch_sampler") is None:
+            fitting = 1 << (max(_BATCH_BYTES // size, 1).bit_length() - 1)
+            kwargs["batch_size"] = batch_size or min(fitting, 256)
+            reason = "as given" if batch_size else (
+                f"a sample is {size / 2**20:.2f} MiB as float32, a batch "
+                f"about {kwargs['batch_size'] * size / 2**20:.0f} MiB"
+            )  # fmt: skip
+            why.append(f"batch_size {kwargs['batch_size']}: {reason}")
+        elif batch_size is not None:
+            raise LoadError("batch_size and batch_sampler exclude each other: it makes the batches")
+        mapped = isinstance(self._samples, PackedSamples) and size < 32 << 20
         workers = num_workers
+        reason = "as given"
         if workers is None:
-            mapped = isinstance(self._samples, PackedSamples)
-            workers = 0 if mapped and sample_bytes < 32 << 20 else min(4, os.cpu_count() or 1)
-        loader: DataLoader[dict[str, Any]] = DataLoader(
-            self,
-            batch_size=chosen,
-            num_workers=workers,
-            shuffle=self.split == "train" if shuffle is None else shuffle,
-            collate_fn=kwargs.pop("collate_fn", collate),
-            **kwargs,
-        )
-        loader.why = (
-            f"batch_size {chosen}: a sample is {sample_bytes / 2**20:.2f} MiB as float32, a batch "
-            f"about {chosen * sample_bytes / 2**20:.0f} MiB; num_workers {workers}: "
-            + (
+            workers = 0 if mapped else min(4, os.cpu_count() or 1)
+            reason = (
                 "reading the memory map is faster than handing tensors between processes"
-                if workers == 0
+                if mapped
                 else "samples are large or decoded from the source: worth handing between processes"
             )
-        )
+        why.append(f"num_workers {workers}: {reason}")
+        if shuffle is not None or not orders:
+            kwargs["shuffle"] = self.split == "train" if shuffle is None else shuffle
+            reason = "as given" if shuffle is not None else f"the split is {self.split}"
+            why.append(f"shuffle {kwargs['shuffle']}: {reason}")
+        else:
+            why.append(f"order: by the {orders[0]} that was given")
+        kwargs.setdefault("collate_fn", collate)
+        loader: DataLoader[dict[str, Any]] = DataLoader(self, num_workers=workers, **kwargs)
+        loader.why = "; ".join(why)
         return loader
 
     def _sample_bytes(self) -> int:

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from eval_ingest.core.entry import Metadata, Shard
 from eval_ingest.errors import IntegrityError, OutdatedError, StoreError
 from eval_ingest.store.npy import map_npy
-from eval_ingest.store.registry import read_metadata
-from eval_ingest.store.roots.base import DatasetStore
+from eval_ingest.store.registry import read_metadata, require_metadata
+from eval_ingest.store.roots.base import DatasetStore, EvalRoot
 from eval_ingest.store.seal import cure_for
 from eval_ingest.store.split_index import TARGET, SplitIndex
 
@@ -190,6 +190,24 @@ def is_replaced(store: DatasetStore, metadata: Metadata) -> bool:
 def is_same(one: Metadata, other: Metadata) -> bool:
     """True if two records are of one version of a dataset."""
     return (one.fingerprint, one.shards) == (other.fingerprint, other.shards)
+
+
+def require_version(metadata: Metadata, version: str, root: EvalRoot) -> None:
+    """Check that a dataset is of the version that is asked for, or begins like it.
+
+    Raises:
+        OutdatedError: it isn't; says which it is, and what became of the other.
+    """
+    if version and metadata.fingerprint.startswith(version):
+        return
+    history = require_metadata(root, metadata.name).history
+    old = [found for found in history if version and found.fingerprint.startswith(version)]
+    what = f"that of {old[-1].published_at} was replaced" if old else "no version of it is known"
+    raise OutdatedError(
+        f"{metadata.name} is of version {metadata.fingerprint}, published "
+        f"{metadata.published_at}, and not {version!r}: {what}; ingest it again as it was, or "
+        f"open it with version={metadata.fingerprint!r}"
+    )
 
 
 def version_is_gone(metadata: Metadata) -> OutdatedError:

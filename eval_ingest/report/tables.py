@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from eval_ingest.core.columns import numbers
 from eval_ingest.core.entry import Metadata, Version
 from eval_ingest.core.resolved import ModalityInput
+from eval_ingest.core.signal import Signal
 from eval_ingest.core.spec import SPLITS
 from eval_ingest.report.terminal import size, task_text
 from eval_ingest.report.view import View
@@ -53,6 +54,10 @@ def facts(view: View) -> Rows:
         ["licence", metadata.spec.licence or "not stated"],
         ["published", f"{published}, version {metadata.fingerprint}"],
     ]
+    signal = Signal.of(metadata.signal)
+    if signal is not None:
+        first, *more = signal.lines()
+        rows.append(["signal", "; ".join([first.removeprefix("signal: "), *map(str.strip, more)])])
     if metadata.invalid:
         reasons = ", ".join(f"{count:,} {code}" for code, count in metadata.invalid.items())
         text = f"{sum(metadata.invalid.values()):,} of {metadata.n_windows:,}: {reasons}"

@@ -17,7 +17,7 @@ import os
 import shutil
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
@@ -27,18 +27,18 @@ from filelock import FileLock
 
 from eval_ingest.engine import Progress, no_progress
 from eval_ingest.errors import EvalIngestError, SourceError, SourceNotFoundError, StoreError
+from eval_ingest.sources.ahead import ReadAhead
 from eval_ingest.sources.base import (
     ANYBODY,
     CONFIG_FILES,
     Listed,
-    ReadInPlace,
     SourceFile,
     WindowFiles,
     layer_of,
 )
 from eval_ingest.sources.contents import Contents, File
 from eval_ingest.sources.decompress import StreamError, decompressed
-from eval_ingest.sources.listing import WINDOW_FILES
+from eval_ingest.sources.listing import WINDOW_FILES, Had, read_files
 from eval_ingest.sources.local import LocalSource
 from eval_ingest.sources.tar import TarError
 from eval_ingest.sources.unpacking import LIMITS, Limits, RefusedError, unpack
@@ -52,7 +52,7 @@ _TREE, _DROPPED, _MOVING = "tree", "dropped", "moving"
 
 
 @dataclass(frozen=True)
-class ArchiveSource(ReadInPlace):
+class ArchiveSource(ReadAhead):
     """The dataset in an archive."""
 
     archive: str
@@ -64,6 +64,8 @@ class ArchiveSource(ReadInPlace):
     limits: Limits = LIMITS
     progress: Progress = field(default=no_progress, compare=False)
     _local: threading.local = field(default_factory=threading.local, compare=False, repr=False)
+
+    moves = True
 
     def __getstate__(self) -> dict[str, Any]:
         # A worker neither unpacks nor tells.
@@ -122,6 +124,11 @@ class ArchiveSource(ReadInPlace):
 
     # -------------------------------------------------------------------------------- reading
 
+    def fetch(self, files: WindowFiles, wanted: Sequence[SourceFile]) -> dict[str, Had]:
+        found = read_files(f"{self.url}/windows/{files.key}", wanted, None)
+        right = {file.path: file.version for file in wanted}
+        return {path: had for path, had in found.items() if _version(had.data) == right[path]}
+
     def read(self, group: str, name: str, file: SourceFile) -> bytes:
         path = self._path(group, name, file)
         try:
@@ -129,7 +136,7 @@ class ArchiveSource(ReadInPlace):
                 data = stream.read()
         except OSError as error:
             raise SourceError(f"{path} can't be read: {error.strerror or error}") from error
-        found = f"crc32c:{google_crc32c.value(data):08x}"
+        found = _version(data)
         if found != file.version:
             raise SourceError(
                 f"{path}, unpacked from {self.archive}, has {found}, {file.version} when it was "
@@ -155,6 +162,10 @@ class ArchiveSource(ReadInPlace):
             _drop(self.unpacked, Path(self.url, "windows"))
             (self.unpacked / _MOVING).unlink(missing_ok=True)
         vars(self._local).pop("moving", None)
+
+
+def _version(data: bytes) -> str:
+    return f"crc32c:{google_crc32c.value(data):08x}"
 
 
 def _wanted(group: str, name: str, files: list[File], layers: frozenset[str]) -> WindowFiles:

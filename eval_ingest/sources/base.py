@@ -10,7 +10,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from typing import NamedTuple, Protocol, TypeVar
+from typing import NamedTuple, Protocol
 
 from eval_ingest.errors import SourceError
 
@@ -133,6 +133,9 @@ def digest_of(listed: bytes) -> str:
     return hashlib.blake2b(listed, digest_size=16).hexdigest()
 
 
+Window = WindowFiles | Callable[[], WindowFiles]
+"""A window's files, or what lists them: where that takes time, it is done ahead too."""
+
 Fetchable = Callable[[WindowFiles], frozenset[str]]
 """The files of a window that may be fetched before anybody asks for them, by what is listed."""
 
@@ -181,29 +184,6 @@ class WindowReader(Protocol):
         ...
 
 
-Reader = TypeVar("Reader", bound=WindowReader)
-
-
-class ReadInPlace:
-    """What sources share whose files are on this machine: nothing is fetched, kept or dropped."""
-
-    def readers(
-        self: Reader,
-        windows: Iterable[WindowFiles],
-        whole: bool = True,
-        fetchable: Fetchable = every_file,
-    ) -> Iterator[tuple[WindowFiles, Reader]]:
-        """Each window with its reader, which is the source itself."""
-        for files in windows:
-            yield files, self
-
-    def keep(self) -> None:
-        """Its files stay where they are."""
-
-    def drop(self) -> None:
-        """Its files stay where they are."""
-
-
 class Source(Protocol):
     """An rslearn dataset with windows in files, read only."""
 
@@ -215,6 +195,11 @@ class Source(Protocol):
     @property
     def origin(self) -> str:
         """What the user gave: an archive's own URL, where `url` is the unpacked folder."""
+        ...
+
+    @property
+    def moves(self) -> bool:
+        """True if its files are ours and are moved into a copy, not read: see `ours`."""
         ...
 
     @property
@@ -255,11 +240,11 @@ class Source(Protocol):
 
     def readers(
         self,
-        windows: Iterable[WindowFiles],
+        windows: Iterable[Window],
         whole: bool = True,
         fetchable: Fetchable = every_file,
     ) -> Iterator[tuple[WindowFiles, WindowReader]]:
-        """Each window with its reader; a remote source fetches those that come next meanwhile.
+        """Each window with its reader; those that come next are read meanwhile.
 
         Args:
             windows: in the order in which they will be read.

@@ -2,7 +2,7 @@
 
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
@@ -10,16 +10,25 @@ from pathlib import Path
 
 from eval_ingest.engine import batched, map_ordered
 from eval_ingest.errors import SourceError, SourceNotFoundError
+from eval_ingest.sources.ahead import ReadAhead
 from eval_ingest.sources.base import (
     ANYBODY,
     Listed,
-    ReadInPlace,
     SourceFile,
     WindowFiles,
     check_text_size,
     digest_of,
 )
-from eval_ingest.sources.listing import OddFileError, keeps_inodes, list_window, parse, version_of
+from eval_ingest.sources.listing import (
+    Had,
+    OddFileError,
+    keeps_inodes,
+    list_window,
+    parse,
+    read_file,
+    read_files,
+    version_of,
+)
 
 _LISTING_THREADS = 16
 _LISTED_TOGETHER = 32
@@ -27,7 +36,7 @@ _LISTED_TOGETHER = 32
 
 
 @dataclass(frozen=True)
-class LocalSource(ReadInPlace):
+class LocalSource(ReadAhead):
     """A dataset in a folder, on a local disk or a mounted Weka."""
 
     url: str
@@ -144,10 +153,13 @@ class LocalSource(ReadInPlace):
                 "--olmoearth-run-config-path names its folder)"
             )
 
+    def fetch(self, files: WindowFiles, wanted: Sequence[SourceFile]) -> dict[str, Had]:
+        return read_files(f"{self.url}/windows/{files.key}", wanted, self._inodes)
+
     def read(self, group: str, name: str, file: SourceFile) -> bytes:
         path = f"{self.url}/windows/{group}/{name}/{file.path}"
         try:
-            data, found = _read(path, file.size)
+            data, found = read_file(path, file.size)
         except OSError as error:
             raise SourceError(f"{path} can't be read: {error.strerror or error}") from error
         if len(data) != file.size or version_of(found, self._inodes) != file.version:
@@ -164,9 +176,6 @@ class LocalSource(ReadInPlace):
         except OSError as error:
             raise SourceError(f"{path} can't be read: {error.strerror or error}") from error
 
-    def ours(self, group: str, name: str, file: SourceFile) -> None:
-        return None
-
     def forget(self) -> None:
         pass
 
@@ -178,18 +187,3 @@ def _open_no_link(path: str, flags: int) -> int:
 
 def _window_files(group: str, name: str, listed: bytes) -> WindowFiles:
     return WindowFiles(group, name, tuple(SourceFile(*file) for file in parse(listed)))
-
-
-def _read(path: str, size: int) -> tuple[bytes, os.stat_result]:
-    """A file's bytes and what it is after that, with as few system calls as it takes.
-
-    One byte more shows that it grew.
-    """
-    opened = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        data = os.read(opened, size + 1)
-        while 0 < len(data) < size and (more := os.read(opened, size + 1 - len(data))):
-            data += more
-        return data, os.fstat(opened)
-    finally:
-        os.close(opened)

@@ -19,6 +19,7 @@ from eval_ingest.sources.base import (
     Fetchable,
     Listed,
     SourceFile,
+    Window,
     WindowFiles,
     WindowReader,
     check_text_size,
@@ -46,6 +47,8 @@ class RemoteSource:
     """Folder that keeps what is listed and fetched from stage to stage; None: nothing is kept."""
     staging_limit: int | None = None
     """Bytes of windows that it may keep."""
+
+    moves = False
 
     def __getstate__(self) -> dict[str, Any]:
         # Each process opens its own connections.
@@ -167,14 +170,15 @@ class RemoteSource:
 
     def readers(
         self,
-        windows: Iterable[WindowFiles],
+        windows: Iterable[Window],
         whole: bool = True,
         fetchable: Fetchable = every_file,
     ) -> Iterator[tuple[WindowFiles, WindowReader]]:
         waiting: deque[_FetchedWindow] = deque()
         ahead = 0
         try:
-            for files in windows:
+            for window in windows:
+                files = window if isinstance(window, WindowFiles) else window()
                 reader = _FetchedWindow(self, files, whole, fetchable)
                 waiting.append(reader)
                 ahead += files.n_bytes

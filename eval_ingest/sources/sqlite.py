@@ -12,7 +12,7 @@ import itertools
 import json
 import os
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +20,7 @@ from typing import Any
 
 from eval_ingest.errors import SourceError
 from eval_ingest.sources.base import ANYBODY, Listed, SourceFile, WindowFiles
-from eval_ingest.sources.listing import WINDOW_FILES
+from eval_ingest.sources.listing import WINDOW_FILES, Had
 from eval_ingest.sources.local import LocalSource
 
 DATABASE = "windows.sqlite3"
@@ -81,6 +81,17 @@ class SqliteSource(LocalSource):
     def window(self, group: str, name: str, layers: frozenset[str]) -> WindowFiles:
         with closing(self._connect()) as database:
             return self._window(database, group, name, layers)
+
+    def fetch(self, files: WindowFiles, wanted: Sequence[SourceFile]) -> dict[str, Had]:
+        found = super().fetch(files, [file for file in wanted if not _is_described(file.path)])
+        mode = Path(self.url, DATABASE).stat().st_mode & ANYBODY
+        with closing(self._connect()) as database:
+            described = _described(database, files.group, files.name)
+        for file in wanted:
+            data = described.get(file.path) if _is_described(file.path) else None
+            if data is not None and _file(file.path, data) == file:
+                found[file.path] = Had(data, mode)
+        return found
 
     def read(self, group: str, name: str, file: SourceFile) -> bytes:
         if not _is_described(file.path):
@@ -186,7 +197,17 @@ def _rows(database: sqlite3.Connection, query: str, *values: str) -> list[tuple[
             raise
         raise SourceError(f"{DATABASE} can't be read: {error}") from error
     except (sqlite3.Error, ValueError, OverflowError) as error:
-        raise SourceError(f"{DATABASE} is damaged: {error}") from error
+        too_large = getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_TOOBIG
+        kind = _TooLargeError if too_large else SourceError
+        raise kind(f"{DATABASE} is damaged: {error}") from error
+
+
+class _TooLargeError(SourceError):
+    """A value is larger than any may be."""
+
+
+_TOO_LARGE = f"a value of more than {_MOST_VALUE_BYTES >> 20} MiB in {DATABASE}".encode()
+"""What stands for the file of such a value: no JSON."""
 
 
 def _is_described(path: str) -> bool:
@@ -196,7 +217,22 @@ def _is_described(path: str) -> bool:
 
 def _described(database: sqlite3.Connection, group: str, name: str) -> dict[str, bytes]:
     """The files that the database stands for, as rslearn's FileWindowStorage would write them."""
-    files = {}
+    files: dict[str, bytes] = {}
+    for file, add in (("metadata.json", _add_metadata), ("items.json", _add_items)):
+        try:
+            add(files, database, group, name)
+        except _TooLargeError:  # this window is broken, and no other
+            files[file] = _TOO_LARGE
+    for layer, item_group in _rows(database, _COMPLETED, group, name):
+        if isinstance(item_group, int) and isinstance(layer, str) and "/" not in layer:
+            folder = f"{layer}.{item_group}" if item_group else layer
+            files[f"layers/{folder}/completed"] = b""
+    return files
+
+
+def _add_metadata(
+    files: dict[str, bytes], database: sqlite3.Connection, group: str, name: str
+) -> None:
     for *place, start, end, options in _rows(database, _METADATA, group, name):
         crs, x_resolution, y_resolution, *bounds = place
         projection = {"crs": crs, "x_resolution": x_resolution, "y_resolution": y_resolution}
@@ -210,13 +246,13 @@ def _described(database: sqlite3.Connection, group: str, name: str) -> dict[str,
         # Whatever stands there for the options: if it is no JSON, nor is the file.
         text = f'{json.dumps(known, default=str)[:-1]}, "options": {options}}}'
         files["metadata.json"] = os.fsencode(text)
+
+
+def _add_items(
+    files: dict[str, bytes], database: sqlite3.Connection, group: str, name: str
+) -> None:
     for (items,) in _rows(database, _ITEMS, group, name):
         files["items.json"] = os.fsencode(str(items))
-    for layer, item_group in _rows(database, _COMPLETED, group, name):
-        if isinstance(item_group, int) and isinstance(layer, str) and "/" not in layer:
-            folder = f"{layer}.{item_group}" if item_group else layer
-            files[f"layers/{folder}/completed"] = b""
-    return files
 
 
 def _file(path: str, data: bytes) -> SourceFile:

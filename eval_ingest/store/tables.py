@@ -85,6 +85,8 @@ def read_table(
             # Not pq.read_table: that imports pandas, which takes longer than all of the rest.
             parquet = pq.ParquetFile(pa.BufferReader(buffer))
             schema, read = parquet.schema_arrow, partial(parquet.read, use_threads=use_threads)
+    except MemoryError:  # Arrow's own is an ArrowException too, and nothing is wrong with the file
+        raise
     except pa.ArrowException as error:
         raise IntegrityError(f"{path} is no table ({error})", cure_for(name)) from error
     facts = _facts(schema, path)
@@ -151,6 +153,8 @@ def open_table(
         return None
     try:
         file = pq.ParquetFile(pa.memory_map(str(path)))
+    except MemoryError:  # see above
+        raise
     except pa.ArrowException as error:
         raise IntegrityError(f"{path} is no table ({error})", cure_for(name)) from error
     facts = _facts(file.schema_arrow, path)

@@ -24,6 +24,12 @@ examples:
   eval-ingest tasks --format olmoearth --as overrides | xargs python train.py train my_run local
 """
 
+SIGNAL_EXAMPLES = """\
+examples:
+  eval-ingest signal --name tolbi_crops
+  eval-ingest signal --all --budget 120 --suite suites/proposed.yaml
+"""
+
 
 def add_commands(commands: Any, add_command: AddCommand) -> None:
     """Add the commands.
@@ -72,6 +78,19 @@ def add_commands(commands: Any, add_command: AddCommand) -> None:
     board = add_command(commands, "leaderboard", _leaderboard, "scores: datasets by encoders")
     board.add_argument("--out", type=Path, default=Path(DEFAULT_OUT), metavar="DIR")
     board.add_argument("--plots", action="store_true", help="draw the pictures anew")
+
+    measure = add_command(
+        commands, "signal", _signal, "how well datasets tell models apart", SIGNAL_EXAMPLES
+    )
+    which = measure.add_mutually_exclusive_group(required=True)
+    which.add_argument("--name", help="a dataset")
+    which.add_argument("--all", action="store_true", help="every dataset; proposes a suite")
+    add = measure.add_argument
+    add("--encoder", dest="encoders", nargs="+", default=["random"], metavar="NAME",
+        help="more models than constant, noise and pixels; default random")  # fmt: skip
+    add("--windows", type=int, default=256, metavar="N", help="of a split at most; default 256")
+    add("--budget", type=float, default=60.0, metavar="SECONDS", help="of the suite; default 60")
+    add("--suite", type=Path, metavar="YAML", help="where the proposed suite is written")
 
     tasks = add_command(
         commands,
@@ -178,6 +197,39 @@ def _leaderboard(options: argparse.Namespace) -> int:
         width = screen() or 120
         print("\n".join(line for board in boards for line in board_lines(board, width)))
     return 0
+
+
+def _signal(options: argparse.Namespace) -> int:
+    from eval_ingest.core.signal import propose
+    from eval_ingest.report.terminal import Progress, fitted
+    from eval_ingest.store.atomic import write_bytes
+    from eval_ingest.sweep.signal import measure_all, suite_text
+
+    names = [] if options.all else [options.name]
+    with Progress(quiet=options.json) as progress:
+        found, failures = measure_all(
+            names, encoders=options.encoders, most_windows=options.windows, progress=progress
+        )
+    chosen = propose(found, options.budget) if options.all else []
+    text = suite_text(found, chosen) if chosen else ""
+    if options.suite is not None and text:
+        write_bytes(options.suite, text.encode())
+    if options.json:
+        facts = {
+            "signal": {name: signal.model_dump(mode="json") for name, signal in found.items()},
+            "failures": failures,
+            "suite": chosen,
+        }
+        print(json.dumps(facts, indent=2, ensure_ascii=False))
+    else:
+        lines = [
+            line for n, s in found.items() for line in (f"{n}: {s.lines()[0]}", *s.lines()[1:])
+        ]
+        lines += [f"{name}: not measured: {message}" for name, message in failures.items()]
+        lines += ["", *text.splitlines()] if text else []
+        lines += ["no dataset that tells models apart fits the budget"] * (options.all and not text)
+        print("\n".join(fitted(lines)))
+    return 1 if failures else 0
 
 
 def _tasks(options: argparse.Namespace) -> int:

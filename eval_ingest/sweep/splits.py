@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -68,8 +69,10 @@ class Splits:
         embed: Callable[[EvalDataset, Encoder], Embedded],
         drawn: Mapping[str, Any],
         whole: bool = True,
+        scored: Mapping[str, Any] = MappingProxyType({}),
     ) -> "Splits":
-        """Embed the splits; of train only what `drawn`, arguments of EvalDataset, says.
+        """Embed the splits; of train only what `drawn`, arguments of EvalDataset, says, and of the
+        others what `scored` does.
 
         With `whole`, label fractions are still to be drawn from what is embedded.
         """
@@ -82,7 +85,7 @@ class Splits:
                 normalize=encoder.normalize,
                 method=encoder.method,
                 nodata=getattr(encoder, "nodata", 0.0),
-                **(drawn if name == "train" else {}),
+                **(drawn if name == "train" else scored),
             )
 
         made = {"train": embed(opened("train"), encoder)}

@@ -25,7 +25,7 @@ def write_fake(
     bands: Sequence[str] | None = None,
     modality: str = "sentinel2_l2a",
     classes: int = 4,
-    shuffled: bool = False,
+    shuffled: float = 0.0,
     version: str = "fake",
     seed: int = 0,
     settings: dict[str, Any] | None = None,
@@ -42,7 +42,7 @@ def write_fake(
         bands: the bands that the dataset has; default all.
         modality: of the pixels.
         classes: of class tasks.
-        shuffled: labels come from other windows: nothing can be learned.
+        shuffled: share of the windows whose labels come from others; 1: nothing can be learned.
         version: the dataset's fingerprint.
         seed: of pixels and labels.
         settings: how the dataset is to be scored, as `eval` of a spec.
@@ -65,7 +65,8 @@ def write_fake(
         for i in range(n)
     ]
     if shuffled:
-        target = target[rng.permutation(n)]
+        some = rng.permutation(n)[: round(shuffled * n)]
+        target[some] = target[rng.permutation(some)]
     folder = root / name
     arrays = _write_shard(folder, modality, pixels, target)
     splits = _write_splits(folder, modality, counts, size, timesteps, len(present))

@@ -11,6 +11,7 @@ import contextlib
 import multiprocessing
 import multiprocessing.forkserver
 import os
+import resource
 import signal
 import sys
 import time
@@ -62,6 +63,8 @@ class Run:
     """Of a shard at most; the real limit is far too large for a test."""
     environment: Mapping[str, str] = field(default_factory=dict)
     """More of it, for a process of its own."""
+    limits: Mapping[int, int] = field(default_factory=dict)
+    """resource.RLIMIT_* and the soft limit, for a process of its own."""
 
     def job(self, progress: Callable[[str, int, int], None] = no_progress) -> Job:
         """What pipeline.ingest takes."""
@@ -193,6 +196,8 @@ def context() -> multiprocessing.context.ForkServerContext:
 
 def _main(run: Run, log: Path, kill_at: int | None, mark: str) -> None:
     os.environ.update(run.environment)
+    for limit, value in run.limits.items():
+        resource.setrlimit(limit, (value, resource.getrlimit(limit)[1]))
     os.environ[MARK] = mark  # of what is started from here on
     changes = 0
     root = f"{run.root}/"

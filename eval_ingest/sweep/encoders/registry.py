@@ -3,6 +3,7 @@
 | name | encoder |
 |---|---|
 | `pixels` | per-band statistics of the pixels: what any model must beat |
+| `random` | a random layer over the pixels: features that nobody learned |
 | `olmoearth:nano` | OlmoEarth v1.2 nano with weights from the Hugging Face hub |
 | `olmoearth:v1-base@/path` | another version and size, weights from a local folder or .pth file |
 | `olmoearth:nano@random` | random initialisation: how far the architecture alone goes |
@@ -33,6 +34,10 @@ def load_encoder(spec: str, patch_size: int, device: torch.device) -> Encoder:
         from eval_ingest.sweep.encoders.pixels import Pixels
 
         return Pixels(patch_size)
+    if spec == "random":
+        from eval_ingest.sweep.encoders.random_patches import RandomPatches
+
+        return RandomPatches(patch_size)
     if spec.startswith("olmoearth:"):
         # Slow to import, and only here needed.
         from eval_ingest.sweep.encoders.olmoearth import load_olmoearth
@@ -48,13 +53,13 @@ def check_encoder(spec: str) -> None:
         SweepError: the name isn't one of the forms above, or a package, module or factory isn't
             there.
     """
-    if spec == "pixels":
+    if spec in ("pixels", "random"):
         return
     kind, _, rest = spec.partition(":")
     if not (kind and rest):
         raise SweepError(
             f"no encoder {spec!r}; there are pixels, olmoearth:SIZE (olmoearth:nano@random, "
-            "olmoearth:base@/path/to/weights), and module:factory for your own"
+            "olmoearth:base@/path/to/weights), random, and module:factory for your own"
         )
     if kind == "olmoearth":
         from eval_ingest.sweep.encoders.olmoearth import OlmoEarthSpec

@@ -1,0 +1,303 @@
+"""`eval-ingest signal`: how well a dataset tells models of known order apart.
+
+The models: two that know nothing, a constant and noise; the pixels' statistics made worse by noise
+in steps, and as they are; a random layer, and others that are asked for. All are probed with few
+rates and epochs, on at most so many windows a split. What follows from their scores is in
+core/signal.py.
+"""
+
+import math
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from eval_ingest.core import signal as core
+from eval_ingest.core.entry import Metadata
+from eval_ingest.core.eval_settings import EvalSettings
+from eval_ingest.core.signal import Level, Signal
+from eval_ingest.core.task import Task, TaskKind
+from eval_ingest.engine import Progress, no_progress
+from eval_ingest.errors import EvalIngestError, StaleStageError
+from eval_ingest.loading import EvalDataset
+from eval_ingest.settings import Settings
+from eval_ingest.store.catalog import read_catalog
+from eval_ingest.store.registry import rebuild_registry, require_metadata, write_metadata
+from eval_ingest.store.roots.base import EvalRoot
+from eval_ingest.store.roots.open import open_root
+from eval_ingest.sweep.embed import Embedded, embedded_batches, joined
+from eval_ingest.sweep.encoders.base import Encoder
+from eval_ingest.sweep.encoders.registry import load_encoder
+from eval_ingest.sweep.entry_settings import settings_of
+from eval_ingest.sweep.metrics import LOWER_IS_BETTER, Tally, primary_metric, tally
+from eval_ingest.sweep.probes import Probed, run_knn, run_linear
+from eval_ingest.sweep.ranking import RANKING
+from eval_ingest.sweep.rows import Rows
+from eval_ingest.sweep.splits import Splits, require_windows
+from eval_ingest.sweep.suite import PATCH_SIZE
+
+MOST_WINDOWS = 256
+NOISE = (math.inf, 4.0, 1.0)
+"""Standard deviations of the noise, in those of each feature; the first is noise alone."""
+FRACTIONS = (0.125, 0.25, 0.5, 1.0)
+RATES, EPOCHS = (1e-3, 1e-2, 1e-1), 10
+REDRAWS = 400
+
+CONSTANT, PIXELS = "constant", "pixels"
+NULLS = 2
+"""Models that know nothing come first: the constant, and noise alone."""
+
+
+def measure_signal(
+    name: str,
+    settings: Settings | None = None,
+    *,
+    root: str | Path | None = None,
+    encoders: Sequence[str] = ("random",),
+    most_windows: int = MOST_WINDOWS,
+    keep: bool = True,
+    progress: Progress = no_progress,
+) -> Signal:
+    """Score models of known order on a dataset, and judge it by their scores.
+
+    Args:
+        name: the dataset.
+        settings: default: the environment's.
+        root: the eval root; default OLMOEARTH_EVAL_DATASETS.
+        encoders: more models, of unknown order.
+        most_windows: of each split that are used.
+        keep: in the dataset's metadata.json and in registry.json, until it is ingested anew.
+        progress: called with (what, done, total).
+
+    Raises:
+        UnknownDatasetError: no such dataset.
+        SweepError: it has no train or test windows, or an encoder fails.
+    """
+    settings = settings or Settings.load()
+    eval_root = open_root(settings, root)
+    metadata = require_metadata(eval_root, name)
+    require_windows(metadata, "test")
+    given = settings_of(name, metadata.spec.eval, lambda: read_catalog(settings, broken={}))
+    measuring = _Measuring(eval_root, metadata, given, most_windows, progress)
+    found = measuring.signal([*encoders])
+    if keep:
+        _keep(eval_root, metadata, found)
+    return found
+
+
+def measure_all(
+    names: Sequence[str] = (), settings: Settings | None = None, **arguments: Any
+) -> tuple[dict[str, Signal], dict[str, str]]:
+    """The signal of these datasets, or of all, and why others couldn't be measured.
+
+    Args:
+        names: datasets; none: all under the eval root. One alone raises what fails.
+        settings: default: the environment's.
+        arguments: of `measure_signal`.
+    """
+    settings = settings or Settings.load()
+    found: dict[str, Signal] = {}
+    failures: dict[str, str] = {}
+    for name in names or open_root(settings, arguments.get("root")).dataset_names():
+        try:
+            found[name] = measure_signal(name, settings, **arguments)
+        except EvalIngestError as error:
+            if len(names) == 1:
+                raise
+            failures[name] = str(error)
+    return found, failures
+
+
+def suite_text(found: Mapping[str, Signal], chosen: Sequence[str]) -> str:
+    """A suite of these datasets in YAML, with as few train windows as rank models alike."""
+    seconds = sum(found[name].seconds for name in chosen)
+    fewest = [found[name].train_windows for name in chosen]
+    lines = [
+        f"# evals that together rank simple models best per second: {seconds:.1f} s with `pixels`",
+        f"datasets: [{', '.join(chosen)}]",
+        "split: val",
+    ]
+    if all(fewest):
+        lines.append(f"max_train_samples: {max(count or 0 for count in fewest)}")
+    return "\n".join(lines) + "\n"
+
+
+def _keep(root: EvalRoot, metadata: Metadata, found: Signal) -> None:
+    store = root.dataset(metadata.name)
+    with store.hold(5.0, f"the signal of {metadata.name} is being written"):
+        now = require_metadata(root, metadata.name)
+        if now.fingerprint != metadata.fingerprint:
+            why = "it was ingested anew while its signal was measured"
+            raise StaleStageError(metadata.name, "registry_entry", why)
+        write_metadata(store, now.model_copy(update={"signal": found.model_dump(mode="json")}))
+        store.send()
+    rebuild_registry(root)
+
+
+@dataclass(frozen=True)
+class _Measuring:
+    """A dataset whose signal is being measured."""
+
+    root: EvalRoot
+    metadata: Metadata
+    settings: EvalSettings
+    most: int
+    progress: Progress
+
+    @property
+    def _task(self) -> Task:
+        return self.metadata.config.task
+
+    @property
+    def _metric(self) -> str:
+        return primary_metric(self._task, self.settings)
+
+    def signal(self, encoders: Sequence[str]) -> Signal:
+        """All of it."""
+        started = time.monotonic()
+        pixels = self._embedded(PIXELS)
+        probed = {PIXELS: self._probed(pixels)}
+        seconds = time.monotonic() - started
+        models = {_level_name(k): _noisy(pixels, k) for k in NOISE}
+        models |= {PIXELS: pixels, **{spec: self._embedded(spec) for spec in encoders}}
+        probed = {CONSTANT: self._constant(pixels)} | {
+            name: probed.get(name) or self._probed(splits) for name, splits in models.items()
+        }
+        by_count: dict[int, NDArray[np.float64]] = {}
+        for fraction in FRACTIONS:
+            train = len(pixels.train_windows(fraction, 42))
+            if fraction == 1:
+                by_count[train] = np.array([self._utility(p.test) for p in probed.values()])
+            elif train >= core.FEWEST:
+                fewer = {name: self._probed(s, fraction) for name, s in models.items()}
+                fewer = {CONSTANT: self._constant(pixels, fraction), **fewer}
+                by_count[train] = np.array([self._utility(p.test) for p in fewer.values()])
+        return self._judged(probed, by_count, seconds)
+
+    def _judged(
+        self,
+        probed: Mapping[str, Probed],
+        by_count: Mapping[int, NDArray[np.float64]],
+        seconds: float,
+    ) -> Signal:
+        n = len(next(iter(probed.values())).test.counts)
+        val, test = (
+            np.array([self._utility(getattr(p, split)) for p in probed.values()])
+            for split in ("val", "test")
+        )
+
+        def redraw(times: NDArray[np.int64]) -> NDArray[np.float64]:
+            return np.stack([self._signed(p.test.redrawn(times)) for p in probed.values()])
+
+        times = np.random.default_rng(0).multinomial(n, np.full(n, 1 / n), size=REDRAWS)
+        errors = core.standard_errors(redraw(times))
+        # Both are chosen on val, so that chance on test favours neither.
+        null, best = int(np.nanargmax(val[:NULLS])), NULLS + int(np.nanargmax(val[NULLS:]))
+        known = [null, *range(NULLS, NULLS + len(NOISE))]
+        gap = float(test[best] - test[null])
+        (in_errors,) = core.neighbours(test, errors, [null, best])
+        near = [float(errors[i, i + 1]) for i in range(NULLS, len(probed) - 1)]
+        smallest = core.smallest_difference(near, n, self.metadata.splits["test"].count)
+        headroom = (0.0 if self._metric in LOWER_IS_BETTER else 1.0) - float(test[best])
+        verdict = core.verdict_of(in_errors, gap, smallest, headroom)
+        pairs = core.clear_pairs(test, errors) if verdict != "none" else []
+        return Signal(
+            verdict=verdict,
+            metric=self._metric,
+            levels=[
+                Level(name=name, val=p.val.primary, test=p.test.primary)
+                for name, p in probed.items()
+            ],
+            gap=gap,
+            gap_in_errors=in_errors,
+            smallest_difference=smallest,
+            headroom=headroom,
+            val_ranks_as_test=core.tau_b(val.tolist(), test.tolist()),
+            steps=core.neighbours(test, errors, known),
+            train_windows=core.fewest_train(pairs, by_count),
+            test_windows=core.fewest_test(pairs, n, redraw),
+            n_train=max(by_count),
+            n_test=n,
+            seconds=round(seconds, 2),
+        )
+
+    def _signed(self, scores: NDArray[np.float64]) -> NDArray[np.float64]:
+        return -scores if self._metric in LOWER_IS_BETTER else scores
+
+    def _utility(self, found: Tally) -> float:
+        return float(self._signed(np.array(found.primary)))
+
+    def _embedded(self, spec: str) -> Splits:
+        size = self.settings.patch_size or PATCH_SIZE
+        encoder = load_encoder(spec, size, torch.device("cpu"))
+
+        def embed(dataset: EvalDataset, encoder: Encoder) -> Embedded:
+            started = time.monotonic()
+            pooling = self.settings.pooling or "mean"
+            batches = list(embedded_batches(dataset, encoder, self.progress, pooling=pooling))
+            return joined(batches, dataset, time.monotonic() - started)
+
+        few = {"max_samples": self.most}
+        return Splits.of(self.root.address, self.metadata, "test", encoder, embed, few, scored=few)
+
+    def _parts(self, splits: Splits, fraction: float) -> Iterator[Rows]:
+        windows = splits.train_windows(fraction, 42, self.most)
+        train, val, _ = splits.train_and_val(windows, 42)
+        yield from (train, val, splits.test)
+
+    def _probed(self, splits: Splits, fraction: float = 1.0) -> Probed:
+        """kNN where the dataset is scored so, else a layer with few rates and epochs."""
+        train, val, test = self._parts(splits, fraction)
+        kind, device = self._task.kind, torch.device("cpu")
+        if (self.settings.probe or "knn") == "knn" and kind is TaskKind.CLASSIFICATION:
+            return run_knn(self._task, train, val, test, device, self._metric)
+        return run_linear(self._task, train, val, test, device, 42, RATES, EPOCHS, self._metric)
+
+    def _constant(self, splits: Splits, fraction: float = 1.0) -> Probed:
+        """Always train's commonest class, or its mean."""
+        train, val, test = self._parts(splits, fraction)
+        known = train.target[train.valid]
+        classes = self._task.kind.has_classes
+        guess: Any = known.bincount().argmax() if classes else known.double().mean()
+        return Probed(self._same(val, guess), self._same(test, guess))
+
+    def _same(self, rows: Rows, guess: torch.Tensor) -> Tally:
+        target = rows.target.numpy()
+        scores = None
+        if self._metric in RANKING:
+            scores = np.ones((int(rows.valid.sum()), self._task.num_classes), np.float32)
+        same = np.full_like(target, guess.item())
+        return tally(
+            self._task.kind, self._task.num_classes, same, target, rows.windows, scores,
+            self._metric,
+        )  # fmt: skip
+
+
+def _level_name(noise: float) -> str:
+    return "noise" if math.isinf(noise) else f"pixels with noise {noise:g}"
+
+
+def _noisy(splits: Splits, level: float) -> Splits:
+    """The same with noise, of so many standard deviations of each feature in train."""
+    deviations = torch.from_numpy(splits.embedded.features).std(0, correction=0)
+    generator = torch.Generator().manual_seed(NOISE.index(level))
+
+    def worse(features: torch.Tensor) -> torch.Tensor:
+        noise = deviations * torch.randn(features.shape, generator=generator)
+        return noise if math.isinf(level) else features + level * noise
+
+    def worse_rows(rows: Rows) -> Rows:
+        return replace(rows, features=worse(rows.features))
+
+    train = worse(torch.from_numpy(splits.embedded.features)).numpy()
+    return replace(
+        splits,
+        embedded=replace(splits.embedded, features=train),
+        val=None if splits.val is None else worse_rows(splits.val),
+        test=worse_rows(splits.test),
+    )
