@@ -588,7 +588,7 @@ def test_a_damaged_copy_in_the_cache_is_fetched_again(remote_place: Place, small
     expected = samples()
     cache = remote_place.root.path
     files = [cache / "registry.json", *(cache / "crops").glob("metadata.json")]
-    files += (cache / "crops").glob("*/index.*.parquet")
+    files += (cache / "crops").glob("*/index.*.arrow")
     assert len(files) == 5
     for path in files:
         path.write_bytes(path.read_bytes().replace(b"crops", b"crabs").replace(b"PAR1", b"PAR2"))
