@@ -148,7 +148,7 @@ def test_a_damaged_shard_does_not_load(root: EvalRoot) -> None:
 
 
 def test_a_split_without_its_index_does_not_load(root: EvalRoot) -> None:
-    (index,) = root.path.glob(f"{CROPS}/val/index.*.parquet")
+    (index,) = root.path.glob(f"{CROPS}/val/index.*.arrow")
     index.unlink()
     result = loads(root)
     assert not result.passed and result.text.startswith("val does not load: ")
