@@ -15,7 +15,7 @@ from eval_ingest.engine import no_progress
 from eval_ingest.errors import EvalIngestError, SourceError, SourceNotFoundError
 from eval_ingest.objects.backend import Entry, crc32c_text
 from eval_ingest.objects.reading import Objects
-from eval_ingest.sources import contents, unpacking
+from eval_ingest.sources import unpacking, window_table
 from eval_ingest.sources.archive import Limits, open_archive
 from eval_ingest.sources.open import open_source
 from eval_ingest.store import window_files
@@ -254,7 +254,7 @@ def test_a_stopped_unpacking_goes_on_where_it_was(
         written.append(b"/".join(parts))
         return write(self, parts, *rest)
 
-    monkeypatch.setattr(contents, "_WAITING", 4)
+    monkeypatch.setattr(window_table, "_WAITING", 4)
     monkeypatch.setattr(unpacking._Files, "write", stopping)
     with pytest.raises(KeyboardInterrupt):
         open_archive(str(archive), folder)

@@ -8,10 +8,10 @@ from pathlib import Path
 from eval_ingest.core.entry import Metadata
 from eval_ingest.errors import NotIngestedError, StoreError
 from eval_ingest.report.writing import write_report
-from eval_ingest.store.atomic import store_error, write_bytes
+from eval_ingest.store.atomic import store_error
 from eval_ingest.store.outcomes import read_copy, read_published
 from eval_ingest.store.paths import DatasetLayout
-from eval_ingest.store.registry import metadata_bytes, rebuild_registry, require_metadata
+from eval_ingest.store.registry import rebuild_registry, require_metadata, write_metadata
 from eval_ingest.store.roots.base import DatasetStore, EvalRoot
 
 _ALWAYS = ("norm_stats.json", "window_index.parquet", "split_assignment.parquet")
@@ -61,8 +61,9 @@ def export_dataset(
         for done, _ in enumerate(copies, start=1):
             progress("files copied", done, len(files))
         _require_published(root, metadata, windows)
-        write_bytes(aside.metadata, metadata_bytes(_exported(metadata, windows)))
-        write_report(EvalRoot(aside.path.parent), name)
+        exported = EvalRoot(aside.path.parent)
+        write_metadata(exported.dataset(name), _exported(metadata, windows))
+        write_report(exported, name)
         os.rename(aside.path, final.path)
     except OSError as error:
         raise store_error(final.path, "exporting to", error) from error

@@ -8,9 +8,8 @@ import contextlib
 import os
 import stat
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
 
-from eval_ingest.sources.base import ANYBODY
+from eval_ingest.sources.base import ANYBODY, WINDOW_FILES, Had
 
 try:
     from eval_ingest.sources import _listing
@@ -18,8 +17,6 @@ try:
     _listing.read_files  # noqa: B018  of an older build, which doesn't fit
 except (ImportError, AttributeError):  # an installation without a C compiler
     _listing = None  # type: ignore[assignment]
-
-WINDOW_FILES = ("metadata.json", "items.json")
 
 _DEEPEST = 8
 """Folders below `layers/`; more than that is a link that leads round in circles."""
@@ -67,14 +64,6 @@ def list_window(
         b"%s\0%d\0%s\0" % (path, stat.st_size, version_of(stat, inodes).encode())
         for path, stat in sorted(found, key=lambda file: file[0])
     )
-
-
-class Had(NamedTuple):
-    """A file as it was read."""
-
-    data: bytes
-    permissions: int
-    """Mode bits."""
 
 
 def read_files(

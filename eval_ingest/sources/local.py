@@ -10,17 +10,17 @@ from pathlib import Path
 
 from eval_ingest.engine import batched, map_ordered
 from eval_ingest.errors import SourceError, SourceNotFoundError
-from eval_ingest.sources.ahead import ReadAhead
 from eval_ingest.sources.base import (
     ANYBODY,
+    Had,
     Listed,
+    Source,
     SourceFile,
     WindowFiles,
     check_text_size,
     digest_of,
 )
 from eval_ingest.sources.listing import (
-    Had,
     OddFileError,
     keeps_inodes,
     list_window,
@@ -36,7 +36,7 @@ _LISTED_TOGETHER = 32
 
 
 @dataclass(frozen=True)
-class LocalSource(ReadAhead):
+class LocalSource(Source):
     """A dataset in a folder, on a local disk or a mounted Weka."""
 
     url: str
@@ -53,14 +53,6 @@ class LocalSource(ReadAhead):
     def _inodes(self) -> bool:
         """True if what tells one state of a file from another holds its inode."""
         return keeps_inodes(self.url)
-
-    @property
-    def origin(self) -> str:
-        return self.url
-
-    @property
-    def notes(self) -> tuple[str, ...]:
-        return ()
 
     def read_text(self, name: str) -> str | None:
         path = os.path.join(self.url, name)
@@ -90,9 +82,6 @@ class LocalSource(ReadAhead):
     def listing(self, groups: list[str], layers: frozenset[str]) -> Iterator[Listed]:
         for found, listed in self._list_all(groups, layers):
             yield Listed(found.group, found.name, digest_of(listed))
-
-    def ensure_listed(self, groups: list[str], layers: frozenset[str]) -> None:
-        pass  # a window is looked at when its turn comes
 
     def windows(self, groups: list[str], layers: frozenset[str]) -> Iterator[WindowFiles]:
         for found, listed in self._list_all(groups, layers):
@@ -175,9 +164,6 @@ class LocalSource(ReadAhead):
             return os.stat(path).st_mode & ANYBODY
         except OSError as error:
             raise SourceError(f"{path} can't be read: {error.strerror or error}") from error
-
-    def forget(self) -> None:
-        pass
 
 
 def _open_no_link(path: str, flags: int) -> int:

@@ -7,6 +7,7 @@ and trusted no more than other files: its values are stored, not computed, and w
 grows with its size alone.
 """
 
+import contextlib
 import hashlib
 import itertools
 import json
@@ -19,8 +20,16 @@ from pathlib import Path
 from typing import Any
 
 from eval_ingest.errors import SourceError
-from eval_ingest.sources.base import ANYBODY, Listed, SourceFile, WindowFiles
-from eval_ingest.sources.listing import WINDOW_FILES, Had
+from eval_ingest.sources.base import (
+    ANYBODY,
+    WINDOW_FILES,
+    Had,
+    Listed,
+    Source,
+    SourceFile,
+    WindowFiles,
+    is_read,
+)
 from eval_ingest.sources.local import LocalSource
 
 DATABASE = "windows.sqlite3"
@@ -70,8 +79,7 @@ class SqliteSource(LocalSource):
                     yield Listed(group, self._plain(name))
 
     def listing(self, groups: list[str], layers: frozenset[str]) -> Iterator[Listed]:
-        for found in self.windows(groups, layers):
-            yield found.listed
+        return Source.listing(self, groups, layers)
 
     def windows(self, groups: list[str], layers: frozenset[str]) -> Iterator[WindowFiles]:
         with closing(self._connect()) as database:
@@ -96,14 +104,13 @@ class SqliteSource(LocalSource):
     def read(self, group: str, name: str, file: SourceFile) -> bytes:
         if not _is_described(file.path):
             return super().read(group, name, file)
-        with closing(self._connect()) as database:
-            data = _described(database, group, name).get(file.path)
-        if data is None or _file(file.path, data) != file:
+        found = self.fetch(WindowFiles(group, name, (file,)), [file])
+        if file.path not in found:
             raise SourceError(
                 f"{self.url}/{DATABASE} says otherwise of {group}/{name} than when it was listed; "
                 "the source changes while it is read: run again when it is still"
             )
-        return data
+        return found[file.path].data
 
     def permissions(self, group: str, name: str, file: SourceFile) -> int:
         if not _is_described(file.path):
@@ -116,7 +123,7 @@ class SqliteSource(LocalSource):
         found = super().window(self._plain(group), self._plain(name), layers)
         files = [file for file in found.files if not _is_described(file.path)]
         for path, data in _described(database, group, name).items():
-            if path in WINDOW_FILES or path.split("/")[1].partition(".")[0] in layers:
+            if is_read(path, layers):
                 files.append(_file(path, data))
         return WindowFiles(group, name, tuple(sorted(files)))
 
@@ -141,7 +148,7 @@ class SqliteSource(LocalSource):
             for mode in (*(("mode=ro",) if log else ()), "mode=ro&immutable=1"):
                 database = sqlite3.connect(f"{path.as_uri()}?{mode}", _BUSY_S, uri=True)
                 try:
-                    _bound(database, path.stat().st_size + (wal.stat().st_size if log else 0))
+                    _bound(database, _size(path) + _size(wal))
                     _check(path, database)
                     return database
                 except sqlite3.OperationalError as error:
@@ -161,6 +168,12 @@ def keeps_windows_in_database(config_json: str | None, url: str) -> bool:
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
         return False
     return named and Path(url, DATABASE).is_file()
+
+
+def _size(path: Path) -> int:
+    with contextlib.suppress(FileNotFoundError):  # a log goes with the last who has it open
+        return path.stat().st_size
+    return 0
 
 
 def _bound(database: sqlite3.Connection, n_bytes: int) -> None:
