@@ -84,7 +84,7 @@ bench-peers: $(READY) $(PEERS_READY)  ## how fast, beside the existing OlmoEarth
 	$(BIN)/python -m benchmarks.bench_peers --windows $${WINDOWS:-250}
 
 signal: $(READY)  ## a sweep finds planted signals, and none in shuffled labels; WINDOWS=400
-	$(BIN)/python -m benchmarks.signal --windows $${WINDOWS:-400}
+	$(BIN)/python -m benchmarks.planted --windows $${WINDOWS:-400}
 
 torture: $(READY)  ## kill, starve and damage ingests for a while: nothing is lost; MINUTES=10 SEED=1
 	$(BIN)/python -m eval_ingest_tests.support.torture --minutes $${MINUTES:-10} --seed $${SEED:-1}

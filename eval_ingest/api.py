@@ -23,7 +23,13 @@ from eval_ingest.engine import Progress, no_progress
 from eval_ingest.errors import EvalIngestError, SpecError
 from eval_ingest.report import terminal
 from eval_ingest.settings import Settings
-from eval_ingest.store.catalog import add_spec, find_spec, read_catalog
+from eval_ingest.store.catalog import (
+    add_spec,
+    find_spec,
+    out_of_reach,
+    read_catalog,
+    shown_source,
+)
 from eval_ingest.store.registry import finish_removals, read_registry, require_metadata
 from eval_ingest.store.roots.base import EvalRoot
 from eval_ingest.store.roots.open import open_root
@@ -86,6 +92,10 @@ class Listed(_Printed):
     """Of registry.json; empty: it isn't ingested."""
     spec: DatasetSpec | None = None
     """Of the catalog."""
+    source: str = ""
+    """Where it comes from, without variables and secrets; of the catalog."""
+    out_of_reach: str = ""
+    """Why its source can't be had from this machine; empty: it can, as far as folders tell."""
 
     @property
     def ingested(self) -> bool:
@@ -129,8 +139,9 @@ class Datasets(dict[str, Listed]):
     def lines(self) -> list[str]:
         """What the command line prints."""
         registry = {name: one.entry for name, one in self.items() if one.entry}
-        catalog = {name: one.spec for name, one in self.items() if one.spec is not None}
-        return terminal.list_lines(self.url, registry, catalog)
+        sources = {name: one.source for name, one in self.items() if one.spec is not None}
+        elsewhere = [name for name, one in self.items() if one.out_of_reach]
+        return terminal.list_lines(self.url, registry, sources, elsewhere)
 
     def __repr__(self) -> str:
         return "\n".join(terminal.fitted(self.lines()))
@@ -154,11 +165,12 @@ def list_datasets(root: Root = None, *, catalog: bool = False) -> Datasets:
     specs = read_catalog(settings) if catalog else {}
     eval_root = tidied(settings)
     registry = read_registry(eval_root)
-    names = sorted({*registry, *specs})
-    return Datasets(
-        eval_root.url,
-        {name: Listed(name, registry.get(name, {}), specs.get(name)) for name in names},
-    )
+    found = {name: Listed(name, entry) for name, entry in registry.items()}
+    elsewhere = out_of_reach(settings, specs)
+    for name, spec in specs.items():
+        source = shown_source(settings, spec)
+        found[name] = Listed(name, registry.get(name, {}), spec, source, elsewhere.get(name, ""))
+    return Datasets(eval_root.url, dict(sorted(found.items())))
 
 
 @dataclass(frozen=True, repr=False)

@@ -42,8 +42,8 @@ def build_defs(settings: Settings | None = None) -> dg.Definitions:
         )
     front_doors = dataset_assets(specs, settings, out_of_reach(settings, specs))
     return dg.Definitions(
-        assets=[*STAGE_ASSETS, eval_sweep, *(assets for assets, _ in front_doors)],
-        asset_checks=[registry_entry_checks, *(checks for _, checks in front_doors)],
+        assets=[*STAGE_ASSETS, eval_sweep, *front_doors],
+        asset_checks=[registry_entry_checks],
         jobs=[ingest_studio_dataset],
         sensors=[known_datasets, discovery_sensor(settings)],
         resources=build_resources(settings),

@@ -20,6 +20,7 @@ from concurrent.futures import (
     ProcessPoolExecutor,
     ThreadPoolExecutor,
 )
+from functools import partial
 from itertools import islice
 from typing import Any, TypeAlias, TypeVar
 
@@ -28,6 +29,7 @@ from eval_ingest.settings import Settings
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+Value = TypeVar("Value")
 
 
 Progress = Callable[[str, int, int], None]
@@ -149,9 +151,6 @@ class _Workers(multiprocessing.context.ForkServerContext):
                 worker.kill()
 
 
-_STARTING = threading.Lock()
-
-
 class Processes(Executor):
     """Worker processes, which are started anew when one of them was lost."""
 
@@ -161,7 +160,8 @@ class Processes(Executor):
 
     def _begin(self) -> None:
         self._workers = _Workers()
-        self._pool = _process_pool(self.count, self._workers)
+        environment = (dict(os.environ),)
+        self._pool = ProcessPoolExecutor(self.count, self._workers, prepare_worker, environment)
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **options: Any) -> Future[Any]:
         return self._pool.submit(fn, *args, **options)
@@ -187,15 +187,9 @@ class Processes(Executor):
 
 def start_alone(target: Callable[..., None], *args: Any) -> multiprocessing.process.BaseProcess:
     """Start a process that is no pool's, as a pool's workers are started; it ends when we do."""
-    with _STARTING:  # the script's names are hidden meanwhile
-        process = _Workers().Process(target=target, args=args, daemon=True)
-        process.start()
+    process = _Workers().Process(target=target, args=args, daemon=True)
+    process.start()
     return process
-
-
-def _process_pool(count: int, workers: _Workers) -> ProcessPoolExecutor:
-    environment = (dict(os.environ),)
-    return ProcessPoolExecutor(count, workers, prepare_worker, environment)
 
 
 def prepare_worker(environment: dict[str, str]) -> None:
@@ -251,26 +245,24 @@ def map_ordered(
     """
     waiting: deque[tuple[Item, Future[Result]]] = deque()
 
-    def first() -> Result:
+    def unbroken(call: Callable[[], Value]) -> Value:
         try:
-            return waiting[0][1].result()
+            return call()
         except BrokenExecutor:
             if apart is None or not isinstance(pool, Processes):
                 raise
             _redo(pool, work, waiting, apart)
-            return waiting[0][1].result()
+            return call()
+
+    def first() -> Result:
+        try:
+            return unbroken(lambda: waiting[0][1].result())
         finally:
             waiting.popleft()
 
     try:
         for item in items:
-            try:
-                waiting.append((item, _submit(pool, work, item)))
-            except BrokenExecutor:
-                if apart is None or not isinstance(pool, Processes):
-                    raise
-                _redo(pool, work, waiting, apart)
-                waiting.append((item, _submit(pool, work, item)))
+            waiting.append((item, unbroken(partial(_submit, pool, work, item))))
             if len(waiting) >= in_flight:
                 yield first()
         while waiting:

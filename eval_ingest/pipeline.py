@@ -32,7 +32,7 @@ from eval_ingest.copying.rslearn_files import Samples, remove_copy, write_copy_f
 from eval_ingest.copying.transfer import transfer
 from eval_ingest.copying.verify import look_at
 from eval_ingest.core.copy_config import rslearn_config
-from eval_ingest.core.entry import MAX_HISTORY, CopyResult, Metadata, NormStats, Version
+from eval_ingest.core.entry import MAX_HISTORY, CopyResult, Metadata, NormStats, Version, opening
 from eval_ingest.core.eval_settings import EvalSettings
 from eval_ingest.core.fingerprint import fingerprint
 from eval_ingest.core.index import WindowIndex
@@ -40,6 +40,7 @@ from eval_ingest.core.norm import MOMENTS, combine
 from eval_ingest.core.quality import quality_report
 from eval_ingest.core.splits import SPLITS_VERSION, SplitAssignment, assign_splits, inherited
 from eval_ingest.core.validate import check_invalid_fraction
+from eval_ingest.decoding.machine import machine_faults_told
 from eval_ingest.errors import IntegrityError, NotIngestedError, StaleStageError, StoreError
 from eval_ingest.indexing.build import finish_index, index_source, partial_rows
 from eval_ingest.indexing.wanted import check_storage
@@ -52,6 +53,7 @@ from eval_ingest.store.leftovers import GRACE_S, remove_retired, remove_unfinish
 from eval_ingest.store.outcomes import read_copy, read_outcome, read_source_state
 from eval_ingest.store.registry import (
     read_metadata,
+    read_opening,
     read_registry,
     rebuild_registry,
     write_metadata,
@@ -62,7 +64,7 @@ from eval_ingest.store.shards import shard_names
 STAGES = ("window_index", "split_assignment", "norm_stats", "weka_copy", "registry_entry")
 
 NORM_VERSION = 3
-COPY_VERSION = 3
+COPY_VERSION = 4
 ENTRY_VERSION = 3
 
 # ---------------------------------------------------------------------------- 1. window_index
@@ -116,7 +118,7 @@ def norm_stats(job: Job, index: WindowIndex, splits: SplitAssignment) -> NormSta
         stats={},
     )
     for modality in job.config.modalities:
-        moments = index.moments(modality.name)[train]
+        moments = index.moments(modality.name, train)
         if moments.shape[2] != len(modality.bands):  # no window at all has this modality
             moments = np.zeros((0, len(MOMENTS), len(modality.bands)))
         found = dict(zip(modality.bands, combine(moments), strict=True))
@@ -353,9 +355,10 @@ def run_stage(job: Job, stage: str, values: dict[str, Any] | None = None) -> Out
         job, inputs = _belonging_together(
             job, dict(zip(_STAGES[stage].inputs, inputs, strict=True))
         )
-    value = _STAGES[stage].build(job, *inputs)
-    ran = write_stage(job, stage, value)
-    job.store.send()
+    with machine_faults_told():
+        value = _STAGES[stage].build(job, *inputs)
+        ran = write_stage(job, stage, value)
+        job.store.send()
     if stage == "registry_entry":
         tidy(job, value)
     return Outcome(stage, value, ran, time.monotonic() - started)
@@ -419,12 +422,16 @@ def write_stage(job: Job, stage: str, value: Any) -> bool:
 
 
 def _registered(job: Job, metadata: Metadata) -> bool:
-    """A run that was stopped between metadata.json and the registry has to catch up."""
+    """A run that was stopped between metadata.json and the registry, or at it, has to catch up."""
+    layout = job.root.layout
+    if any(layout.path.glob(f".{layout.registry.name}.*")):
+        return False
     try:
         entry = read_registry(job.root).get(job.spec.name, {})
+        opened = read_opening(job.store)
     except StoreError:
         return False  # damaged: it is compiled anew
-    return entry.get("fingerprint") == metadata.fingerprint  # type: ignore[no-any-return]
+    return (entry.get("fingerprint"), opened) == (metadata.fingerprint, opening(metadata))
 
 
 @contextmanager

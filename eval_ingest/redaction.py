@@ -4,6 +4,7 @@ A URL may carry a password or a signature, and a name in a dataset anything at a
 """
 
 import html
+import json
 import re
 from urllib.parse import unquote
 
@@ -19,8 +20,10 @@ _SECRET_PARAMETER = re.compile(
     r"sig|token|key|secret|passw|pwd|credential|auth|session", re.IGNORECASE
 )
 _CONTROLS = re.compile(
-    r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff]"
+    r"[\x00-\x08\x0b-\x1f\x7f-\x9f\xad\u061c\u180e\u200b-\u200f\u2028-\u202e\u2060-\u206f"
+    r"\ufeff\ufff9-\ufffb\U000e0000-\U000e0fff]"
 )
+"""What a terminal obeys, what turns the direction of a text, and what can't be seen."""
 _SECRET_NAME = re.compile(r"SECRET|TOKEN|PASSW|PWD|CREDENTIAL|PRIVATE|AUTH|KEY", re.IGNORECASE)
 
 
@@ -78,8 +81,7 @@ def shown(text: str) -> str:
 
 
 def _escaped(found: re.Match[str]) -> str:
-    code = ord(found.group())
-    return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}"
+    return found.group().encode("unicode_escape").decode()
 
 
 def on_one_line(text: str, most: int = 200) -> str:
@@ -103,7 +105,7 @@ def in_lines(text: str) -> str:
 
 def in_json(text: str) -> str:
     """JSON as it may be shown in a terminal: what one would obey is escaped as JSON does it."""
-    return _CONTROLS.sub(lambda found: f"\\u{ord(found.group()):04x}", text)
+    return _CONTROLS.sub(lambda found: json.dumps(found.group())[1:-1], text)
 
 
 def in_markdown(text: str, most: int = 200) -> str:

@@ -3,6 +3,7 @@
 import argparse
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -15,7 +16,7 @@ from typing import Any
 import pytest
 import yaml
 
-from eval_ingest import cli
+from eval_ingest import EvalDataset, cli, pipeline
 from eval_ingest.core.spec import DatasetSpec, SplitPolicy
 from eval_ingest.flags import add_spec_flags, given_fields
 from eval_ingest.settings import Settings
@@ -109,6 +110,53 @@ def test_list_info_verify_and_remove(run: Run, root: Path, written: Callable[[st
     assert run("remove", "--name", "crops", "--yes")[0] == 0
     assert not (root / "crops").exists()
     assert "crops" not in json.loads((root / "registry.json").read_text())["datasets"]
+
+
+def test_code_that_is_printed_runs_when_it_is_pasted(
+    run: Run, written: Callable[[str], Path], tmp_path: Path
+) -> None:
+    printed = run("ingest", "crops", "--source", str(written("segmentation")))[1]
+    printed += run("info", "crops")[1]
+    printed += run("export", "crops", "--to", str(tmp_path / "out"), "--no-windows")[1]
+    code = re.findall(r"EvalDataset\(.*\)", printed)
+    assert len(code) == 3
+    for line in code:
+        assert len(eval(line, {"EvalDataset": EvalDataset})) > 0
+
+
+def test_what_the_catalog_knows_and_cannot_be_had_from_here_is_listed_as_such(run: Run) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("STUDIO_ROOT", "/no/where")
+        out = run("list")[1]
+    here, _, elsewhere = out.partition("in the catalog, with sources that are not here: ")
+    assert "tolbi_crops, " in elsewhere and "tolbi_crops" not in here
+    assert "gs://oil_spill_detection/dataset.tar.gz" in here and "${" not in out
+
+
+def test_validate_says_that_val_is_divided(run: Run, written: Callable[[str], Path]) -> None:
+    lines = run("validate", str(written("segmentation")))[1].splitlines()
+    told = {line.split()[0]: line for line in lines if line.startswith("  ")}
+    assert "divided: a part of these windows, test has the others" in told["val"]
+    assert "divided: a part of these windows, val has the others" in told["test"]
+
+
+def test_verify_after_a_stopped_overwrite_says_so_and_what_to_do(
+    run: Run, root: Path, written: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = str(written("segmentation"))
+    assert run("ingest", "crops", "--source", source)[0] == 0
+
+    def stop(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pipeline, "assign_splits", stop)
+        assert run("ingest", "crops", "--overwrite")[0] == 130
+    code, out, err = run("verify", "crops")
+    assert (code, out) == (1, "") and "it goes on where it stopped: eval-ingest ingest crops" in err
+    assert len(EvalDataset("crops", "train")) > 0
+    assert run("ingest", "crops")[0] == 0
+    assert "everything is as it was written" in run("verify", "crops")[1]
 
 
 def test_registry_rebuild_restores_a_lost_registry(

@@ -26,7 +26,7 @@ from eval_ingest.decoding import geotiff_header as geotiff
 from eval_ingest.decoding.geotiff import decode_geotiff
 from eval_ingest.decoding.geotiff_header import read_header
 from eval_ingest.decoding.grid import Grid
-from eval_ingest.decoding.problems import RasterProblem
+from eval_ingest.decoding.problems import Unreadable
 from eval_ingest_tests.support.geotiffs import GRID, UTM, Array, pixels, write
 
 
@@ -302,7 +302,7 @@ def test_any_resolution_and_offset(
     window = Grid(crs, resolution * factor, -resolution * factor, bounds)  # type: ignore[arg-type]
     try:
         found, _ = decode_geotiff(data, window)
-    except RasterProblem as problem:
+    except Unreadable as problem:
         assert problem.code == "raster_grid"
     else:
         expected = by_rslearn(data, window, tmp_path_factory.mktemp("any"))
@@ -329,10 +329,10 @@ def test_another_crs_is_warped(tmp_path: Path) -> None:
     data = write(pixels(3, "uint16", 80, 80), replace(GRID, bounds=(49_992, -100_008, 0, 0)))
     degrees = Grid("EPSG:4326", 0.0001, -0.0001, (-30_000, -90_444, -29_950, -90_400))
     assert_same(data, degrees, tmp_path)
-    with pytest.raises(RasterProblem) as caught:
+    with pytest.raises(Unreadable) as caught:
         decode_geotiff(data, replace(degrees, bounds=(-30_100, -90_444, -29_950, -90_400)))
     assert caught.value.code == "raster_grid"
-    with pytest.raises(RasterProblem) as caught:
+    with pytest.raises(Unreadable) as caught:
         decode_geotiff(data, replace(degrees, crs="EPSG:32756"))
     assert caught.value.code == "raster_grid"
 
@@ -384,7 +384,7 @@ def test_a_raster_far_larger_than_the_window_is_read_in_part(
 def test_a_raster_that_does_not_cover_the_window_is_a_problem(
     bounds: tuple[int, int, int, int], profile: dict[str, Any]
 ) -> None:
-    with pytest.raises(RasterProblem) as caught:
+    with pytest.raises(Unreadable) as caught:
         decode_geotiff(write(pixels(1, "uint8"), **profile), replace(GRID, bounds=bounds))
     assert caught.value.code in ("raster_grid", "window_too_large")
 
@@ -393,7 +393,7 @@ def test_a_raster_without_georeference_is_a_problem() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", NotGeoreferencedWarning)
         data = write(pixels(1, "uint8"), transform=Affine.identity(), crs=None)
-    with pytest.raises(RasterProblem) as caught:
+    with pytest.raises(Unreadable) as caught:
         decode_geotiff(data, GRID)
     assert caught.value.code == "raster_grid"
 

@@ -16,7 +16,7 @@ from eval_ingest.decoding import geotiff_header as geotiff
 from eval_ingest.decoding.geotiff import decode_geotiff
 from eval_ingest.decoding.geotiff_header import read_header
 from eval_ingest.decoding.grid import band_set_dirname
-from eval_ingest.decoding.problems import RasterProblem
+from eval_ingest.decoding.problems import Unreadable
 from eval_ingest_tests.support.geotiffs import GRID, Array, pixels, write
 
 SMALL = replace(GRID, bounds=(50_000, -100_000, 50_032, -99_968))
@@ -40,10 +40,10 @@ def _damageable() -> list[bytes]:
 
 
 def decode_or_problem(data: bytes) -> Array | None:
-    """Pixels of the right shape, or None for a RasterProblem; anything else fails the test."""
+    """Pixels of the right shape, or None for a Unreadable; anything else fails the test."""
     try:
         found, _ = decode_geotiff(data, SMALL)
-    except RasterProblem as problem:
+    except Unreadable as problem:
         assert problem.code in ("raster_unreadable", "raster_grid", "window_too_large")
         assert 0 < len(problem.detail) < 250
         return None
@@ -67,12 +67,12 @@ def test_lost_blocks_are_never_read_as_zeros() -> None:
             damaged = data.copy()
             (n,) = struct.unpack_from("<I", data, entry + 4)
             struct.pack_into("<I", damaged, entry + 4, n - 1)
-            with pytest.raises(RasterProblem, match="raster_unreadable"):
+            with pytest.raises(Unreadable, match="raster_unreadable"):
                 decode_geotiff(bytes(damaged), GRID)
             struct.pack_into("<I", damaged, entry + 4, n)
             (table,) = struct.unpack_from("<I", data, entry + 8)
             struct.pack_into("<I", damaged, table + 4 * (n - 1), len(data))
-            with pytest.raises(RasterProblem, match="raster_unreadable"):
+            with pytest.raises(Unreadable, match="raster_unreadable"):
                 decode_geotiff(bytes(damaged), GRID)
 
 
@@ -106,7 +106,7 @@ def test_damaged_deflate_gives_the_same_result_each_time() -> None:
         for _ in range(3):
             try:
                 results.add(decode_geotiff(bytes(damaged), GRID)[0].tobytes())
-            except RasterProblem:
+            except Unreadable:
                 results.add(b"")
         assert len(results) == 1
 
@@ -119,7 +119,7 @@ HEADS = st.sampled_from([b"II*\0", b"MM\0*", b"II+\0\x08\0\0\0", b"MM\0+\0\x08\0
 def test_a_header_is_read_or_refused(data: bytes) -> None:
     try:
         read_header(data)
-    except RasterProblem as problem:
+    except Unreadable as problem:
         assert problem.code == "raster_unreadable"
 
 
@@ -147,7 +147,7 @@ def directories(draw: st.DrawFn) -> bytes:
 def test_any_directory_is_read_or_refused(data: bytes) -> None:
     try:
         read_header(data)
-    except RasterProblem as problem:
+    except Unreadable as problem:
         assert problem.code == "raster_unreadable"
 
 
@@ -176,7 +176,7 @@ def _tiff(*entries: tuple[int, int, int, int], tail: bytes = b"") -> bytes:
     ],
 )  # fmt: skip
 def test_hopeless_files_are_refused(make: Callable[[], bytes]) -> None:
-    with pytest.raises(RasterProblem) as caught:
+    with pytest.raises(Unreadable) as caught:
         decode_geotiff(make(), GRID)
     assert caught.value.code == "raster_unreadable"
 

@@ -16,8 +16,9 @@ from eval_ingest.core.resolved import ResolvedConfig
 from eval_ingest.decoding import fallback
 from eval_ingest.decoding.grid import Grid
 from eval_ingest.decoding.judge import read_window
-from eval_ingest.decoding.numpy_raster import NumpySidecar, decode_numpy
-from eval_ingest.decoding.problems import RasterProblem
+from eval_ingest.decoding.numpy_raster import decode_numpy
+from eval_ingest.decoding.problems import Unreadable
+from eval_ingest.decoding.sidecars import NumpySidecar
 from eval_ingest.sources.local import LocalSource
 from eval_ingest_tests.conftest import make_job
 from eval_ingest_tests.support.oracle import rslearn_samples
@@ -215,7 +216,7 @@ def header(text: str, version: bytes = b"\x01\x00") -> bytes:
     ],
 )
 def test_what_is_no_array_of_numbers_is_refused_and_nothing_is_unpickled(data: bytes) -> None:
-    with pytest.raises(RasterProblem) as caught:
+    with pytest.raises(Unreadable) as caught:
         decode_numpy(data, NumpySidecar.parse(sidecar(GRID.bounds)), GRID)
     assert caught.value.code in ("raster_unreadable", "raster_grid")
 
@@ -234,7 +235,7 @@ def test_what_is_no_array_of_numbers_is_refused_and_nothing_is_unpickled(data: b
     ],
 )
 def test_a_raster_that_lies_elsewhere_is_refused(content: bytes) -> None:
-    with pytest.raises(RasterProblem):
+    with pytest.raises(Unreadable):
         decode_numpy(npy(np.zeros((1, 1, 5, 7))), NumpySidecar.parse(content), GRID)
 
 

@@ -1,7 +1,10 @@
 """Dagster's side: stage assets, the front door, what is logged, and how it fails."""
 
 import contextlib
+import itertools
+import json
 import os
+import shutil
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -16,6 +19,7 @@ from dagster._core.definitions.data_version import (
 )
 
 from eval_ingest import pipeline
+from eval_ingest.adopting import adopt
 from eval_ingest.core.entry import Metadata, NormStats
 from eval_ingest.definitions import build_defs
 from eval_ingest.defs.assets import STAGE_ASSETS
@@ -344,3 +348,27 @@ def test_long_stages_report_progress_but_not_every_step() -> None:
         progress("windows read", done, 500)
     assert lines[0] == "window_index: windows read: 180 of 500, 20 a second, 16 s to go"
     assert len(lines) == 2
+
+
+def test_a_dataset_that_was_adopted_runs_and_shows_its_checks(world: World) -> None:
+    root = world.folder / "evals"
+    shutil.copytree(world.source, root / "theirs")
+    splits = itertools.cycle(("train", "train", "val", "test"))
+    for path in sorted((root / "theirs").glob("windows/*/*/metadata.json")):
+        metadata = json.loads(path.read_text())
+        metadata["options"]["eval_split"] = next(splits)
+        path.write_text(json.dumps(metadata))
+    entry = {"name": "theirs", "task_type": "segmentation", "weka_path": str(root / "theirs")}
+    (root / "registry.json").write_text(
+        json.dumps({"version": "1.0", "datasets": {"theirs": entry}})
+    )
+    before = {p: p.read_bytes() for p in (root / "theirs" / "windows").rglob("*") if p.is_file()}
+    refused = failure_text(world.stages("window_index", partition="theirs"))
+    assert "no dataset 'theirs'" in refused
+    adopt(world.settings, "theirs")
+    result = world.front_door("theirs")
+    assert result.success
+    assert log_lines(world, result)[5].startswith("theirs: up to date, nothing to do")
+    checks = {e.check_name for e in result.get_asset_check_evaluations()}
+    assert {"dataset_loads", "verdict"} <= checks
+    assert {p: p.read_bytes() for p in before} == before

@@ -9,8 +9,12 @@ from eval_ingest_tests.support import fuzz
 CASES = {
     "windows with raster labels": 1,
     "config.json, model.yaml, olmoearth_run.yaml": 40,
+    "numbers of a configuration": 12,
+    "poisoned configurations and windows": 1,
+    "windows in a database": 30,
     "catalog entries": 60,
     "archives": 30,
+    "archives with one byte flipped": 3,
     "metadata.json, registry.json": 1,
     "Parquet of an eval root": 1,
     "packed samples": 1,

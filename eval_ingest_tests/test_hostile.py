@@ -12,6 +12,7 @@ import textwrap
 from collections.abc import Callable
 from pathlib import Path
 
+import dagster as dg
 import numpy as np
 import pytest
 import rasterio
@@ -22,10 +23,12 @@ from eval_ingest.decoding.geotiff import decode_geotiff
 from eval_ingest.decoding.grid import Grid
 from eval_ingest.decoding.isolation import isolated
 from eval_ingest.decoding.machine import blame
-from eval_ingest.decoding.problems import RasterProblem
+from eval_ingest.decoding.problems import Unreadable
+from eval_ingest.definitions import build_defs
 from eval_ingest.errors import EvalIngestError, MachineError
 from eval_ingest.inference.resolve import ConfigFiles, resolve
 from eval_ingest_tests.conftest import make_job
+from eval_ingest_tests.support.dagster_world import World
 from eval_ingest_tests.support.oracle import rslearn_samples
 
 Copied = Callable[[str], Path]
@@ -236,7 +239,7 @@ def break_machine() -> tuple[None, int]:
 
 @pytest.mark.parametrize("function", [crash, hang, fill])
 def test_a_decoder_that_crashes_hangs_or_grows_is_stopped(function: Callable[[], object]) -> None:
-    with pytest.raises(RasterProblem) as caught:
+    with pytest.raises(Unreadable) as caught:
         isolated.run(function, seconds=30 if function is fill else 3)  # type: ignore[arg-type]
     assert caught.value.code == "decoder_stopped"
     assert isolated.run(pid)[1] != os.getpid()
@@ -281,6 +284,7 @@ def _ingest_elsewhere(source: Path, root: Path, before: str, **environment: str)
         from pathlib import Path
         from eval_ingest import pipeline
         from eval_ingest_tests.conftest import make_job
+from eval_ingest_tests.support.dagster_world import World
         try:
             job = make_job(Path({str(source)!r}), Path({str(root)!r}), max_invalid_fraction=1.0)
             print(pipeline.ingest(job)[0].value.summary.reasons)
@@ -357,7 +361,7 @@ def test_invalid_windows_are_judged_again_by_others(
     first = pipeline.ingest(make_job(source, root))[0].value
 
     def refuse(*_: object) -> None:
-        raise RasterProblem("raster_unreadable", "no codec")
+        raise Unreadable("raster_unreadable", "no codec")
 
     with monkeypatch.context() as patch:
         patch.setattr(work, "judges", lambda: "older")
@@ -430,6 +434,37 @@ def test_class_names_are_words_wherever_they_are_shown(
     assert "](http:" not in card and "\x1b" not in page + card
 
 
+def test_names_are_words_on_dagsters_page_too(copied: Copied, tmp_path: Path) -> None:
+    evil = ["\x1b[2J\x1b]0;title\x07", "![x](http://127.0.0.1:9/x.png)", "<img src=x onerror=a()>",
+            "\u202egpj.exe\U000e0041\xad", "| a | b |"]  # fmt: skip
+    source = tmp_path / "<img src=x onerror=a()> ![x](y) \u202egpj \x1b[2J"
+    copied("segmentation").rename(source)
+    for k, path in enumerate(sorted(source.glob("windows/*/*/metadata.json"))):
+        metadata = json.loads(path.read_text())
+        metadata["options"] |= {evil[k % 5]: evil[(k + 1) % 5]}
+        path.write_text(json.dumps(metadata))
+    with dg.DagsterInstance.ephemeral() as instance:
+        world = World(tmp_path, source, instance)
+        world.add("crops", classes=[*evil, "plain"][:6], display_name=evil[1], notes=evil[2],
+                  licence=evil[0])  # fmt: skip
+        result = world.front_door()
+        assert result.success
+        node = build_defs(world.settings).resolve_asset_graph().get(dg.AssetKey("crops"))
+        shown = [("description", str(node.description))]
+        for entry in instance.all_logs(result.run_id):
+            shown.append(("log", entry.user_message))
+        events = result.get_asset_materialization_events()
+        found = [e.step_materialization_data.materialization for e in events]
+        for event in (*found, *result.get_asset_check_evaluations()):
+            shown.append(("description", event.description or ""))
+            shown += [(key, str(value.value)) for key, value in event.metadata.items()]
+    assert any("plain" in text for _, text in shown)
+    for key, text in shown:
+        assert not re.search(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\xad\u202e\U000e0041]", text), key
+        if key not in ("source", "path", "log"):  # those are plain text there, and stay as they are
+            assert "<img src=x" not in text and "![x](" not in text and "](http:" not in text, key
+
+
 def test_samples_are_read_after_all_that(copied: Copied, tmp_path: Path) -> None:
     source, root = copied("segmentation"), tmp_path / "root"
     HOSTILE["a mask"][0](_first(source))
@@ -437,3 +472,24 @@ def test_samples_are_read_after_all_that(copied: Copied, tmp_path: Path) -> None
     from_copy = {(s.group, s.name) for s in rslearn_samples(root / "crops")}
     ours = sum(len(EvalDataset("crops", split, root=root)) for split in ("train", "val", "test"))
     assert len(from_copy) == ours
+
+
+@pytest.mark.parametrize(
+    ("error", "cure"),
+    [(MemoryError(), "free memory"), (RuntimeError("can't start new thread"), "ulimit -u"),
+     (OSError(errno.EMFILE, "Too many open files"), "ulimit -n")],
+)  # fmt: skip
+@pytest.mark.parametrize("place", ["copying.transfer.map_ordered", "pipeline.quality_report"])
+def test_a_machine_that_lacks_something_in_any_stage_says_what(
+    place: str, error: Exception, cure: str, small: Path, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    def fail(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr(f"eval_ingest.{place}", fail)
+    with pytest.raises(MachineError, match=cure):
+        pipeline.ingest(make_job(small, tmp_path / "root"))
+    monkeypatch.undo()
+    pipeline.ingest(make_job(small, tmp_path / "root"))
+    assert len(EvalDataset("crops", "train", root=tmp_path / "root"))

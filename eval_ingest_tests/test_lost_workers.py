@@ -2,7 +2,7 @@
 
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,71 +13,26 @@ from eval_ingest import pipeline
 from eval_ingest.core.entry import CopyResult
 from eval_ingest.core.index import WindowIndex
 from eval_ingest.errors import EngineError
-from eval_ingest.indexing import apart, work
+from eval_ingest.indexing import apart
 from eval_ingest.job import open_job
 from eval_ingest.settings import Settings
-from eval_ingest.sources.base import SourceFile
+from eval_ingest.sources.base import SourceFile, WindowFiles
+from eval_ingest.sources.listing import Had
 from eval_ingest.sources.local import LocalSource
 from eval_ingest_tests.conftest import make_job
-
-Reader = Callable[..., Any]
-
-
-class Deadly:
-    """Reads windows, but ends its own process at some: always, or so many times."""
-
-    def __init__(self, folder: Path, read: Reader, names: set[str], times: int | None) -> None:
-        self.folder, self.read, self.names, self.times = folder, read, names, times
-
-    def __call__(self, reader: Any, files: Any, *rest: Any) -> Any:
-        if not self.names or files.name in self.names:
-            killed = len(list(self.folder.iterdir()))
-            if self.times is None or killed < self.times:
-                (self.folder / f"{killed}-{os.getpid()}").touch()
-                os.kill(os.getpid(), signal.SIGSEGV if killed % 2 else signal.SIGKILL)
-        return self.read(reader, files, *rest)
-
-
-class Patched(work.IndexTask):
-    """A task whose workers read with what stands in `reads`."""
-
-    reads: Any
-
-    def __call__(self, shard: Any) -> Any:
-        work.read_window = self.reads
-        return super().__call__(shard)
-
-    def shape_of(self, item: Any) -> Any:
-        work.read_window = self.reads
-        return super().shape_of(item)
+from eval_ingest_tests.support.deadly import deadly
 
 
 @pytest.fixture
-def index(
-    small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Callable[..., WindowIndex]:
+def index(small: Path, tmp_path: Path) -> Callable[..., WindowIndex]:
     """Indexes the small dataset with two processes, of which windows by these names end some."""
     (tmp_path / "killed").mkdir()
-    monkeypatch.setattr("eval_ingest.indexing.build.SHARD_WINDOWS", 3)
 
     def run(names: set[str], times: int | None = None) -> WindowIndex:
-        deadly = Deadly(tmp_path / "killed", work.read_window, names, times)
-
-        def task(*args: Any, **options: Any) -> Patched:
-            made = Patched(*args, **options)
-            object.__setattr__(made, "reads", deadly)
-            return made
-
-        def replaced(made: Any, **changes: Any) -> Any:
-            other = replace(made, **changes)
-            object.__setattr__(other, "reads", deadly)
-            return other
-
-        monkeypatch.setattr("eval_ingest.indexing.build.IndexTask", task)
-        monkeypatch.setattr("eval_ingest.indexing.build.replace", replaced)
         job = make_job(small, tmp_path / "root", max_invalid_fraction=0.5)
         settings = Settings(eval_root=str(tmp_path / "root"), workers=2, engine="processes")
-        return pipeline.window_index(open_job(job.spec, settings))
+        with deadly(tmp_path / "killed", names, times):
+            return pipeline.window_index(open_job(job.spec, settings))
 
     return run
 
@@ -129,18 +84,18 @@ def test_a_machine_that_ends_every_process_stops_the_run_with_its_cure(
 
 
 class DeadlyRead(LocalSource):
-    """A folder; reading a file of one window ends the process, always or so many times."""
+    """A folder; reading one window ends the process, always or so many times."""
 
     name = ""
     times = 0
     folder = Path()
 
-    def read(self, group: str, name: str, file: SourceFile) -> bytes:
+    def fetch(self, files: WindowFiles, wanted: Sequence[SourceFile]) -> dict[str, Had]:
         killed = len(list(self.folder.iterdir()))
-        if name == self.name and killed < self.times:
+        if files.name == self.name and killed < self.times:
             (self.folder / f"{killed}-{os.getpid()}").touch()
             os.kill(os.getpid(), signal.SIGKILL)
-        return super().read(group, name, file)
+        return super().fetch(files, wanted)
 
 
 @pytest.fixture

@@ -8,7 +8,6 @@ import json
 import shlex
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -24,7 +23,7 @@ from eval_ingest.sweep.tasks import trainer_tasks
 from eval_ingest_tests.conftest import make_job
 from eval_ingest_tests.support import factories
 from eval_ingest_tests.support.corpus import CONFIGS
-from eval_ingest_tests.support.peer import PYTHON, Peer
+from eval_ingest_tests.support.peer import PYTHON, SCRIPT, Peer, read
 from eval_ingest_tests.test_shared_configs import FOLDERS, generate
 
 SPLITS = ("train", "val", "test")
@@ -36,25 +35,9 @@ Ingested = Callable[[str], Path]
 
 @pytest.fixture(scope="module")
 def peer(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Peer]:
-    script = Path(__file__).parent / "support" / "peer_process.py"
-    process = Peer(script, tmp_path_factory.mktemp("peer") / "log")
+    process = Peer(SCRIPT, tmp_path_factory.mktemp("peer") / "log")
     yield process
     process.close()
-
-
-def read(
-    peer: Peer, root: Path, name: str, split: str, out: Path, **arguments: Any
-) -> tuple[list[str], list[dict[str, np.ndarray]]]:
-    """The windows of a split and its samples, as the existing code reads them."""
-    path = out / "samples.npz"
-    registry = root / "registry.json"
-    windows = peer("read", registry=registry, name=name, split=split, out=path, arguments=arguments)
-    samples: list[dict[str, np.ndarray]] = [{} for _ in windows]
-    with np.load(path) as stored:
-        for key in stored.files:
-            number, _, field = key.partition(".")
-            samples[int(number)][field] = stored[key]
-    return windows, samples
 
 
 @pytest.fixture(scope="module")

@@ -9,11 +9,12 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from pyarrow import feather
 
 from eval_ingest import EvalDataset, pipeline
 from eval_ingest.copying.verify import verify
 from eval_ingest.decoding import judge as window_module
-from eval_ingest.decoding.problems import RasterProblem
+from eval_ingest.decoding.problems import Unreadable
 from eval_ingest.engine import no_progress
 from eval_ingest.errors import (
     ConfigError,
@@ -79,7 +80,7 @@ def test_everything_is_readable_without_us(ingested: Callable[[str], Path]) -> N
     assert set(stats["sentinel2_l2a"]["B02"]) == {"mean", "std", "min", "max"}
     metadata = json.loads((folder / "metadata.json").read_text())
     for split, found in metadata["splits"].items():
-        rows = pq.read_table(folder / found["index"])
+        rows = feather.read_table(folder / found["index"])
         assert rows.num_rows == found["count"] == splits["split"].to_pylist().count(split)
     shard = folder / "samples" / metadata["shards"][0]["name"]
     assert np.load(shard / "sentinel2_l2a.npy", mmap_mode="r").ndim == 5
@@ -278,7 +279,7 @@ def test_forgetting_drops_the_judgement_of_a_run_that_found_too_much_amiss(
 
 
 def _undecodable(*_: object) -> None:
-    raise RasterProblem("raster_unreadable", "no codec")
+    raise Unreadable("raster_unreadable", "no codec")
 
 
 def test_an_old_version_stays_readable_while_a_new_one_is_made(

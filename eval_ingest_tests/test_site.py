@@ -10,6 +10,7 @@ from types import ModuleType
 
 import pytest
 
+import eval_ingest
 from eval_ingest import cli, settings
 from eval_ingest.core.validate import PROBLEMS
 from eval_ingest.testing import demo
@@ -121,3 +122,11 @@ def test_generated_tables_hold_everything(site: ModuleType) -> None:
     named = set(re.findall(r'"((?:EVAL_INGEST|OLMOEARTH|WEKA|STUDIO)_[A-Z_]+)"',
                            (REPOSITORY / "eval_ingest/settings.py").read_text()))  # fmt: skip
     assert all(f"`{name}`" in filled for name in named), named
+
+
+def test_the_reference_has_everything_that_is_public() -> None:
+    page = (DOCS / "api.md").read_text()
+    missing = [
+        name for name in eval_ingest.__all__ if not re.search(rf"^::: .*\.{name}$", page, re.M)
+    ]
+    assert missing == ["__version__"]

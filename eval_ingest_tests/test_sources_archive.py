@@ -15,7 +15,7 @@ from eval_ingest.engine import no_progress
 from eval_ingest.errors import EvalIngestError, SourceError, SourceNotFoundError
 from eval_ingest.objects.backend import Entry, crc32c_text
 from eval_ingest.objects.reading import Objects
-from eval_ingest.sources import contents, unpacking
+from eval_ingest.sources import unpacking, window_table
 from eval_ingest.sources.archive import Limits, open_archive
 from eval_ingest.sources.open import open_source
 from eval_ingest.store import window_files
@@ -254,7 +254,7 @@ def test_a_stopped_unpacking_goes_on_where_it_was(
         written.append(b"/".join(parts))
         return write(self, parts, *rest)
 
-    monkeypatch.setattr(contents, "_WAITING", 4)
+    monkeypatch.setattr(window_table, "_WAITING", 4)
     monkeypatch.setattr(unpacking._Files, "write", stopping)
     with pytest.raises(KeyboardInterrupt):
         open_archive(str(archive), folder)
@@ -289,7 +289,7 @@ def test_a_copy_that_is_stopped_while_files_are_moved_loses_none(
     small: Path, tmp_path: Path, reference: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     archive, root = pack(small, tmp_path / "crops.tar.gz"), tmp_path / "root"
-    count, place = 0, window_files._place
+    count, place = 0, window_files._moved
 
     def stopping(*arguments: Any) -> Any:
         nonlocal count
@@ -298,7 +298,7 @@ def test_a_copy_that_is_stopped_while_files_are_moved_loses_none(
             raise KeyboardInterrupt
         return place(*arguments)
 
-    monkeypatch.setattr(window_files, "_place", stopping)
+    monkeypatch.setattr(window_files, "_moved", stopping)
     with pytest.raises(KeyboardInterrupt):
         pipeline.ingest(make_job(archive, root))
     monkeypatch.undo()

@@ -22,13 +22,13 @@ from eval_ingest.objects.backend import Entry
 from eval_ingest.objects.reading import Objects
 from eval_ingest.objects.retry import Limits
 from eval_ingest.sources import remote
-from eval_ingest.sources.base import Source
+from eval_ingest.sources.base import Source, WindowFiles
 from eval_ingest.sources.discovery import find_datasets
 from eval_ingest.sources.local import LocalSource
 from eval_ingest.sources.open import open_source
 from eval_ingest.sources.prefixes import prefixes
 from eval_ingest.sources.remote import RemoteSource
-from eval_ingest.sources.staging import Listing, StagedWindows
+from eval_ingest.sources.staging import StagedWindows
 from eval_ingest_tests.conftest import make_job
 from eval_ingest_tests.support.servers import (
     BUCKET,
@@ -413,24 +413,46 @@ def test_many_windows_are_listed_by_many_prefixes(
     ]
 
 
-def test_a_listing_holds_what_was_listed(small: Path, tmp_path: Path) -> None:
-    source = LocalSource(str(small))
+@pytest.fixture
+def listed(monkeypatch: pytest.MonkeyPatch) -> list[frozenset[str]]:
+    """The layers of each listing of a bucket."""
+    found: list[frozenset[str]] = []
+    windows = RemoteSource.windows
+
+    def noting(
+        source: RemoteSource, groups: list[str], layers: frozenset[str]
+    ) -> Iterator[WindowFiles]:
+        found.append(layers)
+        return windows(source, groups, layers)
+
+    monkeypatch.setattr(RemoteSource, "windows", noting)
+    return found
+
+
+def test_a_listing_holds_what_was_listed(
+    server: ObjectServer, tmp_path: Path, listed: list[frozenset[str]]
+) -> None:
+    source = RemoteSource(f"{server.url}/data/crops", tmp_path)
     windows = list(source.windows(source.groups(), LAYERS))
-    listing = Listing(tmp_path)
-    assert not listing.covers(LAYERS)
-    assert list(listing.write(iter(windows), LAYERS)) == [w.listed for w in windows]
-    assert listing.covers(LAYERS) and not listing.covers(LAYERS | {"other"})
-    assert [Listing(tmp_path).window(w.group, w.name) for w in windows] == windows
-    assert listing.window("nope", "nope") is None
+    assert list(source.listing(source.groups(), LAYERS)) == [w.listed for w in windows]
+    other = RemoteSource(source.url, tmp_path)
+    listed.clear()
+    other.ensure_listed(source.groups(), LAYERS)
+    assert [other.window(w.group, w.name, LAYERS) for w in windows] == windows
+    assert listed == []
+    other.ensure_listed(source.groups(), LAYERS | {"other"})
+    assert listed == [LAYERS | {"other"}]
 
 
-def test_a_listing_that_was_stopped_does_not_count(small: Path, tmp_path: Path) -> None:
-    source = LocalSource(str(small))
-    partial = Listing(tmp_path).write(source.windows(source.groups(), LAYERS), LAYERS)
+def test_a_listing_that_was_stopped_does_not_count(
+    server: ObjectServer, tmp_path: Path, listed: list[frozenset[str]]
+) -> None:
+    source = RemoteSource(f"{server.url}/data/crops", tmp_path)
+    partial = source.listing(source.groups(), LAYERS)
     next(partial)
     partial.close()
-    assert not Listing(tmp_path).covers(LAYERS)
-    assert list(tmp_path.iterdir()) == []
+    RemoteSource(source.url, tmp_path).ensure_listed(source.groups(), LAYERS)
+    assert listed == [LAYERS, LAYERS]
 
 
 def test_staged_bytes_are_those_of_one_version(small: Path, tmp_path: Path) -> None:

@@ -151,11 +151,6 @@ def _instead(own: Path, table: str, made: str) -> None:
             " FROM c) SELECT group_name, window_name, x AS data_json FROM c, old",
             "no database of windows",
         ),
-        (
-            "CREATE TABLE layer_datas AS SELECT group_name, window_name,"
-            " CAST(zeroblob(50000000) AS TEXT) AS data_json FROM old LIMIT 1",
-            "too big",
-        ),
     ],
 )
 def test_what_a_database_would_compute_or_blow_up_is_refused(
@@ -165,6 +160,21 @@ def test_what_a_database_would_compute_or_blow_up_is_refused(
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     with pytest.raises(SourceError, match=told):
         pipeline.ingest(make_job(own, tmp_path / "root"))
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200 << 10  # KiB
+
+
+@pytest.mark.parametrize(
+    ("table", "column", "key"),
+    [("layer_datas", "data_json", "window_name"), ("windows", "options_json", "name")],
+)
+def test_a_value_that_is_too_large_makes_its_window_invalid(
+    table: str, column: str, key: str, own: Path, tmp_path: Path
+) -> None:
+    large = f"UPDATE {table} SET {column} = CAST(zeroblob(50000000) AS TEXT) WHERE {key} = ?"
+    run(own, large, "window_0001")
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    first = pipeline.ingest(make_job(own, tmp_path / "root", max_invalid_fraction=0.5))[0]
+    assert first.value.summary.reasons == {"metadata_unreadable": 1}
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200 << 10  # KiB
 
 

@@ -1,11 +1,10 @@
 """The one door to an eval root: one contract for all kinds, and what stress may not do."""
 
-import asyncio
 import shutil
 import subprocess
 import sys
-import threading
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,6 @@ from eval_ingest.core.entry import METADATA_VERSION
 from eval_ingest.core.spec import SPLITS
 from eval_ingest.engine import no_progress
 from eval_ingest.errors import IntegrityError, NewerVersionError, OutdatedError, StoreError
-from eval_ingest.job import Job
 from eval_ingest.settings import Settings
 from eval_ingest.store.atomic import write_bytes
 from eval_ingest.store.registry import read_registry
@@ -30,6 +28,7 @@ from eval_ingest_tests.conftest import make_job
 from eval_ingest_tests.support import places
 from eval_ingest_tests.support.places import Place
 from eval_ingest_tests.support.servers import ObjectServer
+from eval_ingest_tests.support.stalled import Stalled
 
 servers, place = places.servers, places.place
 
@@ -67,7 +66,7 @@ def test_a_dataset_is_published_withdrawn_and_erased(place: Place) -> None:
         write_bytes(store.layout.window_index, b"of ours")
         store.send()
         assert place.root.dataset_names() == []
-        store.publish(b"{}")
+        store.publish(b"{}", b"{}")
         assert place.root.dataset_names() == ["crops"]
     place.machine("b")
     other = place.root.dataset("crops")
@@ -164,7 +163,7 @@ def test_a_writer_that_stood_still_overwrites_nothing(
     for k, stop_at in enumerate(_STOPS[place.kind]):
         name = f"crops_{k}"
         place.machine("a")
-        stalled = _Stalled(place.job(small, name), stop_at)
+        stalled = Stalled(place.job(small, name), partial(_within, stop_at))
         stalled.start()
         assert stalled.stopped.wait(60), f"{stop_at} was not written"
         place.objects.run(place.objects.delete([f".{name}.lease"]))  # as if it had ended
@@ -185,32 +184,8 @@ _STOPS = {
 """Before which write the ingest stands still."""
 
 
-class _Stalled(threading.Thread):
-    """An ingest that stands still before one of its writes, and doesn't know that time goes by."""
-
-    def __init__(self, job: Job, stop_at: str) -> None:
-        super().__init__(daemon=True)
-        self.job = job
-        self.stopped, self.goes_on = threading.Event(), threading.Event()
-        self.error: BaseException | None = None
-        store: Any = job.store
-        self.objects = store.mirror.objects
-        real = self.objects._put
-
-        async def put(name: str, data: bytes, seen: Any) -> Any:
-            if stop_at in name:
-                self.stopped.set()
-                while not self.goes_on.is_set():
-                    await asyncio.sleep(0.01)
-            return await real(name, data, seen)
-
-        self.objects._put = put
-
-    def run(self) -> None:
-        try:
-            pipeline.ingest(self.job)
-        except BaseException as error:
-            self.error = error
+def _within(part: str, name: str) -> bool:
+    return part in name
 
 
 def _contents(place: Place, name: str) -> dict[str, bytes]:

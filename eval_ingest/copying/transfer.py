@@ -38,7 +38,7 @@ from eval_ingest.store.shards import ShardWriter, read_shard, shard_names
 from eval_ingest.store.split_index import TARGET, Crops, timestamps_column, write_split_index
 from eval_ingest.store.window_files import Windows
 
-_TASK_WINDOWS = 16
+_TASK_WINDOWS = 32
 _MOVED_TOGETHER = 256
 """Windows whose split is changed between two notes in the journal."""
 
@@ -135,7 +135,11 @@ def _pack(
     rows = pack_rows(index.table, [place.row for place in new], job.config)
     with _scratch(store.layout.samples) as folder:
         packer = Packer(folder, job.config, rows, store.shard_bytes)
-        _require_room(store, index, places, to_copy, packer.n_bytes)
+        copied = [place.row for place in places if place.key in to_copy]
+        n_bytes, n_files = (
+            int(numbers(index.table[name], 0)[copied].sum()) for name in ("n_bytes", "n_files")
+        )
+        store.require_room(window_bytes(n_bytes, n_files), packer.n_bytes)
         packer.create()
         for writer, here in packer.shards:
             first = here.start
@@ -256,21 +260,6 @@ def _measured_again(
             raise found
         known[key] = replace(known[key], **found._asdict())
     return list(known.values())
-
-
-def _require_room(
-    store: DatasetStore,
-    index: WindowIndex,
-    places: Sequence[Place],
-    to_copy: Container[Key],
-    packed_bytes: int,
-) -> None:
-    """Raise StoreError if the disk has no room for what is to be copied and packed."""
-    sizes, files = (numbers(index.table[name], 0) for name in ("n_bytes", "n_files"))
-    copied = [place.row for place in places if place.key in to_copy]
-    store.require_room(
-        window_bytes(int(sizes[copied].sum()), int(files[copied].sum())), packed_bytes
-    )
 
 
 def _write_split_indexes(

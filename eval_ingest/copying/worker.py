@@ -1,7 +1,7 @@
 """What a worker does with some windows: read once, packed, copied."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -11,10 +11,16 @@ from eval_ingest.core.resolved import ResolvedConfig
 from eval_ingest.core.task import Task
 from eval_ingest.decoding.judge import JUDGED_BYTES, read_window, sample_arrays
 from eval_ingest.errors import SourceError
+from eval_ingest.sources.ahead import COPIES, Room
 from eval_ingest.sources.base import Source, SourceFile, WindowFiles, WindowReader
 from eval_ingest.store.manifest import CopiedWindow
 from eval_ingest.store.shards import ShardWriter
 from eval_ingest.store.window_files import Content, Windows
+
+WINDOWS_BEHIND = 16
+"""That a worker has in hand at a time: to be packed, or on their way into the copy."""
+BYTES_BEHIND = 64 << 20
+"""Of their files, if it has more than one."""
 
 ToPlace = tuple[Place, int | None, bool]
 """A window, its row in the shard if it is to be packed, and whether to copy it."""
@@ -30,31 +36,53 @@ class TransferTask:
     writer: ShardWriter | None
 
     def __call__(self, batch: list[ToPlace]) -> list[CopiedWindow]:
-        """Pack and copy some windows."""
-        copied = []
+        """Pack and copy some windows, several at a time: a root may be a network mount."""
         layers = self.config.layer_names
-        windows = (self.source.window(place.group, place.name, layers) for place, _, _ in batch)
-        for (place, pack_row, copy), (files, reader) in zip(
-            batch, self.source.readers(windows), strict=True
-        ):
-            if files.digest != place.source_digest:
-                raise SourceError(
-                    f"{place.group}/{place.name} has changed since it was indexed; "
-                    "run the ingest again: only what changed is read anew"
-                )
-            source = _ReadOnce(reader)
-            if pack_row is not None and self.writer is not None:
-                self.writer.write(pack_row, read_arrays(source, files, self.config))
-            if copy:
-                window = place.group, place.name
-                contents = [self._content(source, window, file) for file in files.files]
-                copied.append(
-                    self.windows.write(*window, place.source_digest, place.split, contents)
-                )
-            reader.drop()
+        wanted = [partial(self.source.window, place.group, place.name, layers)
+                  for place, _, _ in batch]  # fmt: skip
+        whole = self.writer is not None or not self.source.moves
+        room = Room(BYTES_BEHIND)
+
+        def windows() -> Iterator[tuple[ToPlace, tuple[WindowFiles, WindowReader]]]:
+            for window in zip(batch, self.source.readers(wanted, whole), strict=True):
+                room.wait(window[1][0].n_bytes)
+                yield window
+
+        def place(window: tuple[ToPlace, tuple[WindowFiles, WindowReader]]) -> CopiedWindow | None:
+            files = window[1][0]
+            try:
+                with COPIES.watched(lambda: len(files.files)):
+                    return self._place(*window[0], *window[1])
+            finally:
+                room.give_back(files.n_bytes)
+
+        done = COPIES.each(place, windows(), WINDOWS_BEHIND)
+        return [copied for copied in done if copied is not None]
+
+    def _place(
+        self,
+        place: Place,
+        pack_row: int | None,
+        copy: bool,
+        files: WindowFiles,
+        reader: WindowReader,
+    ) -> CopiedWindow | None:
+        if files.digest != place.source_digest:
+            raise SourceError(
+                f"{place.group}/{place.name} has changed since it was indexed; "
+                "run the ingest again: only what changed is read anew"
+            )
+        if pack_row is not None and self.writer is not None:
+            self.writer.write(pack_row, read_arrays(reader, files, self.config))
+        copied = None
+        if copy:
+            key = place.group, place.name
+            contents = [self._content(reader, key, file) for file in files.files]
+            copied = self.windows.write(*key, place.source_digest, place.split, contents)
+        reader.drop()
         return copied
 
-    def _content(self, source: "_ReadOnce", window: tuple[str, str], file: SourceFile) -> Content:
+    def _content(self, source: WindowReader, window: tuple[str, str], file: SourceFile) -> Content:
         """A file of the copy: as it is, but for labels whose categories the task maps."""
         read = partial(source.read, *window, file)
         ours = source.ours(*window, file)
@@ -78,32 +106,6 @@ def _mapped(read: Callable[[], bytes], task: Task) -> bytes:
         if isinstance(value, str):
             properties[task.property_name] = task.category_mapping.get(value, value)
     return json.dumps(content).encode()
-
-
-class _ReadOnce:
-    """A reader that remembers one window's bytes: packing and copying read them once."""
-
-    def __init__(self, reader: WindowReader) -> None:
-        self._reader = reader
-        self.url = reader.url
-        self._bytes: dict[str, bytes] = {}
-
-    def read(self, group: str, name: str, file: SourceFile) -> bytes:
-        if file.path not in self._bytes:
-            self._bytes[file.path] = self._reader.read(group, name, file)
-        return self._bytes[file.path]
-
-    def ours(self, group: str, name: str, file: SourceFile) -> tuple[str, int] | None:
-        return self._reader.ours(group, name, file)
-
-    def permissions(self, group: str, name: str, file: SourceFile) -> int:
-        return self._reader.permissions(group, name, file)
-
-    def keep(self) -> None:
-        self._reader.keep()
-
-    def drop(self) -> None:
-        self._reader.drop()
 
 
 def read_arrays(source: WindowReader, files: WindowFiles, config: ResolvedConfig) -> dict[str, Any]:

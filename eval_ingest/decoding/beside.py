@@ -124,9 +124,13 @@ def check_unread(files: WindowFiles, done: Iterable[str], read: Callable[[str], 
     They are copied too, and others may read them: other bands, other item groups.
     """
     completed = {path.rpartition("/")[0] for path in files.by_path if path.endswith("/completed")}
-    for path in sorted(set(files.by_path).difference(done)):
-        if "/".join(path.split("/", 2)[:2]) not in completed:
-            continue
+    unread = set(files.by_path).difference(done)
+    check_content((p for p in unread if "/".join(p.split("/", 2)[:2]) in completed), read)
+
+
+def check_content(paths: Iterable[str], read: Callable[[str], bytes]) -> None:
+    """Look at what rslearn may open: rasters by their first bytes, JSON for its CRS."""
+    for path in sorted(paths):
         if is_raster(path):
             check_magic(path, read(path)[:16])
         elif path.endswith((".json", ".geojson")):

@@ -1,39 +1,50 @@
-"""GeoJSON labels: the properties of the features that intersect a window."""
+"""Vector labels: the features of a window in its own pixels, and which of them a crop has."""
 
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 
+import numpy as np
+import shapely
+from shapely.geometry import shape
+
 from eval_ingest.decoding.grid import Grid
 
-
-def features_within(collection: Any, grid: Grid) -> list[dict[str, Any]]:
-    """Properties of the features that intersect the grid's bounds, in file order.
-
-    A collection written by rslearn on the window's own projection, the usual case, is compared in
-    pixel coordinates; any other is reprojected by rslearn itself.
-    """
-    features = collection["features"]
-    projection = collection.get("properties") or {}
-    if not (
-        projection.get("crs") == grid.crs
-        and projection.get("x_resolution") == grid.x_resolution
-        and projection.get("y_resolution") == grid.y_resolution
-    ):
-        return _reprojected(collection, grid)
-    import shapely
-    from shapely.geometry import shape
-
-    box = shapely.box(*grid.bounds)
-    return [
-        dict(feature.get("properties") or {})
-        for feature in features
-        if shape(feature["geometry"]).intersects(box)
-    ]
+Bounds = tuple[int, int, int, int]
 
 
-def _reprojected(collection: dict[str, Any], grid: Grid) -> list[dict[str, Any]]:
+class Features:
+    """Shapes in a window's pixels, with their properties, in file order."""
+
+    def __init__(self, shapes: Sequence[Any], properties: Sequence[dict[str, Any] | None]) -> None:
+        self._shapes = np.array(shapes, dtype=object)
+        self._properties = properties
+
+    @classmethod
+    def parse(cls, collection: Any, grid: Grid) -> "Features":
+        """Those of GeoJSON that reach into a window.
+
+        A collection written by rslearn on the window's own projection, the usual case, is in its
+        pixels already; any other is reprojected by rslearn itself.
+        """
+        stored = collection.get("properties") or {}
+        keys = ("crs", "x_resolution", "y_resolution")
+        if any(stored.get(key) != getattr(grid, key) for key in keys):
+            return cls(*_reprojected(collection, grid))
+        features = collection["features"]
+        shapes = [shape(feature["geometry"]) for feature in features]
+        return cls(shapes, [feature.get("properties") for feature in features])
+
+    def within(self, bounds: Bounds) -> list[dict[str, Any]]:
+        """Properties of the features that intersect bounds in pixels."""
+        if not len(self._shapes):
+            return []
+        hits = np.flatnonzero(shapely.intersects(self._shapes, shapely.box(*bounds)))
+        return [dict(self._properties[k] or {}) for k in hits.tolist()]
+
+
+def _reprojected(collection: dict[str, Any], grid: Grid) -> tuple[list[Any], list[Any]]:
     # rslearn is heavy to import and only needed for labels in another projection.
-    import shapely
     from rslearn.utils.feature import Feature
     from rslearn.utils.geometry import (
         WGS84_PROJECTION,
@@ -50,17 +61,12 @@ def _reprojected(collection: dict[str, Any], grid: Grid) -> list[dict[str, Any]]
     else:
         stored = WGS84_PROJECTION
     features = [Feature.from_geojson(stored, feature) for feature in collection["features"]]
-    window = STGeometry(
-        Projection(_crs(grid.crs), grid.x_resolution, grid.y_resolution),
-        shapely.box(*grid.bounds),
-        None,
-    )
+    projection = Projection(_crs(grid.crs), grid.x_resolution, grid.y_resolution)
+    window = STGeometry(projection, shapely.box(*grid.bounds), None)
     shapes = safely_reproject_within_valid_area([f.geometry for f in features], window)
-    return [
-        dict(feature.properties or {})
-        for feature, shape in zip(features, shapes, strict=True)
-        if shape is not None and shape.shp.intersects(window.shp)
-    ]
+    pairs = zip(shapes, features, strict=True)
+    there = [(found.shp, feature.properties) for found, feature in pairs if found is not None]
+    return [found for found, _ in there], [properties for _, properties in there]
 
 
 @lru_cache(maxsize=256)

@@ -25,7 +25,7 @@ from eval_ingest.decoding.isolation import isolated
 from eval_ingest.decoding.machine import blame
 from eval_ingest.decoding.problems import (
     NotUnderstoodError,
-    RasterProblem,
+    Unreadable,
     broken,
     shortened,
 )
@@ -46,7 +46,7 @@ def decode_geotiff(
         most_bytes: of pixels that may be unpacked at a time.
 
     Raises:
-        RasterProblem: `raster_unreadable` if the bytes are no whole GeoTIFF; `raster_grid` if
+        Unreadable: `raster_unreadable` if the bytes are no whole GeoTIFF; `raster_grid` if
             it leaves more than one of its own pixels of the window uncovered on a side;
             `window_too_large`; `decoder_stopped` if a decoder crashed, hung or filled its memory.
         MachineError: this machine can't read it.
@@ -56,7 +56,7 @@ def decode_geotiff(
     except NotUnderstoodError as problem:
         return _by_gdal(data, grid, most_bytes, problem)
     if not header.georeferenced:
-        raise RasterProblem("raster_grid", "it has no georeference")
+        raise Unreadable("raster_grid", "it has no georeference")
     check_size(grid, header.bands, header.dtype, most_bytes)
     simple = header.simple and header.pixel_bytes <= most_bytes
     if simple and header.epsg is not None and header.epsg == epsg(grid.crs):
@@ -75,7 +75,7 @@ def check_size(grid: Grid, bands: int, dtype: str, most_bytes: int) -> None:
     """Raise if the window's pixels are more than may be unpacked."""
     item = np.dtype(dtype).itemsize if dtype != "unknown" else 1
     if grid.width * grid.height * bands * item > most_bytes:
-        raise RasterProblem(
+        raise Unreadable(
             "window_too_large",
             f"{grid.width} x {grid.height} pixels of {bands} bands are more than "
             f"{most_bytes >> 20} MiB",
@@ -83,7 +83,7 @@ def check_size(grid: Grid, bands: int, dtype: str, most_bytes: int) -> None:
 
 
 def _by_gdal(
-    data: bytes, grid: Grid, most_bytes: int, known: RasterProblem | None = None
+    data: bytes, grid: Grid, most_bytes: int, known: Unreadable | None = None
 ) -> tuple[NDArray[Any], Stored]:
     """What isn't surely harmless, through GDAL in a process of its own.
 
@@ -91,7 +91,7 @@ def _by_gdal(
     """
     try:
         pixels, stored = isolated.run(warp, data, grid, most_bytes)
-    except RasterProblem as problem:
+    except Unreadable as problem:
         raise known if known and problem.code == "raster_unreadable" else problem from problem
     assert pixels is not None
     return np.moveaxis(pixels, 0, -1), stored

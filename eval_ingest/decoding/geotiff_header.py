@@ -107,19 +107,11 @@ None, LZW, deflate under both its numbers, packbits, zstd.
 _LZW = 5
 DEFLATE = (8, 32946)
 
-_TYPES = {
-    (1, 8): "uint8",
-    (1, 16): "uint16",
-    (1, 32): "uint32",
-    (1, 64): "uint64",
-    (2, 8): "int8",
-    (2, 16): "int16",
-    (2, 32): "int32",
-    (2, 64): "int64",
-    (3, 32): "float32",
-    (3, 64): "float64",
-}
-"""(sample format, bits) to numpy name. GDAL 3.10 reads float16 as float32, so that isn't here."""
+_KINDS = {1: "uint", 2: "int", 3: "float"}
+_TYPES = frozenset(
+    {"uint8", "uint16", "uint32", "uint64", "int8", "int16", "int32", "int64", "float32", "float64"}
+)
+"""numpy names. GDAL 3.10 reads float16 as float32, so that isn't here."""
 
 _SAFE_GEO_KEYS = frozenset({1024, 1025, 1026, 2048, 2049, 2054, 2057, 2059, 3072, 3073, 3076})
 """GeoKeys that beside an EPSG code say nothing new, as long as the units are metre and degree."""
@@ -229,7 +221,7 @@ def read_header(data: bytes) -> GeotiffHeader:
 
     Raises:
         NotUnderstoodError: GDAL may be able to read it, for all that we know.
-        RasterProblem: `raster_unreadable` if it isn't a TIFF, or is damaged or cut off: also
+        Unreadable: `raster_unreadable` if it isn't a TIFF, or is damaged or cut off: also
             if a strip or tile lies beyond the end, or its size can't be true.
     """
     key = data[:_KEY_BYTES]
@@ -352,7 +344,9 @@ def _interpret(
         raise broken(f"it says that it is {width} x {height} pixels of {bands} bands")
     bits = set(tags.integers(_BITS) or (1,))
     formats = set(tags.integers(_SAMPLE_FORMAT) or (1,))
-    dtype = _TYPES.get((min(formats), min(bits))) if len(bits) == len(formats) == 1 else None
+    dtype: str | None = f"{_KINDS.get(min(formats))}{min(bits)}"
+    if len(bits) > 1 or len(formats) > 1 or dtype not in _TYPES:
+        dtype = None
     nodata, fills = _parse_nodata(tags.text(_NODATA), dtype)
     alpha = any(tags.integers(_EXTRA_SAMPLES))
     pixel_size = _pixel_size(tags)

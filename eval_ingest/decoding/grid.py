@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from eval_ingest.decoding.geotiff_header import GeotiffHeader
 from eval_ingest.decoding.machine import blame
-from eval_ingest.decoding.problems import RasterProblem
+from eval_ingest.decoding.problems import Unreadable
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,12 +37,6 @@ class Grid:
     def width(self) -> int:
         """Columns of pixels."""
         return self.bounds[2] - self.bounds[0]
-
-    def part(self, top: int, left: int, side: int) -> "Grid":
-        """A square of it, by its first row and column; it ends where this one does."""
-        x0, y0 = self.bounds[0] + left, self.bounds[1] + top
-        x1, y1 = min(x0 + side, self.bounds[2]), min(y0 + side, self.bounds[3])
-        return Grid(self.crs, self.x_resolution, self.y_resolution, (x0, y0, x1, y1))
 
 
 @lru_cache(maxsize=1024)
@@ -117,10 +111,10 @@ def check_cover(
 ) -> None:
     """Raise if more than `allowed` of the raster's pixels are missing from start to stop."""
     if stop <= 0 or start >= size:
-        raise RasterProblem("raster_grid", "it doesn't overlap the window")
+        raise Unreadable("raster_grid", "it doesn't overlap the window")
     for side, gap in zip(sides, (-start, stop - size), strict=True):
         if not gap <= allowed + _SLACK:
-            raise RasterProblem(
+            raise Unreadable(
                 "raster_grid", f"{gap:.4g} of its pixels are missing at the window's {side}"
             )
 

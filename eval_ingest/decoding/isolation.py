@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eval_ingest.decoding.machine import blame
-from eval_ingest.decoding.problems import RasterProblem, shortened
+from eval_ingest.decoding.problems import Unreadable, shortened
 from eval_ingest.engine import prepare_worker, start_alone
 from eval_ingest.errors import EvalIngestError, MachineError, SourceError
 
@@ -62,7 +62,7 @@ class Isolated:
         Its module has a function `load_libraries`, which is called before the limits are set.
 
         Raises:
-            RasterProblem: `decoder_stopped` if it crashed, took too long or too much memory; or
+            Unreadable: `decoder_stopped` if it crashed, took too long or too much memory; or
                 what the function raises.
             MachineError: this machine can't do it, whatever the data.
             SourceError: the source can't be reached.
@@ -124,9 +124,9 @@ class _Helper:
             self._pipe.send((function, args))
             if not self._pipe.poll(seconds):
                 self.end()
-                raise RasterProblem("decoder_stopped", f"decoding took more than {seconds:.0f} s")
+                raise Unreadable("decoder_stopped", f"decoding took more than {seconds:.0f} s")
             return self._receive()
-        except (RasterProblem, EvalIngestError):
+        except (Unreadable, EvalIngestError):
             raise
         except (EOFError, OSError) as error:
             self.end()
@@ -138,7 +138,7 @@ class _Helper:
     def _receive(self) -> Result:
         kind, *told = self._pipe.recv()
         if kind == "problem":
-            raise RasterProblem(*told)
+            raise Unreadable(*told)
         if kind == "error":
             name, text = told
             raise (SourceError if name == "SourceError" else MachineError)(text)
@@ -163,7 +163,7 @@ class _Helper:
         code = self.process.exitcode
         if code == 0:
             return _GoneError()
-        return RasterProblem("decoder_stopped", f"the decoder crashed (exit code {code})")
+        return Unreadable("decoder_stopped", f"the decoder crashed (exit code {code})")
 
 
 def _serve(pipe: Connection, environment: dict[str, str]) -> None:
@@ -181,7 +181,7 @@ def _serve(pipe: Connection, environment: dict[str, str]) -> None:
 def _answer(pipe: Connection, function: Callable[..., Result], args: tuple[Any, ...]) -> None:
     try:
         pixels, meta = _call(function, args, limited=True)
-    except RasterProblem as problem:
+    except Unreadable as problem:
         pipe.send(("problem", problem.code, problem.detail))
         return
     except EvalIngestError as error:
@@ -203,15 +203,15 @@ def _call(function: Callable[..., Result], args: tuple[Any, ...], limited: bool)
         if limited:
             limit_memory(MEMORY_BYTES)
         return function(*args)
-    except (RasterProblem, EvalIngestError):
+    except (Unreadable, EvalIngestError):
         raise
     except Exception as error:  # a decoder may raise anything
         blame(error, memory_is_limited=limited)
         if _is_of_memory(error):
-            raise RasterProblem(
+            raise Unreadable(
                 "decoder_stopped", f"decoding needs more than {MEMORY_BYTES // MIB} MiB of memory"
             ) from error
-        raise RasterProblem("raster_unreadable", shortened(error)) from error
+        raise Unreadable("raster_unreadable", shortened(error)) from error
     finally:
         if limited:
             limit_memory(None)

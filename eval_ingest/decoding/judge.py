@@ -3,10 +3,11 @@
 The values are those of rslearn's ModelDataset; only the order of axes and of bands is ours.
 """
 
+import contextlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,13 +24,7 @@ from eval_ingest.core.resolved import (
 )
 from eval_ingest.core.task import IGNORE_LABEL, Task
 from eval_ingest.core.validate import Problem
-from eval_ingest.decoding.beside import (
-    check_beside,
-    check_crs_of,
-    check_magic,
-    check_unread,
-    is_raster,
-)
+from eval_ingest.decoding.beside import check_beside, check_content, check_crs_of, check_unread
 from eval_ingest.decoding.geotiff import decode_geotiff
 from eval_ingest.decoding.grid import Grid, band_set_dirname
 from eval_ingest.decoding.isolation import Result, isolated
@@ -50,22 +45,28 @@ from eval_ingest.decoding.metadata import (
     parse_items,
     parse_metadata,
 )
-from eval_ingest.decoding.numpy_raster import NumpySidecar, decode_numpy
-from eval_ingest.decoding.problems import RasterProblem, Unreadable
+from eval_ingest.decoding.numpy_raster import decode_numpy
+from eval_ingest.decoding.problems import Unreadable
 from eval_ingest.decoding.rasters import (
-    GROUP_COUNTS,
     StoredRaster,
     assemble,
     choose_reads,
     is_all,
     nodata_of,
-    parse_group_counts,
-    parse_sidecar,
     plan_reads,
+)
+from eval_ingest.decoding.sidecars import (
+    GROUP_COUNTS,
+    GeotiffSidecar,
+    NumpySidecar,
+    parse_group_counts,
     steps_of_group,
 )
 from eval_ingest.decoding.targets import raster_target, vector_target
 from eval_ingest.sources.base import WindowFiles, WindowReader
+
+if TYPE_CHECKING:
+    from eval_ingest.decoding.features import Features
 
 JUDGED_BYTES = 1 << 32
 """That a window may have which was found valid by a run with limits of its own."""
@@ -143,35 +144,39 @@ def _read_window(
         for layer in config.layers
         for item_group in files.completed(layer.name)
     ]
-    try:
+    with _told(sample):
         sample.metadata = reader.metadata()
         if not wanted(sample.metadata):
             return None
         reader.check_files(sample.metadata.grid)
         reader.check_items()
-    except Unreadable as stop:
-        sample.problems.append(stop.problem)
+    if sample.metadata is None or sample.problems:
         return sample
     grid = sample.metadata.grid
     for modality in config.modalities:
-        try:
+        with _told(sample):
             found = reader.modality(modality, grid)
             if found is not None:
                 sample.modalities[modality.name] = found
                 sample.problems += _judge_pixels(modality, found.pixels)
-        except Unreadable as stop:
-            sample.problems.append(stop.problem)
-    try:
+    with _told(sample):
         target = reader.target(grid)
         if not config.task.kind.per_pixel:
             sample.crop_targets = reader.crop_targets(grid)
         sample.target = target
-        sample.problems += _judge_target(config.task, sample.target)
+        sample.problems += _judge_target(config.task, target)
         if not sample.problems:
             check_unread(files, reader.done, reader.read)
+    return sample
+
+
+@contextlib.contextmanager
+def _told(sample: WindowSample) -> Iterator[None]:
+    """What can't be read is a problem of the window."""
+    try:
+        yield
     except Unreadable as stop:
         sample.problems.append(stop.problem)
-    return sample
 
 
 class _RasterFile(NamedTuple):
@@ -196,6 +201,8 @@ class _WindowReader:
     """By layer, its item groups as items.json has them."""
     has_data: bool = False
     """Some raster of the modality holds more than the nodata value that it declares."""
+    features: dict[tuple[str, int], "Features"] = field(default_factory=dict)
+    """By layer and item group."""
     packed: dict[str, tuple["_RasterFile", list[int]]] = field(default_factory=dict)
     """By folder, rasters that hold several item groups, and the timesteps of each of these."""
 
@@ -271,22 +278,22 @@ class _WindowReader:
         self, layer: Layer, item_group: int, bands: tuple[str, ...], grid: Grid
     ) -> tuple["StoredRaster", list[Interval | None]]:
         """Pixels of the bands, and the timesteps' intervals."""
-        if not all(band_set.decoded for band_set in layer.band_sets):
-            return self._through_rslearn(layer, item_group, bands, grid)
         result: NDArray[Any] | None = None
         stamps: list[Interval | None] = []
         declared: list[float | None] = [None] * len(bands)
         reads, lacking = plan_reads(layer.band_sets, bands)
+        if lacking:
+            raise Unreadable("raster_bands", f"{layer.name} lacks {', '.join(lacking)}")
         for band_set, sources, places in reads:
             pixels, times, nodata = self._band_set(layer.name, item_group, band_set, grid)
+            if result is None:
+                stamps = self._or_items(times, layer.name, item_group, pixels.shape[2])
             if len(sources) == len(bands):
-                stamps = self._or_items(times, layer.name, item_group, pixels)
                 return StoredRaster(pixels, sources, (nodata,) * len(bands)), stamps
             for place in places:
                 declared[place] = nodata
             if result is None:
                 result = np.zeros((*pixels.shape[:3], len(bands)), pixels.dtype)
-                stamps = self._or_items(times, layer.name, item_group, pixels)
             elif result.shape[:3] != pixels.shape[:3]:
                 raise Unreadable(
                     "raster_bands",
@@ -295,30 +302,34 @@ class _WindowReader:
                 )
             result = result.astype(np.promote_types(result.dtype, pixels.dtype), copy=False)
             result[..., list(places)] = pixels[..., list(sources)]
-        if result is None or lacking:
-            raise Unreadable("raster_bands", f"{layer.name} lacks {', '.join(lacking)}")
+        assert result is not None, "some band is wanted"
         return StoredRaster(result, tuple(range(len(bands))), tuple(declared)), stamps
 
     def _band_set(
         self, layer: str, item_group: int, band_set: BandSet, grid: Grid
     ) -> "_RasterFile":
         """What is stored of one band set's item group."""
+        if not band_set.decoded:
+            return self._through_rslearn(layer, item_group, band_set)
         packed = self.config.packs_layers
         folder = f"layers/{layer}.{item_group}" if item_group and not packed else f"layers/{layer}"
         base = f"{folder}/{band_set_dirname(band_set.bands)}"
-        if not packed:
+        if packed:
+            raster = self._unpacked(base, item_group, band_set, grid)
+        else:
             raster = self._file(base, band_set, grid)
-            self.has_data = self.has_data or not is_all(raster.pixels, raster.nodata)
-            return raster
-        if base not in self.packed:  # one read a layer, whatever is taken of it
+        empty = packed and not raster.pixels.size
+        self.has_data = self.has_data or empty or not is_all(raster.pixels, raster.nodata)
+        return raster
+
+    def _unpacked(self, base: str, item_group: int, band_set: BandSet, grid: Grid) -> "_RasterFile":
+        """An item group's timesteps of a raster that holds several: one read a layer."""
+        if base not in self.packed:
             counts = parse_group_counts(self._present(f"{base}/{GROUP_COUNTS}"), base)
             self.packed[base] = self._file(base, band_set, grid), counts
-        raster, counts = self.packed[base]
-        steps = steps_of_group(counts, item_group, raster.pixels.shape[2], base)
-        times = None if raster.times is None else raster.times[steps]
-        pixels = raster.pixels[:, :, steps]
-        self.has_data = self.has_data or not (pixels.size and is_all(pixels, raster.nodata))
-        return _RasterFile(pixels, times, raster.nodata)
+        (pixels, times, nodata), counts = self.packed[base]
+        steps = steps_of_group(counts, item_group, pixels.shape[2], base)
+        return _RasterFile(pixels[:, :, steps], times[steps] if times else None, nodata)
 
     def _present(self, path: str) -> bytes:
         if path not in self.files.by_path:
@@ -330,11 +341,10 @@ class _WindowReader:
         path = f"{base}/data.npy" if band_set.numpy else f"{base}/geotiff.tif"
         data = self._present(path)
         try:
-            raster = self._numpy(base, data, grid) if band_set.numpy else (
-                self._geotiff(base, data, len(band_set.bands), grid)
-            )  # fmt: skip
-        except RasterProblem as problem:
-            raise Unreadable(problem.code, f"{path}: {problem.detail}") from problem
+            read = self._numpy if band_set.numpy else self._geotiff
+            raster = read(base, data, grid)
+        except Unreadable as stop:
+            raise Unreadable(stop.code, f"{path}: {stop.detail}") from stop
         self.budget.spend(raster.pixels.nbytes, path)
         timesteps, channels = raster.pixels.shape[2:]
         if raster.times is not None and len(raster.times) != timesteps:
@@ -363,36 +373,20 @@ class _WindowReader:
         pixels = decode_numpy(data, sidecar, grid, self.budget.left)
         return _RasterFile(pixels, sidecar.intervals, sidecar.nodata_value)
 
-    def _geotiff(self, base: str, data: bytes, n_bands: int, grid: Grid) -> "_RasterFile":
-        channels: int | None = None
-        timesteps, times = 1, None
-        sidecar = f"{base}/metadata.json"
-        if sidecar in self.files.by_path:
-            channels, timesteps, times = parse_sidecar(self.read(sidecar), sidecar)
+    def _geotiff(self, base: str, data: bytes, grid: Grid) -> "_RasterFile":
+        path, sidecar = f"{base}/metadata.json", GeotiffSidecar()
+        if path in self.files.by_path:
+            sidecar = GeotiffSidecar.parse(self.read(path))
         pixels, header = decode_geotiff(data, grid, self.budget.left)
-        height, width, stored = pixels.shape
-        channels = channels or stored
-        if channels != n_bands or stored != channels * timesteps:
-            raise RasterProblem(
-                "raster_bands",
-                f"it has {stored} bands, config.json and sidecar say {n_bands} x {timesteps} "
-                "timesteps",
-            )
-        if timesteps == 1:
-            return _RasterFile(pixels[:, :, None, :], times, header.nodata)
-        pixels = pixels.reshape(height, width, channels, timesteps).swapaxes(2, 3)
-        return _RasterFile(pixels, times, header.nodata)
+        height, width, bands = pixels.shape
+        pixels = pixels.reshape(height, width, *sidecar.shape(bands)).swapaxes(2, 3)
+        return _RasterFile(pixels, sidecar.intervals, header.nodata)
 
     def _or_items(
-        self, times: list[Interval] | None, layer: str, item_group: int, pixels: NDArray[Any]
+        self, times: list[Interval] | None, layer: str, item_group: int, timesteps: int
     ) -> list[Interval | None]:
         """A sidecar's intervals, or the item's time range for a single timestep without them."""
-        timesteps = pixels.shape[2]
         if times is not None:
-            if len(times) != timesteps:
-                raise Unreadable(
-                    "raster_bands", f"{layer}: {len(times)} timestamps for {timesteps} timesteps"
-                )
             return list(times)
         if timesteps == 1:
             return [self._item_interval(layer, item_group)]
@@ -408,22 +402,15 @@ class _WindowReader:
             return None
         return items_interval(self.items[layer], item_group)
 
-    def _through_rslearn(
-        self, layer: Layer, item_group: int, bands: Sequence[str], grid: Grid
-    ) -> tuple["StoredRaster", list[Interval | None]]:
+    def _through_rslearn(self, layer: str, item_group: int, band_set: BandSet) -> "_RasterFile":
         """Whatever the fast path doesn't know, rslearn reads: other formats, other storages."""
         from eval_ingest.decoding.fallback import read_raster
 
-        pixels, times = self._by_rslearn(read_raster, layer.name, item_group, tuple(bands))
+        pixels, times = self._by_rslearn(read_raster, layer, item_group, band_set.bands)
         assert pixels is not None
-        self.budget.spend(pixels.nbytes, layer.name)
+        self.budget.spend(pixels.nbytes, layer)
         self.has_data = True  # what is nodata there, only the pixels tell
-        stamps = self._or_items(times, layer.name, item_group, pixels)
-        nodata = tuple(
-            next((b.nodata_value for b in layer.band_sets if band in b.bands), None)
-            for band in bands
-        )
-        return StoredRaster(pixels, tuple(range(len(bands))), nodata), stamps
+        return _RasterFile(pixels, times, band_set.nodata_value)
 
     def _by_rslearn(
         self, function: Callable[..., Result], layer: str, item_group: int, *more: Any
@@ -433,22 +420,16 @@ class _WindowReader:
         window = self.source.url, config, self.files.group, self.files.name
         try:
             return isolated.run(function, *window, layer, item_group, *more, seconds=_RSLEARN_S)
-        except RasterProblem as problem:
-            code = problem.code
-            if function.__name__ == "read_features" and code == "raster_unreadable":
-                code = "label_unreadable"
-            raise Unreadable(code, f"{layer}: {problem.detail}") from problem
+        except Unreadable as stop:
+            broken_label = function.__name__ == "read_features" and stop.code == "raster_unreadable"
+            code = "label_unreadable" if broken_label else stop.code
+            raise Unreadable(code, f"{layer}: {stop.detail}") from stop
 
     def _check_layer(self, layer: str, item_group: int) -> None:
-        """Look at what rslearn will open: rasters by their first bytes, JSON for its CRS."""
-        folders = {f"layers/{layer}/", f"layers/{layer}.{item_group}/"}
-        for path in self.files.by_path:
-            if not path.startswith(tuple(folders)) or path in self.done:
-                continue
-            if is_raster(path):
-                check_magic(path, self.read(path)[:16])
-            elif path.endswith((".json", ".geojson")):
-                check_crs_of(parse_json(self.read(path), path, "metadata_unreadable"), path)
+        """Look at what rslearn will open."""
+        folders = f"layers/{layer}/", f"layers/{layer}.{item_group}/"
+        here = {path for path in self.files.by_path if path.startswith(folders)}
+        check_content(here - self.done, self.read)
 
     def target(self, grid: Grid) -> NDArray[Any]:
         """The target, without padding: (H, W) or scalar."""
@@ -459,7 +440,7 @@ class _WindowReader:
             raise Unreadable("label_missing", "no label layer is completed")
         if task.kind.per_pixel:
             return self._raster_target(label, chosen, task, grid)
-        return vector_target(self._all_features(chosen, grid), task)
+        return self._vector_target(chosen, grid, grid.bounds)
 
     def crop_targets(self, grid: Grid) -> list[float]:
         """The targets of every crop, of each of the configuration's grids in turn.
@@ -467,25 +448,25 @@ class _WindowReader:
         A crop that no labelled feature reaches into has none: -1 or NaN.
         """
         chosen = choose_reads(self.files, self.config.label.part, "label")
+        x, y = grid.bounds[:2]
         found = []
         for cut in self.config.grids:
             for top, left in corners(grid.height, grid.width, cut):
-                crop = grid.part(top, left, cut.size)
+                crop = (x + left, y + top, x + left + cut.size, y + top + cut.size)
                 try:
-                    target = vector_target(self._all_features(chosen, crop), self.config.task)
-                    found.append(float(target))
+                    found.append(float(self._vector_target(chosen, grid, crop)))
                 except Unreadable as stop:
-                    if stop.problem.code not in ("label_missing", "unlabelled"):
+                    if stop.code not in ("label_missing", "unlabelled"):
                         raise
                     found.append(IGNORE_LABEL if self.config.task.kind.has_classes else np.nan)
         return found
 
-    def _all_features(self, chosen: list[tuple[str, int]], grid: Grid) -> list[dict[str, Any]]:
-        return [
-            feature
-            for layer, item_group in chosen
-            for feature in self._features(layer, item_group, grid)
-        ]
+    def _vector_target(
+        self, chosen: list[tuple[str, int]], grid: Grid, bounds: tuple[int, int, int, int]
+    ) -> NDArray[Any]:
+        features = [self._features(layer, item_group, grid) for layer, item_group in chosen]
+        within = [properties for found in features for properties in found.within(bounds)]
+        return vector_target(within, self.config.task)
 
     def _raster_target(
         self, label: LabelInput, chosen: list[tuple[str, int]], task: Task, grid: Grid
@@ -506,14 +487,24 @@ class _WindowReader:
             target[hidden[:, :, 0]] = IGNORE_LABEL if task.kind.has_classes else np.nan
         return target
 
-    def _features(self, layer: str, item_group: int, grid: Grid) -> list[dict[str, Any]]:
-        """Properties of the features that intersect the window, in file order."""
-        if not self.config.layer(layer).geojson:
-            from eval_ingest.decoding.fallback import read_features
+    def _features(self, layer: str, item_group: int, grid: Grid) -> "Features":
+        """The window's features, parsed once for all its crops."""
+        if (layer, item_group) not in self.features:
+            read = self._geojson if self.config.layer(layer).geojson else self._other_features
+            self.features[layer, item_group] = read(layer, item_group, grid)
+        return self.features[layer, item_group]
 
-            _, found = self._by_rslearn(read_features, layer, item_group, grid.bounds)
-            return list(found)
-        from eval_ingest.decoding.features import features_within
+    def _other_features(self, layer: str, item_group: int, grid: Grid) -> "Features":
+        import shapely
+
+        from eval_ingest.decoding.fallback import read_features
+        from eval_ingest.decoding.features import Features
+
+        _, found = self._by_rslearn(read_features, layer, item_group)
+        return Features([shapely.from_wkb(wkb) for wkb, _ in found], [p for _, p in found])
+
+    def _geojson(self, layer: str, item_group: int, grid: Grid) -> "Features":
+        from eval_ingest.decoding.features import Features
 
         folder = f"layers/{layer}.{item_group}" if item_group else f"layers/{layer}"
         path = f"{folder}/data.geojson"
@@ -522,7 +513,7 @@ class _WindowReader:
         collection = self._json(path, "label_unreadable")
         check_crs_of(collection, path, "label_unreadable")
         try:
-            return features_within(collection, grid)
+            return Features.parse(collection, grid)
         except Exception as error:  # geometry libraries raise many types on broken shapes
             blame(error)
             raise Unreadable(

@@ -14,6 +14,8 @@ from eval_ingest.sources.base import WindowFiles
 MIB = 1 << 20
 MAX_JSON_BYTES = 24 * MIB
 """Of items.json and GeoJSON; Python takes thirty times as much for the worst of them."""
+MAX_CONTAINERS = 1_500_000
+"""Lists and mappings in it: a polygon's coordinates are one each."""
 MAX_SMALL_JSON_BYTES = 2 * MIB
 """Of a window's or a raster's metadata.json."""
 MAX_SHAPE_DEPTH = 16
@@ -80,8 +82,11 @@ def parse_json(data: bytes, path: str, code: str) -> Any:
     """A window's JSON, in UTF-8 as rslearn reads it; the parser stops at a depth it can't stand.
 
     Raises:
-        Unreadable: it is no JSON; `code` is the problem's.
+        Unreadable: it is no JSON, with `code`; or it holds too much.
     """
+    containers = data.count(b"[") + data.count(b"{")
+    if containers > MAX_CONTAINERS:
+        raise Unreadable("window_too_large", f"{path} holds {containers:,} lists and mappings")
     try:
         return json.loads(data.decode())
     except (ValueError, RecursionError) as error:

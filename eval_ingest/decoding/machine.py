@@ -10,11 +10,12 @@ import errno
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 from importlib import metadata
 
-from eval_ingest.errors import MachineError, SourceError
+from eval_ingest.errors import EvalIngestError, MachineError, SourceError
 
 JUDGE_VERSION = 2
 """Raised when a window that was invalid may be valid now, without a change of its files."""
@@ -35,6 +36,7 @@ _CURES = {
     errno.EMFILE: "raise the limit of open files (ulimit -n), or set fewer EVAL_INGEST_WORKERS",
     errno.ENFILE: "the whole machine has too many open files: close some",
     errno.ENOMEM: "free memory, or set fewer EVAL_INGEST_WORKERS",
+    errno.EAGAIN: "raise the limit of processes (ulimit -u), or set fewer EVAL_INGEST_WORKERS",
     errno.ENOSPC: "free space on the disk that it names",
     errno.EDQUOT: "free space: the quota is full",
     errno.EACCES: "let this user read it",
@@ -46,6 +48,7 @@ _CURES = {
 _WORDS = {
     "too many open files": errno.EMFILE,
     "cannot allocate memory": errno.ENOMEM,
+    "can't start new thread": errno.EAGAIN,
     "no space left on device": errno.ENOSPC,
     "permission denied": errno.EACCES,
     "input/output error": errno.EIO,
@@ -78,10 +81,8 @@ def blame(error: BaseException, memory_is_limited: bool = False) -> None:
         MachineError: it is the machine's fault.
         SourceError: it is that of the way to a bucket.
     """
-    chain: BaseException | None = error
-    while chain is not None:
-        _blame_one(chain, memory_is_limited)
-        chain = chain.__cause__ or (None if chain.__suppress_context__ else chain.__context__)
+    for one in _chain(error):
+        _blame_one(one, memory_is_limited)
     _open_a_file()
     if time.monotonic() < _whole_until[0]:
         return
@@ -99,6 +100,30 @@ def blame(error: BaseException, memory_is_limited: bool = False) -> None:
                 "again: it goes on where it stopped"
             ) from error
     _whole_until[0] = time.monotonic() + _SURE_S
+
+
+@contextmanager
+def machine_faults_told() -> Iterator[None]:
+    """Whatever is done within fails with an error of ours where the machine's is the fault.
+
+    Raises:
+        MachineError: no memory, no file handles, no threads, a library that can't be imported.
+    """
+    try:
+        yield
+    except EvalIngestError:
+        raise
+    except Exception as error:
+        for one in _chain(error):
+            _blame_one(one, False)
+        raise
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    """An error and what it was raised from, or during."""
+    while error is not None:
+        yield error
+        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
 
 
 def _blame_one(error: BaseException, memory_is_limited: bool) -> None:
@@ -130,7 +155,7 @@ def machine_error(error: BaseException, number: int) -> MachineError:
     """What to say about an error of the system's, with its cure."""
     cure = _CURES.get(number, "see to that")
     return MachineError(
-        f"this machine couldn't read on: {_words(error)}; {cure}, and run again: it goes on where "
+        f"this machine couldn't go on: {_words(error)}; {cure}, and run again: it goes on where "
         "it stopped"
     )
 

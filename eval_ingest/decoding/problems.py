@@ -13,32 +13,29 @@ def cut(text: str) -> str:
 
 
 class Unreadable(Exception):
-    """Stops reading a window; carries the problem."""
-
-    def __init__(self, code: str, detail: str) -> None:
-        super().__init__(detail)
-        self.problem = Problem(code, cut(detail))
-
-
-class RasterProblem(Exception):
-    """A raster can't be used; `code` is a key of core.validate.PROBLEMS."""
+    """Stops reading a window, or one of its rasters; `code` is a key of core.validate.PROBLEMS."""
 
     def __init__(self, code: str, detail: str) -> None:
         super().__init__(f"{code}: {detail}")
         self.code = code
         self.detail = detail
 
+    @property
+    def problem(self) -> Problem:
+        """What the window's row says."""
+        return Problem(self.code, cut(self.detail))
 
-class NotUnderstoodError(RasterProblem):
+
+class NotUnderstoodError(Unreadable):
     """A file that may be whole, but whose form our own reader doesn't know."""
 
 
-def broken(why: str) -> RasterProblem:
+def broken(why: str) -> Unreadable:
     """The problem of a raster that can't be read."""
-    return RasterProblem("raster_unreadable", why)
+    return Unreadable("raster_unreadable", why)
 
 
-def not_understood(why: str) -> RasterProblem:
+def not_understood(why: str) -> Unreadable:
     """The problem of a raster that perhaps another reader can read."""
     return NotUnderstoodError("raster_unreadable", why)
 

@@ -3,15 +3,12 @@
 How one raster is decoded is geotiff.py; what makes a window invalid is judge.py.
 """
 
-import json
 from dataclasses import dataclass
-from datetime import datetime
 from functools import lru_cache
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ValidationError
 
 from eval_ingest.core import kernels
 from eval_ingest.core.nodata import as_stored
@@ -20,7 +17,6 @@ from eval_ingest.core.resolved import (
     InputPart,
     ResolvedConfig,
 )
-from eval_ingest.decoding.metadata import MALFORMED, Interval, aware, first_line
 from eval_ingest.decoding.problems import Unreadable
 from eval_ingest.sources.base import WindowFiles
 
@@ -75,7 +71,7 @@ def not_there_yet(files: WindowFiles, config: ResolvedConfig) -> str:
         if not choose_reads(files, config.label.part, "label"):
             return "no label layer is completed"
     except Unreadable as stop:
-        return stop.problem.detail
+        return stop.detail
     return ""
 
 
@@ -103,62 +99,6 @@ def plan_reads(
             here.sort()
             reads.append((band_set, tuple(k for _, k in here), tuple(place for place, _ in here)))
     return reads, list(wanted)
-
-
-class _Sidecar(BaseModel):
-    """A raster's metadata.json, with the types that rslearn's GeotiffRasterMetadata has."""
-
-    num_channels: int | None = None
-    num_timesteps: int | None = None
-    timestamps: list[tuple[datetime, datetime]] | None = None
-
-
-def parse_sidecar(data: bytes, path: str) -> tuple[int | None, int, list[Interval] | None]:
-    """Channels, timesteps and intervals from a raster's metadata.json.
-
-    Without a number of channels, all bands of the file are of one timestep.
-    """
-    try:
-        found = _Sidecar.model_validate_json(data)
-        times = None
-        if found.timestamps is not None:
-            times = [(aware(start), aware(end)) for start, end in found.timestamps]
-    except (ValidationError, OverflowError) as error:
-        raise Unreadable("raster_unreadable", f"{path}: {first_line(error)}") from error
-    if found.num_timesteps is None:  # then rslearn doesn't look at num_channels either
-        return None, 1, times
-    channels, timesteps = found.num_channels or None, found.num_timesteps
-    if timesteps < 1 or (channels or 1) < 1:
-        raise Unreadable("raster_bands", f"{path}: {channels} channels, {timesteps} timesteps")
-    return channels, timesteps, times
-
-
-GROUP_COUNTS = "window_storage_meta.json"
-"""Beside a raster that holds all item groups of a layer: how many timesteps each of them has."""
-
-
-def parse_group_counts(data: bytes, path: str) -> list[int]:
-    """The timesteps of each item group of a packed layer."""
-    try:
-        counts = json.loads(data.decode())["group_timestep_counts"]
-        known = isinstance(counts, list) and all(type(n) is int and n >= 0 for n in counts)
-    except (*MALFORMED, RecursionError) as error:
-        raise Unreadable("raster_unreadable", f"{path}: {first_line(error)}") from error
-    if not known:
-        raise Unreadable("raster_unreadable", f"{path}: {GROUP_COUNTS} has no counts")
-    return list(counts)
-
-
-def steps_of_group(counts: list[int], item_group: int, timesteps: int, path: str) -> slice:
-    """Where a packed layer has an item group's timesteps."""
-    if sum(counts) != timesteps:
-        raise Unreadable(
-            "raster_bands", f"{path} has {timesteps} timesteps, {GROUP_COUNTS} says {sum(counts)}"
-        )
-    if item_group >= len(counts):
-        raise Unreadable("raster_missing", f"{path} has {len(counts)} item groups, no {item_group}")
-    first = sum(counts[:item_group])
-    return slice(first, first + counts[item_group])
 
 
 def nodata_of(stack: list[StoredRaster], bands: int, dtype: str) -> NDArray[np.float64] | None:

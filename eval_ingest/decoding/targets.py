@@ -38,6 +38,7 @@ def vector_target(features: list[dict[str, Any]], task: Task) -> NDArray[Any]:
     Raises a label problem if none has, or if a class is unknown and not to be skipped; where the
     task expects it (allow_invalid), that is no sign of broken data.
     """
+    unknown: list[str] = []
     for properties in features:
         if task.property_name is None or task.property_name not in properties:
             continue
@@ -56,10 +57,12 @@ def vector_target(features: list[dict[str, Any]], task: Task) -> NDArray[Any]:
             raise Unreadable(
                 "label_out_of_range", f"{task.property_name} = {value!r} is none of the classes"
             )
-    raise Unreadable(
-        "unlabelled" if task.allow_invalid else "label_missing",
-        f"no feature has the property {task.property_name!r}",
-    )
+        unknown.append(repr(value))
+    detail = f"no feature has the property {task.property_name!r}"
+    if unknown:
+        found = ", ".join(dict.fromkeys(unknown[:8]))
+        detail = f"{task.property_name} is {found}: no class, and skip_unknown_categories is set"
+    raise Unreadable("unlabelled" if task.allow_invalid else "label_missing", detail)
 
 
 def _class_id(value: Any, task: Task) -> int:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from eval_ingest.decoding.grid import Grid, check_cover
 from eval_ingest.decoding.machine import blame
-from eval_ingest.decoding.problems import RasterProblem, broken, shortened
+from eval_ingest.decoding.problems import Unreadable, broken, shortened
 
 
 class Stored(NamedTuple):
@@ -35,7 +35,7 @@ def warp(data: bytes, grid: Grid, most_bytes: int) -> tuple[NDArray[Any], Stored
     """Pixels (bands, H, W) on the grid, and how they are stored.
 
     Raises:
-        RasterProblem: it can't be read, doesn't cover the window, or is larger than `most_bytes`.
+        Unreadable: it can't be read, doesn't cover the window, or is larger than `most_bytes`.
         MachineError: it can't be read on this machine.
     """
     from affine import Affine
@@ -63,9 +63,7 @@ def warp(data: bytes, grid: Grid, most_bytes: int) -> tuple[NDArray[Any], Stored
             # rasterio reads int8 as int16 here; the stored type holds the same values.
             pixels = pixels.astype(source.dtypes[0], copy=False)
             return pixels, Stored(pixels.dtype.name, source.nodata)
-    except RasterProblem:
-        raise
-    except MemoryError:
+    except (Unreadable, MemoryError):
         raise
     except Exception as error:  # GDAL's errors have no common root
         blame(error)
@@ -75,7 +73,7 @@ def warp(data: bytes, grid: Grid, most_bytes: int) -> tuple[NDArray[Any], Stored
 def _check_source(source: Any, grid: Grid, most_bytes: int) -> None:
     """Raise for a raster without a place, and for one that is too large to be read."""
     if source.transform.is_identity and not source.gcps[0]:
-        raise RasterProblem("raster_grid", "it has no georeference")
+        raise Unreadable("raster_grid", "it has no georeference")
     item = np.dtype(source.dtypes[0]).itemsize
     block_height, block_width = source.block_shapes[0]
     for what, pixels in (
@@ -83,7 +81,7 @@ def _check_source(source: Any, grid: Grid, most_bytes: int) -> None:
         ("one of its blocks", block_width * block_height),
     ):
         if pixels * source.count * item > most_bytes:
-            raise RasterProblem(
+            raise Unreadable(
                 "window_too_large", f"{what} has {pixels} pixels of {source.count} bands"
             )
 
@@ -106,7 +104,7 @@ def _check_warped_cover(source: Any, crs: Any, grid: Grid) -> None:
     place = ~source.transform
     columns, rows = place.a * xs + place.b * ys + place.c, place.d * xs + place.e * ys + place.f
     if not (np.isfinite(columns).all() and np.isfinite(rows).all()):
-        raise RasterProblem("raster_grid", "the window can't be transformed to its CRS")
+        raise Unreadable("raster_grid", "the window can't be transformed to its CRS")
     sides, ends = ("left", "right"), ("top", "bottom")
     check_cover(sides, float(columns.min()), float(columns.max()), source.width, allowed)
     check_cover(ends, float(rows.min()), float(rows.max()), source.height, allowed)

@@ -44,21 +44,23 @@ TAKEN = frozenset({*STAGES, "eval_sweep"})
 
 def dataset_assets(
     specs: Mapping[str, DatasetSpec], settings: Settings, out_of_reach: Mapping[str, str]
-) -> list[tuple[dg.AssetsDefinition, dg.AssetChecksDefinition]]:
-    """The front doors of some datasets, with their checks; one whose name is taken can't have one.
+) -> list[dg.AssetsDefinition | dg.AssetChecksDefinition]:
+    """The front doors of some datasets, with checks of those that can be ingested here.
+
+    One whose name is taken can't have one.
 
     Args:
         specs: of the datasets, by name.
         settings: say where their sources are.
         out_of_reach: why the source of some can't be had from this machine.
     """
-    found = []
+    found: list[dg.AssetsDefinition | dg.AssetChecksDefinition] = []
     for name, spec in specs.items():
         why = out_of_reach.get(name, "")
         group = ELSEWHERE if why else GROUP
         if name not in TAKEN:
-            asset = _dataset_asset(name, _description(spec, settings, why), group)
-            found.append((asset, _checks(name)))
+            found.append(_dataset_asset(name, _description(spec, settings, why), group))
+            found += [] if why else [_checks(name)]
     return found
 
 

@@ -19,19 +19,11 @@ from eval_ingest.core.validate import PROBLEMS
 from eval_ingest.errors import EvalIngestError
 from eval_ingest.job import Job
 from eval_ingest.pipeline import Outcome
-from eval_ingest.redaction import in_markdown
+from eval_ingest.redaction import in_lines, in_markdown
 from eval_ingest.report.terminal import size
 from eval_ingest.store.paths import DatasetLayout
 from eval_ingest.store.roots.base import DatasetStore, EvalRoot
 
-STAGE_FILES = {
-    "window_index": "window_index",
-    "split_assignment": "split_assignment",
-    "norm_stats": "norm_stats",
-    "weka_copy": "weka_copy",
-    "registry_entry": "metadata",
-}
-"""The property of DatasetLayout that is the stage's file."""
 UP_TO_DATE = "was up to date"
 """Key of the metadata that says that nothing was to be done."""
 PICTURES = "pictures"
@@ -39,7 +31,7 @@ PICTURES = "pictures"
 
 def stage_file(layout: DatasetLayout, stage: str) -> Path:
     """The file on this machine that holds a stage's outcome."""
-    path: Path = getattr(layout, STAGE_FILES[stage])
+    path: Path = getattr(layout, "metadata" if stage == "registry_entry" else stage)
     return path
 
 
@@ -116,7 +108,7 @@ def _index_metadata(job: Job, index: WindowIndex) -> dict[str, Any]:
             )
     found |= {key.removeprefix("n_").replace("_", " "): n for key, n in index.extra.items()}
     return found | {
-        "source": index.source,
+        "source": in_lines(index.source),
         "source size": size(n_bytes),
         "dagster/column_schema": _schema(index.table.schema),
     }
@@ -233,8 +225,8 @@ def entry_metadata(
         "timesteps": entry.num_timesteps,
         **counts,
         "size": size(entry.n_bytes),
-        "path": dg.MetadataValue.path(store.url),
-        "source": entry.source,
+        "path": dg.MetadataValue.path(in_lines(store.url)),
+        "source": in_lines(entry.source),
         "published at": entry.published_at,
     }
 

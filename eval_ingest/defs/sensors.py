@@ -194,7 +194,10 @@ class _Tick:
         if seen.step is not Step.REQUESTED:
             return True
         runs = self._runs(sighting)
-        # A person who cancels a run doesn't want it back.
+        if runs.cancelled:  # a person who cancels a run doesn't want it back
+            self.notes.append(
+                f"{sighting.name}: its ingest was cancelled, and is not asked for again; run it"
+            )
         return not (runs.going_on or runs.cancelled)
 
     def turn(self, sighting: Sighting) -> int:

@@ -4,8 +4,9 @@ import hashlib
 import os
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Executor
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
+from itertools import chain
 from pathlib import Path
 
 import pyarrow as pa
@@ -13,11 +14,10 @@ import pyarrow.compute as pc
 
 from eval_ingest.core.fingerprint import fingerprint
 from eval_ingest.core.index import INDEX_VERSION, WindowIndex, index_schema
-from eval_ingest.core.resolved import ResolvedConfig
 from eval_ingest.engine import Progress, executor, map_ordered
 from eval_ingest.indexing.apart import Apart
 from eval_ingest.indexing.packer import Packer, fresh_packer, pack_rows, resumed_packer
-from eval_ingest.indexing.partial import PartialRows, PartTable
+from eval_ingest.indexing.partial import PartialRows, Rows
 from eval_ingest.indexing.rows import add_geometry
 from eval_ingest.indexing.wanted import WindowFilter, enough, list_windows, wanted_groups
 from eval_ingest.indexing.work import IndexedShard, IndexTask
@@ -66,7 +66,7 @@ def index_source(job: Job) -> WindowIndex:
         if old.fingerprint == now:
             parts.clear()  # a run was stopped when it had just written the index
             return old
-    work = IndexWork.of(listed, known, stopped, task.judged_by, task.window_filter.wanted_rows)
+    work = IndexWork.of(listed, known, stopped, partial(_still_right, task))
     return _build(job, task, work, listed, parts)
 
 
@@ -97,64 +97,42 @@ class IndexWork:
 
     new: list[Listed]
     """Windows that the last index doesn't have, in the order in which they are read and packed."""
-    known: list[pa.Table] = field(default_factory=list)
-    """Rows of the last index."""
-    stopped: list[tuple[PartTable, list[int]]] = field(default_factory=list)
-    """Rows of new windows that a stopped run has finished."""
+    to_read: list[tuple[int, Listed]]
+    """Those without a row, each with its place among the new ones."""
+    kept: list[Rows]
+    """Rows of the last index, if there is one, then of what stopped runs have done."""
 
     @classmethod
     def of(
         cls,
         windows: Sequence[Listed],
         known: pa.Table | None = None,
-        stopped: Sequence[PartTable] = (),
-        judged_by: str = "",
-        takes: Callable[[pa.Table], list[int]] | None = None,
+        stopped: Sequence[Rows] = (),
+        still_right: Callable[[pa.Table], list[bool]] = lambda table: [True] * table.num_rows,
     ) -> "IndexWork":
         """Compare windows, as they are now, with the last index and with what was left undone.
 
-        Windows that were found invalid by anything but `judged_by` are read again, and so are those
-        that `takes` doesn't name: tags or dates that leave them out were given since.
+        Args:
+            windows: all of them.
+            known: the last index.
+            stopped: what stopped runs have done of another.
+            still_right: tells of each row whether it need not be looked at again.
         """
-        rows = {} if known is None else _judged_rows(known, judged_by, takes)
-        same = sorted(rows[w.spelled] for w in windows if w.spelled in rows)
-        new = sorted((w for w in windows if w.spelled not in rows), key=_reading_order)
-        left = {window.spelled for window in new}
-        finished = []
-        for part in stopped:
-            rows_here = _judged_rows(part.table, judged_by, takes).items()
-            here = {w: k for w, k in rows_here if w in left}
-            left -= here.keys()
-            finished.append((part, sorted(here.values())))
-        return cls(new, [] if known is None else [_take(known, same)], finished)
+        left = {window.spelled for window in windows}
+        kept: list[Rows] = []
 
-    @property
-    def kept(self) -> list[pa.Table]:
-        """All rows that are still right."""
-        return [*self.known, *(_take(part.table, rows) for part, rows in self.stopped)]
+        def keep(rows: Rows) -> None:
+            right = still_right(rows.table)
+            here = {w: k for w, k in _rows_by_window(rows.table).items() if right[k] and w in left}
+            left.difference_update(here)
+            kept.append(rows.take(sorted(here.values())))
 
-    @property
-    def to_read(self) -> list[tuple[int, Listed]]:
-        """The windows without a row, each with its place among the new ones."""
-        done = {w for part, rows in self.stopped for w in _rows_by_window(_take(part.table, rows))}
-        return [(place, w) for place, w in enumerate(self.new) if w.spelled not in done]
-
-    def packed(self, packer: Packer, config: ResolvedConfig) -> list[tuple[int, PackRow]]:
-        """What a stopped run has packed, with its places."""
-        return [
-            item
-            for part, rows in self.stopped
-            if part.packing == packer.key
-            for item in part.packed(rows, config)
-        ]
-
-
-def _nothing(packed: Iterable[tuple[int, PackRow]], before: int | None) -> None:
-    """Nothing is packed."""
-
-
-def _take(table: pa.Table, rows: Sequence[int]) -> pa.Table:
-    return table.take(pa.array(rows, pa.int64()))  # an empty list would be of type null
+        if known is not None:
+            keep(Rows(known))
+        new = sorted((w for w in windows if w.spelled in left), key=_reading_order)
+        for rows in stopped:
+            keep(rows)
+        return cls(new, [(k, w) for k, w in enumerate(new) if w.spelled in left], kept)
 
 
 def _rows_by_window(table: pa.Table) -> dict[Listed, int]:
@@ -162,16 +140,17 @@ def _rows_by_window(table: pa.Table) -> dict[Listed, int]:
     return {window: row for row, window in enumerate(map(Listed, *columns))}
 
 
-def _judged_rows(
-    table: pa.Table, judged_by: str, takes: Callable[[pa.Table], list[int]] | None
-) -> dict[Listed, int]:
-    """The rows by window that need not be looked at again."""
-    right = pc.or_kleene(
-        pc.equal(table["status"], "valid"), pc.equal(table["judged_by"], judged_by)
-    ).to_pylist()
-    wanted = set(range(table.num_rows) if takes is None else takes(table))
-    rows = _rows_by_window(table).items()
-    return {window: row for window, row in rows if right[row] and row in wanted}
+def _still_right(task: IndexTask, table: pa.Table) -> list[bool]:
+    """False for windows that are judged again.
+
+    Tags or dates that leave them out were given since, or they were found invalid by anything but
+    what judges now.
+    """
+    judged = pc.or_kleene(
+        pc.equal(table["status"], "valid"), pc.equal(table["judged_by"], task.judged_by)
+    )
+    wanted = set(task.window_filter.wanted_rows(table))
+    return [right and row in wanted for row, right in enumerate(judged.to_pylist())]
 
 
 def _reading_order(item: Listed) -> tuple[bytes, str]:
@@ -204,13 +183,14 @@ def _build(
     if to_read:
         groups = sorted({window.group for _, window in to_read})
         job.source.ensure_listed(groups, job.config.layer_names)
-    publish: Publish = _nothing
+    publish: Publish = lambda packed, before: None  # noqa: E731  nothing is packed
     try:
         with executor(job.settings, len(to_read)) as pool:
             parts.packer = packer = _packer(job, task, work, parts.packing, pool)
             if packer is not None:
                 publish = partial(packer.publish, job.store, job.row_key)
-                publish(work.packed(packer, job.config), 0)
+                done = (rows.packed(packer.key, job.config) for rows in work.kept)
+                publish(chain.from_iterable(done), 0)
                 job.store.require_room(0, packer.n_bytes * len(to_read) // len(work.new))
             tables, filtered_out = index_windows(
                 replace(task, packer=packer), to_read, pool, job.settings.workers, parts, publish,
@@ -220,7 +200,7 @@ def _build(
         parts.flush()  # kept until the index itself is on disk: see finish_index
     publish([], None)
     empty = index_schema(job.config).empty_table()
-    table = pa.concat_tables([empty, *work.kept, *tables])
+    table = pa.concat_tables([empty, *(rows.table for rows in work.kept), *tables])
     tables.clear()  # as many bytes again, as soon as they are sorted
     table = add_geometry(table.sort_by([("group", "ascending"), ("name", "ascending")]))
     if not listed:
@@ -254,8 +234,8 @@ def _packer(
 
 def _first_shape(task: IndexTask, work: IndexWork, pool: Executor) -> PackRow | None:
     """The shape of a valid window: one that is known, else one of the first that are new."""
-    for table in work.known:
-        valid = table.filter(pc.equal(table["status"], "valid"))
+    for rows in work.kept:
+        valid = rows.table.filter(pc.equal(rows.table["status"], "valid"))
         if valid.num_rows:
             return pack_rows(valid, [0], task.config)[0]
     for window in work.new[:_LOOK_AT]:

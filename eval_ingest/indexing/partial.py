@@ -37,15 +37,14 @@ class PartialRows:
         """Where the packer's shards grow."""
         return self._folder / "packing"
 
-    def read(self) -> "list[PartTable]":
+    def read(self) -> "list[Rows]":
         """What earlier runs left, if their row key is ours."""
         found = []
         for path in sorted(self._folder.glob("*.parquet")) if self._folder.is_dir() else []:
             part = unless_damaged(partial(self._read, path))
             if part is not None and part[1].get("row_key") == self._key:
                 table, facts = part
-                places = table["place"].to_pylist()
-                found.append(PartTable(table.drop_columns("place"), places, facts["packing"]))
+                found.append(Rows(table.drop_columns("place"), table["place"], facts["packing"]))
         return found
 
     def _read(self, path: Path) -> tuple[pa.Table, dict[str, Any]] | None:
@@ -84,17 +83,24 @@ class PartialRows:
 
 
 @dataclass(frozen=True)
-class PartTable:
-    """Rows that a stopped run has finished."""
+class Rows:
+    """Rows that an earlier run has finished."""
 
     table: pa.Table
-    places: list[int | None]
-    """Of each row's sample among those that were packed; None: it wasn't packed."""
-    packing: str
+    places: pa.ChunkedArray | None = None
+    """Of each row's sample among those that were packed; null: it wasn't packed."""
+    packing: str = ""
     """The key of the packer, see `Packer.key`."""
 
-    def packed(self, rows: Sequence[int], config: ResolvedConfig) -> list[tuple[int, PackRow]]:
-        """Those of some rows that were packed, with their places."""
-        done = [row for row in rows if self.places[row] is not None]
-        found = pack_rows(self.table, done, config)
-        return [(self.places[row] or 0, at) for row, at in zip(done, found, strict=True)]
+    def take(self, rows: Sequence[int]) -> "Rows":
+        """Some of them."""
+        wanted = pa.array(rows, pa.int64())  # an empty list would be of type null
+        places = None if self.places is None else self.places.take(wanted)
+        return Rows(self.table.take(wanted), places, self.packing)
+
+    def packed(self, key: str, config: ResolvedConfig) -> list[tuple[int, PackRow]]:
+        """What a packer with this key has packed of them, with its places."""
+        if self.places is None or self.packing != key:
+            return []
+        places = {row: k for row, k in enumerate(self.places.to_pylist()) if k is not None}
+        return list(zip(places.values(), pack_rows(self.table, list(places), config), strict=True))

@@ -84,9 +84,9 @@ def check_storage(source: Source, config: ResolvedConfig) -> None:
     """Raise ConfigError if the windows are in a database that isn't at hand."""
     if config.window_storage != "file" and not isinstance(source, SqliteSource):
         raise ConfigError(
-            f"{source.url} keeps its windows in a database ({DATABASE}), which is read where the "
-            "dataset is a local folder; copy it there, database and all, or convert it: "
-            "rslearn dataset migrate"
+            f"{source.url} keeps its windows in a database ({DATABASE}), which SQLite, and rslearn "
+            "with it, reads in a local folder alone; copy or unpack it there, database and all, or "
+            "convert it: rslearn dataset migrate"
         )
 
 

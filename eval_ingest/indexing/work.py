@@ -94,7 +94,7 @@ class IndexTask:
     def readers(self, items: Sequence[Listed]) -> Iterator[tuple[WindowFiles, WindowReader]]:
         """The windows' files and readers, in turn."""
         layers = self.config.layer_names
-        windows = (self.source.window(item.group, item.name, layers) for item in items)
+        windows = [partial(self.source.window, item.group, item.name, layers) for item in items]
         fit = partial(fetchable, window_bytes=self.window_bytes)
         return self.source.readers(windows, self.window_filter.takes_all, fit)
 

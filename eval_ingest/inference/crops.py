@@ -45,10 +45,10 @@ def fitting_crop(
 
     rslearn crops first: a Pad then cuts the crop to its size, or fills it up with zeros.
     """
-    pads = [modality.pad.size for modality in modalities if modality.pad is not None]
-    if crop is None or not pads:
+    pads = [pad.size for m in modalities for pad in (m.pad, *m.pads.values()) if pad is not None]
+    size = min(pads, default=crop)
+    if crop is None or size is None or size == crop:
         return crop
-    size = min(pads)
     if size < crop:
         notes.origin("crop_size", "default")
         notes.warn(
@@ -56,27 +56,21 @@ def fitting_crop(
             "pixels that Pad leaves of a whole window"
         )
         return None
-    names = [node.class_name for node in declared.transforms]
-    pad_first = "Crop" in names and names.index("Pad") < names.index("Crop")
-    if size > crop and not pad_first:
-        notes.warn(
-            f"crops of {crop} pixels are filled up to {size} with zeros by Pad; samples are the "
-            "crops, without zeros around them"
-        )
+    names = [node.class_name for node in declared.transforms if node.class_name in ("Crop", "Pad")]
+    if names[:1] == ["Pad"] and "Crop" in names:
+        return crop
+    notes.warn(
+        f"crops of {crop} pixels are filled up to {size} with zeros by Pad; samples are the "
+        "crops, without zeros around them"
+    )
     return crop
 
 
 def _split_crops(declared: Declaration) -> list[Node]:
     """crop_size, as train and val have it where it isn't that of every crop."""
-    splits = declared.splits
-    if splits is None:
-        return []
-    return [
-        splits.merged(split, key)
-        for split in ("train", "val")
-        for key in _SIZES
-        if not splits.first(split, *_FLAGS).flag()
-    ]
+    splits = declared.splits or SplitConfigs(Node(None, ""))
+    single = [split for split in ("train", "val") if not splits.first(split, *_FLAGS).flag()]
+    return [splits.merged(split, key) for split in single for key in _SIZES]
 
 
 def _transform_crops(declared: Declaration) -> list[Node]:
@@ -112,32 +106,27 @@ def all_crops(declared: Declaration, spec: DatasetSpec, notes: Notes) -> dict[st
 
     A test split that model.yaml doesn't have is made of val's windows, and so are its samples.
     """
-    splits = declared.splits
-    found = {}
+    splits, found = declared.splits or SplitConfigs(Node(None, "")), {}
     for split in SPLITS:
-        config = split
-        if splits is not None and split == "test" and not splits.node.get("test_config").given:
-            config = "val"
-        flag = splits.first(config, *_FLAGS) if splits is not None else Node(None, "")
-        wanted = flag.flag() if spec.all_crops is None else split in spec.all_crops
-        if wanted:
+        alone = split == "test" and not splits.node.get("test_config").given
+        config = "val" if alone else split
+        flag = splits.first(config, *_FLAGS)
+        if flag.flag() if spec.all_crops is None else split in spec.all_crops:
             found[split] = _grid(splits, config, spec, notes)
             origin = "--all-crops" if spec.all_crops is not None else flag.place
             notes.origin(f"all_crops.{split}", origin)
     return found
 
 
-def _grid(splits: SplitConfigs | None, config: str, spec: DatasetSpec, notes: Notes) -> CropGrid:
+def _grid(splits: SplitConfigs, config: str, spec: DatasetSpec, notes: Notes) -> CropGrid:
     """Size and overlap of a split's crops; the spec's crop size goes first."""
-    node = splits.first(config, *_SIZES) if splits is not None else Node(None, "")
+    node = splits.first(config, *_SIZES)
     size = spec.crop_size or (_side(node, notes) if node.given else None)
     if size is None:
         raise ConfigError(
             f"{spec.name}: every crop of the {config} windows is to be a sample, but nothing says "
             "how large they are; give --crop-size"
         )
-    if splits is None:
-        return CropGrid(size=size)
     overlap = splits.first(config, "overlap_pixels")
     pixels = overlap.integer() or 0
     if not overlap.given:

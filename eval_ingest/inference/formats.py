@@ -35,10 +35,7 @@ def _one_of(*allowed: str) -> Callable[[Node], str | None]:
 
 
 def _tile_size(node: Node) -> int | None:
-    size = node.integer()
-    if size is not None and not 1 <= size <= _MOST_TILE_PIXELS:
-        raise node.error(f"is {node.shown}, but must be 1 to {_MOST_TILE_PIXELS} pixels")
-    return size
+    return node.integer(1, _MOST_TILE_PIXELS)
 
 
 _RASTER = {
@@ -66,9 +63,7 @@ _WINDOW_STORAGE = {
 def raster_format(band_set: Node, layer: Node) -> StoredFormat:
     """A band set's format; also from `format: {name: geotiff}`, on it or on its layer."""
     node = band_set.get("format") if band_set.get("format").given else layer.get("format")
-    if not node.given:
-        return StoredFormat(name="geotiff")
-    name = node.get("name").text()
+    name = node.get("name").text() or ("" if node.given else "geotiff")
     if not name:
         return _stored(node.args, _chosen(node, _RASTER))
     known = {row.name: row for row in _RASTER.values()}

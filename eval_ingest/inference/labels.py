@@ -215,7 +215,7 @@ class TaskReader:
         return None
 
     def _nodata_hints(self) -> list[Node]:
-        hints = [self._field.nodata] if self._field and self._field.nodata else []
+        hints = [self._field.nodata] if self._field else []
         if self.guessed:
             layer, band = self.label.layers[0], self._label_band()
             stored = self.dataset.nodata_value(layer, band)

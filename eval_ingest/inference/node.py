@@ -35,6 +35,8 @@ _DEFAULT = re.compile(r"\$\{\w+:-([^{}]*)\}")
 _BARE = re.compile(r"(?<=[:\[,\s])(\$\{[^{}\"\n]*\})(?=\s*[,\]}\n])")
 
 
+_EXACT = 2**53
+"""Whole numbers up to this are exact as floats, and fit every array."""
 _SHORT = reprlib.Repr()
 _SHORT.maxlevel, _SHORT.maxstring, _SHORT.maxother = 2, 60, 60
 
@@ -184,7 +186,7 @@ class Node:
         except (TypeError, ValueError, OverflowError):
             raise self.error(f"is {self.shown}, but must be a number") from None
 
-    def integer(self, least: int | None = None, most: int | None = None) -> int | None:
+    def integer(self, least: int = -_EXACT, most: int = _EXACT) -> int | None:
         """The whole number; None if it is missing or an unset placeholder.
 
         What takes memory or time in proportion to it says how large it may be.
@@ -194,7 +196,7 @@ class Node:
             return None
         if not number.is_integer():
             raise self.error(f"is {self.shown}, but must be a whole number")
-        if (least is not None and number < least) or (most is not None and number > most):
+        if not least <= number <= most:
             raise self.error(f"is {self.shown}, but must be {least} to {most}")
         return int(number)
 

@@ -29,9 +29,9 @@ class OutputField:
 
     name: str
     node: Node
-    values: tuple[LabelValue, ...] = ()
-    nodata: Node | None = None
-    regression: bool = False
+    values: tuple[LabelValue, ...]
+    nodata: Node
+    regression: bool
 
 
 @dataclass(frozen=True)
@@ -72,26 +72,21 @@ class RunYaml:
     def field(self, *names: str | None) -> OutputField | None:
         """The output field of one of these names, or the only one."""
         fields = self._fields()
-        for field in fields:
-            if field.name and field.name in names:
-                return field
-        return fields[0] if len(fields) == 1 else None
+        named = [field for field in fields if field.name and field.name in names]
+        return next(iter(named or (fields if len(fields) == 1 else [])), None)
 
     def ratios(self, notes: Notes) -> tuple[tuple[float, float, float], str] | None:
         """The data splitter's train, val and test proportions, and their place."""
-        for keys in (("window_prep",), ("labeled_data_prep",)):
-            node = self.root.get(*keys, "data_splitter").args
+        for key in ("window_prep", "labeled_data_prep"):
+            node = self.root.get(key, "data_splitter").args
             props = [node.get(f"{split}_prop").number() for split in SPLITS]
-            if all(prop is None for prop in props):
-                continue
             train, val, test = (prop or 0.0 for prop in props)
             total = train + val + test
-            if min(train, val, test) < 0 or total <= 0:
+            if min(train, val, test) >= 0 and total > 0:
+                scale = total if abs(total - 1) > _ROUNDING else 1
+                return (train / scale, val / scale, test / scale), node.place
+            if props != [None] * 3:
                 notes.warn(f"{node.place}: proportions {props} make no sense; they are ignored")
-                continue
-            if abs(total - 1) > _ROUNDING:
-                train, val, test = train / total, val / total, test / total
-            return (train, val, test), node.place
         return None
 
     def selectors(self) -> tuple[dict[str, SplitSelector], str]:
@@ -107,33 +102,25 @@ class RunYaml:
         )
 
     def _fields(self) -> list[OutputField]:
+        """Of the first generation, then of the second."""
         results = self.root.get("inference_results_config")
         fields = [
-            OutputField(
-                name=node.get("property_name").text(),
-                node=node,
-                values=_values(node.get("allowed_values")),
-                regression=kind == "regression_fields",
-            )
+            (node.get("property_name").text(), node, kind == "regression_fields")
             for kind in ("classification_fields", "regression_fields")
             for node in results.get(kind).items()
         ]
         for name, node in self.root.get("data", "output", "fields").entries().items():
-            nodata = node.get("nodata_value")
-            fields.append(
-                OutputField(
-                    name=name,
-                    node=node,
-                    values=_values(node.get("allowed_values")),
-                    nodata=nodata if nodata.given else None,
-                    regression="regression" in node.get("field_type").text(),
-                )
+            fields.append((name, node, "regression" in node.get("field_type").text()))
+        return [
+            OutputField(
+                name=name,
+                node=node,
+                values=tuple(_value(item) for item in node.get("allowed_values").items()),
+                nodata=node.get("nodata_value"),
+                regression=regression,
             )
-        return fields
-
-
-def _values(node: Node) -> tuple[LabelValue, ...]:
-    return tuple(_value(item) for item in node.items())
+            for name, node, regression in fields
+        ]
 
 
 def _value(node: Node) -> LabelValue:

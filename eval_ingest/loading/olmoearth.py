@@ -285,7 +285,7 @@ class BandFiller:
         if self._as_is:
             return pixels
         filled = pixels[..., self._sources]
-        return filled.mul_(self._scale).add_(self._offset)
+        return filled.mul_(self._scale.to(pixels)).add_(self._offset.to(pixels))
 
     def mask_of(self, group: Sequence[int]) -> int:
         """The mask value of a token made of these bands."""

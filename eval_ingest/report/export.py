@@ -15,11 +15,11 @@ from eval_ingest.errors import NotIngestedError, StoreError
 from eval_ingest.report.view import open_view
 from eval_ingest.report.viewer import write_viewer
 from eval_ingest.report.writing import write_report
-from eval_ingest.store.atomic import file_crc32c, store_error, write_bytes
+from eval_ingest.store.atomic import file_crc32c, store_error
 from eval_ingest.store.index_file import read_index, read_splits, write_index, write_splits
 from eval_ingest.store.outcomes import read_copy, read_published
 from eval_ingest.store.paths import DatasetLayout
-from eval_ingest.store.registry import metadata_bytes, rebuild_registry, require_metadata
+from eval_ingest.store.registry import rebuild_registry, require_metadata, write_metadata
 from eval_ingest.store.roots.base import DatasetStore, EvalRoot
 
 _ALWAYS = ("norm_stats.json", "window_index.parquet", "split_assignment.parquet")
@@ -78,8 +78,8 @@ def export_dataset(
         _require_published(root, metadata, windows)
         _make_public(aside)
         exported = _with_checksums(_exported(metadata, windows, licence), aside)
-        write_bytes(aside.metadata, metadata_bytes(exported))
         here = EvalRoot(aside.path.parent)
+        write_metadata(here.dataset(name), exported)
         write_viewer(open_view(here, name), aside.path, progress)
         write_report(here, name, citation=citation)
         os.rename(aside.path, final.path)

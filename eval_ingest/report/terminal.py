@@ -6,12 +6,12 @@ import shutil
 import sys
 import textwrap
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Self, TextIO
 
 from eval_ingest.core.entry import Metadata, is_ours, listed, members, split_counts
 from eval_ingest.core.signal import Signal
-from eval_ingest.core.spec import SPLITS, DatasetSpec
+from eval_ingest.core.spec import SPLITS
 from eval_ingest.core.task import Task
 from eval_ingest.redaction import on_one_line, redacted, shown
 
@@ -275,9 +275,7 @@ def split_lines(report: Mapping[str, Any], classes: Sequence[str]) -> list[str]:
             listed = ", ".join(names[:_MAX_CLASSES]) + (f" and {more:,} more" if more > 0 else "")
             lines.append(f"  {split} has no {listed}")
     for split, distance in report.get("distance_from_train", {}).items():
-        lines.append(
-            f"  class distribution of {split}: {distance:.3f} from train (0 equal, 1 apart)"
-        )
+        lines.append(f"  class shares of {split} and train overlap by {1 - distance:.0%}")
     for reason, count in report.get("left_out", {}).items():
         lines.append(f"  {plural(count, 'window')} in no split: {reason}")
     return lines
@@ -291,10 +289,12 @@ def quality_lines(quality: Mapping[str, Any]) -> list[str]:
 
 
 def task_text(task: Task) -> str:
-    """`segmentation, 7 classes`."""
-    if task.kind.has_classes:
+    """`segmentation, 6 classes; id 0 is no data`."""
+    if not task.kind.has_classes:
+        return str(task.kind)
+    if task.ignored_id is None:
         return f"{task.kind}, {task.num_classes} classes"
-    return str(task.kind)
+    return f"{task.kind}, {task.num_classes - 1} classes; id {task.ignored_id} is no data"
 
 
 def config_lines(job: "Job") -> list[str]:
@@ -304,7 +304,8 @@ def config_lines(job: "Job") -> list[str]:
     rows = [["", "value", "from"]]
     rows.append(["task", task_text(config.task), origin.get("task", "")])
     if config.task.classes:
-        names = ", ".join(known.name for known in config.task.classes)
+        named = enumerate(config.task.classes)
+        names = ", ".join(known.name for k, known in named if k != config.task.ignored_id)
         rows.append(["classes", _short(names), origin.get("classes", "")])
     if config.task.nodata_value is not None:
         rows.append(["nodata", f"{config.task.nodata_value:g}", origin.get("nodata_value", "")])
@@ -319,10 +320,14 @@ def config_lines(job: "Job") -> list[str]:
             text += f"; lacks {', '.join(modality.missing_bands)}"
         rows.append([modality.name, text, origin.get("modalities", "")])
     rows.append(["crop size", crop, origin.get("crop_size", "")])
+    other = {"val": "test", "test": "val", "train": "train"}
     for split, selector in config.selectors.items():
         parts = [*(selector.groups and [f"groups {', '.join(selector.groups)}"]),
                  *(f"{k}={v}" if v else k for k, v in selector.tags.items())]  # fmt: skip
-        rows.append([split, _short("; ".join(parts) or "all windows"), origin.get("selectors", "")])
+        text = _short("; ".join(parts) or "all windows")
+        if split != "train" and selector == config.selectors.get(other[split]):
+            text += f" (divided: a part of these windows, {other[split]} has the others)"
+        rows.append([split, text, origin.get("selectors", "")])
     lines = [f"{job.spec.name}  {redacted(job.source.url)}", *_with_origins(rows)]
     if config.unsupported_inputs:
         lines.append(f"not loaded: {', '.join(config.unsupported_inputs)}")
@@ -365,23 +370,37 @@ def dry_run_lines(plan: Mapping[str, Any]) -> list[str]:
 
 
 def list_lines(
-    root: str, registry: Mapping[str, Any], catalog: Mapping[str, DatasetSpec]
+    root: str,
+    registry: Mapping[str, Any],
+    sources: Mapping[str, str],
+    out_of_reach: Collection[str] = (),
 ) -> list[str]:
-    """Registered datasets, then those of the catalog that are not ingested."""
+    """Registered datasets, then those of the catalog that are not ingested.
+
+    Args:
+        root: the eval root.
+        registry: its entries.
+        sources: where the datasets of the catalog come from.
+        out_of_reach: those whose source isn't on this machine.
+    """
     lines = [f"eval root {root}"]
-    rows = [["name", "task", "modalities", "verdict", *SPLITS]]
+    rows = [["name", "task", "modalities", *SPLITS, "verdict"]]
     rows += [_registered_row(name, entry) for name, entry in sorted(registry.items())]
     lines += table(rows) if len(rows) > 1 else ["  no dataset is registered yet"]
     theirs = [name for name, entry in registry.items() if not is_ours(entry)]
     if theirs:
         lines.append(
             f"  {THEIRS}: {plural(len(theirs), 'dataset')} that another tool has registered; to "
-            "load them here, where they are: eval-ingest adopt --name NAME, or --all"
+            "load them here, where they are: eval-ingest adopt NAME, or --all"
         )
-    waiting = [spec for name, spec in catalog.items() if name not in registry]
-    if waiting:
-        lines += ["", "in the catalog, not ingested (eval-ingest ingest --name NAME)"]
-        lines += table([["name", "source"], *([spec.name, spec.source] for spec in waiting)])
+    waiting = [name for name in sources if name not in registry]
+    here = [[name, sources[name]] for name in waiting if name not in out_of_reach]
+    if here:
+        lines += ["", "in the catalog, not ingested (eval-ingest ingest NAME)"]
+        lines += table([["name", "source"], *here])
+    elsewhere = [name for name in waiting if name in out_of_reach]
+    if elsewhere:
+        lines += ["", f"in the catalog, with sources that are not here: {', '.join(elsewhere)}"]
     return lines
 
 
@@ -393,12 +412,9 @@ def _registered_row(name: str, entry: Mapping[str, Any]) -> list[str]:
     """A line of `list`; of an entry of others, whatever it says."""
     known = split_counts(entry)
     counts = [str(known.get(split, "?")) for split in SPLITS]
-    kind, classes = str(entry.get("task_type", "")), entry.get("num_classes")
-    if isinstance(classes, int) and classes > 1:
-        kind += f" ({classes})"
-    verdict = str(entry.get("verdict", "")).partition(" ")[0]  # good, usable or poor
     modalities = ", ".join(dict.fromkeys(map(str, listed(entry.get("modalities")))))
-    return [name, kind, modalities, verdict if is_ours(entry) else THEIRS, *counts]
+    verdict = str(entry.get("verdict", "")) if is_ours(entry) else THEIRS
+    return [name, str(entry.get("task_type", "")), modalities, *counts, verdict]
 
 
 def entry_lines(name: str, entry: Mapping[str, Any]) -> list[str]:

@@ -1,5 +1,5 @@
-/* The files of one window on a local disk: see listing.py. One call lets go of the GIL once, where
- * Python's own would do so for each of seventy system calls.
+/* The files of one window on a local disk, listed and read: see listing.py. One call lets go of the
+ * GIL once, where Python's own would do so for each of some hundred system calls.
  */
 #define PY_SSIZE_T_CLEAN
 #define Py_LIMITED_API 0x030B0000
@@ -181,6 +181,15 @@ static void sort_files(Listing *listing)
         qsort(listing->files, listing->n_files, sizeof(File), by_path);
 }
 
+/* Writes a file's version, with a zero byte after it; returns where that is. */
+static char *write_version(char *to, const File *file, int inodes)
+{
+    to += sprintf(to, "%lld", (long long)file->modified);
+    if (inodes)
+        to += sprintf(to, " %lld %llu", (long long)file->changed, (unsigned long long)file->inode);
+    return to;
+}
+
 /* Per file its path, size and version, each with a zero byte after it; NULL without memory. */
 static char *as_text(const Listing *listing, int inodes, size_t *length)
 {
@@ -193,11 +202,7 @@ static char *as_text(const Listing *listing, int inodes, size_t *length)
         memcpy(to, file->path, n_bytes);
         to += n_bytes;
         to += sprintf(to, "%lld", (long long)file->size) + 1;
-        to += sprintf(to, "%lld", (long long)file->modified);
-        if (inodes)
-            to += sprintf(to, " %lld %llu", (long long)file->changed,
-                          (unsigned long long)file->inode);
-        to++; /* the zero that sprintf wrote */
+        to = write_version(to, file, inodes) + 1;
     }
     *length = (size_t)(to - text);
     return text;
@@ -254,8 +259,152 @@ static PyObject *py_list_files(PyObject *self, PyObject *args)
     return result;
 }
 
+/* A file that is to be read, as it was listed. */
+typedef struct {
+    const char *path, *version;
+    char *bytes;
+    size_t size;
+    int mode; /* below 0: it can't be read, or isn't what was listed any more */
+} Wanted;
+
+enum { ANY_VERSION = -1, MOST_AT_ONCE = 1 << 30 };
+
+static int is_as_listed(const struct stat *found, const Wanted *wanted, int inodes)
+{
+    char text[96];
+    const File file = {0,
+                       NULL,
+                       (int64_t)found->st_size,
+                       nanoseconds(found->st_mtim),
+                       nanoseconds(found->st_ctim),
+                       (uint64_t)found->st_ino};
+    if (!S_ISREG(found->st_mode) || found->st_size != (off_t)wanted->size)
+        return 0;
+    if (inodes == ANY_VERSION)
+        return 1;
+    write_version(text, &file, inodes);
+    return strcmp(text, wanted->version) == 0;
+}
+
+static void read_file(int folder, Wanted *file, int inodes)
+{
+    struct stat found;
+    size_t done = 0;
+    int error;
+    if (file->size == 0) { /* a marker: a third of all files */
+        error = fstatat(folder, file->path, &found, AT_SYMLINK_NOFOLLOW);
+    } else {
+        const int opened =
+            openat(folder, file->path, O_RDONLY | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC);
+        if (opened < 0)
+            return; /* a link, or gone: Python has to look closer */
+        while (done < file->size) {
+            const size_t left = file->size - done;
+            const ssize_t n =
+                read(opened, file->bytes + done, left < MOST_AT_ONCE ? left : MOST_AT_ONCE);
+            if (n < 0 && errno == EINTR)
+                continue;
+            if (n <= 0)
+                break;
+            done += (size_t)n;
+        }
+        error = fstat(opened, &found);
+        close(opened);
+    }
+    if (error == 0 && done == file->size && is_as_listed(&found, file, inodes))
+        file->mode = (int)(found.st_mode & 0777);
+}
+
+/* The next of the texts before `end`, each of which has a zero byte after it; NULL without one. */
+static const char *next_text(const char **from, const char *end)
+{
+    const char *text = *from, *zero = text < end ? memchr(text, 0, (size_t)(end - text)) : NULL;
+    if (zero == NULL)
+        return NULL;
+    *from = zero + 1;
+    return text;
+}
+
+/* The files of a listing; their bytes go into new objects of `result`. */
+static Wanted *wanted_files(const char *listed, Py_ssize_t n_bytes, PyObject *result)
+{
+    const char *from = listed, *end = listed + n_bytes;
+    size_t count = 0;
+    for (const char *text = listed; text < end; text++)
+        count += *text == '\0';
+    Wanted *files = calloc(count / 3 + 1, sizeof(Wanted));
+    if (files == NULL) {
+        PyErr_NoMemory();
+        return NULL;
+    }
+    for (size_t k = 0; k < count / 3; k++) {
+        const char *path = next_text(&from, end), *size = next_text(&from, end);
+        const char *version = next_text(&from, end);
+        if (path == NULL || size == NULL || version == NULL)
+            break;
+        const long long n = strtoll(size, NULL, 10);
+        PyObject *bytes = n < 0 ? NULL : PyBytes_FromStringAndSize(NULL, (Py_ssize_t)n);
+        if (bytes == NULL || PyList_Append(result, bytes) < 0) {
+            if (!PyErr_Occurred())
+                PyErr_SetString(PyExc_ValueError, "a size below 0");
+            Py_XDECREF(bytes);
+            free(files);
+            return NULL;
+        }
+        files[k] = (Wanted){path, version, PyBytes_AsString(bytes), (size_t)n, -1};
+        Py_DECREF(bytes); /* the list holds it */
+    }
+    return files;
+}
+
+static PyObject *py_read_files(PyObject *self, PyObject *args)
+{
+    PyObject *root;
+    const char *listed;
+    Py_ssize_t n_bytes;
+    int inodes;
+    /* listed: as list_files gives it; inodes: as there, or -1 for versions of another kind */
+    if (!PyArg_ParseTuple(args, "O&y#i", PyUnicode_FSConverter, &root, &listed, &n_bytes, &inodes))
+        return NULL;
+    PyObject *result = PyList_New(0);
+    Wanted *files = result == NULL ? NULL : wanted_files(listed, n_bytes, result);
+    if (files == NULL) {
+        Py_DECREF(root);
+        Py_XDECREF(result);
+        return NULL;
+    }
+    const Py_ssize_t count = PyList_Size(result);
+    const char *path = PyBytes_AsString(root);
+    Py_BEGIN_ALLOW_THREADS
+    const int opened = open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    for (Py_ssize_t k = 0; k < count && opened >= 0; k++)
+        read_file(opened, &files[k], inodes);
+    if (opened >= 0)
+        close(opened);
+    Py_END_ALLOW_THREADS
+    PyObject *modes = PyList_New(count);
+    for (Py_ssize_t k = 0; k < count && modes != NULL; k++) {
+        PyObject *mode = PyLong_FromLong(files[k].mode);
+        if (mode == NULL)
+            Py_CLEAR(modes);
+        else
+            PyList_SetItem(modes, k, mode);
+    }
+    free(files);
+    Py_DECREF(root);
+    if (modes == NULL) {
+        Py_DECREF(result);
+        return NULL;
+    }
+    PyObject *both = PyTuple_Pack(2, result, modes);
+    Py_DECREF(result);
+    Py_DECREF(modes);
+    return both;
+}
+
 static PyMethodDef methods[] = {
     {"list_files", py_list_files, METH_VARARGS, NULL},
+    {"read_files", py_read_files, METH_VARARGS, NULL},
     {NULL, NULL, 0, NULL},
 };
 

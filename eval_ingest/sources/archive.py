@@ -17,8 +17,9 @@ import os
 import shutil
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -28,31 +29,31 @@ from filelock import FileLock
 from eval_ingest.engine import Progress, no_progress
 from eval_ingest.errors import EvalIngestError, SourceError, SourceNotFoundError, StoreError
 from eval_ingest.sources.base import (
-    ANYBODY,
     CONFIG_FILES,
-    Listed,
-    ReadInPlace,
+    Had,
+    Source,
     SourceFile,
     WindowFiles,
-    layer_of,
+    is_read,
 )
-from eval_ingest.sources.contents import Contents, File
 from eval_ingest.sources.decompress import StreamError, decompressed
-from eval_ingest.sources.listing import WINDOW_FILES
+from eval_ingest.sources.listing import read_files
 from eval_ingest.sources.local import LocalSource
 from eval_ingest.sources.tar import TarError
 from eval_ingest.sources.unpacking import LIMITS, Limits, RefusedError, unpack
+from eval_ingest.sources.window_table import WindowTable
 
 if TYPE_CHECKING:  # fsspec's file systems are slow to import
     from eval_ingest.objects.backend import Entry
 
+CONTENTS_VERSION = 2
 _DEEPEST = 3
 """Levels of folders in an archive above config.json that are looked into."""
 _TREE, _DROPPED, _MOVING = "tree", "dropped", "moving"
 
 
 @dataclass(frozen=True)
-class ArchiveSource(ReadInPlace):
+class ArchiveSource(Source):
     """The dataset in an archive."""
 
     archive: str
@@ -64,6 +65,8 @@ class ArchiveSource(ReadInPlace):
     limits: Limits = LIMITS
     progress: Progress = field(default=no_progress, compare=False)
     _local: threading.local = field(default_factory=threading.local, compare=False, repr=False)
+
+    moves = True
 
     def __getstate__(self) -> dict[str, Any]:
         # A worker neither unpacks nor tells.
@@ -82,18 +85,19 @@ class ArchiveSource(ReadInPlace):
 
     @property
     def notes(self) -> tuple[str, ...]:
-        behind = self._contents.behind
+        behind = self._table.fact("behind")
         if not behind:
             return ()
         return (f"{self.archive}: {behind:,} bytes of no use follow the archive's end",)
 
+    @cached_property
+    def _table(self) -> WindowTable:
+        return _table(self.unpacked)
+
     @property
-    def _contents(self) -> Contents:
-        """The thread's own connection to the table."""
-        if not hasattr(self._local, "contents"):
-            self._local.contents = Contents(self.unpacked)
-        contents: Contents = self._local.contents
-        return contents
+    def _windows(self) -> bytes:
+        """The archive's path of the dataset's windows; `.` is its top."""
+        return b"windows/" if self.dataset == "." else os.fsencode(self.dataset) + b"/windows/"
 
     def read_text(self, name: str) -> str | None:
         return LocalSource(self.url).read_text(name)
@@ -101,18 +105,16 @@ class ArchiveSource(ReadInPlace):
     # -------------------------------------------------------------------------------- listing
 
     def groups(self) -> list[str]:
-        return self._contents.groups(self.dataset)
-
-    def listing(self, groups: list[str], layers: frozenset[str]) -> Iterator[Listed]:
-        return (window.listed for window in self.windows(groups, layers))
+        return self._table.groups(self._windows)
 
     def windows(self, groups: list[str], layers: frozenset[str]) -> Iterator[WindowFiles]:
         for group in sorted(groups):
-            for name, files in self._contents.windows(self.dataset, group):
+            for name, files in self._table.windows(self._windows + os.fsencode(f"{group}/")):
                 yield _wanted(group, name, files, layers)
 
     def window(self, group: str, name: str, layers: frozenset[str]) -> WindowFiles:
-        return _wanted(group, name, self._contents.window(self.dataset, group, name), layers)
+        files = self._table.window(self._windows + os.fsencode(f"{group}/{name}"))
+        return _wanted(group, name, files or [], layers)
 
     def ensure_listed(self, groups: list[str], layers: frozenset[str]) -> None:
         # What a stopped copy has moved away is unpacked once more.
@@ -122,6 +124,11 @@ class ArchiveSource(ReadInPlace):
 
     # -------------------------------------------------------------------------------- reading
 
+    def fetch(self, files: WindowFiles, wanted: Sequence[SourceFile]) -> dict[str, Had]:
+        found = read_files(f"{self.url}/windows/{files.key}", wanted, None)
+        right = {file.path: file.version for file in wanted}
+        return {path: had for path, had in found.items() if _version(had.data) == right[path]}
+
     def read(self, group: str, name: str, file: SourceFile) -> bytes:
         path = self._path(group, name, file)
         try:
@@ -129,16 +136,13 @@ class ArchiveSource(ReadInPlace):
                 data = stream.read()
         except OSError as error:
             raise SourceError(f"{path} can't be read: {error.strerror or error}") from error
-        found = f"crc32c:{google_crc32c.value(data):08x}"
+        found = _version(data)
         if found != file.version:
             raise SourceError(
                 f"{path}, unpacked from {self.archive}, has {found}, {file.version} when it was "
                 f"unpacked: it was damaged on this disk; remove {self.unpacked} and run again"
             )
         return data
-
-    def permissions(self, group: str, name: str, file: SourceFile) -> int:
-        return ANYBODY
 
     def ours(self, group: str, name: str, file: SourceFile) -> tuple[str, int]:
         if not hasattr(self._local, "moving"):
@@ -157,9 +161,16 @@ class ArchiveSource(ReadInPlace):
         vars(self._local).pop("moving", None)
 
 
-def _wanted(group: str, name: str, files: list[File], layers: frozenset[str]) -> WindowFiles:
-    wanted = (f for f in files if f[0] in WINDOW_FILES or layer_of(f[0]) in layers)
-    return WindowFiles(group, name, tuple(SourceFile(*file) for file in wanted))
+def _version(data: bytes) -> str:
+    return f"crc32c:{google_crc32c.value(data):08x}"
+
+
+def _wanted(group: str, name: str, files: list[SourceFile], layers: frozenset[str]) -> WindowFiles:
+    return WindowFiles(group, name, tuple(file for file in files if is_read(file.path, layers)))
+
+
+def _table(unpacked: Path) -> WindowTable:
+    return WindowTable(unpacked / "contents.sqlite", CONTENTS_VERSION)
 
 
 def _drop(unpacked: Path, folder: Path) -> None:
@@ -190,12 +201,12 @@ def open_archive(
     if folder is None:
         raise SourceError(f"{url} is an archive, and only a dataset's source may be one; unpack it")
     target = folder / _Version.of(url).name(url)
-    if not _is_whole(target):
+    if not _table(target).is_whole:
         with _locked(folder):
             for other in folder.iterdir():  # earlier versions, or of another archive
                 if other != target:
                     shutil.rmtree(other, ignore_errors=True)
-            if not _is_whole(target):
+            if not _table(target).is_whole:
                 _unpack(url, target, limits, progress)
     dataset = _dataset_in(target / _TREE, url)
     return ArchiveSource(url, target, dataset, limits, progress)
@@ -210,14 +221,6 @@ def _locked(folder: Path) -> Iterator[None]:
             yield
     except OSError as error:
         raise _cannot_write(folder, error) from error
-
-
-def _is_whole(target: Path) -> bool:
-    if not target.is_dir():
-        return False
-    with contextlib.suppress(StoreError), contextlib.closing(Contents(target)) as contents:
-        return contents.is_whole
-    return False
 
 
 @dataclass(frozen=True)
@@ -329,15 +332,14 @@ def _unpack(url: str, target: Path, limits: Limits, progress: Progress, anew: bo
     try:
         tree = target / _TREE
         tree.mkdir(parents=True, exist_ok=True)
-        with contextlib.closing(Contents(target, write=True)) as contents:
-            if anew:
-                contents.forget()
-            with _stream(url, version) as stream:
-                each = _teller(stream, version.size, progress)
-                behind = unpack(decompressed(stream.read), tree, contents, limits, each, anew)
-                stream.compare()
-            contents.finish(behind)
-            (target / _MOVING).unlink(missing_ok=True)
+        table = _table(target)
+        with table.writing(anew) as done, _stream(url, version) as stream:
+            each = _teller(stream, version.size, progress)
+            chunks = decompressed(stream.read)
+            behind = unpack(chunks, tree, table, done, limits, each, anew)
+            stream.compare()
+            table.finish(behind=behind)
+        (target / _MOVING).unlink(missing_ok=True)
     except (TarError, StreamError) as error:
         shutil.rmtree(target, ignore_errors=True)
         raise SourceError(

@@ -1,22 +1,26 @@
-"""What a source is: the files of windows, and the protocols that list and read them.
+"""What a source is: the files of windows, what lists and reads them, and what they share.
 
 A source is listed once per ingest. Listing gives each file's size and version, so that nothing is
-asked about one by one, and a changed file is noticed without being read. Values and protocols
-alone: local.py, remote.py and archive.py are sources, open.py chooses one.
+asked about one by one, and a changed file is noticed without being read. How a window's files are
+had is a source's own: local.py, remote.py and archive.py are sources, open.py chooses one.
 """
 
 import hashlib
 import os
-from collections.abc import Callable, Iterable, Iterator
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import NamedTuple, Protocol, TypeVar
+from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
 from eval_ingest.errors import SourceError
+from eval_ingest.sources.ahead import BYTES_AHEAD, SOURCES, WINDOWS_AHEAD, Room, Waiting
 
 CONFIG_FILES = ("config.json", "dataset.json")
 ARCHIVE_ENDINGS = (".tar", ".tar.gz", ".tgz")
 
+
+WINDOW_FILES = ("metadata.json", "items.json")
 
 ANYBODY = 0o666
 """Permissions of files in a place that knows none."""
@@ -133,6 +137,9 @@ def digest_of(listed: bytes) -> str:
     return hashlib.blake2b(listed, digest_size=16).hexdigest()
 
 
+Window = WindowFiles | Callable[[], WindowFiles]
+"""A window's files, or what lists them: where that takes time, it is done ahead too."""
+
 Fetchable = Callable[[WindowFiles], frozenset[str]]
 """The files of a window that may be fetched before anybody asks for them, by what is listed."""
 
@@ -142,25 +149,106 @@ def every_file(files: WindowFiles) -> frozenset[str]:
     return frozenset(files.by_path)
 
 
-class WindowReader(Protocol):
-    """Reads the files of one window."""
+class Had(NamedTuple):
+    """A file as it was read."""
+
+    data: bytes
+    permissions: int
+    """Mode bits."""
+
+
+class Source(ABC):
+    """An rslearn dataset with windows in files, read only."""
+
+    moves = False
+    """True if its files are ours and are moved into a copy, not read: see `ours`."""
+    waiting: ClassVar[Waiting] = SOURCES
+    """Whether reading a window is waiting."""
+
+    if TYPE_CHECKING:  # some have it as a field
+
+        @property
+        def url(self) -> str:
+            """Where it lies: what rslearn can open."""
 
     @property
-    def url(self) -> str:
-        """Where the dataset lies."""
-        ...
+    def origin(self) -> str:
+        """What the user gave: an archive's own URL, where `url` is the unpacked folder."""
+        return self.url
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What the user should know of it."""
+        return ()
+
+    @abstractmethod
+    def read_text(self, name: str) -> str | None:
+        """A file beside the windows folder, or None if it isn't there."""
+
+    # -------------------------------------------------------------------------------- listing
+
+    @abstractmethod
+    def groups(self) -> list[str]:
+        """Window groups, sorted."""
+
+    @abstractmethod
+    def windows(self, groups: list[str], layers: frozenset[str]) -> Iterator[WindowFiles]:
+        """Every window of the groups with its files in `layers`, group by group."""
+
+    @abstractmethod
+    def window(self, group: str, name: str, layers: frozenset[str]) -> WindowFiles:
+        """One window: as it is now, or, of a remote source, as it was listed."""
+
+    def listing(self, groups: list[str], layers: frozenset[str]) -> Iterator[Listed]:
+        """Every window of the groups; a remote source keeps their files for `window`."""
+        return (window.listed for window in self.windows(groups, layers))
+
+    def ensure_listed(self, groups: list[str], layers: frozenset[str]) -> None:  # noqa: B027
+        """List the groups now if that isn't done, so that `window` costs nothing.
+
+        Windows can be read only after it: of an archive, they are unpacked. In a folder, a window
+        is looked at when its turn comes.
+        """
+
+    # -------------------------------------------------------------------------------- reading
+
+    @abstractmethod
+    def fetch(self, files: WindowFiles, wanted: Sequence[SourceFile]) -> dict[str, Had]:
+        """What can be had of some files of a window at once, as they were listed."""
+
+    @abstractmethod
     def read(self, group: str, name: str, file: SourceFile) -> bytes:
         """A file's bytes; SourceError if they aren't as they were listed."""
-        ...
-
-    def ours(self, group: str, name: str, file: SourceFile) -> tuple[str, int] | None:
-        """A file that we wrote with these bytes, which may be moved away, and its CRC32C."""
-        ...
 
     def permissions(self, group: str, name: str, file: SourceFile) -> int:
         """Who may read and write a file, as mode bits: a copy is for no more people."""
-        ...
+        return ANYBODY
+
+    def ours(self, group: str, name: str, file: SourceFile) -> tuple[str, int] | None:
+        """A file that we wrote with these bytes, which may be moved away, and its CRC32C."""
+        return None
+
+    def readers(
+        self,
+        windows: Iterable[Window],
+        whole: bool = True,
+        fetchable: Fetchable = every_file,
+    ) -> Iterator[tuple[WindowFiles, "WindowReader"]]:
+        """Each window with its reader; those that come next are read meanwhile.
+
+        Args:
+            windows: in the order in which they will be read.
+            whole: False if metadata.json alone is sure to be read.
+            fetchable: names what may be fetched ahead; other files are when they are asked for.
+        """
+        room = Room(BYTES_AHEAD)
+
+        def begin(window: Window) -> WindowReader:
+            return WindowReader(self, window, whole, fetchable, room)
+
+        for reader in self.waiting.each(begin, windows, WINDOWS_AHEAD):
+            yield reader.files, reader
+            room.give_back(reader.taken)
 
     # What becomes of a window's bytes, from stage to stage:
     #
@@ -172,110 +260,74 @@ class WindowReader(Protocol):
     #
     # A folder's files stay where they are, so there these do nothing.
 
-    def keep(self) -> None:
+    def keep(self, window: "WindowReader") -> None:  # noqa: B027
         """A later stage will read this window again: where fetching costs, keep its bytes."""
-        ...
 
-    def drop(self) -> None:
+    def drop(self, files: WindowFiles) -> None:  # noqa: B027
         """No later stage will read this window again: drop what was kept."""
-        ...
+
+    def forget(self) -> None:  # noqa: B027
+        """Drop everything that was kept: the ingest is done."""
 
 
-Reader = TypeVar("Reader", bound=WindowReader)
+class WindowReader:
+    """Reads one window: of each file the bytes are remembered."""
 
+    def __init__(
+        self, source: Source, window: Window, whole: bool, fetchable: Fetchable, room: Room
+    ) -> None:
+        self.url = source.url
+        self._source = source
+        self._had: dict[str, Had] = {}
+        self.taken = 0
+        with source.waiting.watched(lambda: len(self.files.files)):
+            self.files = window if isinstance(window, WindowFiles) else window()
+            self._fetchable = fetchable(self.files)
+            first = self._fetchable if whole else self._fetchable & {"metadata.json"}
+            n_bytes = sum(file.size for file in self.files.files if file.path in first)
+            if room.take(n_bytes):
+                self.taken = n_bytes
+                self._fetch(first)
 
-class ReadInPlace:
-    """What sources share whose files are on this machine: nothing is fetched, kept or dropped."""
-
-    def readers(
-        self: Reader,
-        windows: Iterable[WindowFiles],
-        whole: bool = True,
-        fetchable: Fetchable = every_file,
-    ) -> Iterator[tuple[WindowFiles, Reader]]:
-        """Each window with its reader, which is the source itself."""
-        for files in windows:
-            yield files, self
-
-    def keep(self) -> None:
-        """Its files stay where they are."""
-
-    def drop(self) -> None:
-        """Its files stay where they are."""
-
-
-class Source(Protocol):
-    """An rslearn dataset with windows in files, read only."""
-
-    @property
-    def url(self) -> str:
-        """Where it lies: what rslearn can open."""
-        ...
-
-    @property
-    def origin(self) -> str:
-        """What the user gave: an archive's own URL, where `url` is the unpacked folder."""
-        ...
-
-    @property
-    def notes(self) -> tuple[str, ...]:
-        """What the user should know of it."""
-        ...
-
-    def read_text(self, name: str) -> str | None:
-        """A file beside the windows folder, or None if it isn't there."""
-        ...
-
-    def groups(self) -> list[str]:
-        """Window groups, sorted."""
-        ...
-
-    def listing(self, groups: list[str], layers: frozenset[str]) -> Iterator[Listed]:
-        """Every window of the groups; a remote source keeps their files for `window`."""
-        ...
-
-    def ensure_listed(self, groups: list[str], layers: frozenset[str]) -> None:
-        """List the groups now if that isn't done, so that `window` costs nothing.
-
-        Windows can be read only after it: of an archive, they are unpacked.
-        """
-        ...
-
-    def windows(self, groups: list[str], layers: frozenset[str]) -> Iterator[WindowFiles]:
-        """Every window of the groups with its files in `layers`, group by group."""
-        ...
-
-    def window(self, group: str, name: str, layers: frozenset[str]) -> WindowFiles:
-        """One window: as it is now, or, of a remote source, as it was listed."""
-        ...
+    def _fetch(self, paths: frozenset[str]) -> None:
+        wanted = [f for f in self.files.files if f.path in paths and f.path not in self._had]
+        self._had |= self._source.fetch(self.files, wanted)
 
     def read(self, group: str, name: str, file: SourceFile) -> bytes:
         """A file's bytes; SourceError if they aren't as they were listed."""
-        ...
+        if file.path not in self._had:
+            self._fetch(self._fetchable)
+        if file.path not in self._had:  # the source says what is wrong with it
+            data = self._source.read(group, name, file)
+            self._had[file.path] = Had(data, self._source.permissions(group, name, file))
+        return self._had[file.path].data
 
-    def readers(
-        self,
-        windows: Iterable[WindowFiles],
-        whole: bool = True,
-        fetchable: Fetchable = every_file,
-    ) -> Iterator[tuple[WindowFiles, WindowReader]]:
-        """Each window with its reader; a remote source fetches those that come next meanwhile.
+    def permissions(self, group: str, name: str, file: SourceFile) -> int:
+        """See `Source.permissions`."""
+        had = self._had.get(file.path)
+        return self._source.permissions(group, name, file) if had is None else had.permissions
 
-        Args:
-            windows: in the order in which they will be read.
-            whole: False if metadata.json alone is sure to be read.
-            fetchable: names what may be fetched ahead; other files are when they are asked for.
-        """
-        ...
+    def ours(self, group: str, name: str, file: SourceFile) -> tuple[str, int] | None:
+        """See `Source.ours`."""
+        return self._source.ours(group, name, file)
 
-    def forget(self) -> None:
-        """Drop everything that was kept: the ingest is done."""
-        ...
+    @property
+    def is_fit(self) -> bool:
+        """True if all of its files may be fetched."""
+        return len(self._fetchable) == len(self.files.files)
+
+    def keep(self) -> None:
+        """See `Source.keep`."""
+        self._source.keep(self)
+
+    def drop(self) -> None:
+        """See `Source.drop`."""
+        self._source.drop(self.files)
 
 
-def layer_of(path: str) -> str | None:
-    """The layer that a window's file belongs to; None for metadata.json and items.json."""
+def is_read(path: str, layers: Container[str]) -> bool:
+    """True for a window's metadata.json and items.json, and for the files of some layers."""
     parts = path.split("/", 2)
-    if parts[0] != "layers" or len(parts) < 3:
-        return None
-    return parts[1].partition(".")[0]
+    if len(parts) < 3 or parts[0] != "layers":
+        return path in WINDOW_FILES
+    return parts[1].partition(".")[0] in layers

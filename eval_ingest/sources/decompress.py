@@ -1,27 +1,25 @@
 """The bytes of a compressed stream, on a thread of their own, all of its members to the last one.
 
-Belongs here: gzip (RFC 1952), and bzip2 and xz by Python's own modules. Does not: what the bytes
-are. Every checksum and length is verified, and what `gzip -t` refuses is refused.
+Belongs here: gzip by ISA-L, bzip2 and xz by Python's own modules. Does not: what the bytes are.
+Every checksum and length is verified, and what `gzip -t` refuses is refused.
 """
 
 import bz2
 import lzma
 import queue
-import struct
 import threading
-import zlib
 from collections.abc import Callable, Generator, Iterator
 from typing import Any
 
-from isal import isal_zlib
+from isal import igzip_lib, isal_zlib
 
 _CHUNK = 1 << 20
 """Bytes that are handed on at a time, more or less."""
 _AHEAD = 8
 """Chunks that are decompressed before somebody takes them."""
-_MAX_NAME = 1 << 16
-"""Bytes of a file's name or comment in a gzip header."""
-_HEADER_CRC, _EXTRA, _NAME, _COMMENT, _RESERVED = 2, 4, 8, 16, 0xE0
+_GZIP = b"\x1f\x8b"
+_RESERVED = b"\x20"
+"""The first of the flags of a gzip header that must not be set."""
 
 _IsalError: Any = isal_zlib.error
 Chunks = Generator[bytes, None, None]
@@ -45,8 +43,8 @@ def decompressed(read: Callable[[int], bytes]) -> Iterator[bytes]:
 
 def _decompress(source: "_Input") -> Chunks:
     start = source.peek(6)
-    if start[:2] == b"\x1f\x8b":
-        yield from _gzip(source)
+    if start[:2] == _GZIP:
+        yield from _members(source, _GZIP, _gunzip, _IsalError)
     elif start[:3] == b"BZh":
         yield from _members(source, b"BZh", bz2.BZ2Decompressor, OSError)
     elif start == b"\xfd7zXZ\0":
@@ -56,6 +54,10 @@ def _decompress(source: "_Input") -> Chunks:
     else:
         while chunk := source.take():
             yield chunk
+
+
+def _gunzip() -> Any:
+    return igzip_lib.IgzipDecompressor(flag=igzip_lib.DECOMP_GZIP)
 
 
 class _Input:
@@ -88,77 +90,18 @@ class _Input:
         self.offset -= len(data)
 
 
-def _gzip(source: _Input) -> Chunks:
-    """Every member of a gzip file: bgzip and pigz write many, and files may be joined."""
-    while True:
-        _read_gzip_header(source)
-        at = source.offset
-        inflating, crc, size = isal_zlib.decompressobj(-15), 0, 0
-        while not inflating.eof:
-            data = source.take()
-            if not data:
-                raise StreamError(f"it ends at byte {source.offset:,}, before its data does")
-            try:
-                for piece in _inflated(inflating, data):
-                    crc, size = isal_zlib.crc32(piece, crc), size + len(piece)
-                    yield piece
-            except _IsalError as error:
-                raise StreamError(f"the data from byte {at:,} on is damaged ({error})") from error
-        source.give_back(inflating.unused_data)
-        trailer = source.take(8)
-        if len(trailer) < 8:
-            raise StreamError(f"it ends at byte {source.offset:,}, within its checksum")
-        if struct.unpack("<II", trailer) != (crc, size & 0xFFFFFFFF):
-            raise StreamError(f"the data from byte {at:,} on doesn't have its checksum or length")
-        if _is_at_end(source, b"\x1f\x8b"):
-            return
-
-
-def _inflated(inflating: Any, data: bytes) -> Iterator[bytes]:
-    """What some bytes unpack to, in pieces: a bomb doesn't fill the memory."""
-    piece = inflating.decompress(data, _CHUNK)
-    while piece or inflating.unconsumed_tail:
-        if piece:
-            yield piece
-        if inflating.eof:
-            return
-        piece = inflating.decompress(inflating.unconsumed_tail, _CHUNK)
-
-
-def _read_gzip_header(source: _Input) -> None:
-    """Pass over a member's header, RFC 1952 section 2.3."""
-    at = source.offset
-    header = source.take(10)
-    if len(header) < 10 or header[2] != 8 or header[3] & _RESERVED:
-        raise StreamError(f"the gzip header at byte {at:,} is damaged")
-    flags = header[3]
-
-    def more(size: int) -> bytes:
-        nonlocal header
-        data = source.take(size)
-        if len(data) < size:
-            raise StreamError(f"the gzip header at byte {at:,} is cut off")
-        header += data
-        return data
-
-    if flags & _EXTRA:
-        more(*struct.unpack("<H", more(2)))
-    for flag in (_NAME, _COMMENT):
-        while flags & flag and more(1) != b"\0":
-            if source.offset - at > _MAX_NAME:
-                raise StreamError(f"the gzip header at byte {at:,} is damaged: it has no end")
-    if flags & _HEADER_CRC:
-        crc = zlib.crc32(header) & 0xFFFF
-        if struct.unpack("<H", more(2)) != (crc,):
-            raise StreamError(f"the gzip header at byte {at:,} doesn't have its checksum")
-
-
 def _members(
     source: _Input, magic: bytes, decompressor: Callable[[], Any], error: type[Exception]
 ) -> Chunks:
-    """Every member of a bzip2 or xz file; Python's own modules verify their checksums."""
+    """Every member of a compressed file: bgzip and pigz write many, and files may be joined.
+
+    Headers, checksums and lengths are verified by the decompressor, piece by piece: a bomb doesn't
+    fill the memory.
+    """
     while True:
         unpacking, at = decompressor(), source.offset
+        if magic == _GZIP and source.peek(4)[3:] >= _RESERVED:
+            raise StreamError(f"the gzip header at byte {at:,} is damaged")
         while not unpacking.eof:
             data = source.take() if unpacking.needs_input else b""
             if not data and unpacking.needs_input:
@@ -166,7 +109,9 @@ def _members(
             try:
                 yield unpacking.decompress(data, _CHUNK)
             except (error, EOFError) as problem:
-                raise StreamError(f"the data from byte {at:,} on is damaged") from problem
+                raise StreamError(
+                    f"the data from byte {at:,} on is damaged ({problem})"
+                ) from problem
         source.give_back(unpacking.unused_data)
         if _is_at_end(source, magic):
             return

@@ -2,7 +2,7 @@
 
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
@@ -12,14 +12,23 @@ from eval_ingest.engine import batched, map_ordered
 from eval_ingest.errors import SourceError, SourceNotFoundError
 from eval_ingest.sources.base import (
     ANYBODY,
+    Had,
     Listed,
-    ReadInPlace,
+    Source,
     SourceFile,
     WindowFiles,
     check_text_size,
     digest_of,
 )
-from eval_ingest.sources.listing import OddFileError, keeps_inodes, list_window, parse, version_of
+from eval_ingest.sources.listing import (
+    OddFileError,
+    keeps_inodes,
+    list_window,
+    parse,
+    read_file,
+    read_files,
+    version_of,
+)
 
 _LISTING_THREADS = 16
 _LISTED_TOGETHER = 32
@@ -27,7 +36,7 @@ _LISTED_TOGETHER = 32
 
 
 @dataclass(frozen=True)
-class LocalSource(ReadInPlace):
+class LocalSource(Source):
     """A dataset in a folder, on a local disk or a mounted Weka."""
 
     url: str
@@ -44,14 +53,6 @@ class LocalSource(ReadInPlace):
     def _inodes(self) -> bool:
         """True if what tells one state of a file from another holds its inode."""
         return keeps_inodes(self.url)
-
-    @property
-    def origin(self) -> str:
-        return self.url
-
-    @property
-    def notes(self) -> tuple[str, ...]:
-        return ()
 
     def read_text(self, name: str) -> str | None:
         path = os.path.join(self.url, name)
@@ -81,9 +82,6 @@ class LocalSource(ReadInPlace):
     def listing(self, groups: list[str], layers: frozenset[str]) -> Iterator[Listed]:
         for found, listed in self._list_all(groups, layers):
             yield Listed(found.group, found.name, digest_of(listed))
-
-    def ensure_listed(self, groups: list[str], layers: frozenset[str]) -> None:
-        pass  # a window is looked at when its turn comes
 
     def windows(self, groups: list[str], layers: frozenset[str]) -> Iterator[WindowFiles]:
         for found, listed in self._list_all(groups, layers):
@@ -144,10 +142,13 @@ class LocalSource(ReadInPlace):
                 "--olmoearth-run-config-path names its folder)"
             )
 
+    def fetch(self, files: WindowFiles, wanted: Sequence[SourceFile]) -> dict[str, Had]:
+        return read_files(f"{self.url}/windows/{files.key}", wanted, self._inodes)
+
     def read(self, group: str, name: str, file: SourceFile) -> bytes:
         path = f"{self.url}/windows/{group}/{name}/{file.path}"
         try:
-            data, found = _read(path, file.size)
+            data, found = read_file(path, file.size)
         except OSError as error:
             raise SourceError(f"{path} can't be read: {error.strerror or error}") from error
         if len(data) != file.size or version_of(found, self._inodes) != file.version:
@@ -164,12 +165,6 @@ class LocalSource(ReadInPlace):
         except OSError as error:
             raise SourceError(f"{path} can't be read: {error.strerror or error}") from error
 
-    def ours(self, group: str, name: str, file: SourceFile) -> None:
-        return None
-
-    def forget(self) -> None:
-        pass
-
 
 def _open_no_link(path: str, flags: int) -> int:
     """Open a file, not a link that was put there just now; a pipe isn't waited for."""
@@ -178,18 +173,3 @@ def _open_no_link(path: str, flags: int) -> int:
 
 def _window_files(group: str, name: str, listed: bytes) -> WindowFiles:
     return WindowFiles(group, name, tuple(SourceFile(*file) for file in parse(listed)))
-
-
-def _read(path: str, size: int) -> tuple[bytes, os.stat_result]:
-    """A file's bytes and what it is after that, with as few system calls as it takes.
-
-    One byte more shows that it grew.
-    """
-    opened = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        data = os.read(opened, size + 1)
-        while 0 < len(data) < size and (more := os.read(opened, size + 1 - len(data))):
-            data += more
-        return data, os.fstat(opened)
-    finally:
-        os.close(opened)

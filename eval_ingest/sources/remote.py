@@ -3,8 +3,11 @@
 Every window is listed once and every object fetched once per ingest: see staging.py.
 """
 
+import asyncio
+import json
+import os
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,31 +17,30 @@ from typing import Any
 from eval_ingest.errors import SourceError
 from eval_ingest.objects.backend import Entry
 from eval_ingest.objects.reading import Objects
+from eval_ingest.sources.ahead import ALWAYS
 from eval_ingest.sources.base import (
     ANYBODY,
-    Fetchable,
+    Had,
     Listed,
+    Source,
     SourceFile,
     WindowFiles,
     WindowReader,
     check_text_size,
-    every_file,
-    layer_of,
+    is_read,
 )
-from eval_ingest.sources.listing import WINDOW_FILES
 from eval_ingest.sources.prefixes import prefixes
-from eval_ingest.sources.staging import Listing, StagedWindows, remove_staging
+from eval_ingest.sources.staging import StagedWindows, remove_staging
+from eval_ingest.sources.window_table import WindowTable
 
 WINDOWS_PER_LISTING = 64
 """Windows that one listing covers: a few pages of a thousand objects."""
 LISTINGS_AHEAD = 16
-BYTES_AHEAD = 32 * 2**20
-"""A worker fetches this much ahead of the window that it decodes."""
-WINDOWS_AHEAD = 32
+LISTING_VERSION = 2
 
 
 @dataclass(frozen=True)
-class RemoteSource:
+class RemoteSource(Source):
     """A dataset behind a URL."""
 
     url: str
@@ -47,17 +49,11 @@ class RemoteSource:
     staging_limit: int | None = None
     """Bytes of windows that it may keep."""
 
+    waiting = ALWAYS
+
     def __getstate__(self) -> dict[str, Any]:
         # Each process opens its own connections.
         return {"url": self.url, "staging": self.staging, "staging_limit": self.staging_limit}
-
-    @property
-    def origin(self) -> str:
-        return self.url
-
-    @property
-    def notes(self) -> tuple[str, ...]:
-        return ()
 
     @cached_property
     def _objects(self) -> Objects:
@@ -70,8 +66,10 @@ class RemoteSource:
         return {entry.name: entry for entry in self._objects.require()}
 
     @cached_property
-    def _listing(self) -> Listing | None:
-        return None if self.staging is None else Listing(self.staging)
+    def _listing(self) -> WindowTable | None:
+        if self.staging is None:
+            return None
+        return WindowTable(self.staging / "listing.sqlite", LISTING_VERSION)
 
     @cached_property
     def _staged(self) -> StagedWindows | None:
@@ -104,13 +102,23 @@ class RemoteSource:
         return sorted(name for name in names if not name.startswith("."))
 
     def listing(self, groups: list[str], layers: frozenset[str]) -> Iterator[Listed]:
-        windows = self.windows(groups, layers)
-        if self._listing is None:
-            return (window.listed for window in windows)
-        return self._listing.write(windows, layers)
+        table = self._listing
+        if table is None:
+            yield from (window.listed for window in self.windows(groups, layers))
+            return
+        with table.writing(anew=True):
+            for window in self.windows(groups, layers):
+                files = {os.fsencode(f.path): (f.size, f.version.encode()) for f in window.files}
+                table.add(_folder(window.group, window.name), files)
+                table.flush()
+                yield window.listed
+            table.finish(layers=json.dumps(sorted(layers)))
 
     def ensure_listed(self, groups: list[str], layers: frozenset[str]) -> None:
-        if self._listing is not None and not self._listing.covers(layers):
+        table = self._listing
+        if table is None:
+            return
+        if not table.is_whole or not layers <= set(json.loads(str(table.fact("layers")))):
             for _ in self.listing(groups, layers):
                 pass
 
@@ -126,7 +134,7 @@ class RemoteSource:
                     if not inner or name.startswith("."):
                         continue
                     files = by_window.setdefault(name, [])
-                    if inner in WINDOW_FILES or layer_of(inner) in layers:
+                    if is_read(inner, layers):
                         files.append(SourceFile(inner, entry.size, entry.version))
                 for name in sorted(by_window):
                     files = sorted(by_window[name], key=lambda file: file.path)
@@ -147,57 +155,47 @@ class RemoteSource:
                 future.cancel()
 
     def window(self, group: str, name: str, layers: frozenset[str]) -> WindowFiles:
-        found = None if self._listing is None else self._listing.window(group, name)
-        if found is not None:
-            return found
+        if self._listing is not None and self._listing.is_whole:
+            found = self._listing.window(_folder(group, name))
+            if found is not None:
+                return WindowFiles(group, name, tuple(found))
         base = f"windows/{group}/{name}"
         files = [
             SourceFile(inner, entry.size, entry.version)
             for entry in self._objects.run(self._objects.find(base))
-            if (inner := entry.name.removeprefix(f"{base}/")) in WINDOW_FILES
-            or layer_of(inner) in layers
+            if is_read(inner := entry.name.removeprefix(f"{base}/"), layers)
         ]
         return WindowFiles(group, name, tuple(sorted(files, key=lambda file: file.path)))
 
     # -------------------------------------------------------------------------------- reading
 
+    def fetch(self, files: WindowFiles, wanted: Sequence[SourceFile]) -> dict[str, Had]:
+        found = self._staged.load(files) if self._staged is not None else None
+        if found is None:
+            found = self._objects.run(self._fetch(files, wanted))
+        return {path: Had(data, ANYBODY) for path, data in found.items()}
+
     def read(self, group: str, name: str, file: SourceFile) -> bytes:
-        files = WindowFiles(group, name, (file,))
-        return self._objects.run(self._fetch(files, (file.path,)))[file.path]
+        return self.fetch(WindowFiles(group, name, (file,)), [file])[file.path].data
 
-    def readers(
-        self,
-        windows: Iterable[WindowFiles],
-        whole: bool = True,
-        fetchable: Fetchable = every_file,
-    ) -> Iterator[tuple[WindowFiles, WindowReader]]:
-        waiting: deque[_FetchedWindow] = deque()
-        ahead = 0
-        try:
-            for files in windows:
-                reader = _FetchedWindow(self, files, whole, fetchable)
-                waiting.append(reader)
-                ahead += files.n_bytes
-                while waiting and (ahead > BYTES_AHEAD or len(waiting) >= WINDOWS_AHEAD):
-                    first = waiting.popleft()
-                    ahead -= first.files.n_bytes
-                    yield first.files, first
-            while waiting:
-                first = waiting.popleft()
-                yield first.files, first
-        finally:
-            for reader in waiting:
-                reader.cancel()
+    def keep(self, window: WindowReader) -> None:
+        """Have a window's bytes ready for a later stage, unless some file is too large."""
+        files, staged = window.files, self._staged
+        if staged is None or staged.has(files) or not window.is_fit or not staged.takes(files):
+            return
+        contents = {file.path: window.read(files.group, files.name, file) for file in files.files}
+        staged.save(files, contents)
 
-    async def _fetch(self, files: WindowFiles, paths: tuple[str, ...]) -> dict[str, bytes]:
+    def drop(self, files: WindowFiles) -> None:
+        if self._staged is not None:
+            self._staged.drop(files)
+
+    async def _fetch(self, files: WindowFiles, wanted: Sequence[SourceFile]) -> dict[str, bytes]:
         """Some of a window's files, all at once."""
-        import asyncio
-
         base = f"windows/{files.group}/{files.name}"
 
-        async def one(path: str) -> bytes:
-            file = files.by_path[path]
-            listed = Entry(f"{base}/{path}", file.size, file.version)
+        async def one(file: SourceFile) -> bytes:
+            listed = Entry(f"{base}/{file.path}", file.size, file.version)
             try:
                 return await self._objects.read(listed.name, listed)
             except FileNotFoundError as error:
@@ -206,7 +204,8 @@ class RemoteSource:
                     "run again when the source is still: only what changed is read anew"
                 ) from error
 
-        return dict(zip(paths, await asyncio.gather(*map(one, paths)), strict=True))
+        data = await asyncio.gather(*map(one, wanted))
+        return {file.path: found for file, found in zip(wanted, data, strict=True)}
 
     def forget(self) -> None:
         if self.staging is not None:
@@ -215,74 +214,5 @@ class RemoteSource:
             remove_staging(self.staging)
 
 
-class _FetchedWindow:
-    """One window's bytes, on their way or here; taken from the staging folder if they are there."""
-
-    def __init__(
-        self, source: RemoteSource, files: WindowFiles, whole: bool, fetchable: Fetchable
-    ) -> None:
-        self.files = files
-        self.url = source.url
-        self._source = source
-        self._contents: dict[str, bytes] = {}
-        self._fetchable = fetchable(files)
-        self._is_staged = source._staged is not None and source._staged.has(files)
-        self._future: Future[dict[str, bytes]] | None = None
-        if not self._is_staged:
-            self._begin(self._left if whole else self._left & {"metadata.json"})
-
-    @property
-    def _left(self) -> frozenset[str]:
-        """What may be fetched and isn't here."""
-        return self._fetchable - self._contents.keys()
-
-    def _begin(self, paths: frozenset[str]) -> None:
-        fetch = self._source._fetch(self.files, tuple(sorted(paths)))
-        self._future = self._source._objects.submit(fetch)
-
-    def read(self, group: str, name: str, file: SourceFile) -> bytes:
-        if file.path not in self._contents:
-            self._arrive()
-        if file.path not in self._contents:
-            self._begin(self._left | {file.path})
-            self._arrive()
-        return self._contents[file.path]
-
-    def _arrive(self) -> None:
-        if self._future is not None:
-            future, self._future = self._future, None
-            self._contents |= future.result()
-        elif self._is_staged and not self._contents:
-            assert self._source._staged is not None
-            self._contents = self._source._staged.load(self.files) or {}
-            self._is_staged = bool(self._contents)
-
-    def permissions(self, group: str, name: str, file: SourceFile) -> int:
-        return ANYBODY
-
-    def ours(self, group: str, name: str, file: SourceFile) -> None:
-        return None
-
-    def keep(self) -> None:
-        """Have the bytes ready for a later stage."""
-        if self._source._staged is None or self._is_staged:
-            return
-        if len(self._fetchable) < len(self.files.files):
-            return  # some of it is larger than it may be
-        if not self._source._staged.takes(self.files):
-            return
-        if len(self._contents) < len(self.files.files):
-            for file in self.files.files:
-                self.read(self.files.group, self.files.name, file)
-        self._source._staged.save(self.files, self._contents)
-        self._is_staged = True
-
-    def drop(self) -> None:
-        """No later stage needs the bytes."""
-        if self._source._staged is not None:
-            self._source._staged.drop(self.files)
-
-    def cancel(self) -> None:
-        """Stop fetching."""
-        if self._future is not None:
-            self._future.cancel()
+def _folder(group: str, name: str) -> bytes:
+    return os.fsencode(f"{group}/{name}")

@@ -7,20 +7,29 @@ and trusted no more than other files: its values are stored, not computed, and w
 grows with its size alone.
 """
 
+import contextlib
 import hashlib
 import itertools
 import json
 import os
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from eval_ingest.errors import SourceError
-from eval_ingest.sources.base import ANYBODY, Listed, SourceFile, WindowFiles
-from eval_ingest.sources.listing import WINDOW_FILES
+from eval_ingest.sources.base import (
+    ANYBODY,
+    WINDOW_FILES,
+    Had,
+    Listed,
+    Source,
+    SourceFile,
+    WindowFiles,
+    is_read,
+)
 from eval_ingest.sources.local import LocalSource
 
 DATABASE = "windows.sqlite3"
@@ -70,8 +79,7 @@ class SqliteSource(LocalSource):
                     yield Listed(group, self._plain(name))
 
     def listing(self, groups: list[str], layers: frozenset[str]) -> Iterator[Listed]:
-        for found in self.windows(groups, layers):
-            yield found.listed
+        return Source.listing(self, groups, layers)
 
     def windows(self, groups: list[str], layers: frozenset[str]) -> Iterator[WindowFiles]:
         with closing(self._connect()) as database:
@@ -82,17 +90,27 @@ class SqliteSource(LocalSource):
         with closing(self._connect()) as database:
             return self._window(database, group, name, layers)
 
+    def fetch(self, files: WindowFiles, wanted: Sequence[SourceFile]) -> dict[str, Had]:
+        found = super().fetch(files, [file for file in wanted if not _is_described(file.path)])
+        mode = Path(self.url, DATABASE).stat().st_mode & ANYBODY
+        with closing(self._connect()) as database:
+            described = _described(database, files.group, files.name)
+        for file in wanted:
+            data = described.get(file.path) if _is_described(file.path) else None
+            if data is not None and _file(file.path, data) == file:
+                found[file.path] = Had(data, mode)
+        return found
+
     def read(self, group: str, name: str, file: SourceFile) -> bytes:
         if not _is_described(file.path):
             return super().read(group, name, file)
-        with closing(self._connect()) as database:
-            data = _described(database, group, name).get(file.path)
-        if data is None or _file(file.path, data) != file:
+        found = self.fetch(WindowFiles(group, name, (file,)), [file])
+        if file.path not in found:
             raise SourceError(
                 f"{self.url}/{DATABASE} says otherwise of {group}/{name} than when it was listed; "
                 "the source changes while it is read: run again when it is still"
             )
-        return data
+        return found[file.path].data
 
     def permissions(self, group: str, name: str, file: SourceFile) -> int:
         if not _is_described(file.path):
@@ -105,7 +123,7 @@ class SqliteSource(LocalSource):
         found = super().window(self._plain(group), self._plain(name), layers)
         files = [file for file in found.files if not _is_described(file.path)]
         for path, data in _described(database, group, name).items():
-            if path in WINDOW_FILES or path.split("/")[1].partition(".")[0] in layers:
+            if is_read(path, layers):
                 files.append(_file(path, data))
         return WindowFiles(group, name, tuple(sorted(files)))
 
@@ -130,7 +148,7 @@ class SqliteSource(LocalSource):
             for mode in (*(("mode=ro",) if log else ()), "mode=ro&immutable=1"):
                 database = sqlite3.connect(f"{path.as_uri()}?{mode}", _BUSY_S, uri=True)
                 try:
-                    _bound(database, path.stat().st_size + (wal.stat().st_size if log else 0))
+                    _bound(database, _size(path) + _size(wal))
                     _check(path, database)
                     return database
                 except sqlite3.OperationalError as error:
@@ -150,6 +168,12 @@ def keeps_windows_in_database(config_json: str | None, url: str) -> bool:
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
         return False
     return named and Path(url, DATABASE).is_file()
+
+
+def _size(path: Path) -> int:
+    with contextlib.suppress(FileNotFoundError):  # a log goes with the last who has it open
+        return path.stat().st_size
+    return 0
 
 
 def _bound(database: sqlite3.Connection, n_bytes: int) -> None:
@@ -186,7 +210,17 @@ def _rows(database: sqlite3.Connection, query: str, *values: str) -> list[tuple[
             raise
         raise SourceError(f"{DATABASE} can't be read: {error}") from error
     except (sqlite3.Error, ValueError, OverflowError) as error:
-        raise SourceError(f"{DATABASE} is damaged: {error}") from error
+        too_large = getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_TOOBIG
+        kind = _TooLargeError if too_large else SourceError
+        raise kind(f"{DATABASE} is damaged: {error}") from error
+
+
+class _TooLargeError(SourceError):
+    """A value is larger than any may be."""
+
+
+_TOO_LARGE = f"a value of more than {_MOST_VALUE_BYTES >> 20} MiB in {DATABASE}".encode()
+"""What stands for the file of such a value: no JSON."""
 
 
 def _is_described(path: str) -> bool:
@@ -196,7 +230,22 @@ def _is_described(path: str) -> bool:
 
 def _described(database: sqlite3.Connection, group: str, name: str) -> dict[str, bytes]:
     """The files that the database stands for, as rslearn's FileWindowStorage would write them."""
-    files = {}
+    files: dict[str, bytes] = {}
+    for file, add in (("metadata.json", _add_metadata), ("items.json", _add_items)):
+        try:
+            add(files, database, group, name)
+        except _TooLargeError:  # this window is broken, and no other
+            files[file] = _TOO_LARGE
+    for layer, item_group in _rows(database, _COMPLETED, group, name):
+        if isinstance(item_group, int) and isinstance(layer, str) and "/" not in layer:
+            folder = f"{layer}.{item_group}" if item_group else layer
+            files[f"layers/{folder}/completed"] = b""
+    return files
+
+
+def _add_metadata(
+    files: dict[str, bytes], database: sqlite3.Connection, group: str, name: str
+) -> None:
     for *place, start, end, options in _rows(database, _METADATA, group, name):
         crs, x_resolution, y_resolution, *bounds = place
         projection = {"crs": crs, "x_resolution": x_resolution, "y_resolution": y_resolution}
@@ -210,13 +259,13 @@ def _described(database: sqlite3.Connection, group: str, name: str) -> dict[str,
         # Whatever stands there for the options: if it is no JSON, nor is the file.
         text = f'{json.dumps(known, default=str)[:-1]}, "options": {options}}}'
         files["metadata.json"] = os.fsencode(text)
+
+
+def _add_items(
+    files: dict[str, bytes], database: sqlite3.Connection, group: str, name: str
+) -> None:
     for (items,) in _rows(database, _ITEMS, group, name):
         files["items.json"] = os.fsencode(str(items))
-    for layer, item_group in _rows(database, _COMPLETED, group, name):
-        if isinstance(item_group, int) and isinstance(layer, str) and "/" not in layer:
-            folder = f"{layer}.{item_group}" if item_group else layer
-            files[f"layers/{folder}/completed"] = b""
-    return files
 
 
 def _file(path: str, data: bytes) -> SourceFile:

@@ -111,7 +111,7 @@ class TarStream:
         block = bytes(self._take(BLOCK, "a header"))
         if _checksum_is_right(block):
             return block
-        if _is_zero(block):
+        if block == _ZERO:
             self._read_end()
             return None
         if self._offset == BLOCK:
@@ -121,7 +121,7 @@ class TarStream:
     def _read_end(self) -> None:
         """Read to the stream's end, from the first of the two zero blocks that end an archive."""
         at = self._offset - BLOCK
-        if not _is_zero(bytes(self._take(BLOCK, "the second block of zeros at the end"))):
+        if self._take(BLOCK, "the second block of zeros at the end") != _ZERO:
             raise TarError(
                 f"one block of zeros at byte {at:,} stands where the end has two; "
                 "a header may have been overwritten"
@@ -168,11 +168,6 @@ class TarStream:
         piece, self._here = self._here[:most], self._here[most:]
         self._offset += len(piece)
         return piece
-
-
-def _is_zero(block: bytes) -> bool:
-    """As GNU tar sees it: a checksum without a header is an end marker too."""
-    return not any(block[:148]) and not any(block[156:])
 
 
 def _checksum_is_right(block: bytes) -> bool:

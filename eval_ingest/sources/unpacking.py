@@ -16,9 +16,10 @@ from pathlib import Path
 import google_crc32c
 
 from eval_ingest.errors import StoreError
-from eval_ingest.sources.contents import Contents
 from eval_ingest.sources.tar import Member, TarError, TarStream
+from eval_ingest.sources.window_table import WindowTable
 
+_WINDOWS = b"windows"
 _ROOM_EVERY = 1 << 28
 """Bytes between two looks at how much room is left on the disk."""
 _MADE = 1 << 16
@@ -45,7 +46,8 @@ class RefusedError(ValueError):
 def unpack(
     chunks: Iterable[bytes],
     target: Path,
-    contents: Contents,
+    table: WindowTable,
+    done: int,
     limits: Limits,
     each: Callable[[], None],
     fill: bool = False,
@@ -55,7 +57,8 @@ def unpack(
     Args:
         chunks: the archive's bytes, uncompressed, in pieces.
         target: the folder that takes them; whatever lies there was written by this function.
-        contents: takes note of what is written.
+        table: takes note of what is written, and of how many members are.
+        done: members that a stopped run has written and noted.
         limits: more than this stops it.
         each: called after every member.
         fill: True if files that are there with the right size needn't be written again.
@@ -71,7 +74,7 @@ def unpack(
     """
     archive = TarStream(chunks)
     files = _Files(target, fill)
-    done, total, number = contents.done, 0, 0
+    total = number = 0
     for number, member in enumerate(archive, 1):
         total += member.size
         parts = _checked_parts(member, limits)
@@ -81,15 +84,28 @@ def unpack(
                 "unpack it by hand and give the folder"
             )
         if number > done and parts:
+            written = None
             if member.is_folder:
                 files.make_folder(parts)
-                contents.add_folder(parts)
             else:
-                contents.add(parts, *files.write(parts, member.size, archive.data()))
-            contents.flush(number)
+                written = files.write(parts, member.size, archive.data())
+            _note(table, parts, written)
+            table.flush(done=number)
         each()
-    contents.flush(number, force=True)
+    table.flush(force=True, done=number)
     return archive.behind
+
+
+def _note(table: WindowTable, parts: list[bytes], written: tuple[int, bytes] | None) -> None:
+    """Note a file's size and version, or a folder, if it belongs to a window."""
+    if _WINDOWS not in parts:
+        return
+    place = parts.index(_WINDOWS) + 3
+    window, path = b"/".join(parts[:place]), b"/".join(parts[place:])
+    if path and written is not None:
+        table.add(window, {path: written})
+    elif len(parts) >= place and written is None:
+        table.add(window, {})  # it may have no files
 
 
 def _checked_parts(member: Member, limits: Limits) -> list[bytes]:

@@ -4,12 +4,11 @@ A window appears by a rename when all its files are there and read back right. W
 copied is kept in manifest.py.
 """
 
-import contextlib
 import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Container, Iterable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -21,6 +20,11 @@ from eval_ingest.core.spec import SPLIT_OPTION
 from eval_ingest.errors import IntegrityError, StoreError
 from eval_ingest.store.atomic import store_error, store_errors, umask
 from eval_ingest.store.manifest import UNFINISHED, CopiedWindow, FilesChecksum
+
+try:
+    from eval_ingest.store import _writing
+except ImportError:  # an installation without a C compiler
+    _writing = None  # type: ignore[assignment]
 
 Key = tuple[str, str]
 """A window's (group, name)."""
@@ -85,12 +89,18 @@ class Windows:
         with store_errors("copying to", final), self._scratch() as aside:
             final.parent.mkdir(parents=True, exist_ok=True)
             os.chmod(aside, 0o777 & ~umask())
-            made, moved = {""}, set[str]()
+            plain, moved = list[_Plain](), set[str]()
             for file in files:
-                n_bytes, crc = _place(aside, file, split, made, moved)
-                checksum.add(file.path, crc)
-                total += n_bytes
+                found = _moved(aside, file, moved)
+                if found is None:
+                    data = file.read()
+                    data = with_split(data, split) if file.path == "metadata.json" else data
+                    plain.append((file.path, data, file.permissions))
+                    found = len(data), google_crc32c.value(data)
+                checksum.add(file.path, found[1])
+                total += found[0]
                 n_files += 1
+            _write_checked(aside, plain)
             old = f"{aside}.old"
             if final.exists():
                 # Moved, not removed, so that no half of it is ever in its place.
@@ -119,7 +129,8 @@ class Windows:
         with store_errors("rewriting", path):
             old = path.read_bytes()
             new = with_split(old, split)
-            _write_checked(str(aside), new, path.stat().st_mode & 0o666)
+            aside.unlink(missing_ok=True)  # a run was stopped right here
+            _write_checked(str(path.parent), [(aside.name, new, path.stat().st_mode & 0o666)])
             os.replace(aside, path)
         return with_metadata(copied, split, old, new)
 
@@ -166,53 +177,60 @@ def _measure(folder: Path) -> Measured:
     return Measured(len(paths), total, str(checksum))
 
 
-def _place(
-    aside: str, file: Content, split: str, made: set[str], moved: set[str]
-) -> tuple[int, int]:
-    """Move a file with the folder of its layer, or write it; its bytes and CRC32C."""
-    if file.path == "metadata.json":
-        data = with_split(file.read(), split)
-        return len(data), _write_checked(f"{aside}/{file.path}", data, file.permissions)
-    if file.ours is not None:
-        path, crc = file.ours
-        # One rename for all of a layer's files: each made or removed costs a millisecond.
-        whole = "/".join(file.path.split("/", 2)[:2])
-        if whole not in moved:
-            _make_folders(aside, whole.rpartition("/")[0], made)
-            with contextlib.suppress(OSError):  # it lies on another disk
-                os.rename(f"{path.removesuffix(file.path)}{whole}", f"{aside}/{whole}")
-                moved.add(whole)
-        if whole in moved:
-            return os.stat(f"{aside}/{file.path}").st_size, crc
-    _make_folders(aside, file.path.rpartition("/")[0], made)
-    data = file.read()
-    return len(data), _write_checked(f"{aside}/{file.path}", data, file.permissions)
+_Plain = tuple[str, bytes, int]
+"""A file's path, bytes and permissions."""
 
 
-def _make_folders(root: str, folder: str, made: set[str]) -> None:
-    """Make a folder and its parents below root, each once."""
-    if folder not in made:
-        _make_folders(root, folder.rpartition("/")[0], made)
-        os.mkdir(f"{root}/{folder}")
-        made.add(folder)
+def _moved(aside: str, file: Content, moved: set[str]) -> tuple[int, int] | None:
+    """Move a file of ours with the folder of its layer; its bytes and CRC32C, None if it can't."""
+    if file.ours is None or file.path == "metadata.json":
+        return None
+    path, crc = file.ours
+    # One rename for all of a layer's files: each made or removed costs a millisecond.
+    whole = "/".join(file.path.split("/", 2)[:2])
+    if whole not in moved:
+        os.makedirs(f"{aside}/{whole}".rpartition("/")[0], exist_ok=True)
+        try:
+            os.rename(f"{path.removesuffix(file.path)}{whole}", f"{aside}/{whole}")
+        except OSError:  # it lies on another disk
+            return None
+        moved.add(whole)
+    return os.stat(f"{aside}/{file.path}").st_size, crc
 
 
-def _write_checked(path: str, data: bytes, permissions: int = 0o666) -> int:
-    """Write a file, read it back, and return its CRC32C."""
-    # Its owner can always read it: it is read back just below.
-    opener = partial(os.open, mode=permissions | 0o600)
-    with open(path, "wb", buffering=0, opener=opener) as stream:
-        view = memoryview(data)
-        while view:
-            view = view[stream.write(view) :]
-    expected = google_crc32c.value(data)
-    if not data:  # the `completed` markers
-        return int(expected)
-    with open(path, "rb", buffering=0) as stream:
-        found = google_crc32c.value(stream.read())
-    if found != expected:
-        raise IntegrityError(f"{path} reads back with CRC32C {found:08x}, written {expected:08x}")
-    return int(expected)
+def _write_checked(folder: str, files: Sequence[_Plain]) -> None:
+    """Write files that aren't there yet, with the folders that they need, and read them back.
+
+    Raises:
+        IntegrityError: what was read back differs from what was written.
+        OSError: one can't be written.
+    """
+    # Its owner can always read a file: it is read back.
+    if _writing is not None:
+        found = _writing.write_files(
+            folder, [(os.fsencode(path), data, mode | 0o600) for path, data, mode in files]
+        )
+    else:
+        found = _write_by_python(folder, files)
+    if found >= 0:
+        raise IntegrityError(
+            f"{folder}/{files[found][0]} reads back otherwise than it was written; the disk or the "
+            "network file system is damaged: have it looked at, and run again"
+        )
+
+
+def _write_by_python(folder: str, files: Sequence[_Plain]) -> int:
+    for k, (path, data, mode) in enumerate(files):
+        os.makedirs(os.path.dirname(f"{folder}/{path}"), exist_ok=True)
+        opener = partial(os.open, mode=mode | 0o600)
+        with open(f"{folder}/{path}", "xb+", buffering=0, opener=opener) as stream:
+            view = memoryview(data)
+            while view:
+                view = view[stream.write(view) :]
+            stream.seek(0)
+            if data and stream.read() != data:
+                return k
+    return -1
 
 
 def with_split(metadata: bytes, split: str) -> bytes:

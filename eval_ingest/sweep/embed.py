@@ -15,7 +15,6 @@ import itertools
 import os
 import time
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -28,6 +27,7 @@ from eval_ingest.core.fingerprint import fingerprint
 from eval_ingest.engine import Progress, no_progress
 from eval_ingest.errors import SweepError
 from eval_ingest.loading import EvalDataset
+from eval_ingest.loading.on_device import ahead
 from eval_ingest.store.atomic import read_json, write_json, written_aside
 from eval_ingest.sweep.encoders.base import Embeddings, Encoder
 
@@ -230,7 +230,9 @@ def embedded_batches(
     if hasattr(encoder, "pooling"):
         encoder.pooling = "max" if pooling == "max" else "mean"
     width = done = 0
-    for batch in _ahead(dataset.batches(size, bucket=True, shard=shard)):
+    device = getattr(encoder, "device", None)
+    batches = dataset.batches(size, bucket=True, shard=shard, device=device)
+    for batch in batches if device is not None else ahead(batches):
         _check_size(dataset, encoder, batch)
         features, labels, grid, pooled = _embed(dataset, encoder, batch, pooling)
         if width not in (0, features.shape[1]):
@@ -245,15 +247,6 @@ def embedded_batches(
         yield EmbeddedBatch(indices, features, labels, grid, pooled)
         done += len(indices)
         progress(what, done, len(dataset))
-
-
-def _ahead(batches: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    """Batches, of which the next is read while one is looked at."""
-    with ThreadPoolExecutor(1, "eval_ingest_read") as reader:
-        pending = reader.submit(next, batches, None)
-        while (batch := pending.result()) is not None:
-            pending = reader.submit(next, batches, None)
-            yield batch
 
 
 def joined(batches: Iterable[EmbeddedBatch], dataset: EvalDataset, seconds: float) -> Embedded:
@@ -347,7 +340,7 @@ def _embed(
             f"{cause}"
         )
     kind = np.int16 if dataset.task.kind.has_classes else np.float32
-    return vectors.numpy(), labels.numpy().astype(kind), (h, w), pooling
+    return vectors.numpy(), labels.cpu().numpy().astype(kind), (h, w), pooling
 
 
 def _pooled(found: Embeddings, pooling: str, by_token: bool) -> tuple[torch.Tensor | None, str]:

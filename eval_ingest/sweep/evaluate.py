@@ -16,6 +16,7 @@ import torch
 from eval_ingest.core.eval_settings import EvalSettings
 from eval_ingest.errors import EvalIngestError
 from eval_ingest.loading import EvalDataset
+from eval_ingest.report.terminal import table
 from eval_ingest.settings import Settings
 from eval_ingest.store.roots.open import open_root
 from eval_ingest.sweep.embed import Embedded, EmbeddedBatch, embedded_batches, joined
@@ -70,15 +71,8 @@ class Evaluation:
     def __str__(self) -> str:
         cells: list[tuple[str, ...]] = [_COLUMNS]
         cells += [_cells(row) for row in self.rows]
-        cells += [(f.dataset, "failed", f.message, "", "", "", "") for f in self.failures]
-        widths = [
-            max(len(row[k]) for row in cells if row[1] != "failed") for k in range(len(_COLUMNS))
-        ]
-        lines = [
-            "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-            for row in cells
-        ]
-        return "\n".join(lines)
+        failed = [f"{f.dataset} failed: {f.message}" for f in self.failures]
+        return "\n".join([*table(cells, indent=""), *failed])
 
 
 def evaluate(

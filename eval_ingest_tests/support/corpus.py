@@ -2,26 +2,33 @@
 
     python -m eval_ingest_tests.support.corpus [FOLDER] [NAME ...]
 
-prints a line a configuration: samples, and whether EvalDataset and the existing evals' loader read
-what rslearn reads. FOLDER holds a folder a configuration; by default ../shared/configs.
+prints a line a configuration: samples; whether the existing evals' loader reads what EvalDataset
+does, if `make peers` has installed it; and whether that is what rslearn reads. FOLDER holds a
+folder a configuration; by default ../shared/configs.
 """
 
 import argparse
+import contextlib
 import sys
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
+from rslearn.config import BandSetConfig
 
 from eval_ingest import EvalDataset, pipeline
 from eval_ingest.core.modality import MODALITIES
 from eval_ingest.core.spec import SPLITS
 from eval_ingest.errors import EvalIngestError
+from eval_ingest.store.roots.base import EvalRoot
+from eval_ingest.sweep.tasks import trainer_tasks
 from eval_ingest.testing.datasets import write_matching
 from eval_ingest_tests.conftest import make_job
+from eval_ingest_tests.support.peer import PYTHON, SCRIPT, Peer, difference
 from eval_ingest_tests.support.reference import Reference, ReferenceDataset
 
 CONFIGS = Path(__file__).parents[3] / "shared" / "configs"
@@ -47,6 +54,8 @@ class Comparison:
     unlabelled: int = 0
     """Samples of rslearn's without any valid label, which no split of ours holds."""
     notes: list[str] = field(default_factory=list)
+    existing: str = "not asked"
+    """Whether the existing evals' loader reads what EvalDataset does."""
 
     @property
     def verdict(self) -> str:
@@ -63,11 +72,19 @@ class Corpus:
     """Compares configurations below a folder for what is written on the way."""
 
     scratch: Path
+    peer: Peer | None = None
+    """The existing evals' loader, if it is asked too."""
 
     def compare(
-        self, name: str, config_json: str, model_yaml: str, windows: int = 8, **spec: Any
+        self, name: str, config_json: str, model_yaml: str, windows: int = 6, **spec: Any
     ) -> Comparison:
         """Write, ingest and compare; `spec` are fields of the DatasetSpec."""
+        with mock.patch.object(BandSetConfig, "instantiate_raster_format", _raster_format):
+            return self._compare(name, config_json, model_yaml, windows, **spec)
+
+    def _compare(
+        self, name: str, config_json: str, model_yaml: str, windows: int, **spec: Any
+    ) -> Comparison:
         found = Comparison(name)
         source, root = self.scratch / name / "source", self.scratch / name / "root"
         write_matching(source, config_json, model_yaml, windows=windows)
@@ -79,7 +96,28 @@ class Corpus:
             return found
         reference = ReferenceDataset.open(source, model_yaml)
         _compare(found, root, reference, spec.get("task"))
+        if self.peer is not None:
+            found.existing = self._existing(self.peer, root)
         return found
+
+    def _existing(self, peer: Peer, root: Path) -> str:
+        """In words; for each set of modalities that the registry lists for it."""
+        tasks = trainer_tasks(EvalRoot(root)).tasks
+        wanted = [list(task.input_modalities) for task in tasks]
+        found = (difference(peer, root, "corpus", names, self.scratch) for names in wanted)
+        return next(filter(None, found), "equal") if wanted else "no task"
+
+
+_MADE: dict[str, Any] = {}
+_MAKE = BandSetConfig.instantiate_raster_format
+
+
+def _raster_format(band_set: BandSetConfig) -> Any:
+    """A band set's format, made once: rslearn has jsonargparse make it for every raster."""
+    key = band_set.model_dump_json()
+    if key not in _MADE:
+        _MADE[key] = _MAKE(band_set)
+    return _MADE[key]
 
 
 def _compare(found: Comparison, root: Path, reference: ReferenceDataset, task: str | None) -> None:
@@ -256,6 +294,19 @@ def _target_difference(
     return ""
 
 
+@contextlib.contextmanager
+def _peer(scratch: Path) -> Iterator[Peer | None]:
+    """The existing evals' loader, where `make peers` has installed it."""
+    if not PYTHON.exists():
+        yield None
+        return
+    peer = Peer(SCRIPT, scratch / "log")
+    try:
+        yield peer
+    finally:
+        peer.close()
+
+
 def configurations(folder: Path) -> Iterator[tuple[str, str, str]]:
     """Name and texts of the configurations in a folder."""
     for path in sorted(folder.iterdir()):
@@ -271,17 +322,16 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("names", nargs="*")
     options = parser.parse_args(arguments)
     wrong = 0
-    with tempfile.TemporaryDirectory() as scratch:
+    with tempfile.TemporaryDirectory() as scratch, _peer(Path(scratch)) as peer:
         for name, config_json, model_yaml in configurations(options.folder):
             if options.names and name not in options.names:
                 continue
-            found = Corpus(Path(scratch)).compare(
+            found = Corpus(Path(scratch), peer).compare(
                 name, config_json, model_yaml, **SPECS.get(name, {})
             )
             wrong += bool(found.differences)
-            print(
-                f"{name:24} {'/'.join(map(str, found.samples.values())):>10}  {found.verdict[:600]}"
-            )
+            samples = "/".join(map(str, found.samples.values()))
+            print(f"{name:24} {samples:>10}  {found.existing:>10}  {found.verdict[:600]}")
             sys.stdout.flush()
     return 1 if wrong else 0
 

@@ -207,25 +207,25 @@ class Scenario:
 
     def check_stopped(self) -> None:
         """What must be true at any moment: nothing is damaged, and nothing is half published."""
-        _expect("damaged after the stop", damage(self.work), [])
-        _expect("the other dataset", values(self.work, "other"), self.other)
+        expect("damaged after the stop", damage(self.work), [])
+        expect("the other dataset", values(self.work, "other"), self.other)
         if (self.work / "crops" / "metadata.json").exists():
             if (found := values(self.work)) != self.before:
-                _expect("the values after the stop", found, self.after)
+                expect("the values after the stop", found, self.after)
         else:
-            _expect("the older version, which is gone", {}, self.before)
+            expect("the older version, which is gone", {}, self.before)
 
     def check_repeated(self) -> None:
         """The next run completes what was stopped, as if nothing had happened."""
         replace(self.run, overwrite=False, engine="threads").do()
-        _expect("the values after the next run", values(self.work), self.after)
-        _expect("the other dataset after the next run", values(self.work, "other"), self.other)
-        _expect("damaged after the next run", verified(self.work), [])
-        _expect("left in the root", strays(self.work), [])
+        expect("the values after the next run", values(self.work), self.after)
+        expect("the other dataset after the next run", values(self.work, "other"), self.other)
+        expect("damaged after the next run", verified(self.work), [])
+        expect("left in the root", strays(self.work), [])
         found, expected = snapshot(self.work), self.expected
         if not self.same_bytes:
             found, expected = _copies(found), _copies(expected)
-        _expect("files after the next run", differences(found, expected), [])
+        expect("files after the next run", differences(found, expected), [])
 
     def kill_at(self, change: int) -> None:
         """One case: killed instead of making a change."""
@@ -296,13 +296,13 @@ class BucketScenario:
             process = start(run, self.log)
             process.process.join(seconds)
             process.kill()
-            _expect("damaged after the stop", damage(root), [])
-            _expect("the other dataset", "other" in read_registry(opened(root)), True)
+            expect("damaged after the stop", damage(root), [])
+            expect("the other dataset", "other" in read_registry(opened(root)), True)
             run.do()
-            _expect("values", values(root), self.after)
-            _expect("damaged", verified(root), [])
-            _expect("registered", sorted(read_registry(opened(root))), ["crops", "other"])
-            _expect("objects", differences(self._objects(run), self.expected), [])
+            expect("values", values(root), self.after)
+            expect("damaged", verified(root), [])
+            expect("registered", sorted(read_registry(opened(root))), ["crops", "other"])
+            expect("objects", differences(self._objects(run), self.expected), [])
         shutil.rmtree(self.folder / "cache", ignore_errors=True)
         return process.process.exitcode == KILLED
 
@@ -326,7 +326,7 @@ def _copies(files: dict[str, str]) -> dict[str, str]:
     return {path: digest for path, digest in files.items() if "/windows/" in path}
 
 
-def _expect(what: str, found: Any, expected: Any) -> None:
+def expect(what: str, found: Any, expected: Any) -> None:
     if found == expected:
         return
     if isinstance(found, dict):
@@ -440,8 +440,8 @@ def write_to_read_only(source: Path, mount: Callable[[str], Path]) -> None:
             raise AssertionError("written to a disk that is read-only")
         except StoreError as error:
             said = "mounted read-only; set OLMOEARTH_EVAL_DATASETS" in str(error)
-            _expect(f"the message {error}", said, True)
-    _expect("damaged", damage(disk / "root"), [])
+            expect(f"the message {error}", said, True)
+    expect("damaged", damage(disk / "root"), [])
 
 
 def many_at_once(source: Path, folder: Path, count: int = 8) -> None:
@@ -449,9 +449,9 @@ def many_at_once(source: Path, folder: Path, count: int = 8) -> None:
     names = [f"crops_{k}" for k in range(count)]
     root = folder / "root"
     running = [start(Run(str(source), root, name), folder / f"{name}.log") for name in names]
-    _expect("exit codes", [process.wait() for process in running], [0] * count)
-    _expect("entries", sorted(read_registry(EvalRoot(root))), names)
-    _expect("damaged", damage(root), [])
+    expect("exit codes", [process.wait() for process in running], [0] * count)
+    expect("entries", sorted(read_registry(EvalRoot(root))), names)
+    expect("damaged", damage(root), [])
 
 
 def two_at_once(source: Path, folder: Path) -> list[int]:
@@ -462,14 +462,14 @@ def two_at_once(source: Path, folder: Path) -> list[int]:
     run = Run(str(source), folder / "root")
     running = [start(run, folder / f"{k}.log") for k in range(2)]
     codes = [process.wait() for process in running]
-    _expect("one that worked", 0 in codes, True)
+    expect("one that worked", 0 in codes, True)
     for code, process in zip(codes, running, strict=True):
         said = code == 0 or (code == OUR_ERROR and "another process" in process.text)
-        _expect(f"exit code {code}, {process.text}", said, True)
-    _expect("damaged", verified(folder / "root"), [])
+        expect(f"exit code {code}, {process.text}", said, True)
+    expect("damaged", verified(folder / "root"), [])
     run.into(folder / "alone").do()
     alone = snapshot(folder / "alone")
-    _expect("files", differences(snapshot(folder / "root"), alone), [])
+    expect("files", differences(snapshot(folder / "root"), alone), [])
     return codes
 
 
@@ -485,8 +485,8 @@ def read_while_replaced(source: Path, folder: Path, seeds: Sequence[int]) -> Non
     for k, seed in enumerate(seeds):
         spec = {"splits": {"strategy": "random", "seed": seed}}
         replace(run, spec=spec, overwrite=k % 2 == 0).do()
-        _expect("values of the version that is held", values_of(held), expected)
-        _expect("that the new version is another", values(folder) != expected, True)
+        expect("values of the version that is held", values_of(held), expected)
+        expect("that the new version is another", values(folder) != expected, True)
 
 
 def clock_goes_back(source: Path, folder: Path, seconds: float) -> None:
@@ -503,8 +503,8 @@ def clock_goes_back(source: Path, folder: Path, seconds: float) -> None:
     os.utime(labels[0], (0, 0))
     run.do()
     run.into(folder / "fresh").do()
-    _expect("values", values(folder / "root"), values(folder / "fresh"))
-    _expect("damaged", verified(folder / "root"), [])
+    expect("values", values(folder / "root"), values(folder / "fresh"))
+    expect("damaged", verified(folder / "root"), [])
 
 
 class ChangingSource:
@@ -536,17 +536,17 @@ class ChangingSource:
             stop.set()
             changing.join()
         if (self._root / "crops" / "metadata.json").exists():
-            _expect("damaged", damage(self._root), [])
+            expect("damaged", damage(self._root), [])
         if outcome is None:
-            _expect("damaged", verified(self._root), [])
+            expect("damaged", verified(self._root), [])
             # The packed samples and the copied windows are of the same moment.
             copy = Run(str(self._root / "crops"), self._again, spec={"config": str(self._source)})
             copy.do()
-            _expect("the copy's values", _by_window(self._again), _by_window(self._root))
+            expect("the copy's values", _by_window(self._again), _by_window(self._root))
         run.do()
         shutil.rmtree(self._again, ignore_errors=True)
         run.into(self._again).do()
-        _expect("values after the next run", values(self._root), values(self._again))
+        expect("values after the next run", values(self._root), values(self._again))
         shutil.rmtree(self._again)
         return outcome
 

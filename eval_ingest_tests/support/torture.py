@@ -9,6 +9,7 @@ short form, in CI, is test_faults.py and test_fuzz.py.
 
 import argparse
 import contextlib
+import copy
 import os
 import random
 import shutil
@@ -21,7 +22,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from eval_ingest_tests.support import factories, faults, fuzz
+from eval_ingest_tests.support import factories, faults, fuzz, stress
 from eval_ingest_tests.support.faults import BucketScenario, ChangingSource, Scenario
 from eval_ingest_tests.support.servers import gcs_server, s3_server
 
@@ -69,6 +70,7 @@ class Faults:
         self._makers = dict(faults.scenarios(folder / "scenarios"))
         self._made: dict[str, Scenario] = {}
         self._buckets: dict[str, BucketScenario] = {}
+        self._stalled: stress.StalledScenario | None = None
         self.rows: list[Row] = []
 
     def run(self, until: float) -> None:
@@ -84,6 +86,10 @@ class Faults:
             "killed after a random time, root in GCS": lambda rng: self._kill_in("gs", rng),
             "eight ingests at once into one root": lambda _: faults.many_at_once(*self._fresh()),
             "two ingests of one dataset at once": lambda _: self._two_at_once(),
+            **{f"no {lack}": self._lacks(lack) for lack in stress.LACKS},
+            "a signal from outside": self._stop_from_outside,
+            "windows that end whoever reads them": self._crash,
+            "a writer to S3 that stands still": self._stall,
             "disk full, then more room": self._fill_disk,
             "read-only root": lambda _: self._read_only(),
             "source changes while it is read": self._changing,
@@ -110,10 +116,12 @@ class Faults:
         return self._small, folder
 
     def _scenario(self, rng: random.Random, engine: str = "threads") -> Scenario:
-        name = rng.choice(list(self._makers))
+        return self._scenario_named(rng.choice(list(self._makers))).run_by(engine)
+
+    def _scenario_named(self, name: str) -> Scenario:
         if name not in self._made:
             self._made[name] = self._makers[name]()
-        return self._made[name].run_by(engine)
+        return self._made[name]
 
     def _kill_at(self, rng: random.Random) -> None:
         case = self._scenario(rng)
@@ -134,6 +142,25 @@ class Faults:
             self._buckets[kind] = BucketScenario(server, self._small, folder)
         case = self._buckets[kind]
         return case.kill_after(rng.uniform(0, case.seconds))
+
+    def _lacks(self, lack: str) -> Case:
+        return lambda rng: stress.starve(self._scenario(rng), lack, rng)
+
+    def _stop_from_outside(self, rng: random.Random) -> bool:
+        case = copy.copy(self._scenario_named("first"))
+        case.same_bytes = False  # in larger steps than those that are killed
+        return stress.stop_from_outside(case, rng)
+
+    def _crash(self, rng: random.Random) -> None:
+        stress.crash_windows(*self._fresh(), rng)
+
+    def _stall(self, rng: random.Random) -> bool:
+        if self._stalled is None:
+            server = self._stack.enter_context(s3_server())
+            folder = self._folder / "stalled"
+            folder.mkdir()
+            self._stalled = stress.StalledScenario(server, self._small, folder)
+        return self._stalled.stall(rng)
 
     def _two_at_once(self) -> None:
         faults.two_at_once(*self._fresh())

@@ -31,10 +31,11 @@ class Encoder(Protocol):
     | weights | where the weights are from, in words; part of every result row |
     | patch_size | pixels per side of a patch; sample sizes must be multiples of it |
     | normalize | what EvalDataset is to do: "dataset", "pretrained" or None |
+    | device | if it has this one: where batches are wanted; default the CPU |
     | method | and how: one of `core.norm.METHODS`, such as "norm_no_clip_2_std" |
 
     and `embed(batch, dataset)`, called without gradients. `batch` is a dict as EvalDataset's
-    `collate` makes it (`batch["sentinel2_l2a"]` is float32 (B, H, W, T, C) on the CPU, of which
+    `collate` makes it (`batch["sentinel2_l2a"]` is float32 (B, H, W, T, C), of which
     the first `batch["timesteps"]["sentinel2_l2a"][b]` timesteps are real); all samples of a batch
     have the same shape. `dataset` is the EvalDataset, for `dataset.bands`.
 

@@ -31,11 +31,11 @@ class ModuleEncoder:
 
     def __init__(self, model: Any, adapter: Adapter, patch_size: int, device: torch.device) -> None:
         self.name, self.patch_size = type(model).__name__, patch_size
-        self._model, self._adapter, self._device = model, adapter, device
+        self._model, self._adapter, self.device = model, adapter, device
 
     def embed(self, batch: dict[str, Any], dataset: EvalDataset) -> Embeddings:
         """What the adapter makes of the batch."""
-        found = self._adapter(self._model, _moved(batch, self._device), dataset)
+        found = self._adapter(self._model, batch, dataset)
         if isinstance(found, torch.Tensor):
             found = Embeddings(found) if found.ndim == 4 else Embeddings(None, found)
         return found
@@ -81,11 +81,3 @@ def undisturbed(model: Any, device: torch.device) -> Iterator[None]:
             np.random.set_state(states[1])
             if device.type == "cuda":
                 torch.cuda.empty_cache()
-
-
-def _moved(value: Any, device: torch.device) -> Any:
-    if isinstance(value, torch.Tensor):
-        return value.to(device, non_blocking=True)
-    if isinstance(value, dict):
-        return {key: _moved(inner, device) for key, inner in value.items()}
-    return value

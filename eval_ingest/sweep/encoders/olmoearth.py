@@ -89,7 +89,7 @@ class OlmoEarthEncoder:
         self.name, self.weights, self.patch_size = name, weights, patch_size
         self.fingerprint = fingerprint("olmoearth", VERSION, digest)
         self._model: Any = model
-        self._device = device
+        self.device = device
         self._adapters: dict[tuple[str, ...], OlmoEarthAdapter] = {}
 
     def embed(self, batch: dict[str, Any], dataset: EvalDataset) -> Embeddings:
@@ -98,7 +98,8 @@ class OlmoEarthEncoder:
         Pooled: the mean over all seen tokens of the window.
         """
         sample = self._adapter(dataset)(batch)
-        fields = _without_gaps(sample.as_dict(return_none=False), self.patch_size)
+        fields = {k: v.to(self.device) for k, v in sample.as_dict(return_none=False).items()}
+        fields = _without_gaps(fields, self.patch_size)
         seen = _seen_tokens(fields, self.patch_size)
         patches: torch.Tensor | None = None
         pooled: torch.Tensor | None = None
@@ -116,14 +117,13 @@ class OlmoEarthEncoder:
     def _embed(
         self, sample_type: Any, fields: dict[str, torch.Tensor]
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        there = {key: value.to(self._device) for key, value in fields.items()}
-        masks = [value for key, value in there.items() if key.endswith("_mask")]
+        masks = [value for key, value in fields.items() if key.endswith("_mask")]
         complete = all(bool((mask == SEEN).all()) for mask in masks)
         # bfloat16 is what the published models are trained and evaluated in on GPUs.
-        fast = torch.autocast("cuda", torch.bfloat16, enabled=self._device.type == "cuda")
+        fast = torch.autocast("cuda", torch.bfloat16, enabled=self.device.type == "cuda")
         with warnings.catch_warnings(), fast:
             warnings.simplefilter("ignore")  # of nested tensors and the like inside the model
-            output = self._model(sample_type(**there), self.patch_size, fast_pass=complete)
+            output = self._model(sample_type(**fields), self.patch_size, fast_pass=complete)
         tokens = output["tokens_and_masks"]
         found = _pool(
             {

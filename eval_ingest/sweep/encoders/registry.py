@@ -58,9 +58,8 @@ def check_encoder(spec: str) -> None:
     kind, _, rest = spec.partition(":")
     if not (kind and rest):
         raise SweepError(
-            f"no encoder {spec!r}; there are pixels, random, olmoearth:SIZE "
-            "(olmoearth:nano@random, olmoearth:base@/path/to/weights), and module:factory for your "
-            "own"
+            f"no encoder {spec!r}; there are pixels, olmoearth:SIZE (olmoearth:nano@random, "
+            "olmoearth:base@/path/to/weights), random, and module:factory for your own"
         )
     if kind == "olmoearth":
         from eval_ingest.sweep.encoders.olmoearth import OlmoEarthSpec

@@ -1,0 +1,80 @@
+"""Files read ahead of whoever decodes them, and written behind: how many at a time, how much.
+
+On a network mount each open costs about a millisecond, and a window has fifty of them: there tens
+of windows are listed and read at a time, however few cores there are, and memory holds a bounded
+part of what comes next. A disk that keeps nobody waiting is read window by window, which costs the
+least.
+"""
+
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from itertools import chain
+
+from eval_ingest.engine import Item, Result, map_ordered
+
+WINDOWS_AHEAD = 32
+"""That a worker has read, or is reading, before it needs them."""
+LONG_S = 0.0003
+"""That a file of a disk at hand doesn't keep anybody waiting for."""
+BYTES_AHEAD = 32 << 20
+"""That it holds of them; what is beyond is read when its turn comes."""
+
+
+class Room:
+    """Bytes that may be in memory at a time; safe to use from several threads."""
+
+    def __init__(self, n_bytes: int) -> None:
+        self._all = self._left = n_bytes
+        self._changed = threading.Condition()
+
+    def take(self, n_bytes: int) -> bool:
+        """Take so many, if there are."""
+        with self._changed:
+            fits = n_bytes <= self._left
+            self._left -= n_bytes if fits else 0
+        return fits
+
+    def wait(self, n_bytes: int) -> None:
+        """Take so many as soon as there are, or as nobody has any."""
+        with self._changed:
+            self._changed.wait_for(lambda: n_bytes <= self._left or self._left == self._all)
+            self._left -= n_bytes
+
+    def give_back(self, n_bytes: int) -> None:
+        """Have no more use for so many."""
+        with self._changed:
+            self._left += n_bytes
+            self._changed.notify()
+
+
+class Waiting:
+    """Whether the disks of one kind keep this process waiting; once they have, they always may."""
+
+    def __init__(self, is_long: bool = False) -> None:
+        self.is_long = is_long
+
+    @contextmanager
+    def watched(self, files: Callable[[], int]) -> Iterator[None]:
+        """Something that opens so many files, of which it is found out how long it waits."""
+        wall, own = time.monotonic(), time.thread_time()
+        yield
+        waited = (time.monotonic() - wall) - (time.thread_time() - own)
+        self.is_long |= waited > LONG_S * max(files(), 4)
+
+    def each(
+        self, work: Callable[[Item], Result], items: Iterable[Item], most: int
+    ) -> Iterator[Result]:
+        """The results in order: one by one, or of so many at a time where each has to wait."""
+        left = iter(items)
+        for item in left:
+            if self.is_long:
+                with ThreadPoolExecutor(most, thread_name_prefix="eval_ingest_files") as pool:
+                    yield from map_ordered(pool, work, chain([item], left), most)
+                return
+            yield work(item)
+
+
+SOURCES, COPIES, ALWAYS = Waiting(), Waiting(), Waiting(is_long=True)

@@ -1,0 +1,205 @@
+"""Sources that want something: programs to be run, files to be opened, numbers to be believed."""
+
+import contextlib
+import json
+import random
+import re
+import shutil
+import sqlite3
+from collections import Counter
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from eval_ingest.core.copy_config import rslearn_config
+from eval_ingest.decoding.judge import read_window
+from eval_ingest.errors import EvalIngestError
+from eval_ingest.sources.local import LocalSource
+from eval_ingest.sources.sqlite import DATABASE
+from eval_ingest_tests.support import factories, mutation, poison
+from eval_ingest_tests.support.fuzz_kinds import Fault, Kind, check_message, make_job
+from eval_ingest_tests.support.fuzz_sources import Windows
+from eval_ingest_tests.support.storages import rewritten
+
+
+class Poisoned(Kind):
+    """Values that would run, open or fetch something, in any field of any file of a source.
+
+    Nothing is run, opened or fetched, and none of it is in the copy's config.json.
+    """
+
+    inputs_per_case = 8
+    _FILES = ("config.json", "model.yaml", "olmoearth_run.yaml", "metadata.json", "items.json",
+              "data.geojson")  # fmt: skip
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        write = (
+            factories.segmentation,
+            factories.vector_classification,
+            factories.three_modalities,
+        )
+        self.sources = [one(folder / one.__name__, windows=4) for one in writers]
+        self.work = folder / "work"
+
+    def try_one(self, rng: random.Random) -> Counter[str]:
+        shutil.rmtree(self.folder / "outside", ignore_errors=True)
+        outcome: Counter[str] = Counter()
+        try:
+            with poison.watched(self.folder / "outside") as watch:
+                for _ in range(self.inputs_per_case):
+                    shutil.rmtree(self.work, ignore_errors=True)
+                    shutil.copytree(rng.choice(self.sources), self.work)
+                    told = self._poison(rng, watch)
+                    outcome[self._read()] += 1
+                    if watch.noticed:
+                        raise Fault(f"{told}: {watch.noticed}")
+        except AssertionError as error:
+            raise Fault(str(error)) from error
+        return outcome
+
+    def _poison(self, rng: random.Random, watch: poison.Watch) -> str:
+        wanted = rng.choice(self._FILES)
+        path = rng.choice(sorted(self.work.rglob(wanted)) or [self.work / "config.json"])
+        content = yaml.safe_load(path.read_text())
+        kind, value = rng.choice(list(watch.values()))
+        place = rng.choice(list(poison.places(content)) or [()])
+        change = poison.added if not place or rng.random() < 0.3 else poison.poisoned
+        path.write_text(json.dumps(change(content, place, value)))
+        return f"{kind} at {place} of {path.relative_to(self.work)}"
+
+    def _read(self) -> str:
+        try:
+            job = make_job(self.work, self.folder / "root", "fuzzed", max_invalid_fraction=1.0)
+        except EvalIngestError as error:
+            check_message(error)
+            return type(error).__name__
+        written = json.dumps(rslearn_config(job.config))
+        if any(word in written for word in ("subprocess", "evil_module", "http:", "vsi", "../")):
+            raise Fault(f"the copy's config.json has it: {written}")
+        reader = LocalSource(str(self.work))
+        for group, name, _ in list(reader.names(reader.groups()))[:2]:
+            read_window(reader, reader.window(group, name, job.config.layer_names), job.config)
+        return "read"
+
+
+class Sidecars(Windows):
+    """Files beside rasters, as GDAL looks for: honoured as rslearn does, or told by name."""
+
+    _NAMES = (
+        "geotiff.tif.msk", "geotiff.tif.ovr", "geotiff.tif.aux.xml", "geotiff.aux", "geotiff.tfw",
+        "geotiff.tifw", "geotiff.wld", "geotiff.prj", "geotiff.aux.xml", "geotiff.TFW",
+        "GEOTIFF.TIF.MSK", "geotiff.tif.tmp", "geotiff_rpc.txt", "geotiff.RPB", "geotiff.IMD",
+        "geotiff.xml", "README", "metadata.json.bak", "geotiff.vrt",
+    )  # fmt: skip
+
+    def damage(self, rng: random.Random, folder: Path) -> str:
+        raster = rng.choice(sorted(folder.rglob("geotiff.tif")))
+        path = raster.with_name(rng.choice(self._NAMES))
+        band = '<PAMDataset><PAMRasterBand band="1">{}</PAMRasterBand></PAMDataset>'
+        mean = f'<MDI key="STATISTICS_MEAN">{rng.random()}</MDI>'
+        statistics = band.format(f"<Metadata>{mean}</Metadata>")
+        nodata = band.format("<NoDataValue>7</NoDataValue>")
+        content = rng.choice(
+            (statistics.encode(), nodata.encode(), b"0\n1\n2\n3\n4\n5\n",
+             raster.read_bytes(), b"", b"x", mutation.mutate_bytes(rng, statistics.encode()))
+        )  # fmt: skip
+        path.write_bytes(content)
+        return f"{path.relative_to(folder.parents[2])} beside it: {content[:200]!r}"
+
+
+class SqliteWindows(Kind):
+    """A database of windows with odd values and damaged pages: read, or told what is wrong."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        whole = factories.segmentation(folder / "whole", windows=6, timesteps=1)
+        self.source = rewritten(whole, folder / "sqlite", sqlite=True)
+        self.database = (self.source / DATABASE).read_bytes()
+
+    def try_one(self, rng: random.Random) -> Counter[str]:
+        path = self.source / DATABASE
+        path.write_bytes(self.database)
+        if rng.random() < 0.5:
+            path.write_bytes(mutation.mutate_bytes(rng, self.database))
+        else:
+            self._odd(rng, path)
+        try:
+            job = make_job(self.source, self.folder / "root", "fuzzed", max_invalid_fraction=1.0)
+            found = list(job.source.windows(job.source.groups(), job.config.layer_names))
+            for files in found:
+                read_window(job.source, files, job.config)
+        except EvalIngestError as error:
+            check_message(error)
+            return Counter({type(error).__name__: 1})
+        return Counter({f"{len(found)} windows": 1})
+
+    def _odd(self, rng: random.Random, path: Path) -> None:
+        with closing(sqlite3.connect(path)) as database, database:
+            [(table,)] = database.execute(
+                "SELECT name FROM sqlite_master WHERE type = 'table' AND name = 'windows'"
+            )
+            columns = [row[1] for row in database.execute(f"PRAGMA table_info({table})")]
+            value = mutation.odd_value(rng)
+            with contextlib.suppress(sqlite3.Error, OverflowError, UnicodeEncodeError):
+                database.execute(
+                    f"UPDATE {table} SET {rng.choice(columns)} = ?",
+                    (json.dumps(value) if isinstance(value, list | dict) else value,),
+                )
+
+
+_NUMBER = re.compile(r"(?<![\w.\"'-])-?\d+(?:\.\d+)?(?![\w.\"'])")
+
+
+class Numbers(Kind):
+    """Numbers of configurations, written as numbers may be written: huge, negative, no number.
+
+    What is resolved is good enough to read windows with, in bounds of time and memory.
+    """
+
+    inputs_per_case = 10
+    _TEXTS = (
+        "1e400", "-1e400", "1e-400", "-1", "-0", "-0.0", "0", "1", "99999999999999999999", "1e9",
+        "2147483648", "9223372036854775808", "1" + "0" * 5000, ".nan", "NaN", ".inf", "-Infinity",
+        "0x7fffffff", "0o17", "017", "1_000", "1:30", "1.5", "5e-324", "1.7976931348623157e308",
+        "true", "null", '"12"', "[1]", "{}", "0.1e", "1e", "--1", "+1", "1.", ".5",
+    )  # fmt: skip
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        self.sources = [write(folder / name) for name, write in factories.CASES.items()]
+        self.work = folder / "work"
+
+    def try_one(self, rng: random.Random) -> Counter[str]:
+        outcome: Counter[str] = Counter()
+        for _ in range(self.inputs_per_case):
+            source = rng.choice(self.sources)
+            shutil.rmtree(self.work, ignore_errors=True)
+            self.work.mkdir()
+            (self.work / "windows").symlink_to(source / "windows")
+            names = [n for n in ("config.json", "model.yaml", "olmoearth_run.yaml")
+                     if (source / n).exists()]  # fmt: skip
+            for name in names:
+                shutil.copyfile(source / name, self.work / name)
+            path = self.work / rng.choice(names)
+            text = path.read_text()
+            places = list(_NUMBER.finditer(text))
+            if places:
+                place = rng.choice(places)
+                text = text[: place.start()] + rng.choice(self._TEXTS) + text[place.end() :]
+                path.write_text(text)
+            outcome[self._read(source)] += 1
+        return outcome
+
+    def _read(self, source: Path) -> str:
+        try:
+            job = make_job(self.work, self.folder / "root", "fuzzed")
+        except EvalIngestError as error:
+            check_message(error)
+            return type(error).__name__
+        reader: Any = LocalSource(str(source))
+        for group, name, _ in list(reader.names(reader.groups()))[:1]:
+            read_window(reader, reader.window(group, name, job.config.layer_names), job.config)
+        return "read"
