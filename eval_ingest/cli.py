@@ -83,7 +83,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with interruptible(KeyboardInterrupt) as check:
             options = _parse(given)
             options.check = check
-            return int(options.run(options) or 0)
+            code = int(options.run(options) or 0)
+            sys.stdout.flush()
+            return code
     except UnknownDatasetError as error:
         _complain(f"error: {error}")
         if error.near:
@@ -96,6 +98,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("\nstopped; run the same command again: it goes on where it was", file=sys.stderr)
         return STOPPED
+    except BrokenPipeError:  # what prints before anything is done
+        from eval_ingest.report.terminal import hush
+
+        hush()
+        return 0
 
 
 def _corrected(argument: str, error: UnknownDatasetError) -> str:
