@@ -36,12 +36,11 @@ class Poisoned(Kind):
 
     def __init__(self, folder: Path) -> None:
         super().__init__(folder)
-        write = (
-            factories.segmentation,
-            factories.vector_classification,
-            factories.three_modalities,
-        )
-        self.sources = [one(folder / one.__name__, windows=4) for one in writers]
+        self.sources = [
+            factories.segmentation(folder / "raster", windows=4),
+            factories.vector_classification(folder / "vector", windows=4),
+            factories.three_modalities(folder / "many", windows=4),
+        ]
         self.work = folder / "work"
 
     def try_one(self, rng: random.Random) -> Counter[str]:

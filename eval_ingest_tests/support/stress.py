@@ -43,7 +43,7 @@ def _few_handles(rng: random.Random) -> dict[str, Any]:
 
 
 def _little_memory(rng: random.Random) -> dict[str, Any]:
-    # With less, threads of Python's die before they say that they have begun, and it waits for ever.
+    # With less, threads die before they say that they have begun, and Python waits for ever.
     return {"limits": {resource.RLIMIT_DATA: rng.randint(40, 600) << 20}}
 
 
