@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.peer_pipe import PYTHON
 from eval_ingest.adopting import adopt, adoptable
 from eval_ingest.report.terminal import adopted_lines, table
 from eval_ingest.settings import Settings
@@ -35,7 +36,6 @@ from eval_ingest_tests.support.factories import (
     raster_layer,
     raster_target,
 )
-from eval_ingest_tests.support.peer import PYTHON
 
 COUNTS = {"train": 3, "val": 2, "test": 2}
 _LAYERS = {
