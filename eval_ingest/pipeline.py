@@ -32,7 +32,7 @@ from eval_ingest.copying.rslearn_files import Samples, remove_copy, write_copy_f
 from eval_ingest.copying.transfer import transfer
 from eval_ingest.copying.verify import look_at
 from eval_ingest.core.copy_config import rslearn_config
-from eval_ingest.core.entry import MAX_HISTORY, CopyResult, Metadata, NormStats, Version
+from eval_ingest.core.entry import MAX_HISTORY, CopyResult, Metadata, NormStats, Version, opening
 from eval_ingest.core.eval_settings import EvalSettings
 from eval_ingest.core.fingerprint import fingerprint
 from eval_ingest.core.index import WindowIndex
@@ -53,6 +53,7 @@ from eval_ingest.store.leftovers import GRACE_S, remove_retired, remove_unfinish
 from eval_ingest.store.outcomes import read_copy, read_outcome, read_source_state
 from eval_ingest.store.registry import (
     read_metadata,
+    read_opening,
     read_registry,
     rebuild_registry,
     write_metadata,
@@ -63,7 +64,7 @@ from eval_ingest.store.shards import shard_names
 STAGES = ("window_index", "split_assignment", "norm_stats", "weka_copy", "registry_entry")
 
 NORM_VERSION = 3
-COPY_VERSION = 3
+COPY_VERSION = 4
 ENTRY_VERSION = 3
 
 # ---------------------------------------------------------------------------- 1. window_index
@@ -117,7 +118,7 @@ def norm_stats(job: Job, index: WindowIndex, splits: SplitAssignment) -> NormSta
         stats={},
     )
     for modality in job.config.modalities:
-        moments = index.moments(modality.name)[train]
+        moments = index.moments(modality.name, train)
         if moments.shape[2] != len(modality.bands):  # no window at all has this modality
             moments = np.zeros((0, len(MOMENTS), len(modality.bands)))
         found = dict(zip(modality.bands, combine(moments), strict=True))
@@ -427,9 +428,10 @@ def _registered(job: Job, metadata: Metadata) -> bool:
         return False
     try:
         entry = read_registry(job.root).get(job.spec.name, {})
+        opened = read_opening(job.store)
     except StoreError:
         return False  # damaged: it is compiled anew
-    return entry.get("fingerprint") == metadata.fingerprint  # type: ignore[no-any-return]
+    return (entry.get("fingerprint"), opened) == (metadata.fingerprint, opening(metadata))
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from eval_ingest.core.index import WindowIndex
 from eval_ingest.core.spec import SPLITS
 from eval_ingest.core.splits import SplitAssignment
 from eval_ingest.engine import Progress
-from eval_ingest.errors import EvalIngestError, IntegrityError
+from eval_ingest.errors import EvalIngestError, IntegrityError, NotIngestedError
 from eval_ingest.loading.packed import PackedSamples
 from eval_ingest.sources.open import open_source
 from eval_ingest.store.outcomes import read_outcome
@@ -30,12 +30,19 @@ def verify_dataset(root: EvalRoot, name: str, progress: Progress) -> Verified:
 
     Raises:
         UnknownDatasetError: there is no such dataset.
+        NotIngestedError: an ingest of it was stopped on its way.
         StoreError: the eval root can't be read.
     """
     metadata = require_metadata(root, name)
     store = root.dataset(name)
-    found = verify(store, metadata, progress)
     stages, wrong = _stages(store, metadata)
+    if any(stages.get(name, 0) is None for name in ("split_assignment", "norm_stats")):
+        raise NotIngestedError(
+            f"{name}: an ingest was begun and has not ended, so there is nothing to compare with; "
+            f"it goes on where it stopped: eval-ingest ingest {name}; until then the version that "
+            f"is published, {metadata.fingerprint}, is loaded"
+        )
+    found = verify(store, metadata, progress)
     if wrong:
         return Verified(found.checked, [*found.problems, *wrong])
     index, splits = stages["window_index"], stages["split_assignment"]

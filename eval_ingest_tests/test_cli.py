@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import yaml
 
-from eval_ingest import EvalDataset, cli
+from eval_ingest import EvalDataset, cli, pipeline
 from eval_ingest.core.spec import DatasetSpec, SplitPolicy
 from eval_ingest.flags import add_spec_flags, given_fields
 from eval_ingest.settings import Settings
@@ -138,6 +138,25 @@ def test_validate_says_that_val_is_divided(run: Run, written: Callable[[str], Pa
     told = {line.split()[0]: line for line in lines if line.startswith("  ")}
     assert "divided: a part of these windows, test has the others" in told["val"]
     assert "divided: a part of these windows, val has the others" in told["test"]
+
+
+def test_verify_after_a_stopped_overwrite_says_so_and_what_to_do(
+    run: Run, root: Path, written: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = str(written("segmentation"))
+    assert run("ingest", "crops", "--source", source)[0] == 0
+
+    def stop(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pipeline, "assign_splits", stop)
+        assert run("ingest", "crops", "--overwrite")[0] == 130
+    code, out, err = run("verify", "crops")
+    assert (code, out) == (1, "") and "it goes on where it stopped: eval-ingest ingest crops" in err
+    assert len(EvalDataset("crops", "train")) > 0
+    assert run("ingest", "crops")[0] == 0
+    assert "everything is as it was written" in run("verify", "crops")[1]
 
 
 def test_registry_rebuild_restores_a_lost_registry(

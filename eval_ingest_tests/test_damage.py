@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from eval_ingest import EvalDataset, cli
+from eval_ingest import EvalDataset, cli, pipeline
 from eval_ingest.core.entry import SPLIT_INDEX_VERSION
 from eval_ingest.errors import IntegrityError, StoreError
 from eval_ingest.store.manifest import CopiedWindow, Manifest
@@ -19,6 +19,7 @@ from eval_ingest.store.registry import read_metadata, read_registry
 from eval_ingest.store.roots.base import EvalRoot
 from eval_ingest.store.seal import read_sealed_json, sealed_json, write_sealed_json
 from eval_ingest.store.tables import read_table, write_table
+from eval_ingest_tests.conftest import make_job
 from eval_ingest_tests.support import faults
 from eval_ingest_tests.support.killing import Run
 
@@ -99,11 +100,36 @@ def test_every_byte_of_a_table_counts(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", [flip(10), flip(-300), cut, emptied, grown])
-@pytest.mark.parametrize("file", ["metadata.json", "train/index.*.parquet"])
+@pytest.mark.parametrize("file", ["metadata.json", "train/index.*.arrow"])
 def test_what_opening_reads_is_checked(file: str, damage: Damage, root: Path) -> None:
     damage(one(root, f"crops/{file}"))
+    (root / "crops" / "opening.json").unlink()
     with pytest.raises(IntegrityError, match=CURE):
         EvalDataset("crops", "train", root=root)
+
+
+@pytest.mark.parametrize("damage", [flip(10), cut, emptied, Path.unlink])
+def test_without_opening_json_metadata_json_is_read_and_the_next_run_writes_it(
+    damage: Damage, root: Path, small: Path
+) -> None:
+    path = root / "crops" / "opening.json"
+    whole, samples = path.read_bytes(), faults.values(root)
+    damage(path)
+    assert faults.values(root) == samples
+    pipeline.ingest(make_job(small, root))
+    assert path.read_bytes() == whole
+
+
+def test_opening_json_of_a_version_that_is_gone_is_passed_over(root: Path, small: Path) -> None:
+    path = root / "crops" / "opening.json"
+    old = path.read_bytes()
+    pipeline.ingest(make_job(small, root, splits={"strategy": "random", "seed": 5}))
+    for index in (root / "crops").glob("*/index.*.arrow"):
+        if index.name.encode() in old:
+            index.unlink()
+    samples = faults.values(root)
+    path.write_bytes(old)  # an earlier version of eval_ingest doesn't know it
+    assert faults.values(root) == samples
 
 
 @pytest.mark.parametrize(
@@ -123,13 +149,13 @@ def test_swapped_axes_are_noticed_although_the_size_is_the_same(root: Path) -> N
     stored = np.load(path)
     other = stored.reshape(len(stored), stored.shape[1], -1, *stored.shape[4:3:-1], 2)
     np.save(path, other.reshape(*stored.shape[:3], stored.shape[4], stored.shape[3]))
-    with pytest.raises(IntegrityError, match="the header says"):
+    with pytest.raises(IntegrityError, match="their header isn't that of"):
         EvalDataset("crops", "train", root=root)
 
 
 def changed_index(root: Path, column: str, value: int) -> None:
     """The index of train with another first value in a column, sealed as if we had written it."""
-    path = one(root, "crops/train/index.*.parquet")
+    path = one(root, "crops/train/index.*.arrow")
     found = read_table(path, "split_index", SPLIT_INDEX_VERSION, "crops")
     assert found is not None
     table = found[0]
@@ -167,10 +193,10 @@ def test_a_flat_shard_is_never_read_beyond_its_end(
 @pytest.mark.parametrize(
     ("where", "value"),
     [
-        (("splits", "train", "index"), "../../elsewhere/index.0.parquet"),
+        (("splits", "train", "index"), "../../elsewhere/index.0.arrow"),
         (("splits", "train", "index"), "/etc/passwd"),
-        (("splits", "train", "index"), "train/../../x/index.0.parquet"),
-        (("splits", "train", "index"), "train/index.0.parquet\n"),
+        (("splits", "train", "index"), "train/../../x/index.0.arrow"),
+        (("splits", "train", "index"), "train/index.0.arrow\n"),
         (("shards", 0, "name"), "../../other/samples/x"),
         (("shards", 0, "name"), "/tmp"),
         (("shards", 0, "name"), ".."),
@@ -180,14 +206,15 @@ def test_a_flat_shard_is_never_read_beyond_its_end(
 def test_names_in_metadata_json_stay_in_the_datasets_folder(
     where: tuple[Any, ...], value: Any, root: Path
 ) -> None:
-    path = root / "crops" / "metadata.json"
-    content = read_sealed_json(path, CURE)
-    assert content is not None
-    holder: Any = content
-    for key in where[:-1]:
-        holder = holder[key]
-    holder[where[-1]] = value
-    path.write_bytes(sealed_json(content))
+    for name in ("opening.json", "metadata.json"):
+        path = root / "crops" / name
+        content = read_sealed_json(path, CURE)
+        assert content is not None
+        holder: Any = content
+        for key in where[:-1]:
+            holder = holder[key]
+        holder[where[-1]] = value
+        path.write_bytes(sealed_json(content))
     with pytest.raises(IntegrityError, match=f"is damaged at {where[0]}.*{CURE}"):
         EvalDataset("crops", "train", root=root)
 
@@ -207,7 +234,7 @@ def test_verify_names_the_samples_that_have_changed(name: str, what: str, root: 
 
 
 def test_verify_finds_samples_of_other_windows(root: Path) -> None:
-    path = one(root, "crops/train/index.*.parquet")
+    path = one(root, "crops/train/index.*.arrow")
     found = read_table(path, "split_index", SPLIT_INDEX_VERSION, "crops")
     assert found is not None
     first, second, *_ = found[0]["row"].to_pylist()
@@ -228,7 +255,7 @@ def test_whole_datasets_of_every_kind_verify(case: str, ingested: Callable[[str]
 
 OWN = (
     "metadata.json", "norm_stats.json", "weka_copy.json", "window_index.parquet",
-    "split_assignment.parquet", "copy_manifest.parquet", "train/index.*.parquet",
+    "split_assignment.parquet", "copy_manifest.parquet", "train/index.*.arrow",
     "samples/*/index.parquet", "samples/*/target.npy", "source_state.json", "config.json",
     "model.yaml", ".rslearn_dataset_index/*.json",
 )  # fmt: skip
@@ -308,7 +335,7 @@ def test_a_damaged_line_of_the_journal_makes_it_vouch_for_nothing(tmp_path: Path
         ("crops/metadata.json", ["report", "--name", "crops"]),
         ("crops/window_index.parquet", ["report", "--name", "crops"]),
         ("crops/split_assignment.parquet", ["report", "--name", "crops"]),
-        ("crops/train/index.*.parquet", ["report", "--name", "crops"]),
+        ("crops/train/index.*.arrow", ["report", "--name", "crops"]),
         ("crops/weka_copy.json", ["export", "--name", "crops", "--to", "out"]),
         ("registry.json", ["list"]),
         ("registry.json", ["tasks", "--format", "olmoearth"]),

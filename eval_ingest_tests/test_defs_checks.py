@@ -130,6 +130,15 @@ def test_what_loads_is_told_with_shapes(root: EvalRoot) -> None:
     assert "sentinel2_l2a (16, 16, 3, 12)" in result.metadata["splits"].md_str
 
 
+def test_a_modality_without_timesteps_in_a_window_loads(ingested: Callable[[str], Path]) -> None:
+    root = EvalRoot(ingested("three_modalities"))
+    entry = require_metadata(root, "three_modalities")
+    assert entry.optional_modalities == ["landsat"]
+    result = checks.result(root, entry, "dataset_loads")
+    assert result.passed or "is empty" in result.text
+    assert "landsat" in result.metadata["splits"].md_str
+
+
 def test_a_damaged_shard_does_not_load(root: EvalRoot) -> None:
     (pack,) = root.path.glob(f"{CROPS}/samples/*/target.npy")
     pack.write_bytes(pack.read_bytes()[:-64])
@@ -139,7 +148,7 @@ def test_a_damaged_shard_does_not_load(root: EvalRoot) -> None:
 
 
 def test_a_split_without_its_index_does_not_load(root: EvalRoot) -> None:
-    (index,) = root.path.glob(f"{CROPS}/val/index.*.parquet")
+    (index,) = root.path.glob(f"{CROPS}/val/index.*.arrow")
     index.unlink()
     result = loads(root)
     assert not result.passed and result.text.startswith("val does not load: ")

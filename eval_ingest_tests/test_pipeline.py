@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from pyarrow import feather
 
 from eval_ingest import EvalDataset, pipeline
 from eval_ingest.copying.verify import verify
@@ -79,7 +80,7 @@ def test_everything_is_readable_without_us(ingested: Callable[[str], Path]) -> N
     assert set(stats["sentinel2_l2a"]["B02"]) == {"mean", "std", "min", "max"}
     metadata = json.loads((folder / "metadata.json").read_text())
     for split, found in metadata["splits"].items():
-        rows = pq.read_table(folder / found["index"])
+        rows = feather.read_table(folder / found["index"])
         assert rows.num_rows == found["count"] == splits["split"].to_pylist().count(split)
     shard = folder / "samples" / metadata["shards"][0]["name"]
     assert np.load(shard / "sentinel2_l2a.npy", mmap_mode="r").ndim == 5

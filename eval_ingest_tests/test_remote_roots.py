@@ -43,13 +43,7 @@ from eval_ingest.verifying import verify_dataset
 from eval_ingest_tests.conftest import make_job
 from eval_ingest_tests.support import places
 from eval_ingest_tests.support.places import Place
-from eval_ingest_tests.support.servers import (
-    BUCKET,
-    ObjectServer,
-    Proxy,
-    hurry,
-    proxy,
-)
+from eval_ingest_tests.support.servers import BUCKET, ObjectServer, Proxy, hurry, proxy
 
 servers, place = places.servers, places.place
 
@@ -594,7 +588,7 @@ def test_a_damaged_copy_in_the_cache_is_fetched_again(remote_place: Place, small
     expected = samples()
     cache = remote_place.root.path
     files = [cache / "registry.json", *(cache / "crops").glob("metadata.json")]
-    files += (cache / "crops").glob("*/index.*.parquet")
+    files += (cache / "crops").glob("*/index.*.arrow")
     assert len(files) == 5
     for path in files:
         path.write_bytes(path.read_bytes().replace(b"crops", b"crabs").replace(b"PAR1", b"PAR2"))

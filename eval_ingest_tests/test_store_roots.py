@@ -66,7 +66,7 @@ def test_a_dataset_is_published_withdrawn_and_erased(place: Place) -> None:
         write_bytes(store.layout.window_index, b"of ours")
         store.send()
         assert place.root.dataset_names() == []
-        store.publish(b"{}")
+        store.publish(b"{}", b"{}")
         assert place.root.dataset_names() == ["crops"]
     place.machine("b")
     other = place.root.dataset("crops")

@@ -443,6 +443,17 @@ def test_encoders_of_one_name_are_told_apart_by_what_differs(sweep: Sweep, tmp_p
     assert board.encoders == ["pixels p2", "pixels p4"]
 
 
+def test_pictures_are_drawn_whatever_the_metric(sweep: Sweep, tmp_path: Path) -> None:
+    for metric in ("macro_f1", "class_f1", "auroc"):
+        more = {"primary_metric_class": 1} if metric == "class_f1" else {}
+        given = {"primary_metric": metric, **more}
+        write_fake(tmp_path / "evals", metric, "segmentation", counts=(12, 6, 8), settings=given)
+    write_fake(tmp_path / "evals", "r2", "regression", counts=(12, 6, 8),
+               settings={"primary_metric": "r2"})  # fmt: skip
+    rows = sweep(root=tmp_path / "evals", label_fractions=(0.5, 1.0)).rows
+    assert len(draw(rows, tmp_path / "plots")) == 1 + 4 + 3
+
+
 def test_pictures_are_drawn(sweep: Sweep, tmp_path: Path) -> None:
     sweep("segmentation", "scalar_regression", label_fractions=(0.2, 1.0), seeds=(1, 2))
     paths = draw(read_rows(tmp_path / "out"), tmp_path / "plots")

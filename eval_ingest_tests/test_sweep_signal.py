@@ -141,9 +141,16 @@ def test_standard_errors_are_those_of_paired_differences() -> None:
     common, n = rng.normal(size=200), 200
     values = np.stack([common + rng.normal(0, 0.1, n), common + rng.normal(0, 0.1, n)])
     times = rng.multinomial(n, np.full(n, 1 / n), size=4000)
-    errors = core.standard_errors(values @ times.T / n)
+    errors = core.standard_errors(values @ times.T / n, values.mean(1), n)
     expected = np.std(values[0] - values[1]) / np.sqrt(n)
     assert errors[0, 1] == pytest.approx(expected, rel=0.05) and errors[0, 0] == 0
+
+
+def test_few_windows_that_all_say_the_same_are_no_proof() -> None:
+    same = np.array([[0.0] * 50, [1.0] * 50])  # whatever is redrawn
+    errors = [core.standard_errors(same, same[:, 0], n)[0, 1] for n in (2, 3, 40)]
+    assert 1 / errors[1] < core.NO_SIGNAL < 1 / errors[2] and errors[0] == 1
+    assert np.isnan(core.smallest_difference([0, 0], 3, 3))
 
 
 def test_a_difference_as_large_as_the_smallest_is_shown_four_times_in_five() -> None:

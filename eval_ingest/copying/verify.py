@@ -15,7 +15,6 @@ from eval_ingest.store.outcomes import read_copy
 from eval_ingest.store.paths import RSLEARN_INDEX, DatasetLayout
 from eval_ingest.store.roots.base import DatasetStore
 from eval_ingest.store.seal import cure_for, read_sealed
-from eval_ingest.store.tables import read_facts
 from eval_ingest.store.window_files import Measured
 
 
@@ -76,7 +75,7 @@ def _copied(
     """The windows that the manifest vouches for, and what is wrong with it."""
     try:
         path = store.layout.copy_manifest
-        store.read(path, lambda: read_facts(path, store.name))
+        store.read(path, lambda: read_sealed(path, cure_for(store.name)))
     except IntegrityError as error:
         return {}, [error.what]
     windows = Manifest(store.layout).windows
@@ -110,7 +109,7 @@ def _damage(
     """What is wrong with split indexes, shards, and the files beside the copied windows."""
     layout = store.layout
     checks: list[Callable[[], object]] = [
-        partial(_check_table, store, path) for path in _tables(layout, metadata)
+        partial(_check_table, store, path) for path in (*_tables(layout, metadata), layout.opening)
     ]
     checks += [
         partial(store.verify_array, path, array) for path, array in _arrays(layout, metadata.shards)

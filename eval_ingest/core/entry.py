@@ -55,7 +55,7 @@ class ShardArray(_Model):
     n_bytes: int
     """Of the file, its header included."""
     crc32c: str | None = None
-    """Of the file, as Google Cloud Storage writes it; under remote eval roots alone."""
+    """Of the file, as Google Cloud Storage writes it; under remote roots, and where exported."""
 
 
 class Shard(_Model):
@@ -74,7 +74,7 @@ class SplitFile(_Model):
     """Samples."""
     windows: int | None = None
     """Windows that they are of; None: a sample each."""
-    index: Annotated[str, Field(pattern=r"\A(train|val|test)/index\.[0-9a-f]+\.parquet\z")]
+    index: Annotated[str, Field(pattern=r"\A(train|val|test)/index\.[0-9a-f]+\.(arrow|parquet)\z")]
     """Relative to the dataset's folder."""
 
     @property
@@ -164,6 +164,23 @@ class Metadata(_Model):
     """Of an adopted dataset: the JSON of its entry in registry.json before we added to it."""
     history: list[Version] = Field(default_factory=list)
     """The versions before this one, the oldest first."""
+
+
+def opening(metadata: Metadata) -> Metadata:
+    """What EvalDataset has to know of a dataset to give its samples, and nothing else.
+
+    Kept in opening.json, so that no report of a hundred classes is read for the first sample.
+    """
+    asked = metadata.spec
+    spec = DatasetSpec(name=asked.name, source=asked.source, copy=asked.copy_mode)
+    spec = spec.model_copy(update={"label_fractions": asked.label_fractions})
+    config = metadata.config.model_copy(
+        update={"selectors": {}, "dropped_transforms": (), "provenance": {}, "warnings": ()}
+        | ({"layers": ()} if asked.copy_mode != "index" else {})
+    )
+    nothing: dict[str, Any] = {"invalid": {}, "split_report": {}, "quality": {}, "warnings": []}
+    nothing |= {"fingerprints": {}, "timesteps": {}, "history": [], "signal": {}, "their_entry": ""}
+    return metadata.model_copy(update={"spec": spec, "config": config, **nothing})
 
 
 OURS_ALONE = ("copy", "eval", "verdict", "signal", "fingerprint", "ingested_at")

@@ -119,7 +119,9 @@ class WindowIndex:
     @cached_property
     def groups(self) -> list[str]:
         """Group per row."""
-        return list(self.table["group"].to_pylist())
+        places, values = encoded(self.table["group"])
+        names = values.to_pylist()  # few: each is there once
+        return [names[place] for place in places]
 
     @cached_property
     def names(self) -> list[str]:
@@ -169,9 +171,24 @@ class WindowIndex:
             return np.full(len(self), -1, np.int64)
         return codes(self.table["pixel_digest"])
 
-    def moments(self, modality: str) -> NDArray[np.float64]:
-        """Moments (N, 5, C) of a modality; zero counts where a row has none."""
-        return _moments_array(self.table[f"{modality}.moments"])
+    def moments(
+        self, modality: str, rows: NDArray[np.int64] | NDArray[np.bool_] | None = None
+    ) -> NDArray[np.float64]:
+        """Moments (N, 5, C) of a modality, in all or some rows; zero counts where one has none."""
+        return self._moments(f"{modality}.moments", rows)
+
+    def _moments(self, name: str, rows: NDArray[Any] | None = None) -> NDArray[np.float64]:
+        """A column of moments, put together piece by piece: it is the largest by far."""
+        wanted = np.arange(len(self)) if rows is None else np.arange(len(self))[rows]
+        found, done, filled = _no_moments(len(wanted), 1), 0, 0
+        for batch in self.table.select([name]).to_batches():
+            first, last = np.searchsorted(wanted, (done, done + len(batch)))
+            piece = _moments_array(batch[0])[wanted[first:last] - done]
+            if piece.shape[2] > found.shape[2]:  # there were none before
+                found = _no_moments(len(wanted), piece.shape[2])
+            found[filled : filled + len(piece), :, : piece.shape[2]] = piece
+            done, filled = done + len(batch), filled + len(piece)
+        return found
 
     def nodata_values(
         self, modality: str, rows: NDArray[np.int64]
@@ -194,7 +211,7 @@ class WindowIndex:
 
     def label_moments(self, cuts: Cuts = 0) -> NDArray[np.float64]:
         """Moments (N, 5, 1) of a regression's targets, in the samples of each window."""
-        moments = _moments_array(self.table["label.moments"])
+        moments = self._moments("label.moments")
         return moments[np.arange(len(self)), :, cuts][:, :, None]
 
     def class_counts(self, num_classes: int, cuts: Cuts = 0) -> NDArray[np.int64]:
@@ -236,14 +253,20 @@ class WindowIndex:
         return strata
 
 
-def _moments_array(column: pa.ChunkedArray) -> NDArray[np.float64]:
-    structs = one_array(column)
+_IDENTITY = np.array([{"min": np.inf, "max": -np.inf}.get(name, 0.0) for name in MOMENTS])
+
+
+def _no_moments(rows: int, bands: int) -> NDArray[np.float64]:
+    return np.tile(_IDENTITY[:, None], (rows, 1, bands))
+
+
+def _moments_array(structs: pa.StructArray) -> NDArray[np.float64]:
     fields = [pc.struct_field(structs, name) for name in MOMENTS]
     bands = int(max(lengths(fields[0]), default=0)) or 1
     return np.stack(
         [
-            matrix(values, bands, {"min": np.inf, "max": -np.inf}.get(name, 0.0), np.float64)
-            for name, values in zip(MOMENTS, fields, strict=True)
+            matrix(values, bands, fill, np.float64)
+            for values, fill in zip(fields, _IDENTITY, strict=True)
         ],
         axis=1,
     )

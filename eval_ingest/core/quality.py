@@ -108,7 +108,7 @@ class _Data:
     @cached_property
     def moments(self) -> dict[str, NDArray[np.float64]]:
         """Per modality (N, 5, C) of the used rows."""
-        return {m.name: self.index.moments(m.name)[self.used] for m in self.config.modalities}
+        return {m.name: self.index.moments(m.name, self.used) for m in self.config.modalities}
 
     def column(self, name: str) -> NDArray[np.float64]:
         """A column of numbers at the used rows; 0 for null."""

@@ -124,10 +124,11 @@ class _Draft:
     def policy(self) -> SplitPolicy:
         return self.spec.splits
 
-    @cached_property
-    def options(self) -> list[dict[str, Any]]:
-        """The options of each window."""
-        return [json.loads(t) if t else {} for t in self.index.table["options"].to_pylist()]
+    @property
+    def options(self) -> Iterator[dict[str, Any]]:
+        """The options of each window, in turn; not kept, for there may be a million."""
+        for batch in self.index.table.select(["options"]).to_batches():
+            yield from (json.loads(text) if text else {} for text in batch[0].to_pylist())
 
     @cached_property
     def kept(self) -> NDArray[np.str_]:
@@ -151,11 +152,12 @@ class _Draft:
     @cached_property
     def named(self) -> dict[str, NDArray[np.bool_]]:
         """Per split of model.yaml, True for the windows that it names."""
-        rows = list(zip(self.index.groups, self.index.names, self.options, strict=True))
-        return {
-            split: np.array([selector.selects(*row) for row in rows], dtype=bool)
-            for split, selector in self.config.selectors.items()
-        }
+        selectors = self.config.selectors
+        rows = zip(self.index.groups, self.index.names, self.options, strict=True)
+        found = np.array(
+            [[s.selects(*row) for s in selectors.values()] for row in rows], dtype=bool
+        )
+        return dict(zip(selectors, found.reshape(len(self.index), -1).T, strict=True))
 
     @cached_property
     def by_model(self) -> NDArray[np.str_]:
@@ -218,7 +220,7 @@ def assign_splits(
         draft.candidates = kept
     strategy = _choose(draft)
     columns = {"group": index.table["group"], "name": index.table["name"]}
-    columns |= {"split": draft.splits.tolist(), "reason": draft.reasons.tolist()}
+    columns |= {"split": pa.array(draft.splits), "reason": pa.array(draft.reasons, pa.string())}
     assignment = SplitAssignment(pa.table(columns, schema=SCHEMA), fingerprint, {})
     if assignment.counts()["train"] == 0:
         cure = f"check splits.ratios {draft.policy.ratios} and the dataset's split tags"

@@ -1,6 +1,6 @@
 """EvalDataset: a split of an ingested dataset, memory mapped.
 
-Opening reads metadata.json and the split's index; no window is scanned, and pixels are read when
+Opening reads opening.json and the split's index; no window is scanned, and pixels are read when
 a sample is asked for. Workers of a DataLoader share the maps.
 """
 
@@ -20,6 +20,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from eval_ingest.core.crops import Corner, split_cut
 from eval_ingest.core.entry import Metadata
+from eval_ingest.core.hub import SCHEME, HubAddress
 from eval_ingest.core.resolved import ModalityInput
 from eval_ingest.core.spec import SPLITS
 from eval_ingest.core.task import Task
@@ -37,6 +38,7 @@ from eval_ingest.loading.on_device import Carrier
 from eval_ingest.loading.packed import (
     PackedSamples,
     is_replaced,
+    is_same,
     require_version,
     version_is_gone,
 )
@@ -44,8 +46,7 @@ from eval_ingest.loading.parallel import in_parallel
 from eval_ingest.loading.selection import drawn, share_of, strata_of
 from eval_ingest.loading.windows import SampleWindows
 from eval_ingest.settings import Settings
-from eval_ingest.store.outcomes import read_window_index
-from eval_ingest.store.registry import require_metadata
+from eval_ingest.store.registry import require_metadata, require_opening
 from eval_ingest.store.roots.base import EvalRoot
 from eval_ingest.store.roots.open import open_root
 from eval_ingest.store.split_index import TARGET, SplitIndex
@@ -88,7 +89,8 @@ class EvalDataset(Dataset[dict[str, Any]]):
     `ds[[3, 1]]` are datasets of some of the samples.
 
     Args:
-        name: the dataset, as in the registry.
+        name: the dataset, as in the registry, or where it is on the Hugging Face Hub:
+            hf://ORG/REPO/NAME, with @REVISION after REPO for a certain one.
         split: train, val or test.
         root: the eval root; default OLMOEARTH_EVAL_DATASETS.
         version: the fingerprint that the dataset must have, or how it begins: scores on another
@@ -145,6 +147,11 @@ class EvalDataset(Dataset[dict[str, Any]]):
         channels_first: bool = False,
         transforms: Transform | None = None,
     ) -> None:
+        if name.startswith(SCHEME):
+            address = HubAddress.parse(name)
+            if address.name is None:
+                raise LoadError(f"{name} names no dataset: hf://{address.repo}/DATASET")
+            name, root = address.name, address.root
         self._arguments: dict[str, Any] = {
             "name": name, "split": split, "modalities": modalities, "normalize": normalize,
             "method": method, "crop": crop, "label_fraction": label_fraction,
@@ -154,16 +161,22 @@ class EvalDataset(Dataset[dict[str, Any]]):
         eval_root = open_root(Settings.load(), root)
         self._root = eval_root.address
         self._given_root = root
-        metadata = require_metadata(eval_root, name)
+        opening = require_opening(eval_root, name)
         if version is not None:
-            require_version(metadata, version)
-        self._open(eval_root, metadata, **self._arguments)
+            require_version(opening, version, eval_root)
+        try:
+            self._open(eval_root, opening, **self._arguments)
+        except IntegrityError:
+            now = require_metadata(eval_root, name)
+            if version is not None or is_same(now, opening):
+                raise
+            self._open(eval_root, now, **self._arguments)  # published at this moment
         self._order = self._draw()
 
     def _open(
         self,
         eval_root: EvalRoot,
-        metadata: Metadata,
+        opening: Metadata,
         *,
         name: str,
         split: str,
@@ -174,8 +187,8 @@ class EvalDataset(Dataset[dict[str, Any]]):
         transforms: Transform | None,
         **_: Any,
     ) -> None:
-        """Open a certain version of the dataset: the one that this metadata is of."""
-        self.metadata: Metadata = metadata
+        """Open a certain version of the dataset: see `core.entry.opening`."""
+        self._opening = opening
         if split not in SPLITS:
             raise LoadError(f"no split {split!r}; there are {', '.join(SPLITS)}")
         if crop not in ("center", "random", None):
@@ -186,7 +199,7 @@ class EvalDataset(Dataset[dict[str, Any]]):
         self._normalizers = {
             modality.name: self._normalizer(modality, method) for modality in self._inputs
         }
-        self._cut = split_cut(self.metadata.config, split)
+        self._cut = split_cut(self._opening.config, split)
         if crop is None:
             self._cut = replace(self._cut, side=None)
         self._random_crop = crop == "random"
@@ -197,13 +210,13 @@ class EvalDataset(Dataset[dict[str, Any]]):
     # -------------------------------------------------------------------------------- opening
 
     def _choose(self, modalities: str | Sequence[str] | None) -> list[ModalityInput]:
-        known = {modality.name: modality for modality in self.metadata.config.modalities}
+        known = {modality.name: modality for modality in self._opening.config.modalities}
         given = [modalities] if isinstance(modalities, str) else modalities
         wanted = list(known) if given is None else list(given)
         unknown = [name for name in wanted if name not in known]
         if unknown or not wanted:
             raise LoadError(
-                f"{self.metadata.name} has no modality {', '.join(unknown) or '(none asked for)'}; "
+                f"{self._opening.name} has no modality {', '.join(unknown) or '(none asked for)'}; "
                 f"it has {', '.join(known)}"
             )
         return [known[name] for name in wanted]
@@ -214,7 +227,7 @@ class EvalDataset(Dataset[dict[str, Any]]):
             return Normalizer(None, None)
         missing = [
             (modality.bands.index(band), value)
-            for band, values in self.metadata.nodata.get(modality.name, {}).items()
+            for band, values in self._opening.nodata.get(modality.name, {}).items()
             for value in values
         ]
         made = make_normalizer(method, modality.bands, stats, modality.decibels)
@@ -235,7 +248,7 @@ class EvalDataset(Dataset[dict[str, Any]]):
             given: Statistics = normalize[modality]
             return given
         if normalize == "dataset":
-            return self.metadata.norm_stats[modality]
+            return self._opening.norm_stats[modality]
         if normalize == "pretrained":
             return pretrained_stats(modality)
         raise LoadError(
@@ -244,28 +257,28 @@ class EvalDataset(Dataset[dict[str, Any]]):
         )
 
     def _read_index(self) -> SplitIndex:
-        path = self._store.layout.path / self.metadata.splits[self.split].index
-        modalities = [modality.name for modality in self.metadata.config.modalities]
+        path = self._store.layout.path / self._opening.splits[self.split].index
+        modalities = [modality.name for modality in self._opening.config.modalities]
         return self._store.read_fixed(path, lambda: SplitIndex(path, self.name, modalities))
 
     def _open_samples(self) -> "PackedSamples | SourceSamples":
-        if self.metadata.spec.copy_mode != "index":
-            return PackedSamples(self._store, self.metadata, self._index)
+        if self._opening.spec.copy_mode != "index":
+            return PackedSamples(self._store, self._opening, self._index)
         # The source side, with all that decoding needs; other datasets do without.
         try:
             from eval_ingest.loading.from_source import SourceSamples
         except ImportError as error:
             raise LoadError(
                 f"{self.name} was ingested with copy: index, so its samples are decoded from "
-                f"{self.metadata.source}, and that needs {error.name}: "
+                f"{self._opening.source}, and that needs {error.name}: "
                 "pip install 'eval-ingest[ingest]'"
             ) from error
-        return SourceSamples(self.metadata, self._index)
+        return SourceSamples(self._opening, self._index)
 
     def _draw(self) -> NDArray[np.int64] | None:
         """The rows that are asked for, or None for all of them in order."""
         given = self._arguments
-        share = share_of(given["label_fraction"], self.metadata)
+        share = share_of(given["label_fraction"], self._opening)
         if share != 1 and self.split != "train":
             raise LoadError(
                 f"label_fraction is for the train split; {self.split} is always used whole"
@@ -277,17 +290,18 @@ class EvalDataset(Dataset[dict[str, Any]]):
         return drawn(len(self), share, given["max_samples"], given["seed"], strata)
 
     def __getstate__(self) -> tuple[Any, ...]:
-        return self._root, self._given_root, self.metadata, self._arguments, self._order
+        return self._root, self._given_root, self._opening, self._arguments, self._order
 
     def __setstate__(self, state: tuple[Any, ...]) -> None:
-        # Opening again costs milliseconds; the maps themselves can't travel. The metadata does, so
-        # that a worker reads the version that its loader counts, whatever was published since.
-        self._root, self._given_root, metadata, self._arguments, order = state
+        # Opening again costs milliseconds; the maps themselves can't travel. What it is opened by
+        # does, so that a worker reads the version that its loader counts, whatever was published
+        # since.
+        self._root, self._given_root, opening, self._arguments, order = state
         try:
-            self._open(open_root(Settings.load(), self._root), metadata, **self._arguments)
+            self._open(open_root(Settings.load(), self._root), opening, **self._arguments)
         except IntegrityError as error:
-            if is_replaced(self._store, metadata):
-                raise version_is_gone(metadata) from error
+            if is_replaced(self._store, opening):
+                raise version_is_gone(opening) from error
             raise
         self._order = order
 
@@ -315,6 +329,9 @@ class EvalDataset(Dataset[dict[str, Any]]):
         Raises:
             LoadError: the window index isn't the one that this version was made with.
         """
+        # Its columns need Arrow's compute functions, which take 0.2 s to import.
+        from eval_ingest.store.outcomes import read_window_index
+
         index = read_window_index(self._store)
         if index is None or index.fingerprint != self.metadata.fingerprints.get("window_index"):
             raise LoadError(
@@ -357,7 +374,7 @@ class EvalDataset(Dataset[dict[str, Any]]):
     def value_range(self, modality: str) -> tuple[float, float]:
         """The lowest and highest value of a modality as its samples have it, in train windows."""
         [wanted] = self._choose(modality)
-        known = self.metadata.norm_stats[modality]
+        known = self._opening.norm_stats[modality]
         ends = np.array([[known[band][key] for band in wanted.bands] for key in ("min", "max")])
         if wanted.decibels:
             ends = 10 ** (ends / 10)
@@ -384,10 +401,22 @@ class EvalDataset(Dataset[dict[str, Any]]):
             return found
         return {name: tuple(s[axis] for axis in CHANNELS_FIRST) for name, s in found.items()}
 
+    @cached_property
+    def metadata(self) -> Metadata:
+        """All that is recorded about the dataset: metadata.json.
+
+        Raises:
+            OutdatedError: another version was published since this one was opened.
+        """
+        found = require_metadata(self._store.root, self.name)
+        if not is_same(found, self._opening):
+            raise version_is_gone(self._opening)
+        return found
+
     @property
     def task(self) -> Task:
         """What is predicted."""
-        return self.metadata.config.task
+        return self._opening.config.task
 
     @property
     def classes(self) -> list[str]:

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from eval_ingest.core.entry import Metadata, Shard
 from eval_ingest.errors import IntegrityError, OutdatedError, StoreError
 from eval_ingest.store.npy import map_npy
-from eval_ingest.store.registry import read_metadata
-from eval_ingest.store.roots.base import DatasetStore
+from eval_ingest.store.registry import read_metadata, require_metadata
+from eval_ingest.store.roots.base import DatasetStore, EvalRoot
 from eval_ingest.store.seal import cure_for
 from eval_ingest.store.split_index import TARGET, SplitIndex
 
@@ -184,10 +184,15 @@ def is_replaced(store: DatasetStore, metadata: Metadata) -> bool:
         now = read_metadata(store)
     except StoreError:
         return False
-    return now is None or now.fingerprint != metadata.fingerprint or now.shards != metadata.shards
+    return now is None or not is_same(now, metadata)
 
 
-def require_version(metadata: Metadata, version: str) -> None:
+def is_same(one: Metadata, other: Metadata) -> bool:
+    """True if two records are of one version of a dataset."""
+    return (one.fingerprint, one.shards) == (other.fingerprint, other.shards)
+
+
+def require_version(metadata: Metadata, version: str, root: EvalRoot) -> None:
     """Check that a dataset is of the version that is asked for, or begins like it.
 
     Raises:
@@ -195,7 +200,8 @@ def require_version(metadata: Metadata, version: str) -> None:
     """
     if version and metadata.fingerprint.startswith(version):
         return
-    old = [found for found in metadata.history if version and found.fingerprint.startswith(version)]
+    history = require_metadata(root, metadata.name).history
+    old = [found for found in history if version and found.fingerprint.startswith(version)]
     what = f"that of {old[-1].published_at} was replaced" if old else "no version of it is known"
     raise OutdatedError(
         f"{metadata.name} is of version {metadata.fingerprint}, published "

@@ -13,9 +13,9 @@ from eval_ingest.redaction import in_html, redacted
 class Shown(Protocol):
     """What is asked of an EvalDataset, which imports this."""
 
-    metadata: Metadata
-
     def __len__(self) -> int: ...
+    @property
+    def metadata(self) -> Metadata: ...
     @property
     def arguments(self) -> dict[str, Any]: ...
     @property

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from eval_ingest.core.index import INDEX_VERSION, WindowIndex
 from eval_ingest.core.splits import SPLITS_VERSION, SplitAssignment
-from eval_ingest.store.tables import read_table, write_table
+from eval_ingest.store.tables import open_table, read_table, write_table
 
 
 def write_index(path: Path, index: WindowIndex) -> None:
@@ -27,7 +27,7 @@ def read_index(path: Path) -> WindowIndex | None:
         IntegrityError: it is damaged.
         StoreError: it can't be read.
     """
-    found = read_table(path, "window_index", INDEX_VERSION, path.parent.name)
+    found = open_table(path, "window_index", INDEX_VERSION, path.parent.name)
     if found is None:
         return None
     table, facts = found

@@ -24,6 +24,7 @@ _WRITTEN_ASIDE = (
     "metadata.json", "norm_stats.json", "window_index.parquet", "split_assignment.parquet",
     "weka_copy.json", "copy_manifest.parquet", "source_state.json", "resolved.json",
     "config.json", "model.yaml", "model.original.yaml", "olmoearth_run.yaml", "retired.json",
+    "opening.json",
 )  # fmt: skip
 
 

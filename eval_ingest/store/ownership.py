@@ -72,9 +72,9 @@ def _is_ours(metadata: Path) -> bool:
 
 
 OUR_NAMES = (
-    "metadata.json", "norm_stats.json", "window_index.parquet", "split_assignment.parquet",
-    "weka_copy.json", "source_state.json", "resolved.json", "retired.json", "samples", *SPLITS,
-    "report", ".window_index", ".staging",
+    "opening.json", "metadata.json", "norm_stats.json", "window_index.parquet",
+    "split_assignment.parquet", "weka_copy.json", "source_state.json", "resolved.json",
+    "retired.json", "samples", *SPLITS, "report", ".window_index", ".staging",
 )  # fmt: skip
 """What we write beside the windows of another tool."""
 
@@ -110,7 +110,7 @@ def give_back(store: DatasetStore, their_entry: str) -> None:
     path = store.layout.path / _LEAVING
     write_bytes(path, their_entry.encode(errors="surrogateescape"))
     store.root.send(path)
-    store.remove([store.layout.metadata])
+    store.remove([store.layout.opening, store.layout.metadata])
 
 
 def given_back(layout: DatasetLayout) -> str:

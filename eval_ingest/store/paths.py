@@ -3,13 +3,14 @@
     registry.json
     catalog/{name}.yaml
     {name}/metadata.json          the whole configuration; written last: the commit point
+    {name}/opening.json           what EvalDataset reads of it
     {name}/norm_stats.json
     {name}/resolved.json          what the first stage made of the configuration
     {name}/window_index.parquet, split_assignment.parquet, weka_copy.json
     {name}/config.json, model.yaml, windows/...      the rslearn copy
     {name}/model.original.yaml, .rslearn_dataset_index/...
     {name}/samples/{shard}/<modality>.npy, target.npy, index.parquet
-    {name}/{train,val,test}/index.<fingerprint>.parquet
+    {name}/{train,val,test}/index.<fingerprint>.arrow
 
 Samples are packed once, in shards that never change, and a split's index says which rows of which
 shard are its own. So another split policy rewrites three small files and no pixel, and windows
@@ -71,6 +72,8 @@ class DatasetLayout:
 
     metadata = _Below("metadata.json")
     """The commit point."""
+    opening = _Below("opening.json")
+    """What EvalDataset reads of it."""
     resolved = _Below("resolved.json")
     """What the first stage made of the configuration."""
     norm_stats = _Below("norm_stats.json")
@@ -109,4 +112,4 @@ class DatasetLayout:
 
     def split_index(self, split: str, fingerprint: str) -> Path:
         """A split's index."""
-        return self.path / split / f"index.{fingerprint}.parquet"
+        return self.path / split / f"index.{fingerprint}.arrow"

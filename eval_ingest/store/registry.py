@@ -15,6 +15,7 @@ from eval_ingest.core.entry import (
     OURS_ALONE,
     Metadata,
     is_ours,
+    opening,
     registry_entry,
     their_values,
 )
@@ -62,18 +63,38 @@ def is_another_tools(path: Path) -> bool:
         return False
 
 
-def metadata_bytes(metadata: Metadata) -> bytes:
-    """The content of metadata.json."""
-    return sealed_json(metadata.model_dump(mode="json", by_alias=True))
+def read_opening(store: DatasetStore) -> Metadata | None:
+    """A dataset's opening.json, or None if there is none: see `core.entry.opening`.
+
+    Raises:
+        StoreError: it can't be read, or is of another version.
+    """
+    path = store.layout.opening
+    return store.read(path, lambda: read_model(path, Metadata, store.name))
+
+
+def require_opening(root: EvalRoot, name: str) -> Metadata:
+    """What EvalDataset has to know of a published dataset.
+
+    Raises:
+        UnknownDatasetError, NotOursError: as `require_metadata` does.
+    """
+    with contextlib.suppress(IntegrityError):  # or an earlier version has published the dataset
+        found = read_opening(root.dataset(name))
+        if found is not None:
+            return found
+    return opening(require_metadata(root, name))
 
 
 def write_metadata(store: DatasetStore, metadata: Metadata) -> None:
-    """Write metadata.json, the commit point, of a dataset that is held.
+    """Write metadata.json, the commit point, and opening.json, of a dataset that is held.
 
     Raises:
         StoreError: it can't be written, or another process has published the dataset meanwhile.
     """
-    store.publish(metadata_bytes(metadata))
+    whole = metadata.model_dump(mode="json", by_alias=True)
+    few = opening(metadata).model_dump(mode="json", by_alias=True, exclude_defaults=True)
+    store.publish(sealed_json(whole), sealed_json({"version": metadata.version, **few}))
 
 
 def require_metadata(root: EvalRoot, name: str) -> Metadata:

@@ -5,6 +5,7 @@ and takes the CRC-32 of the file as it was with zeros there. They stay plain JSO
 everybody else. A file is checked before anything of it is parsed.
 """
 
+import contextlib
 import functools
 import json
 import logging
@@ -17,7 +18,7 @@ from typing import Any, TypeVar
 
 from eval_ingest.core.registry_text import CHECKSUM
 from eval_ingest.errors import IntegrityError
-from eval_ingest.store.atomic import json_bytes, read_bytes, write_bytes
+from eval_ingest.store.atomic import json_bytes, read_bytes, store_errors, write_bytes
 
 Value = TypeVar("Value")
 
@@ -83,7 +84,25 @@ def read_sealed(path: Path, cure: str) -> bytes | None:
     return content
 
 
-def wrong_seal(content: bytes) -> str:
+def check_sealed(path: Path, cure: str) -> bool:
+    """Compare a sealed file's bytes with its checksum, without holding them; False if it is gone.
+
+    Raises:
+        IntegrityError: it is damaged.
+        StoreError: it can't be read.
+    """
+    with store_errors("reading", path), contextlib.suppress(FileNotFoundError):
+        if not path.stat().st_size:
+            raise IntegrityError(f"{path} is empty", cure)
+        with open(path, "rb") as stream, mmap.mmap(stream.fileno(), 0, prot=mmap.PROT_READ) as all_:
+            wrong = wrong_seal(all_)
+        if wrong:
+            raise IntegrityError(f"{path} {wrong}", cure)
+        return True
+    return False
+
+
+def wrong_seal(content: bytes | mmap.mmap) -> str:
     """What is wrong with a sealed file's bytes; "" if they are as they were written."""
     place = content.rfind(_MARK)
     if place < 0:

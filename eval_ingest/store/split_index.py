@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from numpy.typing import ArrayLike, NDArray
 
 from eval_ingest.core.columns import Column, lengths, numbers, one_array
@@ -129,7 +128,7 @@ def timestamps_column(
     # The rasters' own, then the windows'.
     middles = np.concatenate(
         [
-            _middles(*(pc.struct_field(known, name) for name in ("start", "end"))),
+            _middles(*(known.flatten()[known.type.get_field_index(n)] for n in ("start", "end"))),
             _middles(table["time_start"], table["time_end"]),
         ]
     )

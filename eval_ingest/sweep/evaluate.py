@@ -16,11 +16,13 @@ import torch
 from eval_ingest.core.eval_settings import EvalSettings
 from eval_ingest.errors import EvalIngestError
 from eval_ingest.loading import EvalDataset
+from eval_ingest.report.terminal import table
 from eval_ingest.settings import Settings
 from eval_ingest.store.roots.open import open_root
 from eval_ingest.sweep.embed import Embedded, EmbeddedBatch, embedded_batches, joined
 from eval_ingest.sweep.encoders.base import Encoder
 from eval_ingest.sweep.encoders.module import Adapter, undisturbed
+from eval_ingest.sweep.entry_settings import catalog_of
 from eval_ingest.sweep.ranks import Ranks, ranks
 from eval_ingest.sweep.results import Failure, Row, write_tables
 from eval_ingest.sweep.scoring import Encoders, Scorer, choose_device
@@ -70,15 +72,8 @@ class Evaluation:
     def __str__(self) -> str:
         cells: list[tuple[str, ...]] = [_COLUMNS]
         cells += [_cells(row) for row in self.rows]
-        cells += [(f.dataset, "failed", f.message, "", "", "", "") for f in self.failures]
-        widths = [
-            max(len(row[k]) for row in cells if row[1] != "failed") for k in range(len(_COLUMNS))
-        ]
-        lines = [
-            "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-            for row in cells
-        ]
-        return "\n".join(lines)
+        failed = [f"{f.dataset} failed: {f.message}" for f in self.failures]
+        return "\n".join([*table(cells, indent=""), *failed])
 
 
 def evaluate(
@@ -157,7 +152,7 @@ def evaluate(
     found = Evaluation([])
     with ranks() as together, undisturbed(model, there), precision:
         scorer = Scorer(
-            suite, eval_root, encoders, _embedding(together, batch_size), settings,
+            suite, eval_root, encoders, _embedding(together, batch_size), catalog_of(settings),
             None if out is None else Path(out), ranks=together,
         )  # fmt: skip
         for name in suite.datasets:

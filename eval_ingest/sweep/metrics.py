@@ -110,7 +110,7 @@ class Tally:
         }
         rows = []
         for c, name in enumerate(names):
-            values = {key: _or_none(column[c]) for key, column in columns.items()}
+            values = {key: number(column[c]) for key, column in columns.items()}
             rows.append({"name": name, **values, "support": int(tp[c] + fn[c])})
         return rows
 
@@ -260,7 +260,8 @@ def _mean(values: Array) -> Array:
     return _ratio(np.where(there, values, 0).sum(-1), there.sum(-1))
 
 
-def _or_none(value: float) -> float | None:
+def number(value: float) -> float | None:
+    """A score for JSON, which has no NaN."""
     return float(value) if np.isfinite(value) else None
 
 

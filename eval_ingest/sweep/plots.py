@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from eval_ingest.core.task import TaskKind
 from eval_ingest.errors import SweepError
 from eval_ingest.report.drawing import save_png
 from eval_ingest.store.atomic import written_aside
+from eval_ingest.sweep.metrics import METRICS
 from eval_ingest.sweep.results import Leaderboard, Row, encoder_labels, latest, leaderboards
 
 if TYPE_CHECKING:
@@ -25,13 +27,11 @@ _MARKERS = "osD^vP*X"
 """Beside the colours, for readers without them and for more than eight encoders."""
 
 _METRICS = {
-    "accuracy": "accuracy",
     "miou": "mean IoU",
     "rmse": "RMSE in the target's units, low is good",
     "mae": "MAE in the target's units, low is good",
 }
-_BOUNDED = ("accuracy", "miou")
-"""Metrics that lie between 0 and 1."""
+"""Other metrics are told by their own names."""
 _MAX_CELLS_WITH_NUMBERS = 15
 """Confusion matrices of more classes are drawn without numbers."""
 
@@ -48,7 +48,8 @@ def draw(rows: Sequence[Row], folder: Path) -> list[Path]:
     encoders = sorted(set(names.values()))
     colours = {name: _COLOURS[i % len(_COLOURS)] for i, name in enumerate(encoders)}
     paths = []
-    for board in _largest_fraction(leaderboards(rows)):
+    # The largest fraction of a split comes first.
+    for board in {board.split: board for board in reversed(leaderboards(rows))}.values():
         paths.append(_save(draw_scores(board, colours), folder / f"scores_{board.split}.png"))
     by_dataset: dict[tuple[str, str], list[Row]] = defaultdict(list)
     for row in rows:
@@ -63,12 +64,9 @@ def draw(rows: Sequence[Row], folder: Path) -> list[Path]:
     return paths
 
 
-def _largest_fraction(boards: Sequence[Leaderboard]) -> list[Leaderboard]:
-    """One board per split."""
-    found: dict[str, Leaderboard] = {}
-    for board in boards:
-        found.setdefault(board.split, board)
-    return list(found.values())
+def _bounded(metric: str) -> bool:
+    """Does it lie between 0 and 1?"""
+    return metric not in METRICS[TaskKind.REGRESSION]
 
 
 def _for_confusion(rows: Sequence[Row], names: dict[str, str]) -> dict[str, Row]:
@@ -121,7 +119,7 @@ def _score_panel(ax: "Axes", board: Leaderboard, dataset: str, colours: dict[str
             end = max(end, cell.high)
         top = max(top, end)
         ax.annotate(
-            f"{cell.score:.3f}" if metric in _BOUNDED else f"{cell.score:.4g}",
+            f"{cell.score:.3f}" if _bounded(metric) else f"{cell.score:.4g}",
             (end, place),
             (5, 0),
             textcoords="offset points",
@@ -130,7 +128,7 @@ def _score_panel(ax: "Axes", board: Leaderboard, dataset: str, colours: dict[str
         )
     ax.set_yticks(range(len(board.encoders)), board.encoders, fontsize=8)
     ax.set_ylim(len(board.encoders) - 0.4, -0.6)
-    bounded = metric in _BOUNDED
+    bounded = _bounded(metric)
     ax.set_xlim(0, 1.16 if bounded else (top or 1) * 1.22)
     if bounded:
         ax.set_xticks([0, 0.25, 0.5, 0.75, 1])
@@ -161,10 +159,13 @@ def draw_fractions(rows: Sequence[Row], names: dict[str, str], colours: dict[str
         top = max([top, *filter(math.isfinite, [*score, *high])])
     first = rows[0]
     ax.set_xscale("log")
-    _fraction_ticks(ax, sorted({(row.n_train, row.label_fraction) for row in rows}))
+    counts = sorted({(row.n_train, row.label_fraction) for row in rows})
+    texts = [f"{n:,} ({100 * share:.3g}%)" for n, share in counts]
+    ax.set_xticks([n for n, _ in counts], texts, fontsize=7, rotation=30, ha="right")
+    ax.minorticks_off()
     ax.set_xlabel("labelled train windows", fontsize=9)
     ax.set_ylabel(_METRICS.get(first.metric, first.metric), fontsize=9)
-    ax.set_ylim(0, min(1.12 * top or 1, 1.03) if first.metric in _BOUNDED else 1.12 * top or None)
+    ax.set_ylim(0, min(1.12 * top or 1, 1.03) if _bounded(first.metric) else 1.12 * top or None)
     seeds = len({row.seed for row in rows})
     band = f"mean of {seeds} seeds, band: all their" if seeds > 1 else "band:"
     intervals = "95% intervals" if seeds > 1 else "95% interval"
@@ -177,17 +178,6 @@ def draw_fractions(rows: Sequence[Row], names: dict[str, str], colours: dict[str
     )
     _plain(ax)
     return figure
-
-
-def _fraction_ticks(ax: "Axes", ticks: Sequence[tuple[int, float]]) -> None:
-    """Number and share of train windows; of those that lie too near for both labels the larger."""
-    shown: list[tuple[int, float]] = []
-    room = 0.09 * math.log(max(ticks[-1][0] / max(ticks[0][0], 1), 1.01))
-    for number, fraction in reversed(ticks):
-        if not shown or math.log(shown[-1][0] / max(number, 1)) > room:
-            shown.append((number, fraction))
-    ax.set_xticks([n for n, _ in shown], [f"{n:,}\n{100 * f:.3g}%" for n, f in shown], fontsize=8)
-    ax.minorticks_off()
 
 
 def _or_nan(value: float | None) -> float:
@@ -223,20 +213,18 @@ def draw_confusion(row: Row, encoder: str) -> "Figure":
             )  # fmt: skip
     ax.set_xlabel("predicted", fontsize=9)
     ax.set_ylabel("labelled", fontsize=9)
-    score = "" if row.test_score is None else f", {_METRICS[row.metric]} {row.test_score:.3f}"
+    score = (
+        ""
+        if row.test_score is None
+        else f", {_METRICS.get(row.metric, row.metric)} {row.test_score:.3f}"
+    )
     ax.set_title(
         f"{row.dataset}, {row.n_test:,} {row.split} windows, % of each labelled class\n"
         f"{encoder}{score}",
         fontsize=9,
         loc="left",
     )
-    bar = figure.colorbar(image, ax=ax, fraction=0.046, pad=0.03)
-    bar.set_ticks([0, 0.5, 1], labels=["0%", "50%", "100%"])
-    bar.ax.tick_params(labelsize=8, length=0)
-    bar.outline.set_visible(False)
-    ax.tick_params(length=0)
-    for spine in ax.spines.values():
-        spine.set_visible(False)
+    figure.colorbar(image, ax=ax, fraction=0.046, pad=0.03, format="%.1f")
     return figure
 
 

@@ -6,7 +6,6 @@
 {out}/plots/*.png
 """
 
-import math
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -118,11 +117,6 @@ class ResultTable:
             self.computed + other.computed,
             self.failures + other.failures,
         )
-
-
-def number(value: float) -> float | None:
-    """A score for JSON, which has no NaN."""
-    return float(value) if math.isfinite(value) else None
 
 
 def row_path(out: Path, key: str) -> Path:

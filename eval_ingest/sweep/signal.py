@@ -26,15 +26,14 @@ from eval_ingest.engine import Progress, no_progress
 from eval_ingest.errors import EvalIngestError, StaleStageError
 from eval_ingest.loading import EvalDataset
 from eval_ingest.settings import Settings
-from eval_ingest.store.catalog import read_catalog
 from eval_ingest.store.registry import rebuild_registry, require_metadata, write_metadata
 from eval_ingest.store.roots.base import EvalRoot
 from eval_ingest.store.roots.open import open_root
 from eval_ingest.sweep.embed import Embedded, embedded_batches, joined
 from eval_ingest.sweep.encoders.base import Encoder
 from eval_ingest.sweep.encoders.registry import load_encoder
-from eval_ingest.sweep.entry_settings import settings_of
-from eval_ingest.sweep.metrics import LOWER_IS_BETTER, Tally, primary_metric, tally
+from eval_ingest.sweep.entry_settings import catalog_of, settings_of
+from eval_ingest.sweep.metrics import LOWER_IS_BETTER, Tally, number, primary_metric, tally
 from eval_ingest.sweep.probes import Probed, run_knn, run_linear
 from eval_ingest.sweep.ranking import RANKING
 from eval_ingest.sweep.rows import Rows
@@ -82,7 +81,7 @@ def measure_signal(
     eval_root = open_root(settings, root)
     metadata = require_metadata(eval_root, name)
     require_windows(metadata, "test")
-    given = settings_of(name, metadata.spec.eval, lambda: read_catalog(settings, broken={}))
+    given = settings_of(name, metadata.spec.eval, catalog_of(settings))
     measuring = _Measuring(eval_root, metadata, given, most_windows, progress)
     found = measuring.signal([*encoders])
     if keep:
@@ -195,29 +194,31 @@ class _Measuring:
             return np.stack([self._signed(p.test.redrawn(times)) for p in probed.values()])
 
         times = np.random.default_rng(0).multinomial(n, np.full(n, 1 / n), size=REDRAWS)
-        errors = core.standard_errors(redraw(times))
+        errors = core.standard_errors(redraw(times), test, n)
         # Both are chosen on val, so that chance on test favours neither.
-        null, best = int(np.nanargmax(val[:NULLS])), NULLS + int(np.nanargmax(val[NULLS:]))
+        known_val = np.nan_to_num(val, nan=-math.inf)
+        null, best = int(known_val[:NULLS].argmax()), NULLS + int(known_val[NULLS:].argmax())
         known = [null, *range(NULLS, NULLS + len(NOISE))]
-        gap = float(test[best] - test[null])
+        gap = float(np.nan_to_num(test[best] - test[null]))
         (in_errors,) = core.neighbours(test, errors, [null, best])
         near = [float(errors[i, i + 1]) for i in range(NULLS, len(probed) - 1)]
         smallest = core.smallest_difference(near, n, self.metadata.splits["test"].count)
-        headroom = (0.0 if self._metric in LOWER_IS_BETTER else 1.0) - float(test[best])
+        perfect = 0.0 if self._metric in LOWER_IS_BETTER else 1.0
+        headroom = float(np.nan_to_num(perfect - test[best]))
         verdict = core.verdict_of(in_errors, gap, smallest, headroom)
         pairs = core.clear_pairs(test, errors) if verdict != "none" else []
         return Signal(
             verdict=verdict,
             metric=self._metric,
             levels=[
-                Level(name=name, val=p.val.primary, test=p.test.primary)
+                Level(name=name, val=number(p.val.primary), test=number(p.test.primary))
                 for name, p in probed.items()
             ],
             gap=gap,
             gap_in_errors=in_errors,
-            smallest_difference=smallest,
+            smallest_difference=number(smallest),
             headroom=headroom,
-            val_ranks_as_test=core.tau_b(val.tolist(), test.tolist()),
+            val_ranks_as_test=number(core.tau_b(val.tolist(), test.tolist())),
             steps=core.neighbours(test, errors, known),
             train_windows=core.fewest_train(pairs, by_count),
             test_windows=core.fewest_test(pairs, n, redraw),

@@ -244,6 +244,7 @@ _PYTHON_HEAD = '''\
 """Downstream tasks of {registry}.
 
 Written by `eval-ingest tasks --format olmoearth`; learning rates are a beginning, not tuned.
+Beside it, `import eval_ingest.integrations.olmoearth_pretrain` reads packed samples, not rasters.
 """
 
 from olmo_core.train.common import Duration

@@ -10,7 +10,7 @@ import pyarrow as pa
 from eval_ingest.core.entry import SPLIT_INDEX_VERSION, Metadata
 from eval_ingest.core.modality import MODALITIES
 from eval_ingest.core.task import TaskKind
-from eval_ingest.store.registry import metadata_bytes
+from eval_ingest.store.seal import sealed_json
 from eval_ingest.store.tables import write_table
 
 
@@ -95,7 +95,9 @@ def write_fake(
         "split_report": {}, "warnings": [], "fingerprints": {}, "window_size": size,
         "num_timesteps": max(timesteps),
     }  # fmt: skip
-    (folder / "metadata.json").write_bytes(metadata_bytes(Metadata.model_validate(metadata)))
+    (folder / "metadata.json").write_bytes(
+        sealed_json(Metadata.model_validate(metadata).model_dump(mode="json", by_alias=True))
+    )
     return folder
 
 

@@ -19,7 +19,8 @@ from eval_ingest.adopting import adopt, adoptable
 from eval_ingest.report.terminal import adopted_lines, table
 from eval_ingest.settings import Settings
 from eval_ingest.store.roots.base import EvalRoot
-from eval_ingest_tests.support.factories import (
+from eval_ingest.testing.datasets import quiet_rslearn
+from eval_ingest_tests.support.writing import (
     LANDSAT,
     LANDSAT_STORED,
     S1,
@@ -32,7 +33,6 @@ from eval_ingest_tests.support.factories import (
     image_input,
     model,
     monthly,
-    quiet_rslearn,
     raster_layer,
     raster_target,
 )

@@ -236,13 +236,14 @@ class DatasetStore:
             StoreError: it isn't held any more, or they can't be written.
         """
 
-    def publish(self, data: bytes) -> None:
-        """Write metadata.json, the commit point.
+    def publish(self, metadata: bytes, opening: bytes) -> None:
+        """Write metadata.json, the commit point, and opening.json, by which it is opened.
 
         Raises:
             StoreError: it isn't held any more, somebody else has published, or it can't be written.
         """
-        write_bytes(self.layout.metadata, data)
+        write_bytes(self.layout.metadata, metadata)
+        write_bytes(self.layout.opening, opening)
 
     def copy_out(self, paths: Collection[str], target: Path) -> Iterator[str]:
         """Copy files, given by their paths in the dataset, into a folder; yields each when done.
@@ -328,6 +329,8 @@ class DatasetStore:
             StoreError: it can't be read.
         """
         self.look_at_array(path, recorded)
+        if recorded.crc32c is not None:
+            self.look_at_file(path, recorded.crc32c)
 
     # ------------------------------------------------------------------------- windows and room
 
@@ -356,7 +359,7 @@ class DatasetStore:
         """The folders of shards, and the split indexes, be they named by metadata.json or not."""
         yield from self.layout.samples.glob("[!.]*")
         for split in SPLITS:
-            yield from self.layout.path.glob(f"{split}/index.*.parquet")
+            yield from self.layout.path.glob(f"{split}/index.*")
 
     def remove(self, paths: Iterable[Path]) -> None:
         """Remove files and folders of it, in this order; one that isn't there is as good as that.

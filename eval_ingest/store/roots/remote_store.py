@@ -154,10 +154,10 @@ class RemoteStore(DatasetStore):
                     found.add(path)
         return found
 
-    def publish(self, data: bytes) -> None:
-        path = self.layout.metadata
-        entry = self.mirror.objects.run(self._held.put(self.mirror.name(path), data))
-        self.mirror.keep(path, entry, data)
+    def publish(self, metadata: bytes, opening: bytes) -> None:
+        for path, data in ((self.layout.metadata, metadata), (self.layout.opening, opening)):
+            entry = self.mirror.objects.run(self._held.put(self.mirror.name(path), data))
+            self.mirror.keep(path, entry, data)
 
     def copy_out(self, paths: Collection[str], target: Path) -> Iterator[str]:
         with ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="copy_out") as pool:
@@ -285,7 +285,8 @@ class RemoteStore(DatasetStore):
         self.remove([p for p in here if p.parent == folder and p.name not in names])
 
     def withdraw(self) -> None:
-        self.remove([self.layout.metadata])  # nothing can be renamed; without it, nobody sees it
+        # Nothing can be renamed; without these, nobody sees it.
+        self.remove([self.layout.opening, self.layout.metadata])
 
     def erase(self) -> None:
         objects, held = self.mirror.objects, self._held
