@@ -1,6 +1,7 @@
 """Evals inside a Lightning training."""
 
 import csv
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -84,6 +85,22 @@ def test_training_is_the_same_with_and_without_evals(root: Path, tmp_path: Path)
     scored = train(tmp_path / "scored", evals)
     for ours, theirs in zip(plain.parameters(), scored.parameters(), strict=True):
         assert torch.equal(ours, theirs)
+
+
+def test_between_evals_a_step_takes_as_long_as_without(root: Path, tmp_path: Path) -> None:
+    class Timed(EvalCallback):
+        spent, steps = 0.0, 0
+
+        def on_train_batch_end(self, *arguments: Any, **more: Any) -> None:
+            started = time.thread_time()
+            super().on_train_batch_end(*arguments, **more)
+            self.spent, self.steps = self.spent + time.thread_time() - started, self.steps + 1
+
+    evals = Timed("crops", 10_000, adapter=adapter, root=root, at_end=False)
+    started = time.thread_time()
+    train(tmp_path, evals, steps=60)
+    assert evals.steps == 60 and evals.last is None
+    assert evals.spent < 0.01 * (time.thread_time() - started)
 
 
 def test_an_interval_must_be_one() -> None:

@@ -20,10 +20,10 @@ from eval_ingest.store.registry import require_metadata
 from eval_ingest.store.roots.base import EvalRoot
 from eval_ingest.testing.datasets import add_window, complete, quiet_rslearn, write_raster
 from eval_ingest_tests.conftest import make_job
-from eval_ingest_tests.support import factories
-from eval_ingest_tests.support.factories import START, Writer, band_set, raster_layer
+from eval_ingest_tests.support import factories, writing
 from eval_ingest_tests.support.oracle import rslearn_samples
 from eval_ingest_tests.support.storages import rewritten
+from eval_ingest_tests.support.writing import START, Writer, band_set, raster_layer
 from eval_ingest_tests.test_loading_parity import compare
 
 BANDS = ("B02", "B03")
@@ -51,11 +51,11 @@ def write(root: Path, dtype: str, nodata: float | None, in_raster: bool) -> tupl
         "label_raster": raster_layer(band_set(["label"], "uint8")),
     }
     inputs = {
-        "sentinel2_l2a": factories.image_input(["sentinel2"], BANDS),
-        "targets": factories.raster_target(),
+        "sentinel2_l2a": writing.image_input(["sentinel2"], BANDS),
+        "targets": writing.raster_target(),
     }
-    task = factories.class_at("rslearn.train.tasks.segmentation.SegmentationTask", num_classes=2)
-    writer = Writer.create(root / "source", layers, factories.model(inputs, task, ["g"]))
+    task = writing.class_at("rslearn.train.tasks.segmentation.SegmentationTask", num_classes=2)
+    writer = Writer.create(root / "source", layers, writing.model(inputs, task, ["g"]))
     rng = np.random.default_rng(0)
     with quiet_rslearn():
         for k in range(12):

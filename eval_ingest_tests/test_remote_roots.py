@@ -43,13 +43,7 @@ from eval_ingest.verifying import verify_dataset
 from eval_ingest_tests.conftest import make_job
 from eval_ingest_tests.support import places
 from eval_ingest_tests.support.places import Place
-from eval_ingest_tests.support.servers import (
-    BUCKET,
-    ObjectServer,
-    Proxy,
-    hurry,
-    proxy,
-)
+from eval_ingest_tests.support.servers import BUCKET, ObjectServer, Proxy, hurry, proxy
 
 servers, place = places.servers, places.place
 

@@ -33,8 +33,9 @@ class Level(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     name: str
-    val: float
-    test: float
+    val: float | None
+    """None where the metric says nothing: R2 of labels that are all alike, for one."""
+    test: float | None
 
 
 class Signal(BaseModel):
@@ -53,12 +54,12 @@ class Signal(BaseModel):
     constant, or noise); in the metric's units, above 0 if better."""
     gap_in_errors: float
     """The same in units of its standard error."""
-    smallest_difference: float
-    """Between two models, that this test split shows four times in five."""
+    smallest_difference: float | None
+    """Between two models, that this test split shows four times in five; None if not known."""
     headroom: float
     """From the best score to a perfect one."""
-    val_ranks_as_test: float
-    """Kendall's tau-b of both splits' scores, -1 to 1."""
+    val_ranks_as_test: float | None
+    """Kendall's tau-b of both splits' scores, -1 to 1; None if all are alike on one."""
     steps: list[float]
     """Gaps between neighbours of known order on test, in standard errors."""
     train_windows: int | None
@@ -86,8 +87,8 @@ class Signal(BaseModel):
         lines = [
             f"signal: {self.verdict}; the best of simple models is {far} above those that know "
             "nothing",
-            f"  a difference below {self.smallest_difference:.4g} between two models can't be "
-            f"shown on test; val ranks them as test does: tau {self.val_ranks_as_test:.2f}",
+            f"  a difference below {_text(self.smallest_difference)} between two models can't be "
+            f"shown on test; val ranks them as test does: tau {_text(self.val_ranks_as_test)}",
         ]
         if self.train_windows is not None and self.test_windows is not None:
             lines.append(
@@ -104,6 +105,10 @@ class Signal(BaseModel):
         return {name: getattr(self, name) for name in names}
 
 
+def _text(value: float | None) -> str:
+    return "unknown" if value is None else f"{value:.3g}"
+
+
 def verdict_of(gap_in_errors: float, gap: float, smallest: float, headroom: float) -> str:
     """One word.
 
@@ -117,23 +122,26 @@ def verdict_of(gap_in_errors: float, gap: float, smallest: float, headroom: floa
     return "weak" if smallest > gap / 2 else "good"
 
 
-def standard_errors(redrawn: Utilities) -> Utilities:
+def standard_errors(redrawn: Utilities, utilities: Utilities, n: int) -> Utilities:
     """(M, M) of the differences between models, from (M, B) utilities of the same B redraws.
 
     The paired bootstrap: Efron and Tibshirani, An Introduction to the Bootstrap (1993), chapter 6;
-    windows are redrawn, as pixels of one aren't independent.
+    windows are redrawn, as pixels of one aren't independent. Where the windows all say the same,
+    redraws don't differ, however few there are: so n windows are no more than n - 1 errors.
     """
-    apart = redrawn[:, None] - redrawn[None]
-    return np.asarray(np.nanstd(apart, axis=2, ddof=1))
+    spread = np.nanstd(redrawn[:, None] - redrawn[None], axis=2, ddof=1)
+    apart = abs(utilities[:, None] - utilities[None])
+    return np.asarray(np.maximum(spread, apart / max(n - 1, 1)))
 
 
 def smallest_difference(errors: Sequence[float], n_used: int, n_all: int) -> float:
     """That a two-sided test at 5 % shows with a power of 80 %: (1.96 + 0.84) standard errors.
 
     Cohen, Statistical Power Analysis (1988); Card et al., With Little Power Comes Great
-    Responsibility (2020). The error falls with the root of the windows.
+    Responsibility (2020). The error falls with the root of the windows. NaN if none is above 0.
     """
-    middle = float(np.median(errors)) if len(errors) else math.nan
+    known = [error for error in errors if error > 0]
+    middle = float(np.median(known)) if known else math.nan
     return (TOLD_APART + _POWER) * middle * math.sqrt(n_used / max(n_all, 1))
 
 

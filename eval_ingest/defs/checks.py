@@ -172,7 +172,10 @@ def _signal(entry: Metadata) -> Result:
     found = Signal.of(entry.signal)
     if found is None:
         return Result(True, f"not measured yet: eval-ingest signal --name {entry.name}")
-    levels = [(level.name, f"{level.val:.4g}", f"{level.test:.4g}") for level in found.levels]
+    levels = [
+        (level.name, *("-" if s is None else f"{s:.4g}" for s in (level.val, level.test)))
+        for level in found.levels
+    ]
     metadata = {**found.entry, "models": table(("model", "val", f"test {found.metric}"), levels)}
     return Result(found.verdict != "none", "; ".join(found.lines()), WARN, metadata)
 

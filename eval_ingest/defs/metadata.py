@@ -93,19 +93,17 @@ def _index_metadata(job: Job, index: WindowIndex) -> dict[str, Any]:
                 for k, known in enumerate(task.classes)
             ],
         )
-    else:
-        moments = index.label_moments()[index.valid, :, 0]
-        if len(moments) and (count := moments[:, 0].sum()):
-            mean = moments[:, 1].sum() / count
-            found["target"] = _numbers(
-                {
-                    "count": int(count),
-                    "mean": float(mean),
-                    "std": float(np.sqrt(max(moments[:, 2].sum() / count - mean**2, 0.0))),
-                    "min": float(moments[:, 3].min()),
-                    "max": float(moments[:, 4].max()),
-                }
-            )
+    elif (target := index.label_moments()[index.valid, :, 0]).size and target[:, 0].any():
+        count, total, squares = target[:, :3].sum(axis=0)
+        found["target"] = _numbers(
+            {
+                "count": int(count),
+                "mean": total / count,
+                "std": float(np.sqrt(max(squares / count - (total / count) ** 2, 0.0))),
+                "min": target[:, 3].min(),
+                "max": target[:, 4].max(),
+            }
+        )
     found |= {key.removeprefix("n_").replace("_", " "): n for key, n in index.extra.items()}
     return found | {
         "source": in_lines(index.source),
@@ -134,19 +132,16 @@ def _split_tables(
     """The splits with what sets them apart, and the classes or the targets in each."""
     missing = report.get("classes_missing", {})
     distance = report.get("distance_from_train", {})
-    heads, rows = ["split", "windows", "share"], []
-    heads += ["class distance from train (0 to 1)"] if distance else []
-    heads += ["classes missing"] if any(missing.values()) else []
-    for split, count in counts.items():
-        facts = {
-            "split": split,
-            "windows": count,
-            "share": _share(count, sum(counts.values())),
-            "class distance from train (0 to 1)": distance.get(split, ""),
-            "classes missing": ", ".join(missing.get(split, ())),
-        }
-        rows.append([facts[head] for head in heads])
-    found: dict[str, Any] = {"splits": table(heads, rows)}
+    columns: dict[str, Mapping[str, Any]] = {
+        "windows": counts,
+        "share": {split: _share(n, sum(counts.values())) for split, n in counts.items()},
+    }
+    if distance:
+        columns["class distance from train (0 to 1)"] = distance
+    if any(missing.values()):
+        columns["classes missing"] = {s: ", ".join(names) for s, names in missing.items()}
+    rows = [(split, *(known.get(split, "") for known in columns.values())) for split in counts]
+    found: dict[str, Any] = {"splits": table(("split", *columns), rows)}
     if "class_counts" in report:
         totals = {split: sum(n) for split, n in report["class_counts"].items()}
         unit = "pixels" if task.kind.per_pixel else "windows"

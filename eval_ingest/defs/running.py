@@ -17,7 +17,7 @@ from eval_ingest.interrupts import interruptible
 from eval_ingest.job import Job, open_job
 from eval_ingest.pipeline import Outcome
 from eval_ingest.redaction import in_lines
-from eval_ingest.report.terminal import describe
+from eval_ingest.report.terminal import describe, how_far
 from eval_ingest.settings import Settings
 from eval_ingest.store.catalog import find_spec
 
@@ -163,17 +163,4 @@ class LogProgress:
         if now - self._told < self._every_s:
             return
         self._told = now
-        seconds = now - self._begun
-        rate = done / seconds if seconds > 0 else 0.0
-        text = f"{self._stage}: {what}: {done}" + (f" of {total}" if total else "")
-        if rate > 0:
-            text += f", {rate:.0f} a second"
-            if total > done:
-                text += f", {_duration((total - done) / rate)} to go"
-        self._log.info(text)
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+        self._log.info(f"{self._stage}: {how_far(what, done, total, now - self._begun)}")

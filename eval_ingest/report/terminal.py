@@ -45,12 +45,7 @@ class Progress:
         if not self._shown or (now - self._last < 0.2 and done != total):
             return
         self._last = now
-        rate = done / max(now - self._started, 1e-3)
-        text = f"{what}: {done:,}"
-        if total:
-            left = (total - done) / rate if rate else 0
-            text += f" of {total:,}  {rate:,.0f} a second  {_clock(left)} left"
-        sys.stderr.write(f"\r\x1b[2K{text}")
+        sys.stderr.write(f"\r\x1b[2K{how_far(what, done, total, now - self._started)}")
         sys.stderr.flush()
 
     def line(self, text: str) -> None:
@@ -76,14 +71,27 @@ def say(text: str, unread: str = "") -> None:
     try:
         print(text, flush=True)
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        hush()
         if unread:
             print(unread, file=sys.stderr)
 
 
-def _clock(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes}:{rest:02d}"
+def hush() -> None:
+    """Print into nothing from here on: what is left in Python's buffer would fail again."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def how_far(what: str, done: int, total: int, seconds: float) -> str:
+    """`windows read: 180 of 500, 20 a second, 16 s to go`; total 0: not known."""
+    rate = done / max(seconds, 1e-3)
+    text = f"{what}: {done:,}" + (f" of {total:,}" if total else "")
+    if rate > 0:
+        text += f", {rate:,.0f} a second"
+    if rate > 0 and total > done:
+        left = (total - done) / rate
+        unit, per = next((u for u in (("s", 1), ("min", 60)) if left < 90 * u[1]), ("h", 3600))
+        text += f", {left / per:.0f} {unit} to go"
+    return text
 
 
 def size(n_bytes: float) -> str:

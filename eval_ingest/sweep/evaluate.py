@@ -22,6 +22,7 @@ from eval_ingest.store.roots.open import open_root
 from eval_ingest.sweep.embed import Embedded, EmbeddedBatch, embedded_batches, joined
 from eval_ingest.sweep.encoders.base import Encoder
 from eval_ingest.sweep.encoders.module import Adapter, undisturbed
+from eval_ingest.sweep.entry_settings import catalog_of
 from eval_ingest.sweep.ranks import Ranks, ranks
 from eval_ingest.sweep.results import Failure, Row, write_tables
 from eval_ingest.sweep.scoring import Encoders, Scorer, choose_device
@@ -151,7 +152,7 @@ def evaluate(
     found = Evaluation([])
     with ranks() as together, undisturbed(model, there), precision:
         scorer = Scorer(
-            suite, eval_root, encoders, _embedding(together, batch_size), settings,
+            suite, eval_root, encoders, _embedding(together, batch_size), catalog_of(settings),
             None if out is None else Path(out), ranks=together,
         )  # fmt: skip
         for name in suite.datasets:

@@ -10,6 +10,7 @@ from eval_ingest.settings import Settings
 from eval_ingest.store.roots.open import open_root
 from eval_ingest.sweep.embed import Embedded, embed_split, writable
 from eval_ingest.sweep.encoders.base import Encoder
+from eval_ingest.sweep.entry_settings import catalog_of
 from eval_ingest.sweep.results import Failure, ResultTable, Row, read_rows, write_tables
 from eval_ingest.sweep.scoring import Encoders, Scorer, Tell, choose_device
 from eval_ingest.sweep.suite import Suite
@@ -61,10 +62,10 @@ def run_sweep(
         return embed_split(dataset, encoder, cache, progress, pooling)
 
     there = choose_device(device)
-    table = ResultTable([], 0)
+    table, catalog = ResultTable([], 0), catalog_of(settings)
     for spec in suite.encoders:
         scorer = Scorer(
-            suite, eval_root, Encoders(spec, suite, there), embedded, settings, out, resume=True,
+            suite, eval_root, Encoders(spec, suite, there), embedded, catalog, out, resume=True,
             progress=progress, tell=tell or (lambda text: None),
         )  # fmt: skip
         table += _scored(scorer, spec, alone=len(suite.encoders) == 1)

@@ -4,7 +4,7 @@ Which encoders meet which datasets, and what becomes of the rows, is for run.py 
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -15,13 +15,12 @@ import torch
 from eval_ingest.core.entry import Metadata
 from eval_ingest.core.eval_settings import EvalSettings
 from eval_ingest.core.fingerprint import fingerprint
+from eval_ingest.core.spec import DatasetSpec
 from eval_ingest.core.task import TaskKind
 from eval_ingest.engine import Progress, no_progress
 from eval_ingest.errors import SweepError
 from eval_ingest.loading import EvalDataset
 from eval_ingest.report.terminal import plural
-from eval_ingest.settings import Settings
-from eval_ingest.store.catalog import read_catalog
 from eval_ingest.store.registry import require_metadata
 from eval_ingest.store.roots.base import EvalRoot
 from eval_ingest.sweep import embed, probes
@@ -104,7 +103,8 @@ class Scorer:
     encoders: Encoders
     embed: Callable[[EvalDataset, Encoder, str], Embedded]
     """Embeds a split, pooled so."""
-    settings: Settings
+    catalog: Callable[[], Mapping[str, DatasetSpec]]
+    """Says how datasets are scored that don't say it themselves."""
     out: Path | None = None
     """Where rows are kept."""
     resume: bool = False
@@ -120,7 +120,7 @@ class Scorer:
             EvalIngestError: it can't be scored.
         """
         metadata = require_metadata(self.root, name)
-        settings = self.settings_of(metadata)
+        settings = settings_of(name, metadata.spec.eval, self.catalog)
         encoder = self.encoders.of(settings)
         probe = self._probe(metadata, settings)
         require_windows(metadata, self.suite.split)
@@ -141,12 +141,6 @@ class Scorer:
         else:
             self.tell(f"{name}, {encoder.name}: up to date, nothing to do")
         return [row for row in kept.values() if row is not None], len(missing)
-
-    def settings_of(self, metadata: Metadata) -> EvalSettings:
-        """How a dataset is scored."""
-        return settings_of(
-            metadata.name, metadata.spec.eval, lambda: read_catalog(self.settings, broken={})
-        )
 
     def _kept(self, row: Row) -> Row:
         if self.out is not None:

@@ -36,8 +36,11 @@ class Poisoned(Kind):
 
     def __init__(self, folder: Path) -> None:
         super().__init__(folder)
-        cases = ("segmentation", "vector_classification", "three_modalities")
-        self.sources = [factories.CASES[name](folder / name) for name in cases]
+        self.sources = [
+            factories.segmentation(folder / "raster", windows=4),
+            factories.vector_classification(folder / "vector", windows=4),
+            factories.three_modalities(folder / "many", windows=4),
+        ]
         self.work = folder / "work"
 
     def try_one(self, rng: random.Random) -> Counter[str]:

@@ -64,7 +64,8 @@ class Run:
     environment: Mapping[str, str] = field(default_factory=dict)
     """More of it, for a process of its own."""
     limits: Mapping[int, int] = field(default_factory=dict)
-    """resource.RLIMIT_* and the soft limit, for a process of its own."""
+    """resource.RLIMIT_* and the soft limit, for a process of its own; of memory (RLIMIT_DATA) what
+    it may take beyond what it has."""
 
     def job(self, progress: Callable[[str, int, int], None] = no_progress) -> Job:
         """What pipeline.ingest takes."""
@@ -197,7 +198,8 @@ def context() -> multiprocessing.context.ForkServerContext:
 def _main(run: Run, log: Path, kill_at: int | None, mark: str) -> None:
     os.environ.update(run.environment)
     for limit, value in run.limits.items():
-        resource.setrlimit(limit, (value, resource.getrlimit(limit)[1]))
+        more = _data_bytes() if limit == resource.RLIMIT_DATA else 0
+        resource.setrlimit(limit, (value + more, resource.getrlimit(limit)[1]))
     os.environ[MARK] = mark  # of what is started from here on
     changes = 0
     root = f"{run.root}/"
@@ -225,6 +227,11 @@ def _main(run: Run, log: Path, kill_at: int | None, mark: str) -> None:
         log.write_text(traceback.format_exc())
         os._exit(OTHER_ERROR)
     log.write_text(str(changes))
+
+
+def _data_bytes() -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) << 10 for line in lines if line.startswith("VmData"))
 
 
 def _children(pid: int) -> list[int]:

@@ -18,7 +18,9 @@ from eval_ingest.adopting import adopt, adoptable
 from eval_ingest.report.terminal import adopted_lines, table
 from eval_ingest.settings import Settings
 from eval_ingest.store.roots.base import EvalRoot
-from eval_ingest_tests.support.factories import (
+from eval_ingest.testing.datasets import quiet_rslearn
+from eval_ingest_tests.support.peer import PYTHON
+from eval_ingest_tests.support.writing import (
     LANDSAT,
     LANDSAT_STORED,
     S1,
@@ -31,11 +33,9 @@ from eval_ingest_tests.support.factories import (
     image_input,
     model,
     monthly,
-    quiet_rslearn,
     raster_layer,
     raster_target,
 )
-from eval_ingest_tests.support.peer import PYTHON
 
 COUNTS = {"train": 3, "val": 2, "test": 2}
 _LAYERS = {

@@ -8,23 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from eval_ingest_tests.support.factories import (
-    LANDSAT,
-    LANDSAT_STORED,
-    S1,
-    S2,
-    S2_STORED,
-    VECTOR_TARGET,
-    Writer,
-    band_set,
-    class_at,
-    image_input,
-    model,
-    monthly,
-    quiet_rslearn,
-    raster_layer,
-    raster_target,
-)
+from eval_ingest.testing.datasets import quiet_rslearn
+from eval_ingest_tests.support import writing
 
 SIZE = 16
 KINDS = {
@@ -53,22 +38,29 @@ def _fetched(steps: int) -> dict[str, Any]:
 
 
 def _task(name: str, **arguments: Any) -> dict[str, Any]:
-    return class_at(f"rslearn.train.tasks.{name}", **arguments)
+    return writing.class_at(f"rslearn.train.tasks.{name}", **arguments)
 
 
 def _crops(folder: Path, windows: int) -> Path:
     """Like tolbi: one modality, 0 is no label, and no class either."""
     layers = {
-        "sentinel2": raster_layer(band_set(S2_STORED, "uint16"), **_fetched(3)),
-        "label_raster": raster_layer(band_set(["label"], "uint8")),
+        "sentinel2": writing.raster_layer(
+            writing.band_set(writing.S2_STORED, "uint16"), **_fetched(3)
+        ),
+        "label_raster": writing.raster_layer(writing.band_set(["label"], "uint8")),
     }
-    inputs = {"sentinel2_l2a": image_input(["sentinel2"], S2), "targets": raster_target()}
+    inputs = {
+        "sentinel2_l2a": writing.image_input(["sentinel2"], writing.S2),
+        "targets": writing.raster_target(),
+    }
     task = _task("segmentation.SegmentationTask", num_classes=5, zero_is_invalid=True)
-    writer = Writer.create(folder / "crops", layers, model(inputs, task, ["a", "b"]))
+    writer = writing.Writer.create(
+        folder / "crops", layers, writing.model(inputs, task, ["a", "b"])
+    )
     for k in range(windows):
         window = writer.window("ab"[k % 2], SIZE, SIZE)
         field = writer.regions(SIZE, SIZE, 5)
-        writer.sentinel2(window, "sentinel2", field / 4, monthly(3))
+        writer.sentinel2(window, "sentinel2", field / 4, writing.monthly(3))
         writer.label(window, field.astype(np.uint8))
     return writer.path
 
@@ -76,27 +68,29 @@ def _crops(folder: Path, windows: int) -> Path:
 def _types(folder: Path, windows: int) -> Path:
     """A class per window from two modalities."""
     layers = {
-        "sentinel2": raster_layer(band_set(S2_STORED, "uint16"), **_fetched(2)),
-        "sentinel1": raster_layer(band_set(S1, "float32"), **_fetched(2)),
+        "sentinel2": writing.raster_layer(
+            writing.band_set(writing.S2_STORED, "uint16"), **_fetched(2)
+        ),
+        "sentinel1": writing.raster_layer(writing.band_set(writing.S1, "float32"), **_fetched(2)),
         "label": {"type": "vector"},
     }
     inputs = {
-        "sentinel2_l2a": image_input(["sentinel2"], S2),
-        "sentinel1": image_input(["sentinel1"], S1),
-        "label": VECTOR_TARGET,
+        "sentinel2_l2a": writing.image_input(["sentinel2"], writing.S2),
+        "sentinel1": writing.image_input(["sentinel1"], writing.S1),
+        "label": writing.VECTOR_TARGET,
     }
     names = ["Coffee", "Trees", "Maize"]
     task = _task("classification.ClassificationTask", property_name="kind", classes=names)
-    tasks = class_at(
+    tasks = writing.class_at(
         "rslearn.train.tasks.multi_task.MultiTask",
         tasks={"type": task}, input_mapping={"type": {"label": "targets"}},
     )  # fmt: skip
-    writer = Writer.create(folder / "types", layers, model(inputs, tasks, ["g"]))
+    writer = writing.Writer.create(folder / "types", layers, writing.model(inputs, tasks, ["g"]))
     for k in range(windows):
         window = writer.window("g", SIZE, SIZE)
         signal = np.full((SIZE, SIZE), (k % 3) / 2)
-        writer.sentinel2(window, "sentinel2", signal, monthly(2))
-        writer.sentinel1(window, "sentinel1", signal, monthly(2), one_file=False)
+        writer.sentinel2(window, "sentinel2", signal, writing.monthly(2))
+        writer.sentinel1(window, "sentinel1", signal, writing.monthly(2), one_file=False)
         writer.features(window, {"kind": names[k % 3]})
     return writer.path
 
@@ -104,19 +98,23 @@ def _types(folder: Path, windows: int) -> Path:
 def _height(folder: Path, windows: int) -> Path:
     """A number per pixel from Landsat, with holes."""
     layers = {
-        "landsat": raster_layer(band_set(LANDSAT_STORED, "uint16"), **_fetched(2)),
-        "label_raster": raster_layer(band_set(["height"], "float32", nodata_value=-9999)),
+        "landsat": writing.raster_layer(
+            writing.band_set(writing.LANDSAT_STORED, "uint16"), **_fetched(2)
+        ),
+        "label_raster": writing.raster_layer(
+            writing.band_set(["height"], "float32", nodata_value=-9999)
+        ),
     }
     inputs = {
-        "landsat": image_input(["landsat"], LANDSAT),
-        "targets": raster_target("FLOAT32", "height"),
+        "landsat": writing.image_input(["landsat"], writing.LANDSAT),
+        "targets": writing.raster_target("FLOAT32", "height"),
     }
     task = _task("per_pixel_regression.PerPixelRegressionTask", nodata_value=-9999)
-    writer = Writer.create(folder / "height", layers, model(inputs, task, ["g"]))
+    writer = writing.Writer.create(folder / "height", layers, writing.model(inputs, task, ["g"]))
     for _ in range(windows):
         window = writer.window("g", SIZE, SIZE)
         signal = writer.rng.random((SIZE, SIZE))
-        writer.landsat(window, signal, monthly(2), sidecar=False)
+        writer.landsat(window, signal, writing.monthly(2), sidecar=False)
         label = (20 + 200 * signal).astype(np.float32)
         label[writer.rng.random(label.shape) < 0.2] = -9999
         writer.label(window, label, "height", nodata=-9999)
@@ -126,16 +124,21 @@ def _height(folder: Path, windows: int) -> Path:
 def _moisture(folder: Path, windows: int) -> Path:
     """A number per window."""
     layers = {
-        "sentinel2": raster_layer(band_set(S2_STORED, "uint16"), **_fetched(2)),
+        "sentinel2": writing.raster_layer(
+            writing.band_set(writing.S2_STORED, "uint16"), **_fetched(2)
+        ),
         "label": {"type": "vector"},
     }
-    inputs = {"sentinel2_l2a": image_input(["sentinel2"], S2), "targets": VECTOR_TARGET}
+    inputs = {
+        "sentinel2_l2a": writing.image_input(["sentinel2"], writing.S2),
+        "targets": writing.VECTOR_TARGET,
+    }
     task = _task("regression.RegressionTask", property_name="lfmc")
-    writer = Writer.create(folder / "moisture", layers, model(inputs, task, ["g"]))
+    writer = writing.Writer.create(folder / "moisture", layers, writing.model(inputs, task, ["g"]))
     for _ in range(windows):
         window = writer.window("g", SIZE, SIZE)
         level = float(writer.rng.random())
-        writer.sentinel2(window, "sentinel2", np.full((SIZE, SIZE), level), monthly(2))
+        writer.sentinel2(window, "sentinel2", np.full((SIZE, SIZE), level), writing.monthly(2))
         writer.features(window, {"lfmc": round(30 + 200 * level, 2)})
     return writer.path
 
@@ -143,21 +146,25 @@ def _moisture(folder: Path, windows: int) -> Path:
 def _fires(folder: Path, windows: int) -> Path:
     """Pre and post layers of one modality, which is thereby twice as long as the tool counts."""
     layers = {
-        "sentinel2_pre": raster_layer(band_set(S2_STORED, "uint16"), **_fetched(2)),
-        "sentinel2_post": raster_layer(band_set(S2_STORED, "uint16"), **_fetched(2)),
-        "label_raster": raster_layer(band_set(["label"], "uint8")),
+        "sentinel2_pre": writing.raster_layer(
+            writing.band_set(writing.S2_STORED, "uint16"), **_fetched(2)
+        ),
+        "sentinel2_post": writing.raster_layer(
+            writing.band_set(writing.S2_STORED, "uint16"), **_fetched(2)
+        ),
+        "label_raster": writing.raster_layer(writing.band_set(["label"], "uint8")),
     }
     inputs = {
-        "sentinel2_l2a": image_input(["sentinel2_pre", "sentinel2_post"], S2),
-        "targets": raster_target(),
+        "sentinel2_l2a": writing.image_input(["sentinel2_pre", "sentinel2_post"], writing.S2),
+        "targets": writing.raster_target(),
     }
     task = _task("segmentation.SegmentationTask", num_classes=3, nodata_value=2)
-    writer = Writer.create(folder / "fires", layers, model(inputs, task, ["g"]))
+    writer = writing.Writer.create(folder / "fires", layers, writing.model(inputs, task, ["g"]))
     for _ in range(windows):
         window = writer.window("g", SIZE, SIZE)
         field = writer.regions(SIZE, SIZE, 3)
         for layer in ("sentinel2_pre", "sentinel2_post"):
-            writer.sentinel2(window, layer, field / 2, monthly(2))
+            writer.sentinel2(window, layer, field / 2, writing.monthly(2))
         writer.label(window, field.astype(np.uint8))
     return writer.path
 
