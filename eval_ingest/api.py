@@ -37,6 +37,7 @@ from eval_ingest.store.roots.open import open_root
 if TYPE_CHECKING:
     from eval_ingest.adopting import Adopted
     from eval_ingest.copying.verify import Verified
+    from eval_ingest.integrations.huggingface import Published
     from eval_ingest.job import Job
     from eval_ingest.pipeline import Outcome
     from eval_ingest.report.tables import Board
@@ -562,3 +563,71 @@ def leaderboard(out: str | Path = DEFAULT_OUT, datasets: Sequence[str] = ()) -> 
 
     rows = read_rows(Path(out))
     return leaderboards([row for row in rows if not datasets or row.dataset in datasets])
+
+
+def publish(
+    name: str,
+    to: str,
+    *,
+    root: Root = None,
+    licence: str | None = None,
+    citation: str | None = None,
+    windows: bool = False,
+    private: bool = False,
+    dry_run: bool = False,
+    progress: Progress = no_progress,
+) -> "Published":
+    """Publish a dataset on the Hugging Face Hub; run again after a stop, it goes on.
+
+    Args:
+        name: the dataset.
+        to: hf://ORG/REPO, a dataset repository; it is made if it isn't there.
+        root: where the dataset is; default OLMOEARTH_EVAL_DATASETS.
+        licence: such as CC-BY-4.0; needed unless the dataset's spec says it.
+        citation: text or BibTeX; needed, "" for none.
+        windows: with the rslearn copy; without: the packed samples.
+        private: a repository that is made is for its owner alone.
+        dry_run: only list what would be sent.
+        progress: see `ingest`.
+
+    Raises:
+        SpecError: no licence, no citation, or no address on the Hub.
+        StoreError: the Hub can't be reached or refuses, or a file tells what is private.
+
+    >>> publish("crops", "hf://allenai/evals", licence="CC-BY-4.0", citation="")  # doctest: +SKIP
+    """
+    from eval_ingest.integrations import huggingface
+
+    settings = _settings(root)
+    return huggingface.publish(
+        settings,
+        tidied(settings),
+        name,
+        to,
+        licence=licence,
+        citation=citation,
+        windows=windows,
+        private=private,
+        dry_run=dry_run,
+        progress=progress,
+    )
+
+
+def pull(url: str, *, root: Root = None, progress: Progress = no_progress) -> Path:
+    """Copy a dataset from the Hugging Face Hub into an eval root, verified; gives its folder.
+
+    `EvalDataset(url, split)` reads it without: what is asked for, through the cache.
+
+    Args:
+        url: hf://ORG/REPO/NAME, with @REVISION after REPO for a certain one.
+        root: a folder; default OLMOEARTH_EVAL_DATASETS.
+        progress: see `ingest`.
+
+    Raises:
+        SpecError: no address of a dataset, or the eval root isn't a folder.
+        StoreError: the Hub can't be reached, or has no such dataset.
+        IntegrityError: what arrived isn't what was published.
+    """
+    from eval_ingest.integrations import huggingface
+
+    return huggingface.pull(_settings(root), url, progress=progress)

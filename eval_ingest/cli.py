@@ -50,6 +50,17 @@ examples:
 """
 
 
+PUBLISH = """\
+Where the data came from, paths, addresses and secrets are left out. What is there already isn't
+sent again, so that a publication that was stopped goes on.
+
+examples:
+  eval-ingest publish tolbi_crops --to hf://org/evals --licence CC-BY-4.0 --citation cite.bib
+  eval-ingest publish tolbi_crops --to hf://org/evals --licence CC0-1.0 --citation "" --dry-run
+  eval-ingest pull hf://org/evals/tolbi_crops --to /data/evals
+"""
+
+
 ADOPT = """\
 The other tool's windows stay where they are, and its entry in registry.json keeps every value.
 
@@ -261,6 +272,21 @@ def _parser() -> argparse.ArgumentParser:
     add("--to", required=True, metavar="DIR", help="becomes an eval root")
     text = "with the rslearn copy (default), or only the packed samples"
     add("--windows", action=switch, default=True, help=text)
+
+    text = "publish a dataset on the Hugging Face Hub"
+    add = command("publish", None, text, PUBLISH, dataset="needed").add_argument
+    add("--to", required=True, metavar="hf://ORG/REPO", help="made if it isn't there")
+    add("--licence", help="such as CC-BY-4.0; needed unless the dataset's spec says it")
+    add("--citation", metavar="TEXT_OR_FILE", help='BibTeX or words; "" for none')
+    text = "with the rslearn copy, or only the packed samples (default)"
+    add("--windows", action=switch, default=False, help=text)
+    add("--private", action="store_true", help="a repository that is made is for its owner alone")
+    add("--dry-run", action="store_true", help="list what would be sent")
+
+    text = "copy a dataset from the Hugging Face Hub, and verify it"
+    add = command("pull", None, text).add_argument
+    add("url", metavar="hf://ORG/REPO/NAME", help="with @REVISION after REPO for a certain one")
+    add("--to", metavar="DIR", help="an eval root; default OLMOEARTH_EVAL_DATASETS")
 
     remove = command("remove", None, "delete an ingested dataset", dataset="needed")
     remove.add_argument("--yes", action="store_true", help="don't ask")

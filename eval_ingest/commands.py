@@ -10,6 +10,7 @@ import json
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from eval_ingest import api
@@ -214,6 +215,39 @@ def run_export(options: argparse.Namespace) -> int:
         f'load it: EvalDataset("{name}", "train", root="{path.parent}")',
     ]
     _show(options, {"name": name, "path": str(path), "windows": options.windows}, lines)
+    return 0
+
+
+def run_publish(options: argparse.Namespace) -> int:
+    """Publish a dataset on the Hub."""
+    citation = options.citation
+    if citation and "\n" not in citation and Path(citation).expanduser().is_file():
+        citation = Path(citation).expanduser().read_text()
+    with _progress(options) as progress:
+        found = api.publish(
+            options.name,
+            options.to,
+            licence=options.licence,
+            citation=citation,
+            windows=options.windows,
+            private=options.private,
+            dry_run=options.dry_run,
+            progress=progress,
+        )
+    facts = {"url": found.url, "files": found.files, "sent": found.sent, "commit": found.commit}
+    _show(options, facts, found.lines(options.dry_run))
+    return 0
+
+
+def run_pull(options: argparse.Namespace) -> int:
+    """Copy a dataset from the Hub."""
+    with _progress(options) as progress:
+        path = api.pull(options.url, root=options.to, progress=progress)
+    lines = [
+        f"{path.name} is in {path}, as it was published",
+        f'load it: EvalDataset("{path.name}", "train", root="{path.parent}")',
+    ]
+    _show(options, {"name": path.name, "path": str(path)}, lines)
     return 0
 
 

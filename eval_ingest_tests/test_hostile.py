@@ -284,7 +284,6 @@ def _ingest_elsewhere(source: Path, root: Path, before: str, **environment: str)
         from pathlib import Path
         from eval_ingest import pipeline
         from eval_ingest_tests.conftest import make_job
-from eval_ingest_tests.support.dagster_world import World
         try:
             job = make_job(Path({str(source)!r}), Path({str(root)!r}), max_invalid_fraction=1.0)
             print(pipeline.ingest(job)[0].value.summary.reasons)

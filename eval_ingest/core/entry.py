@@ -55,7 +55,7 @@ class ShardArray(_Model):
     n_bytes: int
     """Of the file, its header included."""
     crc32c: str | None = None
-    """Of the file, as Google Cloud Storage writes it; under remote eval roots alone."""
+    """Of the file, as Google Cloud Storage writes it; under remote roots, and where exported."""
 
 
 class Shard(_Model):

@@ -7,6 +7,7 @@ is unreadable, and the ingest goes on.
 """
 
 import contextlib
+import io
 import multiprocessing
 import os
 import resource
@@ -36,7 +37,7 @@ _IDLE_S = 10.0
 """A process that isn't asked for anything ends by itself."""
 _CHUNK = 16 * MIB
 _ENVIRONMENT = {
-    "GDAL_CACHEMAX": "64",
+    "GDAL_CACHEMAX": "32",
     "GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR",  # nothing beside a raster is looked for
     "GDAL_SKIP": "VRT,WMS,WMTS,WCS,HTTP,GTI,DERIVED,EEDAI,MRF",  # these follow paths and URLs
     "CPL_VSIL_CURL_ALLOWED_EXTENSIONS": ".none",
@@ -121,7 +122,8 @@ class _Helper:
 
     def ask(self, function: Callable[..., Result], args: tuple[Any, ...], seconds: float) -> Result:
         try:
-            self._pipe.send((function, args))
+            large = [value for value in args[:1] if isinstance(value, bytes)]
+            _send(self._pipe, (function, args[len(large) :]), *large)
             if not self._pipe.poll(seconds):
                 self.end()
                 raise Unreadable("decoder_stopped", f"decoding took more than {seconds:.0f} s")
@@ -136,7 +138,7 @@ class _Helper:
             raise
 
     def _receive(self) -> Result:
-        kind, *told = self._pipe.recv()
+        (kind, *told), large = _receive(self._pipe)
         if kind == "problem":
             raise Unreadable(*told)
         if kind == "error":
@@ -145,11 +147,7 @@ class _Helper:
         meta, shape, dtype = told
         if shape is None:
             return None, meta
-        pixels = np.empty(shape, dtype)
-        view = pixels.reshape(-1).view(np.uint8).data
-        for start in range(0, len(view), _CHUNK):
-            self._pipe.recv_bytes_into(view[start : start + _CHUNK])
-        return pixels, meta
+        return np.frombuffer(large[0], dtype).reshape(shape), meta
 
     def end(self) -> None:
         """End it, whatever it does."""
@@ -166,6 +164,26 @@ class _Helper:
         return Unreadable("decoder_stopped", f"the decoder crashed (exit code {code})")
 
 
+def _send(pipe: Connection, message: Any, *large: bytes | NDArray[Any]) -> None:
+    """Send a message, and bytes beside it of which no copy is made."""
+    views = [np.frombuffer(data, np.uint8).data for data in large]
+    pipe.send((message, [len(view) for view in views]))
+    for view in views:
+        for start in range(0, len(view), _CHUNK):
+            pipe.send_bytes(view[start : start + _CHUNK])
+
+
+def _receive(pipe: Connection) -> tuple[Any, list[bytes]]:
+    message, sizes = pipe.recv()
+    large = []
+    for size in sizes:
+        stream = io.BytesIO()
+        while stream.tell() < size:
+            stream.write(pipe.recv_bytes())
+        large.append(stream.getvalue())
+    return message, large
+
+
 def _serve(pipe: Connection, environment: dict[str, str]) -> None:
     """Runs in the helper: answer until nobody asks any more."""
     prepare_worker(environment | _ENVIRONMENT)
@@ -173,28 +191,24 @@ def _serve(pipe: Connection, environment: dict[str, str]) -> None:
     warnings.simplefilter("ignore")  # what they are about is told as a problem
     with contextlib.suppress(EOFError, OSError):
         while pipe.poll(_IDLE_S):
-            function, args = pipe.recv()
-            _answer(pipe, function, args)
+            _answer(pipe, *_receive(pipe))
     os._exit(0)  # no library is asked whether it would end well
 
 
-def _answer(pipe: Connection, function: Callable[..., Result], args: tuple[Any, ...]) -> None:
+def _answer(pipe: Connection, request: tuple[Callable[..., Result], Any], large: Any) -> None:
+    function, args = request
     try:
-        pixels, meta = _call(function, args, limited=True)
+        pixels, meta = _call(function, (*large, *args), limited=True)
     except Unreadable as problem:
-        pipe.send(("problem", problem.code, problem.detail))
-        return
+        return _send(pipe, ("problem", problem.code, problem.detail))
     except EvalIngestError as error:
-        pipe.send(("error", type(error).__name__, str(error)))
-        return
+        return _send(pipe, ("error", type(error).__name__, str(error)))
+    large.clear()  # as large as the pixels, which stand here and there for a while
     if pixels is None:
-        pipe.send(("ok", meta, None, None))
-        return
+        return _send(pipe, ("ok", meta, None, None))
     pixels = np.ascontiguousarray(pixels)
-    pipe.send(("ok", meta, pixels.shape, pixels.dtype.str))
-    view = pixels.reshape(-1).view(np.uint8).data
-    for start in range(0, len(view), _CHUNK):
-        pipe.send_bytes(view[start : start + _CHUNK])
+    told = "ok", meta, pixels.shape, pixels.dtype.str
+    return _send(pipe, told, pixels)
 
 
 def _call(function: Callable[..., Result], args: tuple[Any, ...], limited: bool) -> Result:

@@ -329,7 +329,7 @@ class _WindowReader:
             self.packed[base] = self._file(base, band_set, grid), counts
         (pixels, times, nodata), counts = self.packed[base]
         steps = steps_of_group(counts, item_group, pixels.shape[2], base)
-        return _RasterFile(pixels[:, :, steps], times[steps] if times else None, nodata)
+        return _RasterFile(pixels[:, :, steps], None if times is None else times[steps], nodata)
 
     def _present(self, path: str) -> bytes:
         if path not in self.files.by_path:

@@ -127,6 +127,7 @@ def assemble(stack: list[StoredRaster], dtype: np.dtype[Any]) -> NDArray[Any]:
     step = 0
     for raster in stack:
         steps = raster.pixels.shape[2]
-        result[:, :, step : step + steps] = raster.pixels[..., list(raster.order)]
+        for place, band in enumerate(raster.order):  # a band at a time: no second copy of all
+            result[:, :, step : step + steps, place] = raster.pixels[..., band]
         step += steps
     return result

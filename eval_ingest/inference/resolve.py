@@ -71,6 +71,8 @@ def resolve(files: ConfigFiles, spec: DatasetSpec) -> ResolvedConfig:
     masks = [label.mask, *(modality.mask for modality in modalities)]
     parts = [part for modality in modalities for part in modality.parts]
     parts += [mask.part for mask in masks if mask is not None]
+    layers = _layers([inputs[part.key] for part in parts] + [declared.label], dataset)
+    _note_required(declared.inputs, {layer.name for layer in layers}, notes)
     ratios = run.ratios(notes)
     if ratios:
         notes.origin("declared_ratios", ratios[1])
@@ -78,7 +80,7 @@ def resolve(files: ConfigFiles, spec: DatasetSpec) -> ResolvedConfig:
         task=task,
         label=label,
         modalities=modalities,
-        layers=_layers([inputs[part.key] for part in parts] + [declared.label], dataset),
+        layers=layers,
         crop_size=fitting_crop(crop_size(declared, run, spec, notes), declared, modalities, notes),
         all_crops=all_crops(declared, spec, notes),
         selectors=_selectors(declared, run, notes),
@@ -168,6 +170,16 @@ def _other_splits(
         elif not other.chance:  # samples have one size, which a random Pad can't say
             found[split] = other
     return found
+
+
+def _note_required(inputs: Iterable[DataInput], read: set[str], notes: Notes) -> None:
+    """Tell of inputs that nothing here reads, but without which rslearn leaves a window out."""
+    found = [i.key for i in inputs if i.required and not read.issuperset(i.layers)]
+    if found:
+        notes.warn(
+            f"inputs {', '.join(found)} are required but not read: rslearn leaves out the windows "
+            "that lack them, and these stay here"
+        )
 
 
 def _vector_inputs(declared: Declaration) -> tuple[str, ...]:

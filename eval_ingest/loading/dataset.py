@@ -20,6 +20,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from eval_ingest.core.crops import Corner, split_cut
 from eval_ingest.core.entry import Metadata
+from eval_ingest.core.hub import SCHEME, HubAddress
 from eval_ingest.core.resolved import ModalityInput
 from eval_ingest.core.spec import SPLITS
 from eval_ingest.core.task import Task
@@ -88,7 +89,8 @@ class EvalDataset(Dataset[dict[str, Any]]):
     `ds[[3, 1]]` are datasets of some of the samples.
 
     Args:
-        name: the dataset, as in the registry.
+        name: the dataset, as in the registry, or where it is on the Hugging Face Hub:
+            hf://ORG/REPO/NAME, with @REVISION after REPO for a certain one.
         split: train, val or test.
         root: the eval root; default OLMOEARTH_EVAL_DATASETS.
         version: the fingerprint that the dataset must have, or how it begins: scores on another
@@ -145,6 +147,11 @@ class EvalDataset(Dataset[dict[str, Any]]):
         channels_first: bool = False,
         transforms: Transform | None = None,
     ) -> None:
+        if name.startswith(SCHEME):
+            address = HubAddress.parse(name)
+            if address.name is None:
+                raise LoadError(f"{name} names no dataset: hf://{address.repo}/DATASET")
+            name, root = address.name, address.root
         self._arguments: dict[str, Any] = {
             "name": name, "split": split, "modalities": modalities, "normalize": normalize,
             "method": method, "crop": crop, "label_fraction": label_fraction,

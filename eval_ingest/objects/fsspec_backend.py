@@ -180,7 +180,7 @@ _TIMES = ("LastModified", "mtime", "last_modified", "updated", "created")
 def _version(info: dict[str, Any]) -> str:
     """What the server says that changes with the content; a checksum if there is one."""
     crc32c = info.get("crc32c")
-    etag = info.get("ETag") or info.get("etag")
+    etag = info.get("ETag") or info.get("etag") or info.get("blob_id")  # the last is the Hub's
     return f"crc32c:{crc32c}" if crc32c else f"etag:{_bare(etag)}" if etag else _token(info)
 
 

@@ -1,14 +1,22 @@
 """A dataset as a folder to publish: an eval root with this one dataset in it."""
 
+import json
 import os
 import shutil
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
+import pyarrow as pa
+
 from eval_ingest.core.entry import Metadata
+from eval_ingest.core.public import UNTOLD, public, public_metadata, public_value
 from eval_ingest.errors import NotIngestedError, StoreError
+from eval_ingest.report.view import open_view
+from eval_ingest.report.viewer import write_viewer
 from eval_ingest.report.writing import write_report
-from eval_ingest.store.atomic import store_error
+from eval_ingest.store.atomic import file_crc32c, store_error
+from eval_ingest.store.index_file import read_index, read_splits, write_index, write_splits
 from eval_ingest.store.outcomes import read_copy, read_published
 from eval_ingest.store.paths import DatasetLayout
 from eval_ingest.store.registry import rebuild_registry, require_metadata, write_metadata
@@ -23,6 +31,8 @@ def export_dataset(
     to: Path,
     windows: bool = True,
     progress: Callable[[str, int, int], None] = lambda what, done, total: None,
+    licence: str | None = None,
+    citation: str = "",
 ) -> Path:
     """Copy a published dataset with its report to {to}/{name}, and register it there.
 
@@ -32,6 +42,11 @@ def export_dataset(
         to: an eval root of its own; made if it isn't there.
         windows: with the rslearn copy; without: the packed samples alone.
         progress: told the files that are copied.
+        licence: in the place of the spec's.
+        citation: for the card.
+
+    What it came from isn't told: see core/public.py. `{name}/viewer/` shows its samples to
+    `datasets.load_dataset`.
 
     Raises:
         UnknownDatasetError: there is no such dataset.
@@ -61,9 +76,12 @@ def export_dataset(
         for done, _ in enumerate(copies, start=1):
             progress("files copied", done, len(files))
         _require_published(root, metadata, windows)
-        exported = EvalRoot(aside.path.parent)
-        write_metadata(exported.dataset(name), _exported(metadata, windows))
-        write_report(exported, name)
+        _make_public(aside)
+        exported = _with_checksums(_exported(metadata, windows, licence), aside)
+        here = EvalRoot(aside.path.parent)
+        write_metadata(here.dataset(name), exported)
+        write_viewer(open_view(here, name), aside.path, progress)
+        write_report(here, name, citation=citation)
         os.rename(aside.path, final.path)
     except OSError as error:
         raise store_error(final.path, "exporting to", error) from error
@@ -118,8 +136,43 @@ def _files(store: DatasetStore, metadata: Metadata, windows: bool) -> Iterator[s
     yield from (f"windows/{path}" for path in store.windows.paths())
 
 
-def _exported(metadata: Metadata, windows: bool) -> Metadata:
+def _make_public(layout: DatasetLayout) -> None:
+    """Take out of the index what is nobody's business: paths in what it says of windows."""
+    index = read_index(layout.window_index)
+    if index is None:
+        return
+    problems = [
+        [{**found, "detail": public(found["detail"])} for found in row]
+        for row in index.table["problems"].to_pylist()
+    ]
+    options = [None if o is None else json.dumps(public_value(json.loads(o)), sort_keys=True)
+               for o in index.table["options"].to_pylist()]  # fmt: skip
+    table = index.table
+    for name, values in (("problems", problems), ("options", options)):
+        at = table.schema.get_field_index(name)
+        table = table.set_column(at, name, pa.array(values, table.schema.field(at).type))
+    extra = public_value(dict(index.extra))
+    write_index(layout.window_index, replace(index, table=table, source=UNTOLD, extra=extra))
+    splits = read_splits(layout.split_assignment)
+    if splits is not None:
+        write_splits(layout.split_assignment, replace(splits, report=public_value(splits.report)))
+
+
+def _with_checksums(metadata: Metadata, layout: DatasetLayout) -> Metadata:
+    """With the CRC32C of every packed file, for whoever gets them from somewhere else."""
+    shards = []
+    for shard in metadata.shards:
+        arrays = {
+            name: array.model_copy(update={"crc32c": file_crc32c(layout.array(shard.name, name))})
+            for name, array in shard.arrays.items()
+        }
+        shards.append(shard.model_copy(update={"arrays": arrays}))
+    return metadata.model_copy(update={"shards": shards})
+
+
+def _exported(metadata: Metadata, windows: bool, licence: str | None) -> Metadata:
+    known = public_metadata(metadata, licence)
     if windows:
-        return metadata
-    spec = metadata.spec.model_copy(update={"copy_mode": "stream"})
-    return metadata.model_copy(update={"spec": spec})
+        return known
+    spec = known.spec.model_copy(update={"copy_mode": "stream"})
+    return known.model_copy(update={"spec": spec})

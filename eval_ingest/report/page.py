@@ -34,6 +34,9 @@ from eval_ingest.report.tables import (
 from eval_ingest.report.terminal import task_text
 from eval_ingest.report.view import View
 
+VIEWER = "viewer"
+"""The folder of rows with pictures: viewer.py."""
+
 _MOST = 2_000
 """Characters of a value."""
 
@@ -64,7 +67,11 @@ def html_page(
 
 
 def dataset_card(
-    view: View, quality: dict[str, Any], pictures: Sequence[Picture], folder: str = "report/"
+    view: View,
+    quality: dict[str, Any],
+    pictures: Sequence[Picture],
+    folder: str = "report/",
+    citation: str = "",
 ) -> str:
     """README.md: what it is, how it is divided, how good it is, and how to use it.
 
@@ -83,6 +90,7 @@ def dataset_card(
             facts=[["fact", "value"], *(row for row in told["facts"][1:] if row[0] != "source")],
             pictures=shown,
             folder=Markup(folder),
+            citation=[Markup(line) for line in citation.replace("`", "'").splitlines()],
         )
     )
 
@@ -169,14 +177,15 @@ def hub_header(view: View) -> dict[str, Any]:
     """The YAML header of a dataset card on the Hugging Face Hub."""
     metadata = view.metadata
     count = sum(metadata.splits[split].count for split in SPLITS)
+    # The viewer shows pictures where there are any, else the split indexes.
+    drawn = (view.root.dataset(metadata.name).layout.path / VIEWER).is_dir()
     tags = ["earth-observation", "remote-sensing", "satellite-imagery", "rslearn", "olmoearth",
             str(view.task.kind).replace("_", "-")]  # fmt: skip
-    # The Hub's viewer shows the split indexes; the pixels are in samples/.
     names = {"train": "train", "val": "validation", "test": "test"}
     shown = [
-        {"split": names[split], "path": metadata.splits[split].index}
-        for split in SPLITS
-        if metadata.splits[split].count
+        {"split": names[split], "path": f"{VIEWER}/{split}.parquet" if drawn else found.index}
+        for split, found in metadata.splits.items()
+        if found.count
     ]
     return {
         "pretty_name": metadata.spec.display_name or metadata.name,
@@ -184,7 +193,7 @@ def hub_header(view: View) -> dict[str, Any]:
         "task_categories": [_HUB_TASKS.get(view.task.kind, "other")],
         "size_categories": [_HUB_SIZES[max(len(str(count)) - 3, 0)]],
         "tags": tags + [m.name for m in metadata.config.modalities if m.name in MODALITIES],
-        "configs": [{"config_name": "index", "data_files": shown}],
+        "configs": [{"config_name": metadata.name, "data_files": shown}],
     }
 
 

@@ -12,11 +12,13 @@ from eval_ingest.store.atomic import write_bytes
 from eval_ingest.store.roots.base import EvalRoot
 
 
-def write_report(root: EvalRoot, name: str, scores: Sequence[Board] = ()) -> list[Path]:
+def write_report(
+    root: EvalRoot, name: str, scores: Sequence[Board] = (), citation: str = ""
+) -> list[Path]:
     """Write {name}/report/*.png, {name}/report/report.html and {name}/README.md.
 
     Beside the windows of another tool the card is {name}/report/README.md: the other may be its.
-    `scores` are what sweeps found, for the page.
+    `scores` are what sweeps found, for the page; `citation` is for the card.
 
     Raises:
         UnknownDatasetError: there is no such dataset.
@@ -31,7 +33,7 @@ def write_report(root: EvalRoot, name: str, scores: Sequence[Board] = ()) -> lis
     files[folder / "report" / "report.html"] = html_page(view, quality, pictures, scores).encode()
     inside = "" if view.metadata.spec.adopted else "report/"
     card = folder / "README.md" if inside else folder / "report" / "README.md"
-    files[card] = dataset_card(view, quality, pictures, inside).encode()
+    files[card] = dataset_card(view, quality, pictures, inside, citation).encode()
     for path, data in files.items():
         write_bytes(path, data)
     root.send(*files)

@@ -329,6 +329,8 @@ class DatasetStore:
             StoreError: it can't be read.
         """
         self.look_at_array(path, recorded)
+        if recorded.crc32c is not None:
+            self.look_at_file(path, recorded.crc32c)
 
     # ------------------------------------------------------------------------- windows and room
 

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from eval_ingest.core.hub import SCHEME, HubAddress
 from eval_ingest.errors import StoreError
 from eval_ingest.objects.filesystems import (
     WEKA_ENDPOINT_VARIABLE,
@@ -24,6 +25,8 @@ def open_root(settings: Settings, root: str | Path | None = None) -> EvalRoot:
         StoreError: it can't be reached from this machine.
     """
     text = str(root) if root is not None else settings.eval_root
+    if text.startswith(SCHEME):
+        text = HubAddress.parse(text).root
     scheme, separator, rest = text.partition("://")
     if not separator:
         return EvalRoot(Path(text).expanduser().absolute())

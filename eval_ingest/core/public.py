@@ -1,0 +1,55 @@
+"""What of a dataset's record may be shown to everybody: no path or bucket of its owner.
+
+What belongs here: values in, values out. What doesn't: which files are published, which
+report/export.py says.
+"""
+
+import re
+from typing import Any
+
+from eval_ingest.core.entry import Metadata
+from eval_ingest.redaction import redacted
+
+UNTOLD = "not published"
+"""In the place of where a dataset came from."""
+
+_URL = re.compile(r"(?<![\w+.-])(?!https?:)[A-Za-z][A-Za-z0-9+.-]*://[^\s'\"<>)\],;]+")
+_PATH = re.compile(r"(?<![\w.:/~-])(?:~|/)[\w.@%+=~-]*(?:/[\w.@%+=~-]+)+/?")
+_WINDOWS_PATH = re.compile(r"\b[A-Za-z]:\\[\w\\ .-]+")
+_ADDRESS = re.compile(r"[\w.+-]+@[\w-]+\.[\w.-]+")
+
+
+def public(text: str) -> str:
+    """A text without secrets, paths of machines, buckets and addresses of people.
+
+    Of paths and URLs the last part stays; links on the web stay whole.
+
+    >>> public("see gs://private/jane/tolbi/config.json, /home/jane/tolbi and https://host/x")
+    'see config.json, tolbi and https://host/x'
+    """
+    plain = redacted(text)
+    for pattern in (_URL, _PATH, _WINDOWS_PATH):
+        plain = pattern.sub(lambda found: re.split(r"[/\\]", found[0].rstrip("/\\."))[-1], plain)
+    return _ADDRESS.sub("(address)", plain)
+
+
+def public_value(value: Any) -> Any:
+    """The same for every text in lists and dicts."""
+    match value:
+        case str():
+            return public(value)
+        case dict():
+            return {key: public_value(part) for key, part in value.items()}
+        case list() | tuple():
+            return [public_value(part) for part in value]
+    return value
+
+
+def public_metadata(metadata: Metadata, licence: str | None = None) -> Metadata:
+    """metadata.json as it is published: as it is, without where it came from."""
+    told = public_value(metadata.model_dump(mode="json", by_alias=True))
+    told["source"] = told["spec"]["source"] = UNTOLD
+    told["spec"]["config"] = None
+    told["spec"]["licence"] = licence or metadata.spec.licence
+    told["their_entry"] = ""
+    return Metadata.model_validate(told)

@@ -1,0 +1,407 @@
+"""Datasets on the Hugging Face Hub: `eval-ingest publish` and `eval-ingest pull`.
+
+A dataset repository is an eval root: registry.json, README.md, and a folder a dataset. What is
+published is what `export` writes; metadata.json comes last, so that whoever reads while files
+arrive sees the version before. `EvalDataset("hf://ORG/REPO/NAME")` reads it through the cache of
+remote eval roots; `pull` makes it a local one, whole and verified.
+
+What doesn't belong here: what of a dataset may be told to everybody (core/public.py), and what its
+card says (report/page.py).
+"""
+
+import hashlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from eval_ingest.copying.verify import verify
+from eval_ingest.core.hub import HubAddress
+from eval_ingest.core.public import UNTOLD, public
+from eval_ingest.core.registry_text import RegistryText
+from eval_ingest.engine import Progress, no_progress
+from eval_ingest.errors import IntegrityError, LoadError, SpecError, StoreError
+from eval_ingest.redaction import redacted
+from eval_ingest.report.export import export_dataset
+from eval_ingest.settings import Settings
+from eval_ingest.store.registry import read_metadata, rebuild_registry, require_metadata
+from eval_ingest.store.roots.base import EvalRoot
+from eval_ingest.store.roots.open import open_root
+
+if TYPE_CHECKING:
+    from huggingface_hub import HfApi
+
+AT_ONCE = 64
+"""Files a commit."""
+_LAST = ("metadata.json", "README.md", "registry.json")
+_TEXTS = {".json", ".yaml", ".md", ".html", ".txt"}
+
+
+@dataclass(frozen=True)
+class Published:
+    """What was, or would be, published."""
+
+    url: str
+    """hf://ORG/REPO/NAME."""
+    files: dict[str, int]
+    """Bytes of each file, by its path in the repository."""
+    sent: list[str] = field(default_factory=list)
+    """Those that weren't there yet."""
+    commit: str = ""
+    """The last commit; empty: nothing had to be sent, or a dry run."""
+
+    def lines(self, dry_run: bool) -> list[str]:
+        """What the command line prints."""
+        total = sum(self.files.values())
+        told = f"{len(self.files)} files, {total / 2**20:.1f} MiB"
+        if dry_run:
+            listed = [f"  {path}  {size:,} bytes" for path, size in self.files.items()]
+            return [*listed, f"would publish {told} to {self.url}; nothing was sent (--dry-run)"]
+        name = self.url.rsplit("/", 1)[-1]
+        return [
+            f"{name} is published: {told}, {len(self.sent)} of them sent now",
+            f'load it: EvalDataset("{self.url}", split="train")',
+            f"or copy it: eval-ingest pull {self.url}",
+        ]
+
+
+def publish(
+    settings: Settings,
+    root: EvalRoot,
+    name: str,
+    to: str,
+    *,
+    licence: str | None = None,
+    citation: str | None = None,
+    windows: bool = False,
+    private: bool = False,
+    dry_run: bool = False,
+    progress: Progress = no_progress,
+) -> Published:
+    """Publish a dataset in a dataset repository of the Hub.
+
+    Run again after a stop, it goes on: what is there already isn't sent again.
+
+    Args:
+        settings: say where the cache is.
+        root: where the dataset is.
+        name: the dataset.
+        to: hf://ORG/REPO; the repository is made if it isn't there.
+        licence: such as CC-BY-4.0; needed, unless the dataset's spec says it.
+        citation: how it is to be cited, as text or BibTeX; needed, "" for none.
+        windows: with the rslearn copy, a folder a window; without: the packed samples.
+        private: a repository that is made is for its owner alone.
+        dry_run: say what would be sent.
+        progress: told what is done.
+
+    Raises:
+        SpecError: no licence, no citation, or no address on the Hub.
+        UnknownDatasetError: there is no such dataset.
+        StoreError: the Hub can't be reached or refuses, or files tell what is private.
+    """
+    address = HubAddress.parse(to)
+    if address.name not in (None, name):
+        raise SpecError(f"{to} names another dataset than {name}; give hf://{address.repo}")
+    known = require_metadata(root, name).spec.licence
+    if not (licence or known):
+        raise SpecError(
+            f"{name} has no licence, and without one nobody may use it; say it, such as "
+            "--licence CC-BY-4.0"
+        )
+    if citation is None:
+        raise SpecError(
+            'say how it is to be cited: --citation "TEXT or BibTeX", or --citation "" for none'
+        )
+    staging = Path(settings.cache).expanduser() / "publish" / address.repo.replace("/", "--")
+    shutil.rmtree(staging, ignore_errors=True)
+    try:
+        export_dataset(root, name, staging, windows, progress, licence, citation)
+        (staging / name / "model.original.yaml").unlink(missing_ok=True)
+        api = None if dry_run else _api()
+        if api is not None:
+            with _asking(address):
+                api.create_repo(address.repo, repo_type="dataset", private=private, exist_ok=True)
+            _beside_others(api, address, name, staging)
+        _cover(staging, name)
+        _say_where(staging, address)
+        _refuse_private(staging, root)
+        files = {str(p.relative_to(staging)): p.stat().st_size
+                 for p in sorted(staging.rglob("*")) if p.is_file()}  # fmt: skip
+        found = Published(address._replace(name=name).url, files)
+        return found if api is None else _send(api, address, name, staging, found, progress)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def _api() -> "HfApi":
+    try:
+        from huggingface_hub import HfApi
+    except ImportError as error:
+        raise LoadError("the Hub needs huggingface-hub: pip install 'eval-ingest[hub]'") from error
+    return HfApi(endpoint=os.environ.get("HF_ENDPOINT") or None)
+
+
+def _where(address: HubAddress) -> dict[str, Any]:
+    """The repository, as every request names it."""
+    return {"repo_id": address.repo, "repo_type": "dataset", "revision": address.revision}
+
+
+@contextmanager
+def _asking(address: HubAddress) -> Iterator[None]:
+    """Requests to the Hub, whose failures say what to do."""
+    from huggingface_hub import errors
+
+    again = "run the same command again: it goes on where it was"
+    try:
+        yield
+    except errors.RepositoryNotFoundError as error:
+        raise StoreError(
+            f"there is no dataset repository {address.url}, or it is private and you aren't "
+            "logged in: hf auth login"
+        ) from error
+    except errors.HfHubHTTPError as error:
+        status = error.response.status_code if error.response is not None else 0
+        cure = (
+            "log in with a token that may write: hf auth login" if status in (401, 403) else again
+        )
+        why = redacted(str(error))
+        raise StoreError(f"the Hub refused {address.url} ({why}); {cure}") from error
+    # RuntimeError: an upload that failed; HTTPError: its HTTP library's own, without an answer.
+    except (OSError, RuntimeError, getattr(errors, "HTTPError", OSError)) as error:
+        why = redacted(str(error))
+        raise StoreError(
+            f"{address.url} can't be reached or written ({why}); see to network and login, and "
+            f"{again}"
+        ) from error
+
+
+# ------------------------------------------------------------------------------ what is sent
+
+
+def _beside_others(api: "HfApi", address: HubAddress, name: str, staging: Path) -> None:
+    """Have what the repository's other datasets say of themselves, for registry and cover."""
+    with _asking(address):
+        for path in api.list_repo_files(address.repo, repo_type="dataset"):
+            told = re.fullmatch(r"([^/]+)/(?:metadata\.json|README\.md)", path)
+            if told and told[1] != name:
+                api.hf_hub_download(address.repo, path, repo_type="dataset", local_dir=staging)
+    shutil.rmtree(staging / ".cache", ignore_errors=True)
+    rebuild_registry(EvalRoot(staging))
+
+
+def _cover(staging: Path, name: str) -> None:
+    """README.md of the repository: a dataset's card, or the list of them; all in its header."""
+    import yaml
+
+    cards = {path.parent.name: path.read_text() for path in sorted(staging.glob("*/README.md"))}
+    headers = {}
+    for one, card in cards.items():
+        headers[one] = yaml.safe_load(card.split("---\n", 2)[1])
+        for config in headers[one].get("configs", []):
+            config["config_name"] = one
+            for part in config["data_files"]:
+                part["path"] = f"{one}/{part['path']}"
+    configs = [config for header in headers.values() for config in header.get("configs", [])]
+    header = {**headers[name], "configs": configs}
+    if len(cards) == 1:
+        body = re.sub(r"\]\((?!https?:)", f"]({name}/", cards[name].split("---\n", 2)[2])
+    else:
+        header = {"tags": header["tags"][:5], "license": "other", "configs": configs}
+        licences = {
+            one: found.get("license_name", found.get("license")) for one, found in headers.items()
+        }
+        rows = [f"| [{one}]({one}/README.md) | {licences[one]} |" for one in cards]
+        body = "\n# Evals\n\n| dataset | licence |\n| --- | --- |\n" + "\n".join(rows) + "\n"
+    text = yaml.safe_dump(header, sort_keys=False, allow_unicode=True)
+    (staging / "README.md").write_text(f"---\n{text}---\n{body}")
+
+
+def _say_where(staging: Path, address: HubAddress) -> None:
+    """In registry.json, where the datasets are for everybody, and not here."""
+
+    def named(before: RegistryText) -> RegistryText:
+        entries = []
+        for entry in before.entries:
+            where = json.dumps(address._replace(name=entry.name).url)
+            here = json.dumps(str(staging / entry.name))
+            entries.append(replace(entry, raw=entry.raw.replace(here, where)))
+        return replace(before, entries=tuple(entries))
+
+    root = EvalRoot(staging)
+    root.update_registry(named)
+    for left in [root.layout.registry_lock, *staging.glob(".*")]:
+        left.unlink(missing_ok=True)
+    for left in staging.glob("registry.*.json"):
+        left.unlink()
+
+
+def _refuse_private(staging: Path, root: EvalRoot) -> None:
+    """Look through all texts once more.
+
+    Raises:
+        StoreError: one tells a path, a bucket, an address or a secret.
+    """
+    known = {str(root.path), str(Path.home()), str(staging)} - {"/", ""}
+    for path in sorted(staging.rglob("*")):
+        if path.suffix not in _TEXTS and path.suffix != ".parquet":
+            continue
+        data = path.read_bytes()
+        told = [text for text in known if text.encode() in data]
+        if path.suffix in (".json", ".yaml"):
+            lines = data.decode(errors="replace").splitlines()
+            told += [line.strip() for line in lines if not _harmless(line)][:3]
+        if told:
+            raise StoreError(
+                f"{path.relative_to(staging)} would tell everybody {redacted(told[0])[:200]!r}, so "
+                "nothing was sent; publish without --windows, or take it out of the dataset"
+            )
+
+
+def _harmless(line: str) -> bool:
+    plain = line.replace("hf://", "https://")
+    return public(plain) == plain
+
+
+def _send(
+    api: "HfApi",
+    address: HubAddress,
+    name: str,
+    staging: Path,
+    found: Published,
+    progress: Progress,
+) -> Published:
+    """Send what isn't there yet: a portion a commit, what makes it a version last."""
+    from huggingface_hub import CommitOperationAdd, CommitOperationDelete
+    from huggingface_hub.hf_api import RepoFile
+
+    where: dict[str, Any] = {
+        "repo_id": address.repo,
+        "repo_type": "dataset",
+        "revision": address.revision,
+    }
+    with _asking(address):
+        tree = list(api.list_repo_tree(**where, recursive=True))
+    listed = [entry for entry in tree if isinstance(entry, RepoFile)]
+    there = {entry.path: entry.lfs.sha256 if entry.lfs else entry.blob_id for entry in listed}
+    new = [path for path in found.files if there.get(path) not in _digests(staging / path)]
+    last = [path for path in new if path.rsplit("/", 1)[-1] in _LAST]
+    first = [path for path in new if path not in last]
+    stale = [path for path in there if path.startswith(f"{name}/") and path not in found.files]
+    if new == ["registry.json"] and not stale:
+        return found  # it tells when it was written, and nothing else is new
+    portions = [first[k : k + AT_ONCE] for k in range(0, len(first), AT_ONCE)]
+    commit, done = "", 0
+    for paths in [*portions, last]:
+        operations: list[Any] = [CommitOperationAdd(path, staging / path) for path in paths]
+        if paths is last:
+            operations += [CommitOperationDelete(path) for path in stale]
+        if operations:
+            message = f"{name}: {len(operations)} files"
+            with _asking(address):
+                commit = api.create_commit(
+                    **where, operations=operations, commit_message=message
+                ).oid
+        done += len(paths)
+        progress("files sent", done, len(new))
+    return replace(found, sent=new, commit=commit)
+
+
+def _digests(path: Path) -> tuple[str, str]:
+    """What the Hub calls a file's content: of LFS files SHA-256, of others git's blob id."""
+    with path.open("rb") as file:
+        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+    size = path.stat().st_size
+    blob = hashlib.sha1(b"blob %d\0" % size, usedforsecurity=False)
+    with path.open("rb") as file:
+        while part := file.read(1 << 20):
+            blob.update(part)
+    return sha256, blob.hexdigest()
+
+
+# ------------------------------------------------------------------------------------- pulling
+
+
+def pull(
+    settings: Settings,
+    url: str,
+    root: EvalRoot | None = None,
+    progress: Progress = no_progress,
+) -> Path:
+    """Copy a dataset from the Hub into an eval root, verified; gives its folder.
+
+    Stopped, it goes on when it is run again. A version that lies there already is replaced.
+
+    Args:
+        settings: say where the eval root is.
+        url: hf://ORG/REPO/NAME, with @REVISION after REPO for a certain one.
+        root: a local eval root; default: that of the settings.
+        progress: told what is done.
+
+    Raises:
+        SpecError: no address of a dataset, or the eval root isn't a folder.
+        StoreError: the Hub can't be reached, or has no such dataset.
+        IntegrityError: what arrived isn't what was published.
+    """
+    address = HubAddress.parse(url)
+    if address.name is None:
+        raise SpecError(f"{url} names no dataset; give hf://{address.repo}/DATASET")
+    target = root or open_root(settings)
+    if target.cache_bytes is not None:
+        raise SpecError(f"datasets are pulled into a folder, and the eval root is {target.url}")
+    api, name = _api(), address.name
+    store = target.dataset(name)
+    final = store.layout
+    _refuse_own(target, name)
+    where: dict[str, Any] = {
+        "repo_id": address.repo,
+        "repo_type": "dataset",
+        "revision": address.revision,
+    }
+    with _asking(address):
+        listed = api.list_repo_files(**where)
+    wanted = [path for path in listed if path.startswith(f"{name}/")]
+    if f"{name}/metadata.json" not in wanted:
+        names = sorted(p.split("/")[0] for p in listed if re.fullmatch(r"[^/]+/metadata\.json", p))
+        raise StoreError(f"{address.url}: the repository holds {', '.join(names) or 'no dataset'}")
+    aside = target.path / f".{name}.pull"
+    for done, path in enumerate(wanted, start=1):
+        with _asking(address):
+            api.hf_hub_download(**where, filename=path, local_dir=aside)
+        progress("files fetched", done, len(wanted))
+    shutil.rmtree(aside / ".cache", ignore_errors=True)
+    _verified(aside, name, progress)
+    with store.hold(5.0, f"{name} is being pulled"):
+        _refuse_own(target, name)
+        if final.path.exists():
+            shutil.rmtree(final.path)
+        os.rename(aside / name, final.path)
+    shutil.rmtree(aside, ignore_errors=True)
+    rebuild_registry(target)
+    return final.path
+
+
+def _refuse_own(root: EvalRoot, name: str) -> None:
+    """What was ingested here is not replaced by what was pulled."""
+    store = root.dataset(name)
+    known = read_metadata(store)
+    if (known is None and store.layout.path.exists()) or (known and known.source != UNTOLD):
+        raise StoreError(
+            f"{store.url} is there already and wasn't pulled; remove it, or pull into another "
+            "eval root"
+        )
+
+
+def _verified(aside: Path, name: str, progress: Progress) -> None:
+    store = EvalRoot(aside).dataset(name)
+    metadata = require_metadata(EvalRoot(aside), name)
+    damaged = verify(store, metadata, progress).problems
+    if damaged:
+        raise IntegrityError(
+            f"{name} arrived damaged: {damaged[0]}",
+            f"remove {aside} and pull it again; if that doesn't help, it was published so",
+        )
