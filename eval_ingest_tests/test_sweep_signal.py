@@ -18,6 +18,7 @@ from eval_ingest.report.tables import facts
 from eval_ingest.report.view import open_view
 from eval_ingest.store.registry import read_registry, require_metadata
 from eval_ingest.store.roots.base import EvalRoot
+from eval_ingest.sweep.encoders.olmoearth import weights_at_hand
 from eval_ingest.sweep.signal import measure_signal
 from eval_ingest.sweep.suite import Suite
 from eval_ingest_tests.support import factories
@@ -123,6 +124,40 @@ def test_a_dataset_without_test_windows_says_so(tmp_path: Path) -> None:
     write_fake(tmp_path, "one", "classification", counts=(9, 9, 0))
     with pytest.raises(SweepError, match="the test split has no windows"):
         measure_signal("one", root=tmp_path)
+
+
+def test_of_large_splits_some_windows_are_used_and_fewer_than_these_tried(tmp_path: Path) -> None:
+    write_fake(tmp_path, "one", "classification", counts=(200, 80, 160))
+    few = measure_signal("one", root=tmp_path, most_windows=32, keep=False)
+    more = measure_signal("one", root=tmp_path, most_windows=160, keep=False)
+    assert (few.n_train, few.n_test, more.n_train, more.n_test) == (32, 32, 160, 160)
+    assert few.train_windows in (8, 16) and more.train_windows in (20, 40)
+    # The smallest difference is that of all windows, however few are used.
+    assert few.smallest_difference == pytest.approx(more.smallest_difference, rel=0.6)
+
+
+def test_what_can_not_be_measured_says_so_at_once(tmp_path: Path) -> None:
+    write_fake(tmp_path, "one", "classification", counts=(9, 9, 9))
+    with pytest.raises(SweepError, match="3 windows tell nothing; a signal needs 8 or more"):
+        measure_signal("one", root=tmp_path, most_windows=3)
+    with pytest.raises(SweepError, match="no encoder 'pixls'"):
+        measure_signal("one", root=tmp_path, encoders=["pixls"])
+
+
+def test_pretrained_weights_are_used_where_they_lie_already(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    package = pytest.importorskip("olmoearth_pretrain_minimal")
+    constants = pytest.importorskip("huggingface_hub.constants")
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    assert not weights_at_hand("olmoearth:nano")
+    repository = package.ModelID.OLMOEARTH_V1_2_NANO.repo_id()
+    folder = tmp_path / f"models--{repository.replace('/', '--')}"
+    (folder / "refs").mkdir(parents=True)
+    (folder / "refs" / "main").write_text("abc")
+    (folder / "snapshots" / "abc").mkdir(parents=True)
+    (folder / "snapshots" / "abc" / "weights.pth").write_bytes(b"")
+    assert weights_at_hand("olmoearth:nano") and not weights_at_hand("olmoearth:base")
 
 
 # ---------------------------------------------------------------------------------- formulas

@@ -89,8 +89,9 @@ def add_commands(commands: Any, add_command: AddCommand) -> None:
     )
     add = measure.add_argument
     add("--all", action="store_true", help="every dataset; proposes a suite")
-    add("--encoder", dest="encoders", nargs="+", default=["random"], metavar="NAME",
-        help="more models than constant, noise and pixels; default random")  # fmt: skip
+    add("--encoder", dest="encoders", nargs="+", metavar="NAME",
+        help="more models than constant, noise and pixels; default random, and olmoearth:nano "
+        "if its weights are at hand")  # fmt: skip
     add("--windows", type=int, default=256, metavar="N", help="of a split at most; default 256")
     add("--budget", type=float, default=60.0, metavar="SECONDS", help="of the suite; default 60")
     add("--suite", type=Path, metavar="YAML", help="where the proposed suite is written")

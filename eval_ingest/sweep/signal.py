@@ -1,7 +1,8 @@
 """`eval-ingest signal`: how well a dataset tells models of known order apart.
 
 The models: two that know nothing, a constant and noise; the pixels' statistics made worse by noise
-in steps, and as they are; a random layer, and others that are asked for. All are probed with few
+in steps, and as they are; a random layer, OlmoEarth nano if its weights are at hand, and others
+that are asked for. All are probed with few
 rates and epochs, on at most so many windows a split. What follows from their scores is in
 core/signal.py.
 """
@@ -23,7 +24,7 @@ from eval_ingest.core.eval_settings import EvalSettings
 from eval_ingest.core.signal import Level, Signal
 from eval_ingest.core.task import Task, TaskKind
 from eval_ingest.engine import Progress, no_progress
-from eval_ingest.errors import EvalIngestError, StaleStageError
+from eval_ingest.errors import EvalIngestError, StaleStageError, SweepError
 from eval_ingest.loading import EvalDataset
 from eval_ingest.settings import Settings
 from eval_ingest.store.registry import rebuild_registry, require_metadata, write_metadata
@@ -31,7 +32,8 @@ from eval_ingest.store.roots.base import EvalRoot
 from eval_ingest.store.roots.open import open_root
 from eval_ingest.sweep.embed import Embedded, embedded_batches, joined
 from eval_ingest.sweep.encoders.base import Encoder
-from eval_ingest.sweep.encoders.registry import load_encoder
+from eval_ingest.sweep.encoders.olmoearth import weights_at_hand
+from eval_ingest.sweep.encoders.registry import check_encoder, load_encoder
 from eval_ingest.sweep.entry_settings import catalog_of, settings_of
 from eval_ingest.sweep.metrics import LOWER_IS_BETTER, Tally, number, primary_metric, tally
 from eval_ingest.sweep.probes import Probed, run_knn, run_linear
@@ -46,8 +48,10 @@ NOISE = (math.inf, 4.0, 1.0)
 FRACTIONS = (0.125, 0.25, 0.5, 1.0)
 RATES, EPOCHS = (1e-3, 1e-2, 1e-1), 10
 REDRAWS = 400
+SEED = 42
 
 CONSTANT, PIXELS = "constant", "pixels"
+PRETRAINED = "olmoearth:nano"
 NULLS = 2
 """Models that know nothing come first: the constant, and noise alone."""
 
@@ -57,7 +61,7 @@ def measure_signal(
     settings: Settings | None = None,
     *,
     root: str | Path | None = None,
-    encoders: Sequence[str] = ("random",),
+    encoders: Sequence[str] | None = None,
     most_windows: int = MOST_WINDOWS,
     keep: bool = True,
     progress: Progress = no_progress,
@@ -68,22 +72,31 @@ def measure_signal(
         name: the dataset.
         settings: default: the environment's.
         root: the eval root; default OLMOEARTH_EVAL_DATASETS.
-        encoders: more models, of unknown order.
+        encoders: more models, of unknown order; default `random`, and OlmoEarth nano where its
+            weights are at hand.
         most_windows: of each split that are used.
         keep: in the dataset's metadata.json and in registry.json, until it is ingested anew.
         progress: called with (what, done, total).
 
     Raises:
         UnknownDatasetError: no such dataset.
-        SweepError: it has no train or test windows, or an encoder fails.
+        SweepError: it has no train or test windows, too few are to be used, or an encoder fails.
     """
+    if most_windows < core.FEWEST:
+        raise SweepError(
+            f"{most_windows} windows tell nothing; a signal needs {core.FEWEST} or more"
+        )
+    if encoders is None:
+        encoders = ("random", *([PRETRAINED] if weights_at_hand(PRETRAINED) else []))
+    for spec in encoders:
+        check_encoder(spec)
     settings = settings or Settings.load()
     eval_root = open_root(settings, root)
     metadata = require_metadata(eval_root, name)
     require_windows(metadata, "test")
     given = settings_of(name, metadata.spec.eval, catalog_of(settings))
     measuring = _Measuring(eval_root, metadata, given, most_windows, progress)
-    found = measuring.signal([*encoders])
+    found = measuring.signal(encoders)
     if keep:
         _keep(eval_root, metadata, found)
     return found
@@ -169,7 +182,7 @@ class _Measuring:
         }
         by_count: dict[int, NDArray[np.float64]] = {}
         for fraction in FRACTIONS:
-            train = len(pixels.train_windows(fraction, 42))
+            train = len(_drawn(pixels, fraction))
             if fraction == 1:
                 by_count[train] = np.array([self._utility(p.test) for p in probed.values()])
             elif train >= core.FEWEST:
@@ -247,8 +260,7 @@ class _Measuring:
         return Splits.of(self.root.address, self.metadata, "test", encoder, embed, few, scored=few)
 
     def _parts(self, splits: Splits, fraction: float) -> Iterator[Rows]:
-        windows = splits.train_windows(fraction, 42, self.most)
-        train, val, _ = splits.train_and_val(windows, 42)
+        train, val, _ = splits.train_and_val(_drawn(splits, fraction), SEED)
         yield from (train, val, splits.test)
 
     def _probed(self, splits: Splits, fraction: float = 1.0) -> Probed:
@@ -257,7 +269,7 @@ class _Measuring:
         kind, device = self._task.kind, torch.device("cpu")
         if (self.settings.probe or "knn") == "knn" and kind is TaskKind.CLASSIFICATION:
             return run_knn(self._task, train, val, test, device, self._metric)
-        return run_linear(self._task, train, val, test, device, 42, RATES, EPOCHS, self._metric)
+        return run_linear(self._task, train, val, test, device, SEED, RATES, EPOCHS, self._metric)
 
     def _constant(self, splits: Splits, fraction: float = 1.0) -> Probed:
         """Always train's commonest class, or its mean."""
@@ -277,6 +289,12 @@ class _Measuring:
             self._task.kind, self._task.num_classes, same, target, rows.windows, scores,
             self._metric,
         )  # fmt: skip
+
+
+def _drawn(splits: Splits, fraction: float) -> NDArray[np.int64]:
+    """Places of a part of the train windows; smaller parts are in larger ones."""
+    order = np.random.default_rng(SEED).permutation(len(splits.embedded))
+    return order[: max(int(fraction * len(order)), 1)]
 
 
 def _level_name(noise: float) -> str:

@@ -260,12 +260,29 @@ def _build(package: Any, text: str, spec: OlmoEarthSpec) -> torch.nn.Module:
     return model
 
 
-def _from_hub(package: Any, text: str, spec: OlmoEarthSpec) -> tuple[torch.nn.Module, str]:
-    member = f"OLMOEARTH_{VERSIONS[spec.version]}_{spec.size.upper()}"
-    model_id = getattr(package.ModelID, member, None)
-    if model_id is None:
+def weights_at_hand(text: str) -> bool:
+    """Whether the hub's weights of a spec lie in this machine's cache of the hub."""
+    try:
+        import olmoearth_pretrain_minimal as package
+        from huggingface_hub import try_to_load_from_cache
+    except ImportError:
+        return False
+    repository = _model_id(package, text, OlmoEarthSpec.parse(text)).repo_id()
+    return isinstance(try_to_load_from_cache(repository, "weights.pth"), str)
+
+
+def _model_id(package: Any, text: str, spec: OlmoEarthSpec) -> Any:
+    found = getattr(
+        package.ModelID, f"OLMOEARTH_{VERSIONS[spec.version]}_{spec.size.upper()}", None
+    )
+    if found is None:
         known = ", ".join(member.value for member in package.ModelID)
         raise SweepError(f"encoder {text}: the hub has no such model; it has {known}")
+    return found
+
+
+def _from_hub(package: Any, text: str, spec: OlmoEarthSpec) -> tuple[torch.nn.Module, str]:
+    model_id = _model_id(package, text, spec)
     repository = model_id.repo_id()
     try:
         model = package.load_model_from_id(model_id)
