@@ -64,8 +64,8 @@ lint: $(READY)  ## formatting, types, and which module may import which
 docs: $(READY)  ## the site, in build/site; what is typed in its pages is run by test_site.py
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
-bench: $(READY)  ## how fast it is, beside rslearn; WINDOWS=1000, GROWTH="250 1000 4000" or MANY=100000
-	$(BIN)/python -m benchmarks.bench --windows $${WINDOWS:-250} --growth $${GROWTH:-} --many $${MANY:-0}
+bench: $(READY)  ## how fast it is, beside rslearn; WINDOWS=1000, GROWTH="250 1000 4000", MANY=100000 or PLACES=1
+	$(BIN)/python -m benchmarks.bench --windows $${WINDOWS:-250} --growth $${GROWTH:-} --many $${MANY:-0} $${PLACES:+--places}
 
 bench-rows: $(READY)  ## an index of so many windows split, judged and written, without pixels; ROWS=1000000
 	$(BIN)/python -m benchmarks.rows --rows $${ROWS:-1000000}

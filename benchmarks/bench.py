@@ -4,6 +4,7 @@
     make bench WINDOWS=1000           a larger dataset
     make bench GROWTH="250 1000 4000" how time and memory grow with the number of windows
     make bench MANY=100000            the same small windows again and again: time and memory
+    make bench PLACES=1               slow mounts, a bucket, other GeoTIFFs, other storages
 
 Times on shared machines are noisy: ratios between neighbours in one run are what to compare.
 Every figure is a median of several repetitions, and what is compared takes turns.
@@ -53,6 +54,7 @@ def main() -> int:
     parser.add_argument("--windows", type=int, default=250)
     parser.add_argument("--growth", type=int, nargs="*", default=[])
     parser.add_argument("--many", type=int, default=0)
+    parser.add_argument("--places", action="store_true")
     parser.add_argument("--json", type=Path, help="write the figures there, too")
     parser.add_argument("--one-ingest", nargs=3, help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -67,6 +69,15 @@ def main() -> int:
         parts = [partial(many_rows, options.many)]
     elif options.growth:
         parts = [partial(growth_rows, options.growth)]
+    elif options.places:
+        from benchmarks.places import bucket_rows, latency_rows, stored_rows
+
+        source = dataset(options.windows)
+        parts = [
+            partial(latency_rows, source),
+            partial(stored_rows, source),
+            partial(bucket_rows, source, min(options.windows, 24)),
+        ]
     else:
         source = dataset(options.windows)
         print(f"{options.windows} windows of 64 x 64 pixels, 12 timesteps, 12 bands")
@@ -263,7 +274,7 @@ def model_dataset(source: Path, index_mode: str = "off", tags: dict[str, str] | 
 # ------------------------------------------------------------------------------------- ingest
 
 
-def open_job(source: Path, root: Path, **spec: Any) -> Any:
+def open_job(source: Path | str, root: Path, **spec: Any) -> Any:
     """The job of ingesting a source into a root."""
     from eval_ingest.core.spec import DatasetSpec
     from eval_ingest.job import open_job
@@ -280,7 +291,7 @@ def _one_ingest(source: str, root: str, spec: str) -> dict[str, float]:
 
     started = time.perf_counter()
     with peak_memory() as peak:
-        outcomes = pipeline.ingest(open_job(Path(source), Path(root), **json.loads(spec)))
+        outcomes = pipeline.ingest(open_job(source, Path(root), **json.loads(spec)))
     seconds = time.perf_counter() - started
     return {"seconds": seconds, "peak": peak[0], **{o.stage: o.seconds for o in outcomes}}
 
@@ -321,11 +332,14 @@ def _private_bytes(pid: int) -> int:
     return int(text.split("Pss:")[1].split()[0]) * 1024
 
 
-def run_ingest(source: Path, root: Path, **spec: Any) -> dict[str, float]:
+def run_ingest(
+    source: Path | str, root: Path, environment: dict[str, str] | None = None, **spec: Any
+) -> dict[str, float]:
     """Ingest in a process of its own, so that its memory is its own."""
     done = subprocess.run(
         [sys.executable, "-m", "benchmarks.bench", "--one-ingest", source, root, json.dumps(spec)],
         check=True,
+        env={**os.environ, **(environment or {})},
         capture_output=True,
         text=True,
     )

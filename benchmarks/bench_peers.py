@@ -21,7 +21,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from benchmarks.bench import CACHE, dataset, machine
-from eval_ingest_tests.support.peer import PYTHON, PYTHON_COMMAND, Peer
+from benchmarks.peer_pipe import PYTHON, PYTHON_COMMAND, Peer
 
 NAME = "tolbi_crops"
 SCRIPT = Path(__file__).parent / "peer.py"

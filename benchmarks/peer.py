@@ -8,7 +8,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # for the pipe's other end
 
-from eval_ingest_tests.support.peer_process import _Absent, serve
+from benchmarks.peer_process import _Absent, serve
 
 WORKERS = int(os.environ.get("OLMOEARTH_INGEST_WORKERS", "1"))
 

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from benchmarks.peer_pipe import PYTHON, Peer
 from eval_ingest import EvalDataset, cli
 from eval_ingest.adopting import adopt, adoptable
 from eval_ingest.core.registry_text import RegistryText
@@ -24,7 +25,6 @@ from eval_ingest.store.catalog import find_spec
 from eval_ingest.store.ownership import Whose, whose
 from eval_ingest.store.registry import read_registry, rebuild_registry, remove_dataset
 from eval_ingest.store.roots.base import EvalRoot
-from eval_ingest_tests.support.peer import PYTHON, Peer
 from eval_ingest_tests.support.team_root import KINDS, write_sources
 
 SPLITS = ("train", "val", "test")

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from benchmarks.storages import rewritten
 from eval_ingest import EvalDataset, pipeline
 from eval_ingest.core.resolved import ResolvedConfig
 from eval_ingest.decoding import fallback
@@ -22,7 +23,6 @@ from eval_ingest.decoding.sidecars import NumpySidecar
 from eval_ingest.sources.local import LocalSource
 from eval_ingest_tests.conftest import make_job
 from eval_ingest_tests.support.oracle import rslearn_samples
-from eval_ingest_tests.support.storages import rewritten
 from eval_ingest_tests.test_loading_parity import compare
 
 WAYS = {"packed": {"per_layer": True}, "npy": {"numpy": True}}

@@ -7,13 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from benchmarks.peer_pipe import PYTHON, Peer, PeerError
 from eval_ingest import EvalDataset, pipeline
 from eval_ingest.store.registry import rebuild_registry
 from eval_ingest.store.roots.base import EvalRoot
 from eval_ingest.sweep.tasks import as_python, trainer_tasks
 from eval_ingest_tests.conftest import make_job
 from eval_ingest_tests.support import factories
-from eval_ingest_tests.support.peer import PYTHON, Peer, PeerError
 
 REPOSITORY = Path(__file__).parents[1]
 SPLITS = ("train", "val", "test")
@@ -25,7 +25,7 @@ Ingested = Callable[[str], Path]
 
 @pytest.fixture(scope="module")
 def peer(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Peer]:
-    script = REPOSITORY / "eval_ingest_tests" / "support" / "peer_process.py"
+    script = REPOSITORY / "benchmarks" / "peer_process.py"
     log = tmp_path_factory.mktemp("peer") / "log"
     process = Peer(script, log, PYTHONPATH=str(REPOSITORY), OLMOEARTH_EVAL_DATASETS="/nowhere")
     yield process

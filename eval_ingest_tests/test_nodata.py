@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
+from benchmarks.storages import rewritten
 from eval_ingest import EvalDataset, pipeline
 from eval_ingest.core import kernels
 from eval_ingest.core.entry import Metadata
@@ -22,7 +23,6 @@ from eval_ingest.testing.datasets import add_window, complete, quiet_rslearn, wr
 from eval_ingest_tests.conftest import make_job
 from eval_ingest_tests.support import factories, writing
 from eval_ingest_tests.support.oracle import rslearn_samples
-from eval_ingest_tests.support.storages import rewritten
 from eval_ingest_tests.support.writing import START, Writer, band_set, raster_layer
 from eval_ingest_tests.test_loading_parity import compare
 

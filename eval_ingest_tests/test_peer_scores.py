@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 import torch
 
+from benchmarks.peer_pipe import PYTHON, Peer
 from eval_ingest.core.task import Task, TaskKind
 from eval_ingest.sweep.embed import Embedded
 from eval_ingest.sweep.metrics import tally
 from eval_ingest.sweep.probes import run_knn, run_linear
 from eval_ingest.sweep.rows import Rows
 from eval_ingest.sweep.upsampling import Grid
-from eval_ingest_tests.support.peer import PYTHON, Peer
 
 pytestmark = pytest.mark.skipif(not PYTHON.exists(), reason="needs .venv-peers: make peers")
 
@@ -29,7 +29,7 @@ SAME_METRIC = {"overall_acc": "accuracy"}
 
 @pytest.fixture(scope="module")
 def peer(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Peer]:
-    script = Path(__file__).parent / "support" / "peer_process.py"
+    script = Path(__file__).parents[1] / "benchmarks" / "peer_process.py"
     process = Peer(script, tmp_path_factory.mktemp("peer") / "log")
     yield process
     process.close()

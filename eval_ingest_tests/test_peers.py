@@ -14,6 +14,7 @@ import pytest
 import torch
 import yaml
 
+from benchmarks.peer_pipe import PYTHON, SCRIPT, Peer
 from eval_ingest import EvalDataset, cli, pipeline
 from eval_ingest.core.norm import METHODS
 from eval_ingest.loading.olmoearth import OlmoEarthAdapter
@@ -23,7 +24,7 @@ from eval_ingest.sweep.tasks import trainer_tasks
 from eval_ingest_tests.conftest import make_job
 from eval_ingest_tests.support import factories
 from eval_ingest_tests.support.corpus import CONFIGS
-from eval_ingest_tests.support.peer import PYTHON, SCRIPT, Peer, read
+from eval_ingest_tests.support.peer import read
 from eval_ingest_tests.test_shared_configs import FOLDERS, generate
 
 SPLITS = ("train", "val", "test")

@@ -11,13 +11,13 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.storages import rewritten
 from eval_ingest import EvalDataset, pipeline
 from eval_ingest.errors import EvalIngestError, SourceError
 from eval_ingest.sources.open import open_source
 from eval_ingest.sources.sqlite import DATABASE, SqliteSource
 from eval_ingest_tests.conftest import make_job
 from eval_ingest_tests.support.oracle import rslearn_samples
-from eval_ingest_tests.support.storages import rewritten
 from eval_ingest_tests.test_loading_parity import compare
 
 

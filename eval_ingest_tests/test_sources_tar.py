@@ -258,15 +258,53 @@ def test_a_global_pax_header_holds_for_all(tmp_path: Path) -> None:
     assert ours(to.getvalue()) == theirs(to.getvalue(), tmp_path) == {"a": b""}
 
 
-@pytest.mark.parametrize("how", ["--sparse", "--sparse --format=posix"])
-def test_sparse_files_are_refused_by_name(how: str, tmp_path: Path) -> None:
+SPARSE = [
+    "--format=gnu --sparse",
+    *(f"--format=posix --sparse --sparse-version={version}" for version in ("0.0", "0.1", "1.0")),
+]
+
+
+def sparse_tar(folder: Path, how: str, holes: int) -> bytes:
+    """An archive of a file of so many parts with holes between, and of others around it."""
+    with open(folder / "b", "wb") as stream:
+        for k in range(holes):
+            stream.seek((1 + 3 * k) << 16)
+            stream.write(bytes([k % 250 + 1]) * (5000 if k % 2 else 40_000))
+        stream.truncate(stream.tell() + (200_000 if holes % 2 else 0))
+    for name in "ac":
+        (folder / name).write_bytes(name.encode() * 700)
+    command = ["tar", "-cf", "-", "-C", str(folder), *how.split(), "a", "b", "c"]
+    return subprocess.run(command, check=True, capture_output=True).stdout
+
+
+@pytest.mark.parametrize("how", SPARSE)
+@pytest.mark.parametrize("holes", [0, 1, 4, 60])
+def test_sparse_files_are_read_whole(how: str, holes: int, tmp_path: Path) -> None:
+    data = sparse_tar(tmp_path, how, holes)
+    found = ours(data)
+    assert found is not None and found["b"] == (tmp_path / "b").read_bytes()
+    assert found == theirs(data, tmp_path)
+
+
+@pytest.mark.parametrize("how", SPARSE)
+def test_sparse_maps_that_are_damaged_are_told(how: str, tmp_path: Path) -> None:
+    data = sparse_tar(tmp_path, how, 5)
+    rng, whole = random.Random(how), ours(data)
+    for place in rng.sample(range(1024, 4096), 150):
+        changed = bytearray(data)
+        changed[place] ^= rng.randrange(1, 256)
+        found = ours(bytes(changed))
+        if found is not None and found != whole:
+            assert found == theirs(bytes(changed), tmp_path), place
+
+
+def test_a_sparse_file_that_would_fill_the_disk_is_refused(tmp_path: Path) -> None:
     with open(tmp_path / "hole", "wb") as stream:
-        stream.seek(1 << 20)
-        stream.write(b"x")
+        stream.truncate(30 << 30)
     path = tmp_path / "a.tar"
-    command = ["tar", "-cf", str(path), "-C", str(tmp_path), *how.split(), "hole"]
+    command = ["tar", "-cf", str(path), "-C", str(tmp_path), "--sparse", "hole"]
     subprocess.run(command, check=True)
-    with pytest.raises(SourceError, match=r"'.*hole' is a sparse file; .* without --sparse"):
+    with pytest.raises(SourceError, match=r"'hole' is a sparse file of .* without --sparse"):
         open_archive(str(path), tmp_path / "inside")
 
 

@@ -132,15 +132,10 @@ def publish(
         _refuse_private(staging, root)
         files = {str(p.relative_to(staging)): p.stat().st_size
                  for p in sorted(staging.rglob("*")) if p.is_file()}  # fmt: skip
-        found = Published(replace_name(address, name).url, files)
+        found = Published(address._replace(name=name).url, files)
         return found if api is None else _send(api, address, name, staging, found, progress)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
-
-
-def replace_name(address: HubAddress, name: str) -> HubAddress:
-    """The address of a dataset in the same repository."""
-    return address._replace(name=name)
 
 
 def _api() -> "HfApi":
@@ -232,7 +227,7 @@ def _say_where(staging: Path, address: HubAddress) -> None:
     def named(before: RegistryText) -> RegistryText:
         entries = []
         for entry in before.entries:
-            where = json.dumps(replace_name(address, entry.name).url)
+            where = json.dumps(address._replace(name=entry.name).url)
             here = json.dumps(str(staging / entry.name))
             entries.append(replace(entry, raw=entry.raw.replace(here, where)))
         return replace(before, entries=tuple(entries))

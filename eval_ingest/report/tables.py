@@ -28,7 +28,7 @@ class Board:
 
 def history_table(metadata: Metadata) -> Rows:
     """The versions that were published, the newest first."""
-    rows = [["version", "published", *(f"{split}" for split in SPLITS), "invalid", "verdict"]]
+    rows = [["version", "published", *SPLITS, "invalid", "verdict"]]
     for found in (Version.of(metadata), *reversed(metadata.history)):
         counts = [f"{found.counts.get(split, 0):,}" for split in SPLITS]
         date = found.published_at.partition("T")[0]

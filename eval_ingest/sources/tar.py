@@ -9,6 +9,15 @@ import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
+from eval_ingest.sources.sparse import (
+    SparseError,
+    filled,
+    gnu_parts,
+    is_sparse,
+    pax_parts,
+    too_large,
+)
+
 BLOCK = 512
 _MAX_EXTENDED = 1 << 20
 """Bytes of a pax header or a long name; real ones have hundreds."""
@@ -22,7 +31,6 @@ _RECORD_LENGTH = re.compile(rb"[ \t]*([0-9]{1,9})[ \t]+")
 _LINK = "is a link or a device; write the archive with tar --dereference --hard-dereference"
 _WHAT = {
     **dict.fromkeys((b"1", b"2", b"3", b"4", b"6"), _LINK),
-    b"S": "is a sparse file; write the archive without --sparse",
     b"M": "goes on from another volume; write the archive in one piece",
     b"N": "is of a format of the last century; write the archive with a newer tar",
 }
@@ -56,7 +64,7 @@ class TarStream:
         self._chunks = iter(chunks)
         self._here = memoryview(b"")
         self._offset = 0
-        self._left = 0
+        self._data: Iterator[memoryview] = iter(())
         self._padding = 0
         self._global: dict[bytes, bytes] = {}
         self.behind = 0
@@ -80,9 +88,14 @@ class TarStream:
                 elif kind == b"L":
                     local[b"path"] = data.partition(b"\0")[0]
                 continue
-            member, n_bytes = _member(block, {**self._global, **local}, at)
+            records = {**self._global, **local}
+            member, n_bytes = _member(block, records, at)
             local = {}
-            self._left, self._padding = n_bytes, -n_bytes % BLOCK
+            self._padding = -n_bytes % BLOCK
+            if kind == b"S" or is_sparse(records):
+                member = self._sparse(member, block, records, n_bytes, at)
+            else:
+                self._data = self._stored(n_bytes)
             if kind != b"V":  # the name of the volume
                 yield member
             for _ in self.data():
@@ -97,14 +110,40 @@ class TarStream:
         Raises:
             TarError: the archive ends before.
         """
-        while self._left:
-            piece = self._piece(self._left)
+        try:
+            yield from self._data
+        except SparseError as error:
+            raise TarError(f"{error}, before byte {self._offset:,}") from error
+
+    def _stored(self, n_bytes: int) -> Iterator[memoryview]:
+        while n_bytes:
+            piece = self._piece(n_bytes)
             if not piece:
                 raise TarError(
-                    f"it ends at byte {self._offset:,}, {self._left:,} bytes before its member does"
+                    f"it ends at byte {self._offset:,}, {n_bytes:,} bytes before its member does"
                 )
-            self._left -= len(piece)
+            n_bytes -= len(piece)
             yield piece
+
+    def _sparse(
+        self, member: Member, block: bytes, records: dict[bytes, bytes], n_bytes: int, at: int
+    ) -> Member:
+        """A member of which only some parts are stored, as the file that it is."""
+
+        def take() -> bytes:
+            return bytes(self._take(BLOCK, "the map of a sparse file"))
+
+        try:
+            if block[156:157] == b"S":
+                used = 0
+                size, parts = gnu_parts(block, take, lambda field: _number(field, "part", at))
+            else:
+                size, parts, used = pax_parts(records, take)
+        except SparseError as error:
+            raise TarError(f"the header at byte {at:,} is damaged: {error}") from error
+        name = records.get(b"GNU.sparse.name", member.path).rstrip(b"/")
+        self._data = filled(size, parts, n_bytes - used, self._stored)
+        return Member(name, size, False, member.problem or too_large(size))
 
     def _header(self) -> bytes | None:
         """The next header, its checksum verified; None at the end, when all is read."""
@@ -193,9 +232,7 @@ def _member(block: bytes, extended: dict[bytes, bytes], at: int) -> tuple[Member
     # Before 1988 a folder was a file whose name ends in a slash.
     is_folder = kind in (b"5", b"D") or (kind in (b"0", b"\0") and path.endswith(b"/"))
     problem = _WHAT.get(kind, "")
-    if any(key.startswith(b"GNU.sparse.") for key in extended):
-        problem = _WHAT[b"S"]
-    elif is_folder and size and kind in (b"0", b"\0"):
+    if is_folder and size and kind in (b"0", b"\0"):
         problem = "is a folder with bytes in it; write the archive with a newer tar"
     n_bytes = 0 if kind in b"123456" else size
     return Member(path.rstrip(b"/"), 0 if is_folder else size, is_folder, problem), n_bytes
@@ -249,6 +286,8 @@ def _records(data: bytes, at: int) -> dict[bytes, bytes]:
         key, equals, value = data[match.end() : stop - 1].partition(b"=")
         if not equals:
             raise TarError(f"the extended header at byte {at:,} is malformed")
+        if key in (b"GNU.sparse.offset", b"GNU.sparse.numbytes"):  # version 0.0: one each a part
+            key, value = b"GNU.sparse.map", found.get(b"GNU.sparse.map", b"") + b"," + value
         found[key] = value
         place = stop
     return found

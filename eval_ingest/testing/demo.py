@@ -419,7 +419,7 @@ def first_score(name: str, *, pixels_per_window: int = 40, seed: int = 0) -> str
     commonest = np.bincount(y_val).max() / len(y_val)
     return (
         f"a linear probe on single pixels gets {probe.score(x_val, y_val):.0%} of val right "
-        f"({len(np.unique(y))} classes; always the commonest one: {commonest:.0%})"
+        f"({len(np.unique(y))} classes have labels; always the commonest one: {commonest:.0%})"
     )
 
 

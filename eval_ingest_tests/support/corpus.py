@@ -20,6 +20,7 @@ from unittest import mock
 import numpy as np
 from rslearn.config import BandSetConfig
 
+from benchmarks.peer_pipe import PYTHON, SCRIPT, Peer
 from eval_ingest import EvalDataset, pipeline
 from eval_ingest.core.modality import MODALITIES
 from eval_ingest.core.spec import SPLITS
@@ -28,7 +29,7 @@ from eval_ingest.store.roots.base import EvalRoot
 from eval_ingest.sweep.tasks import trainer_tasks
 from eval_ingest.testing.datasets import write_matching
 from eval_ingest_tests.conftest import make_job
-from eval_ingest_tests.support.peer import PYTHON, SCRIPT, Peer, difference
+from eval_ingest_tests.support.peer import difference
 from eval_ingest_tests.support.reference import Reference, ReferenceDataset
 
 CONFIGS = Path(__file__).parents[3] / "shared" / "configs"

@@ -13,6 +13,7 @@ from typing import Any
 
 import yaml
 
+from benchmarks.storages import rewritten
 from eval_ingest.core.copy_config import rslearn_config
 from eval_ingest.decoding.judge import read_window
 from eval_ingest.errors import EvalIngestError
@@ -21,7 +22,6 @@ from eval_ingest.sources.sqlite import DATABASE
 from eval_ingest_tests.support import factories, mutation, poison
 from eval_ingest_tests.support.fuzz_kinds import Fault, Kind, check_message, make_job
 from eval_ingest_tests.support.fuzz_sources import Windows
-from eval_ingest_tests.support.storages import rewritten
 
 
 class Poisoned(Kind):

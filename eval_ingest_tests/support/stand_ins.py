@@ -14,12 +14,12 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.peer_pipe import PYTHON
 from eval_ingest.adopting import adopt, adoptable
 from eval_ingest.report.terminal import adopted_lines, table
 from eval_ingest.settings import Settings
 from eval_ingest.store.roots.base import EvalRoot
 from eval_ingest.testing.datasets import quiet_rslearn
-from eval_ingest_tests.support.peer import PYTHON
 from eval_ingest_tests.support.writing import (
     LANDSAT,
     LANDSAT_STORED,

@@ -8,8 +8,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
+from benchmarks import peer_process
 from benchmarks.peer import _use_these_workers, ingest
-from eval_ingest_tests.support import peer_process
 
 
 def ingest_all(sources, root):

@@ -45,6 +45,7 @@ class ScannedError(Exception):
 
 
 def forbid_scans():
+    """A scan of windows is an error from now on."""
     from rslearn.dataset.storage.file import FileWindowStorage
 
     def scan(*args, **kwargs):
