@@ -1,7 +1,6 @@
 """From a URL to a file system of fsspec: gs://, s3://, weka:// and whatever else fsspec knows."""
 
 import contextlib
-import importlib
 import logging
 import os
 from dataclasses import dataclass
@@ -34,15 +33,14 @@ def weka_mount(url: str) -> Path | None:
 class _Kind:
     """A kind of bucket."""
 
-    library: str
     extra: str
     """Of our package, which brings the library."""
     login: str
     """How credentials are given, instead of in a URL."""
 
 
-_S3 = _Kind("s3fs", "s3", "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE")
-_GOOGLE = _Kind("gcsfs.core", "gs", "log in: gcloud auth application-default login")
+_S3 = _Kind("s3", "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE")
+_GOOGLE = _Kind("gs", "log in: gcloud auth application-default login")
 S3_SCHEMES, GOOGLE_SCHEMES = ("s3", "s3a", "weka"), ("gs", "gcs")
 _KINDS = {**dict.fromkeys(S3_SCHEMES, _S3), **dict.fromkeys(GOOGLE_SCHEMES, _GOOGLE)}
 
@@ -126,9 +124,14 @@ def server_of(url: str, endpoint: str | None) -> str:
 
 def load_library(url: str) -> None:
     """Import what a URL's file system needs, which may take a second, and asks nobody."""
-    kind = _KINDS.get(url.partition("://")[0])
+    scheme = url.partition("://")[0]
     with contextlib.suppress(ImportError):  # said when it is opened
-        importlib.import_module(kind.library if kind else "fsspec")
+        import fsspec  # noqa: F401
+
+        if scheme in S3_SCHEMES:
+            import s3fs  # noqa: F401
+        elif scheme in GOOGLE_SCHEMES:
+            import gcsfs.core  # noqa: F401
 
 
 def open_filesystem(
