@@ -1,0 +1,43 @@
+"""Files of a window in the copy, by the compiled writer and by Python's own, which do the same."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from eval_ingest.store import window_files
+from eval_ingest.store.window_files import _write_checked
+
+
+@pytest.fixture(params=["compiled", "python"], autouse=True)
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    if request.param == "python":
+        monkeypatch.setattr(window_files, "_writing", None)
+    elif window_files._writing is None:
+        pytest.skip("no C compiler")
+    yield request.param
+
+
+def test_files_are_written_with_their_folders_and_permissions(tmp_path: Path) -> None:
+    files = {"metadata.json": b"{}", "layers/a/b/large.tif": os.urandom(3 << 20),
+             "layers/a/completed": b"", "layers/\u00fc/x": b"1"}  # fmt: skip
+    old = os.umask(0o027)
+    try:
+        _write_checked(str(tmp_path), [(path, data, 0o644) for path, data in files.items()])
+    finally:
+        os.umask(old)
+    found = {p.relative_to(tmp_path).as_posix(): p for p in tmp_path.rglob("*") if p.is_file()}
+    assert {path: file.read_bytes() for path, file in found.items()} == files
+    assert {file.stat().st_mode & 0o777 for file in found.values()} == {0o640}
+
+
+def test_what_is_there_already_is_not_replaced(tmp_path: Path) -> None:
+    (tmp_path / "x").write_bytes(b"theirs")
+    with pytest.raises(FileExistsError):
+        _write_checked(str(tmp_path), [("x", b"ours", 0o666)])
+    (tmp_path / "link").symlink_to("elsewhere")
+    with pytest.raises(FileExistsError):
+        _write_checked(str(tmp_path), [("link", b"ours", 0o666)])
+    assert (tmp_path / "x").read_bytes() == b"theirs"
+    assert not (tmp_path / "elsewhere").exists()
