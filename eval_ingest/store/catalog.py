@@ -270,7 +270,7 @@ def drop_spec(settings: Settings, name: str) -> None:
     folder = catalog_folder(settings)
     if folder is not None:
         specs = [folder / f"{name}{ending}" for ending in (".yaml", ".yml")]
-        for spec in specs:
+        for spec in filter(Path.is_file, specs):
             remove_path(spec)
         _send(settings, *specs)
 
@@ -283,7 +283,7 @@ def forget_removed(settings: Settings, name: str) -> bool:
     """
     folder = catalog_folder(settings)
     path = None if folder is None else folder / f"{name}{_REMOVED}"
-    if path is None or not path.exists():
+    if path is None or not path.is_file():
         return False
     remove_path(path)
     _send(settings, path)

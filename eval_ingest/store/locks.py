@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from eval_ingest.errors import LockedError, StoreError
-from eval_ingest.store.atomic import store_error
+from eval_ingest.store.atomic import store_error, store_errors
 
 
 @contextmanager
@@ -27,14 +27,13 @@ def locked(path: Path, timeout_s: float, waiting_for: str) -> Iterator[None]:
         ) from error
     except OSError as error:
         raise store_error(path.parent, "making", error) from error
-    try:
-        lock.acquire()
-    except Timeout as error:
-        raise LockedError(
-            f"{waiting_for}: another process holds {path}; wait for it to finish and run again"
-        ) from error
-    except OSError as error:
-        raise store_error(path, "locking", error) from error
+    with store_errors("locking", path):
+        try:
+            lock.acquire()
+        except Timeout as error:
+            raise LockedError(
+                f"{waiting_for}: another process holds {path}; wait for it to finish and run again"
+            ) from error
     try:
         yield
     finally:

@@ -91,7 +91,7 @@ def check_sealed(path: Path, cure: str) -> bool:
         IntegrityError: it is damaged.
         StoreError: it can't be read.
     """
-    with store_errors("reading", path), contextlib.suppress(FileNotFoundError):
+    with store_errors("reading", path), contextlib.suppress(FileNotFoundError, NotADirectoryError):
         if not path.stat().st_size:
             raise IntegrityError(f"{path} is empty", cure)
         with open(path, "rb") as stream, mmap.mmap(stream.fileno(), 0, prot=mmap.PROT_READ) as all_:

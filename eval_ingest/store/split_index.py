@@ -174,7 +174,7 @@ class SplitIndex:
     """
 
     def __init__(self, path: Path, name: str, modalities: list[str]) -> None:
-        found = read_table(path, _KIND, SPLIT_INDEX_VERSION, name, use_threads=False)
+        found = read_table(path, _KIND, SPLIT_INDEX_VERSION, name)
         if found is None:
             raise IntegrityError(
                 f"the index {path} is missing, or of another version", cure_for(name)

@@ -4,9 +4,9 @@ Parquet, but for those that are opened in training: Arrow's own format (`.arrow`
 faster to open and to read.
 """
 
+import contextlib
 import json
 from collections.abc import Iterator, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +55,7 @@ def write_table(path: Path, table: pa.Table, facts: dict[str, Any], geo: bool = 
 
 
 def read_table(
-    path: Path, kind: str, version: int, name: str, use_threads: bool = True
+    path: Path, kind: str, version: int, name: str
 ) -> tuple[pa.Table, dict[str, Any]] | None:
     """A table and its facts; None if it isn't there, or is of another kind or version.
 
@@ -64,33 +64,32 @@ def read_table(
         kind: in its facts.
         version: in its facts.
         name: the dataset, for messages.
-        use_threads: worth it where there is much to decode.
 
     Raises:
         IntegrityError: it is damaged.
         NewerVersionError: a newer eval_ingest has written it.
         StoreError: it can't be read.
     """
+    if path.suffix != ".arrow":
+        found = open_table(path, kind, version, name)
+        return None if found is None else (found[0].whole(), found[1])
     content = read_sealed(path, cure_for(name))
     if content is None:
         return None
-    buffer = _in_arrows_memory(content)
-    try:
-        if path.suffix == ".arrow":
-            arrow = pa.ipc.open_file(buffer)
-            schema, read = arrow.schema, arrow.read_all
-        else:
-            import pyarrow.parquet as pq  # training needs none of it
+    with _readable(path, name):
+        file = pa.ipc.open_file(_in_arrows_memory(content))
+    facts = _facts(file.schema, path)
+    return (file.read_all(), facts) if _is(facts, path, kind, version) else None
 
-            # Not pq.read_table: that imports pandas, which takes longer than all of the rest.
-            parquet = pq.ParquetFile(pa.BufferReader(buffer))
-            schema, read = parquet.schema_arrow, partial(parquet.read, use_threads=use_threads)
+
+@contextlib.contextmanager
+def _readable(path: Path, name: str) -> Iterator[None]:
+    try:
+        yield
     except MemoryError:  # Arrow's own is an ArrowException too, and nothing is wrong with the file
         raise
     except pa.ArrowException as error:
         raise IntegrityError(f"{path} is no table ({error})", cure_for(name)) from error
-    facts = _facts(schema, path)
-    return (read(), facts) if _is(facts, path, kind, version) else None
 
 
 class StoredTable:
@@ -147,16 +146,13 @@ def open_table(
     path: Path, kind: str, version: int, name: str
 ) -> tuple[StoredTable, dict[str, Any]] | None:
     """A Parquet file as a table that isn't read yet, and its facts: see `read_table`."""
-    import pyarrow.parquet as pq  # see above
+    import pyarrow.parquet as pq  # training needs none of it
 
     if not check_sealed(path, cure_for(name)):
         return None
-    try:
+    with _readable(path, name):
+        # Not pq.read_table: that imports pandas, which takes longer than all of the rest.
         file = pq.ParquetFile(pa.memory_map(str(path)))
-    except MemoryError:  # see above
-        raise
-    except pa.ArrowException as error:
-        raise IntegrityError(f"{path} is no table ({error})", cure_for(name)) from error
     facts = _facts(file.schema_arrow, path)
     if not _is(facts, path, kind, version):
         return None
