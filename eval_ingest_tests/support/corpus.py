@@ -328,7 +328,7 @@ def main(arguments: list[str] | None = None) -> int:
             if options.names and name not in options.names:
                 continue
             found = Corpus(Path(scratch), peer).compare(
-                name, config_json, model_yaml, **SPECS.get(name, {})
+                name, config_json, model_yaml, windows=12, **SPECS.get(name, {})
             )
             wrong += bool(found.differences)
             samples = "/".join(map(str, found.samples.values()))
