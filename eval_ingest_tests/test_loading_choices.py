@@ -44,6 +44,9 @@ def test_channels_first_are_the_same_values_with_other_axes(case: str, opened: O
     for name in last.bands:
         assert torch.equal(other[name], one[name].permute(0, 4, 3, 1, 2))
     assert torch.equal(one["target"].nan_to_num(7), other["target"].nan_to_num(7))
+    carried = next(first.batches(3, device="cpu"))
+    for name in first.bands:
+        assert torch.allclose(carried[name], other[name], atol=1e-5)
 
 
 def add_one(sample: dict[str, Any]) -> dict[str, Any]:

@@ -268,6 +268,11 @@ def test_an_unnormalised_dataset_is_refused(package: Any, ingested: Ingested) ->
     dataset = EvalDataset("segmentation", "train", root=ingested("segmentation"), normalize=None)
     with pytest.raises(LoadError, match=r"normalize=None.*open it with normalize="):
         OlmoEarthAdapter(dataset)
+    turned = EvalDataset(
+        "segmentation", "train", root=ingested("segmentation"), channels_first=True
+    )
+    with pytest.raises(LoadError, match="channels_first=True; leave it out"):
+        OlmoEarthAdapter(turned)
 
 
 # ------------------------------------------------------------------------------------- models

@@ -58,7 +58,8 @@ class OlmoEarthAdapter:
         tolerance_days: images of two modalities less than this apart share a slot.
 
     Raises:
-        LoadError: the package isn't installed, or the dataset isn't normalised.
+        LoadError: the package isn't installed, or the dataset isn't normalised, or has its
+            channels first.
     """
 
     def __init__(
@@ -77,6 +78,8 @@ class OlmoEarthAdapter:
                 f"{dataset.name} is opened with normalize=None, which no OlmoEarth model was "
                 'trained on; open it with normalize="pretrained" or normalize="dataset"'
             )
+        if dataset.channels_first:
+            raise LoadError(f"{dataset.name} is opened with channels_first=True; leave it out")
         self._sample_type, modalities = _package()
         self._tolerance_days = tolerance_days
         self._bands = {name: BandFiller.of(dataset, name, missing_bands) for name in dataset.bands}
