@@ -16,8 +16,13 @@ CHECKOUT = Path(__file__).parents[1]
 MODULES = {
     "eval_ingest.core._kernels": "eval_ingest/core/_kernels.c",
     "eval_ingest.sources._listing": "eval_ingest/sources/_listing.c",
+    "eval_ingest.store._writing": "eval_ingest/store/_writing.c",
 }
-TESTS = ["eval_ingest_tests/test_core_kernels.py", "eval_ingest_tests/test_sources_listing.py"]
+TESTS = [
+    "eval_ingest_tests/test_core_kernels.py",
+    "eval_ingest_tests/test_sources_listing.py",
+    "eval_ingest_tests/test_store_window_files.py",
+]
 FLAGS = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-g"]
 
 RUN = """
