@@ -14,7 +14,7 @@ PORT ?= 3000
 INSTALL_TORCH = $(BIN)/uv pip install --quiet --python $(BIN)/python --constraint constraints.txt torch torchvision
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-fast test-latest sanitize lint docs bench peers bench-peers signal torture ui clean
+.PHONY: help setup demo test test-fast test-latest sanitize lint docs bench bench-rows peers bench-peers signal torture ui clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## */  make \1|/' | column -t -s '|'
@@ -66,6 +66,9 @@ docs: $(READY)  ## the site, in build/site; what is typed in its pages is run by
 
 bench: $(READY)  ## how fast it is, beside rslearn; WINDOWS=1000, GROWTH="250 1000 4000", MANY=100000 or PLACES=1
 	$(BIN)/python -m benchmarks.bench --windows $${WINDOWS:-250} --growth $${GROWTH:-} --many $${MANY:-0} $${PLACES:+--places}
+
+bench-rows: $(READY)  ## an index of so many windows split, judged and written, without pixels; ROWS=1000000
+	$(BIN)/python -m benchmarks.rows --rows $${ROWS:-1000000}
 
 peers: $(PEERS_READY)  ## make .venv-peers: the existing OlmoEarth eval code, for test_peers.py
 

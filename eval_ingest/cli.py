@@ -17,9 +17,7 @@ from typing import Any, NoReturn
 
 from eval_ingest import __version__
 from eval_ingest.errors import EvalIngestError, UnknownDatasetError
-from eval_ingest.flags import add_spec_flags
 from eval_ingest.interrupts import STOPPED, interruptible
-from eval_ingest.sweep.command import add_commands as add_sweep_commands
 
 EXAMPLES = """\
 examples:
@@ -224,6 +222,10 @@ def _run(command: str, options: argparse.Namespace) -> int | None:
 
 
 def _parser() -> argparse.ArgumentParser:
+    # They take a moment, in which a person may press Ctrl-C: by now that is listened to.
+    from eval_ingest.flags import add_spec_flags
+    from eval_ingest.sweep.command import add_commands as add_sweep_commands
+
     parser = _Parser(
         prog="eval-ingest",
         description="Turn labelled rslearn datasets into registered evals.",

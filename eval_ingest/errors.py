@@ -26,6 +26,7 @@ EvalIngestError
 """
 
 import difflib
+import errno
 from collections.abc import Iterable
 
 from eval_ingest.redaction import shown
@@ -179,3 +180,32 @@ class LoadError(EvalIngestError):
 
 class SweepError(EvalIngestError):
     """An encoder can't be loaded or used, or a sweep can't be carried out as asked."""
+
+
+_CURES = {
+    errno.EMFILE: "raise the limit of open files (ulimit -n), or set fewer EVAL_INGEST_WORKERS",
+    errno.ENFILE: "the whole machine has too many open files: close some",
+    errno.ENOMEM: "free memory, or set fewer EVAL_INGEST_WORKERS",
+    errno.EAGAIN: "raise the limit of processes (ulimit -u), or set fewer EVAL_INGEST_WORKERS",
+    errno.ENOSPC: "free space on the disk that it names",
+    errno.EDQUOT: "free space: the quota is full",
+    errno.EACCES: "let this user read it",
+    errno.EPERM: "let this user read it",
+    errno.EIO: "have the disk or the network file system looked at",
+    errno.ESTALE: "mount the network file system anew",
+}
+
+
+def machine_error(error: BaseException, number: int) -> MachineError:
+    """What to say about an error of the system's, with its cure."""
+    cure = _CURES.get(number, "see to that")
+    return MachineError(
+        f"this machine couldn't go on: {words_of(error)}; {cure}, and run again: it goes on where "
+        "it stopped"
+    )
+
+
+def words_of(error: BaseException) -> str:
+    """An exception in a line."""
+    text = " ".join(f"{type(error).__name__}: {error}".split())
+    return text if len(text) <= 300 else f"{text[:297]}..."

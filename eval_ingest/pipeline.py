@@ -424,7 +424,7 @@ def write_stage(job: Job, stage: str, value: Any) -> bool:
 def _registered(job: Job, metadata: Metadata) -> bool:
     """A run that was stopped between metadata.json and the registry, or at it, has to catch up."""
     layout = job.root.layout
-    if any(layout.path.glob(f".{layout.registry.name}.*")):
+    if any(layout.path.glob(f".{layout.registry.name}.*.[ot][lm][dp]")):  # .old and .tmp
         return False
     try:
         entry = read_registry(job.root).get(job.spec.name, {})

@@ -9,6 +9,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
+from eval_ingest.decoding.grid import Grid
 from eval_ingest.decoding.metadata import WindowMetadata
 from eval_ingest.indexing.build import SHARD_WINDOWS, index_windows
 from eval_ingest.indexing.partial import PartialRows
@@ -76,5 +77,5 @@ def test_handing_out_windows_costs_as_much_per_window_however_many_there_are(
 )
 def test_a_time_range_lies_within_whole_days(start: str, end: str, wanted: bool) -> None:
     times = tuple(datetime.fromisoformat(text).replace(tzinfo=UTC) for text in (start, end))
-    metadata = WindowMetadata("EPSG:32630", 10, -10, (0, 0, 1, 1), times, {})  # type: ignore[arg-type]
+    metadata = WindowMetadata(Grid("EPSG:32630", 10, -10, (0, 0, 1, 1)), times, {})  # type: ignore[arg-type]
     assert WindowFilter({}, ("2023-01-01", "2023-12-31")).wants(metadata) is wanted

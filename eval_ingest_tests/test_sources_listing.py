@@ -1,12 +1,13 @@
 """The files of a window, by the compiled listing and by Python's own, which give the same."""
 
 import os
+import resource
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from eval_ingest.errors import SourceError
+from eval_ingest.errors import MachineError, SourceError
 from eval_ingest.sources import listing
 from eval_ingest.sources.listing import list_window, parse
 from eval_ingest.sources.local import LocalSource
@@ -192,3 +193,47 @@ def test_file_systems_of_fuse_have_no_inodes_to_rely_on(
     )
     monkeypatch.setattr("builtins.open", lambda path, open=open, **kw: open(mounts, **kw))
     assert not listing.keeps_inodes(str(tmp_path))
+
+
+def test_a_machine_without_file_handles_is_told_with_its_cure(tmp_path: Path, way: str) -> None:
+    write(tmp_path, "windows/g/w/metadata.json")
+    source = LocalSource(str(tmp_path))
+    window = source.window("g", "w", LAYERS)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    held: list[int] = []
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(soft, 512), hard))
+    try:
+        with pytest.raises(OSError, match="Too many open files"):
+            while True:
+                held.append(os.open(os.devnull, os.O_RDONLY))
+        for work in (
+            lambda: source.window("g", "w", LAYERS),
+            lambda: source.read("g", "w", window.files[0]),
+            lambda: source.names(["g"]).__next__(),
+        ):
+            with pytest.raises(MachineError, match=r"Too many open files.*ulimit -n"):
+                work()
+    finally:
+        for opened in held:
+            os.close(opened)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_files_that_changed_since_they_were_listed_are_not_had(tmp_path: Path, way: str) -> None:
+    paths = ["metadata.json", "layers/label/completed", "layers/label/a/geotiff.tif"]
+    write(tmp_path / "windows/g/w", *paths)
+    (tmp_path / "windows/g/w/layers/label/completed").write_bytes(b"")
+    (tmp_path / "windows/g/w/metadata.json").chmod(0o640)
+    source = LocalSource(str(tmp_path))
+    window = source.window("g", "w", LAYERS)
+    found = source.fetch(window, window.files)
+    assert {path: had.data for path, had in found.items()} == {
+        path: b"" if path.endswith("completed") else path.encode() for path in paths
+    }
+    assert found["metadata.json"].permissions == 0o640
+    changed = tmp_path / "windows/g/w/layers/label/a/geotiff.tif"
+    changed.write_bytes(b"x" * changed.stat().st_size)
+    (tmp_path / "windows/g/w/metadata.json").unlink()
+    assert list(source.fetch(window, window.files)) == ["layers/label/completed"]
+    with pytest.raises(SourceError, match="run again when it is still"):
+        source.read("g", "w", window.by_path["layers/label/a/geotiff.tif"])

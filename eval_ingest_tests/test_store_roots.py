@@ -1,5 +1,6 @@
 """The one door to an eval root: one contract for all kinds, and what stress may not do."""
 
+import json
 import shutil
 import subprocess
 import sys
@@ -197,9 +198,11 @@ def _contents(place: Place, name: str) -> dict[str, bytes]:
 
 def test_what_a_newer_version_published_is_not_rebuilt(small: Path, tmp_path: Path) -> None:
     pipeline.ingest(make_job(small, tmp_path))
-    path = tmp_path / "crops" / "metadata.json"
-    content = read_sealed_json(path, "") or {}
-    path.write_bytes(sealed_json({**content, "version": METADATA_VERSION + 1, "new": {"a": 1}}))
+    for name in ("metadata.json", "opening.json"):
+        path = tmp_path / "crops" / name
+        content = read_sealed_json(path, "") or {}
+        newer = {**content, "version": METADATA_VERSION + 1, "new": {"a": 1}}
+        path.write_bytes(sealed_json(newer))
     before = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
     for do in (
         lambda: pipeline.ingest(make_job(small, tmp_path)),
@@ -287,3 +290,40 @@ def test_a_folder_with_colons_in_its_name_is_a_folder(
     }  # fmt: skip
     place.ingest(f"{url}/aaa::file", "aaa_file", copy="stream")  # type: ignore[arg-type]
     assert len(EvalDataset("aaa_file", "train")) > 0
+
+
+# ----------------------------------------------------------------- what another one has written
+
+
+def test_who_has_lost_the_lease_deletes_nothing_that_another_one_wrote(
+    place: Place, small: Path
+) -> None:
+    if place.kind == "local":
+        pytest.skip("a lock file of the machine's own is not lost")
+    place.ingest(small, copy="stream")
+    store = place.root.dataset("crops")
+    with store.hold(1.0, "test"):
+        place.write("crops/norm_stats.json", b"of another process")
+        with pytest.raises(OutdatedError, match=r"norm_stats\.json was written by another"):
+            store.remove([store.layout.norm_stats])
+    assert place.read("crops/norm_stats.json") == b"of another process"
+
+
+def test_what_a_newer_version_published_is_left_alone_in_every_root(
+    place: Place, small: Path
+) -> None:
+    place.ingest(small, copy="stream")
+    for name in ("metadata.json", "opening.json"):
+        content = json.loads(place.read(f"crops/{name}"))
+        del content["checksum"]
+        place.write(f"crops/{name}", sealed_json({**content, "version": METADATA_VERSION + 1}))
+    before = {name: place.read(name) for name in place.names()}
+    place.machine("b")
+    for do in (
+        lambda: place.ingest(small, copy="stream"),
+        lambda: pipeline.forget(place.job(small, copy="stream")),
+        lambda: EvalDataset("crops", "val"),
+    ):
+        with pytest.raises(NewerVersionError, match=r"upgrade it \(pip inst"):
+            do()
+    assert {name: place.read(name) for name in place.names()} == before

@@ -535,7 +535,7 @@ def sample_arrays(sample: WindowSample, config: ResolvedConfig) -> dict[str, NDA
     for modality in config.modalities:
         found = sample.modalities.get(modality.name)
         if found is None:
-            height, width = sample.metadata.height, sample.metadata.width
+            height, width = sample.metadata.grid.height, sample.metadata.grid.width
             arrays[modality.name] = np.zeros(
                 (height, width, 0, len(modality.bands)), modality.dtype
             )

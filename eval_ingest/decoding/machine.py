@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from functools import lru_cache
 from importlib import metadata
 
-from eval_ingest.errors import EvalIngestError, MachineError, SourceError
+from eval_ingest.errors import EvalIngestError, MachineError, SourceError, machine_error, words_of
 
 JUDGE_VERSION = 2
 """Raised when a window that was invalid may be valid now, without a change of its files."""
@@ -31,19 +31,6 @@ _SURE_S = 1.0
 """Libraries that worked just now are not tried again: a source may have many broken windows."""
 _whole_until = [0.0]
 """On time.monotonic()'s clock."""
-
-_CURES = {
-    errno.EMFILE: "raise the limit of open files (ulimit -n), or set fewer EVAL_INGEST_WORKERS",
-    errno.ENFILE: "the whole machine has too many open files: close some",
-    errno.ENOMEM: "free memory, or set fewer EVAL_INGEST_WORKERS",
-    errno.EAGAIN: "raise the limit of processes (ulimit -u), or set fewer EVAL_INGEST_WORKERS",
-    errno.ENOSPC: "free space on the disk that it names",
-    errno.EDQUOT: "free space: the quota is full",
-    errno.EACCES: "let this user read it",
-    errno.EPERM: "let this user read it",
-    errno.EIO: "have the disk or the network file system looked at",
-    errno.ESTALE: "mount the network file system anew",
-}
 
 _WORDS = {
     "too many open files": errno.EMFILE,
@@ -94,8 +81,8 @@ def blame(error: BaseException, memory_is_limited: bool = False) -> None:
                 continue
             raise MachineError(
                 f"{what} fails on this machine, whatever it is given "
-                f"({_words(fault)}); it was noticed when a window couldn't be read "
-                f"({_words(error)}). Repair it (PROJ_DATA, PROJ_LIB and GDAL_DATA must be unset, "
+                f"({words_of(fault)}); it was noticed when a window couldn't be read "
+                f"({words_of(error)}). Repair it (PROJ_DATA, PROJ_LIB and GDAL_DATA must be unset, "
                 "or fit the installed rasterio and pyproj; else install them anew), and run "
                 "again: it goes on where it stopped"
             ) from error
@@ -135,12 +122,12 @@ def _blame_one(error: BaseException, memory_is_limited: bool) -> None:
         return
     if isinstance(error, ImportError):
         raise MachineError(
-            f"a library that reading needs can't be imported: {_words(error)}; install it anew "
+            f"a library that reading needs can't be imported: {words_of(error)}; install it anew "
             "(pip install --force-reinstall), and run again: it goes on where it stopped"
         ) from error
     if type(error).__module__.partition(".")[0] in _OF_NETWORKS:
         raise SourceError(
-            f"reading from the source failed: {_words(error)}; check the network and the "
+            f"reading from the source failed: {words_of(error)}; check the network and the "
             "credentials, and run again: it goes on where it stopped"
         ) from error
     if isinstance(error, OSError) and error.errno is not None and error.errno not in _OF_DATA:
@@ -149,20 +136,6 @@ def _blame_one(error: BaseException, memory_is_limited: bool) -> None:
     for words, number in _WORDS.items():
         if words in text and not (number == errno.ENOMEM and memory_is_limited):
             raise machine_error(error, number) from error
-
-
-def machine_error(error: BaseException, number: int) -> MachineError:
-    """What to say about an error of the system's, with its cure."""
-    cure = _CURES.get(number, "see to that")
-    return MachineError(
-        f"this machine couldn't go on: {_words(error)}; {cure}, and run again: it goes on where "
-        "it stopped"
-    )
-
-
-def _words(error: BaseException) -> str:
-    text = " ".join(f"{type(error).__name__}: {error}".split())
-    return text if len(text) <= 300 else f"{text[:297]}..."
 
 
 # ------------------------------------------------------------------- what works on a whole machine

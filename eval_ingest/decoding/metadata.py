@@ -27,29 +27,9 @@ _PLAIN_CRS = re.compile(r"EPSG:[1-9][0-9]{3,4}")
 class WindowMetadata:
     """What metadata.json says."""
 
-    crs: str
-    x_resolution: float
-    """CRS units per pixel."""
-    y_resolution: float
-    bounds: tuple[int, int, int, int]
-    """x0, y0, x1, y1 in pixels."""
+    grid: Grid
     time_range: Interval | None
     options: dict[str, Any]
-
-    @property
-    def grid(self) -> Grid:
-        """The window's pixel grid."""
-        return Grid(self.crs, self.x_resolution, self.y_resolution, self.bounds)
-
-    @property
-    def height(self) -> int:
-        """Rows of pixels."""
-        return self.bounds[3] - self.bounds[1]
-
-    @property
-    def width(self) -> int:
-        """Columns of pixels."""
-        return self.bounds[2] - self.bounds[0]
 
 
 def read_metadata(source: WindowReader, files: WindowFiles) -> WindowMetadata | None:
@@ -95,7 +75,8 @@ def parse_metadata(raw: Any) -> WindowMetadata:
         raise Unreadable("bounds_invalid", f"bounds {bounds} span more than 65536 pixels")
     x0, y0, x1, y1 = bounds
     x_resolution, y_resolution = map(float, resolutions)
-    return WindowMetadata(crs, x_resolution, y_resolution, (x0, y0, x1, y1), time_range, options)
+    grid = Grid(crs, x_resolution, y_resolution, (x0, y0, x1, y1))
+    return WindowMetadata(grid, time_range, options)
 
 
 @lru_cache(maxsize=1024)

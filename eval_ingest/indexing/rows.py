@@ -104,13 +104,14 @@ def metadata_row(
 
 def _metadata_columns(metadata: WindowMetadata) -> dict[str, Any]:
     start, end = metadata.time_range or (None, None)
+    grid = metadata.grid
     return {
-        "crs": metadata.crs,
-        "x_resolution": metadata.x_resolution,
-        "y_resolution": metadata.y_resolution,
-        "bounds": list(metadata.bounds),
-        "height": metadata.height,
-        "width": metadata.width,
+        "crs": grid.crs,
+        "x_resolution": grid.x_resolution,
+        "y_resolution": grid.y_resolution,
+        "bounds": list(grid.bounds),
+        "height": grid.height,
+        "width": grid.width,
         "time_start": start,
         "time_end": end,
         "options": json.dumps(metadata.options, sort_keys=True),
@@ -139,7 +140,7 @@ def _label_columns(sample: WindowSample, config: ResolvedConfig) -> dict[str, An
 def _targets(sample: WindowSample, config: ResolvedConfig) -> Iterator[list[NDArray[Any]]]:
     """The targets of a window's samples, by cut."""
     assert sample.target is not None and sample.metadata is not None
-    size = sample.metadata.height, sample.metadata.width
+    size = sample.metadata.grid.height, sample.metadata.grid.width
     scalars = iter(sample.crop_targets)
     for split in config.cuts:
         cut = split_cut(config, split)

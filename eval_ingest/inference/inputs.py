@@ -102,7 +102,7 @@ class ModalityReader:
             named.append(stream)
         samples = {name: self._samples(name, found) for name, found in by_modality.items()}
         used = {key for found in by_modality.values() for key in _keys(found)}
-        used |= {s.mask.key for found in samples.values() for s in found if s.mask}
+        used |= {s.image.mask.key for found in samples.values() for s in found if s.image.mask}
         unsupported = tuple(
             _described(self.inputs[key]) for key in _keys(unknown) if key not in used
         )
@@ -138,7 +138,7 @@ class ModalityReader:
         images: dict[str, list[Stream]] = {}
         for stream in streams:
             images.setdefault(stream.name, []).append(stream)
-        joins = {n: s for n, s in images.items() if s[0].made and len(_keys(s)) > 1}
+        joins = {n: s for n, s in images.items() if s[0].image.made and len(_keys(s)) > 1}
         chosen = {n: s for n, s in joins.items() if not any(_outdoes(o, s) for o in joins.values())}
         if modality in images:
             chosen = {modality: images[modality]}
@@ -176,9 +176,9 @@ class ModalityReader:
     def _modality(self, modality: Modality, streams: list[Stream]) -> ModalityInput:
         first = streams[0]
         for stream in streams:
-            if stream.problem is not None:
-                raise stream.problem
-            if (stream.pad, stream.mask) != (first.pad, first.mask):
+            if stream.image.problem is not None:
+                raise stream.image.problem
+            if (stream.image.pad, stream.image.mask) != (first.image.pad, first.image.mask):
                 raise UnsupportedError(
                     f"{self.dataset.root.where or 'model.yaml'}: of the inputs of {modality.name} "
                     f"({', '.join(stream.name for stream in streams)}) only some are padded or "
@@ -186,7 +186,7 @@ class ModalityReader:
                 )
         sources = self._sources(streams, modality)
         bands = self._common_bands(sources, modality)
-        mask = mask_input(first.mask, self.inputs, self.dataset)
+        mask = mask_input(first.image.mask, self.inputs, self.dataset)
         place = self.inputs[sources[0].data_input.key].node.get("bands").place
         self.notes.origin(f"bands.{modality.name}", place)
         self._note_product(sources, modality)
@@ -197,7 +197,7 @@ class ModalityReader:
             parts=tuple(source.data_input.part for source in sources),
             dtype=self._packed_type(modality.name, sources, bands, mask),
             mask=mask,
-            pad=first.pad,
+            pad=first.image.pad,
             pads=self.replayed.pads_beside(self.others, first.name),
             decibels=modality.decibels,
         )
@@ -311,7 +311,7 @@ def _keys(streams: Iterable[Stream]) -> list[str]:
 
 def _worth(image: list[Stream]) -> tuple[int, bool]:
     """How many channels an image has; of equals, those that a transform made go first."""
-    return sum(len(stream.pieces[0].bands) for stream in image), image[0].made
+    return sum(len(stream.pieces[0].bands) for stream in image), image[0].image.made
 
 
 def _outdoes(other: list[Stream], image: list[Stream]) -> bool:

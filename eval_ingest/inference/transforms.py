@@ -10,6 +10,7 @@ import itertools
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 from eval_ingest.core.resolved import Pad
 from eval_ingest.errors import ConfigError
@@ -48,26 +49,12 @@ class Masking:
     """Instead of `hides`: where the mask has any other value than these."""
 
 
-@dataclass(frozen=True)
-class Stream:
-    """An image that reaches the model: pieces stacked along time."""
-
-    name: str
-    pieces: tuple[Piece, ...]
-    pad: Pad | None = None
-    mask: Masking | None = None
-    made: bool = False
-    """By a transform; False: an input."""
-    problem: ConfigError | None = field(default=None, compare=False)
-    """Why it can't be a sample."""
-
-
 Channel = tuple[tuple[str, str], ...]
 """Where one channel of an image is from: (input, band) of each piece along time."""
 
 
 @dataclass
-class _Image:
+class Image:
     """An image on its way: transforms change it in place, and two names may mean the same one."""
 
     channels: tuple[Channel, ...]
@@ -79,7 +66,7 @@ class _Image:
     """It is a mask made of an input: which values of that hide."""
     decibels: bool = False
 
-    def streams(self, name: str) -> list[Stream]:
+    def streams(self, name: str) -> list["Stream"]:
         """Channels that are from the same inputs, together."""
         by_keys: dict[tuple[str, ...], list[Channel]] = {}
         for channel in self.channels:
@@ -88,13 +75,18 @@ class _Image:
             Stream(
                 name,
                 tuple(Piece(k, tuple(c[t][1] for c in here)) for t, k in enumerate(keys)),
-                self.pad,
-                self.mask,
-                self.made,
-                self.problem,
+                self,
             )
             for keys, here in by_keys.items()
         ]
+
+
+class Stream(NamedTuple):
+    """Pieces stacked along time that an image which reaches the model has side by side."""
+
+    name: str
+    pieces: tuple[Piece, ...]
+    image: Image
 
 
 class MissingError(ConfigError):
@@ -105,7 +97,7 @@ class MissingError(ConfigError):
 class Replay:
     """The images before and after the transforms."""
 
-    images: dict[str, _Image]
+    images: dict[str, Image]
     """By selector, for every raster input that could be named."""
     visible: list[str]
     """Images that reach the model."""
@@ -148,7 +140,8 @@ class Replay:
 
     def images_alone(self) -> tuple[object, ...]:
         """What samples are of, without their Pad."""
-        return *(replace(stream, pad=None) for stream in self.outcome()), self.label_mask
+        streams = self.outcome()
+        return *((s.name, s.pieces, s.image.mask, s.image.made) for s in streams), self.label_mask
 
     def pads_beside(self, others: Mapping[str, "Replay"], image: str) -> dict[str, Pad | None]:
         """The Pads of other splits, where they aren't the same; of the label for an image "" ."""
@@ -161,7 +154,7 @@ class Replay:
 
     # --- selectors ---
 
-    def _image(self, selector: Node, transform: Node) -> _Image | None:
+    def _image(self, selector: Node, transform: Node) -> Image | None:
         """The image that a selector such as `sentinel2_l2a` or `input/image` means.
 
         None if the transform skips what is missing.
@@ -177,7 +170,7 @@ class Replay:
             MissingError,
         )
 
-    def _selected(self, transform: Node, key: str) -> Iterator[tuple[Node, _Image | None]]:
+    def _selected(self, transform: Node, key: str) -> Iterator[tuple[Node, Image | None]]:
         """The images that a transform changes; None for one of the task's target images."""
         for selector in _listed(transform.args.get(key)):
             if not selector.text().startswith("target/"):
@@ -196,7 +189,7 @@ class Replay:
                     MissingError,
                 )
 
-    def _write(self, selector: Node, image: _Image) -> None:
+    def _write(self, selector: Node, image: Image) -> None:
         output = selector.text().removeprefix("input/")
         if not output:
             raise selector.error("is missing", "name the image that is made")
@@ -208,7 +201,7 @@ class Replay:
 
     def _concatenate(self, node: Node) -> None:
         args = node.args
-        chosen: list[_Image] = []
+        chosen: list[Image] = []
         for key, indices in args.get("selections").entries().items():
             if key.startswith("target/"):
                 raise indices.unsupported(
@@ -280,7 +273,7 @@ class Replay:
             else:
                 _mask_image(image, mask, masking, selector)
 
-    def _mask_label(self, selector: Node, masking: Masking | ConfigError, mask: _Image) -> None:
+    def _mask_label(self, selector: Node, masking: Masking | ConfigError, mask: Image) -> None:
         """Only a mask on the valid pixels is followed: it takes labels away."""
         if isinstance(masking, ConfigError):
             self.label_problem = masking
@@ -374,7 +367,7 @@ def _or(node: Node, default: str) -> Node:
     return node if node.given else replace(node, value=default)
 
 
-def _with_bands(image: _Image, indices: Node) -> _Image:
+def _with_bands(image: Image, indices: Node) -> Image:
     """A copy with the bands at these places; an empty list keeps all."""
     count = len(image.channels)
     wanted = [index.integer() for index in indices.items()]
@@ -386,7 +379,7 @@ def _with_bands(image: _Image, indices: Node) -> _Image:
     return replace(image, channels=kept or image.channels)
 
 
-def _side_by_side(images: list[_Image], args: Node) -> _Image:
+def _side_by_side(images: list[Image], args: Node) -> Image:
     """Joined along the channels."""
     made = _joined(images, tuple(c for image in images for c in image.channels), args)
     bands = [channel[0][1] for image in images for channel in dict.fromkeys(image.channels)]
@@ -401,7 +394,7 @@ def _side_by_side(images: list[_Image], args: Node) -> _Image:
     return made
 
 
-def _in_turn(images: list[_Image], args: Node) -> _Image:
+def _in_turn(images: list[Image], args: Node) -> Image:
     """Joined along time: channel by channel, which must be the same bands."""
     channels = tuple(
         tuple(itertools.chain(*places))
@@ -422,9 +415,9 @@ def _in_turn(images: list[_Image], args: Node) -> _Image:
     return made
 
 
-def _joined(images: list[_Image], channels: tuple[Channel, ...], args: Node) -> _Image:
+def _joined(images: list[Image], channels: tuple[Channel, ...], args: Node) -> Image:
     first = images[0]
-    made = _Image(channels, first.pad, first.mask, True)
+    made = Image(channels, first.pad, first.mask, True)
     made.decibels = any(image.decibels for image in images)
     made.problem = next((image.problem for image in images if image.problem), None)
     if any((image.pad, image.mask) != (first.pad, first.mask) for image in images):
@@ -435,7 +428,7 @@ def _joined(images: list[_Image], channels: tuple[Channel, ...], args: Node) -> 
     return made
 
 
-def _masking(mask: _Image, args: Node) -> Masking | ConfigError:
+def _masking(mask: Image, args: Node) -> Masking | ConfigError:
     """What a Mask does, or why it can't be followed."""
     if mask.problem or mask.mask or len(mask.channels) != 1 or len(mask.channels[0]) != 1:
         return mask.problem or args.unsupported(
@@ -447,9 +440,7 @@ def _masking(mask: _Image, args: Node) -> Masking | ConfigError:
     return replace(shown_by, key=mask.channels[0][0][0], value=value)
 
 
-def _mask_image(
-    image: _Image, mask: _Image, masking: Masking | ConfigError, selector: Node
-) -> None:
+def _mask_image(image: Image, mask: Image, masking: Masking | ConfigError, selector: Node) -> None:
     if isinstance(masking, ConfigError):
         image.problem = masking
     elif image.pad != mask.pad or (image.pad and masking.value != 0):
@@ -477,7 +468,7 @@ def replay(
     Raises:
         MissingError: a transform names an image or a target that isn't there.
     """
-    images = {k: _Image(tuple(((k, band),) for band in names)) for k, names in bands.items()}
+    images = {k: Image(tuple(((k, band),) for band in names)) for k, names in bands.items()}
     return Replay(images, list(images), frozenset(targets), task, notes).run(transforms)
 
 

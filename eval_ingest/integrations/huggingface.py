@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 AT_ONCE = 64
 """Files a commit."""
-_LAST = ("metadata.json", "README.md", "registry.json")
+_LAST = ("metadata.json", "opening.json", "README.md", "registry.json")
 _TEXTS = {".json", ".yaml", ".md", ".html", ".txt"}
 
 

@@ -34,6 +34,7 @@ from eval_ingest.sources.base import (
     Source,
     SourceFile,
     WindowFiles,
+    cannot,
     is_read,
 )
 from eval_ingest.sources.decompress import StreamError, decompressed
@@ -135,7 +136,7 @@ class ArchiveSource(Source):
             with open(path, "rb", buffering=0) as stream:
                 data = stream.read()
         except OSError as error:
-            raise SourceError(f"{path} can't be read: {error.strerror or error}") from error
+            raise cannot("read", path, error) from error
         found = _version(data)
         if found != file.version:
             raise SourceError(
@@ -253,7 +254,7 @@ class _Version:
         except FileNotFoundError as error:
             raise SourceNotFoundError(f"source {url} does not exist; check the path") from error
         except OSError as error:
-            raise SourceError(f"{url} can't be read: {error.strerror or error}") from error
+            raise cannot("read", url, error) from error
         return cls(stat.st_size, f"{stat.st_mtime_ns} {stat.st_ctime_ns} {stat.st_ino}")
 
     def name(self, url: str) -> str:

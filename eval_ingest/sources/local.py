@@ -17,6 +17,7 @@ from eval_ingest.sources.base import (
     Source,
     SourceFile,
     WindowFiles,
+    cannot,
     check_text_size,
     digest_of,
 )
@@ -97,7 +98,7 @@ class LocalSource(Source):
         except OddFileError as error:
             raise SourceError(str(error)) from error
         except OSError as error:
-            raise SourceError(f"{root} can't be listed: {error.strerror or error}") from error
+            raise cannot("listed", root, error) from error
 
     def _list_all(
         self, groups: list[str], layers: frozenset[str]
@@ -122,7 +123,7 @@ class LocalSource(Source):
         except (FileNotFoundError, NotADirectoryError):
             return []
         except OSError as error:
-            raise SourceError(f"{path} can't be listed: {error.strerror or error}") from error
+            raise cannot("listed", path, error) from error
         for entry in found:
             if entry.is_symlink():
                 self._check_link(entry.path)
@@ -150,7 +151,7 @@ class LocalSource(Source):
         try:
             data, found = read_file(path, file.size)
         except OSError as error:
-            raise SourceError(f"{path} can't be read: {error.strerror or error}") from error
+            raise cannot("read", path, error) from error
         if len(data) != file.size or version_of(found, self._inodes) != file.version:
             raise SourceError(
                 f"{path} has {len(data)} bytes, {file.size} when it was listed, or was written "
@@ -163,7 +164,7 @@ class LocalSource(Source):
         try:
             return os.stat(path).st_mode & ANYBODY
         except OSError as error:
-            raise SourceError(f"{path} can't be read: {error.strerror or error}") from error
+            raise cannot("read", path, error) from error
 
 
 def _open_no_link(path: str, flags: int) -> int:

@@ -54,10 +54,8 @@ def whose(store: DatasetStore) -> Whose:
     metadata = store.layout.metadata
     if metadata.name in names and store.read(metadata, lambda: _is_ours(metadata)):
         return Whose.INGESTED
-    # Hidden files are what we keep of a remote source before anything else. Windows alone, without
-    # any configuration, are what a copy that was stopped has left: no dataset of anybody.
-    visible = {name for name in names if name[0] != "."}
-    return Whose.THEIRS if visible - {"windows"} else Whose.NOBODYS
+    # Hidden files are what we keep of a remote source before anything else.
+    return Whose.THEIRS if any(name[0] != "." for name in names) else Whose.NOBODYS
 
 
 def holds_ours(folder: Path) -> bool:
@@ -94,7 +92,7 @@ def mark(store: DatasetStore, kind: Whose) -> None:
     path = store.layout.path / _MARKS[kind]
     if not path.is_file():
         write_bytes(path, _TEXTS[kind].encode())
-        store.root.send(path)
+        store.send(path)
 
 
 _LEAVING = ".given_back_by_eval_ingest"
@@ -109,7 +107,7 @@ def give_back(store: DatasetStore, their_entry: str) -> None:
     """
     path = store.layout.path / _LEAVING
     write_bytes(path, their_entry.encode(errors="surrogateescape"))
-    store.root.send(path)
+    store.send(path)
     store.remove([store.layout.opening, store.layout.metadata])
 
 

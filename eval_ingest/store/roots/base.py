@@ -229,8 +229,11 @@ class DatasetStore:
         """
         return not self.names().isdisjoint((*STAGE_FILES, ".window_index"))
 
-    def send(self) -> None:
-        """Have all small files that were written or removed, but metadata.json, where they belong.
+    def send(self, *paths: Path) -> None:
+        """Have small files that were written or removed where they belong.
+
+        Args:
+            paths: the files; none: all but metadata.json.
 
         Raises:
             StoreError: it isn't held any more, or they can't be written.

@@ -75,7 +75,7 @@ class Holding:
         try:
             await self._objects.delete(found)
         except Conflict as error:
-            raise written_meanwhile(self._objects, str(error)) from error
+            raise written_meanwhile(self._objects, str(error) or found[0].name) from error
         for entry in found:
             self.listed.pop(entry.name, None)
 

@@ -130,14 +130,12 @@ class RemoteStore(DatasetStore):
         listed = objects.run(objects.list_folder(self.name))
         return {entry.name.rpartition("/")[2] for entry in listed}
 
-    def send(self) -> None:
+    def send(self, *paths: Path) -> None:
         self._held.check()
-        top: list[Path] = []
-        deep: list[Path] = []
-        for path in self._mirrored():
-            (top if path.parent == self.layout.path else deep).append(path)
+        wanted = set(paths) or self._mirrored() - {self.layout.metadata}
+        deep = {path for path in wanted if path.parent != self.layout.path}
         self.mirror.push(deep, self._held)  # before those that name them
-        self.mirror.push([path for path in top if path != self.layout.metadata], self._held)
+        self.mirror.push(wanted - deep, self._held)
 
     def _mirrored(self) -> set[Path]:
         """Files that are mirrored one by one, also those that are gone since they were."""

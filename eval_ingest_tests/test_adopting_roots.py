@@ -1,0 +1,104 @@
+"""Another tool's dataset is adopted, and given back, under every kind of root alike."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from eval_ingest import EvalDataset, pipeline
+from eval_ingest.adopting import adopt, adoptable
+from eval_ingest.core.spec import SPLITS
+from eval_ingest.engine import no_progress
+from eval_ingest.errors import NotOursError
+from eval_ingest.settings import Settings
+from eval_ingest.store.ownership import Whose, whose
+from eval_ingest.store.registry import read_registry, remove_dataset
+from eval_ingest.verifying import verify_dataset
+from eval_ingest_tests.support import places
+from eval_ingest_tests.support.places import Place
+
+servers, place = places.servers, places.place
+
+THEIRS = '{"name": "crops",  "task_type": "segmentation", "num_classes": 4, "x": 1e-05}'
+
+
+@pytest.fixture(scope="module")
+def copy(reference: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy as another tool leaves it: windows with `eval_split`, and the configuration."""
+    folder = tmp_path_factory.mktemp("theirs") / "crops"
+    shutil.copytree(reference / "crops" / "windows", folder / "windows")
+    for name in ("config.json", "model.yaml"):
+        shutil.copy(reference / "crops" / name, folder / name)
+    return folder
+
+
+@pytest.fixture
+def team(place: Place, copy: Path) -> Place:
+    """A root that another tool has filled."""
+    registry = '{"version": "1.0", "datasets": {"crops": ' + THEIRS + "}}"
+    files = {f"crops/{p.relative_to(copy)}": p for p in copy.rglob("*") if p.is_file()}
+    if place.kind == "local":
+        shutil.copytree(copy, Path(place.url) / "crops")
+    else:
+        for name, path in files.items():
+            place.write(name, path.read_bytes())
+    place.write("registry.json", registry.encode())
+    return place
+
+
+def _contents(place: Place) -> dict[str, bytes]:
+    return {name: place.read(name) for name in place.names() if name.startswith("crops/")}
+
+
+def test_a_dataset_of_another_tool_is_adopted_and_given_back(team: Place, reference: Path) -> None:
+    before = _contents(team)
+    assert adoptable(team.root) == ["crops"]
+    with pytest.raises(NotOursError, match="adopt --name crops"):
+        team.job(reference / "crops")
+    found = adopt(Settings.load(), "crops")
+    again = adopt(Settings.load(), "crops")
+    assert found.ran and [o.stage for o in again.outcomes if o.ran] == []
+    assert adoptable(team.root) == []
+    assert before.items() <= _contents(team).items()
+    entry = read_registry(team.root)["crops"]
+    assert json.loads(THEIRS).items() <= entry.items() and entry["copy"] == "adopted"
+    team.machine("b")
+    for split in SPLITS:
+        ours = EvalDataset("crops", split, normalize=None)
+        theirs = EvalDataset("crops", split, root=reference, normalize=None)
+        for one, other in zip(ours, theirs, strict=True):
+            assert one["window"] == other["window"]
+            assert one["sentinel2_l2a"].equal(other["sentinel2_l2a"])
+            assert one["target"].equal(other["target"])
+    assert verify_dataset(team.root, "crops", no_progress).problems == []
+    remove_dataset(team.root, "crops")
+    assert _contents(team) == before
+    assert THEIRS in team.read("registry.json").decode()
+    assert whose(team.root.dataset("crops")) is Whose.THEIRS
+
+
+def test_an_adoption_that_was_stopped_after_any_stage_goes_on(
+    team: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = _contents(team)
+    for k, stage in enumerate(pipeline.STAGES):
+        team.machine("ab"[k % 2])  # and goes on on another machine
+
+        def stop(outcome: pipeline.Outcome, stage: str = stage) -> None:
+            if outcome.stage == stage:
+                raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            adopt(Settings.load(), "crops", each=stop)
+        assert whose(team.root.dataset("crops")) is Whose.ADOPTED
+        assert before.items() <= _contents(team).items()
+    assert adopt(Settings.load(), "crops").metadata.splits["train"].count > 0
+    assert len(EvalDataset("crops", "train")) > 0
+
+
+def test_windows_alone_are_somebody_s(team: Place) -> None:
+    for name in ("config.json", "model.yaml"):
+        team.remove(f"crops/{name}")
+    team.write("registry.json", b'{"datasets": {}}')
+    assert whose(team.root.dataset("crops")) is Whose.THEIRS
