@@ -21,7 +21,7 @@ MODULES = {
 TESTS = [
     "eval_ingest_tests/test_core_kernels.py",
     "eval_ingest_tests/test_sources_listing.py",
-    "eval_ingest_tests/test_store_writing.py",
+    "eval_ingest_tests/test_store_window_files.py",
 ]
 FLAGS = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-g"]
 
