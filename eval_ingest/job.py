@@ -17,6 +17,7 @@ from eval_ingest.settings import Settings
 from eval_ingest.sources.base import Source
 from eval_ingest.sources.open import open_source
 from eval_ingest.store.claims import refuse_theirs
+from eval_ingest.store.copies import copies_of
 from eval_ingest.store.paths import DatasetLayout
 from eval_ingest.store.registry import their_raw_entry
 from eval_ingest.store.resolved import Resolved, asked_by, read_resolved, write_resolved
@@ -86,12 +87,15 @@ def open_job(
     store = eval_root.dataset(spec.name)
     layout = store.layout
     refuse_theirs(store, spec)
+    url = settings.expand(spec.source)
+    remote = "://" in url and not looks
     source = open_source(
-        settings.expand(spec.source),
+        url,
         None if looks else layout.staging,
         layout.archive,
         eval_root.cache_bytes,
         progress,
+        copies_of(eval_root, spec.name, redacted(url.rstrip("/"))) if remote else None,
     )
     if spec.copy_mode == "index" and holds_secret(source.origin):
         raise SpecError(

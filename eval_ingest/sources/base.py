@@ -9,7 +9,7 @@ import errno
 import hashlib
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Container, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, ClassVar, NamedTuple
@@ -158,6 +158,10 @@ Fetchable = Callable[[WindowFiles], frozenset[str]]
 def every_file(files: WindowFiles) -> frozenset[str]:
     """All of a window's files: it is known to be of a fit size."""
     return frozenset(files.by_path)
+
+
+Copies = Callable[[Listed, Collection[str]], Mapping[str, bytes]]
+"""Those of a listed window's files, by path, that a copy near by holds just as the source does."""
 
 
 class Had(NamedTuple):

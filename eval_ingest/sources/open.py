@@ -5,7 +5,7 @@ from pathlib import Path
 
 from eval_ingest.engine import Progress, no_progress
 from eval_ingest.objects.filesystems import weka_mount
-from eval_ingest.sources.base import ARCHIVE_ENDINGS, CONFIG_FILES, Source
+from eval_ingest.sources.base import ARCHIVE_ENDINGS, CONFIG_FILES, Copies, Source
 from eval_ingest.sources.local import LocalSource
 from eval_ingest.sources.sqlite import SqliteSource, keeps_windows_in_database
 
@@ -16,6 +16,7 @@ def open_source(
     archives: Path | None = None,
     staging_limit: int | None = None,
     progress: Progress = no_progress,
+    copies: Copies | None = None,
 ) -> Source:
     """The source at a path or URL: a folder, a bucket's folder, or an archive of one.
 
@@ -25,6 +26,7 @@ def open_source(
         staging_limit: bytes that it may keep; what comes after that is fetched a second time.
         archives: folder in which an archive is unpacked; needed for archives only.
         progress: told how much of an archive is unpacked.
+        copies: what a bucket's windows are taken from as far as may be.
 
     Raises:
         SourceNotFoundError: there is nothing, or no rslearn dataset.
@@ -39,7 +41,7 @@ def open_source(
         # fsspec's file systems take a second to import; a folder needs none of them.
         from eval_ingest.sources.remote import RemoteSource
 
-        source = RemoteSource(url.rstrip("/"), staging, staging_limit)
+        source = RemoteSource(url.rstrip("/"), staging, staging_limit, copies)
         source.check()
         return source
     # Absolute: what is kept of it is read in other folders, by other processes.

@@ -9,7 +9,7 @@ import os
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from eval_ingest.objects.reading import Objects
 from eval_ingest.sources.ahead import ALWAYS
 from eval_ingest.sources.base import (
     ANYBODY,
+    Copies,
     Had,
     Listed,
     Source,
@@ -48,12 +49,14 @@ class RemoteSource(Source):
     """Folder that keeps what is listed and fetched from stage to stage; None: nothing is kept."""
     staging_limit: int | None = None
     """Bytes of windows that it may keep."""
+    copies: Copies | None = None
+    """What needn't be fetched."""
 
     waiting = ALWAYS
 
     def __getstate__(self) -> dict[str, Any]:
         # Each process opens its own connections.
-        return {"url": self.url, "staging": self.staging, "staging_limit": self.staging_limit}
+        return {field.name: getattr(self, field.name) for field in fields(self)}
 
     @cached_property
     def _objects(self) -> Objects:
@@ -172,7 +175,11 @@ class RemoteSource(Source):
     def fetch(self, files: WindowFiles, wanted: Sequence[SourceFile]) -> dict[str, Had]:
         found = self._staged.load(files) if self._staged is not None else None
         if found is None:
-            found = self._objects.run(self._fetch(files, wanted))
+            # Of a file without a version, nobody can say that it is still the same.
+            paths = [file.path for file in wanted if file.version]
+            found = {} if self.copies is None else dict(self.copies(files.listed, paths))
+            missing = [file for file in wanted if file.path not in found]
+            found |= self._objects.run(self._fetch(files, missing))
         return {path: Had(data, ANYBODY) for path, data in found.items()}
 
     def read(self, group: str, name: str, file: SourceFile) -> bytes:

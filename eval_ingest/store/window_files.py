@@ -138,7 +138,7 @@ class Windows:
         """Each window read back: files, bytes and checksum, or why it can't be read."""
         for group, name in keys:
             try:
-                yield (group, name), _measure(self.folder / group / name)
+                yield (group, name), measure(self.folder / group / name)
             except OSError as error:
                 folder = self.folder / group / name
                 yield (group, name), store_error(folder, "reading", error)
@@ -165,13 +165,19 @@ class Windows:
             yield from (f"{inside}/{name}" for name in sorted(names))
 
 
-def _measure(folder: Path) -> Measured:
+def measure(folder: Path, each: Callable[[str, bytes], None] = lambda path, data: None) -> Measured:
+    """A copied window read back; `each` is given every file's path and bytes.
+
+    Raises:
+        OSError: it can't be read.
+    """
     checksum, total = FilesChecksum(), 0
     paths = []
     for base, _, names in os.walk(folder):
         paths += [os.path.relpath(os.path.join(base, name), folder) for name in names]
     for path in sorted(paths):
         data = (folder / path).read_bytes()
+        each(path, data)
         total += len(data)
         checksum.add(path, google_crc32c.value(data))
     return Measured(len(paths), total, str(checksum))
