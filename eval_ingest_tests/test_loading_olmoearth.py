@@ -148,6 +148,7 @@ def adapter_of(modalities: list[str]) -> OlmoEarthAdapter:
     """An adapter of a dataset with these modalities, whole and normalised."""
     dataset = SimpleNamespace(
         name="any",
+        channels_first=False,
         bands={name: MODALITIES[name].bands for name in modalities},
         metadata=SimpleNamespace(config=SimpleNamespace(modalities=())),
         _normalizers={name: SimpleNamespace(scale=1, then="") for name in modalities},

@@ -73,9 +73,11 @@ def test_03_an_existing_destination_is_not_taken_for_a_finished_copy(
 ) -> None:
     source, root = copied("segmentation"), tmp_path / "root"
     window = windows_of(source)[0]
+    job = make_job(source, root)
+    pipeline.window_index(job)  # from here on the folder is ours
     shutil.copytree(window, root / "crops" / window.relative_to(source))
-    next((root / "crops").rglob("geotiff.tif")).unlink()
-    pipeline.ingest(make_job(source, root))
+    next((root / "crops").rglob("windows/**/geotiff.tif")).unlink()
+    pipeline.ingest(job)
     copy = root / "crops" / window.relative_to(source)
     names = {path.relative_to(window) for path in window.rglob("*") if path.is_file()}
     assert {path.relative_to(copy) for path in copy.rglob("*") if path.is_file()} == names

@@ -17,6 +17,9 @@ class Features:
     """Shapes in a window's pixels, with their properties, in file order."""
 
     def __init__(self, shapes: Sequence[Any], properties: Sequence[dict[str, Any] | None]) -> None:
+        for found in properties:
+            if not isinstance(found, dict | None):
+                raise TypeError(f"properties of a feature are a {type(found).__name__}, no object")
         self._shapes = np.array(shapes, dtype=object)
         self._properties = properties
 

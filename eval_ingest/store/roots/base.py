@@ -242,9 +242,13 @@ class DatasetStore:
     def publish(self, metadata: bytes, opening: bytes) -> None:
         """Write metadata.json, the commit point, and opening.json, by which it is opened.
 
+        The opening.json of the version before goes first: whoever opens the dataset in between, or
+        after a stop, does so by metadata.json.
+
         Raises:
             StoreError: it isn't held any more, somebody else has published, or it can't be written.
         """
+        self.remove([self.layout.opening])
         write_bytes(self.layout.metadata, metadata)
         write_bytes(self.layout.opening, opening)
 

@@ -153,6 +153,7 @@ class RemoteStore(DatasetStore):
         return found
 
     def publish(self, metadata: bytes, opening: bytes) -> None:
+        self.remove([self.layout.opening])
         for path, data in ((self.layout.metadata, metadata), (self.layout.opening, opening)):
             entry = self.mirror.objects.run(self._held.put(self.mirror.name(path), data))
             self.mirror.keep(path, entry, data)
