@@ -10,10 +10,11 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
+from eval_ingest.core.entry import is_ours
 from eval_ingest.errors import EvalIngestError
 from eval_ingest.store.manifest import CopiedWindow, Manifest
 from eval_ingest.store.paths import DatasetLayout
-from eval_ingest.store.registry import read_metadata
+from eval_ingest.store.registry import read_registry
 from eval_ingest.store.roots.base import EvalRoot
 from eval_ingest.store.window_files import measure
 
@@ -53,23 +54,26 @@ def copies_of(root: EvalRoot, name: str, origin: str) -> Copies | None:
     Args:
         root: the eval root.
         name: the dataset's.
-        origin: the source, as metadata.json records it.
+        origin: the source, as the registry records it.
     """
     if root.cache_bytes is not None:  # a bucket
         return None
-    others = [other for other in root.dataset_names() if other != name]
-    names = [name, *(other for other in others if _is_of(root, other, origin))]
+    names = [name, *(other for other in _of_source(root, origin) if other != name)]
     folders = [root.layout.dataset(one) for one in names]
     there = tuple(layout.path for layout in folders if layout.copy_manifest.is_file())
     return Copies(there) if there else None
 
 
-def _is_of(root: EvalRoot, name: str, origin: str) -> bool:
+def _of_source(root: EvalRoot, origin: str) -> list[str]:
+    """Our datasets of a source, by the registry: one file, however many datasets there are."""
     try:
-        metadata = read_metadata(root.dataset(name))
-    except EvalIngestError:  # damaged, or of another version: nothing is taken from it
-        return False
-    return metadata is not None and metadata.source == origin
+        registry = read_registry(root)
+    except EvalIngestError:  # damaged: nothing is known of others
+        return []
+    return [
+        name for name, entry in registry.items()
+        if is_ours(entry) and entry.get("source_path") == origin
+    ]  # fmt: skip
 
 
 def _may_be_rewritten(path: str) -> bool:
