@@ -279,16 +279,15 @@ def _send(
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete
     from huggingface_hub.hf_api import RepoFile
 
-    where: dict[str, Any] = {
-        "repo_id": address.repo,
-        "repo_type": "dataset",
-        "revision": address.revision,
-    }
+    where = _where(address)
     with _asking(address):
         tree = list(api.list_repo_tree(**where, recursive=True))
     listed = [entry for entry in tree if isinstance(entry, RepoFile)]
     there = {entry.path: entry.lfs.sha256 if entry.lfs else entry.blob_id for entry in listed}
-    new = [path for path in found.files if there.get(path) not in _digests(staging / path)]
+    new = [
+        path for path in found.files
+        if path not in there or there[path] not in _digests(staging / path)
+    ]  # fmt: skip
     last = [path for path in new if path.rsplit("/", 1)[-1] in _LAST]
     first = [path for path in new if path not in last]
     stale = [path for path in there if path.startswith(f"{name}/") and path not in found.files]
@@ -313,14 +312,13 @@ def _send(
 
 def _digests(path: Path) -> tuple[str, str]:
     """What the Hub calls a file's content: of LFS files SHA-256, of others git's blob id."""
-    with path.open("rb") as file:
-        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-    size = path.stat().st_size
-    blob = hashlib.sha1(b"blob %d\0" % size, usedforsecurity=False)
+    blob = hashlib.sha1(b"blob %d\0" % path.stat().st_size, usedforsecurity=False)
+    sha256 = hashlib.sha256()
     with path.open("rb") as file:
         while part := file.read(1 << 20):
             blob.update(part)
-    return sha256, blob.hexdigest()
+            sha256.update(part)
+    return sha256.hexdigest(), blob.hexdigest()
 
 
 # ------------------------------------------------------------------------------------- pulling
@@ -357,11 +355,7 @@ def pull(
     store = target.dataset(name)
     final = store.layout
     _refuse_own(target, name)
-    where: dict[str, Any] = {
-        "repo_id": address.repo,
-        "repo_type": "dataset",
-        "revision": address.revision,
-    }
+    where = _where(address)
     with _asking(address):
         listed = api.list_repo_files(**where)
     wanted = [path for path in listed if path.startswith(f"{name}/")]
