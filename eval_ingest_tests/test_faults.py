@@ -183,7 +183,7 @@ def test_a_read_only_root_is_told(small: Path, small_disk: Callable[[str], Path]
 
 
 def test_workers_hold_no_files_open(tmp_path: Path) -> None:
-    writer = ShardWriter.create(tmp_path, [ArrayPlan.of("target", "int64", [()] * 50)])
+    writer = ShardWriter.create(tmp_path / "shard", [ArrayPlan.of("target", "int64", [()] * 50)])
     before = len(os.listdir("/proc/self/fd"))
     for row in range(50):
         sent = ShardWriter(writer.folder, writer.plans)  # as a task brings it to a worker

@@ -87,7 +87,7 @@ def test_a_shard_is_put_found_whole_and_missed(place: Place, small: Path) -> Non
     rows = [PackRow("g", f"w{k}", "d", 4, 4, steps) for k in (0, 1)]
     plans = plan_arrays(config, rows)
     with store.hold(1.0, "test"):
-        writer = ShardWriter.create(store.layout.samples, plans)
+        writer = ShardWriter.create(store.layout.samples / ".shard.tmp", plans)
         for k in (0, 1):
             writer.write(k, {p.name: np.full(p.shape_of(k), k + 1, p.dtype) for p in plans})
         name = writer.commit(store, "abc", "key", list(enumerate(rows)))

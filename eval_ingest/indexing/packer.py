@@ -70,7 +70,7 @@ class Packer:
         """
         for writer in self._writers:
             assert writer is not None
-            ShardWriter.create_in(writer.folder, writer.plans)
+            ShardWriter.create(writer.folder, writer.plans)
         return self
 
     # -------------------------------------------------------------------------------- in workers

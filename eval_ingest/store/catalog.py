@@ -27,8 +27,6 @@ from eval_ingest.settings import Settings
 from eval_ingest.store.atomic import remove_path, store_error, store_errors, write_bytes
 from eval_ingest.store.roots.open import open_root
 
-BUILT_IN = "built in"
-
 
 def catalog_folder(settings: Settings) -> Path | None:
     """The folder of added specs, or None where there is no such eval root on this machine.

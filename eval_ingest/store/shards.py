@@ -16,7 +16,6 @@ import itertools
 import math
 import os
 import shutil
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -31,7 +30,7 @@ from eval_ingest.core.entry import ShardArray
 from eval_ingest.core.resolved import ResolvedConfig
 from eval_ingest.core.task import TaskKind
 from eval_ingest.errors import IntegrityError
-from eval_ingest.store.atomic import store_errors, umask
+from eval_ingest.store.atomic import store_errors
 from eval_ingest.store.npy import check_npy, create_npy, npy_header
 from eval_ingest.store.roots.base import DatasetStore
 from eval_ingest.store.split_index import TARGET
@@ -135,20 +134,7 @@ class ShardWriter:
         self._files: dict[str, int] = {}
 
     @classmethod
-    def create(cls, samples: Path, plans: Sequence[ArrayPlan]) -> "ShardWriter":
-        """Make the files, aside, at their full size.
-
-        Raises:
-            StoreError: there is no room or no permission.
-        """
-        with store_errors("making a shard of samples in", samples):
-            samples.mkdir(parents=True, exist_ok=True)
-            folder = Path(tempfile.mkdtemp(prefix=".shard.", suffix=".tmp", dir=samples))
-            folder.chmod(0o777 & ~umask())
-        return cls.create_in(folder, plans)
-
-    @classmethod
-    def create_in(cls, folder: Path, plans: Sequence[ArrayPlan]) -> "ShardWriter":
+    def create(cls, folder: Path, plans: Sequence[ArrayPlan]) -> "ShardWriter":
         """Make the files, at their full size, in a folder that the next run will find again.
 
         Raises:
