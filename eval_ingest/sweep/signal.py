@@ -2,9 +2,8 @@
 
 The models: two that know nothing, a constant and noise; the pixels' statistics made worse by noise
 in steps, and as they are; a random layer, OlmoEarth nano if its weights are at hand, and others
-that are asked for. All are probed with few
-rates and epochs, on at most so many windows a split. What follows from their scores is in
-core/signal.py.
+that are asked for. All are probed with few rates and epochs, on at most so many windows a split.
+What follows from their scores is in core/signal.py.
 """
 
 import math

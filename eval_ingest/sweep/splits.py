@@ -88,11 +88,11 @@ class Splits:
                 **(drawn if name == "train" else scored),
             )
 
-        made = {"train": embed(opened("train"), encoder)}
+        train = opened("train")
+        made = {"train": embed(train, encoder)}
         for name in ("val", split):
             if name not in made and metadata.splits[name].count:
                 made[name] = embed(opened(name), encoder)
-        train = opened("train")
         return cls(
             metadata.name,
             root,
