@@ -11,16 +11,14 @@ from eval_ingest.errors import MachineError, SourceError
 from eval_ingest.sources import listing
 from eval_ingest.sources.listing import list_window, parse
 from eval_ingest.sources.local import LocalSource
+from eval_ingest_tests.support import compiled
 
 LAYERS = frozenset({"sentinel2", "label"})
 
 
-@pytest.fixture(params=["compiled", "python"])
+@pytest.fixture(params=compiled.WAYS)
 def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    if request.param == "python":
-        monkeypatch.setattr(listing, "_listing", None)
-    elif listing._listing is None:
-        pytest.skip("no C compiler")
+    compiled.take(request.param, listing, "_listing", monkeypatch)
     yield request.param
 
 

@@ -8,14 +8,12 @@ import pytest
 
 from eval_ingest.store import window_files
 from eval_ingest.store.window_files import _write_checked
+from eval_ingest_tests.support import compiled
 
 
-@pytest.fixture(params=["compiled", "python"], autouse=True)
+@pytest.fixture(params=compiled.WAYS, autouse=True)
 def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    if request.param == "python":
-        monkeypatch.setattr(window_files, "_writing", None)
-    elif window_files._writing is None:
-        pytest.skip("no C compiler")
+    compiled.take(request.param, window_files, "_writing", monkeypatch)
     yield request.param
 
 

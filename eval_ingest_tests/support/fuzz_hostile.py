@@ -21,7 +21,7 @@ from eval_ingest.sources.local import LocalSource
 from eval_ingest.sources.sqlite import DATABASE
 from eval_ingest_tests.support import factories, mutation, poison
 from eval_ingest_tests.support.fuzz_kinds import Fault, Kind, check_message, make_job
-from eval_ingest_tests.support.fuzz_sources import Windows
+from eval_ingest_tests.support.fuzz_sources import Configurations, Windows
 
 
 class Poisoned(Kind):
@@ -152,7 +152,7 @@ class SqliteWindows(Kind):
 _NUMBER = re.compile(r"(?<![\w.\"'-])-?\d+(?:\.\d+)?(?![\w.\"'])")
 
 
-class Numbers(Kind):
+class Numbers(Configurations):
     """Numbers of configurations, written as numbers may be written: huge, negative, no number.
 
     What is resolved is good enough to read windows with, in bounds of time and memory.
@@ -166,23 +166,10 @@ class Numbers(Kind):
         "true", "null", '"12"', "[1]", "{}", "0.1e", "1e", "--1", "+1", "1.", ".5",
     )  # fmt: skip
 
-    def __init__(self, folder: Path) -> None:
-        super().__init__(folder)
-        self.sources = [write(folder / name) for name, write in factories.CASES.items()]
-        self.work = folder / "work"
-
     def try_one(self, rng: random.Random) -> Counter[str]:
         outcome: Counter[str] = Counter()
         for _ in range(self.inputs_per_case):
-            source = rng.choice(self.sources)
-            shutil.rmtree(self.work, ignore_errors=True)
-            self.work.mkdir()
-            (self.work / "windows").symlink_to(source / "windows")
-            names = [n for n in ("config.json", "model.yaml", "olmoearth_run.yaml")
-                     if (source / n).exists()]  # fmt: skip
-            for name in names:
-                shutil.copyfile(source / name, self.work / name)
-            path = self.work / rng.choice(names)
+            source, path = self.copied(rng)
             text = path.read_text()
             places = list(_NUMBER.finditer(text))
             if places:

@@ -151,18 +151,16 @@ class RegressionWindows(Windows):
     case = "per_pixel_regression"
 
 
-class Configs(Kind):
-    """config.json, model.yaml and olmoearth_run.yaml: resolved, or told what is wrong.
-
-    What is resolved must be good enough to read windows with.
-    """
+class Configurations(Kind):
+    """Configurations of any kind of dataset, whose windows stay whole."""
 
     def __init__(self, folder: Path) -> None:
         super().__init__(folder)
         self.sources = [write(folder / name) for name, write in factories.CASES.items()]
         self.work = folder / "work"
 
-    def try_one(self, rng: random.Random) -> Counter[str]:
+    def copied(self, rng: random.Random) -> tuple[Path, Path]:
+        """A source, and a configuration file, to be changed, of its copy in `work`."""
         source = rng.choice(self.sources)
         shutil.rmtree(self.work, ignore_errors=True)
         self.work.mkdir()
@@ -171,7 +169,18 @@ class Configs(Kind):
                  if (source / n).exists()]  # fmt: skip
         for name in names:
             shutil.copyfile(source / name, self.work / name)
-        self._damage(rng, self.work / rng.choice(names))
+        return source, self.work / rng.choice(names)
+
+
+class Configs(Configurations):
+    """config.json, model.yaml and olmoearth_run.yaml: resolved, or told what is wrong.
+
+    What is resolved must be good enough to read windows with.
+    """
+
+    def try_one(self, rng: random.Random) -> Counter[str]:
+        source, path = self.copied(rng)
+        self._damage(rng, path)
         if rng.random() < 0.1:
             (self.work / "model.yaml").unlink()
         spec = mutation.odd_value(rng) if rng.random() < 0.05 else None
