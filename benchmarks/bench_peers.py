@@ -5,7 +5,6 @@ bytecode, and turns in alternating order. Every figure is a median; the spread i
 """
 
 import argparse
-import contextlib
 import ctypes
 import json
 import os
@@ -114,12 +113,12 @@ def compared(
 def timed(command: list[str | Path]) -> tuple[float, float, str]:
     """Seconds of a process, CPU seconds of it and all its descendants, what it printed last."""
     adopt_orphans()
+    others = _children()  # such as multiprocessing's resource tracker, which ends with us
     started, before = time.perf_counter(), _cpu_of_children()
     done = subprocess.run(command, capture_output=True, text=True)
     seconds = time.perf_counter() - started
-    with contextlib.suppress(ChildProcessError):  # there is none left
-        while True:
-            os.waitpid(-1, 0)
+    while orphans := _children() - others:
+        os.waitpid(orphans.pop(), 0)
     used = _cpu_of_children() - before
     if done.returncode:
         raise SystemExit(f"{command} failed:\n{done.stderr[-3000:]}")
@@ -134,6 +133,10 @@ def adopt_orphans() -> None:
     """
     set_child_subreaper = 36  # of linux/prctl.h
     ctypes.CDLL(None).prctl(set_child_subreaper, 1)
+
+
+def _children() -> set[int]:
+    return set(map(int, Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()))
 
 
 def _cpu_of_children() -> float:
