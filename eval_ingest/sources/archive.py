@@ -31,6 +31,7 @@ from eval_ingest.errors import EvalIngestError, SourceError, SourceNotFoundError
 from eval_ingest.sources.base import (
     CONFIG_FILES,
     Had,
+    Ours,
     Source,
     SourceFile,
     WindowFiles,
@@ -145,11 +146,13 @@ class ArchiveSource(Source):
             )
         return data
 
-    def ours(self, group: str, name: str, file: SourceFile) -> tuple[str, int]:
+    def ours(self, files: WindowFiles) -> Ours:
         if not hasattr(self._local, "moving"):
             (self.unpacked / _MOVING).touch()
             self._local.moving = True
-        return self._path(group, name, file), int(file.version.removeprefix("crc32c:"), 16)
+        unpacked = self._table.window(self._windows + os.fsencode(files.key)) or ()
+        others = tuple(file.path for file in unpacked if file.path not in files.by_path)
+        return Ours(f"{self.url}/windows/{files.key}", others)
 
     def _path(self, group: str, name: str, file: SourceFile) -> str:
         return f"{self.url}/windows/{group}/{name}/{file.path}"

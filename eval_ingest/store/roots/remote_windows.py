@@ -5,7 +5,7 @@ one is whole; each object is checked by the server, or by what it answers.
 """
 
 import asyncio
-from collections.abc import Container, Iterable, Iterator
+from collections.abc import Collection, Container, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -78,7 +78,14 @@ class RemoteWindows(Windows):
         self._remove(key for key in keys if self.has(*key))
 
     def write(
-        self, group: str, name: str, source_digest: str, split: str, files: Contents
+        self,
+        group: str,
+        name: str,
+        source_digest: str,
+        split: str,
+        files: Contents,
+        folder: str = "",
+        others: Collection[str] = (),
     ) -> CopiedWindow:
         objects, base = self._objects, self._name((group, name))
         total, checksum = 0, FilesChecksum()
