@@ -7,7 +7,7 @@ from typing import Annotated, Any, Self
 from pydantic import BaseModel, ConfigDict, Field
 
 from eval_ingest.core.modality import MODALITIES
-from eval_ingest.core.resolved import ResolvedConfig
+from eval_ingest.core.resolved import PixelType, ResolvedConfig
 from eval_ingest.core.signal import Signal
 from eval_ingest.core.spec import SPLIT_OPTION, SPLITS, DatasetSpec
 
@@ -47,7 +47,7 @@ class NormStats(_Model):
 class ShardArray(_Model):
     """One .npy file of a shard."""
 
-    dtype: str
+    dtype: PixelType
     uniform: bool
     """True: (N, ...) with the samples' shape; False: flat, with offsets."""
     shape: tuple[int, ...]

@@ -4,7 +4,7 @@ A `ResolvedConfig` is everything that index, pack and loader need to know about 
 It is inferred by inference/resolve.py and kept in metadata.json with the origin of each value.
 """
 
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
 
@@ -44,12 +44,17 @@ class _Stored(_Frozen):
         return {key: value for key, value in old.items() if key not in flags} if flags else old
 
 
+PixelType = Annotated[str, Field(pattern=r"\A(u?int(8|16|32|64)|float(32|64))\z")]
+"""numpy name of a type of plain numbers. What is read back is laid over bytes of a file, and of
+other types numpy would take these for addresses of objects."""
+
+
 class BandSet(_Stored):
     """One raster file per item group: the bands that are stored together."""
 
     bands: tuple[str, ...]
-    dtype: str
-    """numpy name of the stored type, such as `uint16`."""
+    dtype: PixelType
+    """As stored."""
     zoom_offset: int = 0
     """Stored at the window's resolution divided by 2 ** zoom_offset."""
     spatial_size: tuple[int, int] | None = None
@@ -127,7 +132,7 @@ class MaskInput(_Frozen):
     part: InputPart
     """The raster, of one timestep or of as many as the image has."""
     band: str
-    dtype: str = "float32"
+    dtype: PixelType = "float32"
     """The type that rslearn reads the mask as: int32 or float32."""
     value: float = 0.0
     hides: tuple[float, ...] = (0.0,)
@@ -163,7 +168,7 @@ class ModalityInput(_Padded):
     missing_bands: tuple[str, ...] = ()
     """The modality's bands that no layer holds."""
     parts: tuple[InputPart, ...]
-    dtype: str
+    dtype: PixelType
     """Type of packed pixels: the narrowest that holds the stored ones (`uint16`, `float32`)."""
     mask: MaskInput | None = None
     """Comes before the pad."""
@@ -182,7 +187,7 @@ class LabelInput(_Padded):
     part: InputPart
     band: str | None = None
     """Raster labels: the band of the label layer. None for vector labels."""
-    dtype: str = "int32"
+    dtype: PixelType = "int32"
     """The type that rslearn reads the label as: int32 or float32."""
     mask: MaskInput | None = None
     """What it hides has no label."""
