@@ -9,10 +9,11 @@ import errno
 import hashlib
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, ClassVar, NamedTuple
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar, NamedTuple, Protocol
 
 from eval_ingest.errors import EvalIngestError, SourceError, machine_error
 from eval_ingest.sources.ahead import BYTES_AHEAD, SOURCES, WINDOWS_AHEAD, Room, Waiting
@@ -169,8 +170,15 @@ def every_file(files: WindowFiles) -> frozenset[str]:
     return frozenset(files.by_path)
 
 
-Copies = Callable[[Listed, Collection[str]], Mapping[str, bytes]]
-"""Those of a listed window's files, by path, that a copy near by holds just as the source does."""
+class Copies(Protocol):
+    """Copies of a source near by; pickled for worker processes."""
+
+    @property
+    def archives(self) -> Sequence[Path]:
+        """Folders in which the source was unpacked, if it is an archive."""
+
+    def __call__(self, window: Listed, files: Iterable[SourceFile]) -> Mapping[str, bytes]:
+        """Those of some files of a window, by path, that a copy holds just as the source does."""
 
 
 class Ours(NamedTuple):

@@ -9,7 +9,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Collection, Container, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -19,7 +19,7 @@ import google_crc32c
 
 from eval_ingest.core.spec import SPLIT_OPTION
 from eval_ingest.errors import IntegrityError, StoreError
-from eval_ingest.store.atomic import store_error, store_errors, umask
+from eval_ingest.store.atomic import store_errors, umask
 from eval_ingest.store.manifest import UNFINISHED, CopiedWindow, FilesChecksum
 
 try:
@@ -54,6 +54,14 @@ class Measured(NamedTuple):
     n_files: int
     n_bytes: int
     checksum: str
+
+    @classmethod
+    def of(cls, contents: Mapping[str, bytes]) -> "Measured":
+        """A window of these files, by path."""
+        checksum = FilesChecksum()
+        for path, data in contents.items():
+            checksum.add(path, google_crc32c.value(data))
+        return cls(len(contents), sum(map(len, contents.values())), str(checksum))
 
 
 @dataclass(frozen=True)
@@ -140,12 +148,29 @@ class Windows:
 
     def measured(self, keys: Iterable[Key]) -> Iterator[tuple[Key, Measured | StoreError]]:
         """Each window read back: files, bytes and checksum, or why it can't be read."""
-        for group, name in keys:
+        for key in keys:
             try:
-                yield (group, name), measure(self.folder / group / name)
-            except OSError as error:
-                folder = self.folder / group / name
-                yield (group, name), store_error(folder, "reading", error)
+                yield key, Measured.of(self.contents(key))
+            except StoreError as error:
+                yield key, error
+
+    def contents(self, key: Key, paths: Collection[str] | None = None) -> dict[str, bytes]:
+        """A window's files by path: all, or those of some paths that are there.
+
+        Raises:
+            StoreError: one can't be read.
+        """
+        folder, found = self.folder / key[0] / key[1], dict[str, bytes]()
+        if paths is None:
+            paths = [
+                os.path.relpath(os.path.join(base, name), folder)
+                for base, _, names in os.walk(folder)
+                for name in names
+            ]
+        for path in paths:
+            with store_errors("reading", folder), contextlib.suppress(FileNotFoundError):
+                found[path] = (folder / path).read_bytes()
+        return found
 
     def keep_only(self, keys: Container[Key]) -> None:
         """Remove all other windows: forgotten ones, and what stopped runs left.
@@ -167,24 +192,6 @@ class Windows:
             folders[:] = sorted(f for f in folders if not f.startswith("."))
             inside = Path(folder).relative_to(self.folder).as_posix()
             yield from (f"{inside}/{name}" for name in sorted(names))
-
-
-def measure(folder: Path, each: Callable[[str, bytes], None] = lambda path, data: None) -> Measured:
-    """A copied window read back; `each` is given every file's path and bytes.
-
-    Raises:
-        OSError: it can't be read.
-    """
-    checksum, total = FilesChecksum(), 0
-    paths = []
-    for base, _, names in os.walk(folder):
-        paths += [os.path.relpath(os.path.join(base, name), folder) for name in names]
-    for path in sorted(paths):
-        data = (folder / path).read_bytes()
-        each(path, data)
-        total += len(data)
-        checksum.add(path, google_crc32c.value(data))
-    return Measured(len(paths), total, str(checksum))
 
 
 _Plain = tuple[str, bytes, int]
