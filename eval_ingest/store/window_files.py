@@ -220,7 +220,8 @@ def _moved(folder: str, aside: str, files: Contents, others: Collection[str]) ->
     except OSError:  # it lies on another disk
         return False
     for path in others:
-        os.unlink(f"{aside}/{path}")
+        with contextlib.suppress(FileNotFoundError):  # it was filled with what is wanted alone
+            os.unlink(f"{aside}/{path}")
         with contextlib.suppress(OSError):  # there are other files in it
             os.removedirs(os.path.dirname(f"{aside}/{path}"))
     for file in files:
