@@ -12,7 +12,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, ClassVar, NamedTuple
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
 
 from eval_ingest.errors import EvalIngestError, SourceError, machine_error
 from eval_ingest.sources.ahead import BYTES_AHEAD, SOURCES, WINDOWS_AHEAD, Room, Waiting
@@ -177,7 +178,7 @@ class Source(ABC):
 
     moves = False
     """True if its files are ours and are moved into a copy, not read: see `ours`."""
-    waiting: ClassVar[Waiting] = SOURCES
+    waiting: Waiting = SOURCES
     """Whether reading a window is waiting."""
 
     if TYPE_CHECKING:  # some have it as a field
@@ -200,11 +201,19 @@ class Source(ABC):
     def read_text(self, name: str) -> str | None:
         """A file beside the windows folder, or None if it isn't there."""
 
+    def on_disk(self, *names: str) -> Path:
+        """A folder of this machine that holds those of some files beside the windows folder."""
+        return Path(self.url)
+
     # -------------------------------------------------------------------------------- listing
 
     @abstractmethod
     def groups(self) -> list[str]:
         """Window groups, sorted."""
+
+    def names(self, groups: list[str]) -> Iterator[Listed] | None:
+        """Every window without a look at its files; None where that costs as much as a listing."""
+        return None
 
     @abstractmethod
     def windows(self, groups: list[str], layers: frozenset[str]) -> Iterator[WindowFiles]:
