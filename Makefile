@@ -37,8 +37,9 @@ test: $(READY)  ## every test
 	$(BIN)/python -m pytest -n 2 --dist loadgroup
 
 # What needs neither a server, nor a process of its own, nor an ingest.
-FAST := $(addprefix eval_ingest_tests/test_,architecture.py core_*.py inference_*.py decoding_*.py \
-  store_*.py report_terminal.py settings.py sweep_metrics.py)
+FAST := $(filter-out %/test_store_roots.py, $(wildcard $(addprefix eval_ingest_tests/test_, \
+  architecture.py core_*.py inference_*.py decoding_*.py store_*.py report_terminal.py settings.py \
+  sweep_metrics.py)))
 
 test-fast: $(READY)  ## the tests of rules and formats, under a minute
 	$(BIN)/python -m pytest -n 2 --dist loadgroup $(FAST)
@@ -90,7 +91,7 @@ bench-peers: $(READY) $(PEERS_READY)  ## how fast, beside the existing OlmoEarth
 	$(BIN)/python -m benchmarks.bench_peers --windows $${WINDOWS:-250}
 
 signal: $(READY)  ## a sweep finds planted signals, and none in shuffled labels; WINDOWS=400
-	$(BIN)/python -m benchmarks.planted --windows $${WINDOWS:-400}
+	$(BIN)/python -m eval_ingest_tests.support.planted --windows $${WINDOWS:-400}
 
 torture: $(READY)  ## kill, starve and damage ingests for a while: nothing is lost; MINUTES=10 SEED=1
 	$(BIN)/python -m eval_ingest_tests.support.torture --minutes $${MINUTES:-10} --seed $${SEED:-1}
