@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from eval_ingest.pipeline import Outcome
     from eval_ingest.report.tables import Board
     from eval_ingest.sweep.results import Leaderboard
+    from eval_ingest.sweep.signal import Signals
 
 DEFAULT_OUT = "sweep_results"
 """Where sweeps write."""
@@ -563,6 +564,49 @@ def leaderboard(out: str | Path = DEFAULT_OUT, datasets: Sequence[str] = ()) -> 
 
     rows = read_rows(Path(out))
     return leaderboards([row for row in rows if not datasets or row.dataset in datasets])
+
+
+def signal(
+    names: str | Sequence[str] = "all",
+    *,
+    root: Root = None,
+    encoders: Sequence[str] | None = None,
+    most_windows: int = 256,
+    keep: bool = True,
+    budget_s: float = 60.0,
+    progress: Progress = no_progress,
+) -> "Signals":
+    """How well datasets tell models of known order apart, and which make a good suite.
+
+    Args:
+        names: a dataset, several, or "all".
+        root: the eval root; default OLMOEARTH_EVAL_DATASETS.
+        encoders: more models, by name; default `random`, and OlmoEarth nano where its weights are
+            at hand.
+        most_windows: of each split that are used.
+        keep: in metadata.json and registry.json, until the dataset is ingested anew.
+        budget_s: seconds that the suite may take: `.suite`, in YAML `.suite_text`.
+        progress: see `ingest`.
+
+    Raises:
+        UnknownDatasetError: a dataset isn't there; names the near ones.
+        SweepError: the one that is asked for can't be measured (of several, `.failures` says why),
+            nothing is ingested, or an argument is wrong.
+
+    >>> signal("tolbi_crops")["tolbi_crops"].verdict                       # doctest: +SKIP
+    'good'
+    """
+    from eval_ingest.sweep.signal import measure_all
+
+    return measure_all(
+        names,
+        _settings(root),
+        budget_s=budget_s,
+        encoders=encoders,
+        most_windows=most_windows,
+        keep=keep,
+        progress=progress,
+    )
 
 
 def publish(

@@ -271,6 +271,7 @@ def test_a_clock_that_goes_back_hides_no_change(small: Path, tmp_path: Path) -> 
     faults.clock_goes_back(small, tmp_path, seconds=86_400)
 
 
+@pytest.mark.usefixtures("nobody_else_writes")
 def test_leftovers_of_a_registry_that_was_being_written_go(small: Path, tmp_path: Path) -> None:
     Run(str(small), tmp_path).do()
     (tmp_path / ".registry.json.abc.tmp").write_text("{")

@@ -201,7 +201,7 @@ class EvalDataset(Dataset[dict[str, Any]]):
         }
         self._cut = split_cut(self._opening.config, split)
         if crop is None:
-            self._cut = replace(self._cut, side=None)
+            self._cut = replace(self._cut, sides=None)
         self._random_crop = crop == "random"
         self.channels_first, self._transforms = channels_first, transforms
         self._index = self._read_index()
