@@ -214,19 +214,40 @@ class SplitSelector(_Frozen):
         )
 
 
+Side = Annotated[int, Field(gt=0)]
+CropSize = Side | tuple[Side, Side]
+"""Side of a square in pixels, or height and width."""
+
+
+def sides_of(size: CropSize) -> tuple[int, int]:
+    """Height and width."""
+    return size if isinstance(size, tuple) else (size, size)
+
+
+def size_text(size: CropSize | None) -> str:
+    """For people: `16`, or `16 x 24`, height first; `none`."""
+    return " x ".join(map(str, size)) if isinstance(size, tuple) else str(size or "none")
+
+
 class CropGrid(_Frozen):
     """Every crop of a window is a sample: rslearn's load_all_crops."""
 
-    size: int = Field(gt=0)
-    """Side in pixels."""
+    size: CropSize
     overlap: int = Field(default=0, ge=0)
     """Pixels that neighbours share; the last crop of a side, shifted inward, may share more."""
 
     @model_validator(mode="after")
     def _moves_on(self) -> Self:
-        if self.overlap >= self.size:
-            raise ValueError(f"crops of {self.size} pixels can't overlap by {self.overlap}")
+        if self.overlap >= min(self.sides):
+            raise ValueError(
+                f"crops of {size_text(self.size)} pixels can't overlap by {self.overlap}"
+            )
         return self
+
+    @property
+    def sides(self) -> tuple[int, int]:
+        """Height and width in pixels."""
+        return sides_of(self.size)
 
 
 class ResolvedConfig(_Frozen):
@@ -237,8 +258,8 @@ class ResolvedConfig(_Frozen):
     modalities: tuple[ModalityInput, ...]
     layers: tuple[Layer, ...]
     """The layers that modalities and label read, and no others."""
-    crop_size: int | None = None
-    """Side in pixels of the crop that the dataset's own training takes."""
+    crop_size: CropSize | None = None
+    """The crop that the dataset's own training takes."""
     all_crops: dict[str, CropGrid] = Field(default_factory=dict)
     """By split, where every crop of a window is a sample; other splits have a sample a window."""
     selectors: dict[str, SplitSelector] = Field(default_factory=dict)
