@@ -343,11 +343,11 @@ def _vectors(
     embeddings, p = Embeddings(*found), encoder.patch_size
     batch_size, height, width = batch[next(iter(dataset.bands))].shape[:3]
     grid = height // p, width // p
+    shape: tuple[int, ...] = (batch_size,)
     if dataset.task.kind.per_pixel:
         values, shape = embeddings.patches, (batch_size, *grid)
     else:
         values, pooling = _pooled(embeddings, pooling, hasattr(encoder, "pooling"))
-        shape = (batch_size,)
     if values is None or values.shape[:-1] != shape or not values.shape[-1] or values.is_complex():
         what = "patches" if dataset.task.kind.per_pixel else "pooled"
         raise _wrong(dataset, encoder, what, (*shape, "D"), values)

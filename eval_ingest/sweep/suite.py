@@ -71,7 +71,7 @@ class Suite(BaseModel):
     def _shares(cls, values: tuple[float | str, ...]) -> tuple[float | str, ...]:
         return tuple(map(_share, values))
 
-    def having(self, where: str = "", **given: Any) -> Self:
+    def having(self, where: str = "", /, **given: Any) -> Self:
         """The same with other values; where none is given, it stays.
 
         Raises:
