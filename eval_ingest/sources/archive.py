@@ -30,7 +30,13 @@ import google_crc32c
 from filelock import FileLock
 
 from eval_ingest.engine import Progress, no_progress
-from eval_ingest.errors import EvalIngestError, SourceError, SourceNotFoundError, StoreError
+from eval_ingest.errors import (
+    EvalIngestError,
+    SourceError,
+    SourceNotFoundError,
+    StoreError,
+    lacking,
+)
 from eval_ingest.sources.base import (
     CONFIG_FILES,
     Copies,
@@ -338,7 +344,7 @@ class _Checked:
             data = self._stream.read(size)
         except Exception as error:  # of a network's libraries, it may be any
             said = getattr(error, "strerror", None) or error
-            raise _InterruptedError(
+            raise lacking(error) or _InterruptedError(
                 f"{self._url} can't be read on from byte {self.size:,}: {said}; "
                 "run again: it goes on where it stopped"
             ) from error
@@ -416,7 +422,7 @@ def _teller(stream: _Checked, size: int, progress: Progress) -> Callable[[], Non
 
 
 def _cannot_write(target: Path, error: OSError) -> EvalIngestError:
-    return StoreError(
+    return lacking(error) or StoreError(
         f"unpacking into {target} failed: {error.strerror or error}; free space there or make it "
         "writable, and run again: it goes on where it stopped"
     )

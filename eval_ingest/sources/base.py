@@ -5,7 +5,6 @@ asked about one by one, and a changed file is noticed without being read. How a 
 had is a source's own: local.py, remote.py and archive.py are sources, open.py chooses one.
 """
 
-import errno
 import hashlib
 import os
 from abc import ABC, abstractmethod
@@ -15,7 +14,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, NamedTuple, Protocol
 
-from eval_ingest.errors import EvalIngestError, SourceError, machine_error
+from eval_ingest.errors import EvalIngestError, SourceError, lacking
 from eval_ingest.sources.ahead import BYTES_AHEAD, SOURCES, WINDOWS_AHEAD, Room, Waiting
 
 CONFIG_FILES = ("config.json", "dataset.json")
@@ -44,14 +43,9 @@ def check_text_size(where: str, n_bytes: int) -> None:
         )
 
 
-_OF_THE_MACHINE = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
-
-
 def cannot(doing: str, path: str | os.PathLike[str], error: OSError) -> EvalIngestError:
     """What to say of a source's file or folder that can't be had, and of a machine that can't."""
-    if error.errno in _OF_THE_MACHINE:
-        return machine_error(error, error.errno)
-    return SourceError(f"{path} can't be {doing}: {error.strerror or error}")
+    return lacking(error) or SourceError(f"{path} can't be {doing}: {error.strerror or error}")
 
 
 class SourceFile(NamedTuple):
