@@ -72,7 +72,6 @@ class SqliteSource(Source):
     """Where their rasters and features lie, and the database beside them."""
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "moves", self.inner.moves)
         object.__setattr__(self, "waiting", self.inner.waiting)
 
     @property
@@ -160,9 +159,6 @@ class SqliteSource(Source):
     def permissions(self, group: str, name: str, file: SourceFile) -> int:
         described = _is_described(file.path)
         return self._permissions if described else self.inner.permissions(group, name, file)
-
-    def ours(self, group: str, name: str, file: SourceFile) -> tuple[str, int] | None:
-        return None if _is_described(file.path) else self.inner.ours(group, name, file)
 
     def keep(self, window: WindowReader) -> None:
         self.inner.keep(window)

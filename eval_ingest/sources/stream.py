@@ -16,7 +16,7 @@ from typing import IO, TYPE_CHECKING
 
 import google_crc32c
 
-from eval_ingest.errors import SourceError, SourceNotFoundError, StoreError
+from eval_ingest.errors import SourceError, SourceNotFoundError, StoreError, lacking
 from eval_ingest.sources.base import cannot
 
 if TYPE_CHECKING:  # fsspec's file systems are slow to import
@@ -98,7 +98,7 @@ class Checked:
             data = self._stream.read(size)
         except Exception as error:  # of a network's libraries, it may be any
             said = getattr(error, "strerror", None) or error
-            raise CutOffError(
+            raise lacking(error) or CutOffError(
                 f"{self._url} can't be read on from byte {self.size:,}: {said}; "
                 "run again: it goes on where it stopped"
             ) from error
