@@ -14,7 +14,7 @@ PORT ?= 3000
 INSTALL_TORCH = $(BIN)/uv pip install --quiet --python $(BIN)/python --constraint constraints.txt torch torchvision
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-fast test-latest sanitize lint docs bench bench-rows peers bench-peers signal torture ui clean
+.PHONY: help setup demo test test-fast test-latest sanitize lint docs bench bench-rows profile peers bench-peers signal torture ui clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## */  make \1|/' | column -t -s '|'
@@ -37,8 +37,9 @@ test: $(READY)  ## every test
 	$(BIN)/python -m pytest -n 2 --dist loadgroup
 
 # What needs neither a server, nor a process of its own, nor an ingest.
-FAST := $(addprefix eval_ingest_tests/test_,architecture.py core_*.py inference_*.py decoding_*.py \
-  store_*.py report_terminal.py settings.py sweep_metrics.py)
+FAST := $(filter-out %/test_store_roots.py, $(wildcard $(addprefix eval_ingest_tests/test_, \
+  architecture.py core_*.py inference_*.py decoding_*.py store_*.py report_terminal.py settings.py \
+  sweep_metrics.py)))
 
 test-fast: $(READY)  ## the tests of rules and formats, under a minute
 	$(BIN)/python -m pytest -n 2 --dist loadgroup $(FAST)
@@ -70,6 +71,9 @@ bench: $(READY)  ## how fast it is, beside rslearn; WINDOWS=1000, GROWTH="250 10
 bench-rows: $(READY)  ## an index of so many windows split, judged and written, without pixels; ROWS=1000000
 	$(BIN)/python -m benchmarks.rows --rows $${ROWS:-1000000}
 
+profile: $(READY)  ## where an ingest's processor time goes; WINDOWS="1000 4000", AT=/dev/shm or SOURCE=/data/crops
+	$(BIN)/python -m benchmarks.profile --windows $${WINDOWS:-1000} $${AT:+--at $$AT} $${SOURCE:+--source $$SOURCE}
+
 peers: $(PEERS_READY)  ## make .venv-peers: the existing OlmoEarth eval code, for test_peers.py
 
 # Its extras don't resolve: [eval] asks for versions that exclude each other. What is installed
@@ -87,7 +91,7 @@ bench-peers: $(READY) $(PEERS_READY)  ## how fast, beside the existing OlmoEarth
 	$(BIN)/python -m benchmarks.bench_peers --windows $${WINDOWS:-250}
 
 signal: $(READY)  ## a sweep finds planted signals, and none in shuffled labels; WINDOWS=400
-	$(BIN)/python -m benchmarks.planted --windows $${WINDOWS:-400}
+	$(BIN)/python -m eval_ingest_tests.support.planted --windows $${WINDOWS:-400}
 
 torture: $(READY)  ## kill, starve and damage ingests for a while: nothing is lost; MINUTES=10 SEED=1
 	$(BIN)/python -m eval_ingest_tests.support.torture --minutes $${MINUTES:-10} --seed $${SEED:-1}

@@ -25,12 +25,21 @@ from eval_ingest.report import terminal
 from eval_ingest.settings import Settings
 from eval_ingest.store.catalog import (
     add_spec,
+    drop_spec,
     find_spec,
+    note_removed,
     out_of_reach,
     read_catalog,
     shown_source,
 )
-from eval_ingest.store.registry import finish_removals, read_registry, require_metadata
+from eval_ingest.store.ownership import Whose, whose
+from eval_ingest.store.registry import (
+    finish_removals,
+    read_metadata,
+    read_registry,
+    remove_dataset,
+    require_metadata,
+)
 from eval_ingest.store.roots.base import EvalRoot
 from eval_ingest.store.roots.open import open_root
 
@@ -42,6 +51,7 @@ if TYPE_CHECKING:
     from eval_ingest.pipeline import Outcome
     from eval_ingest.report.tables import Board
     from eval_ingest.sweep.results import Leaderboard
+    from eval_ingest.sweep.signal import Signals
 
 DEFAULT_OUT = "sweep_results"
 """Where sweeps write."""
@@ -217,6 +227,11 @@ class Info(_Printed):
         """Of this version: what `EvalDataset(version=...)` takes."""
         return self.metadata.fingerprint
 
+    @classmethod
+    def of(cls, root: EvalRoot, name: str) -> "Info":
+        """The same of a root that is open."""
+        return cls(require_metadata(root, name), root.dataset(name).url)
+
     def lines(self) -> list[str]:
         """What the command line prints."""
         return terminal.info_lines(self.metadata, self.path)
@@ -230,8 +245,7 @@ def info(name: str, root: Root = None) -> Info:
         NotOursError: it is another tool's, and not adopted.
         StoreError: it can't be read.
     """
-    eval_root = tidied(_settings(root))
-    return Info(require_metadata(eval_root, name), eval_root.dataset(name).url)
+    return Info.of(tidied(_settings(root)), name)
 
 
 # -------------------------------------------------------------------------------- ingesting
@@ -549,6 +563,67 @@ def export(
     return export_dataset(tidied(_settings(root)), name, target, windows, progress)
 
 
+@dataclass(frozen=True, repr=False)
+class Removed(_Printed):
+    """What became of a dataset that was removed."""
+
+    name: str
+    root: str
+    """The eval root."""
+    given_back: str = ""
+    """Where an adopted one lies, as it was before."""
+    ignored: str = ""
+    """Its source, which discovery leaves alone from now on."""
+
+    def lines(self) -> list[str]:
+        """What the command line prints."""
+        lines = [f"{self.name} is removed from {self.root}"]
+        if self.given_back:
+            there = f"windows and entry are as they were in {self.given_back}"
+            lines = [f"{self.name} is given back: {there}"]
+        if self.ignored:
+            lines.append(
+                f"where {self.ignored} is found under a watched root it is ignored; to have it "
+                f"again: eval-ingest discover --forget {self.name}, or ingest it by its name"
+            )
+        return lines
+
+
+def remove(
+    name: str, root: Root = None, *, agreed: Callable[[str], bool] = lambda what: True
+) -> Removed | None:
+    """Delete an ingested dataset, be it published, damaged or half removed; give back an adopted.
+
+    Args:
+        name: the dataset.
+        root: the eval root; default OLMOEARTH_EVAL_DATASETS.
+        agreed: is told what would be deleted; where it says no nothing is, and None is returned.
+
+    Raises:
+        UnknownDatasetError: there is no such dataset.
+        NotOursError: it is another tool's, and not adopted.
+        StoreError: it can't be removed.
+    """
+    settings = _settings(root)
+    eval_root = tidied(settings)
+    store = eval_root.dataset(name)
+    if not store.is_there():
+        require_metadata(eval_root, name)
+    adopted = whose(store) is Whose.ADOPTED
+    what = f"what is ours in {store.url}" if adopted else f"{store.url} and everything in it"
+    if not agreed(what):
+        return None
+    source = ""
+    if not adopted:
+        with contextlib.suppress(EvalIngestError):
+            metadata = read_metadata(store)
+            source = metadata.source if metadata is not None else ""
+    noted = bool(source) and note_removed(settings, name, source)
+    remove_dataset(eval_root, name)
+    drop_spec(settings, name)
+    return Removed(name, eval_root.url, store.url if adopted else "", source if noted else "")
+
+
 def leaderboard(out: str | Path = DEFAULT_OUT, datasets: Sequence[str] = ()) -> "list[Leaderboard]":
     """What sweeps found: a board for each split, label fraction and so on.
 
@@ -563,6 +638,49 @@ def leaderboard(out: str | Path = DEFAULT_OUT, datasets: Sequence[str] = ()) -> 
 
     rows = read_rows(Path(out))
     return leaderboards([row for row in rows if not datasets or row.dataset in datasets])
+
+
+def signal(
+    names: str | Sequence[str] = "all",
+    *,
+    root: Root = None,
+    encoders: Sequence[str] | None = None,
+    most_windows: int = 256,
+    keep: bool = True,
+    budget_s: float = 60.0,
+    progress: Progress = no_progress,
+) -> "Signals":
+    """How well datasets tell models of known order apart, and which make a good suite.
+
+    Args:
+        names: a dataset, several, or "all".
+        root: the eval root; default OLMOEARTH_EVAL_DATASETS.
+        encoders: more models, by name; default `random`, and OlmoEarth nano where its weights are
+            at hand.
+        most_windows: of each split that are used.
+        keep: in metadata.json and registry.json, until the dataset is ingested anew.
+        budget_s: seconds that the suite may take: `.suite`, in YAML `.suite_text`.
+        progress: see `ingest`.
+
+    Raises:
+        UnknownDatasetError: a dataset isn't there; names the near ones.
+        SweepError: the one that is asked for can't be measured (of several, `.failures` says why),
+            nothing is ingested, or an argument is wrong.
+
+    >>> signal("tolbi_crops")["tolbi_crops"].verdict                       # doctest: +SKIP
+    'good'
+    """
+    from eval_ingest.sweep.signal import measure_all
+
+    return measure_all(
+        names,
+        _settings(root),
+        budget_s=budget_s,
+        encoders=encoders,
+        most_windows=most_windows,
+        keep=keep,
+        progress=progress,
+    )
 
 
 def publish(

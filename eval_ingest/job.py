@@ -15,7 +15,7 @@ from eval_ingest.inference.resolve import ConfigFiles, resolve
 from eval_ingest.redaction import holds_secret, redacted
 from eval_ingest.settings import Settings
 from eval_ingest.sources.base import Source
-from eval_ingest.sources.open import open_source
+from eval_ingest.sources.open import address, is_archive, open_source
 from eval_ingest.store.claims import refuse_theirs
 from eval_ingest.store.copies import copies_of
 from eval_ingest.store.paths import DatasetLayout
@@ -88,14 +88,14 @@ def open_job(
     layout = store.layout
     refuse_theirs(store, spec)
     url = settings.expand(spec.source)
-    remote = "://" in url and not looks
+    fetched = "://" in url or is_archive(url)
     source = open_source(
         url,
         None if looks else layout.staging,
         layout.archive,
         eval_root.cache_bytes,
         progress,
-        copies_of(eval_root, spec.name, redacted(url.rstrip("/"))) if remote else None,
+        copies_of(eval_root, spec.name, redacted(address(url))) if fetched and not looks else None,
     )
     if spec.copy_mode == "index" and holds_secret(source.origin):
         raise SpecError(

@@ -14,6 +14,7 @@ from eval_ingest.core.spec import DatasetSpec
 from eval_ingest.decoding.isolation import isolated
 from eval_ingest.job import Job, open_job
 from eval_ingest.settings import Settings
+from eval_ingest.store import registry_file
 from eval_ingest_tests.support import factories, killing
 
 
@@ -44,6 +45,12 @@ def _no_process_is_left() -> Iterator[None]:
     isolated.close()
     killing.wait_until(lambda: not left(), 20)
     assert left() == []
+
+
+@pytest.fixture
+def nobody_else_writes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A damaged registry.json isn't waited for: no other tool is at it."""
+    monkeypatch.setattr(registry_file, "WRITING_S", 0.1)
 
 
 @pytest.fixture(scope="session")

@@ -171,6 +171,36 @@ def test_splits_stay_splits_of_windows(strategy: str, ragged: Path, tmp_path: Pa
     assert len(found[0]) == len(found[1]) == 16
 
 
+def test_crops_that_are_no_squares_are_rslearns_from_source_to_sweep(
+    copied: Callable[[str], Path], tmp_path: Path
+) -> None:
+    """rslearn says width, then height."""
+    source, root = copied("ragged_segmentation"), tmp_path / "root"
+    wide = {"load_all_crops": True, "crop_size": [16, 8], "overlap_pixels": 3}
+    model = with_crops(
+        source, train_config={"crop_size": [8, 12]}, val_config=wide, test_config=wide
+    )
+    metadata = ingest(source, root)
+    for split in ("val", "test"):
+        for path in (model, root / "crops" / "model.yaml"):
+            dataset = compare_split(root, path, split, "Map")
+        assert {tuple(sample["target"].shape) for sample in dataset} == {(8, 16)}
+        assert metadata.splits[split].count == len(dataset)
+        embedded = embed_split(EvalDataset("crops", split, root=root), Pixels(4), tmp_path)
+        assert len(embedded.target) == len(dataset) * 2 * 4
+    train = EvalDataset("crops", "train", root=root, normalize=None)
+    [(key, pixels)] = (
+        EvalDataset("crops", "train", root=root, normalize=None, crop=None).shape().items()
+    )
+    assert train.shape()[key] == (12, 8, *pixels[2:])
+    whole = EvalDataset("crops", "train", root=root, normalize=None, crop=None)[0]
+    top, left = ((side - kept + 1) // 2 for side, kept in zip(pixels, (12, 8), strict=False))
+    middle = whole["target"][top : top + 12, left : left + 8]
+    assert torch.equal(train[0]["target"], middle)
+    assert next(train.batches(2))[key].shape[1:3] == (12, 8)
+    assert json.loads((root / "registry.json").read_text())["datasets"]["crops"]["window_size"] == 8
+
+
 def test_crops_beyond_a_small_window_equal_those_of_rslearn(
     copied: Callable[[str], Path], tmp_path: Path
 ) -> None:

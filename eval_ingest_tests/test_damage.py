@@ -283,6 +283,7 @@ def test_the_next_ingest_repairs(
 
 
 @pytest.mark.parametrize("damage", [flip(12), cut, emptied])
+@pytest.mark.usefixtures("nobody_else_writes")
 def test_a_damaged_registry_is_told_and_compiled_anew(
     damage: Damage, root: Path, small: Path
 ) -> None:

@@ -161,10 +161,10 @@ WRONG = {
         ConfigError,
         ["zero_is_invalid"],
     ),
-    "crop that isn't square": (
-        {"model": model_yaml(default_config={"crop_size": [16, 32]})},
-        UnsupportedError,
-        ["default_config.crop_size", "[16, 32]", "--crop-size"],
+    "crop without height": (
+        {"model": model_yaml(default_config={"crop_size": [16, 0]})},
+        ConfigError,
+        ["default_config.crop_size", "[16, 0]", "width and height"],
     ),
     "another resolution": (
         {"model": model_yaml({"sentinel2_l2a": stacked(["sentinel2"], resolution_factor="1/2")})},

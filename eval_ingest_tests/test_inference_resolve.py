@@ -57,6 +57,25 @@ ROWS = {
         lambda c: c.crop_size,
         16,
     ),
+    "crop of width and height": (
+        {"model": model_yaml(default_config={"crop_size": [16, 32]})},
+        lambda c: c.crop_size,
+        (32, 16),
+    ),
+    "crop of width and height, of which Pad leaves less": (
+        {
+            "model": model_yaml(
+                default_config={
+                    "crop_size": [16, 40],
+                    "transforms": [
+                        transform("Pad", size=24, mode="center", image_selectors=["sentinel2_l2a"])
+                    ],
+                }
+            )
+        },
+        lambda c: (c.crop_size, "24 x 16 pixels" in " ".join(c.warnings)),
+        ((24, 16), True),
+    ),
     "deprecated patch_size": (
         {
             "model": model_yaml(

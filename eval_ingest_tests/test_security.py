@@ -23,6 +23,7 @@ from eval_ingest.settings import Settings
 from eval_ingest.sources.open import open_source
 from eval_ingest.store.atomic import umask
 from eval_ingest.store.catalog import read_catalog
+from eval_ingest.store.npy import npy_header
 from eval_ingest.store.seal import read_sealed_json, sealed_json
 from eval_ingest_tests.conftest import make_job
 
@@ -158,6 +159,29 @@ def test_pickled_arrays_are_refused(reference: Path, tmp_path: Path) -> None:
     with pytest.raises(IntegrityError):
         EvalDataset("crops", "train", root=tmp_path / "root")[0]
     assert not (tmp_path / "touched").exists()
+
+
+@pytest.mark.parametrize("dtype", ["object", "O", "|V8", "[('a', 'O')]", "uint8\n", "float16"])
+def test_bytes_of_a_file_are_no_addresses_of_objects(
+    dtype: str, reference: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(reference, tmp_path / "root")
+    folder = tmp_path / "root" / "crops"
+    for path in (folder / "opening.json", folder / "metadata.json"):
+        content = read_sealed_json(path, "")
+        assert content is not None
+        for shard in content["shards"]:
+            found = shard["arrays"]["target"]
+            if dtype in ("object", "O"):
+                header = npy_header(tuple(found["shape"]), np.dtype(object))
+                n_bytes = len(header) + 8 * int(np.prod(found["shape"]))
+                target = folder / "samples" / shard["name"] / "target.npy"
+                target.write_bytes(header + b"\1" * (n_bytes - len(header)))
+                found["n_bytes"] = n_bytes
+            found["dtype"] = dtype
+        path.write_bytes(sealed_json(content))
+    with pytest.raises(IntegrityError, match="dtype"):
+        EvalDataset("crops", "train", root=tmp_path / "root")[0]
 
 
 # --------------------------------------------------------------------------------- names and paths

@@ -1,5 +1,6 @@
 """What a copy under the same eval root holds already isn't fetched from the bucket again."""
 
+import json
 import pickle
 import shutil
 from collections.abc import Callable, Iterator
@@ -19,6 +20,7 @@ from eval_ingest_tests.support import factories
 from eval_ingest_tests.support.servers import ObjectServer, Proxy, gcs_server, hurry, proxy
 
 URL = "gs://studio-bucket/data/crops"
+DATA = Path(__file__).parent / "data"
 
 
 @pytest.fixture(scope="module")
@@ -62,9 +64,15 @@ def ingest(root: Path, name: str, **spec: object) -> None:
     pipeline.ingest(make_job(URL, root, name, **spec))  # type: ignore[arg-type]
 
 
+def sent(through: Proxy) -> set[str]:
+    """Objects of windows, and archives, that the bucket has sent."""
+    names = {name.partition("data/crops")[2] for name in through.fetched if "data/crops" in name}
+    return {name for name in names if "/windows/" in name or ".tar" in name}
+
+
 def rasters(through: Proxy) -> set[str]:
     """The windows of which a file of a layer was fetched."""
-    return {name.split("/")[4] for name in through.fetched if "/layers/" in name}
+    return {name.split("/")[3] for name in sent(through) if "/layers/" in name}
 
 
 def values(root: Path, name: str) -> tuple[dict[str, bytes], list[bytes], list[object]]:
@@ -83,11 +91,9 @@ def some_raster(root: Path) -> Path:
     return min((root / "crops/windows").rglob("geotiff.tif"))
 
 
-def test_a_second_name_fetches_metadata_alone(root: Path, through: Proxy, reference: Path) -> None:
+def test_a_second_name_fetches_no_window(root: Path, through: Proxy, reference: Path) -> None:
     ingest(root, "again")
-    windows = {name: n for name, n in through.fetched.items() if "/windows/" in name}
-    assert len(windows) == 10 and set(windows.values()) == {1}
-    assert all(name.endswith("/metadata.json") for name in windows)
+    assert sent(through) == set()
     assert values(root, "again") == values(root, "crops") == values(reference, "crops")
 
 
@@ -107,7 +113,7 @@ def test_a_dataset_of_an_older_index_is_not_fetched_again(
     job = make_job(URL, root)  # type: ignore[arg-type]
     outcomes = pipeline.ingest(job)
     assert outcomes[0].ran and outcomes[0].value.extra["n_read"] == 10
-    assert not rasters(through)
+    assert sent(through) == set()
     assert values(root, "crops")[::2] == values(reference, "crops")[::2]
 
 
@@ -161,28 +167,128 @@ def test_a_manifest_that_is_damaged_vouches_for_nothing(
 
 
 def test_nothing_is_taken_from_a_copy_of_another_source(root: Path) -> None:
+    windows = EvalRoot(root).dataset("crops").windows
     found = copies_of(EvalRoot(root), "again", URL)
-    assert found == Copies((root / "crops",))
+    assert found == Copies((windows,), (root / "crops" / ".archive",))
     assert pickle.loads(pickle.dumps(found)) == found
     assert copies_of(EvalRoot(root), "again", f"{URL}2") is None
-    remote = EvalRoot(root)
-    remote.cache_bytes = 1 << 30  # as one in a bucket has
-    assert copies_of(remote, "again", URL) is None
 
 
-def test_files_that_a_copy_may_hold_rewritten_are_not_taken_from_it(tmp_path: Path) -> None:
+def test_without_checksums_files_are_taken_of_a_window_that_is_as_it_was_copied(
+    tmp_path: Path,
+) -> None:
+    """Not those that a copy may hold rewritten."""
     source = factories.vector_classification(tmp_path / "source")
     pipeline.ingest(make_job(source, tmp_path / "root"))
     index = index_file.read_index(tmp_path / "root/crops/window_index.parquet")
     assert index is not None
-    copies, taken = Copies((tmp_path / "root/crops",)), set()
+    copies, taken = Copies((EvalRoot(tmp_path / "root").dataset("crops").windows,)), set()
     for row in index.table.to_pylist():
         folder = source / "windows" / row["group"] / row["name"]
-        paths = [str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()]
-        found = copies((row["group"], row["name"], row["source_digest"]), paths)
+        files = [(p, p.stat()) for p in folder.rglob("*") if p.is_file()]
+        listed = [(str(p.relative_to(folder)), s.st_size, str(s.st_mtime_ns)) for p, s in files]
+        found = copies((row["group"], row["name"], row["source_digest"]), listed)
         assert found == {path: (folder / path).read_bytes() for path in found}
-        assert copies((row["group"], row["name"], "another"), paths) == {}
+        assert copies((row["group"], row["name"], "another"), listed) == {}
         taken |= set(found)
     assert any(path.endswith("geotiff.tif") for path in taken)
     assert "metadata.json" not in taken
     assert not any(path.endswith("data.geojson") for path in taken)
+
+
+# ------------------------------------------------------------------- archives, buckets, versions
+
+
+@pytest.fixture
+def any_root(
+    request: pytest.FixtureRequest, server: ObjectServer, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> Path:  # fmt: skip
+    """An empty eval root, on a disk or in a bucket."""
+    monkeypatch.setenv("EVAL_INGEST_CACHE", str(tmp_path / "cache"))
+    if request.param == "local":
+        return tmp_path / "root"
+    return f"{server.url}/evals/{tmp_path.name}"  # type: ignore[return-value]
+
+
+def samples(root: Path, name: str) -> list[object]:
+    return [
+        [s["window"], float(s["sentinel2_l2a"].double().sum()), int(s["target"].sum())]
+        for split in ("train", "val", "test")
+        for s in EvalDataset(name, split, root=root, normalize=None)
+    ]
+
+
+@pytest.mark.parametrize("any_root", ["gs"], indirect=True)
+def test_a_copy_in_a_bucket_is_read_instead_of_the_source(
+    any_root: Path, through: Proxy, reference: Path
+) -> None:
+    ingest(any_root, "crops")
+    through.reset()
+    ingest(any_root, "again")
+    assert sent(through) == set()
+    assert samples(any_root, "again") == samples(reference, "crops")
+
+
+def pack(folder: Path, to: Path, ending: str) -> Path:
+    kind = {".tar": "tar", ".tar.gz": "gztar"}[ending]
+    return Path(shutil.make_archive(str(to / "packed"), kind, folder))
+
+
+@pytest.mark.parametrize(
+    ("any_root", "ending"), [("local", ".tar.gz"), ("gs", ".tar")], indirect=["any_root"]
+)
+def test_an_archive_is_fetched_once_for_all_names_and_versions(
+    ending: str, any_root: Path, through: Proxy, small: Path, reference: Path, server: ObjectServer,
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    url = f"{URL}{ending}"
+    server.filesystem().pipe(url, pack(small, tmp_path, ending).read_bytes())
+    pipeline.ingest(make_job(url, any_root))  # type: ignore[arg-type]
+    assert sent(through) == {ending}
+    through.reset()
+    pipeline.ingest(make_job(url, any_root, "again"))  # type: ignore[arg-type]
+    for module in (core_index, build, index_file):
+        monkeypatch.setattr(module, "INDEX_VERSION", core_index.INDEX_VERSION + 1)
+    outcomes = pipeline.ingest(make_job(url, any_root, "again"))  # type: ignore[arg-type]
+    assert outcomes[0].ran and outcomes[0].value.extra["n_read"] == 10
+    assert sent(through) == set()
+    for name in ("crops", "again"):
+        assert samples(any_root, name) == samples(reference, "crops")
+    if any_root == tmp_path / "root":
+        assert values(any_root, "again")[::2] == values(reference, "crops")[::2]
+
+
+def test_an_archive_is_read_again_where_a_copy_is_damaged(
+    small: Path, reference: Path, tmp_path: Path
+) -> None:
+    root, archive = tmp_path / "root", pack(small, tmp_path, ".tar.gz")
+    pipeline.ingest(make_job(archive, root))
+    raster = some_raster(root)
+    raster.write_bytes(raster.read_bytes()[:-1] + b"x")
+    pipeline.ingest(make_job(archive, root, "again"))
+    assert values(root, "again") == values(reference, "crops")
+
+
+@pytest.mark.parametrize("released", sorted(DATA.glob("root_*.tar.gz")), ids=lambda p: p.name)
+def test_a_root_of_a_released_format_is_brought_up_without_the_windows_of_its_bucket(
+    released: Path, through: Proxy, server: ObjectServer, tmp_path: Path
+) -> None:
+    """The bucket holds what it was ingested from: its copy without the splits."""
+    root, source = tmp_path / "root", tmp_path / "source"
+    shutil.unpack_archive(released, root, filter="data")
+    shutil.copytree(root / "crops" / "windows", source / "windows")
+    for path in source.rglob("windows/*/*/metadata.json"):
+        content = json.loads(path.read_text())
+        del content["options"]["eval_split"]
+        path.write_text(json.dumps(content))
+    shutil.copy(root / "crops" / "config.json", source)
+    shutil.copy(root / "crops" / "model.original.yaml", source / "model.yaml")
+    server.upload(source, "released/crops")
+    before = samples(root, "crops")
+    through.reset()
+    job = make_job("gs://studio-bucket/released/crops", root, crop_size=8)  # type: ignore[arg-type]
+    outcomes = pipeline.ingest(job)
+    assert outcomes[0].value.extra["n_read"] == len(before)
+    assert not any("/windows/" in name for name in through.fetched)
+    assert samples(root, "crops") == before

@@ -7,11 +7,15 @@ what they read is read with the same bytes. Where ours is stricter, the test say
 import contextlib
 import gzip
 import io
+import itertools
+import lzma
 import os
 import random
 import struct
 import subprocess
 import tarfile
+import time
+import tracemalloc
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -348,3 +352,62 @@ def test_bytes_at_random_are_refused_and_nothing_else() -> None:
             data[rng.randrange(len(data))] = rng.randrange(256)
         found = ours(bytes(data[: rng.randrange(len(data))]))
         assert found is None or set(found) <= set(SMALL) or found
+
+
+# ------------------------------------------------------------------------------------------- bombs
+
+
+def pax_member(kind: bytes, records: dict[bytes, bytes], n_bytes: int = 0) -> bytes:
+    """A pax header; with `n_bytes`, and the header of a member of so many bytes behind it."""
+    lines = []
+    for key, value in records.items():
+        size = len(key) + len(value) + 3
+        size += len(str(size + len(str(size))))
+        lines.append(b"%d %s=%s\n" % (size, key, value))
+    data = b"".join(lines)
+    head, member = tarfile.TarInfo("pax"), tarfile.TarInfo("a")
+    head.size, head.type, member.size = len(data), kind, n_bytes
+    found = head.tobuf(tarfile.USTAR_FORMAT) + data + bytes(-len(data) % BLOCK)
+    return found + member.tobuf(tarfile.GNU_FORMAT) if n_bytes else found
+
+
+def test_what_no_member_needs_of_global_headers_takes_no_memory() -> None:
+    stream = TarStream(
+        [*(pax_member(b"g", {b"k%d" % k: b"x" * 500_000}) for k in range(100)), bytes(2 * BLOCK)]
+    )
+    tracemalloc.start()
+    assert list(stream) == []
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 10 << 20
+
+
+@pytest.mark.parametrize("first", [b"99999999999999\n", b"9" * 600, b"\n", b"0" * 4000])
+def test_a_sparse_map_is_no_longer_than_its_parts(first: bytes) -> None:
+    records = {b"GNU.sparse.major": b"1", b"GNU.sparse.minor": b"0", b"GNU.sparse.realsize": b"9"}
+    endless = itertools.repeat(b"0" * (1 << 20), 3_000)
+    with pytest.raises(TarError):
+        list(TarStream(itertools.chain([pax_member(b"x", records, 1 << 33), first], endless)))
+
+
+def test_parts_of_a_sparse_file_take_time_by_their_number() -> None:
+    records = {b"GNU.sparse.size": b"9"} | {b"GNU.sparse.offset": b""}
+    data = pax_member(b"x", records)
+    part = b"22 GNU.sparse.offset=\n" * 45_000
+    head = tarfile.TarInfo("pax")
+    head.size, head.type = len(part), b"x"
+    started = time.process_time()
+    with pytest.raises(TarError):
+        list(TarStream([data, head.tobuf(), part, bytes(-len(part) % BLOCK), bytes(2 * BLOCK)]))
+    assert time.process_time() - started < 2
+
+
+def test_an_xz_stream_takes_no_more_memory_than_it_may() -> None:
+    small, large = (
+        lzma.compress(b"x", filters=[{"id": lzma.FILTER_LZMA2, "dict_size": size,
+                                      "mode": lzma.MODE_FAST, "mf": lzma.MF_HC3}])
+        for size in (1 << 16, 1 << 29)
+    )  # fmt: skip
+    assert next(decompressed(io.BytesIO(small).read)) == b"x"
+    with pytest.raises(StreamError, match="Memory usage limit"):
+        next(decompressed(io.BytesIO(large).read))

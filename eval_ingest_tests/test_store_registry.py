@@ -114,6 +114,7 @@ def test_what_is_no_registry_is_told_as_such(text: str, tmp_path: Path) -> None:
         read_registry(EvalRoot(tmp_path))
 
 
+@pytest.mark.usefixtures("nobody_else_writes")
 def test_of_a_file_that_was_cut_off_the_whole_entries_and_those_of_the_copy_stay(
     tmp_path: Path,
 ) -> None:

@@ -9,11 +9,12 @@ import pytest
 import torch
 from scipy import stats
 
+import eval_ingest
 from eval_ingest import cli
 from eval_ingest.core import signal as core
 from eval_ingest.core.signal import Signal
 from eval_ingest.defs import checks
-from eval_ingest.errors import SweepError
+from eval_ingest.errors import SweepError, UnknownDatasetError
 from eval_ingest.report.tables import facts
 from eval_ingest.report.view import open_view
 from eval_ingest.store.registry import read_registry, require_metadata
@@ -118,6 +119,25 @@ def test_all_proposes_a_suite_within_its_budget(
     suite = Suite.load(path)
     assert (suite.datasets, suite.split) == (("strong",), "val")
     assert suite.max_train_samples == told["signal"]["strong"]["train_windows"]
+
+
+def test_it_is_called_from_python_as_from_the_command_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, part in (("strong", 0.0), ("nothing", 1.0)):
+        write_fake(tmp_path, name, "classification", counts=(24, 16, 24), shuffled=part)
+    alone = eval_ingest.signal("strong", root=tmp_path, encoders=[], keep=False)
+    assert list(alone) == ["strong"] and alone.suite == [] and "datasets:" not in repr(alone)
+    found = eval_ingest.signal(root=tmp_path, encoders=[], keep=False)
+    assert sorted(found) == ["nothing", "strong"] and found.suite == ["strong"]
+    monkeypatch.setenv("OLMOEARTH_EVAL_DATASETS", str(tmp_path))
+    assert cli.main(["signal", "--all", "--encoder", "random"]) == 0
+    printed = capsys.readouterr().out
+    assert "strong: signal: " in printed and "datasets: [strong]" in printed
+    with pytest.raises(UnknownDatasetError, match="strong"):
+        eval_ingest.signal(["strong", "stron"], root=tmp_path)
+    with pytest.raises(SweepError, match="no dataset is ingested under"):
+        eval_ingest.signal(root=tmp_path / "nowhere")
 
 
 def test_a_dataset_without_test_windows_says_so(tmp_path: Path) -> None:

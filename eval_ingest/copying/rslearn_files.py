@@ -23,7 +23,7 @@ from eval_ingest.core.copy_config import rslearn_config
 from eval_ingest.core.copy_model import copy_inputs, copy_model, split_tags
 from eval_ingest.core.crops import split_cut
 from eval_ingest.core.index import WindowIndex
-from eval_ingest.core.resolved import Pad, ResolvedConfig
+from eval_ingest.core.resolved import Pad, ResolvedConfig, sides_of, size_text
 from eval_ingest.core.spec import SPLIT_OPTION, SPLITS
 from eval_ingest.core.splits import SplitAssignment
 from eval_ingest.inference.resolve import ConfigFiles
@@ -70,7 +70,7 @@ class Samples:
 
     def _sizes(self, split: str) -> set[tuple[int, int]]:
         """Heights and widths of a split's samples, where nothing but every crop is cut."""
-        cut = replace(split_cut(self.config, split), side=None)
+        cut = replace(split_cut(self.config, split), sides=None)
         return {cut.size(*size) for size in self._windows[split]}
 
     @cached_property
@@ -91,7 +91,7 @@ class Samples:
         smallest = min((min(size) for size in sizes), default=None)
         if smallest is None:
             return None
-        side = self.config.crop_size or smallest
+        side = min(sides_of(self.config.crop_size or smallest))
         fills = smallest < side and all(max(size) <= side for size in sizes)
         side = side if fills else min(side, smallest)
         return None if sizes == {(side, side)} else Pad(size=side, center=not fills)
@@ -100,7 +100,7 @@ class Samples:
     def crops_fit(self) -> bool:
         """No window is smaller than the crops of its split."""
         return all(
-            min(size) >= grid.size
+            size[0] >= grid.sides[0] and size[1] >= grid.sides[1]
             for split, grid in self.config.all_crops.items()
             for size in self._windows[split]
         )
@@ -136,10 +136,11 @@ class Samples:
         """What the existing eval code will not see."""
         found = []
         wanted = self.config.crop_size
-        if wanted is not None and self.crop is not None and self.crop.size < wanted:
+        if wanted and self.crop is not None and self.crop.size < min(sides_of(wanted)):
             found.append(
-                f"some windows are smaller than the crop of {wanted} pixels; EvalDataset fills "
-                f"them up with zeros, what rslearn reads of the copy is cut to {self.crop.size}"
+                f"some windows are smaller than the crop of {size_text(wanted)} pixels; "
+                "EvalDataset fills them up with zeros, what rslearn reads of the copy is cut to "
+                f"{self.crop.size}"
             )
         return found + [
             f"{(steps == 0).sum()} of {len(steps)} samples have no {name}; the existing OlmoEarth "

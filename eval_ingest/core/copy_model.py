@@ -11,7 +11,14 @@ from typing import Any
 
 from eval_ingest.core.entry import imputes
 from eval_ingest.core.modality import MODALITIES
-from eval_ingest.core.resolved import InputPart, MaskInput, ModalityInput, Pad, ResolvedConfig
+from eval_ingest.core.resolved import (
+    InputPart,
+    MaskInput,
+    ModalityInput,
+    Pad,
+    ResolvedConfig,
+    sides_of,
+)
 from eval_ingest.core.spec import SPLIT_OPTION, SPLITS
 from eval_ingest.core.task import TaskKind
 
@@ -82,7 +89,8 @@ def _crops(config: ResolvedConfig, split: str) -> dict[str, Any]:
     grid = config.all_crops.get(split)
     if grid is None:
         return {}
-    return {"load_all_crops": True, "crop_size": grid.size, "overlap_pixels": grid.overlap}
+    crop = grid.size if isinstance(grid.size, int) else list(reversed(grid.size))  # width, height
+    return {"load_all_crops": True, "crop_size": crop, "overlap_pixels": grid.overlap}
 
 
 def split_tags(split: str) -> dict[str, str]:
@@ -222,8 +230,8 @@ def _pads(
     if split in config.all_crops:
         return steps
     images = [*(modality.name for modality in modalities), *targets]
-    side = config.crop_size
-    if by_pad and side is not None and max(pad.size for pad in by_pad) < side:
+    side = min(sides_of(config.crop_size or 1))
+    if by_pad and max(pad.size for pad in by_pad) < side:
         return [_pad(Pad(size=side, center=True), images), *steps]
     if crop is not None:
         steps.append(_pad(crop, images))

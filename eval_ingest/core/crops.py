@@ -12,26 +12,26 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eval_ingest.core.padding import apply_pad, fill_up, padded_size
-from eval_ingest.core.resolved import SPLITS, CropGrid, Pad, ResolvedConfig
+from eval_ingest.core.resolved import SPLITS, CropGrid, Pad, ResolvedConfig, sides_of
 from eval_ingest.core.task import IGNORE_LABEL
 
 Corner = tuple[int, int]
 """Row and column of a crop's first pixel in its window."""
 
 
-def starts(length: int, grid: CropGrid) -> list[int]:
+def starts(length: int, side: int, overlap: int) -> list[int]:
     """Where the crops begin along one side of a window, in pixels.
 
     One after the other with the overlap between them; the last one is shifted inward, so that it
     ends with the window. A side that is shorter than a crop has one, which goes beyond its end.
 
-    >>> starts(15, CropGrid(size=8, overlap=2))
+    >>> starts(15, 8, 2)
     [0, 6, 7]
     """
-    last = length - grid.size
+    last = length - side
     if last <= 0:
         return [0]
-    return [*range(0, last, grid.size - grid.overlap), last]
+    return [*range(0, last, side - overlap), last]
 
 
 def corners(height: int, width: int, grid: CropGrid) -> list[Corner]:
@@ -40,8 +40,10 @@ def corners(height: int, width: int, grid: CropGrid) -> list[Corner]:
     >>> corners(4, 6, CropGrid(size=3))
     [(0, 0), (1, 0), (0, 3), (1, 3)]
     """
-    rows = starts(height, grid)
-    return [(top, left) for left in starts(width, grid) for top in rows]
+    rows, columns = (
+        starts(*sizes, grid.overlap) for sizes in zip((height, width), grid.sides, strict=True)
+    )
+    return [(top, left) for left in columns for top in rows]
 
 
 @dataclass(frozen=True)
@@ -57,8 +59,8 @@ class Cut:
     split: str
     grid: CropGrid | None = None
     """Every crop is a sample."""
-    side: int | None = None
-    """Of the one crop that is the sample; None: all of the window."""
+    sides: tuple[int, int] | None = None
+    """Height and width of the one crop that is the sample; None: all of the window."""
 
     @cached_property
     def pad(self) -> Pad | None:
@@ -68,7 +70,7 @@ class Cut:
 
     @cached_property
     def _pads_first(self) -> bool:
-        return self.side is not None and self.pad is not None and self.pad.size >= self.side
+        return self.sides is not None and self.pad is not None and self.pad.size >= max(self.sides)
 
     def corners(self, height: int, width: int) -> list[Corner]:
         """Where the samples of a window of that size lie."""
@@ -80,30 +82,30 @@ class Cut:
 
     def spare(self, height: int, width: int) -> tuple[int, int]:
         """By how many rows and columns the one crop can be moved."""
-        if self.side is None:
+        if self.sides is None:
             return 0, 0
         if self._pads_first:
             height, width = padded_size(self.pad, height, width)
-        return max(height - self.side, 0), max(width - self.side, 0)
+        return max(height - self.sides[0], 0), max(width - self.sides[1], 0)
 
     @property
-    def _side(self) -> int | None:
+    def _sides(self) -> tuple[int, int] | None:
         """Of what is cut before it is padded."""
-        return self.grid.size if self.grid is not None else self.side
+        return self.grid.sides if self.grid is not None else self.sides
 
     def crop_slices(self, corner: Corner) -> tuple[slice, slice]:
         """The rows and columns of a window's arrays that a sample is made of."""
-        side = self._side
-        if side is None or self._pads_first:
+        sides = self._sides
+        if sides is None or self._pads_first:
             return slice(None), slice(None)
-        return slice(corner[0], corner[0] + side), slice(corner[1], corner[1] + side)
+        return _slices(corner, sides)
 
     def size(self, height: int, width: int) -> tuple[int, int]:
         """Height and width of a sample of a window of that size."""
-        side = self._side
-        if side is None:
+        sides = self._sides
+        if sides is None:
             return padded_size(self.pad, height, width)
-        return (side, side) if self._pads_first else padded_size(self.pad, side, side)
+        return sides if self._pads_first else padded_size(self.pad, *sides)
 
     def pixels(self, stored: NDArray[Any], corner: Corner, modality: str) -> NDArray[Any]:
         """A sample of a window's pixels (H, W, ...); a view of them where nothing is added."""
@@ -117,12 +119,16 @@ class Cut:
     def _cut(
         self, stored: NDArray[Any], corner: Corner, pad: Pad | None, fill: float
     ) -> NDArray[Any]:
-        side = self._side
-        if self._pads_first:
-            rows, columns = (slice(start, start + (side or 0)) for start in corner)
-            return apply_pad(stored, pad, fill)[rows, columns]
+        sides = self._sides
+        if sides is not None and self._pads_first:
+            return apply_pad(stored, pad, fill)[_slices(corner, sides)]
         part = stored[self.crop_slices(corner)]
-        return apply_pad(part if side is None else fill_up(part, side, fill), pad, fill)
+        return apply_pad(part if sides is None else fill_up(part, sides, fill), pad, fill)
+
+
+def _slices(corner: Corner, sides: tuple[int, int]) -> tuple[slice, slice]:
+    rows, columns = (slice(start, start + side) for start, side in zip(corner, sides, strict=True))
+    return rows, columns
 
 
 def count_samples(
@@ -132,20 +138,18 @@ def count_samples(
     counts = np.ones(len(splits), np.int64)
     for split, grid in config.all_crops.items():
         here = splits == split
-        counts[here] = _count(heights[here], grid) * _count(widths[here], grid)
+        for lengths, side in zip((heights, widths), grid.sides, strict=True):
+            last = np.maximum(lengths[here].astype(np.int64) - side, 0)
+            counts[here] *= 1 - -last // (side - grid.overlap)
     return counts
-
-
-def _count(lengths: NDArray[Any], grid: CropGrid) -> NDArray[np.int64]:
-    """How many crops lie along sides of these lengths."""
-    last = np.maximum(lengths.astype(np.int64) - grid.size, 0)
-    return np.asarray(1 - -last // (grid.size - grid.overlap))
 
 
 def split_cut(config: ResolvedConfig, split: str) -> Cut:
     """How a split's samples are cut."""
     grid = config.all_crops.get(split)
-    return Cut(config, split, grid, None if grid is not None else config.crop_size)
+    if grid is not None or config.crop_size is None:
+        return Cut(config, split, grid)
+    return Cut(config, split, sides=sides_of(config.crop_size))
 
 
 def cuts_of(config: ResolvedConfig, splits: Sequence[str] | NDArray[np.str_]) -> NDArray[np.intp]:

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Self
 from pydantic import BaseModel, ConfigDict, Field
 
 from eval_ingest.core.modality import MODALITIES
-from eval_ingest.core.resolved import ResolvedConfig
+from eval_ingest.core.resolved import PixelType, ResolvedConfig, sides_of
 from eval_ingest.core.signal import Signal
 from eval_ingest.core.spec import SPLIT_OPTION, SPLITS, DatasetSpec
 
@@ -47,7 +47,7 @@ class NormStats(_Model):
 class ShardArray(_Model):
     """One .npy file of a shard."""
 
-    dtype: str
+    dtype: PixelType
     uniform: bool
     """True: (N, ...) with the samples' shape; False: flat, with offsets."""
     shape: tuple[int, ...]
@@ -243,7 +243,9 @@ def registry_entry(metadata: Metadata, path: str) -> dict[str, Any]:
         "modalities": [name for name in names if name not in metadata.optional_modalities],
         "optional_modalities": metadata.optional_modalities,
         "imputes": imputes(config),
-        "window_size": min(config.crop_size or metadata.window_size, metadata.window_size),
+        "window_size": min(
+            *sides_of(config.crop_size or metadata.window_size), metadata.window_size
+        ),
         "timeseries": metadata.num_timesteps > 1,
         "norm_stats": _whole(metadata.norm_stats, imputes(config)),
         "use_pretrain_norm": True,

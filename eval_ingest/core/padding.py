@@ -32,9 +32,9 @@ def apply_pad(pixels: NDArray[Any], pad: Pad | None, fill: float | None = 0) -> 
     return pixels
 
 
-def fill_up(pixels: NDArray[Any], side: int, fill: float) -> NDArray[Any]:
-    """Add rows at the bottom and columns at the right, up to a side; nothing is cut off."""
-    for axis in (0, 1):
+def fill_up(pixels: NDArray[Any], sides: tuple[int, int], fill: float) -> NDArray[Any]:
+    """Add rows at the bottom and columns at the right, up to these; nothing is cut off."""
+    for axis, side in enumerate(sides):
         missing = side - pixels.shape[axis]
         if missing > 0:
             pixels = _filled(pixels, axis, 0, missing, fill)

@@ -18,7 +18,7 @@ from eval_ingest.core.crops import cuts_of
 from eval_ingest.core.index import WindowIndex
 from eval_ingest.core.leakage import EXAMPLES, Leakage, find_leakage, standard_error
 from eval_ingest.core.norm import combine
-from eval_ingest.core.resolved import ModalityInput, ResolvedConfig
+from eval_ingest.core.resolved import ModalityInput, ResolvedConfig, size_text
 from eval_ingest.core.spec import SPLITS
 from eval_ingest.core.splits import SplitAssignment
 from eval_ingest.core.units import odd_units
@@ -453,7 +453,7 @@ def _empty_samples(data: _Data) -> Iterator[Finding]:
                 yield replace(found, count=missing)
             continue
         side = data.config.crop_size
-        where = "that Pad leaves" if side is None else f"in the middle ({side} pixels)"
+        where = "that Pad leaves" if side is None else f"in the middle ({size_text(side)} pixels)"
         what = (
             f"have labels, but none {where}; "
             f"--all-crops {split} makes every crop a sample, --crop-size takes larger ones"

@@ -4,7 +4,7 @@ A `ResolvedConfig` is everything that index, pack and loader need to know about 
 It is inferred by inference/resolve.py and kept in metadata.json with the origin of each value.
 """
 
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
 
@@ -44,12 +44,17 @@ class _Stored(_Frozen):
         return {key: value for key, value in old.items() if key not in flags} if flags else old
 
 
+PixelType = Annotated[str, Field(pattern=r"\A(u?int(8|16|32|64)|float(32|64))\z")]
+"""numpy name of a type of plain numbers. What is read back is laid over bytes of a file, and of
+other types numpy would take these for addresses of objects."""
+
+
 class BandSet(_Stored):
     """One raster file per item group: the bands that are stored together."""
 
     bands: tuple[str, ...]
-    dtype: str
-    """numpy name of the stored type, such as `uint16`."""
+    dtype: PixelType
+    """As stored."""
     zoom_offset: int = 0
     """Stored at the window's resolution divided by 2 ** zoom_offset."""
     spatial_size: tuple[int, int] | None = None
@@ -127,7 +132,7 @@ class MaskInput(_Frozen):
     part: InputPart
     """The raster, of one timestep or of as many as the image has."""
     band: str
-    dtype: str = "float32"
+    dtype: PixelType = "float32"
     """The type that rslearn reads the mask as: int32 or float32."""
     value: float = 0.0
     hides: tuple[float, ...] = (0.0,)
@@ -163,7 +168,7 @@ class ModalityInput(_Padded):
     missing_bands: tuple[str, ...] = ()
     """The modality's bands that no layer holds."""
     parts: tuple[InputPart, ...]
-    dtype: str
+    dtype: PixelType
     """Type of packed pixels: the narrowest that holds the stored ones (`uint16`, `float32`)."""
     mask: MaskInput | None = None
     """Comes before the pad."""
@@ -182,7 +187,7 @@ class LabelInput(_Padded):
     part: InputPart
     band: str | None = None
     """Raster labels: the band of the label layer. None for vector labels."""
-    dtype: str = "int32"
+    dtype: PixelType = "int32"
     """The type that rslearn reads the label as: int32 or float32."""
     mask: MaskInput | None = None
     """What it hides has no label."""
@@ -209,19 +214,40 @@ class SplitSelector(_Frozen):
         )
 
 
+Side = Annotated[int, Field(gt=0)]
+CropSize = Side | tuple[Side, Side]
+"""Side of a square in pixels, or height and width."""
+
+
+def sides_of(size: CropSize) -> tuple[int, int]:
+    """Height and width."""
+    return size if isinstance(size, tuple) else (size, size)
+
+
+def size_text(size: CropSize | None) -> str:
+    """For people: `16`, or `16 x 24`, height first; `none`."""
+    return " x ".join(map(str, size)) if isinstance(size, tuple) else str(size or "none")
+
+
 class CropGrid(_Frozen):
     """Every crop of a window is a sample: rslearn's load_all_crops."""
 
-    size: int = Field(gt=0)
-    """Side in pixels."""
+    size: CropSize
     overlap: int = Field(default=0, ge=0)
     """Pixels that neighbours share; the last crop of a side, shifted inward, may share more."""
 
     @model_validator(mode="after")
     def _moves_on(self) -> Self:
-        if self.overlap >= self.size:
-            raise ValueError(f"crops of {self.size} pixels can't overlap by {self.overlap}")
+        if self.overlap >= min(self.sides):
+            raise ValueError(
+                f"crops of {size_text(self.size)} pixels can't overlap by {self.overlap}"
+            )
         return self
+
+    @property
+    def sides(self) -> tuple[int, int]:
+        """Height and width in pixels."""
+        return sides_of(self.size)
 
 
 class ResolvedConfig(_Frozen):
@@ -232,8 +258,8 @@ class ResolvedConfig(_Frozen):
     modalities: tuple[ModalityInput, ...]
     layers: tuple[Layer, ...]
     """The layers that modalities and label read, and no others."""
-    crop_size: int | None = None
-    """Side in pixels of the crop that the dataset's own training takes."""
+    crop_size: CropSize | None = None
+    """The crop that the dataset's own training takes."""
     all_crops: dict[str, CropGrid] = Field(default_factory=dict)
     """By split, where every crop of a window is a sample; other splits have a sample a window."""
     selectors: dict[str, SplitSelector] = Field(default_factory=dict)

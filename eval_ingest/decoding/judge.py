@@ -5,6 +5,7 @@ The values are those of rslearn's ModelDataset; only the order of axes and of ba
 
 import contextlib
 import json
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -21,6 +22,7 @@ from eval_ingest.core.resolved import (
     MaskInput,
     ModalityInput,
     ResolvedConfig,
+    size_text,
 )
 from eval_ingest.core.task import IGNORE_LABEL, Task
 from eval_ingest.core.validate import Problem
@@ -231,11 +233,13 @@ class _WindowReader:
             size = f"bounds of {grid.width} x {grid.height} pixels"
             raise too_large(size, self.budget.total)
         for cut in self.config.grids:
-            crops = len(starts(grid.height, cut)) * len(starts(grid.width, cut))
+            sides = zip((grid.height, grid.width), cut.sides, strict=True)
+            crops = math.prod(len(starts(*side, cut.overlap)) for side in sides)
             if crops > MAX_CROPS:
                 raise Unreadable(
                     "window_too_large",
-                    f"it has {crops:,} crops of {cut.size} pixels, more than {MAX_CROPS:,}",
+                    f"it has {crops:,} crops of {size_text(cut.size)} pixels, more than "
+                    f"{MAX_CROPS:,}",
                 )
         check_beside(self.files, self.read)
 
@@ -452,7 +456,8 @@ class _WindowReader:
         found = []
         for cut in self.config.grids:
             for top, left in corners(grid.height, grid.width, cut):
-                crop = (x + left, y + top, x + left + cut.size, y + top + cut.size)
+                bottom, right = top + cut.sides[0], left + cut.sides[1]
+                crop = (x + left, y + top, x + right, y + bottom)
                 try:
                     found.append(float(self._vector_target(chosen, grid, crop)))
                 except Unreadable as stop:

@@ -6,10 +6,10 @@ load_all_crops (load_all_patches), overlap_pixels (overlap_ratio).
 
 from collections.abc import Iterable
 
-from eval_ingest.core.resolved import CropGrid, ModalityInput
+from eval_ingest.core.resolved import CropGrid, CropSize, ModalityInput, sides_of, size_text
 from eval_ingest.core.spec import SPLITS, DatasetSpec
 from eval_ingest.errors import ConfigError
-from eval_ingest.inference.model_yaml import Declaration, SplitConfigs
+from eval_ingest.inference.model_yaml import Declaration, SplitConfigs, elements
 from eval_ingest.inference.node import Node
 from eval_ingest.inference.notes import Notes
 from eval_ingest.inference.run_yaml import RunYaml
@@ -19,8 +19,10 @@ _SIZES = ("crop_size", "patch_size")
 _FLAGS = ("load_all_crops", "load_all_patches")
 
 
-def crop_size(declared: Declaration, run: RunYaml, spec: DatasetSpec, notes: Notes) -> int | None:
-    """Side of the crop that training takes: the spec, the split configs, Crop, the run file."""
+def crop_size(
+    declared: Declaration, run: RunYaml, spec: DatasetSpec, notes: Notes
+) -> CropSize | None:
+    """The crop that training takes: by the spec, the split configs, Crop, or the run file."""
     if spec.crop_size is not None:
         notes.origin("crop_size", "--crop-size")
         return spec.crop_size
@@ -31,7 +33,7 @@ def crop_size(declared: Declaration, run: RunYaml, spec: DatasetSpec, notes: Not
                 "--crop-size sets it"
             )
         elif node.given:
-            size = _side(node, notes)
+            size = _size(node, notes)
             notes.origin("crop_size", node.place)
             return size
     notes.origin("crop_size", "default")
@@ -39,29 +41,34 @@ def crop_size(declared: Declaration, run: RunYaml, spec: DatasetSpec, notes: Not
 
 
 def fitting_crop(
-    crop: int | None, declared: Declaration, modalities: Iterable[ModalityInput], notes: Notes
-) -> int | None:
+    crop: CropSize | None,
+    declared: Declaration,
+    modalities: Iterable[ModalityInput],
+    notes: Notes,
+) -> CropSize | None:
     """The crop, or none where Pad makes samples smaller than it.
 
     rslearn crops first: a Pad then cuts the crop to its size, or fills it up with zeros.
     """
     pads = [pad.size for m in modalities for pad in (m.pad, *m.pads.values()) if pad is not None]
-    size = min(pads, default=crop)
-    if crop is None or size is None or size == crop:
+    if crop is None or not pads or sides_of(crop) == (min(pads),) * 2:
         return crop
-    if size < crop:
+    size, shown = min(pads), size_text(crop)
+    if size <= min(sides_of(crop)):
         notes.origin("crop_size", "default")
         notes.warn(
-            f"crops of {crop} pixels are cut to {size} by Pad; samples are the {size} x {size} "
+            f"crops of {shown} pixels are cut to {size} by Pad; samples are the {size} x {size} "
             "pixels that Pad leaves of a whole window"
         )
         return None
+    height, width = (min(side, size) for side in sides_of(crop))
+    crop = height if height == width else (height, width)
     names = [node.class_name for node in declared.transforms if node.class_name in ("Crop", "Pad")]
     if names[:1] == ["Pad"] and "Crop" in names:
         return crop
     notes.warn(
-        f"crops of {crop} pixels are filled up to {size} with zeros by Pad; samples are the "
-        "crops, without zeros around them"
+        f"crops of {shown} pixels are filled up to {size} with zeros by Pad; samples are the "
+        f"{size_text(crop)} pixels of the crops, without zeros around them"
     )
     return crop
 
@@ -78,27 +85,21 @@ def _transform_crops(declared: Declaration) -> list[Node]:
     return [node.args.get("crop_size") for node in transforms if node.class_name == "Crop"]
 
 
-def _side(node: Node, notes: Notes) -> int:
-    """The side in pixels, from a number, [width, height], or Crop's [smallest, beyond largest]."""
-    if not isinstance(node.value, list):
-        side = node.integer()
-    elif ".transforms" in node.path:
+def _size(node: Node, notes: Notes) -> CropSize:
+    """From a number, rslearn's [width, height], or its Crop's [smallest, beyond largest]."""
+    if isinstance(node.value, list) and ".transforms" in node.path:
         low, high = size_range(node)
-        side = high - 1 if high is not None else None
-        if low is not None and side is not None and side > low:
-            notes.warn(f"{node.place}: crops of {low} to {side} pixels; {side} is taken")
+        sides = [high - 1 if high is not None else None]
+        if low is not None and high is not None and high - 1 > low:
+            notes.warn(f"{node.place}: crops of {low} to {high - 1} pixels; {high - 1} is taken")
     else:
-        sides = {item.integer() for item in node.items()}
-        if len(sides) != 1:
-            raise node.unsupported(
-                f"is {node.shown}, but crops are squares: registries and evals know one "
-                "window_size a dataset",
-                f"--crop-size {min(filter(None, sides), default=32)} takes squares instead",
-            )
-        side = sides.pop()
-    if side is None or side < 1:
-        raise node.error(f"is {node.shown}, but must be a positive number of pixels")
-    return side
+        sides = [item.integer() for item in elements(node)]
+    if len(sides) not in (1, 2) or not all(side is not None and side > 0 for side in sides):
+        raise node.error(
+            f"is {node.shown}, but must be a positive number of pixels, or width and height"
+        )
+    width, height = sides[0] or 0, sides[-1] or 0
+    return width if width == height else (height, width)
 
 
 def all_crops(declared: Declaration, spec: DatasetSpec, notes: Notes) -> dict[str, CropGrid]:
@@ -121,7 +122,7 @@ def all_crops(declared: Declaration, spec: DatasetSpec, notes: Notes) -> dict[st
 def _grid(splits: SplitConfigs, config: str, spec: DatasetSpec, notes: Notes) -> CropGrid:
     """Size and overlap of a split's crops; the spec's crop size goes first."""
     node = splits.first(config, *_SIZES)
-    size = spec.crop_size or (_side(node, notes) if node.given else None)
+    size: CropSize | None = spec.crop_size or (_size(node, notes) if node.given else None)
     if size is None:
         raise ConfigError(
             f"{spec.name}: every crop of the {config} windows is to be a sample, but nothing says "
@@ -131,10 +132,11 @@ def _grid(splits: SplitConfigs, config: str, spec: DatasetSpec, notes: Notes) ->
     pixels = overlap.integer() or 0
     if not overlap.given:
         overlap = splits.first(config, "overlap_ratio")
-        pixels = round(size * (overlap.number() or 0))
-    if not 0 <= pixels < size:
+        pixels = round(sides_of(size)[1] * (overlap.number() or 0))  # of the width
+    most = min(sides_of(size)) - 1
+    if not 0 <= pixels <= most:
         raise overlap.error(
-            f"is {overlap.shown}, but crops of {size} pixels can share 0 to {size - 1}",
+            f"is {overlap.shown}, but crops of {size_text(size)} pixels can share 0 to {most}",
             "correct it, or give a larger --crop-size",
         )
     return CropGrid(size=size, overlap=pixels)

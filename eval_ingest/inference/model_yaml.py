@@ -139,12 +139,12 @@ class SplitConfigs:
         for key in tags.value or ():
             if not isinstance(key, str):
                 raise tags.error(f"has the key {key!r}, which isn't a text", "write it in quotes")
-        for node in (*_elements(groups), *_elements(names), *entries.values()):
+        for node in (*elements(groups), *elements(names), *entries.values()):
             if node.unset:
                 notes.warn(f"{node.place} is the unset placeholder {node.value}; it is ignored")
         return SplitSelector(
-            groups=tuple(node.name() for node in _elements(groups) if node.given),
-            names=tuple(node.name() for node in _elements(names) if node.given),
+            groups=tuple(node.name() for node in elements(groups) if node.given),
+            names=tuple(node.name() for node in elements(names) if node.given),
             tags={key: _tag(value, notes) for key, value in entries.items() if not value.unset},
             num_samples=self._limit(split),
         )
@@ -207,7 +207,7 @@ def parse_model_yaml(
     )
 
 
-def _elements(node: Node) -> list[Node]:
+def elements(node: Node) -> list[Node]:
     """A list's elements, or the lone value."""
     return node.items() if isinstance(node.value, list) else [node]
 

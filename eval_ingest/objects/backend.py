@@ -5,6 +5,7 @@ What doesn't belong here: how a store is spoken to (fsspec_backend.py, s3.py, gc
 """
 
 import base64
+import hashlib
 from dataclasses import dataclass
 
 
@@ -45,3 +46,20 @@ def crc32c_text(data: bytes) -> str:
     import google_crc32c
 
     return base64.b64encode(google_crc32c.value(data).to_bytes(4, "big")).decode()
+
+
+def is_content(data: bytes, version: str) -> bool | None:
+    """Whether these are the bytes of which a version is the checksum; None if it is of none.
+
+    >>> is_content(b"windows", "crc32c:yo7OoA=="), is_content(b"windows", "crc32c:ca8ecea0")
+    (True, True)
+    >>> is_content(b"window", "crc32c:yo7OoA=="), is_content(b"windows", "generation:1")
+    (False, None)
+    """
+    kind, _, value = version.partition(":")
+    if kind == "crc32c":  # in hex where we have counted it ourselves
+        text = crc32c_text(data)
+        return value in (text, base64.b64decode(text).hex())
+    if kind == "etag" and len(value) == 32:  # the MD5, unless the server encrypts
+        return hashlib.md5(data, usedforsecurity=False).hexdigest() == value
+    return None

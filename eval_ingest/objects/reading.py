@@ -5,7 +5,6 @@ writing (writing.py).
 """
 
 import asyncio
-import hashlib
 import os
 import threading
 from collections.abc import Awaitable, Callable, Coroutine
@@ -14,7 +13,7 @@ from functools import partial
 from typing import Any
 
 from eval_ingest.errors import EvalIngestError, SourceError, SourceNotFoundError
-from eval_ingest.objects.backend import Entry, Truncated, crc32c_text
+from eval_ingest.objects.backend import Entry, Truncated, is_content
 from eval_ingest.objects.connection import Connection, connect
 from eval_ingest.objects.explain import SourceWords
 from eval_ingest.objects.filesystems import refused_login
@@ -101,7 +100,10 @@ class Objects:
         Raises:
             EvalIngestError: nothing comes, or it can't be connected to at all.
         """
-        greet(self.url, self._endpoint, lambda: self._open, self.words, self._resumes)
+        try:
+            greet(self.url, self._endpoint, lambda: self._open, self.words, self._resumes)
+        except RuntimeError as error:  # no thread can be started to wait for it
+            raise self._explain("opening it", error) from error
 
     async def _retrying(
         self, doing: str, call: Callable[[], Awaitable[Result]], n_bytes: int = 0
@@ -205,14 +207,9 @@ class Objects:
         return found, data
 
     def _is(self, data: bytes, listed: Entry) -> bool:
-        kind, _, value = listed.version.partition(":")
-        if len(data) != listed.size:
-            return False
-        if kind == "crc32c":
-            return crc32c_text(data) == value
-        if kind == "etag" and self._etag_is_md5 and len(value) == 32:
-            return hashlib.md5(data, usedforsecurity=False).hexdigest() == value
-        return True
+        if len(data) != listed.size or (not self._etag_is_md5 and listed.version[:5] == "etag:"):
+            return len(data) == listed.size
+        return is_content(data, listed.version) is not False
 
     async def _differs(self, name: str, data: bytes, listed: Entry) -> None:
         """Find out whether the object has changed, or didn't arrive whole."""

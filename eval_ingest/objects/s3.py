@@ -33,7 +33,7 @@ class S3Backend(FsspecBackend):
     def _name(self, key: str) -> str:
         return key.removeprefix(f"{self._folder}/" if self._folder else "")
 
-    async def _call(self, method: str, **parameters: Any) -> dict[str, Any]:
+    async def _request(self, method: str, **parameters: Any) -> dict[str, Any]:
         """One request.
 
         Raises:
@@ -78,7 +78,7 @@ class S3Backend(FsspecBackend):
 
     async def _pages(self, **parameters: Any) -> AsyncIterator[dict[str, Any]]:
         while True:
-            page = await self._call("list_objects_v2", **parameters)
+            page = await self._request("list_objects_v2", **parameters)
             yield page
             if not page.get("IsTruncated"):
                 return
@@ -86,7 +86,7 @@ class S3Backend(FsspecBackend):
 
     async def head(self, name: str) -> Entry:
         key = self._key(name)
-        answer = await self._call("head_object", Key=key)
+        answer = await self._request("head_object", Key=key)
         return self._entry(key, answer)
 
     def _entry(self, key: str, answer: dict[str, Any], size: int | None = None) -> Entry:
@@ -110,7 +110,7 @@ class S3Backend(FsspecBackend):
         return data
 
     async def _body(self, **parameters: Any) -> tuple[dict[str, Any], bytes]:
-        answer = await self._call("get_object", **parameters)
+        answer = await self._request("get_object", **parameters)
         async with answer["Body"] as body:
             return answer, await body.read()
 
@@ -121,7 +121,7 @@ class S3Backend(FsspecBackend):
         if seen is not None:
             condition = {"IfMatch": _etag(seen)} if seen.token else {"IfNoneMatch": "*"}
         md5 = hashlib.md5(data, usedforsecurity=False).digest()
-        answer = await self._call(
+        answer = await self._request(
             "put_object",
             Key=self._key(name),
             Body=data,
@@ -145,7 +145,7 @@ class S3Backend(FsspecBackend):
             {"Key": self._key(entry.name)} | ({"ETag": _etag(entry)} if entry.token else {})
             for entry in entries
         ]
-        answer = await self._call("delete_objects", Delete={"Objects": keys, "Quiet": True})
+        answer = await self._request("delete_objects", Delete={"Objects": keys, "Quiet": True})
         for problem in answer.get("Errors") or ():
             if problem.get("Code") == "PreconditionFailed":
                 raise Conflict(self._name(str(problem.get("Key"))))

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from eval_ingest.core.columns import numbers
 from eval_ingest.core.entry import Metadata, Version
-from eval_ingest.core.resolved import ModalityInput
+from eval_ingest.core.resolved import ModalityInput, size_text
 from eval_ingest.core.signal import Signal
 from eval_ingest.core.spec import SPLITS
 from eval_ingest.report.terminal import size, task_text
@@ -46,7 +46,7 @@ def facts(view: View) -> Rows:
         ["task", task_text(config.task)],
         ["windows", f"{sum(metadata.splits[s].count for s in SPLITS):,}: {counts}"],
         *([m.name, _input(view, m)] for m in config.modalities),
-        ["window size", f"{_sizes(view)}; crop {config.crop_size or 'none'}"],
+        ["window size", f"{_sizes(view)}; crop {size_text(config.crop_size)}"],
         ["time", _time(view)],
         ["split", str(metadata.split_report.get("strategy", ""))],
         ["size", size(metadata.n_bytes)],

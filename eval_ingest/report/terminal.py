@@ -10,6 +10,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Self, TextIO
 
 from eval_ingest.core.entry import Metadata, is_ours, listed, members, split_counts
+from eval_ingest.core.resolved import size_text
 from eval_ingest.core.signal import Signal
 from eval_ingest.core.spec import SPLITS
 from eval_ingest.core.task import Task
@@ -308,7 +309,7 @@ def task_text(task: Task) -> str:
 def config_lines(job: "Job") -> list[str]:
     """What was inferred, and from where."""
     config, origin = job.config, job.config.provenance
-    crop = "none" if config.crop_size is None else f"{config.crop_size} pixels"
+    crop = "none" if config.crop_size is None else f"{size_text(config.crop_size)} pixels"
     rows = [["", "value", "from"]]
     rows.append(["task", task_text(config.task), origin.get("task", "")])
     if config.task.classes:
@@ -523,7 +524,7 @@ def info_lines(metadata: Metadata, path: str) -> list[str]:
         ("windows", windows),
         *((m.name, f"{len(m.bands)} bands, {m.dtype}") for m in config.modalities),
         ("timesteps", f"up to {metadata.num_timesteps}"),
-        ("size", f"{metadata.window_size} pixels, crop {config.crop_size or 'none'}"),
+        ("size", f"{metadata.window_size} pixels, crop {size_text(config.crop_size)}"),
     ]
     wide = max(len(name) for name, _ in facts)
     lines = [f"{metadata.name}  {task_text(config.task)}"]

@@ -6,13 +6,16 @@ not: the formats (tar.py, decompress.py), and writing members (unpacking.py).
     <folder>/<archive>-<version>/contents.sqlite    each window's files with their checksums
     <folder>/<archive>-<version>/tree/              what was unpacked; windows/ until it is copied
     <folder>/<archive>-<version>/moving             files of windows are being moved into the copy
+    <folder>/<archive>-<version>/part.json          which windows are there, if not all
 
-The list of windows and the configuration stay, so that an unchanged archive is not opened again.
+The list of windows and the configuration stay, so that an unchanged archive is not opened again;
+and where copies hold its windows, these are taken from them (refill.py).
 """
 
 import base64
 import contextlib
 import hashlib
+import json
 import os
 import shutil
 import threading
@@ -27,10 +30,18 @@ import google_crc32c
 from filelock import FileLock
 
 from eval_ingest.engine import Progress, no_progress
-from eval_ingest.errors import EvalIngestError, SourceError, SourceNotFoundError, StoreError
+from eval_ingest.errors import (
+    EvalIngestError,
+    SourceError,
+    SourceNotFoundError,
+    StoreError,
+    lacking,
+)
 from eval_ingest.sources.base import (
     CONFIG_FILES,
+    Copies,
     Had,
+    Ours,
     Source,
     SourceFile,
     WindowFiles,
@@ -40,6 +51,7 @@ from eval_ingest.sources.base import (
 from eval_ingest.sources.decompress import StreamError, decompressed
 from eval_ingest.sources.listing import read_files
 from eval_ingest.sources.local import LocalSource
+from eval_ingest.sources.refill import fill, take_contents
 from eval_ingest.sources.tar import TarError
 from eval_ingest.sources.unpacking import LIMITS, Limits, RefusedError, unpack
 from eval_ingest.sources.window_table import WindowTable
@@ -51,6 +63,7 @@ CONTENTS_VERSION = 2
 _DEEPEST = 3
 """Levels of folders in an archive above config.json that are looked into."""
 _TREE, _DROPPED, _MOVING = "tree", "dropped", "moving"
+_TABLE, _PART = "contents.sqlite", "part.json"
 
 
 @dataclass(frozen=True)
@@ -65,6 +78,8 @@ class ArchiveSource(Source):
     """The dataset's folder in the archive; `.` is its top."""
     limits: Limits = LIMITS
     progress: Progress = field(default=no_progress, compare=False)
+    copies: Copies | None = field(default=None, compare=False)
+    """What needn't be unpacked."""
     _local: threading.local = field(default_factory=threading.local, compare=False, repr=False)
 
     moves = True
@@ -119,9 +134,22 @@ class ArchiveSource(Source):
 
     def ensure_listed(self, groups: list[str], layers: frozenset[str]) -> None:
         # What a stopped copy has moved away is unpacked once more.
-        if (self.unpacked / _MOVING).exists() or not Path(self.url, "windows").is_dir():
-            with _locked(self.unpacked.parent):
-                _unpack(self.archive, self.unpacked, self.limits, self.progress, anew=True)
+        moving, part = self.unpacked / _MOVING, self.unpacked / _PART
+        wanted = json.dumps([sorted(groups), sorted(layers)])
+        there = Path(self.url, "windows").is_dir() and not moving.exists()
+        if there and (not part.exists() or part.read_text() == wanted):
+            return
+        windows = Path(self.url, "windows")
+        with _locked(self.unpacked.parent):
+            filled = windows.with_name(".windows.filled")
+            if self.copies and fill(filled, lambda: self.windows(groups, layers), self.copies):
+                _drop(self.unpacked, windows)
+                part.write_text(wanted)
+                filled.rename(windows)
+                moving.unlink(missing_ok=True)
+                return
+            shutil.rmtree(filled, ignore_errors=True)
+            _unpack(self.archive, self.unpacked, self.limits, self.progress, anew=True)
 
     # -------------------------------------------------------------------------------- reading
 
@@ -145,11 +173,13 @@ class ArchiveSource(Source):
             )
         return data
 
-    def ours(self, group: str, name: str, file: SourceFile) -> tuple[str, int]:
+    def ours(self, files: WindowFiles) -> Ours:
         if not hasattr(self._local, "moving"):
             (self.unpacked / _MOVING).touch()
             self._local.moving = True
-        return self._path(group, name, file), int(file.version.removeprefix("crc32c:"), 16)
+        unpacked = self._table.window(self._windows + os.fsencode(files.key)) or ()
+        others = tuple(file.path for file in unpacked if file.path not in files.by_path)
+        return Ours(f"{self.url}/windows/{files.key}", others)
 
     def _path(self, group: str, name: str, file: SourceFile) -> str:
         return f"{self.url}/windows/{group}/{name}/{file.path}"
@@ -158,7 +188,8 @@ class ArchiveSource(Source):
         """Remove the unpacked windows: what is wanted of them has been copied."""
         with _locked(self.unpacked.parent):
             _drop(self.unpacked, Path(self.url, "windows"))
-            (self.unpacked / _MOVING).unlink(missing_ok=True)
+            for note in (_MOVING, _PART):
+                (self.unpacked / note).unlink(missing_ok=True)
         vars(self._local).pop("moving", None)
 
 
@@ -171,7 +202,7 @@ def _wanted(group: str, name: str, files: list[SourceFile], layers: frozenset[st
 
 
 def _table(unpacked: Path) -> WindowTable:
-    return WindowTable(unpacked / "contents.sqlite", CONTENTS_VERSION)
+    return WindowTable(unpacked / _TABLE, CONTENTS_VERSION)
 
 
 def _drop(unpacked: Path, folder: Path) -> None:
@@ -184,7 +215,11 @@ def _drop(unpacked: Path, folder: Path) -> None:
 
 
 def open_archive(
-    url: str, folder: Path | None, limits: Limits = LIMITS, progress: Progress = no_progress
+    url: str,
+    folder: Path | None,
+    limits: Limits = LIMITS,
+    progress: Progress = no_progress,
+    copies: Copies | None = None,
 ) -> ArchiveSource:
     """Unpack an archive, unless that is done, and open what is in it.
 
@@ -193,6 +228,7 @@ def open_archive(
         folder: where it is unpacked, in a folder named after its version; earlier ones go.
         limits: more than this stops it.
         progress: told of the bytes of the archive that are read.
+        copies: of its windows; and where it was unpacked for these.
 
     Raises:
         SourceNotFoundError: there is no such archive.
@@ -207,10 +243,22 @@ def open_archive(
             for other in folder.iterdir():  # earlier versions, or of another archive
                 if other != target:
                     shutil.rmtree(other, ignore_errors=True)
-            if not _table(target).is_whole:
+            if not _table(target).is_whole and not _taken(url, target, copies):
                 _unpack(url, target, limits, progress)
     dataset = _dataset_in(target / _TREE, url)
-    return ArchiveSource(url, target, dataset, limits, progress)
+    return ArchiveSource(url, target, dataset, limits, progress, copies)
+
+
+def _taken(url: str, target: Path, copies: Copies | None) -> bool:
+    """True if another dataset's list of this archive's windows is ours now."""
+    for folder in copies.archives if copies else ():
+        unpacked = folder / target.name
+        with contextlib.suppress(OSError, EvalIngestError):  # it is being removed
+            if unpacked != target and _table(unpacked).is_whole:
+                dataset = _dataset_in(unpacked / _TREE, url)
+                take_contents(unpacked, target, _TABLE, _TREE, dataset)
+                return True
+    return False
 
 
 @contextlib.contextmanager
@@ -296,7 +344,7 @@ class _Checked:
             data = self._stream.read(size)
         except Exception as error:  # of a network's libraries, it may be any
             said = getattr(error, "strerror", None) or error
-            raise _InterruptedError(
+            raise lacking(error) or _InterruptedError(
                 f"{self._url} can't be read on from byte {self.size:,}: {said}; "
                 "run again: it goes on where it stopped"
             ) from error
@@ -340,7 +388,8 @@ def _unpack(url: str, target: Path, limits: Limits, progress: Progress, anew: bo
             behind = unpack(chunks, tree, table, done, limits, each, anew)
             stream.compare()
             table.finish(behind=behind)
-        (target / _MOVING).unlink(missing_ok=True)
+        for note in (_MOVING, _PART):
+            (target / note).unlink(missing_ok=True)
     except (TarError, StreamError) as error:
         shutil.rmtree(target, ignore_errors=True)
         raise SourceError(
@@ -373,7 +422,7 @@ def _teller(stream: _Checked, size: int, progress: Progress) -> Callable[[], Non
 
 
 def _cannot_write(target: Path, error: OSError) -> EvalIngestError:
-    return StoreError(
+    return lacking(error) or StoreError(
         f"unpacking into {target} failed: {error.strerror or error}; free space there or make it "
         "writable, and run again: it goes on where it stopped"
     )

@@ -17,6 +17,7 @@ _CHUNK = 1 << 20
 """Bytes that are handed on at a time, more or less."""
 _AHEAD = 8
 """Chunks that are decompressed before somebody takes them."""
+_MOST_XZ_BYTES = 1 << 28
 _GZIP = b"\x1f\x8b"
 _RESERVED = b"\x20"
 """The first of the flags of a gzip header that must not be set."""
@@ -48,7 +49,7 @@ def _decompress(source: "_Input") -> Chunks:
     elif start[:3] == b"BZh":
         yield from _members(source, b"BZh", bz2.BZ2Decompressor, OSError)
     elif start == b"\xfd7zXZ\0":
-        yield from _members(source, start, lzma.LZMADecompressor, lzma.LZMAError)
+        yield from _members(source, start, _unxz, lzma.LZMAError)
     elif start[:4] == b"\x28\xb5\x2f\xfd":
         raise StreamError("it is compressed with zstd, which isn't known here; compress with gzip")
     else:
@@ -58,6 +59,11 @@ def _decompress(source: "_Input") -> Chunks:
 
 def _gunzip() -> Any:
     return igzip_lib.IgzipDecompressor(flag=igzip_lib.DECOMP_GZIP)
+
+
+def _unxz() -> Any:
+    # As much as the header asks for is taken at once, up to 4 GiB; `xz -9` asks for 65 MiB.
+    return lzma.LZMADecompressor(memlimit=_MOST_XZ_BYTES)
 
 
 class _Input:

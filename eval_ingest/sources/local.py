@@ -68,7 +68,9 @@ class LocalSource(Source):
                 return stream.read().decode()
         except FileNotFoundError:
             return None
-        except (OSError, UnicodeDecodeError) as error:
+        except OSError as error:
+            raise cannot("read", path, error) from error
+        except UnicodeDecodeError as error:
             raise SourceError(f"{path} can't be read: {error}") from error
 
     def groups(self) -> list[str]:

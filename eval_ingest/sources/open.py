@@ -10,6 +10,17 @@ from eval_ingest.sources.local import LocalSource
 from eval_ingest.sources.sqlite import SqliteSource, keeps_windows_in_database
 
 
+def is_archive(url: str) -> bool:
+    """True for an archive's path or URL."""
+    return url.lower().endswith(ARCHIVE_ENDINGS)
+
+
+def address(url: str) -> str:
+    """One way of writing a source's path or URL; what is kept of a path is read elsewhere."""
+    url = str(weka_mount(url) or url.removeprefix("file://"))
+    return url.rstrip("/") if "://" in url else os.path.abspath(os.path.expanduser(url))
+
+
 def open_source(
     url: str,
     staging: Path | None = None,
@@ -26,26 +37,25 @@ def open_source(
         staging_limit: bytes that it may keep; what comes after that is fetched a second time.
         archives: folder in which an archive is unpacked; needed for archives only.
         progress: told how much of an archive is unpacked.
-        copies: what a bucket's windows are taken from as far as may be.
+        copies: what a bucket's or an archive's windows are taken from as far as may be.
 
     Raises:
         SourceNotFoundError: there is nothing, or no rslearn dataset.
         SourceError: it can't be reached.
     """
-    url = str(weka_mount(url) or url.removeprefix("file://"))
-    if url.lower().endswith(ARCHIVE_ENDINGS):
+    url = address(url)
+    if is_archive(url):
         from eval_ingest.sources.archive import open_archive
 
-        return open_archive(url, archives, progress=progress)
+        return open_archive(url, archives, progress=progress, copies=copies)
     if "://" in url:
         # fsspec's file systems take a second to import; a folder needs none of them.
         from eval_ingest.sources.remote import RemoteSource
 
-        source = RemoteSource(url.rstrip("/"), staging, staging_limit, copies)
+        source = RemoteSource(url, staging, staging_limit, copies)
         source.check()
         return source
-    # Absolute: what is kept of it is read in other folders, by other processes.
-    local = LocalSource(os.path.abspath(os.path.expanduser(url)))
+    local = LocalSource(url)
     texts = map(local.read_text, CONFIG_FILES)
     config = next((text for text in texts if text is not None), None)
     if keeps_windows_in_database(config, local.url):

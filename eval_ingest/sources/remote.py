@@ -176,8 +176,8 @@ class RemoteSource(Source):
         found = self._staged.load(files) if self._staged is not None else None
         if found is None:
             # Of a file without a version, nobody can say that it is still the same.
-            paths = [file.path for file in wanted if file.version]
-            found = {} if self.copies is None else dict(self.copies(files.listed, paths))
+            known = [file for file in wanted if file.version]
+            found = {} if self.copies is None else dict(self.copies(files.listed, known))
             missing = [file for file in wanted if file.path not in found]
             found |= self._objects.run(self._fetch(files, missing))
         return {path: Had(data, ANYBODY) for path, data in found.items()}

@@ -9,7 +9,14 @@ from collections.abc import Callable, Iterator, Mapping
 _MOST_BYTES = 1 << 28
 """Of a file: hardly any of it need be in the archive."""
 _MOST_PARTS = 1 << 20
+_MOST_DIGITS = 19
 _ZEROS = memoryview(bytes(1 << 16))
+
+SPARSE_RECORDS = frozenset(
+    b"GNU.sparse." + name
+    for name in (b"major", b"minor", b"name", b"realsize", b"size", b"numblocks", b"map")
+)
+"""Of pax headers, besides a version 0.0's offsets and sizes, which become a map."""
 
 Parts = list[tuple[int, int]]
 """Where each stored part begins in the file, and its bytes."""
@@ -21,7 +28,7 @@ class SparseError(ValueError):
 
 def is_sparse(records: Mapping[bytes, bytes]) -> bool:
     """True if a member's pax header is that of a sparse file."""
-    return any(key.startswith(b"GNU.sparse.") for key in records)
+    return not SPARSE_RECORDS.isdisjoint(records)
 
 
 def too_large(size: int) -> str:
@@ -64,9 +71,7 @@ def pax_parts(records: Mapping[bytes, bytes], take: Callable[[], bytes]) -> tupl
         take: gives the next block.
     """
     if records.get(b"GNU.sparse.major", b"0") != b"0":
-        text = b""
-        while text.count(b"\n") < 1 or text.count(b"\n") < 1 + 2 * _whole(text.split(b"\n")[0]):
-            text += take()
+        text = _stored_map(take)
         first, *numbers = text.split(b"\n")
         numbers = numbers[: 2 * _whole(first)]
         size, used = records.get(b"GNU.sparse.realsize", b""), len(text)
@@ -77,8 +82,21 @@ def pax_parts(records: Mapping[bytes, bytes], take: Callable[[], bytes]) -> tupl
     return _whole(size), list(zip(values[::2], values[1::2], strict=False)), used
 
 
+def _stored_map(take: Callable[[], bytes]) -> bytes:
+    """Blocks with a number of parts, and two numbers for each, a line each."""
+    blocks = [take()]
+    lines = 1 + 2 * min(_whole(blocks[0].partition(b"\n")[0]), _MOST_PARTS)
+    left = lines - blocks[0].count(b"\n")
+    while left > 0 and len(blocks) * len(blocks[0]) <= lines * (_MOST_DIGITS + 1):
+        blocks.append(take())
+        left -= blocks[-1].count(b"\n")
+    if left > 0:
+        raise SparseError("the map of a sparse file has no end")
+    return b"".join(blocks)
+
+
 def _whole(text: bytes) -> int:
-    if not text.isdigit() or len(text) > 19:
+    if not text.isdigit() or len(text) > _MOST_DIGITS:
         raise SparseError(f"the map of a sparse file holds {text[:40]!r}")
     return int(text)
 

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from eval_ingest.sources.sparse import (
+    SPARSE_RECORDS,
     SparseError,
     filled,
     gnu_parts,
@@ -26,6 +27,8 @@ _ZERO = bytes(BLOCK)
 _USUAL_NUMBERS = re.compile(rb"(?:[0-7]{7}[ \0]){3}([0-7]{11})[ \0][0-7]{11}[ \0]")
 """Mode, owner, group, size and time as nearly everybody writes them."""
 _OCTAL = re.compile(rb"\0?[ \t-\r]*([0-7]*)(?:[\0 \t-\r]|$)")
+_RECORDS = frozenset({b"path", b"size", *SPARSE_RECORDS})
+"""What is kept of pax headers: a global one stays, and an archive may hold any number of them."""
 _RECORD_LENGTH = re.compile(rb"[ \t]*([0-9]{1,9})[ \t]+")
 
 _LINK = "is a link or a device; write the archive with tar --dereference --hard-dereference"
@@ -277,6 +280,7 @@ def _decimal(text: bytes, what: str, at: int) -> int:
 def _records(data: bytes, at: int) -> dict[bytes, bytes]:
     """The records of a pax header: each `length key=value` and a line's end."""
     found: dict[bytes, bytes] = {}
+    parts: list[bytes] = []
     place, end = 0, len(data.rstrip(b"\0"))
     while place < end:
         match = _RECORD_LENGTH.match(data, place)
@@ -287,7 +291,10 @@ def _records(data: bytes, at: int) -> dict[bytes, bytes]:
         if not equals:
             raise TarError(f"the extended header at byte {at:,} is malformed")
         if key in (b"GNU.sparse.offset", b"GNU.sparse.numbytes"):  # version 0.0: one each a part
-            key, value = b"GNU.sparse.map", found.get(b"GNU.sparse.map", b"") + b"," + value
-        found[key] = value
+            parts.append(value)
+        elif key in _RECORDS:
+            found[key] = value
         place = stop
+    if parts:
+        found[b"GNU.sparse.map"] = b",".join(parts)
     return found

@@ -1,67 +1,75 @@
 """Files of windows that copies under the same eval root hold as their source has them.
 
 So one source under two names is fetched once, and a dataset whose windows are all indexed again
-isn't fetched again. Only of roots on a disk: from a bucket, a copy costs what the source costs.
+isn't fetched again; nor is an archive.
 """
 
+import json
 import threading
-from collections.abc import Collection, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
 from eval_ingest.core.entry import is_ours
+from eval_ingest.core.spec import SPLIT_OPTION, SPLITS
 from eval_ingest.errors import EvalIngestError
+from eval_ingest.objects.backend import is_content
 from eval_ingest.store.manifest import CopiedWindow, Manifest
 from eval_ingest.store.paths import DatasetLayout
 from eval_ingest.store.registry import read_registry
 from eval_ingest.store.roots.base import EvalRoot
-from eval_ingest.store.window_files import measure
+from eval_ingest.store.window_files import Measured, Windows
 
 _REMEMBERED = 4
+
+Listed = tuple[str, int, str]
+"""A file as it was listed: its path in the window's folder, its bytes, its version."""
 
 
 @dataclass(frozen=True)
 class Copies:
     """Copies of one source; pickled for worker processes."""
 
-    folders: tuple[Path, ...]
+    windows: tuple[Windows, ...]
     """Of datasets under the eval root."""
+    archives: tuple[Path, ...] = ()
+    """Where these have unpacked their source, if it is an archive."""
 
-    def __call__(self, window: tuple[str, str, str], paths: Collection[str]) -> dict[str, bytes]:
-        """Some of a window's files, as far as a copy holds them just as the source does.
+    def __call__(self, window: tuple[str, str, str], files: Iterable[Listed]) -> dict[str, bytes]:
+        """Some of a window's files, by path, as far as a copy holds them just as the source does.
 
         Nothing where no copy is of these very files, or where it isn't as it was written.
 
         Args:
             window: group, name, and the digest of the source's files.
-            paths: of the files, in the window's folder.
+            files: those that are wanted.
         """
-        group, name, digest = window
-        wanted = {path for path in paths if not _may_be_rewritten(path)}
-        for folder in self.folders if wanted else ():
-            copied = _copied(folder).get((group, name))
-            if copied is not None and copied.source_digest == digest:
-                found = _read(DatasetLayout(folder).windows / group / name, copied, wanted)
-                if found:
-                    return found
-        return {}
+        left = {file[0]: file for file in files}
+        found: dict[str, bytes] = {}
+        for windows in self.windows:
+            copied = _copied(windows.folder.parent).get(window[:2])
+            if copied is not None and left:
+                found |= _held(windows, copied, window[2], left)
+                left = {path: file for path, file in left.items() if path not in found}
+        return found
 
 
 def copies_of(root: EvalRoot, name: str, origin: str) -> Copies | None:
-    """A dataset's own copy, and those of others of the same source; None if there can be none.
+    """A dataset's own copy, and those of others of the same source; None if there is none.
 
     Args:
         root: the eval root.
         name: the dataset's.
         origin: the source, as the registry records it.
     """
-    if root.cache_bytes is not None:  # a bucket
+    others = [other for other in _of_source(root, origin) if other != name]
+    stores = [root.dataset(one) for one in (name, *others)]
+    there = [s for s in stores if s.read(s.layout.copy_manifest, s.layout.copy_manifest.is_file)]
+    if not there:
         return None
-    names = [name, *(other for other in _of_source(root, origin) if other != name)]
-    folders = [root.layout.dataset(one) for one in names]
-    there = tuple(layout.path for layout in folders if layout.copy_manifest.is_file())
-    return Copies(there) if there else None
+    archives = (root.layout.dataset(other).archive for other in others)
+    return Copies(tuple(store.windows for store in there), tuple(archives))
 
 
 def _of_source(root: EvalRoot, origin: str) -> list[str]:
@@ -74,11 +82,6 @@ def _of_source(root: EvalRoot, origin: str) -> list[str]:
         name for name, entry in registry.items()
         if is_ours(entry) and entry.get("source_path") == origin
     ]  # fmt: skip
-
-
-def _may_be_rewritten(path: str) -> bool:
-    """A copy's metadata.json has `eval_split`, its GeoJSON labels may have mapped categories."""
-    return path == "metadata.json" or path.endswith("/data.geojson")
 
 
 _reading = threading.Lock()
@@ -99,17 +102,53 @@ def _windows(folder: Path, version: int) -> Mapping[tuple[str, str], CopiedWindo
     return Manifest(DatasetLayout(folder)).windows
 
 
-def _read(folder: Path, copied: CopiedWindow, wanted: Collection[str]) -> dict[str, bytes]:
-    found: dict[str, bytes] = {}
+def _held(
+    windows: Windows, copied: CopiedWindow, digest: str, files: Mapping[str, Listed]
+) -> dict[str, bytes]:
+    """Those of a window's files that the copy holds, by path.
 
-    def keep(path: str, data: bytes) -> None:
-        if path in wanted:
-            found[path] = data
-
+    Either a file's version is the checksum of its bytes, or the copy was made of the very files
+    that are listed, and is as it was written: its checksum is of all files together, so if one is
+    damaged, none is taken.
+    """
     try:
-        now = measure(folder, keep)
-    except OSError:
+        found = {
+            path: original
+            for path, data in windows.contents(copied.key, files).items()
+            for original in _originals(path, data)
+            if len(original) == files[path][1] and is_content(original, files[path][2])
+        }
+        left = [path for path in files if path not in found and not _may_be_rewritten(path)]
+        if left and copied.source_digest == digest:
+            there = windows.contents(copied.key)
+            recorded = Measured(copied.n_files, copied.n_bytes, copied.checksum)
+            if Measured.of(there) == recorded:
+                found |= {path: there[path] for path in left if path in there}
+    except EvalIngestError:
         return {}
-    # The checksum is of all of the window's files together: if one is damaged, none is taken.
-    whole = (copied.n_files, copied.n_bytes, copied.checksum) == tuple(now)
-    return found if whole else {}
+    return found
+
+
+def _may_be_rewritten(path: str) -> bool:
+    """A copy's metadata.json has `eval_split`, its GeoJSON labels may have mapped categories."""
+    return path == "metadata.json" or path.endswith("/data.geojson")
+
+
+def _originals(path: str, data: bytes) -> Iterator[bytes]:
+    """What a file of a copy may have been: see `window_files.with_split`."""
+    yield data
+    if path != "metadata.json":
+        return
+    try:
+        content = json.loads(data)
+        options = content["options"]
+        for split in SPLITS:  # it was a copy already
+            yield json.dumps({**content, "options": {**options, SPLIT_OPTION: split}}).encode()
+        del options[SPLIT_OPTION]
+    except (ValueError, TypeError, KeyError):
+        return
+    yield json.dumps(content).encode()
+    if not options:
+        yield json.dumps({**content, "options": None}).encode()
+        del content["options"]
+        yield json.dumps(content).encode()

@@ -97,6 +97,8 @@ def mark(store: DatasetStore, kind: Whose) -> None:
 
 _LEAVING = ".given_back_by_eval_ingest"
 """Holds their entry while an adopted dataset is given back."""
+WRITTEN = (*OUR_NAMES, _LEAVING, *_MARKS.values())
+"""The same, with what says so; the mark of an adopted folder is the last."""
 
 
 def give_back(store: DatasetStore, their_entry: str) -> None:
@@ -124,12 +126,10 @@ def disclaim(store: DatasetStore) -> None:
     Raises:
         StoreError: it can't be removed.
     """
-    mark = _MARKS[Whose.ADOPTED]
-    written = (*OUR_NAMES, _LEAVING, mark)
     # Whoever was killed while he wrote one of ours has left it under its temporary name.
     strays = [
         name
         for name in sorted(store.names())
-        if name.endswith(".tmp") and name.startswith(tuple(f".{ours}." for ours in written))
+        if name.endswith(".tmp") and name.startswith(tuple(f".{ours}." for ours in WRITTEN))
     ]
-    store.remove(store.layout.path / name for name in (*strays, *written))
+    store.remove(store.layout.path / name for name in (*strays, *WRITTEN))

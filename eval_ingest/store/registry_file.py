@@ -56,8 +56,10 @@ class Standing:
         return text == self.text and self.data is not None and not self.damage
 
 
-def look(path: Path, patience_s: float = READING_S) -> Standing:
+def look(path: Path, patience_s: float = READING_S, before: Standing | None = None) -> Standing:
     """The file as it stands; a file that isn't JSON is looked at again for a while.
+
+    But not if it still is what it was `before`, when somebody has waited already.
 
     Raises:
         StoreError: it can't be read.
@@ -65,6 +67,8 @@ def look(path: Path, patience_s: float = READING_S) -> Standing:
     deadline = time.monotonic() + patience_s
     while True:
         found = understood(read_bytes(path))
+        if found == before:
+            return found
         if not found.damage or is_sealed(found.data or b"") or time.monotonic() > deadline:
             return found
         time.sleep(0.02)
@@ -123,7 +127,7 @@ def exchange(path: Path, change: Callable[[RegistryText], RegistryText]) -> Regi
         keep_copy(path, standing)
         old = _link(path)
         write_bytes(path, content(wanted))
-        theirs = standing if old is None else look(old, WRITING_S)
+        theirs = standing if old is None else look(old, WRITING_S, standing)
         if theirs.data != standing.data:
             # Somebody had the old file open, and what they wrote is not in the new one.
             _rescue(path, theirs.text.changed_since(standing.text))

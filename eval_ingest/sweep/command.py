@@ -204,36 +204,25 @@ def _leaderboard(options: argparse.Namespace) -> int:
 
 
 def _signal(options: argparse.Namespace) -> int:
-    from eval_ingest.core.signal import propose
     from eval_ingest.report.terminal import Progress, fitted
     from eval_ingest.store.atomic import write_bytes
-    from eval_ingest.sweep.signal import measure_all, suite_text
+    from eval_ingest.sweep.signal import measure_all
 
-    names = [] if options.all else [options.name]
     with Progress(quiet=options.json) as progress:
-        found, failures = measure_all(
-            names, encoders=options.encoders, most_windows=options.windows, progress=progress
+        found = measure_all(
+            "all" if options.all else options.name,
+            encoders=options.encoders,
+            most_windows=options.windows,
+            budget_s=options.budget,
+            progress=progress,
         )
-    chosen = propose(found, options.budget) if options.all else []
-    text = suite_text(found, chosen) if chosen else ""
-    if options.suite is not None and text:
-        write_bytes(options.suite, text.encode())
+    if options.suite is not None and found.suite:
+        write_bytes(options.suite, found.suite_text.encode())
     if options.json:
-        facts = {
-            "signal": {name: signal.model_dump(mode="json") for name, signal in found.items()},
-            "failures": failures,
-            "suite": chosen,
-        }
-        print(json.dumps(facts, indent=2, ensure_ascii=False))
+        print(json.dumps(found.facts, indent=2, ensure_ascii=False))
     else:
-        lines = [
-            line for n, s in found.items() for line in (f"{n}: {s.lines()[0]}", *s.lines()[1:])
-        ]
-        lines += [f"{name}: not measured: {message}" for name, message in failures.items()]
-        lines += ["", *text.splitlines()] if text else []
-        lines += ["no dataset that tells models apart fits the budget"] * (options.all and not text)
-        print("\n".join(fitted(lines)))
-    return 1 if failures else 0
+        print("\n".join(fitted(found.lines())))
+    return 1 if found.failures else 0
 
 
 def _tasks(options: argparse.Namespace) -> int:

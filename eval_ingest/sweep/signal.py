@@ -25,6 +25,7 @@ from eval_ingest.core.task import Task, TaskKind
 from eval_ingest.engine import Progress, no_progress
 from eval_ingest.errors import EvalIngestError, StaleStageError, SweepError
 from eval_ingest.loading import EvalDataset
+from eval_ingest.report.terminal import fitted
 from eval_ingest.settings import Settings
 from eval_ingest.store.registry import rebuild_registry, require_metadata, write_metadata
 from eval_ingest.store.roots.base import EvalRoot
@@ -39,9 +40,10 @@ from eval_ingest.sweep.probes import Probed, run_knn, run_linear
 from eval_ingest.sweep.ranking import RANKING
 from eval_ingest.sweep.rows import Rows
 from eval_ingest.sweep.splits import Splits, require_windows
-from eval_ingest.sweep.suite import PATCH_SIZE
+from eval_ingest.sweep.suite import ALL, PATCH_SIZE, Suite
 
 MOST_WINDOWS = 256
+BUDGET_S = 60.0
 NOISE = (math.inf, 4.0, 1.0)
 """Standard deviations of the noise, in those of each feature; the first is noise alone."""
 FRACTIONS = (0.125, 0.25, 0.5, 1.0)
@@ -101,41 +103,93 @@ def measure_signal(
     return found
 
 
+class Signals(dict[str, Signal]):
+    """The signals of datasets by name, shown as `eval-ingest signal` shows them."""
+
+    def __init__(
+        self, found: Mapping[str, Signal], failures: Mapping[str, str], suite: Sequence[str]
+    ) -> None:
+        super().__init__(found)
+        self.failures = dict(failures)
+        """Datasets that couldn't be measured, and why."""
+        self.suite = list(suite)
+        """Of several datasets, those that together rank models best per second."""
+
+    @property
+    def suite_text(self) -> str:
+        """The suite in YAML, with as few train windows as rank models alike; "" if none is."""
+        if not self.suite:
+            return ""
+        seconds = sum(self[name].seconds for name in self.suite)
+        fewest = [self[name].train_windows for name in self.suite]
+        lines = [
+            f"# evals that together rank simple models best per second: {seconds:.1f} s with "
+            "`pixels`",
+            f"datasets: [{', '.join(self.suite)}]",
+            "split: val",
+        ]
+        if all(fewest):
+            lines.append(f"max_train_samples: {max(count or 0 for count in fewest)}")
+        return "\n".join(lines) + "\n"
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What the command line prints as JSON."""
+        return {
+            "signal": {name: signal.model_dump(mode="json") for name, signal in self.items()},
+            "failures": self.failures,
+            "suite": self.suite,
+        }
+
+    def lines(self) -> list[str]:
+        """What the command line prints."""
+        lines = []
+        for name, signal in self.items():
+            first, *more = signal.lines()
+            lines += [f"{name}: {first}", *more]
+        lines += [f"{name}: not measured: {message}" for name, message in self.failures.items()]
+        if self.suite:
+            lines += ["", *self.suite_text.splitlines()]
+        elif len(self) + len(self.failures) > 1:
+            lines.append("no dataset that tells models apart fits the budget")
+        return lines
+
+    def __repr__(self) -> str:
+        return "\n".join(fitted(self.lines()))
+
+
 def measure_all(
-    names: Sequence[str] = (), settings: Settings | None = None, **arguments: Any
-) -> tuple[dict[str, Signal], dict[str, str]]:
-    """The signal of these datasets, or of all, and why others couldn't be measured.
+    names: str | Sequence[str] = ALL,
+    settings: Settings | None = None,
+    *,
+    budget_s: float = BUDGET_S,
+    **arguments: Any,
+) -> Signals:
+    """The signal of some datasets, why others couldn't be measured, and a suite of them.
 
     Args:
-        names: datasets; none: all under the eval root. One alone raises what fails.
+        names: a dataset, several, or `all` under the eval root. One alone raises what fails.
         settings: default: the environment's.
+        budget_s: that the suite may take.
         arguments: of `measure_signal`.
+
+    Raises:
+        UnknownDatasetError: there is none of a name; says the near ones.
+        SweepError: nothing is ingested.
     """
     settings = settings or Settings.load()
+    one = isinstance(names, str) and names != ALL
+    suite = Suite(datasets=(names,) if isinstance(names, str) else tuple(names))
     found: dict[str, Signal] = {}
     failures: dict[str, str] = {}
-    for name in names or open_root(settings, arguments.get("root")).dataset_names():
+    for name in suite.checked(open_root(settings, arguments.get("root"))).datasets:
         try:
             found[name] = measure_signal(name, settings, **arguments)
         except EvalIngestError as error:
-            if len(names) == 1:
+            if one:
                 raise
             failures[name] = str(error)
-    return found, failures
-
-
-def suite_text(found: Mapping[str, Signal], chosen: Sequence[str]) -> str:
-    """A suite of these datasets in YAML, with as few train windows as rank models alike."""
-    seconds = sum(found[name].seconds for name in chosen)
-    fewest = [found[name].train_windows for name in chosen]
-    lines = [
-        f"# evals that together rank simple models best per second: {seconds:.1f} s with `pixels`",
-        f"datasets: [{', '.join(chosen)}]",
-        "split: val",
-    ]
-    if all(fewest):
-        lines.append(f"max_train_samples: {max(count or 0 for count in fewest)}")
-    return "\n".join(lines) + "\n"
+    return Signals(found, failures, [] if one else core.propose(found, budget_s))
 
 
 def _keep(root: EvalRoot, metadata: Metadata, found: Signal) -> None:

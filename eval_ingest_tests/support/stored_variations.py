@@ -128,6 +128,24 @@ EQUAL: dict[str, Variation] = {
             test_config={"load_all_patches": True, "patch_size": 8, "overlap_ratio": 0.25},
         ),
     ),
+    "every crop of a rectangle, padded or not": (
+        {},
+        {},
+        model(
+            SAMPLE,
+            train_config={"load_all_crops": True, "crop_size": [7, 10], "overlap_pixels": 2},
+            val_config={"load_all_crops": True, "crop_size": [10, 6], **_padded(8)},
+            test_config={"load_all_crops": True, "crop_size": [9, 5], "overlap_ratio": 0.4},
+        ),
+    ),
+    "every crop of a rectangle with a class of its own": (
+        {},
+        {},
+        model(
+            SAMPLE, label=VECTOR, task=_SKIPS,
+            val_config={"load_all_crops": True, "crop_size": [5, 8], "overlap_pixels": 2},
+        ),
+    ),
     "every crop with a class of its own": (
         {},
         {},
@@ -287,8 +305,8 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         model({k: {**v, "passthrough": False} for k, v in STEPS.items()}, join("image", EVERY)),
         "isn't a raster input with passthrough",
     ),
-    "crops that aren't square": (
-        model(SAMPLE, default_config={"crop_size": [8, 12]}),
-        "crops are squares.*--crop-size 8",
+    "crops with three sides": (
+        model(SAMPLE, default_config={"crop_size": [8, 12, 8]}),
+        "a positive number of pixels, or width and height",
     ),
 }

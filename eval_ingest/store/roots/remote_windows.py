@@ -5,7 +5,8 @@ one is whole; each object is checked by the server, or by what it answers.
 """
 
 import asyncio
-from collections.abc import Container, Iterable, Iterator
+import contextlib
+from collections.abc import Collection, Container, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -78,7 +79,14 @@ class RemoteWindows(Windows):
         self._remove(key for key in keys if self.has(*key))
 
     def write(
-        self, group: str, name: str, source_digest: str, split: str, files: Contents
+        self,
+        group: str,
+        name: str,
+        source_digest: str,
+        split: str,
+        files: Contents,
+        folder: str = "",
+        others: Collection[str] = (),
     ) -> CopiedWindow:
         objects, base = self._objects, self._name((group, name))
         total, checksum = 0, FilesChecksum()
@@ -136,18 +144,28 @@ class RemoteWindows(Windows):
         return await asyncio.gather(*map(self._measure, keys))
 
     async def _measure(self, key: Key) -> Measured | StoreError:
-        objects, base = self._objects, self._name(key)
         try:
-            entries = await objects.find(base)
-            found = await gather_or_cancel([objects.read(entry.name, entry) for entry in entries])
+            return Measured.of(await self._contents(key, None))
         except StoreError as error:
             return error
-        except FileNotFoundError as error:
-            return StoreError(f"{objects.url}/{error} has gone while it was being read")
-        checksum = FilesChecksum()
-        for entry, data in zip(entries, found, strict=True):
-            checksum.add(entry.name.removeprefix(f"{base}/"), google_crc32c.value(data))
-        return Measured(len(found), sum(map(len, found)), str(checksum))
+
+    def contents(self, key: Key, paths: Collection[str] | None = None) -> dict[str, bytes]:
+        return self._objects.run(self._contents(key, paths))
+
+    async def _contents(self, key: Key, paths: Collection[str] | None) -> dict[str, bytes]:
+        objects, base = self._objects, f"{self._name(key)}/"
+        listed: dict[str, Entry | None] = dict.fromkeys(paths or ())
+        if paths is None:
+            found = await objects.find(base.rstrip("/"))
+            listed = {entry.name.removeprefix(base): entry for entry in found}
+
+        async def read(path: str) -> bytes | None:
+            with contextlib.suppress(FileNotFoundError):
+                return await objects.read(base + path, listed[path])
+            return None
+
+        data = await gather_or_cancel([read(path) for path in listed])
+        return {path: one for path, one in zip(listed, data, strict=True) if one is not None}
 
     def paths(self) -> Iterator[str]:
         base = self.mirror.name(self.folder)

@@ -38,7 +38,9 @@ SIGNAL, CHANCE = 0.15, 0.12
 
 def main() -> int:
     """Print the table; 1 if a score isn't where it has to be."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.planted", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m eval_ingest_tests.support.planted", description=__doc__
+    )
     parser.add_argument("--windows", type=int, default=400)
     parser.add_argument("--folder", type=Path, default=Path(".cache/signal"))
     options = parser.parse_args()
