@@ -81,8 +81,8 @@ def _wait(
 ) -> Result | None:
     """What a call gives that may never end; None as soon as something has come from the server.
 
-    After `seconds` a failure to connect is final, and waiting on is told; `spent` were waited before
-    this.
+    After `seconds` a failure to connect is final, and that it waits on is told; `spent` seconds
+    were waited before this.
 
     Raises:
         EvalIngestError: it takes longer than that, or can't be connected to.
