@@ -115,6 +115,8 @@ def test_a_server_without_a_way_to_it_is_told_within_a_second(
     monkeypatch.setenv("EVAL_INGEST_ANSWER_SECONDS", "20")
     with socket.create_server(("127.0.0.1", 0)) as server:
         address = f"http://127.0.0.1:{server.getsockname()[1]}"  # free again: it refuses
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test")
     for variable in ("STORAGE_EMULATOR_HOST", "AWS_ENDPOINT_URL", "WEKA_ENDPOINT_URL"):
         monkeypatch.setenv(variable, address)
     for scheme in ("gs", "s3", "weka"):
