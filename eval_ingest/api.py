@@ -13,6 +13,7 @@ import contextlib
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,12 +26,21 @@ from eval_ingest.report import terminal
 from eval_ingest.settings import Settings
 from eval_ingest.store.catalog import (
     add_spec,
+    drop_spec,
     find_spec,
+    note_removed,
     out_of_reach,
     read_catalog,
     shown_source,
 )
-from eval_ingest.store.registry import finish_removals, read_registry, require_metadata
+from eval_ingest.store.ownership import Whose, whose
+from eval_ingest.store.registry import (
+    finish_removals,
+    read_metadata,
+    read_registry,
+    remove_dataset,
+    require_metadata,
+)
 from eval_ingest.store.roots.base import EvalRoot
 from eval_ingest.store.roots.open import open_root
 
@@ -64,7 +74,7 @@ def tidied(settings: Settings) -> EvalRoot:
     """
     root = open_root(settings)
     with contextlib.suppress(EvalIngestError):
-        finish_removals(root)
+        finish_removals(root, partial(drop_spec, settings))
     return root
 
 
@@ -373,14 +383,20 @@ def ingest(
     from eval_ingest.job import open_job
 
     settings = _settings(root)
+    tidied(settings)
     job = open_job(spec_of(settings, name, _given(source, spec)), settings, progress=progress)
     if source is not None and not overwrite:
         _refuse_another_source(job)
     if overwrite:
         pipeline.forget(job)
     stages = pipeline.STAGES if register else pipeline.STAGES[:-1]
-    outcomes = pipeline.ingest(job, lambda done: tell(terminal.outcome_line(done)), stages)
-    add_spec(settings, job.spec)
+
+    def each(done: "Outcome") -> None:
+        tell(terminal.outcome_line(done))
+        if done.stage == pipeline.STAGES[-2]:  # before it is registered: then it is known for sure
+            add_spec(settings, job.spec)
+
+    outcomes = pipeline.ingest(job, each, stages)
     facts = terminal.summary(job, outcomes)
     metadata = outcomes[-1].value if register else None
     return Ingested(job.spec.name, job.store.url, facts["ran"], metadata, facts)
@@ -466,6 +482,68 @@ def adopt(
     if adopted.ran:
         writing.write_report(open_root(settings), name)
     return adopted
+
+
+def remove(
+    name: str, root: Root = None, agreed: Callable[[str], bool] = lambda what: True
+) -> "Gone | None":
+    """Delete a dataset; an adopted one is given back. What was stopped is gone on with.
+
+    Where it is found under a watched root, it is ignored from then on.
+
+    Args:
+        name: the dataset.
+        root: the eval root; default OLMOEARTH_EVAL_DATASETS.
+        agreed: is asked whether that is to be deleted; if not, None is returned.
+
+    Raises:
+        UnknownDatasetError: there is no such dataset.
+        NotOursError: it is another tool's.
+        StoreError: it can't be removed.
+    """
+    settings = _settings(root)
+    eval_root = open_root(settings)
+    store, last = eval_root.dataset(name), partial(drop_spec, settings)
+    if name in finish_removals(eval_root, last):  # of an earlier command, which was stopped
+        return Gone(name, eval_root.url)
+    if not store.is_there():  # else it is removed, be it published, damaged or half written
+        require_metadata(eval_root, name)
+    adopted = whose(store) is Whose.ADOPTED
+    what = f"what is ours in {store.url}" if adopted else f"{store.url} and everything in it"
+    if not agreed(what):
+        return None
+    source = ""
+    with contextlib.suppress(EvalIngestError):
+        metadata = read_metadata(store)
+        source = metadata.source if metadata is not None else ""
+    noted = bool(source) and not adopted and note_removed(settings, name, source)
+    remove_dataset(eval_root, name, last)
+    return Gone(name, eval_root.url, store.url if adopted else "", source if noted else "")
+
+
+@dataclass(frozen=True, repr=False)
+class Gone(_Printed):
+    """A dataset that was removed."""
+
+    name: str
+    root: str
+    given_back: str = ""
+    """Where windows and entry of an adopted one are, as they were."""
+    ignored: str = ""
+    """Where it came from, and is ignored now."""
+
+    def lines(self) -> list[str]:
+        """What the command line prints."""
+        lines = [f"{self.name} is removed from {self.root}"]
+        if self.given_back:
+            where = self.given_back
+            lines = [f"{self.name} is given back: windows and entry are as they were in {where}"]
+        if self.ignored:
+            lines.append(
+                f"where {self.ignored} is found under a watched root it is ignored; to have it "
+                f"again: eval-ingest discover --forget {self.name}, or ingest it by its name"
+            )
+        return lines
 
 
 # ---------------------------------------------------------------------- what was ingested

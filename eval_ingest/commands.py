@@ -5,7 +5,6 @@ What belongs here: one function a command, from its options to an exit code. Wha
 """
 
 import argparse
-import contextlib
 import json
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -253,35 +252,11 @@ def run_pull(options: argparse.Namespace) -> int:
 
 def run_remove(options: argparse.Namespace) -> int:
     """Delete a dataset, once a person has agreed; an adopted one is given back."""
-    from eval_ingest.store.catalog import drop_spec, note_removed
-    from eval_ingest.store.ownership import Whose, whose
-    from eval_ingest.store.registry import read_metadata, remove_dataset, require_metadata
-
-    settings, name, root = Settings.load(), options.name, _root()
-    store = root.dataset(name)
-    if not store.is_there():  # else it is removed, be it published, damaged or half removed
-        require_metadata(root, name)
-    adopted = whose(store) is Whose.ADOPTED
-    what = f"what is ours in {store.url}" if adopted else f"{store.url} and everything in it"
-    if not (options.yes or _agreed(what)):
+    gone = api.remove(options.name, agreed=lambda what: options.yes or _agreed(what))
+    if gone is None:
         print("nothing was deleted")
         return 0
-    source = ""
-    with contextlib.suppress(EvalIngestError):
-        metadata = read_metadata(store)
-        source = metadata.source if metadata is not None else ""
-    noted = bool(source) and not adopted and note_removed(settings, name, source)
-    remove_dataset(root, name)
-    drop_spec(settings, name)
-    lines = [f"{name} is removed from {root.url}"]
-    if adopted:
-        lines = [f"{name} is given back: windows and entry are as they were in {store.url}"]
-    if noted:
-        lines.append(
-            f"where {source} is found under a watched root it is ignored; to have it again: "
-            f"eval-ingest discover --forget {name}, or ingest it by its name"
-        )
-    _show(options, {"removed": name}, lines)
+    _show(options, {"removed": gone.name}, gone.lines())
     return 0
 
 
