@@ -6,12 +6,12 @@ Windows are like oil spill's: 128 x 128, two float32 bands, one timestep, a labe
 """
 
 import argparse
-import gzip
 import io
 import json
 import os
 import resource
 import shutil
+import struct
 import subprocess
 import sys
 import tarfile
@@ -22,12 +22,16 @@ from pathlib import Path
 
 import numpy as np
 import yaml
+from isal import igzip
 from rasterio.io import MemoryFile
 from rasterio.transform import Affine
 
 BANDS = ["vv", "vh"]
 SIZE = 128
 GROUP = "oil"
+PLACE = 123456.0, 7654321.0
+DIFFERENT = 512
+"""Windows with pixels of their own."""
 
 
 def configuration() -> dict[str, bytes]:
@@ -56,26 +60,38 @@ def configuration() -> dict[str, bytes]:
     }
 
 
-def raster(pixels: np.ndarray, column: int, row: int) -> bytes:
-    """A GeoTIFF as rslearn writes it."""
+def raster(pixels: np.ndarray) -> bytes:
+    """A GeoTIFF as rslearn writes it, at a place that `placed` changes."""
     with MemoryFile() as memory:
         with memory.open(
             driver="GTiff", dtype=pixels.dtype, count=len(pixels), height=SIZE, width=SIZE,
-            crs="EPSG:32630", transform=Affine(10, 0, column * 10, 0, -10, -row * 10),
+            crs="EPSG:32630", transform=Affine(10, 0, PLACE[0], 0, -10, PLACE[1]),
             compress="lzw",
         ) as target:  # fmt: skip
             target.write(pixels)
         return bytes(memory.read())
 
 
-def window(number: int) -> Iterator[tuple[str, bytes]]:
-    """A window's files: decibels with speckle to a hundredth, and a dark spill."""
+def placed(data: bytes, x: float, y: float) -> bytes:
+    """The raster with its upper left corner there: two numbers of its header are exchanged."""
+    old = struct.pack("<dd", *PLACE)
+    assert data.count(old) == 1
+    return data.replace(old, struct.pack("<dd", x, y))
+
+
+def rasters(number: int) -> tuple[bytes, bytes]:
+    """A window's pixels: decibels with speckle to a hundredth, and a dark spill."""
     rng = np.random.default_rng(number)
-    column, row = 30000 + number % 500 * 160, -400000 + number // 500 * 160
     spill = np.zeros((1, SIZE, SIZE), np.uint8)
     x, y, width = rng.integers(0, 96, 3)
     spill[0, y : y + width, x : x + width // 2] = 1
     speckle = rng.normal([[[-12.0]], [[-19.0]]], 1.5, (2, SIZE, SIZE)) - 6 * spill
+    return raster(np.round(speckle, 2).astype(np.float32)), raster(spill)
+
+
+def window(number: int, pixels: tuple[bytes, bytes]) -> Iterator[tuple[str, bytes]]:
+    """A window's files."""
+    column, row = 30000 + number % 500 * 160, -400000 + number // 500 * 160
     name = f"windows/{GROUP}/window_{number:06d}"
     yield f"{name}/metadata.json", json.dumps({
         "projection": {"crs": "EPSG:32630", "x_resolution": 10, "y_resolution": -10},
@@ -83,25 +99,26 @@ def window(number: int) -> Iterator[tuple[str, bytes]]:
         "time_range": ["2024-05-01T00:00:00+00:00", "2024-05-02T00:00:00+00:00"],
         "options": {},
     }).encode()  # fmt: skip
-    pixels = np.round(speckle, 2).astype(np.float32)
-    yield f"{name}/layers/sentinel1/vv_vh/geotiff.tif", raster(pixels, column, row)
+    corner = column * 10.0, row * -10.0
+    yield f"{name}/layers/sentinel1/vv_vh/geotiff.tif", placed(pixels[0], *corner)
     yield f"{name}/layers/sentinel1/completed", b""
-    yield f"{name}/layers/label/label/geotiff.tif", raster(spill, column, row)
+    yield f"{name}/layers/label/label/geotiff.tif", placed(pixels[1], *corner)
     yield f"{name}/layers/label/completed", b""
 
 
 def write_archive(path: Path, windows: int) -> None:
-    """The archive, unless it is there."""
+    """The archive, unless it is there; the pixels of some windows are repeated at other places."""
     if path.exists():
         return
     aside = path.with_suffix(".part")
+    known = [rasters(number) for number in range(min(windows, DIFFERENT))]
     with (
-        gzip.open(aside, "wb", compresslevel=1) as packed,
-        tarfile.open(fileobj=packed, mode="w|") as archive,
+        igzip.open(aside, "wb", compresslevel=1) as packed,
+        tarfile.open(fileobj=packed, mode="w|", bufsize=1 << 20) as archive,
     ):
         files = list(configuration().items())
         for number in range(-1, windows):
-            for name, data in files if number < 0 else window(number):
+            for name, data in files if number < 0 else window(number, known[number % DIFFERENT]):
                 member = tarfile.TarInfo(f"oil_spill/{name}")
                 member.size = len(data)
                 archive.addfile(member, io.BytesIO(data))

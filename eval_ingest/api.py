@@ -228,6 +228,11 @@ class Info(_Printed):
         """Of this version: what `EvalDataset(version=...)` takes."""
         return self.metadata.fingerprint
 
+    @classmethod
+    def of(cls, root: EvalRoot, name: str) -> "Info":
+        """The same of a root that is open."""
+        return cls(require_metadata(root, name), root.dataset(name).url)
+
     def lines(self) -> list[str]:
         """What the command line prints."""
         return terminal.info_lines(self.metadata, self.path)
@@ -241,8 +246,7 @@ def info(name: str, root: Root = None) -> Info:
         NotOursError: it is another tool's, and not adopted.
         StoreError: it can't be read.
     """
-    eval_root = tidied(_settings(root))
-    return Info(require_metadata(eval_root, name), eval_root.dataset(name).url)
+    return Info.of(tidied(_settings(root)), name)
 
 
 # -------------------------------------------------------------------------------- ingesting
@@ -484,68 +488,6 @@ def adopt(
     return adopted
 
 
-def remove(
-    name: str, root: Root = None, agreed: Callable[[str], bool] = lambda what: True
-) -> "Gone | None":
-    """Delete a dataset; an adopted one is given back. What was stopped is gone on with.
-
-    Where it is found under a watched root, it is ignored from then on.
-
-    Args:
-        name: the dataset.
-        root: the eval root; default OLMOEARTH_EVAL_DATASETS.
-        agreed: is asked whether that is to be deleted; if not, None is returned.
-
-    Raises:
-        UnknownDatasetError: there is no such dataset.
-        NotOursError: it is another tool's.
-        StoreError: it can't be removed.
-    """
-    settings = _settings(root)
-    eval_root = open_root(settings)
-    store, last = eval_root.dataset(name), partial(drop_spec, settings)
-    if name in finish_removals(eval_root, last):  # of an earlier command, which was stopped
-        return Gone(name, eval_root.url)
-    if not store.is_there():  # else it is removed, be it published, damaged or half written
-        require_metadata(eval_root, name)
-    adopted = whose(store) is Whose.ADOPTED
-    what = f"what is ours in {store.url}" if adopted else f"{store.url} and everything in it"
-    if not agreed(what):
-        return None
-    source = ""
-    with contextlib.suppress(EvalIngestError):
-        metadata = read_metadata(store)
-        source = metadata.source if metadata is not None else ""
-    noted = bool(source) and not adopted and note_removed(settings, name, source)
-    remove_dataset(eval_root, name, last)
-    return Gone(name, eval_root.url, store.url if adopted else "", source if noted else "")
-
-
-@dataclass(frozen=True, repr=False)
-class Gone(_Printed):
-    """A dataset that was removed."""
-
-    name: str
-    root: str
-    given_back: str = ""
-    """Where windows and entry of an adopted one are, as they were."""
-    ignored: str = ""
-    """Where it came from, and is ignored now."""
-
-    def lines(self) -> list[str]:
-        """What the command line prints."""
-        lines = [f"{self.name} is removed from {self.root}"]
-        if self.given_back:
-            where = self.given_back
-            lines = [f"{self.name} is given back: windows and entry are as they were in {where}"]
-        if self.ignored:
-            lines.append(
-                f"where {self.ignored} is found under a watched root it is ignored; to have it "
-                f"again: eval-ingest discover --forget {self.name}, or ingest it by its name"
-            )
-        return lines
-
-
 # ---------------------------------------------------------------------- what was ingested
 
 
@@ -626,6 +568,68 @@ def export(
 
     target = Path(to).expanduser()
     return export_dataset(tidied(_settings(root)), name, target, windows, progress)
+
+
+@dataclass(frozen=True, repr=False)
+class Removed(_Printed):
+    """What became of a dataset that was removed."""
+
+    name: str
+    root: str
+    """The eval root."""
+    given_back: str = ""
+    """Where an adopted one lies, as it was before."""
+    ignored: str = ""
+    """Its source, which discovery leaves alone from now on."""
+
+    def lines(self) -> list[str]:
+        """What the command line prints."""
+        lines = [f"{self.name} is removed from {self.root}"]
+        if self.given_back:
+            there = f"windows and entry are as they were in {self.given_back}"
+            lines = [f"{self.name} is given back: {there}"]
+        if self.ignored:
+            lines.append(
+                f"where {self.ignored} is found under a watched root it is ignored; to have it "
+                f"again: eval-ingest discover --forget {self.name}, or ingest it by its name"
+            )
+        return lines
+
+
+def remove(
+    name: str, root: Root = None, *, agreed: Callable[[str], bool] = lambda what: True
+) -> Removed | None:
+    """Delete an ingested dataset, be it published, damaged or half removed; give back an adopted.
+
+    Args:
+        name: the dataset.
+        root: the eval root; default OLMOEARTH_EVAL_DATASETS.
+        agreed: is told what would be deleted; where it says no nothing is, and None is returned.
+
+    Raises:
+        UnknownDatasetError: there is no such dataset.
+        NotOursError: it is another tool's, and not adopted.
+        StoreError: it can't be removed.
+    """
+    settings = _settings(root)
+    eval_root = open_root(settings)
+    store, last = eval_root.dataset(name), partial(drop_spec, settings)
+    if name in finish_removals(eval_root, last):  # of an earlier command, which was stopped
+        return Removed(name, eval_root.url)
+    if not store.is_there():
+        require_metadata(eval_root, name)
+    adopted = whose(store) is Whose.ADOPTED
+    what = f"what is ours in {store.url}" if adopted else f"{store.url} and everything in it"
+    if not agreed(what):
+        return None
+    source = ""
+    if not adopted:
+        with contextlib.suppress(EvalIngestError):
+            metadata = read_metadata(store)
+            source = metadata.source if metadata is not None else ""
+    noted = bool(source) and note_removed(settings, name, source)
+    remove_dataset(eval_root, name, last)
+    return Removed(name, eval_root.url, store.url if adopted else "", source if noted else "")
 
 
 def leaderboard(out: str | Path = DEFAULT_OUT, datasets: Sequence[str] = ()) -> "list[Leaderboard]":

@@ -20,6 +20,7 @@ from eval_ingest.report import terminal
 from eval_ingest.report.terminal import Progress
 from eval_ingest.settings import Settings
 from eval_ingest.store.roots.base import EvalRoot
+from eval_ingest.store.roots.open import open_root
 
 if TYPE_CHECKING:
     from eval_ingest.pipeline import Outcome
@@ -171,11 +172,12 @@ def run_info(options: argparse.Namespace) -> int:
     """Show all that is known of a dataset; of another tool's, its entry."""
     from eval_ingest.store.claims import their_entry
 
-    entry = their_entry(_root(), options.name)
+    root = _root()
+    entry = their_entry(root, options.name)
     if entry is not None:
         _show(options, entry, terminal.entry_lines(options.name, entry))
         return 0
-    found = api.info(options.name)
+    found = api.Info.of(root, options.name)
     _show(options, found.metadata.model_dump(mode="json", by_alias=True), found.lines())
     return 0
 
@@ -196,7 +198,7 @@ def run_verify(options: argparse.Namespace) -> int:
 
 def run_report(options: argparse.Namespace) -> int:
     """Write pictures, page and card."""
-    root = _root()
+    root = open_root(Settings.load())
     paths = [root.shown(path) for path in api.write_report(options.name)]
     page = next(path for path in paths if path.endswith("report.html"))
     lines = [*(f"  {path}" for path in paths), f"look at {page}"]
@@ -252,11 +254,11 @@ def run_pull(options: argparse.Namespace) -> int:
 
 def run_remove(options: argparse.Namespace) -> int:
     """Delete a dataset, once a person has agreed; an adopted one is given back."""
-    gone = api.remove(options.name, agreed=lambda what: options.yes or _agreed(what))
-    if gone is None:
+    removed = api.remove(options.name, agreed=lambda what: options.yes or _agreed(what))
+    if removed is None:
         print("nothing was deleted")
-        return 0
-    _show(options, {"removed": gone.name}, gone.lines())
+    else:
+        _show(options, {"removed": removed.name}, removed.lines())
     return 0
 
 

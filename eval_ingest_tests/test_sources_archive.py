@@ -224,12 +224,17 @@ def test_what_is_unpacked_is_moved_into_the_copy_and_not_kept_twice(
 ) -> None:
     archive, root = pack(small, tmp_path / "crops.tar.gz"), tmp_path / "root"
     job = make_job(archive, root)
-    moved: list[str] = []
-    monkeypatch.setattr(os, "rename", lambda a, b, to=os.rename: (moved.append(str(b)), to(a, b)))
+    moved: dict[str, str] = {}
+
+    def renamed(old: Any, new: Any, rename: Any = os.rename) -> None:
+        moved[str(new)] = str(old)
+        rename(old, new)
+
+    monkeypatch.setattr(os, "rename", renamed)
     pipeline.ingest(job)
     layout = job.layout
-    rasters = list(layout.windows.rglob("geotiff.tif"))
-    assert rasters and sum("/layers/" in path for path in moved) >= len(rasters)
+    copied = [str(window) for window in layout.windows.glob("*/*")]
+    assert copied and all("/.archive/" in moved[moved[window]] for window in copied)
     assert not list(layout.archive.rglob("windows"))
     # Unchanged, the archive isn't opened; another configuration unpacks it once more.
     monkeypatch.setattr("eval_ingest.sources.archive._unpack", None)
@@ -294,7 +299,7 @@ def test_a_copy_that_is_stopped_while_files_are_moved_loses_none(
     def stopping(*arguments: Any) -> Any:
         nonlocal count
         count += 1
-        if count == 50:
+        if count == 9:
             raise KeyboardInterrupt
         return place(*arguments)
 
@@ -306,3 +311,21 @@ def test_a_copy_that_is_stopped_while_files_are_moved_loses_none(
     assert [outcome.ran for outcome in outcomes[:2]] == [False, False]
     assert verify_dataset(make_job(archive, root).root, "crops", no_progress).problems == []
     assert_same_ingest(root, reference)
+
+
+def test_layers_that_nobody_reads_are_not_moved_along(
+    copied: Callable[[str], Path], tmp_path: Path
+) -> None:
+    folder, root = copied("segmentation"), tmp_path / "root"
+    for window in (folder / "windows").glob("*/*"):
+        unread = window / "layers" / "output" / "deep"
+        unread.mkdir(parents=True)
+        (unread / "geotiff.tif").write_bytes(b"of no use")
+        (window / "notes.txt").touch()
+    archive = pack(folder, tmp_path / "crops.tar.gz")
+    job = make_job(archive, root)
+    pipeline.ingest(job)
+    assert list(job.layout.windows.glob("*/*"))
+    assert not list(job.layout.windows.rglob("output"))
+    assert not list(job.layout.windows.rglob("notes.txt"))
+    assert verify_dataset(job.root, "crops", no_progress).problems == []

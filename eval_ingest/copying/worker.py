@@ -12,7 +12,7 @@ from eval_ingest.core.task import Task
 from eval_ingest.decoding.judge import JUDGED_BYTES, read_window, sample_arrays
 from eval_ingest.errors import SourceError
 from eval_ingest.sources.ahead import COPIES, Room
-from eval_ingest.sources.base import Source, SourceFile, WindowFiles, WindowReader
+from eval_ingest.sources.base import Ours, Source, SourceFile, WindowFiles, WindowReader, crc_of
 from eval_ingest.store.manifest import CopiedWindow
 from eval_ingest.store.shards import ShardWriter
 from eval_ingest.store.window_files import Content, Windows
@@ -76,19 +76,23 @@ class TransferTask:
             self.writer.write(pack_row, read_arrays(reader, files, self.config))
         copied = None
         if copy:
-            key = place.group, place.name
-            contents = [self._content(reader, key, file) for file in files.files]
-            copied = self.windows.write(*key, place.source_digest, place.split, contents)
+            key, ours = (place.group, place.name), reader.ours()
+            contents = [self._content(reader, key, file, ours) for file in files.files]
+            digests = place.source_digest, place.split
+            copied = self.windows.write(*key, *digests, contents, *ours or ())
         reader.drop()
         return copied
 
-    def _content(self, source: WindowReader, window: tuple[str, str], file: SourceFile) -> Content:
+    def _content(
+        self, source: WindowReader, window: tuple[str, str], file: SourceFile, ours: Ours | None
+    ) -> Content:
         """A file of the copy: as it is, but for labels whose categories the task maps."""
         read = partial(source.read, *window, file)
-        ours = source.ours(*window, file)
         if self.config.task.category_mapping and _is_label(file.path, self.config):
             read, ours = partial(_mapped, read, self.config.task), None
-        return Content(file.path, read, ours, source.permissions(*window, file))
+        if ours is not None and file.path != "metadata.json":
+            return Content(file.path, read, (file.size, crc_of(file.version)))
+        return Content(file.path, read, None, source.permissions(*window, file))
 
 
 def _is_label(path: str, config: ResolvedConfig) -> bool:

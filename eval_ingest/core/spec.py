@@ -175,9 +175,8 @@ class DatasetSpec(BaseModel):
     @classmethod
     def _named_splits(cls, value: Any) -> Any:
         """Take `none` for no split, and a single split as a list of one."""
-        if isinstance(value, str):
-            value = [value]
-        return () if value is not None and list(value) == ["none"] else value
+        given = [value] if isinstance(value, str) else value
+        return () if given in (["none"], ("none",)) else given
 
     @field_validator("temporal_range")
     @classmethod

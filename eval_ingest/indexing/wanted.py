@@ -8,6 +8,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from eval_ingest.core.columns import values_of
 from eval_ingest.core.resolved import ResolvedConfig
 from eval_ingest.core.spec import DatasetSpec
 from eval_ingest.core.splits import kept_split, uniform
@@ -16,7 +17,6 @@ from eval_ingest.decoding.metadata import WindowMetadata, read_metadata
 from eval_ingest.errors import ConfigError, SpecError
 from eval_ingest.job import Job
 from eval_ingest.sources.base import Listed, Source, WindowFiles
-from eval_ingest.sources.local import LocalSource
 from eval_ingest.sources.sqlite import DATABASE, SqliteSource
 
 
@@ -45,7 +45,7 @@ class WindowFilter:
         """The rows of an index that it takes, and those of windows whose metadata isn't known."""
         if self.takes_all:
             return list(range(table.num_rows))
-        columns = (table[name].to_pylist() for name in ("options", "time_start", "time_end"))
+        columns = (values_of(table[name]) for name in ("options", "time_start", "time_end"))
         return [
             row
             for row, (options, start, end) in enumerate(zip(*columns, strict=True))
@@ -81,12 +81,11 @@ def selected(config: ResolvedConfig, files: WindowFiles, metadata: WindowMetadat
 
 
 def check_storage(source: Source, config: ResolvedConfig) -> None:
-    """Raise ConfigError if the windows are in a database that isn't at hand."""
+    """Raise ConfigError if the windows are in a database that isn't there."""
     if config.window_storage != "file" and not isinstance(source, SqliteSource):
         raise ConfigError(
-            f"{source.url} keeps its windows in a database ({DATABASE}), which SQLite, and rslearn "
-            "with it, reads in a local folder alone; copy or unpack it there, database and all, or "
-            "convert it: rslearn dataset migrate"
+            f"{source.origin} keeps its windows in a database, by its config.json, but {DATABASE} "
+            "isn't there; put it there, or convert the dataset: rslearn dataset migrate"
         )
 
 
@@ -113,9 +112,7 @@ def _with_kept_splits(job: Job, groups: list[str]) -> list[str]:
     """
     found: list[str] = []
     for group in groups:
-        if not isinstance(job.source, LocalSource):
-            break
-        first = next(iter(job.source.names([group])), None)
+        first = next(iter(job.source.names([group]) or ()), None)
         if first is None:
             continue
         files = job.source.window(first.group, first.name, frozenset())

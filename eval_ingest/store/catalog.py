@@ -242,7 +242,11 @@ def removed_datasets(settings: Settings) -> dict[str, Removed]:
     for path in sorted(folder.glob(f"*{_REMOVED}")) if folder is not None else ():
         try:
             known = Removed.model_validate(load_yaml(path.read_text(encoding="utf-8")))
-        except (OSError, ValueError, YamlProblem, ValidationError):
+        except FileNotFoundError:
+            continue
+        except OSError as error:
+            raise store_error(path, "reading", error) from error
+        except (ValueError, YamlProblem, ValidationError):
             continue  # damaged: as if it had been removed by hand
         found[known.name] = known
     return found

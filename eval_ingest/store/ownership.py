@@ -94,6 +94,10 @@ def mark(store: DatasetStore, kind: Whose) -> None:
         store.send(path)
 
 
+WRITTEN = (*OUR_NAMES, *_MARKS.values())
+"""The same, with what says so; the mark of an adopted folder is the last."""
+
+
 def disclaim(store: DatasetStore) -> None:
     """Remove what is ours from a folder of another tool; the mark last.
 
@@ -102,12 +106,10 @@ def disclaim(store: DatasetStore) -> None:
     Raises:
         StoreError: it can't be removed.
     """
-    mark = _MARKS[Whose.ADOPTED]
-    written = (*OUR_NAMES, mark)
     # Whoever was killed while he wrote one of ours has left it under its temporary name.
     strays = [
         name
         for name in sorted(store.names())
-        if name.endswith(".tmp") and name.startswith(tuple(f".{ours}." for ours in written))
+        if name.endswith(".tmp") and name.startswith(tuple(f".{ours}." for ours in WRITTEN))
     ]
-    store.remove(store.layout.path / name for name in (*strays, *written))
+    store.remove(store.layout.path / name for name in (*strays, *WRITTEN))

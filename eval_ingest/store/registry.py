@@ -23,8 +23,8 @@ from eval_ingest.core.entry import (
 from eval_ingest.core.registry_text import Entry, RegistryText, extended
 from eval_ingest.core.spec import NAME_PATTERN
 from eval_ingest.errors import (
+    EvalIngestError,
     IntegrityError,
-    LockedError,
     NotOursError,
     StoreError,
     UnknownDatasetError,
@@ -306,16 +306,16 @@ def remove_dataset(
 def finish_removals(root: EvalRoot, last: Callable[[str], object] = lambda name: None) -> list[str]:
     """Complete removals that were stopped, but for those that go on in another process.
 
-    Returns the datasets that are gone now.
+    Returns the datasets that are gone now; one that this user can't complete is left.
 
     Raises:
-        StoreError: one can't be completed.
+        StoreError: the root can't be reached.
     """
     notes = (_REMOVING.fullmatch(found) for found in root.names())
     done = []
     for name in sorted({note[1] for note in notes if note}):
         store = root.dataset(name)
-        with contextlib.suppress(LockedError), store.hold(0.0, f"removing {name}"):
+        with contextlib.suppress(EvalIngestError), store.hold(0.0, f"removing {name}"):
             finish_removal(store, last)
             done.append(name)
     return done

@@ -38,13 +38,13 @@ class Content(NamedTuple):
     """Relative to the window's folder."""
     read: Callable[[], bytes]
     """Gives its bytes."""
-    ours: tuple[str, int] | None = None
-    """A file that we wrote with these bytes, which may be moved with its layer, and its CRC32C."""
+    ours: tuple[int, int] | None = None
+    """Of a file that lies in the folder that is moved, just so: its bytes and CRC32C."""
     permissions: int = 0o666
     """Mode bits of the source's file: the copy has no others."""
 
 
-Contents = Iterable[Content]
+Contents = Sequence[Content]
 """Files of a window, sorted by path."""
 
 
@@ -78,7 +78,14 @@ class Windows:
         """Make way for windows that will be written; where they are replaced at once, nothing."""
 
     def write(
-        self, group: str, name: str, source_digest: str, split: str, files: Contents
+        self,
+        group: str,
+        name: str,
+        source_digest: str,
+        split: str,
+        files: Contents,
+        folder: str = "",
+        others: Collection[str] = (),
     ) -> CopiedWindow:
         """Write one window's files aside, read them back, and move the folder into its place.
 
@@ -88,27 +95,21 @@ class Windows:
             source_digest: digest of the source files, for the manifest.
             split: goes into the options of metadata.json.
             files: sorted by path.
+            folder: one of ours that holds the window already, and goes; only files that are other
+                ones are written.
+            others: what else is in that folder.
 
         Raises:
             IntegrityError: what was read back differs from what was written.
             StoreError: it can't be written.
         """
         final = self.folder / group / name
-        total, n_files, checksum = 0, 0, FilesChecksum()
+        known, plain = _measured(files, split)
         with store_errors("copying to", final), self._scratch() as aside:
             final.parent.mkdir(parents=True, exist_ok=True)
-            os.chmod(aside, 0o777 & ~umask())
-            plain, moved = list[_Plain](), set[str]()
-            for file in files:
-                found = _moved(aside, file, moved)
-                if found is None:
-                    data = file.read()
-                    data = with_split(data, split) if file.path == "metadata.json" else data
-                    plain.append((file.path, data, file.permissions))
-                    found = len(data), google_crc32c.value(data)
-                checksum.add(file.path, found[1])
-                total += found[0]
-                n_files += 1
+            if not (folder and _moved(folder, aside, files, others)):
+                os.chmod(aside, 0o777 & ~umask())
+                plain += [(file.path, file.read(), file.permissions) for file in files if file.ours]
             _write_checked(aside, plain)
             old = f"{aside}.old"
             if final.exists():
@@ -116,7 +117,9 @@ class Windows:
                 os.rename(final, old)
             os.rename(aside, final)
             shutil.rmtree(old, ignore_errors=True)
-        return CopiedWindow(group, name, source_digest, split, n_files, total, str(checksum))
+        return CopiedWindow(
+            group, name, source_digest, split, known.n_files, known.n_bytes, known.checksum
+        )
 
     def _scratch(self) -> tempfile.TemporaryDirectory[str]:
         """A folder for what is on its way into the copy, or out of it."""
@@ -195,21 +198,41 @@ _Plain = tuple[str, bytes, int]
 """A file's path, bytes and permissions."""
 
 
-def _moved(aside: str, file: Content, moved: set[str]) -> tuple[int, int] | None:
-    """Move a file of ours with the folder of its layer; its bytes and CRC32C, None if it can't."""
-    if file.ours is None or file.path == "metadata.json":
-        return None
-    path, crc = file.ours
-    # One rename for all of a layer's files: each made or removed costs a millisecond.
-    whole = "/".join(file.path.split("/", 2)[:2])
-    if whole not in moved:
-        os.makedirs(f"{aside}/{whole}".rpartition("/")[0], exist_ok=True)
-        try:
-            os.rename(f"{path.removesuffix(file.path)}{whole}", f"{aside}/{whole}")
-        except OSError:  # it lies on another disk
-            return None
-        moved.add(whole)
-    return os.stat(f"{aside}/{file.path}").st_size, crc
+def _measured(files: Contents, split: str) -> tuple[Measured, list[_Plain]]:
+    """What a window's files are together, and those that are to be written."""
+    total, checksum, plain = 0, FilesChecksum(), list[_Plain]()
+    for file in files:
+        found = file.ours
+        if found is None:
+            data = file.read()
+            data = with_split(data, split) if file.path == "metadata.json" else data
+            plain.append((file.path, data, file.permissions))
+            found = len(data), google_crc32c.value(data)
+        total += found[0]
+        checksum.add(file.path, found[1])
+    return Measured(len(files), total, str(checksum)), plain
+
+
+def _moved(folder: str, aside: str, files: Contents, others: Collection[str]) -> bool:
+    """Move a folder onto an empty one, without what isn't wanted of it; False if it can't be."""
+    try:
+        os.rename(folder, aside)  # one call for all of its files
+    except OSError:  # it lies on another disk
+        return False
+    for path in others:
+        with contextlib.suppress(FileNotFoundError):  # it was filled with what is wanted alone
+            os.unlink(f"{aside}/{path}")
+        with contextlib.suppress(OSError):  # there are other files in it
+            os.removedirs(os.path.dirname(f"{aside}/{path}"))
+    for file in files:
+        if file.ours is None:
+            os.unlink(f"{aside}/{file.path}")
+        elif os.stat(f"{aside}/{file.path}").st_size != file.ours[0]:
+            raise IntegrityError(
+                f"{folder}/{file.path} hasn't the {file.ours[0]:,} bytes that were written there; "
+                "the disk is damaged: have it looked at, and run again"
+            )
+    return True
 
 
 def _write_checked(folder: str, files: Sequence[_Plain]) -> None:

@@ -79,7 +79,14 @@ class RemoteWindows(Windows):
         self._remove(key for key in keys if self.has(*key))
 
     def write(
-        self, group: str, name: str, source_digest: str, split: str, files: Contents
+        self,
+        group: str,
+        name: str,
+        source_digest: str,
+        split: str,
+        files: Contents,
+        folder: str = "",
+        others: Collection[str] = (),
     ) -> CopiedWindow:
         objects, base = self._objects, self._name((group, name))
         total, checksum = 0, FilesChecksum()
