@@ -25,7 +25,6 @@ from eval_ingest.indexing.wanted import enough, list_windows, wanted_groups
 from eval_ingest.indexing.work import IndexedShard, IndexTask
 from eval_ingest.job import Job
 from eval_ingest.sources.base import Listed
-from eval_ingest.sources.local import LocalSource
 from eval_ingest.store.index_file import read_index, write_index
 from eval_ingest.store.seal import unless_damaged
 from eval_ingest.store.shards import PackRow
@@ -58,10 +57,10 @@ def index_source(job: Job) -> WindowIndex:
     parts = partial_rows(job)
     stopped = parts.read()
     known = old.table if old is not None and old.row_key == job.row_key else None
-    if known is None and not stopped and isinstance(job.source, LocalSource):
+    names = job.source.names(wanted_groups(job)) if known is None and not stopped else None
+    if names is not None:
         # Nothing to compare with: the workers may list each window's files as they read it.
-        names = enough(job, list(job.source.names(wanted_groups(job))))
-        return _build(job, task, IndexWork.of(names), [], parts)
+        return _build(job, task, IndexWork.of(enough(job, list(names))), [], parts)
     listed = enough(job, list_windows(job))
     if old is not None and known is not None:
         now = _index_fingerprint(job, listed, known, task.judged_by)

@@ -11,17 +11,15 @@ from eval_ingest.errors import ConfigError, SpecError
 from eval_ingest.indexing.filters import WindowFilter, selected
 from eval_ingest.job import Job
 from eval_ingest.sources.base import Listed, Source
-from eval_ingest.sources.local import LocalSource
 from eval_ingest.sources.sqlite import DATABASE, SqliteSource
 
 
 def check_storage(source: Source, config: ResolvedConfig) -> None:
-    """Raise ConfigError if the windows are in a database that isn't at hand."""
+    """Raise ConfigError if the windows are in a database that isn't there."""
     if config.window_storage != "file" and not isinstance(source, SqliteSource):
         raise ConfigError(
-            f"{source.url} keeps its windows in a database ({DATABASE}), which SQLite, and rslearn "
-            "with it, reads in a local folder alone; copy or unpack it there, database and all, or "
-            "convert it: rslearn dataset migrate"
+            f"{source.origin} keeps its windows in a database, by its config.json, but {DATABASE} "
+            "isn't there; put it there, or convert the dataset: rslearn dataset migrate"
         )
 
 
@@ -48,9 +46,7 @@ def _with_kept_splits(job: Job, groups: list[str]) -> list[str]:
     """
     found: list[str] = []
     for group in groups:
-        if not isinstance(job.source, LocalSource):
-            break
-        first = next(iter(job.source.names([group])), None)
+        first = next(iter(job.source.names([group]) or ()), None)
         if first is None:
             continue
         files = job.source.window(first.group, first.name, frozenset())
