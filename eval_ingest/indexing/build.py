@@ -17,10 +17,11 @@ from eval_ingest.core.fingerprint import fingerprint
 from eval_ingest.core.index import INDEX_VERSION, WindowIndex, index_schema
 from eval_ingest.engine import Progress, executor, map_ordered
 from eval_ingest.indexing.apart import Apart
+from eval_ingest.indexing.filters import WindowFilter
 from eval_ingest.indexing.packer import Packer, fresh_packer, pack_rows, resumed_packer
 from eval_ingest.indexing.partial import PartialRows, Rows
 from eval_ingest.indexing.rows import add_geometry
-from eval_ingest.indexing.wanted import WindowFilter, enough, list_windows, wanted_groups
+from eval_ingest.indexing.wanted import enough, list_windows, wanted_groups
 from eval_ingest.indexing.work import IndexedShard, IndexTask
 from eval_ingest.job import Job
 from eval_ingest.sources.base import Listed

@@ -13,9 +13,9 @@ from eval_ingest.core.validate import Problem
 from eval_ingest.decoding.judge import WindowSample, read_window, sample_arrays
 from eval_ingest.decoding.limits import WINDOW_BYTES, fetchable
 from eval_ingest.decoding.machine import judges
+from eval_ingest.indexing.filters import WindowFilter, selected
 from eval_ingest.indexing.packer import Packer, pack_row
 from eval_ingest.indexing.rows import index_row
-from eval_ingest.indexing.wanted import WindowFilter, selected
 from eval_ingest.sources.base import Listed, Source, WindowFiles, WindowReader
 from eval_ingest.store.shards import PackRow
 
