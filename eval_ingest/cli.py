@@ -16,7 +16,7 @@ from importlib import import_module
 from typing import Any, NoReturn
 
 from eval_ingest import __version__
-from eval_ingest.errors import EvalIngestError, UnknownDatasetError
+from eval_ingest.errors import EvalIngestError, UnknownDatasetError, lacking
 from eval_ingest.interrupts import STOPPED, interruptible
 
 EXAMPLES = """\
@@ -93,14 +93,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except EvalIngestError as error:
         _complain(f"error: {error}")
         return 1
+    except (OSError, RuntimeError, MemoryError) as error:
+        if isinstance(error, BrokenPipeError):  # of what prints before anything is done
+            from eval_ingest.report.terminal import hush
+
+            hush()
+            return 0
+        lack = lacking(error)
+        if lack is None:
+            raise
+        _complain(f"error: {lack}")
+        return 1
     except KeyboardInterrupt:
         print("\nstopped; run the same command again: it goes on where it was", file=sys.stderr)
         return STOPPED
-    except BrokenPipeError:  # what prints before anything is done
-        from eval_ingest.report.terminal import hush
-
-        hush()
-        return 0
 
 
 def _corrected(argument: str, error: UnknownDatasetError) -> str:

@@ -27,7 +27,8 @@ EvalIngestError
 
 import difflib
 import errno
-from collections.abc import Iterable
+import os
+from collections.abc import Iterable, Iterator
 
 from eval_ingest.redaction import shown
 
@@ -203,6 +204,54 @@ def machine_error(error: BaseException, number: int) -> MachineError:
         f"this machine couldn't go on: {words_of(error)}; {cure}, and run again: it goes on where "
         "it stopped"
     )
+
+
+def lacking(error: BaseException, memory_is_limited: bool = False) -> MachineError | None:
+    """What to say of an error if file handles, memory or threads are lacking here; else None.
+
+    Whoever raised it: a disk, a server's client, a decoder. So it comes before all other words.
+
+    Args:
+        error: what was raised, with what it was raised from.
+        memory_is_limited: this process may take less memory than there is, so that too little of
+            it tells about data.
+    """
+    for one in chain(error):
+        if isinstance(one, MachineError):
+            return one
+        number = _lack(one)
+        if number and not (number == errno.ENOMEM and memory_is_limited):
+            return machine_error(one, number)
+    try:
+        os.close(os.open(os.devnull, os.O_RDONLY))  # some say only that a name isn't known
+    except OSError as lack:
+        return machine_error(lack, lack.errno or 0)
+    return None
+
+
+def _lack(error: BaseException) -> int:
+    if isinstance(error, MemoryError):
+        return errno.ENOMEM
+    number = getattr(error, "errno", None)
+    if isinstance(error, OSError) and number in (errno.EMFILE, errno.ENFILE, errno.ENOMEM):
+        return int(number)
+    text = str(error).lower()[:2_000]
+    return next((number for words, number in _LACKS.items() if words in text), 0)
+
+
+_LACKS = {
+    "too many open files": errno.EMFILE,
+    "cannot allocate memory": errno.ENOMEM,
+    "can't start new thread": errno.EAGAIN,
+}
+"""Libraries pass the system's words on, without the number."""
+
+
+def chain(error: BaseException | None) -> Iterator[BaseException]:
+    """An error and what it was raised from, or during."""
+    while error is not None:
+        yield error
+        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
 
 
 def words_of(error: BaseException) -> str:

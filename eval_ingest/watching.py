@@ -27,8 +27,10 @@ from eval_ingest.errors import (
     NotOursError,
     SourceError,
     StoreError,
+    lacking,
 )
-from eval_ingest.indexing.wanted import WindowFilter, check_storage, groups_to_read, selected
+from eval_ingest.indexing.filters import WindowFilter, selected
+from eval_ingest.indexing.wanted import check_storage, groups_to_read
 from eval_ingest.inference.resolve import resolve
 from eval_ingest.objects.faults import first_line
 from eval_ingest.objects.filesystems import weka_mount
@@ -342,6 +344,9 @@ def look_at(sighting: Sighting, settings: Settings) -> Judgement:
 
 def fault_text(error: Exception) -> str:
     """An exception that nobody has thought of, and what to do about it."""
+    lack = lacking(error)
+    if lack is not None:
+        return str(lack)
     place = traceback.extract_tb(error.__traceback__)[-1:]
     where = "".join(f" at {PurePath(frame.filename).name}:{frame.lineno}" for frame in place)
     return shown(

@@ -20,6 +20,7 @@ from eval_ingest.indexing.work import IndexTask
 from eval_ingest.store import leftovers
 from eval_ingest.store.atomic import write_json
 from eval_ingest.store.manifest import CopiedWindow, Manifest
+from eval_ingest.store.ownership import WRITTEN
 from eval_ingest.store.registry import finish_removals, read_registry, rebuild_registry
 from eval_ingest.store.roots.base import EvalRoot
 from eval_ingest.store.seal import read_sealed_json, write_sealed_json
@@ -280,3 +281,14 @@ def test_leftovers_of_a_registry_that_was_being_written_go(small: Path, tmp_path
     finish_removals(EvalRoot(tmp_path))  # as the next command does
     assert faults.strays(tmp_path) == []
     assert list(read_registry(EvalRoot(tmp_path))) == ["crops"]
+
+
+def test_whatever_a_killed_run_was_writing_is_cleared_away(reference: Path, tmp_path: Path) -> None:
+    shutil.copytree(reference, tmp_path / "root")
+    layout = EvalRoot(tmp_path / "root").dataset("crops").layout
+    kept = {path.name for path in layout.path.iterdir()}
+    for name in (*kept, *WRITTEN):
+        (layout.path / f".{name}.a1b2c3d4.tmp").touch()
+    leftovers.remove_unfinished(layout)
+    folders = {f".{name}.a1b2c3d4.tmp" for name in kept if (layout.path / name).is_dir()}
+    assert {path.name for path in layout.path.iterdir()} - folders == kept

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from eval_ingest.core.spec import DatasetSpec
+from eval_ingest.core.eval_settings import EvalSettings
+from eval_ingest.core.spec import DatasetSpec, SplitPolicy
 from eval_ingest.errors import SpecError, UnknownDatasetError
 from eval_ingest.settings import Settings
 from eval_ingest.store.catalog import (
@@ -174,3 +175,18 @@ def test_a_removed_dataset_is_remembered_until_it_is_asked_for(settings: Setting
     assert removed_datasets(settings) == {} and "mine" in read_catalog(settings)
     note_removed(settings, "mine", "/data/mine")
     assert forget_removed(settings, "mine") and not forget_removed(settings, "mine")
+
+
+ODD = (1.5, -1, 10**400, float("nan"), True, None, "", "x" * 10_000, "\ud800", [], [1.5], [[]],
+       [None], {}, {"x": 1}, {1: []}, {None: None}, {"x": {"y": []}}, b"x", object())  # fmt: skip
+
+
+@pytest.mark.parametrize("field", sorted({*DatasetSpec.model_fields, "copy"}))
+def test_any_value_of_any_field_is_a_spec_or_a_message(field: str) -> None:
+    inner = {"splits": SplitPolicy, "eval": EvalSettings}.get(field)
+    values = [*ODD, *({key: odd} for key in (inner.model_fields if inner else ()) for odd in ODD)]
+    for value in values:
+        try:
+            DatasetSpec.parse({"name": "a", "source": "b", field: value}, "test")
+        except SpecError as error:
+            assert field in str(error)

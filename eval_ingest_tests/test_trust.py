@@ -87,7 +87,7 @@ def test_no_field_of_config_json_is_more_than_data(written: Copied, watch: poiso
                 except EvalIngestError:
                     refused += 1
                     continue
-                for holder in _class_paths(rslearn_config(config)):
+                for holder in poison.class_paths(rslearn_config(config)):
                     assert holder["class_path"].startswith("rslearn."), (path, holder)
                     arguments = holder.get("init_args", {})
                     assert set(arguments) <= {"format", "tile_size"}
@@ -95,14 +95,6 @@ def test_no_field_of_config_json_is_more_than_data(written: Copied, watch: poiso
                     assert not any(word in json.dumps(holder) for word in _words(watch))
     assert tried > 300
     assert 0 < refused < tried
-
-
-def _class_paths(value: Any) -> Iterator[dict[str, Any]]:
-    for inner in value.values() if isinstance(value, dict) else value:
-        if isinstance(inner, dict | list):
-            yield from _class_paths(inner)
-    if isinstance(value, dict) and "class_path" in value:
-        yield value
 
 
 @pytest.mark.parametrize("storage", ["", "per_layer.PerLayerStorageFactory"])

@@ -11,6 +11,7 @@ import io
 import multiprocessing
 import os
 import resource
+import signal
 import sys
 import threading
 import warnings
@@ -97,7 +98,7 @@ class Isolated:
                 helper = self._idle.pop()
                 if helper.process.is_alive():
                     return helper
-            return _Helper()
+        return _Helper()
 
 
 class _GoneError(Exception):
@@ -112,6 +113,8 @@ class _Helper:
         self._pipe, theirs = multiprocessing.Pipe()
         try:
             self.process: BaseProcess = start_alone(_serve, theirs, dict(os.environ))
+            theirs.close()
+            self._pipe.recv()  # from now on, what it reads may be what ends it
         except (OSError, EOFError) as error:
             raise MachineError(
                 f"no process can be started to decode a raster: {error}; free memory or process "
@@ -161,6 +164,12 @@ class _Helper:
         code = self.process.exitcode
         if code == 0:
             return _GoneError()
+        if code == -signal.SIGKILL:  # by nothing that it read: that would have had an error first
+            return MachineError(
+                "a process that decoded a raster was killed, most often because memory ran out; "
+                "free memory, or set fewer EVAL_INGEST_WORKERS, and run again: it goes on where "
+                "it stopped"
+            )
         return Unreadable("decoder_stopped", f"the decoder crashed (exit code {code})")
 
 
@@ -190,6 +199,7 @@ def _serve(pipe: Connection, environment: dict[str, str]) -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     warnings.simplefilter("ignore")  # what they are about is told as a problem
     with contextlib.suppress(EOFError, OSError):
+        pipe.send("ready")
         while pipe.poll(_IDLE_S):
             _answer(pipe, *_receive(pipe))
     os._exit(0)  # no library is asked whether it would end well
@@ -212,15 +222,15 @@ def _answer(pipe: Connection, request: tuple[Callable[..., Result], Any], large:
 
 
 def _call(function: Callable[..., Result], args: tuple[Any, ...], limited: bool) -> Result:
+    has_enough = False
     try:
         sys.modules[function.__module__].load_libraries()  # these count for nothing
-        if limited:
-            limit_memory(MEMORY_BYTES)
+        has_enough = limited and limit_memory(MEMORY_BYTES)
         return function(*args)
     except (Unreadable, EvalIngestError):
         raise
     except Exception as error:  # a decoder may raise anything
-        blame(error, memory_is_limited=limited)
+        blame(error, memory_is_limited=has_enough)
         if _is_of_memory(error):
             raise Unreadable(
                 "decoder_stopped", f"decoding needs more than {MEMORY_BYTES // MIB} MiB of memory"
@@ -231,18 +241,23 @@ def _call(function: Callable[..., Result], args: tuple[Any, ...], limited: bool)
             limit_memory(None)
 
 
-def limit_memory(n_bytes: int | None) -> None:
-    """Let this process take so many bytes more than it has now; None lifts the limit."""
+def limit_memory(n_bytes: int | None) -> bool:
+    """Let this process take so many bytes more than it has now; None lifts the limit.
+
+    False if the machine doesn't let it take as many.
+    """
     if sys.platform != "linux":  # elsewhere the limit on time stands alone
-        return
+        return True
     _, hard = resource.getrlimit(resource.RLIMIT_DATA)
     if n_bytes is None:
         resource.setrlimit(resource.RLIMIT_DATA, (hard, hard))
-        return
+        return True
     with open("/proc/self/statm") as stream:
         taken = int(stream.read().split()[5]) * resource.getpagesize()
     limit = taken + n_bytes
-    resource.setrlimit(resource.RLIMIT_DATA, (limit if hard < 0 else min(limit, hard), hard))
+    allowed = limit if hard < 0 else min(limit, hard)
+    resource.setrlimit(resource.RLIMIT_DATA, (allowed, hard))
+    return allowed == limit
 
 
 def _is_of_memory(error: BaseException) -> bool:

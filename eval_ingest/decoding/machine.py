@@ -7,7 +7,6 @@ the library do what it certainly can, on a machine that is whole.
 
 import contextlib
 import errno
-import os
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -15,7 +14,15 @@ from contextlib import contextmanager
 from functools import lru_cache
 from importlib import metadata
 
-from eval_ingest.errors import EvalIngestError, MachineError, SourceError, machine_error, words_of
+from eval_ingest.errors import (
+    EvalIngestError,
+    MachineError,
+    SourceError,
+    chain,
+    lacking,
+    machine_error,
+    words_of,
+)
 
 JUDGE_VERSION = 2
 """Raised when a window that was invalid may be valid now, without a change of its files."""
@@ -33,9 +40,6 @@ _whole_until = [0.0]
 """On time.monotonic()'s clock."""
 
 _WORDS = {
-    "too many open files": errno.EMFILE,
-    "cannot allocate memory": errno.ENOMEM,
-    "can't start new thread": errno.EAGAIN,
     "no space left on device": errno.ENOSPC,
     "permission denied": errno.EACCES,
     "input/output error": errno.EIO,
@@ -68,9 +72,7 @@ def blame(error: BaseException, memory_is_limited: bool = False) -> None:
         MachineError: it is the machine's fault.
         SourceError: it is that of the way to a bucket.
     """
-    for one in _chain(error):
-        _blame_one(one, memory_is_limited)
-    _open_a_file()
+    _blame_place(error, memory_is_limited)
     if time.monotonic() < _whole_until[0]:
         return
     for what, works in _CHECKS.items():
@@ -101,25 +103,22 @@ def machine_faults_told() -> Iterator[None]:
     except EvalIngestError:
         raise
     except Exception as error:
-        for one in _chain(error):
-            _blame_one(one, False)
+        _blame_place(error)
         raise
 
 
-def _chain(error: BaseException | None) -> Iterator[BaseException]:
-    """An error and what it was raised from, or during."""
-    while error is not None:
-        yield error
-        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+def _blame_place(error: BaseException, memory_is_limited: bool = False) -> None:
+    """Raise for what no data can be the cause of, by what is said alone."""
+    lack = lacking(error, memory_is_limited)
+    if lack is not None:
+        raise lack from error
+    for one in chain(error):
+        _blame_one(one)
 
 
-def _blame_one(error: BaseException, memory_is_limited: bool) -> None:
-    if isinstance(error, MachineError | SourceError):
+def _blame_one(error: BaseException) -> None:
+    if isinstance(error, SourceError):
         raise error
-    if isinstance(error, MemoryError):
-        if not memory_is_limited:
-            raise machine_error(error, errno.ENOMEM) from error
-        return
     if isinstance(error, ImportError):
         raise MachineError(
             f"a library that reading needs can't be imported: {words_of(error)}; install it anew "
@@ -134,18 +133,11 @@ def _blame_one(error: BaseException, memory_is_limited: bool) -> None:
         raise machine_error(error, error.errno) from error
     text = str(error).lower()[:2_000]
     for words, number in _WORDS.items():
-        if words in text and not (number == errno.ENOMEM and memory_is_limited):
+        if words in text:
             raise machine_error(error, number) from error
 
 
 # ------------------------------------------------------------------- what works on a whole machine
-
-
-def _open_a_file() -> None:
-    try:
-        os.close(os.open(os.devnull, os.O_RDONLY))
-    except OSError as error:
-        raise machine_error(error, error.errno or 0) from error
 
 
 def _transform_with_pyproj() -> None:

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 import dagster as dg
 
 from eval_ingest.defs.console import FAULT, say_last, take_back
-from eval_ingest.errors import EngineError, EvalIngestError, SourceError, StoreError
+from eval_ingest.errors import EngineError, EvalIngestError, SourceError, StoreError, lacking
 from eval_ingest.redaction import holds_secret, shown
 
 RETRIES = dg.RetryPolicy(max_retries=2, delay=10, backoff=dg.Backoff.EXPONENTIAL)
@@ -30,12 +30,14 @@ def as_failure(dataset: str) -> Iterator[None]:
     except EvalIngestError as error:
         # The message says it all; a traceback is worth showing where another library failed.
         raise _failure(dataset, str(error), may_pass(error)) from _shown(error.__cause__)
-    except OSError as error:
-        text = f"{dataset}: {type(error).__name__}: {error}; run again: it goes on where it stopped"
-        raise _failure(dataset, shown(text), may_pass(error)) from _shown(error)
     except Exception as error:
-        text = f"{dataset}: {type(error).__name__}: {error}; {FAULT}: report it with the traceback"
-        raise _failure(dataset, shown(text), False) from _shown(error)
+        is_outside = isinstance(error, OSError)
+        cure = "run again: it goes on where it stopped"
+        if not is_outside:
+            cure = f"{FAULT}: report it with the traceback"
+        text = lacking(error) or f"{type(error).__name__}: {error}; {cure}"
+        passes = is_outside and may_pass(error)
+        raise _failure(dataset, shown(f"{dataset}: {text}"), passes) from _shown(error)
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from numpy.lib.array_utils import byte_bounds
 from numpy.typing import NDArray
 
 from eval_ingest.core.entry import Metadata, Shard
-from eval_ingest.errors import IntegrityError, OutdatedError, StoreError
+from eval_ingest.errors import EvalIngestError, IntegrityError, OutdatedError, StoreError, lacking
 from eval_ingest.store.npy import map_npy
 from eval_ingest.store.registry import read_metadata, require_metadata
 from eval_ingest.store.roots.base import DatasetStore, EvalRoot
@@ -171,11 +171,13 @@ class PackedSamples:
                 raise version_is_gone(self._metadata) from error
             raise
 
-    def _unreadable(self, shard: Shard, name: str, error: Exception) -> StoreError:
+    def _unreadable(self, shard: Shard, name: str, error: Exception) -> EvalIngestError:
         if isinstance(error, FileNotFoundError) and is_replaced(self._store, self._metadata):
             return version_is_gone(self._metadata)
         path = self._store.root.shown(self._store.layout.array(shard.name, name))
-        return IntegrityError(f"the packed samples {path} can't be read ({error})", self._cure)
+        return lacking(error) or IntegrityError(
+            f"the packed samples {path} can't be read ({error})", self._cure
+        )
 
 
 def is_replaced(store: DatasetStore, metadata: Metadata) -> bool:

@@ -5,7 +5,7 @@ What belongs here: words. What doesn't: which errors mean what (faults.py).
 
 import math
 
-from eval_ingest.errors import EvalIngestError, SourceError, StoreError
+from eval_ingest.errors import EvalIngestError, SourceError, StoreError, lacking
 from eval_ingest.objects.faults import (
     first_line,
     is_forbidden,
@@ -37,7 +37,7 @@ class SourceWords:
     def unusable(self, error: Exception) -> EvalIngestError:
         """No file system can be made for the URL."""
         said = without_secrets_of(self.url, str(error))
-        return self.error(
+        return lacking(error) or self.error(
             f"{self.kind} {self.url} can't be opened: {said}; {self._cure_of_url(error)}"
         )
 
@@ -48,6 +48,9 @@ class SourceWords:
     def silent(self, server: str, seconds: float, last: BaseException | None) -> EvalIngestError:
         """Nothing at all has come from the server."""
         what = f"{server} does not answer (waited {seconds:.0f} s)"
+        lack = lacking(last) if last is not None else None
+        if lack is not None:
+            return lack
         if last is not None:
             what = f"{server} can't be reached: {without_secrets_of(self.url, first_line(last))}"
         slow = (
@@ -66,6 +69,9 @@ class SourceWords:
             limits: how often and how long it was tried.
             who: whose credentials were used.
         """
+        lack = lacking(error)
+        if lack is not None:
+            return lack
         where = f"{self.kind} {self.url}"
         said = without_secrets_of(self.url, first_line(error))
         if is_requester_pays(error):

@@ -100,7 +100,10 @@ class Objects:
         Raises:
             EvalIngestError: nothing comes, or it can't be connected to at all.
         """
-        greet(self.url, self._endpoint, lambda: self._open, self.words, self._resumes)
+        try:
+            greet(self.url, self._endpoint, lambda: self._open, self.words, self._resumes)
+        except RuntimeError as error:  # no thread can be started to wait for it
+            raise self._explain("opening it", error) from error
 
     async def _retrying(
         self, doing: str, call: Callable[[], Awaitable[Result]], n_bytes: int = 0

@@ -12,9 +12,7 @@ The list of windows and the configuration stay, so that an unchanged archive is 
 and where copies hold its windows, these are taken from them (refill.py).
 """
 
-import base64
 import contextlib
-import hashlib
 import json
 import os
 import shutil
@@ -24,13 +22,19 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import Any
 
 import google_crc32c
 from filelock import FileLock
 
 from eval_ingest.engine import Progress, no_progress
-from eval_ingest.errors import EvalIngestError, SourceError, SourceNotFoundError, StoreError
+from eval_ingest.errors import (
+    EvalIngestError,
+    SourceError,
+    SourceNotFoundError,
+    StoreError,
+    lacking,
+)
 from eval_ingest.sources.base import (
     ANYBODY,
     CONFIG_FILES,
@@ -47,12 +51,10 @@ from eval_ingest.sources.decompress import StreamError, decompressed
 from eval_ingest.sources.listing import read_files
 from eval_ingest.sources.local import LocalSource
 from eval_ingest.sources.refill import fill, take_contents
+from eval_ingest.sources.stream import Checked, CutOffError, Version, stream_of
 from eval_ingest.sources.tar import TarError
 from eval_ingest.sources.unpacking import LIMITS, ArrivedWindow, Limits, RefusedError, Unpacking
 from eval_ingest.sources.window_table import WindowTable
-
-if TYPE_CHECKING:  # fsspec's file systems are slow to import
-    from eval_ingest.objects.backend import Entry
 
 CONTENTS_VERSION = 2
 _DEEPEST = 3
@@ -297,7 +299,7 @@ def open_archive(
     """
     if folder is None:
         raise SourceError(f"{url} is an archive, and only a dataset's source may be one; unpack it")
-    target = folder / _Version.of(url).name(url)
+    target = folder / Version.of(url).name(url)
     if not _table(target).is_whole:
         with _locked(folder):
             for other in folder.iterdir():  # earlier versions, or of another archive
@@ -341,6 +343,7 @@ def _locked(folder: Path) -> Iterator[None]:
         raise _cannot_write(folder, error) from error
 
 
+<<<<<<< HEAD
 @dataclass(frozen=True)
 class _Version:
     """Which bytes an archive holds, as far as can be told without reading them."""
@@ -447,19 +450,22 @@ def _unpack(
     anew: bool = False,
     first: Callable[[Unpacking], bool] = lambda _: False,
 ) -> None:
+=======
+def _unpack(url: str, target: Path, limits: Limits, progress: Progress, anew: bool = False) -> None:
+>>>>>>> main
     """Unpack what isn't yet; whoever is stopped goes on. Of a bad archive nothing stays.
 
     With `anew`, its windows, or some, were moved away or removed when they had been copied. What
     `first` doesn't take is unpacked after it, unless it says that this is enough.
     """
-    version = _Version.of(url)
+    version = Version.of(url)
     if version.name(url) != target.name:
         raise SourceError(f"{url} has changed since it was opened; run again")
     try:
         tree = target / _TREE
         tree.mkdir(parents=True, exist_ok=True)
         table = _table(target)
-        with table.writing(anew) as done, _stream(url, version) as stream:
+        with table.writing(anew) as done, stream_of(url, version) as stream:
             each = _teller(stream, version.size, progress)
             with contextlib.closing(decompressed(stream.read)) as chunks:
                 unpacking = Unpacking(chunks, tree, table, done, limits, each, anew)
@@ -478,7 +484,7 @@ def _unpack(
     except RefusedError as error:
         shutil.rmtree(target, ignore_errors=True)
         raise SourceError(f"{url} {error}") from error
-    except _InterruptedError:
+    except CutOffError:
         raise
     except SourceError:
         shutil.rmtree(target, ignore_errors=True)
@@ -487,7 +493,7 @@ def _unpack(
         raise _cannot_write(target, error) from error
 
 
-def _teller(stream: _Checked, size: int, progress: Progress) -> Callable[[], None]:
+def _teller(stream: Checked, size: int, progress: Progress) -> Callable[[], None]:
     """Tells how much of an archive is read, not too often."""
     last = 0.0
 
@@ -502,7 +508,7 @@ def _teller(stream: _Checked, size: int, progress: Progress) -> Callable[[], Non
 
 
 def _cannot_write(target: Path, error: OSError) -> EvalIngestError:
-    return StoreError(
+    return lacking(error) or StoreError(
         f"unpacking into {target} failed: {error.strerror or error}; free space there or make it "
         "writable, and run again: it goes on where it stopped"
     )

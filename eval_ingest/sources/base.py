@@ -5,7 +5,6 @@ asked about one by one, and a changed file is noticed without being read. How a 
 had is a source's own: local.py, remote.py and archive.py are sources, open.py chooses one.
 """
 
-import errno
 import hashlib
 import os
 from abc import ABC, abstractmethod
@@ -13,9 +12,9 @@ from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Se
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
-from eval_ingest.errors import EvalIngestError, SourceError, machine_error
+from eval_ingest.errors import EvalIngestError, SourceError, lacking
 from eval_ingest.sources.ahead import BYTES_AHEAD, SOURCES, WINDOWS_AHEAD, Room, Waiting
 
 CONFIG_FILES = ("config.json", "dataset.json")
@@ -44,14 +43,9 @@ def check_text_size(where: str, n_bytes: int) -> None:
         )
 
 
-_OF_THE_MACHINE = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
-
-
 def cannot(doing: str, path: str | os.PathLike[str], error: OSError) -> EvalIngestError:
     """What to say of a source's file or folder that can't be had, and of a machine that can't."""
-    if error.errno in _OF_THE_MACHINE:
-        return machine_error(error, error.errno)
-    return SourceError(f"{path} can't be {doing}: {error.strerror or error}")
+    return lacking(error) or SourceError(f"{path} can't be {doing}: {error.strerror or error}")
 
 
 class SourceFile(NamedTuple):
@@ -202,7 +196,7 @@ class Source(ABC):
 
     moves = False
     """True if its files are ours and are moved into a copy, not read: see `ours`."""
-    waiting: ClassVar[Waiting] = SOURCES
+    waiting: Waiting = SOURCES
     """Whether reading a window is waiting."""
 
     if TYPE_CHECKING:  # some have it as a field
@@ -229,11 +223,19 @@ class Source(ABC):
     def read_text(self, name: str) -> str | None:
         """A file beside the windows folder, or None if it isn't there."""
 
+    def on_disk(self, *names: str) -> Path:
+        """A folder of this machine that holds those of some files beside the windows folder."""
+        return Path(self.url)
+
     # -------------------------------------------------------------------------------- listing
 
     @abstractmethod
     def groups(self) -> list[str]:
         """Window groups, sorted."""
+
+    def names(self, groups: list[str]) -> Iterator[Listed] | None:
+        """Every window without a look at its files; None where that costs as much as a listing."""
+        return None
 
     @abstractmethod
     def windows(self, groups: list[str], layers: frozenset[str]) -> Iterator[WindowFiles]:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple, TypeVar
 
 from eval_ingest.core.fingerprint import fingerprint
-from eval_ingest.errors import SourceError, SourceNotFoundError
+from eval_ingest.errors import SourceError, SourceNotFoundError, lacking
 from eval_ingest.objects.backend import Entry
 from eval_ingest.objects.filesystems import weka_mount
 from eval_ingest.objects.reading import Objects
@@ -245,6 +245,9 @@ class _LocalLister:
                     f"the root {self.root} can't be listed: {error.strerror or error}; "
                     "check the path and who may read it"
                 ) from error
+            lack = lacking(error)
+            if lack is not None:
+                raise lack from error
             return []  # a folder that only others may read
 
     def _entry(self, folder: str, entry: os.DirEntry[str]) -> Entry:

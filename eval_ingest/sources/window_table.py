@@ -12,7 +12,7 @@ import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
-from eval_ingest.errors import StoreError
+from eval_ingest.errors import StoreError, lacking
 from eval_ingest.sources.base import SourceFile
 from eval_ingest.sources.listing import parse
 
@@ -167,7 +167,7 @@ class WindowTable:
         try:
             yield
         except (OSError, sqlite3.Error) as error:
-            raise StoreError(
+            raise lacking(error) or StoreError(
                 f"{self._path} can't be used: {error}; free space there or make it writable, "
                 f"remove {self._path.parent} if it is damaged, and run again"
             ) from error

@@ -11,11 +11,18 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from eval_ingest.errors import IntegrityError, StoreError
+from eval_ingest.errors import IntegrityError, StoreError, lacking
 
 
 def store_error(path: Path | str, doing: str, error: OSError) -> StoreError:
-    """An OSError as a message that says what to do."""
+    """An OSError as a message that says what to do.
+
+    Raises:
+        MachineError: it is for lack of file handles or memory, and says nothing of the path.
+    """
+    lack = lacking(error)
+    if lack is not None:
+        raise lack from error
     cure = {
         errno.EACCES: "check who owns it, or set OLMOEARTH_EVAL_DATASETS to a folder of yours",
         errno.EPERM: "check who owns it, or set OLMOEARTH_EVAL_DATASETS to a folder of yours",
@@ -148,11 +155,12 @@ def check_file(path: Path, crc32c: str, cure: str) -> None:
     """Compare a file's checksum with what is recorded.
 
     Raises:
-        IntegrityError: it differs, or the file can't be read; the message ends with the cure.
+        IntegrityError: it differs, or can't be read; the message ends with the cure.
+        MachineError: for lack of file handles or memory.
     """
     try:
         found = file_crc32c(path)
     except OSError as error:
-        raise IntegrityError(f"{path}: {error.strerror}", cure) from error
+        raise lacking(error) or IntegrityError(f"{path}: {error.strerror}", cure) from error
     if found != crc32c:
         raise IntegrityError(f"{path} has CRC32C {found}, recorded is {crc32c}", cure)

@@ -1,6 +1,8 @@
 """The datasets we know: specs in YAML, built in and added."""
 
+import contextlib
 import os
+import time
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from importlib.resources import files
@@ -146,6 +148,8 @@ def find_spec(settings: Settings, name: str) -> DatasetSpec:
 
 
 LOOK_S = 2.0
+STALE_S = 3600.0
+"""What is on its way into the catalog for so long was left by somebody who was stopped."""
 
 
 def shown_source(settings: Settings, spec: DatasetSpec) -> str:
@@ -200,6 +204,10 @@ def add_spec(settings: Settings, spec: DatasetSpec) -> Path:
     forget_removed(settings, spec.name)
     path = folder / f"{spec.name}.yaml"
     text = yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
+    for stray in folder.glob(".*.tmp"):
+        with contextlib.suppress(OSError):
+            if time.time() - stray.stat().st_mtime > STALE_S:
+                stray.unlink()
     if not path.exists() or path.read_text(encoding="utf-8") != text:
         write_bytes(path, text.encode())
     _send(settings, path)
@@ -234,7 +242,11 @@ def removed_datasets(settings: Settings) -> dict[str, Removed]:
     for path in sorted(folder.glob(f"*{_REMOVED}")) if folder is not None else ():
         try:
             known = Removed.model_validate(load_yaml(path.read_text(encoding="utf-8")))
-        except (OSError, ValueError, YamlProblem, ValidationError):
+        except FileNotFoundError:
+            continue
+        except OSError as error:
+            raise store_error(path, "reading", error) from error
+        except (ValueError, YamlProblem, ValidationError):
             continue  # damaged: as if it had been removed by hand
         found[known.name] = known
     return found

@@ -13,6 +13,7 @@ from eval_ingest.core.spec import SPLITS
 from eval_ingest.errors import StoreError
 from eval_ingest.store.atomic import remove_path
 from eval_ingest.store.manifest import UNFINISHED
+from eval_ingest.store.ownership import WRITTEN
 from eval_ingest.store.paths import RSLEARN_INDEX, DatasetLayout
 from eval_ingest.store.roots.base import DatasetStore
 from eval_ingest.store.seal import cure_for, read_sealed_json, unless_damaged, write_sealed_json
@@ -20,12 +21,8 @@ from eval_ingest.store.seal import cure_for, read_sealed_json, unless_damaged, w
 GRACE_S = 3600.0
 """Files that metadata.json no longer names stay this long, for readers of the old version."""
 
-_WRITTEN_ASIDE = (
-    "metadata.json", "norm_stats.json", "window_index.parquet", "split_assignment.parquet",
-    "weka_copy.json", "copy_manifest.parquet", "source_state.json", "resolved.json",
-    "config.json", "model.yaml", "model.original.yaml", "olmoearth_run.yaml", "retired.json",
-    "opening.json",
-)  # fmt: skip
+_OF_A_COPY = ("copy_manifest.parquet", "config.json", "model.yaml", "model.original.yaml",
+              "olmoearth_run.yaml", "README.md")  # fmt: skip
 
 
 def remove_unfinished(layout: DatasetLayout) -> None:
@@ -33,7 +30,7 @@ def remove_unfinished(layout: DatasetLayout) -> None:
 
     The finished rows of a stopped index stay: the next run goes on from them.
     """
-    patterns = [f".{name}.*.tmp" for name in _WRITTEN_ASIDE]
+    patterns = [f".{name}.*.tmp" for name in (*WRITTEN, *_OF_A_COPY)]
     patterns += [f"{split}/.index.*.tmp" for split in SPLITS]
     patterns += [f"{RSLEARN_INDEX}/.*.tmp", "samples/.shard.*.tmp", UNFINISHED]
     for pattern in patterns:

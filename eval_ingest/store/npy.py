@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eval_ingest.core.entry import ShardArray
-from eval_ingest.errors import IntegrityError
+from eval_ingest.errors import IntegrityError, lacking
 
 
 @functools.lru_cache(maxsize=256)
@@ -55,7 +55,9 @@ def check_npy(path: Path, recorded: ShardArray, cure: str) -> None:
     except FileNotFoundError as error:
         raise IntegrityError(f"the packed samples {path} are missing", cure) from error
     except OSError as error:
-        raise IntegrityError(f"the packed samples {path} can't be read ({error})", cure) from error
+        raise lacking(error) or IntegrityError(
+            f"the packed samples {path} can't be read ({error})", cure
+        ) from error
     if found != header:
         what = f"their header isn't that of {recorded.dtype} values in the shape {recorded.shape}"
         raise IntegrityError(f"the packed samples {path} are damaged: {what}", cure)

@@ -125,6 +125,15 @@ def places(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
         yield from places(child, (*path, key))
 
 
+def class_paths(value: Any) -> Iterator[dict[str, Any]]:
+    """Every mapping of a configuration that names a class."""
+    for inner in value.values() if isinstance(value, dict) else value:
+        if isinstance(inner, dict | list):
+            yield from class_paths(inner)
+    if isinstance(value, dict) and "class_path" in value:
+        yield value
+
+
 def poisoned(content: Any, path: tuple[Any, ...], value: Any) -> Any:
     """A copy with another value at a path."""
     result = copy.deepcopy(content)

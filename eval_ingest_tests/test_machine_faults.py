@@ -1,0 +1,231 @@
+"""What a machine lacks is told as that, whoever raised the error: not as network, data or root."""
+
+import errno
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import pytest
+
+from eval_ingest import EvalDataset, cli, pipeline
+from eval_ingest.core.spec import DatasetSpec
+from eval_ingest.decoding.isolation import isolated
+from eval_ingest.errors import IntegrityError, MachineError, StoreError, lacking
+from eval_ingest.job import Job, open_job
+from eval_ingest.objects import connection
+from eval_ingest.objects.explain import EvalRootWords, SourceWords
+from eval_ingest.objects.retry import Limits
+from eval_ingest.settings import Settings
+from eval_ingest.sources.discovery import find_datasets
+from eval_ingest.store import npy
+from eval_ingest.store.atomic import store_error
+
+THREADS = "raise the limit of processes"
+HANDLES = "raise the limit of open files"
+MEMORY = "free memory"
+
+
+def _botocore(error: Exception) -> Exception:
+    from botocore.exceptions import HTTPClientError
+
+    return HTTPClientError(error=error)  # type: ignore[no-any-return]
+
+
+def _aiohttp(error: OSError) -> Exception:
+    from aiohttp import ClientOSError
+
+    outer = ClientOSError(error.errno, "Cannot connect to host")
+    outer.__cause__ = error
+    return outer
+
+
+LACKS: dict[str, tuple[Exception, str]] = {
+    "threads": (RuntimeError("can't start new thread"), THREADS),
+    "memory": (MemoryError(), MEMORY),
+    "handles": (OSError(errno.EMFILE, "Too many open files"), HANDLES),
+    "the machine's handles": (OSError(errno.ENFILE, "Too many open files in system"), "close some"),
+    "memory, as the system says it": (OSError(errno.ENOMEM, "Cannot allocate memory"), MEMORY),
+    "threads, as botocore says it": (_botocore(RuntimeError("can't start new thread")), THREADS),
+    "handles, as botocore says it": (_botocore(OSError(errno.EMFILE, "Too many open files")),
+                                     HANDLES),
+    "handles, as aiohttp says it": (_aiohttp(OSError(errno.EMFILE, "Too many open files")),
+                                    HANDLES),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("lack", sorted(LACKS))
+@pytest.mark.parametrize("words", [SourceWords("s3://b/x"), EvalRootWords("gs://b/x")])
+def test_no_bucket_is_blamed_for_what_the_machine_lacks(lack: str, words: SourceWords) -> None:
+    error, cure = LACKS[lack]
+    for told in (
+        words.failed("reading x", error, Limits(), "your credentials"),
+        words.unusable(error),
+        words.silent("host", 3.0, error),
+    ):
+        assert isinstance(told, MachineError)
+        assert cure in str(told) and "network" not in str(told)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [ConnectionResetError(errno.ECONNRESET, "reset"), TimeoutError(), OSError(errno.EIO, "x"),
+     _aiohttp(OSError(errno.ECONNREFUSED, "refused")), _botocore(ValueError("x"))],
+)  # fmt: skip
+def test_what_a_network_does_is_no_fault_of_the_machine(error: Exception) -> None:
+    told = SourceWords("s3://b/x").failed("reading x", error, Limits(), "your credentials")
+    assert not isinstance(told, MachineError) and "check the network" in str(told)
+
+
+def test_without_handles_whatever_is_said_is_the_machines(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> int:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "open", refuse)
+        told = lacking(OSError("Name or service not known"))
+    assert told is not None and HANDLES in str(told)
+
+
+# --------------------------------------------------------------------------- in whole ingests
+
+
+def _job(source: str, root: Path) -> Job:
+    spec = DatasetSpec.parse({"name": "crops", "source": source}, "test")
+    settings = Settings(eval_root=str(root), workers=2, cache=str(root.parent / "cache"))
+    return open_job(spec, settings)
+
+
+@pytest.fixture
+def in_a_bucket(small: Path) -> Iterator[str]:
+    memory = fsspec.filesystem("memory")
+    for path in small.rglob("*"):
+        if path.is_file():
+            memory.pipe(f"/threads/crops/{path.relative_to(small)}", path.read_bytes())
+    yield "memory://threads/crops"
+    memory.rm("/threads", recursive=True)
+
+
+@pytest.mark.parametrize("place", ["a folder", "a bucket"])
+def test_a_thread_that_can_not_be_started_ends_a_run_that_can_be_repeated(
+    place: str, small: Path, in_a_bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = str(small) if place == "a folder" else in_a_bucket
+    whole, left = threading.Thread.start, [0]
+
+    def start(thread: threading.Thread) -> None:
+        left[0] -= 1
+        if not left[0]:
+            raise RuntimeError("can't start new thread")
+        whole(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", start)
+    ended = 0
+    for number in range(1, 30, 3):
+        connection._server.cache_clear()
+        left[0], root = number, tmp_path / f"root_{number}"
+        try:
+            outcomes = pipeline.ingest(_job(source, root))
+        except MachineError as error:
+            assert THREADS in str(error)
+            ended += 1
+            assert not (root / "crops" / "metadata.json").exists()
+            outcomes = pipeline.ingest(_job(source, root))
+        assert outcomes[0].value.summary.reasons == {}
+    assert ended > 3
+
+
+@pytest.mark.parametrize(
+    ("error", "cure"), [(OSError(errno.EMFILE, "x"), HANDLES), (MemoryError(), MEMORY)]
+)
+def test_packed_samples_are_not_damaged_where_the_machine_lacks_something(
+    error: Exception, cure: str, reference: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train = EvalDataset("crops", "train", root=reference)
+
+    def refuse(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr(npy, "open", refuse, raising=False)
+    for ask in (lambda: train[0], lambda: EvalDataset("crops", "train", root=reference)):
+        with pytest.raises((MachineError, MemoryError)) as caught:
+            ask()
+        if isinstance(error, OSError):
+            assert cure in str(caught.value)
+
+
+def test_a_folder_that_can_not_be_listed_for_want_of_handles_is_not_empty(
+    small: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scandir = os.scandir
+
+    def refuse(path: Any) -> Any:
+        if str(path).endswith("windows"):
+            raise OSError(errno.EMFILE, "Too many open files")
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(MachineError, match=HANDLES):
+        list(find_datasets(str(small)))
+
+
+def test_files_of_a_root_are_not_to_blame_either() -> None:
+    with pytest.raises(MachineError, match=HANDLES):
+        store_error("x", "writing", OSError(errno.EMFILE, "Too many open files"))
+    full = store_error("x", "writing", OSError(errno.ENOSPC, "No space left on device"))
+    assert isinstance(full, StoreError) and not isinstance(full, IntegrityError)
+
+
+@pytest.mark.parametrize("lack", ["threads", "memory", "handles"])
+def test_a_command_says_it_in_a_line(
+    lack: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    error, cure = LACKS[lack]
+
+    def fail(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr("eval_ingest.api.list_datasets", fail)
+    assert cli.main(["list"]) == 1
+    told = capsys.readouterr()
+    assert cure in told.err and "Traceback" not in told.err
+
+
+# ------------------------------------------------------------------------ decoders in processes
+
+
+def load_libraries() -> None:
+    """Nothing is needed."""
+
+
+def killed_from_outside() -> tuple[None, int]:
+    os.kill(os.getpid(), signal.SIGKILL)
+    return None, 0
+
+
+def test_a_decoder_that_is_killed_is_no_verdict_on_what_it_read() -> None:
+    with pytest.raises(MachineError, match="memory ran out"):
+        isolated.run(killed_from_outside)
+
+
+@pytest.mark.parametrize("limit_mib", [64, None])
+def test_little_memory_is_the_datas_fault_only_where_there_is_more(limit_mib: int | None) -> None:
+    code = f"""
+import resource
+from eval_ingest.decoding import isolation
+limit = {limit_mib}
+if limit:
+    resource.setrlimit(resource.RLIMIT_DATA, (isolation.MIB * (300 + limit),) * 2)
+try:
+    isolation._call(lambda: (None, len(bytearray(1 << 30))), (), limited=True)
+except Exception as error:
+    print(type(error).__name__, error)
+"""
+    code = "def load_libraries(): pass\n" + code
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert ("MachineError" if limit_mib else "decoder_stopped") in done.stdout, done
