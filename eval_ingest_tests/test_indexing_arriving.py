@@ -13,7 +13,7 @@ from eval_ingest.engine import no_progress
 from eval_ingest.errors import SourceError
 from eval_ingest.indexing import partial
 from eval_ingest.sources import archive as archives
-from eval_ingest.sources import decompress, window_table
+from eval_ingest.sources import decompress, stream, window_table
 from eval_ingest.sources.unpacking import Unpacking
 from eval_ingest.store.outcomes import read_outcome
 from eval_ingest.verifying import verify_dataset
@@ -52,7 +52,7 @@ def test_one_pass_reads_the_stream_once_and_no_window_again(
 ) -> None:
     archive = pack(tmp_path / "crops.tar.gz", small, members(small))
     had: list[int] = []
-    read = archives._Checked.read
+    read = stream.Checked.read
 
     def counted(self: Any, size: int) -> bytes:
         data = read(self, size)
@@ -60,7 +60,7 @@ def test_one_pass_reads_the_stream_once_and_no_window_again(
         return data
 
     chunk = 1024
-    monkeypatch.setattr(archives._Checked, "read", counted)
+    monkeypatch.setattr(stream.Checked, "read", counted)
     monkeypatch.setattr(decompress, "_CHUNK", chunk)
     again = windows_read(monkeypatch)
     job = make_job(archive, tmp_path / "root")

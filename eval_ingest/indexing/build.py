@@ -15,7 +15,7 @@ from eval_ingest.core.fingerprint import fingerprint
 from eval_ingest.core.index import INDEX_VERSION, WindowIndex, index_schema
 from eval_ingest.engine import Progress, executor, map_ordered
 from eval_ingest.indexing.apart import Apart
-<<<<<<< HEAD
+from eval_ingest.indexing.filters import WindowFilter
 from eval_ingest.indexing.packer import (
     Packer,
     fresh_packer,
@@ -24,11 +24,6 @@ from eval_ingest.indexing.packer import (
     resumed_packer,
 )
 from eval_ingest.indexing.partial import ARRIVED, PartialRows, Rows
-=======
-from eval_ingest.indexing.filters import WindowFilter
-from eval_ingest.indexing.packer import Packer, fresh_packer, pack_rows, resumed_packer
-from eval_ingest.indexing.partial import PartialRows, Rows
->>>>>>> main
 from eval_ingest.indexing.rows import add_geometry
 from eval_ingest.indexing.wanted import enough, list_windows, wanted_groups
 from eval_ingest.indexing.work import IndexedShard, IndexTask
@@ -65,14 +60,9 @@ def index_source(job: Job) -> WindowIndex:
     task = index_task(job)
     parts = partial_rows(job)
     stopped = parts.read()
-<<<<<<< HEAD
     known = known_rows(job, old)
-    if known is None and not stopped and isinstance(job.source, LocalSource):
-=======
-    known = old.table if old is not None and old.row_key == job.row_key else None
     names = job.source.names(wanted_groups(job)) if known is None and not stopped else None
     if names is not None:
->>>>>>> main
         # Nothing to compare with: the workers may list each window's files as they read it.
         return _build(job, task, IndexWork.of(enough(job, list(names))), [], parts)
     listed = enough(job, list_windows(job))

@@ -140,7 +140,7 @@ class ArchiveSource(Source):
     @property
     def n_bytes(self) -> int:
         """Of the archive."""
-        return _Version.of(self.archive).size
+        return Version.of(self.archive).size
 
     def key_of(self, window: ArrivedWindow) -> str:
         """A window's `group/name`."""
@@ -343,105 +343,6 @@ def _locked(folder: Path) -> Iterator[None]:
         raise _cannot_write(folder, error) from error
 
 
-<<<<<<< HEAD
-@dataclass(frozen=True)
-class _Version:
-    """Which bytes an archive holds, as far as can be told without reading them."""
-
-    size: int
-    text: str
-    listed: "Entry | None" = None
-
-    @classmethod
-    def of(cls, url: str) -> "_Version":
-        """Look at an archive; of a file, also its inode and time of change, which tools can't set.
-
-        Raises:
-            SourceNotFoundError: there is none.
-            SourceError: it can't be looked at.
-        """
-        if "://" in url:
-            from eval_ingest.objects.reading import Objects
-
-            objects = Objects(url)
-            objects.greet()
-            entry = objects.info()
-            if entry is None or entry.folder:
-                raise SourceNotFoundError(f"source {url} does not exist; check the URL")
-            return cls(entry.size, entry.version, entry)
-        try:
-            stat = os.stat(url)
-        except FileNotFoundError as error:
-            raise SourceNotFoundError(f"source {url} does not exist; check the path") from error
-        except OSError as error:
-            raise cannot("read", url, error) from error
-        return cls(stat.st_size, f"{stat.st_mtime_ns} {stat.st_ctime_ns} {stat.st_ino}")
-
-    def name(self, url: str) -> str:
-        """The folder's: of the archive and this version of it."""
-        texts = (url, f"{self.size} {self.text}")
-        return "-".join(hashlib.blake2b(t.encode(), digest_size=8).hexdigest() for t in texts)
-
-
-@contextlib.contextmanager
-def _stream(url: str, version: _Version) -> Iterator["_Checked"]:
-    """An archive's bytes, from front to end; at the end they are compared with what was seen."""
-    if "://" not in url:
-        with open(url, "rb", buffering=0) as stream:
-            yield _Checked(url, stream, version)
-    else:
-        from eval_ingest.objects.reading import Objects
-
-        with Objects(url).open() as stream:
-            yield _Checked(url, stream, version)
-
-
-class _InterruptedError(SourceError):
-    """The archive can't be read to its end; what is unpacked of it is right."""
-
-
-class _Checked:
-    """A stream that adds up what passes through. A plain .tar has no checksum of its own."""
-
-    def __init__(self, url: str, stream: IO[bytes], version: _Version) -> None:
-        self._url = url
-        self._stream = stream
-        self._version = version
-        self._crc32c = google_crc32c.Checksum()
-        self.size = 0
-
-    def read(self, size: int) -> bytes:
-        """Some bytes; at the end, none."""
-        try:
-            data = self._stream.read(size)
-        except Exception as error:  # of a network's libraries, it may be any
-            said = getattr(error, "strerror", None) or error
-            raise _InterruptedError(
-                f"{self._url} can't be read on from byte {self.size:,}: {said}; "
-                "run again: it goes on where it stopped"
-            ) from error
-        self.size += len(data)
-        if self._version.listed is not None:
-            self._crc32c.update(data)
-        return data
-
-    def compare(self) -> None:
-        """Raise SourceError if it wasn't the archive that was seen, whole."""
-        url, listed = self._url, self._version.listed
-        if listed is None:
-            if self._version != _Version.of(url):
-                raise SourceError(f"{url} has changed while it was unpacked; run again")
-            return
-        kind, _, wanted = listed.version.partition(":")
-        found = base64.b64encode(self._crc32c.digest()).decode()
-        if self.size != listed.size or (kind == "crc32c" and found != wanted):
-            raise SourceError(
-                f"{url} arrived with {self.size} bytes, CRC32C {found}; listed are "
-                f"{listed.size}, {listed.version}: it was damaged on the way, or has "
-                "changed; run again"
-            )
-
-
 def _unpack(
     url: str,
     target: Path,
@@ -450,9 +351,6 @@ def _unpack(
     anew: bool = False,
     first: Callable[[Unpacking], bool] = lambda _: False,
 ) -> None:
-=======
-def _unpack(url: str, target: Path, limits: Limits, progress: Progress, anew: bool = False) -> None:
->>>>>>> main
     """Unpack what isn't yet; whoever is stopped goes on. Of a bad archive nothing stays.
 
     With `anew`, its windows, or some, were moved away or removed when they had been copied. What
