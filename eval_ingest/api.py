@@ -13,6 +13,7 @@ import contextlib
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,12 +26,21 @@ from eval_ingest.report import terminal
 from eval_ingest.settings import Settings
 from eval_ingest.store.catalog import (
     add_spec,
+    drop_spec,
     find_spec,
+    note_removed,
     out_of_reach,
     read_catalog,
     shown_source,
 )
-from eval_ingest.store.registry import finish_removals, read_registry, require_metadata
+from eval_ingest.store.ownership import Whose, whose
+from eval_ingest.store.registry import (
+    finish_removals,
+    read_metadata,
+    read_registry,
+    remove_dataset,
+    require_metadata,
+)
 from eval_ingest.store.roots.base import EvalRoot
 from eval_ingest.store.roots.open import open_root
 
@@ -64,7 +74,7 @@ def tidied(settings: Settings) -> EvalRoot:
     """
     root = open_root(settings)
     with contextlib.suppress(EvalIngestError):
-        finish_removals(root)
+        finish_removals(root, partial(drop_spec, settings))
     return root
 
 
@@ -218,6 +228,11 @@ class Info(_Printed):
         """Of this version: what `EvalDataset(version=...)` takes."""
         return self.metadata.fingerprint
 
+    @classmethod
+    def of(cls, root: EvalRoot, name: str) -> "Info":
+        """The same of a root that is open."""
+        return cls(require_metadata(root, name), root.dataset(name).url)
+
     def lines(self) -> list[str]:
         """What the command line prints."""
         return terminal.info_lines(self.metadata, self.path)
@@ -231,8 +246,7 @@ def info(name: str, root: Root = None) -> Info:
         NotOursError: it is another tool's, and not adopted.
         StoreError: it can't be read.
     """
-    eval_root = tidied(_settings(root))
-    return Info(require_metadata(eval_root, name), eval_root.dataset(name).url)
+    return Info.of(tidied(_settings(root)), name)
 
 
 # -------------------------------------------------------------------------------- ingesting
@@ -373,14 +387,20 @@ def ingest(
     from eval_ingest.job import open_job
 
     settings = _settings(root)
+    tidied(settings)
     job = open_job(spec_of(settings, name, _given(source, spec)), settings, progress=progress)
     if source is not None and not overwrite:
         _refuse_another_source(job)
     if overwrite:
         pipeline.forget(job)
     stages = pipeline.STAGES if register else pipeline.STAGES[:-1]
-    outcomes = pipeline.ingest(job, lambda done: tell(terminal.outcome_line(done)), stages)
-    add_spec(settings, job.spec)
+
+    def each(done: "Outcome") -> None:
+        tell(terminal.outcome_line(done))
+        if done.stage == pipeline.STAGES[-2]:  # before it is registered: then it is known for sure
+            add_spec(settings, job.spec)
+
+    outcomes = pipeline.ingest(job, each, stages)
     facts = terminal.summary(job, outcomes)
     metadata = outcomes[-1].value if register else None
     return Ingested(job.spec.name, job.store.url, facts["ran"], metadata, facts)
@@ -548,6 +568,68 @@ def export(
 
     target = Path(to).expanduser()
     return export_dataset(tidied(_settings(root)), name, target, windows, progress)
+
+
+@dataclass(frozen=True, repr=False)
+class Removed(_Printed):
+    """What became of a dataset that was removed."""
+
+    name: str
+    root: str
+    """The eval root."""
+    given_back: str = ""
+    """Where an adopted one lies, as it was before."""
+    ignored: str = ""
+    """Its source, which discovery leaves alone from now on."""
+
+    def lines(self) -> list[str]:
+        """What the command line prints."""
+        lines = [f"{self.name} is removed from {self.root}"]
+        if self.given_back:
+            there = f"windows and entry are as they were in {self.given_back}"
+            lines = [f"{self.name} is given back: {there}"]
+        if self.ignored:
+            lines.append(
+                f"where {self.ignored} is found under a watched root it is ignored; to have it "
+                f"again: eval-ingest discover --forget {self.name}, or ingest it by its name"
+            )
+        return lines
+
+
+def remove(
+    name: str, root: Root = None, *, agreed: Callable[[str], bool] = lambda what: True
+) -> Removed | None:
+    """Delete an ingested dataset, be it published, damaged or half removed; give back an adopted.
+
+    Args:
+        name: the dataset.
+        root: the eval root; default OLMOEARTH_EVAL_DATASETS.
+        agreed: is told what would be deleted; where it says no nothing is, and None is returned.
+
+    Raises:
+        UnknownDatasetError: there is no such dataset.
+        NotOursError: it is another tool's, and not adopted.
+        StoreError: it can't be removed.
+    """
+    settings = _settings(root)
+    eval_root = open_root(settings)
+    store, last = eval_root.dataset(name), partial(drop_spec, settings)
+    if name in finish_removals(eval_root, last):  # of an earlier command, which was stopped
+        return Removed(name, eval_root.url)
+    if not store.is_there():
+        require_metadata(eval_root, name)
+    adopted = whose(store) is Whose.ADOPTED
+    what = f"what is ours in {store.url}" if adopted else f"{store.url} and everything in it"
+    if not agreed(what):
+        return None
+    source = ""
+    if not adopted:
+        with contextlib.suppress(EvalIngestError):
+            metadata = read_metadata(store)
+            source = metadata.source if metadata is not None else ""
+    noted = bool(source) and note_removed(settings, name, source)
+    remove_dataset(eval_root, name, last)
+    return Removed(name, eval_root.url, store.url if adopted else "", source if noted else "")
 
 
 def leaderboard(out: str | Path = DEFAULT_OUT, datasets: Sequence[str] = ()) -> "list[Leaderboard]":

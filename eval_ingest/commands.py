@@ -5,7 +5,6 @@ What belongs here: one function a command, from its options to an exit code. Wha
 """
 
 import argparse
-import contextlib
 import json
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -21,6 +20,7 @@ from eval_ingest.report import terminal
 from eval_ingest.report.terminal import Progress
 from eval_ingest.settings import Settings
 from eval_ingest.store.roots.base import EvalRoot
+from eval_ingest.store.roots.open import open_root
 
 if TYPE_CHECKING:
     from eval_ingest.pipeline import Outcome
@@ -172,11 +172,12 @@ def run_info(options: argparse.Namespace) -> int:
     """Show all that is known of a dataset; of another tool's, its entry."""
     from eval_ingest.store.claims import their_entry
 
-    entry = their_entry(_root(), options.name)
+    root = _root()
+    entry = their_entry(root, options.name)
     if entry is not None:
         _show(options, entry, terminal.entry_lines(options.name, entry))
         return 0
-    found = api.info(options.name)
+    found = api.Info.of(root, options.name)
     _show(options, found.metadata.model_dump(mode="json", by_alias=True), found.lines())
     return 0
 
@@ -197,7 +198,7 @@ def run_verify(options: argparse.Namespace) -> int:
 
 def run_report(options: argparse.Namespace) -> int:
     """Write pictures, page and card."""
-    root = _root()
+    root = open_root(Settings.load())
     paths = [root.shown(path) for path in api.write_report(options.name)]
     page = next(path for path in paths if path.endswith("report.html"))
     lines = [*(f"  {path}" for path in paths), f"look at {page}"]
@@ -253,35 +254,11 @@ def run_pull(options: argparse.Namespace) -> int:
 
 def run_remove(options: argparse.Namespace) -> int:
     """Delete a dataset, once a person has agreed; an adopted one is given back."""
-    from eval_ingest.store.catalog import drop_spec, note_removed
-    from eval_ingest.store.ownership import Whose, whose
-    from eval_ingest.store.registry import read_metadata, remove_dataset, require_metadata
-
-    settings, name, root = Settings.load(), options.name, _root()
-    store = root.dataset(name)
-    if not store.is_there():  # else it is removed, be it published, damaged or half removed
-        require_metadata(root, name)
-    adopted = whose(store) is Whose.ADOPTED
-    what = f"what is ours in {store.url}" if adopted else f"{store.url} and everything in it"
-    if not (options.yes or _agreed(what)):
+    removed = api.remove(options.name, agreed=lambda what: options.yes or _agreed(what))
+    if removed is None:
         print("nothing was deleted")
-        return 0
-    source = ""
-    with contextlib.suppress(EvalIngestError):
-        metadata = read_metadata(store)
-        source = metadata.source if metadata is not None else ""
-    noted = bool(source) and not adopted and note_removed(settings, name, source)
-    remove_dataset(root, name)
-    drop_spec(settings, name)
-    lines = [f"{name} is removed from {root.url}"]
-    if adopted:
-        lines = [f"{name} is given back: windows and entry are as they were in {store.url}"]
-    if noted:
-        lines.append(
-            f"where {source} is found under a watched root it is ignored; to have it again: "
-            f"eval-ingest discover --forget {name}, or ingest it by its name"
-        )
-    _show(options, {"removed": name}, lines)
+    else:
+        _show(options, {"removed": removed.name}, removed.lines())
     return 0
 
 

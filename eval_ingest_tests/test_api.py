@@ -70,6 +70,13 @@ def test_a_dataset_is_validated_ingested_listed_and_loaded(root: Path, written: 
     assert about.fingerprint == done.metadata.fingerprint and "windows" in repr(about)
     assert eval_ingest.EvalDataset("crops", "val").bands == about.bands
     assert eval_ingest.verify("crops").problems == []
+    asked: list[str] = []
+    assert eval_ingest.remove("crops", agreed=lambda what: bool(asked.append(what))) is None
+    assert asked == [f"{root / 'crops'} and everything in it"] and (root / "crops").exists()
+    assert f"crops is removed from {root}" in repr(eval_ingest.remove("crops"))
+    assert list(eval_ingest.list_datasets()) == [] and not (root / "crops").exists()
+    with pytest.raises(UnknownDatasetError):
+        eval_ingest.remove("crops")
 
 
 def test_the_catalog_is_listed_too_when_asked_for(root: Path) -> None:

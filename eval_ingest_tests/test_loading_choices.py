@@ -94,6 +94,20 @@ def test_parts_of_a_dataset_are_datasets(opened: Opened) -> None:
     assert torch.equal(ds[np.int64(1)]["target"], ds[1]["target"])
 
 
+def test_a_part_opens_nothing_again_and_knows_its_own_windows(
+    opened: Opened, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ds = opened()
+    assert len(ds.windows) == len(ds) > 3
+    monkeypatch.setattr(EvalDataset, "_open", None)
+    part = ds[1:3]
+    assert torch.equal(part[1]["sentinel2_l2a"], ds[2]["sentinel2_l2a"])
+    windows = [f"{row['group']}/{row['name']}" for row in part.windows]
+    assert windows == [ds.window(1), ds.window(2)]
+    with pytest.raises(TypeError):
+        pickle.loads(pickle.dumps(part))  # travelling is another matter
+
+
 @pytest.mark.parametrize("key", ["train", "sentinel2_l2a", 1.0, None])
 def test_what_is_no_sample_is_told_in_words(key: Any, opened: Opened) -> None:
     ds = opened()

@@ -11,10 +11,18 @@ from typing import Any, TypeAlias
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from eval_ingest.core.columns import codes, encoded, floats, lengths, matrix, numbers, one_array
+from eval_ingest.core.columns import (
+    codes,
+    encoded,
+    floats,
+    is_text,
+    lengths,
+    matrix,
+    numbers,
+    one_array,
+)
 from eval_ingest.core.fingerprint import fingerprint
 from eval_ingest.core.footprints import Footprints
 from eval_ingest.core.norm import MOMENTS
@@ -136,9 +144,7 @@ class WindowIndex:
     @cached_property
     def valid(self) -> NDArray[np.bool_]:
         """True per valid row."""
-        places, values = encoded(self.table["status"])
-        known = values.to_pylist()
-        return np.asarray(places == (known.index("valid") if "valid" in known else len(known)))
+        return is_text(self.table["status"], "valid")
 
     @cached_property
     def summary(self) -> InvalidSummary:
@@ -206,7 +212,7 @@ class WindowIndex:
         """Row, start and end (microseconds since 1970) of every timestep of a modality."""
         lists = one_array(self.table[f"{modality}.timestamps"])
         steps = lists.flatten()
-        start, end = (floats(pc.struct_field(steps, name)) for name in ("start", "end"))
+        start, end = map(floats, steps.flatten())
         return np.repeat(np.arange(len(lists)), lengths(lists)), start, end
 
     def label_moments(self, cuts: Cuts = 0) -> NDArray[np.float64]:
@@ -261,7 +267,7 @@ def _no_moments(rows: int, bands: int) -> NDArray[np.float64]:
 
 
 def _moments_array(structs: pa.StructArray) -> NDArray[np.float64]:
-    fields = [pc.struct_field(structs, name) for name in MOMENTS]
+    fields = structs.flatten()
     bands = int(max(lengths(fields[0]), default=0)) or 1
     return np.stack(
         [

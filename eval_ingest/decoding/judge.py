@@ -74,8 +74,6 @@ if TYPE_CHECKING:
 JUDGED_BYTES = 1 << 32
 """That a window may have which was found valid by a run with limits of its own."""
 
-_SQLITE = "rslearn.dataset.storage.sqlite.SQLiteWindowStorageFactory"
-
 _RSLEARN_S = 300.0
 """That rslearn may take for one layer of a window: it fetches it too."""
 
@@ -424,10 +422,12 @@ class _WindowReader:
         self, function: Callable[..., Result], layer: str, item_group: int, *more: Any
     ) -> Result:
         self._check_layer(layer, item_group)
-        config = _config_text(self.config)
-        window = self.source.url, config, self.files.group, self.files.name
+        config, found = rslearn_config(self.config), self._json("metadata.json", "")
+        window = self.source.url, json.dumps(config), self.files.group, self.files.name
+        place = {key: found[key] for key in ("projection", "bounds")}
+        asked = function, *window, place, layer, item_group, *more
         try:
-            return isolated.run(function, *window, layer, item_group, *more, seconds=_RSLEARN_S)
+            return isolated.run(*asked, seconds=_RSLEARN_S)
         except Unreadable as stop:
             broken_label = function.__name__ == "read_features" and stop.code == "raster_unreadable"
             code = "label_unreadable" if broken_label else stop.code
@@ -528,13 +528,6 @@ class _WindowReader:
             raise Unreadable(
                 "label_unreadable", f"{path}: {type(error).__name__}: {str(error)[:200]}"
             ) from error
-
-
-def _config_text(config: ResolvedConfig) -> str:
-    content = rslearn_config(config)
-    if config.window_storage == "sqlite":
-        content["storage"] = {"class_path": _SQLITE}
-    return json.dumps(content)
 
 
 def sample_arrays(sample: WindowSample, config: ResolvedConfig) -> dict[str, NDArray[Any]]:

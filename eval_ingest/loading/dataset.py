@@ -4,7 +4,6 @@ Opening reads opening.json and the split's index; no window is scanned, and pixe
 a sample is asked for. Workers of a DataLoader share the maps.
 """
 
-import copy
 import operator
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -472,7 +471,9 @@ class EvalDataset(Dataset[dict[str, Any]]):
 
     def _some(self, chosen: Sequence[int] | NDArray[Any]) -> "EvalDataset":
         """A dataset of some of the samples, in the order in which they are given."""
-        some = copy.copy(self)  # through __getstate__: it has maps of its own
+        some = object.__new__(type(self))
+        some.__dict__ |= self.__dict__  # maps too: nothing is opened again
+        some.__dict__.pop("windows", None)
         some._order = np.array([self._row(int(i)) for i in chosen], np.int64)
         return some
 

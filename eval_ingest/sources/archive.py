@@ -12,9 +12,7 @@ The list of windows and the configuration stay, so that an unchanged archive is 
 and where copies hold its windows, these are taken from them (refill.py).
 """
 
-import base64
 import contextlib
-import hashlib
 import json
 import os
 import shutil
@@ -24,7 +22,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import Any
 
 import google_crc32c
 from filelock import FileLock
@@ -52,12 +50,10 @@ from eval_ingest.sources.decompress import StreamError, decompressed
 from eval_ingest.sources.listing import read_files
 from eval_ingest.sources.local import LocalSource
 from eval_ingest.sources.refill import fill, take_contents
+from eval_ingest.sources.stream import Checked, CutOffError, Version, stream_of
 from eval_ingest.sources.tar import TarError
 from eval_ingest.sources.unpacking import LIMITS, Limits, RefusedError, unpack
 from eval_ingest.sources.window_table import WindowTable
-
-if TYPE_CHECKING:  # fsspec's file systems are slow to import
-    from eval_ingest.objects.backend import Entry
 
 CONTENTS_VERSION = 2
 _DEEPEST = 3
@@ -237,7 +233,7 @@ def open_archive(
     """
     if folder is None:
         raise SourceError(f"{url} is an archive, and only a dataset's source may be one; unpack it")
-    target = folder / _Version.of(url).name(url)
+    target = folder / Version.of(url).name(url)
     if not _table(target).is_whole:
         with _locked(folder):
             for other in folder.iterdir():  # earlier versions, or of another archive
@@ -272,117 +268,19 @@ def _locked(folder: Path) -> Iterator[None]:
         raise _cannot_write(folder, error) from error
 
 
-@dataclass(frozen=True)
-class _Version:
-    """Which bytes an archive holds, as far as can be told without reading them."""
-
-    size: int
-    text: str
-    listed: "Entry | None" = None
-
-    @classmethod
-    def of(cls, url: str) -> "_Version":
-        """Look at an archive; of a file, also its inode and time of change, which tools can't set.
-
-        Raises:
-            SourceNotFoundError: there is none.
-            SourceError: it can't be looked at.
-        """
-        if "://" in url:
-            from eval_ingest.objects.reading import Objects
-
-            objects = Objects(url)
-            objects.greet()
-            entry = objects.info()
-            if entry is None or entry.folder:
-                raise SourceNotFoundError(f"source {url} does not exist; check the URL")
-            return cls(entry.size, entry.version, entry)
-        try:
-            stat = os.stat(url)
-        except FileNotFoundError as error:
-            raise SourceNotFoundError(f"source {url} does not exist; check the path") from error
-        except OSError as error:
-            raise cannot("read", url, error) from error
-        return cls(stat.st_size, f"{stat.st_mtime_ns} {stat.st_ctime_ns} {stat.st_ino}")
-
-    def name(self, url: str) -> str:
-        """The folder's: of the archive and this version of it."""
-        texts = (url, f"{self.size} {self.text}")
-        return "-".join(hashlib.blake2b(t.encode(), digest_size=8).hexdigest() for t in texts)
-
-
-@contextlib.contextmanager
-def _stream(url: str, version: _Version) -> Iterator["_Checked"]:
-    """An archive's bytes, from front to end; at the end they are compared with what was seen."""
-    if "://" not in url:
-        with open(url, "rb", buffering=0) as stream:
-            yield _Checked(url, stream, version)
-    else:
-        from eval_ingest.objects.reading import Objects
-
-        with Objects(url).open() as stream:
-            yield _Checked(url, stream, version)
-
-
-class _InterruptedError(SourceError):
-    """The archive can't be read to its end; what is unpacked of it is right."""
-
-
-class _Checked:
-    """A stream that adds up what passes through. A plain .tar has no checksum of its own."""
-
-    def __init__(self, url: str, stream: IO[bytes], version: _Version) -> None:
-        self._url = url
-        self._stream = stream
-        self._version = version
-        self._crc32c = google_crc32c.Checksum()
-        self.size = 0
-
-    def read(self, size: int) -> bytes:
-        """Some bytes; at the end, none."""
-        try:
-            data = self._stream.read(size)
-        except Exception as error:  # of a network's libraries, it may be any
-            said = getattr(error, "strerror", None) or error
-            raise lacking(error) or _InterruptedError(
-                f"{self._url} can't be read on from byte {self.size:,}: {said}; "
-                "run again: it goes on where it stopped"
-            ) from error
-        self.size += len(data)
-        if self._version.listed is not None:
-            self._crc32c.update(data)
-        return data
-
-    def compare(self) -> None:
-        """Raise SourceError if it wasn't the archive that was seen, whole."""
-        url, listed = self._url, self._version.listed
-        if listed is None:
-            if self._version != _Version.of(url):
-                raise SourceError(f"{url} has changed while it was unpacked; run again")
-            return
-        kind, _, wanted = listed.version.partition(":")
-        found = base64.b64encode(self._crc32c.digest()).decode()
-        if self.size != listed.size or (kind == "crc32c" and found != wanted):
-            raise SourceError(
-                f"{url} arrived with {self.size} bytes, CRC32C {found}; listed are "
-                f"{listed.size}, {listed.version}: it was damaged on the way, or has "
-                "changed; run again"
-            )
-
-
 def _unpack(url: str, target: Path, limits: Limits, progress: Progress, anew: bool = False) -> None:
     """Unpack what isn't yet; whoever is stopped goes on. Of a bad archive nothing stays.
 
     With `anew`, its windows, or some, were moved away or removed when they had been copied.
     """
-    version = _Version.of(url)
+    version = Version.of(url)
     if version.name(url) != target.name:
         raise SourceError(f"{url} has changed since it was opened; run again")
     try:
         tree = target / _TREE
         tree.mkdir(parents=True, exist_ok=True)
         table = _table(target)
-        with table.writing(anew) as done, _stream(url, version) as stream:
+        with table.writing(anew) as done, stream_of(url, version) as stream:
             each = _teller(stream, version.size, progress)
             chunks = decompressed(stream.read)
             behind = unpack(chunks, tree, table, done, limits, each, anew)
@@ -398,7 +296,7 @@ def _unpack(url: str, target: Path, limits: Limits, progress: Progress, anew: bo
     except RefusedError as error:
         shutil.rmtree(target, ignore_errors=True)
         raise SourceError(f"{url} {error}") from error
-    except _InterruptedError:
+    except CutOffError:
         raise
     except SourceError:
         shutil.rmtree(target, ignore_errors=True)
@@ -407,7 +305,7 @@ def _unpack(url: str, target: Path, limits: Limits, progress: Progress, anew: bo
         raise _cannot_write(target, error) from error
 
 
-def _teller(stream: _Checked, size: int, progress: Progress) -> Callable[[], None]:
+def _teller(stream: Checked, size: int, progress: Progress) -> Callable[[], None]:
     """Tells how much of an archive is read, not too often."""
     last = 0.0
 

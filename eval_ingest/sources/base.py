@@ -12,7 +12,7 @@ from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Se
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from eval_ingest.errors import EvalIngestError, SourceError, lacking
 from eval_ingest.sources.ahead import BYTES_AHEAD, SOURCES, WINDOWS_AHEAD, Room, Waiting
@@ -208,7 +208,7 @@ class Source(ABC):
 
     moves = False
     """True if its files are ours and are moved into a copy, not read: see `ours`."""
-    waiting: ClassVar[Waiting] = SOURCES
+    waiting: Waiting = SOURCES
     """Whether reading a window is waiting."""
 
     if TYPE_CHECKING:  # some have it as a field
@@ -231,11 +231,19 @@ class Source(ABC):
     def read_text(self, name: str) -> str | None:
         """A file beside the windows folder, or None if it isn't there."""
 
+    def on_disk(self, *names: str) -> Path:
+        """A folder of this machine that holds those of some files beside the windows folder."""
+        return Path(self.url)
+
     # -------------------------------------------------------------------------------- listing
 
     @abstractmethod
     def groups(self) -> list[str]:
         """Window groups, sorted."""
+
+    def names(self, groups: list[str]) -> Iterator[Listed] | None:
+        """Every window without a look at its files; None where that costs as much as a listing."""
+        return None
 
     @abstractmethod
     def windows(self, groups: list[str], layers: frozenset[str]) -> Iterator[WindowFiles]:

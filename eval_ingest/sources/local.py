@@ -72,11 +72,16 @@ class LocalSource(Source):
         except UnicodeDecodeError as error:
             raise SourceError(f"{path} can't be read: {error}") from error
 
+    def on_disk(self, *names: str) -> Path:
+        for path in (os.path.join(self.url, name) for name in names):
+            if os.path.islink(path):
+                self._check_link(path)
+        return Path(self.url)
+
     def groups(self) -> list[str]:
         return self._visible_folders("windows")
 
     def names(self, groups: list[str]) -> Iterator[Listed]:
-        """Every window, without a look at its files."""
         for group in sorted(groups):
             for name in self._visible_folders("windows", group):
                 yield Listed(group, name)
