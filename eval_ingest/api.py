@@ -22,6 +22,7 @@ from eval_ingest.core.spec import SPLITS, DatasetSpec, SplitPolicy, check_name, 
 from eval_ingest.engine import Progress, no_progress
 from eval_ingest.errors import EvalIngestError, SpecError
 from eval_ingest.report import terminal
+from eval_ingest.report.printing import fitted, screen
 from eval_ingest.settings import Settings
 from eval_ingest.store.catalog import (
     add_spec,
@@ -85,7 +86,7 @@ class _Printed:
         raise NotImplementedError
 
     def __str__(self) -> str:
-        return "\n".join(terminal.fitted(self.lines())).strip("\n")
+        return "\n".join(fitted(self.lines(), screen())).strip("\n")
 
     __repr__ = __str__
 
@@ -154,7 +155,7 @@ class Datasets(dict[str, Listed]):
         return terminal.list_lines(self.url, registry, sources, elsewhere)
 
     def __repr__(self) -> str:
-        return "\n".join(terminal.fitted(self.lines()))
+        return "\n".join(fitted(self.lines(), screen()))
 
 
 def list_datasets(root: Root = None, *, catalog: bool = False) -> Datasets:
@@ -584,7 +585,8 @@ class Removed(_Printed):
         if self.ignored:
             lines.append(
                 f"where {self.ignored} is found under a watched root it is ignored; to have it "
-                f"again: eval-ingest discover --forget {self.name}, or ingest it by its name"
+                "again, ingest it by its name, or have it be found: "
+                f"eval-ingest discover --forget {self.name}"
             )
         return lines
 

@@ -335,7 +335,7 @@ class EvalDataset(Dataset[dict[str, Any]]):
         if index is None or index.fingerprint != self.metadata.fingerprints.get("window_index"):
             raise LoadError(
                 f"the window index of {self.name} is missing, or newer than what is published; "
-                f"run: eval-ingest ingest --name {self.name}"
+                f"run: eval-ingest ingest {self.name}"
             )
         rows = [self._row(i) for i in range(len(self))]
         corners = [None if self._random_crop else self._corner(row) for row in rows]
