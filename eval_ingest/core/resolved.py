@@ -14,7 +14,7 @@ SPLITS = ("train", "val", "test")
 
 
 class _Frozen(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True)
 
 
 FormatName = Literal["geotiff", "image_tile", "single_image", "numpy", "geojson", "tile"]
