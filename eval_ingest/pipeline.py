@@ -214,7 +214,7 @@ def registry_entry(
         n_windows=len(index),
         invalid=index.summary.reasons,
         split_report=splits.report,
-        quality=quality_report(index, splits, job.config, job.spec.name),
+        quality=quality_report(index, splits, job.config, job.spec.resplit_as),
         warnings=[*job.config.warnings, *stats.warnings, *samples.warnings],
         fingerprints=prints,
         window_size=samples.smallest_side,

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from eval_ingest import EvalDataset, pipeline
+from eval_ingest import EvalDataset, api, cli, pipeline
 from eval_ingest.adopting import adopt, adoptable
 from eval_ingest.core.spec import SPLITS
 from eval_ingest.engine import no_progress
@@ -95,6 +95,26 @@ def test_an_adoption_that_was_stopped_after_any_stage_goes_on(
         assert before.items() <= _contents(team).items()
     assert adopt(Settings.load(), "crops").metadata.splits["train"].count > 0
     assert len(EvalDataset("crops", "train")) > 0
+
+
+def test_nothing_can_be_asked_for_that_changes_their_splits(
+    team: Place, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if team.kind != "local":
+        pytest.skip("a spec is the same everywhere")
+    adopt(Settings.load(), "crops")
+    before = _contents(team)
+    for flags in (
+        ["--split-strategy", "spatial"], ["--ratios", "50", "25", "25"], ["--tags", "split=train"],
+        ["--groups", "20251210"], ["--max-samples", "3"],
+        ["--temporal-range", "2020-01-01", "2020-02-01"],
+    ):  # fmt: skip
+        assert cli.main(["ingest", "crops", *flags]) == 1
+        told = capsys.readouterr().err
+        assert "crops is adopted" in told and f"ingest crops_2 --source {team.url}/crops" in told
+    assert _contents(team) == before
+    reasons = api.info("crops").metadata.quality["reasons"]
+    assert reasons and not any("ingest crops --split" in reason for reason in reasons)
 
 
 def test_windows_alone_are_somebody_s(team: Place) -> None:
