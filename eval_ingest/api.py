@@ -13,6 +13,7 @@ import contextlib
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +23,7 @@ from eval_ingest.core.spec import SPLITS, DatasetSpec, SplitPolicy, check_name, 
 from eval_ingest.engine import Progress, no_progress
 from eval_ingest.errors import EvalIngestError, SpecError
 from eval_ingest.report import terminal
+from eval_ingest.report.printing import fitted, screen
 from eval_ingest.settings import Settings
 from eval_ingest.store.catalog import (
     add_spec,
@@ -73,7 +75,7 @@ def tidied(settings: Settings) -> EvalRoot:
     """
     root = open_root(settings)
     with contextlib.suppress(EvalIngestError):
-        finish_removals(root)
+        finish_removals(root, partial(drop_spec, settings))
     return root
 
 
@@ -85,7 +87,7 @@ class _Printed:
         raise NotImplementedError
 
     def __str__(self) -> str:
-        return "\n".join(terminal.fitted(self.lines())).strip("\n")
+        return "\n".join(fitted(self.lines(), screen())).strip("\n")
 
     __repr__ = __str__
 
@@ -154,7 +156,7 @@ class Datasets(dict[str, Listed]):
         return terminal.list_lines(self.url, registry, sources, elsewhere)
 
     def __repr__(self) -> str:
-        return "\n".join(terminal.fitted(self.lines()))
+        return "\n".join(fitted(self.lines(), screen()))
 
 
 def list_datasets(root: Root = None, *, catalog: bool = False) -> Datasets:
@@ -326,7 +328,7 @@ def spec_of(settings: Settings, name: str | None, given: Mapping[str, Any]) -> D
             "--copy adopted is what eval-ingest adopt does; give it the dataset's --name"
         )
     if name is None and "source" not in fields:
-        raise SpecError("give --source PATH_OR_URL, or --name of a dataset in the catalog")
+        raise SpecError("give a source (a path or URL), or the name of a dataset in the catalog")
     name = check_name(name_from(_last_folder(fields["source"])) if name is None else name)
     known = read_catalog(settings).get(name)
     if known is None and "source" not in fields:
@@ -386,14 +388,20 @@ def ingest(
     from eval_ingest.job import open_job
 
     settings = _settings(root)
+    tidied(settings)
     job = open_job(spec_of(settings, name, _given(source, spec)), settings, progress=progress)
     if source is not None and not overwrite:
         _refuse_another_source(job)
     if overwrite:
         pipeline.forget(job)
     stages = pipeline.STAGES if register else pipeline.STAGES[:-1]
-    outcomes = pipeline.ingest(job, lambda done: tell(terminal.outcome_line(done)), stages)
-    add_spec(settings, job.spec)
+
+    def each(done: "Outcome") -> None:
+        tell(terminal.outcome_line(done))
+        if done.stage == pipeline.STAGES[-2]:  # before it is registered: then it is known for sure
+            add_spec(settings, job.spec)
+
+    outcomes = pipeline.ingest(job, each, stages)
     facts = terminal.summary(job, outcomes)
     metadata = outcomes[-1].value if register else None
     return Ingested(job.spec.name, job.store.url, facts["ran"], metadata, facts)
@@ -584,7 +592,8 @@ class Removed(_Printed):
         if self.ignored:
             lines.append(
                 f"where {self.ignored} is found under a watched root it is ignored; to have it "
-                f"again: eval-ingest discover --forget {self.name}, or ingest it by its name"
+                "again, ingest it by its name, or have it be found: "
+                f"eval-ingest discover --forget {self.name}"
             )
         return lines
 
@@ -605,8 +614,10 @@ def remove(
         StoreError: it can't be removed.
     """
     settings = _settings(root)
-    eval_root = tidied(settings)
-    store = eval_root.dataset(name)
+    eval_root = open_root(settings)
+    store, last = eval_root.dataset(name), partial(drop_spec, settings)
+    if name in finish_removals(eval_root, last):  # of an earlier command, which was stopped
+        return Removed(name, eval_root.url)
     if not store.is_there():
         require_metadata(eval_root, name)
     adopted = whose(store) is Whose.ADOPTED
@@ -619,8 +630,7 @@ def remove(
             metadata = read_metadata(store)
             source = metadata.source if metadata is not None else ""
     noted = bool(source) and note_removed(settings, name, source)
-    remove_dataset(eval_root, name)
-    drop_spec(settings, name)
+    remove_dataset(eval_root, name, last)
     return Removed(name, eval_root.url, store.url if adopted else "", source if noted else "")
 
 

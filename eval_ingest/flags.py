@@ -6,10 +6,14 @@ its docstring is the help.
 """
 
 import argparse
+import ast
+import inspect
 from collections.abc import Iterator, Mapping
+from itertools import pairwise
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin
 
+from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from eval_ingest.core.spec import DatasetSpec, SplitPolicy
@@ -40,13 +44,27 @@ _NO_FLAGS = {"name", "eval", "correct"}
 
 def add_spec_flags(parser: argparse.ArgumentParser) -> None:
     """Add a flag for each field; what isn't given stays None."""
+    docs = dict([*_docstrings(DatasetSpec), *_docstrings(SplitPolicy)])
     for name, field in _fields():
         flag = _FLAGS.get(name, name).replace("_", "-")
-        text = " ".join((field.description or "").split()).rstrip(".").replace("%", "%%")
+        text = " ".join(docs.get(name, "").split()).rstrip(".").replace("%", "%%")
         options = _options(field.annotation)
         kind = "N" if "type" in options else "NAME" if "nargs" in options else "TEXT"
         options.setdefault("metavar", _METAVARS.get(name, kind))
         parser.add_argument(f"--{flag}", dest=name, help=text, **options)
+
+
+def _docstrings(model: type[BaseModel]) -> Iterator[tuple[str, str]]:
+    """What stands under each field, by the name that flags have it under.
+
+    Not by pydantic's use_attribute_docstrings: it would parse the source in every process.
+    """
+    [body] = ast.parse(inspect.getsource(model)).body
+    assert isinstance(body, ast.ClassDef)
+    for field, text in pairwise(body.body):
+        match field, text:
+            case ast.AnnAssign(ast.Name(name)), ast.Expr(ast.Constant(str(doc))):
+                yield model.model_fields[name].alias or name, doc
 
 
 def given_fields(options: argparse.Namespace) -> dict[str, Any]:

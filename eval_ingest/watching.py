@@ -30,7 +30,8 @@ from eval_ingest.errors import (
     StoreError,
     lacking,
 )
-from eval_ingest.indexing.wanted import WindowFilter, check_storage, groups_to_read, selected
+from eval_ingest.indexing.filters import WindowFilter, selected
+from eval_ingest.indexing.wanted import check_storage, groups_to_read
 from eval_ingest.inference.resolve import resolve
 from eval_ingest.objects.faults import first_line
 from eval_ingest.objects.filesystems import weka_mount
@@ -211,8 +212,8 @@ def survey(
 
 def _told_removed(gone: Removed) -> str:
     return (
-        f"removed on {gone.removed_at.replace('T', ' ')}; to have it again: "
-        f"eval-ingest discover --forget {gone.name}, or ingest it by its name"
+        f"removed on {gone.removed_at.replace('T', ' ')}; to have it again, ingest it by its "
+        f"name, or have it be found: eval-ingest discover --forget {gone.name}"
     )
 
 

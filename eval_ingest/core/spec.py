@@ -1,6 +1,7 @@
 """DatasetSpec: what a person says about a dataset. Name and source; the rest is inferred."""
 
 import re
+from collections.abc import Mapping
 from datetime import date
 from typing import Annotated, Any, Literal, Self
 
@@ -15,6 +16,21 @@ from eval_ingest.redaction import holds_secret
 NAME_PATTERN = re.compile(r"[a-z0-9][a-z0-9_-]*")
 SPLIT_OPTION = "eval_split"
 """The option of a window in the rslearn copy that says which split it belongs to."""
+_ALIASES = {
+    "train": "train", "training": "train",
+    "val": "val", "valid": "val", "validation": "val", "dev": "val",
+    "test": "test", "testing": "test",
+}  # fmt: skip
+
+
+def split_called(value: Any) -> str | None:
+    """The split that a window's option means; None if it is none's name."""
+    return _ALIASES.get(str(value).lower())
+
+
+def kept_split(options: Mapping[str, Any]) -> str | None:
+    """The split that an earlier ingest gave a window, by the option `eval_split`."""
+    return split_called(options.get(SPLIT_OPTION))
 
 
 RESERVED = frozenset({"catalog", "registry", "sweep_results", "suites", "report"})
@@ -26,7 +42,7 @@ def check_name(name: str) -> str:
 
     Names become folders, asset keys and partition keys, so they stay plain.
     """
-    if not NAME_PATTERN.fullmatch(name):
+    if not isinstance(name, str) or not NAME_PATTERN.fullmatch(name):
         raise SpecError(
             f"dataset name {name!r} is not allowed; use lower-case letters, digits, _ and -, "
             "beginning with a letter or digit, such as tolbi_crops"
@@ -61,7 +77,7 @@ class SplitPolicy(BaseModel):
     """How windows are divided into train, val and test."""
 
     # Docstrings of fields are the help of their flags, too: flags.py.
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True)
 
     strategy: Literal["auto", "random", "stratified", "spatial"] = "auto"
     """auto: the dataset's own splits where it declares them, else random; random: by a hash of the
@@ -98,7 +114,7 @@ class DatasetSpec(BaseModel):
     """A dataset to ingest. Only name and source are needed."""
 
     # Docstrings of fields are the help of their flags, too: flags.py.
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True)
 
     name: str
     source: str
@@ -230,10 +246,17 @@ def _first_problems(error: ValidationError, model: type[BaseModel]) -> str:
 
             inner: dict[str, type[BaseModel]] = {"splits": SplitPolicy, "eval": EvalSettings}
             of = model if len(problem["loc"]) == 1 else inner.get(str(problem["loc"][0]), model)
-            fields = of.model_fields
-            near = difflib.get_close_matches(str(problem["loc"][-1]), fields, n=1)
+            fields = list(of.model_fields)
+            if "splits" in fields:
+                fields += [f"splits.{name}" for name in SplitPolicy.model_fields]
+            wrong = str(problem["loc"][-1])
+            near = difflib.get_close_matches(wrong, fields, n=1) or difflib.get_close_matches(
+                f"splits.{wrong}", fields, n=1, cutoff=0.8
+            )
             hint = f"; did you mean {near[0]}?" if near else ""
             texts.append(f"unknown field {field!r}{hint}")
         else:
-            texts.append(f"{field}: {problem['msg'].removeprefix('Value error, ')}")
+            text = problem["msg"].removeprefix("Value error, ")
+            given = "" if problem["type"] == "value_error" else f", not {problem['input']!r:.80}"
+            texts.append(f"{field}: {text}{given}")
     return "; ".join(texts)
