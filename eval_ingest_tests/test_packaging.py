@@ -1,10 +1,13 @@
 """What is installed: a plain `pip install` loads datasets; hooks and lint agree."""
 
+import shutil
 import subprocess
 import sys
+import tarfile
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
 import yaml
 
 REPOSITORY = Path(__file__).parents[1]
@@ -65,6 +68,29 @@ def test_a_commit_runs_what_make_lint_runs() -> None:
     linters = ("ruff", "mypy", "lint-imports")
     commands = [line.split()[0] for line in lines.splitlines()]
     assert [c for c in commands if Path(c).name in linters] == entries
+
+
+def test_sdist_and_wheel_hold_every_file_of_the_package(tmp_path: Path) -> None:
+    setuptools = pytest.importorskip("setuptools", minversion="77")
+    checkout = tmp_path / "checkout"
+    made = shutil.ignore_patterns("__pycache__", "*.so", "*.egg-info")
+    shutil.copytree(REPOSITORY / "eval_ingest", checkout / "eval_ingest", ignore=made)
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(REPOSITORY / name, checkout)
+    wanted = {str(p.relative_to(checkout)) for p in checkout.rglob("*") if p.is_file()}
+    command = [sys.executable, "-W", "ignore", "-c", "import setuptools; setuptools.setup()"]
+    done = subprocess.run(
+        [*command, "-q", "sdist", "--dist-dir", "../sdist", "build_py", "--build-lib", "../wheel"],
+        cwd=checkout, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, (setuptools.__version__, done.stderr)
+    [sdist] = (tmp_path / "sdist").glob("eval_ingest-*.tar.gz")
+    with tarfile.open(sdist) as archive:
+        there = {name.partition("/")[2] for name in archive.getnames()}
+    assert wanted - there == set()
+    wheel = tmp_path / "wheel"
+    there = {str(p.relative_to(wheel)) for p in wheel.rglob("*") if p.is_file()}
+    assert there == {name for name in wanted if "/" in name}
 
 
 def test_every_pin_is_made_once() -> None:
