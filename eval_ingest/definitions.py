@@ -17,6 +17,7 @@ with interruptible(KeyboardInterrupt, leave) if is_command() else contextlib.nul
     from eval_ingest.defs.front_door import TAKEN, dataset_assets
     from eval_ingest.defs.known_datasets import known_datasets
     from eval_ingest.defs.resources import build_resources
+    from eval_ingest.defs.running import ONE_PROCESS
     from eval_ingest.defs.sensors import discovery_sensor, ingest_studio_dataset
     from eval_ingest.defs.sweep import eval_sweep
     from eval_ingest.errors import EvalIngestError
@@ -47,8 +48,7 @@ def build_defs(settings: Settings | None = None) -> dg.Definitions:
         jobs=[ingest_studio_dataset],
         sensors=[known_datasets, discovery_sensor(settings)],
         resources=build_resources(settings),
-        # Stages use all cores by themselves; a process per step would only add its start.
-        executor=dg.in_process_executor,
+        executor=ONE_PROCESS,
     )
 
 

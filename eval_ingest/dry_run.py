@@ -2,8 +2,7 @@
 
 from typing import Any
 
-import pyarrow as pa
-
+from eval_ingest.core.columns import arrow_rows
 from eval_ingest.core.index import WindowIndex, index_schema
 from eval_ingest.core.splits import assign_splits
 from eval_ingest.decoding.limits import fetchable
@@ -27,7 +26,7 @@ def dry_run(job: Job) -> dict[str, Any]:
         listed, n_files, n_bytes = listed + 1, n_files + len(files.files), n_bytes + files.n_bytes
         job.progress("metadata read", listed, 0)
     schema = index_schema(job.config)
-    index = WindowIndex(add_geometry(pa.Table.from_pylist(rows, schema=schema)), "", "")
+    index = WindowIndex(add_geometry(arrow_rows(rows, schema)), "", "")
     splits = assign_splits(index, job.config, job.spec, "")
     return {
         "name": job.spec.name,

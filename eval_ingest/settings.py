@@ -184,14 +184,32 @@ def _cores() -> int:
 def _environment(from_file: Mapping[str, str]) -> dict[str, str]:
     """The environment, without what Dagster's commands lay over it from `.env`.
 
-    What was exported before such a command shows in /proc, on Linux; its children get the file's.
+    What was exported before such a command shows in /proc, on Linux.
     """
     found = dict(os.environ)
-    with contextlib.suppress(OSError):
-        pairs = Path("/proc/self/environ").read_bytes().decode(errors="surrogateescape")
-        exported = dict(pair.partition("=")[::2] for pair in pairs.split("\0"))
-        laid_over = [k for k, v in from_file.items() if found.get(k) == v and k in exported]
-        found |= {key: exported[key] for key in laid_over}
+    laid_over = [key for key, value in from_file.items() if found.get(key) == value]
+    if laid_over:
+        exported = _exported()
+        found |= {key: exported[key] for key in laid_over if key in exported}
+    return found
+
+
+def _exported() -> dict[str, str]:
+    """What was exported before this process, or the Dagster command that is at its root, began.
+
+    `dagster dev` starts the code server, and that the runs, each with what `.env` says.
+    """
+    pid, found = str(os.getpid()), dict[str, str]()
+    with contextlib.suppress(OSError, StopIteration):
+        while True:
+            folder = Path("/proc", pid)
+            pairs = (folder / "environ").read_bytes().decode(errors="surrogateescape")
+            found = dict(pair.partition("=")[::2] for pair in pairs.split("\0"))
+            status = (folder / "status").read_text().splitlines()
+            pid = next(line.split()[1] for line in status if line.startswith("PPid:"))
+            command = Path("/proc", pid, "cmdline").read_bytes().split(b"\0")[:3]
+            if not any(re.match(rb"(.*/)?(dg|dagster)([._]|$)", word) for word in command):
+                break
     return found
 
 

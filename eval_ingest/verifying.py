@@ -3,10 +3,8 @@
 from collections.abc import Iterator
 from typing import Any
 
-import pyarrow as pa
-
 from eval_ingest.copying.verify import Verified, verify
-from eval_ingest.core.columns import numbers
+from eval_ingest.core.columns import numbers, row_numbers
 from eval_ingest.core.digest import label_digest, pixel_digest
 from eval_ingest.core.entry import Metadata
 from eval_ingest.core.index import WindowIndex
@@ -125,7 +123,7 @@ def _changed(
     metadata: Metadata, index: WindowIndex, splits: SplitAssignment, progress: Progress
 ) -> Iterator[str]:
     """Windows of the splits whose files aren't those that were indexed."""
-    used = index.table.take(pa.array(splits.used))
+    used = index.table.take(row_numbers(splits.used))
     names = (used[name].to_pylist() for name in ("group", "name", "source_digest"))
     expected = {(group, name): digest for group, name, digest in zip(*names, strict=True)}
     groups = sorted({group for group, _ in expected})

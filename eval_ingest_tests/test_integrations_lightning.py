@@ -20,17 +20,25 @@ from eval_ingest_tests.support.fake_evals import write_fake
 
 
 class Module(LightningModule):
-    def __init__(self) -> None:
+    def __init__(self, optimizers: int = 1) -> None:
         super().__init__()
         self.layer = torch.nn.Conv2d(12, 4, 4, stride=4)
         self.modes: list[bool] = []
+        self.number, self.automatic_optimization = optimizers, optimizers == 1
 
     def training_step(self, batch: torch.Tensor, _: int) -> torch.Tensor:
         self.modes.append(self.training and self.layer.training)
+        for optimizer in [] if self.number == 1 else self.optimizers():
+            self.manual_backward(self.layer(batch).square().mean())
+            optimizer.step()
         return self.layer(batch).square().mean()
 
+    def validation_step(self, batch: torch.Tensor, _: int) -> None:
+        self.log("val_loss", self.layer(batch).square().mean())
+
     def configure_optimizers(self) -> Any:
-        return torch.optim.SGD(self.parameters(), 0.01)
+        made = [torch.optim.SGD(self.parameters(), 0.01) for _ in range(self.number)]
+        return made if self.number > 1 else made[0]
 
 
 def adapter(module: Module, batch: dict[str, Any], dataset: Any) -> torch.Tensor:
@@ -39,9 +47,13 @@ def adapter(module: Module, batch: dict[str, Any], dataset: Any) -> torch.Tensor
     return module.layer(image).permute(0, 2, 3, 1)
 
 
-def train(folder: Path, *callbacks: Any, steps: int = 5) -> Module:
-    module = Module()
+def train(
+    folder: Path, *callbacks: Any, steps: int = 5, optimizers: int = 1, again: str | None = None,
+    **arguments: Any,
+) -> Module:  # fmt: skip
+    module = Module(optimizers)
     trainer = Trainer(
+        **arguments,
         max_steps=steps,
         accelerator="cpu",
         logger=CSVLogger(folder, name="", version=""),
@@ -51,8 +63,16 @@ def train(folder: Path, *callbacks: Any, steps: int = 5) -> Module:
         log_every_n_steps=1000,
     )
     data = torch.randn(2 * steps, 12, 8, 8, generator=torch.Generator().manual_seed(0))
-    trainer.fit(module, DataLoader(data, batch_size=1))
+    loaders = (DataLoader(data, batch_size=1), DataLoader(data, batch_size=1))
+    trainer.fit(module, *loaders, ckpt_path=again)
+    if not arguments.get("enable_checkpointing", True):
+        trainer.save_checkpoint(folder / "last.ckpt")
     return module
+
+
+def scored_steps(folder: Path) -> list[int]:
+    with (folder / "metrics.csv").open() as stream:
+        return [int(row["step"]) for row in csv.DictReader(stream) if row["eval/crops/miou"]]
 
 
 @pytest.fixture(scope="module")
@@ -68,13 +88,38 @@ def test_scores_are_logged_every_n_steps_and_can_be_monitored(root: Path, tmp_pa
         tmp_path / "best", monitor="eval/crops/miou", mode="max", every_n_train_steps=2
     )
     module = train(tmp_path, evals, best)
-    with (tmp_path / "metrics.csv").open() as stream:
-        rows = [row for row in csv.DictReader(stream) if row["eval/crops/miou"]]
-    assert [int(row["step"]) for row in rows] == [2, 4, 5]  # and at the end
-    assert all(0 <= float(row["eval/crops/miou"]) <= 1 for row in rows)
+    assert scored_steps(tmp_path) == [2, 4, 5]  # and at the end
+    assert evals.last is not None and 0 <= evals.last["crops"].metrics["miou"] <= 1
     assert module.modes and all(module.modes)  # training goes on in training mode
     assert best.best_model_score is not None
     assert evals.last is not None and evals.last.names == ["crops"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "steps"),
+    [
+        ({"num_sanity_val_steps": 2, "val_check_interval": 3, "limit_val_batches": 0.5}, [4, 6]),
+        ({"accumulate_grad_batches": 2}, [4, 6]),
+        # A batch takes three steps: after 3, 6, 9 and 12 of them.
+        ({"optimizers": 3, "max_steps": 12}, [6, 9, 12]),
+    ],
+)
+def test_a_score_is_due_after_so_many_steps_however_they_come(
+    arguments: dict[str, Any], steps: list[int], root: Path, tmp_path: Path
+) -> None:
+    evals = EvalCallback("crops", 4, adapter=adapter, root=root, normalize="dataset")
+    steps_in_all = arguments.pop("max_steps", 6)
+    train(tmp_path, evals, steps=steps_in_all, **arguments)
+    assert scored_steps(tmp_path) == steps
+
+
+def test_a_training_that_goes_on_is_scored_when_the_next_time_comes(
+    root: Path, tmp_path: Path
+) -> None:
+    for steps, again, expected in ((3, None, [2, 3]), (5, tmp_path / "last.ckpt", [4, 5])):
+        evals = EvalCallback("crops", 2, adapter=adapter, root=root, normalize="dataset")
+        train(tmp_path, evals, steps=steps, again=again, enable_checkpointing=False)  # type: ignore[arg-type]
+        assert scored_steps(tmp_path) == expected
 
 
 def test_training_is_the_same_with_and_without_evals(root: Path, tmp_path: Path) -> None:

@@ -109,6 +109,25 @@ def test_a_login_that_hangs_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
         hangs.set()
 
 
+def test_a_server_without_a_way_to_it_is_told_within_a_second(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("EVAL_INGEST_ANSWER_SECONDS", "20")
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"http://127.0.0.1:{server.getsockname()[1]}"  # free again: it refuses
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test")
+    for variable in ("STORAGE_EMULATOR_HOST", "AWS_ENDPOINT_URL", "WEKA_ENDPOINT_URL"):
+        monkeypatch.setenv(variable, address)
+    for scheme in ("gs", "s3", "weka"):
+        with pytest.raises(SourceError):  # imports, and the client
+            open_source(f"{scheme}://{BUCKET}/crops")
+        began = time.monotonic()
+        with pytest.raises(SourceError, match=rf"{address} can't be reached.*check the network"):
+            open_source(f"{scheme}://{BUCKET}/crops")
+        assert time.monotonic() - began < 4  # 1, unless the machine is very busy
+
+
 def test_validate_of_a_silent_or_refusing_server_ends_soon(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -144,7 +144,7 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     with gcs_server() as bucket:
         (home / ".env").write_text(
             f"STUDIO_ROOT={home}/studio\n"
-            f"OLMOEARTH_EVAL_DATASETS={home}/evals\n"
+            f"OLMOEARTH_EVAL_DATASETS={home}/not_this\n"  # what is exported wins
             f"EVAL_INGEST_STUDIO_ROOTS={bucket.url}/datasets\n"
             "EVAL_INGEST_DISCOVERY_SECONDS=5\n"
             "EVAL_INGEST_WORKERS=2\n"
@@ -152,7 +152,8 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
         with log.open("wb") as stream:
             server = subprocess.Popen(
                 [sys.executable, "-m", "dagster", "dev", "--port", str(port)],
-                cwd=home, env=environment(**bucket.environment),
+                cwd=home,
+                env=environment(OLMOEARTH_EVAL_DATASETS=f"{home}/evals", **bucket.environment),
                 stdout=stream, stderr=stream, start_new_session=True,
             )  # fmt: skip
         found = Service(home, f"http://127.0.0.1:{port}", bucket, log)
@@ -167,7 +168,7 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
                 server.wait(60)
             except subprocess.TimeoutExpired:
                 os.killpg(server.pid, signal.SIGKILL)
-    assert not list(home.glob(".tmp_dagster_home*"))
+    assert not list(home.glob(".tmp_dagster_home*")) and not (home / "not_this").exists()
     assert (home / ".dagster" / "schedules").is_dir()
 
 

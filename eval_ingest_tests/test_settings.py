@@ -1,5 +1,8 @@
 """Settings: the environment, .env, and `${VAR:-default}`."""
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -19,6 +22,31 @@ def test_the_environment_wins_over_dotenv(tmp_path: Path) -> None:
     settings = Settings.load({"OLMOEARTH_EVAL_DATASETS": "/from/environment"}, dotenv)
     assert settings.eval_root == "/from/environment"
     assert settings.expand("${STUDIO_ROOT:-gs://x}/tolbi") == "/studio/tolbi"
+
+
+@pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="needs Linux's /proc")
+def test_what_was_exported_before_a_command_of_dagster_wins_below_it(tmp_path: Path) -> None:
+    # As `dagster dev` does: it starts code servers with what .env says laid over the environment.
+    program, dotenv = tmp_path / "dagster", tmp_path / ".env"
+    dotenv.write_text("OLMOEARTH_EVAL_DATASETS=/file\nSTUDIO_ROOT=/file\n")
+    show = (
+        "from eval_ingest.settings import Settings; s = Settings.load(); "
+        "print(s.eval_root, s.expand('${STUDIO_ROOT}'))"
+    )
+    program.write_text(
+        "import os, subprocess, sys\n"
+        "os.environ |= {'OLMOEARTH_EVAL_DATASETS': '/file', 'STUDIO_ROOT': '/file'}\n"
+        f"if len(sys.argv) == 1: subprocess.run([sys.executable, '-c', {show!r}])\n"
+        "else: subprocess.run([sys.executable, *sys.argv[1:]])\n"
+    )
+    environment = {k: v for k, v in os.environ.items() if k != "STUDIO_ROOT"}
+    environment["OLMOEARTH_EVAL_DATASETS"] = "/exported"
+    for more in ([], [str(program)]):  # a code server, and a run that it started
+        command = [sys.executable, str(program), *more]
+        done = subprocess.run(
+            command, env=environment, cwd=tmp_path, capture_output=True, text=True, check=True
+        )
+        assert done.stdout == "/exported /file\n"
 
 
 def test_defaults_stand_in_for_unset_variables() -> None:

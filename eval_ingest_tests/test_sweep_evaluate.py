@@ -174,8 +174,87 @@ def test_what_can_not_be_evaluated_says_what_to_do(root: Path) -> None:
         evaluate("pixels", "clasification", root=root)
     with pytest.raises(SweepError, match="needs no adapter"):
         evaluate("pixels", "classification", adapter=adapter, root=root)
-    with pytest.raises(SweepError, match="no split 'dev'"):
-        evaluate("pixels", "classification", root=root, split="dev")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"split": "dev"}, "no split 'dev'; there are train, val, test"),
+        ({"datasets": None}, "needs at least one dataset"),
+        ({"datasets": 3}, "datasets.0: Input should be a valid string; it is 3"),
+        (
+            {"datasets": ["classification", 3]},
+            "datasets.1: Input should be a valid string; it is 3",
+        ),
+        ({"datasets": torch.zeros(2)}, "datasets.0: Input should be a valid string; it is Tensor"),
+        ({"batch_size": 0}, "batch_size is 0; it must be a whole number above 0"),
+        ({"batch_size": 2.5}, "batch_size is 2.5; it must be"),
+        ({"max_train_samples": 0}, "max_train_samples is 0; it must be at least 1"),
+        ({"max_train_samples": "few"}, "max_train_samples: Input should .* it is 'few'"),
+        ({"seed": -1}, "seed is -1; it must be at least 0"),
+        ({"seed": "one"}, "seeds.0: Input should be a valid .* it is 'one'"),
+        ({"label_fraction": 2}, "label fraction is 2; it must be above 0 and at most 1"),
+        ({"label_fraction": "tenth"}, "no label fraction 'tenth'"),
+        ({"patch_size": "four"}, "patch_size: Input should be a valid integer"),
+        ({"patch_size": 3}, "can't be divided into patches of 3 x 3; say --patch-size 1 or 2"),
+        ({"dtype": "bfloat16"}, "dtype is 'bfloat16'; there are torch.bfloat16, torch.float16"),
+        ({"dtype": torch.int8}, "dtype is torch.int8; there are"),
+        ({"device": "meta"}, "no device 'meta' here"),
+        ({"device": "gpu"}, "no device 'gpu' here"),
+        ({"model": Patches}, r"Patches is a class; give what it makes: Patches\(...\)"),
+        ({"model": Patches(12).to("meta")}, "no device 'meta' here"),
+        ({"model": None, "adapter": None}, "through a NoneType isn't known"),
+    ],
+)
+def test_an_argument_that_can_not_be_is_told_with_its_value(
+    arguments: dict[str, Any], message: str, root: Path, model: Patches
+) -> None:
+    usual = {"model": model, "datasets": "classification", "adapter": adapter}
+    with pytest.raises(SweepError, match=message):
+        evaluate(root=root, normalize="dataset", **{**usual, **arguments})
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda patches: None, "returned a NoneType; it must return Embeddings"),
+        (lambda patches: patches.numpy(), "returned a ndarray; it must return Embeddings"),
+        (lambda patches: (patches,) * 3, "returned a tuple; it must return Embeddings"),
+        (lambda patches: [1, 2], r"returned a list; .* of tensors"),
+        (lambda patches: patches.permute(0, 3, 1, 2), r"patches .* \(60, 2, 2, D\).*60, 32, 2, 2"),
+        (lambda patches: patches.flatten(1, 2), r"patches must have the shape .* not None"),
+        (lambda patches: patches[:1], r"not \(1, 2, 2, 32\)"),
+        (lambda patches: patches[..., :0], r"not \(60, 2, 2, 0\)"),
+        (lambda patches: patches.to(torch.complex64), r"D\), not torch.complex64"),
+        (lambda patches: patches.to("meta"), "failed on .* with NotImplementedError"),
+        (lambda patches: patches * float("nan"), "embeddings are not finite"),
+    ],
+)
+def test_what_an_adapter_may_not_return_is_told(
+    change: Any, message: str, root: Path, model: Patches
+) -> None:
+    def changed(model: nn.Module, batch: dict[str, Any], dataset: Any) -> Any:
+        return change(adapter(model, batch, dataset))
+
+    with pytest.raises(SweepError, match=message):
+        evaluate(model, "segmentation", adapter=changed, root=root, normalize="dataset")
+
+
+def test_a_model_in_half_precision_is_scored_in_its_own(root: Path, model: Patches) -> None:
+    arguments: dict[str, Any] = {"adapter": adapter, "root": root, "normalize": "dataset"}
+    half = evaluate(model.bfloat16(), "classification", **arguments)
+    asked = evaluate(model, "classification", dtype=torch.bfloat16, **arguments)
+    assert half["classification"].metrics == asked["classification"].metrics
+
+
+def test_one_class_alone_is_scored(tmp_path: Path) -> None:
+    write_fake(tmp_path, "one", "classification", counts=(12, 6, 6), classes=1)
+    for probe in ("knn", "linear"):
+        found = evaluate("pixels", "one", root=tmp_path, probe=probe)  # type: ignore[arg-type]
+        assert found["one"].metrics["accuracy"] == 1
+    write_fake(tmp_path, "untrained", "classification", counts=(0, 6, 6))
+    with pytest.raises(SweepError, match="untrained: the train split has no windows"):
+        evaluate("pixels", "untrained", root=tmp_path)
 
 
 def test_a_suite_names_datasets_and_fractions(root: Path, tmp_path: Path) -> None:
@@ -194,8 +273,12 @@ def test_a_suite_names_datasets_and_fractions(root: Path, tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("dataset: [a]", "a suite has datasets, encoders"),
+        ("dataset: [a]", "there is no 'dataset'; a suite has datasets, encoders"),
         ("patch_size: four", "patch_size: Input should be a valid integer"),
+        ("datasets: [1]", "datasets.0: Input should be a valid string"),
+        ("seeds: {a: b}", "seeds.0: Input should be a valid integer"),
+        ("1: 2", "there is no '1'; a suite has"),
+        ("", "must be a mapping"),
         ("- a", "must be a mapping"),
         ("a: [", "can't be read"),
     ],
@@ -205,6 +288,14 @@ def test_a_suite_that_is_none_says_why(text: str, message: str, tmp_path: Path) 
     path.write_text(text)
     with pytest.raises(SweepError, match=message):
         Suite.load(path)
+
+
+def test_one_value_in_a_suite_is_one_of_several(tmp_path: Path) -> None:
+    path = tmp_path / "inloop.yaml"
+    path.write_text("datasets: crops\nlabel_fractions: 10%\nseeds: 7\nnormalize: null\n")
+    found = Suite.load(path)
+    assert (found.datasets, found.label_fractions, found.seeds) == (("crops",), (0.1,), (7,))
+    assert found.normalize is None and found.having(seeds=None) == found
 
 
 def test_the_command_takes_a_suite_and_flags_win(
@@ -248,7 +339,7 @@ class Encoder:
 
 encoder = Encoder()
 try:
-    found = evaluate(encoder, ["segmentation", "classification"], root=root, batch_size=7)
+    found = evaluate(encoder, ["segmentation", "classification"], root=root, batch_size=25)
     scores = {row.dataset: row.metrics for row in found}
     failures = [failure.message for failure in found.failures]
     print(json.dumps({"scores": scores, "failures": failures, "windows": encoder.windows}))
@@ -272,14 +363,16 @@ def on_ranks(root: Path, folder: Path, count: int, break_rank: int = -1) -> list
     return [json.loads(output.splitlines()[-1]) for output in outputs]
 
 
-def test_two_ranks_share_the_windows_and_get_the_scores_of_one(root: Path, tmp_path: Path) -> None:
+def test_three_ranks_share_the_windows_and_get_the_scores_of_one(
+    root: Path, tmp_path: Path
+) -> None:
     (one,) = on_ranks(root, tmp_path, 1)
-    first, second = on_ranks(root, tmp_path, 2)
-    assert first["scores"] == second["scores"] == one["scores"]
-    assert first["windows"] + second["windows"] == one["windows"]
-    assert abs(first["windows"] - second["windows"]) <= 4 * 7
+    three = on_ranks(root, tmp_path, 3)
+    assert all(found["scores"] == one["scores"] for found in three)
+    # 60 train windows are three batches, 20 of val are one: there two ranks have nothing.
+    assert [found["windows"] for found in three] == [2 * (25 + 20), 2 * 25, 2 * 10]
 
 
 def test_a_rank_that_fails_stops_none_of_the_others_for_ever(root: Path, tmp_path: Path) -> None:
-    for found in on_ranks(root, tmp_path, 2, break_rank=1):
+    for found in on_ranks(root, tmp_path, 3, break_rank=1):
         assert len(found["failures"]) == 2 and "out of order" in found["failures"][0]

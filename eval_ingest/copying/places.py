@@ -4,8 +4,8 @@ import hashlib
 from dataclasses import dataclass
 
 import numpy as np
-import pyarrow as pa
 
+from eval_ingest.core.columns import row_numbers
 from eval_ingest.core.index import WindowIndex
 from eval_ingest.core.spec import SPLITS
 from eval_ingest.core.splits import SplitAssignment
@@ -45,7 +45,7 @@ def places_in_splits(index: WindowIndex, splits: SplitAssignment) -> list[Place]
     words = np.frombuffer(hashed, ">u8").reshape(-1, 4)
     # Rows are sorted by group already, and the sort is stable.
     order = np.lexsort((*words.T[::-1], split))
-    texts = digests.take(pa.array(used[order], pa.int64())).to_pylist()
+    texts = digests.take(row_numbers(used[order])).to_pylist()
     return [
         Place(index.groups[row], names[row], digest, SPLITS[place], row)
         for row, place, digest in zip(

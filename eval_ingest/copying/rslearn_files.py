@@ -12,13 +12,12 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import yaml
 from numpy.typing import NDArray
 
 from eval_ingest.copying.places import Place, places_in_splits
 from eval_ingest.copying.rslearn_index import index_key, write_indexes
-from eval_ingest.core.columns import numbers
+from eval_ingest.core.columns import numbers, row_numbers, values_of
 from eval_ingest.core.copy_config import rslearn_config
 from eval_ingest.core.copy_model import copy_inputs, copy_model, split_tags
 from eval_ingest.core.crops import split_cut
@@ -155,10 +154,10 @@ class Samples:
         for name in self.modalities:
             whole &= numbers(self.index.table[f"{name}.timesteps"], 0) > 0
         rows = [place.row for place in places if place.split == split and whole[place.row]]
-        table = self.index.table.select(_WINDOW_COLUMNS).take(pa.array(rows, pa.int64()))
+        table = self.index.table.select(_WINDOW_COLUMNS).take(row_numbers(rows))
         for batch in table.to_batches(max_chunksize=1000):
-            for row in batch.to_pylist():
-                yield _window(row, split)
+            for values in zip(*map(values_of, batch.columns), strict=True):
+                yield _window(dict(zip(_WINDOW_COLUMNS, values, strict=True)), split)
 
 
 _SIDES = ("height", "width")

@@ -16,7 +16,7 @@ import pyarrow as pa
 
 from eval_ingest.copying.places import Key, Place, places_in_splits
 from eval_ingest.copying.worker import ToPlace, TransferTask
-from eval_ingest.core.columns import numbers
+from eval_ingest.core.columns import arrow, arrow_rows, numbers, row_numbers
 from eval_ingest.core.crops import corners
 from eval_ingest.core.entry import SPLIT_INDEX_VERSION, CopyResult, Shard, SplitFile
 from eval_ingest.core.fingerprint import fingerprint
@@ -181,10 +181,11 @@ class _Lying:
             found = unless_damaged(partial(read_shard, store, name, row_key))
             if found is not None:
                 table, arrays = found
-                number = pa.array(np.full(table.num_rows, len(shards), np.int32))
+                number = arrow(np.full(table.num_rows, len(shards)), pa.int32())
                 tables.append(table.append_column("shard", number))
                 shards.append(Shard(name=name, rows=table.num_rows, arrays=arrays))
-        table = pa.concat_tables(tables) if tables else pa.table({name: [] for name in _KEY})
+        none = arrow_rows([], pa.schema([(name, pa.string()) for name in _KEY]))
+        table = pa.concat_tables(tables) if tables else none
         return cls(shards, table, _by_key(table))
 
     @classmethod
@@ -194,17 +195,17 @@ class _Lying:
         """Samples that stay in the source, with what a shard's index would say of them."""
         steps = [f"{modality.name}.timesteps" for modality in config.modalities]
         table = index.table.select([*_KEY, "height", "width", *steps])
-        table = table.take(pa.array([place.row for place in places], pa.int64()))
+        table = table.take(row_numbers([place.row for place in places]))
         nothing = np.zeros(len(places), np.int64)
         for name in (*(modality.name for modality in config.modalities), TARGET):
-            table = table.append_column(f"{name}.offset", pa.array(nothing))
+            table = table.append_column(f"{name}.offset", row_numbers(nothing))
         for name in ("shard", "row"):
-            table = table.append_column(name, pa.array(nothing - 1))
+            table = table.append_column(name, row_numbers(nothing - 1))
         return cls([], table, _by_key(table))
 
     def of(self, places: Sequence[Place]) -> pa.Table:
         """What is known of some samples, in their order."""
-        return self.table.take(pa.array([self.rows[place.key] for place in places], pa.int64()))
+        return self.table.take(row_numbers([self.rows[place.key] for place in places]))
 
     def used(self, places: Sequence[Place]) -> list[int]:
         """The numbers of the shards that some samples lie in."""

@@ -1,9 +1,13 @@
-"""Columns of an Arrow table as numpy arrays.
+"""Columns of an Arrow table as numpy arrays, and made of numpy arrays and lists.
 
-Not by Arrow's own to_numpy, array or scalar: those import pandas (0.6 s); nor by to_pylist, which
-makes an object of every value: a hundred times slower and larger where there are 100,000 rows.
+Not by Arrow's own to_numpy, array, table or scalar: those import pandas, in every process of an
+ingest (0.2 to 0.6 s); nor by to_pylist, which makes an object of every value: a hundred times
+slower and larger where there are 100,000 rows.
 """
 
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import UTC, datetime, timedelta
+from itertools import chain
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -11,6 +15,8 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 Column: TypeAlias = pa.ChunkedArray | pa.Array
+
+_EPOCH, _MICROSECOND = datetime(1970, 1, 1, tzinfo=UTC), timedelta(microseconds=1)
 
 
 def one_array(column: Column) -> pa.Array:
@@ -53,6 +59,14 @@ def floats(column: Column) -> NDArray[np.float64]:
     return numbers(array.cast(pa.float64(), safe=False), np.nan)
 
 
+def values_of(column: Column) -> list[Any]:
+    """What to_pylist gives, which imports pandas where there are times: for pieces of a table."""
+    if not pa.types.is_timestamp(column.type):
+        return list(column.to_pylist())
+    microseconds = column.cast(pa.int64()).to_pylist()
+    return [None if n is None else _EPOCH + n * _MICROSECOND for n in microseconds]
+
+
 def codes(column: Column) -> NDArray[np.int64]:
     """A number per row that is equal where the values are; -1 for null."""
     return encoded(column)[0]
@@ -82,3 +96,84 @@ def matrix(column: Column, width: int, fill: float, dtype: type) -> NDArray[Any]
     else:
         result[np.arange(width) < there[:, None]] = values
     return result
+
+
+def is_text(column: Column, text: str) -> NDArray[np.bool_]:
+    """True where a column of texts holds this one."""
+    places, values = encoded(column)
+    known = values.to_pylist()
+    return np.asarray(places == (known.index(text) if text in known else len(known)))
+
+
+def arrow(values: Sequence[Any] | NDArray[Any], kind: pa.DataType) -> pa.Array:
+    """An Arrow array of some values; None stands for null.
+
+    Args:
+        values: numbers, texts, bytes, times with their time zone, lists, or mappings, as in `kind`.
+        kind: any of the types that our tables have.
+
+    Raises:
+        OverflowError: a number doesn't fit the type, or texts are more than 2 GiB.
+
+    >>> arrow([[1, 2], None, []], pa.list_(pa.int32())).to_pylist()
+    [[1, 2], None, []]
+    """
+    if isinstance(values, np.ndarray) and values.dtype.kind in "iuf":
+        bare = np.ascontiguousarray(values, kind.to_pandas_dtype())
+        return pa.Array.from_buffers(kind, len(bare), [None, pa.py_buffer(bare)])
+    known = np.fromiter((value is not None for value in values), bool, len(values))
+    nulls = len(values) - int(known.sum())
+    valid_ = pa.py_buffer(np.packbits(known, bitorder="little")) if nulls else None
+    some = [value for value in values if value is not None] if nulls else values
+    if pa.types.is_struct(kind):
+        columns = [
+            arrow([None if value is None else value.get(field.name) for value in values],
+                  field.type)
+            for field in kind
+        ]  # fmt: skip
+        return pa.Array.from_buffers(kind, len(values), [valid_], nulls, children=columns)
+    if pa.types.is_fixed_size_list(kind):
+        none = [None] * kind.list_size
+        inner = arrow([*chain(*(none if v is None else v for v in values))], kind.value_type)
+        return pa.Array.from_buffers(kind, len(values), [valid_], nulls, children=[inner])
+    if pa.types.is_list(kind):
+        inner = arrow([*chain(*some)], kind.value_type)
+        buffers = [valid_, _offsets(known, map(len, some))]
+        return pa.Array.from_buffers(kind, len(values), buffers, nulls, children=[inner])
+    if pa.types.is_string(kind) or pa.types.is_binary(kind):
+        texts = [v.encode() for v in some] if pa.types.is_string(kind) else some
+        buffers = [valid_, _offsets(known, map(len, texts)), pa.py_buffer(b"".join(texts))]
+        return pa.Array.from_buffers(kind, len(values), buffers, nulls)
+    is_time = pa.types.is_timestamp(kind)
+    bare = np.zeros(len(values), np.int64 if is_time else kind.to_pandas_dtype())
+    bare[known] = [(time - _EPOCH) // _MICROSECOND for time in some] if is_time else some
+    return pa.Array.from_buffers(kind, len(values), [valid_, pa.py_buffer(bare)], nulls)
+
+
+def _offsets(known: NDArray[np.bool_], sizes: Iterable[int]) -> pa.Buffer:
+    """Where each value of a column begins, and the last one ends."""
+    ends = np.zeros(len(known) + 1, np.int64)
+    ends[1:][known] = np.fromiter(sizes, np.int64)
+    ends = ends.cumsum()
+    if ends[-1] > np.iinfo(np.int32).max:
+        raise OverflowError(f"a column of {ends[-1]:,} bytes or values is more than Arrow's 2 GiB")
+    return pa.py_buffer(ends.astype(np.int32))
+
+
+def arrow_table(columns: Mapping[str, Any], schema: pa.Schema) -> pa.Table:
+    """A table of columns, each an Arrow array or what `arrow` takes."""
+    arrays = [
+        column if isinstance(column, Column) else arrow(column, field.type)
+        for field, column in ((field, columns[field.name]) for field in schema)
+    ]
+    return pa.Table.from_arrays(arrays, schema=schema)
+
+
+def arrow_rows(rows: Sequence[Mapping[str, Any]], schema: pa.Schema) -> pa.Table:
+    """A table of rows; what a row lacks is null."""
+    return arrow_table({name: [row.get(name) for row in rows] for name in schema.names}, schema)
+
+
+def row_numbers(rows: Sequence[int | None] | NDArray[np.integer[Any]]) -> pa.Array:
+    """Numbers of rows, as `take` wants them; the row of None is null."""
+    return arrow(rows, pa.int64())

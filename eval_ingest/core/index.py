@@ -14,7 +14,16 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from eval_ingest.core.columns import codes, encoded, floats, lengths, matrix, numbers, one_array
+from eval_ingest.core.columns import (
+    codes,
+    encoded,
+    floats,
+    is_text,
+    lengths,
+    matrix,
+    numbers,
+    one_array,
+)
 from eval_ingest.core.fingerprint import fingerprint
 from eval_ingest.core.footprints import Footprints
 from eval_ingest.core.norm import MOMENTS
@@ -136,9 +145,7 @@ class WindowIndex:
     @cached_property
     def valid(self) -> NDArray[np.bool_]:
         """True per valid row."""
-        places, values = encoded(self.table["status"])
-        known = values.to_pylist()
-        return np.asarray(places == (known.index("valid") if "valid" in known else len(known)))
+        return is_text(self.table["status"], "valid")
 
     @cached_property
     def summary(self) -> InvalidSummary:

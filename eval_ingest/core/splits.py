@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from eval_ingest.core.columns import encoded, numbers
+from eval_ingest.core.columns import arrow_table, encoded, numbers, row_numbers
 from eval_ingest.core.crops import count_samples, cuts_of
 from eval_ingest.core.footprints import Footprints, connected, equal_area
 from eval_ingest.core.index import WindowIndex
@@ -93,7 +93,7 @@ class SplitAssignment:
         order = [rows.get(key) for key in zip(index.groups, index.names, strict=True)]
         if None in order or len(order) != len(rows):
             raise ValueError("the splits are of other windows than the index")
-        return replace(self, table=self.table.take(pa.array(order, pa.int64())))
+        return replace(self, table=self.table.take(row_numbers(order)))
 
     def counts(self) -> dict[str, int]:
         """Windows per split, train, val and test."""
@@ -220,8 +220,8 @@ def assign_splits(
         draft.candidates = kept
     strategy = _choose(draft)
     columns = {"group": index.table["group"], "name": index.table["name"]}
-    columns |= {"split": pa.array(draft.splits), "reason": pa.array(draft.reasons, pa.string())}
-    assignment = SplitAssignment(pa.table(columns, schema=SCHEMA), fingerprint, {})
+    columns |= {"split": draft.splits, "reason": draft.reasons}
+    assignment = SplitAssignment(arrow_table(columns, SCHEMA), fingerprint, {})
     if assignment.counts()["train"] == 0:
         cure = f"check splits.ratios {draft.policy.ratios} and the dataset's split tags"
         if draft.policy.strategy == "spatial":

@@ -17,7 +17,7 @@ from eval_ingest.core.splits import SplitAssignment
 from eval_ingest.defs.metadata import stage_metadata
 from eval_ingest.defs.partitions import studio_datasets
 from eval_ingest.defs.resources import STAGE_IO
-from eval_ingest.defs.running import INGEST_POOL, run_stage, stoppable
+from eval_ingest.defs.running import INGEST_POOL, run_stage, step_on
 from eval_ingest.settings import Settings
 
 GROUP = "studio_ingest"
@@ -36,7 +36,7 @@ SettingsParam = dg.ResourceParam[Settings]
 def _stage(context: dg.AssetExecutionContext, settings: Settings, **values: Any) -> dg.Output[Any]:
     """Run the stage that is named like the asset, on the dataset that is the partition."""
     stage = context.asset_key.path[-1]
-    with stoppable(context, context.partition_key) as check:
+    with step_on(context.partition_key) as check:
         done = run_stage(context, settings, context.partition_key, stage, check, values)
         assert done is not None  # in a run of one dataset none is left out
         metadata = stage_metadata(*done)

@@ -21,10 +21,9 @@ from eval_ingest.core.entry import Metadata
 from eval_ingest.core.signal import Signal
 from eval_ingest.core.spec import SPLITS
 from eval_ingest.defs.assets import registry_entry
-from eval_ingest.defs.failures import RETRIES, as_failure
 from eval_ingest.defs.metadata import listed, table
 from eval_ingest.defs.partitions import identifier, studio_datasets
-from eval_ingest.defs.running import stoppable
+from eval_ingest.defs.running import step_on
 from eval_ingest.errors import EvalIngestError, IntegrityError
 from eval_ingest.redaction import MAX_SHOWN, in_markdown
 from eval_ingest.report.terminal import counts_text
@@ -278,7 +277,6 @@ def asset_checks(
         description="Is the dataset fit to be an eval, and does it load?",
         specs=specs,
         can_subset=True,
-        retry_policy=RETRIES,
     )
     def run(
         context: dg.AssetCheckExecutionContext, settings: dg.ResourceParam[Settings]
@@ -286,9 +284,8 @@ def asset_checks(
         name = dataset or context.partition_key
         assets = dict.fromkeys((registry_entry.key, asset))
         wanted = [key.name for key in context.selected_asset_check_keys]
-        with stoppable(context, name):
-            with as_failure(name):
-                found = list(evaluations(open_root(settings), name, list(assets), wanted))
+        with step_on(name):
+            found = list(evaluations(open_root(settings), name, list(assets), wanted))
             for evaluation in found:
                 if evaluation.asset_key != asset:
                     context.op_execution_context.log_event(evaluation)  # type: ignore[arg-type]

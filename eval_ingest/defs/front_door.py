@@ -19,10 +19,9 @@ import dagster as dg
 from eval_ingest.core.spec import DatasetSpec
 from eval_ingest.defs.assets import POOLED
 from eval_ingest.defs.checks import asset_checks
-from eval_ingest.defs.failures import as_failure
 from eval_ingest.defs.metadata import UP_TO_DATE, entry_metadata, shown_pictures, stage_metadata
 from eval_ingest.defs.partitions import identifier
-from eval_ingest.defs.running import INGEST_POOL, PARTITION_TAG, run_stage, stoppable
+from eval_ingest.defs.running import INGEST_POOL, PARTITION_TAG, run_stage, step_on
 from eval_ingest.defs.versions import last_record, version_of, version_tags
 from eval_ingest.errors import NotIngestedError
 from eval_ingest.pipeline import STAGES
@@ -120,7 +119,7 @@ def _stage_op(stage: str) -> dg.OpDefinition:
         name = context.op.tags[DATASET_TAG]
         if context.run.tags.get(PARTITION_TAG, name) != name:
             return  # what needs this op is skipped, too
-        with stoppable(context, name) as check:
+        with step_on(name) as check:
             done = run_stage(
                 context, settings, name, stage, check, of_many=_is_of_many(context.run)
             )
@@ -161,15 +160,14 @@ def _summary_op() -> dg.OpDefinition:
         context: dg.OpExecutionContext, settings: dg.ResourceParam[Settings]
     ) -> Iterator[dg.Output[None]]:
         name = context.op.tags[DATASET_TAG]
-        with stoppable(context, name):
-            with as_failure(name):
-                root = open_root(settings)
-                store = root.dataset(name)
-                entry = read_metadata(store)
-                if entry is None:
-                    raise NotIngestedError(
-                        f"{root.shown(store.layout.metadata)} has been removed; run {name} again"
-                    )
+        with step_on(name):
+            root = open_root(settings)
+            store = root.dataset(name)
+            entry = read_metadata(store)
+            if entry is None:
+                raise NotIngestedError(
+                    f"{root.shown(store.layout.metadata)} has been removed; run {name} again"
+                )
             last = last_record(context.instance, dg.AssetKey(name))
             same = last if version_of(last) == entry.fingerprint else None
             counts = counts_text({split: found.count for split, found in entry.splits.items()})

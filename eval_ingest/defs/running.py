@@ -69,54 +69,96 @@ def run_stage(
         settings: say where things are.
         name: the dataset.
         stage: one of STAGES.
-        check: of `stoppable`.
+        check: of `step_on`, inside of which this is called.
         values: outcomes of earlier stages, where they are at hand.
         of_many: True in a run of many datasets.
 
     Raises:
-        dg.Failure: whatever goes wrong.
+        EvalIngestError: whatever goes wrong.
     """
-    with retried(), as_failure(name):
-        spec = find_spec(settings, name)
-        if DATASET_TAG not in context.run.tags:
-            context.instance.add_run_tags(context.run.run_id, {DATASET_TAG: name})
-        told = LogProgress(context.log, stage)
+    spec = find_spec(settings, name)
+    if DATASET_TAG not in context.run.tags:
+        context.instance.add_run_tags(context.run.run_id, {DATASET_TAG: name})
+    told = LogProgress(context.log, stage)
 
-        def progress(what: str, done: int, total: int) -> None:
-            check()
-            told(what, done, total)
+    def progress(what: str, done: int, total: int) -> None:
+        check()
+        told(what, done, total)
 
-        try:
-            indexed = stage != pipeline.STAGES[0]
-            job = open_job(spec, settings, progress=progress, indexed=indexed)
-        except (SourceError, SettingsError) as error:
-            if not of_many or isinstance(error, ConfigError):
-                raise
-            context.log.warning(in_lines(f"{name} is left out: {error}"))
-            return None
-        add_partition(context.instance, name)
-        with pipeline.dataset_lock(job):
-            outcome = pipeline.run_stage(job, stage, dict(values or {}))
-        context.log.info(f"{stage}: {describe(outcome)}")
+    try:
+        indexed = stage != pipeline.STAGES[0]
+        job = open_job(spec, settings, progress=progress, indexed=indexed)
+    except (SourceError, SettingsError) as error:
+        if not of_many or isinstance(error, ConfigError):
+            raise
+        context.log.warning(in_lines(f"{name} is left out: {error}"))
+        return None
+    add_partition(context.instance, name)
+    with pipeline.dataset_lock(job):
+        outcome = pipeline.run_stage(job, stage, dict(values or {}))
+    context.log.info(f"{stage}: {describe(outcome)}")
     return StageRun(job, outcome)
 
 
 @contextmanager
-def stoppable(context: Context, name: str) -> Iterator[Callable[[], None]]:
-    """Have Terminate, Ctrl-C and SIGTERM end a step as cancelled; gives a function that looks.
-
-    What a person has stopped is no failure: nobody is to begin it again.
+def step_on(dataset: str) -> Iterator[Callable[[], None]]:
+    """What a step on a dataset does; gives a function that raises if the run was stopped.
 
     Raises:
-        dg.DagsterExecutionInterruptedError: it was stopped.
+        dg.Failure: whatever goes wrong, in our words.
+        dg.RetryRequested: the same, where another try may help.
+        dg.DagsterExecutionInterruptedError: Terminate, Ctrl-C or SIGTERM: see StoppableExecutor.
     """
-    try:
-        with interruptible(dg.DagsterExecutionInterruptedError) as check:
-            yield check
-    except dg.DagsterExecutionInterruptedError:
-        context.instance.report_run_canceling(context.run)
-        say_last(name, f"{name} was stopped; run it again: it goes on where it stopped")
-        raise
+    with (
+        interruptible(dg.DagsterExecutionInterruptedError) as check,
+        retried(),
+        as_failure(dataset),
+    ):
+        yield check
+
+
+class StoppableExecutor(dg.Executor):
+    """Runs steps as another executor does, and a run that is stopped ends as cancelled.
+
+    What a person has stopped is no failure, be it at a step, between steps, or before the first:
+    nobody is to begin it again.
+    """
+
+    def __init__(self, inner: dg.Executor) -> None:
+        self._inner = inner
+
+    @property
+    def retries(self) -> Any:
+        """How steps are tried again."""
+        return self._inner.retries
+
+    @property
+    def step_dependency_config(self) -> Any:
+        """Which of a step's inputs it waits for."""
+        return self._inner.step_dependency_config
+
+    def execute(self, plan_context: Any, execution_plan: Any) -> Iterator[Any]:
+        """Run the steps of a plan."""
+        try:
+            yield from self._inner.execute(plan_context, execution_plan)
+        except (KeyboardInterrupt, dg.DagsterExecutionInterruptedError):
+            plan_context.instance.report_run_canceling(plan_context.dagster_run)
+            say_last("", "stopped; run the same command again: it goes on where it was")
+            raise
+
+
+def _in_one_process(context: dg.InitExecutorContext) -> StoppableExecutor:
+    create = dg.in_process_executor.executor_creation_fn
+    assert create is not None
+    return StoppableExecutor(create(context))
+
+
+# Stages use all cores by themselves; a process a step would only add its start.
+ONE_PROCESS = dg.ExecutorDefinition(
+    "in_process",
+    dg.in_process_executor.config_schema,  # type: ignore[arg-type]
+    executor_creation_fn=_in_one_process,
+)
 
 
 def is_going_on(instance: dg.DagsterInstance, name: str) -> bool:

@@ -13,10 +13,9 @@ import dagster as dg
 from pydantic import Field
 
 from eval_ingest.core.fingerprint import fingerprint
-from eval_ingest.defs.failures import RETRIES, as_failure
 from eval_ingest.defs.metadata import listed, png_metadata, table
 from eval_ingest.defs.partitions import studio_datasets
-from eval_ingest.defs.running import SWEEP_POOL, LogProgress, stoppable
+from eval_ingest.defs.running import SWEEP_POOL, LogProgress, step_on
 from eval_ingest.errors import SweepError
 from eval_ingest.settings import Settings
 from eval_ingest.sweep.command import DEFAULT_OUT
@@ -63,7 +62,6 @@ class SweepConfig(dg.Config):
     group_name="eval_scores",
     partitions_def=studio_datasets,
     deps=["registry_entry"],
-    retry_policy=RETRIES,
     pool=SWEEP_POOL,
     kinds={"pytorch"},
 )
@@ -76,7 +74,7 @@ def eval_sweep(
     Results are kept in the folder `out`, where `eval-ingest leaderboard` finds them.
     """
     name = context.partition_key
-    with stoppable(context, name), as_failure(name):
+    with step_on(name):
         scored = _run(context, config, settings, name)
         result = dg.MaterializeResult[Any](
             data_version=dg.DataVersion(fingerprint(sorted(row.key for row in scored.rows))),

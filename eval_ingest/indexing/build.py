@@ -9,9 +9,10 @@ from functools import partial
 from itertools import chain
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
+from eval_ingest.core.columns import arrow_rows, is_text
 from eval_ingest.core.fingerprint import fingerprint
 from eval_ingest.core.index import INDEX_VERSION, WindowIndex, index_schema
 from eval_ingest.engine import Progress, executor, map_ordered
@@ -146,11 +147,9 @@ def _still_right(task: IndexTask, table: pa.Table) -> list[bool]:
     Tags or dates that leave them out were given since, or they were found invalid by anything but
     what judges now.
     """
-    judged = pc.or_kleene(
-        pc.equal(table["status"], "valid"), pc.equal(table["judged_by"], task.judged_by)
-    )
+    judged = is_text(table["status"], "valid") | is_text(table["judged_by"], task.judged_by)
     wanted = set(task.window_filter.wanted_rows(table))
-    return [right and row in wanted for row, right in enumerate(judged.to_pylist())]
+    return [right and row in wanted for row, right in enumerate(judged.tolist())]
 
 
 def _reading_order(item: Listed) -> tuple[bytes, str]:
@@ -163,7 +162,6 @@ def _index_fingerprint(job: Job, windows: list[Listed], table: pa.Table, judged_
 
     Who judged counts where a window was found invalid: another might find it valid.
     """
-    invalid = pc.any(pc.not_equal(table["status"], "valid")).as_py()
     return fingerprint(
         "window_index",
         INDEX_VERSION,
@@ -171,7 +169,7 @@ def _index_fingerprint(job: Job, windows: list[Listed], table: pa.Table, judged_
         job.spec.tags,
         job.spec.temporal_range,
         sorted(window.spelled for window in windows),
-        judged_by if invalid else "",
+        "" if is_text(table["status"], "valid").all() else judged_by,
     )
 
 
@@ -199,7 +197,7 @@ def _build(
     finally:
         parts.flush()  # kept until the index itself is on disk: see finish_index
     publish([], None)
-    empty = index_schema(job.config).empty_table()
+    empty = arrow_rows([], index_schema(job.config))
     table = pa.concat_tables([empty, *(rows.table for rows in work.kept), *tables])
     tables.clear()  # as many bytes again, as soon as they are sorted
     table = add_geometry(table.sort_by([("group", "ascending"), ("name", "ascending")]))
@@ -235,9 +233,9 @@ def _packer(
 def _first_shape(task: IndexTask, work: IndexWork, pool: Executor) -> PackRow | None:
     """The shape of a valid window: one that is known, else one of the first that are new."""
     for rows in work.kept:
-        valid = rows.table.filter(pc.equal(rows.table["status"], "valid"))
-        if valid.num_rows:
-            return pack_rows(valid, [0], task.config)[0]
+        valid = np.flatnonzero(is_text(rows.table["status"], "valid"))
+        if len(valid):
+            return pack_rows(rows.table, valid[:1].tolist(), task.config)[0]
     for window in work.new[:_LOOK_AT]:
         # One by one: most often, the first will do. By a worker, which it may end; it is judged
         # in its turn.

@@ -16,6 +16,7 @@ from typing import Any
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from eval_ingest.core.columns import row_numbers
 from eval_ingest.core.fingerprint import fingerprint
 from eval_ingest.core.resolved import ResolvedConfig
 from eval_ingest.decoding.judge import WindowSample
@@ -209,7 +210,7 @@ def pack_rows(table: pa.Table, rows: Sequence[int], config: ResolvedConfig) -> l
     """The shapes of valid windows' samples, from their rows in an index."""
     steps = {modality.name: f"{modality.name}.timesteps" for modality in config.modalities}
     own = ["group", "name", "source_digest", "height", "width"]
-    found = table.select([*own, *steps.values()]).take(pa.array(rows, pa.int64())).to_pylist()
+    found = table.select([*own, *steps.values()]).take(row_numbers(rows)).to_pylist()
     return [
         PackRow(
             **{name: row[name] for name in own},

@@ -9,6 +9,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from eval_ingest.core.columns import row_numbers
 from eval_ingest.core.resolved import ResolvedConfig
 from eval_ingest.indexing.packer import Packer, pack_rows
 from eval_ingest.indexing.work import IndexedShard
@@ -54,7 +55,7 @@ class PartialRows:
         """Keep some rows; they reach the disk in files of about PARTIAL_ROWS rows."""
         places = {(row.group, row.name): place for place, row in shard.packed}
         names = zip(shard.table["group"].to_pylist(), shard.table["name"].to_pylist(), strict=True)
-        column = pa.array([places.get(name) for name in names], pa.int64())
+        column = row_numbers([places.get(name) for name in names])
         self._waiting.append(shard.table.append_column("place", column))
         if sum(part.num_rows for part in self._waiting) >= PARTIAL_ROWS:
             self.flush()
@@ -94,7 +95,7 @@ class Rows:
 
     def take(self, rows: Sequence[int]) -> "Rows":
         """Some of them."""
-        wanted = pa.array(rows, pa.int64())  # an empty list would be of type null
+        wanted = row_numbers(rows)
         places = None if self.places is None else self.places.take(wanted)
         return Rows(self.table.take(wanted), places, self.packing)
 

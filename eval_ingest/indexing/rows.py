@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from eval_ingest.core.columns import encoded, floats, matrix
+from eval_ingest.core.columns import arrow, encoded, floats, matrix
 from eval_ingest.core.crops import split_cut
 from eval_ingest.core.digest import label_digest, pixel_digest
 from eval_ingest.core.footprints import outlines
@@ -200,4 +200,4 @@ def add_geometry(table: pa.Table) -> pa.Table:
             continue
         geometry[here] = shapely.to_wkb(shapes)
     place = table.schema.get_field_index("geometry")
-    return table.set_column(place, "geometry", pa.array(geometry.tolist(), pa.binary()))
+    return table.set_column(place, "geometry", arrow(geometry.tolist(), pa.binary()))

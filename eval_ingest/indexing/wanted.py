@@ -8,6 +8,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from eval_ingest.core.columns import values_of
 from eval_ingest.core.resolved import ResolvedConfig
 from eval_ingest.core.spec import DatasetSpec
 from eval_ingest.core.splits import kept_split, uniform
@@ -45,7 +46,7 @@ class WindowFilter:
         """The rows of an index that it takes, and those of windows whose metadata isn't known."""
         if self.takes_all:
             return list(range(table.num_rows))
-        columns = (table[name].to_pylist() for name in ("options", "time_start", "time_end"))
+        columns = (values_of(table[name]) for name in ("options", "time_start", "time_end"))
         return [
             row
             for row, (options, start, end) in enumerate(zip(*columns, strict=True))

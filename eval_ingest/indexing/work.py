@@ -6,6 +6,7 @@ from functools import partial
 
 import pyarrow as pa
 
+from eval_ingest.core.columns import arrow_rows
 from eval_ingest.core.index import index_schema
 from eval_ingest.core.resolved import ResolvedConfig
 from eval_ingest.core.validate import Problem
@@ -49,7 +50,7 @@ class IndexTask:
             result.packed += packed
             if self.copy_mode == "windows" or (self.copy_mode == "stream" and not packed):
                 reader.keep()
-        result.table = pa.Table.from_pylist(rows, schema=index_schema(self.config))
+        result.table = arrow_rows(rows, index_schema(self.config))
         return result
 
     def _pack(self, place: int, sample: WindowSample) -> list[tuple[int, PackRow]]:
@@ -79,7 +80,7 @@ class IndexTask:
         files = self.source.window(listed.group, listed.name, self.config.layer_names)
         sample = WindowSample(files, problems=[Problem("window_crashes", why)])
         row = index_row(sample, self.config, self.judged_by)
-        return IndexedShard(pa.Table.from_pylist([row], schema=index_schema(self.config)))
+        return IndexedShard(arrow_rows([row], index_schema(self.config)))
 
     def read(self, reader: WindowReader, files: WindowFiles) -> WindowSample | None:
         """A window, judged; None if it isn't wanted."""

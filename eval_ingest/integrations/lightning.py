@@ -117,12 +117,19 @@ class EvalCallback(Callback):
         self.last: Evaluation | None = None
         """What the last eval found."""
 
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """A training that goes on from a checkpoint has been scored up to there."""
+        self._scored_at = trainer.global_step
+
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, *_: Any, **__: Any
     ) -> None:
-        """Score when it is time: once per step, also where gradients are accumulated."""
+        """Score when it is time: once per step, also where gradients are accumulated.
+
+        A batch may take several steps, one an optimizer, and so pass over a multiple.
+        """
         step = trainer.global_step
-        if step != self._scored_at and step % self._every == 0:
+        if step // self._every > self._scored_at // self._every:
             self._score(trainer, pl_module, step, monitored=True)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
-from eval_ingest.core.columns import floats, matrix
+from eval_ingest.core.columns import arrow, floats, matrix, row_numbers
 from eval_ingest.core.crops import Corner, Cut
 from eval_ingest.core.footprints import outlines
 from eval_ingest.errors import LoadError
@@ -48,7 +48,7 @@ class SampleWindows:
     ) -> None:
         pairs = zip(index["group"].to_pylist(), index["name"].to_pylist(), strict=True)
         rows = {key: k for k, key in enumerate(pairs)}
-        table = index.take(pa.array([rows[key] for key in keys], pa.int64()))
+        table = index.take(row_numbers([rows[key] for key in keys]))
         bounds = matrix(table["bounds"], 4, 0, np.int64)
         for k, corner in enumerate(corners):
             if corner is not None:
@@ -60,12 +60,12 @@ class SampleWindows:
         ends = np.stack([bounds[:, :2] * sizes, bounds[:, 2:] * sizes])
         self._boxes = np.column_stack([ends.min(axis=0), ends.max(axis=0)])
         facts = table.select(_KEPT)
-        facts = facts.add_column(2, "split", pa.array([split] * len(keys), pa.string()))
+        facts = facts.add_column(2, "split", arrow([split] * len(keys), pa.string()))
         for name, values, kind in (
             ("pixel_bounds", bounds, pa.int64()),
             ("bounds", self._boxes, pa.float64()),
         ):
-            flat = pa.array(values.ravel(), kind)
+            flat = arrow(values.ravel(), kind)
             facts = facts.append_column(name, pa.FixedSizeListArray.from_arrays(flat, 4))
         self._facts = facts
 
@@ -91,7 +91,7 @@ class SampleWindows:
         Raises:
             LoadError: shapely or pyproj isn't installed.
         """
-        return self._facts.append_column("geometry", pa.array(self._shapes_as_wkb(), pa.binary()))
+        return self._facts.append_column("geometry", arrow(self._shapes_as_wkb(), pa.binary()))
 
     def _shapes_as_wkb(self) -> list[bytes | None]:
         try:

@@ -22,6 +22,8 @@ PATIENCE = 10
 LOGIN_PATIENCE = 5
 """As often for credentials, which every machine asks its own cloud for, be it in one or not."""
 _AGAIN_S = 0.5
+UNREACHABLE_S = 1
+"""So long a person's command tries again where there is no way to the server at all."""
 
 LOG = logging.getLogger("eval_ingest")
 
@@ -47,6 +49,7 @@ def greet(
     Raises:
         EvalIngestError: nothing comes, or it can't be connected to at all.
     """
+    began = time.monotonic()
     load_library(url)
     seconds = Settings.load().answer_seconds
     longest = seconds * (PATIENCE if patient else 1)
@@ -56,9 +59,13 @@ def greet(
     if here is None or here.server.contact.answered:
         return
     server, loop = server_of(url, endpoint), here.server.loop
-    hears = asyncio.run_coroutine_threadsafe(_hear(here, words, server, seconds), loop)
+    contact = here.server.contact
+    again = seconds if patient else min(seconds, UNREACHABLE_S)
+    hears = asyncio.run_coroutine_threadsafe(_hear(here, words, server, again), loop)
+    # A person has waited for imports and the login already.
+    spent = 0.0 if patient else min(time.monotonic() - began, seconds / 2)
     try:
-        _wait(Call(hears.result), server, seconds, longest, here.server.contact, words)
+        _wait(Call(hears.result), server, again, longest, contact, words, spent)
     finally:
         hears.cancel()
 
@@ -70,8 +77,12 @@ def _wait(
     longest: float,
     contact: Contact,
     words: SourceWords,
+    spent: float = 0.0,
 ) -> Result | None:
     """What a call gives that may never end; None as soon as something has come from the server.
+
+    After `seconds` a failure to connect is final, and that it waits on is told; `spent` seconds
+    were waited before this.
 
     Raises:
         EvalIngestError: it takes longer than that, or can't be connected to.
@@ -80,7 +91,7 @@ def _wait(
     while not call.wait(0.05):
         if contact.answered:
             return None
-        if call.waited > longest or (contact.failure and call.waited > seconds):
+        if call.waited + spent > longest or (contact.failure and call.waited > seconds):
             raise words.silent(server, longest, contact.failure)
         if call.waited > seconds and not told:
             told = True

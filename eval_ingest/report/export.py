@@ -7,8 +7,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
-import pyarrow as pa
-
+from eval_ingest.core.columns import arrow
 from eval_ingest.core.entry import Metadata
 from eval_ingest.core.public import UNTOLD, public, public_metadata, public_value
 from eval_ingest.errors import NotIngestedError, StoreError
@@ -150,7 +149,7 @@ def _make_public(layout: DatasetLayout) -> None:
     table = index.table
     for name, values in (("problems", problems), ("options", options)):
         at = table.schema.get_field_index(name)
-        table = table.set_column(at, name, pa.array(values, table.schema.field(at).type))
+        table = table.set_column(at, name, arrow(values, table.schema.field(at).type))
     extra = public_value(dict(index.extra))
     write_index(layout.window_index, replace(index, table=table, source=UNTOLD, extra=extra))
     splits = read_splits(layout.split_assignment)

@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from eval_ingest.core import images
+from eval_ingest.core.columns import arrow_rows
 from eval_ingest.core.spec import SPLITS
 from eval_ingest.core.task import Task
 from eval_ingest.report.page import VIEWER
@@ -49,7 +50,7 @@ def write_viewer(
             folder / VIEWER / f"{split}.parquet", schema, compression="zstd"
         ) as file:
             while part:
-                file.write_table(pa.Table.from_pylist(part, schema))
+                file.write_table(arrow_rows(part, schema))
                 done += len(part)
                 progress("samples drawn", done, total)
                 part = [row for _, row in zip(range(_ROWS), rows, strict=False)]

@@ -15,6 +15,7 @@ from typing import Any
 import google_crc32c
 import pyarrow as pa
 
+from eval_ingest.core.columns import arrow_rows
 from eval_ingest.store.atomic import read_bytes, store_errors
 from eval_ingest.store.paths import DatasetLayout
 from eval_ingest.store.seal import unless_damaged
@@ -182,7 +183,7 @@ class Manifest:
                 ("checksum", pa.string()),
             ]
         )
-        table = pa.Table.from_pylist(rows, schema=schema)
+        table = arrow_rows(rows, schema)
         facts = {"kind": "copy_manifest", "version": MANIFEST_VERSION}
         write_table(self._layout.copy_manifest, table, facts)
         self._journal.unlink(missing_ok=True)

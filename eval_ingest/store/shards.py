@@ -26,6 +26,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from eval_ingest.core.columns import arrow_table
 from eval_ingest.core.entry import ShardArray
 from eval_ingest.core.resolved import ResolvedConfig
 from eval_ingest.core.task import TaskKind
@@ -276,20 +277,21 @@ class ShardWriter:
     def _index_table(self, rows: Sequence[tuple[int, PackRow]]) -> pa.Table:
         """Where each window lies."""
         places = [place for place, _ in rows]
-        columns: dict[str, Any] = {
-            "group": pa.array([row.group for _, row in rows], pa.string()),
-            "name": pa.array([row.name for _, row in rows], pa.string()),
-            "source_digest": pa.array([row.source_digest for _, row in rows], pa.string()),
-            "row": pa.array(places, pa.int64()),
-            "height": pa.array([row.height for _, row in rows], pa.int32()),
-            "width": pa.array([row.width for _, row in rows], pa.int32()),
+        found: dict[str, tuple[pa.DataType, Any]] = {
+            "group": (pa.string(), [row.group for _, row in rows]),
+            "name": (pa.string(), [row.name for _, row in rows]),
+            "source_digest": (pa.string(), [row.source_digest for _, row in rows]),
+            "row": (pa.int64(), places),
+            "height": (pa.int32(), [row.height for _, row in rows]),
+            "width": (pa.int32(), [row.width for _, row in rows]),
         }
         for plan in self.plans:
-            columns[f"{plan.name}.offset"] = pa.array(plan.offsets[places], pa.int64())
+            found[f"{plan.name}.offset"] = pa.int64(), plan.offsets[places]
             if plan.name != TARGET:
                 steps = [row.timesteps[plan.name] for _, row in rows]
-                columns[f"{plan.name}.timesteps"] = pa.array(steps, pa.int32())
-        return pa.table(columns)
+                found[f"{plan.name}.timesteps"] = pa.int32(), steps
+        schema = pa.schema([(name, kind) for name, (kind, _) in found.items()])
+        return arrow_table({name: values for name, (_, values) in found.items()}, schema)
 
 
 def shard_names(samples: Path) -> list[str]:

@@ -12,7 +12,15 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import ArrayLike, NDArray
 
-from eval_ingest.core.columns import Column, lengths, numbers, one_array
+from eval_ingest.core.columns import (
+    Column,
+    arrow,
+    arrow_table,
+    lengths,
+    numbers,
+    one_array,
+    row_numbers,
+)
 from eval_ingest.core.entry import SPLIT_INDEX_VERSION
 from eval_ingest.errors import IntegrityError
 from eval_ingest.store.seal import cure_for
@@ -88,7 +96,7 @@ def write_split_index(
     Raises:
         StoreError: it can't be written.
     """
-    table = pa.table(dict(columns), split_index_schema(modalities, columns))
+    table = arrow_table(columns, split_index_schema(modalities, columns))
     if crops is not None:
         table = _repeated(table, crops)
     write_table(path, table, {"kind": _KIND, "version": SPLIT_INDEX_VERSION})
@@ -96,12 +104,12 @@ def write_split_index(
 
 def _repeated(table: pa.Table, crops: Crops) -> pa.Table:
     """A row for each crop, from a row for each window."""
-    table = table.take(pa.array(crops.window, pa.int64()))
+    table = table.take(row_numbers(crops.window))
     for k, name in enumerate(("top", "left")):
-        corner = pa.array([corner[k] for corner in crops.corners], pa.int32())
+        corner = arrow([corner[k] for corner in crops.corners], pa.int32())
         table = table.append_column(name, corner)
     if crops.targets is not None:
-        table = table.append_column(TARGET, pa.array(crops.targets, pa.float64()))
+        table = table.append_column(TARGET, arrow(crops.targets, pa.float64()))
     return table
 
 
@@ -119,7 +127,7 @@ def timestamps_column(
         rows: of the samples' windows in it.
         steps: timesteps of each sample.
     """
-    wanted = pa.array(rows, pa.int64())
+    wanted = row_numbers(rows)
     table = index.select([f"{modality}.timestamps", "time_start", "time_end"]).take(wanted)
     lists = one_array(table[f"{modality}.timestamps"])
     known = lists.flatten()
@@ -137,7 +145,9 @@ def timestamps_column(
     places = np.where(told[sample], first[sample] + step, len(known) + sample)
     dates = _dates(middles[places])
     offsets = np.concatenate([[0], np.cumsum(3 * counts)]).astype(np.int32)
-    return pa.ListArray.from_arrays(pa.array(offsets), pa.array(dates.reshape(-1)))
+    return pa.ListArray.from_arrays(
+        *(arrow(part.reshape(-1), pa.int32()) for part in (offsets, dates))
+    )
 
 
 def _middles(start: Column, end: Column) -> NDArray[np.datetime64]:

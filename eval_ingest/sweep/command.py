@@ -7,8 +7,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from eval_ingest.core.spec import NAME_PATTERN
-
 if TYPE_CHECKING:
     from eval_ingest.sweep.results import Cell, Leaderboard, ResultTable
     from eval_ingest.sweep.suite import Suite
@@ -56,7 +54,6 @@ def add_commands(commands: Any, add_command: AddCommand) -> None:
         "--label-fraction",
         dest="label_fractions",
         nargs="+",
-        type=_fraction,
         metavar="F",
         help="parts of the train split: 0.01 0.1 1.0, 10%%, or names of the datasets' own "
         "label_fractions; each holds the smaller ones",
@@ -115,15 +112,6 @@ def add_commands(commands: Any, add_command: AddCommand) -> None:
     add("--datasets", nargs="+", default=[], metavar="NAME", help="default: all")
 
 
-def _fraction(text: str) -> float | str:
-    try:
-        return float(text[:-1]) / 100 if text.endswith("%") else float(text)
-    except ValueError:
-        if NAME_PATTERN.fullmatch(text):
-            return text
-        raise argparse.ArgumentTypeError(f"{text!r} is neither 0.1 nor 10% nor a name") from None
-
-
 def _sweep(options: argparse.Namespace) -> int:
     from eval_ingest.report.terminal import Progress, fitted, say
     from eval_ingest.sweep.run import run_sweep
@@ -150,9 +138,7 @@ def _suite(options: argparse.Namespace) -> "Suite":
     from eval_ingest.sweep.suite import Suite
 
     suite = Suite() if options.suite is None else Suite.load(options.suite)
-    flags = {name: getattr(options, name, None) for name in Suite.model_fields}
-    given = {k: tuple(v) if isinstance(v, list) else v for k, v in flags.items() if v is not None}
-    return suite.model_copy(update=given)
+    return suite.having(**{name: getattr(options, name, None) for name in Suite.model_fields})
 
 
 def _draw(out: Path) -> list[Path]:

@@ -298,13 +298,7 @@ def _embed(
     """Rows (R, D) of a batch, labels (R, Q), rows and columns of patches, and how it is pooled."""
     try:
         with torch.no_grad():
-            found = encoder.embed(batch, dataset)
-            if not isinstance(found, tuple | list):
-                raise SweepError(
-                    f"encoder {encoder.name} returned a {type(found).__name__}; it must return "
-                    "Embeddings(patches, pooled): see eval_ingest.sweep.encoders.base"
-                )
-            found = Embeddings(*found)
+            vectors, grid, pooling = _vectors(dataset, encoder, batch, pooling)
     except (SweepError, KeyboardInterrupt):
         raise
     except Exception as error:  # anybody's own code
@@ -312,24 +306,6 @@ def _embed(
             f"encoder {encoder.name} failed on {dataset.name} {dataset.split} with "
             f"{type(error).__name__}: {error}"
         ) from error
-    p = encoder.patch_size
-    target = batch["target"]
-    batch_size, height, width = batch[next(iter(dataset.bands))].shape[:3]
-    h, w = height // p, width // p
-    if dataset.task.kind.per_pixel:
-        if found.patches is None:
-            raise _wrong(dataset, encoder, "patches", (batch_size, h, w, "D"), None)
-        if tuple(found.patches.shape[:3]) != (batch_size, h, w) or found.patches.ndim != 4:
-            raise _wrong(dataset, encoder, "patches", (batch_size, h, w, "D"), found.patches)
-        vectors = found.patches.flatten(0, 2)
-        # Labels lie as pixels do: (B, h, w) patches of p x p.
-        labels = target.view(batch_size, h, p, w, p).permute(0, 1, 3, 2, 4).reshape(-1, p * p)
-    else:
-        pooled, pooling = _pooled(found, pooling, hasattr(encoder, "pooling"))
-        if pooled is None or pooled.ndim != 2 or len(pooled) != batch_size:
-            raise _wrong(dataset, encoder, "pooled", (batch_size, "D"), pooled)
-        vectors, labels, (h, w) = pooled, target[:, None], (1, 1)
-    vectors = vectors.float().cpu().contiguous()
     if not bool(torch.isfinite(vectors).all()):
         holed = [name for name in dataset.bands if not bool(torch.isfinite(batch[name]).all())]
         cause = (
@@ -339,8 +315,44 @@ def _embed(
             f"encoder {encoder.name} on {dataset.name} {dataset.split}: embeddings are not finite"
             f"{cause}"
         )
+    target = batch["target"]
+    if dataset.task.kind.per_pixel:
+        # Labels lie as pixels do: (B, h, w) patches of p x p.
+        (h, w), p = grid, encoder.patch_size
+        labels = target.view(len(target), h, p, w, p).permute(0, 1, 3, 2, 4).reshape(-1, p * p)
+    else:
+        labels = target[:, None]
     kind = np.int16 if dataset.task.kind.has_classes else np.float32
-    return vectors.numpy(), labels.cpu().numpy().astype(kind), (h, w), pooling
+    return vectors.numpy(), labels.cpu().numpy().astype(kind), grid, pooling
+
+
+def _vectors(
+    dataset: EvalDataset, encoder: Encoder, batch: dict[str, Any], pooling: str
+) -> tuple[torch.Tensor, tuple[int, int], str]:
+    """What an encoder makes of a batch, (R, D) on the CPU, if it is as it must be."""
+    found = encoder.embed(batch, dataset)
+    if not (
+        isinstance(found, tuple | list)
+        and len(found) in (1, 2)
+        and all(part is None or isinstance(part, torch.Tensor) for part in found)
+    ):
+        raise SweepError(
+            f"encoder {encoder.name} returned a {type(found).__name__}; it must return "
+            "Embeddings(patches, pooled), of tensors: see eval_ingest.sweep.encoders.base"
+        )
+    embeddings, p = Embeddings(*found), encoder.patch_size
+    batch_size, height, width = batch[next(iter(dataset.bands))].shape[:3]
+    grid = height // p, width // p
+    shape: tuple[int, ...] = (batch_size,)
+    if dataset.task.kind.per_pixel:
+        values, shape = embeddings.patches, (batch_size, *grid)
+    else:
+        values, pooling = _pooled(embeddings, pooling, hasattr(encoder, "pooling"))
+    if values is None or values.shape[:-1] != shape or not values.shape[-1] or values.is_complex():
+        what = "patches" if dataset.task.kind.per_pixel else "pooled"
+        raise _wrong(dataset, encoder, what, (*shape, "D"), values)
+    vectors = values.reshape(-1, values.shape[-1]).float().cpu().contiguous()
+    return vectors, grid if dataset.task.kind.per_pixel else (1, 1), pooling
 
 
 def _pooled(found: Embeddings, pooling: str, by_token: bool) -> tuple[torch.Tensor | None, str]:
@@ -367,8 +379,11 @@ def _wrong(
     found: torch.Tensor | None,
 ) -> SweepError:
     shape = "None" if found is None else str(tuple(found.shape))
+    if found is not None and found.is_complex():
+        shape = f"{found.dtype}"
     wanted = ", ".join(map(str, expected))
     return SweepError(
         f"encoder {encoder.name} on {dataset.name} ({dataset.task.kind}): {what} must have the "
-        f"shape ({wanted}), not {shape}; see eval_ingest.sweep.encoders.base.Encoder"
+        f"shape ({wanted}), not {shape}; "
+        "see eval_ingest.sweep.encoders.base.Encoder"
     )

@@ -6,7 +6,7 @@ and metrics as in a sweep (run.py), which is for many encoders and keeps what it
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -14,7 +14,7 @@ from typing import Any, Literal
 import torch
 
 from eval_ingest.core.eval_settings import EvalSettings
-from eval_ingest.errors import EvalIngestError
+from eval_ingest.errors import EvalIngestError, SweepError
 from eval_ingest.loading import EvalDataset
 from eval_ingest.report.terminal import table
 from eval_ingest.settings import Settings
@@ -123,7 +123,8 @@ def evaluate(
         method: see EvalDataset; default norm_no_clip_2_std.
         batch_size: windows per batch; default what makes some tens of MiB of pixels.
         device: where the model is; default that of its parameters, else a GPU if there is one.
-        dtype: autocast to this type, such as torch.bfloat16.
+        dtype: autocast to this type, torch.bfloat16 or torch.float16; default that of the model's
+            parameters.
         out: also keep the rows there, as a sweep does; nothing is written by default.
 
     Raises:
@@ -131,11 +132,15 @@ def evaluate(
         UnknownDatasetError: no such dataset; names the near ones.
     """
     started = time.monotonic()
+    if isinstance(model, type):
+        raise SweepError(f"{model.__name__} is a class; give what it makes: {model.__name__}(...)")
+    if batch_size is not None and not (isinstance(batch_size, int) and batch_size > 0):
+        raise SweepError(f"batch_size is {batch_size!r}; it must be a whole number above 0")
     suite = _suite(
         datasets,
         split=split,
-        label_fractions=None if label_fraction is None else (label_fraction,),
-        seeds=None if seed is None else (seed,),
+        label_fractions=label_fraction,
+        seeds=seed,
         max_train_samples=max_train_samples,
         probe=probe,
         patch_size=patch_size,
@@ -148,9 +153,8 @@ def evaluate(
     there = _device_of(model, device)
     encoders = Encoders(model, suite, there, adapter)
     encoder = encoders.of(EvalSettings())
-    precision = torch.autocast(there.type, dtype) if dtype else nullcontext()
     found = Evaluation([])
-    with ranks() as together, undisturbed(model, there), precision:
+    with ranks() as together, undisturbed(model, there), _precision(model, there, dtype):
         scorer = Scorer(
             suite, eval_root, encoders, _embedding(together, batch_size), catalog_of(settings),
             None if out is None else Path(out), ranks=together,
@@ -195,9 +199,8 @@ def _suite(datasets: str | Path | Sequence[str] | Suite, **given: Any) -> Suite:
     elif isinstance(datasets, Path) or str(datasets).endswith((".yaml", ".yml")):
         suite = Suite.load(str(datasets))
     else:
-        names = (datasets,) if isinstance(datasets, str) else tuple(datasets)
-        suite = Suite(datasets=names, split="val")
-    return suite.model_copy(update={k: v for k, v in given.items() if v is not None})
+        suite = Suite(split="val").having(datasets=() if datasets is None else datasets)
+    return suite.having(**given)
 
 
 def _case_of(row: Row) -> str:
@@ -206,12 +209,36 @@ def _case_of(row: Row) -> str:
     return share if row.seed == 42 else f"{share}#{row.seed}"
 
 
-def _device_of(model: Any, given: str | torch.device | None) -> torch.device:
-    if given is not None:
-        return choose_device(str(given))
+def _first_parameter(model: Any) -> torch.Tensor | None:
     parameters: Callable[[], Iterator[torch.Tensor]] | None = getattr(model, "parameters", None)
-    first = next(iter(parameters()), None) if callable(parameters) else None
-    return choose_device() if first is None else first.device
+    return next(iter(parameters()), None) if callable(parameters) else None
+
+
+def _device_of(model: Any, given: str | torch.device | None) -> torch.device:
+    first = _first_parameter(model)
+    if given is None and first is not None:
+        given = first.device
+    return choose_device(None if given is None else str(given))
+
+
+_HALVES = torch.bfloat16, torch.float16
+
+
+def _precision(
+    model: Any, device: torch.device, dtype: torch.dtype | None
+) -> AbstractContextManager[Any]:
+    """Autocast to what is asked for, else to the model's own type, where that is a half.
+
+    Raises:
+        SweepError: nothing is computed in such a type.
+    """
+    if dtype not in (None, torch.float32, *_HALVES):
+        raise SweepError(
+            f"dtype is {dtype!r}; there are torch.bfloat16, torch.float16 and torch.float32"
+        )
+    first = _first_parameter(model)
+    wanted = first.dtype if dtype is None and first is not None else dtype
+    return torch.autocast(device.type, wanted) if wanted in _HALVES else nullcontext()
 
 
 def _seconds(row: Row) -> float:

@@ -8,11 +8,11 @@
 What is done with a suite stands in run.py, evaluate.py and integrations/lightning.py.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Self
+from typing import Annotated, Any, Self
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, FailFast, ValidationError, field_validator
 
 from eval_ingest.core.eval_settings import EvalSettings
 from eval_ingest.core.norm import METHODS
@@ -35,7 +35,7 @@ class Suite(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    datasets: tuple[str, ...] = (ALL,)
+    datasets: Annotated[tuple[str, ...], FailFast()] = (ALL,)
     """Names, or `all` for every dataset under the eval root."""
     encoders: tuple[str, ...] = ()
     """Names as in sweep.encoders."""
@@ -58,6 +58,38 @@ class Suite(BaseModel):
     max_train_samples: int | None = None
     """At most so many train windows; for models in training, whose time is dear."""
 
+    @field_validator("datasets", "encoders", "label_fractions", "seeds", mode="before")
+    @classmethod
+    def _several(cls, values: object) -> object:
+        """One value alone is one of several; names may be the keys of what tells about them."""
+        if isinstance(values, str | int | float):
+            return (values,)
+        return tuple(values) if isinstance(values, Mapping) else values
+
+    @field_validator("label_fractions", mode="after")
+    @classmethod
+    def _shares(cls, values: tuple[float | str, ...]) -> tuple[float | str, ...]:
+        return tuple(map(_share, values))
+
+    def having(self, where: str = "", /, **given: Any) -> Self:
+        """The same with other values; where none is given, it stays.
+
+        Raises:
+            SweepError: there is no such field, or it can't have that value.
+        """
+        values = {name: value for name, value in given.items() if value is not None}
+        try:
+            return type(self).model_validate({**dict(self), **values})
+        except ValidationError as error:
+            first = error.errors()[0]
+            name = ".".join(str(part) for part in first["loc"][:2])
+            if first["type"] == "extra_forbidden":
+                known = ", ".join(type(self).model_fields)
+                raise SweepError(f"{where}there is no {name!r}; a suite has {known}") from error
+            found = first["input"]
+            text = repr(found) if isinstance(found, str | int | float) else type(found).__name__
+            raise SweepError(f"{where}{name}: {first['msg']}; it is {text}") from error
+
     @classmethod
     def load(cls, path: str | Path) -> Self:
         """The suite in a YAML file.
@@ -73,15 +105,7 @@ class Suite(BaseModel):
             raise SweepError(f"the suite {path} can't be read: {reason}") from error
         if not isinstance(content, dict):
             raise SweepError(f"the suite {path} must be a mapping, such as: datasets: [all]")
-        try:
-            return cls.model_validate(content)
-        except ValidationError as error:
-            first = error.errors()[0]
-            where = ".".join(str(part) for part in first["loc"][:2])
-            raise SweepError(
-                f"the suite {path}: {where}: {first['msg']}; a suite has "
-                f"{', '.join(cls.model_fields)}"
-            ) from error
+        return cls().having(f"the suite {path}: ", **{str(k): v for k, v in content.items()})
 
     def checked(self, root: EvalRoot) -> Self:
         """The same with `all` spelled out, and nothing twice.
@@ -108,8 +132,13 @@ class Suite(BaseModel):
             if value not in known:
                 there = ", ".join(name for name in known if name is not None)
                 raise SweepError(f"no {what} {value!r}; there are {there}")
-        if self.patch_size is not None and self.patch_size < 1:
-            raise SweepError(f"patch size is {self.patch_size}; it must be at least 1")
+        for what, number, least in (
+            ("patch size", self.patch_size, 1),
+            ("max_train_samples", self.max_train_samples, 1),
+            ("seed", min(self.seeds), 0),
+        ):
+            if number is not None and number < least:
+                raise SweepError(f"{what} is {number}; it must be at least {least}")
         wrong = [f for f in self.label_fractions if not isinstance(f, str) and not 0 < f <= 1]
         if wrong:
             raise SweepError(f"label fraction is {wrong[0]:g}; it must be above 0 and at most 1")
@@ -148,3 +177,13 @@ class Suite(BaseModel):
                     f"To ingest it: eval-ingest ingest --name {name}",
                 )
         return tuple(dict.fromkeys(self.datasets))
+
+
+def _share(given: float | str) -> float | str:
+    """A label fraction: 0.1 and 10% are the same; whatever else is a name."""
+    if isinstance(given, str):
+        try:
+            return float(given[:-1]) / 100 if given.endswith("%") else float(given)
+        except ValueError:
+            return given
+    return given

@@ -112,7 +112,7 @@ def _labels(
     cells = (n, size // 4, size // 4) if task.per_pixel else (n, 1, 1)
     if task.has_classes:
         drawn = rng.integers(0, classes, cells)
-        signal = 2 * drawn / (classes - 1) - 1
+        signal = 2 * drawn / max(classes - 1, 1) - 1
     else:
         signal = rng.uniform(-1, 1, cells)
         drawn = 50 + 20 * signal
