@@ -1,8 +1,8 @@
-"""The flags of `eval-ingest ingest` and `validate`: one for each field of DatasetSpec.
+"""Flags made from fields: of DatasetSpec for `ingest` and `validate`, of suites for `sweep`.
 
 What belongs here: how a field is written on a command line. What doesn't: which fields there are,
-what they mean and what they may hold (core/spec.py). A field that is added there has its flag, and
-its docstring is the help.
+what they mean and what they may hold (core/spec.py, core/suite.py). A field that is added there has
+its flag, and its docstring is the help.
 """
 
 import argparse
@@ -13,6 +13,7 @@ from typing import Any, Literal, Union, get_args, get_origin
 from pydantic.fields import FieldInfo
 
 from eval_ingest.core.spec import DatasetSpec, SplitPolicy
+from eval_ingest.core.suite import SuiteFields
 
 _FLAGS = {
     "config": "olmoearth-run-config-path",
@@ -38,15 +39,35 @@ _NO_FLAGS = {"name", "eval", "correct"}
 """Every command has a name; scoring is said in the catalog; `adopt` has a flag of its own."""
 
 
+_SUITE_FLAGS = {"encoders": "encoder", "label_fractions": "label-fraction"}
+_SUITE_METAVARS = {"label_fractions": "F", "patch_size": "PIXELS"}
+
+
 def add_spec_flags(parser: argparse.ArgumentParser) -> None:
-    """Add a flag for each field; what isn't given stays None."""
+    """Add a flag for each field of DatasetSpec; what isn't given stays None."""
     for name, field in _fields():
-        flag = _FLAGS.get(name, name).replace("_", "-")
-        text = " ".join((field.description or "").split()).rstrip(".").replace("%", "%%")
-        options = _options(field.annotation)
-        kind = "N" if "type" in options else "NAME" if "nargs" in options else "TEXT"
-        options.setdefault("metavar", _METAVARS.get(name, kind))
-        parser.add_argument(f"--{flag}", dest=name, help=text, **options)
+        _add_flag(parser, name, field, _FLAGS, _METAVARS)
+
+
+def add_suite_flags(parser: argparse.ArgumentParser) -> None:
+    """Add a flag for each field of a suite; what isn't given stays None."""
+    for name, field in SuiteFields.model_fields.items():
+        _add_flag(parser, name, field, _SUITE_FLAGS, _SUITE_METAVARS)
+
+
+def _add_flag(
+    parser: argparse.ArgumentParser,
+    name: str,
+    field: FieldInfo,
+    flags: Mapping[str, str],
+    metavars: Mapping[str, Any],
+) -> None:
+    flag = flags.get(name, name).replace("_", "-")
+    text = " ".join((field.description or "").split()).rstrip(".").replace("%", "%%")
+    options = _options(field.annotation)
+    kind = "N" if "type" in options else "NAME" if "nargs" in options else "TEXT"
+    options.setdefault("metavar", metavars.get(name, kind))
+    parser.add_argument(f"--{flag}", dest=name, help=text, **options)
 
 
 def given_fields(options: argparse.Namespace) -> dict[str, Any]:

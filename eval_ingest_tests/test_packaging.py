@@ -1,5 +1,6 @@
 """What is installed: a plain `pip install` loads datasets; hooks and lint agree."""
 
+import os
 import shutil
 import subprocess
 import sys
@@ -57,6 +58,38 @@ def test_a_plain_install_loads_datasets(ingested: Callable[[str], Path]) -> None
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (0, "4\n"), done.stderr
+
+
+def test_what_a_plain_install_lacks_is_told_by_every_command(
+    ingested: Callable[[str], Path], tmp_path: Path
+) -> None:
+    root = shutil.copytree(ingested("segmentation"), tmp_path / "evals")
+    commands = [
+        "list", "info segmentation", "verify segmentation", "report segmentation",
+        "ingest x --source /nowhere", "validate /nowhere", "discover --root /nowhere",
+        "adopt --all", "registry rebuild", "sweep --encoder pixels --datasets all", "leaderboard",
+        "export segmentation --to out", "pull hf://a/b/c", "tasks", "signal segmentation",
+        "remove segmentation --yes",
+    ]  # fmt: skip
+    code = ONLY_PLAIN + (
+        "from eval_ingest.cli import main\n"
+        f"for command in {commands!r}:\n"
+        "    code = main(command.split())\n"
+        "    print(f'{command}: exit {code}', file=sys.stderr)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path,
+        env={**os.environ, "OLMOEARTH_EVAL_DATASETS": str(root)},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    lines = done.stderr.splitlines()
+    codes = dict(line.split(": exit ") for line in lines if ": exit " in line)
+    works = {name.split()[0] for name, status in codes.items() if status == "0"}
+    assert list(codes) == commands
+    assert works == {"list", "info", "registry", "leaderboard", "tasks", "signal", "remove"}
+    told = [line for line in lines if ": exit " not in line]
+    assert len(told) == sum(status == "1" for status in codes.values())
+    assert all("error: " in line and "eval-ingest[ingest]" in line for line in told)
 
 
 def test_a_commit_runs_what_make_lint_runs() -> None:
