@@ -150,7 +150,7 @@ def decode_rows(source: Path, count: int = 64) -> list[Row]:
     from concurrent.futures import ProcessPoolExecutor
 
     from eval_ingest.engine import _Workers
-    from eval_ingest.indexing.wanted import WindowFilter
+    from eval_ingest.indexing.filters import WindowFilter
     from eval_ingest.indexing.work import IndexTask
 
     job = open_job(source, CACHE / "none")

@@ -146,7 +146,7 @@ def _joined(source: Path, target: Path) -> Path:
 
 
 def _indexing(source: Path, count: int) -> Callable[[], Any]:
-    from eval_ingest.indexing.wanted import WindowFilter
+    from eval_ingest.indexing.filters import WindowFilter
     from eval_ingest.indexing.work import IndexTask
 
     job = open_job(source, CACHE / "none")

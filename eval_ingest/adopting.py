@@ -89,8 +89,13 @@ def adopt(
     root = open_root(settings)
     spec = _spec(root, settings, name, correct)
     job = open_job(spec, settings, progress=progress)
-    outcomes = pipeline.ingest(job, each)
-    add_spec(settings, spec)
+
+    def and_keep(done: Outcome) -> None:
+        each(done)
+        if done.stage == pipeline.STAGES[-2]:  # before it is registered: then it is known for sure
+            add_spec(settings, spec)
+
+    outcomes = pipeline.ingest(job, and_keep)
     metadata: Metadata = outcomes[-1].value
     theirs = their_values(metadata.their_entry)
     ours = registry_entry(metadata, job.store.registered_path)

@@ -13,6 +13,7 @@ import contextlib
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -73,7 +74,7 @@ def tidied(settings: Settings) -> EvalRoot:
     """
     root = open_root(settings)
     with contextlib.suppress(EvalIngestError):
-        finish_removals(root)
+        finish_removals(root, partial(drop_spec, settings))
     return root
 
 
@@ -386,14 +387,20 @@ def ingest(
     from eval_ingest.job import open_job
 
     settings = _settings(root)
+    tidied(settings)
     job = open_job(spec_of(settings, name, _given(source, spec)), settings, progress=progress)
     if source is not None and not overwrite:
         _refuse_another_source(job)
     if overwrite:
         pipeline.forget(job)
     stages = pipeline.STAGES if register else pipeline.STAGES[:-1]
-    outcomes = pipeline.ingest(job, lambda done: tell(terminal.outcome_line(done)), stages)
-    add_spec(settings, job.spec)
+
+    def each(done: "Outcome") -> None:
+        tell(terminal.outcome_line(done))
+        if done.stage == pipeline.STAGES[-2]:  # before it is registered: then it is known for sure
+            add_spec(settings, job.spec)
+
+    outcomes = pipeline.ingest(job, each, stages)
     facts = terminal.summary(job, outcomes)
     metadata = outcomes[-1].value if register else None
     return Ingested(job.spec.name, job.store.url, facts["ran"], metadata, facts)
@@ -605,8 +612,10 @@ def remove(
         StoreError: it can't be removed.
     """
     settings = _settings(root)
-    eval_root = tidied(settings)
-    store = eval_root.dataset(name)
+    eval_root = open_root(settings)
+    store, last = eval_root.dataset(name), partial(drop_spec, settings)
+    if name in finish_removals(eval_root, last):  # of an earlier command, which was stopped
+        return Removed(name, eval_root.url)
     if not store.is_there():
         require_metadata(eval_root, name)
     adopted = whose(store) is Whose.ADOPTED
@@ -619,8 +628,7 @@ def remove(
             metadata = read_metadata(store)
             source = metadata.source if metadata is not None else ""
     noted = bool(source) and note_removed(settings, name, source)
-    remove_dataset(eval_root, name)
-    drop_spec(settings, name)
+    remove_dataset(eval_root, name, last)
     return Removed(name, eval_root.url, store.url if adopted else "", source if noted else "")
 
 

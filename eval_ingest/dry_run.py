@@ -6,8 +6,9 @@ from eval_ingest.core.columns import arrow_rows
 from eval_ingest.core.index import WindowIndex, index_schema
 from eval_ingest.core.splits import assign_splits
 from eval_ingest.decoding.limits import fetchable
+from eval_ingest.indexing.filters import WindowFilter
 from eval_ingest.indexing.rows import add_geometry, metadata_row
-from eval_ingest.indexing.wanted import WindowFilter, wanted_groups
+from eval_ingest.indexing.wanted import wanted_groups
 from eval_ingest.job import Job
 from eval_ingest.redaction import redacted
 

@@ -6,10 +6,14 @@ its flag, and its docstring is the help.
 """
 
 import argparse
+import ast
+import inspect
 from collections.abc import Iterator, Mapping
+from itertools import pairwise
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin
 
+from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from eval_ingest.core.spec import DatasetSpec, SplitPolicy
@@ -45,29 +49,46 @@ _SUITE_METAVARS = {"label_fractions": "F", "patch_size": "PIXELS"}
 
 def add_spec_flags(parser: argparse.ArgumentParser) -> None:
     """Add a flag for each field of DatasetSpec; what isn't given stays None."""
+    docs = docstrings(DatasetSpec) | docstrings(SplitPolicy)
     for name, field in _fields():
-        _add_flag(parser, name, field, _FLAGS, _METAVARS)
+        _add_flag(parser, _FLAGS.get(name, name), _METAVARS, name, field, docs[name])
 
 
 def add_suite_flags(parser: argparse.ArgumentParser) -> None:
     """Add a flag for each field of a suite; what isn't given stays None."""
+    docs = docstrings(SuiteFields)
     for name, field in SuiteFields.model_fields.items():
-        _add_flag(parser, name, field, _SUITE_FLAGS, _SUITE_METAVARS)
+        _add_flag(parser, _SUITE_FLAGS.get(name, name), _SUITE_METAVARS, name, field, docs[name])
 
 
 def _add_flag(
     parser: argparse.ArgumentParser,
+    flag: str,
+    metavars: Mapping[str, Any],
     name: str,
     field: FieldInfo,
-    flags: Mapping[str, str],
-    metavars: Mapping[str, Any],
+    text: str,
 ) -> None:
-    flag = flags.get(name, name).replace("_", "-")
-    text = " ".join((field.description or "").split()).rstrip(".").replace("%", "%%")
     options = _options(field.annotation)
     kind = "N" if "type" in options else "NAME" if "nargs" in options else "TEXT"
     options.setdefault("metavar", metavars.get(name, kind))
-    parser.add_argument(f"--{flag}", dest=name, help=text, **options)
+    text = text.rstrip(".").replace("%", "%%")
+    parser.add_argument(f"--{flag.replace('_', '-')}", dest=name, help=text, **options)
+
+
+def docstrings(model: type[BaseModel]) -> dict[str, str]:
+    """What stands under each field, by the name that flags have it under, in one line.
+
+    Not by pydantic's use_attribute_docstrings: it would parse the source in every process.
+    """
+    [body] = ast.parse(inspect.getsource(model)).body
+    assert isinstance(body, ast.ClassDef)
+    found = {}
+    for field, text in pairwise(body.body):
+        match field, text:
+            case ast.AnnAssign(ast.Name(name)), ast.Expr(ast.Constant(str(doc))):
+                found[model.model_fields[name].alias or name] = " ".join(doc.split())
+    return found
 
 
 def given_fields(options: argparse.Namespace) -> dict[str, Any]:

@@ -29,7 +29,8 @@ from eval_ingest.errors import (
     StoreError,
     lacking,
 )
-from eval_ingest.indexing.wanted import WindowFilter, check_storage, groups_to_read, selected
+from eval_ingest.indexing.filters import WindowFilter, selected
+from eval_ingest.indexing.wanted import check_storage, groups_to_read
 from eval_ingest.inference.resolve import resolve
 from eval_ingest.objects.faults import first_line
 from eval_ingest.objects.filesystems import weka_mount

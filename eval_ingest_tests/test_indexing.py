@@ -12,8 +12,8 @@ import pytest
 from eval_ingest.decoding.grid import Grid
 from eval_ingest.decoding.metadata import WindowMetadata
 from eval_ingest.indexing.build import SHARD_WINDOWS, index_windows
+from eval_ingest.indexing.filters import WindowFilter
 from eval_ingest.indexing.partial import PartialRows
-from eval_ingest.indexing.wanted import WindowFilter
 from eval_ingest.indexing.work import IndexedShard
 from eval_ingest.store.shards import PackRow
 

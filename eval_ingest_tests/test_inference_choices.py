@@ -72,6 +72,8 @@ def test_a_task_class_of_a_project_is_known_by_name() -> None:
     known = {"class_path": "rslp.forest_loss_driver.train.ForestLossTask", "init_args": args}
     found = resolved(model=model_yaml(LABEL_VECTOR, known)).task
     assert found.category_mapping["coca"] == "agriculture" and found.skip_unknown_categories
+    by_id = {**known, "init_args": args | {"read_class_id": True}}
+    assert not resolved(model=model_yaml(LABEL_VECTOR, by_id)).task.read_class_id
     other = {**known, "class_path": "rslp.elsewhere.SegmentationTask"}
     with pytest.raises(UnsupportedError, match=r"rslp\.elsewhere\.SegmentationTask"):
         resolved(model=model_yaml(LABEL_VECTOR, other))

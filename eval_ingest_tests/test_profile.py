@@ -46,7 +46,8 @@ def test_a_profile_adds_up_and_knows_what_workers_do(
     rows = re.findall(r"^\| (.+) \| ([\d.]+) \| ([\d.]+) \| [\d.]+% \|$", done.stdout, re.M)
     parts = {name: (float(parent), float(workers)) for name, parent, workers in rows}
     whose = engine == "processes"
-    assert parts["decoding"][whose] > 0 and parts["writing files"][whose] > 0
+    for name in ("listing files", "reading files", "decoding", "packing", "writing files"):
+        assert parts[name][whose] > 0, name
     assert parts["imports"][0] > 0
     total = float(re.search(r"^\| all, in [\d.]+ s \| ([\d.]+)", done.stdout, re.M)[1])  # type: ignore[index]
     assert sum(map(sum, parts.values())) == pytest.approx(total, rel=0.05)

@@ -5,19 +5,22 @@ import shutil
 import sqlite3
 import struct
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
 
 import pytest
+import torch
 
 from benchmarks.storages import rewritten
 from eval_ingest import EvalDataset, pipeline
 from eval_ingest.errors import EvalIngestError, SourceError
+from eval_ingest.sources import remote
 from eval_ingest.sources.open import open_source
 from eval_ingest.sources.sqlite import DATABASE, SqliteSource
 from eval_ingest_tests.conftest import make_job
 from eval_ingest_tests.support.oracle import rslearn_samples
+from eval_ingest_tests.support.servers import ObjectServer, gcs_server, s3_server
 from eval_ingest_tests.test_loading_parity import compare
 
 
@@ -62,6 +65,80 @@ def test_the_copy_has_its_windows_in_files(source: Path, tmp_path: Path) -> None
     assert len(list(rslearn_samples(copy, source / "model.yaml"))) == 16
     outcomes = pipeline.ingest(make_job(source, tmp_path, max_invalid_fraction=0.5))
     assert not any(outcome.ran for outcome in outcomes)
+
+
+@pytest.fixture(scope="module")
+def servers() -> Iterator[dict[str, ObjectServer]]:
+    with gcs_server() as gcs, s3_server() as s3:
+        yield {"gs": gcs, "s3": s3}
+
+
+@pytest.fixture(params=["gs", "archive"])
+def elsewhere(
+    request: pytest.FixtureRequest,
+    source: Path,
+    servers: dict[str, ObjectServer],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> str:
+    """The source where SQLite can't open a file, the last change to its database in the log."""
+    own = shutil.copytree(source, tmp_path / "made" / "inner")
+    database = sqlite3.connect(own / DATABASE)
+    database.execute("PRAGMA journal_mode = WAL")
+    database.execute("DELETE FROM windows WHERE name = 'window_0003'")
+    database.commit()
+    place = tmp_path / "place"
+    shutil.copytree(own, place / "inner")  # with its log, which is gone when it is closed
+    database.close()
+    assert (place / "inner" / f"{DATABASE}-wal").stat().st_size > 0
+    if request.param == "archive":
+        return shutil.make_archive(str(tmp_path / "packed"), "gztar", place)
+    server = servers[request.param]
+    for key, value in server.environment.items():
+        monkeypatch.setenv(key, value)
+    return server.upload(place / "inner", f"data/{tmp_path.name}")
+
+
+def test_a_database_in_a_bucket_or_an_archive_is_read_as_in_a_folder(
+    elsewhere: str, own: Path, tmp_path: Path
+) -> None:
+    run(own, "DELETE FROM windows WHERE name = 'window_0003'")
+    roots = tmp_path / "here", tmp_path / "there"
+    for url, root in zip((own, elsewhere), roots, strict=True):
+        pipeline.ingest(make_job(url, root, max_invalid_fraction=0.5))
+    for split in ("train", "val", "test"):
+        here, there = (EvalDataset("crops", split, root=root) for root in roots)
+        assert len(here) == len(there) > 0
+        for one, other in zip(here, there, strict=True):
+            assert one["window"] == other["window"]
+            assert torch.equal(one["target"], other["target"])
+            assert all(torch.equal(one[name], other[name]) for name in here.bands)
+    copies = [
+        {path.relative_to(root): path.read_bytes() for path in root.rglob("*.*") if path.is_file()}
+        for root in (root / "crops" / "windows" for root in roots)
+    ]
+    assert copies[0] == copies[1] and len(copies[0]) > 30
+    again = pipeline.ingest(make_job(elsewhere, roots[1], max_invalid_fraction=0.5))
+    assert not any(outcome.ran for outcome in again)
+
+
+def test_samples_are_read_from_a_bucket_with_a_database(
+    source: Path,
+    servers: dict[str, ObjectServer],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for key, value in servers["s3"].environment.items():
+        monkeypatch.setenv(key, value)
+    url = servers["s3"].upload(source, "data/read")
+    pipeline.ingest(make_job(url, tmp_path, copy="index", max_invalid_fraction=0.5))
+    expected = {(s.group, s.name): s for s in rslearn_samples(source)}
+    dataset = EvalDataset("crops", "val", root=tmp_path, normalize=None, crop=None)
+    group, name = dataset.window(0).split("/")
+    compare(dataset, dataset[0], expected[group, name])
+    monkeypatch.setattr(remote, "MOST_BESIDE", 100)
+    with pytest.raises(SourceError, match="more than the 100 that are fetched"):
+        open_source(url)
 
 
 def test_a_change_in_the_database_is_a_change_of_its_window(own: Path) -> None:

@@ -19,9 +19,10 @@ from eval_ingest.report.terminal import entry_lines, list_lines
 from eval_ingest.store.claims import their_counts
 from eval_ingest.store.ownership import Whose, whose
 from eval_ingest.store.registry import read_registry, rebuild_registry, remove_dataset
-from eval_ingest.store.roots.base import EvalRoot
+from eval_ingest.store.roots.base import DatasetStore, EvalRoot
 from eval_ingest.sweep.tasks import _unreadable
 from eval_ingest_tests.conftest import make_job
+from eval_ingest_tests.support import faults
 from eval_ingest_tests.support.fake_evals import write_fake
 
 ODD = """{
@@ -312,12 +313,19 @@ def test_a_removal_that_was_stopped_is_completed_by_the_next_command(
     write_fake(tmp_path, "crops", "segmentation", counts=(4, 2, 2))
     write_fake(tmp_path, "more", "segmentation", counts=(4, 2, 2))
     rebuild_registry(root)
-    with root.dataset("crops").hold(1, "test"):
-        root.dataset("crops").withdraw()  # and here it is killed
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(DatasetStore, "withdraw", _interrupted)
+        remove_dataset(root, "crops")
+    assert list(read_registry(root)) == ["crops", "more"]
     monkeypatch.setenv("OLMOEARTH_EVAL_DATASETS", str(tmp_path))
     assert cli.main(["list"]) == 0
     assert "more" in capsys.readouterr().out
-    assert list(read_registry(root)) == ["more"] and not list(tmp_path.glob(".removed.*"))
+    assert list(read_registry(root)) == ["more"] and faults.strays(tmp_path) == []
+    assert not (tmp_path / "crops").exists()
+
+
+def _interrupted(self: DatasetStore) -> None:
+    raise KeyboardInterrupt
 
 
 @pytest.mark.parametrize("name", ["catalog", "registry", "sweep_results"])

@@ -29,7 +29,7 @@ None stands for what is no finite number. They count in no statistic and normali
 
 
 class _Model(BaseModel):
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", defer_build=True)
 
 
 class NormStats(_Model):

@@ -26,7 +26,7 @@ PRIMARY_METRICS: dict[TaskKind, Metric] = {
 class EvalSettings(BaseModel):
     """What an evaluation needs beyond the data; None: as its kind of task usually is."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True)
 
     primary_metric: Metric | None = None
     primary_metric_class: int | None = Field(default=None, ge=0)

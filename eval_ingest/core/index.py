@@ -11,7 +11,6 @@ from typing import Any, TypeAlias
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from eval_ingest.core.columns import (
@@ -213,7 +212,7 @@ class WindowIndex:
         """Row, start and end (microseconds since 1970) of every timestep of a modality."""
         lists = one_array(self.table[f"{modality}.timestamps"])
         steps = lists.flatten()
-        start, end = (floats(pc.struct_field(steps, name)) for name in ("start", "end"))
+        start, end = map(floats, steps.flatten())
         return np.repeat(np.arange(len(lists)), lengths(lists)), start, end
 
     def label_moments(self, cuts: Cuts = 0) -> NDArray[np.float64]:
@@ -268,7 +267,7 @@ def _no_moments(rows: int, bands: int) -> NDArray[np.float64]:
 
 
 def _moments_array(structs: pa.StructArray) -> NDArray[np.float64]:
-    fields = [pc.struct_field(structs, name) for name in MOMENTS]
+    fields = structs.flatten()
     bands = int(max(lengths(fields[0]), default=0)) or 1
     return np.stack(
         [

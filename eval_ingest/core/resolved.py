@@ -14,7 +14,7 @@ SPLITS = ("train", "val", "test")
 
 
 class _Frozen(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True)
 
 
 FormatName = Literal["geotiff", "image_tile", "single_image", "numpy", "geojson", "tile"]
@@ -267,7 +267,7 @@ class ResolvedConfig(_Frozen):
     declared_ratios: tuple[float, float, float] | None = None
     """train, val, test proportions from olmoearth_run.yaml's data splitter."""
     window_storage: str = "file"
-    """`file`, or `sqlite`, which isn't supported."""
+    """`file`, or `sqlite`: described in a database."""
     data_storage: str = "per_item_group"
     """`per_item_group`, or `per_layer`: all item groups of a layer in one raster."""
     unsupported_inputs: tuple[str, ...] = ()

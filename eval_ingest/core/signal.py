@@ -30,7 +30,7 @@ FEWEST = 8
 class Level(BaseModel):
     """A model's scores."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True)
 
     name: str
     val: float | None
@@ -41,7 +41,7 @@ class Level(BaseModel):
 class Signal(BaseModel):
     """What a dataset's val and test split can tell of models."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True)
 
     verdict: str
     """none, weak, saturated or good; see `verdict_of`."""

@@ -1,6 +1,7 @@
 """DatasetSpec: what a person says about a dataset. Name and source; the rest is inferred."""
 
 import re
+from collections.abc import Mapping
 from datetime import date
 from typing import Annotated, Any, Literal, Self
 
@@ -15,6 +16,21 @@ from eval_ingest.redaction import holds_secret
 NAME_PATTERN = re.compile(r"[a-z0-9][a-z0-9_-]*")
 SPLIT_OPTION = "eval_split"
 """The option of a window in the rslearn copy that says which split it belongs to."""
+_ALIASES = {
+    "train": "train", "training": "train",
+    "val": "val", "valid": "val", "validation": "val", "dev": "val",
+    "test": "test", "testing": "test",
+}  # fmt: skip
+
+
+def split_called(value: Any) -> str | None:
+    """The split that a window's option means; None if it is none's name."""
+    return _ALIASES.get(str(value).lower())
+
+
+def kept_split(options: Mapping[str, Any]) -> str | None:
+    """The split that an earlier ingest gave a window, by the option `eval_split`."""
+    return split_called(options.get(SPLIT_OPTION))
 
 
 RESERVED = frozenset({"catalog", "registry", "sweep_results", "suites", "report"})
@@ -61,7 +77,7 @@ class SplitPolicy(BaseModel):
     """How windows are divided into train, val and test."""
 
     # Docstrings of fields are the help of their flags, too: flags.py.
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True)
 
     strategy: Literal["auto", "random", "stratified", "spatial"] = "auto"
     """auto: the dataset's own splits where it declares them, else random; random: by a hash of the
@@ -98,7 +114,7 @@ class DatasetSpec(BaseModel):
     """A dataset to ingest. Only name and source are needed."""
 
     # Docstrings of fields are the help of their flags, too: flags.py.
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True)
 
     name: str
     source: str

@@ -21,19 +21,13 @@ from eval_ingest.core.crops import count_samples, cuts_of
 from eval_ingest.core.footprints import Footprints, connected, equal_area
 from eval_ingest.core.index import WindowIndex
 from eval_ingest.core.resolved import ResolvedConfig
-from eval_ingest.core.spec import SPLIT_OPTION, SPLITS, DatasetSpec, SplitPolicy
+from eval_ingest.core.spec import SPLIT_OPTION, SPLITS, DatasetSpec, SplitPolicy, split_called
 from eval_ingest.errors import SplitError
 
 SPLITS_VERSION = 4
 
 NONE = "none"
 """The split of windows that are in none: invalid, not selected, or left out."""
-
-_ALIASES = {
-    "train": "train", "training": "train",
-    "val": "val", "valid": "val", "validation": "val", "dev": "val",
-    "test": "test", "testing": "test",
-}  # fmt: skip
 
 KEPT = "window option eval_split"
 """Where splits of an earlier ingest come from."""
@@ -191,12 +185,7 @@ def _no_splits(index: WindowIndex) -> NDArray[np.str_]:
 
 def _labels(values: Iterable[Any]) -> NDArray[np.str_]:
     """The splits that are meant by some values; none where that is none."""
-    return np.array([_ALIASES.get(str(value).lower(), NONE) for value in values], dtype="<U5")
-
-
-def kept_split(options: dict[str, Any]) -> str | None:
-    """The split that an earlier ingest gave a window, by the option `eval_split`."""
-    return _ALIASES.get(str(options.get(SPLIT_OPTION)).lower())
+    return np.array([split_called(value) or NONE for value in values], dtype="<U5")
 
 
 def assign_splits(

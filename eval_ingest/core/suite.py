@@ -15,7 +15,7 @@ class SuiteFields(BaseModel):
     """Every encoder on every dataset, at every label fraction, with every seed."""
 
     # Docstrings of fields are the help of their flags, too: flags.py.
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True)
 
     datasets: Annotated[tuple[str, ...], FailFast()] = (ALL,)
     """Names, or `all` for every dataset under the eval root; default all."""

@@ -34,7 +34,7 @@ class TaskKind(StrEnum):
 class LabelClass(BaseModel):
     """One class; its id is its place in `Task.classes`."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True)
 
     name: str
     color: tuple[int, int, int] | None = None
@@ -44,7 +44,7 @@ class LabelClass(BaseModel):
 class Task(BaseModel):
     """One prediction task, with the rules of rslearn's task classes that decide a target."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True)
 
     kind: TaskKind
     num_classes: int = 1

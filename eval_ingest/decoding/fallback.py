@@ -1,7 +1,8 @@
 """What the fast path doesn't know, rslearn reads: other formats and other storages.
 
-It is given a configuration that we wrote (core/copy_config.py), never the source's, and runs in a
-process of its own (isolation.py). That each raster is what its name says is checked before.
+It is given a configuration that we wrote (core/copy_config.py), never the source's, and where a
+window lies, and runs in a process of its own (isolation.py). That each raster is what its name says
+is checked before. Which windows there are, and what describes them, it doesn't look up.
 """
 
 from collections.abc import Sequence
@@ -29,12 +30,24 @@ def _dataset(url: str, config: str) -> Any:
     return Dataset(UPath(url), dataset_config=DatasetConfig.model_validate_json(config))
 
 
-def _window(dataset: Any, group: str, name: str) -> Any:
-    return dataset.load_windows(groups=[group], names=[name])[0]
+def _window(dataset: Any, group: str, name: str, place: dict[str, Any]) -> Any:
+    """The window of that folder, at a projection and bounds as metadata.json has them."""
+    from rslearn.dataset import Window
+
+    described = {"group": group, "name": name, "time_range": None, "options": {}, **place}
+    window = Window.from_metadata(dataset.storage, described)
+    window._data = dataset.window_data_storage_factory.create(window)  # as ModelDataset does
+    return window
 
 
 def read_features(
-    url: str, config: str, group: str, name: str, layer: str, item_group: int
+    url: str,
+    config: str,
+    group: str,
+    name: str,
+    place: dict[str, Any],
+    layer: str,
+    item_group: int,
 ) -> tuple[None, list[tuple[bytes, dict[str, Any]]]]:
     """The window's features in file order: their shapes in its pixels as WKB, and properties.
 
@@ -43,6 +56,7 @@ def read_features(
         config: what config.json should say, as `rslearn_config` gives it.
         group: the window's group.
         name: the window.
+        place: its projection and bounds.
         layer: the layer.
         item_group: which of its item groups.
     """
@@ -50,13 +64,20 @@ def read_features(
 
     dataset = _dataset(url, config)
     vector_format = dataset.layers[layer].instantiate_vector_format()
-    window = _window(dataset, group, name)
+    window = _window(dataset, group, name, place)
     features = window.data.read_vector(layer, vector_format, group_idx=item_group)
     return None, [(shapely.to_wkb(f.geometry.shp), dict(f.properties or {})) for f in features]
 
 
 def read_raster(
-    url: str, config: str, group: str, name: str, layer: str, item_group: int, bands: Sequence[str]
+    url: str,
+    config: str,
+    group: str,
+    name: str,
+    place: dict[str, Any],
+    layer: str,
+    item_group: int,
+    bands: Sequence[str],
 ) -> tuple[NDArray[Any], list[tuple[datetime, datetime]] | None]:
     """(H, W, T, C) of a band set on the window's grid, and the intervals.
 
@@ -66,7 +87,7 @@ def read_raster(
 
     dataset = _dataset(url, config)
     band_set = next(b for b in dataset.layers[layer].band_sets if b.bands == list(bands))
-    raster = _window(dataset, group, name).data.read_raster(
+    raster = _window(dataset, group, name, place).data.read_raster(
         layer,
         band_set.bands,
         band_set.instantiate_raster_format(),

@@ -66,14 +66,13 @@ from eval_ingest.decoding.sidecars import (
 )
 from eval_ingest.decoding.targets import raster_target, vector_target
 from eval_ingest.sources.base import WindowFiles, WindowReader
+from eval_ingest.sources.listing import MOST_FILES
 
 if TYPE_CHECKING:
     from eval_ingest.decoding.features import Features
 
 JUDGED_BYTES = 1 << 32
 """That a window may have which was found valid by a run with limits of its own."""
-
-_SQLITE = "rslearn.dataset.storage.sqlite.SQLiteWindowStorageFactory"
 
 _RSLEARN_S = 300.0
 """That rslearn may take for one layer of a window: it fetches it too."""
@@ -227,6 +226,9 @@ class _WindowReader:
 
     def check_files(self, grid: Grid) -> None:
         """Refuse what is too large, or would make GDAL read something else, before any of it is."""
+        if len(self.files.files) > MOST_FILES:
+            detail = f"it has {len(self.files.files):,} files, more than {MOST_FILES:,}"
+            raise Unreadable("window_too_large", detail)
         if self.files.n_bytes > self.budget.total:
             raise too_large(f"its files have {self.files.n_bytes:,} bytes", self.budget.total)
         if grid.width * grid.height > self.budget.total:
@@ -420,10 +422,12 @@ class _WindowReader:
         self, function: Callable[..., Result], layer: str, item_group: int, *more: Any
     ) -> Result:
         self._check_layer(layer, item_group)
-        config = _config_text(self.config)
-        window = self.source.url, config, self.files.group, self.files.name
+        config, found = rslearn_config(self.config), self._json("metadata.json", "")
+        window = self.source.url, json.dumps(config), self.files.group, self.files.name
+        place = {key: found[key] for key in ("projection", "bounds")}
+        asked = function, *window, place, layer, item_group, *more
         try:
-            return isolated.run(function, *window, layer, item_group, *more, seconds=_RSLEARN_S)
+            return isolated.run(*asked, seconds=_RSLEARN_S)
         except Unreadable as stop:
             broken_label = function.__name__ == "read_features" and stop.code == "raster_unreadable"
             code = "label_unreadable" if broken_label else stop.code
@@ -524,13 +528,6 @@ class _WindowReader:
             raise Unreadable(
                 "label_unreadable", f"{path}: {type(error).__name__}: {str(error)[:200]}"
             ) from error
-
-
-def _config_text(config: ResolvedConfig) -> str:
-    content = rslearn_config(config)
-    if config.window_storage == "sqlite":
-        content["storage"] = {"class_path": _SQLITE}
-    return json.dumps(content)
 
 
 def sample_arrays(sample: WindowSample, config: ResolvedConfig) -> dict[str, NDArray[Any]]:

@@ -18,6 +18,7 @@ from eval_ingest.defs.metadata import listed, png_metadata, table
 from eval_ingest.defs.partitions import studio_datasets
 from eval_ingest.defs.running import SWEEP_POOL, LogProgress, step_on
 from eval_ingest.errors import SweepError
+from eval_ingest.flags import docstrings
 from eval_ingest.settings import Settings
 from eval_ingest.sweep.command import DEFAULT_OUT
 
@@ -30,9 +31,9 @@ MAX_PICTURE_BYTES = 1 << 20
 
 def _of_suite(name: str, **other: Any) -> Any:
     """A field as suites have it, in the types that Dagster's forms know."""
-    field = SuiteFields.model_fields[name]
-    default = list(field.default) if isinstance(field.default, tuple) else field.default
-    return Field(**{"default": default, "description": field.description, **other})
+    default = SuiteFields.model_fields[name].default
+    given = list(default) if isinstance(default, tuple) else default
+    return Field(**{"default": given, "description": docstrings(SuiteFields)[name], **other})
 
 
 class SweepConfig(dg.Config):

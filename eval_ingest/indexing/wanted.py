@@ -1,93 +1,25 @@
 """Which windows of a source an ingest reads."""
 
-import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from datetime import datetime, timedelta
-from typing import Any
+from collections.abc import Sequence
 
-import pyarrow as pa
-
-from eval_ingest.core.columns import values_of
 from eval_ingest.core.resolved import ResolvedConfig
-from eval_ingest.core.spec import DatasetSpec
-from eval_ingest.core.splits import kept_split, uniform
+from eval_ingest.core.spec import DatasetSpec, kept_split
+from eval_ingest.core.splits import uniform
 from eval_ingest.decoding.limits import fetchable
-from eval_ingest.decoding.metadata import WindowMetadata, read_metadata
+from eval_ingest.decoding.metadata import read_metadata
 from eval_ingest.errors import ConfigError, SpecError
+from eval_ingest.indexing.filters import WindowFilter, selected
 from eval_ingest.job import Job
-from eval_ingest.sources.base import Listed, Source, WindowFiles
-from eval_ingest.sources.local import LocalSource
+from eval_ingest.sources.base import Listed, Source
 from eval_ingest.sources.sqlite import DATABASE, SqliteSource
 
 
-@dataclass(frozen=True)
-class WindowFilter:
-    """Which windows are wanted, by their metadata."""
-
-    tags: dict[str, str] = field(default_factory=dict)
-    temporal_range: tuple[str, str] | None = None
-
-    @classmethod
-    def of(cls, spec: DatasetSpec) -> "WindowFilter":
-        """The spec's filter."""
-        return cls(spec.tags, spec.temporal_range)
-
-    @property
-    def takes_all(self) -> bool:
-        """True if there is nothing that a window could lack."""
-        return not self.tags and self.temporal_range is None
-
-    def wants(self, metadata: WindowMetadata) -> bool:
-        """True if the options have every tag and the time range lies within (whole days)."""
-        return self._takes(metadata.options, metadata.time_range)
-
-    def wanted_rows(self, table: pa.Table) -> list[int]:
-        """The rows of an index that it takes, and those of windows whose metadata isn't known."""
-        if self.takes_all:
-            return list(range(table.num_rows))
-        columns = (values_of(table[name]) for name in ("options", "time_start", "time_end"))
-        return [
-            row
-            for row, (options, start, end) in enumerate(zip(*columns, strict=True))
-            if options is None
-            or self._takes(json.loads(options), None if start is None else (start, end))
-        ]
-
-    def _takes(
-        self, options: Mapping[str, Any], time_range: tuple[datetime, datetime] | None
-    ) -> bool:
-        for key, value in self.tags.items():
-            if key not in options or (value and str(options[key]) != value):
-                return False
-        if self.temporal_range is None:
-            return True
-        if time_range is None:
-            return False
-        first, last = self.temporal_range
-        start, end = time_range
-        # A range that ends at midnight holds nothing of the day that begins then.
-        end = max(start, end - timedelta(microseconds=1))
-        return first <= start.date().isoformat() and end.date().isoformat() <= last
-
-
-def selected(config: ResolvedConfig, files: WindowFiles, metadata: WindowMetadata) -> bool:
-    """False for windows that model.yaml gives to no split, nor an earlier ingest did."""
-    selectors = config.selectors.values()
-    if not selectors or kept_split(metadata.options) is not None:
-        return True
-    return any(
-        selector.selects(files.group, files.name, metadata.options) for selector in selectors
-    )
-
-
 def check_storage(source: Source, config: ResolvedConfig) -> None:
-    """Raise ConfigError if the windows are in a database that isn't at hand."""
+    """Raise ConfigError if the windows are in a database that isn't there."""
     if config.window_storage != "file" and not isinstance(source, SqliteSource):
         raise ConfigError(
-            f"{source.url} keeps its windows in a database ({DATABASE}), which SQLite, and rslearn "
-            "with it, reads in a local folder alone; copy or unpack it there, database and all, or "
-            "convert it: rslearn dataset migrate"
+            f"{source.origin} keeps its windows in a database, by its config.json, but {DATABASE} "
+            "isn't there; put it there, or convert the dataset: rslearn dataset migrate"
         )
 
 
@@ -114,9 +46,7 @@ def _with_kept_splits(job: Job, groups: list[str]) -> list[str]:
     """
     found: list[str] = []
     for group in groups:
-        if not isinstance(job.source, LocalSource):
-            break
-        first = next(iter(job.source.names([group])), None)
+        first = next(iter(job.source.names([group]) or ()), None)
         if first is None:
             continue
         files = job.source.window(first.group, first.name, frozenset())
@@ -143,10 +73,16 @@ def groups_to_read(
                 f"it has {', '.join(present[:12]) or 'no windows at all'} (--groups)"
             )
         return sorted(spec.groups)
+    named = groups_named(spec, config)
+    return [group for group in present if named is None or group in named]
+
+
+def groups_named(spec: DatasetSpec, config: ResolvedConfig) -> set[str] | None:
+    """The groups that the spec names, else those that model.yaml does; None: all are wanted."""
+    if spec.groups:
+        return set(spec.groups)
     named = [set(selector.groups) for selector in config.selectors.values()]
-    if named and all(named):
-        return [group for group in present if group in set().union(*named)]
-    return list(present)
+    return set().union(*named) if named and all(named) else None
 
 
 def list_windows(job: Job) -> list[Listed]:

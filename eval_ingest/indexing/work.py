@@ -13,9 +13,9 @@ from eval_ingest.core.validate import Problem
 from eval_ingest.decoding.judge import WindowSample, read_window, sample_arrays
 from eval_ingest.decoding.limits import WINDOW_BYTES, fetchable
 from eval_ingest.decoding.machine import judges
+from eval_ingest.indexing.filters import WindowFilter, selected
 from eval_ingest.indexing.packer import Packer, pack_row
 from eval_ingest.indexing.rows import index_row
-from eval_ingest.indexing.wanted import WindowFilter, selected
 from eval_ingest.sources.base import Listed, Source, WindowFiles, WindowReader
 from eval_ingest.store.shards import PackRow
 
@@ -84,10 +84,13 @@ class IndexTask:
 
     def read(self, reader: WindowReader, files: WindowFiles) -> WindowSample | None:
         """A window, judged; None if it isn't wanted."""
-        odd = files.odd_name
-        if odd:
-            group, name, _ = files.listed.spelled
+        problem = None
+        if odd := files.odd_name:
             problem = Problem("name_unusable", f"{odd}: rename it, or remove it")
+        elif unusable := files.unusable:
+            problem = Problem("file_unusable", f"{unusable}; remove it")
+        if problem is not None:
+            group, name, _ = files.listed.spelled
             return WindowSample(replace(files, group=group, name=name), problems=[problem])
         wants = self.window_filter.wants
         return read_window(reader, files, self.config, wants, self.window_bytes)

@@ -115,9 +115,9 @@ class TaskReader:
             class_id_mapping=self._mapping,
             scale_factor=self._scale_factor(),
             property_name=self._property_name(),
-            read_class_id=args.get("read_class_id").flag(),
+            read_class_id=args.get("read_class_id").flag() and not self.declared.by_name,
             allow_invalid=args.get("allow_invalid").flag(),
-            skip_unknown_categories=self.declared.skips_unknown
+            skip_unknown_categories=self.declared.by_name
             or args.get("skip_unknown_categories").flag(),
             category_mapping=dict(self.declared.category_mapping),
         )

@@ -28,8 +28,8 @@ class _PlainTask:
     kind: TaskKind
     category_mapping: Mapping[str, str] = field(default_factory=dict)
     """Stored category to the one that is looked up among the classes."""
-    skips_unknown: bool = False
-    """Features of other categories are passed over, whatever skip_unknown_categories says."""
+    by_name: bool = False
+    """Categories are names, and features of others are passed over, whatever the arguments say."""
 
 
 # What rslearn_projects' task classes do beyond those of rslearn that they extend.
@@ -44,7 +44,7 @@ _PLAIN_TASKS = {
             "coca": "agriculture",
             "flood": "river",
         },
-        skips_unknown=True,
+        by_name=True,
     ),
 }
 _MULTI_TASKS = {
@@ -70,7 +70,7 @@ class TaskDeclaration:
     name: str | None = None
     """Its name within a MultiTask."""
     category_mapping: Mapping[str, str] = field(default_factory=dict)
-    skips_unknown: bool = False
+    by_name: bool = False
 
 
 def declare_task(node: Node, name: str | None = None) -> TaskDeclaration:
@@ -92,7 +92,7 @@ def declare_task(node: Node, name: str | None = None) -> TaskDeclaration:
         args=node.args,
         name=name,
         category_mapping=known.category_mapping,
-        skips_unknown=known.skips_unknown,
+        by_name=known.by_name,
     )
 
 

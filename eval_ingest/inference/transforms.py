@@ -436,21 +436,24 @@ def _masking(mask: Image, args: Node) -> Masking | ConfigError:
             "leave the masked images out with --modalities",
         )
     shown_by = mask.shown_by or Masking("", 0.0)
-    value = args.get("mask_value").number() or 0.0
-    return replace(shown_by, key=mask.channels[0][0][0], value=value)
+    value = args.get("mask_value").integer() or 0
+    return replace(shown_by, key=mask.channels[0][0][0], value=float(value))
 
 
 def _mask_image(image: Image, mask: Image, masking: Masking | ConfigError, selector: Node) -> None:
+    if image.decibels and isinstance(masking, Masking):
+        masking = replace(masking, value=10 ** (masking.value / 10))  # samples are linear
     if isinstance(masking, ConfigError):
         image.problem = masking
     elif image.pad != mask.pad or (image.pad and masking.value != 0):
         image.problem = selector.unsupported(
             "is padded before it is masked", "mask first, then pad"
         )
-    elif image.decibels or image.mask not in (None, masking):
+    elif not masking.value.is_integer() or image.mask not in (None, masking):
         image.problem = selector.unsupported(
-            "is masked twice, or in decibels, which isn't supported",
-            "mask once, before Sentinel1ToDecibels",
+            "is masked twice, or by a value in decibels that is no whole number before, which "
+            "isn't supported",
+            "mask once, by 0",
         )
     else:
         image.mask = masking

@@ -12,7 +12,7 @@ from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Se
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from eval_ingest.errors import EvalIngestError, SourceError, lacking
 from eval_ingest.sources.ahead import BYTES_AHEAD, SOURCES, WINDOWS_AHEAD, Room, Waiting
@@ -46,6 +46,10 @@ def check_text_size(where: str, n_bytes: int) -> None:
 def cannot(doing: str, path: str | os.PathLike[str], error: OSError) -> EvalIngestError:
     """What to say of a source's file or folder that can't be had, and of a machine that can't."""
     return lacking(error) or SourceError(f"{path} can't be {doing}: {error.strerror or error}")
+
+
+UNUSABLE = "unusable: "
+"""How the version of a file begins for which its window is not read."""
 
 
 class SourceFile(NamedTuple):
@@ -115,6 +119,14 @@ class WindowFiles:
         """Changes when any of the files does."""
         files = [f"{path}\0{size}\0{version}\0" for path, size, version in self.files]
         return digest_of(os.fsencode("".join(files)))
+
+    @property
+    def unusable(self) -> str:
+        """Which of its files keeps it from being read, and why; "" if none does."""
+        for path, _, version in self.files:
+            if version.startswith(UNUSABLE):
+                return f"{_spelled(path)} {version.removeprefix(UNUSABLE)}"
+        return ""
 
     @property
     def odd_name(self) -> str:
@@ -196,7 +208,7 @@ class Source(ABC):
 
     moves = False
     """True if its files are ours and are moved into a copy, not read: see `ours`."""
-    waiting: ClassVar[Waiting] = SOURCES
+    waiting: Waiting = SOURCES
     """Whether reading a window is waiting."""
 
     if TYPE_CHECKING:  # some have it as a field
@@ -215,15 +227,27 @@ class Source(ABC):
         """What the user should know of it."""
         return ()
 
+    def complete(self) -> bool:
+        """Have at hand what was left for later; False if there is no such thing."""
+        return False
+
     @abstractmethod
     def read_text(self, name: str) -> str | None:
         """A file beside the windows folder, or None if it isn't there."""
+
+    def on_disk(self, *names: str) -> Path:
+        """A folder of this machine that holds those of some files beside the windows folder."""
+        return Path(self.url)
 
     # -------------------------------------------------------------------------------- listing
 
     @abstractmethod
     def groups(self) -> list[str]:
         """Window groups, sorted."""
+
+    def names(self, groups: list[str]) -> Iterator[Listed] | None:
+        """Every window without a look at its files; None where that costs as much as a listing."""
+        return None
 
     @abstractmethod
     def windows(self, groups: list[str], layers: frozenset[str]) -> Iterator[WindowFiles]:

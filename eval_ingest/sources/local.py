@@ -22,7 +22,6 @@ from eval_ingest.sources.base import (
     digest_of,
 )
 from eval_ingest.sources.listing import (
-    OddFileError,
     keeps_inodes,
     list_window,
     parse,
@@ -73,11 +72,16 @@ class LocalSource(Source):
         except UnicodeDecodeError as error:
             raise SourceError(f"{path} can't be read: {error}") from error
 
+    def on_disk(self, *names: str) -> Path:
+        for path in (os.path.join(self.url, name) for name in names):
+            if os.path.islink(path):
+                self._check_link(path)
+        return Path(self.url)
+
     def groups(self) -> list[str]:
         return self._visible_folders("windows")
 
     def names(self, groups: list[str]) -> Iterator[Listed]:
-        """Every window, without a look at its files."""
         for group in sorted(groups):
             for name in self._visible_folders("windows", group):
                 yield Listed(group, name)
@@ -97,8 +101,6 @@ class LocalSource(Source):
         root = f"{self.url}/windows/{group}/{name}"
         try:
             return list_window(root, layers, self._check_link, self._inodes)
-        except OddFileError as error:
-            raise SourceError(str(error)) from error
         except OSError as error:
             raise cannot("listed", root, error) from error
 

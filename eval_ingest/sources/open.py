@@ -5,9 +5,9 @@ from pathlib import Path
 
 from eval_ingest.engine import Progress, no_progress
 from eval_ingest.objects.filesystems import weka_mount
-from eval_ingest.sources.base import ARCHIVE_ENDINGS, CONFIG_FILES, Copies, Source
+from eval_ingest.sources.base import ARCHIVE_ENDINGS, Copies, Source
 from eval_ingest.sources.local import LocalSource
-from eval_ingest.sources.sqlite import SqliteSource, keeps_windows_in_database
+from eval_ingest.sources.sqlite import with_database
 
 
 def is_archive(url: str) -> bool:
@@ -28,6 +28,7 @@ def open_source(
     staging_limit: int | None = None,
     progress: Progress = no_progress,
     copies: Copies | None = None,
+    later: bool = False,
 ) -> Source:
     """The source at a path or URL: a folder, a bucket's folder, or an archive of one.
 
@@ -39,6 +40,8 @@ def open_source(
         progress: told how much of an archive is unpacked.
         copies: what a bucket's or an archive's windows are taken from as far as may be.
 
+        later: True to leave an archive's windows for when they are asked for.
+
     Raises:
         SourceNotFoundError: there is nothing, or no rslearn dataset.
         SourceError: it can't be reached.
@@ -47,17 +50,15 @@ def open_source(
     if is_archive(url):
         from eval_ingest.sources.archive import open_archive
 
-        return open_archive(url, archives, progress=progress, copies=copies)
+        found = open_archive(url, archives, progress=progress, copies=copies, later=later)
+        return with_database(found)
+    source: Source
     if "://" in url:
         # fsspec's file systems take a second to import; a folder needs none of them.
         from eval_ingest.sources.remote import RemoteSource
 
         source = RemoteSource(url, staging, staging_limit, copies)
         source.check()
-        return source
-    local = LocalSource(url)
-    texts = map(local.read_text, CONFIG_FILES)
-    config = next((text for text in texts if text is not None), None)
-    if keeps_windows_in_database(config, local.url):
-        return SqliteSource(local.url)
-    return local
+    else:
+        source = LocalSource(url)
+    return with_database(source)

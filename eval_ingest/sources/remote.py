@@ -6,6 +6,9 @@ Every window is listed once and every object fetched once per ingest: see stagin
 import asyncio
 import json
 import os
+import shutil
+import tempfile
+import weakref
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
@@ -28,16 +31,20 @@ from eval_ingest.sources.base import (
     WindowFiles,
     WindowReader,
     check_text_size,
+    digest_of,
     is_read,
 )
 from eval_ingest.sources.prefixes import prefixes
 from eval_ingest.sources.staging import StagedWindows, remove_staging
+from eval_ingest.sources.stream import fetch
 from eval_ingest.sources.window_table import WindowTable
 
 WINDOWS_PER_LISTING = 64
 """Windows that one listing covers: a few pages of a thousand objects."""
 LISTINGS_AHEAD = 16
 LISTING_VERSION = 2
+MOST_BESIDE = 1 << 34
+"""Bytes of a file beside the windows folder that is brought here."""
 
 
 @dataclass(frozen=True)
@@ -93,6 +100,29 @@ class RemoteSource(Source):
             return None
         except UnicodeDecodeError as error:
             raise SourceError(f"{self.url}/{name} is not UTF-8 text: {error}") from error
+
+    @cached_property
+    def _passing(self) -> Path:
+        """A folder that goes with this source, where nothing is kept."""
+        path = tempfile.mkdtemp(prefix="eval_ingest_")
+        weakref.finalize(self, shutil.rmtree, path, ignore_errors=True)
+        return Path(path)
+
+    def on_disk(self, *names: str) -> Path:
+        here = {name: self._top[name] for name in names if name in self._top}
+        versions = [f"{name} {entry.size} {entry.version}" for name, entry in here.items()]
+        kept = self.staging or self._passing
+        folder = kept / f"beside-{digest_of(os.fsencode(str(versions)))}"
+        for name, entry in here.items():
+            if entry.size > MOST_BESIDE:
+                raise SourceError(
+                    f"{self.url}/{name} has {entry.size:,} bytes, more than the {MOST_BESIDE:,} "
+                    "that are fetched of a file beside the windows; copy the dataset to a disk "
+                    "and give that folder"
+                )
+            if not (folder / name).is_file():
+                fetch(f"{self.url}/{name}", folder / name)
+        return folder
 
     # -------------------------------------------------------------------------------- listing
 

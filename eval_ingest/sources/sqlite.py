@@ -1,10 +1,10 @@
-"""A dataset in a folder whose windows are described in a database: rslearn's SQLiteWindowStorage.
+"""A dataset whose windows are described in a database: rslearn's SQLiteWindowStorage.
 
 windows.sqlite3 holds what else metadata.json, items.json and the `completed` markers say. It is
 shown as these files, so that everything after this module meets windows in files, and the copy is
-one. Rasters and features lie in the folder as ever. The database is only read, by plain queries,
-and trusted no more than other files: its values are stored, not computed, and what it may cost
-grows with its size alone.
+one. Rasters and features lie in their folders as ever, wherever: of a bucket, the database alone is
+brought to this disk. It is only read, by plain queries, and trusted no more than other files: its
+values are stored, not computed, and what it may cost grows with its size alone.
 """
 
 import contextlib
@@ -22,17 +22,19 @@ from typing import Any
 from eval_ingest.errors import SourceError
 from eval_ingest.sources.base import (
     ANYBODY,
+    CONFIG_FILES,
     WINDOW_FILES,
     Had,
     Listed,
     Source,
     SourceFile,
     WindowFiles,
+    WindowReader,
     is_read,
 )
-from eval_ingest.sources.local import LocalSource
 
 DATABASE = "windows.sqlite3"
+_LOG = f"{DATABASE}-wal"
 _SCHEMA_VERSION = 1
 """That rslearn 0.1.19 writes."""
 _TABLES = {"windows", "layer_datas", "completed_layers"}
@@ -63,47 +65,89 @@ _NAMES = "SELECT name FROM windows WHERE group_name = CAST(? AS TEXT) ORDER BY n
 
 
 @dataclass(frozen=True)
-class SqliteSource(LocalSource):
-    """A dataset in a local folder, with its windows in windows.sqlite3."""
+class SqliteSource(Source):
+    """A dataset with its windows in windows.sqlite3."""
+
+    inner: Source
+    """Where their rasters and features lie, and the database beside them."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "waiting", self.inner.waiting)
+
+    @property
+    def url(self) -> str:
+        return self.inner.url
+
+    @property
+    def origin(self) -> str:
+        return self.inner.origin
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        return self.inner.notes
+
+    def read_text(self, name: str) -> str | None:
+        return self.inner.read_text(name)
+
+    # -------------------------------------------------------------------------------- listing
 
     def groups(self) -> list[str]:
         with closing(self._connect()) as database:
             found = _rows(database, "SELECT DISTINCT group_name FROM windows ORDER BY 1")
         return [self._plain(name) for (name,) in found]
 
-    def names(self, groups: list[str]) -> Iterator[Listed]:
-        """Every window, without a look at its files."""
+    def names(self, groups: list[str]) -> Iterator[Listed] | None:
+        return None if self.inner.names([]) is None else self._names(groups)
+
+    def _names(self, groups: list[str]) -> Iterator[Listed]:
         with closing(self._connect()) as database:
             for group in sorted(groups):
                 for (name,) in _rows(database, _NAMES, self._plain(group)):
                     yield Listed(group, self._plain(name))
 
     def listing(self, groups: list[str], layers: frozenset[str]) -> Iterator[Listed]:
-        return Source.listing(self, groups, layers)
+        if self.inner.names([]) is None:
+            for _ in self.inner.listing(groups, layers):  # which keeps the files for `window`
+                pass
+        return super().listing(groups, layers)
+
+    def ensure_listed(self, groups: list[str], layers: frozenset[str]) -> None:
+        self.inner.ensure_listed(groups, layers)
 
     def windows(self, groups: list[str], layers: frozenset[str]) -> Iterator[WindowFiles]:
         with closing(self._connect()) as database:
-            for listed in list(self.names(groups)):
+            for listed in list(self._names(groups)):
                 yield self._window(database, listed.group, listed.name, layers)
 
     def window(self, group: str, name: str, layers: frozenset[str]) -> WindowFiles:
         with closing(self._connect()) as database:
             return self._window(database, group, name, layers)
 
+    def _window(
+        self, database: sqlite3.Connection, group: str, name: str, layers: frozenset[str]
+    ) -> WindowFiles:
+        found = self.inner.window(self._plain(group), self._plain(name), layers)
+        files = [file for file in found.files if not _is_described(file.path)]
+        for path, data in _described(database, group, name).items():
+            if is_read(path, layers):
+                files.append(_file(path, data))
+        return WindowFiles(group, name, tuple(sorted(files)))
+
+    # -------------------------------------------------------------------------------- reading
+
     def fetch(self, files: WindowFiles, wanted: Sequence[SourceFile]) -> dict[str, Had]:
-        found = super().fetch(files, [file for file in wanted if not _is_described(file.path)])
-        mode = Path(self.url, DATABASE).stat().st_mode & ANYBODY
+        found = self.inner.fetch(files, [file for file in wanted if not _is_described(file.path)])
         with closing(self._connect()) as database:
             described = _described(database, files.group, files.name)
         for file in wanted:
             data = described.get(file.path) if _is_described(file.path) else None
             if data is not None and _file(file.path, data) == file:
-                found[file.path] = Had(data, mode)
+                found[file.path] = Had(data, self._permissions)
         return found
 
     def read(self, group: str, name: str, file: SourceFile) -> bytes:
         if not _is_described(file.path):
-            return super().read(group, name, file)
+            return self.inner.read(group, name, file)
         found = self.fetch(WindowFiles(group, name, (file,)), [file])
         if file.path not in found:
             raise SourceError(
@@ -113,19 +157,27 @@ class SqliteSource(LocalSource):
         return found[file.path].data
 
     def permissions(self, group: str, name: str, file: SourceFile) -> int:
-        if not _is_described(file.path):
-            return super().permissions(group, name, file)
-        return Path(self.url, DATABASE).stat().st_mode & ANYBODY
+        described = _is_described(file.path)
+        return self._permissions if described else self.inner.permissions(group, name, file)
 
-    def _window(
-        self, database: sqlite3.Connection, group: str, name: str, layers: frozenset[str]
-    ) -> WindowFiles:
-        found = super().window(self._plain(group), self._plain(name), layers)
-        files = [file for file in found.files if not _is_described(file.path)]
-        for path, data in _described(database, group, name).items():
-            if is_read(path, layers):
-                files.append(_file(path, data))
-        return WindowFiles(group, name, tuple(sorted(files)))
+    def keep(self, window: WindowReader) -> None:
+        self.inner.keep(window)
+
+    def drop(self, files: WindowFiles) -> None:
+        self.inner.drop(files)
+
+    def forget(self) -> None:
+        self.inner.forget()
+
+    # ------------------------------------------------------------------------------- the database
+
+    @property
+    def _permissions(self) -> int:
+        return self._database.stat().st_mode & ANYBODY
+
+    @property
+    def _database(self) -> Path:
+        return self.inner.on_disk(DATABASE, _LOG) / DATABASE
 
     def _plain(self, name: object) -> str:
         """A group or window of the database, if it can be the name of a folder."""
@@ -137,37 +189,42 @@ class SqliteSource(LocalSource):
         return name
 
     def _connect(self) -> sqlite3.Connection:
-        path = Path(self.url, DATABASE)
-        if path.is_symlink():
-            self._check_link(str(path))
+        path = self._database
         try:
             # Without a log there is no writer, and nothing is put beside the database. With one,
             # but where its index may not be written, there is none either.
-            wal = path.with_name(f"{path.name}-wal")
+            wal = path.with_name(_LOG)
             log = wal.exists()
             for mode in (*(("mode=ro",) if log else ()), "mode=ro&immutable=1"):
                 database = sqlite3.connect(f"{path.as_uri()}?{mode}", _BUSY_S, uri=True)
                 try:
                     _bound(database, _size(path) + _size(wal))
-                    _check(path, database)
+                    _check(f"{self.url}/{DATABASE}", database)
                     return database
                 except sqlite3.OperationalError as error:
                     database.close()
                     if error.sqlite_errorcode != sqlite3.SQLITE_CANTOPEN:
                         raise
-            raise SourceError(f"{path} can't be opened")
+            raise SourceError(f"{self.url}/{DATABASE} can't be opened")
         except sqlite3.Error as error:
-            raise SourceError(f"{path} can't be read: {error}") from error
+            raise SourceError(f"{self.url}/{DATABASE} can't be read: {error}") from error
 
 
-def keeps_windows_in_database(config_json: str | None, url: str) -> bool:
-    """True if config.json says so, and the database is there."""
+def with_database(source: Source) -> Source:
+    """The source, with its windows as the database has them if config.json says so."""
+    texts = map(source.read_text, CONFIG_FILES)
+    config = next((text for text in texts if text is not None), None)
     try:
-        storage = json.loads(config_json or "")["storage"]["class_path"]
+        storage = json.loads(config or "")["storage"]["class_path"]
         named = storage.rpartition(".")[2] == "SQLiteWindowStorageFactory"
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
-        return False
-    return named and Path(url, DATABASE).is_file()
+        return source
+    if not named:
+        return source
+    source.complete()
+    if not (source.on_disk(DATABASE, _LOG) / DATABASE).is_file():
+        return source
+    return SqliteSource(source)
 
 
 def _size(path: Path) -> int:
@@ -186,7 +243,7 @@ def _bound(database: sqlite3.Connection, n_bytes: int) -> None:
     database.text_factory = os.fsdecode  # names are those of folders, in any encoding
 
 
-def _check(path: Path, database: sqlite3.Connection) -> None:
+def _check(path: str, database: sqlite3.Connection) -> None:
     """Refuse what isn't of the form that we know: tables whose columns are all stored."""
     ((version,),) = _rows(database, "PRAGMA user_version")
     made = dict(_rows(database, "SELECT name, sql FROM sqlite_master WHERE type = 'table'"))

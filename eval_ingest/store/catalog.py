@@ -1,6 +1,8 @@
 """The datasets we know: specs in YAML, built in and added."""
 
+import contextlib
 import os
+import time
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from importlib.resources import files
@@ -146,6 +148,8 @@ def find_spec(settings: Settings, name: str) -> DatasetSpec:
 
 
 LOOK_S = 2.0
+STALE_S = 3600.0
+"""What is on its way into the catalog for so long was left by somebody who was stopped."""
 
 
 def shown_source(settings: Settings, spec: DatasetSpec) -> str:
@@ -200,6 +204,10 @@ def add_spec(settings: Settings, spec: DatasetSpec) -> Path:
     forget_removed(settings, spec.name)
     path = folder / f"{spec.name}.yaml"
     text = yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
+    for stray in folder.glob(".*.tmp"):
+        with contextlib.suppress(OSError):
+            if time.time() - stray.stat().st_mtime > STALE_S:
+                stray.unlink()
     if not path.exists() or path.read_text(encoding="utf-8") != text:
         write_bytes(path, text.encode())
     _send(settings, path)

@@ -11,8 +11,8 @@ from typing import Any
 from eval_ingest.core.entry import is_ours, split_counts
 from eval_ingest.core.spec import DatasetSpec, check_not_reserved
 from eval_ingest.errors import NotOursError, StoreError
-from eval_ingest.store.ownership import Whose, disclaim, given_back, mark, whose
-from eval_ingest.store.registry import standing_entry
+from eval_ingest.store.ownership import Whose, mark, whose
+from eval_ingest.store.registry import finish_removal, standing_entry
 from eval_ingest.store.roots.base import DatasetStore, EvalRoot
 
 
@@ -24,8 +24,7 @@ def claim(store: DatasetStore, spec: DatasetSpec) -> None:
         StoreError: it can't be written.
     """
     refuse_theirs(store, spec)
-    if given_back(store.layout):
-        disclaim(store)  # a removal was stopped
+    finish_removal(store)
     mark(store, Whose.ADOPTED if spec.adopted else Whose.INGESTED)
 
 

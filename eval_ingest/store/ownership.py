@@ -13,7 +13,6 @@ from pathlib import Path
 
 from eval_ingest.core.spec import SPLITS
 from eval_ingest.store.atomic import write_bytes
-from eval_ingest.store.paths import DatasetLayout
 from eval_ingest.store.roots.base import DatasetStore
 from eval_ingest.store.seal import is_sealed
 
@@ -95,33 +94,14 @@ def mark(store: DatasetStore, kind: Whose) -> None:
         store.send(path)
 
 
-_LEAVING = ".given_back_by_eval_ingest"
-"""Holds their entry while an adopted dataset is given back."""
-WRITTEN = (*OUR_NAMES, _LEAVING, *_MARKS.values())
+WRITTEN = (*OUR_NAMES, *_MARKS.values())
 """The same, with what says so; the mark of an adopted folder is the last."""
-
-
-def give_back(store: DatasetStore, their_entry: str) -> None:
-    """Begin to give an adopted dataset back: from here on it isn't published any more.
-
-    Raises:
-        StoreError: it can't be written.
-    """
-    path = store.layout.path / _LEAVING
-    write_bytes(path, their_entry.encode(errors="surrogateescape"))
-    store.send(path)
-    store.remove([store.layout.opening, store.layout.metadata])
-
-
-def given_back(layout: DatasetLayout) -> str:
-    """The entry that a dataset which is being given back had; empty if it isn't, or had none."""
-    with contextlib.suppress(OSError):
-        return (layout.path / _LEAVING).read_text(errors="surrogateescape")
-    return ""
 
 
 def disclaim(store: DatasetStore) -> None:
     """Remove what is ours from a folder of another tool; the mark last.
+
+    Who reads meanwhile finds it not published any more: that goes first.
 
     Raises:
         StoreError: it can't be removed.

@@ -6,7 +6,8 @@ doesn't: how the file is written beside others who write it (registry_file.py, r
 
 import contextlib
 import json
-from collections.abc import Collection, Mapping
+import re
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,14 +23,16 @@ from eval_ingest.core.entry import (
 from eval_ingest.core.registry_text import Entry, RegistryText, extended
 from eval_ingest.core.spec import NAME_PATTERN
 from eval_ingest.errors import (
+    EvalIngestError,
     IntegrityError,
     NotOursError,
     StoreError,
     UnknownDatasetError,
 )
+from eval_ingest.store.atomic import read_json, remove_path
 from eval_ingest.store.locks import locked
 from eval_ingest.store.models import read_model
-from eval_ingest.store.ownership import Whose, disclaim, give_back, given_back, holds_ours, whose
+from eval_ingest.store.ownership import Whose, disclaim, holds_ours, whose
 from eval_ingest.store.paths import DatasetLayout
 from eval_ingest.store.registry_file import intact, look
 from eval_ingest.store.roots.base import DatasetStore, EvalRoot
@@ -207,17 +210,26 @@ def _compiled(root: EvalRoot, before: RegistryText, drop: Collection[str]) -> Re
         value = entry.value
         if not is_ours(value) or whose(root.dataset(entry.name)) is Whose.ADOPTED:
             return False
-        return _is_of(root.dataset(entry.name), value) or not Path(value["weka_path"]).exists()
+        return _is_of(root.dataset(entry.name), value) or _is_gone(value.get("weka_path"))
 
     left = [_as_it_was(root, entry) for entry in before.entries if entry.name not in names]
     return before.without(is_stale).put([*ours.values(), *filter(None, left)])
+
+
+def _is_gone(path: Any) -> bool:
+    """True for a path that isn't there any more; what is none may be anywhere."""
+    try:
+        return isinstance(path, str) and not Path(path).exists()
+    except (OSError, ValueError):  # no path can be written so
+        return False
 
 
 def _as_it_was(root: EvalRoot, entry: Entry) -> Entry | None:
     """Their own entry of a dataset that is being given back; None for all others."""
     if not NAME_PATTERN.fullmatch(entry.name):
         return None
-    raw = given_back(root.dataset(entry.name).layout)
+    note = _note(root, entry.name)  # here it is known to whoever gives it back
+    raw = (read_json(note) or {}).get("their_entry")
     return Entry(entry.name, entry.key, raw) if raw else None
 
 
@@ -248,8 +260,8 @@ def their_raw_entry(store: DatasetStore) -> str:
         metadata = read_metadata(store)
     if metadata is not None:
         return metadata.their_entry
-    left = given_back(store.layout)
-    return left or _registry_text(store.root).raw.get(store.name, "")
+    left = _left_to_do(store) or {}
+    return left.get("their_entry") or _registry_text(store.root).raw.get(store.name, "")
 
 
 def _is_of(store: DatasetStore, value: Any) -> bool:
@@ -257,23 +269,22 @@ def _is_of(store: DatasetStore, value: Any) -> bool:
     return isinstance(value, dict) and value.get("weka_path") == store.registered_path
 
 
-def finish_removals(root: EvalRoot) -> None:
-    """Complete removals that were stopped: what is out of sight leaves the registry and the disk.
-
-    Raises:
-        StoreError: the registry can't be written.
-    """
-    gone = root.unfinished_removals()
-    if gone:
-        change_registry(root, set(gone) - set(root.dataset_names()))
-        for name in gone:
-            root.dataset(name).erase()
+# ----------------------------------------------------------------------------------- removing
 
 
-def remove_dataset(root: EvalRoot, name: str) -> None:
+def remove_dataset(
+    root: EvalRoot, name: str, last: Callable[[str], object] = lambda name: None
+) -> None:
     """Delete a dataset: out of sight first, then from the registry, then from the disk.
 
-    Of an adopted one what is ours is deleted, and its entry is as it was before.
+    Of an adopted one what is ours is deleted, and its entry is as it was before. Before anything
+    is touched a note is written right in the root, and it goes when all is done: what is stopped
+    in between is completed by `finish_removals`.
+
+    Args:
+        root: where it is.
+        name: the dataset.
+        last: does what else belongs to it, given its name, before the note goes.
 
     Raises:
         NotOursError: it is another tool's.
@@ -282,17 +293,72 @@ def remove_dataset(root: EvalRoot, name: str) -> None:
     store = root.dataset(name)
     with store.hold(LOCK_TIMEOUT_S, f"removing {name}"):
         kind = whose(store)
-        if kind is Whose.THEIRS:
+        if kind is Whose.THEIRS and _left_to_do(store) is None:
             raise NotOursError(
                 f"{store.url} is another tool's, and it is not removed; if that is what you "
                 "want, remove the folder and its entry in registry.json by hand"
             )
-        if kind is Whose.ADOPTED:
-            give_back(store, their_raw_entry(store))
-            change_registry(root, [] if given_back(store.layout) else [name])
-            disclaim(store)
-            return
-        if store.names():
-            store.withdraw()
+        theirs = their_raw_entry(store) if kind is Whose.ADOPTED else None
+        root.write(_note(root, name), json.dumps({"name": name, "their_entry": theirs}).encode())
+        finish_removal(store, last)
+
+
+def finish_removals(root: EvalRoot, last: Callable[[str], object] = lambda name: None) -> list[str]:
+    """Complete removals that were stopped, but for those that go on in another process.
+
+    Returns the datasets that are gone now; one that this user can't complete is left.
+
+    Raises:
+        StoreError: the root can't be reached.
+    """
+    notes = (_REMOVING.fullmatch(found) for found in root.names())
+    done = []
+    for name in sorted({note[1] for note in notes if note}):
+        store = root.dataset(name)
+        with contextlib.suppress(EvalIngestError), store.hold(0.0, f"removing {name}"):
+            finish_removal(store, last)
+            done.append(name)
+    return done
+
+
+def finish_removal(store: DatasetStore, last: Callable[[str], object] = lambda name: None) -> None:
+    """Do what is left of a held dataset's removal, if one was begun.
+
+    Raises:
+        StoreError: it can't be completed.
+    """
+    root, name, left = store.root, store.name, _left_to_do(store)
+    for stray in root.path.glob(f".{_note(root, name).name}.*.tmp"):
+        stray.unlink(missing_ok=True)  # a removal was stopped before it began
+    if left is None:
+        return
+    theirs = left["their_entry"]
+    if theirs is None:
+        store.withdraw()
         change_registry(root, [name])
         store.erase()
+    else:
+        store.remove([store.layout.opening, store.layout.metadata])
+        change_registry(root, [] if theirs else [name])
+        disclaim(store)
+    last(name)
+    remove_path(_note(root, name))
+    root.send(_note(root, name))
+
+
+_REMOVING = re.compile(rf"\.?\.removing\.({NAME_PATTERN.pattern})\.json(?:\..*\.tmp)?")
+
+
+def _note(root: EvalRoot, name: str) -> Path:
+    return root.path / f".removing.{name}.json"
+
+
+def _left_to_do(store: DatasetStore) -> dict[str, Any] | None:
+    """The note of a removal that was begun: `their_entry` is null for a dataset that is all ours.
+
+    Raises:
+        StoreError: it can't be read.
+    """
+    note = _note(store.root, store.name)
+    found: dict[str, Any] | None = store.root.read(note, lambda: read_json(note))
+    return found

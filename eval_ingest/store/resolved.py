@@ -27,7 +27,7 @@ _ASKED = {
 class Resolved(BaseModel):
     """A dataset's configuration as its index was made by."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", defer_build=True)
 
     version: int = RESOLVED_VERSION
     window_index: str

@@ -11,7 +11,7 @@ import argparse
 import contextlib
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -142,7 +142,7 @@ def _compare(found: Comparison, root: Path, reference: ReferenceDataset, task: s
                 continue
             part, i = here.pop(0)
             seen[part].append(i)
-            problem = compare_sample(ours[part], i, sample, bands, task)
+            problem = compare_sample(ours[part], i, sample, bands, task, reference.decibels(split))
             if problem:
                 found.differences.append(f"{split} {sample.window} {sample.crop}: {problem}")
         left = [window for window, here in by_window.items() if here]
@@ -188,8 +188,9 @@ def compare_sample(
     expected: Reference,
     bands: Bands,
     task: str | None,
+    decibels: Collection[str] = (),
 ) -> str:
-    """What differs between sample i and rslearn's; "" if nothing does."""
+    """What differs between sample i and rslearn's, some of it in decibels; "" if nothing does."""
     sample = dataset[i]
     for modality in dataset.metadata.config.modalities:
         image, names, stamps = _image(modality.name, dataset, expected, bands)
@@ -205,6 +206,9 @@ def compare_sample(
         wanted = image.transpose(2, 3, 1, 0)[..., known]
         if found.shape != wanted.shape:
             return f"{modality.name} is {found.shape}, rslearn's {wanted.shape}"
+        if modality.name in decibels:
+            converted = 10 * np.log10(np.maximum(found, 1e-6))
+            found = np.where(np.isclose(converted, wanted, 1e-6, 1e-5), wanted, np.inf)
         if not np.array_equal(found, wanted, equal_nan=True):
             return f"{modality.name}: {np.mean(found != wanted):.1%} of values differ"
         dates = sample["timestamps"][modality.name].tolist()

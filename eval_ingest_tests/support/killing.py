@@ -8,6 +8,7 @@ it starts is found by a mark in its environment, also when the ingest itself is 
 """
 
 import contextlib
+import functools
 import multiprocessing
 import multiprocessing.forkserver
 import os
@@ -17,7 +18,7 @@ import sys
 import time
 import traceback
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -195,29 +196,68 @@ def context() -> multiprocessing.context.ForkServerContext:
     return found
 
 
+@dataclass
+class Changes:
+    """An audit hook that counts the changes to a root, and stops whoever makes one of them."""
+
+    root: Path | str
+    stop_at: int
+    """The number of that change, from 1 on; 0: none."""
+    stop: Callable[[], object]
+    number: int = 0
+
+    def __call__(self, event: str, arguments: tuple[Any, ...]) -> None:
+        writes = event == "open" and isinstance(arguments[2], int) and arguments[2] & _WRITING
+        if not writes and event not in _CHANGES:
+            return
+        # rmtree gives names relative to a folder that it holds open.
+        path = os.fspath(arguments[0]) if isinstance(arguments[0], str | Path) else ""
+        if path.startswith("/") and not f"{path}/".startswith(f"{self.root}/"):
+            return
+        self.number += 1
+        if self.number == self.stop_at:
+            self.stop()
+
+
+_counting: list[Changes] = []
+
+
+def _count(event: str, arguments: tuple[Any, ...]) -> None:
+    for counted in _counting:
+        counted(event, arguments)
+
+
+@functools.cache
+def _add_hook() -> None:
+    sys.addaudithook(_count)  # for good: none can be taken away
+
+
+@contextlib.contextmanager
+def changes(
+    root: Path, stop_at: int = 0, error: type[BaseException] = KeyboardInterrupt
+) -> Iterator[Changes]:
+    """Count the changes that this process makes to a root, and raise in the place of one."""
+
+    def stop() -> None:
+        raise error
+
+    _add_hook()
+    counted = Changes(root, stop_at, stop)
+    _counting.append(counted)
+    try:
+        yield counted
+    finally:
+        _counting.remove(counted)
+
+
 def _main(run: Run, log: Path, kill_at: int | None, mark: str) -> None:
     os.environ.update(run.environment)
     for limit, value in run.limits.items():
         more = _data_bytes() if limit == resource.RLIMIT_DATA else 0
         resource.setrlimit(limit, (value + more, resource.getrlimit(limit)[1]))
     os.environ[MARK] = mark  # of what is started from here on
-    changes = 0
-    root = f"{run.root}/"
-
-    def watch(event: str, arguments: tuple[Any, ...]) -> None:
-        nonlocal changes
-        writes = event == "open" and isinstance(arguments[2], int) and arguments[2] & _WRITING
-        if not writes and event not in _CHANGES:
-            return
-        # rmtree gives names relative to a folder that it holds open.
-        path = os.fspath(arguments[0]) if isinstance(arguments[0], str | Path) else ""
-        if path.startswith("/") and not f"{path}/".startswith(root):
-            return
-        changes += 1
-        if changes == kill_at:
-            os.kill(os.getpid(), signal.SIGKILL)
-
-    sys.addaudithook(watch)
+    counted = Changes(run.root, kill_at or 0, lambda: os.kill(os.getpid(), signal.SIGKILL))
+    sys.addaudithook(counted)
     try:
         run.do()
     except EvalIngestError as error:
@@ -226,7 +266,7 @@ def _main(run: Run, log: Path, kill_at: int | None, mark: str) -> None:
     except BaseException:
         log.write_text(traceback.format_exc())
         os._exit(OTHER_ERROR)
-    log.write_text(str(changes))
+    log.write_text(str(counted.number))
 
 
 def _data_bytes() -> int:

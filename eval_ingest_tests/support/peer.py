@@ -29,7 +29,8 @@ def read(
 def difference(peer: Peer, root: Path, name: str, modalities: list[str], out: Path) -> str:
     """Where the existing code's samples of some modalities aren't ours; "" if all are.
 
-    It has all bands of a modality, and of windows of many sizes the middle that all of them have.
+    It has all bands of a modality, of windows of many sizes the middle that all of them have, and
+    of targets no axis of length one.
     """
     try:
         for split in SPLITS:
@@ -50,7 +51,7 @@ def difference(peer: Peer, root: Path, name: str, modalities: list[str], out: Pa
                     found = getattr(sample, key)[0].numpy()
                     if not _alike(found, theirs[key][:, :, order]):
                         return f"{split} {i}: {key} {found.shape}, there {theirs[key].shape}"
-                if not _alike(target[0].numpy(), theirs["target"]):
+                if not _alike(target[0].numpy().squeeze(), theirs["target"]):
                     return f"{split} {i}: target"
     except PeerError as error:
         return f"can't read it: {error}"

@@ -107,6 +107,12 @@ class ReferenceDataset:
         configs = self.module.split_configs
         configs[split].transforms = configs["train"].transforms
 
+    def decibels(self, split: str) -> set[str]:
+        """The images that are in decibels."""
+        transforms = self.module.split_configs[split].transforms or []
+        converted = [t for t in transforms if type(t).__name__ == "Sentinel1ToDecibels"]
+        return {selector for transform in converted for selector in transform.selectors}
+
     def bands(self, split: str) -> dict[str, list[tuple[str, str]]]:
         """By image that reaches the model: input and band of each of its channels.
 
@@ -125,7 +131,7 @@ class ReferenceDataset:
         transforms = self.module.split_configs[split].transforms or []
         targets = _AnyTarget()
         for transform in transforms:
-            if type(transform).__name__ != "Mask":
+            if type(transform).__name__ not in ("Mask", "Sentinel1ToDecibels"):
                 coded, _ = transform(coded, targets)
         return {
             key: [known[int(code) - 1] for code in image.image.amax(dim=(1, 2, 3))]
@@ -204,7 +210,11 @@ def _without_chance(config: dict[str, Any]) -> None:
     config.pop("sampler", None)
     transforms = config.get("transforms")
     if transforms:
-        kept = [t for t in transforms if not _chance(t)]
+        names = [t["class_path"].rpartition(".")[2] for t in transforms]
+        last = max((k for k, name in enumerate(names) if name == "Mask"), default=-1)
+        # What is masked in decibels stays in decibels: see `decibels`.
+        kept = [t for k, t in enumerate(transforms)
+                if not _chance(t) or (k < last and names[k] == "Sentinel1ToDecibels")]  # fmt: skip
         # An empty list would bring back the default's.
         config["transforms"] = kept or [
             {"class_path": "rslearn.train.transforms.transform.Identity"}

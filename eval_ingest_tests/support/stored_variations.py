@@ -188,6 +188,28 @@ EQUAL: dict[str, Variation] = {
         {"label_raster": raster(["other", "label"], "float32")}, {}, model(SAMPLE)
     ),
     # masks
+    "a mask of decibels and of pixels": (
+        {},
+        {},
+        model(
+            SAMPLE | MASK | S1,
+            _class("train.transforms.sentinel1.Sentinel1ToDecibels", selectors=["sentinel1"]),
+            mask("sentinel1", "sentinel2_l2a"),
+        ),
+    ),
+    "categories merged by a class of a project": (
+        {"label": {"type": "vector", "class_names": ["coca", "flood", "river", "none", "odd"]}},
+        {},
+        model(
+            SAMPLE, label=VECTOR,
+            task={
+                "class_path": "rslp.forest_loss_driver.train.ForestLossTask",
+                "init_args": {"property_name": "kind", "allow_invalid": True,
+                              "classes": ["agriculture", "none", "river"],
+                              "filters": [["kind", "odd"]]},
+            },
+        ),
+    ),
     "a mask of as many timesteps": (
         {"mask": raster(["mask"], "uint8", data_source=FETCHED)},
         {},

@@ -115,11 +115,21 @@ class EvalRoot:
             StoreError: they can't be written.
         """
 
-    def unfinished_removals(self) -> list[str]:
-        """Datasets that are out of sight, whose removal was stopped."""
-        aside = (path.name.removeprefix(_REMOVED) for path in self.path.glob(f"{_REMOVED}*"))
-        names = {name.rpartition(".")[0] for name in aside}
-        return sorted(name for name in names if NAME_PATTERN.fullmatch(name))
+    def names(self) -> set[str]:
+        """Files and folders right in it, whoever wrote them.
+
+        Raises:
+            StoreError: they can't be listed.
+        """
+        return _names_in(self.path)
+
+    def write(self, path: Path, data: bytes) -> None:
+        """Write a small file, whatever was there.
+
+        Raises:
+            StoreError: it can't be written.
+        """
+        write_bytes(path, data)
 
     def update_registry(self, change: Callable[[RegistryText], RegistryText]) -> RegistryText:
         """Change registry.json; nothing that others write into it meanwhile is lost.
@@ -216,10 +226,7 @@ class DatasetStore:
         Raises:
             StoreError: they can't be listed.
         """
-        path = self.layout.path
-        with store_errors("listing", path), contextlib.suppress(FileNotFoundError):
-            return {inside.name for inside in path.iterdir()}
-        return set()
+        return _names_in(self.layout.path)
 
     def is_there(self) -> bool:
         """True if there is a dataset that we wrote: published, damaged, unfinished, half removed.
@@ -393,7 +400,7 @@ class DatasetStore:
             StoreError: it can't be removed.
         """
         aside = self.root.path / f"{_REMOVED}{self.name}.{time.time_ns()}"
-        with store_errors("removing", self.layout.path):
+        with store_errors("removing", self.layout.path), contextlib.suppress(FileNotFoundError):
             self.layout.path.rename(aside)
 
     def erase(self) -> None:
@@ -403,3 +410,9 @@ class DatasetStore:
             StoreError: it can't be removed.
         """
         self.root.sweep()
+
+
+def _names_in(folder: Path) -> set[str]:
+    with store_errors("listing", folder), contextlib.suppress(FileNotFoundError):
+        return {inside.name for inside in folder.iterdir()}
+    return set()

@@ -96,8 +96,14 @@ class RemoteRoot(EvalRoot):
     def send(self, *paths: Path) -> None:
         self.mirror.push(paths)
 
-    def unfinished_removals(self) -> list[str]:
-        return []  # without metadata.json it is out of the registry; what is left can be removed
+    def names(self) -> set[str]:
+        return {
+            entry.name for entry in self.mirror.objects.run(self.mirror.objects.list_folder(""))
+        }
+
+    def write(self, path: Path, data: bytes) -> None:
+        objects = self.mirror.objects
+        self.mirror.keep(path, objects.run(objects.put(self.mirror.name(path), data)), data)
 
     def update_registry(self, change: Callable[[RegistryText], RegistryText]) -> RegistryText:
         path = self.layout.registry
