@@ -137,6 +137,6 @@ class Suite(SuiteFields):
                     name,
                     known,
                     f"the eval root {root.url}",
-                    f"To ingest it: eval-ingest ingest --name {name}",
+                    f"To ingest it: eval-ingest ingest {name}",
                 )
         return tuple(dict.fromkeys(self.datasets))
