@@ -328,7 +328,7 @@ def spec_of(settings: Settings, name: str | None, given: Mapping[str, Any]) -> D
             "--copy adopted is what eval-ingest adopt does; give it the dataset's --name"
         )
     if name is None and "source" not in fields:
-        raise SpecError("give a source (a path or URL), or the name of a dataset in the catalog")
+        raise SpecError("give a --source (a path or URL), or the name of a dataset in the catalog")
     name = check_name(name_from(_last_folder(fields["source"])) if name is None else name)
     known = read_catalog(settings).get(name)
     if known is None and "source" not in fields:
