@@ -162,18 +162,14 @@ class Clocks:
 # ------------------------------------------------------------------- in the processes of an ingest
 
 
-def ingest(source: str, root: str, folder: str, before: float) -> None:
+def ingest(source: str, folder: str, before: float) -> None:
     """A whole ingest in this process, its parts clocked; `before` it had used so many seconds."""
     clocks = Clocks(Path(folder) / "parent")
     imported = clocks.around(_NAMES.index("imports"), importlib.import_module)
-    engine, pipeline, job, spec, settings = (
-        imported(f"eval_ingest.{name}")
-        for name in ("engine", "pipeline", "job", "core.spec", "settings")
-    )
+    api, engine, _ = (imported(f"eval_ingest.{name}") for name in ("api", "engine", "pipeline"))
     engine.prepare_worker = functools.partial(_begin_worker, folder)
     clocks.install()
-    there = settings.Settings.load({**os.environ, "OLMOEARTH_EVAL_DATASETS": root}, Path("none"))
-    pipeline.ingest(job.open_job(spec.DatasetSpec(name="profiled", source=source), there))
+    api.ingest("profiled", source)
     clocks.note_all()
     facts = {"before": before, "server": _cpu_of_server()}
     (Path(folder) / "facts.json").write_text(json.dumps(facts))
@@ -214,27 +210,26 @@ class Profile(NamedTuple):
     """By name, done alone."""
 
 
-def measured(source: Path, at: Path) -> Profile:
-    """The profile of an ingest into an empty folder below `at`, in processes of its own."""
+def measured(source: Path, base: Path) -> Profile:
+    """The profile of an ingest into a new folder, in processes of its own."""
     from benchmarks.bench import open_job
     from benchmarks.bench_peers import timed, warm
 
-    with _scratch(at) as base:
-        warm(source)
-        job = open_job(source, base / "none")
-        names = list(job.source.names(job.source.groups()))
-        floor = floor_alone(job, names[:_FLOOR_WINDOWS], base)
-        (base / "root").mkdir()
-        os.sync()
-        places = ", ".join(repr(str(path)) for path in (source, base / "root", base))
-        code = (
-            "import time; before = time.process_time();"
-            f"from benchmarks import profile; profile.ingest({places}, before)"
-        )
-        seconds, used, _ = timed([sys.executable, "-c", code])
-        facts = json.loads((base / "facts.json").read_text())
-        parent = _read(base / "parent")
-        workers = [sum(one) for one in zip(*map(_read, base.glob("worker_*")), strict=True)]
+    base.mkdir(parents=True)
+    warm(source)
+    job = open_job(source, base / "none")
+    names = list(job.source.names(job.source.groups()))
+    floor = floor_alone(job, names[:_FLOOR_WINDOWS], base)
+    os.sync()
+    code = (
+        "import time; before = time.process_time(); from benchmarks import profile;"
+        f"profile.ingest({str(source)!r}, {str(base)!r}, before)"
+    )
+    root = str(base / "root")
+    seconds, used, _ = timed([sys.executable, "-c", code], OLMOEARTH_EVAL_DATASETS=root)
+    facts = json.loads((base / "facts.json").read_text())
+    parent = _read(base / "parent")
+    workers = [sum(one) for one in zip(*map(_read, base.glob("worker_*")), strict=True)]
     workers = workers or [0.0] * len(parent)
     parts = dict(zip(_NAMES, zip(parent, workers, strict=True), strict=False)) | {
         "python, before any import": (facts["before"], 0.0),
@@ -255,9 +250,11 @@ def measured(source: Path, at: Path) -> Profile:
 
 @contextmanager
 def _scratch(at: Path) -> Iterator[Path]:
-    base = at.absolute() / "profile"
-    shutil.rmtree(base, ignore_errors=True)
-    base.mkdir(parents=True)
+    """A folder below it that is removed in the end, and not before.
+
+    For minutes after many files were removed, ext4 takes several times as long to make others.
+    """
+    base = at.absolute() / f"profile_{os.getpid()}"
     try:
         yield base
     finally:
@@ -342,10 +339,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
     print(f"{machine()}; load {os.getloadavg()[0]:.1f} at the start")
     sources = [options.source] if options.source else map(dataset, options.windows)
-    for source in sources:
-        found = [measured(source.absolute(), options.at) for _ in range(options.repeat)]
-        found.sort(key=lambda profile: profile.total)
-        print("", *lines(found[len(found) // 2]), sep="\n", flush=True)
+    with _scratch(options.at) as base:
+        for source in sources:
+            found = [
+                measured(source.absolute(), base / f"{source.parent.name}_{turn}")
+                for turn in range(options.repeat)
+            ]
+            found.sort(key=lambda profile: profile.total)
+            print("", *lines(found[len(found) // 2]), sep="\n", flush=True)
     return 0
 
 
