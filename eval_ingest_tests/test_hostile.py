@@ -4,12 +4,13 @@ import errno
 import json
 import os
 import re
-import resource
+import socket
 import struct
 import subprocess
 import sys
 import textwrap
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import dagster as dg
@@ -30,6 +31,7 @@ from eval_ingest.inference.resolve import ConfigFiles, resolve
 from eval_ingest_tests.conftest import make_job
 from eval_ingest_tests.support.dagster_world import World
 from eval_ingest_tests.support.oracle import rslearn_samples
+from eval_ingest_tests.support.peaks import peak_of_all
 
 Copied = Callable[[str], Path]
 
@@ -86,6 +88,25 @@ def _far(window: Path) -> list[int]:
     return [x0 + 16_384, y0 + 8_192]
 
 
+def _instead(path: Path, make: Callable[[Path], object]) -> None:
+    path.unlink()
+    make(path)
+
+
+def _socket(path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as server:
+        os.chdir(path.parent)  # the whole path would be too long
+        server.bind(path.name)
+
+
+def _deep(window: Path) -> None:
+    (_raster(window).parent / "/".join("d" * 12)).mkdir(parents=True)
+
+
+def _options(window: Path, **options: object) -> None:
+    _json(window / "metadata.json", options=options)
+
+
 HOSTILE: dict[str, tuple[Callable[[Path], None], str]] = {
     "a sparse raster of 30 GB": (lambda w: _sparse(_raster(w)), "window_too_large"),
     "a sparse items.json of 30 GB": (lambda w: _sparse(w / "items.json"), "window_too_large"),
@@ -110,6 +131,18 @@ HOSTILE: dict[str, tuple[Callable[[Path], None], str]] = {
         "raster_sidecar"),
     "items.json in another encoding": (
         lambda w: (w / "items.json").write_bytes("[]".encode("utf-16")), "metadata_unreadable"),
+    "a pipe": (lambda w: _instead(_raster(w), os.mkfifo), "file_unusable"),
+    "a pipe beside": (lambda w: os.mkfifo(_raster(w).with_name("x")), "file_unusable"),
+    "a socket": (lambda w: _instead(_raster(w), _socket), "file_unusable"),
+    "a folder named items.json": (lambda w: _instead(w / "items.json", os.mkdir),
+                                  "file_unusable"),
+    "a folder named geotiff.tif": (lambda w: _instead(_raster(w), os.mkdir), "raster_missing"),
+    "a link in circles": (lambda w: os.symlink("..", w / "layers" / "sentinel2" / "x"),
+                          "file_unusable"),
+    "a link to itself": (lambda w: _instead(_raster(w), lambda path: os.symlink(path.name, path)),
+                         "file_unusable"),
+    "folders in folders": (_deep, "file_unusable"),
+    "options of a megabyte": (lambda w: _options(w, key="x" * 1_000_000), "window_too_large"),
     "an entity bomb": (
         lambda w: _raster(w).with_name("geotiff.tif.aux.xml").write_text(
             '<!DOCTYPE x [<!ENTITY a "aaaa">]><PAMDataset>&a;</PAMDataset>'),
@@ -117,16 +150,56 @@ HOSTILE: dict[str, tuple[Callable[[Path], None], str]] = {
 }  # fmt: skip
 
 
+@pytest.fixture(scope="module")
+def normal_peak(written: Copied, tmp_path_factory: pytest.TempPathFactory) -> int:
+    """Bytes that an ingest takes anyway, all its processes together."""
+    with peak_of_all() as peak:
+        pipeline.ingest(make_job(written("segmentation"), tmp_path_factory.mktemp("normal")))
+    return peak.n_bytes
+
+
 @pytest.mark.parametrize("kind", sorted(HOSTILE))
-def test_a_hostile_window_is_one_invalid_window(kind: str, copied: Copied, tmp_path: Path) -> None:
+def test_a_hostile_window_is_one_invalid_window(
+    kind: str, normal_peak: int, copied: Copied, tmp_path: Path
+) -> None:
     source = copied("segmentation")
     make, code = HOSTILE[kind]
     make(_first(source))
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    index = pipeline.ingest(make_job(source, tmp_path / "root"))[0].value
-    grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+    with peak_of_all() as peak:
+        index = pipeline.ingest(make_job(source, tmp_path / "root"))[0].value
     assert index.summary.reasons == {code: 1}
-    assert grown < 1 << 20  # KiB: below a GiB
+    assert peak.n_bytes - normal_peak < 1 << 30
+
+
+def _noise(path: Path, side: int) -> None:
+    """A raster that only GDAL decodes, and that is as large as its pixels."""
+    with rasterio.open(path) as old:
+        profile = old.profile | {"compress": "lerc", "width": side, "height": side}
+    pixels = np.random.default_rng(1).integers(
+        1, 60_000, (profile["count"], side, side), dtype=np.uint16
+    )
+    with rasterio.open(path, "w", **profile) as new:
+        new.write(pixels)
+
+
+def test_the_largest_raster_that_gdal_may_decode_takes_less_than_four_times_a_windows_bytes(
+    copied: Copied, tmp_path: Path
+) -> None:
+    mib, peaks, source = 64, [], copied("segmentation")
+    window = _first(source)
+    with rasterio.open(_raster(window)) as raster:
+        largest = int((0.45 * mib * 2**20 / 2 / raster.count) ** 0.5)
+    for side in (32, largest):
+        root = tmp_path / f"root_{side}"
+        _noise(_raster(window), side)
+        x0, y0, *_ = _bounds(window)
+        _json(window / "metadata.json", bounds=[x0, y0, x0 + side, y0 + side])
+        job = make_job(source, root)
+        with peak_of_all() as peak:
+            index = pipeline.ingest(replace(job, settings=replace(job.settings, window_mib=mib)))
+        assert "window_too_large" not in index[0].value.summary.reasons
+        peaks.append(peak.n_bytes)
+    assert peaks[1] - peaks[0] < (1 << 30) * mib // 256  # a GiB for the usual 256 MiB
 
 
 @pytest.mark.parametrize("value", [10**400, "x" * 1_000_000, "\ud800", float("nan"), [1]])

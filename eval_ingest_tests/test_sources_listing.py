@@ -104,8 +104,8 @@ def test_links_are_followed_once_they_are_checked_and_not_in_circles(
     names = ("items.json", "layers/label/b", "layers/label/gone", "layers/sentinel2")
     assert sorted(checked) == [f"{window}/{name}" for name in names]
     (window / "layers/label/round").symlink_to(window / "layers")
-    with pytest.raises(OSError, match="levels"):
-        list_window(str(window), LAYERS, checked.append)
+    ((_, _, version),) = parse(list_window(str(window), LAYERS, checked.append))
+    assert version.startswith("unusable: lies more folders deep")
 
 
 def test_layers_behind_a_link_are_checked_too(tmp_path: Path, way: str) -> None:
@@ -142,8 +142,8 @@ def test_a_link_to_a_file_elsewhere_is_refused(tmp_path: Path, way: str, name: s
 def test_a_pipe_is_refused_and_not_waited_for(tmp_path: Path, way: str, name: str) -> None:
     write(tmp_path, "windows/g/w/layers/label/completed")
     os.mkfifo(tmp_path / "windows/g/w" / name)
-    with pytest.raises(SourceError, match="neither a file nor a folder"):
-        LocalSource(str(tmp_path)).window("g", "w", LAYERS)
+    found = LocalSource(str(tmp_path)).window("g", "w", LAYERS)
+    assert found.unusable == f"{name} is neither a file nor a folder"
 
 
 def test_a_name_longer_than_any_path_is_refused(tmp_path: Path, way: str) -> None:
@@ -157,8 +157,8 @@ def test_a_name_longer_than_any_path_is_refused(tmp_path: Path, way: str) -> Non
             os.chdir("x" * 250)
     finally:
         os.chdir(previous)
-    with pytest.raises(OSError):
-        files_of(tmp_path)
+    ((_, size, version),) = files_of(tmp_path)
+    assert not size and version.startswith("unusable: ")
 
 
 def test_a_file_that_is_replaced_with_equal_size_and_time_is_seen(tmp_path: Path, way: str) -> None:
@@ -235,3 +235,14 @@ def test_files_that_changed_since_they_were_listed_are_not_had(tmp_path: Path, w
     assert list(source.fetch(window, window.files)) == ["layers/label/completed"]
     with pytest.raises(SourceError, match="run again when it is still"):
         source.read("g", "w", window.by_path["layers/label/a/geotiff.tif"])
+
+
+def test_a_window_of_too_many_files_is_not_listed(
+    tmp_path: Path, way: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(listing, "MOST_FILES", 20)
+    write(tmp_path, *(f"layers/label/{k}" for k in range(20)))
+    assert len(files_of(tmp_path)) == 20
+    write(tmp_path, "layers/label/one_more")
+    ((_, size, version),) = files_of(tmp_path)
+    assert not size and version.startswith("unusable: is one of more than")

@@ -18,6 +18,7 @@ PROBLEMS: dict[str, str] = {
     "window_crashes": "reading it ends the process that does, however often it is tried",
     "window_too_large": "the window has more bytes than it may have",
     "name_unusable": "its name, or a file's in it, is not UTF-8 text",
+    "file_unusable": "what is in it is no file, lies too deep, or is too much to be listed",
     "raster_bands": "a raster has the wrong number of bands or timesteps",
     "raster_dtype": "a raster's type isn't the one in config.json",
     "raster_grid": "a raster doesn't cover the window",

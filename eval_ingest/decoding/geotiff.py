@@ -22,6 +22,7 @@ from eval_ingest.decoding.geotiff_header import (
 )
 from eval_ingest.decoding.grid import Axis, Grid, epsg, inside, place_on
 from eval_ingest.decoding.isolation import isolated
+from eval_ingest.decoding.limits import most_by_gdal, too_large
 from eval_ingest.decoding.machine import blame
 from eval_ingest.decoding.problems import (
     NotUnderstoodError,
@@ -75,11 +76,8 @@ def check_size(grid: Grid, bands: int, dtype: str, most_bytes: int) -> None:
     """Raise if the window's pixels are more than may be unpacked."""
     item = np.dtype(dtype).itemsize if dtype != "unknown" else 1
     if grid.width * grid.height * bands * item > most_bytes:
-        raise Unreadable(
-            "window_too_large",
-            f"{grid.width} x {grid.height} pixels of {bands} bands are more than "
-            f"{most_bytes >> 20} MiB",
-        )
+        what = f"{grid.width} x {grid.height} pixels of {bands} bands as {dtype}"
+        raise too_large(what, most_bytes)
 
 
 def _by_gdal(
@@ -90,7 +88,7 @@ def _by_gdal(
     `known` is what our own header reader says: it is told if GDAL can't read the file either.
     """
     try:
-        pixels, stored = isolated.run(warp, data, grid, most_bytes)
+        pixels, stored = isolated.run(warp, data, grid, most_by_gdal(most_bytes, len(data)))
     except Unreadable as problem:
         raise known if known and problem.code == "raster_unreadable" else problem from problem
     assert pixels is not None

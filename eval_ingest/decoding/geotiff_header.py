@@ -411,7 +411,7 @@ def _check_blocks(
 ) -> bool:
     """Check that all blocks are within the file; False if some are left out (a sparse file)."""
     if len(offsets) != len(sizes) or len(sizes) < layout.n_blocks:
-        raise broken(
+        raise not_understood(
             f"{len(offsets)} offsets and {len(sizes)} sizes found for {layout.n_blocks} blocks"
         )
     if max(map(operator.add, offsets, sizes)) > n_bytes:
@@ -428,7 +428,7 @@ def _check_blocks(
     if layout.compression == 1:
         short = sum(size < layout.block_bytes for size in sizes)
         if min(sizes) < layout.last_bytes or short > layout.n_last:
-            raise broken("its blocks are shorter than their pixels")
+            raise not_understood("its blocks are shorter than their pixels")
     return True
 
 

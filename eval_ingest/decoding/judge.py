@@ -66,6 +66,7 @@ from eval_ingest.decoding.sidecars import (
 )
 from eval_ingest.decoding.targets import raster_target, vector_target
 from eval_ingest.sources.base import WindowFiles, WindowReader
+from eval_ingest.sources.listing import MOST_FILES
 
 if TYPE_CHECKING:
     from eval_ingest.decoding.features import Features
@@ -225,6 +226,9 @@ class _WindowReader:
 
     def check_files(self, grid: Grid) -> None:
         """Refuse what is too large, or would make GDAL read something else, before any of it is."""
+        if len(self.files.files) > MOST_FILES:
+            detail = f"it has {len(self.files.files):,} files, more than {MOST_FILES:,}"
+            raise Unreadable("window_too_large", detail)
         if self.files.n_bytes > self.budget.total:
             raise too_large(f"its files have {self.files.n_bytes:,} bytes", self.budget.total)
         if grid.width * grid.height > self.budget.total:

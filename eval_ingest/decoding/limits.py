@@ -18,6 +18,8 @@ MAX_CONTAINERS = 1_500_000
 """Lists and mappings in it: a polygon's coordinates are one each."""
 MAX_SMALL_JSON_BYTES = 2 * MIB
 """Of a window's or a raster's metadata.json."""
+MAX_OPTIONS_CHARACTERS = 1 << 16
+"""Of a window's options, which the index keeps."""
 MAX_SHAPE_DEPTH = 16
 """Brackets of a shape's WKT: a collection of multipolygons has five."""
 MAX_CROPS = 100_000
@@ -73,9 +75,18 @@ def too_large(what: str, most: int) -> Unreadable:
     """The problem of a window that is larger than it may be."""
     return Unreadable(
         "window_too_large",
-        f"{what}, more than the {most >> 20} MiB that a window may have; "
+        f"{what}, more than the {most >> 20} MiB that it may have; "
         "if it is right, set EVAL_INGEST_WINDOW_MIB",
     )
+
+
+def most_by_gdal(left: int, n_bytes: int) -> int:
+    """Bytes of pixels that a file of so many bytes may have which a process beside this one reads.
+
+    The file stands in memory twice then, and its pixels three times, the last time in the order of
+    the sample. Together they take two and a half of what is left of the window's bytes.
+    """
+    return max((5 * left // 2 - 2 * n_bytes) // 3, 0)
 
 
 def parse_json(data: bytes, path: str, code: str) -> Any:

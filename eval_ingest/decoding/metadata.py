@@ -10,7 +10,11 @@ from typing import Any
 
 from eval_ingest.core.crs_text import is_crs_text
 from eval_ingest.decoding.grid import Grid
-from eval_ingest.decoding.limits import MAX_SMALL_JSON_BYTES, check_shape_text
+from eval_ingest.decoding.limits import (
+    MAX_OPTIONS_CHARACTERS,
+    MAX_SMALL_JSON_BYTES,
+    check_shape_text,
+)
 from eval_ingest.decoding.machine import blame
 from eval_ingest.decoding.problems import Unreadable
 from eval_ingest.sources.base import WindowFiles, WindowReader
@@ -60,6 +64,11 @@ def parse_metadata(raw: Any) -> WindowMetadata:
         ) from error
     if not known:
         raise Unreadable("metadata_unreadable", f"the CRS is {str(crs)[:80]!r}")
+    if len(json.dumps(options)) > MAX_OPTIONS_CHARACTERS:
+        raise Unreadable(
+            "window_too_large",
+            f"its options have more than {MAX_OPTIONS_CHARACTERS:,} characters of JSON",
+        )
     if not isinstance(options, dict):
         raise Unreadable("metadata_unreadable", f"options are {type(options).__name__}, not a map")
     if not all(_is_number(r) and r != 0 for r in resolutions):

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eval_ingest.decoding.grid import Grid, check_cover
+from eval_ingest.decoding.limits import too_large
 from eval_ingest.decoding.machine import blame
 from eval_ingest.decoding.problems import Unreadable, broken, shortened
 
@@ -81,9 +82,7 @@ def _check_source(source: Any, grid: Grid, most_bytes: int) -> None:
         ("one of its blocks", block_width * block_height),
     ):
         if pixels * source.count * item > most_bytes:
-            raise Unreadable(
-                "window_too_large", f"{what} has {pixels} pixels of {source.count} bands"
-            )
+            raise too_large(f"{what} has {pixels:,} pixels of {source.count} bands", most_bytes)
 
 
 def _check_warped_cover(source: Any, crs: Any, grid: Grid) -> None:

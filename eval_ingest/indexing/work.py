@@ -84,10 +84,13 @@ class IndexTask:
 
     def read(self, reader: WindowReader, files: WindowFiles) -> WindowSample | None:
         """A window, judged; None if it isn't wanted."""
-        odd = files.odd_name
-        if odd:
-            group, name, _ = files.listed.spelled
+        problem = None
+        if odd := files.odd_name:
             problem = Problem("name_unusable", f"{odd}: rename it, or remove it")
+        elif unusable := files.unusable:
+            problem = Problem("file_unusable", f"{unusable}; remove it")
+        if problem is not None:
+            group, name, _ = files.listed.spelled
             return WindowSample(replace(files, group=group, name=name), problems=[problem])
         wants = self.window_filter.wants
         return read_window(reader, files, self.config, wants, self.window_bytes)

@@ -28,6 +28,7 @@ from eval_ingest.engine import Progress, no_progress
 from eval_ingest.errors import IntegrityError, LoadError, SpecError, StoreError
 from eval_ingest.redaction import redacted
 from eval_ingest.report.export import export_dataset
+from eval_ingest.report.printing import table
 from eval_ingest.settings import Settings
 from eval_ingest.store.registry import read_metadata, rebuild_registry, require_metadata
 from eval_ingest.store.roots.base import EvalRoot
@@ -60,8 +61,11 @@ class Published:
         total = sum(self.files.values())
         told = f"{len(self.files)} files, {total / 2**20:.1f} MiB"
         if dry_run:
-            listed = [f"  {path}  {size:,} bytes" for path, size in self.files.items()]
-            return [*listed, f"would publish {told} to {self.url}; nothing was sent (--dry-run)"]
+            rows = [["file", "bytes"], *([path, f"{n:,}"] for path, n in self.files.items())]
+            return [
+                *table(rows),
+                f"would publish {told} to {self.url}; nothing was sent (--dry-run)",
+            ]
         name = self.url.rsplit("/", 1)[-1]
         return [
             f"{name} is published: {told}, {len(self.sent)} of them sent now",
@@ -121,7 +125,6 @@ def publish(
     shutil.rmtree(staging, ignore_errors=True)
     try:
         export_dataset(root, name, staging, windows, progress, licence, citation)
-        (staging / name / "model.original.yaml").unlink(missing_ok=True)
         api = None if dry_run else _api()
         if api is not None:
             with _asking(address):

@@ -26,7 +26,7 @@ typedef struct {
 
 typedef struct {
     File *files;
-    size_t n_files, room;
+    size_t n_files, room, most_files;
     char *texts;
     size_t n_texts, text_room;
     char path[LONGEST]; /* of the folder that is being listed, relative to the window */
@@ -46,6 +46,8 @@ static int64_t nanoseconds(struct timespec time)
 static int add_file(Listing *listing, const char *path, const struct stat *found)
 {
     const size_t length = strlen(path) + 1;
+    if (listing->n_files >= listing->most_files)
+        return E2BIG;
     if (listing->n_files == listing->room) {
         const size_t room = listing->room ? 2 * listing->room : 64;
         File *files = realloc(listing->files, room * sizeof(File));
@@ -208,15 +210,16 @@ static char *as_text(const Listing *listing, int inodes, size_t *length)
     return text;
 }
 
-static PyObject *py_list_files(PyObject *self, PyObject *args)
+static PyObject *py_list_window(PyObject *self, PyObject *args)
 {
     PyObject *root, *result = NULL;
     const char *layers;
     Py_ssize_t n_bytes;
     int inodes;
+    Py_ssize_t most_files;
     /* layers: names, each with a zero byte after it */
-    if (!PyArg_ParseTuple(args, "O&y#p", PyUnicode_FSConverter, &root, &layers, &n_bytes,
-                          &inodes))
+    if (!PyArg_ParseTuple(args, "O&y#pn", PyUnicode_FSConverter, &root, &layers, &n_bytes,
+                          &inodes, &most_files))
         return NULL;
     if (n_bytes > 0 && layers[n_bytes - 1] != '\0') {
         PyErr_SetString(PyExc_ValueError, "layers must end with a zero byte");
@@ -228,6 +231,7 @@ static PyObject *py_list_files(PyObject *self, PyObject *args)
         Py_DECREF(root);
         return PyErr_NoMemory();
     }
+    listing->most_files = (size_t)most_files;
     const char *path = PyBytes_AsString(root);
     char *text = NULL;
     size_t length = 0;
@@ -363,7 +367,7 @@ static PyObject *py_read_files(PyObject *self, PyObject *args)
     const char *listed;
     Py_ssize_t n_bytes;
     int inodes;
-    /* listed: as list_files gives it; inodes: as there, or -1 for versions of another kind */
+    /* listed: as list_window gives it; inodes: as there, or -1 for versions of another kind */
     if (!PyArg_ParseTuple(args, "O&y#i", PyUnicode_FSConverter, &root, &listed, &n_bytes, &inodes))
         return NULL;
     PyObject *result = PyList_New(0);
@@ -403,7 +407,7 @@ static PyObject *py_read_files(PyObject *self, PyObject *args)
 }
 
 static PyMethodDef methods[] = {
-    {"list_files", py_list_files, METH_VARARGS, NULL},
+    {"list_window", py_list_window, METH_VARARGS, NULL},
     {"read_files", py_read_files, METH_VARARGS, NULL},
     {NULL, NULL, 0, NULL},
 };

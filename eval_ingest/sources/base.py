@@ -48,6 +48,10 @@ def cannot(doing: str, path: str | os.PathLike[str], error: OSError) -> EvalInge
     return lacking(error) or SourceError(f"{path} can't be {doing}: {error.strerror or error}")
 
 
+UNUSABLE = "unusable: "
+"""How the version of a file begins for which its window is not read."""
+
+
 class SourceFile(NamedTuple):
     """A file of a window."""
 
@@ -115,6 +119,14 @@ class WindowFiles:
         """Changes when any of the files does."""
         files = [f"{path}\0{size}\0{version}\0" for path, size, version in self.files]
         return digest_of(os.fsencode("".join(files)))
+
+    @property
+    def unusable(self) -> str:
+        """Which of its files keeps it from being read, and why; "" if none does."""
+        for path, _, version in self.files:
+            if version.startswith(UNUSABLE):
+                return f"{_spelled(path)} {version.removeprefix(UNUSABLE)}"
+        return ""
 
     @property
     def odd_name(self) -> str:
@@ -214,6 +226,10 @@ class Source(ABC):
     def notes(self) -> tuple[str, ...]:
         """What the user should know of it."""
         return ()
+
+    def complete(self) -> bool:
+        """Have at hand what was left for later; False if there is no such thing."""
+        return False
 
     @abstractmethod
     def read_text(self, name: str) -> str | None:

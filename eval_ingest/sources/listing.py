@@ -5,25 +5,32 @@ the time and without the GIL, so that threads can wait for a network file system
 """
 
 import contextlib
+import errno
 import os
 import stat
 from collections.abc import Callable, Iterator, Sequence
 
-from eval_ingest.sources.base import ANYBODY, WINDOW_FILES, Had
+from eval_ingest.sources.base import ANYBODY, UNUSABLE, WINDOW_FILES, Had
 
 try:
     from eval_ingest.sources import _listing
 
-    _listing.read_files  # noqa: B018  of an older build, which doesn't fit
+    _listing.list_window  # noqa: B018  of an older build, which doesn't fit
 except (ImportError, AttributeError):  # an installation without a C compiler
     _listing = None  # type: ignore[assignment]
 
 _DEEPEST = 8
 """Folders below `layers/`; more than that is a link that leads round in circles."""
+MOST_FILES = 100_000
+"""Of a window; real ones have tens."""
 
-
-class OddFileError(OSError):
-    """What lies there is neither a file nor a folder."""
+_UNUSABLE = {
+    errno.ELOOP: "lies more folders deep than any file of a window",
+    errno.ENAMETOOLONG: "has a path longer than any file's",
+    errno.E2BIG: f"is one of more than {MOST_FILES:,} files",
+    errno.ENXIO: "is neither a file nor a folder",
+}
+"""What makes a window one that isn't read, by what the system says, or we in its words."""
 
 
 def list_window(
@@ -40,13 +47,28 @@ def list_window(
         check_link: called with each link before it is followed; raises if it may not be.
         inodes: see `version_of`.
 
+    A window that can't be listed for what is in it, such as a pipe, has one file: the first that
+    is in the way, whose version begins with UNUSABLE and says why.
+
     Raises:
-        OddFileError: something is neither a file nor a folder, such as a pipe.
         OSError: a folder may not be listed.
     """
+    try:
+        return _listed(root, layers, check_link, inodes)
+    except OSError as error:
+        why = _UNUSABLE.get(error.errno or 0)
+        if why is None:
+            raise
+        path = str(error.filename).removeprefix(f"{root}/")
+        return b"%s\0%d\0%s\0" % (os.fsencode(path), 0, (UNUSABLE + why).encode())
+
+
+def _listed(
+    root: str, layers: frozenset[str], check_link: Callable[[str], None], inodes: bool
+) -> bytes:
     if _listing is not None:
-        text = _listing.list_files(
-            root, b"".join(os.fsencode(name) + b"\0" for name in layers), inodes
+        text = _listing.list_window(
+            root, b"".join(os.fsencode(name) + b"\0" for name in layers), inodes, MOST_FILES
         )
         if text is not None:  # there is nothing but plain files and folders
             return text
@@ -60,6 +82,8 @@ def list_window(
         wanted = []
     for entry in wanted:
         found += _below(entry, f"layers/{entry.name}", 1, check_link)
+        if len(found) > MOST_FILES:
+            raise OSError(errno.E2BIG, "too many files", entry.path)
     return b"".join(
         b"%s\0%d\0%s\0" % (path, stat.st_size, version_of(stat, inodes).encode())
         for path, stat in sorted(found, key=lambda file: file[0])
@@ -101,7 +125,8 @@ def read_file(path: str, size: int) -> tuple[bytes, os.stat_result]:
 
     One byte more shows that it grew.
     """
-    opened = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    # A pipe that was put there just now isn't waited for.
+    opened = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     try:
         data = os.read(opened, size + 1)
         while 0 < len(data) < size and (more := os.read(opened, size + 1 - len(data))):
@@ -164,7 +189,7 @@ def _below(
     if entry.is_symlink():
         check_link(entry.path)
     if depth > _DEEPEST:
-        raise OSError(f"{entry.path}: too many levels of folders")
+        raise OSError(errno.ELOOP, "too many levels of folders", entry.path)
     with os.scandir(entry.path) as entries:
         for child in entries:
             yield from _below(child, f"{path}/{child.name}", depth + 1, check_link)
@@ -181,5 +206,5 @@ def _file(
     except (FileNotFoundError, NotADirectoryError):
         return
     if not stat.S_ISREG(found.st_mode):
-        raise OddFileError(f"{where} is neither a file nor a folder; remove it from the dataset")
+        raise OSError(errno.ENXIO, "neither a file nor a folder", where)
     yield os.fsencode(path), found

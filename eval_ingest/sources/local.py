@@ -22,7 +22,6 @@ from eval_ingest.sources.base import (
     digest_of,
 )
 from eval_ingest.sources.listing import (
-    OddFileError,
     keeps_inodes,
     list_window,
     parse,
@@ -102,8 +101,6 @@ class LocalSource(Source):
         root = f"{self.url}/windows/{group}/{name}"
         try:
             return list_window(root, layers, self._check_link, self._inodes)
-        except OddFileError as error:
-            raise SourceError(str(error)) from error
         except OSError as error:
             raise cannot("listed", root, error) from error
 
