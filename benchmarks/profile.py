@@ -90,7 +90,7 @@ PARTS: dict[str, tuple[str, ...]] = {
     "rslearn's indexes": ("eval_ingest.pipeline:write_copy_files",),
     "copy, in a worker": ("eval_ingest.copying.worker:TransferTask.__call__",),
     "folders, renames": ("eval_ingest.store.window_files:Windows.write",),
-    "writing files": ("eval_ingest.store.window_files:_write_checked",),
+    "writing files": ("eval_ingest.store.window_files:write_checked",),
     "CRC32C": ("google_crc32c:value",),
     "split into metadata.json": ("eval_ingest.store.window_files:with_split",),
     "registry": ("eval_ingest.pipeline:registry_entry", "eval_ingest.pipeline:publish"),
@@ -273,7 +273,7 @@ def floor_alone(job: Any, windows: Sequence[Any], scratch: Path) -> dict[str, fl
     from eval_ingest.core.digest import pixel_digest
     from eval_ingest.core.norm import measure
     from eval_ingest.decoding.geotiff_header import read_header
-    from eval_ingest.store.window_files import _write_checked
+    from eval_ingest.store.window_files import write_checked
 
     spent: dict[str, float] = {}
 
@@ -301,7 +301,7 @@ def floor_alone(job: Any, windows: Sequence[Any], scratch: Path) -> dict[str, fl
             clocked("packing", os.pwrite, pack, sample.data, number * sample.nbytes)
         (scratch / f"{number}").mkdir()
         plain = [(file.path, had[file.path].data, 0o644) for file in files.files]
-        clocked("writing files", _write_checked, str(scratch / f"{number}"), plain)
+        clocked("writing files", write_checked, str(scratch / f"{number}"), plain)
     os.close(pack)
     return {name: seconds / len(windows) * 1e3 for name, seconds in spent.items()}
 
