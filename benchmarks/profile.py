@@ -49,8 +49,7 @@ PARTS: dict[str, tuple[str, ...]] = {
     ),
     "headers of rasters": ("eval_ingest.decoding.geotiff:read_header",),
     "decoding": (
-        "eval_ingest.decoding.geotiff:decode_lzw",
-        "eval_ingest.decoding.geotiff:_decode_by_libtiff",
+        "eval_ingest.decoding.judge:decode_geotiff",
         "eval_ingest.decoding.judge:assemble",
     ),
     "moments, digests": (
