@@ -192,4 +192,7 @@ def _copy_in(folder: Path) -> Path | None:
 
 
 def _is_copy(folder: Path) -> bool:
-    return (folder / "windows").is_dir() and any((folder / n).is_file() for n in CONFIG_FILES)
+    try:
+        return (folder / "windows").is_dir() and any((folder / n).is_file() for n in CONFIG_FILES)
+    except (OSError, ValueError):  # an entry may say anything: no path can be written so
+        return False

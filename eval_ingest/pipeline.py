@@ -189,12 +189,10 @@ def registry_entry(
     data = job.spec.model_copy(update={"eval": EvalSettings()})
     wanted = fingerprint("registry_entry", ENTRY_VERSION, prints, data, job.config, job.origin)
     old = unless_damaged(lambda: read_metadata(job.store))
-    if old is not None and (old.fingerprint, old.splits, old.shards, old.spec.eval) == (
-        wanted,
-        copy.splits,
-        copy.shards,  # others, if the samples were packed anew
-        job.spec.eval,
-    ):
+    if old is not None and (
+        (old.fingerprint, old.splits, old.shards, old.spec.eval, old.their_entry)
+        == (wanted, copy.splits, copy.shards, job.spec.eval, job.their_entry)
+    ):  # shards are others, if the samples were packed anew
         return old
     samples = Samples(job.config, index, splits)
     prints["registry_entry"] = wanted
@@ -212,7 +210,7 @@ def registry_entry(
         n_windows=len(index),
         invalid=index.summary.reasons,
         split_report=splits.report,
-        quality=quality_report(index, splits, job.config, job.spec.name),
+        quality=quality_report(index, splits, job.config, job.spec.resplit_as),
         warnings=[*job.config.warnings, *stats.warnings, *samples.warnings],
         fingerprints=prints,
         window_size=samples.smallest_side,
