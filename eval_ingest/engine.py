@@ -86,7 +86,7 @@ def executor(settings: Settings, windows: int = 0) -> Iterator[Executor]:
             from distributed.scheduler import KilledWorker
 
             try:
-                yield client.get_executor(pure=False, retries=2)
+                yield Cluster(client)
             except (KilledWorker, CancelledError) as error:
                 raise EngineError(
                     f"EVAL_INGEST_ENGINE={engine}: the scheduler lost its workers, or was lost "
@@ -186,6 +186,22 @@ class Processes(Executor):
         return [worker.pid for worker in self._workers.made if worker.pid is not None]
 
 
+class Cluster(Executor):
+    """The workers of a dask cluster, of which there may be more or fewer from task to task."""
+
+    def __init__(self, client: Any) -> None:
+        self._client = client
+        self._pool: Executor = client.get_executor(pure=False, retries=2)
+
+    @property
+    def count(self) -> int:
+        """Threads of all workers, now."""
+        return sum(self._client.nthreads().values())
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **options: Any) -> Future[Any]:
+        return self._pool.submit(fn, *args, **options)
+
+
 def start_alone(target: Callable[..., None], *args: Any) -> multiprocessing.process.BaseProcess:
     """Start a process that is no pool's, as a pool's workers are started; it ends when we do."""
     process = _Workers().Process(target=target, args=args, daemon=True)
@@ -258,8 +274,9 @@ def map_ordered(
 ) -> Iterator[Result]:
     """Results in the order of the items, with at most `in_flight` items handed out at a time.
 
-    So memory stays flat however many items there are. The first error ends it; but where `apart`
-    is given, what a lost worker process may have been at is done by that, and the rest by others.
+    So memory stays flat however many items there are. A cluster gets two for each of its workers,
+    if that is more. The first error ends it; but where `apart` is given, what a lost worker process
+    may have been at is done by that, and the rest by others.
     """
     waiting: deque[tuple[Item, Future[Result]]] = deque()
 
@@ -281,7 +298,8 @@ def map_ordered(
     try:
         for item in items:
             waiting.append((item, unbroken(partial(_submit, pool, work, item))))
-            if len(waiting) >= in_flight:
+            most = max(in_flight, 2 * pool.count) if isinstance(pool, Cluster) else in_flight
+            while len(waiting) >= most:
                 yield first()
         while waiting:
             yield first()
