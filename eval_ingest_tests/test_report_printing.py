@@ -168,6 +168,23 @@ def test_rows_that_fit_in_no_way_are_listed() -> None:
     assert len(table(rows, width=100)) == 3
 
 
+def test_columns_of_several_words_are_wrapped_before_that() -> None:
+    rows = [["name", "modalities", "train", "verdict"],
+            ["a_name_of_some_length_as_they_are", "sentinel2_l2a, sentinel1, landsat", "1,200",
+             "usable with warnings"], ["b", "landsat", "3", "good"]]  # fmt: skip
+    assert table(rows, width=80) == [
+        "  name                               modalities      train  verdict",
+        "  a_name_of_some_length_as_they_are  sentinel2_l2a,  1,200  usable with warnings",
+        "                                     sentinel1,",
+        "                                     landsat",
+        "  b                                  landsat             3  good",
+    ]
+
+
+def test_a_number_stands_beside_its_unit() -> None:
+    assert fitted(["registry_entry    published (0.1 s)"], 33)[-1].strip() == "(0.1 s)"
+
+
 def test_colours_are_for_terminals_that_want_them(monkeypatch: pytest.MonkeyPatch) -> None:
     lines = ["error: no", "warning: b", "verdict: poor", "  crops  4  good", "a good error: is it?"]
     for name in ("NO_COLOR", "TERM"):
