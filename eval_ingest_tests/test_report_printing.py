@@ -149,6 +149,15 @@ def test_a_command_that_is_wrapped_runs_when_it_is_pasted(width: int) -> None:
     assert max(map(len, lines)) <= width
 
 
+def test_prose_that_goes_on_after_a_command_is_prose() -> None:
+    for prose in (
+        "which there are: eval-ingest list. To add one: eval-ingest ingest NAME --source X",
+        "to have it again: eval-ingest discover --forget crops, or ingest it by its name as before",
+    ):
+        assert "\\" not in "".join(fitted([prose], 50))
+        assert " ".join(line.strip() for line in fitted([prose], 50)) == prose
+
+
 def test_rows_that_fit_in_no_way_are_listed() -> None:
     rows = [["name", "task", "source"], ["crops", "segmentation", f"/data/{LONG}"], ["b", "", "c"]]
     assert table(rows, width=40) == [

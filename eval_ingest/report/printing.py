@@ -117,7 +117,7 @@ _COLORS = {
 """Colours of ANSI's, by what is shown in them."""
 
 _LABELLED = re.compile(r"(\s*)(\S.*?\s{2,})?(?=\S)")
-_WORD = r"""(?:'[^']*'|"[^"]*"|[^\s;,'"])+"""
+_WORD = r"""(?:'[^']*'|"[^"]*"|[^\s;,'"])+(?<![.:])"""
 _COMMAND = re.compile(rf"(?<=: )(?:eval-ingest|dagster|dg|pip|hf|gcloud|export)(?: {_WORD})+$")
 """A command at the end of a line, which is to run when it is pasted."""
 
