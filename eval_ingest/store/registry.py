@@ -48,10 +48,15 @@ def read_metadata(store: DatasetStore) -> Metadata | None:
         StoreError: it can't be read, or is of another version.
     """
     layout = store.layout
-    return store.read(layout.metadata, lambda: _metadata_at_hand(layout))
+    return store.read(layout.metadata, lambda: metadata_at_hand(layout))
 
 
-def _metadata_at_hand(layout: DatasetLayout) -> Metadata | None:
+def metadata_at_hand(layout: DatasetLayout) -> Metadata | None:
+    """The same of the file that is here: of a root in a bucket, as it was when it was read last.
+
+    Raises:
+        StoreError: it can't be read, or is of another version.
+    """
     if is_another_tools(layout.metadata) and not holds_ours(layout.path):
         return None
     return read_model(layout.metadata, Metadata, layout.name)
@@ -187,7 +192,7 @@ def _compiled(root: EvalRoot, before: RegistryText, drop: Collection[str]) -> Re
     for name in names:
         store = root.dataset(name)
         try:
-            metadata = _metadata_at_hand(store.layout)
+            metadata = metadata_at_hand(store.layout)
         except StoreError:
             continue  # what stands there stays
         if metadata is None:
