@@ -506,6 +506,63 @@ def test_class_names_are_words_wherever_they_are_shown(
     assert "](http:" not in card and "\x1b" not in page + card
 
 
+_OBEYED = r"[\x00-\x08\x0b-\x1f\x7f-\x9f\xad\u2028\u202e\U000e0041]"
+NAMES = (
+    "\x1b[2J\x1b]0;title\x07",
+    "![x](http:x.png)",
+    "<img src=x onerror=a()>",
+    "| a | b |",
+    "\u202egpj.exe\U000e0041\xad",
+    "$\\frac$ $x^{$",
+    "_",
+    "\r\nx\u2028",
+    "%s %d {0} {x}",
+    "`a`",
+)
+
+
+def _named(source: Path) -> list[Path]:
+    """Have windows with such names."""
+    windows = sorted(path.parent for path in source.glob("windows/*/*/layers"))
+    return [w.rename(w.with_name(f"{NAMES[k % len(NAMES)]}{k}")) for k, w in enumerate(windows)]
+
+
+def test_names_of_windows_and_properties_are_words_too(
+    copied: Copied, tmp_path: Path, capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    from eval_ingest import cli
+
+    source, root, name = copied("scalar_regression"), tmp_path / "root", NAMES[5]
+    monkeypatch.setenv("OLMOEARTH_EVAL_DATASETS", str(root))
+    windows = _named(source)
+    model = yaml.safe_load((source / "model.yaml").read_text())
+    (source / "model.yaml").write_text(
+        json.dumps(model).replace("lfmc_value", json.dumps(name)[1:-1])
+    )
+    for path in source.rglob("data.geojson"):
+        path.write_text(path.read_text().replace("lfmc_value", json.dumps(name)[1:-1]))
+    commands = ("ingest crops --source {}", "info crops", "verify crops", "report crops",
+                "validate crops", "ingest broken --source {}")  # fmt: skip
+    for command in commands:
+        if "broken" in command:
+            for window in windows[: len(NAMES)]:
+                (window / "metadata.json").write_text("{}")
+        cli.main([part.format(source) for part in command.split()])
+    said = capsys.readouterr()
+    dataset = EvalDataset("crops", "train", root=root)
+    assert dataset.plot(0)._repr_png_()
+    texts = [said.out, said.err, repr(dataset), dataset._repr_html_(), repr(dataset.windows)]
+    texts += [path.read_text() for path in root.rglob("*.html")]
+    texts += [path.read_text() for path in root.rglob("README.md")]
+    assert "invalid" in said.out + said.err and len(texts) > 6
+    for text in texts:
+        assert not re.search(_OBEYED, text)
+    for text in texts[3:]:
+        assert "<img src=x" not in text
+    assert "![x](" not in texts[-1]  # the card
+
+
 def test_names_are_words_on_dagsters_page_too(copied: Copied, tmp_path: Path) -> None:
     evil = ["\x1b[2J\x1b]0;title\x07", "![x](http://127.0.0.1:9/x.png)", "<img src=x onerror=a()>",
             "\u202egpj.exe\U000e0041\xad", "| a | b |"]  # fmt: skip
@@ -515,6 +572,7 @@ def test_names_are_words_on_dagsters_page_too(copied: Copied, tmp_path: Path) ->
         metadata = json.loads(path.read_text())
         metadata["options"] |= {evil[k % 5]: evil[(k + 1) % 5]}
         path.write_text(json.dumps(metadata))
+    (_named(source)[0] / "metadata.json").write_text("{}")
     with dg.DagsterInstance.ephemeral() as instance:
         world = World(tmp_path, source, instance)
         world.add("crops", classes=[*evil, "plain"][:6], display_name=evil[1], notes=evil[2],
