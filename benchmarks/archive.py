@@ -6,6 +6,8 @@ Windows are like oil spill's: 128 x 128, two float32 bands, one timestep, a labe
 """
 
 import argparse
+import contextlib
+import ctypes
 import io
 import json
 import os
@@ -28,6 +30,7 @@ from rasterio.transform import Affine
 
 BANDS = ["vv", "vh"]
 SIZE = 128
+PR_SET_CHILD_SUBREAPER = 36
 GROUP = "oil"
 PLACE = 123456.0, 7654321.0
 DIFFERENT = 512
@@ -80,13 +83,13 @@ def placed(data: bytes, x: float, y: float) -> bytes:
 
 
 def rasters(number: int) -> tuple[bytes, bytes]:
-    """A window's pixels: decibels with speckle to a hundredth, and a dark spill."""
+    """A window's pixels: power with speckle of a tenth of a decibel, and a dark spill."""
     rng = np.random.default_rng(number)
     spill = np.zeros((1, SIZE, SIZE), np.uint8)
     x, y, width = rng.integers(0, 96, 3)
     spill[0, y : y + width, x : x + width // 2] = 1
     speckle = rng.normal([[[-12.0]], [[-19.0]]], 1.5, (2, SIZE, SIZE)) - 6 * spill
-    return raster(np.round(speckle, 2).astype(np.float32)), raster(spill)
+    return raster((10 ** (np.round(speckle, 1) / 10)).astype(np.float32)), raster(spill)
 
 
 def window(number: int, pixels: tuple[bytes, bytes]) -> Iterator[tuple[str, bytes]]:
@@ -127,9 +130,16 @@ def write_archive(path: Path, windows: int) -> None:
 
 def timed(what: str, *command: str) -> float:
     """Run a command; seconds of its wall clock, told with those of processors."""
+    # Workers of workers are ours when their own parents end, so that their time counts.
+    ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1)
     before, started = resource.getrusage(resource.RUSAGE_CHILDREN), time.monotonic()
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-    seconds, after = time.monotonic() - started, resource.getrusage(resource.RUSAGE_CHILDREN)
+    seconds = time.monotonic() - started
+    time.sleep(0.5)
+    with contextlib.suppress(ChildProcessError):
+        while os.waitpid(-1, os.WNOHANG)[0]:
+            pass
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
     cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
     print(f"{what:28} {seconds:8.1f} s  {cpu:8.1f} s of processors", flush=True)
     return seconds

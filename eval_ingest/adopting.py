@@ -111,7 +111,7 @@ def _spec(root: EvalRoot, settings: Settings, name: str, correct: bool) -> Datas
     if kind is Whose.INGESTED:
         raise NotOursError(
             f"{name} was ingested by eval_ingest itself, so there is nothing to adopt; to bring it "
-            f"up to date: eval-ingest ingest --name {name}"
+            f"up to date: eval-ingest ingest {name}"
         )
     registered = read_registry(root)
     entry = registered.get(name, {})
@@ -144,7 +144,7 @@ def _refuse_what_is_in_the_way(root: EvalRoot, name: str) -> None:
         raise NotOursError(
             f"{store.url} holds {', '.join(there)} of another tool, where ours would lie; "
             f"rename them, or ingest the dataset under another name: "
-            f"eval-ingest ingest --name {name}_2 --source {store.url}"
+            f"eval-ingest ingest {name}_2 --source {store.url}"
         )
 
 
@@ -168,7 +168,7 @@ def their_copy(root: EvalRoot, name: str, entry: dict[str, Any]) -> str:
     raise NotOursError(
         f"{name}: there is no copy of its windows to adopt: neither {path or 'its weka_path'} nor "
         f"{layout.path} holds config.json and windows/; to ingest it anew under another name: "
-        f"eval-ingest ingest --name {name}_2 --source {entry.get('source_path', 'PATH_OR_URL')}"
+        f"eval-ingest ingest {name}_2 --source {entry.get('source_path', 'PATH_OR_URL')}"
     )
 
 
@@ -192,4 +192,7 @@ def _copy_in(folder: Path) -> Path | None:
 
 
 def _is_copy(folder: Path) -> bool:
-    return (folder / "windows").is_dir() and any((folder / n).is_file() for n in CONFIG_FILES)
+    try:
+        return (folder / "windows").is_dir() and any((folder / n).is_file() for n in CONFIG_FILES)
+    except (OSError, ValueError):  # an entry may say anything: no path can be written so
+        return False

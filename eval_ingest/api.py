@@ -23,6 +23,7 @@ from eval_ingest.core.spec import SPLITS, DatasetSpec, SplitPolicy, check_name, 
 from eval_ingest.engine import Progress, no_progress
 from eval_ingest.errors import EvalIngestError, SpecError
 from eval_ingest.report import terminal
+from eval_ingest.report.printing import fitted, screen
 from eval_ingest.settings import Settings
 from eval_ingest.store.catalog import (
     add_spec,
@@ -86,7 +87,7 @@ class _Printed:
         raise NotImplementedError
 
     def __str__(self) -> str:
-        return "\n".join(terminal.fitted(self.lines())).strip("\n")
+        return "\n".join(fitted(self.lines(), screen())).strip("\n")
 
     __repr__ = __str__
 
@@ -155,7 +156,7 @@ class Datasets(dict[str, Listed]):
         return terminal.list_lines(self.url, registry, sources, elsewhere)
 
     def __repr__(self) -> str:
-        return "\n".join(terminal.fitted(self.lines()))
+        return "\n".join(fitted(self.lines(), screen()))
 
 
 def list_datasets(root: Root = None, *, catalog: bool = False) -> Datasets:
@@ -327,7 +328,7 @@ def spec_of(settings: Settings, name: str | None, given: Mapping[str, Any]) -> D
             "--copy adopted is what eval-ingest adopt does; give it the dataset's --name"
         )
     if name is None and "source" not in fields:
-        raise SpecError("give --source PATH_OR_URL, or --name of a dataset in the catalog")
+        raise SpecError("give a source (a path or URL), or the name of a dataset in the catalog")
     name = check_name(name_from(_last_folder(fields["source"])) if name is None else name)
     known = read_catalog(settings).get(name)
     if known is None and "source" not in fields:
@@ -591,7 +592,8 @@ class Removed(_Printed):
         if self.ignored:
             lines.append(
                 f"where {self.ignored} is found under a watched root it is ignored; to have it "
-                f"again: eval-ingest discover --forget {self.name}, or ingest it by its name"
+                "again, ingest it by its name, or have it be found: "
+                f"eval-ingest discover --forget {self.name}"
             )
         return lines
 

@@ -16,26 +16,29 @@ from importlib import import_module
 from typing import Any, NoReturn
 
 from eval_ingest import __version__
+from eval_ingest.completion import SHELLS, complete, dataset_names
 from eval_ingest.errors import EvalIngestError, UnknownDatasetError, lacking
 from eval_ingest.interrupts import STOPPED, interruptible
 
 EXAMPLES = """\
 examples:
-  eval-ingest list                                  what is known and what is ingested
-  eval-ingest validate gs://bucket/crops            what an ingest would do, nothing written
-  eval-ingest ingest tolbi_crops                    a dataset of the catalog
-  eval-ingest ingest crops --source gs://bucket/crops --ratios 80 10 10
-  eval-ingest discover --root gs://bucket/datasets  which datasets are there, and what is new
+  eval-ingest list                      what is known and what is ingested
+  eval-ingest validate gs://b/crops     what is inferred, and from where
+  eval-ingest ingest tolbi_crops        a dataset of the catalog
+  eval-ingest ingest crops --source gs://b/crops --ratios 80 10 10
+  eval-ingest discover --root gs://b    what is there, and what of it is new
   eval-ingest info tolbi_crops
-  eval-ingest verify tolbi_crops                    read everything back and compare checksums
-  eval-ingest sweep --encoder pixels --datasets all   score a frozen encoder on every dataset
-  eval-ingest leaderboard                           what the sweeps found
-  eval-ingest tasks --format olmoearth              the registry as OlmoEarth's downstream tasks
+  eval-ingest verify tolbi_crops        read it back and compare checksums
+  eval-ingest sweep --encoder pixels --datasets all
+                                        score a frozen encoder on every dataset
+  eval-ingest leaderboard               what the sweeps found
+  eval-ingest tasks --format olmoearth  as OlmoEarth's downstream tasks
 
 A NAME may be given as --name NAME, too.
 
 environment:
-  OLMOEARTH_EVAL_DATASETS   where ingested datasets are (default weka://dfive-default/olmoearth/...)
+  OLMOEARTH_EVAL_DATASETS  where ingested datasets are
+                           (default weka://dfive-default/olmoearth/...)
 """
 
 
@@ -43,31 +46,43 @@ INGEST_EXAMPLES = """\
 examples:
   eval-ingest ingest tolbi_crops
   eval-ingest ingest crops --source gs://bucket/crops
-  eval-ingest ingest crops --source gs://bucket/crops --groups 20251210 --max-samples 16
-  eval-ingest ingest crops --source /data/crops --tags oep_eval split=val --ratios 80 10 10
-  eval-ingest ingest crops --source /data/crops --split-strategy spatial --block-size 5000
+  eval-ingest ingest crops --source gs://b/crops --groups 20251210
+  eval-ingest ingest crops --source /data/crops --tags oep_eval split=val
+  eval-ingest ingest crops --source /data/crops --ratios 80 10 10 \\
+    --split-strategy spatial --block-size 5000
   eval-ingest ingest crops --source /data/crops --dry-run
 """
 
 
 PUBLISH = """\
-Where the data came from, paths, addresses and secrets are left out. What is there already isn't
-sent again, so that a publication that was stopped goes on.
+Where the data came from, paths, addresses and secrets are left out. What is
+there already isn't sent again, so that a publication that was stopped goes on.
 
 examples:
-  eval-ingest publish tolbi_crops --to hf://org/evals --licence CC-BY-4.0 --citation cite.bib
-  eval-ingest publish tolbi_crops --to hf://org/evals --licence CC0-1.0 --citation "" --dry-run
+  eval-ingest publish tolbi_crops --to hf://org/evals \\
+    --licence CC-BY-4.0 --citation cite.bib
+  eval-ingest publish tolbi_crops --to hf://org/evals \\
+    --licence CC0-1.0 --citation "" --dry-run
   eval-ingest pull hf://org/evals/tolbi_crops --to /data/evals
 """
 
 
 ADOPT = """\
-The other tool's windows stay where they are, and its entry in registry.json keeps every value.
+The other tool's windows stay where they are, and its entry in registry.json
+keeps every value.
 
 examples:
   eval-ingest adopt yemen_crop
   eval-ingest adopt --all
-  eval-ingest adopt yemen_crop --correct     what is wrong in its entry is put right
+  eval-ingest adopt yemen_crop --correct  puts right what is wrong in its entry
+"""
+
+
+COMPLETION = """\
+examples, in ~/.bashrc, ~/.zshrc or ~/.config/fish/config.fish:
+  eval "$(eval-ingest completion bash)"
+  eval "$(eval-ingest completion zsh)"
+  eval-ingest completion fish | source
 """
 
 
@@ -95,7 +110,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
     except (OSError, RuntimeError, MemoryError) as error:
         if isinstance(error, BrokenPipeError):  # of what prints before anything is done
-            from eval_ingest.report.terminal import hush
+            from eval_ingest.report.printing import hush
 
             hush()
             return 0
@@ -116,10 +131,9 @@ def _corrected(argument: str, error: UnknownDatasetError) -> str:
 
 
 def _complain(text: str) -> None:
-    from eval_ingest.report.terminal import fitted, screen
+    from eval_ingest.report.printing import told
 
-    width = screen(sys.stderr) or len(text)  # into a file as it is
-    print("\n".join(fitted(text.splitlines(), width)), file=sys.stderr)
+    print(told(text.splitlines(), sys.stderr), file=sys.stderr)
 
 
 # --------------------------------------------------------------------------------- what is said
@@ -145,8 +159,10 @@ def _near(word: str, known: Sequence[str]) -> str:
 
 def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     """The options of a command line; exits with 2, and one line, if it can't be understood."""
+    whole = _parser()
+    complete(whole)
     # A name after flags is left over by argparse, which looks for it before them alone.
-    options, left = _parser().parse_known_args(arguments)
+    options, left = whole.parse_known_args(arguments)
     parser, dataset = options.parser, options.dataset
     if dataset and options.name is None and left and not left[0].startswith("-"):
         options.name = left.pop(0)
@@ -208,7 +224,7 @@ def _command(
     parser.set_defaults(run=run or partial(_run, name), parser=parser, dataset=dataset)
     if dataset:
         is_new = dataset == "or source"
-        parser.add_argument(
+        argument = parser.add_argument(
             "name",
             nargs="?",
             metavar="NAME",
@@ -216,6 +232,7 @@ def _command(
             default=argparse.SUPPRESS,
             help="the dataset; of the catalog, or new" if is_new else "the dataset",
         )
+        argument.completer = lambda **_: dataset_names(dataset)  # type: ignore[attr-defined]
         parser.add_argument("--name", dest="name", action=_OneName, help=argparse.SUPPRESS)
     parser.add_argument("--json", action="store_true", help="print JSON, for programs")
     return parser
@@ -299,11 +316,14 @@ def _parser() -> argparse.ArgumentParser:
 
     add_sweep_commands(commands, _command)
 
+    text = "what a shell has to run to complete this program's commands"
+    command("completion", None, text, COMPLETION).add_argument("shell", choices=SHELLS)
+
     registry = commands.add_parser("registry", help="look after registry.json")
     actions = registry.add_subparsers(metavar="ACTION", required=True)
     _command(actions, "rebuild", None, "compile registry.json from every metadata.json")
     return parser
 
 
-if __name__ == "__main__":
+if __name__ == "__main__":  # as `python -m eval_ingest` does
     sys.exit(main())

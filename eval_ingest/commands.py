@@ -13,11 +13,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from eval_ingest import api
+from eval_ingest.completion import shell_code
 from eval_ingest.errors import EvalIngestError, SpecError, UnknownDatasetError
 from eval_ingest.flags import given_fields
 from eval_ingest.redaction import in_json
 from eval_ingest.report import terminal
-from eval_ingest.report.terminal import Progress
+from eval_ingest.report.printing import Progress, say, told
 from eval_ingest.settings import Settings
 from eval_ingest.store.roots.base import EvalRoot
 from eval_ingest.store.roots.open import open_root
@@ -30,9 +31,9 @@ JUDGED_AT_ONCE = 8
 
 def _show(options: argparse.Namespace, facts: Any, lines: list[str]) -> None:
     if options.json:
-        terminal.say(in_json(json.dumps(facts, indent=2, ensure_ascii=False)))
+        say(in_json(json.dumps(facts, indent=2, ensure_ascii=False)))
     elif lines:
-        terminal.say("\n".join(terminal.fitted(lines)))
+        say(told(lines))
 
 
 def _progress(options: argparse.Namespace) -> Progress:
@@ -85,7 +86,7 @@ def run_adopt(options: argparse.Namespace) -> int:
                 if not options.all:
                     raise
                 facts[name] = {"error": str(error)}
-                print(f"error: {error}", file=sys.stderr)
+                print(told([f"error: {error}"], sys.stderr), file=sys.stderr)
                 continue
             facts[name] = terminal.adopted_facts(adopted)
             for line in terminal.adopted_lines(adopted):
@@ -189,7 +190,7 @@ def run_verify(options: argparse.Namespace) -> int:
     lines = [f"{options.name}: {result.checked}"]
     lines += [f"  damaged: {problem}" for problem in result.problems]
     if result.problems:
-        lines.append(f"repair it: eval-ingest ingest --name {options.name} --overwrite")
+        lines.append(f"repair it: eval-ingest ingest {options.name} --overwrite")
     else:
         lines.append("everything is as it was written")
     _show(options, result._asdict(), lines)
@@ -266,6 +267,13 @@ def _agreed(what: str) -> bool:
     if not sys.stdin.isatty():
         raise SpecError(f"removing {what} needs --yes when nobody can be asked")
     return input(f"delete {what}? [y/N] ").strip().lower() == "y"
+
+
+def run_completion(options: argparse.Namespace) -> int:
+    """Print what a shell has to run."""
+    code = shell_code(options.shell)
+    say(json.dumps({"shell": options.shell, "code": code}) if options.json else code)
+    return 0
 
 
 def run_rebuild(options: argparse.Namespace) -> int:

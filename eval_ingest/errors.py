@@ -118,7 +118,7 @@ class StaleStageError(NotIngestedError):
     def __init__(self, name: str, stage: str, why: str) -> None:
         super().__init__(
             f"{name}: the outcome of {stage} is out of date: {why}; run: "
-            f"eval-ingest ingest --name {name}, or "
+            f"eval-ingest ingest {name}, or "
             f"dagster asset materialize --select {stage} --partition {name}"
         )
 

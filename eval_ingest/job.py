@@ -10,7 +10,7 @@ from eval_ingest.core.index import WindowIndex, row_key
 from eval_ingest.core.resolved import ResolvedConfig, SplitSelector
 from eval_ingest.core.spec import SPLIT_OPTION, SPLITS, DatasetSpec
 from eval_ingest.engine import Progress, no_progress
-from eval_ingest.errors import SpecError, StaleStageError
+from eval_ingest.errors import EvalIngestError, SpecError, StaleStageError
 from eval_ingest.inference.resolve import ConfigFiles, resolve
 from eval_ingest.redaction import holds_secret, redacted
 from eval_ingest.settings import Settings
@@ -96,6 +96,7 @@ def open_job(
         eval_root.cache_bytes,
         progress,
         copies_of(eval_root, spec.name, redacted(address(url))) if fetched and not looks else None,
+        later=not looks,
     )
     if spec.copy_mode == "index" and holds_secret(source.origin):
         raise SpecError(
@@ -112,13 +113,34 @@ def open_job(
     if resolved is not None:
         files, config = _files_of(resolved), resolved.config
     else:
-        files = read_config_files(source, spec, settings)
-        config = resolve(files, spec)
-        if source.notes:
-            config = config.model_copy(update={"warnings": (*config.warnings, *source.notes)})
-        if spec.adopted:
-            config = _by_their_splits(config, theirs)
+        try:
+            files, config = _configuration(source, spec, settings, theirs)
+        except EvalIngestError:  # what is missing may stand behind the windows
+            if not source.complete():
+                raise
+            files, config = _configuration(source, spec, settings, theirs)
     return Job(spec, settings, eval_root, store, source, files, config, progress, theirs)
+
+
+def _configuration(
+    source: Source, spec: DatasetSpec, settings: Settings, theirs: str
+) -> tuple[ConfigFiles, ResolvedConfig]:
+    """A source's configuration files, and what they mean."""
+    files = read_config_files(source, spec, settings)
+    config = resolve(files, spec)
+    if source.notes:
+        config = config.model_copy(update={"warnings": (*config.warnings, *source.notes)})
+    return files, _by_their_splits(config, theirs) if spec.adopted else config
+
+
+def read_again(job: Job) -> Job:
+    """The job with its source's configuration as it is now that all of the source is there.
+
+    Raises:
+        SourceError: the configuration can't be read or understood.
+    """
+    files, config = _configuration(job.source, job.spec, job.settings, job.their_entry)
+    return replace(job, files=files, config=config)
 
 
 def _by_their_splits(config: ResolvedConfig, their_entry: str) -> ResolvedConfig:

@@ -42,6 +42,7 @@ from eval_ingest.core.splits import SPLITS_VERSION, SplitAssignment, assign_spli
 from eval_ingest.core.validate import check_invalid_fraction
 from eval_ingest.decoding.machine import machine_faults_told
 from eval_ingest.errors import IntegrityError, NotIngestedError, StaleStageError, StoreError
+from eval_ingest.indexing.arriving import index_arriving
 from eval_ingest.indexing.build import finish_index, index_source, partial_rows
 from eval_ingest.indexing.wanted import check_storage
 from eval_ingest.job import Job, with_config_of, write_config
@@ -77,6 +78,7 @@ def window_index(job: Job) -> WindowIndex:
         SourceError: the source can't be read.
         InvalidWindowsError: more windows are invalid than the spec allows.
     """
+    job = index_arriving(job)
     check_storage(job.source, job.config)
     # Looked at before the listing: what arrives in between is then a change, and not overlooked.
     seen = source_fingerprint(job.source.origin)

@@ -169,6 +169,16 @@ def _gib(text: str) -> float:
     return value
 
 
+def is_completing() -> bool:
+    """True where a shell, by argcomplete, asks what may follow on a command line."""
+    return "_ARGCOMPLETE" in os.environ
+
+
+def plain_terminal() -> bool:
+    """True if a terminal is to show no colours: see no-color.org."""
+    return bool(os.environ.get("NO_COLOR")) or os.environ.get("TERM") == "dumb"
+
+
 _STORAGE_PREFIXES = ("AWS_", "WEKA_", "STORAGE_", "GOOGLE_", "GCSFS_", "CLOUDSDK_")
 
 

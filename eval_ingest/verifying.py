@@ -1,6 +1,7 @@
 """Is a dataset still what was ingested? What was written, and where nothing was, the source."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 from eval_ingest.copying.verify import Verified, verify
@@ -12,11 +13,13 @@ from eval_ingest.core.spec import SPLITS
 from eval_ingest.core.splits import SplitAssignment
 from eval_ingest.engine import Progress
 from eval_ingest.errors import EvalIngestError, IntegrityError, NotIngestedError
+from eval_ingest.loading.from_source import SourceSamples
 from eval_ingest.loading.packed import PackedSamples
 from eval_ingest.sources.open import open_source
 from eval_ingest.store.outcomes import read_outcome
 from eval_ingest.store.registry import require_metadata
 from eval_ingest.store.roots.base import DatasetStore, EvalRoot
+from eval_ingest.store.shards import target_dtype
 from eval_ingest.store.split_index import TARGET, SplitIndex
 
 _TOLD = 20
@@ -47,12 +50,13 @@ def verify_dataset(root: EvalRoot, name: str, progress: Progress) -> Verified:
     splits = splits.joined(index)
     if metadata.spec.copy_mode == "index":
         compared = f"{len(splits.used)} windows of {metadata.source} compared"
-        differing = _changed(metadata, index, splits, progress)
+        differing = _otherwise(store, metadata, index, splits, progress)
     elif all(array.crc32c for shard in metadata.shards for array in shard.arrays.values()):
         return found  # checksums of the whole files were compared
     else:
         compared = f"{len(splits.used)} samples compared with what was decoded"
-        differing = _wrong_samples(store, metadata, index, splits, progress)
+        packed = partial(PackedSamples, store, metadata)
+        differing = _wrong_samples(store, metadata, index, splits, packed, progress)
     try:
         problems = list(differing)
     except EvalIngestError as error:
@@ -86,6 +90,7 @@ def _wrong_samples(
     metadata: Metadata,
     index: WindowIndex,
     splits: SplitAssignment,
+    open_samples: Callable[[SplitIndex], PackedSamples | SourceSamples],
     progress: Progress,
 ) -> Iterator[str]:
     """Samples that EvalDataset would give, and that aren't what was decoded."""
@@ -94,10 +99,10 @@ def _wrong_samples(
     digests = index.table["pixel_digest"].to_pylist()
     labels = numbers(index.table["label.crc32c"], 0)
     moments = {m.name: index.moments(m.name) for m in metadata.config.modalities}
-    total, seen = len(rows), set()
+    total, seen, dtype = len(rows), set(), target_dtype(metadata.config)
     for split, file in metadata.splits.items():
         found = SplitIndex(store.layout.path / file.index, metadata.name, list(moments))
-        samples = PackedSamples(store, metadata, found)
+        samples = open_samples(found)
         for k in range(len(found)):
             place = found.groups[k], found.names[k]
             if place in seen:
@@ -109,14 +114,34 @@ def _wrong_samples(
                 continue
             pixels = {name: samples.array(k, name) for name in moments if found.timesteps[name][k]}
             wrong = []
-            if label_digest(samples.array(k, TARGET)) != labels[row]:
+            if label_digest(samples.array(k, TARGET).astype(dtype, copy=False)) != labels[row]:
                 wrong.append("label")
             if pixel_digest(pixels, {name: moments[name][row] for name in pixels}) != digests[row]:
                 wrong.append("pixels")
             if wrong:
-                yield f"the packed {' and '.join(wrong)} of {found.window(k)} have changed"
+                what = "" if metadata.spec.copy_mode == "index" else "packed "
+                yield f"the {what}{' and '.join(wrong)} of {found.window(k)} have changed"
             progress("samples compared", total - len(rows), total)
     yield from (f"{group}/{name} is in no split's index" for group, name in rows)
+
+
+def _otherwise(
+    store: DatasetStore,
+    metadata: Metadata,
+    index: WindowIndex,
+    splits: SplitAssignment,
+    progress: Progress,
+) -> Iterator[str]:
+    """Windows of a source that aren't what was indexed, by what is listed of their files.
+
+    A bucket lists checksums. In a folder, files are decoded too: a FUSE mount keeps no inodes, and
+    a damaged disk says nothing.
+    """
+    differing = list(_changed(metadata, index, splits, progress))
+    if not differing and "://" not in metadata.source:
+        decoded = partial(SourceSamples, metadata)
+        yield from _wrong_samples(store, metadata, index, splits, decoded, progress)
+    yield from differing
 
 
 def _changed(

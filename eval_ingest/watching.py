@@ -199,8 +199,8 @@ def survey(
 
 def _told_removed(gone: Removed) -> str:
     return (
-        f"removed on {gone.removed_at.replace('T', ' ')}; to have it again: "
-        f"eval-ingest discover --forget {gone.name}, or ingest it by its name"
+        f"removed on {gone.removed_at.replace('T', ' ')}; to have it again, ingest it by its "
+        f"name, or have it be found: eval-ingest discover --forget {gone.name}"
     )
 
 

@@ -54,7 +54,7 @@ def _contents(place: Place) -> dict[str, bytes]:
 def test_a_dataset_of_another_tool_is_adopted_and_given_back(team: Place, reference: Path) -> None:
     before = _contents(team)
     assert adoptable(team.root) == ["crops"]
-    with pytest.raises(NotOursError, match="adopt --name crops"):
+    with pytest.raises(NotOursError, match="adopt crops"):
         team.job(reference / "crops")
     found = adopt(Settings.load(), "crops")
     again = adopt(Settings.load(), "crops")

@@ -315,6 +315,23 @@ def test_sigterm_ends_an_ingest_as_ctrl_c_does(root: Path, written: Callable[[st
             assert "stopped; run the same command again" in err and "Traceback" not in err
 
 
+def test_ctrl_c_while_the_program_is_being_imported_ends_it_without_a_traceback() -> None:
+    code = (
+        "import importlib.abc, os, signal, sys\n"
+        "class Press(importlib.abc.MetaPathFinder):\n"
+        "    def find_spec(self, name, path, target=None):\n"
+        "        if name == 'eval_ingest.flags': os.kill(os.getpid(), signal.SIGINT)\n"
+        "sys.meta_path.insert(0, Press())\n"
+        "from eval_ingest.__main__ import main\n"
+        "sys.argv[1:] = ['list']\n"
+        "sys.exit(main())\n"
+    )
+    for early in (code, code.replace("eval_ingest.flags", "eval_ingest.cli")):
+        done = subprocess.run([sys.executable, "-c", early], capture_output=True, text=True)
+        assert done.returncode in (130, -signal.SIGINT)
+        assert "Traceback" not in done.stderr and done.stdout == ""
+
+
 @pytest.mark.skipif(shutil.which("setpriv") is None, reason="needs setpriv to drop rights")
 def test_a_root_without_permission_is_one_message(
     tmp_path: Path, written: Callable[[str], Path]

@@ -23,7 +23,7 @@ from eval_ingest_tests.conftest import make_job
 from eval_ingest_tests.support import faults
 from eval_ingest_tests.support.killing import Run
 
-CURE = "run: eval-ingest ingest --name crops"
+CURE = "run: eval-ingest ingest crops"
 Damage = Callable[[Path], None]
 
 

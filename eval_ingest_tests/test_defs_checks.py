@@ -113,7 +113,7 @@ def test_a_check_of_a_datasets_own_asset_runs_alone(
 
 
 def test_a_dataset_that_is_not_registered_says_what_to_run(root: EvalRoot) -> None:
-    with pytest.raises(UnknownDatasetError, match="eval-ingest ingest --name nothing"):
+    with pytest.raises(UnknownDatasetError, match="eval-ingest ingest nothing"):
         list(checks.evaluations(root, "nothing", [dg.AssetKey("registry_entry")]))
 
 

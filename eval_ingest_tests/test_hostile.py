@@ -20,6 +20,7 @@ import rasterio
 import yaml
 
 from eval_ingest import EvalDataset, pipeline
+from eval_ingest.decoding import geotiff
 from eval_ingest.decoding.geotiff import decode_geotiff
 from eval_ingest.decoding.grid import Grid
 from eval_ingest.decoding.isolation import isolated
@@ -316,6 +317,25 @@ def test_a_decoder_that_crashes_hangs_or_grows_is_stopped(function: Callable[[],
         isolated.run(function, seconds=30 if function is fill else 3)  # type: ignore[arg-type]
     assert caught.value.code == "decoder_stopped"
     assert isolated.run(pid)[1] != os.getpid()
+
+
+def crash_at(data: bytes, header: object) -> tuple[None, int]:
+    os.abort()
+
+
+def test_what_ends_libtiff_ends_no_command(
+    copied: Copied, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = copied("segmentation")
+    path = _raster(_first(source))
+    with rasterio.open(path) as raster:
+        pixels, profile = raster.read(), raster.profile
+    path.unlink()
+    with rasterio.open(path, "w", **{**profile, "compress": "deflate"}) as raster:
+        raster.write(pixels)
+    monkeypatch.setattr(geotiff, "decode_by_libtiff", crash_at)
+    index = pipeline.ingest(make_job(source, tmp_path / "root"))[0].value
+    assert index.summary.reasons == {"decoder_stopped": 1}
 
 
 def test_its_process_is_kept_and_tells_of_the_machine() -> None:

@@ -46,17 +46,10 @@ def server() -> Iterator[Hub]:
 @pytest.fixture
 def hub(server: Hub, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Hub:
     """An empty hub, where huggingface_hub looks for the Hub."""
-    from huggingface_hub import constants
-
     server.clear()
     monkeypatch.setenv("EVAL_INGEST_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("HF_TOKEN", "hf_not_a_token")
-    monkeypatch.setenv("HF_ENDPOINT", server.url)
-    template = f"{server.url}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
-    monkeypatch.setattr(constants, "ENDPOINT", server.url)
-    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
-    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
-    monkeypatch.setattr(constants, "HF_HUB_DISABLE_PROGRESS_BARS", True)
+    server.is_used_by(monkeypatch)
     return server
 
 
@@ -80,11 +73,13 @@ def published(hub: Hub, root: Path, case: str = SOME, **more: Any) -> dict[str, 
     return hub.files("org/evals")
 
 
+@pytest.mark.parametrize("windows", [False, True])
 def test_what_is_pulled_is_what_was_published_to_the_byte(
-    hub: Hub, ingested: Ingested, tmp_path: Path
+    windows: bool, hub: Hub, ingested: Ingested, tmp_path: Path
 ) -> None:
     root = ingested(SOME)
-    files = published_once(hub, root)
+    files = published(hub, root, windows=True) if windows else published_once(hub, root)
+    assert any("/windows/" in name for name in files) == windows
     path = eval_ingest.pull(f"{TO}/{SOME}", root=tmp_path / "evals")
     assert path == tmp_path / "evals" / SOME
     here = {f"{SOME}/{p.relative_to(path)}": p.read_bytes() for p in path.rglob("*") if p.is_file()}
@@ -262,7 +257,6 @@ def test_a_pulled_copy_names_no_class_but_ours_and_no_raster_that_is_none(
 ) -> None:
     folder = export_dataset(EvalRoot(reference), "crops", tmp_path, windows=True)
     aside = EvalRoot(tmp_path)
-    huggingface._without_original(aside.dataset("crops"))
     whole = (folder / "model.yaml").read_bytes()
     (folder / "model.yaml").write_text("model: {class_path: subprocess.Popen}\n")
     copy = read_sealed_json(folder / "weka_copy.json", "")

@@ -328,7 +328,5 @@ def test_a_missing_pack_is_told(ingested: Ingested, tmp_path: Path) -> None:
     shutil.copytree(ingested("segmentation"), tmp_path / "root")
     shard = json.loads((tmp_path / "root/segmentation/metadata.json").read_text())["shards"][0]
     (tmp_path / "root/segmentation/samples" / shard["name"] / "target.npy").unlink()
-    with pytest.raises(
-        IntegrityError, match="are missing; run: eval-ingest ingest --name segmentation"
-    ):
+    with pytest.raises(IntegrityError, match="are missing; run: eval-ingest ingest segmentation"):
         EvalDataset("segmentation", "train", root=tmp_path / "root")[0]

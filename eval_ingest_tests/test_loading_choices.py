@@ -12,7 +12,7 @@ import torch
 from torch.utils.data import BatchSampler, DataLoader, RandomSampler, WeightedRandomSampler
 
 from eval_ingest import EvalDataset, collate, pipeline
-from eval_ingest.errors import LoadError, OutdatedError
+from eval_ingest.errors import EvalIngestError, LoadError, OutdatedError
 from eval_ingest_tests.conftest import make_job
 
 Ingested = Callable[[str], Path]
@@ -228,6 +228,60 @@ def test_the_repr_opens_it_again(arguments: dict[str, Any], opened: Opened) -> N
     assert torch.equal(again[0]["sentinel2_l2a"], ds[0]["sentinel2_l2a"])
     assert "normalize=" in text and "crop=" in text
     assert str(tuple(ds[0]["sentinel2_l2a"].shape)) in text
+
+
+def test_the_repr_of_a_part_opens_that_part(opened: Opened) -> None:
+    whole = opened()
+    for part, shown in ((whole[2:5], "[2:5]"), (whole[[3, -1]], "[[3,"), (whole[2:5][1:], "[3:5]")):
+        text = repr(part)
+        assert f"){shown}" in text
+        again = eval(text)
+        assert [s["window"] for s in again] == [s["window"] for s in part]
+    assert ")[...]  #" in repr(whole[np.resize([0, 2], 9)])
+    assert repr(pickle.loads(pickle.dumps(whole[1:3]))) == repr(whole[1:3])
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"name": 5},
+        {"root": 5},
+        {"version": 5},
+        {"modalities": 5},
+        {"seed": "a"},
+        {"seed": None},
+        {"max_samples": 2.5},
+        {"nodata": "x"},
+        {"transforms": 5},
+        {"label_fraction": None},
+        {"method": 5},
+        {"crop": [16]},
+        {"split": 5},
+        {"normalize": 5},
+    ],
+    ids=str,
+)
+def test_an_argument_of_a_wrong_kind_is_told_with_its_value(
+    wrong: dict[str, Any], ingested: Ingested
+) -> None:
+    (value,) = wrong.values()
+    with pytest.raises(EvalIngestError) as told:
+        EvalDataset(**{"name": SOME, "split": "train", "root": ingested(SOME), **wrong})
+    assert repr(value) in str(told.value)
+
+
+@pytest.mark.parametrize("size", [0, -1, 2.5, "8"])
+def test_a_batch_size_that_can_not_be_is_refused_everywhere(size: Any, opened: Opened) -> None:
+    for make in (opened().loader, opened().batches):
+        with pytest.raises(LoadError, match=r"batch_size is .*; it must be a whole number"):
+            list(make(size))
+
+
+def test_titles_of_plots_are_not_wider_than_the_plot(opened: Opened) -> None:
+    figure = opened("vector_classification").plot(0, prediction=1)
+    figure.draw_without_rendering()
+    texts = [figure._suptitle, *(axes.title for axes in figure.axes)]
+    assert all(text.get_window_extent().x1 <= figure.bbox.x1 for text in texts)
 
 
 @pytest.mark.parametrize("normalize", ["dataset", None])

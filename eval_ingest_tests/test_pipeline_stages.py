@@ -58,7 +58,7 @@ def test_an_index_that_ran_again_takes_no_splits_of_the_old_one(
         with pytest.raises(
             StaleStageError,
             match=r"crops: the outcome of split_assignment is out of date: .*; run: eval-ingest "
-            "ingest --name crops, or dagster asset materialize --select split_assignment "
+            "ingest crops, or dagster asset materialize --select split_assignment "
             "--partition crops",
         ):
             run(source, root, stage)

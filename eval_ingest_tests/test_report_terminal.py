@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from eval_ingest.report.terminal import fitted, plural, screen, size, split_lines, table
+from eval_ingest.report.printing import fitted, screen, table
+from eval_ingest.report.terminal import plural, size, split_lines
 
 
 def test_prose_is_wrapped_and_further_lines_are_indented() -> None:

@@ -15,7 +15,7 @@ from eval_ingest.store.roots.base import DatasetStore
 from eval_ingest_tests.conftest import make_job
 
 Copied = Callable[[str], Path]
-CURE = r"run: eval-ingest ingest --name crops"
+CURE = r"run: eval-ingest ingest crops"
 
 
 def test_a_report_between_two_versions_is_refused(copied: Copied, tmp_path: Path) -> None:

@@ -90,6 +90,8 @@ def test_an_unknown_name_names_the_near_ones(settings: Settings) -> None:
     [
         ("name: mine\n", "source: Field required"),
         ("name: mine\nsource: x\nsorce: y\n", "unknown field 'sorce'; did you mean source"),
+        ("name: mine\nsource: x\nratio: [8, 1, 1]\n", "'ratio'; did you mean splits.ratios?"),
+        ("name: mine\nsource: x\nmax_samples: many\n", "integer, .*not 'many'"),
         ("name: [mine\n", "is not valid YAML"),
         ("just text\n", "must hold fields such as name"),
         ("name: other\nsource: x\n", r"name the file other\.yaml"),

@@ -12,10 +12,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from eval_ingest import cli, pipeline
-from eval_ingest.core.adoption import differences
+from eval_ingest.adopting import adopt
+from eval_ingest.core.adoption import corrections, differences
 from eval_ingest.core.registry_text import Entry, RegistryText, extended
-from eval_ingest.errors import IntegrityError, InvalidWindowsError, NotOursError, SpecError
+from eval_ingest.errors import (
+    IntegrityError,
+    InvalidWindowsError,
+    NotOursError,
+    SpecError,
+    UnknownDatasetError,
+)
 from eval_ingest.report.terminal import entry_lines, list_lines
+from eval_ingest.settings import Settings
 from eval_ingest.store.claims import their_counts
 from eval_ingest.store.ownership import Whose, whose
 from eval_ingest.store.registry import read_registry, rebuild_registry, remove_dataset
@@ -195,7 +203,7 @@ def test_a_folder_of_others_is_neither_written_nor_removed(
     for flags in ([], ["--overwrite"], ["--dry-run"], ["--copy", "stream"]):
         assert cli.main(["ingest", "--name", "yemen_crop", "--source", str(small), *flags]) == 1
         told = capsys.readouterr().err
-        assert "another --name" in told and "eval-ingest adopt --name yemen_crop" in told
+        assert "another --name" in told and "eval-ingest adopt yemen_crop" in told
     for command in (["remove", "--yes"], ["verify"], ["report"]):
         assert cli.main([command[0], "--name", "yemen_crop", *command[1:]]) == 1
         assert "another tool" in capsys.readouterr().err
@@ -217,12 +225,17 @@ def test_a_name_that_others_have_registered_elsewhere_is_taken(small: Path, tmp_
     assert not (tmp_path / "crops").exists()
 
 
-@pytest.mark.parametrize("value", [17, None, {}, [], "crops", {"split_stats": [], "x": 1}])
+@pytest.mark.parametrize(
+    "value",
+    [17, None, {}, [], "crops", {"split_stats": [], "x": 1}, {"weka_path": "/" + "a" * 5000}],
+)
 def test_a_name_is_taken_whatever_its_entry_says(value: Any, small: Path, tmp_path: Path) -> None:
     text = json.dumps({"datasets": {"crops": value}})
     (tmp_path / "registry.json").write_text(text)
     with pytest.raises(NotOursError, match="crops: the name is registered by another tool"):
         make_job(small, tmp_path)
+    with pytest.raises((NotOursError, UnknownDatasetError), match="adopt"):
+        adopt(Settings(eval_root=str(tmp_path)), "crops")
     assert (tmp_path / "registry.json").read_text() == text and not (tmp_path / "crops").exists()
 
 
@@ -261,6 +274,33 @@ def test_an_entry_of_others_may_say_anything(fake: Path, entry: dict[str, Any]) 
     assert list_lines("root", {"theirs": entry}, {}) and entry_lines("theirs", entry)
     assert their_counts(entry)
     assert isinstance(_unreadable("theirs", entry), str)
+
+
+@pytest.mark.parametrize("value", ["NaN", "Infinity", "-1e400", "9" * 400, "null", '"x"', "[]"])
+def test_statistics_that_are_no_numbers_are_told_and_corrected(value: str, fake: Path) -> None:
+    ours = read_registry(EvalRoot(fake))["crops"]
+    modality, bands = next(iter(ours["norm_stats"].items()))
+    band = next(iter(bands))
+    raw = json.dumps({"norm_stats": {modality: {**bands, band: {**bands[band], "mean": "HERE"}}}})
+    raw = raw.replace('"HERE"', value)[:-1] + ', "split_stats": {"train": {"count": 1, "x": NaN}}}'
+    entry = json.loads(raw)
+    told = {found.field: found.why for found in differences(entry, ours)}
+    assert band in told["norm_stats"]
+    found = json.loads(extended(raw, corrections(entry, ours)))
+    assert found["norm_stats"][modality][band] == bands[band]
+    assert found["split_stats"]["train"]["count"] == 4
+
+
+def test_a_byte_order_mark_and_windows_line_ends_lose_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "registry.json"
+    path.write_bytes(b"\xef\xbb\xbf" + ODD.replace("\n", "\r\n").encode())
+    write_fake(tmp_path, "crops", "segmentation", counts=(4, 2, 2))
+    rebuild_registry(EvalRoot(tmp_path))
+    text = RegistryText.parse(path.read_bytes().decode())
+    assert {n: r for n, r in text.raw.items() if n != "crops"} == {
+        name: raw.replace("\n", "\r\n") for name, raw in RAW.items()
+    }
+    assert [e.name for e in text.fields] == ["updated_at", "mine", "version"]
 
 
 @pytest.fixture(scope="module")

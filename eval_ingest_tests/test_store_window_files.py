@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from eval_ingest.store import window_files
-from eval_ingest.store.window_files import _write_checked
+from eval_ingest.store.window_files import write_checked
 from eval_ingest_tests.support import compiled
 
 
@@ -22,7 +22,7 @@ def test_files_are_written_with_their_folders_and_permissions(tmp_path: Path) ->
              "layers/a/completed": b"", "layers/\u00fc/x": b"1"}  # fmt: skip
     old = os.umask(0o027)
     try:
-        _write_checked(str(tmp_path), [(path, data, 0o644) for path, data in files.items()])
+        write_checked(str(tmp_path), [(path, data, 0o644) for path, data in files.items()])
     finally:
         os.umask(old)
     found = {p.relative_to(tmp_path).as_posix(): p for p in tmp_path.rglob("*") if p.is_file()}
@@ -33,9 +33,9 @@ def test_files_are_written_with_their_folders_and_permissions(tmp_path: Path) ->
 def test_what_is_there_already_is_not_replaced(tmp_path: Path) -> None:
     (tmp_path / "x").write_bytes(b"theirs")
     with pytest.raises(FileExistsError):
-        _write_checked(str(tmp_path), [("x", b"ours", 0o666)])
+        write_checked(str(tmp_path), [("x", b"ours", 0o666)])
     (tmp_path / "link").symlink_to("elsewhere")
     with pytest.raises(FileExistsError):
-        _write_checked(str(tmp_path), [("link", b"ours", 0o666)])
+        write_checked(str(tmp_path), [("link", b"ours", 0o666)])
     assert (tmp_path / "x").read_bytes() == b"theirs"
     assert not (tmp_path / "elsewhere").exists()

@@ -34,7 +34,7 @@ grep -oE "(tolbi_crops|window_index|split_assignment|norm_stats|weka_copy|regist
 
 echo
 echo "== 3. What was registered"
-eval-ingest info --name tolbi_crops
+eval-ingest info tolbi_crops
 
 echo
 echo "== 4. What training code does"

@@ -4,6 +4,7 @@ Values in, values out. What doesn't belong here: whose a folder is (store/owners
 work of adopting (eval_ingest/adopting.py).
 """
 
+import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -137,6 +138,9 @@ def _band(theirs: Mapping[str, Any], ours: Mapping[str, float]) -> str:
     """What is wrong with a band's statistics; "" if they agree."""
     if not all(isinstance(theirs.get(name), int | float) for name in STATS):
         return "has no statistics"
+    odd = [name for name in STATS if not abs(theirs[name]) <= sys.float_info.max]
+    if odd:
+        return f"has a {odd[0]} that is no finite number"
     if theirs["std"] == 0:
         return "has std 0, which is divided by"
     if abs(theirs["mean"] - ours["mean"]) > _APART * ours["std"]:

@@ -147,7 +147,8 @@ def extended(raw: str, more: Mapping[str, Any]) -> str:
     """
     lines = {entry.name: (entry.key, entry.raw) for entry, _ in _members(raw, 0)}
     for name, value in more.items():
-        text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False)
+        # NaN may stand in what is kept of somebody else's value.
+        text = json.dumps(value, indent=2, ensure_ascii=False)
         key = lines[name][0] if name in lines else json.dumps(name)
         lines[name] = key, text.replace("\n", f"\n{_INDENT}  ")
     inside = ",\n".join(f"{_INDENT}  {key}: {value}" for key, value in lines.values())

@@ -42,7 +42,7 @@ def check_name(name: str) -> str:
 
     Names become folders, asset keys and partition keys, so they stay plain.
     """
-    if not NAME_PATTERN.fullmatch(name):
+    if not isinstance(name, str) or not NAME_PATTERN.fullmatch(name):
         raise SpecError(
             f"dataset name {name!r} is not allowed; use lower-case letters, digits, _ and -, "
             "beginning with a letter or digit, such as tolbi_crops"
@@ -246,10 +246,17 @@ def _first_problems(error: ValidationError, model: type[BaseModel]) -> str:
 
             inner: dict[str, type[BaseModel]] = {"splits": SplitPolicy, "eval": EvalSettings}
             of = model if len(problem["loc"]) == 1 else inner.get(str(problem["loc"][0]), model)
-            fields = of.model_fields
-            near = difflib.get_close_matches(str(problem["loc"][-1]), fields, n=1)
+            fields = list(of.model_fields)
+            if "splits" in fields:
+                fields += [f"splits.{name}" for name in SplitPolicy.model_fields]
+            wrong = str(problem["loc"][-1])
+            near = difflib.get_close_matches(wrong, fields, n=1) or difflib.get_close_matches(
+                f"splits.{wrong}", fields, n=1, cutoff=0.8
+            )
             hint = f"; did you mean {near[0]}?" if near else ""
             texts.append(f"unknown field {field!r}{hint}")
         else:
-            texts.append(f"{field}: {problem['msg'].removeprefix('Value error, ')}")
+            text = problem["msg"].removeprefix("Value error, ")
+            given = "" if problem["type"] == "value_error" else f", not {problem['input']!r:.80}"
+            texts.append(f"{field}: {text}{given}")
     return "; ".join(texts)

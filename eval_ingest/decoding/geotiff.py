@@ -5,8 +5,11 @@ a dataset lie exactly on their window's grid; then nothing but their pixels has 
 and opening them with GDAL would cost several times that. There are three ways, each for what the
 one before doesn't know for certain: our own decoder for what rslearn writes, libtiff, and rasterio
 (warp.py), which is imported only then. Tags are read in geotiff_header.py, places in grid.py.
+Where a crash would end the command, libtiff unpacks what is compressed in a process of its own.
 """
 
+import multiprocessing
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -17,11 +20,12 @@ from eval_ingest.core.kernels import decode_lzw
 from eval_ingest.decoding.geotiff_header import (
     DEFLATE,
     MAX_BYTES,
+    UNCOMPRESSED,
     GeotiffHeader,
     read_header,
 )
 from eval_ingest.decoding.grid import Axis, Grid, epsg, inside, place_on
-from eval_ingest.decoding.isolation import isolated
+from eval_ingest.decoding.isolation import Result, isolated
 from eval_ingest.decoding.limits import most_by_gdal, too_large
 from eval_ingest.decoding.machine import blame
 from eval_ingest.decoding.problems import (
@@ -101,10 +105,23 @@ def _decode_pixels(data: bytes, header: GeotiffHeader) -> NDArray[Any]:
         pixels = np.empty((header.height, header.width, header.bands), header.dtype)
         if decode_lzw(data, header.blocks, pixels):
             return pixels
-    return _decode_by_libtiff(data, header)
+    # A worker that a window ends is replaced; a command that it ends is gone.
+    alone = multiprocessing.parent_process() is not None or header.compression == UNCOMPRESSED
+    found, _ = (_call if alone else isolated.run)(decode_by_libtiff, data, header)
+    assert found is not None
+    return found
 
 
-def _decode_by_libtiff(data: bytes, header: GeotiffHeader) -> NDArray[Any]:
+def _call(function: Callable[..., Result], *args: Any) -> Result:
+    return function(*args)
+
+
+def load_libraries() -> None:
+    """Nothing: this module has imported what `decode_by_libtiff` needs."""
+
+
+def decode_by_libtiff(data: bytes, header: GeotiffHeader) -> Result:
+    """All pixels (H, W, bands) of a raster whose header was checked."""
     # libtiff warns of each tag that it doesn't know, and imagecodecs takes the GIL for each of
     # these warnings: a third of the time for small rasters, and threads wait for each other.
     # A directory that ends before the georeference has none.
@@ -124,7 +141,7 @@ def _decode_by_libtiff(data: bytes, header: GeotiffHeader) -> NDArray[Any]:
         raise broken(shortened(error)) from error
     if header.alpha:
         pixels[pixels[:, :, -1] == 0] = 0
-    return pixels
+    return pixels, None
 
 
 def _zeros(header: GeotiffHeader) -> NDArray[Any] | None:

@@ -104,6 +104,7 @@ _EXPANSION = {1: 1, 5: 1500, 8: 1100, 32946: 1100, 32773: 128, 50000: 40_000}
 None, LZW, deflate under both its numbers, packbits, zstd.
 """
 
+UNCOMPRESSED = 1
 _LZW = 5
 DEFLATE = (8, 32946)
 
@@ -425,7 +426,7 @@ def _check_blocks(
     pixel_bytes += layout.n_last * layout.last_bytes
     if pixel_bytes > expansion * n_bytes:
         raise broken(f"{n_bytes} bytes can't hold {pixel_bytes} bytes of pixels")
-    if layout.compression == 1:
+    if layout.compression == UNCOMPRESSED:
         short = sum(size < layout.block_bytes for size in sizes)
         if min(sizes) < layout.last_bytes or short > layout.n_last:
             raise not_understood("its blocks are shorter than their pixels")

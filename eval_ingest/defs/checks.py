@@ -170,7 +170,7 @@ def _verdict(entry: Metadata) -> Result:
 def _signal(entry: Metadata) -> Result:
     found = Signal.of(entry.signal)
     if found is None:
-        return Result(True, f"not measured yet: eval-ingest signal --name {entry.name}")
+        return Result(True, f"not measured yet: eval-ingest signal {entry.name}")
     levels = [
         (level.name, *("-" if s is None else f"{s:.4g}" for s in (level.val, level.test)))
         for level in found.levels

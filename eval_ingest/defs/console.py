@@ -28,10 +28,10 @@ _HINTS = {
         f"Datasets have no order that makes a range: run each with --partition NAME. {_WHICH}"
     ),
     "did you mean one of the following": (
-        f"{_WHICH} To add one: eval-ingest ingest --name NAME --source PATH_OR_URL"
+        f"{_WHICH} To add one: eval-ingest ingest NAME --source PATH_OR_URL"
     ),
     "no AssetsDefinition objects supply": (
-        f"{_WHICH} To add one: eval-ingest ingest --name NAME --source PATH_OR_URL"
+        f"{_WHICH} To add one: eval-ingest ingest NAME --source PATH_OR_URL"
     ),
     "must share the same PartitionsDefinition": (
         "Stages and datasets can't be selected together: "

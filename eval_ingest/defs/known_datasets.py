@@ -181,7 +181,7 @@ def _theirs(name: str, entry: Mapping[str, Any]) -> dg.AssetObservation:
         partition=name,
         description="registered by another tool",
         metadata={
-            "whose": f"another tool's; to load it here: eval-ingest adopt --name {name}",
+            "whose": f"another tool's; to load it here: eval-ingest adopt {name}",
             "path": dg.MetadataValue.path(str(entry.get("weka_path", ""))),
             "task": str(entry.get("task_type", "")),
             "splits": their_counts(entry),

@@ -17,7 +17,8 @@ from eval_ingest.interrupts import interruptible
 from eval_ingest.job import Job, open_job
 from eval_ingest.pipeline import Outcome
 from eval_ingest.redaction import in_lines
-from eval_ingest.report.terminal import describe, how_far
+from eval_ingest.report.printing import how_far
+from eval_ingest.report.terminal import describe
 from eval_ingest.settings import Settings
 from eval_ingest.store.catalog import find_spec
 

@@ -1,7 +1,5 @@
 """The index of a source: which windows have to be read, and the rows of all."""
 
-import hashlib
-import os
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, replace
@@ -18,8 +16,14 @@ from eval_ingest.core.index import INDEX_VERSION, WindowIndex, index_schema
 from eval_ingest.engine import Progress, executor, map_ordered
 from eval_ingest.indexing.apart import Apart
 from eval_ingest.indexing.filters import WindowFilter
-from eval_ingest.indexing.packer import Packer, fresh_packer, pack_rows, resumed_packer
-from eval_ingest.indexing.partial import PartialRows, Rows
+from eval_ingest.indexing.packer import (
+    Packer,
+    fresh_packer,
+    pack_rows,
+    reading_order,
+    resumed_packer,
+)
+from eval_ingest.indexing.partial import ARRIVED, PartialRows, Rows
 from eval_ingest.indexing.rows import add_geometry
 from eval_ingest.indexing.wanted import enough, list_windows, wanted_groups
 from eval_ingest.indexing.work import IndexedShard, IndexTask
@@ -38,7 +42,7 @@ _JOINED = 32
 _LOOK_AT = 16
 """Windows of which the first valid one is looked for."""
 
-Publish = Callable[[Iterable[tuple[int, PackRow]], int | None], None]
+Publish = Callable[[Iterable[tuple[int, PackRow]], int | None], object]
 """Told what was packed, with its places, and before which place all is done; None: all is."""
 
 
@@ -53,10 +57,10 @@ def index_source(job: Job) -> WindowIndex:
         StoreError: the eval root can't be written.
     """
     old = unless_damaged(lambda: read_index(job.layout.window_index))
-    task = _task(job)
+    task = index_task(job)
     parts = partial_rows(job)
     stopped = parts.read()
-    known = old.table if old is not None and old.row_key == job.row_key else None
+    known = known_rows(job, old)
     names = job.source.names(wanted_groups(job)) if known is None and not stopped else None
     if names is not None:
         # Nothing to compare with: the workers may list each window's files as they read it.
@@ -71,7 +75,13 @@ def index_source(job: Job) -> WindowIndex:
     return _build(job, task, work, listed, parts)
 
 
-def _task(job: Job) -> IndexTask:
+def known_rows(job: Job, old: WindowIndex | None) -> pa.Table | None:
+    """The rows of the last index, if they hold what those of this one would."""
+    return old.table if old is not None and old.row_key == job.row_key else None
+
+
+def index_task(job: Job) -> IndexTask:
+    """What a worker does with some windows."""
     return IndexTask(
         job.source,
         job.config,
@@ -102,6 +112,8 @@ class IndexWork:
     """Those without a row, each with its place among the new ones."""
     kept: list[Rows]
     """Rows of the last index, if there is one, then of what stopped runs have done."""
+    n_arrived: int = 0
+    """Rows among them that were read as they came off an archive's stream."""
 
     @classmethod
     def of(
@@ -130,10 +142,16 @@ class IndexWork:
 
         if known is not None:
             keep(Rows(known))
-        new = sorted((w for w in windows if w.spelled in left), key=_reading_order)
+        before = len(left)
         for rows in stopped:
-            keep(rows)
-        return cls(new, [(k, w) for k, w in enumerate(new) if w.spelled in left], kept)
+            if rows.packing == ARRIVED:
+                keep(rows)
+        new = sorted((w for w in windows if w.spelled in left), key=reading_order)
+        for rows in stopped:
+            if rows.packing != ARRIVED:
+                keep(rows)
+        to_read = [(k, w) for k, w in enumerate(new) if w.spelled in left]
+        return cls(new, to_read, kept, before - len(new))
 
 
 def _rows_by_window(table: pa.Table) -> dict[Listed, int]:
@@ -150,11 +168,6 @@ def _still_right(task: IndexTask, table: pa.Table) -> list[bool]:
     judged = is_text(table["status"], "valid") | is_text(table["judged_by"], task.judged_by)
     wanted = set(task.window_filter.wanted_rows(table))
     return [right and row in wanted for row, right in enumerate(judged.tolist())]
-
-
-def _reading_order(item: Listed) -> tuple[bytes, str]:
-    """By the SHA-256 of the name: the order of splits, so that packs are read from front to end."""
-    return hashlib.sha256(os.fsencode(item.name)).digest(), item.group
 
 
 def _index_fingerprint(job: Job, windows: list[Listed], table: pa.Table, judged_by: str) -> str:
@@ -203,7 +216,7 @@ def _build(
     table = add_geometry(table.sort_by([("group", "ascending"), ("name", "ascending")]))
     if not listed:
         listed = [*_rows_by_window(table), *filtered_out]
-    extra = {"n_filtered_out": len(filtered_out), "n_read": len(work.new)}
+    extra = {"n_filtered_out": len(filtered_out), "n_read": work.n_arrived + len(work.new)}
     wanted = _index_fingerprint(job, listed, table, task.judged_by)
     return WindowIndex(table, wanted, job.row_key, job.origin, extra)
 

@@ -5,8 +5,11 @@ not: the files of a shard (store/shards.py). window_index packs as it judges, in
 fixed before it knows which windows are valid; weka_copy packs what is missing then.
 """
 
+import hashlib
+import os
 import secrets
 import shutil
+import sys
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
@@ -20,6 +23,7 @@ from eval_ingest.core.columns import row_numbers
 from eval_ingest.core.fingerprint import fingerprint
 from eval_ingest.core.resolved import ResolvedConfig
 from eval_ingest.decoding.judge import WindowSample
+from eval_ingest.sources.base import Listed
 from eval_ingest.store.roots.base import DatasetStore
 from eval_ingest.store.seal import read_sealed_json, unless_damaged, write_sealed_json
 from eval_ingest.store.shards import PackRow, ShardWriter, plan_arrays
@@ -100,10 +104,23 @@ class Packer:
             if writer is not None:
                 yield writer, range(start, end)
 
+    def move_to(self, other: "Packer", places: Sequence[int]) -> None:
+        """Move what is packed in the only shard into that of another, its places in this order."""
+        [(writer, _)], [(target, _)] = self.shards, other.shards
+        for place, before in enumerate(places):
+            if before in self._packed:
+                target.write(place, writer.read(before))
+                other.note([(place, self._packed[before])])
+        writer.abandon()
+
     def sync(self) -> None:
         """Bring what was packed to the disk, so that it can be relied on."""
         for writer, _ in self.shards:
             writer.sync()
+
+    def note(self, packed: Iterable[tuple[int, PackRow]]) -> None:
+        """Note what was packed."""
+        self._packed |= dict(packed)
 
     def publish(
         self,
@@ -111,8 +128,8 @@ class Packer:
         row_key: str,
         packed: Iterable[tuple[int, PackRow]],
         before: int | None = None,
-    ) -> None:
-        """Note what was packed, and publish the shards all of whose places are done.
+    ) -> list[str]:
+        """Note what was packed, and publish the shards all of whose places are done; their names.
 
         Args:
             store: the dataset.
@@ -123,22 +140,81 @@ class Packer:
         Raises:
             StoreError: a shard can't be published.
         """
-        self._packed |= dict(packed)
+        self.note(packed)
+        names: list[str] = []
         for number, (writer, start, end) in enumerate(
             zip(self._writers, self._starts, self._ends, strict=True)
         ):
             if before is not None and end > before:
-                return
+                break
             if writer is None:
                 continue
             places = [place for place in range(start, end) if place in self._packed]
             here = [(place - start, self._packed.pop(place)) for place in places]
             if here:
                 keys = [(row.group, row.name, row.source_digest) for _, row in here]
-                writer.commit(store, fingerprint(row_key, keys), row_key, here)
+                names.append(writer.commit(store, fingerprint(row_key, keys), row_key, here))
             else:
                 writer.abandon()
             self._writers[number] = None
+        return names
+
+
+class Packers:
+    """Packs windows that come one after the other, nobody knows how many: shard after shard.
+
+    A shard is published with its rows in the order of splits, as if all of its windows had been
+    known.
+
+    Args:
+        folder: where the shards grow.
+        config: what samples are made of.
+        like: the shape that is planned for all.
+        shard_bytes: of a shard at most, if it holds more than one sample.
+    """
+
+    def __init__(
+        self, folder: Path, config: ResolvedConfig, like: PackRow, shard_bytes: int
+    ) -> None:
+        self._folder, self._config, self._like = folder, config, like
+        self._rows = max(1, shard_bytes // sum(p.n_bytes for p in plan_arrays(config, [like])))
+        self._windows: dict[Packer, list[Listed]] = {}
+        """Those of each shard that isn't published, in their places."""
+
+    def places(self, windows: Sequence[Listed]) -> tuple[Packer, range]:
+        """Room for some windows, or for the first ones, where a shard ends."""
+        packer, known = next(reversed(self._windows.items()), (None, []))
+        if packer is None or len(known) == self._rows:
+            packer, known = self._made("growing", self._rows), []
+            self._windows[packer] = known
+        first = len(known)
+        known += windows[: self._rows - first]
+        return packer, range(first, len(known))
+
+    def publish(self, store: DatasetStore, row_key: str, before: Packer | None) -> list[str]:
+        """Publish the shards before one of them, or all; their names.
+
+        Raises:
+            StoreError: a shard can't be published.
+        """
+        names: list[str] = []
+        while self._windows and (packer := next(iter(self._windows))) is not before:
+            windows = self._windows[packer]
+            ordered = self._made("ordered", len(windows))
+            order = sorted(range(len(windows)), key=lambda place: reading_order(windows[place]))
+            packer.move_to(ordered, order)
+            names += ordered.publish(store, row_key, [])
+            del self._windows[packer]
+        return names
+
+    def _made(self, name: str, rows: int) -> Packer:
+        folder = self._folder / f"{name}.{secrets.token_hex(8)}"
+        return Packer(folder, self._config, [self._like] * rows, sys.maxsize).create()
+
+
+def reading_order(window: Listed) -> tuple[bytes, str]:
+    """By the SHA-256 of the name: the order of splits, so that packs are read from front to end."""
+    return hashlib.sha256(os.fsencode(window.name)).digest(), window.group
 
 
 def _divided(config: ResolvedConfig, rows: Sequence[PackRow], most: int) -> tuple[list[int], int]:

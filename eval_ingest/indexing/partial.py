@@ -18,6 +18,8 @@ from eval_ingest.store.shards import PackRow
 from eval_ingest.store.tables import read_table, write_table
 
 PARTIAL_VERSION = 3
+ARRIVED = "arrived"
+"""The packing key of rows whose samples, if they were packed, lie among the dataset's others."""
 PARTIAL_ROWS = 2048
 """Finished rows between two writes: a stopped run loses at most ten seconds of work."""
 
@@ -32,6 +34,8 @@ class PartialRows:
         self._count = len(list(folder.glob("*.parquet"))) if folder.is_dir() else 0
         self.packer: Packer | None = None
         """Packs the samples of the rows that are added."""
+        self.packing_key = ""
+        """Kept with rows that no packer of this folder has packed."""
 
     @property
     def packing(self) -> Path:
@@ -70,7 +74,7 @@ class PartialRows:
             "kind": "partial_rows",
             "version": PARTIAL_VERSION,
             "row_key": self._key,
-            "packing": self.packer.key if self.packer is not None else "",
+            "packing": self.packer.key if self.packer is not None else self.packing_key,
         }
         path = self._folder / f"{self._count:06d}.parquet"
         write_table(path, pa.concat_tables(self._waiting), facts)

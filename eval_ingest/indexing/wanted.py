@@ -73,10 +73,16 @@ def groups_to_read(
                 f"it has {', '.join(present[:12]) or 'no windows at all'} (--groups)"
             )
         return sorted(spec.groups)
+    named = groups_named(spec, config)
+    return [group for group in present if named is None or group in named]
+
+
+def groups_named(spec: DatasetSpec, config: ResolvedConfig) -> set[str] | None:
+    """The groups that the spec names, else those that model.yaml does; None: all are wanted."""
+    if spec.groups:
+        return set(spec.groups)
     named = [set(selector.groups) for selector in config.selectors.values()]
-    if named and all(named):
-        return [group for group in present if group in set().union(*named)]
-    return list(present)
+    return set().union(*named) if named and all(named) else None
 
 
 def list_windows(job: Job) -> list[Listed]:

@@ -35,11 +35,12 @@ from eval_ingest.engine import Progress, no_progress
 from eval_ingest.errors import IntegrityError, LoadError, SpecError, StoreError
 from eval_ingest.redaction import redacted
 from eval_ingest.report.export import export_dataset
+from eval_ingest.report.printing import table
 from eval_ingest.settings import Settings
 from eval_ingest.sources.base import WindowFiles
 from eval_ingest.sources.local import LocalSource
 from eval_ingest.store.atomic import file_crc32c, read_bytes, write_bytes
-from eval_ingest.store.outcomes import read_copy, read_published
+from eval_ingest.store.outcomes import read_published
 from eval_ingest.store.registry import (
     read_metadata,
     read_opening,
@@ -77,8 +78,11 @@ class Published:
         total = sum(self.files.values())
         told = f"{len(self.files)} files, {total / 2**20:.1f} MiB"
         if dry_run:
-            listed = [f"  {path}  {size:,} bytes" for path, size in self.files.items()]
-            return [*listed, f"would publish {told} to {self.url}; nothing was sent (--dry-run)"]
+            rows = [["file", "bytes"], *([path, f"{n:,}"] for path, n in self.files.items())]
+            return [
+                *table(rows),
+                f"would publish {told} to {self.url}; nothing was sent (--dry-run)",
+            ]
         name = self.url.rsplit("/", 1)[-1]
         return [
             f"{name} is published: {told}, {len(self.sent)} of them sent now",
@@ -138,7 +142,6 @@ def publish(
     shutil.rmtree(staging, ignore_errors=True)
     try:
         export_dataset(root, name, staging, windows, progress, licence, citation)
-        _without_original(EvalRoot(staging).dataset(name))
         api = None if dry_run else _api()
         if api is not None:
             with _asking(address):
@@ -153,14 +156,6 @@ def publish(
         return found if api is None else _send(api, address, name, staging, found, progress)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
-
-
-def _without_original(store: DatasetStore) -> None:
-    """Their own model.yaml is not published: it may name what is private."""
-    path, copy = store.layout.path / "model.original.yaml", read_copy(store)
-    path.unlink(missing_ok=True)
-    if copy is not None and copy.files.pop(path.name, ""):
-        write_sealed_json(store.layout.weka_copy, copy.model_dump())
 
 
 def _api() -> "HfApi":

@@ -9,7 +9,9 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
+from numbers import Integral, Real
 from pathlib import Path
+from types import NoneType
 from typing import TYPE_CHECKING, Any, Literal, overload
 
 import numpy as np
@@ -72,6 +74,29 @@ Normalize = Literal["dataset", "pretrained"] | Mapping[str, Statistics] | None
 """Which statistics samples are normalised with."""
 
 
+_KINDS: dict[str, tuple[Any, str]] = {
+    "root": ((str, Path, NoneType), "a path or URL"),
+    "version": ((str, NoneType), "a fingerprint"),
+    "modalities": ((str, Sequence, NoneType), "a name or several"),
+    "seed": (Integral, "a whole number"),
+    "max_samples": ((Integral, NoneType), "a whole number"),
+    "nodata": (Real, "a number"),
+    "transforms": ((Callable, NoneType), "a function of a sample"),
+}
+"""What arguments may be whose mistakes would show late, or in the words of something else."""
+
+
+def _check(arguments: Mapping[str, Any]) -> None:
+    for name, (kinds, what) in _KINDS.items():
+        if not isinstance(arguments[name], kinds):
+            raise LoadError(f"{name}={arguments[name]!r} can't be; give {what}")
+
+
+def _check_batch_size(size: int) -> None:
+    if not isinstance(size, Integral) or size < 1:
+        raise LoadError(f"batch_size is {size!r}; it must be a whole number, and at least 1")
+
+
 class EvalDataset(Dataset[dict[str, Any]]):
     """A split of an ingested eval dataset.
 
@@ -127,6 +152,8 @@ class EvalDataset(Dataset[dict[str, Any]]):
 
     _order: NDArray[np.int64] | None = None
     """Rows of the split's index, a sample each; None: all of them."""
+    part: NDArray[np.int64] | None = None
+    """Which of the samples that it was opened with, as `ds[10:20]` has it; None: all of them."""
 
     def __init__(
         self,
@@ -147,7 +174,7 @@ class EvalDataset(Dataset[dict[str, Any]]):
         channels_first: bool = False,
         transforms: Transform | None = None,
     ) -> None:
-        if name.startswith(SCHEME):
+        if isinstance(name, str) and name.startswith(SCHEME):
             address = HubAddress.parse(name)
             if address.name is None:
                 raise LoadError(f"{name} names no dataset: hf://{address.repo}/DATASET")
@@ -158,6 +185,7 @@ class EvalDataset(Dataset[dict[str, Any]]):
             "stratified": stratified, "seed": seed, "max_samples": max_samples, "nodata": nodata,
             "channels_first": channels_first, "transforms": transforms,
         }  # fmt: skip
+        _check({**self._arguments, "root": root, "version": version})
         eval_root = open_root(Settings.load(), root)
         self._root = eval_root.address
         self._given_root = root
@@ -292,13 +320,14 @@ class EvalDataset(Dataset[dict[str, Any]]):
         return drawn(len(self), share, given["max_samples"], given["seed"], strata)
 
     def __getstate__(self) -> tuple[Any, ...]:
-        return self._root, self._given_root, self._opening, self._arguments, self._order
+        given = (self._root, self._given_root, self._opening, self._arguments)
+        return *given, self._order, self.part
 
     def __setstate__(self, state: tuple[Any, ...]) -> None:
         # Opening again costs milliseconds; the maps themselves can't travel. What it is opened by
         # does, so that a worker reads the version that its loader counts, whatever was published
         # since.
-        self._root, self._given_root, opening, self._arguments, order = state
+        self._root, self._given_root, opening, self._arguments, order, self.part = state
         try:
             self._open(open_root(Settings.load(), self._root), opening, **self._arguments)
         except IntegrityError as error:
@@ -338,7 +367,7 @@ class EvalDataset(Dataset[dict[str, Any]]):
         if index is None or index.fingerprint != self.metadata.fingerprints.get("window_index"):
             raise LoadError(
                 f"the window index of {self.name} is missing, or newer than what is published; "
-                f"run: eval-ingest ingest --name {self.name}"
+                f"run: eval-ingest ingest {self.name}"
             )
         rows = [self._row(i) for i in range(len(self))]
         corners = [None if self._random_crop else self._corner(row) for row in rows]
@@ -478,6 +507,8 @@ class EvalDataset(Dataset[dict[str, Any]]):
         some.__dict__ |= self.__dict__  # maps too: nothing is opened again
         some.__dict__.pop("windows", None)
         some._order = np.array([self._row(int(i)) for i in chosen], np.int64)
+        numbers = np.arange(len(self)) if self.part is None else self.part
+        some.part = numbers[np.asarray(chosen, np.int64)]
         return some
 
     def _sample(self, row: int, corner: Corner) -> dict[str, Any]:
@@ -573,8 +604,7 @@ class EvalDataset(Dataset[dict[str, Any]]):
         first, ranks = shard
         if not 0 <= first < ranks:
             raise LoadError(f"shard is {shard}; it must be (k, n) with 0 <= k < n")
-        if batch_size < 1:
-            raise LoadError(f"batch_size is {batch_size}; it must be at least 1")
+        _check_batch_size(batch_size)
         every = [self._row(i) for i in range(len(self))]
         turns = [
             bucketed[start : start + batch_size]
@@ -679,6 +709,8 @@ class EvalDataset(Dataset[dict[str, Any]]):
         every argument of DataLoader can be given, and `loader.why` says what was chosen and why.
         Train is shuffled, unless a sampler says the order.
         """
+        if batch_size is not None:
+            _check_batch_size(batch_size)
         size = self._sample_bytes()
         orders = [name for name in ("sampler", "batch_sampler") if kwargs.get(name) is not None]
         why = []

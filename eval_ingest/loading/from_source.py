@@ -106,13 +106,13 @@ class SourceSamples:
             what = "has changed since it was indexed" if files.files else "is not there any more"
             raise IntegrityError(
                 f"{metadata.name} reads its samples from {metadata.source}, and window "
-                f"{files.key} {what}; run: eval-ingest ingest --name {metadata.name}"
+                f"{files.key} {what}; run: eval-ingest ingest {metadata.name}"
             )
         sample = read_window(reader, files, metadata.config, window_bytes=JUDGED_BYTES)
         if sample is None or sample.problems:
             detail = sample.problems[0].detail if sample is not None else "it can't be read"
             raise IntegrityError(
                 f"window {files.key} of {metadata.source} was valid when it was indexed, now: "
-                f"{detail}; run: eval-ingest ingest --name {metadata.name}"
+                f"{detail}; run: eval-ingest ingest {metadata.name}"
             )
         return sample_arrays(sample, metadata.config)

@@ -4,6 +4,7 @@ What belongs here: matplotlib for one sample. What doesn't: which colours pixels
 (core/images.py), and pages of many samples (report/).
 """
 
+import textwrap
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -26,7 +27,7 @@ _FEW = 0.02
 """With less than this share of labelled pixels, they are drawn as points."""
 _NUMBERED = 0.02
 """Classes with at least this share of the pixels have their id written into them."""
-_SIDE_IN, _LEGEND_IN = 3.2, 1.9
+_SIDE_IN, _LEGEND_IN, _LETTER_IN = 3.2, 1.9, 0.085
 _CMAP = colormaps["viridis"]
 _EDGE = "#d9dee2"
 _PLATE = {"boxstyle": "round,pad=0.15", "facecolor": "#ffffffc0", "linewidth": 0}
@@ -138,14 +139,14 @@ def plot_sample(
     figure = SampleFigure(
         (_SIDE_IN * columns + per_pixel * _LEGEND_IN, _SIDE_IN + 0.75), layout="constrained"
     )
-    figure.suptitle(title, fontsize=9, x=0.01, ha="left")
+    figure.suptitle(_wrapped(title, figure), fontsize=9, x=0.01, ha="left")
     axes = list(figure.subplots(1, columns, squeeze=False)[0])
     image = images.thinned(images.composite(stored[modality.name], modality))
     picture = images.stretched({0: image}, modality.decibels)[0]
     show(axes[0], picture)
     axes[0].set_xlabel(f"{modality.name}\n{images.caption(modality)}", fontsize=7)
     if not per_pixel:
-        lines = [f"{what}: {_value(value, task)}" for what, value in shown]
+        lines = [_wrapped(f"{what}: {_value(value, task)}", figure) for what, value in shown]
         axes[0].set_title("\n".join(lines), fontsize=9)
         return in_plain_words(figure)
     known = np.concatenate([value[np.isfinite(value)].ravel() for _, value in shown])
@@ -184,6 +185,11 @@ def _explain(
     entries = legend_entries(task, [int(k) for k in ids if 0 <= k < len(task.classes)])
     handles, labels = zip(*entries, strict=True)
     figure.legend(handles, labels, loc="outside right upper", fontsize=8, frameon=False)
+
+
+def _wrapped(text: str, figure: Figure) -> str:
+    """A text in the size of titles, in lines that the figure is wide enough for."""
+    return textwrap.fill(text, int(figure.get_figwidth() / _LETTER_IN))
 
 
 def _prediction(given: Any, target: NDArray[Any], task: Task) -> NDArray[Any]:

@@ -23,7 +23,7 @@ def share_of(given: float | str, metadata: Metadata) -> float:
     named = metadata.spec.label_fractions
     try:
         share = named[given] if isinstance(given, str) and given in named else _number(given)
-    except ValueError:
+    except (ValueError, TypeError):
         raise LoadError(
             f"no label_fraction {given!r}; {metadata.name} names "
             f"{', '.join(named) or 'none'}; or give a share such as 0.1 or '10%'"

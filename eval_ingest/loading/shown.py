@@ -1,7 +1,7 @@
 """How an EvalDataset shows itself: as an expression that opens it again, and in a notebook."""
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 from eval_ingest.core.entry import Metadata
@@ -20,6 +20,8 @@ class Shown(Protocol):
     def arguments(self) -> dict[str, Any]: ...
     @property
     def task(self) -> Task: ...
+    @property
+    def part(self) -> Any: ...
     @property
     def classes(self) -> Sequence[str]: ...
     @property
@@ -52,7 +54,21 @@ def _call(dataset: Shown) -> str:
     for name, value in given.items():
         if name in _ALWAYS or value != defaults[name].default:
             parts.append(f"{name}={_value(value)}")
-    return f"EvalDataset({', '.join(parts)})"
+    return f"EvalDataset({', '.join(parts)}){_part(dataset.part)}"
+
+
+_LISTED = 8
+"""So many of a part's samples are listed."""
+
+
+def _part(part: Iterable[int] | None) -> str:
+    """`[10:20]`, `[[3, 1]]`, or `[...]` where that would be long."""
+    if part is None:
+        return ""
+    numbers = [int(i) for i in part]
+    if numbers and numbers == list(range(numbers[0], numbers[0] + len(numbers))):
+        return f"[{numbers[0]}:{numbers[-1] + 1}]"
+    return f"[{numbers}]" if len(numbers) <= _LISTED else "[...]"
 
 
 def _value(value: Any) -> str:

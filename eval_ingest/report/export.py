@@ -20,7 +20,10 @@ from eval_ingest.store.outcomes import read_copy, read_published
 from eval_ingest.store.paths import DatasetLayout
 from eval_ingest.store.registry import rebuild_registry, require_metadata, write_metadata
 from eval_ingest.store.roots.base import DatasetStore, EvalRoot
+from eval_ingest.store.seal import write_sealed_json
 
+_ORIGINAL = "model.original.yaml"
+"""Nothing reads it of a copy, and it tells where its owner's files are."""
 _ALWAYS = ("norm_stats.json", "window_index.parquet", "split_assignment.parquet")
 
 
@@ -78,6 +81,7 @@ def export_dataset(
         _make_public(aside)
         exported = _with_checksums(_exported(metadata, windows, licence), aside)
         here = EvalRoot(aside.path.parent)
+        _say_what_is_left(here.dataset(name))
         write_metadata(here.dataset(name), exported)
         write_viewer(open_view(here, name), aside.path, progress)
         write_report(here, name, citation=citation)
@@ -127,12 +131,21 @@ def _files(store: DatasetStore, metadata: Metadata, windows: bool) -> Iterator[s
     if copy is None or not copy.files:
         raise NotIngestedError(
             f"{layout.weka_copy} doesn't say what belongs to the copy; "
-            f"run eval-ingest ingest --name {metadata.name} first"
+            f"run eval-ingest ingest {metadata.name} first"
         )
     yield layout.weka_copy.name
     yield layout.copy_manifest.name
-    yield from copy.files
+    yield from (path for path in copy.files if path != _ORIGINAL)
     yield from (f"windows/{path}" for path in store.windows.paths())
+
+
+def _say_what_is_left(store: DatasetStore) -> None:
+    """Have the outcome of the copy not count on what is left out."""
+    copy = read_copy(store)
+    if copy is not None:
+        files = {path: crc for path, crc in copy.files.items() if path != _ORIGINAL}
+        left = copy.model_copy(update={"files": files})
+        write_sealed_json(store.layout.weka_copy, left.model_dump())
 
 
 def _make_public(layout: DatasetLayout) -> None:

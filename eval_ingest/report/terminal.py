@@ -1,98 +1,24 @@
-"""What the command line prints: plain lines, made from values."""
+"""What the command line prints: plain lines, made from values.
 
-import os
-import re
-import shutil
-import sys
-import textwrap
-import time
-from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Self, TextIO
+What doesn't belong here: how lines reach a terminal (printing.py).
+"""
+
+from collections.abc import Collection, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from eval_ingest.core.entry import Metadata, is_ours, listed, members, split_counts
 from eval_ingest.core.resolved import size_text
 from eval_ingest.core.signal import Signal
 from eval_ingest.core.spec import SPLITS
 from eval_ingest.core.task import Task
-from eval_ingest.redaction import on_one_line, redacted, shown
+from eval_ingest.redaction import redacted
+from eval_ingest.report.printing import screen, table
 
 if TYPE_CHECKING:
     from eval_ingest.adopting import Adopted
     from eval_ingest.job import Job
     from eval_ingest.pipeline import Outcome
     from eval_ingest.watching import Judgement, Sighting
-
-
-class Progress:
-    """A line that tells rate and remaining time, on a terminal; nothing where output is kept."""
-
-    def __init__(self, quiet: bool = False, check: Callable[[], None] = lambda: None) -> None:
-        self._quiet, self._check = quiet, check
-        self._shown = sys.stderr.isatty() and not quiet
-        self._what, self._started, self._last = "", 0.0, 0.0
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._clear()
-
-    def __call__(self, what: str, done: int, total: int) -> None:
-        """Tell that `done` of `total` (0: unknown) are done."""
-        self._check()
-        now = time.monotonic()
-        if what != self._what:
-            self._what, self._started, self._last = what, now, 0.0
-        if not self._shown or (now - self._last < 0.2 and done != total):
-            return
-        self._last = now
-        sys.stderr.write(f"\r\x1b[2K{how_far(what, done, total, now - self._started)}")
-        sys.stderr.flush()
-
-    def line(self, text: str) -> None:
-        """Print a line for good, unless the output is for programs."""
-        self._check()
-        self._clear()
-        if not self._quiet:
-            say("\n".join(fitted([text])), "nobody reads this any more; it goes on to its end")
-
-    def _clear(self) -> None:
-        if self._shown and self._what:
-            sys.stderr.write("\r\x1b[2K")
-            sys.stderr.flush()
-
-
-def say(text: str, unread: str = "") -> None:
-    """Print for good; a pipe that is closed stops nothing.
-
-    Args:
-        text: what is printed.
-        unread: what is told instead, once, where nobody reads it.
-    """
-    try:
-        print(text, flush=True)
-    except BrokenPipeError:
-        hush()
-        if unread:
-            print(unread, file=sys.stderr)
-
-
-def hush() -> None:
-    """Print into nothing from here on: what is left in Python's buffer would fail again."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-
-def how_far(what: str, done: int, total: int, seconds: float) -> str:
-    """`windows read: 180 of 500, 20 a second, 16 s to go`; total 0: not known."""
-    rate = done / max(seconds, 1e-3)
-    text = f"{what}: {done:,}" + (f" of {total:,}" if total else "")
-    if rate > 0:
-        text += f", {rate:,.0f} a second"
-    if rate > 0 and total > done:
-        left = (total - done) / rate
-        unit, per = next((u for u in (("s", 1), ("min", 60)) if left < 90 * u[1]), ("h", 3600))
-        text += f", {left / per:.0f} {unit} to go"
-    return text
 
 
 def size(n_bytes: float) -> str:
@@ -104,69 +30,8 @@ def size(n_bytes: float) -> str:
     return f"{n_bytes:.1f} TiB"
 
 
-def screen(stream: TextIO | None = None) -> int | None:
-    """Columns of the terminal; None where output goes into a file or a pipe: then as it is."""
-    stream = sys.stdout if stream is None else stream
-    return shutil.get_terminal_size().columns if stream.isatty() else None
-
-
-_LABELLED = re.compile(r"(\s*)(\S.*?\s{2,})?(?=\S)")
 _MAX_CLASSES = 40
 """Classes that are listed; reports have all of them."""
-
-_NARROWEST = 24
-"""Texts are not wrapped into less than so many columns."""
-
-
-def fitted(lines: Sequence[str], width: int | None = None) -> list[str]:
-    """Lines of prose wrapped to the terminal, further ones indented; tables stay as they are."""
-    width = screen() if width is None else width
-    lines = [shown(line) for line in lines]
-    if width is None:
-        return lines
-    found = []
-    for line in lines:
-        match = _LABELLED.match(line)
-        text = line[match.end() :] if match else line
-        indent = match.end() if match and match[2] else len(line) - len(line.lstrip()) + 2
-        if len(line) <= width or "  " in text or " " not in text or width - indent < _NARROWEST:
-            found.append(line)
-        else:
-            found += textwrap.wrap(
-                line, width, subsequent_indent=" " * indent, drop_whitespace=True,
-                replace_whitespace=False, break_long_words=False, break_on_hyphens=False,
-            )  # fmt: skip
-    return found
-
-
-def table(rows: Sequence[Sequence[str]], indent: str = "  ", width: int | None = None) -> list[str]:
-    """Rows of texts in aligned columns; columns of numbers are aligned to the right.
-
-    Where that is wider than the terminal (or `width`), the last column is wrapped.
-    """
-    width = screen() if width is None else width
-    rows = [[on_one_line(cell, most=1_000) for cell in row] for row in rows]
-    widths = [max(len(row[c]) for row in rows) for c in range(len(rows[0]))]
-    numeric = [
-        all(row[c].replace(",", "").replace(".", "").rstrip("%").isdigit() for row in rows[1:])
-        for c in range(len(rows[0]))
-    ]
-    start = len(indent) + sum(widths[:-1]) + 2 * (len(widths) - 1)
-    wraps = width is not None and start + widths[-1] > width >= start + _NARROWEST
-    lines = []
-    for row in rows:
-        last = [row[-1]]
-        if wraps and width is not None:
-            last = textwrap.wrap(
-                row[-1], width - start, break_on_hyphens=False, break_long_words=False
-            ) or [""]
-        cells = [
-            cell.rjust(wide) if right else cell.ljust(wide)
-            for cell, wide, right in zip([*row[:-1], last[0]], widths, numeric, strict=True)
-        ]
-        lines.append((indent + "  ".join(cells)).rstrip())
-        lines += [" " * start + more for more in last[1:]]
-    return lines
 
 
 def plural(count: int, what: str) -> str:
@@ -437,7 +302,7 @@ def entry_lines(name: str, entry: Mapping[str, Any]) -> list[str]:
     return [
         f"{name}  registered by another tool",
         *(f"  {key:<{wide}}  {value}" for key, value in facts.items() if key != "name"),
-        f"to load it here, where it is: eval-ingest adopt --name {name}",
+        f"to load it here, where it is: eval-ingest adopt {name}",
     ]
 
 
@@ -473,7 +338,7 @@ def adopted_lines(adopted: "Adopted") -> list[str]:
         lines.append(f"  found otherwise ({done}):")
         lines += [f"    {difference}" for difference in adopted.differences]
         if not metadata.spec.correct:
-            lines.append(f"  to put it right: eval-ingest adopt --name {name} --correct")
+            lines.append(f"  to put it right: eval-ingest adopt {name} --correct")
     return [*lines, f'use it: EvalDataset("{name}", split="train")']
 
 

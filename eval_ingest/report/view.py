@@ -120,8 +120,7 @@ def open_view(root: EvalRoot, name: str) -> View:
     if index is None or assignment is None:
         missing = layout.window_index if index is None else layout.split_assignment
         raise NotIngestedError(
-            f"{name}: {missing} is not there or of another version; "
-            f"run: eval-ingest ingest --name {name}"
+            f"{name}: {missing} is not there or of another version; run: eval-ingest ingest {name}"
         )
     for stage, found in (("window_index", index), ("split_assignment", assignment)):
         if found.fingerprint != metadata.fingerprints.get(stage):

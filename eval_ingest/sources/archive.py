@@ -36,6 +36,7 @@ from eval_ingest.errors import (
     lacking,
 )
 from eval_ingest.sources.base import (
+    ANYBODY,
     CONFIG_FILES,
     Copies,
     Had,
@@ -52,7 +53,7 @@ from eval_ingest.sources.local import LocalSource
 from eval_ingest.sources.refill import fill, take_contents
 from eval_ingest.sources.stream import Checked, CutOffError, Version, stream_of
 from eval_ingest.sources.tar import TarError
-from eval_ingest.sources.unpacking import LIMITS, Limits, RefusedError, unpack
+from eval_ingest.sources.unpacking import LIMITS, ArrivedWindow, Limits, RefusedError, Unpacking
 from eval_ingest.sources.window_table import WindowTable
 
 CONTENTS_VERSION = 2
@@ -97,17 +98,62 @@ class ArchiveSource(Source):
 
     @property
     def notes(self) -> tuple[str, ...]:
-        behind = self._table.fact("behind")
+        behind = self._table.fact("behind") if self.is_whole else 0
         if not behind:
             return ()
         return (f"{self.archive}: {behind:,} bytes of no use follow the archive's end",)
 
     @cached_property
     def _table(self) -> WindowTable:
+        self.complete()
         return _table(self.unpacked)
 
     @property
-    def _windows(self) -> bytes:
+    def is_whole(self) -> bool:
+        """False while its windows have yet to be unpacked."""
+        return "_table" in vars(self) or _table(self.unpacked).is_whole
+
+    def complete(self) -> bool:
+        return self.arrive(lambda _: False)
+
+    def arrive(self, first: Callable[[Unpacking], bool]) -> bool:
+        """Unpack what isn't yet; False if all is.
+
+        Args:
+            first: is given what comes, and may take windows of it.
+
+        Raises:
+            SourceError: see `open_archive`; nothing of the archive is left then.
+        """
+        if self.is_whole:
+            return False
+        with _locked(self.unpacked.parent):
+            if not self.is_whole:
+                _unpack(self.archive, self.unpacked, self.limits, self.progress, first=first)
+        found = _dataset_in(self.unpacked / _TREE, self.archive)
+        if found != self.dataset:
+            raise SourceError(
+                f"{self.archive} holds a dataset in {self.dataset} and one in {found}"
+            )
+        return True
+
+    @property
+    def n_bytes(self) -> int:
+        """Of the archive."""
+        return Version.of(self.archive).size
+
+    def key_of(self, window: ArrivedWindow) -> str:
+        """A window's `group/name`."""
+        return os.fsdecode(window.folder.removeprefix(self.windows_folder))
+
+    def arrived(self, windows: Sequence[ArrivedWindow]) -> "ArrivedSource":
+        """The source as long as only these windows are wanted, which are in memory."""
+        return ArrivedSource(self.archive, self.unpacked, self.dataset, in_memory={
+            self.key_of(window): window for window in windows
+        })  # fmt: skip
+
+    @property
+    def windows_folder(self) -> bytes:
         """The archive's path of the dataset's windows; `.` is its top."""
         return b"windows/" if self.dataset == "." else os.fsencode(self.dataset) + b"/windows/"
 
@@ -117,15 +163,15 @@ class ArchiveSource(Source):
     # -------------------------------------------------------------------------------- listing
 
     def groups(self) -> list[str]:
-        return self._table.groups(self._windows)
+        return self._table.groups(self.windows_folder)
 
     def windows(self, groups: list[str], layers: frozenset[str]) -> Iterator[WindowFiles]:
         for group in sorted(groups):
-            for name, files in self._table.windows(self._windows + os.fsencode(f"{group}/")):
+            for name, files in self._table.windows(self.windows_folder + os.fsencode(f"{group}/")):
                 yield _wanted(group, name, files, layers)
 
     def window(self, group: str, name: str, layers: frozenset[str]) -> WindowFiles:
-        files = self._table.window(self._windows + os.fsencode(f"{group}/{name}"))
+        files = self._table.window(self.windows_folder + os.fsencode(f"{group}/{name}"))
         return _wanted(group, name, files or [], layers)
 
     def ensure_listed(self, groups: list[str], layers: frozenset[str]) -> None:
@@ -173,7 +219,7 @@ class ArchiveSource(Source):
         if not hasattr(self._local, "moving"):
             (self.unpacked / _MOVING).touch()
             self._local.moving = True
-        unpacked = self._table.window(self._windows + os.fsencode(files.key)) or ()
+        unpacked = self._table.window(self.windows_folder + os.fsencode(files.key)) or ()
         others = tuple(file.path for file in unpacked if file.path not in files.by_path)
         return Ours(f"{self.url}/windows/{files.key}", others)
 
@@ -187,6 +233,23 @@ class ArchiveSource(Source):
             for note in (_MOVING, _PART):
                 (self.unpacked / note).unlink(missing_ok=True)
         vars(self._local).pop("moving", None)
+
+
+@dataclass(frozen=True)
+class ArrivedSource(ArchiveSource):
+    """Windows that have come off an archive's stream, and are read in memory."""
+
+    in_memory: dict[str, ArrivedWindow] = field(default_factory=dict, compare=False)
+    """By `group/name`."""
+
+    def window(self, group: str, name: str, layers: frozenset[str]) -> WindowFiles:
+        versions = sorted(self.in_memory[f"{group}/{name}"].versions.items())
+        files = [SourceFile(os.fsdecode(p), n, v.decode()) for p, (n, v) in versions]
+        return _wanted(group, name, files, layers)
+
+    def fetch(self, files: WindowFiles, wanted: Sequence[SourceFile]) -> dict[str, Had]:
+        found = self.in_memory[files.key].files
+        return {file.path: Had(found[os.fsencode(file.path)], ANYBODY) for file in wanted}
 
 
 def _version(data: bytes) -> str:
@@ -216,6 +279,7 @@ def open_archive(
     limits: Limits = LIMITS,
     progress: Progress = no_progress,
     copies: Copies | None = None,
+    later: bool = False,
 ) -> ArchiveSource:
     """Unpack an archive, unless that is done, and open what is in it.
 
@@ -225,6 +289,8 @@ def open_archive(
         limits: more than this stops it.
         progress: told of the bytes of the archive that are read.
         copies: of its windows; and where it was unpacked for these.
+        later: True to leave its windows for when they are asked for, or `arrive`, if its
+            configuration stands before them.
 
     Raises:
         SourceNotFoundError: there is no such archive.
@@ -240,9 +306,18 @@ def open_archive(
                 if other != target:
                     shutil.rmtree(other, ignore_errors=True)
             if not _table(target).is_whole and not _taken(url, target, copies):
-                _unpack(url, target, limits, progress)
+                _begin(url, target, limits, progress, later)
     dataset = _dataset_in(target / _TREE, url)
     return ArchiveSource(url, target, dataset, limits, progress, copies)
+
+
+def _begin(url: str, target: Path, limits: Limits, progress: Progress, later: bool) -> None:
+    """Unpack an archive; but, if the rest is for later, not more than its configuration."""
+    if later and (target / _TABLE).is_file() and _table(target).fact("done"):
+        with contextlib.suppress(SourceError):
+            _dataset_in(target / _TREE, url)
+            return  # a run was stopped when its windows arrived
+    _unpack(url, target, limits, progress, first=lambda u: later and u.begin(CONFIG_FILES))
 
 
 def _taken(url: str, target: Path, copies: Copies | None) -> bool:
@@ -268,10 +343,18 @@ def _locked(folder: Path) -> Iterator[None]:
         raise _cannot_write(folder, error) from error
 
 
-def _unpack(url: str, target: Path, limits: Limits, progress: Progress, anew: bool = False) -> None:
+def _unpack(
+    url: str,
+    target: Path,
+    limits: Limits,
+    progress: Progress,
+    anew: bool = False,
+    first: Callable[[Unpacking], bool] = lambda _: False,
+) -> None:
     """Unpack what isn't yet; whoever is stopped goes on. Of a bad archive nothing stays.
 
-    With `anew`, its windows, or some, were moved away or removed when they had been copied.
+    With `anew`, its windows, or some, were moved away or removed when they had been copied. What
+    `first` doesn't take is unpacked after it, unless it says that this is enough.
     """
     version = Version.of(url)
     if version.name(url) != target.name:
@@ -282,8 +365,11 @@ def _unpack(url: str, target: Path, limits: Limits, progress: Progress, anew: bo
         table = _table(target)
         with table.writing(anew) as done, stream_of(url, version) as stream:
             each = _teller(stream, version.size, progress)
-            chunks = decompressed(stream.read)
-            behind = unpack(chunks, tree, table, done, limits, each, anew)
+            with contextlib.closing(decompressed(stream.read)) as chunks:
+                unpacking = Unpacking(chunks, tree, table, done, limits, each, anew)
+                if first(unpacking):
+                    return
+                behind = unpacking.rest()
             stream.compare()
             table.finish(behind=behind)
         for note in (_MOVING, _PART):

@@ -227,6 +227,10 @@ class Source(ABC):
         """What the user should know of it."""
         return ()
 
+    def complete(self) -> bool:
+        """Have at hand what was left for later; False if there is no such thing."""
+        return False
+
     @abstractmethod
     def read_text(self, name: str) -> str | None:
         """A file beside the windows folder, or None if it isn't there."""

@@ -8,7 +8,7 @@ import bz2
 import lzma
 import queue
 import threading
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator
 from typing import Any
 
 from isal import igzip_lib, isal_zlib
@@ -30,7 +30,7 @@ class StreamError(ValueError):
     """The compressed stream is damaged, cut off, or followed by something else."""
 
 
-def decompressed(read: Callable[[int], bytes]) -> Iterator[bytes]:
+def decompressed(read: Callable[[int], bytes]) -> Chunks:
     """The bytes of a stream, decompressed if they are compressed, which its first bytes say.
 
     Args:
@@ -134,7 +134,7 @@ def _is_at_end(source: _Input, magic: bytes) -> bool:
     return True
 
 
-def _on_a_thread(chunks: Chunks) -> Iterator[bytes]:
+def _on_a_thread(chunks: Chunks) -> Chunks:
     """What a generator gives, made on a thread of its own, a little ahead of whoever takes it."""
     ready: queue.Queue[bytes | BaseException | None] = queue.Queue(_AHEAD)
     stopped = threading.Event()

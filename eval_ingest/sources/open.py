@@ -28,6 +28,7 @@ def open_source(
     staging_limit: int | None = None,
     progress: Progress = no_progress,
     copies: Copies | None = None,
+    later: bool = False,
 ) -> Source:
     """The source at a path or URL: a folder, a bucket's folder, or an archive of one.
 
@@ -39,6 +40,8 @@ def open_source(
         progress: told how much of an archive is unpacked.
         copies: what a bucket's or an archive's windows are taken from as far as may be.
 
+        later: True to leave an archive's windows for when they are asked for.
+
     Raises:
         SourceNotFoundError: there is nothing, or no rslearn dataset.
         SourceError: it can't be reached.
@@ -47,7 +50,8 @@ def open_source(
     if is_archive(url):
         from eval_ingest.sources.archive import open_archive
 
-        return with_database(open_archive(url, archives, progress=progress, copies=copies))
+        found = open_archive(url, archives, progress=progress, copies=copies, later=later)
+        return with_database(found)
     source: Source
     if "://" in url:
         # fsspec's file systems take a second to import; a folder needs none of them.

@@ -219,7 +219,10 @@ def with_database(source: Source) -> Source:
         named = storage.rpartition(".")[2] == "SQLiteWindowStorageFactory"
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
         return source
-    if not named or not (source.on_disk(DATABASE, _LOG) / DATABASE).is_file():
+    if not named:
+        return source
+    source.complete()
+    if not (source.on_disk(DATABASE, _LOG) / DATABASE).is_file():
         return source
     return SqliteSource(source)
 

@@ -9,17 +9,17 @@ target, and not more than the limits allow.
 import os
 import shutil
 import stat
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import google_crc32c
 
 from eval_ingest.errors import StoreError
 from eval_ingest.sources.tar import Member, TarError, TarStream
-from eval_ingest.sources.window_table import WindowTable
+from eval_ingest.sources.window_table import Files, WindowTable
 
-_WINDOWS = b"windows"
+_WINDOWS, _VERSION = b"windows", b"crc32c:%08x"
 _ROOM_EVERY = 1 << 28
 """Bytes between two looks at how much room is left on the disk."""
 _MADE = 1 << 16
@@ -43,69 +43,187 @@ class RefusedError(ValueError):
     """The archive holds what is not unpacked."""
 
 
-def unpack(
-    chunks: Iterable[bytes],
-    target: Path,
-    table: WindowTable,
-    done: int,
-    limits: Limits,
-    each: Callable[[], None],
-    fill: bool = False,
-) -> int:
-    """Write the members as they come; those that a stopped run has written are passed over.
+_GATHERED_BYTES = 1 << 26
+"""Of a window that is gathered in memory; a larger one is written piece by piece."""
+
+
+@dataclass
+class ArrivedWindow:
+    """A window whose files came one after the other, and that isn't written yet."""
+
+    folder: bytes
+    """Its path in the archive."""
+    last: int = 0
+    """The number of the last of its members."""
+    files: dict[bytes, bytes] = field(default_factory=dict)
+    """By their path in the window."""
+    versions: Files = field(default_factory=dict)
+    n_bytes: int = 0
+    _folders: set[bytes] = field(default_factory=set)
+
+    def add(self, path: bytes, data: bytes) -> None:
+        """Add a file; the last of a name counts."""
+        above = [path[:k] for k, letter in enumerate(path) if letter == ord("/")]
+        self._folders.update(above)
+        if path in self._folders or not self.files.keys().isdisjoint(above):
+            raise _twice([self.folder, path])
+        self.files[path] = data
+        self.versions[path] = len(data), _VERSION % google_crc32c.value(data)
+        self.n_bytes += len(data)
+
+    def add_folder(self, path: bytes) -> None:
+        """Note a folder, which is made where a file needs it."""
+        self._folders.add(path)
+        if path in self.files:
+            raise _twice([self.folder, path])
+
+
+class Unpacking:
+    """The members of an archive on their way to become files.
+
+    Three steps, of which only the last has to be taken: what stands before the windows, windows
+    that somebody else writes, and the rest.
 
     Args:
         chunks: the archive's bytes, uncompressed, in pieces.
-        target: the folder that takes them; whatever lies there was written by this function.
+        target: the folder that takes them; whatever lies there was written by this class.
         table: takes note of what is written, and of how many members are.
-        done: members that a stopped run has written and noted.
+        done: members that a stopped run has written and noted: they are passed over.
         limits: more than this stops it.
         each: called after every member.
         fill: True if files that are there with the right size needn't be written again.
 
-    Returns:
-        How many bytes of no use follow the archive's end.
-
-    Raises:
+    Each step raises:
         TarError: the archive is damaged, cut off, or none.
         RefusedError: it is unsafe or larger than the limits.
         StoreError: the disk has no room for it.
         OSError: it can't be written.
     """
-    archive = TarStream(chunks)
-    files = _Files(target, fill)
-    total = number = 0
-    for number, member in enumerate(archive, 1):
-        total += member.size
-        parts = _checked_parts(member, limits)
-        if number > limits.members or total > limits.total_bytes:
-            raise RefusedError(
-                f"holds more than {limits.members:,} members or {limits.total_bytes:,} bytes; "
-                "unpack it by hand and give the folder"
-            )
-        if number > done and parts:
-            written = None
+
+    def __init__(
+        self,
+        chunks: Iterable[bytes],
+        target: Path,
+        table: WindowTable,
+        done: int,
+        limits: Limits,
+        each: Callable[[], None],
+        fill: bool = False,
+    ) -> None:
+        self._archive = TarStream(chunks)
+        self._target, self._table, self._done = target, table, done
+        self._files = _Files(target, fill)
+        self._number = 0
+        self._members = self._checked(limits, each)
+        self._held: tuple[Member, list[bytes]] | None = None
+        """A member that the next step begins with."""
+        self._large: ArrivedWindow | None = None
+
+    def _checked(
+        self, limits: Limits, each: Callable[[], None]
+    ) -> Iterator[tuple[Member, list[bytes]]]:
+        """The members that aren't written yet, with the parts of their paths."""
+        total = 0
+        for member in self._archive:
+            self._number += 1
+            total += member.size
+            parts = _checked_parts(member, limits)
+            if self._number > limits.members or total > limits.total_bytes:
+                raise RefusedError(
+                    f"holds more than {limits.members:,} members or {limits.total_bytes:,} bytes; "
+                    "unpack it by hand and give the folder"
+                )
+            if self._number > self._done and parts:
+                yield member, parts
+            each()
+
+    def begin(self, config_files: Sequence[str]) -> bool:
+        """Write what stands before the first window; True if a configuration does."""
+        for member, parts in self._members:
+            if _WINDOWS not in parts:
+                self._put(member, parts)
+                continue
+            above = self._target / os.fsdecode(b"/".join(parts[: parts.index(_WINDOWS)]))
+            self._held = member, parts
+            self._table.flush(force=True, done=self._number - 1)
+            return any((above / name).is_file() for name in config_files)
+        return False
+
+    def windows(self, group_folders: bytes) -> Iterator[ArrivedWindow]:
+        """Windows whose members stand together, up to one that doesn't, or is large.
+
+        They are written by whoever takes them, who notes each when all before it are written.
+        Other members are written here.
+
+        Args:
+            group_folders: the archive's path of the windows, with a slash at its end.
+        """
+        seen: set[int] = set()
+        window: ArrivedWindow | None = None
+        for member, parts in self._members:
+            folder, path = _window_of(parts)
+            if not folder.startswith(group_folders) or not (path or member.is_folder):
+                self._put(member, parts)
+                continue
+            if window is None or folder != window.folder:
+                if window is not None:
+                    yield window
+                if hash(folder) in seen or (self._done and self._table.window(folder) is not None):
+                    self._held = member, parts
+                    return
+                seen.add(hash(folder))
+                window = ArrivedWindow(folder)
+            if window.n_bytes + member.size > _GATHERED_BYTES:
+                self._held, self._large = (member, parts), window
+                return
+            window.last = self._number
             if member.is_folder:
-                files.make_folder(parts)
+                window.add_folder(path)
             else:
-                written = files.write(parts, member.size, archive.data())
-            _note(table, parts, written)
-            table.flush(done=number)
-        each()
-    table.flush(force=True, done=number)
-    return archive.behind
+                self._files.require_room(member.size)
+                window.add(path, b"".join(self._archive.data()))
+        if window is not None:
+            yield window
+
+    def note(self, window: ArrivedWindow) -> None:
+        """Note a window that was written, and that all before it are."""
+        self._table.add(window.folder, window.versions)
+        self._table.flush(done=window.last)
+
+    def rest(self) -> int:
+        """Write all that is left; gives how many bytes of no use follow the archive's end."""
+        if self._large is not None:
+            for path, data in self._large.files.items():
+                parts = [*self._large.folder.split(b"/"), *path.split(b"/")]
+                self._files.write(parts, len(data), (memoryview(data),))
+            self._table.add(self._large.folder, self._large.versions)
+        if self._held is not None:
+            self._put(*self._held)
+        for member, parts in self._members:
+            self._put(member, parts)
+            self._table.flush(done=self._number)
+        self._table.flush(force=True, done=self._number)
+        return self._archive.behind
+
+    def _put(self, member: Member, parts: list[bytes]) -> None:
+        """Write a member, and note its size and version, or a folder, if it belongs to a window."""
+        folder, path = _window_of(parts)
+        if member.is_folder:
+            self._files.make_folder(parts)
+            if folder:
+                self._table.add(folder, {})  # it may have no files
+        else:
+            written = self._files.write(parts, member.size, self._archive.data())
+            if path:
+                self._table.add(folder, {path: written})
 
 
-def _note(table: WindowTable, parts: list[bytes], written: tuple[int, bytes] | None) -> None:
-    """Note a file's size and version, or a folder, if it belongs to a window."""
-    if _WINDOWS not in parts:
-        return
-    place = parts.index(_WINDOWS) + 3
-    window, path = b"/".join(parts[:place]), b"/".join(parts[place:])
-    if path and written is not None:
-        table.add(window, {path: written})
-    elif len(parts) >= place and written is None:
-        table.add(window, {})  # it may have no files
+def _window_of(parts: list[bytes]) -> tuple[bytes, bytes]:
+    """The folder of the window that a member belongs to, and its path in there; empty if none."""
+    place = parts.index(_WINDOWS) + 3 if _WINDOWS in parts else len(parts) + 1
+    if len(parts) < place:
+        return b"", b""
+    return b"/".join(parts[:place]), b"/".join(parts[place:])
 
 
 def _checked_parts(member: Member, limits: Limits) -> list[bytes]:
@@ -158,7 +276,7 @@ class _Files:
         self, parts: list[bytes], size: int, pieces: Iterable[memoryview]
     ) -> tuple[int, bytes]:
         """Write a file, in the place of an earlier one of its name; its size and version."""
-        self._require_room(size)
+        self.require_room(size)
         path = self.make_folder(parts[:-1]) + b"/" + parts[-1]
         if self._fill and _size(path) == size:
             return size, _version(pieces, None)
@@ -172,7 +290,8 @@ class _Files:
         finally:
             os.close(opened)
 
-    def _require_room(self, size: int) -> None:
+    def require_room(self, size: int) -> None:
+        """Look, now and then, whether there is room for so many bytes more."""
         self._unchecked += size
         if self._unchecked < _ROOM_EVERY:
             return
@@ -192,7 +311,7 @@ def _version(pieces: Iterable[memoryview], opened: int | None) -> bytes:
         crc = google_crc32c.extend(crc, bytes(piece))
         while piece and opened is not None:
             piece = piece[os.write(opened, piece) :]
-    return b"crc32c:%08x" % crc
+    return _VERSION % crc
 
 
 def _size(path: bytes) -> int | None:

@@ -142,7 +142,7 @@ def find_spec(settings: Settings, name: str) -> DatasetSpec:
             name,
             specs,
             "the catalog",
-            f"To add it: eval-ingest ingest --name {name} --source PATH_OR_URL",
+            f"To add it: eval-ingest ingest {name} --source PATH_OR_URL",
         )
     return specs[name]
 

@@ -42,14 +42,14 @@ def refuse_theirs(store: DatasetStore, spec: DatasetSpec) -> None:
         if found is Whose.INGESTED:
             raise NotOursError(
                 f"{name} was ingested by eval_ingest itself, so there is nothing to adopt; "
-                f"to bring it up to date: eval-ingest ingest --name {name}"
+                f"to bring it up to date: eval-ingest ingest {name}"
             )
         return
     if found is Whose.ADOPTED:
         raise NotOursError(
             f"{name} is adopted: the windows in {store.url} are another tool's, and an ingest "
             f"would replace them; give the new dataset another --name, or bring what was made of "
-            f"them up to date: eval-ingest adopt --name {name}"
+            f"them up to date: eval-ingest adopt {name}"
         )
     entry = None if found is Whose.INGESTED else their_entry(store.root, name)
     if found is Whose.THEIRS or entry is not None:
@@ -67,7 +67,7 @@ def _told(store: DatasetStore, found: Whose, entry: Mapping[str, Any] | None) ->
         )
     take = "look who made it; nothing is written into it"
     if entry is not None or "windows" in store.names():
-        take = f"take it over where it is: eval-ingest adopt --name {store.name}"
+        take = f"take it over where it is: eval-ingest adopt {store.name}"
     return f"{what}; give the new dataset another --name, or {take}"
 
 

@@ -115,13 +115,13 @@ def require_metadata(root: EvalRoot, name: str) -> Metadata:
         if entry and not is_ours(entry):
             raise NotOursError(
                 f"{name} is registered by another tool, in {entry.get('weka_path', '?')}; to make "
-                f"it loadable here, where it is: eval-ingest adopt --name {name}"
+                f"it loadable here, where it is: eval-ingest adopt {name}"
             )
         raise UnknownDatasetError(
             name,
             root.dataset_names(),
             f"the eval root {root.url}",
-            f"To ingest it: eval-ingest ingest --name {name}",
+            f"To ingest it: eval-ingest ingest {name}",
         )
     return metadata
 

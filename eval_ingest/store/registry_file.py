@@ -78,7 +78,7 @@ def understood(data: bytes | None) -> Standing:
     """What stands in a file of these bytes."""
     if data is None:
         return Standing(None, RegistryText())
-    text = data.decode(**_ENCODING)
+    text = data.decode(**_ENCODING).removeprefix("\ufeff")
     damage = wrong_seal(data) if is_sealed(data) else ""
     try:
         return Standing(data, RegistryText.parse(text), is_sealed(data) and not damage, damage)

@@ -133,7 +133,7 @@ def read_sealed_json(path: Path, cure: str) -> dict[str, Any] | None:
 
 def cure_for(name: str) -> str:
     """The cure for damage of what an ingest makes anew."""
-    return f"run: eval-ingest ingest --name {name}"
+    return f"run: eval-ingest ingest {name}"
 
 
 def unless_damaged(read: Callable[[], Value | None]) -> Value | None:

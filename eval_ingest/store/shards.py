@@ -89,10 +89,14 @@ class ArrayPlan:
             return (self.count, *self.shape)
         return (int(self.offsets[-1]),)
 
+    def offset(self, row: int) -> int:
+        """First element of a row; the end of the last one for `count`."""
+        return int(self.offsets[row]) if self.shape is None else row * math.prod(self.shape)
+
     @property
     def n_bytes(self) -> int:
         """Bytes of all rows."""
-        return int(self.offsets[-1]) * np.dtype(self.dtype).itemsize
+        return self.offset(self.count) * np.dtype(self.dtype).itemsize
 
     def shape_of(self, row: int) -> tuple[int, ...]:
         """Shape of a row."""
@@ -158,7 +162,7 @@ class ShardWriter:
         """The file descriptor of an array."""
         found = self._files.get(name)
         if found is None:
-            opened = os.open(self.folder / f"{name}.npy", os.O_WRONLY)
+            opened = os.open(self.folder / f"{name}.npy", os.O_RDWR)
             found = self._files.setdefault(name, opened)
             if found != opened:  # another thread was faster
                 os.close(opened)
@@ -193,12 +197,33 @@ class ShardWriter:
             opened = self._file(plan.name)
             # Not through a memory map: a full disk would be a fatal signal there.
             view = memoryview(array.reshape(-1).view(np.uint8).data)
-            start = len(npy_header(plan.file_shape, array.dtype))
-            at = start + int(plan.offsets[row]) * array.itemsize
+            at = self._place(plan, row)
             with store_errors("writing", self.folder / plan.name):
                 while view:
                     written = os.pwrite(opened, view, at)
                     view, at = view[written:], at + written
+
+    def read(self, row: int) -> dict[str, NDArray[Any]]:
+        """The arrays of a window that were written.
+
+        Raises:
+            StoreError: they can't be read.
+        """
+        found = {}
+        for plan in self.plans:
+            dtype, shape = np.dtype(plan.dtype), plan.shape_of(row)
+            n_bytes = math.prod(shape) * dtype.itemsize
+            # Not through a memory map: all of the shard would count as this process's memory.
+            with store_errors("reading", self.folder / plan.name):
+                data = os.pread(self._file(plan.name), n_bytes, self._place(plan, row))
+            found[plan.name] = np.frombuffer(data, dtype).reshape(shape)
+        return found
+
+    @staticmethod
+    def _place(plan: ArrayPlan, row: int) -> int:
+        """Where a row begins in its file."""
+        dtype = np.dtype(plan.dtype)
+        return len(npy_header(plan.file_shape, dtype)) + plan.offset(row) * dtype.itemsize
 
     def sync(self) -> None:
         """Bring what was written to the disk.

@@ -110,7 +110,7 @@ class Windows:
             if not (folder and _moved(folder, aside, files, others)):
                 os.chmod(aside, 0o777 & ~umask())
                 plain += [(file.path, file.read(), file.permissions) for file in files if file.ours]
-            _write_checked(aside, plain)
+            write_checked(aside, plain)
             old = f"{aside}.old"
             if final.exists():
                 # Moved, not removed, so that no half of it is ever in its place.
@@ -142,7 +142,7 @@ class Windows:
             old = path.read_bytes()
             new = with_split(old, split)
             aside.unlink(missing_ok=True)  # a run was stopped right here
-            _write_checked(str(path.parent), [(aside.name, new, path.stat().st_mode & 0o666)])
+            write_checked(str(path.parent), [(aside.name, new, path.stat().st_mode & 0o666)])
             os.replace(aside, path)
         return with_metadata(copied, split, old, new)
 
@@ -235,7 +235,7 @@ def _moved(folder: str, aside: str, files: Contents, others: Collection[str]) ->
     return True
 
 
-def _write_checked(folder: str, files: Sequence[_Plain]) -> None:
+def write_checked(folder: str, files: Sequence[_Plain]) -> None:
     """Write files that aren't there yet, with the folders that they need, and read them back.
 
     Raises:

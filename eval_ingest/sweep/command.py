@@ -19,12 +19,13 @@ TASKS_EXAMPLES = """\
 examples:
   eval-ingest tasks --format olmoearth > our_tasks.py
   eval-ingest tasks --format olmoearth --datasets tolbi_crops nandi
-  eval-ingest tasks --format olmoearth --as overrides | xargs python train.py train my_run local
+  eval-ingest tasks --format olmoearth --as overrides | \\
+    xargs python train.py train my_run local
 """
 
 SIGNAL_EXAMPLES = """\
 examples:
-  eval-ingest signal --name tolbi_crops
+  eval-ingest signal tolbi_crops
   eval-ingest signal --all --budget 120 --suite suites/proposed.yaml
 """
 
@@ -113,7 +114,7 @@ def add_commands(commands: Any, add_command: AddCommand) -> None:
 
 
 def _sweep(options: argparse.Namespace) -> int:
-    from eval_ingest.report.terminal import Progress, fitted, say
+    from eval_ingest.report.printing import Progress, say, told
     from eval_ingest.sweep.run import run_sweep
 
     with Progress(quiet=options.json) as progress:
@@ -130,7 +131,7 @@ def _sweep(options: argparse.Namespace) -> int:
     if options.json:
         say(json.dumps(_facts(table, options.out, plots), indent=2, ensure_ascii=False))
     else:
-        say("\n".join(fitted(_summary(table, options.out, plots))))
+        say(told(_summary(table, options.out, plots)))
     return 1 if table.failures else 0
 
 
@@ -182,15 +183,15 @@ def _leaderboard(options: argparse.Namespace) -> int:
     if options.json:
         print(json.dumps(leaderboard_json(boards), indent=2, ensure_ascii=False))
     else:
-        from eval_ingest.report.terminal import screen
+        from eval_ingest.report.printing import say, screen, told
 
         width = screen() or 120
-        print("\n".join(line for board in boards for line in board_lines(board, width)))
+        say(told([line for board in boards for line in board_lines(board, width)]))
     return 0
 
 
 def _signal(options: argparse.Namespace) -> int:
-    from eval_ingest.report.terminal import Progress, fitted
+    from eval_ingest.report.printing import Progress, say, told
     from eval_ingest.store.atomic import write_bytes
     from eval_ingest.sweep.signal import measure_all
 
@@ -207,7 +208,7 @@ def _signal(options: argparse.Namespace) -> int:
     if options.json:
         print(json.dumps(found.facts, indent=2, ensure_ascii=False))
     else:
-        print("\n".join(fitted(found.lines())))
+        say(told(found.lines()))
     return 1 if found.failures else 0
 
 
@@ -238,7 +239,7 @@ def board_lines(board: "Leaderboard", width: int = 120) -> list[str]:
 
     Datasets by encoders where that fits into so many columns, else a line per dataset and encoder.
     """
-    from eval_ingest.report.terminal import table
+    from eval_ingest.report.printing import table
 
     seeds = max((cell.seeds for cell in board.cells.values()), default=1)
     title = (
@@ -265,7 +266,7 @@ def board_lines(board: "Leaderboard", width: int = 120) -> list[str]:
         for encoder, text in texts.items():
             tall.append([*facts, encoder, text])
             facts = [""] * len(facts)
-    lines = table(wide)
+    lines = table(wide, width=sys.maxsize)
     if max(map(len, lines)) > width:
         lines = table(tall)
     return [title, *lines, ""]

@@ -16,7 +16,7 @@ import torch
 from eval_ingest.core.eval_settings import EvalSettings
 from eval_ingest.errors import EvalIngestError, SweepError
 from eval_ingest.loading import EvalDataset
-from eval_ingest.report.terminal import table
+from eval_ingest.report.printing import table
 from eval_ingest.settings import Settings
 from eval_ingest.store.roots.open import open_root
 from eval_ingest.sweep.embed import Embedded, EmbeddedBatch, embedded_batches, joined

@@ -25,7 +25,7 @@ from eval_ingest.core.task import Task, TaskKind
 from eval_ingest.engine import Progress, no_progress
 from eval_ingest.errors import EvalIngestError, StaleStageError, SweepError
 from eval_ingest.loading import EvalDataset
-from eval_ingest.report.terminal import fitted
+from eval_ingest.report.printing import fitted, screen
 from eval_ingest.settings import Settings
 from eval_ingest.store.registry import rebuild_registry, require_metadata, write_metadata
 from eval_ingest.store.roots.base import EvalRoot
@@ -155,7 +155,7 @@ class Signals(dict[str, Signal]):
         return lines
 
     def __repr__(self) -> str:
-        return "\n".join(fitted(self.lines()))
+        return "\n".join(fitted(self.lines(), screen()))
 
 
 def measure_all(

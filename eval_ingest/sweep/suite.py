@@ -174,7 +174,7 @@ class Suite(BaseModel):
                     name,
                     known,
                     f"the eval root {root.url}",
-                    f"To ingest it: eval-ingest ingest --name {name}",
+                    f"To ingest it: eval-ingest ingest {name}",
                 )
         return tuple(dict.fromkeys(self.datasets))
 

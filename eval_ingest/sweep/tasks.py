@@ -134,7 +134,7 @@ def trainer_tasks(
                 name,
                 entries,
                 root.shown(root.layout.registry),
-                f"To ingest it: eval-ingest ingest --name {name}",
+                f"To ingest it: eval-ingest ingest {name}",
             )
     tasks: list[TrainerTask] = []
     left_out = {}

@@ -14,6 +14,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
+import pytest
 import yaml
 
 LFS_BYTES = 4096
@@ -37,6 +38,17 @@ class Hub:
         self.uploads: list[str] = []
         self.fail_after: int | None = None
         """Uploads of blobs that are taken before the connection is refused."""
+
+    def is_used_by(self, patch: pytest.MonkeyPatch) -> None:
+        """Have huggingface_hub, which has read the environment by now, take it for the Hub."""
+        from huggingface_hub import constants
+
+        patch.setenv("HF_ENDPOINT", self.url)
+        patch.setattr(constants, "ENDPOINT", self.url)
+        template = f"{self.url}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
+        patch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+        patch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+        patch.setattr(constants, "HF_HUB_DISABLE_PROGRESS_BARS", True)
 
     def files(self, repo: str, revision: str = "main") -> dict[str, bytes]:
         """The files of a commit."""

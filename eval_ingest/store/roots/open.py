@@ -28,10 +28,11 @@ def open_root(settings: Settings, root: str | Path | None = None) -> EvalRoot:
     if text.startswith(SCHEME):
         text = HubAddress.parse(text).root
     scheme, separator, rest = text.partition("://")
-    if not separator:
-        return EvalRoot(Path(text).expanduser().absolute())
-    if scheme == "file":
-        return EvalRoot(Path("/" + rest.lstrip("/")))
+    if not separator or scheme == "file":
+        path = Path("/" + rest.lstrip("/") if separator else text).expanduser().absolute()
+        if path.is_file():
+            raise StoreError(f"the eval root {path} is a file; give a folder")
+        return EvalRoot(path)
     mounted = weka_mount(text)
     if mounted is not None:
         return EvalRoot(mounted)

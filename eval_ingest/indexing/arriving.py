@@ -1,0 +1,233 @@
+"""The windows of an archive, judged and packed as they come off its stream.
+
+Belongs here: the first pass over an archive, in which workers write the files of each window and
+index it by the bytes that they have in hand. Does not: what a row is (rows.py), and the index
+itself (build.py). What is done here counts like the work of a run that was stopped: `index_source`
+goes on from there. So a window that came in two parts, or lies where it isn't looked for, is read
+from the disk then, and an archive whose configuration stands behind its windows is judged by that.
+"""
+
+import os
+import shutil
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Executor
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+from eval_ingest.core.index import index_schema
+from eval_ingest.engine import MANY_WINDOWS, executor, map_ordered
+from eval_ingest.errors import SourceError
+from eval_ingest.indexing.apart import Apart
+from eval_ingest.indexing.build import index_task, known_rows, partial_rows
+from eval_ingest.indexing.packer import Packer, Packers
+from eval_ingest.indexing.partial import ARRIVED
+from eval_ingest.indexing.wanted import check_storage, groups_named
+from eval_ingest.indexing.work import IndexedShard, IndexTask
+from eval_ingest.job import Job, read_again
+from eval_ingest.sources.archive import ArchiveSource
+from eval_ingest.sources.base import ANYBODY, Listed
+from eval_ingest.sources.tar import TarError
+from eval_ingest.sources.unpacking import ArrivedWindow, Unpacking
+from eval_ingest.store.index_file import read_index
+from eval_ingest.store.seal import unless_damaged
+from eval_ingest.store.shards import PackRow
+from eval_ingest.store.window_files import write_checked
+
+_TOGETHER, _TOGETHER_BYTES = 32, 4 << 20
+"""Windows that a worker gets at a time, and their bytes, if they are more than one."""
+_MANY_BYTES = 64 << 20
+"""Of an archive that is worth starting processes for."""
+_SHARD_BYTES = 2 << 30
+"""Of a shard: a run that is stopped loses what it has packed of one."""
+
+
+def index_arriving(job: Job) -> Job:
+    """Unpack an archive, if that is left to do, and index its windows on the way where that can be.
+
+    Gives the job with the configuration that all of the archive has.
+
+    Raises:
+        SourceError: the archive is damaged, or refused.
+        StoreError: the eval root can't be written.
+    """
+    source = job.source
+    if not isinstance(source, ArchiveSource) or source.is_whole:
+        return job
+    # Elsewhere there are other disks; and a part that is chosen of all windows needs them all.
+    apart = "://" in job.settings.engine or job.spec.max_samples is not None
+    old = unless_damaged(lambda: read_index(job.layout.window_index))
+    if apart or known_rows(job, old) is not None:
+        source.complete()
+    else:
+        check_storage(source, job.config)
+        _Arrivals(job, source).take_all()
+    return read_again(job)
+
+
+class Arriving(NamedTuple):
+    """A window on its way to a worker."""
+
+    window: ArrivedWindow
+    place: int
+    packer: Packer | None
+    is_wanted: bool
+    """False if it is only written: nobody asks for its group."""
+
+
+@dataclass(frozen=True)
+class ArrivingTask:
+    """What a worker does with some windows; pickled for worker processes."""
+
+    source: ArchiveSource
+    index: IndexTask
+
+    def __call__(self, batch: Sequence[Arriving]) -> IndexedShard:
+        """Write the windows' files, and index those that are wanted."""
+        for item in batch:
+            self._write(item.window)
+        wanted = [item for item in batch if item.is_wanted]
+        if not wanted:
+            return IndexedShard(index_schema(self.index.config).empty_table())
+        task = replace(self._reading(wanted), packer=wanted[0].packer)
+        return task([(item.place, self.listed(item.window)) for item in wanted])
+
+    def shape_of(self, batch: Sequence[Arriving]) -> PackRow | None:
+        """The shape of the first of some windows that is valid."""
+        for item in batch:
+            self._write(item.window)
+        found = (self._reading([w]).shape_of(self.listed(w.window)) for w in batch if w.is_wanted)
+        return next((row for row in found if row is not None), None)
+
+    def crashed(self, item: Arriving, why: str) -> IndexedShard:
+        """See `IndexTask.crashed`."""
+        return self._reading([item]).crashed((item.place, self.listed(item.window)), why)
+
+    def _reading(self, batch: Sequence[Arriving]) -> IndexTask:
+        return replace(self.index, source=self.source.arrived([item.window for item in batch]))
+
+    def listed(self, window: ArrivedWindow) -> Listed:
+        """Its group and name."""
+        group, _, name = self.source.key_of(window).partition("/")
+        return Listed(group, name)
+
+    def _write(self, window: ArrivedWindow) -> None:
+        folder = f"{self.source.url}/windows/{self.source.key_of(window)}"
+        files = [(os.fsdecode(path), data, ANYBODY) for path, data in window.files.items()]
+        try:
+            os.makedirs(folder)
+        except FileExistsError:  # a worker that was lost, or a run that was stopped, was at it
+            shutil.rmtree(folder)
+            os.makedirs(folder)
+        except NotADirectoryError as error:
+            raise TarError(f"a folder above {folder} is a file in another place") from error
+        write_checked(folder, files)
+
+
+class _Arrivals:
+    """One pass over an archive."""
+
+    def __init__(self, job: Job, source: ArchiveSource) -> None:
+        self._job, self._source = job, source
+        self._parts = partial_rows(job)
+        self._parts.packing_key = ARRIVED
+        self._groups = groups_named(job.spec, job.config)
+        self._task = ArrivingTask(source, index_task(job))
+        self._waiting: deque[tuple[Packer | None, list[ArrivedWindow]]] = deque()
+        self._packers: Packers | None = None
+        self._published: list[str] = []
+
+    def take_all(self) -> None:
+        """Index what comes, and unpack the rest."""
+        shutil.rmtree(self._parts.packing, ignore_errors=True)  # of a run that was stopped
+        try:
+            self._source.arrive(self._take)
+            self._publish(None)
+        except SourceError:
+            if not self._source.unpacked.exists():  # of a bad archive nothing stays
+                self._parts.clear()
+                samples = self._job.layout.samples
+                self._job.store.remove(samples / name for name in self._published)
+            raise
+        finally:
+            self._parts.flush()
+
+    def _take(self, unpacking: Unpacking) -> bool:
+        workers = self._job.settings.workers
+        many = MANY_WINDOWS if self._source.n_bytes > _MANY_BYTES else 0
+        apart = Apart(
+            self._task, IndexedShard.joined, self._task.crashed, self._task.index.window_bytes
+        )
+        with executor(self._job.settings, many) as pool:
+            batches = self._batches(unpacking.windows(self._source.windows_folder), pool)
+            for shard in map_ordered(pool, self._task, batches, 2 * workers, apart):
+                self._note(unpacking, shard)
+        return False
+
+    def _batches(
+        self, windows: Iterable[ArrivedWindow], pool: Executor
+    ) -> Iterator[list[Arriving]]:
+        for number, some in enumerate(_together(windows)):
+            if number == 0:
+                self._plan(some, pool)
+            while some:
+                wanted = [window for window in some if self._is_wanted(window)]
+                packer, places = None, range(len(wanted))
+                if self._packers is not None and wanted:
+                    packer, places = self._packers.places([self._task.listed(w) for w in wanted])
+                left = wanted[len(places) :]
+                end = some.index(left[0]) if left else len(some)
+                here, some = some[:end], some[end:]
+                self._waiting.append((packer, here))
+                numbers = iter(places)
+                yield [
+                    Arriving(window, next(numbers), packer, True)
+                    if self._is_wanted(window)
+                    else Arriving(window, -1, None, False)
+                    for window in here
+                ]
+
+    def _plan(self, first: list[ArrivedWindow], pool: Executor) -> None:
+        """Plan shards for windows like the first valid one; without one, nothing is packed here."""
+        batch = [Arriving(window, 0, None, self._is_wanted(window)) for window in first]
+        (like,) = map_ordered(pool, self._task.shape_of, [batch], 1, _unknown)
+        if like is not None:
+            most = min(self._job.store.shard_bytes, _SHARD_BYTES)
+            self._packers = Packers(self._parts.packing, self._job.config, like, most)
+
+    def _is_wanted(self, window: ArrivedWindow) -> bool:
+        group, _, name = self._source.key_of(window).partition("/")
+        hidden = group.startswith(".") or name.startswith(".")
+        return not hidden and (self._groups is None or group in self._groups)
+
+    def _note(self, unpacking: Unpacking, shard: IndexedShard) -> None:
+        packer, windows = self._waiting.popleft()
+        if packer is not None:
+            self._publish(packer)
+            packer.note(shard.packed)
+        self._parts.add(shard)
+        for window in windows:
+            unpacking.note(window)
+
+    def _publish(self, before: Packer | None) -> None:
+        if self._packers is not None:
+            store, key = self._job.store, self._job.row_key
+            self._published += self._packers.publish(store, key, before)
+
+
+def _unknown(lost: list[list[Arriving]]) -> list[PackRow | None]:
+    return [None] * len(lost)
+
+
+def _together(windows: Iterable[ArrivedWindow]) -> Iterator[list[ArrivedWindow]]:
+    """Some windows at a time."""
+    some: list[ArrivedWindow] = []
+    n_bytes = 0
+    for window in windows:
+        if some and (len(some) == _TOGETHER or n_bytes + window.n_bytes > _TOGETHER_BYTES):
+            yield some
+            some, n_bytes = [], 0
+        some.append(window)
+        n_bytes += window.n_bytes
+    if some:
+        yield some

@@ -1,0 +1,179 @@
+"""Archives whose windows are indexed as they come off the stream, in one pass."""
+
+import io
+import tarfile
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from eval_ingest import pipeline
+from eval_ingest.engine import no_progress
+from eval_ingest.errors import SourceError
+from eval_ingest.indexing import partial
+from eval_ingest.sources import archive as archives
+from eval_ingest.sources import decompress, stream, window_table
+from eval_ingest.sources.unpacking import Unpacking
+from eval_ingest.store.outcomes import read_outcome
+from eval_ingest.verifying import verify_dataset
+from eval_ingest_tests.conftest import make_job
+from eval_ingest_tests.test_sources_remote import assert_same_ingest, index_values
+
+
+def members(folder: Path) -> list[str]:
+    """The files of a dataset, configuration first, then window by window."""
+    found = [str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()]
+    return sorted(found, key=lambda path: (path.startswith("windows"), path))
+
+
+def pack(path: Path, folder: Path, names: Iterable[str]) -> Path:
+    with tarfile.open(path, "w:gz") as packed:
+        for name in names:
+            packed.add(folder / name, name)
+    return path
+
+
+def windows_read(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The windows that are read from where they were unpacked."""
+    read: list[str] = []
+    read_files = archives.read_files
+
+    def counted(root: str, *rest: Any) -> Any:
+        read.append(root)
+        return read_files(root, *rest)
+
+    monkeypatch.setattr(archives, "read_files", counted)
+    return read
+
+
+def test_one_pass_reads_the_stream_once_and_no_window_again(
+    small: Path, tmp_path: Path, reference: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    archive = pack(tmp_path / "crops.tar.gz", small, members(small))
+    had: list[int] = []
+    read = stream.Checked.read
+
+    def counted(self: Any, size: int) -> bytes:
+        data = read(self, size)
+        had.append(len(data))
+        return data
+
+    chunk = 1024
+    monkeypatch.setattr(stream.Checked, "read", counted)
+    monkeypatch.setattr(decompress, "_CHUNK", chunk)
+    again = windows_read(monkeypatch)
+    job = make_job(archive, tmp_path / "root")
+    ahead = sum(had)  # to the configuration, and what the decompressor reads ahead
+    assert ahead <= 16 * chunk < archive.stat().st_size
+    pipeline.run_stage(job, "window_index")
+    assert sum(had) - ahead == archive.stat().st_size and again == []
+    pipeline.ingest(make_job(archive, tmp_path / "root"))
+    assert sum(had) - ahead == archive.stat().st_size
+    assert_same_ingest(tmp_path / "root", reference)
+    assert not list(job.layout.archive.rglob("windows")) and not job.layout.staging.exists()
+
+
+def in_two_parts(names: list[str]) -> list[str]:
+    last = names[-1].rpartition("layers/")[0]
+    apart = [name for name in names if name.startswith(last)][:2]
+    return [*(name for name in names if name not in apart), names[3], *apart]
+
+
+@pytest.mark.parametrize(
+    "order",
+    [
+        lambda names: sorted(names, reverse=True),  # the configuration stands behind the windows
+        lambda names: [n for n in names if n != "model.yaml"] + ["model.yaml"],
+        lambda names: sorted(names, key=lambda name: name.rpartition("/")[2]),
+        in_two_parts,
+    ],
+    ids=["configuration last", "model last", "by kind of file", "one in two parts"],
+)
+def test_members_in_any_order_give_the_same_dataset(
+    order: Callable[[list[str]], list[str]], small: Path, tmp_path: Path, reference: Path
+) -> None:
+    archive = pack(tmp_path / "crops.tar.gz", small, order(members(small)))
+    root = tmp_path / "root"
+    pipeline.ingest(make_job(archive, root))
+    assert index_values(root) == index_values(reference)
+    job = make_job(archive, root)
+    assert verify_dataset(job.root, "crops", no_progress).problems == []
+    first = tmp_path / "unpacked_first"
+    archives.open_archive(str(archive), first / "crops" / ".archive")
+    pipeline.ingest(make_job(archive, first))
+    prints = [read_outcome(make_job(archive, at).store, "registry_entry") for at in (root, first)]
+    assert prints[0].fingerprints == prints[1].fingerprints
+
+
+def test_the_last_file_of_a_name_counts_wherever_it_stands(
+    small: Path, tmp_path: Path, reference: Path
+) -> None:
+    names = members(small)
+    archive = tmp_path / "crops.tar"
+    with tarfile.open(archive, "w") as packed:
+        for name in names:
+            if name.endswith("metadata.json"):
+                member = tarfile.TarInfo(name)
+                member.size = 3
+                packed.addfile(member, io.BytesIO(b"old"))
+            packed.add(small / name, name)
+        packed.add(small / names[-1], names[-1])
+        packed.add(small / names[3], names[3])
+    pipeline.ingest(make_job(archive, tmp_path / "root"))
+    assert index_values(tmp_path / "root") == index_values(reference)
+
+
+def test_groups_that_nobody_asks_for_are_not_indexed(
+    small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    archive = pack(tmp_path / "crops.tar.gz", small, members(small))
+    [group, *_] = sorted(p.name for p in (small / "windows").iterdir())
+    again = windows_read(monkeypatch)
+    job = make_job(archive, tmp_path / "root", groups=[group])
+    pipeline.run_stage(job, "window_index")
+    index = read_outcome(job.store, "window_index")
+    assert set(index.groups) == {group} and again == []
+
+
+def test_a_pass_that_was_stopped_goes_on_where_it_was(
+    small: Path, tmp_path: Path, reference: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    archive, root = pack(tmp_path / "crops.tar.gz", small, members(small)), tmp_path / "root"
+    monkeypatch.setattr("eval_ingest.indexing.arriving._TOGETHER", 2)
+    monkeypatch.setattr(partial, "PARTIAL_ROWS", 2)
+    monkeypatch.setattr(window_table, "_WAITING", 1)
+    noted: list[bytes] = []
+    note = Unpacking.note
+
+    def stopping(self: Unpacking, window: Any) -> None:
+        if len(noted) == 6:
+            raise KeyboardInterrupt
+        noted.append(window.folder)
+        note(self, window)
+
+    monkeypatch.setattr(Unpacking, "note", stopping)
+    with pytest.raises(KeyboardInterrupt):
+        pipeline.ingest(make_job(archive, root))
+    first, noted[:] = set(noted), []
+    monkeypatch.setattr(
+        Unpacking, "note", lambda self, window: (noted.append(window.folder), note(self, window))
+    )
+    again = windows_read(monkeypatch)
+    pipeline.run_stage(make_job(archive, root), "window_index")
+    assert first and first.isdisjoint(noted) and again == []
+    pipeline.ingest(make_job(archive, root))
+    assert index_values(root) == index_values(reference)
+    assert verify_dataset(make_job(archive, root).root, "crops", no_progress).problems == []
+
+
+def test_nothing_stays_of_an_archive_that_is_damaged_behind_many_windows(
+    small: Path, tmp_path: Path
+) -> None:
+    archive = pack(tmp_path / "crops.tar.gz", small, members(small))
+    archive.write_bytes(archive.read_bytes()[:-40_000])
+    job = make_job(archive, tmp_path / "root")
+    with pytest.raises(SourceError, match="it ends at byte"):
+        pipeline.ingest(job)
+    left = [p for p in job.layout.path.rglob("*") if p.is_file()]
+    assert not [p for p in left if p.suffix in (".npy", ".parquet", ".tif", ".sqlite")], left
