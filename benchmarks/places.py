@@ -33,25 +33,31 @@ GEOTIFFS: dict[str, dict[str, Any]] = {
 }
 
 
+_COMPILER = shutil.which("gcc") or shutil.which("cc")
+
+
+def slow_opens(below: Path, milliseconds: float) -> dict[str, str]:
+    """The environment of processes for which each open below a path takes so much longer."""
+    assert _COMPILER is not None, "the shim needs a C compiler"
+    shim = CACHE.absolute() / "slow_opens.so"
+    subprocess.run([_COMPILER, "-O2", "-shared", "-fPIC", "-o", shim, SHIM, "-ldl"], check=True)
+    return {
+        "LD_PRELOAD": str(shim),
+        "SLOW_OPENS_BELOW": str(below),
+        "SLOW_OPENS_US": str(round(1000 * milliseconds)),
+    }
+
+
 def latency_rows(source: Path, delays_ms: tuple[int, ...] = (0, 1, 5)) -> list[Row]:
     """Whole ingests where each open below source and root waits, as on a network mount."""
-    compiler = shutil.which("gcc") or shutil.which("cc")
-    if compiler is None:
+    if _COMPILER is None:
         return [Row("slow mounts", "not measured", "no C compiler")]
-    shim, root = CACHE.absolute() / "slow_opens.so", CACHE.absolute() / "slow"
-    subprocess.run([compiler, "-O2", "-shared", "-fPIC", "-o", shim, SHIM, "-ldl"], check=True)
+    root = CACHE.absolute() / "slow"
     seconds: dict[int, float] = {}
     for delay in delays_ms:
         shutil.rmtree(root, ignore_errors=True)
         os.sync()
-        found = run_ingest(
-            source.absolute(), root,
-            environment={
-                "LD_PRELOAD": str(shim),
-                "SLOW_OPENS_BELOW": str(CACHE.absolute()),
-                "SLOW_OPENS_US": str(1000 * delay),
-            },
-        )  # fmt: skip
+        found = run_ingest(source.absolute(), root, environment=slow_opens(CACHE.absolute(), delay))
         seconds[delay] = found["seconds"]
     shutil.rmtree(root, ignore_errors=True)
     return [
@@ -164,10 +170,10 @@ def bucket_rows(source: Path, windows: int) -> list[Row]:
     _take(source, small / "tolbi", windows)
     with _emulator() as (environment, emulator):
         _upload(small, environment)
-        before, root = _cpu_seconds(emulator), CACHE.absolute() / "from_bucket"
+        before, root = cpu_seconds(emulator), CACHE.absolute() / "from_bucket"
         shutil.rmtree(root, ignore_errors=True)
         found = run_ingest("gs://bench/tolbi", root, environment=environment)
-        served = _cpu_seconds(emulator) - before
+        served = cpu_seconds(emulator) - before
     here = run_ingest(small.absolute() / "tolbi", CACHE.absolute() / "from_disk")
     for folder in (small, root, CACHE / "from_disk"):
         shutil.rmtree(folder)
@@ -212,6 +218,7 @@ def _upload(folder: Path, environment: dict[str, str]) -> None:
     subprocess.run(command, check=True, env={**os.environ, **environment})
 
 
-def _cpu_seconds(pid: int) -> float:
+def cpu_seconds(pid: int) -> float:
+    """That a process has used."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")

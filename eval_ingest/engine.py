@@ -23,6 +23,7 @@ from concurrent.futures import (
 )
 from functools import partial
 from itertools import islice
+from multiprocessing import forkserver
 from typing import Any, TypeAlias, TypeVar
 
 from eval_ingest.errors import EngineError, SettingsError
@@ -45,6 +46,19 @@ MANY_WINDOWS = 400
 """From here on `auto` takes processes."""
 
 
+def takes_processes(settings: Settings, windows: int) -> bool:
+    """True if so many windows are decoded by worker processes."""
+    many = windows >= MANY_WINDOWS and settings.workers > 1
+    return settings.engine == "processes" or (settings.engine == "auto" and many)
+
+
+def import_ahead() -> None:
+    """Have the process that workers are forked from begin to import what they need, and go on."""
+    with contextlib.suppress(OSError, EOFError):  # whoever needs it will be told
+        _Workers()
+        forkserver.ensure_running()
+
+
 @contextlib.contextmanager
 def executor(settings: Settings, windows: int = 0) -> Iterator[Executor]:
     """The executor that EVAL_INGEST_ENGINE names, with EVAL_INGEST_WORKERS workers.
@@ -59,8 +73,7 @@ def executor(settings: Settings, windows: int = 0) -> Iterator[Executor]:
     """
     engine = settings.engine
     if engine == "auto":
-        many = windows >= MANY_WINDOWS and settings.workers > 1
-        engine = "processes" if many else "threads"
+        engine = "processes" if takes_processes(settings, windows) else "threads"
     if engine == "threads":
         with ThreadPoolExecutor(settings.workers, thread_name_prefix="eval_ingest") as pool:
             yield pool
@@ -86,7 +99,7 @@ def executor(settings: Settings, windows: int = 0) -> Iterator[Executor]:
             from distributed.scheduler import KilledWorker
 
             try:
-                yield client.get_executor(pure=False, retries=2)
+                yield Cluster(client)
             except (KilledWorker, CancelledError) as error:
                 raise EngineError(
                     f"EVAL_INGEST_ENGINE={engine}: the scheduler lost its workers, or was lost "
@@ -186,6 +199,22 @@ class Processes(Executor):
         return [worker.pid for worker in self._workers.made if worker.pid is not None]
 
 
+class Cluster(Executor):
+    """The workers of a dask cluster, of which there may be more or fewer from task to task."""
+
+    def __init__(self, client: Any) -> None:
+        self._client = client
+        self._pool: Executor = client.get_executor(pure=False, retries=2)
+
+    @property
+    def count(self) -> int:
+        """Threads of all workers, now."""
+        return sum(self._client.nthreads().values())
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **options: Any) -> Future[Any]:
+        return self._pool.submit(fn, *args, **options)
+
+
 def start_alone(target: Callable[..., None], *args: Any) -> multiprocessing.process.BaseProcess:
     """Start a process that is no pool's, as a pool's workers are started; it ends when we do."""
     process = _Workers().Process(target=target, args=args, daemon=True)
@@ -258,8 +287,9 @@ def map_ordered(
 ) -> Iterator[Result]:
     """Results in the order of the items, with at most `in_flight` items handed out at a time.
 
-    So memory stays flat however many items there are. The first error ends it; but where `apart`
-    is given, what a lost worker process may have been at is done by that, and the rest by others.
+    So memory stays flat however many items there are. A cluster gets two for each of its workers,
+    if that is more. The first error ends it; but where `apart` is given, what a lost worker process
+    may have been at is done by that, and the rest by others.
     """
     waiting: deque[tuple[Item, Future[Result]]] = deque()
 
@@ -281,7 +311,8 @@ def map_ordered(
     try:
         for item in items:
             waiting.append((item, unbroken(partial(_submit, pool, work, item))))
-            if len(waiting) >= in_flight:
+            most = max(in_flight, 2 * pool.count) if isinstance(pool, Cluster) else in_flight
+            while len(waiting) >= most:
                 yield first()
         while waiting:
             yield first()

@@ -2,7 +2,6 @@
 
 import multiprocessing
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -19,6 +18,7 @@ from eval_ingest.errors import SettingsError
 from eval_ingest.job import open_job
 from eval_ingest.settings import Settings
 from eval_ingest_tests.conftest import make_job
+from eval_ingest_tests.support.cluster import Cluster, cluster
 
 
 def test_results_come_in_order_and_few_are_in_flight() -> None:
@@ -66,44 +66,15 @@ def test_many_windows_are_worth_starting_processes() -> None:
 
 
 @pytest.fixture
-def cluster(tmp_path: Path) -> Iterator[tuple[str, list[subprocess.Popen[str]]]]:
+def two_workers(tmp_path: Path) -> Iterator[Cluster]:
     """A dask scheduler on 127.0.0.1 and two worker processes."""
     pytest.importorskip("distributed")
-    log = tmp_path / "scheduler.log"
-    local = ["--host", "127.0.0.1", "--no-dashboard"]
-    with open(log, "w") as stream:
-        scheduler = subprocess.Popen(
-            [sys.executable, "-m", "distributed.cli.dask_scheduler", *local, "--port", "0"],
-            stderr=stream,
-            text=True,
-        )
-    processes = [scheduler]
-    try:
-        address = _wait_for(lambda: re.search(r"Scheduler at:\s+(tcp://\S+)", log.read_text()))
-        worker = [sys.executable, "-m", "distributed.cli.dask_worker", address[1], *local]
-        worker += ["--nthreads", "1", "--no-nanny", "--local-directory", str(tmp_path / "dask")]
-        processes += [
-            subprocess.Popen(worker, stderr=subprocess.DEVNULL, text=True) for _ in range(2)
-        ]
-        yield address[1], processes[1:]
-    finally:
-        for process in processes:
-            process.kill()
-            process.wait()
-
-
-def _wait_for(look: Callable[[], re.Match[str] | None], seconds: float = 60) -> re.Match[str]:
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        found = look()
-        if found:
-            return found
-        time.sleep(0.1)
-    raise TimeoutError("the scheduler doesn't start")
+    with cluster(tmp_path) as running:
+        yield running
 
 
 def test_an_ingest_over_dask_survives_the_death_of_a_worker(
-    cluster: tuple[str, list[subprocess.Popen[str]]],
+    two_workers: Cluster,
     written: Callable[[str], Path],
     ingested: Callable[[str], Path],
     tmp_path: Path,
@@ -111,7 +82,7 @@ def test_an_ingest_over_dask_survives_the_death_of_a_worker(
 ) -> None:
     from distributed import Client
 
-    address, workers = cluster
+    address, workers = two_workers.address, two_workers.workers
     with Client(address) as client:
         client.wait_for_workers(2, timeout=60)
     # Small tasks, so that there is something left to do when one worker is gone.

@@ -15,12 +15,12 @@ from itertools import chain
 
 from eval_ingest.engine import Item, Result, map_ordered
 
-WINDOWS_AHEAD = 32
-"""That a worker has read, or is reading, before it needs them."""
+WINDOWS_AHEAD = 64
+"""That a worker has read, is reading, or is listing before it needs them."""
 LONG_S = 0.0003
 """That a file of a disk at hand doesn't keep anybody waiting for."""
-BYTES_AHEAD = 32 << 20
-"""That it holds of them; what is beyond is read when its turn comes."""
+BYTES_AHEAD = 64 << 20
+"""That it holds of them, if it has more than one; the others wait for their turn."""
 
 
 class Room:
@@ -28,26 +28,41 @@ class Room:
 
     def __init__(self, n_bytes: int) -> None:
         self._all = self._left = n_bytes
+        self._turn, self._closed = 0, False
         self._changed = threading.Condition()
 
-    def take(self, n_bytes: int) -> bool:
-        """Take so many, if there are."""
-        with self._changed:
-            fits = n_bytes <= self._left
-            self._left -= n_bytes if fits else 0
-        return fits
+    def wait(self, n_bytes: int, turn: int | None = None) -> None:
+        """Take so many as soon as there are, or as nobody has any.
 
-    def wait(self, n_bytes: int) -> None:
-        """Take so many as soon as there are, or as nobody has any."""
+        With turns, which are numbers from 0 on, nobody takes any before those with lower ones: who
+        gives back in that order is then never waited for by one that it waits for.
+        """
         with self._changed:
-            self._changed.wait_for(lambda: n_bytes <= self._left or self._left == self._all)
+            self._changed.wait_for(
+                lambda: (
+                    self._closed
+                    or (turn in (None, self._turn) and (n_bytes <= self._left or self._is_free))
+                )
+            )
             self._left -= n_bytes
+            self._turn += turn is not None
+            self._changed.notify_all()
+
+    @property
+    def _is_free(self) -> bool:
+        return self._left == self._all
 
     def give_back(self, n_bytes: int) -> None:
         """Have no more use for so many."""
         with self._changed:
             self._left += n_bytes
-            self._changed.notify()
+            self._changed.notify_all()
+
+    def close(self) -> None:
+        """Have nobody wait any more: nothing is made of what they took."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
 
 
 class Waiting:
@@ -65,14 +80,24 @@ class Waiting:
         self.is_long |= waited > LONG_S * max(files(), 4)
 
     def each(
-        self, work: Callable[[Item], Result], items: Iterable[Item], most: int
+        self,
+        work: Callable[[Item], Result],
+        items: Iterable[Item],
+        most: int,
+        stop: Callable[[], None] = lambda: None,
     ) -> Iterator[Result]:
-        """The results in order: one by one, or of so many at a time where each has to wait."""
+        """The results in order: one by one, or of so many at a time where each has to wait.
+
+        In the end `stop` lets go of those that are still waiting, whose results nobody wants.
+        """
         left = iter(items)
         for item in left:
             if self.is_long:
                 with ThreadPoolExecutor(most, thread_name_prefix="eval_ingest_files") as pool:
-                    yield from map_ordered(pool, work, chain([item], left), most)
+                    try:
+                        yield from map_ordered(pool, work, chain([item], left), most)
+                    finally:
+                        stop()
                 return
             yield work(item)
 

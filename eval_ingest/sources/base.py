@@ -304,10 +304,10 @@ class Source(ABC):
         """
         room = Room(BYTES_AHEAD)
 
-        def begin(window: Window) -> WindowReader:
-            return WindowReader(self, window, whole, fetchable, room)
+        def begin(window: tuple[int, Window]) -> WindowReader:
+            return WindowReader(self, *window, whole, fetchable, room)
 
-        for reader in self.waiting.each(begin, windows, WINDOWS_AHEAD):
+        for reader in self.waiting.each(begin, enumerate(windows), WINDOWS_AHEAD, room.close):
             yield reader.files, reader
             room.give_back(reader.taken)
 
@@ -335,20 +335,24 @@ class WindowReader:
     """Reads one window: of each file the bytes are remembered."""
 
     def __init__(
-        self, source: Source, window: Window, whole: bool, fetchable: Fetchable, room: Room
+        self,
+        source: Source,
+        turn: int,
+        window: Window,
+        whole: bool,
+        fetchable: Fetchable,
+        room: Room,
     ) -> None:
         self.url = source.url
         self._source = source
         self._had: dict[str, Had] = {}
-        self.taken = 0
         with source.waiting.watched(lambda: len(self.files.files)):
             self.files = window if isinstance(window, WindowFiles) else window()
             self._fetchable = fetchable(self.files)
             first = self._fetchable if whole else self._fetchable & {"metadata.json"}
-            n_bytes = sum(file.size for file in self.files.files if file.path in first)
-            if room.take(n_bytes):
-                self.taken = n_bytes
-                self._fetch(first)
+            self.taken = sum(file.size for file in self.files.files if file.path in first)
+            room.wait(self.taken, turn)
+            self._fetch(first)
 
     def _fetch(self, paths: frozenset[str]) -> None:
         wanted = [f for f in self.files.files if f.path in paths and f.path not in self._had]

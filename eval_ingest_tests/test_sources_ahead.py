@@ -1,0 +1,103 @@
+"""Files read ahead: in bounded memory, whatever the order in which windows are listed."""
+
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+
+from eval_ingest.errors import SourceError
+from eval_ingest.sources import base
+from eval_ingest.sources.ahead import ALWAYS, Room
+from eval_ingest.sources.base import Had, Source, SourceFile, WindowFiles
+
+SIZE = 100
+
+
+class Slow(Source):
+    """A source whose windows are of one file each, and listed the later the lower their number."""
+
+    url, waiting = "slow", ALWAYS
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+        self.lock = threading.Lock()
+        self.fetched: list[int] = []
+        self.held = self.most = 0
+
+    def listed(self, number: int) -> Callable[[], WindowFiles]:
+        def look() -> WindowFiles:
+            time.sleep(0.02 * (self.count - number) / self.count)
+            if number == 13:
+                raise SourceError("window 13 has gone")
+            return WindowFiles("g", str(number), (SourceFile("metadata.json", SIZE, "1"),))
+
+        return look
+
+    def fetch(self, files: WindowFiles, wanted: Any) -> dict[str, Had]:
+        with self.lock:
+            self.held += SIZE
+            self.most = max(self.most, self.held)
+            self.fetched.append(int(files.name))
+        return {"metadata.json": Had(b"x" * SIZE, 0o644)}
+
+    def look(self, numbers: range) -> list[int]:
+        seen = []
+        for files, _ in self.readers([self.listed(k) for k in numbers]):
+            seen.append(int(files.name))
+            with self.lock:
+                self.held -= SIZE
+        return seen
+
+    read_text = groups = windows = window = read = None  # type: ignore[assignment]
+
+
+@pytest.mark.parametrize(("room", "most"), [(3 * SIZE, 3), (SIZE // 2, 1), (1000 * SIZE, 12)])
+def test_windows_come_in_order_and_no_more_are_in_memory_than_may_be(
+    room: int, most: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(base, "BYTES_AHEAD", room)
+    monkeypatch.setattr(base, "WINDOWS_AHEAD", 12)
+    source = Slow(12)
+    assert source.look(range(12)) == list(range(12))
+    # The one that is looked at is given back when the next is asked for.
+    assert 1 <= source.most <= (most + 1) * SIZE
+    if most < 12:
+        assert source.fetched == sorted(source.fetched)
+
+
+def test_a_window_that_can_not_be_listed_holds_up_none_and_is_told_in_its_turn(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(base, "BYTES_AHEAD", 2 * SIZE)
+    source = Slow(20)
+    with pytest.raises(SourceError, match="window 13 has gone"):
+        source.look(range(20))
+    assert set(range(13)) <= set(source.fetched)
+
+
+def test_who_stops_early_waits_for_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(base, "BYTES_AHEAD", SIZE)
+    source = Slow(10)
+    readers = source.readers([source.listed(k) for k in range(10)])
+    next(readers)
+    started = time.monotonic()
+    readers.close()  # type: ignore[attr-defined]
+    assert time.monotonic() - started < 5
+
+
+def test_room_without_turns_is_had_as_soon_as_it_is_there() -> None:
+    room, taken = Room(10), threading.Event()
+    room.wait(25)  # more than there is, but nobody has any
+
+    def take() -> None:
+        room.wait(4)
+        taken.set()
+
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(take)
+        assert not taken.wait(0.05)
+        room.give_back(25)
+        assert taken.wait(5)
