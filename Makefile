@@ -17,7 +17,7 @@ PYTEST = -m pytest -n $(TEST_WORKERS) --dist loadgroup
 INSTALL_TORCH = $(BIN)/uv pip install --quiet --python $(BIN)/python --constraint constraints.txt torch torchvision
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-fast test-latest sanitize lint docs bench bench-rows profile peers bench-peers signal torture ui clean
+.PHONY: help setup demo test test-fast test-latest sanitize lint docs bench bench-rows scale profile peers bench-peers signal torture ui clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## */  make \1|/' | column -t -s '|'
@@ -76,6 +76,9 @@ bench-rows: $(READY)  ## an index of so many windows split, judged and written, 
 
 profile: $(READY)  ## where an ingest's processor time goes; WINDOWS="1000 4000", AT=/dev/shm or SOURCE=/data/crops
 	$(BIN)/python -m benchmarks.profile --windows $${WINDOWS:-1000} $${AT:+--at $$AT} $${SOURCE:+--source $$SOURCE}
+
+scale: $(READY)  ## an ingest over dask, where each request takes 30 ms; WORKERS="1 2 4" WINDOWS=1000
+	$(BIN)/python -m benchmarks.scale --workers $${WORKERS:-1 2 4} --windows $${WINDOWS:-1000}
 
 peers: $(PEERS_READY)  ## make .venv-peers: the existing OlmoEarth eval code, for test_peers.py
 
