@@ -137,7 +137,7 @@ def test_a_licence_and_a_citation_are_asked_for_and_told(hub: Hub, ingested: Ing
     with pytest.raises(SpecError, match="how it is to be cited"):
         eval_ingest.publish(SOME, TO, root=root, licence="CC-BY-4.0")
     assert hub.repos == {}
-    files = published(hub, root)
+    files = published_once(hub, root)
     for card in (files["README.md"].decode(), files[f"{SOME}/README.md"].decode()):
         assert "license: cc-by-4.0" in card and "@misc{x, title={Crops}}" in card
     for picture in re.findall(r"!\[.*?\]\((.*?)\)", files["README.md"].decode()):
