@@ -10,6 +10,9 @@ PEERS := .venv-peers
 LATEST := .venv-latest
 PEERS_READY := $(PEERS)/.ready
 PORT ?= 3000
+# One more than there are cores in most places: some tests wait for servers and processes.
+TEST_WORKERS ?= 3
+PYTEST = -m pytest -n $(TEST_WORKERS) --dist loadgroup
 
 INSTALL_TORCH = $(BIN)/uv pip install --quiet --python $(BIN)/python --constraint constraints.txt torch torchvision
 
@@ -33,8 +36,8 @@ $(READY): pyproject.toml constraints.txt scripts/name_definitions.py $(wildcard 
 demo: $(READY)  ## a small rslearn dataset goes in, a score comes out
 	@sh scripts/demo.sh $(BIN)
 
-test: $(READY)  ## every test
-	$(BIN)/python -m pytest -n 2 --dist loadgroup
+test: $(READY)  ## every test; TEST_WORKERS=2
+	$(BIN)/python $(PYTEST)
 
 # What needs neither a server, nor a process of its own, nor an ingest.
 FAST := $(filter-out %/test_store_roots.py, $(wildcard $(addprefix eval_ingest_tests/test_, \
@@ -42,7 +45,7 @@ FAST := $(filter-out %/test_store_roots.py, $(wildcard $(addprefix eval_ingest_t
   sweep_metrics.py)))
 
 test-fast: $(READY)  ## the tests of rules and formats, under a minute
-	$(BIN)/python -m pytest -n 2 --dist loadgroup $(FAST)
+	$(BIN)/python $(PYTEST) $(FAST)
 
 # By pip, which has no versions of ours to go by. To hold one back: WITH='torch==2.9.1 torchvision==0.24.1'.
 test-latest:  ## every test with the newest of everything that our ranges allow; WITH='torch==2.9.1'
@@ -51,7 +54,7 @@ test-latest:  ## every test with the newest of everything that our ranges allow;
 	$(LATEST)/bin/python -m pip install --quiet --upgrade --upgrade-strategy eager \
 	  --editable '.[ingest,olmoearth,dask,s3,dev]' $(WITH)
 	$(LATEST)/bin/python -m pip list --format freeze > $(LATEST)/versions.txt
-	$(LATEST)/bin/python -m pytest -n 2 --dist loadgroup $(TESTS)
+	$(LATEST)/bin/python $(PYTEST) $(TESTS)
 
 sanitize: $(READY)  ## the compiled loops' tests under AddressSanitizer and UBSan
 	SANITIZE=1 $(BIN)/python -m pytest -q -rs eval_ingest_tests/test_sanitizers.py

@@ -146,7 +146,7 @@ def compare(works: Sequence[Callable[[], Any]], repeat: int = 5) -> list[float]:
 
 
 def decode_rows(source: Path, count: int = 64) -> list[Row]:
-    """Decode, judge and measure a window, beside rslearn's own sample; where the time goes."""
+    """Decode, judge and measure a window, beside rslearn's own sample."""
     from concurrent.futures import ProcessPoolExecutor
 
     from eval_ingest.engine import _Workers
@@ -174,7 +174,6 @@ def decode_rows(source: Path, count: int = 64) -> list[Row]:
             f"{other / one:.1f}x faster",
         )
     ]
-    rows += profile_rows(lambda: task(items), len(items))
     with ProcessPoolExecutor(WORKERS, _Workers()) as pool:
         shards = [items[k::WORKERS] for k in range(WORKERS)]
         list(pool.map(task, shards))
@@ -188,52 +187,6 @@ def decode_rows(source: Path, count: int = 64) -> list[Row]:
         )
     )
     return rows
-
-
-def profile_rows(work: Callable[[], Any], windows: int) -> list[Row]:
-    """What a window's time goes into, by clocks around the parts."""
-    from eval_ingest.core import kernels
-    from eval_ingest.decoding import geotiff as decode
-    from eval_ingest.indexing import rows as indexing
-    from eval_ingest.sources import base as source
-
-    parts: list[tuple[str, Any, str]] = [
-        ("the decoder (LZW)", decode, "decode_lzw"),
-        ("the decoder (libtiff)", decode, "_decode_by_libtiff"),
-        ("joining rasters", kernels, "interleave"),
-        ("moments, digest", indexing, "measure"),
-        ("moments, digest", indexing, "pixel_digest"),
-        ("listing files", source, "list_window"),
-        ("reading files", source, "_read"),
-    ]
-    seconds = dict.fromkeys((name for name, _, _ in parts), 0.0)
-
-    def clocked(name: str, call: Callable[..., Any]) -> Callable[..., Any]:
-        def run(*args: Any, **kwargs: Any) -> Any:
-            started = time.perf_counter()
-            try:
-                return call(*args, **kwargs)
-            finally:
-                seconds[name] += time.perf_counter() - started
-
-        return run
-
-    before = [(module, attribute, getattr(module, attribute)) for _, module, attribute in parts]
-    try:
-        for name, module, attribute in parts:
-            setattr(module, attribute, clocked(name, getattr(module, attribute)))
-        started = time.perf_counter()
-        work()
-        total = time.perf_counter() - started
-    finally:
-        for module, attribute, call in before:
-            setattr(module, attribute, call)
-    seconds["Python around them"] = total - sum(seconds.values())
-    return [
-        Row(f"  of it {name}", f"{spent / windows * 1e3:.2f} ms", "", f"{spent / total:.0%}")
-        for name, spent in seconds.items()
-        if spent > 0
-    ]
 
 
 def model_dataset(source: Path, index_mode: str = "off", tags: dict[str, str] | None = None) -> Any:

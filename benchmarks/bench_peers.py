@@ -57,11 +57,7 @@ def main() -> int:
     parser.add_argument("--windows", type=int, default=250)
     parser.add_argument("--repeat", type=int, default=3, help="turns of the ingest; default 3")
     parser.add_argument("--json", type=Path, help="write the figures there, too")
-    parser.add_argument("--one-ingest", nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args()
-    if options.one_ingest:
-        print(one_ingest(*options.one_ingest))
-        return 0
     if not PYTHON.exists():
         print("there is no .venv-peers; run: make peers", file=sys.stderr)
         return 1
@@ -110,12 +106,14 @@ def compared(
     return Comparison(what, "s", ours, theirs, theirs / ours, wanted, *both)
 
 
-def timed(command: list[str | Path]) -> tuple[float, float, str]:
+def timed(command: list[str | Path], **environment: str) -> tuple[float, float, str]:
     """Seconds of a process, CPU seconds of it and all its descendants, what it printed last."""
     adopt_orphans()
     others = _children()  # such as multiprocessing's resource tracker, which ends with us
     started, before = time.perf_counter(), _cpu_of_children()
-    done = subprocess.run(command, capture_output=True, text=True)
+    done = subprocess.run(
+        command, capture_output=True, text=True, env={**os.environ, **environment}
+    )
     seconds = time.perf_counter() - started
     while orphans := _children() - others:
         os.waitpid(orphans.pop(), 0)
@@ -146,50 +144,40 @@ def _cpu_of_children() -> float:
 
 def ingests(source: Path, base: Path, repeat: int) -> list[Comparison]:
     """Whole ingests, each in a process of its own into an empty folder."""
-    inner: tuple[list[float], list[float]] = ([], [])
     cpu: tuple[list[float], list[float]] = ([], [])
+    roots = {"ours": 0, "theirs": 0}
 
-    def fresh(folder: str) -> Path:
-        shutil.rmtree(base / folder, ignore_errors=True)
-        (base / folder).mkdir(parents=True)
+    def fresh(whose: str) -> Path:
+        # Another folder each time, and none is removed before the end: for minutes after many
+        # files were removed, ext4 takes several times as long to make others.
+        number, roots[whose] = roots[whose], roots[whose] + 1
+        root = base / (f"{whose}_{number}" if number else whose)
+        root.mkdir(parents=True)
         warm(source)
         os.sync()  # nobody pays for what another has written
-        return base / folder
+        return root
 
     def ours() -> float:
         root = fresh("ours")
-        command = [sys.executable, "-m", "benchmarks.bench_peers", "--one-ingest", source, root]
-        seconds, used, last = timed(command)
+        code = "import sys; from eval_ingest.cli import main; sys.exit(main())"
+        command = [sys.executable, "-c", code, "ingest", NAME, "--source", source]
+        seconds, used, _ = timed(command, OLMOEARTH_EVAL_DATASETS=str(root))
         cpu[0].append(used)
-        inner[0].append(float(last))
         return seconds
 
     def theirs() -> float:
         root = fresh("theirs")
-        seconds, used, last = timed([*PYTHON_COMMAND, SCRIPT, "ingest", source, root, NAME])
+        seconds, used, _ = timed([*PYTHON_COMMAND, SCRIPT, "ingest", source, root, NAME])
         cpu[1].append(used)
-        inner[1].append(float(last))
         return seconds
 
     whole = alternate(repeat, ours, theirs)
+    for old in base.glob("*_*"):
+        shutil.rmtree(old)
     return [
-        compared("whole ingest, as a process", whole, 6),
-        compared("  without its imports", inner, 6),
+        compared("whole ingest, as a process", whole, 12),
         compared("  CPU time of all its processes", cpu),
     ]
-
-
-def one_ingest(source: str, root: str) -> float:
-    """Seconds of an ingest in this process."""
-    from eval_ingest import pipeline
-    from eval_ingest.core.spec import DatasetSpec
-    from eval_ingest.job import open_job
-    from eval_ingest.settings import Settings
-
-    started = time.perf_counter()
-    settings = Settings.load({"OLMOEARTH_EVAL_DATASETS": root}, Path("none"))
-    pipeline.ingest(open_job(DatasetSpec(name=NAME, source=source), settings))
-    return time.perf_counter() - started
 
 
 def warm(folder: Path) -> None:
@@ -227,7 +215,7 @@ def openings(base: Path, repeat: int) -> list[Comparison]:
         again = alternate(repeat, first_sample, opens(own))
         theirs_on_ours = alternate(repeat, first_sample, opens(from_ours))
         rows = [
-            compared("open a split to its first sample", again, 100),
+            compared("open a split to its first sample", again, 200),
             compared("  the first time: it scans the windows", scan),
             compared("  it on our copy, the first time too", theirs_on_ours),
             _samples(dataset(), peer, own),

@@ -49,8 +49,7 @@ PARTS: dict[str, tuple[str, ...]] = {
     ),
     "headers of rasters": ("eval_ingest.decoding.geotiff:read_header",),
     "decoding": (
-        "eval_ingest.decoding.geotiff:decode_lzw",
-        "eval_ingest.decoding.geotiff:_decode_by_libtiff",
+        "eval_ingest.decoding.judge:decode_geotiff",
         "eval_ingest.decoding.judge:assemble",
     ),
     "moments, digests": (
@@ -90,7 +89,7 @@ PARTS: dict[str, tuple[str, ...]] = {
     "rslearn's indexes": ("eval_ingest.pipeline:write_copy_files",),
     "copy, in a worker": ("eval_ingest.copying.worker:TransferTask.__call__",),
     "folders, renames": ("eval_ingest.store.window_files:Windows.write",),
-    "writing files": ("eval_ingest.store.window_files:_write_checked",),
+    "writing files": ("eval_ingest.store.window_files:write_checked",),
     "CRC32C": ("google_crc32c:value",),
     "split into metadata.json": ("eval_ingest.store.window_files:with_split",),
     "registry": ("eval_ingest.pipeline:registry_entry", "eval_ingest.pipeline:publish"),
@@ -162,18 +161,14 @@ class Clocks:
 # ------------------------------------------------------------------- in the processes of an ingest
 
 
-def ingest(source: str, root: str, folder: str, before: float) -> None:
+def ingest(source: str, folder: str, before: float) -> None:
     """A whole ingest in this process, its parts clocked; `before` it had used so many seconds."""
     clocks = Clocks(Path(folder) / "parent")
     imported = clocks.around(_NAMES.index("imports"), importlib.import_module)
-    engine, pipeline, job, spec, settings = (
-        imported(f"eval_ingest.{name}")
-        for name in ("engine", "pipeline", "job", "core.spec", "settings")
-    )
+    api, engine, _ = (imported(f"eval_ingest.{name}") for name in ("api", "engine", "pipeline"))
     engine.prepare_worker = functools.partial(_begin_worker, folder)
     clocks.install()
-    there = settings.Settings.load({**os.environ, "OLMOEARTH_EVAL_DATASETS": root}, Path("none"))
-    pipeline.ingest(job.open_job(spec.DatasetSpec(name="profiled", source=source), there))
+    api.ingest("profiled", source)
     clocks.note_all()
     facts = {"before": before, "server": _cpu_of_server()}
     (Path(folder) / "facts.json").write_text(json.dumps(facts))
@@ -214,27 +209,26 @@ class Profile(NamedTuple):
     """By name, done alone."""
 
 
-def measured(source: Path, at: Path) -> Profile:
-    """The profile of an ingest into an empty folder below `at`, in processes of its own."""
+def measured(source: Path, base: Path) -> Profile:
+    """The profile of an ingest into a new folder, in processes of its own."""
     from benchmarks.bench import open_job
     from benchmarks.bench_peers import timed, warm
 
-    with _scratch(at) as base:
-        warm(source)
-        job = open_job(source, base / "none")
-        names = list(job.source.names(job.source.groups()))
-        floor = floor_alone(job, names[:_FLOOR_WINDOWS], base)
-        (base / "root").mkdir()
-        os.sync()
-        places = ", ".join(repr(str(path)) for path in (source, base / "root", base))
-        code = (
-            "import time; before = time.process_time();"
-            f"from benchmarks import profile; profile.ingest({places}, before)"
-        )
-        seconds, used, _ = timed([sys.executable, "-c", code])
-        facts = json.loads((base / "facts.json").read_text())
-        parent = _read(base / "parent")
-        workers = [sum(one) for one in zip(*map(_read, base.glob("worker_*")), strict=True)]
+    base.mkdir(parents=True)
+    warm(source)
+    job = open_job(source, base / "none")
+    names = list(job.source.names(job.source.groups()))
+    floor = floor_alone(job, names[:_FLOOR_WINDOWS], base)
+    os.sync()
+    code = (
+        "import time; before = time.process_time(); from benchmarks import profile;"
+        f"profile.ingest({str(source)!r}, {str(base)!r}, before)"
+    )
+    root = str(base / "root")
+    seconds, used, _ = timed([sys.executable, "-c", code], OLMOEARTH_EVAL_DATASETS=root)
+    facts = json.loads((base / "facts.json").read_text())
+    parent = _read(base / "parent")
+    workers = [sum(one) for one in zip(*map(_read, base.glob("worker_*")), strict=True)]
     workers = workers or [0.0] * len(parent)
     parts = dict(zip(_NAMES, zip(parent, workers, strict=True), strict=False)) | {
         "python, before any import": (facts["before"], 0.0),
@@ -255,9 +249,11 @@ def measured(source: Path, at: Path) -> Profile:
 
 @contextmanager
 def _scratch(at: Path) -> Iterator[Path]:
-    base = at.absolute() / "profile"
-    shutil.rmtree(base, ignore_errors=True)
-    base.mkdir(parents=True)
+    """A folder below it that is removed in the end, and not before.
+
+    For minutes after many files were removed, ext4 takes several times as long to make others.
+    """
+    base = at.absolute() / f"profile_{os.getpid()}"
     try:
         yield base
     finally:
@@ -276,7 +272,7 @@ def floor_alone(job: Any, windows: Sequence[Any], scratch: Path) -> dict[str, fl
     from eval_ingest.core.digest import pixel_digest
     from eval_ingest.core.norm import measure
     from eval_ingest.decoding.geotiff_header import read_header
-    from eval_ingest.store.window_files import _write_checked
+    from eval_ingest.store.window_files import write_checked
 
     spent: dict[str, float] = {}
 
@@ -304,7 +300,7 @@ def floor_alone(job: Any, windows: Sequence[Any], scratch: Path) -> dict[str, fl
             clocked("packing", os.pwrite, pack, sample.data, number * sample.nbytes)
         (scratch / f"{number}").mkdir()
         plain = [(file.path, had[file.path].data, 0o644) for file in files.files]
-        clocked("writing files", _write_checked, str(scratch / f"{number}"), plain)
+        clocked("writing files", write_checked, str(scratch / f"{number}"), plain)
     os.close(pack)
     return {name: seconds / len(windows) * 1e3 for name, seconds in spent.items()}
 
@@ -342,10 +338,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
     print(f"{machine()}; load {os.getloadavg()[0]:.1f} at the start")
     sources = [options.source] if options.source else map(dataset, options.windows)
-    for source in sources:
-        found = [measured(source.absolute(), options.at) for _ in range(options.repeat)]
-        found.sort(key=lambda profile: profile.total)
-        print("", *lines(found[len(found) // 2]), sep="\n", flush=True)
+    with _scratch(options.at) as base:
+        for source in sources:
+            found = [
+                measured(source.absolute(), base / f"{source.parent.name}_{turn}")
+                for turn in range(options.repeat)
+            ]
+            found.sort(key=lambda profile: profile.total)
+            print("", *lines(found[len(found) // 2]), sep="\n", flush=True)
     return 0
 
 

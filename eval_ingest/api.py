@@ -10,17 +10,25 @@ which calls these. Whatever is slow to import is imported when it is asked for.
 """
 
 import contextlib
+import os
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from eval_ingest.core.entry import Metadata, is_ours, listed, split_counts
 from eval_ingest.core.resolved import ResolvedConfig
 from eval_ingest.core.spec import SPLITS, DatasetSpec, SplitPolicy, check_name, name_from
-from eval_ingest.engine import Progress, no_progress
+from eval_ingest.engine import (
+    MANY_WINDOWS,
+    Progress,
+    import_ahead,
+    no_progress,
+    takes_processes,
+)
 from eval_ingest.errors import EvalIngestError, SpecError
 from eval_ingest.report import terminal
 from eval_ingest.report.printing import fitted, screen
@@ -328,7 +336,7 @@ def spec_of(settings: Settings, name: str | None, given: Mapping[str, Any]) -> D
             "--copy adopted is what eval-ingest adopt does; give it the dataset's --name"
         )
     if name is None and "source" not in fields:
-        raise SpecError("give a source (a path or URL), or the name of a dataset in the catalog")
+        raise SpecError("give a --source (a path or URL), or the name of a dataset in the catalog")
     name = check_name(name_from(_last_folder(fields["source"])) if name is None else name)
     known = read_catalog(settings).get(name)
     if known is None and "source" not in fields:
@@ -384,12 +392,16 @@ def ingest(
 
     >>> ingest("crops", "gs://bucket/crops", groups=["20251210"], tell=print)   # doctest: +SKIP
     """
+    settings = _settings(root)
+    eval_root = tidied(settings)
+    wanted = spec_of(settings, name, _given(source, spec))
+    indexed = eval_root.dataset(wanted.name).layout.window_index.exists()
+    if not indexed and takes_processes(settings, _windows_at_hand(settings, wanted)):
+        import_ahead()  # while we do the same
     from eval_ingest import pipeline
     from eval_ingest.job import open_job
 
-    settings = _settings(root)
-    tidied(settings)
-    job = open_job(spec_of(settings, name, _given(source, spec)), settings, progress=progress)
+    job = open_job(wanted, settings, progress=progress)
     if source is not None and not overwrite:
         _refuse_another_source(job)
     if overwrite:
@@ -405,6 +417,15 @@ def ingest(
     facts = terminal.summary(job, outcomes)
     metadata = outcomes[-1].value if register else None
     return Ingested(job.spec.name, job.store.url, facts["ran"], metadata, facts)
+
+
+def _windows_at_hand(settings: Settings, spec: DatasetSpec) -> int:
+    """Windows in a source's folder, as far as it matters whether they are many; 0 elsewhere."""
+    groups = Path(settings.expand(spec.source), "windows").glob("*")
+    names = (name for group in groups if group.is_dir() for name in os.scandir(group))
+    with contextlib.suppress(OSError):  # told when it is read
+        return sum(1 for _ in islice(names, MANY_WINDOWS))
+    return 0
 
 
 def _refuse_another_source(job: "Job") -> None:

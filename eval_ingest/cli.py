@@ -5,8 +5,10 @@ What doesn't: what a command does (commands.py, which calls api.py).
 """
 
 import argparse
+import atexit
 import contextlib
 import difflib
+import gc
 import re
 import shlex
 import sys
@@ -89,6 +91,9 @@ examples, in ~/.bashrc, ~/.zshrc or ~/.config/fish/config.fish:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; 0 if it worked, 1 with a message if not, 2 for a usage error."""
     given = sys.argv[1:] if arguments is None else list(arguments)
+    if arguments is None:  # this process is ours alone, and makes little garbage
+        gc.set_threshold(20_000, 50, 100)
+        atexit.register(gc.freeze)  # nor need the interpreter look for it when it ends
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(AttributeError):  # a stand-in: it takes any character
             stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
@@ -107,6 +112,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
     except EvalIngestError as error:
         _complain(f"error: {error}")
+        return 1
+    except ModuleNotFoundError as error:  # none of ours: those of an extra
+        cure = "run: pip install 'eval-ingest[ingest]'"
+        _complain(f"error: this needs {error.name}, which is not installed; {cure}")
         return 1
     except (OSError, RuntimeError, MemoryError) as error:
         if isinstance(error, BrokenPipeError):  # of what prints before anything is done

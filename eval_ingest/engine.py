@@ -23,6 +23,7 @@ from concurrent.futures import (
 )
 from functools import partial
 from itertools import islice
+from multiprocessing import forkserver
 from typing import Any, TypeAlias, TypeVar
 
 from eval_ingest.errors import EngineError, SettingsError
@@ -45,6 +46,19 @@ MANY_WINDOWS = 400
 """From here on `auto` takes processes."""
 
 
+def takes_processes(settings: Settings, windows: int) -> bool:
+    """True if so many windows are decoded by worker processes."""
+    many = windows >= MANY_WINDOWS and settings.workers > 1
+    return settings.engine == "processes" or (settings.engine == "auto" and many)
+
+
+def import_ahead() -> None:
+    """Have the process that workers are forked from begin to import what they need, and go on."""
+    with contextlib.suppress(OSError, EOFError):  # whoever needs it will be told
+        _Workers()
+        forkserver.ensure_running()
+
+
 @contextlib.contextmanager
 def executor(settings: Settings, windows: int = 0) -> Iterator[Executor]:
     """The executor that EVAL_INGEST_ENGINE names, with EVAL_INGEST_WORKERS workers.
@@ -59,8 +73,7 @@ def executor(settings: Settings, windows: int = 0) -> Iterator[Executor]:
     """
     engine = settings.engine
     if engine == "auto":
-        many = windows >= MANY_WINDOWS and settings.workers > 1
-        engine = "processes" if many else "threads"
+        engine = "processes" if takes_processes(settings, windows) else "threads"
     if engine == "threads":
         with ThreadPoolExecutor(settings.workers, thread_name_prefix="eval_ingest") as pool:
             yield pool

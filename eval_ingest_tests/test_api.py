@@ -12,7 +12,7 @@ import pytest
 import eval_ingest
 from eval_ingest import cli
 from eval_ingest.core.spec import SplitPolicy
-from eval_ingest.errors import SpecError, UnknownDatasetError
+from eval_ingest.errors import SourceError, SpecError, UnknownDatasetError
 from eval_ingest.sweep.results import Row, write_row
 
 Written = Callable[[str], Path]
@@ -174,3 +174,21 @@ def test_a_report_has_the_scores_of_sweeps_and_the_versions_that_were_published(
     assert page.index("0.520") < page.index("0.410") and "0.990" not in page
     assert "0.420 to 0.620" in page and page.index(second[:8]) < page.index(first[:8])
     assert len(eval_ingest.leaderboard(datasets=["crops"])[0].cells) == 1
+
+
+def test_workers_begin_to_import_with_the_parent_where_many_windows_are_new(
+    written: Written, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun: list[None] = []
+    monkeypatch.setattr("eval_ingest.api.import_ahead", lambda: begun.append(None))
+    monkeypatch.setenv("EVAL_INGEST_WORKERS", "2")
+    source = written("segmentation")
+    eval_ingest.ingest("few", source)
+    assert not begun
+    monkeypatch.setenv("EVAL_INGEST_ENGINE", "processes")
+    eval_ingest.ingest("few", source)
+    assert not begun
+    eval_ingest.ingest("new", source)
+    assert len(begun) == 1
+    with pytest.raises(SourceError):
+        eval_ingest.ingest("far", root / "nowhere")

@@ -1,7 +1,6 @@
 """The commands themselves: `dagster asset materialize`, `dg launch`, `dagster definitions`."""
 
 import json
-import os
 import shutil
 import signal
 import sqlite3
@@ -14,8 +13,7 @@ import pytest
 import yaml
 
 from eval_ingest import pipeline
-
-REPOSITORY = Path(__file__).parents[1]
+from eval_ingest_tests.support.checkout import REPOSITORY, environment
 
 
 @pytest.fixture
@@ -33,13 +31,6 @@ def home(tmp_path: Path, written: Callable[[str], Path]) -> Path:
         spec = {"name": name, "source": str(source), "max_invalid_fraction": 0.5}
         (home / "catalog" / f"{name}.yaml").write_text(yaml.safe_dump(spec))
     return home
-
-
-def environment(**more: str) -> dict[str, str]:
-    """This process's environment with our package on the path, and nothing of Dagster's."""
-    kept = {k: v for k, v in os.environ.items() if not k.startswith("DAGSTER_")}
-    kept.pop("PYTHONDONTWRITEBYTECODE", None)  # it makes every import three times slower
-    return kept | {"PYTHONPATH": str(REPOSITORY), **more}
 
 
 def run(command: list[str], folder: Path, **more: str) -> subprocess.CompletedProcess[str]:

@@ -187,6 +187,10 @@ OURS_ALONE = ("copy", "eval", "verdict", "signal", "fingerprint", "ingested_at")
 """Keys of an entry that no other tool writes."""
 
 
+THEIRS_NEVER = (*OURS_ALONE, "optional_modalities", "timesteps", "same_timesteps")
+"""The same, and keys that this tool would not mind in another's entry."""
+
+
 def their_values(raw: str) -> dict[str, Any]:
     """What another tool's entry says, from its JSON; nothing if that is no object."""
     value = json.loads(raw or "{}")
