@@ -10,14 +10,19 @@ PEERS := .venv-peers
 LATEST := .venv-latest
 PEERS_READY := $(PEERS)/.ready
 PORT ?= 3000
+# One more than there are cores in most places: some tests wait for servers and processes.
+TEST_WORKERS ?= 3
+PYTEST = -m pytest -n $(TEST_WORKERS) --dist loadgroup
 
 INSTALL_TORCH = $(BIN)/uv pip install --quiet --python $(BIN)/python --constraint constraints.txt torch torchvision
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-fast test-latest sanitize lint docs bench bench-rows profile peers bench-peers signal torture ui clean
+.PHONY: help setup demo test test-fast test-latest sanitize lint docs bench bench-rows scale profile peers bench-peers signal torture ui clean
 
 help:  ## list the targets
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## */  make \1|/' | column -t -s '|'
+	@awk -F ':.*## *' '/^[a-z-]+:.*##/ { line = sprintf("  make %-12s", $$1); n = split($$2, words, " "); \
+	  for (i = 1; i <= n; i++) { if (length(line words[i]) > 78) { print line; line = sprintf("%19s", "") } \
+	  line = line " " words[i] } print line }' $(MAKEFILE_LIST)
 
 setup: $(READY)  ## make .venv with everything in it
 
@@ -33,8 +38,8 @@ $(READY): pyproject.toml constraints.txt scripts/name_definitions.py $(wildcard 
 demo: $(READY)  ## a small rslearn dataset goes in, a score comes out
 	@sh scripts/demo.sh $(BIN)
 
-test: $(READY)  ## every test
-	$(BIN)/python -m pytest -n 2 --dist loadgroup
+test: $(READY)  ## every test; TEST_WORKERS=2
+	$(BIN)/python $(PYTEST)
 
 # What needs neither a server, nor a process of its own, nor an ingest.
 FAST := $(filter-out %/test_store_roots.py, $(wildcard $(addprefix eval_ingest_tests/test_, \
@@ -42,7 +47,7 @@ FAST := $(filter-out %/test_store_roots.py, $(wildcard $(addprefix eval_ingest_t
   sweep_metrics.py)))
 
 test-fast: $(READY)  ## the tests of rules and formats, under a minute
-	$(BIN)/python -m pytest -n 2 --dist loadgroup $(FAST)
+	$(BIN)/python $(PYTEST) $(FAST)
 
 # By pip, which has no versions of ours to go by. To hold one back: WITH='torch==2.9.1 torchvision==0.24.1'.
 test-latest:  ## every test with the newest of everything that our ranges allow; WITH='torch==2.9.1'
@@ -51,7 +56,7 @@ test-latest:  ## every test with the newest of everything that our ranges allow;
 	$(LATEST)/bin/python -m pip install --quiet --upgrade --upgrade-strategy eager \
 	  --editable '.[ingest,olmoearth,dask,s3,dev]' $(WITH)
 	$(LATEST)/bin/python -m pip list --format freeze > $(LATEST)/versions.txt
-	$(LATEST)/bin/python -m pytest -n 2 --dist loadgroup $(TESTS)
+	$(LATEST)/bin/python $(PYTEST) $(TESTS)
 
 sanitize: $(READY)  ## the compiled loops' tests under AddressSanitizer and UBSan
 	SANITIZE=1 $(BIN)/python -m pytest -q -rs eval_ingest_tests/test_sanitizers.py
@@ -73,6 +78,9 @@ bench-rows: $(READY)  ## an index of so many windows split, judged and written, 
 
 profile: $(READY)  ## where an ingest's processor time goes; WINDOWS="1000 4000", AT=/dev/shm or SOURCE=/data/crops
 	$(BIN)/python -m benchmarks.profile --windows $${WINDOWS:-1000} $${AT:+--at $$AT} $${SOURCE:+--source $$SOURCE}
+
+scale: $(READY)  ## an ingest over dask, where each request takes 30 ms; WORKERS="1 2 4" WINDOWS=1000
+	$(BIN)/python -m benchmarks.scale --workers $${WORKERS:-1 2 4} --windows $${WINDOWS:-1000}
 
 peers: $(PEERS_READY)  ## make .venv-peers: the existing OlmoEarth eval code, for test_peers.py
 

@@ -82,14 +82,15 @@ def placed(data: bytes, x: float, y: float) -> bytes:
     return data.replace(old, struct.pack("<dd", x, y))
 
 
-def rasters(number: int) -> tuple[bytes, bytes]:
-    """A window's pixels: power with speckle of a tenth of a decibel, and a dark spill."""
+def rasters(number: int, step: float) -> tuple[bytes, bytes]:
+    """A window's pixels: power with speckle in steps of so many decibels, and a dark spill."""
     rng = np.random.default_rng(number)
     spill = np.zeros((1, SIZE, SIZE), np.uint8)
     x, y, width = rng.integers(0, 96, 3)
     spill[0, y : y + width, x : x + width // 2] = 1
     speckle = rng.normal([[[-12.0]], [[-19.0]]], 1.5, (2, SIZE, SIZE)) - 6 * spill
-    return raster((10 ** (np.round(speckle, 1) / 10)).astype(np.float32)), raster(spill)
+    decibels = np.round(speckle / step) * step
+    return raster((10 ** (decibels / 10)).astype(np.float32)), raster(spill)
 
 
 def window(number: int, pixels: tuple[bytes, bytes]) -> Iterator[tuple[str, bytes]]:
@@ -109,12 +110,12 @@ def window(number: int, pixels: tuple[bytes, bytes]) -> Iterator[tuple[str, byte
     yield f"{name}/layers/label/completed", b""
 
 
-def write_archive(path: Path, windows: int) -> None:
+def write_archive(path: Path, windows: int, step: float = 0.1) -> None:
     """The archive, unless it is there; the pixels of some windows are repeated at other places."""
     if path.exists():
         return
     aside = path.with_suffix(".part")
-    known = [rasters(number) for number in range(min(windows, DIFFERENT))]
+    known = [rasters(number, step) for number in range(min(windows, DIFFERENT))]
     with (
         igzip.open(aside, "wb", compresslevel=1) as packed,
         tarfile.open(fileobj=packed, mode="w|", bufsize=1 << 20) as archive,
@@ -196,12 +197,13 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--windows", type=int, default=12_000)
     parser.add_argument("--folder", type=Path, required=True)
+    parser.add_argument("--step", type=float, default=0.1, help="in decibels: coarse is small")
     parser.add_argument("--modes", nargs="+", default=["windows", "stream"])
     options = parser.parse_args()
     folder: Path = options.folder
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"oil_{options.windows}.tar.gz"
-    write_archive(path, options.windows)
+    write_archive(path, options.windows, options.step)
     print(f"{options.windows} windows, {path.stat().st_size / 1e6:.0f} MB packed")
     timed("gunzip alone", "gzip", "-dc", str(path))
     out = folder / "out"

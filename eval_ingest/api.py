@@ -336,7 +336,7 @@ def spec_of(settings: Settings, name: str | None, given: Mapping[str, Any]) -> D
             "--copy adopted is what eval-ingest adopt does; give it the dataset's --name"
         )
     if name is None and "source" not in fields:
-        raise SpecError("give a source (a path or URL), or the name of a dataset in the catalog")
+        raise SpecError("give a --source (a path or URL), or the name of a dataset in the catalog")
     name = check_name(name_from(_last_folder(fields["source"])) if name is None else name)
     known = read_catalog(settings).get(name)
     if known is None and "source" not in fields:
@@ -649,7 +649,10 @@ def remove(
     if not adopted:
         with contextlib.suppress(EvalIngestError):
             metadata = read_metadata(store)
-            source = metadata.source if metadata is not None else ""
+            if metadata is None:  # never published: where it was to come from
+                source = settings.expand(find_spec(settings, name).source)
+            else:
+                source = metadata.source
     noted = bool(source) and note_removed(settings, name, source)
     remove_dataset(eval_root, name, last)
     return Removed(name, eval_root.url, store.url if adopted else "", source if noted else "")

@@ -113,6 +113,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except EvalIngestError as error:
         _complain(f"error: {error}")
         return 1
+    except ModuleNotFoundError as error:  # none of ours: those of an extra
+        cure = "run: pip install 'eval-ingest[ingest]'"
+        _complain(f"error: this needs {error.name}, which is not installed; {cure}")
+        return 1
     except (OSError, RuntimeError, MemoryError) as error:
         if isinstance(error, BrokenPipeError):  # of what prints before anything is done
             from eval_ingest.report.printing import hush

@@ -7,7 +7,7 @@ texts mean is inference/.
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from eval_ingest.core.plain_yaml import YamlProblem, load_yaml
 from eval_ingest.core.spec import DatasetSpec
@@ -33,6 +33,8 @@ class _Texts:
     where: str
     by_kind: Mapping[str, str]
     """Texts by config.json, model.yaml or olmoearth_run.yaml, whatever the file is called."""
+    paths: Mapping[str, str] = field(default_factory=dict)
+    """Their paths or URLs, by the same."""
     is_file: bool = False
     """One file was named, and not a folder."""
 
@@ -59,37 +61,33 @@ def read_config_files(source: Source, spec: DatasetSpec, settings: Settings) -> 
         for kind, text in texts.items()
         if _is_the_users(given if kind in given.by_kind else own, own, settings)
     }
+    paths = {**own.paths, **given.paths}
     return ConfigFiles(
         texts[_CONFIG],
         texts.get(_MODEL),
         texts.get(_RUN),
         where=given.where,
         variables=variables,
-        permissions={
-            kind: _permissions((given if kind in given.by_kind else own).where, kind)
-            for kind in texts
-        },
+        permissions={kind: _permissions(path) for kind, path in paths.items()},
+        paths=paths,
     )
 
 
-def _permissions(where: str, kind: str) -> int:
+def _permissions(path: str) -> int:
     """The mode bits of a local file; anybody's of one that has none."""
-    for path in () if "://" in where else (where, os.path.join(where, kind)):
-        if os.path.isfile(path):
-            return os.stat(path).st_mode & ANYBODY
-    return ANYBODY
+    return os.stat(path).st_mode & ANYBODY if os.path.isfile(path) else ANYBODY
 
 
 def _folder(source: Source) -> _Texts:
     """The files of a folder by their usual names."""
     names = {_CONFIG: CONFIG_FILES, _MODEL: (_MODEL,), _RUN: (_RUN,)}
-    found = {}
+    found, paths = {}, {}
     for kind, candidates in names.items():
-        read = (source.read_text(name) for name in candidates)
-        text = next((text for text in read if text is not None), None)
+        read = ((name, source.read_text(name)) for name in candidates)
+        name, text = next((there for there in read if there[1] is not None), ("", None))
         if text is not None:
-            found[kind] = text
-    return _Texts(source.url, found)
+            found[kind], paths[kind] = text, f"{source.url.rstrip('/')}/{name}"
+    return _Texts(source.url, found, paths)
 
 
 def _given(path: str) -> _Texts:
@@ -103,7 +101,8 @@ def _given(path: str) -> _Texts:
     text = open_source(folder or ".").read_text(name) if is_file else None
     if text is None:
         raise ConfigError(f"{path} does not exist; give a folder or a model.yaml with {_FLAG}")
-    return _Texts(path, {_kind_of(text, path): text}, is_file=True)
+    kind = _kind_of(text, path)
+    return _Texts(path, {kind: text}, {kind: path}, is_file=True)
 
 
 def _kind_of(text: str, where: str) -> str:

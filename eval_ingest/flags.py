@@ -1,8 +1,8 @@
-"""The flags of `eval-ingest ingest` and `validate`: one for each field of DatasetSpec.
+"""Flags made from fields: of DatasetSpec for `ingest` and `validate`, of suites for `sweep`.
 
 What belongs here: how a field is written on a command line. What doesn't: which fields there are,
-what they mean and what they may hold (core/spec.py). A field that is added there has its flag, and
-its docstring is the help.
+what they mean and what they may hold (core/spec.py, core/suite.py). A field that is added there has
+its flag, and its docstring is the help.
 """
 
 import argparse
@@ -17,6 +17,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from eval_ingest.core.spec import DatasetSpec, SplitPolicy
+from eval_ingest.core.suite import SuiteFields
 
 _FLAGS = {
     "config": "olmoearth-run-config-path",
@@ -42,29 +43,52 @@ _NO_FLAGS = {"name", "eval", "correct"}
 """Every command has a name; scoring is said in the catalog; `adopt` has a flag of its own."""
 
 
+_SUITE_FLAGS = {"encoders": "encoder", "label_fractions": "label-fraction"}
+_SUITE_METAVARS = {"label_fractions": "F", "patch_size": "PIXELS"}
+
+
 def add_spec_flags(parser: argparse.ArgumentParser) -> None:
-    """Add a flag for each field; what isn't given stays None."""
-    docs = dict([*_docstrings(DatasetSpec), *_docstrings(SplitPolicy)])
+    """Add a flag for each field of DatasetSpec; what isn't given stays None."""
+    docs = docstrings(DatasetSpec) | docstrings(SplitPolicy)
     for name, field in _fields():
-        flag = _FLAGS.get(name, name).replace("_", "-")
-        text = " ".join(docs.get(name, "").split()).rstrip(".").replace("%", "%%")
-        options = _options(field.annotation)
-        kind = "N" if "type" in options else "NAME" if "nargs" in options else "TEXT"
-        options.setdefault("metavar", _METAVARS.get(name, kind))
-        parser.add_argument(f"--{flag}", dest=name, help=text, **options)
+        _add_flag(parser, _FLAGS.get(name, name), _METAVARS, name, field, docs[name])
 
 
-def _docstrings(model: type[BaseModel]) -> Iterator[tuple[str, str]]:
-    """What stands under each field, by the name that flags have it under.
+def add_suite_flags(parser: argparse.ArgumentParser) -> None:
+    """Add a flag for each field of a suite; what isn't given stays None."""
+    docs = docstrings(SuiteFields)
+    for name, field in SuiteFields.model_fields.items():
+        _add_flag(parser, _SUITE_FLAGS.get(name, name), _SUITE_METAVARS, name, field, docs[name])
+
+
+def _add_flag(
+    parser: argparse.ArgumentParser,
+    flag: str,
+    metavars: Mapping[str, Any],
+    name: str,
+    field: FieldInfo,
+    text: str,
+) -> None:
+    options = _options(field.annotation)
+    kind = "N" if "type" in options else "NAME" if "nargs" in options else "TEXT"
+    options.setdefault("metavar", metavars.get(name, kind))
+    text = text.rstrip(".").replace("%", "%%")
+    parser.add_argument(f"--{flag.replace('_', '-')}", dest=name, help=text, **options)
+
+
+def docstrings(model: type[BaseModel]) -> dict[str, str]:
+    """What stands under each field, by the name that flags have it under, in one line.
 
     Not by pydantic's use_attribute_docstrings: it would parse the source in every process.
     """
     [body] = ast.parse(inspect.getsource(model)).body
     assert isinstance(body, ast.ClassDef)
+    found = {}
     for field, text in pairwise(body.body):
         match field, text:
             case ast.AnnAssign(ast.Name(name)), ast.Expr(ast.Constant(str(doc))):
-                yield model.model_fields[name].alias or name, doc
+                found[model.model_fields[name].alias or name] = " ".join(doc.split())
+    return found
 
 
 def given_fields(options: argparse.Namespace) -> dict[str, Any]:

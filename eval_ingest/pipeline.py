@@ -26,8 +26,6 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-import numpy as np
-
 from eval_ingest.copying.rslearn_files import Samples, remove_copy, write_copy_files
 from eval_ingest.copying.transfer import transfer
 from eval_ingest.copying.verify import look_at
@@ -36,7 +34,7 @@ from eval_ingest.core.entry import MAX_HISTORY, CopyResult, Metadata, NormStats,
 from eval_ingest.core.eval_settings import EvalSettings
 from eval_ingest.core.fingerprint import fingerprint
 from eval_ingest.core.index import WindowIndex
-from eval_ingest.core.norm import MOMENTS, combine
+from eval_ingest.core.norm import BandSums
 from eval_ingest.core.quality import quality_report
 from eval_ingest.core.splits import SPLITS_VERSION, SplitAssignment, assign_splits, inherited
 from eval_ingest.core.validate import check_invalid_fraction
@@ -120,10 +118,10 @@ def norm_stats(job: Job, index: WindowIndex, splits: SplitAssignment) -> NormSta
         stats={},
     )
     for modality in job.config.modalities:
-        moments = index.moments(modality.name, train)
-        if moments.shape[2] != len(modality.bands):  # no window at all has this modality
-            moments = np.zeros((0, len(MOMENTS), len(modality.bands)))
-        found = dict(zip(modality.bands, combine(moments), strict=True))
+        sums = BandSums(len(modality.bands))
+        for moments in index.moment_parts(modality.name, train, len(modality.bands)):
+            sums.add(moments)
+        found = dict(zip(modality.bands, sums.stats, strict=True))
         absent = [band for band, s in found.items() if math.isnan(s.mean)]
         flat = [f"{band} (always {s.mean:g})" for band, s in found.items() if s.std == 0]
         stats.stats[modality.name] = {
@@ -191,12 +189,10 @@ def registry_entry(
     data = job.spec.model_copy(update={"eval": EvalSettings()})
     wanted = fingerprint("registry_entry", ENTRY_VERSION, prints, data, job.config, job.origin)
     old = unless_damaged(lambda: read_metadata(job.store))
-    if old is not None and (old.fingerprint, old.splits, old.shards, old.spec.eval) == (
-        wanted,
-        copy.splits,
-        copy.shards,  # others, if the samples were packed anew
-        job.spec.eval,
-    ):
+    if old is not None and (
+        (old.fingerprint, old.splits, old.shards, old.spec.eval, old.their_entry)
+        == (wanted, copy.splits, copy.shards, job.spec.eval, job.their_entry)
+    ):  # shards are others, if the samples were packed anew
         return old
     samples = Samples(job.config, index, splits)
     prints["registry_entry"] = wanted
@@ -214,7 +210,7 @@ def registry_entry(
         n_windows=len(index),
         invalid=index.summary.reasons,
         split_report=splits.report,
-        quality=quality_report(index, splits, job.config, job.spec.name),
+        quality=quality_report(index, splits, job.config, job.spec.resplit_as),
         warnings=[*job.config.warnings, *stats.warnings, *samples.warnings],
         fingerprints=prints,
         window_size=samples.smallest_side,

@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 from eval_ingest.background import Background
 from eval_ingest.config_files import read_config_files
+from eval_ingest.core.entry import Metadata, utc
 from eval_ingest.core.fingerprint import fingerprint
 from eval_ingest.core.resolved import ResolvedConfig
 from eval_ingest.core.spec import RESERVED, DatasetSpec, is_name, name_from
@@ -44,8 +45,8 @@ from eval_ingest.store.atomic import read_json, write_json
 from eval_ingest.store.catalog import Removed, read_catalog, removed_datasets
 from eval_ingest.store.claims import refuse_theirs
 from eval_ingest.store.outcomes import read_source_state
-from eval_ingest.store.registry import read_metadata, read_registry
-from eval_ingest.store.roots.base import EvalRoot
+from eval_ingest.store.registry import metadata_at_hand, read_metadata, read_registry
+from eval_ingest.store.roots.base import DatasetStore, EvalRoot
 from eval_ingest.store.roots.open import open_root
 
 
@@ -74,6 +75,10 @@ class Sighting:
     """What is wrong with the catalog's spec, where that can't be read."""
     removed: str = ""
     """When a person has removed it, and how it comes back."""
+    published: str = ""
+    """The fingerprint of what is registered under its name."""
+    root: EvalRoot | None = field(default=None, repr=False, compare=False)
+    """Where it is, or is to be, registered; None: where the settings say."""
 
     @property
     def name(self) -> str:
@@ -192,14 +197,22 @@ def survey(
     taken = registered.keys() | catalog.keys() | removed.keys() | RESERVED
     named = _named(found, known, taken, settings, problems)
     told = {name: _told_removed(gone) for name, gone in removed.items()}
-    named = [replace(s, removed=told.get(s.name, "")) for s in named]
+    named = [
+        replace(
+            s,
+            removed=told.get(s.name, ""),
+            published=str(registered.get(s.name, {}).get("fingerprint", "")),
+            root=eval_root,
+        )
+        for s in named
+    ]
     result.sightings = sorted(named, key=lambda s: s.name)
     return result
 
 
 def _told_removed(gone: Removed) -> str:
     return (
-        f"removed on {gone.removed_at.replace('T', ' ')}; to have it again, ingest it by its "
+        f"removed on {utc(gone.removed_at)}; to have it again, ingest it by its "
         f"name, or have it be found: eval-ingest discover --forget {gone.name}"
     )
 
@@ -247,7 +260,7 @@ def _registered_specs(
         if _plain(source) not in found or not is_name(name) or holds_secret(source):
             continue
         try:
-            metadata = read_metadata(root.dataset(name))
+            metadata = _metadata_of(root.dataset(name), str(entry.get("fingerprint", "")))
         except IntegrityError:  # an ingest makes it anew
             specs[name] = DatasetSpec(name=name, source=literal(source))
         except StoreError:
@@ -360,10 +373,10 @@ def judge(sighting: Sighting, settings: Settings) -> Judgement:
     Raises:
         StoreError: the eval root can't be reached.
     """
-    store = open_root(settings).dataset(sighting.name)
+    store = (sighting.root or open_root(settings)).dataset(sighting.name)
     metadata, damaged = None, False
     try:
-        metadata = read_metadata(store)
+        metadata = _metadata_of(store, sighting.published)
     except IntegrityError:
         damaged = True  # an ingest makes it anew
     except NewerVersionError as error:
@@ -375,12 +388,10 @@ def judge(sighting: Sighting, settings: Settings) -> Judgement:
             refuse_theirs(store, sighting.spec)
         except NotOursError as error:
             return Judgement(State.THEIRS, str(error))
-    if metadata is not None:
-        seen = read_source_state(store)
-        same = seen.get("fingerprint") == sighting.found.fingerprint
-        whole = seen.get("window_index") == metadata.fingerprints.get("window_index")
-        if same and whole:
-            return Judgement(State.REGISTERED, config=metadata.config)
+    # What is here of a bucket is looked at first: what it says of a version stays true.
+    states = (read_source_state(store, at_hand) for at_hand in (True, False))
+    if metadata is not None and any(_is_of_now(sighting, metadata, seen) for seen in states):
+        return Judgement(State.REGISTERED, config=metadata.config)
     try:
         if sighting.problem:
             raise ConfigError(sighting.problem)
@@ -401,6 +412,26 @@ def judge(sighting: Sighting, settings: Settings) -> Judgement:
     if len(inside.lacking) > sighting.spec.max_invalid_fraction * inside.looked_at:
         state = State.UNFINISHED
     return Judgement(state, inside.reason, config, inside.stamp)
+
+
+def _metadata_of(store: DatasetStore, published: str) -> Metadata | None:
+    """A dataset's metadata, without a request where the file here is of the version registered.
+
+    Raises:
+        StoreError: as `read_metadata` does.
+    """
+    with contextlib.suppress(StoreError):
+        found = metadata_at_hand(store.layout)
+        if found is not None and found.fingerprint == published:
+            return found
+    return read_metadata(store)
+
+
+def _is_of_now(sighting: Sighting, metadata: Metadata, seen: Mapping[str, Any]) -> bool:
+    """True if the source was as it is now when what is published was indexed."""
+    return seen.get("fingerprint") == sighting.found.fingerprint and seen.get(
+        "window_index"
+    ) == metadata.fingerprints.get("window_index")
 
 
 @dataclass(frozen=True)

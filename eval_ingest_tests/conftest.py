@@ -28,6 +28,14 @@ def _no_environment_of_the_machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
 
 
 @pytest.fixture(scope="session", autouse=True)
+def _no_power_is_lost() -> Iterator[None]:
+    """Files are not waited for to reach the disk: tests kill processes, and not the machine."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda descriptor: None)
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
 def _no_process_is_left() -> Iterator[None]:
     """Whatever tests start has ended when they have, but for our own helpers of Python's."""
     mark = os.environ[killing.MARK] = uuid.uuid4().hex

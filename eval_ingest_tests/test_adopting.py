@@ -223,7 +223,7 @@ def test_what_was_adopted_is_given_back_as_it_was(theirs: Path, tmp_path: Path) 
     write_report(EvalRoot(root), "moisture")
     card = (copy / "report" / "README.md").read_text()
     assert all((copy / "report" / p).is_file() for p in re.findall(r"\]\((.*?)\)", card))
-    (copy / "..given_back_by_eval_ingest.x1.tmp").write_text("of a removal that was killed")
+    (copy / ".metadata.json.x1.tmp").write_text("of a removal that was killed")
     assert whose(EvalRoot(root).dataset("moisture")) is Whose.ADOPTED
     with pytest.raises(NotOursError, match="adopted"):
         from eval_ingest_tests.conftest import make_job

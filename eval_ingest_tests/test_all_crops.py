@@ -19,9 +19,9 @@ from eval_ingest.sweep.embed import embed_split
 from eval_ingest.sweep.encoders.pixels import Pixels
 from eval_ingest.sweep.rows import Rows
 from eval_ingest_tests.conftest import make_job
+from eval_ingest_tests.support.comparing import compare
 from eval_ingest_tests.support.oracle import rslearn_crops
 from eval_ingest_tests.support.writing import class_at
-from eval_ingest_tests.test_loading_parity import compare
 
 SPLITS = ("train", "val", "test")
 

@@ -18,7 +18,8 @@ import yaml
 
 from eval_ingest import EvalDataset, cli, pipeline
 from eval_ingest.core.spec import DatasetSpec, SplitPolicy
-from eval_ingest.flags import add_spec_flags, given_fields
+from eval_ingest.core.suite import SuiteFields
+from eval_ingest.flags import add_spec_flags, add_suite_flags, given_fields
 from eval_ingest.settings import Settings
 
 
@@ -408,3 +409,15 @@ def test_every_field_of_a_spec_has_its_flag() -> None:
     assert (spec.all_crops, spec.label_fractions) == ((), {"few": 0.01})
     assert spec.splits == SplitPolicy(strategy="spatial", ratios=(0.8, 0.1, 0.1), buffer_m=50)
     assert (spec.copy_mode, spec.licence, spec.task_type) == ("index", "CC-BY-4.0", None)
+
+
+def test_every_field_of_a_suite_has_its_flag() -> None:
+    parser = argparse.ArgumentParser()
+    add_suite_flags(parser)
+    assert all(action.help for action in parser._actions)
+    said = "--encoder pixels random --label-fraction 10% few --seeds 1 2 --max-train-samples 5"
+    given = vars(parser.parse_args(said.split()))
+    assert given.keys() == SuiteFields.model_fields.keys()
+    suite = SuiteFields(**{name: value for name, value in given.items() if value is not None})
+    assert (suite.encoders, suite.label_fractions) == (("pixels", "random"), (0.1, "few"))
+    assert (suite.seeds, suite.max_train_samples, suite.split) == ((1, 2), 5, "test")

@@ -88,6 +88,20 @@ def test_a_file_of_any_name_is_taken_for_what_it_holds(source: Path, tmp_path: P
     assert files.run_yaml == run.read_text() and files.model_yaml == model()
 
 
+def test_messages_name_the_files_that_were_read(source: Path, tmp_path: Path) -> None:
+    mine = put(tmp_path / "mine", fine_yaml=model(property="[]")) / "fine.yaml"
+    with pytest.raises(ConfigError) as caught:
+        resolved(read(source, mine))
+    assert str(caught.value).startswith(f"{mine}: data.init_args.task")
+    (source / "config.json").rename(source / "dataset.json")
+    put(tmp_path / "mine", fine_yaml=model())
+    found = resolved(read(source, mine))
+    assert found.provenance["task"].startswith("fine.yaml: data.init_args.task")
+    put(source, dataset_json=json.dumps({"layers": {}}))
+    with pytest.raises(ConfigError, match=f"^{source}/dataset.json: "):
+        resolved(read(source, mine))
+
+
 def test_a_folder_s_model_yaml_goes_before_that_of_the_source(source: Path, tmp_path: Path) -> None:
     folder = put(tmp_path / "configs", model_yaml=model(group="mine"))
     assert resolved(read(source, folder)).selectors["train"].groups == ("mine",)

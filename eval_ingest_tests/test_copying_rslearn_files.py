@@ -17,9 +17,9 @@ from eval_ingest.engine import no_progress
 from eval_ingest.store.paths import RSLEARN_INDEX
 from eval_ingest.testing.datasets import quiet_rslearn
 from eval_ingest_tests.conftest import make_job
+from eval_ingest_tests.support.comparing import compare
 from eval_ingest_tests.support.factories import CASES
 from eval_ingest_tests.support.oracle import rslearn_samples, stand_in_for_wandb
-from eval_ingest_tests.test_loading_parity import compare
 
 Ingested = Callable[[str], Path]
 SPLITS = ("train", "val", "test")

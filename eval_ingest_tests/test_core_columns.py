@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from eval_ingest.core import columns
 from eval_ingest.core.index import WindowIndex, index_schema
-from eval_ingest_tests.test_core_leakage import make_config, make_index, window
+from eval_ingest_tests.support.indexes import make_config, make_index, window
 
 
 def test_nulls_are_what_is_asked_for() -> None:

@@ -5,6 +5,7 @@ import pyarrow as pa
 import pytest
 import shapely
 
+from eval_ingest.core import footprints as module
 from eval_ingest.core.footprints import Footprints, connected
 
 DEGREE_M = 111_319.5
@@ -21,7 +22,7 @@ def rows(*numbers: int) -> np.ndarray:
 
 
 def overlapping(outlines: Footprints) -> set[tuple[int, int]]:
-    places = np.arange(len(outlines.shapes))
+    places = np.arange(len(outlines.centres))
     pairs = [pair for part in outlines.overlaps(places, places) for pair in zip(*part, strict=True)]
     return {(int(one), int(other)) for one, other in pairs if one < other}
 
@@ -98,3 +99,24 @@ def test_connected_groups_are_those_of_a_graph() -> None:
                 label[[a, b]] = min(label[a], label[b])
         expected = {tuple(np.flatnonzero(label == k)) for k in label if (label == k).sum() > 1}
         assert {tuple(group) for group in groups if len(group) > 1} == expected
+
+
+def test_many_outlines_are_compared_in_strips_as_all_at_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    corners = np.random.default_rng(3).uniform([0, 40], [0.5, 40.5], (120, 2))
+    outlines = footprints(*((x, y, x + 0.02, y + 0.02) for x, y in corners))
+    every = np.arange(60), np.arange(60, 120)
+
+    def compared() -> tuple[set[tuple[int, int]], dict[int, float]]:
+        near = zip(*outlines.nearest(*every, 3000), strict=True)
+        apart = {int(a): shapely.distance(*outlines.shapes(rows(a, of))) for a, of in near}
+        return overlapping(outlines), apart
+
+    whole = compared()
+    assert len(whole[0]) > 10 and len(whole[1]) > 10
+    monkeypatch.setattr(module, "_STRIP", 7)
+    monkeypatch.setattr(module._portions, "__defaults__", (5,))
+    strips = compared()
+    assert strips[0] == whole[0]
+    assert strips[1] == pytest.approx(whole[1])

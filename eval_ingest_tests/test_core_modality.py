@@ -5,7 +5,7 @@ import pytest
 from eval_ingest.core.entry import imputes
 from eval_ingest.core.modality import MODALITIES, modality_of_layer
 from eval_ingest.core.resolved import ModalityInput
-from eval_ingest_tests.test_core_leakage import make_config
+from eval_ingest_tests.support.indexes import make_config
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,5 @@
 """Quality: planted faults are found, with counts and names; a clean dataset is good."""
 
-import json
 from typing import Any
 
 import numpy as np
@@ -17,14 +16,16 @@ from eval_ingest.core.resolved import InputPart, ModalityInput, ResolvedConfig
 from eval_ingest.core.spec import DatasetSpec
 from eval_ingest.core.splits import SplitAssignment, assign_splits, split_report
 from eval_ingest.core.task import Task, TaskKind
-from eval_ingest_tests.test_core_leakage import (
-    MEANS,
+from eval_ingest_tests.support.indexes import (
     Window,
+    clean,
     given_splits,
     make_config,
     make_index,
     moments,
+    report,
     window,
+    with_means,
 )
 
 RADAR = make_config(
@@ -38,29 +39,6 @@ RADAR = make_config(
         ),
     )
 )
-
-
-def clean(count: int = 1200, **facts: Any) -> list[Window]:
-    """Windows 5 km apart, a tenth of them val and another tenth test."""
-    parts = ["train"] * 8 + ["val", "test"]
-    return [
-        window(
-            f"w{k:05d}",
-            (k % 100) * 5000.0,
-            (k // 100) * 5000.0,
-            split=parts[k % 10],
-            **{"class": (k // 10) % 2, **facts},
-        )
-        for k in range(count)
-    ]
-
-
-def report(windows: list[Window], config: ResolvedConfig | None = None) -> dict[str, Any]:
-    config = config or make_config()
-    index = make_index(windows, config)
-    found = quality_report(index, given_splits(index, windows), config)
-    json.dumps(found, allow_nan=False)
-    return found
 
 
 def findings(windows: list[Window], config: ResolvedConfig | None = None) -> dict[str, Any]:
@@ -169,12 +147,6 @@ def test_the_error_of_a_regression_is_a_share_of_the_score() -> None:
 
 
 # ----------------------------------------------------------------------------------------- units
-
-
-def with_means(factor: float, plus: float = 0.0, low: float = 100.0) -> list[Window]:
-    means = tuple(mean * factor + plus for mean in MEANS)
-    measured = moments(means=means, low=low * factor + plus, std=300 * factor)
-    return clean(200, moments=measured)
 
 
 @pytest.mark.parametrize(

@@ -22,8 +22,8 @@ from eval_ingest.decoding.problems import Unreadable
 from eval_ingest.decoding.sidecars import NumpySidecar
 from eval_ingest.sources.local import LocalSource
 from eval_ingest_tests.conftest import make_job
+from eval_ingest_tests.support.comparing import compare
 from eval_ingest_tests.support.oracle import rslearn_samples
-from eval_ingest_tests.test_loading_parity import compare
 
 WAYS = {"packed": {"per_layer": True}, "npy": {"numpy": True}}
 WAYS["packed npy"] = WAYS["packed"] | WAYS["npy"]

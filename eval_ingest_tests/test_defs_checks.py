@@ -20,8 +20,7 @@ from eval_ingest.settings import Settings
 from eval_ingest.store.catalog import add_spec
 from eval_ingest.store.registry import require_metadata
 from eval_ingest.store.roots.base import EvalRoot
-from eval_ingest_tests.test_core_leakage import moments, window
-from eval_ingest_tests.test_core_quality import clean, report, with_means
+from eval_ingest_tests.support.indexes import clean, moments, report, window, with_means
 
 # Outside of pytest defs/running.py silences it, and says why.
 pytestmark = pytest.mark.filterwarnings("ignore::dagster.BetaWarning")

@@ -28,7 +28,7 @@ from eval_ingest.defs.partitions import studio_datasets
 from eval_ingest.defs.running import INGEST_POOL
 from eval_ingest.defs.sweep import eval_sweep
 from eval_ingest.settings import Settings
-from eval_ingest_tests.test_defs_commands import REPOSITORY
+from eval_ingest_tests.support.checkout import REPOSITORY
 
 BLOCK = re.compile(r"^```yaml\n# (?P<kind>[\w.]+)\n(?P<text>.*?)^```$", re.M | re.S)
 TEXT = (REPOSITORY / "docs" / "deployment.md").read_text()

@@ -18,7 +18,7 @@ from eval_ingest.sources.unpacking import Unpacking
 from eval_ingest.store.outcomes import read_outcome
 from eval_ingest.verifying import verify_dataset
 from eval_ingest_tests.conftest import make_job
-from eval_ingest_tests.test_sources_remote import assert_same_ingest, index_values
+from eval_ingest_tests.support.comparing import assert_same_ingest, index_values
 
 
 def members(folder: Path) -> list[str]:

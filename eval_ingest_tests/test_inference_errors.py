@@ -32,6 +32,18 @@ from eval_ingest_tests.support.configurations import (
 
 TWO = {"a": task("SegmentationTask", num_classes=2), "b": task("RegressionTask", property_name="x")}
 WRONG = {
+    "several data modules": (
+        {
+            "model": {
+                "data": {
+                    "class_path": "rslearn.train.data_module.MultiDatasetDataModule",
+                    "init_args": {"data_modules": {"near": {}, "far": {}}},
+                }
+            }
+        },
+        UnsupportedError,
+        ["MultiDatasetDataModule of several datasets: near, far", "--olmoearth-run-config-path"],
+    ),
     "two tasks": (
         {"model": model_yaml(task_=multi_task({}, **TWO))},
         UnsupportedError,

@@ -22,9 +22,9 @@ from eval_ingest.store.roots.base import EvalRoot
 from eval_ingest.testing.datasets import add_window, complete, quiet_rslearn, write_raster
 from eval_ingest_tests.conftest import make_job
 from eval_ingest_tests.support import factories, writing
+from eval_ingest_tests.support.comparing import compare
 from eval_ingest_tests.support.oracle import rslearn_samples
 from eval_ingest_tests.support.writing import START, Writer, band_set, raster_layer
-from eval_ingest_tests.test_loading_parity import compare
 
 BANDS = ("B02", "B03")
 

@@ -1,10 +1,14 @@
 """What is installed: a plain `pip install` loads datasets; hooks and lint agree."""
 
+import os
+import shutil
 import subprocess
 import sys
+import tarfile
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
 import yaml
 
 REPOSITORY = Path(__file__).parents[1]
@@ -56,6 +60,38 @@ def test_a_plain_install_loads_datasets(ingested: Callable[[str], Path]) -> None
     assert (done.returncode, done.stdout) == (0, "4\n"), done.stderr
 
 
+def test_what_a_plain_install_lacks_is_told_by_every_command(
+    ingested: Callable[[str], Path], tmp_path: Path
+) -> None:
+    root = shutil.copytree(ingested("segmentation"), tmp_path / "evals")
+    commands = [
+        "list", "info segmentation", "verify segmentation", "report segmentation",
+        "ingest x --source /nowhere", "validate /nowhere", "discover --root /nowhere",
+        "adopt --all", "registry rebuild", "sweep --encoder pixels --datasets all", "leaderboard",
+        "export segmentation --to out", "pull hf://a/b/c", "tasks", "signal segmentation",
+        "remove segmentation --yes",
+    ]  # fmt: skip
+    code = ONLY_PLAIN + (
+        "from eval_ingest.cli import main\n"
+        f"for command in {commands!r}:\n"
+        "    code = main(command.split())\n"
+        "    print(f'{command}: exit {code}', file=sys.stderr)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path,
+        env={**os.environ, "OLMOEARTH_EVAL_DATASETS": str(root)},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    lines = done.stderr.splitlines()
+    codes = dict(line.split(": exit ") for line in lines if ": exit " in line)
+    works = {name.split()[0] for name, status in codes.items() if status == "0"}
+    assert list(codes) == commands
+    assert works == {"list", "info", "registry", "leaderboard", "tasks", "signal", "remove"}
+    told = [line for line in lines if ": exit " not in line]
+    assert len(told) == sum(status == "1" for status in codes.values())
+    assert all("error: " in line and "eval-ingest[ingest]" in line for line in told)
+
+
 def test_a_commit_runs_what_make_lint_runs() -> None:
     hooks = yaml.safe_load((REPOSITORY / ".pre-commit-config.yaml").read_text())["repos"]
     assert [repo["repo"] for repo in hooks] == ["local"]  # nothing is fetched
@@ -65,6 +101,29 @@ def test_a_commit_runs_what_make_lint_runs() -> None:
     linters = ("ruff", "mypy", "lint-imports")
     commands = [line.split()[0] for line in lines.splitlines()]
     assert [c for c in commands if Path(c).name in linters] == entries
+
+
+def test_sdist_and_wheel_hold_every_file_of_the_package(tmp_path: Path) -> None:
+    setuptools = pytest.importorskip("setuptools", minversion="77")
+    checkout = tmp_path / "checkout"
+    made = shutil.ignore_patterns("__pycache__", "*.so", "*.egg-info")
+    shutil.copytree(REPOSITORY / "eval_ingest", checkout / "eval_ingest", ignore=made)
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(REPOSITORY / name, checkout)
+    wanted = {str(p.relative_to(checkout)) for p in checkout.rglob("*") if p.is_file()}
+    command = [sys.executable, "-W", "ignore", "-c", "import setuptools; setuptools.setup()"]
+    done = subprocess.run(
+        [*command, "-q", "sdist", "--dist-dir", "../sdist", "build_py", "--build-lib", "../wheel"],
+        cwd=checkout, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, (setuptools.__version__, done.stderr)
+    [sdist] = (tmp_path / "sdist").glob("eval_ingest-*.tar.gz")
+    with tarfile.open(sdist) as archive:
+        there = {name.partition("/")[2] for name in archive.getnames()}
+    assert wanted - there == set()
+    wheel = tmp_path / "wheel"
+    there = {str(p.relative_to(wheel)) for p in wheel.rglob("*") if p.is_file()}
+    assert there == {name for name in wanted if "/" in name}
 
 
 def test_every_pin_is_made_once() -> None:

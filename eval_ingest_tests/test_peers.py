@@ -25,7 +25,7 @@ from eval_ingest_tests.conftest import make_job
 from eval_ingest_tests.support import factories
 from eval_ingest_tests.support.corpus import CONFIGS
 from eval_ingest_tests.support.peer import read
-from eval_ingest_tests.test_shared_configs import FOLDERS, generate
+from eval_ingest_tests.support.shared_configs import FOLDERS, generate
 
 SPLITS = ("train", "val", "test")
 

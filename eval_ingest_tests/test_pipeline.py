@@ -31,16 +31,13 @@ from eval_ingest.store.registry import locked, read_registry
 from eval_ingest.store.roots.base import EvalRoot
 from eval_ingest_tests.conftest import make_job
 from eval_ingest_tests.support import factories
+from eval_ingest_tests.support.changing import windows_of
 
 Copied = Callable[[str], Path]
 
 
 def ran(outcomes: list[pipeline.Outcome]) -> list[str]:
     return [outcome.stage for outcome in outcomes if outcome.ran]
-
-
-def windows_of(dataset: Path) -> list[Path]:
-    return sorted(path.parent for path in dataset.glob("windows/*/*/metadata.json"))
 
 
 @pytest.fixture

@@ -13,8 +13,7 @@ import pytest
 from eval_ingest import pipeline
 from eval_ingest_tests.conftest import make_job
 from eval_ingest_tests.support import factories
-from eval_ingest_tests.test_pipeline import windows_of
-from eval_ingest_tests.test_regressions import rewrite
+from eval_ingest_tests.support.changing import rewrite, windows_of
 
 Findings = dict[str, dict[str, Any]]
 

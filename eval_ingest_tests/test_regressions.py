@@ -28,7 +28,7 @@ from eval_ingest.store.registry import (
 )
 from eval_ingest.store.roots.base import EvalRoot
 from eval_ingest_tests.conftest import make_job
-from eval_ingest_tests.test_pipeline import windows_of
+from eval_ingest_tests.support.changing import rewrite, windows_of
 
 Copied = Callable[[str], Path]
 Ingested = Callable[[str], Path]
@@ -98,16 +98,6 @@ def test_04_a_band_without_variance_is_warned_of_and_0_after_normalisation(
     assert not train[0]["sentinel2_l2a"][..., band].any()
     entry = json.loads((root / "registry.json").read_text())["datasets"]["crops"]
     assert entry["norm_stats"]["sentinel2_l2a"]["B01"]["std"] > 0  # others divide by it
-
-
-def rewrite(path: Path, change: Callable[[np.ndarray], np.ndarray]) -> None:
-    """Write a GeoTIFF anew with changed pixels (C, H, W)."""
-    import rasterio
-
-    with rasterio.open(path) as raster:
-        pixels, profile = change(raster.read()), raster.profile
-    with rasterio.open(path, "w", **{**profile, "count": len(pixels)}) as raster:
-        raster.write(pixels)
 
 
 def test_05_no_modality_is_published_twice(ingested: Ingested) -> None:

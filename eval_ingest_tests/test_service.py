@@ -21,8 +21,8 @@ import pytest
 
 from eval_ingest import EvalDataset, pipeline
 from eval_ingest.testing import demo
+from eval_ingest_tests.support.checkout import REPOSITORY, environment
 from eval_ingest_tests.support.servers import ObjectServer, gcs_server
-from eval_ingest_tests.test_defs_commands import REPOSITORY, environment
 
 # One worker for the whole file: the service takes fifteen seconds to start.
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("service")]

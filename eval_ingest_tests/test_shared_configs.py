@@ -10,23 +10,11 @@ from typing import Any
 import pytest
 
 from eval_ingest import pipeline
-from eval_ingest.testing.datasets import write_matching
 from eval_ingest_tests.conftest import make_job
 from eval_ingest_tests.support.corpus import CONFIGS
-
-FOLDERS = ("tolbi", "nandi", "worldcover", "lfmc", "landslide")
+from eval_ingest_tests.support.shared_configs import generate
 
 pytestmark = pytest.mark.skipif(not CONFIGS.is_dir(), reason="needs ../shared/configs")
-
-
-def generate(folder: Path, root: Path, windows: int = 12) -> Path:
-    """A dataset of a folder's configuration, with its olmoearth_run.yaml."""
-    texts = [(folder / name).read_text() for name in ("config.json", "model.yaml")]
-    path = write_matching(root / folder.name, *texts, windows=windows, side=32, alike=True)
-    run = folder / "olmoearth_run.yaml"
-    if run.exists():
-        (path / run.name).write_text(run.read_text())
-    return path
 
 
 @pytest.mark.parametrize(

@@ -22,8 +22,8 @@ from eval_ingest.store import window_files
 from eval_ingest.store.outcomes import read_outcome
 from eval_ingest.verifying import verify_dataset
 from eval_ingest_tests.conftest import make_job
+from eval_ingest_tests.support.comparing import assert_same_ingest
 from eval_ingest_tests.support.servers import gcs_server
-from eval_ingest_tests.test_sources_remote import assert_same_ingest
 
 
 def pack(folder: Path, path: Path, inner: str = "crops") -> Path:

@@ -12,7 +12,11 @@ from eval_ingest.settings import Settings
 from eval_ingest.sources import discovery
 from eval_ingest.sources.discovery import Entry, Found, find_datasets
 from eval_ingest.sources.looks import Look, Memory, read_looks
-from eval_ingest.watching import survey
+from eval_ingest.store.registry import rebuild_registry, require_metadata
+from eval_ingest.store.roots.base import EvalRoot
+from eval_ingest.store.seal import sealed_json, write_sealed_json
+from eval_ingest.watching import State, judge, survey
+from eval_ingest_tests.support.fake_evals import write_fake
 from eval_ingest_tests.support.servers import ObjectServer, gcs_server, proxy
 
 DATASETS = ("one", "two", "team/three")
@@ -98,6 +102,53 @@ def test_a_look_at_what_has_not_changed_takes_two_requests_a_dataset(
         assert through.lists == through.requests == 2  # for what may be new beside them
         assert watch(MINUTE) == first  # `discover` looks all the same
         assert through.lists == 2 + 2 + 2 * len(DATASETS)
+
+
+def test_of_what_is_registered_the_eval_root_is_asked_for_nothing_but_what_all_share(
+    bucket: tuple[ObjectServer, str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    server, url = bucket
+    clock, root = Clock(), tmp_path / "evals"
+    for found in find_datasets(url):
+        _register(root, found)
+    rebuild_registry(EvalRoot(root))
+    server.upload(root, f"{tmp_path.name}/evals")
+    with proxy(server.address) as through:
+        for key, value in server.reached_at(through.address).items():
+            monkeypatch.setenv(key, value)
+        settings = Settings.load(
+            {"OLMOEARTH_EVAL_DATASETS": f"{server.url}/{tmp_path.name}/evals",
+             "EVAL_INGEST_CACHE": str(tmp_path / "cache"), **os.environ}
+        )  # fmt: skip
+        asked = []
+        for later in (20 * MINUTE, 30, 30):
+            through.reset()
+            through.asked.clear()
+            found = survey([url], settings, memory=partial(Memory, now=clock))
+            states = [judge(sighting, settings).state for sighting in found.sightings]
+            assert states == [State.REGISTERED] * len(DATASETS)
+            asked.append([line.split()[0] for line in through.asked])
+            clock.now += later
+    last = asked[-1]
+    assert not [path for path in last if "source_state" in path or "metadata.json" in path]
+    of_root = [path for path in last if "evals" in path]
+    assert len(last) - len(of_root) == 2 + 2 * len(DATASETS)
+    assert len(of_root) < 10 < len([path for path in asked[0] if "evals" in path])
+
+
+def _register(root: Path, found: Found) -> None:
+    """Make a dataset of what was found, as if it had been ingested."""
+    name = found.url.rpartition("/")[2]
+    folder = write_fake(root, name, "segmentation", counts=(2, 1, 1))
+    metadata = require_metadata(EvalRoot(root), name)
+    spec = metadata.spec.model_copy(update={"source": found.url})
+    changed = {"spec": spec, "source": found.url, "fingerprints": {"window_index": "w"}}
+    metadata = metadata.model_copy(update=changed)
+    (folder / "metadata.json").write_bytes(
+        sealed_json(metadata.model_dump(mode="json", by_alias=True))
+    )
+    state = {"fingerprint": found.fingerprint, "window_index": "w"}
+    write_sealed_json(EvalRoot(root).dataset(name).layout.source_state, state)
 
 
 def test_a_cheap_look_sees_configuration_and_groups_and_a_full_one_the_windows(

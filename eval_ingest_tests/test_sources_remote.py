@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import fsspec
-import pyarrow.parquet as pq
 import pytest
 
 from eval_ingest import pipeline
@@ -30,6 +29,7 @@ from eval_ingest.sources.prefixes import prefixes
 from eval_ingest.sources.remote import RemoteSource
 from eval_ingest.sources.staging import StagedWindows
 from eval_ingest_tests.conftest import make_job
+from eval_ingest_tests.support.comparing import assert_same_ingest
 from eval_ingest_tests.support.servers import (
     BUCKET,
     ObjectServer,
@@ -92,30 +92,6 @@ def contents(source: Source) -> dict[tuple[str, str], dict[str, bytes]]:
             file.path: reader.read(files.group, files.name, file) for file in files.files
         }
         for files, reader in source.readers(windows)
-    }
-
-
-def published(root: Path) -> dict[str, bytes]:
-    """The files of an ingested dataset that hold values, without those that name the source."""
-    folder = root / "crops"
-    names = [*folder.rglob("*.npy"), *(p for p in (folder / "windows").rglob("*") if p.is_file())]
-    return {str(path.relative_to(folder)): path.read_bytes() for path in names}
-
-
-def index_values(root: Path) -> Any:
-    """window_index but for the digests, which hold modification times or checksums."""
-    table = pq.read_table(root / "crops" / "window_index.parquet")
-    return table.drop_columns(["source_digest"]).to_pylist()
-
-
-def assert_same_ingest(root: Path, reference: Path) -> None:
-    assert index_values(root) == index_values(reference)
-    expected, found = published(reference), published(root)
-    # Shards are named after digests.
-    assert sorted(Path(p).name for p in found) == sorted(Path(p).name for p in expected)
-    assert sorted(found.values()) == sorted(expected.values())
-    assert {p for p in found if p.startswith("windows/")} == {
-        p for p in expected if p.startswith("windows/")
     }
 
 

@@ -19,9 +19,9 @@ from eval_ingest.sources import remote
 from eval_ingest.sources.open import open_source
 from eval_ingest.sources.sqlite import DATABASE, SqliteSource
 from eval_ingest_tests.conftest import make_job
+from eval_ingest_tests.support.comparing import compare
 from eval_ingest_tests.support.oracle import rslearn_samples
 from eval_ingest_tests.support.servers import ObjectServer, gcs_server, s3_server
-from eval_ingest_tests.test_loading_parity import compare
 
 
 @pytest.fixture(scope="module")

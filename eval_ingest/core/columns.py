@@ -72,6 +72,29 @@ def codes(column: Column) -> NDArray[np.int64]:
     return encoded(column)[0]
 
 
+def digest_numbers(column: pa.Array) -> NDArray[np.int64] | None:
+    """Digests of 16 hexadecimal digits as their upper 63 bits, -1 for null; None if some aren't.
+
+    Their number is an eighth of their text in memory, and of what a dictionary of them takes.
+
+    >>> digest_numbers(pa.array(["00000000000000ff", None])).tolist()
+    [127, -1]
+    """
+    known = valid(column)
+    _, offsets, data = column.buffers()
+    begin = np.frombuffer(offsets, np.int32)[column.offset :][: len(column) + 1]
+    if (np.diff(begin)[known] != 16).any():
+        return None
+    found = np.full(len(column), -1, np.int64)
+    letters = np.frombuffer(data or b"", np.uint8)
+    value = np.zeros(int(known.sum()), np.uint64)
+    for digit in range(16):
+        letter = letters[begin[:-1][known] + digit]
+        value = value << np.uint64(4) | ((letter & 15) + 9 * (letter >> 6)).astype(np.uint64)
+    found[known] = (value >> np.uint64(1)).astype(np.int64)
+    return found
+
+
 def encoded(column: Column) -> tuple[NDArray[np.int64], pa.Array]:
     """Codes as `codes` gives them, and the values that they stand for."""
     found = one_array(column).dictionary_encode()

@@ -17,12 +17,18 @@ from eval_ingest.core.columns import Column, encoded
 _RADIUS_M = 6_378_137.0
 _MAX_LATITUDE = 89.0
 
+_POLYGON = 3
+"""shapely's number of the type."""
+
 _SLIVER = 1e-3
 """Outlines are straight lines between projected corners, so neighbours on a grid overlap by
 slivers: two windows only overlap if they still do without this share of their width."""
 
 _CHUNK = 4096
 """Outlines compared at a time: bounds the number of pairs in memory."""
+
+_STRIP = 1 << 16
+"""Outlines in a tree at a time."""
 
 _SEAM = -30.0
 """Where the map is cut open if a window crosses the 180th meridian, or if windows lie this side
@@ -35,34 +41,80 @@ _NEAR_DEGREES = 0.1
 class Footprints:
     """The outlines of an index's windows, each different one once."""
 
-    shapes: NDArray[Any]
-    """Polygons in metres on the Mercator map."""
+    corners: NDArray[np.float64]
+    """Rings of four corners in metres on the Mercator map, (shapes, 5, 2); NaN for the others."""
+    others: dict[int, Any]
+    """Polygons and multipolygons of another form on that map, by their place: few."""
     centres: NDArray[np.float64]
     """Longitude and latitude of the shapes' middles, (shapes, 2)."""
     sides_degrees: NDArray[np.float64]
     """Widths and heights of the shapes in degrees, (shapes, 2)."""
     place: NDArray[np.int64]
-    """Per row of the index the place in `shapes`; -1 where the outline isn't known."""
+    """Per row of the index the place among the shapes; -1 where the outline isn't known."""
 
     @classmethod
     def of(cls, geometry: Column) -> "Footprints":
         """The outlines of a geometry column (WKB, longitude and latitude).
 
         A site that was taken a thousand times costs one outline. Null, and what is no polygon,
-        has no outline.
+        has no outline. As numbers four corners take a quarter of what polygons do.
         """
         import shapely
 
         place, values = encoded(geometry)
-        shapes = np.array(shapely.from_wkb(values.to_pylist(), on_invalid="ignore"), dtype=object)
-        known = ~(shapely.is_missing(shapes) | shapely.is_empty(shapes))
+        known = np.zeros(len(values), bool)
+        corners, others, count = np.full((len(values), 5, 2), np.nan), dict[int, Any](), 0
+        for start in range(0, len(values), _CHUNK):
+            texts = values.slice(start, _CHUNK).to_pylist()
+            shapes = np.array(shapely.from_wkb(texts, on_invalid="ignore"), dtype=object)
+            there = ~(shapely.is_missing(shapes) | shapely.is_empty(shapes))
+            known[start : start + _CHUNK] = there
+            shapes = shapes[there]
+            plain = (shapely.get_type_id(shapes) == _POLYGON) & (
+                shapely.get_num_coordinates(shapes) == 5
+            )
+            numbers = count + np.arange(len(shapes))
+            corners[numbers[plain]] = shapely.get_coordinates(shapes[plain]).reshape(-1, 5, 2)
+            others |= zip(numbers[~plain].tolist(), shapes[~plain], strict=True)
+            count += len(shapes)
         number = np.where(known, np.cumsum(known) - 1, -1)
         place = np.where(place >= 0, number[place], -1) if len(number) else place
-        shapes = _whole(shapes[known])
-        centres = shapely.get_coordinates(shapely.centroid(shapes))
-        bounds = shapely.bounds(shapes).reshape(-1, 4)
-        sides = bounds[:, 2:] - bounds[:, :2]
-        return cls(np.asarray(shapely.transform(shapes, _mercator)), centres, sides, place)
+        return cls._at(corners[:count], others, place)
+
+    @classmethod
+    def _at(
+        cls, corners: NDArray[np.float64], others: dict[int, Any], place: NDArray[np.int64]
+    ) -> "Footprints":
+        """Of shapes in longitude and latitude."""
+        import shapely
+
+        keys, odd = list(others), np.array([*others.values(), None], dtype=object)[:-1]
+        bounds = np.concatenate([corners.min(axis=1), corners.max(axis=1)], axis=1)
+        bounds[keys] = shapely.bounds(odd).reshape(-1, 4)
+        corners, odd = _whole(corners, odd, bounds, np.array(keys, np.int64))
+        lonlat = cls(corners, dict(zip(keys, odd, strict=True)), bounds, bounds, place)
+        places = np.arange(len(corners))
+        centres = np.zeros((len(corners), 2))
+        for start in range(0, len(corners), _CHUNK):
+            some = lonlat.shapes(places[start : start + _CHUNK])
+            centres[start : start + _CHUNK] = shapely.get_coordinates(shapely.centroid(some))
+            bounds[start : start + _CHUNK] = shapely.bounds(some)
+        flat = _mercator(corners.reshape(-1, 2)).reshape(corners.shape)
+        odd = np.asarray(shapely.transform(odd, _mercator))
+        others = dict(zip(keys, odd, strict=True))
+        return cls(flat, others, centres, bounds[:, 2:] - bounds[:, :2], place)
+
+    def shapes(self, places: NDArray[np.int64]) -> NDArray[Any]:
+        """Polygons in metres on the Mercator map, made of their corners."""
+        import shapely
+
+        rings = self.corners[places]
+        odd = np.flatnonzero(np.isin(places, list(self.others)))
+        rings[odd] = 0
+        found = np.asarray(shapely.polygons(rings))
+        for k in odd:
+            found[k] = self.others[int(places[k])]
+        return found
 
     @cached_property
     def stretch(self) -> NDArray[np.float64]:
@@ -70,20 +122,16 @@ class Footprints:
         latitude = np.clip(self.centres[:, 1], -_MAX_LATITUDE, _MAX_LATITUDE)
         return np.asarray(1 / np.cos(np.radians(latitude)))
 
-    @cached_property
-    def shrunk(self) -> NDArray[Any]:
+    def shrunk(self, places: NDArray[np.int64]) -> NDArray[Any]:
         """Shapes drawn together towards their middle, so that only real overlap intersects."""
         import shapely
 
-        corners = shapely.get_coordinates(self.shapes)
-        middles = shapely.get_coordinates(shapely.centroid(self.shapes))
-        middles = np.repeat(middles, shapely.get_num_coordinates(self.shapes), axis=0)
-        # set_coordinates changes its argument.
-        return np.asarray(
-            shapely.set_coordinates(
-                self.shapes.copy(), middles + (corners - middles) * (1 - _SLIVER)
-            )
-        )
+        shapes = self.shapes(places)
+        corners = shapely.get_coordinates(shapes)
+        middles = shapely.get_coordinates(shapely.centroid(shapes))
+        middles = np.repeat(middles, shapely.get_num_coordinates(shapes), axis=0)
+        drawn = middles + (corners - middles) * (1 - _SLIVER)
+        return np.asarray(shapely.set_coordinates(shapes, drawn))
 
     def nearest(
         self, rows: NDArray[np.int64], of: NDArray[np.int64], distance_m: float
@@ -103,14 +151,19 @@ class Footprints:
         shapes, first = np.unique(self.place[of], return_index=True)
         wanted, again = np.unique(self.place[rows], return_inverse=True)
         limit = distance_m * self.stretch[wanted]
-        tree = shapely.STRtree(self.shapes[shapes])
-        # Not max_distance: it only takes one number, and 0 isn't allowed.
-        (one, other), apart = tree.query_nearest(
-            self.shapes[wanted], return_distance=True, all_matches=False
-        )
-        found = np.full(len(wanted), -1)
-        near = apart <= limit[one]
-        found[one[near]] = of[first[other[near]]]
+        found, best = np.full(len(wanted), -1), limit.copy()
+        for strip, near in self._strips(shapes, wanted, limit):
+            tree = shapely.STRtree(self.shapes(shapes[strip]))
+            for some in _portions(near):
+                # Not max_distance: it only takes one number, and 0 isn't allowed.
+                (one, other), apart = tree.query_nearest(
+                    self.shapes(wanted[some]), return_distance=True, all_matches=False
+                )
+                better = (apart < best[some[one]]) | (
+                    (apart <= limit[some[one]]) & (found[some[one]] < 0)
+                )
+                one, other = some[one[better]], strip[other[better]]
+                found[one], best[one] = of[first[other]], apart[better]
         hit = found[again] >= 0
         return rows[hit], found[again][hit]
 
@@ -120,37 +173,92 @@ class Footprints:
         """Pairs of places in `shapes` and in `of` whose outlines overlap, in portions.
 
         Args:
-            shapes: places in `self.shapes`.
-            of: places in `self.shapes`.
+            shapes: places of outlines.
+            of: places of outlines.
         """
         import shapely
 
-        tree = shapely.STRtree(self.shrunk[of])
-        for start in range(0, len(shapes), _CHUNK):
-            some = self.shrunk[shapes[start : start + _CHUNK]]
-            one, other = tree.query(some, predicate="intersects")
-            yield one + start, other
+        for strip, near in self._strips(of, shapes, np.zeros(len(shapes))):
+            tree = shapely.STRtree(self.shrunk(of[strip]))
+            for some in _portions(near):
+                one, other = tree.query(self.shrunk(shapes[some]), predicate="intersects")
+                yield some[one], strip[other]
+
+    def _strips(
+        self, of: NDArray[np.int64], shapes: NDArray[np.int64], margin: NDArray[np.float64]
+    ) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
+        """Parts of `of` from west to east, each with those of `shapes` that may be near to one.
+
+        A tree of polygons takes twenty times what their corners do, so there is one a strip.
+
+        Args:
+            of: places of outlines.
+            shapes: places of outlines.
+            margin: how near each of `shapes` may be, in metres on the map.
+        """
+        lowest, highest = self._box
+        low, high = lowest[shapes] - margin[:, None], highest[shapes] + margin[:, None]
+        order = np.argsort(lowest[of, 0], kind="stable")
+        for strip in _portions(order, _STRIP):
+            inside = (high >= lowest[of[strip]].min(axis=0)) & (
+                low <= highest[of[strip]].max(axis=0)
+            )
+            near = np.flatnonzero(inside.all(axis=1))
+            if len(near):
+                yield strip, near
+
+    @cached_property
+    def _box(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Lowest and highest x and y of the shapes on the map, each (shapes, 2)."""
+        import shapely
+
+        low, high = self.corners.min(axis=1), self.corners.max(axis=1)
+        for place, shape in self.others.items():
+            low[place], high[place] = shapely.bounds(shape).reshape(2, 2)
+        return low, high
 
 
-def _whole(shapes: NDArray[Any]) -> NDArray[Any]:
+def _portions(places: NDArray[np.int64], size: int = _CHUNK) -> Iterator[NDArray[np.int64]]:
+    """Some of them at a time."""
+    return (places[start : start + size] for start in range(0, len(places), size))
+
+
+def _whole(
+    corners: NDArray[np.float64],
+    others: NDArray[Any],
+    bounds: NDArray[np.float64],
+    keys: NDArray[np.int64],
+) -> tuple[NDArray[np.float64], NDArray[Any]]:
     """Shapes in longitude and latitude, those that cross the 180th meridian put together again.
 
     Longitudes then reach beyond 180 degrees, for all west of the seam, so that they stay near.
     So they do where shapes lie on both sides of the meridian, close to it.
+
+    Args:
+        corners: of four-cornered shapes, (shapes, 5, 2).
+        others: shapes of another form.
+        bounds: of all of them, (shapes, 4).
+        keys: which of them the others are.
     """
     import shapely
 
-    west, _, east, _ = shapely.bounds(shapes).reshape(-1, 4).T
-    crossing = east - west > 180
+    west, _, east, _ = bounds.T
+    crosses = east - west > 180
     edge = 180 - _NEAR_DEGREES
     both_sides = east.max(initial=0) > edge and west.min(initial=0) < -edge
-    if not crossing.any() and not both_sides:
-        return shapes
-    corners = shapely.get_coordinates(shapes)
-    crosses = np.repeat(crossing, shapely.get_num_coordinates(shapes))
-    left_of_seam = np.repeat(east < _SEAM, shapely.get_num_coordinates(shapes))
-    corners[:, 0] += 360.0 * ((crosses & (corners[:, 0] < 0)) | left_of_seam)
-    return np.asarray(shapely.set_coordinates(shapes.copy(), corners))
+    if not crosses.any() and not both_sides:
+        return corners, others
+    left_of_seam = east < _SEAM
+
+    def turned(lon: NDArray[np.float64], of: NDArray[np.int64]) -> NDArray[np.float64]:
+        return np.asarray(lon + 360.0 * ((crosses[of] & (lon < 0)) | left_of_seam[of]))
+
+    each = np.repeat(np.arange(len(corners)), 5)
+    lon = turned(corners[..., 0].reshape(-1), each).reshape(-1, 5)
+    points = shapely.get_coordinates(others)
+    points[:, 0] = turned(points[:, 0], np.repeat(keys, shapely.get_num_coordinates(others)))
+    others = np.asarray(shapely.set_coordinates(others.copy(), points))
+    return np.stack([lon, corners[..., 1]], axis=-1), others
 
 
 def _mercator(points: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -4,7 +4,7 @@ Because the moments of the pixels and the class counts of the labels stand in th
 normalisation and stratified splits are column arithmetic: no pixel is read again.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, TypeAlias
@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from eval_ingest.core.columns import (
     codes,
+    digest_numbers,
     encoded,
     floats,
     is_text,
@@ -175,7 +176,12 @@ class WindowIndex:
         """A number per row that is equal where all pixels are; -1 where there are none."""
         if "pixel_digest" not in self.table.column_names:
             return np.full(len(self), -1, np.int64)
-        return codes(self.table["pixel_digest"])
+        batches = self.table.select(["pixel_digest"]).to_batches()
+        parts = [digest_numbers(batch[0]) for batch in batches]
+        known = [part for part in parts if part is not None]
+        if len(known) < len(parts):  # not of ours
+            return codes(self.table["pixel_digest"])
+        return np.concatenate([np.zeros(0, np.int64), *known])
 
     def moments(
         self, modality: str, rows: NDArray[np.int64] | NDArray[np.bool_] | None = None
@@ -183,17 +189,29 @@ class WindowIndex:
         """Moments (N, 5, C) of a modality, in all or some rows; zero counts where one has none."""
         return self._moments(f"{modality}.moments", rows)
 
-    def _moments(self, name: str, rows: NDArray[Any] | None = None) -> NDArray[np.float64]:
-        """A column of moments, put together piece by piece: it is the largest by far."""
+    def moment_parts(
+        self, modality: str, rows: NDArray[np.int64] | NDArray[np.bool_], bands: int
+    ) -> Iterator[NDArray[np.float64]]:
+        """The same of so many bands, piece by piece: it is the largest column by far."""
+        return self._moment_parts(f"{modality}.moments", rows, bands)
+
+    def _moment_parts(
+        self, name: str, rows: NDArray[Any] | None, bands: int
+    ) -> Iterator[NDArray[np.float64]]:
         wanted = np.arange(len(self)) if rows is None else np.arange(len(self))[rows]
-        found, done, filled = _no_moments(len(wanted), 1), 0, 0
+        done = 0
         for batch in self.table.select([name]).to_batches():
             first, last = np.searchsorted(wanted, (done, done + len(batch)))
-            piece = _moments_array(batch[0])[wanted[first:last] - done]
-            if piece.shape[2] > found.shape[2]:  # there were none before
-                found = _no_moments(len(wanted), piece.shape[2])
-            found[filled : filled + len(piece), :, : piece.shape[2]] = piece
-            done, filled = done + len(batch), filled + len(piece)
+            yield _moments_array(batch[0], bands)[wanted[first:last] - done]
+            done += len(batch)
+
+    def _moments(self, name: str, rows: NDArray[Any] | None = None) -> NDArray[np.float64]:
+        parts = list(self._moment_parts(name, rows, 1))
+        bands = max((part.shape[2] for part in parts), default=1)
+        found, filled = _no_moments(sum(map(len, parts)), bands), 0
+        for part in parts:
+            found[filled : filled + len(part), :, : part.shape[2]] = part
+            filled += len(part)
         return found
 
     def nodata_values(
@@ -266,9 +284,9 @@ def _no_moments(rows: int, bands: int) -> NDArray[np.float64]:
     return np.tile(_IDENTITY[:, None], (rows, 1, bands))
 
 
-def _moments_array(structs: pa.StructArray) -> NDArray[np.float64]:
+def _moments_array(structs: pa.StructArray, least: int) -> NDArray[np.float64]:
     fields = structs.flatten()
-    bands = int(max(lengths(fields[0]), default=0)) or 1
+    bands = max(int(lengths(fields[0]).max(initial=0)), least)
     return np.stack(
         [
             matrix(values, bands, fill, np.float64)

@@ -138,7 +138,10 @@ class _TrainPlaces:
             rest = ~np.isin(of, at_once[0])
             same.append(at_once)
             other.append(_first_each(of[rest], self._rows[self._first[place[rest]]]))
-        return _joined(same), _joined(other)
+        found, apart = _joined(same), _joined(other)
+        # What shares its time with one of the outlines may have come beside others before.
+        alone = ~np.isin(apart[0], found[0])
+        return found, (apart[0][alone], apart[1][alone])
 
     def _at_the_time_of(
         self, of: NDArray[np.int64], place: NDArray[np.int64]
@@ -187,8 +190,7 @@ def _joined(parts: list[Pairs]) -> Pairs:
     of, against = zip(*parts, strict=True) if parts else ([], [])
     nothing = np.zeros(0, np.int64)
     rows, partners = np.concatenate([nothing, *of]), np.concatenate([nothing, *against])
-    order = np.argsort(rows)
-    return rows[order], partners[order]
+    return _first_each(rows, partners)
 
 
 def _cases(

@@ -122,32 +122,50 @@ class BandStats:
     max: float
 
 
-def combine(moments: NDArray[np.float64]) -> list[BandStats]:
-    """Statistics per band from the moments (N, 5, C) of N windows.
+class BandSums:
+    """Statistics per band, put together from the moments of windows, piece by piece.
 
     The variance is put together from the windows' own variances and the spread of their means
     (Chan, Golub and LeVeque 1983), which doesn't cancel as sum-of-squares minus square-of-sum does.
-    A band without any counted pixel has NaN everywhere.
     """
-    count, total, squares = moments[:, 0], moments[:, 1], moments[:, 2]
-    n = count.sum(axis=0)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        mean = total.sum(axis=0) / n
-        window_mean = np.where(count > 0, total / count, 0)
-        within = np.maximum(squares - total * window_mean, 0).sum(axis=0)
-        between = (count * (window_mean - mean) ** 2).sum(axis=0)
-        std = np.sqrt((within + between) / n)
-        # Where all pixels are equal, rounding must not leave a tiny deviation behind.
-        low = moments[:, 3].min(axis=0, initial=np.inf)
-        high = moments[:, 4].max(axis=0, initial=-np.inf)
-        std = np.where(low == high, 0.0, std)
-    empty = n == 0
-    return [
-        BandStats(*(float("nan"),) * 4)
-        if empty[c]
-        else BandStats(float(mean[c]), float(std[c]), float(low[c]), float(high[c]))
-        for c in range(moments.shape[2])
-    ]
+
+    def __init__(self, bands: int) -> None:
+        self._count, self._mean, self._squares = np.zeros((3, bands))
+        self._low, self._high = np.full(bands, np.inf), np.full(bands, -np.inf)
+
+    def add(self, moments: NDArray[np.float64]) -> None:
+        """Add the moments (N, 5, C) of some windows."""
+        count, total, squares = moments[:, 0], moments[:, 1], moments[:, 2]
+        n = count.sum(axis=0)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            mean = np.where(n > 0, total.sum(axis=0) / n, 0)
+            window_mean = np.where(count > 0, total / count, 0)
+            within = np.maximum(squares - total * window_mean, 0).sum(axis=0)
+            between = (count * (window_mean - mean) ** 2).sum(axis=0)
+            share = np.where(n > 0, n / (self._count + n), 0)
+        apart = mean - self._mean
+        self._squares += within + between + apart**2 * self._count * share
+        self._mean += apart * share
+        self._count += n
+        self._low = np.minimum(self._low, moments[:, 3].min(axis=0, initial=np.inf))
+        self._high = np.maximum(self._high, moments[:, 4].max(axis=0, initial=-np.inf))
+
+    @property
+    def stats(self) -> list[BandStats]:
+        """Of all that was added; a band without any counted pixel has NaN everywhere."""
+        with np.errstate(invalid="ignore", divide="ignore"):
+            # Where all pixels are equal, rounding must not leave a tiny deviation behind.
+            std = np.where(self._low == self._high, 0.0, np.sqrt(self._squares / self._count))
+        values = np.array([self._mean, std, self._low, self._high])
+        values[:, self._count == 0] = np.nan
+        return [BandStats(*band) for band in values.T.tolist()]
+
+
+def combine(moments: NDArray[np.float64]) -> list[BandStats]:
+    """Statistics per band from the moments (N, 5, C) of N windows: see `BandSums`."""
+    sums = BandSums(moments.shape[2])
+    sums.add(moments)
+    return sums.stats
 
 
 @dataclass(frozen=True)

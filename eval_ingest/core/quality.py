@@ -13,7 +13,8 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from eval_ingest.core.columns import codes, floats, numbers
+from eval_ingest.core.band_facts import BandFacts
+from eval_ingest.core.columns import floats, numbers
 from eval_ingest.core.crops import cuts_of
 from eval_ingest.core.index import WindowIndex
 from eval_ingest.core.leakage import EXAMPLES, Leakage, find_leakage, standard_error
@@ -106,9 +107,15 @@ class _Data:
         return cuts_of(self.config, self.splits)
 
     @cached_property
-    def moments(self) -> dict[str, NDArray[np.float64]]:
-        """Per modality (N, 5, C) of the used rows."""
-        return {m.name: self.index.moments(m.name, self.used) for m in self.config.modalities}
+    def bands(self) -> dict[str, BandFacts]:
+        """Per modality what the moments of the used rows say."""
+        train = self.splits[self.used] == "train"
+        found = {}
+        for modality in self.config.modalities:
+            n = len(modality.bands)
+            parts = self.index.moment_parts(modality.name, self.used, n)
+            found[modality.name] = BandFacts.of(parts, train, n)
+        return found
 
     def column(self, name: str) -> NDArray[np.float64]:
         """A column of numbers at the used rows; 0 for null."""
@@ -325,7 +332,7 @@ def _invalid(data: _Data) -> Iterator[Finding]:
 
 def _units(data: _Data) -> Iterator[Finding]:
     for modality in data.config.modalities:
-        odd = odd_units(modality, data.moments[modality.name], data.places(modality))
+        odd = odd_units(modality, data.bands[modality.name], data.places(modality))
         if odd is not None:
             text = (
                 f"{modality.name}: {len(odd.bands)} of {odd.of} bands are not in the units of "
@@ -338,9 +345,8 @@ def _absent_bands(data: _Data) -> Iterator[Finding]:
     train = data.splits[data.used] == "train"
     for modality in data.config.modalities:
         bands = modality.bands
-        counts = data.moments[modality.name][train, 0].sum(axis=0)
-        whole = len(counts) == len(bands)
-        absent = [band for k, band in enumerate(bands) if not (whole and counts[k])]
+        counts = data.bands[modality.name].train_pixels
+        absent = [band for band, count in zip(bands, counts, strict=True) if not count]
         if absent and train.any():
             what = "at all" if len(absent) == len(bands) else f"of {_some(absent)}"
             text = (
@@ -352,10 +358,8 @@ def _absent_bands(data: _Data) -> Iterator[Finding]:
 
 def _flat_bands(data: _Data) -> Iterator[Finding]:
     for modality in data.config.modalities:
-        moments = data.moments[modality.name]
-        if moments.shape[2] != len(modality.bands):
-            continue
-        varies = np.array([stats.std != 0 for stats in combine(moments)])
+        facts = data.bands[modality.name]
+        varies = np.array([stats.std != 0 for stats in facts.stats])
         flat = [band for band, some in zip(modality.bands, varies, strict=True) if not some]
         if flat:
             text = (
@@ -363,9 +367,10 @@ def _flat_bands(data: _Data) -> Iterator[Finding]:
                 "check that the source has this band"
             )
             yield _named("zero_variance", "warning", flat, len(modality.bands), text)
-        constant = (moments[:, 0] > 0) & (moments[:, 3] == moments[:, 4])
         what = f"have a band of {modality.name} that is the same everywhere in the window"
-        yield from data.windows("flat_window", data.used[constant[:, varies].any(axis=1)], what)
+        yield from data.windows(
+            "flat_window", data.used[facts.constant[:, varies].any(axis=1)], what
+        )
 
 
 def _marked_pixels(data: _Data) -> Iterator[Finding]:
@@ -373,7 +378,7 @@ def _marked_pixels(data: _Data) -> Iterator[Finding]:
     for modality in data.config.modalities:
         if modality.decibels:  # what isn't positive doesn't count there
             continue
-        lowest = data.moments[modality.name][:, 3].min(axis=1, initial=np.inf)
+        lowest = data.bands[modality.name].lowest
         what = (
             f"have pixels of {modality.name} below {LOWEST_REFLECTANCE:g} (down to "
             f"{lowest.min(initial=np.inf):g}), which seem to mark missing data but count as values "
@@ -390,7 +395,7 @@ def _missing_pixels(data: _Data) -> Iterator[Finding]:
         if not modality.required:
             yield from data.windows("modality_absent", data.used[steps == 0], f"have no {name}")
         total = data.places(modality)
-        counted = data.moments[name][:, 0].max(axis=1, initial=0)
+        counted = data.bands[name].most
         lacking = np.maximum(data.column(f"{name}.nodata"), total - counted)
         lacking[steps == 0] = 0
         share = lacking / np.maximum(total, 1)
@@ -486,7 +491,7 @@ def _times(data: _Data) -> Iterator[Finding]:
 
 def _duplicates(data: _Data) -> Iterator[Finding]:
     """Windows that are there twice: same place and time, or same pixels."""
-    place = codes(data.index.table["geometry"]).astype(np.float64)
+    place = data.index.footprints.place.astype(np.float64)
     keys = np.column_stack([place, np.nan_to_num(data.index.times, nan=-1)])
     what = "repeat the place and time of another window"
     yield from data.windows("duplicated_window", _repeated(keys, data.used), what)

@@ -145,13 +145,23 @@ def extended(raw: str, more: Mapping[str, Any]) -> str:
         raw: the value, a JSON object.
         more: keys and values; those that it has already are replaced where they stand.
     """
-    lines = {entry.name: (entry.key, entry.raw) for entry, _ in _members(raw, 0)}
+    lines = members_of(raw)
     for name, value in more.items():
         # NaN may stand in what is kept of somebody else's value.
         text = json.dumps(value, indent=2, ensure_ascii=False)
-        key = lines[name][0] if name in lines else json.dumps(name)
-        lines[name] = key, text.replace("\n", f"\n{_INDENT}  ")
-    inside = ",\n".join(f"{_INDENT}  {key}: {value}" for key, value in lines.values())
+        key = lines[name].key if name in lines else json.dumps(name)
+        lines[name] = Entry(name, key, text.replace("\n", f"\n{_INDENT}  "))
+    return object_of(lines.values())
+
+
+def members_of(raw: str) -> dict[str, Entry]:
+    """The members of a JSON object by name, as they are written; of two with one name the last."""
+    return {entry.name: entry for entry, _ in _members(raw, 0)}
+
+
+def object_of(members: Iterable[Entry]) -> str:
+    """A JSON object, as an entry's value is written."""
+    inside = ",\n".join(f"{_INDENT}  {entry.key}: {entry.raw}" for entry in members)
     return "{\n" + inside + f"\n{_INDENT}" + "}"
 
 

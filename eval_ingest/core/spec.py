@@ -223,10 +223,27 @@ class DatasetSpec(BaseModel):
             )
         return self
 
+    @model_validator(mode="after")
+    def _adopted_as_it_is(self) -> Self:
+        fields = ("groups", "tags", "temporal_range", "max_samples", "splits")
+        asked = [name for name in fields if getattr(self, name) != _default(type(self), name)]
+        if self.adopted and asked:
+            raise ValueError(
+                f"{self.name} is adopted, and its windows stay in the splits that another tool "
+                f"gave them: no {', '.join(asked)} can be asked for; under another name it is "
+                f"divided anew: eval-ingest ingest {self.resplit_as}"
+            )
+        return self
+
     @property
     def adopted(self) -> bool:
         """True if the windows under the eval root are another tool's."""
         return self.copy_mode == "adopted"
+
+    @property
+    def resplit_as(self) -> str:
+        """What to give `eval-ingest ingest` to divide it otherwise: an adopted one, once more."""
+        return f"{self.name}_2 --source {self.source}" if self.adopted else self.name
 
     @classmethod
     def parse(cls, values: dict[str, Any], where: str) -> Self:
@@ -235,6 +252,10 @@ class DatasetSpec(BaseModel):
             return cls.model_validate(values)
         except ValidationError as error:
             raise SpecError(f"{where}: {_first_problems(error, cls)}") from error
+
+
+def _default(model: type[BaseModel], name: str) -> Any:
+    return model.model_fields[name].get_default(call_default_factory=True)
 
 
 def _first_problems(error: ValidationError, model: type[BaseModel]) -> str:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from eval_ingest.core.norm import combine
+from eval_ingest.core.band_facts import BandFacts
 from eval_ingest.core.pretraining import PRETRAINING
 from eval_ingest.core.resolved import ModalityInput
 
@@ -39,16 +39,16 @@ class OddUnits:
 
 
 def odd_units(
-    modality: ModalityInput, moments: NDArray[np.float64], places: NDArray[np.float64]
+    modality: ModalityInput, facts: BandFacts, places: NDArray[np.float64]
 ) -> OddUnits | None:
     """Band means where pretraining's are not: most often another unit. None: they are plausible.
 
     Args:
         modality: whose bands they are.
-        moments: of windows, (N, 5, C).
+        facts: of windows.
         places: pixels of each window, (N,), whether or not they hold data.
     """
-    bands = _Bands.of(modality, moments)
+    bands = _Bands.of(modality, facts)
     if bands is None:
         return None
     with np.errstate(invalid="ignore"):
@@ -75,8 +75,8 @@ class _Bands:
     """A modality's bands beside those of pretraining."""
 
     modality: ModalityInput
-    moments: NDArray[np.float64]
-    """(N, 5, C), of all of the modality's bands."""
+    facts: BandFacts
+    """Of all of the modality's bands."""
     names: list[str]
     """Those that pretraining knows; so the three that follow."""
     mean: NDArray[np.float64]
@@ -84,22 +84,22 @@ class _Bands:
     sigma: NDArray[np.float64]
 
     @classmethod
-    def of(cls, modality: ModalityInput, moments: NDArray[np.float64]) -> "_Bands | None":
+    def of(cls, modality: ModalityInput, facts: BandFacts) -> "_Bands | None":
         known = PRETRAINING.get(modality.name, {})
-        if moments.shape[2] != len(modality.bands) or not known.keys() & set(modality.bands):
+        if not known.keys() & set(modality.bands):
             return None
-        stats = dict(zip(modality.bands, combine(moments), strict=True))
+        stats = dict(zip(modality.bands, facts.stats, strict=True))
         names = [band for band in modality.bands if band in known]
         mean = np.array([stats[band].mean for band in names])
         expected, sigma = np.array([known[band] for band in names]).T
-        return cls(modality, moments, names, mean, expected, sigma)
+        return cls(modality, facts, names, mean, expected, sigma)
 
 
 def _stored_decibels(bands: _Bands, total: float) -> str | None:
     """Power can't be negative, decibels mostly are: then hardly a pixel counts as measured."""
     if not bands.modality.decibels or not total:
         return None
-    share = bands.moments[:, 0].min(axis=1, initial=total).sum() / total
+    share = bands.facts.fewest.sum() / total
     if share > 0.2:
         return None
     return (
@@ -144,8 +144,7 @@ def _offset(bands: _Bands) -> str | None:
     """
     if bands.modality.name != "sentinel2_l2a":
         return None
-    lowest = bands.moments[:, 3]
-    lowest = np.where(lowest > 0, lowest, np.inf).min(axis=1)  # 0 is nodata
+    lowest = bands.facts.lowest_positive
     lowest = lowest[np.isfinite(lowest)]
     if len(lowest) < 10 or np.quantile(lowest, 0.05) < 950 or not (bands.mean > 1000).all():
         return None

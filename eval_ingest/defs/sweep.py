@@ -13,10 +13,12 @@ import dagster as dg
 from pydantic import Field
 
 from eval_ingest.core.fingerprint import fingerprint
+from eval_ingest.core.suite import SuiteFields
 from eval_ingest.defs.metadata import listed, png_metadata, table
 from eval_ingest.defs.partitions import studio_datasets
 from eval_ingest.defs.running import SWEEP_POOL, LogProgress, step_on
 from eval_ingest.errors import SweepError
+from eval_ingest.flags import docstrings
 from eval_ingest.settings import Settings
 from eval_ingest.sweep.command import DEFAULT_OUT
 
@@ -27,27 +29,26 @@ MAX_PICTURE_BYTES = 1 << 20
 """Pictures are kept in Dagster's event log; the most telling ones come first."""
 
 
+def _of_suite(name: str, **other: Any) -> Any:
+    """A field as suites have it, in the types that Dagster's forms know."""
+    default = SuiteFields.model_fields[name].default
+    given = list(default) if isinstance(default, tuple) else default
+    return Field(**{"default": given, "description": docstrings(SuiteFields)[name], **other})
+
+
 class SweepConfig(dg.Config):
     """What `eval-ingest sweep` takes as flags."""
 
-    encoders: list[str] = Field(
-        default=["pixels"],
-        description="pixels, olmoearth:nano@random, olmoearth:base@/path/to/weights, or "
-        "module:factory",
+    encoders: list[str] = _of_suite("encoders", default=["pixels"])
+    split: str = _of_suite("split")
+    label_fractions: list[float] = _of_suite(
+        "label_fractions", description="parts of the train split; each holds the smaller ones"
     )
-    split: str = Field(default="test", description="the split that is scored")
-    label_fractions: list[float] = Field(
-        default=[1.0], description="parts of the train split; each holds the smaller ones"
-    )
-    seeds: list[int] = Field(default=[42], description="each draws the parts and starts a probe")
-    patch_size: int | None = Field(default=None, description="pixels; default as for the dataset")
-    probe: str = Field(default="auto", description="auto (knn for window classes), knn or linear")
-    normalize: str | None = Field(
-        default=None, description="dataset, pretrained or none; default: as the encoder wants it"
-    )
-    method: str | None = Field(
-        default=None, description="such as norm_no_clip_2_std; default: as the encoder wants it"
-    )
+    seeds: list[int] = _of_suite("seeds")
+    patch_size: int | None = _of_suite("patch_size")
+    probe: str = _of_suite("probe")
+    normalize: str | None = _of_suite("normalize")
+    method: str | None = _of_suite("method")
     device: str | None = Field(
         default=None, description="cpu or cuda; default: a GPU if there is one"
     )
@@ -99,17 +100,8 @@ def _run(
     from eval_ingest.sweep.run import run_sweep
     from eval_ingest.sweep.suite import Suite
 
-    suite = Suite(
-        encoders=tuple(config.encoders),
-        datasets=(name,),
-        split=config.split,
-        label_fractions=tuple(config.label_fractions),
-        seeds=tuple(config.seeds),
-        patch_size=config.patch_size,
-        probe=config.probe,
-        normalize=config.normalize,
-        method=config.method,
-    )
+    said = config.model_dump(exclude={"device", "out"})
+    suite = Suite().having(datasets=name, **said)
     return run_sweep(
         suite,
         Path(config.out).expanduser(),

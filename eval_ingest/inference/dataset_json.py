@@ -41,9 +41,9 @@ class DatasetJson:
     root: Node
 
     @classmethod
-    def parse(cls, text: str, where: str) -> "DatasetJson":
+    def parse(cls, text: str, where: str, file: str = "config.json") -> "DatasetJson":
         """Parse the text; the layers stay unparsed."""
-        root = parse_json(text, "config.json", where)
+        root = parse_json(text, file, where)
         if not root.get("layers").entries():
             raise root.error("has no layers", "is this an rslearn dataset's config.json?")
         return cls(root)

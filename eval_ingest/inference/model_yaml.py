@@ -177,10 +177,10 @@ def _tag(node: Node, notes: Notes) -> Any:
 
 
 def parse_model_yaml(
-    text: str, where: str, notes: Notes, chosen_task: str | None = None
+    text: str, where: str, file: str, notes: Notes, chosen_task: str | None = None
 ) -> Declaration:
-    """What model.yaml declares; `chosen_task` names one of several."""
-    root = parse_yaml(text, "model.yaml", where)
+    """What model.yaml, called `file`, declares; `chosen_task` names one of several."""
+    root = parse_yaml(text, file, where)
     data = root.get("data")
     if not isinstance(data.value, dict):
         raise root.error(
@@ -190,6 +190,13 @@ def parse_model_yaml(
         )
     check_class_paths(data)
     args = data.args
+    if args.get("data_modules").given:
+        raise data.unsupported(
+            f"is a {data.class_name} of several datasets: "
+            f"{', '.join(args.get('data_modules').entries())}",
+            "put one of these in its place in a copy, and name that with "
+            "--olmoearth-run-config-path",
+        )
     task = choose_task(args.get("task"), chosen_task, notes)
     inputs = [_data_input(key, node) for key, node in args.get("inputs").entries().items()]
     if not inputs:

@@ -38,25 +38,32 @@ class ConfigFiles:
     """By file, what `${NAME}` stands for in it; nothing where others wrote the file."""
     permissions: Mapping[str, int] = field(default_factory=dict)
     """By file, the mode bits that a copy of it may have; any where it isn't named."""
+    paths: Mapping[str, str] = field(default_factory=dict)
+    """By file, its path or URL where it has another name or place; for messages."""
+
+    def place(self, file: str) -> tuple[str, str]:
+        """The folder or URL that holds a file, and its name there."""
+        folder, _, name = self.paths.get(file, f"{self.where.rstrip('/')}/{file}").rpartition("/")
+        return folder, name
 
     @property
     def dataset(self) -> DatasetJson:
         """config.json, parsed."""
         text = with_variables(self.config_json, self.variables.get("config.json", {}))
-        return DatasetJson.parse(text, self.where)
+        return DatasetJson.parse(text, *self.place("config.json"))
 
 
 def resolve(files: ConfigFiles, spec: DatasetSpec) -> ResolvedConfig:
     """What the samples of a dataset are made of; the spec overrides what the files say."""
     notes = Notes()
     dataset = files.dataset
-    run = RunYaml.parse(files.run_yaml, files.where)
+    run = RunYaml.parse(files.run_yaml, *files.place("olmoearth_run.yaml"))
     if files.model_yaml is None:
         declared = guess(dataset, run, spec, notes)
     else:
         _check_flags(files, spec)
         text = with_variables(files.model_yaml, files.variables.get("model.yaml", {}))
-        declared = parse_model_yaml(text, files.where, notes, spec.task)
+        declared = parse_model_yaml(text, *files.place("model.yaml"), notes, spec.task)
 
     replayed, others = _replay(declared, dataset, notes)
     inputs = {data_input.key: data_input for data_input in declared.inputs}
@@ -98,8 +105,8 @@ def _check_flags(files: ConfigFiles, spec: DatasetSpec) -> None:
     """Refuse what is only for datasets without model.yaml."""
     if spec.label_layer is not None:
         raise ConfigError(
-            f"{files.where}/model.yaml says where the label is, and --label-layer is for datasets "
-            "without it; leave --label-layer out"
+            f"{'/'.join(files.place('model.yaml'))} says where the label is, and --label-layer is "
+            "for datasets without it; leave --label-layer out"
         )
 
 

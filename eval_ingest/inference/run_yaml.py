@@ -41,11 +41,11 @@ class RunYaml:
     root: Node
 
     @classmethod
-    def parse(cls, text: str | None, where: str) -> "RunYaml":
+    def parse(cls, text: str | None, where: str, file: str = "olmoearth_run.yaml") -> "RunYaml":
         """Parse the text, if there is any."""
         if text is None or not text.strip():
-            return cls(Node(None, "olmoearth_run.yaml", where=where))
-        return cls(parse_yaml(text, "olmoearth_run.yaml", where))
+            return cls(Node(None, file, where=where))
+        return cls(parse_yaml(text, file, where))
 
     @property
     def label_layer(self) -> Node:

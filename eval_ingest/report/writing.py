@@ -26,7 +26,8 @@ def write_report(
         StoreError: the eval root can't be written.
     """
     view = open_view(root, name)
-    quality = quality_report(view.index, view.assignment, view.metadata.config, view.metadata.name)
+    known = view.metadata
+    quality = quality_report(view.index, view.assignment, known.config, known.spec.resplit_as)
     pictures = all_pictures(view)
     folder = root.dataset(name).layout.path
     files = {folder / "report" / f"{p.name}.png": p.png for p in pictures}

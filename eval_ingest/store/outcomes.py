@@ -38,14 +38,17 @@ def read_copy(store: DatasetStore) -> CopyResult | None:
     return store.read(path, lambda: read_model(path, CopyResult, store.name))
 
 
-def read_source_state(store: DatasetStore) -> dict[str, Any]:
-    """What the source looked like when it was indexed last; empty where that isn't known."""
+def read_source_state(store: DatasetStore, at_hand: bool = False) -> dict[str, Any]:
+    """What the source looked like when it was indexed last; empty where that isn't known.
+
+    With `at_hand`, by the file that is here: of a root in a bucket, as it was read last.
+    """
     path, cure = store.layout.source_state, cure_for(store.name)
 
     def read() -> dict[str, Any] | None:
-        return store.read(path, lambda: read_sealed_json(path, cure))
+        return read_sealed_json(path, cure)
 
-    return unless_damaged(read) or {}
+    return unless_damaged(read if at_hand else lambda: store.read(path, read)) or {}
 
 
 _READERS: dict[str, Callable[[DatasetStore], Any]] = {

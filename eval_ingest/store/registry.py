@@ -14,13 +14,20 @@ from typing import Any
 from eval_ingest.core.adoption import corrections
 from eval_ingest.core.entry import (
     OURS_ALONE,
+    THEIRS_NEVER,
     Metadata,
     is_ours,
     opening,
     registry_entry,
     their_values,
 )
-from eval_ingest.core.registry_text import Entry, RegistryText, extended
+from eval_ingest.core.registry_text import (
+    Entry,
+    RegistryText,
+    extended,
+    members_of,
+    object_of,
+)
 from eval_ingest.core.spec import NAME_PATTERN
 from eval_ingest.errors import (
     EvalIngestError,
@@ -48,10 +55,15 @@ def read_metadata(store: DatasetStore) -> Metadata | None:
         StoreError: it can't be read, or is of another version.
     """
     layout = store.layout
-    return store.read(layout.metadata, lambda: _metadata_at_hand(layout))
+    return store.read(layout.metadata, lambda: metadata_at_hand(layout))
 
 
-def _metadata_at_hand(layout: DatasetLayout) -> Metadata | None:
+def metadata_at_hand(layout: DatasetLayout) -> Metadata | None:
+    """The same of the file that is here: of a root in a bucket, as it was when it was read last.
+
+    Raises:
+        StoreError: it can't be read, or is of another version.
+    """
     if is_another_tools(layout.metadata) and not holds_ours(layout.path):
         return None
     return read_model(layout.metadata, Metadata, layout.name)
@@ -187,7 +199,7 @@ def _compiled(root: EvalRoot, before: RegistryText, drop: Collection[str]) -> Re
     for name in names:
         store = root.dataset(name)
         try:
-            metadata = _metadata_at_hand(store.layout)
+            metadata = metadata_at_hand(store.layout)
         except StoreError:
             continue  # what stands there stays
         if metadata is None:
@@ -226,8 +238,8 @@ def _is_gone(path: Any) -> bool:
 
 def _as_it_was(root: EvalRoot, entry: Entry) -> Entry | None:
     """Their own entry of a dataset that is being given back; None for all others."""
-    if not NAME_PATTERN.fullmatch(entry.name):
-        return None
+    if not NAME_PATTERN.fullmatch(entry.name) or not is_ours(entry.value):
+        return None  # or they have just written it
     note = _note(root, entry.name)  # here it is known to whoever gives it back
     raw = (read_json(note) or {}).get("their_entry")
     return Entry(entry.name, entry.key, raw) if raw else None
@@ -236,32 +248,67 @@ def _as_it_was(root: EvalRoot, entry: Entry) -> Entry | None:
 def _joined(name: str, metadata: Metadata, ours: Mapping[str, Any], found: Entry | None) -> Entry:
     """The entry of an adopted dataset: what the other tool says, and beside it what we add.
 
-    Its values are those that stand there now; the ones of `their_entry` say which are its own.
+    Its values are those that stand there now. Which of them are its own is said by `their_entry`,
+    or, where that tool has registered the dataset again since, by what it wrote.
     """
-    theirs = their_values(metadata.their_entry)
+    standing = found if found is not None and isinstance(found.value, dict) else None
+    again = standing is not None and not is_ours(standing.value)
+    theirs = standing.value if standing and again else their_values(metadata.their_entry)
     if not theirs:
         return Entry.of(name, {**ours, "weka_path": metadata.source})
-    standing = found.value if found is not None else theirs
     corrected = corrections(theirs, ours) if metadata.spec.correct else {}
     added = {key: v for key, v in ours.items() if key not in theirs or key in OURS_ALONE}
-    raw = found.raw if found is not None and isinstance(standing, dict) else metadata.their_entry
+    raw = standing.raw if standing is not None else metadata.their_entry
     key = found.key if found is not None else json.dumps(name)
     return Entry(name, key, extended(raw, {**added, **corrected}))
 
 
 def their_raw_entry(store: DatasetStore) -> str:
-    """The JSON of another tool's entry of a dataset, as it was before we added to it.
+    """The JSON of another tool's entry of a dataset, without what we have added to it.
+
+    To the byte as it was before we did; with what that tool has changed since.
 
     Raises:
         StoreError: it can't be read.
     """
-    metadata = None
+    metadata, standing = None, None
     with contextlib.suppress(IntegrityError):
         metadata = read_metadata(store)
-    if metadata is not None:
+    with contextlib.suppress(IntegrityError):
+        standing = standing_entry(store.root, store.name)
+    if metadata is None:
+        left = (_left_to_do(store) or {}).get("their_entry")
+        return left or (standing.raw if standing is not None else "")
+    if standing is None or not isinstance(standing.value, dict):
         return metadata.their_entry
-    left = _left_to_do(store) or {}
-    return left.get("their_entry") or _registry_text(store.root).raw.get(store.name, "")
+    if not is_ours(standing.value):
+        return standing.raw
+    ours = registry_entry(metadata, store.registered_path)
+    written = _joined(store.name, metadata, ours, None)
+    if written.value == standing.value or written.raw == standing.raw:
+        return metadata.their_entry
+    return _without_ours(standing.raw, written.raw, metadata.their_entry)
+
+
+def _without_ours(standing: str, written: str, theirs: str) -> str:
+    """What an entry that we had written says, and another tool has changed, without what is ours.
+
+    Args:
+        standing: the entry as it is now.
+        written: as we had written it.
+        theirs: as it was before that; "" if there was none, and then all may be theirs by now.
+    """
+    before = members_of(theirs) if theirs else {}
+    known = members_of(written)
+
+    def left(entry: Entry) -> Entry | None:
+        same = entry.name in known and known[entry.name].value == entry.value
+        if same and entry.name in before:
+            return before[entry.name]
+        added = entry.name in THEIRS_NEVER or (same and bool(before))
+        return None if added and entry.name not in before else entry
+
+    return object_of(filter(None, map(left, members_of(standing).values())))
 
 
 def _is_of(store: DatasetStore, value: Any) -> bool:
@@ -298,8 +345,10 @@ def remove_dataset(
                 f"{store.url} is another tool's, and it is not removed; if that is what you "
                 "want, remove the folder and its entry in registry.json by hand"
             )
-        theirs = their_raw_entry(store) if kind is Whose.ADOPTED else None
-        root.write(_note(root, name), json.dumps({"name": name, "their_entry": theirs}).encode())
+        if _left_to_do(store) is None:
+            theirs = their_raw_entry(store) if kind is Whose.ADOPTED else None
+            note = json.dumps({"name": name, "their_entry": theirs})
+            root.write(_note(root, name), note.encode())
         finish_removal(store, last)
 
 

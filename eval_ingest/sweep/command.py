@@ -7,6 +7,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from eval_ingest.flags import add_suite_flags
+
 if TYPE_CHECKING:
     from eval_ingest.sweep.results import Cell, Leaderboard, ResultTable
     from eval_ingest.sweep.suite import Suite
@@ -42,33 +44,7 @@ def add_commands(commands: Any, add_command: AddCommand) -> None:
     )
     add = sweep.add_argument
     add("--suite", type=Path, metavar="YAML", help="a suite; flags win over what it says")
-    add(
-        "--encoder",
-        dest="encoders",
-        nargs="+",
-        metavar="NAME",
-        help="pixels, olmoearth:nano@random, olmoearth:base@/path/to/weights, module:factory",
-    )
-    add("--datasets", nargs="+", metavar="NAME", help="default: all")
-    add("--split", help="the split that is scored; default test")
-    add(
-        "--label-fraction",
-        dest="label_fractions",
-        nargs="+",
-        metavar="F",
-        help="parts of the train split: 0.01 0.1 1.0, 10%%, or names of the datasets' own "
-        "label_fractions; each holds the smaller ones",
-    )
-    add("--seeds", nargs="+", type=int, metavar="N", help="default 42")
-    add(
-        "--patch-size",
-        type=int,
-        metavar="PIXELS",
-        help="default: the dataset's eval settings, or 4",
-    )
-    add("--probe", help="auto (knn for window classes), knn or linear")
-    add("--normalize", help="dataset, pretrained or none; default: as the encoder wants it")
-    add("--method", help="such as norm_no_clip_2_std; default: as the encoder wants it")
+    add_suite_flags(sweep)
     add("--device", help="cpu or cuda; default: a GPU if there is one")
     add("--out", type=Path, default=Path(DEFAULT_OUT), metavar="DIR", help=f"default {DEFAULT_OUT}")
     add("--no-plots", action="store_true", help="no pictures")

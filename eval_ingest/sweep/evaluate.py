@@ -14,6 +14,7 @@ from typing import Any, Literal
 import torch
 
 from eval_ingest.core.eval_settings import EvalSettings
+from eval_ingest.core.suite import ALL
 from eval_ingest.errors import EvalIngestError, SweepError
 from eval_ingest.loading import EvalDataset
 from eval_ingest.report.printing import table
@@ -26,7 +27,7 @@ from eval_ingest.sweep.entry_settings import catalog_of
 from eval_ingest.sweep.ranks import Ranks, ranks
 from eval_ingest.sweep.results import Failure, Row, write_tables
 from eval_ingest.sweep.scoring import Encoders, Scorer, choose_device
-from eval_ingest.sweep.suite import ALL, Suite
+from eval_ingest.sweep.suite import Suite
 
 _COLUMNS = ("dataset", "metric", "score", "95% interval", "train", "scored", "seconds")
 

@@ -21,6 +21,7 @@ from eval_ingest.core import signal as core
 from eval_ingest.core.entry import Metadata
 from eval_ingest.core.eval_settings import EvalSettings
 from eval_ingest.core.signal import Level, Signal
+from eval_ingest.core.suite import ALL
 from eval_ingest.core.task import Task, TaskKind
 from eval_ingest.engine import Progress, no_progress
 from eval_ingest.errors import EvalIngestError, StaleStageError, SweepError
@@ -40,7 +41,7 @@ from eval_ingest.sweep.probes import Probed, run_knn, run_linear
 from eval_ingest.sweep.ranking import RANKING
 from eval_ingest.sweep.rows import Rows
 from eval_ingest.sweep.splits import Splits, require_windows
-from eval_ingest.sweep.suite import ALL, PATCH_SIZE, Suite
+from eval_ingest.sweep.suite import PATCH_SIZE, Suite
 
 MOST_WINDOWS = 256
 BUDGET_S = 60.0

@@ -5,19 +5,21 @@
     label_fractions: [0.1, 1.0]        # of the train windows; or names of the datasets' own
     encoders: [pixels, olmoearth:nano] # for `eval-ingest sweep`; training scores its own model
 
-What is done with a suite stands in run.py, evaluate.py and integrations/lightning.py.
+Its fields stand in core/suite.py; what is done with it in run.py, evaluate.py and
+integrations/lightning.py.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Any, Self
 
-from pydantic import BaseModel, ConfigDict, FailFast, ValidationError, field_validator
+from pydantic import ValidationError
 
 from eval_ingest.core.eval_settings import EvalSettings
 from eval_ingest.core.norm import METHODS
 from eval_ingest.core.plain_yaml import YamlProblem, load_yaml
 from eval_ingest.core.spec import SPLITS
+from eval_ingest.core.suite import ALL, SuiteFields
 from eval_ingest.errors import SweepError, UnknownDatasetError
 from eval_ingest.store.roots.base import EvalRoot
 from eval_ingest.sweep.encoders.base import Encoder
@@ -26,50 +28,11 @@ from eval_ingest.sweep.encoders.registry import check_encoder
 PROBES = ("auto", "knn", "linear")
 NORMALISATIONS = ("dataset", "pretrained", "none")
 
-ALL = "all"
 PATCH_SIZE = 4
 
 
-class Suite(BaseModel):
+class Suite(SuiteFields):
     """Every encoder on every dataset, at every label fraction, with every seed."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    datasets: Annotated[tuple[str, ...], FailFast()] = (ALL,)
-    """Names, or `all` for every dataset under the eval root."""
-    encoders: tuple[str, ...] = ()
-    """Names as in sweep.encoders."""
-    split: str = "test"
-    """The split that is scored."""
-    label_fractions: tuple[float | str, ...] = (1.0,)
-    """Shares of the train windows, or names that datasets give to shares (`label_fractions`)."""
-    seeds: tuple[int, ...] = (42,)
-    """Each draws the label fraction, as EvalDataset(label_fraction=, seed=), and starts a probe.
-    42 is what the existing OlmoEarth eval code draws with."""
-    patch_size: int | None = None
-    """Default: what a dataset's settings say, else 4."""
-    probe: str = "auto"
-    """auto: what a dataset's settings say, else kNN for window classification and a linear probe
-    for everything else."""
-    normalize: str | None = None
-    """Default: what the encoder asks for."""
-    method: str | None = None
-    """Default: what the encoder asks for; see core.norm.METHODS."""
-    max_train_samples: int | None = None
-    """At most so many train windows; for models in training, whose time is dear."""
-
-    @field_validator("datasets", "encoders", "label_fractions", "seeds", mode="before")
-    @classmethod
-    def _several(cls, values: object) -> object:
-        """One value alone is one of several; names may be the keys of what tells about them."""
-        if isinstance(values, str | int | float):
-            return (values,)
-        return tuple(values) if isinstance(values, Mapping) else values
-
-    @field_validator("label_fractions", mode="after")
-    @classmethod
-    def _shares(cls, values: tuple[float | str, ...]) -> tuple[float | str, ...]:
-        return tuple(map(_share, values))
 
     def having(self, where: str = "", /, **given: Any) -> Self:
         """The same with other values; where none is given, it stays.
@@ -177,13 +140,3 @@ class Suite(BaseModel):
                     f"To ingest it: eval-ingest ingest {name}",
                 )
         return tuple(dict.fromkeys(self.datasets))
-
-
-def _share(given: float | str) -> float | str:
-    """A label fraction: 0.1 and 10% are the same; whatever else is a name."""
-    if isinstance(given, str):
-        try:
-            return float(given[:-1]) / 100 if given.endswith("%") else float(given)
-        except ValueError:
-            return given
-    return given

@@ -17,9 +17,9 @@ from eval_ingest.sources.local import LocalSource
 from eval_ingest.store.outcomes import read_outcome
 from eval_ingest.store.roots.base import EvalRoot
 from eval_ingest_tests.support import factories, mutation
+from eval_ingest_tests.support.comparing import compare
 from eval_ingest_tests.support.fuzz_kinds import Fault, Kind, check_message, make_job
 from eval_ingest_tests.support.oracle import OracleSample, rslearn_samples
-from eval_ingest_tests.test_loading_parity import compare
 
 
 class Windows(Kind):
