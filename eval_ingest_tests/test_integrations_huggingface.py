@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import rasterio
 import torch
 
 import eval_ingest
@@ -128,6 +129,30 @@ def test_what_is_private_is_left_out(hub: Hub, ingested: Ingested) -> None:
     registry = json.loads(files["registry.json"])["datasets"][SOME]
     assert registry["weka_path"] == f"{TO}/{SOME}"
     assert not any(name.endswith("model.original.yaml") for name in files)
+
+
+@pytest.mark.parametrize("where", ["options", "raster"])
+def test_a_window_that_tells_a_path_is_not_published(
+    where: str, hub: Hub, copied: Ingested, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def write_card(root: EvalRoot, name: str, **_: Any) -> None:  # without pictures, which cost
+        (root.path / name / "README.md").write_text("---\ntags: []\n---\n")
+
+    monkeypatch.setattr("eval_ingest.report.export.write_report", write_card)
+    monkeypatch.setattr("eval_ingest.report.export.write_viewer", lambda *_: None)
+    source = copied(SOME)
+    window = next(path for path in sorted(source.glob("windows/*/*")) if path.is_dir())
+    if where == "options":
+        metadata = json.loads((window / "metadata.json").read_text())
+        metadata["options"]["scene"] = "/home/jane/scenes/one.tif"
+        (window / "metadata.json").write_text(json.dumps(metadata))
+    else:
+        with rasterio.open(next(window.rglob("*.tif")), "r+") as raster:
+            raster.update_tags(made_from=f"{source}/scenes")
+    eval_ingest.ingest("crops", source, root=tmp_path / "evals")
+    with pytest.raises(StoreError, match=r"would tell everybody .*publish without --windows"):
+        eval_ingest.publish("crops", TO, root=tmp_path / "evals", windows=True, **TERMS)
+    assert hub.files("org/evals") == {}
 
 
 def test_a_licence_and_a_citation_are_asked_for_and_told(hub: Hub, ingested: Ingested) -> None:

@@ -126,6 +126,19 @@ def test_generated_tables_hold_everything(site: ModuleType) -> None:
     assert all(f"`{name}`" in filled for name in named), named
 
 
+def test_examples_of_docstrings_are_code_on_the_site(monkeypatch: pytest.MonkeyPatch) -> None:
+    griffe = pytest.importorskip("griffe")
+    monkeypatch.syspath_prepend(str(REPOSITORY / "scripts"))
+    from doctest_examples import DoctestExamples
+
+    module = griffe.load("eval_ingest.api", search_paths=[str(REPOSITORY)])
+    found = module["list_datasets"]
+    DoctestExamples().on_object(obj=found)
+    assert "```pycon\n>>> [name for" in found.docstring.value
+    assert found.docstring.value.endswith("['tolbi_crops']\n```")
+    assert "doctest" not in found.docstring.value
+
+
 def test_the_reference_has_everything_that_is_public() -> None:
     page = (DOCS / "api.md").read_text()
     missing = [

@@ -374,15 +374,20 @@ def test_names_that_the_root_uses_are_refused(name: str, small: Path, tmp_path: 
         make_job(small, tmp_path / "root", name)
 
 
+@pytest.mark.parametrize("more", [[], ["--no-register"]], ids=["published", "unpublished"])
 def test_a_removed_dataset_under_a_watched_root_stays_removed_until_it_is_asked_for(
-    small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    more: list[str],
+    small: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     watched = tmp_path / "watched"
     shutil.copytree(small, watched / "nice_crops")
     monkeypatch.setenv("OLMOEARTH_EVAL_DATASETS", str(tmp_path / "root"))
     monkeypatch.setenv("EVAL_INGEST_STUDIO_ROOTS", str(watched))
     source = str(watched / "nice_crops")
-    assert cli.main(["ingest", "--name", "nice_crops", "--source", source]) == 0
+    assert cli.main(["ingest", "--name", "nice_crops", "--source", source, *more]) == 0
     assert cli.main(["remove", "--name", "nice_crops", "--yes"]) == 0
     assert "discover --forget nice_crops" in capsys.readouterr().out
     assert cli.main(["discover"]) == 0

@@ -57,7 +57,7 @@ if TYPE_CHECKING:
 AT_ONCE = 64
 """Files a commit."""
 _LAST = ("metadata.json", "opening.json", "README.md", "registry.json")
-_TEXTS = {".json", ".yaml", ".md", ".html", ".txt"}
+_TEXTS = {".json", ".yaml", ".geojson"}
 
 
 @dataclass(frozen=True)
@@ -128,8 +128,8 @@ def publish(
     address = HubAddress.parse(to)
     if address.name not in (None, name):
         raise SpecError(f"{to} names another dataset than {name}; give hf://{address.repo}")
-    known = require_metadata(root, name).spec.licence
-    if not (licence or known):
+    metadata = require_metadata(root, name)
+    if not (licence or metadata.spec.licence):
         raise SpecError(
             f"{name} has no licence, and without one nobody may use it; say it, such as "
             "--licence CC-BY-4.0"
@@ -149,7 +149,7 @@ def publish(
             _beside_others(api, address, name, staging)
         _cover(staging, name)
         _say_where(staging, address)
-        _refuse_private(staging, root)
+        _refuse_private(staging, {str(root.path), metadata.source})
         files = {str(p.relative_to(staging)): p.stat().st_size
                  for p in sorted(staging.rglob("*")) if p.is_file()}  # fmt: skip
         found = Published(address._replace(name=name).url, files)
@@ -260,19 +260,20 @@ def _say_where(staging: Path, address: HubAddress) -> None:
         left.unlink()
 
 
-def _refuse_private(staging: Path, root: EvalRoot) -> None:
-    """Look through all texts once more.
+def _refuse_private(staging: Path, places: set[str]) -> None:
+    """Look through everything but packed numbers once more: rasters may name files, too.
 
     Raises:
-        StoreError: one tells a path, a bucket, an address or a secret.
+        StoreError: a text tells a path, a bucket, an address or a secret; or any file one of the
+            places.
     """
-    known = {str(root.path), str(Path.home()), str(staging)} - {"/", ""}
+    known = places | {str(Path.home()), str(staging)} - {"/", ""}
     for path in sorted(staging.rglob("*")):
-        if path.suffix not in _TEXTS and path.suffix != ".parquet":
+        if path.suffix == ".npy" or not path.is_file():
             continue
         data = path.read_bytes()
         told = [text for text in known if text.encode() in data]
-        if path.suffix in (".json", ".yaml"):
+        if path.suffix in _TEXTS:
             lines = data.decode(errors="replace").splitlines()
             told += [line.strip() for line in lines if not _harmless(line)][:3]
         if told:
