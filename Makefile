@@ -20,7 +20,9 @@ INSTALL_TORCH = $(BIN)/uv pip install --quiet --python $(BIN)/python --constrain
 .PHONY: help setup demo test test-fast test-latest sanitize lint docs bench bench-rows scale profile peers bench-peers signal torture ui clean
 
 help:  ## list the targets
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## */  make \1|/' | column -t -s '|'
+	@awk -F ':.*## *' '/^[a-z-]+:.*##/ { line = sprintf("  make %-12s", $$1); n = split($$2, words, " "); \
+	  for (i = 1; i <= n; i++) { if (length(line words[i]) > 78) { print line; line = sprintf("%19s", "") } \
+	  line = line " " words[i] } print line }' $(MAKEFILE_LIST)
 
 setup: $(READY)  ## make .venv with everything in it
 

@@ -649,7 +649,10 @@ def remove(
     if not adopted:
         with contextlib.suppress(EvalIngestError):
             metadata = read_metadata(store)
-            source = metadata.source if metadata is not None else ""
+            if metadata is None:  # never published: where it was to come from
+                source = settings.expand(find_spec(settings, name).source)
+            else:
+                source = metadata.source
     noted = bool(source) and note_removed(settings, name, source)
     remove_dataset(eval_root, name, last)
     return Removed(name, eval_root.url, store.url if adopted else "", source if noted else "")

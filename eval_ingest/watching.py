@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 from eval_ingest.background import Background
 from eval_ingest.config_files import read_config_files
-from eval_ingest.core.entry import Metadata
+from eval_ingest.core.entry import Metadata, utc
 from eval_ingest.core.fingerprint import fingerprint
 from eval_ingest.core.resolved import ResolvedConfig
 from eval_ingest.core.spec import RESERVED, DatasetSpec, is_name, name_from
@@ -212,7 +212,7 @@ def survey(
 
 def _told_removed(gone: Removed) -> str:
     return (
-        f"removed on {gone.removed_at.replace('T', ' ')}; to have it again, ingest it by its "
+        f"removed on {utc(gone.removed_at)}; to have it again, ingest it by its "
         f"name, or have it be found: eval-ingest discover --forget {gone.name}"
     )
 

@@ -83,10 +83,11 @@ def test_what_is_exported_wins_over_what_stands_in_env(home: Path) -> None:
 def test_a_failure_is_one_sentence_without_tracebacks(home: Path) -> None:
     failed = dagster("asset", "materialize", "--select", "nowhere", home=home)
     assert failed.returncode == 1
-    sentence = f"source {home}/nothing does not exist"
+    sentence = f"source {home}/nothing does not exist; give the folder"
     assert failed.stderr.count(sentence) == 1
     assert failed.stderr.strip().splitlines()[-1].startswith(sentence)
     assert "Stack Trace" not in failed.stderr and "Not executing" not in failed.stderr
+    assert "Traceback" not in failed.stderr
 
 
 @pytest.mark.slow
@@ -121,7 +122,6 @@ def in_checkout(tmp_path: Path) -> list[str]:
 @pytest.mark.parametrize(
     ("selected", "said", "last"),
     [
-        (("nowhere",), "", "source {home}/nothing does not exist; give the folder"),
         (("crop",), '["crops"]', "Which datasets there are: eval-ingest list. To add one:"),
         (("window_index",), "no '--partition'", "A stage is run for one dataset: add --partition"),
     ],
@@ -132,7 +132,7 @@ def test_dagster_asset_materialize_says_at_the_end_what_to_do(
     code = "import runpy; runpy.run_module('dagster', run_name='__main__', alter_sys=True)"
     failed = run([*in_checkout, code, "asset", "materialize", "--select", *selected], home)
     assert failed.returncode == 1
-    assert failed.stderr.strip().splitlines()[-1].startswith(last.format(home=home))
+    assert failed.stderr.strip().splitlines()[-1].startswith(last)
     assert said in failed.stderr
     assert failed.stderr.count("Traceback") == 0
 

@@ -1,14 +1,11 @@
 """A window that would crash, hang, fill or deceive a reader is one invalid window, with a code."""
 
-import errno
 import json
 import os
 import re
 import socket
 import struct
-import subprocess
-import sys
-import textwrap
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -17,32 +14,26 @@ import dagster as dg
 import numpy as np
 import pytest
 import rasterio
+import shapely
 import yaml
 
 from eval_ingest import EvalDataset, pipeline
 from eval_ingest.decoding import geotiff
+from eval_ingest.decoding.features import Features
 from eval_ingest.decoding.geotiff import decode_geotiff
 from eval_ingest.decoding.grid import Grid
 from eval_ingest.decoding.isolation import isolated
-from eval_ingest.decoding.machine import blame
 from eval_ingest.decoding.problems import Unreadable
 from eval_ingest.definitions import build_defs
 from eval_ingest.errors import EvalIngestError, MachineError
 from eval_ingest.inference.resolve import ConfigFiles, resolve
 from eval_ingest_tests.conftest import make_job
 from eval_ingest_tests.support.dagster_world import World
+from eval_ingest_tests.support.factories import first_window, raster_of
 from eval_ingest_tests.support.oracle import rslearn_samples
 from eval_ingest_tests.support.peaks import peak_of_all
 
 Copied = Callable[[str], Path]
-
-
-def _first(source: Path) -> Path:
-    return sorted(path.parent for path in source.glob("windows/*/*/metadata.json"))[0]
-
-
-def _raster(window: Path) -> Path:
-    return next((window / "layers" / "sentinel2").rglob("geotiff.tif"))
 
 
 def _sparse(path: Path) -> None:
@@ -68,7 +59,7 @@ def _nested_shape(window: Path) -> None:
 
 def _large(window: Path, **profile: object) -> None:
     """2.4 KB or so that unpack to more than 3 GB."""
-    path = _raster(window)
+    path = raster_of(window)
     with rasterio.open(path) as old:
         count, crs, transform = old.count, old.crs, old.transform
     form = {"driver": "GTiff", "dtype": "uint16", "count": count, "crs": crs, **profile}
@@ -101,7 +92,7 @@ def _socket(path: Path) -> None:
 
 
 def _deep(window: Path) -> None:
-    (_raster(window).parent / "/".join("d" * 12)).mkdir(parents=True)
+    (raster_of(window).parent / "/".join("d" * 12)).mkdir(parents=True)
 
 
 def _options(window: Path, **options: object) -> None:
@@ -109,7 +100,7 @@ def _options(window: Path, **options: object) -> None:
 
 
 HOSTILE: dict[str, tuple[Callable[[Path], None], str]] = {
-    "a sparse raster of 30 GB": (lambda w: _sparse(_raster(w)), "window_too_large"),
+    "a sparse raster of 30 GB": (lambda w: _sparse(raster_of(w)), "window_too_large"),
     "a sparse items.json of 30 GB": (lambda w: _sparse(w / "items.json"), "window_too_large"),
     "a sparse metadata.json of 30 GB": (lambda w: _sparse(w / "metadata.json"),
                                         "window_too_large"),
@@ -120,32 +111,32 @@ HOSTILE: dict[str, tuple[Callable[[Path], None], str]] = {
     "LERC": (lambda w: _large(w, compress="lerc"), "window_too_large"),
     "LZMA in one strip": (lambda w: _large(w, compress="lzma", blockysize=8_192),
                           "window_too_large"),
-    "a mask": (lambda w: _raster(w).with_name("geotiff.tif.msk").write_bytes(b"x"),
+    "a mask": (lambda w: raster_of(w).with_name("geotiff.tif.msk").write_bytes(b"x"),
                "raster_sidecar"),
-    "a world file": (lambda w: _raster(w).with_name("geotiff.tfw").write_text("1"),
+    "a world file": (lambda w: raster_of(w).with_name("geotiff.tfw").write_text("1"),
                      "raster_sidecar"),
-    "overviews": (lambda w: _raster(w).with_name("GEOTIFF.TIF.OVR").write_bytes(b"x"),
+    "overviews": (lambda w: raster_of(w).with_name("GEOTIFF.TIF.OVR").write_bytes(b"x"),
                   "raster_sidecar"),
     "metadata of GDAL that names a file": (
-        lambda w: _raster(w).with_name("geotiff.tif.aux.xml").write_text(
+        lambda w: raster_of(w).with_name("geotiff.tif.aux.xml").write_text(
             "<PAMDataset><GeoTransform>0,1,0,0,0,1</GeoTransform></PAMDataset>"),
         "raster_sidecar"),
     "items.json in another encoding": (
         lambda w: (w / "items.json").write_bytes("[]".encode("utf-16")), "metadata_unreadable"),
-    "a pipe": (lambda w: _instead(_raster(w), os.mkfifo), "file_unusable"),
-    "a pipe beside": (lambda w: os.mkfifo(_raster(w).with_name("x")), "file_unusable"),
-    "a socket": (lambda w: _instead(_raster(w), _socket), "file_unusable"),
+    "a pipe": (lambda w: _instead(raster_of(w), os.mkfifo), "file_unusable"),
+    "a pipe beside": (lambda w: os.mkfifo(raster_of(w).with_name("x")), "file_unusable"),
+    "a socket": (lambda w: _instead(raster_of(w), _socket), "file_unusable"),
     "a folder named items.json": (lambda w: _instead(w / "items.json", os.mkdir),
                                   "file_unusable"),
-    "a folder named geotiff.tif": (lambda w: _instead(_raster(w), os.mkdir), "raster_missing"),
+    "a folder named geotiff.tif": (lambda w: _instead(raster_of(w), os.mkdir), "raster_missing"),
     "a link in circles": (lambda w: os.symlink("..", w / "layers" / "sentinel2" / "x"),
                           "file_unusable"),
-    "a link to itself": (lambda w: _instead(_raster(w), lambda path: os.symlink(path.name, path)),
+    "a link to itself": (lambda w: _instead(raster_of(w), lambda path: os.symlink(path.name, path)),
                          "file_unusable"),
     "folders in folders": (_deep, "file_unusable"),
     "options of a megabyte": (lambda w: _options(w, key="x" * 1_000_000), "window_too_large"),
     "an entity bomb": (
-        lambda w: _raster(w).with_name("geotiff.tif.aux.xml").write_text(
+        lambda w: raster_of(w).with_name("geotiff.tif.aux.xml").write_text(
             '<!DOCTYPE x [<!ENTITY a "aaaa">]><PAMDataset>&a;</PAMDataset>'),
         "raster_sidecar"),
 }  # fmt: skip
@@ -165,7 +156,7 @@ def test_a_hostile_window_is_one_invalid_window(
 ) -> None:
     source = copied("segmentation")
     make, code = HOSTILE[kind]
-    make(_first(source))
+    make(first_window(source))
     with peak_of_all() as peak:
         index = pipeline.ingest(make_job(source, tmp_path / "root"))[0].value
     assert index.summary.reasons == {code: 1}
@@ -187,12 +178,12 @@ def test_the_largest_raster_that_gdal_may_decode_takes_less_than_four_times_a_wi
     copied: Copied, tmp_path: Path
 ) -> None:
     mib, peaks, source = 64, [], copied("segmentation")
-    window = _first(source)
-    with rasterio.open(_raster(window)) as raster:
+    window = first_window(source)
+    with rasterio.open(raster_of(window)) as raster:
         largest = int((0.45 * mib * 2**20 / 2 / raster.count) ** 0.5)
     for side in (32, largest):
         root = tmp_path / f"root_{side}"
-        _noise(_raster(window), side)
+        _noise(raster_of(window), side)
         x0, y0, *_ = _bounds(window)
         _json(window / "metadata.json", bounds=[x0, y0, x0 + side, y0 + side])
         job = make_job(source, root)
@@ -208,7 +199,7 @@ def test_a_label_that_is_no_number_is_told_in_few_words(
     value: object, copied: Copied, tmp_path: Path
 ) -> None:
     source = copied("scalar_regression")
-    path = next(_first(source).rglob("data.geojson"))
+    path = next(first_window(source).rglob("data.geojson"))
     content = json.loads(path.read_text())
     for feature in content["features"]:
         feature["properties"] = dict.fromkeys(feature["properties"], value)
@@ -218,6 +209,23 @@ def test_a_label_that_is_no_number_is_told_in_few_words(
     assert (tmp_path / "root" / "crops" / "window_index.parquet").stat().st_size < 100_000
 
 
+@pytest.mark.parametrize("kind", ["one polygon of many points", "many polygons"])
+def test_crops_find_their_features_whatever_these_are(kind: str) -> None:
+    angles = np.linspace(0, 2 * np.pi, 300_000)
+    radii = 100 + 40 * np.sin(1_000 * angles)
+    star = shapely.Polygon(np.c_[150 + radii * np.cos(angles), 150 + radii * np.sin(angles)])
+    many = [shapely.box(x, y, x + 1, y + 1) for x in range(0, 300, 2) for y in range(0, 300, 2)]
+    shapes = [star] if "one" in kind else many
+    features = Features(shapes, [{"k": k} for k in range(len(shapes))])
+    boxes = [(x, y, x + 2, y + 2) for x in range(0, 300, 7) for y in range(0, 300, 7)]
+    started = time.process_time()
+    found = [[properties["k"] for properties in features.within(box)] for box in boxes]
+    assert time.process_time() - started < 5
+    plain = np.array([shapely.from_wkb(shapely.to_wkb(found)) for found in shapes], dtype=object)
+    for box, keys in list(zip(boxes, found, strict=True))[::60]:
+        assert keys == np.flatnonzero(shapely.intersects(plain, shapely.box(*box))).tolist()
+
+
 def test_a_window_has_no_more_samples_than_can_be_kept(copied: Copied, tmp_path: Path) -> None:
     source = copied("segmentation")
     content = yaml.safe_load((source / "model.yaml").read_text())
@@ -225,8 +233,8 @@ def test_a_window_has_no_more_samples_than_can_be_kept(copied: Copied, tmp_path:
         load_all_crops=True, crop_size=1
     )
     (source / "model.yaml").write_text(yaml.safe_dump(content))
-    path = _first(source) / "metadata.json"
-    x0, y0, *_ = _bounds(_first(source))
+    path = first_window(source) / "metadata.json"
+    x0, y0, *_ = _bounds(first_window(source))
     _json(path, bounds=[x0, y0, x0 + 1_000, y0 + 1_000])
     index = pipeline.ingest(make_job(source, tmp_path / "root"))[0].value
     assert index.summary.reasons == {"window_too_large": 1}
@@ -234,7 +242,7 @@ def test_a_window_has_no_more_samples_than_can_be_kept(copied: Copied, tmp_path:
 
 def test_an_item_group_has_a_plain_number(copied: Copied, tmp_path: Path) -> None:
     source = copied("segmentation")
-    odd = _first(source) / "layers" / "sentinel2.\N{SUPERSCRIPT TWO}"
+    odd = first_window(source) / "layers" / "sentinel2.\N{SUPERSCRIPT TWO}"
     odd.mkdir()
     (odd / "completed").touch()
     index = pipeline.ingest(make_job(source, tmp_path / "root"))[0].value
@@ -243,7 +251,7 @@ def test_an_item_group_has_a_plain_number(copied: Copied, tmp_path: Path) -> Non
 
 def test_statistics_that_qgis_leaves_change_nothing(copied: Copied, tmp_path: Path) -> None:
     source, root = copied("segmentation"), tmp_path / "root"
-    _raster(_first(source)).with_name("geotiff.tif.aux.xml").write_text(
+    raster_of(first_window(source)).with_name("geotiff.tif.aux.xml").write_text(
         '<PAMDataset><PAMRasterBand band="1"><Histograms/><Metadata>'
         '<MDI key="STATISTICS_MEAN">3</MDI></Metadata></PAMRasterBand></PAMDataset>'
     )
@@ -258,7 +266,7 @@ def test_a_time_of_change_after_2262_is_a_time(
     seconds: int, copied: Copied, tmp_path: Path
 ) -> None:
     source = copied("segmentation")
-    path = _raster(_first(source))
+    path = raster_of(first_window(source))
     os.utime(path, ns=(0, seconds * 10**9 + 5))
     if path.stat().st_mtime_ns != seconds * 10**9 + 5:
         pytest.skip("this file system ends its times earlier")
@@ -268,8 +276,8 @@ def test_a_time_of_change_after_2262_is_a_time(
 
 def test_names_that_are_not_utf8_are_invalid_windows(copied: Copied, tmp_path: Path) -> None:
     source = copied("segmentation")
-    first = _first(source)
-    stray = os.fsencode(_raster(first)).replace(b"geotiff.tif", b"stray\xff.txt")
+    first = first_window(source)
+    stray = os.fsencode(raster_of(first)).replace(b"geotiff.tif", b"stray\xff.txt")
     os.close(os.open(stray, os.O_CREAT))
     second = sorted(first.parent.iterdir())[1]
     os.rename(os.fsencode(second), os.fsencode(first.parent) + b"/window_\xff")
@@ -293,8 +301,6 @@ def crash() -> tuple[None, int]:
 
 
 def hang() -> tuple[None, int]:
-    import time
-
     time.sleep(1_000)
     return None, 0
 
@@ -327,7 +333,7 @@ def test_what_ends_libtiff_ends_no_command(
     copied: Copied, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source = copied("segmentation")
-    path = _raster(_first(source))
+    path = raster_of(first_window(source))
     with rasterio.open(path) as raster:
         pixels, profile = raster.read(), raster.profile
     path.unlink()
@@ -367,105 +373,6 @@ def test_a_strip_without_its_size_is_read_as_gdal_reads_it() -> None:
     np.testing.assert_array_equal(pixels[:, :, 0].reshape(-1), np.arange(1024, dtype=np.uint8))
 
 
-# ---------------------------------------------------------------------------- the machine's faults
-
-
-def _ingest_elsewhere(source: Path, root: Path, before: str, **environment: str) -> str:
-    """What an ingest in another process says, with something amiss there."""
-    script = f"""
-        {before}
-        from pathlib import Path
-        from eval_ingest import pipeline
-        from eval_ingest_tests.conftest import make_job
-        try:
-            job = make_job(Path({str(source)!r}), Path({str(root)!r}), max_invalid_fraction=1.0)
-            print(pipeline.ingest(job)[0].value.summary.reasons)
-        except Exception as error:
-            print(type(error).__name__, error)
-    """
-    folder = Path(__file__).parents[1]
-    done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(script)],
-        env=os.environ | {"PYTHONPATH": str(folder)} | environment,
-        capture_output=True, text=True, timeout=120,
-    )  # fmt: skip
-    return done.stdout + done.stderr[-2_000:]
-
-
-def _by_gdal(window: Path) -> None:
-    """Store a raster so that nothing but GDAL reads it."""
-    path = _raster(window)
-    with rasterio.open(path) as old:
-        pixels, profile = old.read(), old.profile
-    with rasterio.open(path, "w", **profile | {"compress": "lzma"}) as new:
-        new.write(pixels)
-
-
-def test_a_broken_proj_ends_the_run_and_judges_nothing(copied: Copied, tmp_path: Path) -> None:
-    source, root = copied("segmentation"), tmp_path / "root"
-    _by_gdal(_first(source))
-    said = _ingest_elsewhere(source, root, "", PROJ_DATA=str(tmp_path), PROJ_LIB=str(tmp_path))
-    assert "MachineError" in said and "PROJ_DATA" in said
-    index = pipeline.ingest(make_job(source, root))[0].value
-    assert index.summary.n_invalid == 0
-
-
-def test_a_library_that_is_not_there_ends_the_run(copied: Copied, tmp_path: Path) -> None:
-    before = "import sys; sys.modules['shapely'] = None"
-    said = _ingest_elsewhere(copied("segmentation"), tmp_path / "root", before)
-    assert "shapely" in said and "unreadable" not in said
-
-
-@pytest.mark.parametrize(
-    ("error", "cure"),
-    [
-        (OSError(errno.EMFILE, "Too many open files"), "ulimit -n"),
-        (OSError(errno.ENOSPC, "No space left on device"), "free space"),
-        (PermissionError(errno.EACCES, "Permission denied"), "let this user"),
-        (MemoryError(), "free memory"),
-        (ImportError("libgdal.so: cannot open shared object file"), "install it anew"),
-        (ValueError("x.tif: Too many open files"), "ulimit -n"),
-    ],
-)
-def test_a_machines_fault_is_told_with_its_cure(error: Exception, cure: str) -> None:
-    with pytest.raises(MachineError, match=cure):
-        blame(error)
-    wrapped = ValueError("can't be read")
-    wrapped.__cause__ = error
-    with pytest.raises(MachineError, match=cure):
-        blame(wrapped)
-
-
-@pytest.mark.parametrize(
-    "error", [ValueError("x"), FileNotFoundError(2, "x"), OSError("not an image"), KeyError("x")]
-)
-def test_an_error_of_data_stays_one(error: Exception) -> None:
-    blame(error)
-
-
-def test_invalid_windows_are_judged_again_by_others(
-    copied: Copied, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from eval_ingest.decoding import judge
-    from eval_ingest.indexing import work
-
-    source, root = copied("segmentation"), tmp_path / "root"
-    first = pipeline.ingest(make_job(source, root))[0].value
-
-    def refuse(*_: object) -> None:
-        raise Unreadable("raster_unreadable", "no codec")
-
-    with monkeypatch.context() as patch:
-        patch.setattr(work, "judges", lambda: "older")
-        patch.setattr(judge, "decode_geotiff", refuse)
-        (_first(source) / "metadata.json").touch()
-        old = pipeline.ingest(make_job(source, root))[0].value
-        assert old.summary.reasons == {"raster_unreadable": 1}
-    again = pipeline.ingest(make_job(source, root))
-    assert again[0].value.summary.n_invalid == 0
-    assert again[0].value.fingerprint == first.fingerprint or again[0].ran
-
-
 # ------------------------------------------------------------------------------------------ texts
 
 LONG = {
@@ -482,8 +389,6 @@ LONG = {
 
 @pytest.mark.parametrize("kind", sorted(LONG))
 def test_long_names_take_no_time(kind: str, written: Copied) -> None:
-    import time
-
     from eval_ingest.core.spec import DatasetSpec
 
     source = written("segmentation")
@@ -526,6 +431,63 @@ def test_class_names_are_words_wherever_they_are_shown(
     assert "](http:" not in card and "\x1b" not in page + card
 
 
+_OBEYED = r"[\x00-\x08\x0b-\x1f\x7f-\x9f\xad\u2028\u202e\U000e0041]"
+NAMES = (
+    "\x1b[2J\x1b]0;title\x07",
+    "![x](http:x.png)",
+    "<img src=x onerror=a()>",
+    "| a | b |",
+    "\u202egpj.exe\U000e0041\xad",
+    "$\\frac$ $x^{$",
+    "_",
+    "\r\nx\u2028",
+    "%s %d {0} {x}",
+    "`a`",
+)
+
+
+def _named(source: Path) -> list[Path]:
+    """Have windows with such names."""
+    windows = sorted(path.parent for path in source.glob("windows/*/*/layers"))
+    return [w.rename(w.with_name(f"{NAMES[k % len(NAMES)]}{k}")) for k, w in enumerate(windows)]
+
+
+def test_names_of_windows_and_properties_are_words_too(
+    copied: Copied, tmp_path: Path, capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    from eval_ingest import cli
+
+    source, root, name = copied("scalar_regression"), tmp_path / "root", NAMES[5]
+    monkeypatch.setenv("OLMOEARTH_EVAL_DATASETS", str(root))
+    windows = _named(source)
+    model = yaml.safe_load((source / "model.yaml").read_text())
+    (source / "model.yaml").write_text(
+        json.dumps(model).replace("lfmc_value", json.dumps(name)[1:-1])
+    )
+    for path in source.rglob("data.geojson"):
+        path.write_text(path.read_text().replace("lfmc_value", json.dumps(name)[1:-1]))
+    commands = ("ingest crops --source {}", "info crops", "verify crops", "report crops",
+                "validate crops", "ingest broken --source {}")  # fmt: skip
+    for command in commands:
+        if "broken" in command:
+            for window in windows[: len(NAMES)]:
+                (window / "metadata.json").write_text("{}")
+        cli.main([part.format(source) for part in command.split()])
+    said = capsys.readouterr()
+    dataset = EvalDataset("crops", "train", root=root)
+    assert dataset.plot(0)._repr_png_()
+    texts = [said.out, said.err, repr(dataset), dataset._repr_html_(), repr(dataset.windows)]
+    texts += [path.read_text() for path in root.rglob("*.html")]
+    texts += [path.read_text() for path in root.rglob("README.md")]
+    assert "invalid" in said.out + said.err and len(texts) > 6
+    for text in texts:
+        assert not re.search(_OBEYED, text)
+    for text in texts[3:]:
+        assert "<img src=x" not in text
+    assert "![x](" not in texts[-1]  # the card
+
+
 def test_names_are_words_on_dagsters_page_too(copied: Copied, tmp_path: Path) -> None:
     evil = ["\x1b[2J\x1b]0;title\x07", "![x](http://127.0.0.1:9/x.png)", "<img src=x onerror=a()>",
             "\u202egpj.exe\U000e0041\xad", "| a | b |"]  # fmt: skip
@@ -535,6 +497,7 @@ def test_names_are_words_on_dagsters_page_too(copied: Copied, tmp_path: Path) ->
         metadata = json.loads(path.read_text())
         metadata["options"] |= {evil[k % 5]: evil[(k + 1) % 5]}
         path.write_text(json.dumps(metadata))
+    (_named(source)[0] / "metadata.json").write_text("{}")
     with dg.DagsterInstance.ephemeral() as instance:
         world = World(tmp_path, source, instance)
         world.add("crops", classes=[*evil, "plain"][:6], display_name=evil[1], notes=evil[2],
@@ -559,29 +522,8 @@ def test_names_are_words_on_dagsters_page_too(copied: Copied, tmp_path: Path) ->
 
 def test_samples_are_read_after_all_that(copied: Copied, tmp_path: Path) -> None:
     source, root = copied("segmentation"), tmp_path / "root"
-    HOSTILE["a mask"][0](_first(source))
+    HOSTILE["a mask"][0](first_window(source))
     pipeline.ingest(make_job(source, root))
     from_copy = {(s.group, s.name) for s in rslearn_samples(root / "crops")}
     ours = sum(len(EvalDataset("crops", split, root=root)) for split in ("train", "val", "test"))
     assert len(from_copy) == ours
-
-
-@pytest.mark.parametrize(
-    ("error", "cure"),
-    [(MemoryError(), "free memory"), (RuntimeError("can't start new thread"), "ulimit -u"),
-     (OSError(errno.EMFILE, "Too many open files"), "ulimit -n")],
-)  # fmt: skip
-@pytest.mark.parametrize("place", ["copying.transfer.map_ordered", "pipeline.quality_report"])
-def test_a_machine_that_lacks_something_in_any_stage_says_what(
-    place: str, error: Exception, cure: str, small: Path, tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
-    def fail(*_: object, **__: object) -> None:
-        raise error
-
-    monkeypatch.setattr(f"eval_ingest.{place}", fail)
-    with pytest.raises(MachineError, match=cure):
-        pipeline.ingest(make_job(small, tmp_path / "root"))
-    monkeypatch.undo()
-    pipeline.ingest(make_job(small, tmp_path / "root"))
-    assert len(EvalDataset("crops", "train", root=tmp_path / "root"))

@@ -11,16 +11,23 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import rasterio
 import torch
 
 import eval_ingest
 from eval_ingest import EvalDataset, cli
 from eval_ingest.core.hub import HubAddress
 from eval_ingest.core.public import public
+from eval_ingest.engine import no_progress
 from eval_ingest.errors import IntegrityError, LoadError, SpecError, StoreError
+from eval_ingest.integrations import huggingface
+from eval_ingest.report.export import export_dataset
+from eval_ingest.store.atomic import file_crc32c
 from eval_ingest.store.registry import require_metadata
 from eval_ingest.store.roots.base import EvalRoot
+from eval_ingest.store.seal import read_sealed_json, sealed_json, write_sealed_json
 from eval_ingest_tests.support import hub as stand_in
+from eval_ingest_tests.support import poison
 from eval_ingest_tests.support.hub import Hub
 
 pytest.importorskip("huggingface_hub")
@@ -124,6 +131,30 @@ def test_what_is_private_is_left_out(hub: Hub, ingested: Ingested) -> None:
     assert not any(name.endswith("model.original.yaml") for name in files)
 
 
+@pytest.mark.parametrize("where", ["options", "raster"])
+def test_a_window_that_tells_a_path_is_not_published(
+    where: str, hub: Hub, copied: Ingested, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def write_card(root: EvalRoot, name: str, **_: Any) -> None:  # without pictures, which cost
+        (root.path / name / "README.md").write_text("---\ntags: []\n---\n")
+
+    monkeypatch.setattr("eval_ingest.report.export.write_report", write_card)
+    monkeypatch.setattr("eval_ingest.report.export.write_viewer", lambda *_: None)
+    source = copied(SOME)
+    window = next(path for path in sorted(source.glob("windows/*/*")) if path.is_dir())
+    if where == "options":
+        metadata = json.loads((window / "metadata.json").read_text())
+        metadata["options"]["scene"] = "/home/jane/scenes/one.tif"
+        (window / "metadata.json").write_text(json.dumps(metadata))
+    else:
+        with rasterio.open(next(window.rglob("*.tif")), "r+") as raster:
+            raster.update_tags(made_from=f"{source}/scenes")
+    eval_ingest.ingest("crops", source, root=tmp_path / "evals")
+    with pytest.raises(StoreError, match=r"would tell everybody .*publish without --windows"):
+        eval_ingest.publish("crops", TO, root=tmp_path / "evals", windows=True, **TERMS)
+    assert hub.files("org/evals") == {}
+
+
 def test_a_licence_and_a_citation_are_asked_for_and_told(hub: Hub, ingested: Ingested) -> None:
     root = ingested(SOME)
     with pytest.raises(SpecError, match=r"no licence.*--licence CC-BY-4\.0"):
@@ -131,7 +162,7 @@ def test_a_licence_and_a_citation_are_asked_for_and_told(hub: Hub, ingested: Ing
     with pytest.raises(SpecError, match="how it is to be cited"):
         eval_ingest.publish(SOME, TO, root=root, licence="CC-BY-4.0")
     assert hub.repos == {}
-    files = published(hub, root)
+    files = published_once(hub, root)
     for card in (files["README.md"].decode(), files[f"{SOME}/README.md"].decode()):
         assert "license: cc-by-4.0" in card and "@misc{x, title={Crops}}" in card
     for picture in re.findall(r"!\[.*?\]\((.*?)\)", files["README.md"].decode()):
@@ -195,6 +226,76 @@ def test_what_arrives_damaged_is_not_taken(hub: Hub, ingested: Ingested, tmp_pat
     assert not (tmp_path / "evals" / SOME).exists()
     with pytest.raises(IntegrityError):
         EvalDataset(f"{TO}/{SOME}", "val")[0]
+
+
+def _told_anew(files: dict[str, bytes], **changes: Any) -> dict[str, bytes]:
+    """The files, with records that say something else."""
+    found = dict(files)
+    for name in (f"{SOME}/metadata.json", f"{SOME}/opening.json"):
+        content = json.loads(files[name])
+        del content["checksum"]
+        for key, value in changes.items():
+            content[key] = {**content[key], **value} if isinstance(value, dict) else value
+        found[name] = sealed_json(content)
+    return found
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"source": "/etc", "spec": {"copy": "index"}},
+        {"source": "http://127.0.0.1:1/x", "spec": {"copy": "index"}},
+        {"spec": {"copy": "index"}},
+        {"source": "/etc", "spec": {"copy": "adopted"}, "their_entry": '{"weka_path": "/etc"}'},
+        {"their_entry": '{"weka_path": "/etc"}, "other": {}'},
+        {"source": "${HOME}"},
+    ],
+)
+def test_what_somebody_else_has_put_there_opens_nothing_on_this_machine(
+    changes: dict[str, Any], hub: Hub, ingested: Ingested, tmp_path: Path
+) -> None:
+    files = published_once(hub, ingested(SOME))
+    repo = f"org/evil_{abs(hash(str(changes)))}"  # another one each time: clients remember listings
+    hub.repos[repo], hub.private[repo] = [_told_anew(files, **changes)], False
+    with poison.watched(tmp_path / "outside"):
+        with pytest.raises(IntegrityError, match="not published by eval_ingest"):
+            EvalDataset(f"hf://{repo}/{SOME}", "val")[0]
+        with pytest.raises(IntegrityError, match="not published by eval_ingest"):
+            eval_ingest.pull(f"hf://{repo}/{SOME}", root=tmp_path / "evals")
+    assert not (tmp_path / "evals" / SOME).exists()
+    assert "other" not in eval_ingest.list_datasets(tmp_path / "evals")
+
+
+def test_an_opening_of_another_version_is_not_taken(
+    hub: Hub, ingested: Ingested, tmp_path: Path
+) -> None:
+    files = published_once(hub, ingested(SOME))
+    changed = _told_anew(files, warnings=["x"], n_windows=1)
+    name = f"{SOME}/metadata.json"
+    hub.repos["org/evals"].append({**changed, name: files[name]})
+    with pytest.raises(IntegrityError, match="arrived damaged"):
+        eval_ingest.pull(f"{TO}/{SOME}", root=tmp_path / "evals")
+
+
+def test_a_pulled_copy_names_no_class_but_ours_and_no_raster_that_is_none(
+    reference: Path, tmp_path: Path
+) -> None:
+    folder = export_dataset(EvalRoot(reference), "crops", tmp_path, windows=True)
+    aside = EvalRoot(tmp_path)
+    whole = (folder / "model.yaml").read_bytes()
+    (folder / "model.yaml").write_text("model: {class_path: subprocess.Popen}\n")
+    copy = read_sealed_json(folder / "weka_copy.json", "")
+    assert copy is not None and "model.original.yaml" not in copy["files"]
+    copy["files"]["model.yaml"] = file_crc32c(folder / "model.yaml")
+    write_sealed_json(folder / "weka_copy.json", copy)
+    huggingface._verified(aside, "crops", no_progress)
+    assert (folder / "model.yaml").read_bytes() == whole
+    assert eval_ingest.verify("crops", tmp_path).problems == []
+    window = next((folder / "windows").glob("*/*"))
+    shutil.copytree(window, window.with_name("stray"))
+    next(window.with_name("stray").rglob("geotiff.tif")).write_text("<VRTDataset/>")
+    with pytest.raises(IntegrityError, match="is not a GeoTIFF by its first bytes"):
+        huggingface._verified(aside, "crops", no_progress)
 
 
 def test_what_was_ingested_here_is_not_replaced(

@@ -5,17 +5,21 @@ import os
 import signal
 import subprocess
 import sys
+import textwrap
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import fsspec
 import pytest
+import rasterio
 
 from eval_ingest import EvalDataset, cli, pipeline
 from eval_ingest.core.spec import DatasetSpec
 from eval_ingest.decoding.isolation import isolated
+from eval_ingest.decoding.machine import blame
+from eval_ingest.decoding.problems import Unreadable
 from eval_ingest.errors import IntegrityError, MachineError, StoreError, lacking
 from eval_ingest.job import Job, open_job
 from eval_ingest.objects import connection
@@ -25,6 +29,10 @@ from eval_ingest.settings import Settings
 from eval_ingest.sources.discovery import find_datasets
 from eval_ingest.store import npy
 from eval_ingest.store.atomic import store_error
+from eval_ingest_tests.conftest import make_job
+from eval_ingest_tests.support.factories import first_window, raster_of
+
+Copied = Callable[[str], Path]
 
 THREADS = "raise the limit of processes"
 HANDLES = "raise the limit of open files"
@@ -229,3 +237,123 @@ except Exception as error:
     code = "def load_libraries(): pass\n" + code
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert ("MachineError" if limit_mib else "decoder_stopped") in done.stdout, done
+
+
+# -------------------------------------------------------------------------- libraries and decoders
+
+
+def _ingest_elsewhere(source: Path, root: Path, before: str, **environment: str) -> str:
+    """What an ingest in another process says, with something amiss there."""
+    script = f"""
+        {before}
+        from pathlib import Path
+        from eval_ingest import pipeline
+        from eval_ingest_tests.conftest import make_job
+        try:
+            job = make_job(Path({str(source)!r}), Path({str(root)!r}), max_invalid_fraction=1.0)
+            print(pipeline.ingest(job)[0].value.summary.reasons)
+        except Exception as error:
+            print(type(error).__name__, error)
+    """
+    folder = Path(__file__).parents[1]
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(script)],
+        env=os.environ | {"PYTHONPATH": str(folder)} | environment,
+        capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    return done.stdout + done.stderr[-2_000:]
+
+
+def _by_gdal(window: Path) -> None:
+    """Store a raster so that nothing but GDAL reads it."""
+    path = raster_of(window)
+    with rasterio.open(path) as old:
+        pixels, profile = old.read(), old.profile
+    with rasterio.open(path, "w", **profile | {"compress": "lzma"}) as new:
+        new.write(pixels)
+
+
+def test_a_broken_proj_ends_the_run_and_judges_nothing(copied: Copied, tmp_path: Path) -> None:
+    source, root = copied("segmentation"), tmp_path / "root"
+    _by_gdal(first_window(source))
+    said = _ingest_elsewhere(source, root, "", PROJ_DATA=str(tmp_path), PROJ_LIB=str(tmp_path))
+    assert "MachineError" in said and "PROJ_DATA" in said
+    index = pipeline.ingest(make_job(source, root))[0].value
+    assert index.summary.n_invalid == 0
+
+
+def test_a_library_that_is_not_there_ends_the_run(copied: Copied, tmp_path: Path) -> None:
+    before = "import sys; sys.modules['shapely'] = None"
+    said = _ingest_elsewhere(copied("segmentation"), tmp_path / "root", before)
+    assert "shapely" in said and "unreadable" not in said
+
+
+@pytest.mark.parametrize(
+    ("error", "cure"),
+    [
+        (OSError(errno.EMFILE, "Too many open files"), "ulimit -n"),
+        (OSError(errno.ENOSPC, "No space left on device"), "free space"),
+        (PermissionError(errno.EACCES, "Permission denied"), "let this user"),
+        (MemoryError(), "free memory"),
+        (ImportError("libgdal.so: cannot open shared object file"), "install it anew"),
+        (ValueError("x.tif: Too many open files"), "ulimit -n"),
+    ],
+)
+def test_a_machines_fault_is_told_with_its_cure(error: Exception, cure: str) -> None:
+    with pytest.raises(MachineError, match=cure):
+        blame(error)
+    wrapped = ValueError("can't be read")
+    wrapped.__cause__ = error
+    with pytest.raises(MachineError, match=cure):
+        blame(wrapped)
+
+
+@pytest.mark.parametrize(
+    "error", [ValueError("x"), FileNotFoundError(2, "x"), OSError("not an image"), KeyError("x")]
+)
+def test_an_error_of_data_stays_one(error: Exception) -> None:
+    blame(error)
+
+
+def test_invalid_windows_are_judged_again_by_others(
+    copied: Copied, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from eval_ingest.decoding import judge
+    from eval_ingest.indexing import work
+
+    source, root = copied("segmentation"), tmp_path / "root"
+    first = pipeline.ingest(make_job(source, root))[0].value
+
+    def refuse(*_: object) -> None:
+        raise Unreadable("raster_unreadable", "no codec")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(work, "judges", lambda: "older")
+        patch.setattr(judge, "decode_geotiff", refuse)
+        (first_window(source) / "metadata.json").touch()
+        old = pipeline.ingest(make_job(source, root))[0].value
+        assert old.summary.reasons == {"raster_unreadable": 1}
+    again = pipeline.ingest(make_job(source, root))
+    assert again[0].value.summary.n_invalid == 0
+    assert again[0].value.fingerprint == first.fingerprint or again[0].ran
+
+
+@pytest.mark.parametrize(
+    ("error", "cure"),
+    [(MemoryError(), "free memory"), (RuntimeError("can't start new thread"), "ulimit -u"),
+     (OSError(errno.EMFILE, "Too many open files"), "ulimit -n")],
+)  # fmt: skip
+@pytest.mark.parametrize("place", ["copying.transfer.map_ordered", "pipeline.quality_report"])
+def test_a_machine_that_lacks_something_in_any_stage_says_what(
+    place: str, error: Exception, cure: str, small: Path, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    def fail(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr(f"eval_ingest.{place}", fail)
+    with pytest.raises(MachineError, match=cure):
+        pipeline.ingest(make_job(small, tmp_path / "root"))
+    monkeypatch.undo()
+    pipeline.ingest(make_job(small, tmp_path / "root"))
+    assert len(EvalDataset("crops", "train", root=tmp_path / "root"))

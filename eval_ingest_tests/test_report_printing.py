@@ -149,6 +149,15 @@ def test_a_command_that_is_wrapped_runs_when_it_is_pasted(width: int) -> None:
     assert max(map(len, lines)) <= width
 
 
+def test_prose_that_goes_on_after_a_command_is_prose() -> None:
+    for prose in (
+        "which there are: eval-ingest list. To add one: eval-ingest ingest NAME --source X",
+        "to have it again: eval-ingest discover --forget crops, or ingest it by its name as before",
+    ):
+        assert "\\" not in "".join(fitted([prose], 50))
+        assert " ".join(line.strip() for line in fitted([prose], 50)) == prose
+
+
 def test_rows_that_fit_in_no_way_are_listed() -> None:
     rows = [["name", "task", "source"], ["crops", "segmentation", f"/data/{LONG}"], ["b", "", "c"]]
     assert table(rows, width=40) == [
@@ -166,6 +175,23 @@ def test_rows_that_fit_in_no_way_are_listed() -> None:
         "  b                    c",
     ]
     assert len(table(rows, width=100)) == 3
+
+
+def test_columns_of_several_words_are_wrapped_before_that() -> None:
+    rows = [["name", "modalities", "train", "verdict"],
+            ["a_name_of_some_length_as_they_are", "sentinel2_l2a, sentinel1, landsat", "1,200",
+             "usable with warnings"], ["b", "landsat", "3", "good"]]  # fmt: skip
+    assert table(rows, width=80) == [
+        "  name                               modalities      train  verdict",
+        "  a_name_of_some_length_as_they_are  sentinel2_l2a,  1,200  usable with warnings",
+        "                                     sentinel1,",
+        "                                     landsat",
+        "  b                                  landsat             3  good",
+    ]
+
+
+def test_a_number_stands_beside_its_unit() -> None:
+    assert fitted(["registry_entry    published (0.1 s)"], 33)[-1].strip() == "(0.1 s)"
 
 
 def test_colours_are_for_terminals_that_want_them(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -126,9 +126,38 @@ def test_generated_tables_hold_everything(site: ModuleType) -> None:
     assert all(f"`{name}`" in filled for name in named), named
 
 
+def test_examples_of_docstrings_are_code_on_the_site(monkeypatch: pytest.MonkeyPatch) -> None:
+    griffe = pytest.importorskip("griffe")
+    monkeypatch.syspath_prepend(str(REPOSITORY / "scripts"))
+    from doctest_examples import DoctestExamples
+
+    module = griffe.load("eval_ingest.api", search_paths=[str(REPOSITORY)])
+    found = module["list_datasets"]
+    DoctestExamples().on_object(obj=found)
+    assert "```pycon\n>>> [name for" in found.docstring.value
+    assert found.docstring.value.endswith("['tolbi_crops']\n```")
+    assert "doctest" not in found.docstring.value
+
+
 def test_the_reference_has_everything_that_is_public() -> None:
     page = (DOCS / "api.md").read_text()
     missing = [
         name for name in eval_ingest.__all__ if not re.search(rf"^::: .*\.{name}$", page, re.M)
     ]
     assert missing == ["__version__"]
+
+
+def test_every_line_of_the_threat_model_names_a_test_that_there_is() -> None:
+    page = (DOCS / "threat_model.md").read_text().partition("## Left to others")[0]
+    named = set(re.findall(r"`(test_\w+\.py)`", page))
+    assert len(named) > 15
+    assert not [name for name in named if not (REPOSITORY / "eval_ingest_tests" / name).is_file()]
+    rows = page.partition("| what | how | held by |\n")[2].partition("\n\n")[0].splitlines()[1:]
+    sections = page.split("\n## ")[2:-1]
+    assert len(rows) > 8 and len(sections) > 2
+    for line in (*rows, *sections, *re.findall(r"\n(\*\*.*?)\n\n", page, re.DOTALL)[1:]):
+        assert re.search(r"`test_\w+\.py`", line), line
+    files = re.findall(r"`((?:[\w]+/)+\w+\.(?:py|c))`", page)
+    assert files and not [
+        name for name in files if not (REPOSITORY / "eval_ingest" / name).is_file()
+    ]

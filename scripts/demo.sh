@@ -62,9 +62,9 @@ cat <<NEXT
 
 Next, in this folder:
   . $bin/activate
-  eval-ingest list                                   what there is
-  dagster asset materialize --select tolbi_crops     says that nothing is to be done
-  dagster dev                                        the same in a browser: http://127.0.0.1:3000
-  eval-ingest ingest crops --source PATH_OR_URL      a dataset of yours
-  make clean                                         removes the demo
+  eval-ingest list                                what there is
+  dagster asset materialize --select tolbi_crops  says that nothing is to be done
+  dagster dev                                     in a browser: http://127.0.0.1:3000
+  eval-ingest ingest crops --source PATH_OR_URL   a dataset of yours
+  make clean                                      removes the demo
 NEXT

@@ -26,7 +26,7 @@ from eval_ingest.core.resolved import Pad, ResolvedConfig, sides_of, size_text
 from eval_ingest.core.spec import SPLIT_OPTION, SPLITS
 from eval_ingest.core.splits import SplitAssignment
 from eval_ingest.inference.resolve import ConfigFiles
-from eval_ingest.store.atomic import file_crc32c, write_bytes, write_json
+from eval_ingest.store.atomic import file_crc32c, json_bytes, write_bytes
 from eval_ingest.store.manifest import UNFINISHED
 from eval_ingest.store.paths import RSLEARN_INDEX
 from eval_ingest.store.roots.base import DatasetStore
@@ -180,6 +180,17 @@ def _window(row: dict[str, Any], split: str) -> dict[str, Any]:
     }
 
 
+def configs(samples: Samples) -> dict[str, bytes]:
+    """config.json and model.yaml."""
+    config = samples.config
+    content = copy_model(config, samples.modalities, samples.crop, samples.crops_fit)
+    text = yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=100)
+    return {
+        "config.json": json_bytes(rslearn_config(config)),
+        "model.yaml": (_HEADER + text).encode(),
+    }
+
+
 def write_copy_files(store: DatasetStore, files: ConfigFiles, samples: Samples) -> dict[str, str]:
     """Write all that rslearn reads beside the windows; returns paths in the dataset, and CRC32C.
 
@@ -188,12 +199,10 @@ def write_copy_files(store: DatasetStore, files: ConfigFiles, samples: Samples) 
     Raises:
         StoreError: they can't be written.
     """
-    layout, config = store.layout, samples.config
-    write_json(layout.path / "config.json", rslearn_config(config))
-    content = copy_model(config, samples.modalities, samples.crop, samples.crops_fit)
-    text = yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=100)
-    write_bytes(layout.path / "model.yaml", (_HEADER + text).encode())
-    names = ["config.json", "model.yaml"]
+    layout, config, names = store.layout, samples.config, []
+    for name, data in configs(samples).items():
+        write_bytes(layout.path / name, data)
+        names.append(name)
     for name, own, original in (
         ("model.original.yaml", "model.yaml", files.model_yaml),
         ("olmoearth_run.yaml", "olmoearth_run.yaml", files.run_yaml),

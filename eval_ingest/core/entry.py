@@ -166,6 +166,15 @@ class Metadata(_Model):
     """The versions before this one, the oldest first."""
 
 
+def utc(stamp: str) -> str:
+    """A time as it is recorded, for people.
+
+    >>> utc("2026-11-28T13:24:05+00:00")
+    '2026-11-28 13:24:05 UTC'
+    """
+    return stamp.replace("T", " ").replace("+00:00", " UTC")
+
+
 def opening(metadata: Metadata) -> Metadata:
     """What EvalDataset has to know of a dataset to give its samples, and nothing else.
 

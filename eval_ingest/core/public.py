@@ -8,6 +8,7 @@ import re
 from typing import Any
 
 from eval_ingest.core.entry import Metadata
+from eval_ingest.errors import IntegrityError
 from eval_ingest.redaction import redacted
 
 UNTOLD = "not published"
@@ -43,6 +44,23 @@ def public_value(value: Any) -> Any:
         case list() | tuple():
             return [public_value(part) for part in value]
     return value
+
+
+def require_public(metadata: Metadata) -> None:
+    """Check that a record from the Hub, which anybody may have written, is one that is published.
+
+    Others say where samples lie, or whose the windows are, and what they say would be opened.
+
+    Raises:
+        IntegrityError: it isn't.
+    """
+    known = metadata.source == UNTOLD and not metadata.their_entry
+    if not known or metadata.spec.copy_mode not in ("windows", "stream"):
+        raise IntegrityError(
+            f"{metadata.name} was not published by eval_ingest: its record says that samples are "
+            f"read from {metadata.source[:200]!r} (copy: {metadata.spec.copy_mode})",
+            "ask whoever published it to do so with eval-ingest publish",
+        )
 
 
 def public_metadata(metadata: Metadata, licence: str | None = None) -> Metadata:

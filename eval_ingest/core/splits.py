@@ -254,9 +254,7 @@ def _choose(draft: _Draft) -> str:
     name = "random" if policy.strategy == "auto" else policy.strategy
     match name:
         case "random":
-            chosen = _by_threshold(
-                uniform(_joint_keys(draft), f"split:{policy.seed}"), draft.ratios
-            )
+            chosen = _by_threshold(_hashed(draft), draft.ratios)
         case "stratified":
             chosen = _stratified(draft)
         case "spatial":

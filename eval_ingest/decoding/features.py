@@ -13,6 +13,10 @@ from eval_ingest.decoding.grid import Grid
 Bounds = tuple[int, int, int, int]
 
 
+_MANY_POINTS = 10_000
+"""From here on shapes are indexed: a window may have 100,000 crops, and each looks for its own."""
+
+
 class Features:
     """Shapes in a window's pixels, with their properties, in file order."""
 
@@ -22,6 +26,10 @@ class Features:
                 raise TypeError(f"properties of a feature are a {type(found).__name__}, no object")
         self._shapes = np.array(shapes, dtype=object)
         self._properties = properties
+        self._tree: shapely.STRtree | None = None
+        if len(shapes) and shapely.get_num_coordinates(self._shapes).sum() > _MANY_POINTS:
+            self._tree = shapely.STRtree(self._shapes)
+            shapely.prepare(self._shapes)
 
     @classmethod
     def parse(cls, collection: Any, grid: Grid) -> "Features":
@@ -42,7 +50,12 @@ class Features:
         """Properties of the features that intersect bounds in pixels."""
         if not len(self._shapes):
             return []
-        hits = np.flatnonzero(shapely.intersects(self._shapes, shapely.box(*bounds)))
+        box = shapely.box(*bounds)
+        if self._tree is None:
+            hits = np.flatnonzero(shapely.intersects(self._shapes, box))
+        else:
+            near = np.sort(self._tree.query(box))
+            hits = near[shapely.intersects(self._shapes[near], box)]
         return [dict(self._properties[k] or {}) for k in hits.tolist()]
 
 

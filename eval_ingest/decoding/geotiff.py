@@ -36,6 +36,9 @@ from eval_ingest.decoding.problems import (
 )
 from eval_ingest.decoding.warp import Stored, warp
 
+_APART_BYTES = 1 << 27
+"""Of a file and its pixels, which both processes hold: of more, a window takes too much memory."""
+
 
 def decode_geotiff(
     data: bytes, grid: Grid, most_bytes: int = MAX_BYTES
@@ -106,7 +109,9 @@ def _decode_pixels(data: bytes, header: GeotiffHeader) -> NDArray[Any]:
         if decode_lzw(data, header.blocks, pixels):
             return pixels
     # A worker that a window ends is replaced; a command that it ends is gone.
-    alone = multiprocessing.parent_process() is not None or header.compression == UNCOMPRESSED
+    large = len(data) + header.pixel_bytes > _APART_BYTES
+    worker = multiprocessing.parent_process() is not None
+    alone = worker or large or header.compression == UNCOMPRESSED
     found, _ = (_call if alone else isolated.run)(decode_by_libtiff, data, header)
     assert found is not None
     return found

@@ -16,6 +16,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 
+from eval_ingest.report.printing import told
+
 FAULT = "that is a fault in eval_ingest"
 """In the text of a failure that nobody has thought of: its traceback is shown."""
 _WHICH = "Which datasets there are: eval-ingest list."
@@ -49,7 +51,7 @@ class _LastWords:
     text: str = field(default="", compare=False)
 
     def __call__(self) -> None:
-        print(self.text, file=sys.stderr)
+        print(told([self.text], sys.stderr), file=sys.stderr)
 
 
 def say_last(dataset: str, text: str) -> None:
@@ -89,7 +91,8 @@ def _explain(
     text = str(error)
     hint = next((hint for part, hint in _HINTS.items() if part in text), "")
     if hint:
-        print(f"{text.removeprefix('Failure condition: ')}\n{hint}", file=sys.stderr)
+        lines = [*text.removeprefix("Failure condition: ").splitlines(), hint]
+        print(told(lines, sys.stderr), file=sys.stderr)
     else:
         sys.__excepthook__(kind, error, traceback)
 

@@ -17,22 +17,39 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from eval_ingest.copying.rslearn_files import Samples, configs, remove_copy
 from eval_ingest.copying.verify import verify
+from eval_ingest.core.entry import Metadata, opening
 from eval_ingest.core.hub import HubAddress
-from eval_ingest.core.public import UNTOLD, public
+from eval_ingest.core.public import UNTOLD, public, require_public
 from eval_ingest.core.registry_text import RegistryText
+from eval_ingest.decoding.beside import check_beside, check_content
+from eval_ingest.decoding.limits import parse_json
+from eval_ingest.decoding.metadata import parse_metadata
+from eval_ingest.decoding.problems import Unreadable
 from eval_ingest.engine import Progress, no_progress
 from eval_ingest.errors import IntegrityError, LoadError, SpecError, StoreError
 from eval_ingest.redaction import redacted
 from eval_ingest.report.export import export_dataset
 from eval_ingest.report.printing import table
 from eval_ingest.settings import Settings
-from eval_ingest.store.registry import read_metadata, rebuild_registry, require_metadata
-from eval_ingest.store.roots.base import EvalRoot
+from eval_ingest.sources.base import WindowFiles
+from eval_ingest.sources.local import LocalSource
+from eval_ingest.store.atomic import file_crc32c, read_bytes, write_bytes
+from eval_ingest.store.outcomes import read_published
+from eval_ingest.store.registry import (
+    read_metadata,
+    read_opening,
+    rebuild_registry,
+    require_metadata,
+)
+from eval_ingest.store.roots.base import DatasetStore, EvalRoot
 from eval_ingest.store.roots.open import open_root
+from eval_ingest.store.seal import write_sealed_json
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
@@ -40,7 +57,7 @@ if TYPE_CHECKING:
 AT_ONCE = 64
 """Files a commit."""
 _LAST = ("metadata.json", "opening.json", "README.md", "registry.json")
-_TEXTS = {".json", ".yaml", ".md", ".html", ".txt"}
+_TEXTS = {".json", ".yaml", ".geojson"}
 
 
 @dataclass(frozen=True)
@@ -111,8 +128,8 @@ def publish(
     address = HubAddress.parse(to)
     if address.name not in (None, name):
         raise SpecError(f"{to} names another dataset than {name}; give hf://{address.repo}")
-    known = require_metadata(root, name).spec.licence
-    if not (licence or known):
+    metadata = require_metadata(root, name)
+    if not (licence or metadata.spec.licence):
         raise SpecError(
             f"{name} has no licence, and without one nobody may use it; say it, such as "
             "--licence CC-BY-4.0"
@@ -132,7 +149,7 @@ def publish(
             _beside_others(api, address, name, staging)
         _cover(staging, name)
         _say_where(staging, address)
-        _refuse_private(staging, root)
+        _refuse_private(staging, {str(root.path), metadata.source})
         files = {str(p.relative_to(staging)): p.stat().st_size
                  for p in sorted(staging.rglob("*")) if p.is_file()}  # fmt: skip
         found = Published(address._replace(name=name).url, files)
@@ -243,19 +260,20 @@ def _say_where(staging: Path, address: HubAddress) -> None:
         left.unlink()
 
 
-def _refuse_private(staging: Path, root: EvalRoot) -> None:
-    """Look through all texts once more.
+def _refuse_private(staging: Path, places: set[str]) -> None:
+    """Look through everything but packed numbers once more: rasters may name files, too.
 
     Raises:
-        StoreError: one tells a path, a bucket, an address or a secret.
+        StoreError: a text tells a path, a bucket, an address or a secret; or any file one of the
+            places.
     """
-    known = {str(root.path), str(Path.home()), str(staging)} - {"/", ""}
+    known = places | {str(Path.home()), str(staging)} - {"/", ""}
     for path in sorted(staging.rglob("*")):
-        if path.suffix not in _TEXTS and path.suffix != ".parquet":
+        if path.suffix == ".npy" or not path.is_file():
             continue
         data = path.read_bytes()
         told = [text for text in known if text.encode() in data]
-        if path.suffix in (".json", ".yaml"):
+        if path.suffix in _TEXTS:
             lines = data.decode(errors="replace").splitlines()
             told += [line.strip() for line in lines if not _harmless(line)][:3]
         if told:
@@ -371,7 +389,11 @@ def pull(
             api.hf_hub_download(**where, filename=path, local_dir=aside)
         progress("files fetched", done, len(wanted))
     shutil.rmtree(aside / ".cache", ignore_errors=True)
-    _verified(aside, name, progress)
+    try:
+        _verified(EvalRoot(aside), name, progress)
+    except IntegrityError:
+        shutil.rmtree(aside)  # else it would be taken for what has arrived already
+        raise
     with store.hold(5.0, f"{name} is being pulled"):
         _refuse_own(target, name)
         if final.path.exists():
@@ -393,12 +415,53 @@ def _refuse_own(root: EvalRoot, name: str) -> None:
         )
 
 
-def _verified(aside: Path, name: str, progress: Progress) -> None:
-    store = EvalRoot(aside).dataset(name)
-    metadata = require_metadata(EvalRoot(aside), name)
+def _verified(aside: EvalRoot, name: str, progress: Progress) -> None:
+    """Check what arrived: whole, and nothing that we wouldn't have written.
+
+    Raises:
+        IntegrityError: it isn't.
+    """
+    store, metadata = aside.dataset(name), require_metadata(aside, name)
+    require_public(metadata)
     damaged = verify(store, metadata, progress).problems
+    if read_opening(store) != opening(metadata):
+        damaged.append(f"{store.layout.opening.name} is of another version than metadata.json")
+    if metadata.spec.copy_mode != "windows":
+        remove_copy(store)
+    elif not damaged:
+        _write_configs(store, metadata)
+        damaged += _foreign(store, metadata)
     if damaged:
         raise IntegrityError(
             f"{name} arrived damaged: {damaged[0]}",
-            f"remove {aside} and pull it again; if that doesn't help, it was published so",
+            "pull it again; if that doesn't help, it was published so",
         )
+
+
+def _write_configs(store: DatasetStore, metadata: Metadata) -> None:
+    """Have config.json and model.yaml as we write them: in others, rslearn runs what is named."""
+    layout, copy = store.layout, read_published(store, metadata, "weka_copy")
+    index = read_published(store, metadata, "window_index")
+    splits = read_published(store, metadata, "split_assignment").joined(index)
+    for name, data in configs(Samples(metadata.config, index, splits)).items():
+        if read_bytes(layout.path / name) != data:
+            write_bytes(layout.path / name, data)
+            copy.files[name] = file_crc32c(layout.path / name)
+            write_sealed_json(layout.weka_copy, copy.model_dump())
+
+
+def _foreign(store: DatasetStore, metadata: Metadata) -> Iterator[str]:
+    """What is in a copy's windows that rslearn, or GDAL, would do more with than read it."""
+    source = LocalSource(str(store.layout.path))
+    for files in source.windows(source.groups(), metadata.config.layer_names):
+        read = partial(_read, source, files)
+        try:
+            parse_metadata(parse_json(read("metadata.json"), "metadata.json", ""))
+            check_beside(files, read)
+            check_content(files.by_path, read)
+        except (Unreadable, KeyError) as error:
+            yield f"window {files.key}: {error}"
+
+
+def _read(source: LocalSource, files: WindowFiles, path: str) -> bytes:
+    return source.read(files.group, files.name, files.by_path[path])

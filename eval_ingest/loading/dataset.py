@@ -22,6 +22,7 @@ from torch.utils.data import DataLoader, Dataset
 from eval_ingest.core.crops import Corner, split_cut
 from eval_ingest.core.entry import Metadata
 from eval_ingest.core.hub import SCHEME, HubAddress
+from eval_ingest.core.public import require_public
 from eval_ingest.core.resolved import ModalityInput
 from eval_ingest.core.spec import SPLITS
 from eval_ingest.core.task import Task
@@ -221,6 +222,8 @@ class EvalDataset(Dataset[dict[str, Any]]):
         if crop not in ("center", "random", None):
             raise LoadError(f"no crop {crop!r}; there are 'center', 'random' and None")
         self.name, self.split = name, split
+        if self._root.startswith(SCHEME):
+            require_public(opening)
         self._store = eval_root.dataset(name)
         self._inputs = self._choose(modalities)
         self._normalizers = {
@@ -286,7 +289,10 @@ class EvalDataset(Dataset[dict[str, Any]]):
     def _read_index(self) -> SplitIndex:
         path = self._store.layout.path / self._opening.splits[self.split].index
         modalities = [modality.name for modality in self._opening.config.modalities]
-        return self._store.read_fixed(path, lambda: SplitIndex(path, self.name, modalities))
+        index = self._store.read_fixed(path, lambda: SplitIndex(path, self.name, modalities))
+        if self._root.startswith(SCHEME):
+            index.check_texts()
+        return index
 
     def _open_samples(self) -> "PackedSamples | SourceSamples":
         if self._opening.spec.copy_mode != "index":

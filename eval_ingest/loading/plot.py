@@ -6,12 +6,13 @@ What belongs here: matplotlib for one sample. What doesn't: which colours pixels
 
 import textwrap
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 from matplotlib import colormaps
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
+from matplotlib.text import Text
 from numpy.typing import NDArray
 
 from eval_ingest.core import images
@@ -138,7 +139,7 @@ def plot_sample(
     figure = SampleFigure(
         (_SIDE_IN * columns + per_pixel * _LEGEND_IN, _SIDE_IN + 0.75), layout="constrained"
     )
-    figure.suptitle(_wrapped(title, figure), fontsize=9, x=0.01, ha="left", parse_math=False)
+    figure.suptitle(_wrapped(title, figure), fontsize=9, x=0.01, ha="left")
     axes = list(figure.subplots(1, columns, squeeze=False)[0])
     image = images.thinned(images.composite(stored[modality.name], modality))
     picture = images.stretched({0: image}, modality.decibels)[0]
@@ -146,14 +147,25 @@ def plot_sample(
     axes[0].set_xlabel(f"{modality.name}\n{images.caption(modality)}", fontsize=7)
     if not per_pixel:
         lines = [_wrapped(f"{what}: {_value(value, task)}", figure) for what, value in shown]
-        axes[0].set_title("\n".join(lines), fontsize=9, parse_math=False)
-        return figure
+        axes[0].set_title("\n".join(lines), fontsize=9)
+        return in_plain_words(figure)
     known = np.concatenate([value[np.isfinite(value)].ravel() for _, value in shown])
     scale = (float(known.min()), float(known.max())) if len(known) else (0.0, 1.0)
     for one, (what, value) in zip(axes[1:], shown, strict=True):
         draw_labels(one, picture, images.thinned(value), task, scale)
         one.set_xlabel(what, fontsize=8)
     _explain(figure, axes, shown, task, scale)
+    return in_plain_words(figure)
+
+
+Drawn = TypeVar("Drawn", bound=Figure)
+
+
+def in_plain_words(figure: Drawn) -> Drawn:
+    """The figure, in which no text is a formula: names come from data, and may hold dollars."""
+    for text in figure.findobj(Text):
+        assert isinstance(text, Text)
+        text.set_parse_math(False)
     return figure
 
 
@@ -172,9 +184,7 @@ def _explain(
     ids = np.unique(np.concatenate([value.ravel() for _, value in shown]))
     entries = legend_entries(task, [int(k) for k in ids if 0 <= k < len(task.classes)])
     handles, labels = zip(*entries, strict=True)
-    legend = figure.legend(handles, labels, loc="outside right upper", fontsize=8, frameon=False)
-    for text in legend.get_texts():
-        text.set_parse_math(False)
+    figure.legend(handles, labels, loc="outside right upper", fontsize=8, frameon=False)
 
 
 def _wrapped(text: str, figure: Figure) -> str:

@@ -97,7 +97,7 @@ def _class_bars(view: View) -> "Figure":
     axes.set_ylim(len(order) - 0.5, -0.5)
     names = [view.task.classes[k].name for k in order]
     names = [name if len(name) <= 22 else name[:21] + "…" for name in names]
-    axes.set_yticks(places, names, fontsize=8.5, color=INK, parse_math=False)
+    axes.set_yticks(places, names, fontsize=8.5, color=INK)
     axes.tick_params(axis="y", pad=22)
     axes.scatter(np.full(len(order), -0.018), places, 110, [palette[k] for k in order], marker="s",
                  transform=axes.get_yaxis_transform(), clip_on=False)  # fmt: skip

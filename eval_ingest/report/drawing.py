@@ -54,9 +54,8 @@ def add_text(
     figure: "Figure", x: float, y: float, text: str, size: float, color: str = INK, **how: Any
 ) -> None:
     """Text at inches from the top left corner."""
-    # Names come from data: a dollar sign in them starts no formula.
     figure.text(x / WIDTH_IN, 1 - y / figure.get_figheight(), text, fontsize=size, color=color,
-                linespacing=1.25, parse_math=False, **{"va": "center", **how})  # fmt: skip
+                linespacing=1.25, **{"va": "center", **how})  # fmt: skip
 
 
 def tidy(axes: "Axes") -> None:
@@ -85,10 +84,8 @@ def add_legend(
     if handles:
         # A label that begins with _ would be left out.
         plain = [text if text[:1] != "_" else f" {text}" for text in labels]
-        legend = figure.legend(handles, plain, frameon=False, fontsize=8, labelcolor=INK,
-                               borderaxespad=0, handlelength=1.4, **how)  # fmt: skip
-        for text in legend.get_texts():
-            text.set_parse_math(False)
+        figure.legend(handles, plain, frameon=False, fontsize=8, labelcolor=INK, borderaxespad=0,
+                      handlelength=1.4, **how)  # fmt: skip
 
 
 def add_swatch(figure: "Figure", x: float, y: float, color: Color) -> None:
@@ -100,9 +97,11 @@ def add_swatch(figure: "Figure", x: float, y: float, color: Color) -> None:
 
 def save_png(figure: "Figure", to: Any, **how: Any) -> None:
     """Draw the figure into a file or stream; letters that no font here has become boxes."""
+    from eval_ingest.loading.plot import in_plain_words
+
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", r"Glyph \d+ .* missing from font", UserWarning)
-        figure.savefig(to, format="png", **how)
+        in_plain_words(figure).savefig(to, format="png", **how)
 
 
 def to_png(figure: "Figure", dpi: int = DPI, colors: int | None = None) -> bytes:

@@ -117,7 +117,7 @@ _COLORS = {
 """Colours of ANSI's, by what is shown in them."""
 
 _LABELLED = re.compile(r"(\s*)(\S.*?\s{2,})?(?=\S)")
-_WORD = r"""(?:'[^']*'|"[^"]*"|[^\s;,'"])+"""
+_WORD = r"""(?:'[^']*'|"[^"]*"|[^\s;,'"])+(?<![.:])"""
 _COMMAND = re.compile(rf"(?<=: )(?:eval-ingest|dagster|dg|pip|hf|gcloud|export)(?: {_WORD})+$")
 """A command at the end of a line, which is to run when it is pasted."""
 
@@ -148,8 +148,10 @@ def _fitted(line: str, width: int) -> list[str]:
     command = _COMMAND.search(line)
     if command is None:
         return _wrapped(line, width, indent)
-    before = _wrapped(line[: command.start()].rstrip(), width, indent)
-    return [*before, *_continued(command[0], width, indent)]
+    *before, last = _wrapped(line[: command.start()].rstrip(), width, indent)
+    if len(last) + 1 + len(command[0]) <= width:
+        return [*before, f"{last} {command[0]}"]
+    return [*before, last, *_continued(command[0], width, indent)]
 
 
 def _continued(command: str, width: int, indent: int) -> list[str]:
@@ -164,41 +166,50 @@ def _continued(command: str, width: int, indent: int) -> list[str]:
 
 def _wrapped(text: str, width: int, indent: int) -> list[str]:
     lead = " " * (len(text) - len(text.lstrip()))
-    return textwrap.wrap(
-        text.strip(), max(width, 1), initial_indent=lead, subsequent_indent=" " * indent,
+    together = re.sub(r"(?<=\d) (?=(?:s|min|h|m|B|[KMGT]iB)\b)", "\0", text.strip())
+    lines = textwrap.wrap(
+        together, max(width, 1), initial_indent=lead, subsequent_indent=" " * indent,
         replace_whitespace=False, break_long_words=False, break_on_hyphens=False,
     )  # fmt: skip
+    return [line.replace("\0", " ") for line in lines]
 
 
 def table(rows: Sequence[Sequence[str]], indent: str = "  ", width: int | None = None) -> list[str]:
     """Rows of texts in aligned columns; columns of numbers are aligned to the right.
 
-    Where that is wider than the terminal (or `width`), the last column is wrapped; where that
-    doesn't help, each row is a list of its own.
+    Where that is wider than the terminal (or `width`), columns of several words are wrapped, the
+    last one first; where that doesn't help, each row is a list of its own.
     """
     width = screen() if width is None else width
     rows = [[on_one_line(cell, most=1_000) for cell in row] for row in rows]
     widths = [max(len(row[c]) for row in rows) for c in range(len(rows[0]))]
-    start = len(indent) + sum(widths[:-1]) + 2 * (len(widths) - 1)
-    room = widths[-1] if width is None else width - start
-    if widths[-1] > room < _NARROWEST:
-        return _listed(rows, indent, start + room)
+    start, between = len(indent) + 2, len(indent) + 2 * (len(widths) - 1)
+    if width is not None:
+        over = between + sum(widths) - width
+        for c in [-1, *sorted(range(len(widths) - 1), key=lambda c: -widths[c])]:
+            words = max(len(word) for row in rows for word in row[c].split(" "))
+            cut = min(over, widths[c] - (words if c >= 0 else _NARROWEST))
+            widths[c] -= max(cut, 0)
+            over -= max(cut, 0)
+        if over > 0:
+            return _listed(rows, indent, width)
     numeric = [
         all(row[c].replace(",", "").replace(".", "").rstrip("%").isdigit() for row in rows[1:])
         for c in range(len(rows[0]))
     ]
     lines = []
     for row in rows:
-        last = _wrapped(row[-1], room, 0) or [""]
-        if len(last[0]) > room:  # a word that fits nowhere stands below
-            last.insert(0, "")
-        cells = [
-            cell.rjust(wide) if right else cell.ljust(wide)
-            for cell, wide, right in zip([*row[:-1], last[0]], widths, numeric, strict=True)
-        ]
-        lines.append((indent + "  ".join(cells)).rstrip())
-        below = len(indent) + 2
-        lines += [" " * (start if len(more) <= room else below) + more for more in last[1:]]
+        cells = [_wrapped(cell, wide, 0) for cell, wide in zip(row, widths, strict=True)]
+        below: list[str] = []
+        if max(map(len, cells[-1]), default=0) > widths[-1]:  # a word that fits nowhere
+            below = _wrapped(row[-1], sum(widths) + between - start, 0)
+            cells[-1] = []
+        for k in range(max(1, *map(len, cells))):
+            parts = [cell[k] if k < len(cell) else "" for cell in cells]
+            columns = zip(parts, widths, numeric, strict=True)
+            shown = [one.rjust(wide) if right else one.ljust(wide) for one, wide, right in columns]
+            lines.append((indent + "  ".join(shown)).rstrip())
+        lines += [" " * start + part for part in below]
     return lines
 
 

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eval_ingest.core.columns import numbers
-from eval_ingest.core.entry import Metadata, Version
+from eval_ingest.core.entry import Metadata, Version, utc
 from eval_ingest.core.resolved import ModalityInput, size_text
 from eval_ingest.core.signal import Signal
 from eval_ingest.core.spec import SPLITS
@@ -40,7 +40,7 @@ def facts(view: View) -> Rows:
     """What the dataset is, name and value; without heads."""
     metadata, config = view.metadata, view.metadata.config
     counts = ", ".join(f"{split} {metadata.splits[split].count:,}" for split in SPLITS)
-    published = metadata.published_at.replace("T", " ").replace("+00:00", " UTC")
+    published = utc(metadata.published_at)
     rows = [
         ["", ""],
         ["task", task_text(config.task)],

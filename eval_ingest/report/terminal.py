@@ -6,7 +6,7 @@ What doesn't belong here: how lines reach a terminal (printing.py).
 from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from eval_ingest.core.entry import Metadata, is_ours, listed, members, split_counts
+from eval_ingest.core.entry import Metadata, is_ours, listed, members, split_counts, utc
 from eval_ingest.core.resolved import size_text
 from eval_ingest.core.signal import Signal
 from eval_ingest.core.spec import SPLITS
@@ -374,7 +374,7 @@ def discover_lines(
 def info_lines(metadata: Metadata, path: str) -> list[str]:
     """Everything about a dataset that a person asks for."""
     config = metadata.config
-    published = metadata.published_at.replace("T", " ").replace("+00:00", " UTC")
+    published = utc(metadata.published_at)
     windows = f"{metadata.n_windows:,}"
     if metadata.invalid:
         reasons = ", ".join(f"{n:,} {code}" for code, n in metadata.invalid.items())

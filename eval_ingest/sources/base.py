@@ -83,6 +83,8 @@ class Listed(NamedTuple):
     @property
     def spelled(self) -> "Listed":
         """With names that any text can hold: bytes that are no UTF-8 are written out."""
+        if self.group.isascii() and self.name.isascii():
+            return self
         return Listed(_spelled(self.group), _spelled(self.name), self.digest)
 
 
@@ -234,6 +236,10 @@ class Source(ABC):
     @abstractmethod
     def read_text(self, name: str) -> str | None:
         """A file beside the windows folder, or None if it isn't there."""
+
+    def has(self, name: str) -> bool:
+        """True if there is a file of this name beside the windows folder."""
+        return Path(self.url, name).is_file()
 
     def on_disk(self, *names: str) -> Path:
         """A folder of this machine that holds those of some files beside the windows folder."""

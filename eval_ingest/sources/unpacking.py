@@ -299,8 +299,9 @@ class _Files:
         free = shutil.disk_usage(self._target).free
         if size + _LEFT_FREE > free:
             raise StoreError(
-                f"unpacking into {os.fsdecode(self._target)} needs {size:,} bytes more, and "
-                f"{free:,} are free; free space there: it goes on where it stopped"
+                f"unpacking into {os.fsdecode(self._target)} needs {size:,} bytes beside the "
+                f"{_LEFT_FREE:,} that are left to others, and {free:,} are free; free space there: "
+                "it goes on where it stopped"
             )
 
 

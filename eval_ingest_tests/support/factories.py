@@ -391,6 +391,16 @@ CASES: dict[str, Callable[[Path], Path]] = {
 # ----------------------------------------------------------------------------- breaking windows
 
 
+def first_window(source: Path) -> Path:
+    """The folder of the first window by name."""
+    return min(path.parent for path in source.glob("windows/*/*/metadata.json"))
+
+
+def raster_of(window: Path) -> Path:
+    """Its raster of Sentinel-2."""
+    return next((window / "layers" / "sentinel2").rglob("geotiff.tif"))
+
+
 def windows_of(dataset: Path) -> list[tuple[str, str]]:
     """(group, name) of every window folder, sorted."""
     return sorted((path.parent.name, path.name) for path in dataset.glob("windows/*/*"))
