@@ -24,7 +24,7 @@ from eval_ingest.core.columns import (
 from eval_ingest.core.entry import SPLIT_INDEX_VERSION
 from eval_ingest.errors import IntegrityError
 from eval_ingest.store.seal import cure_for
-from eval_ingest.store.tables import read_table, write_table
+from eval_ingest.store.tables import read_table, readable, write_table
 
 TARGET = "target"
 
@@ -200,6 +200,7 @@ class SplitIndex:
                 f"the index {path} is missing, or of another version", cure_for(name)
             )
         table = found[0]
+        self._path, self._name = path, name
 
         def column(name: str) -> NDArray[Any]:
             return numbers(table[name])
@@ -230,6 +231,16 @@ class SplitIndex:
     def __len__(self) -> int:
         return len(self.rows)
 
+    def check_texts(self) -> None:
+        """Look at all that texts are read by, of an index that anybody may have written.
+
+        Raises:
+            IntegrityError: some lie beyond the index, or are none.
+        """
+        for texts in (self.groups, self.names):
+            with readable(self._path, self._name):
+                texts.validate()
+
     def window(self, row: int) -> str:
         """`group/name`."""
         return f"{self.groups[row]}/{self.names[row]}"
@@ -256,6 +267,10 @@ class Texts:
 
     def __init__(self, column: pa.ChunkedArray) -> None:
         self._column = column
+
+    def validate(self) -> None:
+        """Raises pa.ArrowInvalid if a text is none, or lies elsewhere."""
+        self._column.validate(full=True)
 
     def __getitem__(self, row: int) -> str:
         return str(self._column[row].as_py())
