@@ -188,9 +188,9 @@ def table(rows: Sequence[Sequence[str]], indent: str = "  ", width: int | None =
         over = between + sum(widths) - width
         for c in [-1, *sorted(range(len(widths) - 1), key=lambda c: -widths[c])]:
             words = max(len(word) for row in rows for word in row[c].split(" "))
-            cut = min(over, widths[c] - (words if c >= 0 else _NARROWEST))
-            widths[c] -= max(cut, 0)
-            over -= max(cut, 0)
+            is_prose = c == -1 and widths[c] > _NARROWEST
+            cut = max(min(over, widths[c] - (_NARROWEST if is_prose else words)), 0)
+            widths[c], over = widths[c] - cut, over - cut
         if over > 0:
             return _listed(rows, indent, width)
     numeric = [
