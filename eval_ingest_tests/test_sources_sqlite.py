@@ -138,7 +138,7 @@ def test_samples_are_read_from_a_bucket_with_a_database(
     compare(dataset, dataset[0], expected[group, name])
     monkeypatch.setattr(remote, "MOST_BESIDE", 100)
     with pytest.raises(SourceError, match="more than the 100 that are fetched"):
-        open_source(url)
+        open_source(url).groups()
 
 
 def test_a_change_in_the_database_is_a_change_of_its_window(own: Path) -> None:

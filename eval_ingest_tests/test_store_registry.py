@@ -24,6 +24,7 @@ from eval_ingest.errors import (
 )
 from eval_ingest.report.terminal import entry_lines, list_lines
 from eval_ingest.settings import Settings
+from eval_ingest.store import registry_file
 from eval_ingest.store.claims import their_counts
 from eval_ingest.store.ownership import Whose, whose
 from eval_ingest.store.registry import read_registry, rebuild_registry, remove_dataset
@@ -182,6 +183,27 @@ def test_two_tools_that_write_at_once_lose_no_entry(tmp_path: Path) -> None:
     assert set(entries) - wanted <= {f"crop_{k}" for k in range(8)}  # they wrote it back
     assert wanted <= set(entries)
     assert RegistryText.parse(path.read_text()).raw["theirs_7"].count("1e-05") == 1
+    assert not list(tmp_path.glob(".registry.json.*.old"))
+
+
+def test_who_stands_still_while_writing_loses_nothing_either(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Their file is emptied when it is opened; nobody waits for ever for what comes then."""
+    monkeypatch.setattr(registry_file, "WRITING_S", 0.05)
+    path = tmp_path / "registry.json"
+    path.write_text(ODD)
+    whole = ODD[:1] + ODD[1:].replace('"zeta"', '"new": {"x": 1e-05}, "zeta"', 1)
+    with open(path, "w") as stream:
+        write_fake(tmp_path, "crops", "segmentation", counts=(4, 2, 2))
+        rebuild_registry(EvalRoot(tmp_path))
+        stream.write(whole[:60])
+        stream.flush()
+        rebuild_registry(EvalRoot(tmp_path))
+        stream.write(whole[60:])
+    rebuild_registry(EvalRoot(tmp_path))
+    raw = RegistryText.parse(path.read_text()).raw
+    assert {"new": '{"x": 1e-05}', **RAW}.items() <= raw.items() and "crops" in raw
     assert not list(tmp_path.glob(".registry.json.*.old"))
 
 

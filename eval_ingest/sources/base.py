@@ -235,6 +235,10 @@ class Source(ABC):
     def read_text(self, name: str) -> str | None:
         """A file beside the windows folder, or None if it isn't there."""
 
+    def has(self, name: str) -> bool:
+        """True if there is a file of this name beside the windows folder."""
+        return Path(self.url, name).is_file()
+
     def on_disk(self, *names: str) -> Path:
         """A folder of this machine that holds those of some files beside the windows folder."""
         return Path(self.url)

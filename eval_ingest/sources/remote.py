@@ -108,6 +108,9 @@ class RemoteSource(Source):
         weakref.finalize(self, shutil.rmtree, path, ignore_errors=True)
         return Path(path)
 
+    def has(self, name: str) -> bool:
+        return name in self._top
+
     def on_disk(self, *names: str) -> Path:
         here = {name: self._top[name] for name in names if name in self._top}
         versions = [f"{name} {entry.size} {entry.version}" for name, entry in here.items()]

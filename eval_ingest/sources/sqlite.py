@@ -222,9 +222,7 @@ def with_database(source: Source) -> Source:
     if not named:
         return source
     source.complete()
-    if not (source.on_disk(DATABASE, _LOG) / DATABASE).is_file():
-        return source
-    return SqliteSource(source)
+    return SqliteSource(source) if source.has(DATABASE) else source
 
 
 def _size(path: Path) -> int:

@@ -9,6 +9,7 @@ import contextlib
 import hashlib
 import os
 import shutil
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -131,7 +132,8 @@ def fetch(url: str, path: Path) -> None:
         SourceError: it can't be read, or doesn't arrive as it was seen.
         StoreError: this disk has no room for it.
     """
-    version, aside = Version.of(url), path.with_name(f".{path.name}.tmp")
+    version = Version.of(url)
+    aside = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         free = shutil.disk_usage(path.parent).free

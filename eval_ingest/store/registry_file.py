@@ -9,6 +9,7 @@ it is sure that nobody was writing into it.
 """
 
 import contextlib
+import json
 import os
 import secrets
 import time
@@ -50,6 +51,8 @@ class Standing:
     """It carries our checksum, and that is right."""
     damage: str = ""
     """What is wrong with it."""
+    unfinished: bool = False
+    """It is no JSON at all: somebody may be writing it."""
 
     def says(self, text: RegistryText) -> bool:
         """True if there is nothing to write where this text is to stand."""
@@ -83,8 +86,17 @@ def understood(data: bytes | None) -> Standing:
     try:
         return Standing(data, RegistryText.parse(text), is_sealed(data) and not damage, damage)
     except ValueError as error:
+        unfinished = not (damage or _is_json(text))
         damage = damage or f"is damaged: it is not the JSON of a registry ({error})"
-        return Standing(data, RegistryText.salvage(text), False, damage)
+        return Standing(data, RegistryText.salvage(text), False, damage, unfinished)
+
+
+def _is_json(text: str) -> bool:
+    try:
+        json.loads(text)
+    except (ValueError, RecursionError):
+        return False
+    return True
 
 
 def intact(path: Path, standing: Standing) -> RegistryText:
@@ -131,8 +143,8 @@ def exchange(path: Path, change: Callable[[RegistryText], RegistryText]) -> Regi
         if theirs.data != standing.data:
             # Somebody had the old file open, and what they wrote is not in the new one.
             _rescue(path, theirs.text.changed_since(standing.text))
-        if old is not None:
-            old.unlink(missing_ok=True)
+        if old is not None and not theirs.unfinished:
+            old.unlink(missing_ok=True)  # else somebody may write on: see _with_strays
         if theirs.data == standing.data:
             return wanted
         standing = look(path, WRITING_S)
@@ -194,10 +206,16 @@ def restored(path: Path, standing: Standing) -> RegistryText:
 
 
 def _with_strays(path: Path, text: RegistryText) -> RegistryText:
-    """With what was written into files that a stopped run had just replaced."""
+    """With what was written into files that had just been replaced, and that nobody could wait for.
+
+    A stopped run has left them, or somebody who wrote into one stood still for long.
+    """
     for stray in path.parent.glob(f".{path.name}.*.old"):
-        text = text.put(text.lacking(understood(read_bytes(stray)).text))
-        stray.unlink(missing_ok=True)
+        found = understood(read_bytes(stray))
+        text = text.put(text.lacking(found.text))
+        with contextlib.suppress(FileNotFoundError):
+            if not found.unfinished or time.time() - stray.stat().st_mtime > RESCUED_S:
+                stray.unlink()
     return text
 
 

@@ -21,10 +21,12 @@ import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import get_args
 
-from eval_ingest_tests.support import factories, faults, fuzz, stress
+from eval_ingest_tests.support import factories, faults, fuzz, stopping, stress
 from eval_ingest_tests.support.faults import BucketScenario, ChangingSource, Scenario
 from eval_ingest_tests.support.servers import gcs_server, s3_server
+from eval_ingest_tests.support.stopping import Kind
 
 LEAST_KILLS = 50
 """Kills that are made of an ingest into a folder, however little time there is."""
@@ -71,6 +73,7 @@ class Faults:
         self._made: dict[str, Scenario] = {}
         self._buckets: dict[str, BucketScenario] = {}
         self._stalled: stress.StalledScenario | None = None
+        self._works: dict[str, stopping.Case] = {}
         self.rows: list[Row] = []
 
     def run(self, until: float) -> None:
@@ -90,6 +93,7 @@ class Faults:
             "a signal from outside": self._stop_from_outside,
             "windows that end whoever reads them": self._crash,
             "a writer to S3 that stands still": self._stall,
+            **{f"killed at a change, {kind}": self._stopped(kind) for kind in get_args(Kind)},
             "disk full, then more room": self._fill_disk,
             "read-only root": lambda _: self._read_only(),
             "source changes while it is read": self._changing,
@@ -161,6 +165,19 @@ class Faults:
             folder.mkdir()
             self._stalled = stress.StalledScenario(server, self._small, folder)
         return self._stalled.stall(rng)
+
+    def _stopped(self, kind: Kind) -> Case:
+        """An adoption, a removal, or an adopted dataset given back."""
+
+        def case(rng: random.Random) -> None:
+            if kind not in self._works:
+                folder = self._folder / f"stopped {kind}"
+                folder.mkdir()
+                self._works[kind] = stopping.Case(kind, folder)
+            work = self._works[kind]
+            work.kill(rng.randint(1, work.changes))
+
+        return case
 
     def _two_at_once(self) -> None:
         faults.two_at_once(*self._fresh())
