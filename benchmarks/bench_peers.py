@@ -220,6 +220,7 @@ def openings(base: Path, repeat: int) -> list[Comparison]:
             compared("  it on our copy, the first time too", theirs_on_ours),
             _samples(dataset(), peer, own),
             _fed(peer, base / "ours"),
+            *probes(peer, Path(scratch)),
         ]
         peer.close()
     return rows
@@ -245,6 +246,57 @@ def _samples(ours: Iterable[object], peer: Peer, registry: Path) -> Comparison:
     own, theirs = map(statistics.median, both)
     what = "random samples, one process"
     return Comparison(what, "/s", own, theirs, own / theirs, 150, *both)
+
+
+def probes(peer: Peer, folder: Path, windows: int = 120, repeat: int = 3) -> list[Comparison]:
+    """A linear probe of pixels' classes: all eight learning rates, test score and interval.
+
+    Embeddings of 16 x 16 patches of 128 values, as OlmoEarth nano gives of a window.
+    """
+    import numpy as np
+    import torch
+
+    from eval_ingest.core.task import Task, TaskKind
+    from eval_ingest.sweep.embed import Embedded
+    from eval_ingest.sweep.probes import EPOCHS, LEARNING_RATES, run_linear
+    from eval_ingest.sweep.rows import Rows
+
+    side, patch, width, classes = 16, 4, 128, 7
+    rng, arrays, rows = np.random.default_rng(0), {}, []
+    mixing = rng.normal(size=(classes, width)).astype(np.float32)
+    for split, n in (("train", windows), ("val", windows // 4), ("test", windows // 4)):
+        labels = rng.integers(0, classes, (n, side, side))
+        features = mixing[labels] + rng.normal(0, 3, (n, side, side, width)).astype(np.float32)
+        arrays[f"{split}_embeddings"] = features
+        arrays[f"{split}_labels"] = labels.repeat(patch, 1).repeat(patch, 2)
+        target = np.repeat(labels.reshape(-1, 1), patch**2, 1).astype(np.int16)
+        size = np.full(n, side)
+        places = np.stack([side**2 * np.arange(n), size**2, size, size], axis=1)
+        rows.append(Rows.of(Embedded(features.reshape(-1, width), target, places, 0.0)))
+    np.savez(folder / "probe.npz", **arrays)
+    cpu: tuple[list[float], list[float]] = ([], [])
+    task = Task(kind=TaskKind.SEGMENTATION, num_classes=classes)
+
+    def ours() -> float:
+        torch.set_num_threads(1)
+        wall, own = time.perf_counter(), time.process_time()
+        run_linear(task, *rows, torch.device("cpu"), 0).test.interval()
+        cpu[0].append(time.process_time() - own)
+        return time.perf_counter() - wall
+
+    def theirs() -> float:
+        wall, own = peer(
+            "probed", arrays=folder / "probe.npz", num_classes=classes,
+            learning_rates=LEARNING_RATES, epochs=EPOCHS,
+        )  # fmt: skip
+        cpu[1].append(own)
+        return float(wall)
+
+    both = alternate(repeat, ours, theirs)
+    return [
+        compared("linear probe, eight rates, test and interval", both, 6),
+        compared("  its CPU time", cpu, 6),
+    ]
 
 
 def _fed(peer: Peer, root: Path) -> Comparison:

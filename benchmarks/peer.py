@@ -105,6 +105,27 @@ def fed(root, name, batches, through):
         ours.uninstall()
 
 
+def probed(arrays, num_classes, learning_rates, epochs):
+    """Seconds, of wall time and of this process, of its linear probe at each rate in turn."""
+    import numpy as np
+    import torch
+    from olmoearth_pretrain.evals.datasets.configs import EvalDatasetConfig, TaskType
+    from olmoearth_pretrain.evals.linear_probe import train_and_eval_probe
+
+    torch.set_num_threads(1)
+    with np.load(arrays) as stored:
+        given = {name: torch.from_numpy(stored[name]) for name in stored.files}
+    side = given["train_labels"].shape[1]
+    config = EvalDatasetConfig(TaskType.SEGMENTATION, [], num_classes, False, [], side)
+    wall, own = time.perf_counter(), time.process_time()
+    for rate in learning_rates:
+        train_and_eval_probe(
+            config, rate, **given, device=torch.device("cpu"), batch_size=32, epochs=epochs,
+            eval_interval=10, n_bootstrap=1000, select_best_by_primary_metric=True,
+        )  # fmt: skip
+    return time.perf_counter() - wall, time.process_time() - own
+
+
 def _dataset(registry, name, split):
     from olmoearth_pretrain.evals.datasets.rslearn_dataset import from_registry_entry
     from olmoearth_pretrain.evals.studio_ingest.registry import Registry

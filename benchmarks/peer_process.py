@@ -119,6 +119,23 @@ def read_through(root, name, split, out, dates="real", arguments=None, registry=
         ours.uninstall()
 
 
+def opened_by(root, names, split):
+    """What opens each dataset, all in one run; our module is installed twice, and undone twice."""
+    from olmoearth_pretrain.evals import datasets
+
+    import eval_ingest.integrations.olmoearth_pretrain as ours
+
+    ours.install(root)
+    ours.install(root)
+    try:
+        entries = {name: datasets.get_dataset_entry(name) for name in names}
+        opened = {name: datasets.from_registry_entry(e, split) for name, e in entries.items()}
+        return {name: [type(found).__name__, len(found)] for name, found in opened.items()}
+    finally:
+        ours.uninstall()
+        ours.uninstall()
+
+
 def replaced(root):
     """What stands in the trainer's modules before, with, and after ours: as it was?"""
     from olmoearth_pretrain.evals import datasets, studio_ingest
@@ -137,6 +154,8 @@ def replaced(root):
     import olmoearth_pretrain.train.callbacks.evaluator_callback as callback
 
     with_ours = everything()
+    ours.install(root)
+    ours.uninstall()
     ours.uninstall()
     after = everything()
     return {
@@ -292,6 +311,46 @@ def probe_scores(
                 use_dice_loss=dice,
             )  # fmt: skip
         found.append({k: float(v) for k, v in result.test_result.metrics.items()})
+    return found
+
+
+def pooled(root, name, split, windows=4):
+    """How far our embeddings of some windows are from its own wrapper's, by pooling.
+
+    One small encoder with random weights, given the same samples window by window.
+    """
+    import numpy as np
+    import torch
+    from olmoearth_pretrain.evals.datasets.configs import TaskType
+    from olmoearth_pretrain.evals.eval_wrapper import OlmoEarthEvalWrapper
+    from olmoearth_pretrain.nn.flexi_vit import EncoderConfig
+
+    from eval_ingest import EvalDataset
+    from eval_ingest.integrations.olmoearth_pretrain import TrainerSamples, uninstall
+    from eval_ingest.sweep.embed import embedded_batches
+    from eval_ingest.sweep.encoders.olmoearth import OlmoEarthEncoder
+
+    uninstall()
+    dataset = EvalDataset(name, split, root=root, normalize="pretrained", max_samples=windows)
+    torch.manual_seed(0)
+    encoder = EncoderConfig(supported_modality_names=list(dataset.bands)).build().eval()
+    samples, found = TrainerSamples(dataset), {}
+    ours = OlmoEarthEncoder(encoder, "random", "random", 4, torch.device("cpu"))
+    per_pixel = dataset.task.kind.per_pixel
+    for pooling in ("mean", "max") if per_pixel else ("mean", "max", "center"):
+        theirs = OlmoEarthEvalWrapper(
+            encoder, TaskType(str(dataset.task.kind)), 4,
+            "mean" if pooling == "center" else pooling, use_center_token=pooling == "center",
+        )  # fmt: skip
+        apart, size = [], 0.0
+        for batch in embedded_batches(dataset, ours, batch_size=1, pooling=pooling):
+            (index,) = batch.indices
+            given = samples.__getitems__([int(index)])
+            with torch.no_grad():
+                expected = theirs(given.sample, given.target)[0].flatten(0, -2).numpy()
+            apart.append(float(np.abs(expected - batch.features).max()))
+            size = max(size, float(np.abs(expected).max()))
+        found[pooling] = [max(apart), size, len(apart)]
     return found
 
 

@@ -23,8 +23,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from benchmarks.bench import CACHE, WORKERS, dataset, machine, run_ingest
+from benchmarks.cluster import cluster
 from benchmarks.places import cpu_seconds, slow_opens
-from eval_ingest_tests.support.cluster import cluster
 
 STAGES = ("window_index", "weka_copy")
 """Of the five, those that workers do."""

@@ -26,8 +26,8 @@ from eval_ingest.engine import (
     MANY_WINDOWS,
     Progress,
     import_ahead,
+    is_worth_workers,
     no_progress,
-    takes_processes,
 )
 from eval_ingest.errors import EvalIngestError, SpecError
 from eval_ingest.report import terminal
@@ -396,7 +396,7 @@ def ingest(
     eval_root = tidied(settings)
     wanted = spec_of(settings, name, _given(source, spec))
     indexed = eval_root.dataset(wanted.name).layout.window_index.exists()
-    if not indexed and takes_processes(settings, _windows_at_hand(settings, wanted)):
+    if not indexed and is_worth_workers(settings, _windows_at_hand(settings, wanted)):
         import_ahead()  # while we do the same
     from eval_ingest import pipeline
     from eval_ingest.job import open_job

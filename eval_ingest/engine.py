@@ -46,7 +46,7 @@ MANY_WINDOWS = 400
 """From here on `auto` takes processes."""
 
 
-def takes_processes(settings: Settings, windows: int) -> bool:
+def is_worth_workers(settings: Settings, windows: int) -> bool:
     """True if so many windows are decoded by worker processes."""
     many = windows >= MANY_WINDOWS and settings.workers > 1
     return settings.engine == "processes" or (settings.engine == "auto" and many)
@@ -73,7 +73,7 @@ def executor(settings: Settings, windows: int = 0) -> Iterator[Executor]:
     """
     engine = settings.engine
     if engine == "auto":
-        engine = "processes" if takes_processes(settings, windows) else "threads"
+        engine = "processes" if is_worth_workers(settings, windows) else "threads"
     if engine == "threads":
         with ThreadPoolExecutor(settings.workers, thread_name_prefix="eval_ingest") as pool:
             yield pool

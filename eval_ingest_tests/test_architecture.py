@@ -1,5 +1,6 @@
 """Which module may import which: the contracts of pyproject.toml."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -16,10 +17,34 @@ def test_imports_go_down_only() -> None:
 
 
 def test_the_readme_names_files_that_exist() -> None:
-    import re
-
     readme = (REPOSITORY / "README.md").read_text()
     named = re.findall(r"`(eval_ingest/[\w/.*]+)`", readme)
     assert named
     for path in named:
         assert list(REPOSITORY.glob(path.rstrip("/"))), f"README names {path}"
+
+
+def files(pattern: str, words: str) -> set[str]:
+    """The files that match a pattern, with these words in them."""
+    found = (path for path in REPOSITORY.glob(pattern) if re.search(words, path.read_text()))
+    return {str(path.relative_to(REPOSITORY)) for path in found}
+
+
+def test_private_names_of_dependencies_stand_in_one_file() -> None:
+    private = r"dagster\._|\._call\b|_processes\b|\bfs\._|\._mmap\b|__main__\.__spec__"
+    assert files("eval_ingest/**/*.py", private) == {"eval_ingest/objects/fsspec_backend.py"}
+
+
+def test_a_local_root_and_a_remote_one_are_told_apart_in_one_room() -> None:
+    assert all("/roots/" in path for path in files("eval_ingest/**/*.py", r"\bremote is\b"))
+
+
+def test_no_benchmark_and_no_other_test_imports_a_test() -> None:
+    assert files("benchmarks/*.py", r"(?m)^\s*(from|import) eval_ingest_tests") == set()
+    imported = r"(?m)^\s*(from eval_ingest_tests\.test_|from eval_ingest_tests import test_)"
+    assert files("eval_ingest_tests/**/*.py", imported) == set()
+
+
+def test_files_of_tests_have_less_than_six_hundred_lines() -> None:
+    paths = REPOSITORY.glob("eval_ingest_tests/**/*.py")
+    assert [p.name for p in paths if len(p.read_text().splitlines()) >= 600] == []

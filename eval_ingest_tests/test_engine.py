@@ -12,13 +12,13 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.cluster import Cluster, cluster
 from eval_ingest import pipeline
 from eval_ingest.engine import Processes, executor, map_ordered
 from eval_ingest.errors import SettingsError
 from eval_ingest.job import open_job
 from eval_ingest.settings import Settings
 from eval_ingest_tests.conftest import make_job
-from eval_ingest_tests.support.cluster import Cluster, cluster
 
 
 def test_results_come_in_order_and_few_are_in_flight() -> None:

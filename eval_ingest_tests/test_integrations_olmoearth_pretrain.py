@@ -1,6 +1,7 @@
 """OlmoEarth's own trainer reading our packed samples: olmoearth-pretrain 0.1.2 in .venv-peers."""
 
 import json
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -9,6 +10,9 @@ import pytest
 
 from benchmarks.peer_pipe import PYTHON, Peer, PeerError
 from eval_ingest import EvalDataset, pipeline
+from eval_ingest.adopting import adopt
+from eval_ingest.core.entry import OURS_ALONE
+from eval_ingest.settings import Settings
 from eval_ingest.store.registry import rebuild_registry
 from eval_ingest.store.roots.base import EvalRoot
 from eval_ingest.sweep.tasks import as_python, trainer_tasks
@@ -160,6 +164,35 @@ def test_an_entry_that_is_not_ours_goes_its_usual_way(
         peer("read_through", root=root, split="val", out=out, **arguments)
     with pytest.raises(PeerError, match="not found in registry"):
         peer("read_through", root=root, name="no_such", split="val", out=out)
+
+
+def test_ours_adopted_and_another_tool_s_are_opened_in_one_run(
+    peer: Peer, ingested: Ingested, tmp_path: Path
+) -> None:
+    root, case = tmp_path / "root", "vector_classification"
+    root.mkdir()
+    (root / "segmentation").symlink_to(ingested("segmentation") / "segmentation")
+    source = ingested(case) / case
+    entry = json.loads((ingested(case) / "registry.json").read_text())["datasets"][case]
+    entries = {}
+    for name in ("taken", "theirs"):
+        for folder in ("windows", ".rslearn_dataset_index"):
+            shutil.copytree(source / folder, root / name / folder)
+        for file in ("config.json", "model.yaml"):
+            shutil.copy(source / file, root / name / file)
+        theirs = {key: value for key, value in entry.items() if key not in OURS_ALONE}
+        entries[name] = theirs | {"name": name, "weka_path": str(root / name)}
+    (root / "registry.json").write_text(json.dumps({"version": "1.0", "datasets": entries}))
+    rebuild_registry(EvalRoot(root))
+    adopt(Settings(eval_root=str(root), workers=1), "taken")
+    found = peer("opened_by", root=root, names=["segmentation", "taken", "theirs"], split="val")
+    kinds = {name: kind for name, (kind, _) in found.items()}
+    assert kinds.pop("theirs") == "RslearnToOlmoEarthDataset"
+    assert set(kinds.values()) == {"TrainerSamples"}
+    assert found["taken"][1] == found["theirs"][1] > 0
+    read, through = both(peer, root, "taken", "val", tmp_path)
+    for expected, sample in zip(read, through, strict=True):
+        assert_equal(expected, sample)
 
 
 def test_its_evaluators_give_the_same_scores(

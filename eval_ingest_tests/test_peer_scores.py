@@ -3,7 +3,7 @@
 In the process of .venv-peers; skipped without it. What differs there on purpose is bfloat16.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -29,8 +29,9 @@ SAME_METRIC = {"overall_acc": "accuracy"}
 
 @pytest.fixture(scope="module")
 def peer(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Peer]:
-    script = Path(__file__).parents[1] / "benchmarks" / "peer_process.py"
-    process = Peer(script, tmp_path_factory.mktemp("peer") / "log")
+    repository = Path(__file__).parents[1]
+    script = repository / "benchmarks" / "peer_process.py"
+    process = Peer(script, tmp_path_factory.mktemp("peer") / "log", PYTHONPATH=str(repository))
     yield process
     process.close()
 
@@ -132,6 +133,19 @@ def test_linear_scores_are_equal_within_their_noise(
         noise = np.sqrt((a.var(ddof=1) + b.var(ddof=1)) / len(SEEDS))
         scale = 40 if name in ("rmse", "mae") else 1  # the labels' standard deviation
         assert abs(a.mean() - b.mean()) < max(2 * noise, 0.01 * scale), (name, a, b)
+
+
+@pytest.mark.parametrize(
+    "case", ["vector_classification", "scalar_regression", "segmentation", "ragged_segmentation"]
+)
+def test_tokens_are_pooled_as_its_own_wrapper_does(
+    case: str, peer: Peer, ingested: Callable[[str], Path]
+) -> None:
+    found = peer("pooled", root=ingested(case), name=case, split="train")
+    poolings = {"mean", "max"} | (set() if "segmentation" in case else {"center"})
+    assert set(found) == poolings
+    for pooling, (apart, size, windows) in found.items():
+        assert windows == 4 and size > 0.1 and apart < 1e-4, (pooling, apart, size)
 
 
 @pytest.mark.parametrize("kind", list(TaskKind))

@@ -3,11 +3,20 @@
 import random
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
+import pytest
 
-from eval_ingest.store.split_index import timestamps_column
+from eval_ingest.errors import IntegrityError
+from eval_ingest.store.split_index import (
+    SplitIndex,
+    split_index_schema,
+    timestamps_column,
+    write_split_index,
+)
 
 TIME = pa.timestamp("us", tz="UTC")
 INTERVAL = pa.struct([("start", TIME), ("end", TIME)])
@@ -55,3 +64,24 @@ def test_dates_are_the_rasters_else_the_windows_else_zeros() -> None:
         dates_by_hand(told[row], starts[row], ends[row], steps[row]) for row in order
     ]
     assert len(timestamps_column(index, "m", [], [])) == 0
+
+
+def test_texts_of_an_index_that_anybody_may_have_written_lie_within_it(tmp_path: Path) -> None:
+    path, count = tmp_path / "index.0.arrow", 3
+    columns: dict[str, Any] = {
+        field.name: pa.array([0] * count, field.type)
+        for field in split_index_schema(["x"])
+        if field.type in (pa.int32(), pa.int64())
+    }
+    columns |= {"group": ["g"] * count, "name": ["a", "b", "c"], "x.timestamps": [[]] * count}
+    write_split_index(path, ["x"], columns)
+    index = SplitIndex(path, "crops", ["x"])
+    index.check_texts()
+    assert index.window(2) == "g/c"
+    offsets = pa.py_buffer(np.array([0, 10**8, 2, 3], np.int32).tobytes())
+    columns["name"] = pa.Array.from_buffers(
+        pa.string(), count, [None, offsets, pa.py_buffer(b"abc")]
+    )
+    write_split_index(path, ["x"], columns)
+    with pytest.raises(IntegrityError, match="is no table"):
+        SplitIndex(path, "crops", ["x"]).check_texts()

@@ -169,7 +169,7 @@ class _Lying:
     shards: list[Shard]
     table: pa.Table
     """The shards' indexes, one after the other, and in `shard` the number of each."""
-    rows: dict[Key, int]
+    rows: "_Rows"
     """In the table, by window."""
 
     @classmethod
@@ -186,7 +186,7 @@ class _Lying:
                 shards.append(Shard(name=name, rows=table.num_rows, arrays=arrays))
         none = arrow_rows([], pa.schema([(name, pa.string()) for name in _KEY]))
         table = pa.concat_tables(tables) if tables else none
-        return cls(shards, table, _by_key(table))
+        return cls(shards, table, _Rows(table))
 
     @classmethod
     def in_source(
@@ -201,7 +201,7 @@ class _Lying:
             table = table.append_column(f"{name}.offset", row_numbers(nothing))
         for name in ("shard", "row"):
             table = table.append_column(name, row_numbers(nothing - 1))
-        return cls([], table, _by_key(table))
+        return cls([], table, _Rows(table))
 
     def of(self, places: Sequence[Place]) -> pa.Table:
         """What is known of some samples, in their order."""
@@ -212,12 +212,46 @@ class _Lying:
         return sorted(set(self.of(places)["shard"].to_pylist()) - {-1})
 
 
-_KEY = ("group", "name", "source_digest")
+_KEY = ["group", "name", "source_digest"]
+_KEYS_TOGETHER = 1 << 14
 
 
-def _by_key(table: pa.Table) -> dict[Key, int]:
-    keys = zip(*(table[name].to_pylist() for name in _KEY), strict=True)
-    return {key: row for row, key in enumerate(keys)}
+class _Rows:
+    """The row of each window in a table, found by the hash of its key: 16 bytes a window.
+
+    A dictionary of a million keys takes as much as everything else.
+    """
+
+    def __init__(self, table: pa.Table) -> None:
+        self._columns = [table[name] for name in _KEY]
+        batches = (zip(*(c.to_pylist() for c in b), strict=True) for b in self._batches(table))
+        hashes = np.fromiter(map(hash, chain.from_iterable(batches)), np.int64, len(table))
+        self._order = np.argsort(hashes, kind="stable")
+        self._sorted = hashes[self._order]
+
+    @staticmethod
+    def _batches(table: pa.Table) -> Iterator[list[pa.Array]]:
+        for batch in table.select(_KEY).to_batches(_KEYS_TOGETHER):
+            yield batch.columns
+
+    def get(self, key: Key) -> int | None:
+        """The row of a window, the last one if there are several; None if there is none."""
+        place = int(np.searchsorted(self._sorted, hash(key), "right"))
+        while place and self._sorted[place - 1] == hash(key):
+            row = int(self._order[place - 1])
+            if tuple(column[row].as_py() for column in self._columns) == key:
+                return row
+            place -= 1
+        return None
+
+    def __contains__(self, key: Key) -> bool:
+        return self.get(key) is not None
+
+    def __getitem__(self, key: Key) -> int:
+        row = self.get(key)
+        if row is None:
+            raise KeyError(key)
+        return row
 
 
 def _is_copied(place: Place, manifest: Manifest, windows: Windows) -> bool:

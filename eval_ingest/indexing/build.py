@@ -72,6 +72,7 @@ def index_source(job: Job) -> WindowIndex:
             parts.clear()  # a run was stopped when it had just written the index
             return old
     work = IndexWork.of(listed, known, stopped, partial(_still_right, task))
+    stopped.clear()  # what is kept of it was copied
     return _build(job, task, work, listed, parts)
 
 
@@ -212,7 +213,8 @@ def _build(
     publish([], None)
     empty = arrow_rows([], index_schema(job.config))
     table = pa.concat_tables([empty, *(rows.table for rows in work.kept), *tables])
-    tables.clear()  # as many bytes again, as soon as they are sorted
+    for rows in (tables, work.kept):
+        rows.clear()  # as many bytes again, as soon as they are sorted
     table = add_geometry(table.sort_by([("group", "ascending"), ("name", "ascending")]))
     if not listed:
         listed = [*_rows_by_window(table), *filtered_out]

@@ -1,5 +1,6 @@
 """From stored pixels to float32: one conversion and one multiply-add."""
 
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -146,10 +147,10 @@ def pretrained_stats(modality: str) -> dict[str, dict[str, float]]:
     config = _computed_config()
     if modality not in config:
         raise LoadError(f"OlmoEarth's pretraining has no statistics for {modality}")
-    stats: dict[str, dict[str, float]] = config[modality]
-    return stats
+    return {band: dict(stats) for band, stats in config[modality].items()}
 
 
+@functools.cache
 def _computed_config() -> dict[str, Any]:
     # Optional: only pretrained normalisation needs it. A trainer has the other of the two packages.
     try:

@@ -83,6 +83,8 @@ class Listed(NamedTuple):
     @property
     def spelled(self) -> "Listed":
         """With names that any text can hold: bytes that are no UTF-8 are written out."""
+        if self.group.isascii() and self.name.isascii():
+            return self
         return Listed(_spelled(self.group), _spelled(self.name), self.digest)
 
 

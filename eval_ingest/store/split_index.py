@@ -24,11 +24,13 @@ from eval_ingest.core.columns import (
 from eval_ingest.core.entry import SPLIT_INDEX_VERSION
 from eval_ingest.errors import IntegrityError
 from eval_ingest.store.seal import cure_for
-from eval_ingest.store.tables import read_table, write_table
+from eval_ingest.store.tables import read_table, readable, write_table
 
 TARGET = "target"
 
 _KIND = "split_index"
+_TOGETHER = 1 << 16
+"""Samples whose dates are worked out at a time: on the way there are ten numbers for each."""
 
 # --------------------------------------------------------------------------------------- schema
 
@@ -115,7 +117,7 @@ def _repeated(table: pa.Table, crops: Crops) -> pa.Table:
 
 def timestamps_column(
     index: pa.Table, modality: str, rows: Sequence[int], steps: ArrayLike
-) -> pa.ListArray:
+) -> pa.ChunkedArray:
     """Per sample its timesteps' dates, flat: T x [day, month from 0, year].
 
     A date is the middle of the timestep's interval, or of the window's time range where the
@@ -127,11 +129,19 @@ def timestamps_column(
         rows: of the samples' windows in it.
         steps: timesteps of each sample.
     """
-    wanted = row_numbers(rows)
-    table = index.select([f"{modality}.timestamps", "time_start", "time_end"]).take(wanted)
+    table = index.select([f"{modality}.timestamps", "time_start", "time_end"])
+    table = pa.Table.from_batches(table.to_batches(), table.schema)
+    counts = np.asarray(steps, np.int64)
+    some = [slice(start, start + _TOGETHER) for start in range(0, len(rows), _TOGETHER)]
+    parts = [_stamps(table.take(row_numbers(rows[part])), modality, counts[part]) for part in some]
+    return pa.chunked_array(parts, pa.list_(pa.int32()))
+
+
+def _stamps(table: pa.Table, modality: str, counts: NDArray[np.int64]) -> pa.ListArray:
+    """The dates of some samples, whose windows' rows these are, each with so many timesteps."""
     lists = one_array(table[f"{modality}.timestamps"])
     known = lists.flatten()
-    counts, found = np.asarray(steps, np.int64), lengths(lists)
+    found = lengths(lists)
     first, told = np.cumsum(found) - found, found == counts
     # The rasters' own, then the windows'.
     middles = np.concatenate(
@@ -140,7 +150,7 @@ def timestamps_column(
             _middles(table["time_start"], table["time_end"]),
         ]
     )
-    sample = np.repeat(np.arange(len(rows)), counts)
+    sample = np.repeat(np.arange(len(counts)), counts)
     step = np.arange(len(sample)) - np.repeat(np.cumsum(counts) - counts, counts)
     places = np.where(told[sample], first[sample] + step, len(known) + sample)
     dates = _dates(middles[places])
@@ -190,6 +200,7 @@ class SplitIndex:
                 f"the index {path} is missing, or of another version", cure_for(name)
             )
         table = found[0]
+        self._path, self._name = path, name
 
         def column(name: str) -> NDArray[Any]:
             return numbers(table[name])
@@ -220,6 +231,16 @@ class SplitIndex:
     def __len__(self) -> int:
         return len(self.rows)
 
+    def check_texts(self) -> None:
+        """Look at all that texts are read by, of an index that anybody may have written.
+
+        Raises:
+            IntegrityError: some lie beyond the index, or are none.
+        """
+        for texts in (self.groups, self.names):
+            with readable(self._path, self._name):
+                texts.validate()
+
     def window(self, row: int) -> str:
         """`group/name`."""
         return f"{self.groups[row]}/{self.names[row]}"
@@ -246,6 +267,10 @@ class Texts:
 
     def __init__(self, column: pa.ChunkedArray) -> None:
         self._column = column
+
+    def validate(self) -> None:
+        """Raises pa.ArrowInvalid if a text is none, or lies elsewhere."""
+        self._column.validate(full=True)
 
     def __getitem__(self, row: int) -> str:
         return str(self._column[row].as_py())

@@ -76,14 +76,24 @@ def read_table(
     content = read_sealed(path, cure_for(name))
     if content is None:
         return None
-    with _readable(path, name):
+    with readable(path, name):
         file = pa.ipc.open_file(_in_arrows_memory(content))
     facts = _facts(file.schema, path)
-    return (file.read_all(), facts) if _is(facts, path, kind, version) else None
+    if not _is(facts, path, kind, version):
+        return None
+    with readable(path, name):
+        table = file.read_all()
+        table.validate()  # buffers are as large as they are said to be
+    return table, facts
 
 
 @contextlib.contextmanager
-def _readable(path: Path, name: str) -> Iterator[None]:
+def readable(path: Path, name: str) -> Iterator[None]:
+    """What Arrow says of a file that is no table of its kind is damage.
+
+    Raises:
+        IntegrityError: it does.
+    """
     try:
         yield
     except MemoryError:  # Arrow's own is an ArrowException too, and nothing is wrong with the file
@@ -150,7 +160,7 @@ def open_table(
 
     if not check_sealed(path, cure_for(name)):
         return None
-    with _readable(path, name):
+    with readable(path, name):
         # Not pq.read_table: that imports pandas, which takes longer than all of the rest.
         file = pq.ParquetFile(pa.memory_map(str(path)))
     facts = _facts(file.schema_arrow, path)

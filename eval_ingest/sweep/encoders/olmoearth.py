@@ -98,7 +98,9 @@ class OlmoEarthEncoder:
         Pooled: the mean over all seen tokens of the window.
         """
         sample = self._adapter(dataset)(batch)
-        fields = {k: v.to(self.device) for k, v in sample.as_dict(return_none=False).items()}
+        # Of the two packages, one leaves out what is None, and the other has no argument for it.
+        given = {k: v for k, v in sample.as_dict().items() if v is not None}
+        fields = {k: v.to(self.device) for k, v in given.items()}
         fields = _without_gaps(fields, self.patch_size)
         seen = _seen_tokens(fields, self.patch_size)
         patches: torch.Tensor | None = None
