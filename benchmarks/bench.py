@@ -291,11 +291,12 @@ def run_ingest(
     """Ingest in a process of its own, so that its memory is its own."""
     done = subprocess.run(
         [sys.executable, "-m", "benchmarks.bench", "--one-ingest", source, root, json.dumps(spec)],
-        check=True,
         env={**os.environ, **(environment or {})},
         capture_output=True,
         text=True,
     )
+    if done.returncode:
+        raise SystemExit(f"the ingest of {source} failed:\n{done.stderr[-3000:]}")
     found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
     return found
 

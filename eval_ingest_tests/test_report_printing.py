@@ -188,6 +188,12 @@ def test_columns_of_several_words_are_wrapped_before_that() -> None:
         "                                     landsat",
         "  b                                  landsat             3  good",
     ]
+    short = [["name", "train", "verdict"], ["tolbi", "63", "usable with warnings"]]
+    assert table(short, width=32) == [
+        "  name   train  verdict",
+        "  tolbi     63  usable with",
+        "                warnings",
+    ]
 
 
 def test_a_number_stands_beside_its_unit() -> None:

@@ -186,11 +186,12 @@ def table(rows: Sequence[Sequence[str]], indent: str = "  ", width: int | None =
     start, between = len(indent) + 2, len(indent) + 2 * (len(widths) - 1)
     if width is not None:
         over = between + sum(widths) - width
-        for c in [-1, *sorted(range(len(widths) - 1), key=lambda c: -widths[c])]:
+        last, prose = len(widths) - 1, widths[-1] > _NARROWEST
+        for c in sorted(range(len(widths)), key=lambda c: (c < last or not prose, -widths[c])):
             words = max(len(word) for row in rows for word in row[c].split(" "))
-            cut = min(over, widths[c] - (words if c >= 0 else _NARROWEST))
-            widths[c] -= max(cut, 0)
-            over -= max(cut, 0)
+            least = _NARROWEST if prose and c == last else words
+            cut = max(min(over, widths[c] - least), 0)
+            widths[c], over = widths[c] - cut, over - cut
         if over > 0:
             return _listed(rows, indent, width)
     numeric = [
