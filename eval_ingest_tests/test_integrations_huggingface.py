@@ -29,6 +29,7 @@ from eval_ingest.store.seal import read_sealed_json, sealed_json, write_sealed_j
 from eval_ingest_tests.support import hub as stand_in
 from eval_ingest_tests.support import poison
 from eval_ingest_tests.support.hub import Hub
+from eval_ingest_tests.support.plain_install import only_with
 
 pytest.importorskip("huggingface_hub")
 
@@ -96,6 +97,25 @@ def test_what_is_pulled_is_what_was_published_to_the_byte(
         for one, other in zip(pulled, original, strict=True):
             assert torch.equal(one["sentinel2_l2a"], other["sentinel2_l2a"])
             assert torch.equal(one["target"], other["target"])
+
+
+def test_the_hub_extra_is_all_that_pulling_needs(
+    hub: Hub, ingested: Ingested, tmp_path: Path
+) -> None:
+    published_once(hub, ingested(SOME))
+    code = only_with("hub") + (
+        "from eval_ingest import EvalDataset\n"
+        "from eval_ingest.cli import main\n"
+        f"print(len(EvalDataset('{TO}/{SOME}', 'val')))\n"
+        f"assert main(['pull', '{TO}/{SOME}']) == 0\n"
+        "assert {'dagster', 'rslearn', 'matplotlib', 'shapely'} <= hidden\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path,
+        env={**os.environ, "OLMOEARTH_EVAL_DATASETS": str(tmp_path / "evals")},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert eval_ingest.verify(SOME, tmp_path / "evals").problems == []
 
 
 def test_it_is_opened_where_it_is_and_only_what_is_needed_is_fetched(

@@ -11,45 +11,13 @@ from pathlib import Path
 import pytest
 import yaml
 
+from eval_ingest_tests.support.plain_install import only_with
+
 REPOSITORY = Path(__file__).parents[1]
-
-# Hides every module that a plain install doesn't bring, by the metadata of what is installed.
-ONLY_PLAIN = r"""
-import re, sys
-from importlib import metadata
-
-def plain(name, found):
-    name = re.sub(r"[-_.]+", "-", name).lower()
-    if name in found:
-        return
-    try:
-        requires = metadata.distribution(name).requires or []
-    except metadata.PackageNotFoundError:
-        return
-    found.add(name)
-    for text in requires:
-        if "extra ==" not in text:
-            plain(re.match(r"[\w.-]+", text)[0], found)
-
-distributions = set()
-plain("eval-ingest", distributions)
-tops = {
-    top: {re.sub(r"[-_.]+", "-", name).lower() for name in names}
-    for top, names in metadata.packages_distributions().items()
-}
-hidden = {top for top, names in tops.items() if not names & distributions}
-
-class Hide:
-    def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] in hidden:
-            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
-
-sys.meta_path.insert(0, Hide())
-"""
 
 
 def test_a_plain_install_loads_datasets(ingested: Callable[[str], Path]) -> None:
-    code = ONLY_PLAIN + (
+    code = only_with() + (
         "from eval_ingest import EvalDataset\n"
         f"data = EvalDataset('segmentation', 'val', root={str(ingested('segmentation'))!r})\n"
         "next(data.batches(2)), next(iter(data.loader(2)))\n"
@@ -71,7 +39,7 @@ def test_what_a_plain_install_lacks_is_told_by_every_command(
         "export segmentation --to out", "pull hf://a/b/c", "tasks", "signal segmentation",
         "remove segmentation --yes",
     ]  # fmt: skip
-    code = ONLY_PLAIN + (
+    code = only_with() + (
         "from eval_ingest.cli import main\n"
         f"for command in {commands!r}:\n"
         "    code = main(command.split())\n"

@@ -34,7 +34,6 @@ from eval_ingest.decoding.problems import Unreadable
 from eval_ingest.engine import Progress, no_progress
 from eval_ingest.errors import IntegrityError, LoadError, SpecError, StoreError
 from eval_ingest.redaction import redacted
-from eval_ingest.report.export import export_dataset
 from eval_ingest.report.printing import table
 from eval_ingest.settings import Settings
 from eval_ingest.sources.base import WindowFiles
@@ -125,6 +124,8 @@ def publish(
         UnknownDatasetError: there is no such dataset.
         StoreError: the Hub can't be reached or refuses, or files tell what is private.
     """
+    from eval_ingest.report.export import export_dataset  # what draws isn't needed to pull
+
     address = HubAddress.parse(to)
     if address.name not in (None, name):
         raise SpecError(f"{to} names another dataset than {name}; give hf://{address.repo}")
