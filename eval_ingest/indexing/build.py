@@ -61,11 +61,12 @@ def index_source(job: Job) -> WindowIndex:
     parts = partial_rows(job)
     stopped = parts.read()
     known = known_rows(job, old)
-    names = job.source.names(wanted_groups(job)) if known is None and not stopped else None
+    groups = wanted_groups(job)
+    names = job.source.names(groups) if known is None and not stopped else None
     if names is not None:
         # Nothing to compare with: the workers may list each window's files as they read it.
         return _build(job, task, IndexWork.of(enough(job, list(names))), [], parts)
-    listed = enough(job, list_windows(job))
+    listed = enough(job, list_windows(job, groups))
     if old is not None and known is not None:
         now = _index_fingerprint(job, listed, known, task.judged_by)
         if old.fingerprint == now:

@@ -85,10 +85,10 @@ def groups_named(spec: DatasetSpec, config: ResolvedConfig) -> set[str] | None:
     return set().union(*named) if named and all(named) else None
 
 
-def list_windows(job: Job) -> list[Listed]:
-    """Every window of the groups to read, with the digest of its files."""
+def list_windows(job: Job, groups: list[str]) -> list[Listed]:
+    """Every window of the groups, with the digest of its files."""
     listed = []
-    for window in job.source.listing(wanted_groups(job), job.config.layer_names):
+    for window in job.source.listing(groups, job.config.layer_names):
         listed.append(window)
         if len(listed) % 1000 == 0:
             job.progress("windows listed", len(listed), 0)

@@ -76,6 +76,11 @@ class RemoteSource(Source):
         return {entry.name: entry for entry in self._objects.require()}
 
     @cached_property
+    def _texts(self) -> dict[str, str | None]:
+        """What was read of those files: all who ask see the same."""
+        return {}
+
+    @cached_property
     def _listing(self) -> WindowTable | None:
         if self.staging is None:
             return None
@@ -90,6 +95,11 @@ class RemoteSource(Source):
         _ = self._top
 
     def read_text(self, name: str) -> str | None:
+        if name not in self._texts:
+            self._texts[name] = self._read_text(name)
+        return self._texts[name]
+
+    def _read_text(self, name: str) -> str | None:
         if name not in self._top:
             return None
         check_text_size(f"{self.url}/{name}", self._top[name].size)

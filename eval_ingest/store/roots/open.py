@@ -31,7 +31,9 @@ def open_root(settings: Settings, root: str | Path | None = None) -> EvalRoot:
     if not separator or scheme == "file":
         path = Path("/" + rest.lstrip("/") if separator else text).expanduser().absolute()
         if path.is_file():
-            raise StoreError(f"the eval root {path} is a file; give a folder")
+            raise StoreError(
+                f"the eval root {path} is a file; set {EVAL_ROOT_VARIABLE} to a folder"
+            )
         return EvalRoot(path)
     mounted = weka_mount(text)
     if mounted is not None:
