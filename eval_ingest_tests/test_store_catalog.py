@@ -15,9 +15,11 @@ from eval_ingest.store.catalog import (
     find_spec,
     forget_removed,
     note_removed,
+    parse_spec,
     read_catalog,
     removed_datasets,
 )
+from eval_ingest_tests.support.mutation import yaml_bombs
 
 KNOWN = {
     "tolbi_crops": "gs://rslearn-eai/datasets/tolbi",
@@ -192,3 +194,21 @@ def test_any_value_of_any_field_is_a_spec_or_a_message(field: str) -> None:
             DatasetSpec.parse({"name": "a", "source": "b", field: value}, "test")
         except SpecError as error:
             assert field in str(error)
+
+
+@pytest.mark.parametrize("bomb", yaml_bombs())
+def test_a_spec_that_is_small_to_write_and_endless_to_show_is_refused(bomb: str) -> None:
+    with pytest.raises(SpecError) as told:
+        parse_spec(yaml_bombs()[bomb], "bomb.yaml")
+    assert len(str(told.value)) < 500
+    if bomb in ("billion laughs", "itself"):
+        assert "aliases repeat more than 1,000,000 values, or themselves" in str(told.value)
+
+
+def test_a_value_of_a_spec_is_shown_in_short() -> None:
+    endless: list[object] = ["x"]
+    for _ in range(60):
+        endless = [endless] * 9
+    with pytest.raises(SpecError) as told:
+        DatasetSpec.parse({"name": "a", "source": endless, "classes": "y" * 1000}, "spec")
+    assert len(str(told.value)) < 500

@@ -2,7 +2,8 @@
 
 Only what PyYAML's SafeLoader makes, with the numbers that jsonargparse knows, since rslearn reads
 model.yaml by it: 1e3 is one, and dates are texts. What could grow beyond all bounds while it is
-read is stopped: `<<` merges multiply, and nesting goes as deep as somebody likes.
+read is stopped: `<<` merges multiply, and nesting goes as deep as somebody likes. Aliases cost
+nothing until all that they stand for is looked at: load_whole_yaml.
 """
 
 import re
@@ -15,6 +16,9 @@ MAX_CHARACTERS = 500_000
 
 _MAX_MERGED_ENTRIES = 10_000
 """Entries of one mapping after its `<<` merges."""
+
+_MAX_VALUES = 1_000_000
+"""Values that a text may stand for, each counted as often as aliases repeat it."""
 
 PARSE_FAULTS = (
     ValueError,
@@ -111,6 +115,29 @@ def load_yaml(text: str) -> Any:
         raise YamlProblem(first_line(error)) from None
 
 
+def load_whole_yaml(text: str) -> Any:
+    """The value of a YAML text of which all is used: compared, printed, or made a model of.
+
+    Raises:
+        YamlProblem: it can't be read, or its aliases repeat values without end.
+    """
+    value = load_yaml(text)
+    if _count(value, {}) > _MAX_VALUES:
+        raise YamlProblem(f"its aliases repeat more than {_MAX_VALUES:,} values, or themselves")
+    return value
+
+
+def _count(value: Any, known: dict[int, int]) -> int:
+    """How many values it stands for, each as often as aliases repeat it."""
+    if not isinstance(value, dict | list | tuple):
+        return 1
+    if id(value) not in known:
+        known[id(value)] = _MAX_VALUES + 1  # until it is counted: it holds itself
+        inner = value.values() if isinstance(value, dict) else value
+        known[id(value)] = 1 + sum(_count(item, known) for item in inner)
+    return known[id(value)]
+
+
 def untyped(text: str) -> Any:
     """What jsonargparse makes of a text where a value of any type may stand, such as a tag's.
 
@@ -123,7 +150,7 @@ def untyped(text: str) -> Any:
     if stripped.removeprefix("-").isdecimal():
         return int(stripped)
     try:
-        value = load_yaml(text)
+        value = load_whole_yaml(text)
     except YamlProblem:
         return text
     if isinstance(value, dict) and all(inner is None for inner in value.values()):

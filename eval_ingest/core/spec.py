@@ -1,6 +1,7 @@
 """DatasetSpec: what a person says about a dataset. Name and source; the rest is inferred."""
 
 import re
+import reprlib
 from collections.abc import Mapping
 from datetime import date
 from typing import Annotated, Any, Literal, Self
@@ -258,10 +259,14 @@ def _default(model: type[BaseModel], name: str) -> Any:
     return model.model_fields[name].get_default(call_default_factory=True)
 
 
+_SHORT = reprlib.Repr()
+_SHORT.maxlevel, _SHORT.maxstring, _SHORT.maxother = 2, 80, 80
+
+
 def _first_problems(error: ValidationError, model: type[BaseModel]) -> str:
     texts = []
     for problem in error.errors(include_url=False)[:3]:
-        field = ".".join(str(part) for part in problem["loc"]) or "spec"
+        field = ".".join(f"{part!s:.80}" for part in problem["loc"]) or "spec"
         if problem["type"] == "extra_forbidden":
             import difflib
 
@@ -270,7 +275,7 @@ def _first_problems(error: ValidationError, model: type[BaseModel]) -> str:
             fields = list(of.model_fields)
             if "splits" in fields:
                 fields += [f"splits.{name}" for name in SplitPolicy.model_fields]
-            wrong = str(problem["loc"][-1])
+            wrong = f"{problem['loc'][-1]!s:.80}"
             near = difflib.get_close_matches(wrong, fields, n=1) or difflib.get_close_matches(
                 f"splits.{wrong}", fields, n=1, cutoff=0.8
             )
@@ -278,6 +283,7 @@ def _first_problems(error: ValidationError, model: type[BaseModel]) -> str:
             texts.append(f"unknown field {field!r}{hint}")
         else:
             text = problem["msg"].removeprefix("Value error, ")
-            given = "" if problem["type"] == "value_error" else f", not {problem['input']!r:.80}"
-            texts.append(f"{field}: {text}{given}")
+            if problem["type"] != "value_error":
+                text += f", not {_SHORT.repr(problem['input'])}"
+            texts.append(f"{field}: {text}")
     return "; ".join(texts)

@@ -14,7 +14,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from eval_ingest.background import Call
-from eval_ingest.core.plain_yaml import YamlProblem, load_yaml
+from eval_ingest.core.plain_yaml import YamlProblem, load_whole_yaml
 from eval_ingest.core.spec import DatasetSpec
 from eval_ingest.errors import (
     EvalIngestError,
@@ -117,7 +117,7 @@ def parse_spec(text: str, where: str) -> DatasetSpec:
         SpecError: it isn't YAML, or a field is wrong.
     """
     try:
-        values: Any = load_yaml(text)
+        values: Any = load_whole_yaml(text)
     except YamlProblem as problem:
         raise SpecError(f"{where} is not valid YAML: {problem}") from None
     if not isinstance(values, dict):
@@ -241,7 +241,7 @@ def removed_datasets(settings: Settings) -> dict[str, Removed]:
     found = {}
     for path in sorted(folder.glob(f"*{_REMOVED}")) if folder is not None else ():
         try:
-            known = Removed.model_validate(load_yaml(path.read_text(encoding="utf-8")))
+            known = Removed.model_validate(load_whole_yaml(path.read_text(encoding="utf-8")))
         except FileNotFoundError:
             continue
         except OSError as error:

@@ -17,7 +17,7 @@ from pydantic import ValidationError
 
 from eval_ingest.core.eval_settings import EvalSettings
 from eval_ingest.core.norm import METHODS
-from eval_ingest.core.plain_yaml import YamlProblem, load_yaml
+from eval_ingest.core.plain_yaml import YamlProblem, load_whole_yaml
 from eval_ingest.core.spec import SPLITS
 from eval_ingest.core.suite import ALL, SuiteFields
 from eval_ingest.errors import SweepError, UnknownDatasetError
@@ -62,7 +62,7 @@ class Suite(SuiteFields):
         """
         path = Path(path).expanduser()
         try:
-            content = load_yaml(path.read_text(encoding="utf-8"))
+            content = load_whole_yaml(path.read_text(encoding="utf-8"))
         except (OSError, UnicodeDecodeError, YamlProblem) as error:
             reason = getattr(error, "strerror", None) or str(error)
             raise SweepError(f"the suite {path} can't be read: {reason}") from error
