@@ -231,3 +231,7 @@ def test_verify_finds_an_index_that_is_no_longer_true(
     wrong, damaged = verify(job.store, metadata, no_progress).problems
     assert "other.json" in wrong and "split of the copy, such as" in wrong
     assert damaged.endswith("torn.json is damaged")
+    for name in (1, None, ["a"], {"a": 1}):
+        odd = {"windows": [{"group": "g", "name": name, "options": {"eval_split": "val"}}]}
+        (root / "crops" / RSLEARN_INDEX / "torn.json").write_text(json.dumps(odd))
+        assert f"such as g/{name}" in verify(job.store, metadata, no_progress).problems[1]

@@ -88,7 +88,7 @@ def wrong_indexes(dataset: Path, splits: Mapping[tuple[str, str], str]) -> list[
     for path in sorted((dataset / RSLEARN_INDEX).glob("*.json")):
         try:
             listed = [
-                ((window["group"], window["name"]), window["options"].get(SPLIT_OPTION))
+                ((str(window["group"]), str(window["name"])), window["options"].get(SPLIT_OPTION))
                 for window in (read_json(path) or {})["windows"]
             ]
         except (StoreError, KeyError, TypeError, AttributeError):
