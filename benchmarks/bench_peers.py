@@ -57,6 +57,7 @@ def main() -> int:
     parser.add_argument("--windows", type=int, default=250)
     parser.add_argument("--repeat", type=int, default=3, help="turns of the ingest; default 3")
     parser.add_argument("--json", type=Path, help="write the figures there, too")
+    parser.add_argument("--probe", action="store_true", help="a linear probe, too: many minutes")
     options = parser.parse_args()
     if not PYTHON.exists():
         print("there is no .venv-peers; run: make peers", file=sys.stderr)
@@ -74,7 +75,7 @@ def main() -> int:
     os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
     rows = [
         *ingests(source, base, options.repeat),
-        *openings(base, options.repeat + 4),
+        *openings(base, options.repeat + 4, options.probe),
         *processes(base, options.repeat),
     ]
     width = max(len(row.what) for row in rows)
@@ -187,7 +188,7 @@ def warm(folder: Path) -> None:
             (Path(base) / name).read_bytes()
 
 
-def openings(base: Path, repeat: int) -> list[Comparison]:
+def openings(base: Path, repeat: int, probe: bool = False) -> list[Comparison]:
     """Opening a split to its first sample, and random samples, both with everything imported."""
     from eval_ingest import EvalDataset
 
@@ -220,7 +221,7 @@ def openings(base: Path, repeat: int) -> list[Comparison]:
             compared("  it on our copy, the first time too", theirs_on_ours),
             _samples(dataset(), peer, own),
             _fed(peer, base / "ours"),
-            *probes(peer, Path(scratch)),
+            *(probes(peer, Path(scratch)) if probe else ()),
         ]
         peer.close()
     return rows
