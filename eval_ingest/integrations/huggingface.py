@@ -323,13 +323,27 @@ def _send(
             operations += [CommitOperationDelete(path) for path in stale]
         if operations:
             message = f"{name}: {len(operations)} files"
-            with _asking(address):
+            with _asking(address), _without_its_bars():
                 commit = api.create_commit(
                     **where, operations=operations, commit_message=message
                 ).oid
         done += len(paths)
         progress("files sent", done, len(new))
     return replace(found, sent=new, commit=commit)
+
+
+@contextmanager
+def _without_its_bars() -> Iterator[None]:
+    """The Hub's client draws a bar a file; one line says what was sent."""
+    import huggingface_hub.utils as bars
+
+    shown = not bars.are_progress_bars_disabled()  # type: ignore[attr-defined]
+    bars.disable_progress_bars()  # type: ignore[attr-defined]
+    try:
+        yield
+    finally:
+        if shown:
+            bars.enable_progress_bars()  # type: ignore[attr-defined]
 
 
 def _digests(path: Path) -> tuple[str, str]:
