@@ -28,6 +28,7 @@ EvalIngestError
 import difflib
 import errno
 import os
+import reprlib
 from collections.abc import Iterable, Iterator
 
 from eval_ingest.redaction import shown
@@ -252,6 +253,16 @@ def chain(error: BaseException | None) -> Iterator[BaseException]:
     while error is not None:
         yield error
         error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+
+
+def brief(value: object, most: int) -> str:
+    """A value for a message: two levels of it, and so many characters of each text.
+
+    What is nested without end, as YAML's aliases can be, takes no longer than anything else.
+    """
+    short = reprlib.Repr()
+    short.maxlevel, short.maxstring, short.maxother = 2, most, most
+    return short.repr(value)
 
 
 def words_of(error: BaseException) -> str:

@@ -26,6 +26,7 @@ from eval_ingest.store.catalog import read_catalog
 from eval_ingest.store.npy import npy_header
 from eval_ingest.store.seal import read_sealed_json, sealed_json
 from eval_ingest_tests.conftest import make_job
+from eval_ingest_tests.support.poison import class_paths
 
 # ------------------------------------------------------------------------ what the code never does
 
@@ -82,26 +83,17 @@ def evil(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[
     sys.modules.pop("evil_module", None)
 
 
-def _class_paths(value: Any) -> Iterator[dict[str, Any]]:
-    """Every mapping with a class_path in a YAML or JSON value."""
-    for inner in value.values() if isinstance(value, dict) else value:
-        if isinstance(inner, dict | list):
-            yield from _class_paths(inner)
-    if isinstance(value, dict) and "class_path" in value:
-        yield value
-
-
 @pytest.mark.parametrize("name", ["evil_module.Evil", "rslearn_evil.Evil", "os.system"])
 def test_a_class_of_another_package_is_never_imported(
     name: str, copied: Callable[[str], Path], evil: Callable[[], bool], tmp_path: Path
 ) -> None:
     source = copied("segmentation")
     whole = (source / "model.yaml").read_text()
-    count = len(list(_class_paths(yaml.safe_load(whole))))
+    count = len(list(class_paths(yaml.safe_load(whole))))
     assert count > 3
     for k in range(count):
         content = yaml.safe_load(whole)
-        list(_class_paths(content))[k]["class_path"] = name
+        list(class_paths(content))[k]["class_path"] = name
         (source / "model.yaml").write_text(yaml.safe_dump(content))
         try:
             pipeline.ingest(make_job(source, tmp_path / "root"))

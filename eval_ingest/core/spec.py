@@ -1,7 +1,6 @@
 """DatasetSpec: what a person says about a dataset. Name and source; the rest is inferred."""
 
 import re
-import reprlib
 from collections.abc import Mapping
 from datetime import date
 from typing import Annotated, Any, Literal, Self
@@ -11,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from eval_ingest.core.eval_settings import EvalSettings
 from eval_ingest.core.resolved import SPLITS as SPLITS
 from eval_ingest.core.task import TaskKind
-from eval_ingest.errors import SpecError
+from eval_ingest.errors import SpecError, brief
 from eval_ingest.redaction import holds_secret
 
 NAME_PATTERN = re.compile(r"[a-z0-9][a-z0-9_-]*")
@@ -259,10 +258,6 @@ def _default(model: type[BaseModel], name: str) -> Any:
     return model.model_fields[name].get_default(call_default_factory=True)
 
 
-_SHORT = reprlib.Repr()
-_SHORT.maxlevel, _SHORT.maxstring, _SHORT.maxother = 2, 80, 80
-
-
 def _first_problems(error: ValidationError, model: type[BaseModel]) -> str:
     texts = []
     for problem in error.errors(include_url=False)[:3]:
@@ -284,6 +279,6 @@ def _first_problems(error: ValidationError, model: type[BaseModel]) -> str:
         else:
             text = problem["msg"].removeprefix("Value error, ")
             if problem["type"] != "value_error":
-                text += f", not {_SHORT.repr(problem['input'])}"
+                text += f", not {brief(problem['input'], 80)}"
             texts.append(f"{field}: {text}")
     return "; ".join(texts)

@@ -8,7 +8,6 @@ import contextlib
 import json
 import math
 import re
-import reprlib
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -21,7 +20,7 @@ from eval_ingest.core.plain_yaml import (
     first_line,
     load_yaml,
 )
-from eval_ingest.errors import ConfigError, UnsupportedError
+from eval_ingest.errors import ConfigError, UnsupportedError, brief
 
 _MAX_SHOWN = 120
 """Characters of a value in a message."""
@@ -37,8 +36,6 @@ _BARE = re.compile(r"(?<=[:\[,\s])(\$\{[^{}\"\n]*\})(?=\s*[,\]}\n])")
 
 _EXACT = 2**53
 """Whole numbers up to this are exact as floats, and fit every array."""
-_SHORT = reprlib.Repr()
-_SHORT.maxlevel, _SHORT.maxstring, _SHORT.maxother = 2, 60, 60
 
 
 @dataclass(frozen=True)
@@ -135,7 +132,7 @@ class Node:
     @property
     def shown(self) -> str:
         """The value, short enough for a message."""
-        text = _SHORT.repr(self.value)
+        text = brief(self.value, 60)
         return text if len(text) <= _MAX_SHOWN else f"{text[:_MAX_SHOWN]}..."
 
     def text(self) -> str:

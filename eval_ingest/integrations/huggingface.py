@@ -335,15 +335,19 @@ def _send(
 @contextmanager
 def _without_its_bars() -> Iterator[None]:
     """The Hub's client draws a bar a file; one line says what was sent."""
-    import huggingface_hub.utils as bars
+    from huggingface_hub.utils.tqdm import (
+        are_progress_bars_disabled,
+        disable_progress_bars,
+        enable_progress_bars,
+    )
 
-    shown = not bars.are_progress_bars_disabled()  # type: ignore[attr-defined]
-    bars.disable_progress_bars()  # type: ignore[attr-defined]
+    shown = not are_progress_bars_disabled()
+    disable_progress_bars()
     try:
         yield
     finally:
         if shown:
-            bars.enable_progress_bars()  # type: ignore[attr-defined]
+            enable_progress_bars()
 
 
 def _digests(path: Path) -> tuple[str, str]:

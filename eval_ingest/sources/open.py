@@ -39,7 +39,6 @@ def open_source(
         archives: folder in which an archive is unpacked; needed for archives only.
         progress: told how much of an archive is unpacked.
         copies: what a bucket's or an archive's windows are taken from as far as may be.
-
         later: True to leave an archive's windows for when they are asked for.
 
     Raises:

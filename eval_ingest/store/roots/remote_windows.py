@@ -11,13 +11,11 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-import google_crc32c
-
 from eval_ingest.errors import IntegrityError, StoreError
 from eval_ingest.objects.backend import Conflict, Entry
 from eval_ingest.objects.retry import gather_or_cancel
 from eval_ingest.objects.writing import WritableObjects
-from eval_ingest.store.manifest import CopiedWindow, FilesChecksum
+from eval_ingest.store.manifest import CopiedWindow
 from eval_ingest.store.roots.holding import written_meanwhile
 from eval_ingest.store.roots.lease import Lease
 from eval_ingest.store.roots.mirror import Mirror
@@ -89,12 +87,10 @@ class RemoteWindows(Windows):
         others: Collection[str] = (),
     ) -> CopiedWindow:
         objects, base = self._objects, self._name((group, name))
-        total, checksum = 0, FilesChecksum()
         data: dict[str, bytes] = {}
         for path, read, *_ in files:
             data[path] = with_split(read(), split) if path == _METADATA else read()
-            total += len(data[path])
-            checksum.add(path, google_crc32c.value(data[path]))
+        known = Measured.of(data)
 
         async def put(path: str) -> None:
             try:  # `clear` has made way, so what is there now is another process's
@@ -110,7 +106,9 @@ class RemoteWindows(Windows):
                 await put(_METADATA)
 
         objects.run(send())
-        return CopiedWindow(group, name, source_digest, split, len(data), total, str(checksum))
+        return CopiedWindow(
+            group, name, source_digest, split, known.n_files, known.n_bytes, known.checksum
+        )
 
     def change_splits(self, windows: Iterable[tuple[CopiedWindow, str]]) -> list[CopiedWindow]:
         objects = self._objects
