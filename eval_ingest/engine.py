@@ -229,8 +229,11 @@ def start_alone(target: Callable[..., None], *args: Any) -> multiprocessing.proc
 
 
 _OOM_KILLS = re.compile(r"^oom_kill (\d+)$", re.MULTILINE)
-_COUNTERS = ("/sys/fs/cgroup/memory.events", "/sys/fs/cgroup/memory/memory.oom_control")
-_COUNTERS += ("/proc/vmstat",)
+_COUNTERS: tuple[str, ...] = (
+    "/sys/fs/cgroup/memory.events",
+    "/sys/fs/cgroup/memory/memory.oom_control",
+    "/proc/vmstat",
+)
 """Where Linux says how many processes it has ended for lack of memory: of ours, and of all."""
 
 
