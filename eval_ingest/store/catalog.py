@@ -144,12 +144,8 @@ def find_spec(settings: Settings, name: str) -> DatasetSpec:
         if Path(path).stem == name:
             raise error
     if name not in specs:
-        raise UnknownDatasetError(
-            name,
-            specs,
-            "the catalog",
-            f"To add it: eval-ingest ingest {name} --source PATH_OR_URL",
-        )
+        cure = f"To add it: eval-ingest ingest {name} --source PATH_OR_URL"
+        raise UnknownDatasetError(name, specs, "the catalog", cure)
     return specs[name]
 
 

@@ -129,12 +129,7 @@ def require_metadata(root: EvalRoot, name: str) -> Metadata:
                 f"{name} is registered by another tool, in {entry.get('weka_path', '?')}; to make "
                 f"it loadable here, where it is: eval-ingest adopt {name}"
             )
-        raise UnknownDatasetError(
-            name,
-            root.dataset_names(),
-            f"the eval root {root.url}",
-            f"To ingest it: eval-ingest ingest {name}",
-        )
+        raise UnknownDatasetError(name, root.dataset_names(), f"the eval root {root.url}")
     return metadata
 
 

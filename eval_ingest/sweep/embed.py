@@ -249,10 +249,11 @@ def embedded_batches(
         progress(what, done, len(dataset))
 
 
-def joined(batches: Iterable[EmbeddedBatch], dataset: EvalDataset, seconds: float) -> Embedded:
-    """All batches of a split in memory."""
+def joined(batches: Iterable[EmbeddedBatch], dataset: EvalDataset, started: float) -> Embedded:
+    """All batches of a split in memory; `started` by time.monotonic."""
     places = np.zeros((len(dataset), 4), np.int64)
     found, rows = list(batches), 0
+    seconds = time.monotonic() - started
     if not found:  # of a rank that hands its embeddings to another
         return Embedded(np.zeros((0, 0), np.float32), np.zeros((0, 1)), places, seconds)
     for batch in found:

@@ -20,7 +20,7 @@ from eval_ingest.loading import EvalDataset
 from eval_ingest.report.printing import table
 from eval_ingest.settings import Settings
 from eval_ingest.store.roots.open import open_root
-from eval_ingest.sweep.embed import Embedded, EmbeddedBatch, embedded_batches, joined
+from eval_ingest.sweep.embed import Embedded, embedded_batches, joined
 from eval_ingest.sweep.encoders.base import Encoder
 from eval_ingest.sweep.encoders.module import Adapter, undisturbed
 from eval_ingest.sweep.entry_settings import catalog_of
@@ -172,16 +172,10 @@ def _embedding(
 
     def embed(dataset: EvalDataset, encoder: Encoder, pooling: str) -> Embedded:
         started = time.monotonic()
-
-        def share() -> list[EmbeddedBatch]:
-            return list(
-                embedded_batches(
-                    dataset, encoder, batch_size=batch_size, shard=together.shard, pooling=pooling
-                )
-            )
-
-        batches = together.interleaved(share)
-        return joined(batches, dataset, time.monotonic() - started)
+        share = embedded_batches(
+            dataset, encoder, batch_size=batch_size, shard=together.shard, pooling=pooling
+        )
+        return joined(together.interleaved(lambda: list(share)), dataset, started)
 
     return embed
 

@@ -86,20 +86,14 @@ def trainer_tasks(
         UnknownDatasetError: not in the registry; names the near ones.
         SweepError: the registry is empty.
     """
-    entries = read_registry(root)
+    entries, registry = read_registry(root), root.shown(root.layout.registry)
     if not entries:
         raise SweepError(
-            f"{root.shown(root.layout.registry)} lists no dataset; run eval-ingest ingest, "
-            "or set OLMOEARTH_EVAL_DATASETS"
+            f"{registry} lists no dataset; run eval-ingest ingest, or set OLMOEARTH_EVAL_DATASETS"
         )
     for name in datasets:
         if name not in entries:
-            raise UnknownDatasetError(
-                name,
-                entries,
-                root.shown(root.layout.registry),
-                f"To ingest it: eval-ingest ingest {name}",
-            )
+            raise UnknownDatasetError(name, entries, registry)
     tasks: list[TrainerTask] = []
     left_out = {}
     for name in dict.fromkeys(datasets) or sorted(entries):
@@ -109,7 +103,7 @@ def trainer_tasks(
         else:
             settings = settings_of(name, _settings(entries[name]), lambda: known)
             tasks += _tasks_of(name, entries[name], {task.name for task in tasks}, settings)
-    return TaskList(root.shown(root.layout.registry), tasks, left_out)
+    return TaskList(registry, tasks, left_out)
 
 
 def _settings(entry: Mapping[str, Any]) -> EvalSettings:
