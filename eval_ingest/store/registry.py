@@ -28,6 +28,7 @@ from eval_ingest.core.registry_text import (
     members_of,
     object_of,
 )
+from eval_ingest.core.reports import wrong_report
 from eval_ingest.core.spec import NAME_PATTERN
 from eval_ingest.errors import (
     EvalIngestError,
@@ -43,7 +44,7 @@ from eval_ingest.store.ownership import Whose, disclaim, holds_ours, whose
 from eval_ingest.store.paths import DatasetLayout
 from eval_ingest.store.registry_file import intact, look
 from eval_ingest.store.roots.base import DatasetStore, EvalRoot
-from eval_ingest.store.seal import is_sealed, sealed_json
+from eval_ingest.store.seal import cure_for, is_sealed, sealed_json
 
 LOCK_TIMEOUT_S = 120.0
 
@@ -66,7 +67,13 @@ def metadata_at_hand(layout: DatasetLayout) -> Metadata | None:
     """
     if is_another_tools(layout.metadata) and not holds_ours(layout.path):
         return None
-    return read_model(Metadata, layout.metadata)
+    found = read_model(Metadata, layout.metadata)
+    if found is not None:
+        classes = found.config.task.num_classes
+        where = wrong_report(found.split_report, found.quality, classes)
+        if where:
+            raise IntegrityError(f"{layout.metadata} is damaged at {where}", cure_for(found.name))
+    return found
 
 
 def is_another_tools(path: Path) -> bool:
