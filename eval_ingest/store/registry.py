@@ -81,7 +81,7 @@ def is_another_tools(path: Path) -> bool:
     try:
         data = path.read_bytes()
         return not is_sealed(data) and "fingerprint" not in json.loads(data)
-    except (OSError, ValueError, TypeError):
+    except (OSError, ValueError, TypeError, RecursionError):
         return False
 
 
