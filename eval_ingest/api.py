@@ -34,6 +34,7 @@ from eval_ingest.report import terminal
 from eval_ingest.report.printing import fitted, screen
 from eval_ingest.settings import Settings
 from eval_ingest.store.catalog import (
+    absolute,
     add_spec,
     drop_spec,
     find_spec,
@@ -330,6 +331,8 @@ def spec_of(settings: Settings, name: str | None, given: Mapping[str, Any]) -> D
         UnknownDatasetError: no source is given, and the catalog doesn't know the name.
     """
     fields = {key: value for key, value in given.items() if value is not None}
+    # Before anything goes by it: a version is to be the same from whichever folder it is ingested.
+    fields |= {key: absolute(str(fields[key])) for key in ("source", "config") if key in fields}
     policy = {key: fields.pop(key) for key in SplitPolicy.model_fields if key in fields}
     if fields.get("copy") == "adopted":
         raise SpecError(
@@ -353,10 +356,6 @@ def spec_of(settings: Settings, name: str | None, given: Mapping[str, Any]) -> D
 def _last_folder(source: str) -> str:
     last = source.rstrip("/").rsplit("/", 1)[-1]
     return last.removesuffix(".gz").removesuffix(".tgz").removesuffix(".tar")
-
-
-def _given(source: str | Path | None, spec: Mapping[str, Any]) -> dict[str, Any]:
-    return {"source": None if source is None else str(source), **spec}
 
 
 def ingest(
@@ -394,7 +393,7 @@ def ingest(
     """
     settings = _settings(root)
     eval_root = tidied(settings)
-    wanted = spec_of(settings, name, _given(source, spec))
+    wanted = spec_of(settings, name, {"source": source, **spec})
     indexed = eval_root.dataset(wanted.name).layout.window_index.exists()
     if not indexed and is_worth_workers(settings, _windows_at_hand(settings, wanted)):
         import_ahead()  # while we do the same
@@ -452,7 +451,7 @@ def plan(
     from eval_ingest.store.claims import refuse_theirs
 
     settings = _settings(root)
-    wanted = spec_of(settings, name, _given(source, spec))
+    wanted = spec_of(settings, name, {"source": source, **spec})
     store = tidied(settings).dataset(wanted.name)
     refuse_theirs(store, wanted)
     with tempfile.TemporaryDirectory() as scratch:
@@ -473,7 +472,7 @@ def validate(
     from eval_ingest.job import open_job
 
     settings = _settings(root)
-    wanted = spec_of(settings, name, _given(source, spec))
+    wanted = spec_of(settings, name, {"source": source, **spec})
     with tempfile.TemporaryDirectory() as scratch:  # for archives, which have to be unpacked
         return Validated(open_job(wanted, settings, root=scratch, looks=True))
 
