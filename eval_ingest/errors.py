@@ -54,10 +54,10 @@ class SpecError(EvalIngestError):
 
 
 class UnknownDatasetError(SpecError):
-    """No dataset of that name; the message lists the near ones."""
+    """No dataset of that name; the message lists the near ones. Default cure: to ingest it."""
 
-    def __init__(self, name: str, known: Iterable[str], where: str, cure: str) -> None:
-        names = sorted(known)
+    def __init__(self, name: str, known: Iterable[str], where: str, cure: str = "") -> None:
+        names, cure = sorted(known), cure or f"To ingest it: eval-ingest ingest {name}"
         near = difflib.get_close_matches(name, names, n=3)
         if near:
             hint = f"did you mean {' or '.join(near)}?"

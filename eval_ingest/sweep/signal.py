@@ -8,7 +8,7 @@ What follows from their scores is in core/signal.py.
 
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -211,19 +211,17 @@ class _Measuring:
         seconds = time.monotonic() - started
         models = {_level_name(k): _noisy(pixels, k) for k in NOISE}
         models |= {PIXELS: pixels, **{spec: self._embedded(spec) for spec in encoders}}
-        probed = {CONSTANT: self._constant(pixels)} | {
-            name: probed.get(name) or self._probed(splits) for name, splits in models.items()
-        }
         by_count: dict[int, NDArray[np.float64]] = {}
-        for fraction in FRACTIONS:
+        for fraction in sorted(FRACTIONS):
             train = len(_drawn(pixels, fraction))
-            if fraction == 1:
-                by_count[train] = np.array([self._utility(p.test) for p in probed.values()])
-            elif train >= core.FEWEST:
-                fewer = {name: self._probed(s, fraction) for name, s in models.items()}
-                fewer = {CONSTANT: self._constant(pixels, fraction), **fewer}
-                by_count[train] = np.array([self._utility(p.test) for p in fewer.values()])
-        return self._judged(probed, by_count, seconds)
+            if fraction == 1 or train >= core.FEWEST:
+                known = probed if fraction == 1 else {}
+                found = {CONSTANT: self._constant(pixels, fraction)} | {
+                    name: known.get(name) or self._probed(splits, fraction)
+                    for name, splits in models.items()
+                }
+                by_count[train] = np.array([self._utility(p.test) for p in found.values()])
+        return self._judged(found, by_count, seconds)  # the last are of all train windows
 
     def _judged(
         self,
@@ -285,33 +283,29 @@ class _Measuring:
         encoder = load_encoder(spec, size, torch.device("cpu"))
 
         def embed(dataset: EvalDataset, encoder: Encoder) -> Embedded:
-            started = time.monotonic()
-            pooling = self.settings.pooling or "mean"
-            batches = list(embedded_batches(dataset, encoder, self.progress, pooling=pooling))
-            return joined(batches, dataset, time.monotonic() - started)
+            started, pooling = time.monotonic(), self.settings.pooling or "mean"
+            batches = embedded_batches(dataset, encoder, self.progress, pooling=pooling)
+            return joined(batches, dataset, started)
 
         few = {"max_samples": self.most}
         return Splits.of(self.root.address, self.metadata, "test", encoder, embed, few, scored=few)
 
-    def _parts(self, splits: Splits, fraction: float) -> Iterator[Rows]:
-        train, val, _ = splits.train_and_val(_drawn(splits, fraction), SEED)
-        yield from (train, val, splits.test)
-
     def _probed(self, splits: Splits, fraction: float = 1.0) -> Probed:
         """kNN where the dataset is scored so, else a layer with few rates and epochs."""
-        train, val, test = self._parts(splits, fraction)
-        kind, device = self._task.kind, torch.device("cpu")
-        if (self.settings.probe or "knn") == "knn" and kind is TaskKind.CLASSIFICATION:
-            return run_knn(self._task, train, val, test, device, self._metric)
-        return run_linear(self._task, train, val, test, device, SEED, RATES, EPOCHS, self._metric)
+        train, val, _ = splits.train_and_val(_drawn(splits, fraction), SEED)
+        given = self._task, train, val, splits.test, torch.device("cpu")
+        knn = (self.settings.probe or "knn") == "knn"
+        if knn and self._task.kind is TaskKind.CLASSIFICATION:
+            return run_knn(*given, self._metric)
+        return run_linear(*given, SEED, RATES, EPOCHS, self._metric)
 
-    def _constant(self, splits: Splits, fraction: float = 1.0) -> Probed:
+    def _constant(self, splits: Splits, fraction: float) -> Probed:
         """Always train's commonest class, or its mean."""
-        train, val, test = self._parts(splits, fraction)
+        train, val, _ = splits.train_and_val(_drawn(splits, fraction), SEED)
         known = train.target[train.valid]
         classes = self._task.kind.has_classes
         guess: Any = known.bincount().argmax() if classes else known.double().mean()
-        return Probed(self._same(val, guess), self._same(test, guess))
+        return Probed(self._same(val, guess), self._same(splits.test, guess))
 
     def _same(self, rows: Rows, guess: torch.Tensor) -> Tally:
         target = rows.target.numpy()
