@@ -31,7 +31,7 @@ from eval_ingest.engine import (
 )
 from eval_ingest.errors import EvalIngestError, SpecError
 from eval_ingest.report import terminal
-from eval_ingest.report.printing import fitted, screen
+from eval_ingest.report.printing import Printed
 from eval_ingest.settings import Settings
 from eval_ingest.store.catalog import (
     absolute,
@@ -81,24 +81,11 @@ def tidied(settings: Settings) -> EvalRoot:
     return root
 
 
-class _Printed:
-    """Shows itself as the lines that the command line prints."""
-
-    def lines(self) -> list[str]:
-        """What the command line prints."""
-        raise NotImplementedError
-
-    def __str__(self) -> str:
-        return "\n".join(fitted(self.lines(), screen())).strip("\n")
-
-    __repr__ = __str__
-
-
 # ---------------------------------------------------------------------------- what is there
 
 
 @dataclass(frozen=True, repr=False)
-class Listed(_Printed):
+class Listed(Printed):
     """A dataset that an eval root or the catalog knows."""
 
     name: str
@@ -142,7 +129,7 @@ class Listed(_Printed):
         return ["  ".join(filter(None, [self.name, self.task, counts, self.verdict]))]
 
 
-class Datasets(dict[str, Listed]):
+class Datasets(Printed, dict[str, Listed]):
     """Datasets by name, shown as `eval-ingest list` shows them."""
 
     def __init__(self, url: str, found: Mapping[str, Listed]) -> None:
@@ -156,9 +143,6 @@ class Datasets(dict[str, Listed]):
         sources = {name: one.source for name, one in self.items() if one.spec is not None}
         elsewhere = [name for name, one in self.items() if one.out_of_reach]
         return terminal.list_lines(self.url, registry, sources, elsewhere)
-
-    def __repr__(self) -> str:
-        return "\n".join(fitted(self.lines(), screen()))
 
 
 def list_datasets(root: Root = None, *, catalog: bool = False) -> Datasets:
@@ -188,7 +172,7 @@ def list_datasets(root: Root = None, *, catalog: bool = False) -> Datasets:
 
 
 @dataclass(frozen=True, repr=False)
-class Info(_Printed):
+class Info(Printed):
     """Everything about an ingested dataset."""
 
     metadata: Metadata
@@ -256,7 +240,7 @@ def info(name: str, root: Root = None) -> Info:
 
 
 @dataclass(frozen=True, repr=False)
-class Ingested(_Printed):
+class Ingested(Printed):
     """What an ingest did."""
 
     name: str
@@ -275,7 +259,7 @@ class Ingested(_Printed):
 
 
 @dataclass(frozen=True, repr=False)
-class Planned(_Printed):
+class Planned(Printed):
     """What an ingest would do."""
 
     facts: dict[str, Any]
@@ -287,7 +271,7 @@ class Planned(_Printed):
 
 
 @dataclass(frozen=True, repr=False)
-class Validated(_Printed):
+class Validated(Printed):
     """What is inferred of a dataset, and from where."""
 
     job: "Job" = field(compare=False)
@@ -586,7 +570,7 @@ def export(
 
 
 @dataclass(frozen=True, repr=False)
-class Removed(_Printed):
+class Removed(Printed):
     """What became of a dataset that was removed."""
 
     name: str
