@@ -13,7 +13,7 @@ import contextlib
 import os
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -56,23 +56,16 @@ from eval_ingest.store.roots.open import open_root
 if TYPE_CHECKING:
     from eval_ingest.adopting import Adopted
     from eval_ingest.copying.verify import Verified
-    from eval_ingest.integrations.huggingface import Published
     from eval_ingest.job import Job
     from eval_ingest.pipeline import Outcome
     from eval_ingest.report.tables import Board
     from eval_ingest.sweep.results import Leaderboard
-    from eval_ingest.sweep.signal import Signals
 
 DEFAULT_OUT = "sweep_results"
 """Where sweeps write."""
 
 Root = str | Path | None
 """An eval root: a path or URL; None: OLMOEARTH_EVAL_DATASETS."""
-
-
-def _settings(root: Root) -> Settings:
-    settings = Settings.load()
-    return settings if root is None else replace(settings, eval_root=str(root))
 
 
 def tidied(settings: Settings) -> EvalRoot:
@@ -181,7 +174,7 @@ def list_datasets(root: Root = None, *, catalog: bool = False) -> Datasets:
     >>> [name for name, one in list_datasets().items() if one.ingested]    # doctest: +SKIP
     ['tolbi_crops']
     """
-    settings = _settings(root)
+    settings = Settings.load(eval_root=root)
     specs = read_catalog(settings) if catalog else {}
     eval_root = tidied(settings)
     registry = read_registry(eval_root)
@@ -255,7 +248,7 @@ def info(name: str, root: Root = None) -> Info:
         NotOursError: it is another tool's, and not adopted.
         StoreError: it can't be read.
     """
-    return Info.of(tidied(_settings(root)), name)
+    return Info.of(tidied(Settings.load(eval_root=root)), name)
 
 
 # -------------------------------------------------------------------------------- ingesting
@@ -392,7 +385,7 @@ def ingest(
 
     >>> ingest("crops", "gs://bucket/crops", groups=["20251210"], tell=print)   # doctest: +SKIP
     """
-    settings = _settings(root)
+    settings = Settings.load(eval_root=root)
     eval_root = tidied(settings)
     wanted = spec_of(settings, name, _given(source, spec))
     indexed = eval_root.dataset(wanted.name).layout.window_index.exists()
@@ -451,7 +444,7 @@ def plan(
     from eval_ingest.job import open_job
     from eval_ingest.store.claims import refuse_theirs
 
-    settings = _settings(root)
+    settings = Settings.load(eval_root=root)
     wanted = spec_of(settings, name, _given(source, spec))
     store = tidied(settings).dataset(wanted.name)
     refuse_theirs(store, wanted)
@@ -472,7 +465,7 @@ def validate(
     """
     from eval_ingest.job import open_job
 
-    settings = _settings(root)
+    settings = Settings.load(eval_root=root)
     wanted = spec_of(settings, name, _given(source, spec))
     with tempfile.TemporaryDirectory() as scratch:  # for archives, which have to be unpacked
         return Validated(open_job(wanted, settings, root=scratch, looks=True))
@@ -503,7 +496,7 @@ def adopt(
     from eval_ingest import adopting
     from eval_ingest.report import writing
 
-    settings = _settings(root)
+    settings = Settings.load(eval_root=root)
     adopted = adopting.adopt(settings, name, correct=correct, progress=progress, each=each)
     if adopted.ran:
         writing.write_report(open_root(settings), name)
@@ -522,7 +515,7 @@ def verify(name: str, root: Root = None, progress: Progress = no_progress) -> "V
     """
     from eval_ingest.verifying import verify_dataset
 
-    return verify_dataset(tidied(_settings(root)), name, progress)
+    return verify_dataset(tidied(Settings.load(eval_root=root)), name, progress)
 
 
 def write_report(name: str, root: Root = None, *, out: str | Path = DEFAULT_OUT) -> list[Path]:
@@ -540,7 +533,8 @@ def write_report(name: str, root: Root = None, *, out: str | Path = DEFAULT_OUT)
     """
     from eval_ingest.report import writing
 
-    return writing.write_report(tidied(_settings(root)), name, _scores(name, Path(out)))
+    settings = Settings.load(eval_root=root)
+    return writing.write_report(tidied(settings), name, _scores(name, Path(out)))
 
 
 def _scores(name: str, out: Path) -> "list[Board]":
@@ -589,7 +583,7 @@ def export(
     from eval_ingest.report.export import export_dataset
 
     target = Path(to).expanduser()
-    return export_dataset(tidied(_settings(root)), name, target, windows, progress)
+    return export_dataset(tidied(Settings.load(eval_root=root)), name, target, windows, progress)
 
 
 @dataclass(frozen=True, repr=False)
@@ -634,7 +628,7 @@ def remove(
         NotOursError: it is another tool's, and not adopted.
         StoreError: it can't be removed.
     """
-    settings = _settings(root)
+    settings = Settings.load(eval_root=root)
     eval_root = open_root(settings)
     store, last = eval_root.dataset(name), partial(drop_spec, settings)
     if name in finish_removals(eval_root, last):  # of an earlier command, which was stopped
@@ -672,114 +666,3 @@ def leaderboard(out: str | Path = DEFAULT_OUT, datasets: Sequence[str] = ()) -> 
 
     rows = read_rows(Path(out))
     return leaderboards([row for row in rows if not datasets or row.dataset in datasets])
-
-
-def signal(
-    names: str | Sequence[str] = "all",
-    *,
-    root: Root = None,
-    encoders: Sequence[str] | None = None,
-    most_windows: int = 256,
-    keep: bool = True,
-    budget_s: float = 60.0,
-    progress: Progress = no_progress,
-) -> "Signals":
-    """How well datasets tell models of known order apart, and which make a good suite.
-
-    Args:
-        names: a dataset, several, or "all".
-        root: the eval root; default OLMOEARTH_EVAL_DATASETS.
-        encoders: more models, by name; default `random`, and OlmoEarth nano where its weights are
-            at hand.
-        most_windows: of each split that are used.
-        keep: in metadata.json and registry.json, until the dataset is ingested anew.
-        budget_s: seconds that the suite may take: `.suite`, in YAML `.suite_text`.
-        progress: see `ingest`.
-
-    Raises:
-        UnknownDatasetError: a dataset isn't there; names the near ones.
-        SweepError: the one that is asked for can't be measured (of several, `.failures` says why),
-            nothing is ingested, or an argument is wrong.
-
-    >>> signal("tolbi_crops")["tolbi_crops"].verdict                       # doctest: +SKIP
-    'good'
-    """
-    from eval_ingest.sweep.signal import measure_all
-
-    return measure_all(
-        names,
-        _settings(root),
-        budget_s=budget_s,
-        encoders=encoders,
-        most_windows=most_windows,
-        keep=keep,
-        progress=progress,
-    )
-
-
-def publish(
-    name: str,
-    to: str,
-    *,
-    root: Root = None,
-    licence: str | None = None,
-    citation: str | None = None,
-    windows: bool = False,
-    private: bool = False,
-    dry_run: bool = False,
-    progress: Progress = no_progress,
-) -> "Published":
-    """Publish a dataset on the Hugging Face Hub; run again after a stop, it goes on.
-
-    Args:
-        name: the dataset.
-        to: hf://ORG/REPO, a dataset repository; it is made if it isn't there.
-        root: where the dataset is; default OLMOEARTH_EVAL_DATASETS.
-        licence: such as CC-BY-4.0; needed unless the dataset's spec says it.
-        citation: text or BibTeX; needed, "" for none.
-        windows: with the rslearn copy; without: the packed samples.
-        private: a repository that is made is for its owner alone.
-        dry_run: only list what would be sent.
-        progress: see `ingest`.
-
-    Raises:
-        SpecError: no licence, no citation, or no address on the Hub.
-        StoreError: the Hub can't be reached or refuses, or a file tells what is private.
-
-    >>> publish("crops", "hf://allenai/evals", licence="CC-BY-4.0", citation="")  # doctest: +SKIP
-    """
-    from eval_ingest.integrations import huggingface
-
-    settings = _settings(root)
-    return huggingface.publish(
-        settings,
-        tidied(settings),
-        name,
-        to,
-        licence=licence,
-        citation=citation,
-        windows=windows,
-        private=private,
-        dry_run=dry_run,
-        progress=progress,
-    )
-
-
-def pull(url: str, *, root: Root = None, progress: Progress = no_progress) -> Path:
-    """Copy a dataset from the Hugging Face Hub into an eval root, verified; gives its folder.
-
-    `EvalDataset(url, split)` reads it without: what is asked for, through the cache.
-
-    Args:
-        url: hf://ORG/REPO/NAME, with @REVISION after REPO for a certain one.
-        root: a folder; default OLMOEARTH_EVAL_DATASETS.
-        progress: see `ingest`.
-
-    Raises:
-        SpecError: no address of a dataset, or the eval root isn't a folder.
-        StoreError: the Hub can't be reached, or has no such dataset.
-        IntegrityError: what arrived isn't what was published.
-    """
-    from eval_ingest.integrations import huggingface
-
-    return huggingface.pull(_settings(root), url, progress=progress)

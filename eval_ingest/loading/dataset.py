@@ -26,7 +26,7 @@ from eval_ingest.core.public import require_public
 from eval_ingest.core.resolved import ModalityInput
 from eval_ingest.core.spec import SPLITS
 from eval_ingest.core.task import Task
-from eval_ingest.errors import IntegrityError, LoadError
+from eval_ingest.errors import IntegrityError, LoadError, optional_part
 from eval_ingest.loading import shown
 from eval_ingest.loading.collate import Ragged, Samples, collate
 from eval_ingest.loading.memory import recycler
@@ -193,47 +193,35 @@ class EvalDataset(Dataset[dict[str, Any]]):
         if version is not None:
             require_version(opening, version, eval_root)
         try:
-            self._open(eval_root, opening, **self._arguments)
+            self._open(eval_root, opening)
         except IntegrityError:
             now = require_metadata(eval_root, name)
             if version is not None or is_same(now, opening):
                 raise
-            self._open(eval_root, now, **self._arguments)  # published at this moment
+            self._open(eval_root, now)  # published at this moment
         self._order = self._draw()
 
-    def _open(
-        self,
-        eval_root: EvalRoot,
-        opening: Metadata,
-        *,
-        name: str,
-        split: str,
-        modalities: str | Sequence[str] | None,
-        method: str,
-        crop: Literal["center", "random"] | None,
-        channels_first: bool,
-        transforms: Transform | None,
-        **_: Any,
-    ) -> None:
+    def _open(self, eval_root: EvalRoot, opening: Metadata) -> None:
         """Open a certain version of the dataset: see `core.entry.opening`."""
-        self._opening = opening
+        self._opening, given = opening, self._arguments
+        split, crop = given["split"], given["crop"]
         if split not in SPLITS:
             raise LoadError(f"no split {split!r}; there are {', '.join(SPLITS)}")
         if crop not in ("center", "random", None):
             raise LoadError(f"no crop {crop!r}; there are 'center', 'random' and None")
-        self.name, self.split = name, split
+        self.name, self.split = given["name"], split
         if self._root.startswith(SCHEME):
             require_public(opening)
-        self._store = eval_root.dataset(name)
-        self._inputs = self._choose(modalities)
+        self._store = eval_root.dataset(self.name)
+        self._inputs = self._choose(given["modalities"])
         self._normalizers = {
-            modality.name: self._normalizer(modality, method) for modality in self._inputs
+            modality.name: self._normalizer(modality, given["method"]) for modality in self._inputs
         }
         self._cut = split_cut(self._opening.config, split)
         if crop is None:
             self._cut = replace(self._cut, sides=None)
         self._random_crop = crop == "random"
-        self.channels_first, self._transforms = channels_first, transforms
+        self.channels_first, self._transforms = given["channels_first"], given["transforms"]
         self._index = self._read_index()
         self._samples = self._open_samples()
 
@@ -298,14 +286,9 @@ class EvalDataset(Dataset[dict[str, Any]]):
         if self._opening.spec.copy_mode != "index":
             return PackedSamples(self._store, self._opening, self._index)
         # The source side, with all that decoding needs; other datasets do without.
-        try:
+        what = f"{self.name} (copy: index), whose samples are decoded from {self._opening.source},"
+        with optional_part("ingest", what):
             from eval_ingest.loading.from_source import SourceSamples
-        except ImportError as error:
-            raise LoadError(
-                f"{self.name} was ingested with copy: index, so its samples are decoded from "
-                f"{self._opening.source}, and that needs {error.name}: "
-                "pip install 'eval-ingest[ingest]'"
-            ) from error
         return SourceSamples(self._opening, self._index)
 
     def _draw(self) -> NDArray[np.int64] | None:
@@ -332,7 +315,7 @@ class EvalDataset(Dataset[dict[str, Any]]):
         # since.
         self._root, self._given_root, opening, self._arguments, order, self.part = state
         try:
-            self._open(open_root(Settings.load(), self._root), opening, **self._arguments)
+            self._open(open_root(Settings.load(), self._root), opening)
         except IntegrityError as error:
             if is_replaced(self._store, opening):
                 raise version_is_gone(opening) from error

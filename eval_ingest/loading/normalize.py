@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from eval_ingest.core import kernels
 from eval_ingest.core.norm import METHODS, BandStats, affine, bounds, to_decibels
-from eval_ingest.errors import LoadError
+from eval_ingest.errors import LoadError, optional_part
 
 DEFAULT_METHOD = "norm_no_clip_2_std"
 
@@ -156,12 +156,7 @@ def _computed_config() -> dict[str, Any]:
     try:
         from olmoearth_pretrain_minimal.olmoearth_pretrain_v1.data import normalize
     except ImportError:
-        try:
+        with optional_part("olmoearth", 'normalize="pretrained"'):
             from olmoearth_pretrain.data import normalize
-        except ImportError as error:
-            raise LoadError(
-                'normalize="pretrained" needs olmoearth-pretrain-minimal; '
-                'install it: pip install "eval-ingest[olmoearth]"'
-            ) from error
     config: dict[str, Any] = normalize.load_computed_config()
     return config

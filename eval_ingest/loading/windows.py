@@ -10,7 +10,7 @@ import pyarrow as pa
 from eval_ingest.core.columns import arrow, floats, matrix, row_numbers
 from eval_ingest.core.crops import Corner, Cut
 from eval_ingest.core.footprints import outlines
-from eval_ingest.errors import LoadError
+from eval_ingest.errors import optional_part
 
 if TYPE_CHECKING:
     from geopandas import GeoDataFrame
@@ -94,13 +94,9 @@ class SampleWindows:
         return self._facts.append_column("geometry", arrow(self._shapes_as_wkb(), pa.binary()))
 
     def _shapes_as_wkb(self) -> list[bytes | None]:
-        try:
+        with optional_part("geo", "an outline of a sample"):
             import pyproj
             import shapely
-        except ImportError as error:
-            raise LoadError(
-                f"outlines of samples need {error.name}: pip install 'eval-ingest[geo]'"
-            ) from error
         shapes = np.full(len(self), None, dtype=object)
         crs = np.array(self._facts["crs"].to_pylist(), dtype=object)
         for name in {text for text in crs if text is not None}:
@@ -121,12 +117,8 @@ class SampleWindows:
         Raises:
             LoadError: geopandas isn't installed.
         """
-        try:
+        with optional_part("geo", "to_geopandas"):
             import geopandas
-        except ImportError as error:
-            raise LoadError(
-                f"to_geopandas needs {error.name}: pip install 'eval-ingest[geo]'"
-            ) from error
         frame = self.table.drop_columns("geometry").to_pandas()
         shapes = geopandas.GeoSeries.from_wkb(self.table["geometry"].to_pylist(), crs="OGC:CRS84")
         return geopandas.GeoDataFrame(frame, geometry=shapes)

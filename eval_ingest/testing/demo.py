@@ -388,55 +388,14 @@ def _break(window: Path, defect: str) -> None:
         os.truncate(raster, raster.stat().st_size // 3)
 
 
-# ------------------------------------------------------------------------------ a first score
-
-
-def first_score(name: str, *, pixels_per_window: int = 40, seed: int = 0) -> str:
-    """Accuracy of a linear probe on raw pixels of an ingested segmentation dataset, in words."""
-    from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
-
-    from eval_ingest.loading import EvalDataset
-
-    rng = np.random.default_rng(seed)
-
-    def labelled_pixels(split: str) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-        features, labels = [], []
-        dataset = EvalDataset(name, split, crop=None, method="standardize")
-        for i in range(len(dataset)):
-            sample = dataset[i]
-            target = sample["target"].numpy()
-            (places,) = np.nonzero(target.ravel() >= 0)
-            chosen = rng.choice(places, min(pixels_per_window, len(places)), replace=False)
-            images = [value for key, value in sample.items() if key in sample["timestamps"]]
-            flat = [image.numpy().reshape(target.size, -1)[chosen] for image in images]
-            features.append(np.concatenate(flat, axis=1))
-            labels.append(target.ravel()[chosen])
-        return np.concatenate(features), np.concatenate(labels)
-
-    x, y = labelled_pixels("train")
-    probe = LinearDiscriminantAnalysis().fit(x, y)
-    x_val, y_val = labelled_pixels("val")
-    commonest = np.bincount(y_val).max() / len(y_val)
-    return (
-        f"a linear probe on single pixels gets {probe.score(x_val, y_val):.0%} of val right "
-        f"({len(np.unique(y))} classes have labels; always the commonest one: {commonest:.0%})"
-    )
-
-
 def main(arguments: list[str] | None = None) -> int:
-    """Write the demo dataset, or score it once it is ingested."""
+    """Write the demo dataset."""
     parser = argparse.ArgumentParser(prog="python -m eval_ingest.testing.demo", description=__doc__)
     parser.add_argument("--root", type=Path, default=Path(".demo/studio"), help="folder to write")
     parser.add_argument("--windows", type=int, default=120, help="besides four broken ones")
-    parser.add_argument(
-        "--score", nargs="?", const="tolbi_crops", metavar="NAME", help="score what was ingested"
-    )
     options = parser.parse_args(arguments)
     try:
-        if options.score:
-            print(first_score(options.score))
-        else:
-            write_demo_dataset(options.root, windows=options.windows)
+        write_demo_dataset(options.root, windows=options.windows)
     except EvalIngestError as error:
         parser.exit(1, f"error: {error}\n")
     return 0
