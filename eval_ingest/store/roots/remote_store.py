@@ -6,6 +6,7 @@ through the cache. Windows go straight to the bucket: see remote_windows.py.
 """
 
 import contextlib
+import os
 import shutil
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -139,13 +140,10 @@ class RemoteStore(DatasetStore):
     def _mirrored(self) -> set[Path]:
         """Files that are mirrored one by one, also those that are gone since they were."""
         found = set()
-        waiting = [self.layout.path] if self.layout.path.is_dir() else []
-        while waiting:
-            for path in waiting.pop().iterdir():
-                if path.is_dir():
-                    if path.name not in _ELSEWHERE:
-                        waiting.append(path)
-                elif is_note(path.name):
+        for folder, folders, names in os.walk(self.layout.path):
+            folders[:] = [name for name in folders if name not in _ELSEWHERE]
+            for path in (Path(folder, name) for name in names):
+                if is_note(path.name):
                     found.add(noted(path))
                 elif not path.name.endswith((".tmp", ".lock")):
                     found.add(path)
