@@ -103,6 +103,9 @@ def test_a_shard_is_put_found_whole_and_missed(place: Place, small: Path) -> Non
         other.look_at(other.layout.array(name, "target"), arrays["target"])
     with pytest.raises(IntegrityError, match="missing"):
         other.verify(other.layout.array(name, "target"), arrays["target"])
+    told = "(export it again, or|is missing;) see eval-ingest verify"
+    with pytest.raises(IntegrityError, match=told):
+        list(other.copy_out([f"samples/{name}/target.npy"], Path("/dev/null")))
 
 
 def _recorded(store: DatasetStore, shard: str) -> dict[str, Any]:

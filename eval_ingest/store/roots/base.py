@@ -66,7 +66,7 @@ class EvalRoot:
     @property
     def url(self) -> str:
         """What people call it: a path or a URL, without the secrets that it may hold."""
-        return str(self.path)
+        return self.shown(self.path)
 
     @property
     def address(self) -> str:
