@@ -197,7 +197,8 @@ def _build(
     to_read = work.to_read
     if to_read:
         groups = sorted({window.group for _, window in to_read})
-        job.source.ensure_listed(groups, job.config.layer_names)
+        windows = ((window.group, window.name) for _, window in to_read)
+        job.source.ensure_listed(groups, job.config.layer_names, windows)
     publish: Publish = lambda packed, before: None  # noqa: E731  nothing is packed
     try:
         with executor(job.settings, len(to_read)) as pool:

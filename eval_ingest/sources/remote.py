@@ -158,7 +158,9 @@ class RemoteSource(Source):
                 yield window.listed
             table.finish(layers=json.dumps(sorted(layers)))
 
-    def ensure_listed(self, groups: list[str], layers: frozenset[str]) -> None:
+    def ensure_listed(
+        self, groups: list[str], layers: frozenset[str], windows: Iterable[Key] | None = None
+    ) -> None:
         table = self._listing
         if table is None:
             return

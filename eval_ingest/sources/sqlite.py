@@ -111,8 +111,10 @@ class SqliteSource(Source):
                 pass
         return super().listing(groups, layers)
 
-    def ensure_listed(self, groups: list[str], layers: frozenset[str]) -> None:
-        self.inner.ensure_listed(groups, layers)
+    def ensure_listed(
+        self, groups: list[str], layers: frozenset[str], windows: Iterable[Key] | None = None
+    ) -> None:
+        self.inner.ensure_listed(groups, layers, windows)
 
     def windows(self, groups: list[str], layers: frozenset[str]) -> Iterator[WindowFiles]:
         with closing(self._connect()) as database:
