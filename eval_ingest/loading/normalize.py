@@ -3,6 +3,7 @@
 import functools
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ from numpy.typing import NDArray
 
 from eval_ingest.core import kernels
 from eval_ingest.core.norm import METHODS, BandStats, affine, bounds, to_decibels
-from eval_ingest.errors import LoadError, optional_part
+from eval_ingest.errors import LoadError, brief, optional_part
 
 DEFAULT_METHOD = "norm_no_clip_2_std"
 
@@ -119,6 +120,13 @@ def make_normalizer(
     missing = [band for band in bands if band not in stats]
     if missing:
         raise LoadError(f"no statistics for the bands {', '.join(missing)}; use normalize=None")
+    for band in bands:
+        wrong = {key: value for key, value in stats[band].items() if not isinstance(value, Real)}
+        if wrong or not {"mean", "std"} <= stats[band].keys():
+            raise LoadError(
+                f"the statistics of band {band} are {brief(dict(stats[band]), 60)}; they must be "
+                "numbers: mean and std, and min and max for methods that need them"
+            )
     rule = METHODS[method]
     if rule and rule.sigmas is None and not all({"min", "max"} <= stats[b].keys() for b in bands):
         raise LoadError(

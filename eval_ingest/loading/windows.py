@@ -2,7 +2,8 @@
 
 from collections.abc import Iterator, Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from numbers import Integral
+from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 import pyarrow as pa
@@ -72,8 +73,18 @@ class SampleWindows:
     def __len__(self) -> int:
         return int(self._facts.num_rows)
 
-    def __getitem__(self, i: int) -> dict[str, Any]:
-        """A row, without its outline."""
+    @overload
+    def __getitem__(self, i: int) -> dict[str, Any]: ...
+
+    @overload
+    def __getitem__(self, i: slice) -> list[dict[str, Any]]: ...
+
+    def __getitem__(self, i: int | slice) -> dict[str, Any] | list[dict[str, Any]]:
+        """A row, or a slice of them, without outlines."""
+        if isinstance(i, slice):
+            return [self[k] for k in range(len(self))[i]]
+        if not isinstance(i, Integral):
+            raise TypeError(f"rows are numbered; {i!r} may be a column: it is in .to_pandas()")
         if not -len(self) <= i < len(self):
             raise IndexError(f"row {i} of {len(self)}")
         return dict(self._facts.slice(i % len(self), 1).to_pylist()[0])
