@@ -183,8 +183,8 @@ _OUTLINED = 1 << 13
 def add_geometry(table: pa.Table) -> pa.Table:
     """Fill the geometry column: window outlines in longitude and latitude, as WKB.
 
-    Windows of one CRS are transformed together, many at a time. A CRS that can't be understood leaves null.
-    See `core.footprints.outlines`.
+    Windows of one CRS are transformed together, many at a time. A CRS that can't be understood
+    leaves null. See `core.footprints.outlines`.
     """
     import pyproj
     import shapely

@@ -10,7 +10,7 @@ import shutil
 import tempfile
 import weakref
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, fields
 from functools import cached_property
@@ -25,6 +25,7 @@ from eval_ingest.sources.base import (
     ANYBODY,
     Copies,
     Had,
+    Key,
     Listed,
     Source,
     SourceFile,

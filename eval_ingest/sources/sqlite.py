@@ -13,7 +13,7 @@ import itertools
 import json
 import os
 import sqlite3
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +25,7 @@ from eval_ingest.sources.base import (
     CONFIG_FILES,
     WINDOW_FILES,
     Had,
+    Key,
     Listed,
     Source,
     SourceFile,
