@@ -108,7 +108,9 @@ class _Placing:
         batches = (work[k : k + _TASK_WINDOWS] for k in range(0, len(work), _TASK_WINDOWS))
         in_flight = 2 * self.job.settings.workers
         what = "windows copied" if writer is None else "windows copied and packed"
-        apart = Apart[ToPlace, list[CopiedWindow]](task, lambda all_: [*chain(*all_)], _lost)
+        apart = Apart[ToPlace, list[CopiedWindow]](
+            task, lambda all_: [*chain(*all_)], lambda item: "/".join(item[0].key[:2]), _lost
+        )
         for copied in map_ordered(self._pool, task, batches, in_flight, apart):
             self._manifest.add(copied)
             self._done = min(self._done + _TASK_WINDOWS, self._total)

@@ -45,14 +45,6 @@ class WritableObjects(Objects):
 
     # ---------------------------------------------------------------------------- small objects
 
-    async def stat(self, name: str) -> Entry | None:
-        """An object as it is now, or None."""
-        try:
-            entry = await self._retrying(f"looking at {name}", lambda: self._backend.head(name))
-        except FileNotFoundError:
-            return None
-        return None if entry.folder else entry
-
     async def read_current(self, name: str, entry: Entry | None = None) -> tuple[Entry, bytes]:
         """An object as it is now, with its bytes.
 
@@ -240,7 +232,7 @@ class WritableObjects(Objects):
             await self._retrying(f"deleting {what}", lambda: self._backend.delete(entries))
         except FileNotFoundError:
             pass
-        except Conflict:
+        except Conflict as error:
             # It may have been us: the answer was lost, and it was tried again.
             if any([await self.stat(entry.name) for entry in entries]):
-                raise
+                raise Conflict(str(error) or entries[0].name) from error
