@@ -199,7 +199,11 @@ FORGED: dict[str, Callable[[dict[str, Any]], Any]] = {
         **record, "split_report": record["split_report"] | {"counts": dict.fromkeys(SPLITS, "1")}},
     "a class too few": lambda record: {
         **record,
-        "split_report": record["split_report"] | {"class_counts": {split: [1] for split in SPLITS}}},
+        "split_report": record["split_report"] | {"class_counts": {split: [1] for split in SPLITS}},
+    },
+    "statistics of other bands": lambda record: {
+        **record, "norm_stats": {"sentinel2_l2a": {"B99": {}}}},
+    "statistics of another modality": lambda record: {**record, "norm_stats": {"x": {}}},
     "a verdict without reasons": lambda record: {**record, "quality": {"verdict": "good"}},
     "findings that are none": lambda record: {
         **record, "quality": record["quality"] | {"findings": [{"code": "x"}]}},

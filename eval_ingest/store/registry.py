@@ -20,6 +20,7 @@ from eval_ingest.core.entry import (
     opening,
     registry_entry,
     their_values,
+    wrong_field,
 )
 from eval_ingest.core.registry_text import (
     Entry,
@@ -28,7 +29,6 @@ from eval_ingest.core.registry_text import (
     members_of,
     object_of,
 )
-from eval_ingest.core.reports import wrong_report
 from eval_ingest.core.spec import NAME_PATTERN
 from eval_ingest.errors import (
     EvalIngestError,
@@ -69,8 +69,7 @@ def metadata_at_hand(layout: DatasetLayout) -> Metadata | None:
         return None
     found = read_model(Metadata, layout.metadata)
     if found is not None:
-        classes = found.config.task.num_classes
-        where = wrong_report(found.split_report, found.quality, classes)
+        where = wrong_field(found)
         if where:
             raise IntegrityError(f"{layout.metadata} is damaged at {where}", cure_for(found.name))
     return found
