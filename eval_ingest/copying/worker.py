@@ -92,7 +92,7 @@ class TransferTask:
             read, ours = partial(_mapped, read, self.config.task), None
         if ours is not None and file.path != "metadata.json":
             return Content(file.path, read, (file.size, crc_of(file.version)))
-        return Content(file.path, read, None, source.permissions(*window, file))
+        return Content(file.path, read, None, source.have(*window, file).permissions)
 
 
 def _is_label(path: str, config: ResolvedConfig) -> bool:

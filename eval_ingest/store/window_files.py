@@ -117,9 +117,7 @@ class Windows:
                 os.rename(final, old)
             os.rename(aside, final)
             shutil.rmtree(old, ignore_errors=True)
-        return CopiedWindow(
-            group, name, source_digest, split, known.n_files, known.n_bytes, known.checksum
-        )
+        return CopiedWindow(group, name, source_digest, split, *known)
 
     def _scratch(self) -> tempfile.TemporaryDirectory[str]:
         """A folder for what is on its way into the copy, or out of it."""
