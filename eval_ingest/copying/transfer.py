@@ -72,7 +72,9 @@ def transfer(
     new = [place for place in places if place.key not in lying.rows]
     total = len({place.key for place in new} | to_copy)
     if total:
-        job.source.ensure_listed(sorted({p.group for p in places}), job.config.layer_names)
+        keys = ((group, name) for group, name, _ in chain((p.key for p in new), to_copy))
+        groups = sorted({place.group for place in places})
+        job.source.ensure_listed(groups, job.config.layer_names, keys)
     with executor(job.settings, total) as pool:
         placing = _Placing(job, windows, manifest, pool, total)
         _pack(placing, index, places, new, to_copy)
