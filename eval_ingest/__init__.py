@@ -19,16 +19,15 @@ if TYPE_CHECKING:
         leaderboard,
         list_datasets,
         plan,
-        publish,
-        pull,
         remove,
-        signal,
         validate,
         verify,
         write_report,
     )
+    from eval_ingest.integrations.huggingface import publish, pull
     from eval_ingest.loading import EvalDataset, collate
     from eval_ingest.sweep.evaluate import evaluate
+    from eval_ingest.sweep.signal import signal
 
 __version__ = "0.1.0"
 __all__ = [
@@ -56,6 +55,9 @@ _ELSEWHERE = {
     "EvalDataset": "eval_ingest.loading",
     "collate": "eval_ingest.loading",
     "evaluate": "eval_ingest.sweep.evaluate",
+    "publish": "eval_ingest.integrations.huggingface",
+    "pull": "eval_ingest.integrations.huggingface",
+    "signal": "eval_ingest.sweep.signal",
 }
 """Where a name stands that isn't in api.py."""
 

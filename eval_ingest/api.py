@@ -13,7 +13,7 @@ import contextlib
 import os
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -31,7 +31,7 @@ from eval_ingest.engine import (
 )
 from eval_ingest.errors import EvalIngestError, SpecError
 from eval_ingest.report import terminal
-from eval_ingest.report.printing import fitted, screen
+from eval_ingest.report.printing import Printed
 from eval_ingest.settings import Settings
 from eval_ingest.store.catalog import (
     add_spec,
@@ -56,23 +56,16 @@ from eval_ingest.store.roots.open import open_root
 if TYPE_CHECKING:
     from eval_ingest.adopting import Adopted
     from eval_ingest.copying.verify import Verified
-    from eval_ingest.integrations.huggingface import Published
     from eval_ingest.job import Job
     from eval_ingest.pipeline import Outcome
     from eval_ingest.report.tables import Board
     from eval_ingest.sweep.results import Leaderboard
-    from eval_ingest.sweep.signal import Signals
 
 DEFAULT_OUT = "sweep_results"
 """Where sweeps write."""
 
 Root = str | Path | None
 """An eval root: a path or URL; None: OLMOEARTH_EVAL_DATASETS."""
-
-
-def _settings(root: Root) -> Settings:
-    settings = Settings.load()
-    return settings if root is None else replace(settings, eval_root=str(root))
 
 
 def tidied(settings: Settings) -> EvalRoot:
@@ -87,24 +80,11 @@ def tidied(settings: Settings) -> EvalRoot:
     return root
 
 
-class _Printed:
-    """Shows itself as the lines that the command line prints."""
-
-    def lines(self) -> list[str]:
-        """What the command line prints."""
-        raise NotImplementedError
-
-    def __str__(self) -> str:
-        return "\n".join(fitted(self.lines(), screen())).strip("\n")
-
-    __repr__ = __str__
-
-
 # ---------------------------------------------------------------------------- what is there
 
 
 @dataclass(frozen=True, repr=False)
-class Listed(_Printed):
+class Listed(Printed):
     """A dataset that an eval root or the catalog knows."""
 
     name: str
@@ -148,7 +128,7 @@ class Listed(_Printed):
         return ["  ".join(filter(None, [self.name, self.task, counts, self.verdict]))]
 
 
-class Datasets(dict[str, Listed]):
+class Datasets(Printed, dict[str, Listed]):
     """Datasets by name, shown as `eval-ingest list` shows them."""
 
     def __init__(self, url: str, found: Mapping[str, Listed]) -> None:
@@ -162,9 +142,6 @@ class Datasets(dict[str, Listed]):
         sources = {name: one.source for name, one in self.items() if one.spec is not None}
         elsewhere = [name for name, one in self.items() if one.out_of_reach]
         return terminal.list_lines(self.url, registry, sources, elsewhere)
-
-    def __repr__(self) -> str:
-        return "\n".join(fitted(self.lines(), screen()))
 
 
 def list_datasets(root: Root = None, *, catalog: bool = False) -> Datasets:
@@ -181,7 +158,7 @@ def list_datasets(root: Root = None, *, catalog: bool = False) -> Datasets:
     >>> [name for name, one in list_datasets().items() if one.ingested]    # doctest: +SKIP
     ['tolbi_crops']
     """
-    settings = _settings(root)
+    settings = Settings.load(eval_root=root)
     specs = read_catalog(settings) if catalog else {}
     eval_root = tidied(settings)
     registry = read_registry(eval_root)
@@ -194,7 +171,7 @@ def list_datasets(root: Root = None, *, catalog: bool = False) -> Datasets:
 
 
 @dataclass(frozen=True, repr=False)
-class Info(_Printed):
+class Info(Printed):
     """Everything about an ingested dataset."""
 
     metadata: Metadata
@@ -255,14 +232,14 @@ def info(name: str, root: Root = None) -> Info:
         NotOursError: it is another tool's, and not adopted.
         StoreError: it can't be read.
     """
-    return Info.of(tidied(_settings(root)), name)
+    return Info.of(tidied(Settings.load(eval_root=root)), name)
 
 
 # -------------------------------------------------------------------------------- ingesting
 
 
 @dataclass(frozen=True, repr=False)
-class Ingested(_Printed):
+class Ingested(Printed):
     """What an ingest did."""
 
     name: str
@@ -281,7 +258,7 @@ class Ingested(_Printed):
 
 
 @dataclass(frozen=True, repr=False)
-class Planned(_Printed):
+class Planned(Printed):
     """What an ingest would do."""
 
     facts: dict[str, Any]
@@ -293,7 +270,7 @@ class Planned(_Printed):
 
 
 @dataclass(frozen=True, repr=False)
-class Validated(_Printed):
+class Validated(Printed):
     """What is inferred of a dataset, and from where."""
 
     job: "Job" = field(compare=False)
@@ -330,6 +307,8 @@ def spec_of(settings: Settings, name: str | None, given: Mapping[str, Any]) -> D
         UnknownDatasetError: no source is given, and the catalog doesn't know the name.
     """
     fields = {key: value for key, value in given.items() if value is not None}
+    if "source" in fields:
+        fields["source"] = str(fields["source"])
     policy = {key: fields.pop(key) for key in SplitPolicy.model_fields if key in fields}
     if fields.get("copy") == "adopted":
         raise SpecError(
@@ -353,10 +332,6 @@ def spec_of(settings: Settings, name: str | None, given: Mapping[str, Any]) -> D
 def _last_folder(source: str) -> str:
     last = source.rstrip("/").rsplit("/", 1)[-1]
     return last.removesuffix(".gz").removesuffix(".tgz").removesuffix(".tar")
-
-
-def _given(source: str | Path | None, spec: Mapping[str, Any]) -> dict[str, Any]:
-    return {"source": None if source is None else str(source), **spec}
 
 
 def ingest(
@@ -392,9 +367,9 @@ def ingest(
 
     >>> ingest("crops", "gs://bucket/crops", groups=["20251210"], tell=print)   # doctest: +SKIP
     """
-    settings = _settings(root)
+    settings = Settings.load(eval_root=root)
     eval_root = tidied(settings)
-    wanted = spec_of(settings, name, _given(source, spec))
+    wanted = spec_of(settings, name, {"source": source, **spec})
     indexed = eval_root.dataset(wanted.name).layout.window_index.exists()
     if not indexed and is_worth_workers(settings, _windows_at_hand(settings, wanted)):
         import_ahead()  # while we do the same
@@ -451,8 +426,8 @@ def plan(
     from eval_ingest.job import open_job
     from eval_ingest.store.claims import refuse_theirs
 
-    settings = _settings(root)
-    wanted = spec_of(settings, name, _given(source, spec))
+    settings = Settings.load(eval_root=root)
+    wanted = spec_of(settings, name, {"source": source, **spec})
     store = tidied(settings).dataset(wanted.name)
     refuse_theirs(store, wanted)
     with tempfile.TemporaryDirectory() as scratch:
@@ -472,8 +447,8 @@ def validate(
     """
     from eval_ingest.job import open_job
 
-    settings = _settings(root)
-    wanted = spec_of(settings, name, _given(source, spec))
+    settings = Settings.load(eval_root=root)
+    wanted = spec_of(settings, name, {"source": source, **spec})
     with tempfile.TemporaryDirectory() as scratch:  # for archives, which have to be unpacked
         return Validated(open_job(wanted, settings, root=scratch, looks=True))
 
@@ -503,7 +478,7 @@ def adopt(
     from eval_ingest import adopting
     from eval_ingest.report import writing
 
-    settings = _settings(root)
+    settings = Settings.load(eval_root=root)
     adopted = adopting.adopt(settings, name, correct=correct, progress=progress, each=each)
     if adopted.ran:
         writing.write_report(open_root(settings), name)
@@ -522,7 +497,7 @@ def verify(name: str, root: Root = None, progress: Progress = no_progress) -> "V
     """
     from eval_ingest.verifying import verify_dataset
 
-    return verify_dataset(tidied(_settings(root)), name, progress)
+    return verify_dataset(tidied(Settings.load(eval_root=root)), name, progress)
 
 
 def write_report(name: str, root: Root = None, *, out: str | Path = DEFAULT_OUT) -> list[Path]:
@@ -540,7 +515,8 @@ def write_report(name: str, root: Root = None, *, out: str | Path = DEFAULT_OUT)
     """
     from eval_ingest.report import writing
 
-    return writing.write_report(tidied(_settings(root)), name, _scores(name, Path(out)))
+    settings = Settings.load(eval_root=root)
+    return writing.write_report(tidied(settings), name, _scores(name, Path(out)))
 
 
 def _scores(name: str, out: Path) -> "list[Board]":
@@ -589,11 +565,11 @@ def export(
     from eval_ingest.report.export import export_dataset
 
     target = Path(to).expanduser()
-    return export_dataset(tidied(_settings(root)), name, target, windows, progress)
+    return export_dataset(tidied(Settings.load(eval_root=root)), name, target, windows, progress)
 
 
 @dataclass(frozen=True, repr=False)
-class Removed(_Printed):
+class Removed(Printed):
     """What became of a dataset that was removed."""
 
     name: str
@@ -634,7 +610,7 @@ def remove(
         NotOursError: it is another tool's, and not adopted.
         StoreError: it can't be removed.
     """
-    settings = _settings(root)
+    settings = Settings.load(eval_root=root)
     eval_root = open_root(settings)
     store, last = eval_root.dataset(name), partial(drop_spec, settings)
     if name in finish_removals(eval_root, last):  # of an earlier command, which was stopped
@@ -672,114 +648,3 @@ def leaderboard(out: str | Path = DEFAULT_OUT, datasets: Sequence[str] = ()) -> 
 
     rows = read_rows(Path(out))
     return leaderboards([row for row in rows if not datasets or row.dataset in datasets])
-
-
-def signal(
-    names: str | Sequence[str] = "all",
-    *,
-    root: Root = None,
-    encoders: Sequence[str] | None = None,
-    most_windows: int = 256,
-    keep: bool = True,
-    budget_s: float = 60.0,
-    progress: Progress = no_progress,
-) -> "Signals":
-    """How well datasets tell models of known order apart, and which make a good suite.
-
-    Args:
-        names: a dataset, several, or "all".
-        root: the eval root; default OLMOEARTH_EVAL_DATASETS.
-        encoders: more models, by name; default `random`, and OlmoEarth nano where its weights are
-            at hand.
-        most_windows: of each split that are used.
-        keep: in metadata.json and registry.json, until the dataset is ingested anew.
-        budget_s: seconds that the suite may take: `.suite`, in YAML `.suite_text`.
-        progress: see `ingest`.
-
-    Raises:
-        UnknownDatasetError: a dataset isn't there; names the near ones.
-        SweepError: the one that is asked for can't be measured (of several, `.failures` says why),
-            nothing is ingested, or an argument is wrong.
-
-    >>> signal("tolbi_crops")["tolbi_crops"].verdict                       # doctest: +SKIP
-    'good'
-    """
-    from eval_ingest.sweep.signal import measure_all
-
-    return measure_all(
-        names,
-        _settings(root),
-        budget_s=budget_s,
-        encoders=encoders,
-        most_windows=most_windows,
-        keep=keep,
-        progress=progress,
-    )
-
-
-def publish(
-    name: str,
-    to: str,
-    *,
-    root: Root = None,
-    licence: str | None = None,
-    citation: str | None = None,
-    windows: bool = False,
-    private: bool = False,
-    dry_run: bool = False,
-    progress: Progress = no_progress,
-) -> "Published":
-    """Publish a dataset on the Hugging Face Hub; run again after a stop, it goes on.
-
-    Args:
-        name: the dataset.
-        to: hf://ORG/REPO, a dataset repository; it is made if it isn't there.
-        root: where the dataset is; default OLMOEARTH_EVAL_DATASETS.
-        licence: such as CC-BY-4.0; needed unless the dataset's spec says it.
-        citation: text or BibTeX; needed, "" for none.
-        windows: with the rslearn copy; without: the packed samples.
-        private: a repository that is made is for its owner alone.
-        dry_run: only list what would be sent.
-        progress: see `ingest`.
-
-    Raises:
-        SpecError: no licence, no citation, or no address on the Hub.
-        StoreError: the Hub can't be reached or refuses, or a file tells what is private.
-
-    >>> publish("crops", "hf://allenai/evals", licence="CC-BY-4.0", citation="")  # doctest: +SKIP
-    """
-    from eval_ingest.integrations import huggingface
-
-    settings = _settings(root)
-    return huggingface.publish(
-        settings,
-        tidied(settings),
-        name,
-        to,
-        licence=licence,
-        citation=citation,
-        windows=windows,
-        private=private,
-        dry_run=dry_run,
-        progress=progress,
-    )
-
-
-def pull(url: str, *, root: Root = None, progress: Progress = no_progress) -> Path:
-    """Copy a dataset from the Hugging Face Hub into an eval root, verified; gives its folder.
-
-    `EvalDataset(url, split)` reads it without: what is asked for, through the cache.
-
-    Args:
-        url: hf://ORG/REPO/NAME, with @REVISION after REPO for a certain one.
-        root: a folder; default OLMOEARTH_EVAL_DATASETS.
-        progress: see `ingest`.
-
-    Raises:
-        SpecError: no address of a dataset, or the eval root isn't a folder.
-        StoreError: the Hub can't be reached, or has no such dataset.
-        IntegrityError: what arrived isn't what was published.
-    """
-    from eval_ingest.integrations import huggingface
-
-    return huggingface.pull(_settings(root), url, progress=progress)

@@ -222,11 +222,13 @@ def run_export(options: argparse.Namespace) -> int:
 
 def run_publish(options: argparse.Namespace) -> int:
     """Publish a dataset on the Hub."""
+    from eval_ingest.integrations.huggingface import publish
+
     citation = options.citation
     if citation and "\n" not in citation and Path(citation).expanduser().is_file():
         citation = Path(citation).expanduser().read_text()
     with _progress(options) as progress:
-        found = api.publish(
+        found = publish(
             options.name,
             options.to,
             licence=options.licence,
@@ -243,8 +245,10 @@ def run_publish(options: argparse.Namespace) -> int:
 
 def run_pull(options: argparse.Namespace) -> int:
     """Copy a dataset from the Hub."""
+    from eval_ingest.integrations.huggingface import pull
+
     with _progress(options) as progress:
-        path = api.pull(options.url, root=options.to, progress=progress)
+        path = pull(options.url, root=options.to, progress=progress)
     lines = [
         f"{path.name} is in {path}, as it was published",
         f'load it: EvalDataset("{path.name}", "train", root="{path.parent}")',

@@ -9,6 +9,7 @@ import contextlib
 import ctypes
 import multiprocessing
 import os
+import re
 import sys
 import threading
 from collections import deque
@@ -78,6 +79,7 @@ def executor(settings: Settings, windows: int = 0) -> Iterator[Executor]:
         with ThreadPoolExecutor(settings.workers, thread_name_prefix="eval_ingest") as pool:
             yield pool
     elif engine == "processes":
+        kills = oom_kills()
         with Processes(settings.workers) as processes:
             try:
                 yield processes
@@ -90,9 +92,8 @@ def executor(settings: Settings, windows: int = 0) -> Iterator[Executor]:
             except BrokenExecutor as error:
                 processes.kill()
                 raise EngineError(
-                    "a worker process was killed, most often because memory ran out; run again: it "
-                    f"goes on where it stopped (EVAL_INGEST_WORKERS={settings.workers}: fewer "
-                    "workers need less memory)"
+                    f"a worker process was killed, {killed_because(kills)} "
+                    f"(EVAL_INGEST_WORKERS={settings.workers})"
                 ) from error
     elif "://" in engine:
         with _dask_client(engine) as client:
@@ -187,11 +188,16 @@ class Processes(Executor):
         """End the workers, whatever they do."""
         self._workers.kill()
 
-    def renew(self) -> None:
-        """End the workers, and have others; what was handed out fails with BrokenExecutor."""
+    def renew(self) -> list[int | None]:
+        """End the workers, and have others; what was handed out fails with BrokenExecutor.
+
+        Gives the exit codes of those that there were.
+        """
         self.kill()
-        self._pool.shutdown()
+        self._pool.shutdown()  # from now on nobody else asks how they ended
+        ended = [worker.exitcode for worker in self._workers.made]
         self._begin()
+        return ended
 
     @property
     def pids(self) -> list[int]:
@@ -222,6 +228,53 @@ def start_alone(target: Callable[..., None], *args: Any) -> multiprocessing.proc
     return process
 
 
+_OOM_KILLS = re.compile(r"^oom_kill (\d+)$", re.MULTILINE)
+_COUNTERS: tuple[str, ...] = (
+    "/sys/fs/cgroup/memory.events",
+    "/sys/fs/cgroup/memory/memory.oom_control",
+    "/proc/vmstat",
+)
+"""Where Linux says how many processes it has ended for lack of memory: of ours, and of all."""
+
+
+def oom_kills() -> int:
+    """Processes that this machine has ended for lack of memory so far; 0 where it doesn't say."""
+    found = [0]
+    for path in _COUNTERS:
+        with contextlib.suppress(OSError), open(path) as stream:
+            found += [int(number) for number in _OOM_KILLS.findall(stream.read())]
+    return sum(found)
+
+
+def killed_because(before: int) -> str:
+    """Why a process was killed by nothing of its own, and what to do about it.
+
+    Args:
+        before: what `oom_kills` said when it was started.
+    """
+    why = (
+        "as memory ran out: so says Linux"
+        if oom_kills() > before
+        else "most often by lack of memory"
+    )
+    return (
+        f"{why}; free some, or set EVAL_INGEST_WORKERS to fewer, and run again: it goes on where "
+        "it stopped"
+    )
+
+
+_replaced = threading.Event()
+
+
+def is_replaced() -> bool:
+    """True in a worker process of ours: if what it reads ends it, another takes its place.
+
+    A process that others have started needn't be one: Dagster starts one for each run, and a
+    DataLoader for reading.
+    """
+    return _replaced.is_set()
+
+
 def prepare_worker(environment: dict[str, str]) -> None:
     """Runs in every worker: give it our environment, and let it end when we do.
 
@@ -229,6 +282,7 @@ def prepare_worker(environment: dict[str, str]) -> None:
     process that is killed would otherwise finish what is queued, while the next run is at work
     already, and then wait for ever.
     """
+    _replaced.set()
     os.environ.clear()
     os.environ.update(environment)
     _keep_freed_memory()

@@ -25,6 +25,7 @@ EvalIngestError
 `-- SweepError             an encoder, a probe or the sweep's output is wrong
 """
 
+import contextlib
 import difflib
 import errno
 import os
@@ -53,10 +54,10 @@ class SpecError(EvalIngestError):
 
 
 class UnknownDatasetError(SpecError):
-    """No dataset of that name; the message lists the near ones."""
+    """No dataset of that name; the message lists the near ones. Default cure: to ingest it."""
 
-    def __init__(self, name: str, known: Iterable[str], where: str, cure: str) -> None:
-        names = sorted(known)
+    def __init__(self, name: str, known: Iterable[str], where: str, cure: str = "") -> None:
+        names, cure = sorted(known), cure or f"To ingest it: eval-ingest ingest {name}"
         near = difflib.get_close_matches(name, names, n=3)
         if near:
             hint = f"did you mean {' or '.join(near)}?"
@@ -263,6 +264,19 @@ def brief(value: object, most: int) -> str:
     short = reprlib.Repr()
     short.maxlevel, short.maxstring, short.maxother = 2, most, most
     return short.repr(value)
+
+
+@contextlib.contextmanager
+def optional_part(extra: str, what: str) -> Iterator[None]:
+    """Imports for something that not every installation can do.
+
+    Raises:
+        LoadError: they aren't there; says how to install them.
+    """
+    try:
+        yield
+    except ImportError as error:
+        raise LoadError(f"{what} needs {error.name}: pip install 'eval-ingest[{extra}]'") from error
 
 
 def words_of(error: BaseException) -> str:

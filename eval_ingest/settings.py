@@ -67,8 +67,13 @@ class Settings:
     """Every variable, for `${VAR:-default}` in catalog sources."""
 
     @classmethod
-    def load(cls, environ: Mapping[str, str] | None = None, dotenv: Path = Path(".env")) -> Self:
-        """Read the environment and `.env`.
+    def load(
+        cls,
+        environ: Mapping[str, str] | None = None,
+        dotenv: Path = Path(".env"),
+        eval_root: str | Path | None = None,
+    ) -> Self:
+        """Read the environment and `.env`; an eval root that is given goes before theirs.
 
         Raises:
             SettingsError: a variable holds something unusable.
@@ -87,7 +92,7 @@ class Settings:
 
         gib = text("EVAL_INGEST_CACHE_GIB")
         return cls(
-            eval_root=text(EVAL_ROOT_VARIABLE) or DEFAULT_EVAL_ROOT,
+            eval_root=str(eval_root or text(EVAL_ROOT_VARIABLE) or DEFAULT_EVAL_ROOT),
             catalog=text("EVAL_INGEST_CATALOG"),
             workers=count("EVAL_INGEST_WORKERS") or _cores(),
             engine=text("EVAL_INGEST_ENGINE") or "auto",

@@ -3,6 +3,7 @@
 import contextlib
 import os
 import traceback
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Set
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -320,9 +321,7 @@ def _new_names(urls: list[str], taken: Set[str]) -> dict[str, str]:
     )
     for attempt in attempts:
         wished = {url: attempt(url) for url in waiting}
-        counts: dict[str, int] = {}
-        for name in wished.values():
-            counts[name] = counts.get(name, 0) + 1
+        counts = Counter(wished.values())
         waiting = []
         for url, name in wished.items():
             if counts[name] > 1 or name in taken:
@@ -335,9 +334,7 @@ def _new_names(urls: list[str], taken: Set[str]) -> dict[str, str]:
 
 def _part(url: str, place: int) -> str:
     """The last part of a path or URL, or the one before."""
-    parts = [part for part in url.partition("://")[2].split("/") if part]
-    if "://" not in url:
-        parts = [part for part in url.split("/") if part]
+    parts = [part for part in url.rpartition("://")[2].split("/") if part]
     return parts[-place] if len(parts) >= place else ""
 
 

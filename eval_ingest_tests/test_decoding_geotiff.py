@@ -59,7 +59,9 @@ def no_gdal(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(decode, "warp", refuse)
     apart = decode.isolated.run
     monkeypatch.setattr(
-        decode.isolated, "run", lambda f, *rest: refuse() if f is refuse else apart(f, *rest)
+        decode.isolated,
+        "run",
+        lambda f, *rest, **more: refuse() if f is refuse else apart(f, *rest, **more),
     )
 
 
@@ -72,9 +74,9 @@ def gdal_calls(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
         calls.append(data)
         return warp(data, *rest)
 
-    def count_isolated(function: Any, data: bytes, *rest: Any) -> Any:
-        if function is decode.decode_by_libtiff:
-            return isolated_run(function, data, *rest)
+    def count_isolated(function: Any, data: Any, *rest: Any, **more: Any) -> Any:
+        if function is decode.decode_shared:
+            return isolated_run(function, data, *rest, **more)
         calls.append(data)
         return isolated_run(warp, data, *rest)
 

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import dagster as dg
 import numpy as np
@@ -16,11 +17,14 @@ import pytest
 import rasterio
 import shapely
 import yaml
+from affine import Affine
+from rasterio.io import MemoryFile
 
 from eval_ingest import EvalDataset, pipeline
 from eval_ingest.decoding import geotiff
 from eval_ingest.decoding.features import Features
 from eval_ingest.decoding.geotiff import decode_geotiff
+from eval_ingest.decoding.geotiff_header import read_header
 from eval_ingest.decoding.grid import Grid
 from eval_ingest.decoding.isolation import isolated
 from eval_ingest.decoding.problems import Unreadable
@@ -29,6 +33,7 @@ from eval_ingest.errors import EvalIngestError, MachineError
 from eval_ingest.inference.resolve import ConfigFiles, resolve
 from eval_ingest_tests.conftest import make_job
 from eval_ingest_tests.support.dagster_world import World
+from eval_ingest_tests.support.deadly import crash_decoder
 from eval_ingest_tests.support.factories import first_window, raster_of
 from eval_ingest_tests.support.oracle import rslearn_samples
 from eval_ingest_tests.support.peaks import peak_of_all
@@ -325,23 +330,42 @@ def test_a_decoder_that_crashes_hangs_or_grows_is_stopped(function: Callable[[],
     assert isolated.run(pid)[1] != os.getpid()
 
 
-def crash_at(data: bytes, header: object) -> tuple[None, int]:
-    os.abort()
-
-
-def test_what_ends_libtiff_ends_no_command(
-    copied: Copied, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("profile", "decoder"),
+    [
+        ({"compress": "deflate"}, "decode_shared"),
+        ({"compress": "none"}, "decode_shared"),
+        ({"compress": "lzw", "crs": "EPSG:32631"}, "warp"),  # simple, and on another grid
+        ({"compress": "deflate", "width": 12_000, "height": 12_000}, "decode_shared"),  # 137 MiB
+    ],
+    ids=["compressed", "uncompressed", "warped", "large"],
+)
+def test_what_ends_a_decoder_ends_no_command(
+    profile: dict[str, Any], decoder: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    source = copied("segmentation")
-    path = raster_of(first_window(source))
-    with rasterio.open(path) as raster:
-        pixels, profile = raster.read(), raster.profile
-    path.unlink()
-    with rasterio.open(path, "w", **{**profile, "compress": "deflate"}) as raster:
-        raster.write(pixels)
-    monkeypatch.setattr(geotiff, "decode_by_libtiff", crash_at)
-    index = pipeline.ingest(make_job(source, tmp_path / "root"))[0].value
-    assert index.summary.reasons == {"decoder_stopped": 1}
+    place = Affine(10, 0, 500_000, 0, -10, 1_000_000)
+    profile = {"crs": "EPSG:32630", "width": 32, "height": 32, "transform": place} | profile
+    with MemoryFile() as memory:
+        with memory.open(driver="GTiff", count=1, dtype="uint8", **profile) as raster:
+            raster.write(np.ones((1, raster.height, raster.width), np.uint8))
+        data = memory.read()
+    monkeypatch.setattr(geotiff, decoder, crash_decoder)
+    with pytest.raises(Unreadable) as caught:
+        decode_geotiff(
+            data,
+            replace(
+                GRID, bounds=(50_000, -100_000, 50_000 + raster.width, -100_000 + raster.height)
+            ),
+        )
+    assert caught.value.code == "decoder_stopped"
+
+
+def test_pixels_that_are_kept_keep_no_file_handles(copied: Copied) -> None:
+    data = raster_of(first_window(copied("segmentation"))).read_bytes()
+    header = read_header(data)._replace(blocks=None)
+    before = len(os.listdir("/proc/self/fd"))
+    kept = [geotiff._decode_pixels(data, header) for _ in range(4)]
+    assert kept and len(os.listdir("/proc/self/fd")) <= before + 1  # of a helper
 
 
 def test_its_process_is_kept_and_tells_of_the_machine() -> None:

@@ -1,5 +1,6 @@
 """What users choose when they load: axes, transforms, parts, versions, loaders, pictures."""
 
+import io
 import pickle
 from collections import Counter
 from collections.abc import Callable
@@ -270,6 +271,69 @@ def test_an_argument_of_a_wrong_kind_is_told_with_its_value(
     assert repr(value) in str(told.value)
 
 
+SAID = {"B02": {"mean": "a", "std": 1.0}, "B03": {"mean": 0.0}}
+WRONG: dict[str, tuple[Callable[[EvalDataset], Any], str]] = {
+    "modality_no_text": (lambda ds: ds.value_range(3), "no modality 3"),  # type: ignore[arg-type]
+    "statistics_of_none": (lambda ds: ds.statistics("x"), "no modality x"),
+    "shard_a_number": (lambda ds: list(ds.batches(8, shard=3)), "shard is 3"),  # type: ignore[arg-type]
+    "shard_no_whole_numbers": (lambda ds: list(ds.batches(8, shard=(0.5, 2))), "shard is"),  # type: ignore[arg-type]
+    "device_unknown": (lambda ds: list(ds.batches(8, device="nope")), "device='nope' can't be had"),
+    "collate_nothing": (lambda ds: collate([]), "no samples"),
+    "plot_a_name": (lambda ds: ds.plot("a"), "'a' is no sample"),  # type: ignore[arg-type]
+    "a_name_in_a_list": (lambda ds: ds[["a"]], "'a' is no sample"),  # type: ignore[list-item]
+    "a_fraction_in_a_list": (lambda ds: ds[np.array([1.5])], "1.5.* is no sample"),
+    "a_mask_of_another_length": (lambda ds: ds[np.array([True] * 3)], "a mask of 3 for"),
+    "a_column_of_windows": (lambda ds: ds.windows["crs"], "rows are numbered"),  # type: ignore[call-overload]
+    "a_row_beyond_windows": (lambda ds: ds.windows[999], "row 999 of"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_what_can_not_be_asked_is_told_in_our_words(case: str, opened: Opened) -> None:
+    ask, words = WRONG[case]
+    with pytest.raises((LoadError, TypeError, IndexError), match=words):
+        ask(opened())
+
+
+def test_windows_have_slices(opened: Opened) -> None:
+    windows = opened().windows
+    assert windows[1:3] == [windows[1], windows[2]]
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"modalities": [3]}, "no modality 3"),
+        ({"method": ["standardize"]}, "method="),
+        ({"max_samples": True}, "max_samples=True"),
+        ({"normalize": {"sentinel2_l2a": SAID}}, "no statistics for the bands"),
+    ],
+)
+def test_an_argument_that_can_not_be_is_refused_when_it_is_opened(
+    given: dict[str, Any], words: str, opened: Opened
+) -> None:
+    with pytest.raises(EvalIngestError, match=words):
+        opened(**given)
+
+
+def test_an_empty_text_is_no_eval_root() -> None:
+    with pytest.raises(EvalIngestError, match="the eval root is empty; give a path"):
+        EvalDataset(SOME, "train", root="")
+
+
+@pytest.mark.parametrize("wrong", [{"mean": "a", "std": 1.0}, {"mean": 0.0}])
+def test_statistics_that_are_no_numbers_are_refused(wrong: Any, opened: Opened) -> None:
+    bands = dict.fromkeys(opened().bands["sentinel2_l2a"], wrong)
+    with pytest.raises(LoadError, match="the statistics of band B02 are"):
+        opened(normalize={"sentinel2_l2a": bands})
+
+
+def test_what_is_for_workers_alone_makes_workers(opened: Opened) -> None:
+    loader = opened().loader(4, prefetch_factor=2)
+    assert loader.num_workers > 0 and "prefetch_factor is for workers alone" in loader.why
+    assert sum(len(batch["window"]) for batch in loader) == len(opened())
+
+
 @pytest.mark.parametrize("size", [0, -1, 2.5, "8"])
 def test_a_batch_size_that_can_not_be_is_refused_everywhere(size: Any, opened: Opened) -> None:
     for make in (opened().loader, opened().batches):
@@ -277,11 +341,20 @@ def test_a_batch_size_that_can_not_be_is_refused_everywhere(size: Any, opened: O
             list(make(size))
 
 
-def test_titles_of_plots_are_not_wider_than_the_plot(opened: Opened) -> None:
-    figure = opened("vector_classification").plot(0, prediction=1)
-    figure.draw_without_rendering()
-    texts = [figure._suptitle, *(axes.title for axes in figure.axes)]
-    assert all(text.get_window_extent().x1 <= figure.bbox.x1 for text in texts)
+@pytest.mark.parametrize("dpi", [100, 250])
+@pytest.mark.parametrize(
+    "case", [SOME, "vector_classification", "per_pixel_regression", "scalar_regression"]
+)
+def test_nothing_of_a_plot_lies_beyond_its_edge(case: str, dpi: int, opened: Opened) -> None:
+    ds = opened(case)
+    for prediction in (None, np.zeros(ds[0]["target"].shape)):
+        figure = ds.plot(0, prediction)
+        figure.savefig(io.BytesIO(), dpi=dpi)  # as a user's first drawing of it
+        drawn = figure.get_tightbbox()  # inches
+        width, height = figure.get_size_inches()
+        slack = 0.02
+        assert drawn.x0 > -slack and drawn.y0 > -slack
+        assert drawn.x1 < width + slack and drawn.y1 < height + slack
 
 
 @pytest.mark.parametrize("normalize", ["dataset", None])
@@ -326,6 +399,14 @@ def test_a_sample_is_drawn_with_its_label_and_a_prediction(case: str, opened: Op
         assert ds.plot(0, prediction=scores.float().requires_grad_())
     with pytest.raises(LoadError, match="the prediction has shape"):
         ds.plot(0, prediction=np.zeros((3, 5, 7)))
+    assert ds.plot(0, prediction=target.to(torch.bfloat16))
+    for wrong in ("cacao", [1, [2]], {}, np.full(target.shape, 1j), np.full(target.shape, None)):
+        with pytest.raises(LoadError, match="no array of numbers"):
+            ds.plot(0, prediction=wrong)
+    if ds.classes:
+        assert ds.plot(0, prediction=np.full(target.shape, 1e30))  # no class, as NaN is none
+        with pytest.raises(LoadError, match="numbers that are no classes"):
+            ds.plot(0, prediction=np.full(target.shape, 0.5))
 
 
 def test_another_modality_is_drawn_by_its_name(opened: Opened) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from eval_ingest import pipeline
+from eval_ingest import engine, pipeline
 from eval_ingest.core.entry import CopyResult
 from eval_ingest.core.index import WindowIndex
 from eval_ingest.errors import EngineError
@@ -28,10 +28,10 @@ def index(small: Path, tmp_path: Path) -> Callable[..., WindowIndex]:
     """Indexes the small dataset with two processes, of which windows by these names end some."""
     (tmp_path / "killed").mkdir()
 
-    def run(names: set[str], times: int | None = None) -> WindowIndex:
+    def run(names: set[str], times: int | None = None, **options: Any) -> WindowIndex:
         job = make_job(small, tmp_path / "root", max_invalid_fraction=0.5)
         settings = Settings(eval_root=str(tmp_path / "root"), workers=2, engine="processes")
-        with deadly(tmp_path / "killed", names, times):
+        with deadly(tmp_path / "killed", names, times, **options):
             return pipeline.window_index(open_job(job.spec, settings))
 
     return run
@@ -75,9 +75,37 @@ def test_a_machine_that_ends_every_process_stops_the_run_with_its_cure(
     index: Callable[..., WindowIndex], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(apart, "IN_A_ROW", 2)
-    with pytest.raises(EngineError, match=r"a worker process was killed.*EVAL_INGEST_WORKERS"):
-        index(set())
+    with pytest.raises(EngineError, match=r"a worker process ended.*EVAL_INGEST_WORKERS"):
+        index(set(), by=[signal.SIGSEGV])
     assert len(list((tmp_path / "killed").iterdir())) < 40
+
+
+@pytest.mark.parametrize(
+    ("counted", "why"), [(1, "as memory ran out: so says Linux"), (0, "most often by lack of mem")]
+)
+def test_a_window_for_which_the_machine_has_no_memory_is_no_invalid_window(
+    counted: int,
+    why: str,
+    index: Callable[..., WindowIndex],
+    sound: WindowIndex,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    name, killed = names_of(sound)[4], tmp_path / "killed"
+    counters = tmp_path / "memory.events"
+    counters.write_text("low 0\noom 4\noom_kill 2\noom_group_kill 0\n")
+
+    def counted_kills() -> int:
+        n_kills = 2 + counted * len(list(killed.iterdir()))
+        counters.write_text(f"low 0\noom 4\noom_kill {n_kills}\noom_group_kill 9\n")
+        return kills()
+
+    kills = engine.oom_kills
+    monkeypatch.setattr(engine, "_COUNTERS", (str(counters),))
+    monkeypatch.setattr(engine, "oom_kills", counted_kills)
+    with pytest.raises(EngineError, match=f"{name} alone was killed 3 times, {why}.*WINDOW_MIB"):
+        index({name}, by=[signal.SIGKILL])
+    assert values(index({name}, times=0)) == values(sound)  # nothing was kept against it
 
 
 # ------------------------------------------------------------------------------------- copying
@@ -133,5 +161,5 @@ def test_a_window_that_ends_every_process_that_copies_it_is_named(
     copying: Callable[[str, int], CopyResult], sound: WindowIndex
 ) -> None:
     name = names_of(sound)[4]
-    with pytest.raises(EngineError, match=rf"{name} was valid when it was indexed.*run again"):
+    with pytest.raises(EngineError, match=rf"{name} alone was killed 3 times.*run again"):
         copying(name, 1000)

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,7 +21,6 @@ from eval_ingest.report.view import open_view
 from eval_ingest.store.registry import read_registry, require_metadata
 from eval_ingest.store.roots.base import EvalRoot
 from eval_ingest.sweep.encoders.olmoearth import weights_at_hand
-from eval_ingest.sweep.signal import measure_signal
 from eval_ingest.sweep.suite import Suite
 from eval_ingest_tests.support import factories
 from eval_ingest_tests.support.fake_evals import write_fake
@@ -47,11 +47,16 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+def measured(name: str, root: Path, **arguments: Any) -> Signal:
+    """The signal of one dataset, which is not kept."""
+    return eval_ingest.signal(name, root=root, keep=False, **arguments)[name]
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_planted_strengths_come_out_in_their_order_and_shuffled_labels_as_none(
     kind: str, root: Path
 ) -> None:
-    found = [measure_signal(f"{kind}_{100 * part:.0f}", root=root, keep=False) for part in SHUFFLED]
+    found = [measured(f"{kind}_{100 * part:.0f}", root) for part in SHUFFLED]
     strong, half, none = found
     assert strong.gap_in_errors > half.gap_in_errors > none.gap_in_errors
     assert strong.gap > half.gap > none.gap
@@ -67,7 +72,7 @@ def test_planted_strengths_come_out_in_their_order_and_shuffled_labels_as_none(
 
 
 def test_a_signal_is_the_same_every_time(root: Path) -> None:
-    one, two = (measure_signal("classification_50", root=root, keep=False) for _ in range(2))
+    one, two = (measured("classification_50", root) for _ in range(2))
     assert one.model_copy(update={"seconds": two.seconds}) == two
 
 
@@ -143,13 +148,13 @@ def test_it_is_called_from_python_as_from_the_command_line(
 def test_a_dataset_without_test_windows_says_so(tmp_path: Path) -> None:
     write_fake(tmp_path, "one", "classification", counts=(9, 9, 0))
     with pytest.raises(SweepError, match="the test split has no windows"):
-        measure_signal("one", root=tmp_path)
+        measured("one", tmp_path)
 
 
 def test_of_large_splits_some_windows_are_used_and_fewer_than_these_tried(tmp_path: Path) -> None:
     write_fake(tmp_path, "one", "classification", counts=(200, 80, 160))
-    few = measure_signal("one", root=tmp_path, most_windows=32, keep=False)
-    more = measure_signal("one", root=tmp_path, most_windows=160, keep=False)
+    few = measured("one", tmp_path, most_windows=32)
+    more = measured("one", tmp_path, most_windows=160)
     assert (few.n_train, few.n_test, more.n_train, more.n_test) == (32, 32, 160, 160)
     assert few.train_windows in (8, 16) and more.train_windows in (20, 40)
     # The smallest difference is that of all windows, however few are used.
@@ -159,9 +164,9 @@ def test_of_large_splits_some_windows_are_used_and_fewer_than_these_tried(tmp_pa
 def test_what_can_not_be_measured_says_so_at_once(tmp_path: Path) -> None:
     write_fake(tmp_path, "one", "classification", counts=(9, 9, 9))
     with pytest.raises(SweepError, match="3 windows tell nothing; a signal needs 8 or more"):
-        measure_signal("one", root=tmp_path, most_windows=3)
+        measured("one", tmp_path, most_windows=3)
     with pytest.raises(SweepError, match="no encoder 'pixls'"):
-        measure_signal("one", root=tmp_path, encoders=["pixls"])
+        measured("one", tmp_path, encoders=["pixls"])
 
 
 def test_pretrained_weights_are_used_where_they_lie_already(

@@ -42,7 +42,7 @@ def root_of(path: Path, *entries: dict[str, Any]) -> EvalRoot:
 def test_window_classes_go_to_knn_and_everything_else_to_a_linear_probe(tmp_path: Path) -> None:
     kinds = ("classification", "regression", "scalar_regression", "segmentation")
     root = root_of(tmp_path, *(entry(kind, task_type=kind) for kind in kinds))
-    modes = {task.dataset: task.eval_mode for task in trainer_tasks(root).tasks}
+    modes = {t.fields["dataset"]: t.fields["eval_mode"] for t in trainer_tasks(root).tasks}
     assert modes.pop("classification") == "knn"
     assert modes == dict.fromkeys(kinds[1:], "linear_probe")
 
@@ -51,7 +51,7 @@ def test_too_few_train_windows_for_the_trainers_knn_go_to_a_linear_probe(tmp_pat
     stats = {"train": {"count": 19}, "val": {"count": 1}, "test": {"count": 0}}
     root = root_of(tmp_path, entry("few", task_type="classification", split_stats=stats))
     (task,) = trainer_tasks(root).tasks
-    assert task.eval_mode == "linear_probe" and "20 train windows" in task.note
+    assert task.fields["eval_mode"] == "linear_probe" and "20 train windows" in task.note
 
 
 def test_the_patch_size_is_the_nearest_to_4_that_divides_the_window() -> None:
@@ -68,11 +68,11 @@ def test_modalities_are_joined_where_the_trainer_can(tmp_path: Path) -> None:
         entry("apart", modalities=both, same_timesteps=False),
         entry("joint", modalities=both),
     )
-    inputs = {task.name: task.input_modalities for task in trainer_tasks(root).tasks}
+    inputs = {task.name: task.fields["input_modalities"] for task in trainer_tasks(root).tasks}
     assert inputs == {
-        "apart_sentinel2_l2a": ("sentinel2_l2a",),
-        "apart_sentinel1": ("sentinel1",),
-        "joint": tuple(both),
+        "apart_sentinel2_l2a": ["sentinel2_l2a"],
+        "apart_sentinel1": ["sentinel1"],
+        "joint": both,
     }
 
 
@@ -103,7 +103,7 @@ def test_names_are_such_as_overrides_can_say(tmp_path: Path) -> None:
     root = root_of(tmp_path, *map(entry, names))
     tasks = trainer_tasks(root).tasks
     assert [task.name for task in tasks] == ["eval_2024", "my_crops", "my_crops_2"]
-    assert [task.dataset for task in tasks] == list(names)
+    assert [task.fields["dataset"] for task in tasks] == list(names)
 
 
 def test_datasets_are_chosen_by_name_and_near_names_are_offered(tmp_path: Path) -> None:

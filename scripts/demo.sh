@@ -56,7 +56,8 @@ PY
 
 echo
 echo "== 5. A first score"
-python -m eval_ingest.testing.demo --score
+echo "$ eval-ingest sweep --encoder pixels --datasets tolbi_crops --no-plots"
+eval-ingest sweep --encoder pixels --datasets tolbi_crops --no-plots
 
 cat <<NEXT
 

@@ -139,7 +139,7 @@ class _Placing:
     ) -> list[CopiedWindow]:
         batches = (work[k : k + _TASK_WINDOWS] for k in range(0, len(work), _TASK_WINDOWS))
         in_flight = 2 * self.job.settings.workers
-        apart = Apart[Item, list[CopiedWindow]](task, lambda all_: [*chain(*all_)], _lost)
+        apart = Apart[Item, list[CopiedWindow]](task, lambda all_: [*chain(*all_)], _key_of, _lost)
         done: list[CopiedWindow] = []
         for copied in map_ordered(self._pool, task, batches, in_flight, apart):
             self._manifest.add(copied)
@@ -160,10 +160,14 @@ def _ready(places: Sequence[Place], ahead: WindowsAhead) -> list[Ready]:
     ]
 
 
-def _lost(item: Any, why: str) -> list[CopiedWindow]:
+def _key_of(item: Any) -> str:
     place: Place = item[0]
+    return f"{place.group}/{place.name}"
+
+
+def _lost(item: Any, why: str) -> list[CopiedWindow]:
     raise EngineError(
-        f"{place.group}/{place.name} was valid when it was indexed, and now {why}; free memory, "
+        f"{_key_of(item)} was valid when it was indexed, and now {why}; free memory, "
         "or leave the window out of the source, and run again: it goes on where it stopped"
     )
 

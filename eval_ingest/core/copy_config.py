@@ -46,20 +46,8 @@ def _layer(layer: Layer) -> dict[str, Any]:
 
 
 def _band_set(band_set: BandSet) -> dict[str, Any]:
-    result: dict[str, Any] = {
-        "dtype": band_set.dtype,
-        "bands": list(band_set.bands),
-        "format": _format(band_set.format),
-    }
-    if band_set.zoom_offset:
-        result["zoom_offset"] = band_set.zoom_offset
-    if band_set.spatial_size is not None:
-        result["spatial_size"] = list(band_set.spatial_size)
-    if band_set.class_names:
-        result["class_names"] = [list(names) for names in band_set.class_names]
-    if band_set.nodata_value is not None:
-        result["nodata_value"] = band_set.nodata_value
-    return result
+    said = band_set.model_dump(mode="json", exclude_defaults=True, exclude={"format"})
+    return said | {"format": _format(band_set.format)}
 
 
 def _format(stored: StoredFormat) -> dict[str, Any]:

@@ -109,6 +109,16 @@ def moments_struct(moments: NDArray[np.float64]) -> dict[str, list[float]]:
     return {name: moments[k].tolist() for k, name in enumerate(MOMENTS)}
 
 
+def fifths(values: NDArray[np.float64]) -> NDArray[np.int64]:
+    """Which fifth of all of them each value lies in, 0 to 4; -1 for what isn't finite."""
+    known = np.isfinite(values)
+    strata = np.full(len(values), -1, np.int64)
+    if known.any():
+        edges = np.quantile(values[known], [0.2, 0.4, 0.6, 0.8])
+        strata[known] = np.searchsorted(edges, values[known], side="right")
+    return strata
+
+
 @dataclass(frozen=True)
 class WindowIndex:
     """A dataset's window index and what it was made from."""
@@ -183,36 +193,26 @@ class WindowIndex:
             return codes(self.table["pixel_digest"])
         return np.concatenate([np.zeros(0, np.int64), *known])
 
-    def moments(
-        self, modality: str, rows: NDArray[np.int64] | NDArray[np.bool_] | None = None
-    ) -> NDArray[np.float64]:
-        """Moments (N, 5, C) of a modality, in all or some rows; zero counts where one has none."""
-        return self._moments(f"{modality}.moments", rows)
-
-    def moment_parts(
-        self, modality: str, rows: NDArray[np.int64] | NDArray[np.bool_], bands: int
-    ) -> Iterator[NDArray[np.float64]]:
-        """The same of so many bands, piece by piece: it is the largest column by far."""
-        return self._moment_parts(f"{modality}.moments", rows, bands)
-
-    def _moment_parts(
-        self, name: str, rows: NDArray[Any] | None, bands: int
-    ) -> Iterator[NDArray[np.float64]]:
-        wanted = np.arange(len(self)) if rows is None else np.arange(len(self))[rows]
-        done = 0
-        for batch in self.table.select([name]).to_batches():
-            first, last = np.searchsorted(wanted, (done, done + len(batch)))
-            yield _moments_array(batch[0], bands)[wanted[first:last] - done]
-            done += len(batch)
-
-    def _moments(self, name: str, rows: NDArray[Any] | None = None) -> NDArray[np.float64]:
-        parts = list(self._moment_parts(name, rows, 1))
+    def moments(self, of: str) -> NDArray[np.float64]:
+        """Moments (N, 5, C) of a modality, or of the `label`; zero counts where a row has none."""
+        parts = list(self.moment_parts(of, np.arange(len(self)), 1))
         bands = max((part.shape[2] for part in parts), default=1)
         found, filled = _no_moments(sum(map(len, parts)), bands), 0
         for part in parts:
             found[filled : filled + len(part), :, : part.shape[2]] = part
             filled += len(part)
         return found
+
+    def moment_parts(
+        self, of: str, rows: NDArray[np.int64] | NDArray[np.bool_], bands: int
+    ) -> Iterator[NDArray[np.float64]]:
+        """The same of some rows and so many bands, piece by piece: the largest column by far."""
+        wanted = np.arange(len(self))[rows]
+        done = 0
+        for batch in self.table.select([f"{of}.moments"]).to_batches():
+            first, last = np.searchsorted(wanted, (done, done + len(batch)))
+            yield _moments_array(batch[0], bands)[wanted[first:last] - done]
+            done += len(batch)
 
     def nodata_values(
         self, modality: str, rows: NDArray[np.int64]
@@ -235,7 +235,7 @@ class WindowIndex:
 
     def label_moments(self, cuts: Cuts = 0) -> NDArray[np.float64]:
         """Moments (N, 5, 1) of a regression's targets, in the samples of each window."""
-        moments = self._moments("label.moments")
+        moments = self.moments("label")
         return moments[np.arange(len(self)), :, cuts][:, :, None]
 
     def class_counts(self, num_classes: int, cuts: Cuts = 0) -> NDArray[np.int64]:
@@ -268,13 +268,7 @@ class WindowIndex:
             return np.where(counts.sum(axis=1) > 0, counts.argmax(axis=1), -1)
         moments = self.label_moments()[:, :, 0]
         with np.errstate(invalid="ignore", divide="ignore"):
-            means = moments[:, 1] / moments[:, 0]
-        known = np.isfinite(means)
-        strata = np.full(len(means), -1, np.int64)
-        if known.any():
-            edges = np.quantile(means[known], [0.2, 0.4, 0.6, 0.8])
-            strata[known] = np.searchsorted(edges, means[known], side="right")
-        return strata
+            return fifths(moments[:, 1] / moments[:, 0])
 
 
 _IDENTITY = np.array([{"min": np.inf, "max": -np.inf}.get(name, 0.0) for name in MOMENTS])

@@ -1,8 +1,7 @@
 """Leakage: val and test windows that show what a train window has shown already."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -49,10 +48,6 @@ class Leakage:
     distance_m: float
     splits: dict[str, SplitLeakage]
     """val and test."""
-
-    def as_json(self) -> dict[str, Any]:
-        """Plain values, for metadata.json."""
-        return asdict(self)
 
 
 def find_leakage(

@@ -15,13 +15,12 @@ from numpy.typing import NDArray
 
 from eval_ingest.core.band_facts import BandFacts
 from eval_ingest.core.columns import floats, numbers
-from eval_ingest.core.crops import cuts_of
 from eval_ingest.core.index import WindowIndex
 from eval_ingest.core.leakage import EXAMPLES, Leakage, find_leakage, standard_error
 from eval_ingest.core.norm import combine
 from eval_ingest.core.resolved import ModalityInput, ResolvedConfig, size_text
 from eval_ingest.core.spec import SPLITS
-from eval_ingest.core.splits import SplitAssignment
+from eval_ingest.core.splits import AssignedWindows, SplitAssignment
 from eval_ingest.core.units import odd_units
 from eval_ingest.core.validate import PROBLEMS
 
@@ -65,46 +64,8 @@ class Finding:
     """Up to three, by name."""
 
 
-@dataclass(frozen=True)
-class Verdict:
-    """Whether a dataset is fit to compare models on."""
-
-    level: Literal["good", "usable with warnings", "poor"]
-    reasons: list[str]
-    """The errors' texts, then the warnings'."""
-
-    @classmethod
-    def of(cls, findings: Sequence[Finding]) -> "Verdict":
-        """The verdict that findings add up to."""
-        errors = [found.text for found in findings if found.severity == "error"]
-        warnings = [found.text for found in findings if found.severity == "warning"]
-        level: Literal["good", "usable with warnings", "poor"] = (
-            "poor" if errors else "usable with warnings" if warnings else "good"
-        )
-        return cls(level, errors + warnings)
-
-
-@dataclass(frozen=True)
-class _Data:
+class _Data(AssignedWindows):
     """What the checks look at: the rows that are in a split, and facts that several need."""
-
-    index: WindowIndex
-    assignment: SplitAssignment
-    config: ResolvedConfig
-
-    @property
-    def splits(self) -> NDArray[np.str_]:
-        return self.assignment.splits
-
-    @property
-    def used(self) -> NDArray[np.int64]:
-        """Rows that are in a split."""
-        return self.assignment.used
-
-    @cached_property
-    def cuts(self) -> NDArray[np.intp]:
-        """Which of the configuration's cuts the samples of each row are."""
-        return cuts_of(self.config, self.splits)
 
     @cached_property
     def bands(self) -> dict[str, BandFacts]:
@@ -186,12 +147,13 @@ def quality_report(
     for check in _CHECKS:
         findings += check(data)
     findings.sort(key=lambda found: ("error", "warning", "note").index(found.severity))
-    verdict = Verdict.of(findings)
+    wrong = [found for found in findings if found.severity != "note"]
+    level = "usable with warnings" if wrong else "good"
     return {
         "version": QUALITY_VERSION,
-        "verdict": verdict.level,
-        "reasons": verdict.reasons,
-        "leakage": leakage.as_json(),
+        "verdict": "poor" if wrong and wrong[0].severity == "error" else level,
+        "reasons": [found.text for found in wrong],
+        "leakage": asdict(leakage),
         "standard_error": {
             split: round(standard_error(count), 4) if count else None
             for split, count in assignment.counts().items()

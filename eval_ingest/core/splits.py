@@ -95,6 +95,31 @@ class SplitAssignment:
         return {split: int((splits == split).sum()) for split in SPLITS}
 
 
+@dataclass(frozen=True)
+class AssignedWindows:
+    """The windows of an index with their splits, and what is asked of both together."""
+
+    index: WindowIndex
+    assignment: SplitAssignment
+    """Its rows in step with the index."""
+    config: ResolvedConfig
+
+    @property
+    def splits(self) -> NDArray[np.str_]:
+        """Split per row of the index."""
+        return self.assignment.splits
+
+    @property
+    def used(self) -> NDArray[np.int64]:
+        """Rows that are in a split."""
+        return self.assignment.used
+
+    @cached_property
+    def cuts(self) -> NDArray[np.intp]:
+        """Which of the configuration's cuts the samples of each row are."""
+        return cuts_of(self.config, self.splits)
+
+
 @dataclass
 class _Draft:
     """Splits in the making: what is known of the windows, and what has been decided of each."""

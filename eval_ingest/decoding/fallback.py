@@ -8,7 +8,7 @@ is checked before. Which windows there are, and what describes them, it doesn't 
 from collections.abc import Sequence
 from datetime import datetime
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 from numpy.typing import NDArray
 
@@ -21,6 +21,19 @@ def load_libraries() -> None:
     import rslearn.dataset  # noqa: F401
 
 
+class Place(NamedTuple):
+    """Where a window lies."""
+
+    url: str
+    """Of the dataset."""
+    config: str
+    """What config.json should say, as `rslearn_config` gives it."""
+    group: str
+    name: str
+    on_map: dict[str, Any]
+    """Projection and bounds, as metadata.json has them."""
+
+
 @lru_cache(maxsize=8)
 def _dataset(url: str, config: str) -> Any:
     from rslearn.config import DatasetConfig
@@ -30,64 +43,38 @@ def _dataset(url: str, config: str) -> Any:
     return Dataset(UPath(url), dataset_config=DatasetConfig.model_validate_json(config))
 
 
-def _window(dataset: Any, group: str, name: str, place: dict[str, Any]) -> Any:
-    """The window of that folder, at a projection and bounds as metadata.json has them."""
+def _opened(place: Place, layer: str) -> tuple[Any, Any]:
+    """A layer's configuration, and the data of the window."""
     from rslearn.dataset import Window
 
-    described = {"group": group, "name": name, "time_range": None, "options": {}, **place}
+    dataset = _dataset(place.url, place.config)
+    described: dict[str, Any] = {"group": place.group, "name": place.name}
+    described |= {"time_range": None, "options": {}, **place.on_map}
     window = Window.from_metadata(dataset.storage, described)
-    window._data = dataset.window_data_storage_factory.create(window)  # as ModelDataset does
-    return window
+    # As ModelDataset does.
+    return dataset.layers[layer], dataset.window_data_storage_factory.create(window)
 
 
 def read_features(
-    url: str,
-    config: str,
-    group: str,
-    name: str,
-    place: dict[str, Any],
-    layer: str,
-    item_group: int,
+    place: Place, layer: str, item_group: int
 ) -> tuple[None, list[tuple[bytes, dict[str, Any]]]]:
-    """The window's features in file order: their shapes in its pixels as WKB, and properties.
-
-    Args:
-        url: the dataset.
-        config: what config.json should say, as `rslearn_config` gives it.
-        group: the window's group.
-        name: the window.
-        place: its projection and bounds.
-        layer: the layer.
-        item_group: which of its item groups.
-    """
+    """A window's features in file order: their shapes in its pixels as WKB, and properties."""
     import shapely
 
-    dataset = _dataset(url, config)
-    vector_format = dataset.layers[layer].instantiate_vector_format()
-    window = _window(dataset, group, name, place)
-    features = window.data.read_vector(layer, vector_format, group_idx=item_group)
+    known, data = _opened(place, layer)
+    features = data.read_vector(layer, known.instantiate_vector_format(), group_idx=item_group)
     return None, [(shapely.to_wkb(f.geometry.shp), dict(f.properties or {})) for f in features]
 
 
 def read_raster(
-    url: str,
-    config: str,
-    group: str,
-    name: str,
-    place: dict[str, Any],
-    layer: str,
-    item_group: int,
-    bands: Sequence[str],
+    place: Place, layer: str, item_group: int, bands: Sequence[str]
 ) -> tuple[NDArray[Any], list[tuple[datetime, datetime]] | None]:
-    """(H, W, T, C) of a band set on the window's grid, and the intervals.
-
-    Args: as of `read_features`, and the bands of the set.
-    """
+    """(H, W, T, C) of the band set with these bands on the window's grid, and the intervals."""
     from rasterio.enums import Resampling
 
-    dataset = _dataset(url, config)
-    band_set = next(b for b in dataset.layers[layer].band_sets if b.bands == list(bands))
-    raster = _window(dataset, group, name, place).data.read_raster(
+    known, data = _opened(place, layer)
+    band_set = next(b for b in known.band_sets if b.bands == list(bands))
+    raster = data.read_raster(
         layer,
         band_set.bands,
         band_set.instantiate_raster_format(),

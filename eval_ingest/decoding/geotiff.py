@@ -5,11 +5,11 @@ a dataset lie exactly on their window's grid; then nothing but their pixels has 
 and opening them with GDAL would cost several times that. There are three ways, each for what the
 one before doesn't know for certain: our own decoder for what rslearn writes, libtiff, and rasterio
 (warp.py), which is imported only then. Tags are read in geotiff_header.py, places in grid.py.
-Where a crash would end the command, libtiff unpacks what is compressed in a process of its own.
+Where a crash would end the command, all but our own decoder work in a process of their own.
 """
 
-import multiprocessing
-from collections.abc import Callable
+import math
+from mmap import mmap
 from typing import Any
 
 import numpy as np
@@ -17,17 +17,11 @@ from imagecodecs import tiff_decode
 from numpy.typing import NDArray
 
 from eval_ingest.core.kernels import decode_lzw
-from eval_ingest.decoding.geotiff_header import (
-    DEFLATE,
-    MAX_BYTES,
-    UNCOMPRESSED,
-    GeotiffHeader,
-    read_header,
-)
+from eval_ingest.decoding.geotiff_header import MAX_BYTES, GeotiffHeader, read_header
 from eval_ingest.decoding.grid import Axis, Grid, epsg, inside, place_on
-from eval_ingest.decoding.isolation import Result, isolated
+from eval_ingest.decoding.isolation import Result, Shared, isolated
 from eval_ingest.decoding.limits import most_by_gdal, too_large
-from eval_ingest.decoding.machine import blame
+from eval_ingest.decoding.machine import blame, machine_faults_told
 from eval_ingest.decoding.problems import (
     NotUnderstoodError,
     Unreadable,
@@ -35,9 +29,10 @@ from eval_ingest.decoding.problems import (
     shortened,
 )
 from eval_ingest.decoding.warp import Stored, warp
+from eval_ingest.engine import is_replaced
 
-_APART_BYTES = 1 << 27
-"""Of a file and its pixels, which both processes hold: of more, a window takes too much memory."""
+_VIEWED_BYTES = 16 << 20
+"""Of pixels that aren't copied out of the memory that they were decoded in beside this process."""
 
 
 def decode_geotiff(
@@ -73,9 +68,9 @@ def decode_geotiff(
             pixels = _on_grid(_decode_pixels(data, header), header, *place)
             if pixels is not None:
                 return pixels, Stored(header.dtype, header.nodata)
-    if not simple:
+    if not simple or not is_replaced():
         return _by_gdal(data, grid, most_bytes)
-    pixels, stored = warp(data, grid, most_bytes)
+    pixels, stored = warp(data, grid, most_by_gdal(most_bytes, len(data)))
     return np.moveaxis(pixels, 0, -1), stored
 
 
@@ -108,56 +103,74 @@ def _decode_pixels(data: bytes, header: GeotiffHeader) -> NDArray[Any]:
         pixels = np.empty((header.height, header.width, header.bands), header.dtype)
         if decode_lzw(data, header.blocks, pixels):
             return pixels
-    # A worker that a window ends is replaced; a command that it ends is gone.
-    large = len(data) + header.pixel_bytes > _APART_BYTES
-    worker = multiprocessing.parent_process() is not None
-    alone = worker or large or header.compression == UNCOMPRESSED
-    found, _ = (_call if alone else isolated.run)(decode_by_libtiff, data, header)
-    assert found is not None
-    return found
-
-
-def _call(function: Callable[..., Result], *args: Any) -> Result:
-    return function(*args)
+    n_bytes = math.prod(_shape(header)) * np.dtype(header.dtype).itemsize
+    if is_replaced():
+        stored = _stored(bytearray(n_bytes), header)
+        decode_by_libtiff(bytearray(data), header, stored)
+        return _arranged(stored, header)
+    with machine_faults_told(), Shared.of(len(data)) as file, Shared.of(n_bytes) as unpacked:
+        file.write(data)
+        isolated.run(decode_shared, header, shared=[file, unpacked])
+        stored = _stored(unpacked.view(), header)
+    # A view takes a file handle for as long as it lives.
+    return _arranged(stored if n_bytes > _VIEWED_BYTES else stored.copy(), header)
 
 
 def load_libraries() -> None:
     """Nothing: this module has imported what `decode_by_libtiff` needs."""
 
 
-def decode_by_libtiff(data: bytes, header: GeotiffHeader) -> Result:
-    """All pixels (H, W, bands) of a raster whose header was checked."""
+def decode_shared(header: GeotiffHeader, file: Shared, unpacked: Shared) -> Result:
+    """Decode a file for another process."""
+    decode_by_libtiff(file.view(), header, _stored(unpacked.view(), header))
+    return None, None
+
+
+def decode_by_libtiff(data: bytearray | mmap, header: GeotiffHeader, pixels: NDArray[Any]) -> None:
+    """Decode all pixels of a raster whose header was checked, as they are stored.
+
+    Args:
+        data: the file, of which the directory is changed.
+        header: its own.
+        pixels: zeros; libtiff leaves some of them where a block is damaged near its end.
+
+    Raises:
+        Unreadable: it is damaged.
+    """
     # libtiff warns of each tag that it doesn't know, and imagecodecs takes the GIL for each of
     # these warnings: a third of the time for small rasters, and threads wait for each other.
     # A directory that ends before the georeference has none.
     at, count = header.pixel_tags
-    bare = bytearray(data)
-    bare[at : at + len(count)] = count
+    data[at : at + len(count)] = count
     try:
-        pixels: NDArray[Any] = tiff_decode(bare, out=_zeros(header))  # releases the GIL
-        if pixels.dtype != header.dtype:
-            raise ValueError(f"{pixels.dtype} instead of {header.dtype}")
-        if header.planar:
-            pixels = pixels.reshape(header.bands, header.height, header.width).transpose(1, 2, 0)
-        else:
-            pixels = pixels.reshape(header.height, header.width, header.bands)
+        tiff_decode(data, out=pixels)  # releases the GIL
     except Exception as error:  # whatever the codec raises, the raster is damaged
         blame(error)
         raise broken(shortened(error)) from error
-    if header.alpha:
-        pixels[pixels[:, :, -1] == 0] = 0
-    return pixels, None
 
 
-def _zeros(header: GeotiffHeader) -> NDArray[Any] | None:
-    """An array to decode into, where libtiff may leave a part of it unset."""
-    # It accepts deflate blocks that are damaged near their end: always the same result then.
-    if header.compression not in DEFLATE:
-        return None
+def _shape(header: GeotiffHeader) -> list[int]:
+    """Of the pixels, as libtiff gives them."""
     shape = [header.height, header.width]
     if header.bands > 1:
         shape.insert(0 if header.planar else 2, header.bands)
-    return np.zeros(shape, header.dtype)
+    return shape
+
+
+def _stored(memory: bytearray | mmap, header: GeotiffHeader) -> NDArray[Any]:
+    return np.frombuffer(memory, header.dtype).reshape(_shape(header))
+
+
+def _arranged(stored: NDArray[Any], header: GeotiffHeader) -> NDArray[Any]:
+    """Pixels (H, W, bands) of those that libtiff gave."""
+    if header.planar:
+        planes = stored.reshape(header.bands, header.height, header.width)
+        pixels = planes.transpose(1, 2, 0)
+    else:
+        pixels = stored.reshape(header.height, header.width, header.bands)
+    if header.alpha:
+        pixels[pixels[:, :, -1] == 0] = 0
+    return pixels
 
 
 def _on_grid(

@@ -7,15 +7,20 @@ is unreadable, and the ingest goes on.
 """
 
 import contextlib
+import errno
+import fcntl
 import io
+import mmap
 import multiprocessing
 import os
 import resource
 import signal
+import socket
 import sys
+import tempfile
 import threading
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from typing import Any
@@ -23,10 +28,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from eval_ingest.decoding.machine import blame
+from eval_ingest.decoding.machine import blame, machine_faults_told
 from eval_ingest.decoding.problems import Unreadable, shortened
-from eval_ingest.engine import prepare_worker, start_alone
-from eval_ingest.errors import EvalIngestError, MachineError, SourceError
+from eval_ingest.engine import killed_because, oom_kills, prepare_worker, start_alone
+from eval_ingest.errors import EvalIngestError, MachineError, SourceError, lacking
 
 MIB = 1 << 20
 MEMORY_BYTES = 512 * MIB
@@ -58,10 +63,22 @@ class Isolated:
         self._idle: list[_Helper] = []
         self._lock = threading.Lock()
 
-    def run(self, function: Callable[..., Result], *args: Any, seconds: float = SECONDS) -> Result:
+    def run(
+        self,
+        function: Callable[..., Result],
+        *args: Any,
+        seconds: float = SECONDS,
+        shared: Sequence["Shared"] = (),
+    ) -> Result:
         """What a function gives, called in another process.
 
         Its module has a function `load_libraries`, which is called before the limits are set.
+
+        Args:
+            function: gets the arguments, and after them what is shared.
+            args: of which the first may be bytes of any size; the others are pickled.
+            seconds: that it may take.
+            shared: memory that counts for no limit, and of which there is no second copy.
 
         Raises:
             Unreadable: `decoder_stopped` if it crashed, took too long or too much memory; or
@@ -70,17 +87,17 @@ class Isolated:
             SourceError: the source can't be reached.
         """
         if multiprocessing.current_process().daemon:
-            return _call(function, args, limited=False)  # a dask worker may start no process
+            # A dask worker may start no process.
+            return _call(function, (*args, *shared), limited=False)
+        request = function, args, seconds, shared
         try:
-            return self._ask(self._take(), function, args, seconds)
+            return self._ask(self._take(), request)
         except _GoneError:  # it was idle for too long just now
-            return self._ask(_Helper(), function, args, seconds)
+            return self._ask(_Helper(), request)
 
-    def _ask(
-        self, helper: "_Helper", function: Callable[..., Result], args: Any, seconds: float
-    ) -> Result:
+    def _ask(self, helper: "_Helper", request: tuple[Any, ...]) -> Result:
         try:
-            return helper.ask(function, args, seconds)
+            return helper.ask(*request)
         finally:
             if not helper.ended:
                 with self._lock:
@@ -110,6 +127,7 @@ class _Helper:
 
     def __init__(self) -> None:
         self.ended = False
+        self._kills = oom_kills()
         self._pipe, theirs = multiprocessing.Pipe()
         try:
             self.process: BaseProcess = start_alone(_serve, theirs, dict(os.environ))
@@ -123,10 +141,18 @@ class _Helper:
         finally:
             theirs.close()
 
-    def ask(self, function: Callable[..., Result], args: tuple[Any, ...], seconds: float) -> Result:
+    def ask(
+        self,
+        function: Callable[..., Result],
+        args: tuple[Any, ...],
+        seconds: float,
+        shared: Sequence["Shared"],
+    ) -> Result:
         try:
             large = [value for value in args[:1] if isinstance(value, bytes)]
-            _send(self._pipe, (function, args[len(large) :]), *large)
+            _send(self._pipe, (function, args[len(large) :], len(shared)), *large)
+            if shared:
+                _send_files(self._pipe, [memory.file for memory in shared])
             if not self._pipe.poll(seconds):
                 self.end()
                 raise Unreadable("decoder_stopped", f"decoding took more than {seconds:.0f} s")
@@ -135,7 +161,7 @@ class _Helper:
             raise
         except (EOFError, OSError) as error:
             self.end()
-            raise self._ended() from error
+            raise lacking(error) or self._ended() from error
         except BaseException:
             self.end()
             raise
@@ -166,11 +192,57 @@ class _Helper:
             return _GoneError()
         if code == -signal.SIGKILL:  # by nothing that it read: that would have had an error first
             return MachineError(
-                "a process that decoded a raster was killed, most often because memory ran out; "
-                "free memory, or set fewer EVAL_INGEST_WORKERS, and run again: it goes on where "
-                "it stopped"
+                f"a process that decoded a raster was killed, {killed_because(self._kills)}"
             )
         return Unreadable("decoder_stopped", f"the decoder crashed (exit code {code})")
+
+
+class Shared:
+    """Zeros that a helper sees too, and may change, but neither of us can make shorter."""
+
+    def __init__(self, file: int) -> None:
+        self.file = file
+
+    @classmethod
+    @contextlib.contextmanager
+    def of(cls, n_bytes: int) -> Iterator["Shared"]:
+        """So many of them; views of them may be kept for longer."""
+        linux = sys.platform == "linux"
+        if linux:
+            file = os.memfd_create("eval_ingest", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        else:
+            with tempfile.TemporaryFile() as stream:
+                file = os.dup(stream.fileno())
+        try:
+            os.truncate(file, n_bytes)
+            if linux:
+                fcntl.fcntl(file, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW)
+            yield cls(file)
+        finally:
+            os.close(file)
+
+    def write(self, data: bytes) -> None:
+        """Put bytes at the beginning."""
+        view, at = memoryview(data), 0
+        while at < len(view):
+            at += os.pwrite(self.file, view[at : at + _CHUNK], at)
+
+    def view(self) -> mmap.mmap:
+        """All of it."""
+        return mmap.mmap(self.file, 0)
+
+
+def _send_files(pipe: Connection, files: list[int]) -> None:
+    with socket.socket(fileno=os.dup(pipe.fileno())) as way:
+        socket.send_fds(way, [b"f"], files)
+
+
+def _receive_files(pipe: Connection, count: int) -> list[Shared]:
+    with socket.socket(fileno=os.dup(pipe.fileno())) as way:
+        files = socket.recv_fds(way, 1, count)[1]
+    if len(files) < count:  # the system leaves out those that this process can't have
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+    return [Shared(file) for file in files]
 
 
 def _send(pipe: Connection, message: Any, *large: bytes | NDArray[Any]) -> None:
@@ -205,14 +277,20 @@ def _serve(pipe: Connection, environment: dict[str, str]) -> None:
     os._exit(0)  # no library is asked whether it would end well
 
 
-def _answer(pipe: Connection, request: tuple[Callable[..., Result], Any], large: Any) -> None:
-    function, args = request
+def _answer(pipe: Connection, request: tuple[Callable[..., Result], Any, int], large: Any) -> None:
+    function, args, n_shared = request
+    shared: list[Shared] = []
     try:
-        pixels, meta = _call(function, (*large, *args), limited=True)
+        with machine_faults_told():
+            shared = _receive_files(pipe, n_shared) if n_shared else []
+        pixels, meta = _call(function, (*large, *args, *shared), limited=True)
     except Unreadable as problem:
         return _send(pipe, ("problem", problem.code, problem.detail))
     except EvalIngestError as error:
         return _send(pipe, ("error", type(error).__name__, str(error)))
+    finally:
+        for memory in shared:
+            os.close(memory.file)
     large.clear()  # as large as the pixels, which stand here and there for a while
     if pixels is None:
         return _send(pipe, ("ok", meta, None, None))

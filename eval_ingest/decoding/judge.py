@@ -27,6 +27,7 @@ from eval_ingest.core.resolved import (
 from eval_ingest.core.task import IGNORE_LABEL, Task
 from eval_ingest.core.validate import Problem
 from eval_ingest.decoding.beside import check_beside, check_content, check_crs_of, check_unread
+from eval_ingest.decoding.fallback import Place, read_features, read_raster
 from eval_ingest.decoding.geotiff import decode_geotiff
 from eval_ingest.decoding.grid import Grid, band_set_dirname
 from eval_ingest.decoding.isolation import Result, isolated
@@ -65,6 +66,7 @@ from eval_ingest.decoding.sidecars import (
     steps_of_group,
 )
 from eval_ingest.decoding.targets import raster_target, vector_target
+from eval_ingest.errors import words_of
 from eval_ingest.sources.base import WindowFiles, WindowReader
 from eval_ingest.sources.listing import MOST_FILES
 
@@ -410,8 +412,6 @@ class _WindowReader:
 
     def _through_rslearn(self, layer: str, item_group: int, band_set: BandSet) -> "_RasterFile":
         """Whatever the fast path doesn't know, rslearn reads: other formats, other storages."""
-        from eval_ingest.decoding.fallback import read_raster
-
         pixels, times = self._by_rslearn(read_raster, layer, item_group, band_set.bands)
         assert pixels is not None
         self.budget.spend(pixels.nbytes, layer)
@@ -423,11 +423,11 @@ class _WindowReader:
     ) -> Result:
         self._check_layer(layer, item_group)
         config, found = rslearn_config(self.config), self._json("metadata.json", "")
-        window = self.source.url, json.dumps(config), self.files.group, self.files.name
-        place = {key: found[key] for key in ("projection", "bounds")}
-        asked = function, *window, place, layer, item_group, *more
+        on_map = {key: found[key] for key in ("projection", "bounds")}
+        at = self.source.url, json.dumps(config), self.files.group, self.files.name, on_map
         try:
-            return isolated.run(*asked, seconds=_RSLEARN_S)
+            place = Place(*at)
+            return isolated.run(function, place, layer, item_group, *more, seconds=_RSLEARN_S)
         except Unreadable as stop:
             broken_label = function.__name__ == "read_features" and stop.code == "raster_unreadable"
             code = "label_unreadable" if broken_label else stop.code
@@ -506,7 +506,6 @@ class _WindowReader:
     def _other_features(self, layer: str, item_group: int, grid: Grid) -> "Features":
         import shapely
 
-        from eval_ingest.decoding.fallback import read_features
         from eval_ingest.decoding.features import Features
 
         _, found = self._by_rslearn(read_features, layer, item_group)
@@ -525,9 +524,7 @@ class _WindowReader:
             return Features.parse(collection, grid)
         except Exception as error:  # geometry libraries raise many types on broken shapes
             blame(error)
-            raise Unreadable(
-                "label_unreadable", f"{path}: {type(error).__name__}: {str(error)[:200]}"
-            ) from error
+            raise Unreadable("label_unreadable", f"{path}: {words_of(error)}") from error
 
 
 def sample_arrays(sample: WindowSample, config: ResolvedConfig) -> dict[str, NDArray[Any]]:

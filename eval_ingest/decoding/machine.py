@@ -75,9 +75,9 @@ def blame(error: BaseException, memory_is_limited: bool = False) -> None:
     _blame_place(error, memory_is_limited)
     if time.monotonic() < _whole_until[0]:
         return
-    for what, works in _CHECKS.items():
+    for what in _CHECKS.keys() & sys.modules.keys():
         try:
-            works()
+            _CHECKS[what]()
         except Exception as fault:
             if isinstance(fault, MemoryError) and memory_is_limited:
                 continue
@@ -141,8 +141,6 @@ def _blame_one(error: BaseException) -> None:
 
 
 def _transform_with_pyproj() -> None:
-    if "pyproj" not in sys.modules:
-        return
     import pyproj
 
     transformer = pyproj.Transformer.from_crs("EPSG:32630", "EPSG:4326", always_xy=True)
@@ -152,8 +150,6 @@ def _transform_with_pyproj() -> None:
 
 
 def _warp_with_rasterio() -> None:
-    if "rasterio" not in sys.modules:
-        return
     import numpy as np
     from affine import Affine
     from rasterio.io import MemoryFile
@@ -170,8 +166,6 @@ def _warp_with_rasterio() -> None:
 
 
 def _decode_with_imagecodecs() -> None:
-    if "imagecodecs" not in sys.modules:
-        return
     import imagecodecs
     import numpy as np
 
@@ -181,8 +175,6 @@ def _decode_with_imagecodecs() -> None:
 
 
 def _parse_with_shapely() -> None:
-    if "shapely" not in sys.modules:
-        return
     import shapely
 
     if not shapely.from_wkt("POINT (1 1)").intersects(shapely.box(0, 0, 2, 2)):

@@ -99,6 +99,10 @@ class ArrivingTask:
         found = (self._reading([w]).shape_of(self.listed(w.window)) for w in batch if w.is_wanted)
         return next((row for row in found if row is not None), None)
 
+    def name_of(self, item: Arriving) -> str:
+        """What a window is called."""
+        return self.source.key_of(item.window)
+
     def crashed(self, item: Arriving, why: str) -> IndexedShard:
         """See `IndexTask.crashed`."""
         return self._reading([item]).crashed((item.place, self.listed(item.window)), why)
@@ -155,8 +159,9 @@ class _Arrivals:
     def _take(self, unpacking: Unpacking) -> bool:
         workers = self._job.settings.workers
         many = MANY_WINDOWS if self._source.n_bytes > _MANY_BYTES else 0
+        task = self._task
         apart = Apart(
-            self._task, IndexedShard.joined, self._task.crashed, self._task.index.window_bytes
+            task, IndexedShard.joined, task.name_of, task.crashed, task.index.window_bytes
         )
         with executor(self._job.settings, many) as pool:
             batches = self._batches(unpacking.windows(self._source.windows_folder), pool)

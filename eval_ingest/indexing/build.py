@@ -293,7 +293,7 @@ def index_windows(
     tables: list[pa.Table] = []
     filtered_out: list[Listed] = []
     shards = (items[k : k + SHARD_WINDOWS] for k in range(0, len(items), SHARD_WINDOWS))
-    apart = Apart(task, IndexedShard.joined, task.crashed, task.window_bytes)
+    apart = Apart(task, IndexedShard.joined, task.name_of, task.crashed, task.window_bytes)
     results = map_ordered(executor, task, shards, 2 * workers, apart)
     for number, shard in enumerate(results, 1):
         parts.add(shard)

@@ -83,6 +83,10 @@ class IndexTask:
         """What decides over windows; one found invalid by anything else is judged again."""
         return f"{judges()} window_mib:{self.window_bytes >> 20}"
 
+    def name_of(self, item: tuple[int, Listed]) -> str:
+        """What a window is called."""
+        return f"{item[1].group}/{item[1].name}"
+
     def crashed(self, item: tuple[int, Listed], why: str) -> "IndexedShard":
         """The row of a window that ends every process that reads it."""
         listed = item[1]

@@ -6,7 +6,7 @@ arguments become a Task is labels.py.
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass, field
 
 from eval_ingest.core.task import TaskKind
 from eval_ingest.inference.node import Node, check_class_path
@@ -60,17 +60,15 @@ _TARGET_IMAGES = {
 
 
 @dataclass(frozen=True)
-class TaskDeclaration:
+class TaskDeclaration(_PlainTask):
     """The one task, and its arguments."""
 
-    kind: TaskKind
+    _: KW_ONLY
     node: Node
     """Where it is declared."""
     args: Node
     name: str | None = None
     """Its name within a MultiTask."""
-    category_mapping: Mapping[str, str] = field(default_factory=dict)
-    by_name: bool = False
 
 
 def declare_task(node: Node, name: str | None = None) -> TaskDeclaration:
@@ -86,14 +84,7 @@ def declare_task(node: Node, name: str | None = None) -> TaskDeclaration:
             f"is a {node.class_path}, which can't become an eval",
             f"supported are {', '.join((*TASK_KINDS, *_PLAIN_TASKS))}",
         )
-    return TaskDeclaration(
-        kind=known.kind,
-        node=node,
-        args=node.args,
-        name=name,
-        category_mapping=known.category_mapping,
-        by_name=known.by_name,
-    )
+    return TaskDeclaration(**vars(known), node=node, args=node.args, name=name)
 
 
 def choose_task(node: Node, chosen: str | None, notes: Notes) -> TaskDeclaration:

@@ -32,7 +32,7 @@ from eval_ingest.decoding.limits import parse_json
 from eval_ingest.decoding.metadata import parse_metadata
 from eval_ingest.decoding.problems import Unreadable
 from eval_ingest.engine import Progress, no_progress
-from eval_ingest.errors import IntegrityError, LoadError, SpecError, StoreError
+from eval_ingest.errors import IntegrityError, SpecError, StoreError, optional_part
 from eval_ingest.redaction import redacted
 from eval_ingest.report.printing import table
 from eval_ingest.settings import Settings
@@ -91,11 +91,10 @@ class Published:
 
 
 def publish(
-    settings: Settings,
-    root: EvalRoot,
     name: str,
     to: str,
     *,
+    root: str | Path | None = None,
     licence: str | None = None,
     citation: str | None = None,
     windows: bool = False,
@@ -103,33 +102,36 @@ def publish(
     dry_run: bool = False,
     progress: Progress = no_progress,
 ) -> Published:
-    """Publish a dataset in a dataset repository of the Hub.
+    """Publish a dataset on the Hugging Face Hub; run again after a stop, it goes on.
 
-    Run again after a stop, it goes on: what is there already isn't sent again.
+    What is there already isn't sent again.
 
     Args:
-        settings: say where the cache is.
-        root: where the dataset is.
         name: the dataset.
-        to: hf://ORG/REPO; the repository is made if it isn't there.
-        licence: such as CC-BY-4.0; needed, unless the dataset's spec says it.
+        to: hf://ORG/REPO, a dataset repository; it is made if it isn't there.
+        root: where the dataset is; default OLMOEARTH_EVAL_DATASETS.
+        licence: such as CC-BY-4.0; needed unless the dataset's spec says it.
         citation: how it is to be cited, as text or BibTeX; needed, "" for none.
         windows: with the rslearn copy, a folder a window; without: the packed samples.
         private: a repository that is made is for its owner alone.
-        dry_run: say what would be sent.
-        progress: told what is done.
+        dry_run: only list what would be sent.
+        progress: see `ingest`.
 
     Raises:
         SpecError: no licence, no citation, or no address on the Hub.
         UnknownDatasetError: there is no such dataset.
-        StoreError: the Hub can't be reached or refuses, or files tell what is private.
+        StoreError: the Hub can't be reached or refuses, or a file tells what is private.
+
+    >>> publish("crops", "hf://allenai/evals", licence="CC-BY-4.0", citation="")  # doctest: +SKIP
     """
     from eval_ingest.report.export import export_dataset  # what draws isn't needed to pull
 
     address = HubAddress.parse(to)
     if address.name not in (None, name):
         raise SpecError(f"{to} names another dataset than {name}; give hf://{address.repo}")
-    metadata = require_metadata(root, name)
+    settings = Settings.load(eval_root=root)
+    eval_root = open_root(settings)
+    metadata = require_metadata(eval_root, name)
     if not (licence or metadata.spec.licence):
         raise SpecError(
             f"{name} has no licence, and without one nobody may use it; say it, such as "
@@ -142,7 +144,7 @@ def publish(
     staging = Path(settings.cache).expanduser() / "publish" / address.repo.replace("/", "--")
     shutil.rmtree(staging, ignore_errors=True)
     try:
-        export_dataset(root, name, staging, windows, progress, licence, citation)
+        export_dataset(eval_root, name, staging, windows, progress, licence, citation)
         api = None if dry_run else _api()
         if api is not None:
             with _asking(address):
@@ -150,7 +152,7 @@ def publish(
             _beside_others(api, address, name, staging)
         _cover(staging, name)
         _say_where(staging, address)
-        _refuse_private(staging, {str(root.path), metadata.source})
+        _refuse_private(staging, {str(eval_root.path), metadata.source})
         files = {str(p.relative_to(staging)): p.stat().st_size
                  for p in sorted(staging.rglob("*")) if p.is_file()}  # fmt: skip
         found = Published(address._replace(name=name).url, files)
@@ -160,10 +162,8 @@ def publish(
 
 
 def _api() -> "HfApi":
-    try:
+    with optional_part("hub", "the Hub"):
         from huggingface_hub import HfApi
-    except ImportError as error:
-        raise LoadError("the Hub needs huggingface-hub: pip install 'eval-ingest[hub]'") from error
     return HfApi(endpoint=os.environ.get("HF_ENDPOINT") or None)
 
 
@@ -364,21 +364,16 @@ def _digests(path: Path) -> tuple[str, str]:
 # ------------------------------------------------------------------------------------- pulling
 
 
-def pull(
-    settings: Settings,
-    url: str,
-    root: EvalRoot | None = None,
-    progress: Progress = no_progress,
-) -> Path:
-    """Copy a dataset from the Hub into an eval root, verified; gives its folder.
+def pull(url: str, *, root: str | Path | None = None, progress: Progress = no_progress) -> Path:
+    """Copy a dataset from the Hugging Face Hub into an eval root, verified; gives its folder.
 
     Stopped, it goes on when it is run again. A version that lies there already is replaced.
+    `EvalDataset(url, split)` reads it without: what is asked for, through the cache.
 
     Args:
-        settings: say where the eval root is.
         url: hf://ORG/REPO/NAME, with @REVISION after REPO for a certain one.
-        root: a local eval root; default: that of the settings.
-        progress: told what is done.
+        root: a folder; default OLMOEARTH_EVAL_DATASETS.
+        progress: see `ingest`.
 
     Raises:
         SpecError: no address of a dataset, or the eval root isn't a folder.
@@ -388,7 +383,7 @@ def pull(
     address = HubAddress.parse(url)
     if address.name is None:
         raise SpecError(f"{url} names no dataset; give hf://{address.repo}/DATASET")
-    target = root or open_root(settings)
+    target = open_root(Settings.load(eval_root=root))
     if target.cache_bytes is not None:
         raise SpecError(f"datasets are pulled into a folder, and the eval root is {target.url}")
     api, name = _api(), address.name

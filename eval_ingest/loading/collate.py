@@ -51,9 +51,14 @@ def collate(samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
     Pixels and timestamps are padded with zeros, class targets with -1, others with NaN.
     `batch["timesteps"][modality]` (long, B) tells how many timesteps of each sample are real.
+
+    Raises:
+        LoadError: there are no samples.
     """
     if isinstance(samples, Samples):
         return samples.batch
+    if not samples:
+        raise LoadError("there are no samples to make a batch of")
     batch: dict[str, Any] = {}
     for key in samples[0]:
         values = [sample[key] for sample in samples]

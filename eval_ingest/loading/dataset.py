@@ -26,7 +26,7 @@ from eval_ingest.core.public import require_public
 from eval_ingest.core.resolved import ModalityInput
 from eval_ingest.core.spec import SPLITS
 from eval_ingest.core.task import Task
-from eval_ingest.errors import IntegrityError, LoadError
+from eval_ingest.errors import IntegrityError, LoadError, optional_part, words_of
 from eval_ingest.loading import shown
 from eval_ingest.loading.collate import Ragged, Samples, collate
 from eval_ingest.loading.memory import recycler
@@ -58,6 +58,8 @@ if TYPE_CHECKING:
     from eval_ingest.loading.from_source import SourceSamples
     from eval_ingest.loading.plot import SampleFigure
 
+_OF_WORKERS = ("prefetch_factor", "persistent_workers", "timeout", "multiprocessing_context")
+"""Arguments of DataLoader that it refuses where there are no workers."""
 _BATCH_BYTES = 64 << 20
 """`loader` makes batches of about this many bytes of float32 pixels."""
 
@@ -81,6 +83,7 @@ _KINDS: dict[str, tuple[Any, str]] = {
     "seed": (Integral, "a whole number"),
     "max_samples": ((Integral, NoneType), "a whole number"),
     "nodata": (Real, "a number"),
+    "method": (str, "a method's name"),
     "transforms": ((Callable, NoneType), "a function of a sample"),
 }
 """What arguments may be whose mistakes would show late, or in the words of something else."""
@@ -88,13 +91,19 @@ _KINDS: dict[str, tuple[Any, str]] = {
 
 def _check(arguments: Mapping[str, Any]) -> None:
     for name, (kinds, what) in _KINDS.items():
-        if not isinstance(arguments[name], kinds):
+        if not isinstance(arguments[name], kinds) or isinstance(arguments[name], bool):
             raise LoadError(f"{name}={arguments[name]!r} can't be; give {what}")
 
 
 def _check_batch_size(size: int) -> None:
     if not isinstance(size, Integral) or size < 1:
         raise LoadError(f"batch_size is {size!r}; it must be a whole number, and at least 1")
+
+
+def _is_shard(given: Any) -> bool:
+    if not isinstance(given, Sequence) or [isinstance(k, Integral) for k in given] != [True] * 2:
+        return False
+    return bool(0 <= given[0] < given[1])
 
 
 class EvalDataset(Dataset[dict[str, Any]]):
@@ -193,47 +202,35 @@ class EvalDataset(Dataset[dict[str, Any]]):
         if version is not None:
             require_version(opening, version, eval_root)
         try:
-            self._open(eval_root, opening, **self._arguments)
+            self._open(eval_root, opening)
         except IntegrityError:
             now = require_metadata(eval_root, name)
             if version is not None or is_same(now, opening):
                 raise
-            self._open(eval_root, now, **self._arguments)  # published at this moment
+            self._open(eval_root, now)  # published at this moment
         self._order = self._draw()
 
-    def _open(
-        self,
-        eval_root: EvalRoot,
-        opening: Metadata,
-        *,
-        name: str,
-        split: str,
-        modalities: str | Sequence[str] | None,
-        method: str,
-        crop: Literal["center", "random"] | None,
-        channels_first: bool,
-        transforms: Transform | None,
-        **_: Any,
-    ) -> None:
+    def _open(self, eval_root: EvalRoot, opening: Metadata) -> None:
         """Open a certain version of the dataset: see `core.entry.opening`."""
-        self._opening = opening
+        self._opening, given = opening, self._arguments
+        split, crop = given["split"], given["crop"]
         if split not in SPLITS:
             raise LoadError(f"no split {split!r}; there are {', '.join(SPLITS)}")
         if crop not in ("center", "random", None):
             raise LoadError(f"no crop {crop!r}; there are 'center', 'random' and None")
-        self.name, self.split = name, split
+        self.name, self.split = given["name"], split
         if self._root.startswith(SCHEME):
             require_public(opening)
-        self._store = eval_root.dataset(name)
-        self._inputs = self._choose(modalities)
+        self._store = eval_root.dataset(self.name)
+        self._inputs = self._choose(given["modalities"])
         self._normalizers = {
-            modality.name: self._normalizer(modality, method) for modality in self._inputs
+            modality.name: self._normalizer(modality, given["method"]) for modality in self._inputs
         }
         self._cut = split_cut(self._opening.config, split)
         if crop is None:
             self._cut = replace(self._cut, sides=None)
         self._random_crop = crop == "random"
-        self.channels_first, self._transforms = channels_first, transforms
+        self.channels_first, self._transforms = given["channels_first"], given["transforms"]
         self._index = self._read_index()
         self._samples = self._open_samples()
 
@@ -241,9 +238,9 @@ class EvalDataset(Dataset[dict[str, Any]]):
 
     def _choose(self, modalities: str | Sequence[str] | None) -> list[ModalityInput]:
         known = {modality.name: modality for modality in self._opening.config.modalities}
-        given = [modalities] if isinstance(modalities, str) else modalities
+        given = modalities if isinstance(modalities, list | tuple | NoneType) else [modalities]
         wanted = list(known) if given is None else list(given)
-        unknown = [name for name in wanted if name not in known]
+        unknown = [str(name) for name in wanted if name not in known]
         if unknown or not wanted:
             raise LoadError(
                 f"{self._opening.name} has no modality {', '.join(unknown) or '(none asked for)'}; "
@@ -267,8 +264,9 @@ class EvalDataset(Dataset[dict[str, Any]]):
         """Band statistics that a modality is normalised with; None where it isn't.
 
         Raises:
-            LoadError: there are none.
+            LoadError: there are none, or no such modality.
         """
+        self._choose([modality])
         normalize = self._arguments["normalize"]
         if normalize is None:
             return None
@@ -298,14 +296,9 @@ class EvalDataset(Dataset[dict[str, Any]]):
         if self._opening.spec.copy_mode != "index":
             return PackedSamples(self._store, self._opening, self._index)
         # The source side, with all that decoding needs; other datasets do without.
-        try:
+        what = f"{self.name} (copy: index), whose samples are decoded from {self._opening.source},"
+        with optional_part("ingest", what):
             from eval_ingest.loading.from_source import SourceSamples
-        except ImportError as error:
-            raise LoadError(
-                f"{self.name} was ingested with copy: index, so its samples are decoded from "
-                f"{self._opening.source}, and that needs {error.name}: "
-                "pip install 'eval-ingest[ingest]'"
-            ) from error
         return SourceSamples(self._opening, self._index)
 
     def _draw(self) -> NDArray[np.int64] | None:
@@ -332,7 +325,7 @@ class EvalDataset(Dataset[dict[str, Any]]):
         # since.
         self._root, self._given_root, opening, self._arguments, order, self.part = state
         try:
-            self._open(open_root(Settings.load(), self._root), opening, **self._arguments)
+            self._open(open_root(Settings.load(), self._root), opening)
         except IntegrityError as error:
             if is_replaced(self._store, opening):
                 raise version_is_gone(opening) from error
@@ -397,7 +390,7 @@ class EvalDataset(Dataset[dict[str, Any]]):
         """
         from eval_ingest.loading.plot import plot_sample
 
-        wanted = self._choose(self._inputs[0].name if modality is None else modality)[0]
+        [wanted] = self._choose([self._inputs[0].name if modality is None else modality])
         row = self._row(i)
         corner = self._corner(row)
         stored = {wanted.name: np.asarray(self._stored(row, wanted, corner))}
@@ -407,7 +400,7 @@ class EvalDataset(Dataset[dict[str, Any]]):
 
     def value_range(self, modality: str) -> tuple[float, float]:
         """The lowest and highest value of a modality as its samples have it, in train windows."""
-        [wanted] = self._choose(modality)
+        [wanted] = self._choose([modality])
         known = self._opening.norm_stats[modality]
         ends = np.array([[known[band][key] for band in wanted.bands] for key in ("min", "max")])
         if wanted.decibels:
@@ -474,7 +467,15 @@ class EvalDataset(Dataset[dict[str, Any]]):
         row = self._row(i)
         return self._index.window(row), self._index.corner(row)
 
-    def _row(self, i: int) -> int:
+    def _row(self, i: Any) -> int:
+        try:
+            i = operator.index(i)
+        except TypeError:
+            raise TypeError(
+                f"{i!r} is no sample of {self.name} {self.split}: they are numbered 0 to "
+                f"{len(self) - 1}; a split is opened by EvalDataset({self.name!r}, split=...), and "
+                f"a modality is in a sample: ds[0][{self._inputs[0].name!r}]"
+            ) from None
         if not -len(self) <= i < len(self):
             raise IndexError(f"sample {i} of {len(self)} in {self.name} {self.split}")
         i %= len(self)
@@ -493,25 +494,22 @@ class EvalDataset(Dataset[dict[str, Any]]):
             return self._some(range(len(self))[i])
         if isinstance(i, list | tuple) or getattr(i, "ndim", 0) == 1:
             chosen = np.asarray(i)
-            return self._some(np.flatnonzero(chosen) if chosen.dtype == bool else chosen)
-        try:
-            row = self._row(operator.index(i))  # type: ignore[arg-type]
-        except TypeError:
-            raise TypeError(
-                f"{i!r} is no sample of {self.name} {self.split}: they are numbered 0 to "
-                f"{len(self) - 1}; a split is opened by EvalDataset({self.name!r}, split=...), and "
-                f"a modality is in a sample: ds[0][{self._inputs[0].name!r}]"
-            ) from None
+            if chosen.dtype != bool:
+                return self._some(i)
+            if len(chosen) != len(self):
+                raise IndexError(f"a mask of {len(chosen)} for {len(self)} samples of {self.name}")
+            return self._some(np.flatnonzero(chosen))
+        row = self._row(i)
         return self._sample(row, self._corner(row))
 
-    def _some(self, chosen: Sequence[int] | NDArray[Any]) -> "EvalDataset":
+    def _some(self, chosen: Any) -> "EvalDataset":
         """A dataset of some of the samples, in the order in which they are given."""
         some = object.__new__(type(self))
         some.__dict__ |= self.__dict__  # maps too: nothing is opened again
         some.__dict__.pop("windows", None)
-        some._order = np.array([self._row(int(i)) for i in chosen], np.int64)
+        some._order = np.array([self._row(i) for i in chosen], np.int64)
         numbers = np.arange(len(self)) if self.part is None else self.part
-        some.part = numbers[np.asarray(chosen, np.int64)]
+        some.part = numbers[np.array([int(i) for i in chosen], np.int64)]
         return some
 
     def _sample(self, row: int, corner: Corner) -> dict[str, Any]:
@@ -602,11 +600,11 @@ class EvalDataset(Dataset[dict[str, Any]]):
         masked while the batch before is worked on; all tensors of a batch are there.
 
         Raises:
-            LoadError: the batch size or the shard can't be.
+            LoadError: the batch size, the shard or the device can't be.
         """
+        if not _is_shard(shard):
+            raise LoadError(f"shard is {shard!r}; it must be (k, n) with 0 <= k < n")
         first, ranks = shard
-        if not 0 <= first < ranks:
-            raise LoadError(f"shard is {shard}; it must be (k, n) with 0 <= k < n")
         _check_batch_size(batch_size)
         every = [self._row(i) for i in range(len(self))]
         turns = [
@@ -617,7 +615,10 @@ class EvalDataset(Dataset[dict[str, Any]]):
         if device is None:
             yield from self._made(turns)
         else:
-            carrier = Carrier(torch.device(device), self._normalizers)
+            try:
+                carrier = Carrier(torch.device(device), self._normalizers)
+            except (RuntimeError, TypeError) as error:  # torch's: no such device, no driver
+                raise LoadError(f"device={device!r} can't be had: {words_of(error)}") from error
             yield from carrier.batches(self._made(turns, carrier))
 
     def _made(
@@ -710,7 +711,8 @@ class EvalDataset(Dataset[dict[str, Any]]):
         Reading a memory map costs less than handing tensors between processes, so there are no
         workers unless samples are large, or decoded from the source. Anything given here wins,
         every argument of DataLoader can be given, and `loader.why` says what was chosen and why.
-        Train is shuffled, unless a sampler says the order.
+        Train is shuffled, unless a sampler says the order. What DataLoader takes for workers alone,
+        such as prefetch_factor, makes some.
         """
         if batch_size is not None:
             _check_batch_size(batch_size)
@@ -731,12 +733,14 @@ class EvalDataset(Dataset[dict[str, Any]]):
         workers = num_workers
         reason = "as given"
         if workers is None:
-            workers = 0 if mapped else min(4, os.cpu_count() or 1)
-            reason = (
-                "reading the memory map is faster than handing tensors between processes"
-                if mapped
-                else "samples are large or decoded from the source: worth handing between processes"
-            )
+            asking = [name for name in _OF_WORKERS if kwargs.get(name)]
+            workers = 0 if mapped and not asking else min(4, os.cpu_count() or 1)
+            if not mapped:
+                reason = "samples are large or decoded from the source: worth handing over"
+            elif asking:
+                reason = f"{asking[0]} is for workers alone"
+            else:
+                reason = "reading the memory map is faster than handing tensors between processes"
         why.append(f"num_workers {workers}: {reason}")
         if shuffle is not None or not orders:
             kwargs["shuffle"] = self.split == "train" if shuffle is None else shuffle

@@ -3,6 +3,7 @@
 import functools
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ from numpy.typing import NDArray
 
 from eval_ingest.core import kernels
 from eval_ingest.core.norm import METHODS, BandStats, affine, bounds, to_decibels
-from eval_ingest.errors import LoadError
+from eval_ingest.errors import LoadError, brief, optional_part
 
 DEFAULT_METHOD = "norm_no_clip_2_std"
 
@@ -55,7 +56,7 @@ class Normalizer:
         if self.decibels and factor is not None:
             stored = to_decibels(stored)
         if not kernels.scale(stored, factor, offset, out.numpy()):
-            out.copy_(_tensor(stored))
+            np.copyto(out.numpy(), stored)
             if factor is not None and offset is not None:
                 rows = out.view(-1, len(factor))
                 torch.addcmul(torch.from_numpy(offset), rows, torch.from_numpy(factor), out=rows)
@@ -65,7 +66,7 @@ class Normalizer:
     def _quantise(self, stored: NDArray[Any], out: torch.Tensor) -> None:
         assert self.bounds is not None, "quantising needs the bounds"
         low, width = self.bounds
-        out.copy_(_tensor(stored))
+        np.copyto(out.numpy(), stored)
         out.sub_(low).div_(width).mul_(255).clamp_(0, 255).floor_().div_(255)
 
     def _per_pixel(
@@ -79,25 +80,6 @@ class Normalizer:
             found = np.tile(self.scale, timesteps), np.tile(self.offset, timesteps)
             self._tiled[timesteps] = found
         return found
-
-
-def _tensor(array: NDArray[Any]) -> torch.Tensor:
-    """A tensor on the array's memory; it is only read."""
-    if not array.flags.writeable:
-        # torch warns of read-only memory, which a memory map is; nothing is ever written to it.
-        view = array.view()
-        interface = dict(view.__array_interface__)
-        interface["data"] = (interface["data"][0], False)
-        array = np.asarray(_Writable(interface, array))
-    return torch.from_numpy(array)
-
-
-class _Writable:
-    """Presents read-only memory as writable, and keeps its owner alive."""
-
-    def __init__(self, interface: dict[str, Any], owner: NDArray[Any]) -> None:
-        self.__array_interface__ = interface
-        self.owner = owner
 
 
 def make_normalizer(
@@ -119,6 +101,13 @@ def make_normalizer(
     missing = [band for band in bands if band not in stats]
     if missing:
         raise LoadError(f"no statistics for the bands {', '.join(missing)}; use normalize=None")
+    for band in bands:
+        wrong = {key: value for key, value in stats[band].items() if not isinstance(value, Real)}
+        if wrong or not {"mean", "std"} <= stats[band].keys():
+            raise LoadError(
+                f"the statistics of band {band} are {brief(dict(stats[band]), 60)}; they must be "
+                "numbers: mean and std, and min and max for methods that need them"
+            )
     rule = METHODS[method]
     if rule and rule.sigmas is None and not all({"min", "max"} <= stats[b].keys() for b in bands):
         raise LoadError(
@@ -156,12 +145,7 @@ def _computed_config() -> dict[str, Any]:
     try:
         from olmoearth_pretrain_minimal.olmoearth_pretrain_v1.data import normalize
     except ImportError:
-        try:
+        with optional_part("olmoearth", 'normalize="pretrained"'):
             from olmoearth_pretrain.data import normalize
-        except ImportError as error:
-            raise LoadError(
-                'normalize="pretrained" needs olmoearth-pretrain-minimal; '
-                'install it: pip install "eval-ingest[olmoearth]"'
-            ) from error
     config: dict[str, Any] = normalize.load_computed_config()
     return config

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from eval_ingest.core.entry import imputes
 from eval_ingest.core.modality import MODALITIES
-from eval_ingest.errors import LoadError
+from eval_ingest.errors import LoadError, optional_part
 from eval_ingest.loading.collate import collate
 from eval_ingest.loading.dataset import EvalDataset
 from eval_ingest.loading.normalize import make_normalizer
@@ -325,12 +325,7 @@ def _package() -> tuple[Any, Any]:
         )
 
         return MaskedOlmoEarthSample, Modality
-    try:
+    with optional_part("olmoearth", "a sample of OlmoEarth's"):
         from olmoearth_pretrain.data.constants import Modality as TrainerModality
         from olmoearth_pretrain.datatypes import MaskedOlmoEarthSample as TrainerSample
-    except ImportError as error:
-        raise LoadError(
-            "OlmoEarth's samples need olmoearth-pretrain-minimal; "
-            'install it: pip install "eval-ingest[olmoearth]"'
-        ) from error
     return TrainerSample, TrainerModality

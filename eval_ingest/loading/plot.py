@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 
 from eval_ingest.core import images
 from eval_ingest.core.resolved import ModalityInput
-from eval_ingest.core.task import Task
-from eval_ingest.errors import LoadError
+from eval_ingest.core.task import IGNORE_LABEL, Task
+from eval_ingest.errors import LoadError, brief
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -148,14 +148,27 @@ def plot_sample(
     if not per_pixel:
         lines = [_wrapped(f"{what}: {_value(value, task)}", figure) for what, value in shown]
         axes[0].set_title("\n".join(lines), fontsize=9)
-        return in_plain_words(figure)
+    else:
+        _draw_targets(figure, axes, shown, picture, task)
+    in_plain_words(figure)
+    figure.draw_without_rendering()  # from the second time on its layout knows how high titles are
+    return figure
+
+
+def _draw_targets(
+    figure: Figure,
+    axes: list["Axes"],
+    shown: list[tuple[str, Any]],
+    picture: NDArray[np.float32],
+    task: Task,
+) -> None:
+    """Labels and predictions (H, W), each over the picture, and what their colours are."""
     known = np.concatenate([value[np.isfinite(value)].ravel() for _, value in shown])
     scale = (float(known.min()), float(known.max())) if len(known) else (0.0, 1.0)
     for one, (what, value) in zip(axes[1:], shown, strict=True):
         draw_labels(one, picture, images.thinned(value), task, scale)
         one.set_xlabel(what, fontsize=8)
     _explain(figure, axes, shown, task, scale)
-    return in_plain_words(figure)
 
 
 Drawn = TypeVar("Drawn", bound=Figure)
@@ -194,7 +207,12 @@ def _wrapped(text: str, figure: Figure) -> str:
 
 def _prediction(given: Any, target: NDArray[Any], task: Task) -> NDArray[Any]:
     """What was predicted, in the target's shape."""
-    found = np.asarray(given.detach().cpu() if hasattr(given, "detach") else given)
+    try:
+        found = np.asarray(given.detach().cpu().double() if hasattr(given, "detach") else given)
+    except ValueError:  # lists of several lengths
+        found = np.asarray(None)
+    if found.dtype.kind not in "biuf":
+        raise LoadError(f"the prediction is no array of numbers: {brief(given, 60)}")
     classes = task.num_classes if task.kind.has_classes else 1
     if found.ndim == target.ndim + 1 and found.shape[0] == classes:
         found = found.argmax(axis=0) if task.kind.has_classes else found[0]
@@ -203,7 +221,15 @@ def _prediction(given: Any, target: NDArray[Any], task: Task) -> NDArray[Any]:
             f"the prediction has shape {found.shape}; it must be that of the target, "
             f"{target.shape}, or one score a class, {(classes, *target.shape)}"
         )
-    return found
+    if not task.kind.has_classes:
+        return found
+    found = np.where(np.abs(found) < 1 << 31, found, IGNORE_LABEL)
+    if (found != found.round()).any():
+        raise LoadError(
+            "the prediction has numbers that are no classes; give the classes, whole numbers, or "
+            f"one score a class, {(classes, *target.shape)}"
+        )
+    return found.astype(np.int64)
 
 
 def _value(value: NDArray[Any], task: Task) -> str:

@@ -8,10 +8,9 @@ import torch
 from numpy.typing import NDArray
 
 from eval_ingest.core.entry import Metadata
+from eval_ingest.core.index import fifths
 from eval_ingest.core.task import Task
 from eval_ingest.errors import LoadError
-
-_FIFTHS = (0.2, 0.4, 0.6, 0.8)
 
 
 def share_of(given: float | str, metadata: Metadata) -> float:
@@ -85,13 +84,7 @@ def strata_of(targets: Iterable[NDArray[Any]], task: Task) -> NDArray[np.int64]:
             labels = target[(target >= 0) & (target < task.num_classes)]
             found.append(int(np.bincount(labels.ravel()).argmax()) if labels.size else -1)
         return np.array(found, np.int64)
-    means = np.array([_mean(target) for target in targets])
-    known = np.isfinite(means)
-    strata = np.full(len(means), -1, np.int64)
-    if known.any():
-        edges = np.quantile(means[known], _FIFTHS)
-        strata[known] = np.searchsorted(edges, means[known], side="right")
-    return strata
+    return fifths(np.array([_mean(target) for target in targets]))
 
 
 def _mean(target: NDArray[Any]) -> float:

@@ -2,7 +2,8 @@
 
 from collections.abc import Iterator, Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from numbers import Integral
+from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 import pyarrow as pa
@@ -10,7 +11,7 @@ import pyarrow as pa
 from eval_ingest.core.columns import arrow, floats, matrix, row_numbers
 from eval_ingest.core.crops import Corner, Cut
 from eval_ingest.core.footprints import outlines
-from eval_ingest.errors import LoadError
+from eval_ingest.errors import optional_part
 
 if TYPE_CHECKING:
     from geopandas import GeoDataFrame
@@ -72,8 +73,18 @@ class SampleWindows:
     def __len__(self) -> int:
         return int(self._facts.num_rows)
 
-    def __getitem__(self, i: int) -> dict[str, Any]:
-        """A row, without its outline."""
+    @overload
+    def __getitem__(self, i: int) -> dict[str, Any]: ...
+
+    @overload
+    def __getitem__(self, i: slice) -> list[dict[str, Any]]: ...
+
+    def __getitem__(self, i: int | slice) -> dict[str, Any] | list[dict[str, Any]]:
+        """A row, or a slice of them, without outlines."""
+        if isinstance(i, slice):
+            return [self[k] for k in range(len(self))[i]]
+        if not isinstance(i, Integral):
+            raise TypeError(f"rows are numbered; {i!r} may be a column: it is in .to_pandas()")
         if not -len(self) <= i < len(self):
             raise IndexError(f"row {i} of {len(self)}")
         return dict(self._facts.slice(i % len(self), 1).to_pylist()[0])
@@ -94,13 +105,9 @@ class SampleWindows:
         return self._facts.append_column("geometry", arrow(self._shapes_as_wkb(), pa.binary()))
 
     def _shapes_as_wkb(self) -> list[bytes | None]:
-        try:
+        with optional_part("geo", "an outline of a sample"):
             import pyproj
             import shapely
-        except ImportError as error:
-            raise LoadError(
-                f"outlines of samples need {error.name}: pip install 'eval-ingest[geo]'"
-            ) from error
         shapes = np.full(len(self), None, dtype=object)
         crs = np.array(self._facts["crs"].to_pylist(), dtype=object)
         for name in {text for text in crs if text is not None}:
@@ -121,12 +128,8 @@ class SampleWindows:
         Raises:
             LoadError: geopandas isn't installed.
         """
-        try:
+        with optional_part("geo", "to_geopandas"):
             import geopandas
-        except ImportError as error:
-            raise LoadError(
-                f"to_geopandas needs {error.name}: pip install 'eval-ingest[geo]'"
-            ) from error
         frame = self.table.drop_columns("geometry").to_pandas()
         shapes = geopandas.GeoSeries.from_wkb(self.table["geometry"].to_pylist(), crs="OGC:CRS84")
         return geopandas.GeoDataFrame(frame, geometry=shapes)

@@ -33,6 +33,11 @@ class Entry:
     modified: float = 0.0
     """When it was written, in seconds since 1970; 0 if the server doesn't say."""
 
+    @property
+    def last(self) -> str:
+        """The last part of its name."""
+        return self.name.rpartition("/")[2]
+
 
 Entries = list[Entry]
 

@@ -7,7 +7,7 @@ writing (writing.py).
 import asyncio
 import os
 import threading
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from concurrent.futures import Future
 from functools import partial
 from typing import Any
@@ -19,7 +19,7 @@ from eval_ingest.objects.explain import SourceWords
 from eval_ingest.objects.filesystems import refused_login
 from eval_ingest.objects.fsspec_backend import FsspecBackend
 from eval_ingest.objects.greeting import greet
-from eval_ingest.objects.retry import FIRST_LOOK, Limits, Result, retrying
+from eval_ingest.objects.retry import FIRST_LOOK, Limits, Result, gather_or_cancel, retrying
 
 
 class Objects:
@@ -94,6 +94,10 @@ class Objects:
         """Do something on that loop, and wait for it."""
         return self.submit(work).result()
 
+    def run_all(self, work: Iterable[Coroutine[Any, Any, Result]]) -> list[Result]:
+        """Do several things at once; the first error ends the others before it is raised."""
+        return self.run(gather_or_cancel(work))
+
     def greet(self) -> None:
         """Have the server say anything at all, so that one that is out of reach is told soon.
 
@@ -144,6 +148,14 @@ class Objects:
         except FileNotFoundError:
             return []
 
+    def below(self, name: str) -> list[Entry]:
+        """The same, waited for."""
+        return self.run(self.list_folder(name))
+
+    def folders(self, name: str) -> list[str]:
+        """The names of the folders right below a folder, sorted."""
+        return sorted(entry.last for entry in self.below(name) if entry.folder)
+
     async def find(self, folder: str, prefix: str = "") -> list[Entry]:
         """All objects at any depth below a folder, whose path in it begins with a prefix."""
         try:
@@ -167,12 +179,12 @@ class Objects:
         """
         first = type(self)(self.url, FIRST_LOOK, self._endpoint, self._resumes)
         first.greet()
-        found = first.run(first.list_folder(""))
+        found = first.below("")
         if not found:
             scheme, _, rest = self.url.partition("://")
             bucket, _, inner = rest.partition("/")
             above = Objects(f"{scheme}://{bucket}", FIRST_LOOK, self._endpoint)
-            if inner and above.run(above.list_folder("")):
+            if inner and above.below(""):
                 raise SourceNotFoundError(
                     f"source {self.url} does not exist in {scheme}://{bucket}; "
                     "give the folder that holds config.json and windows/"

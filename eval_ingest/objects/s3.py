@@ -5,7 +5,7 @@ What doesn't belong here: which server and whose credentials (filesystems.py).
 
 import base64
 import hashlib
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -58,31 +58,24 @@ class S3Backend(FsspecBackend):
     # ---------------------------------------------------------------------------------- looking
 
     async def list(self, folder: str) -> Entries:
-        prefix = self._key(f"{folder}/" if folder else "")
-        prefix += "/" if prefix and not prefix.endswith("/") else ""
-        found = []
-        async for page in self._pages(Prefix=prefix, Delimiter="/"):
+        return await self._listed(folder, "", Delimiter="/")
+
+    async def find(self, folder: str, prefix: str = "") -> Entries:
+        return await self._listed(folder, prefix)
+
+    async def _listed(self, folder: str, prefix: str, **parameters: Any) -> Entries:
+        key = self._key(folder)
+        parameters["Prefix"] = f"{key}/{prefix}" if key else prefix
+        found, more = Entries(), True
+        while more:
+            page = await self._request("list_objects_v2", **parameters)
             for below in page.get("CommonPrefixes", ()):
                 found.append(Entry(self._name(below["Prefix"]).rstrip("/"), 0, "", folder=True))
             found += [self._entry(o["Key"], o) for o in page.get("Contents", ())]
-        return [entry for entry in found if entry.name and not entry.name.endswith("/")]
-
-    async def find(self, folder: str, prefix: str = "") -> Entries:
-        start = self._key(folder)
-        start += "/" if start else ""
-        found = []
-        async for page in self._pages(Prefix=start + prefix):
-            found += [self._entry(o["Key"], o) for o in page.get("Contents", ())]
+            more = page.get("IsTruncated", False)
+            parameters["ContinuationToken"] = page.get("NextContinuationToken")
         # Some tools leave empty objects that stand for folders.
-        return [entry for entry in found if not entry.name.endswith("/")]
-
-    async def _pages(self, **parameters: Any) -> AsyncIterator[dict[str, Any]]:
-        while True:
-            page = await self._request("list_objects_v2", **parameters)
-            yield page
-            if not page.get("IsTruncated"):
-                return
-            parameters["ContinuationToken"] = page["NextContinuationToken"]
+        return [entry for entry in found if entry.name and not entry.name.endswith("/")]
 
     async def head(self, name: str) -> Entry:
         key = self._key(name)

@@ -240,7 +240,7 @@ class WritableObjects(Objects):
             await self._retrying(f"deleting {what}", lambda: self._backend.delete(entries))
         except FileNotFoundError:
             pass
-        except Conflict:
+        except Conflict as error:
             # It may have been us: the answer was lost, and it was tried again.
             if any([await self.stat(entry.name) for entry in entries]):
-                raise
+                raise Conflict(str(error) or entries[0].name) from error

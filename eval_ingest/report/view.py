@@ -7,11 +7,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from eval_ingest.core.crops import cuts_of
 from eval_ingest.core.entry import Metadata
-from eval_ingest.core.index import WindowIndex
 from eval_ingest.core.spec import SPLITS
-from eval_ingest.core.splits import SplitAssignment
+from eval_ingest.core.splits import AssignedWindows
 from eval_ingest.core.task import IGNORE_LABEL, Task
 from eval_ingest.errors import NotIngestedError, StaleStageError
 from eval_ingest.store.outcomes import read_split_assignment, read_window_index
@@ -25,38 +23,21 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class View:
+class View(AssignedWindows):
     """An ingested dataset, opened for looking at."""
 
     root: EvalRoot
     metadata: Metadata
-    index: WindowIndex
-    assignment: SplitAssignment
 
     @property
     def task(self) -> Task:
         """What is predicted."""
         return self.metadata.config.task
 
-    @property
-    def splits(self) -> NDArray[np.str_]:
-        """Split per row of the index."""
-        return self.assignment.splits
-
-    @property
-    def used(self) -> NDArray[np.int64]:
-        """Rows of the index that are in a split."""
-        return self.assignment.used
-
     @cached_property
     def class_counts(self) -> NDArray[np.int64]:
         """Pixels or samples per class, (N, classes), of all rows."""
         return self.index.class_counts(self.task.num_classes, self.cuts)
-
-    @cached_property
-    def cuts(self) -> NDArray[np.intp]:
-        """How the samples of each row are cut from its window."""
-        return cuts_of(self.metadata.config, self.splits)
 
     @cached_property
     def means(self) -> NDArray[np.float64]:
@@ -126,4 +107,4 @@ def open_view(root: EvalRoot, name: str) -> View:
         if found.fingerprint != metadata.fingerprints.get(stage):
             why = f"{stage} has run again since, without the stages after it"
             raise StaleStageError(name, "registry_entry", why)
-    return View(root, metadata, index, assignment.joined(index))
+    return View(index, assignment.joined(index), metadata.config, root, metadata)

@@ -18,6 +18,7 @@ from eval_ingest.core import images
 from eval_ingest.core.columns import arrow_rows
 from eval_ingest.core.spec import SPLITS
 from eval_ingest.core.task import Task
+from eval_ingest.engine import batched
 from eval_ingest.report.page import VIEWER
 from eval_ingest.report.view import View
 
@@ -42,18 +43,15 @@ def write_viewer(
     done = 0
     schema = _schema(view)
     for split in SPLITS:
-        rows = _rows(view, split)
-        part = [row for _, row in zip(range(_ROWS), rows, strict=False)]
-        if not part:
+        if not view.metadata.splits[split].count:
             continue
         with pq.ParquetWriter(
             folder / VIEWER / f"{split}.parquet", schema, compression="zstd"
         ) as file:
-            while part:
+            for part in batched(_rows(view, split), _ROWS):
                 file.write_table(arrow_rows(part, schema))
                 done += len(part)
                 progress("samples drawn", done, total)
-                part = [row for _, row in zip(range(_ROWS), rows, strict=False)]
 
 
 def _schema(view: View) -> pa.Schema:

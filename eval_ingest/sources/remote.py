@@ -143,9 +143,7 @@ class RemoteSource(Source):
         return self._folders("windows")
 
     def _folders(self, folder: str) -> list[str]:
-        entries = self._objects.run(self._objects.list_folder(folder))
-        names = (entry.name.rsplit("/", 1)[-1] for entry in entries if entry.folder)
-        return sorted(name for name in names if not name.startswith("."))
+        return [name for name in self._objects.folders(folder) if not name.startswith(".")]
 
     def listing(self, groups: list[str], layers: frozenset[str]) -> Iterator[Listed]:
         table = self._listing

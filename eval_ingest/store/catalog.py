@@ -26,7 +26,13 @@ from eval_ingest.errors import (
 from eval_ingest.objects.filesystems import weka_mount
 from eval_ingest.redaction import redacted
 from eval_ingest.settings import Settings
-from eval_ingest.store.atomic import remove_path, store_error, store_errors, write_bytes
+from eval_ingest.store.atomic import (
+    read_bytes,
+    remove_path,
+    store_error,
+    store_errors,
+    write_bytes,
+)
 from eval_ingest.store.roots.open import open_root
 
 
@@ -138,12 +144,8 @@ def find_spec(settings: Settings, name: str) -> DatasetSpec:
         if Path(path).stem == name:
             raise error
     if name not in specs:
-        raise UnknownDatasetError(
-            name,
-            specs,
-            "the catalog",
-            f"To add it: eval-ingest ingest {name} --source PATH_OR_URL",
-        )
+        cure = f"To add it: eval-ingest ingest {name} --source PATH_OR_URL"
+        raise UnknownDatasetError(name, specs, "the catalog", cure)
     return specs[name]
 
 
@@ -203,14 +205,11 @@ def add_spec(settings: Settings, spec: DatasetSpec) -> Path:
     values |= {key: absolute(values[key]) for key in ("source", "config") if key in values}
     forget_removed(settings, spec.name)
     path = folder / f"{spec.name}.yaml"
-    text = yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
     for stray in folder.glob(".*.tmp"):
         with contextlib.suppress(OSError):
             if time.time() - stray.stat().st_mtime > STALE_S:
                 stray.unlink()
-    if not path.exists() or path.read_text(encoding="utf-8") != text:
-        write_bytes(path, text.encode())
-    _send(settings, path)
+    _keep(settings, path, values)
     return path
 
 
@@ -265,9 +264,7 @@ def note_removed(settings: Settings, name: str, source: str) -> bool:
         return False
     now = datetime.now(UTC).isoformat(timespec="seconds")
     facts = Removed(name=name, source=source, removed_at=now).model_dump()
-    path = folder / f"{name}{_REMOVED}"
-    write_bytes(path, yaml.safe_dump(facts, sort_keys=False, allow_unicode=True).encode())
-    _send(settings, path)
+    _keep(settings, folder / f"{name}{_REMOVED}", facts)
     return True
 
 
@@ -277,12 +274,7 @@ def drop_spec(settings: Settings, name: str) -> None:
     Raises:
         StoreError: the folder can't be written.
     """
-    folder = catalog_folder(settings)
-    if folder is not None:
-        specs = [folder / f"{name}{ending}" for ending in (".yaml", ".yml")]
-        for spec in filter(Path.is_file, specs):
-            remove_path(spec)
-        _send(settings, *specs)
+    _drop(settings, f"{name}.yaml", f"{name}.yml")
 
 
 def forget_removed(settings: Settings, name: str) -> bool:
@@ -291,15 +283,27 @@ def forget_removed(settings: Settings, name: str) -> bool:
     Raises:
         StoreError: the folder can't be written.
     """
-    folder = catalog_folder(settings)
-    path = None if folder is None else folder / f"{name}{_REMOVED}"
-    if path is None or not path.is_file():
-        return False
-    remove_path(path)
+    return _drop(settings, f"{name}{_REMOVED}")
+
+
+def _keep(settings: Settings, path: Path, values: dict[str, Any]) -> None:
+    """Write a file of the catalog, if it isn't there just so."""
+    text = yaml.safe_dump(values, sort_keys=False, allow_unicode=True).encode()
+    if read_bytes(path) != text:
+        write_bytes(path, text)
     _send(settings, path)
-    return True
+
+
+def _drop(settings: Settings, *names: str) -> bool:
+    """Remove files of the catalog; False if there were none."""
+    folder = catalog_folder(settings)
+    there = [folder / name for name in names if (folder / name).is_file()] if folder else []
+    for path in there:
+        remove_path(path)
+    _send(settings, *there)
+    return bool(there)
 
 
 def _send(settings: Settings, *paths: Path) -> None:
-    if settings.catalog is None:
+    if settings.catalog is None and paths:
         open_root(settings).send(*paths)

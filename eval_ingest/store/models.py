@@ -11,20 +11,20 @@ from eval_ingest.store.seal import cure_for, read_sealed_json
 Model = TypeVar("Model", bound=BaseModel)
 
 
-def read_model(path: Path, kind: type[Model], name: str) -> Model | None:
+def read_model(kind: type[Model], path: Path) -> Model | None:
     """What a sealed JSON file holds; None if it isn't there.
 
     Args:
-        path: the file.
         kind: of model; the default of its `version` is the one that can be read.
-        name: the dataset, for messages.
+        path: the file, in a dataset's folder.
 
     Raises:
         NewerVersionError: a newer eval_ingest has written it.
         IntegrityError: it is damaged, or of an older version.
         StoreError: it can't be read.
     """
-    content = read_sealed_json(path, cure_for(name))
+    cure = cure_for(path.parent.name)
+    content = read_sealed_json(path, cure)
     if content is None:
         return None
     known = kind.model_fields["version"].default
@@ -33,9 +33,9 @@ def read_model(path: Path, kind: type[Model], name: str) -> Model | None:
         raise NewerVersionError(path, version, known)
     if version != known:
         what = f"{path} has version {version}, this eval_ingest reads {known}"
-        raise IntegrityError(what, cure_for(name))
+        raise IntegrityError(what, cure)
     try:
         return kind.model_validate(content)
     except ValidationError as error:
         where = ".".join(str(part) for part in error.errors()[0]["loc"])
-        raise IntegrityError(f"{path} is damaged at {where}", cure_for(name)) from error
+        raise IntegrityError(f"{path} is damaged at {where}", cure) from error

@@ -1,6 +1,8 @@
 """What the stages have left on disk: a file each, which carries the fingerprint of its inputs."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 from eval_ingest.core.entry import CopyResult, Metadata, NormStats
@@ -13,29 +15,41 @@ from eval_ingest.store.registry import read_metadata
 from eval_ingest.store.roots.base import DatasetStore
 from eval_ingest.store.seal import cure_for, read_sealed_json, unless_damaged
 
+_READERS: Mapping[str, Callable[[Path], Any]] = {
+    "window_index": read_index,
+    "split_assignment": read_splits,
+    "norm_stats": partial(read_model, NormStats),
+    "weka_copy": partial(read_model, CopyResult),
+}
+"""By stage, which is also what `DatasetLayout` calls its file."""
+
+
+def read_outcome(store: DatasetStore, stage: str) -> Any | None:
+    """The outcome of a stage that is on disk, or None.
+
+    Raises:
+        IntegrityError: it is damaged.
+        StoreError: it can't be read.
+    """
+    if stage == "registry_entry":
+        return read_metadata(store)
+    path: Path = getattr(store.layout, stage)
+    return store.read(path, lambda: _READERS[stage](path))
+
 
 def read_window_index(store: DatasetStore) -> WindowIndex | None:
     """window_index.parquet, or None if it isn't there."""
-    path = store.layout.window_index
-    return store.read(path, lambda: read_index(path))
+    return read_outcome(store, "window_index")
 
 
 def read_split_assignment(store: DatasetStore) -> SplitAssignment | None:
     """split_assignment.parquet, or None if it isn't there."""
-    path = store.layout.split_assignment
-    return store.read(path, lambda: read_splits(path))
-
-
-def read_norm_stats(store: DatasetStore) -> NormStats | None:
-    """norm_stats.json, or None if it isn't there."""
-    path = store.layout.norm_stats
-    return store.read(path, lambda: read_model(path, NormStats, store.name))
+    return read_outcome(store, "split_assignment")
 
 
 def read_copy(store: DatasetStore) -> CopyResult | None:
     """weka_copy.json, or None if it isn't there."""
-    path = store.layout.weka_copy
-    return store.read(path, lambda: read_model(path, CopyResult, store.name))
+    return read_outcome(store, "weka_copy")
 
 
 def read_source_state(store: DatasetStore, at_hand: bool = False) -> dict[str, Any]:
@@ -49,25 +63,6 @@ def read_source_state(store: DatasetStore, at_hand: bool = False) -> dict[str, A
         return read_sealed_json(path, cure)
 
     return unless_damaged(read if at_hand else lambda: store.read(path, read)) or {}
-
-
-_READERS: dict[str, Callable[[DatasetStore], Any]] = {
-    "window_index": read_window_index,
-    "split_assignment": read_split_assignment,
-    "norm_stats": read_norm_stats,
-    "weka_copy": read_copy,
-    "registry_entry": read_metadata,
-}
-
-
-def read_outcome(store: DatasetStore, stage: str) -> Any | None:
-    """The outcome of a stage that is on disk, or None.
-
-    Raises:
-        IntegrityError: it is damaged.
-        StoreError: it can't be read.
-    """
-    return _READERS[stage](store)
 
 
 def read_published(store: DatasetStore, metadata: Metadata, stage: str) -> Any:

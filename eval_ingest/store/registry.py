@@ -66,7 +66,7 @@ def metadata_at_hand(layout: DatasetLayout) -> Metadata | None:
     """
     if is_another_tools(layout.metadata) and not holds_ours(layout.path):
         return None
-    return read_model(layout.metadata, Metadata, layout.name)
+    return read_model(Metadata, layout.metadata)
 
 
 def is_another_tools(path: Path) -> bool:
@@ -85,7 +85,7 @@ def read_opening(store: DatasetStore) -> Metadata | None:
         StoreError: it can't be read, or is of another version.
     """
     path = store.layout.opening
-    return store.read(path, lambda: read_model(path, Metadata, store.name))
+    return store.read(path, lambda: read_model(Metadata, path))
 
 
 def require_opening(root: EvalRoot, name: str) -> Metadata:
@@ -129,12 +129,7 @@ def require_metadata(root: EvalRoot, name: str) -> Metadata:
                 f"{name} is registered by another tool, in {entry.get('weka_path', '?')}; to make "
                 f"it loadable here, where it is: eval-ingest adopt {name}"
             )
-        raise UnknownDatasetError(
-            name,
-            root.dataset_names(),
-            f"the eval root {root.url}",
-            f"To ingest it: eval-ingest ingest {name}",
-        )
+        raise UnknownDatasetError(name, root.dataset_names(), f"the eval root {root.url}")
     return metadata
 
 

@@ -74,4 +74,4 @@ def read_resolved(store: DatasetStore) -> Resolved | None:
         StoreError: it can't be read.
     """
     path = store.layout.resolved
-    return store.read(path, lambda: read_model(path, Resolved, store.name))
+    return store.read(path, lambda: read_model(Resolved, path))

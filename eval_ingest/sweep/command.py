@@ -169,10 +169,10 @@ def _leaderboard(options: argparse.Namespace) -> int:
 def _signal(options: argparse.Namespace) -> int:
     from eval_ingest.report.printing import Progress, say, told
     from eval_ingest.store.atomic import write_bytes
-    from eval_ingest.sweep.signal import measure_all
+    from eval_ingest.sweep.signal import signal
 
     with Progress(quiet=options.json) as progress:
-        found = measure_all(
+        found = signal(
             "all" if options.all else options.name,
             encoders=options.encoders,
             most_windows=options.windows,

@@ -234,25 +234,26 @@ def embedded_batches(
     batches = dataset.batches(size, bucket=True, shard=shard, device=device)
     for batch in batches if device is not None else ahead(batches):
         _check_size(dataset, encoder, batch)
-        features, labels, grid, pooled = _embed(dataset, encoder, batch, pooling)
-        if width not in (0, features.shape[1]):
-            raise SweepError(
-                f"encoder {encoder.name} on {dataset.name}: embeddings of {width} values, "
-                f"then of {features.shape[1]}; they must all be as long"
-            )
-        width = features.shape[1]
         corners = batch.get("crop") or itertools.repeat(None)
         keys = zip(batch["window"], corners, strict=False)
         indices = np.array([place_of[key] for key in keys])
-        yield EmbeddedBatch(indices, features, labels, grid, pooled)
+        found = _embed(dataset, encoder, batch, indices, pooling)
+        if width not in (0, found.features.shape[1]):
+            raise SweepError(
+                f"encoder {encoder.name} on {dataset.name}: embeddings of {width} values, "
+                f"then of {found.features.shape[1]}; they must all be as long"
+            )
+        width = found.features.shape[1]
+        yield found
         done += len(indices)
         progress(what, done, len(dataset))
 
 
-def joined(batches: Iterable[EmbeddedBatch], dataset: EvalDataset, seconds: float) -> Embedded:
-    """All batches of a split in memory."""
+def joined(batches: Iterable[EmbeddedBatch], dataset: EvalDataset, started: float) -> Embedded:
+    """All batches of a split in memory; `started` by time.monotonic."""
     places = np.zeros((len(dataset), 4), np.int64)
     found, rows = list(batches), 0
+    seconds = time.monotonic() - started
     if not found:  # of a rank that hands its embeddings to another
         return Embedded(np.zeros((0, 0), np.float32), np.zeros((0, 1)), places, seconds)
     for batch in found:
@@ -293,9 +294,13 @@ def _check_size(dataset: EvalDataset, encoder: Encoder, batch: dict[str, Any]) -
 
 
 def _embed(
-    dataset: EvalDataset, encoder: Encoder, batch: dict[str, Any], pooling: str
-) -> tuple[NDArray[np.float32], NDArray[Any], tuple[int, int], str]:
-    """Rows (R, D) of a batch, labels (R, Q), rows and columns of patches, and how it is pooled."""
+    dataset: EvalDataset,
+    encoder: Encoder,
+    batch: dict[str, Any],
+    indices: NDArray[np.int64],
+    pooling: str,
+) -> EmbeddedBatch:
+    """What the encoder makes of a batch of these samples."""
     try:
         with torch.no_grad():
             vectors, grid, pooling = _vectors(dataset, encoder, batch, pooling)
@@ -323,7 +328,8 @@ def _embed(
     else:
         labels = target[:, None]
     kind = np.int16 if dataset.task.kind.has_classes else np.float32
-    return vectors.numpy(), labels.cpu().numpy().astype(kind), grid, pooling
+    labels = labels.cpu().numpy().astype(kind)
+    return EmbeddedBatch(indices, vectors.numpy(), labels, grid, pooling)
 
 
 def _vectors(
@@ -342,17 +348,22 @@ def _vectors(
         )
     embeddings, p = Embeddings(*found), encoder.patch_size
     batch_size, height, width = batch[next(iter(dataset.bands))].shape[:3]
-    grid = height // p, width // p
-    shape: tuple[int, ...] = (batch_size,)
+    shape: tuple[int, ...]
     if dataset.task.kind.per_pixel:
-        values, shape = embeddings.patches, (batch_size, *grid)
+        grid = height // p, width // p
+        what, values, shape = "patches", embeddings.patches, (batch_size, *grid)
     else:
         values, pooling = _pooled(embeddings, pooling, hasattr(encoder, "pooling"))
+        what, grid, shape = "pooled", (1, 1), (batch_size,)
     if values is None or values.shape[:-1] != shape or not values.shape[-1] or values.is_complex():
-        what = "patches" if dataset.task.kind.per_pixel else "pooled"
-        raise _wrong(dataset, encoder, what, (*shape, "D"), values)
-    vectors = values.reshape(-1, values.shape[-1]).float().cpu().contiguous()
-    return vectors, grid if dataset.task.kind.per_pixel else (1, 1), pooling
+        given: Any = None if values is None else tuple(values.shape)
+        given = values.dtype if values is not None and values.is_complex() else given
+        raise SweepError(
+            f"encoder {encoder.name} on {dataset.name} ({dataset.task.kind}): {what} must have the "
+            f"shape ({', '.join(map(str, shape))}, D), not {given}; "
+            "see eval_ingest.sweep.encoders.base.Encoder"
+        )
+    return values.reshape(-1, values.shape[-1]).float().cpu().contiguous(), grid, pooling
 
 
 def _pooled(found: Embeddings, pooling: str, by_token: bool) -> tuple[torch.Tensor | None, str]:
@@ -369,21 +380,3 @@ def _pooled(found: Embeddings, pooling: str, by_token: bool) -> tuple[torch.Tens
         return patches[:, patches.shape[1] // 2, patches.shape[2] // 2], pooling
     flat = patches.flatten(1, 2)
     return flat.amax(1) if pooling == "max" else flat.mean(1), pooling
-
-
-def _wrong(
-    dataset: EvalDataset,
-    encoder: Encoder,
-    what: str,
-    expected: tuple[Any, ...],
-    found: torch.Tensor | None,
-) -> SweepError:
-    shape = "None" if found is None else str(tuple(found.shape))
-    if found is not None and found.is_complex():
-        shape = f"{found.dtype}"
-    wanted = ", ".join(map(str, expected))
-    return SweepError(
-        f"encoder {encoder.name} on {dataset.name} ({dataset.task.kind}): {what} must have the "
-        f"shape ({wanted}), not {shape}; "
-        "see eval_ingest.sweep.encoders.base.Encoder"
-    )

@@ -15,12 +15,12 @@ import torch
 
 from eval_ingest.core.eval_settings import EvalSettings
 from eval_ingest.core.suite import ALL
-from eval_ingest.errors import EvalIngestError, SweepError
+from eval_ingest.errors import SweepError
 from eval_ingest.loading import EvalDataset
 from eval_ingest.report.printing import table
 from eval_ingest.settings import Settings
 from eval_ingest.store.roots.open import open_root
-from eval_ingest.sweep.embed import Embedded, EmbeddedBatch, embedded_batches, joined
+from eval_ingest.sweep.embed import Embedded, embedded_batches, joined
 from eval_ingest.sweep.encoders.base import Encoder
 from eval_ingest.sweep.encoders.module import Adapter, undisturbed
 from eval_ingest.sweep.entry_settings import catalog_of
@@ -153,20 +153,13 @@ def evaluate(
     suite = suite.checked(eval_root)
     there = _device_of(model, device)
     encoders = Encoders(model, suite, there, adapter)
-    encoder = encoders.of(EvalSettings())
-    found = Evaluation([])
+    encoders.of(EvalSettings())  # what can't be used as one is told before anything is done
     with ranks() as together, undisturbed(model, there), _precision(model, there, dtype):
         scorer = Scorer(
             suite, eval_root, encoders, _embedding(together, batch_size), catalog_of(settings),
             None if out is None else Path(out), ranks=together,
         )  # fmt: skip
-        for name in suite.datasets:
-            try:
-                found.rows.extend(scorer.dataset(name)[0])
-            except EvalIngestError as error:
-                if len(suite.datasets) == 1:
-                    raise
-                found.failures.append(Failure(encoder.name, name, str(error)))
+        found = scorer.datasets(raising=len(suite.datasets) == 1)
         if out is not None and together.rank == 0:
             write_tables(Path(out), found.rows)
     return Evaluation(found.rows, found.failures, time.monotonic() - started)
@@ -179,16 +172,10 @@ def _embedding(
 
     def embed(dataset: EvalDataset, encoder: Encoder, pooling: str) -> Embedded:
         started = time.monotonic()
-
-        def share() -> list[EmbeddedBatch]:
-            return list(
-                embedded_batches(
-                    dataset, encoder, batch_size=batch_size, shard=together.shard, pooling=pooling
-                )
-            )
-
-        batches = together.interleaved(share)
-        return joined(batches, dataset, time.monotonic() - started)
+        share = embedded_batches(
+            dataset, encoder, batch_size=batch_size, shard=together.shard, pooling=pooling
+        )
+        return joined(together.interleaved(lambda: list(share)), dataset, started)
 
     return embed
 

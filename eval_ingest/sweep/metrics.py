@@ -267,8 +267,6 @@ def number(value: float) -> float | None:
 
 def better(metric: str, score: float, than: float) -> bool:
     """True if a score beats another; NaN beats nothing."""
-    if not np.isfinite(score):
-        return False
-    if not np.isfinite(than):
-        return True
+    if not (np.isfinite(score) and np.isfinite(than)):
+        return bool(np.isfinite(score))
     return score < than if metric in LOWER_IS_BETTER else score > than

@@ -150,9 +150,12 @@ def draw_fractions(rows: Sequence[Row], names: dict[str, str], colours: dict[str
     for k, (encoder, points) in enumerate(sorted(lines.items())):
         fractions = sorted(points)
         x = [points[f][0].n_train for f in fractions]
-        score = [np.mean([_or_nan(r.test_score) for r in points[f]]) for f in fractions]
-        low = [np.min([_or_nan(r.ci_low) for r in points[f]]) for f in fractions]
-        high = [np.max([_or_nan(r.ci_high) for r in points[f]]) for f in fractions]
+        found = [
+            np.array([(r.test_score, r.ci_low, r.ci_high) for r in points[f]], float)
+            for f in fractions
+        ]  # NaN where there is none
+        score = [seeds[:, 0].mean() for seeds in found]
+        low, high = [seeds[:, 1].min() for seeds in found], [seeds[:, 2].max() for seeds in found]
         marker = _MARKERS[k % len(_MARKERS)]
         ax.plot(x, score, marker=marker, ms=5, color=colours[encoder], label=encoder)
         ax.fill_between(x, low, high, color=colours[encoder], alpha=0.15, lw=0)
@@ -178,10 +181,6 @@ def draw_fractions(rows: Sequence[Row], names: dict[str, str], colours: dict[str
     )
     _plain(ax)
     return figure
-
-
-def _or_nan(value: float | None) -> float:
-    return math.nan if value is None else value
 
 
 def draw_confusion(row: Row, encoder: str) -> "Figure":

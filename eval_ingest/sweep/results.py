@@ -249,39 +249,33 @@ def leaderboards(rows: Iterable[Row]) -> list[Leaderboard]:
     """
     current = latest(rows)
     names = encoder_labels(current)
+    by_board: dict[tuple[str, float], _Groups] = defaultdict(lambda: defaultdict(list))
+    for row in current:
+        by_board[row.split, -row.label_fraction][row.dataset, names[row.key]].append(row)
     boards = []
-    for split, fraction in sorted(
-        {(row.split, row.label_fraction) for row in current}, key=lambda at: (at[0], -at[1])
-    ):
-        groups: dict[tuple[str, str], list[Row]] = defaultdict(list)
-        for row in current:
-            if (row.split, row.label_fraction) == (split, fraction):
-                groups[row.dataset, names[row.key]].append(row)
+    for (split, fraction), groups in sorted(by_board.items()):
         cells = {at: cell for at, group in groups.items() if (cell := _cell(group)) is not None}
-        datasets = sorted({dataset for dataset, _ in groups})
-        encoders = sorted({encoder for _, encoder in groups})
-        boards.append(Leaderboard(fraction, split, datasets, encoders, cells))
+        datasets, encoders = (sorted(set(names)) for names in zip(*groups, strict=True))
+        boards.append(Leaderboard(-fraction, split, datasets, encoders, cells))
     return boards
+
+
+_Groups = dict[tuple[str, str], list[Row]]
+"""Rows by dataset and encoder."""
 
 
 def latest(rows: Iterable[Row]) -> list[Row]:
     """Without rows of a dataset version, or of an encoder's weights, that was scored anew."""
     rows = list(rows)
-    newest: dict[tuple[str, ...], Row] = {}
-    for row in rows:
-        at = _setting(row)
-        if at not in newest or row.finished_at > newest[at].finished_at:
-            newest[at] = row
-    versions = {at: (row.dataset_version, row.encoder_fingerprint) for at, row in newest.items()}
-    return [
-        row
-        for row in rows
-        if (row.dataset_version, row.encoder_fingerprint) == versions[_setting(row)]
-    ]
 
+    def setting(row: Row) -> tuple[str, ...]:
+        return (row.dataset, row.split, *_variant(row))
 
-def _setting(row: Row) -> tuple[str, ...]:
-    return (row.dataset, row.split, *_variant(row))
+    def version(row: Row) -> tuple[str, str]:
+        return row.dataset_version, row.encoder_fingerprint
+
+    newest = {setting(row): version(row) for row in sorted(rows, key=lambda r: r.finished_at)}
+    return [row for row in rows if version(row) == newest[setting(row)]]
 
 
 def _variant(row: Row) -> tuple[str, ...]:

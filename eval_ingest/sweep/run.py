@@ -4,14 +4,14 @@ from pathlib import Path
 
 from eval_ingest.core.eval_settings import EvalSettings
 from eval_ingest.engine import Progress, no_progress
-from eval_ingest.errors import EvalIngestError, SweepError
+from eval_ingest.errors import SweepError
 from eval_ingest.loading import EvalDataset
 from eval_ingest.settings import Settings
 from eval_ingest.store.roots.open import open_root
 from eval_ingest.sweep.embed import Embedded, embed_split, writable
 from eval_ingest.sweep.encoders.base import Encoder
 from eval_ingest.sweep.entry_settings import catalog_of
-from eval_ingest.sweep.results import Failure, ResultTable, Row, read_rows, write_tables
+from eval_ingest.sweep.results import Failure, ResultTable, read_rows, write_tables
 from eval_ingest.sweep.scoring import Encoders, Scorer, Tell, choose_device
 from eval_ingest.sweep.suite import Suite
 
@@ -76,26 +76,14 @@ def run_sweep(
 
 def _scored(scorer: Scorer, spec: str, alone: bool) -> ResultTable:
     """One encoder on every dataset."""
-    names = scorer.suite.datasets
     try:
         encoder = scorer.encoders.of(EvalSettings())
     except SweepError as error:
         if alone:
             raise
         scorer.tell(f"failed: {error}")
-        return ResultTable([], 0, [Failure(spec, name, str(error)) for name in names])
+        failures = [Failure(spec, name, str(error)) for name in scorer.suite.datasets]
+        return ResultTable([], 0, failures)
     if "random" in encoder.weights:
         scorer.tell(f"{encoder.name}: {encoder.weights}; its scores are no pretrained model's")
-    rows: list[Row] = []
-    failures, computed = [], 0
-    for name in names:
-        try:
-            found, new = scorer.dataset(name)
-        except EvalIngestError as error:
-            failures.append(Failure(encoder.name, name, str(error)))
-            reason = str(error).removeprefix(f"{name}: ")
-            scorer.tell(f"{name}, {encoder.name}: failed: {reason}")
-            continue
-        rows += found
-        computed += new
-    return ResultTable(rows, computed, failures)
+    return scorer.datasets()

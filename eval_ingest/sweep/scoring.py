@@ -18,7 +18,7 @@ from eval_ingest.core.fingerprint import fingerprint
 from eval_ingest.core.spec import DatasetSpec
 from eval_ingest.core.task import TaskKind
 from eval_ingest.engine import Progress, no_progress
-from eval_ingest.errors import SweepError
+from eval_ingest.errors import EvalIngestError, SweepError
 from eval_ingest.loading import EvalDataset
 from eval_ingest.report.terminal import plural
 from eval_ingest.store.registry import require_metadata
@@ -33,7 +33,7 @@ from eval_ingest.sweep.metrics import LOWER_IS_BETTER, number, primary_metric
 from eval_ingest.sweep.probes import Probed, run_knn, run_linear
 from eval_ingest.sweep.ranking import MAX_RANKED
 from eval_ingest.sweep.ranks import Ranks
-from eval_ingest.sweep.results import ClassScore, Row, read_row, write_row
+from eval_ingest.sweep.results import ClassScore, Failure, ResultTable, Row, read_row, write_row
 from eval_ingest.sweep.rows import Rows
 from eval_ingest.sweep.splits import Splits, require_windows
 from eval_ingest.sweep.suite import Suite
@@ -113,8 +113,21 @@ class Scorer:
     progress: Progress = no_progress
     tell: Tell = lambda text: None
 
-    def dataset(self, name: str) -> tuple[list[Row], int]:
-        """The rows of a dataset, one for each label fraction and seed, and how many are new.
+    def datasets(self, raising: bool = False) -> ResultTable:
+        """The rows of every dataset; one that can't be scored is a failure, unless it raises."""
+        table, encoder = ResultTable([], 0), self.encoders.of(EvalSettings()).name
+        for name in self.suite.datasets:
+            try:
+                table += self.dataset(name)
+            except EvalIngestError as error:
+                if raising:
+                    raise
+                table.failures.append(Failure(encoder, name, str(error)))
+                self.tell(f"{name}, {encoder}: failed: {str(error).removeprefix(f'{name}: ')}")
+        return table
+
+    def dataset(self, name: str) -> ResultTable:
+        """The rows of a dataset, one for each label fraction and seed.
 
         Raises:
             EvalIngestError: it can't be scored.
@@ -140,7 +153,7 @@ class Scorer:
             kept |= {row.key: row for row in new}
         else:
             self.tell(f"{name}, {encoder.name}: up to date, nothing to do")
-        return [row for row in kept.values() if row is not None], len(missing)
+        return ResultTable([row for row in kept.values() if row is not None], len(missing))
 
     def _kept(self, row: Row) -> Row:
         if self.out is not None:

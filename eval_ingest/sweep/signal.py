@@ -8,7 +8,7 @@ What follows from their scores is in core/signal.py.
 
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ from eval_ingest.core.task import Task, TaskKind
 from eval_ingest.engine import Progress, no_progress
 from eval_ingest.errors import EvalIngestError, StaleStageError, SweepError
 from eval_ingest.loading import EvalDataset
-from eval_ingest.report.printing import fitted, screen
+from eval_ingest.report.printing import Printed
 from eval_ingest.settings import Settings
 from eval_ingest.store.registry import rebuild_registry, require_metadata, write_metadata
 from eval_ingest.store.roots.base import EvalRoot
@@ -58,53 +58,7 @@ NULLS = 2
 """Models that know nothing come first: the constant, and noise alone."""
 
 
-def measure_signal(
-    name: str,
-    settings: Settings | None = None,
-    *,
-    root: str | Path | None = None,
-    encoders: Sequence[str] | None = None,
-    most_windows: int = MOST_WINDOWS,
-    keep: bool = True,
-    progress: Progress = no_progress,
-) -> Signal:
-    """Score models of known order on a dataset, and judge it by their scores.
-
-    Args:
-        name: the dataset.
-        settings: default: the environment's.
-        root: the eval root; default OLMOEARTH_EVAL_DATASETS.
-        encoders: more models, of unknown order; default `random`, and OlmoEarth nano where its
-            weights are at hand.
-        most_windows: of each split that are used.
-        keep: in the dataset's metadata.json and in registry.json, until it is ingested anew.
-        progress: called with (what, done, total).
-
-    Raises:
-        UnknownDatasetError: no such dataset.
-        SweepError: it has no train or test windows, too few are to be used, or an encoder fails.
-    """
-    if most_windows < core.FEWEST:
-        raise SweepError(
-            f"{most_windows} windows tell nothing; a signal needs {core.FEWEST} or more"
-        )
-    if encoders is None:
-        encoders = ("random", *([PRETRAINED] if weights_at_hand(PRETRAINED) else []))
-    for spec in encoders:
-        check_encoder(spec)
-    settings = settings or Settings.load()
-    eval_root = open_root(settings, root)
-    metadata = require_metadata(eval_root, name)
-    require_windows(metadata, "test")
-    given = settings_of(name, metadata.spec.eval, catalog_of(settings))
-    measuring = _Measuring(eval_root, metadata, given, most_windows, progress)
-    found = measuring.signal(encoders)
-    if keep:
-        _keep(eval_root, metadata, found)
-    return found
-
-
-class Signals(dict[str, Signal]):
+class Signals(Printed, dict[str, Signal]):
     """The signals of datasets by name, shown as `eval-ingest signal` shows them."""
 
     def __init__(
@@ -155,37 +109,60 @@ class Signals(dict[str, Signal]):
             lines.append("no dataset that tells models apart fits the budget")
         return lines
 
-    def __repr__(self) -> str:
-        return "\n".join(fitted(self.lines(), screen()))
 
-
-def measure_all(
+def signal(
     names: str | Sequence[str] = ALL,
-    settings: Settings | None = None,
     *,
+    root: str | Path | None = None,
+    encoders: Sequence[str] | None = None,
+    most_windows: int = MOST_WINDOWS,
+    keep: bool = True,
     budget_s: float = BUDGET_S,
-    **arguments: Any,
+    progress: Progress = no_progress,
 ) -> Signals:
-    """The signal of some datasets, why others couldn't be measured, and a suite of them.
+    """How well datasets tell models of known order apart, and which make a good suite.
 
     Args:
-        names: a dataset, several, or `all` under the eval root. One alone raises what fails.
-        settings: default: the environment's.
-        budget_s: that the suite may take.
-        arguments: of `measure_signal`.
+        names: a dataset, several, or "all" under the eval root.
+        root: the eval root; default OLMOEARTH_EVAL_DATASETS.
+        encoders: more models, of unknown order; default `random`, and OlmoEarth nano where its
+            weights are at hand.
+        most_windows: of each split that are used.
+        keep: in metadata.json and registry.json, until the dataset is ingested anew.
+        budget_s: seconds that the suite may take: `.suite`, in YAML `.suite_text`.
+        progress: called with (what, done, total).
 
     Raises:
-        UnknownDatasetError: there is none of a name; says the near ones.
-        SweepError: nothing is ingested.
+        UnknownDatasetError: a dataset isn't there; names the near ones.
+        SweepError: the one that is asked for can't be measured (of several, `.failures` says why),
+            nothing is ingested, or an argument is wrong.
+
+    >>> signal("tolbi_crops")["tolbi_crops"].verdict                       # doctest: +SKIP
+    'good'
     """
-    settings = settings or Settings.load()
+    if most_windows < core.FEWEST:
+        raise SweepError(
+            f"{most_windows} windows tell nothing; a signal needs {core.FEWEST} or more"
+        )
+    if encoders is None:
+        encoders = ("random", *([PRETRAINED] if weights_at_hand(PRETRAINED) else []))
+    for spec in encoders:
+        check_encoder(spec)
     one = isinstance(names, str) and names != ALL
     suite = Suite(datasets=(names,) if isinstance(names, str) else tuple(names))
+    settings = Settings.load(eval_root=root)
+    eval_root, catalog = open_root(settings), catalog_of(settings)
     found: dict[str, Signal] = {}
     failures: dict[str, str] = {}
-    for name in suite.checked(open_root(settings, arguments.get("root"))).datasets:
+    for name in suite.checked(eval_root).datasets:
         try:
-            found[name] = measure_signal(name, settings, **arguments)
+            metadata = require_metadata(eval_root, name)
+            require_windows(metadata, "test")
+            given = settings_of(name, metadata.spec.eval, catalog)
+            measuring = _Measuring(eval_root, metadata, given, most_windows, progress)
+            found[name] = measuring.signal(encoders)
+            if keep:
+                _keep(eval_root, metadata, found[name])
         except EvalIngestError as error:
             if one:
                 raise
@@ -231,19 +208,17 @@ class _Measuring:
         seconds = time.monotonic() - started
         models = {_level_name(k): _noisy(pixels, k) for k in NOISE}
         models |= {PIXELS: pixels, **{spec: self._embedded(spec) for spec in encoders}}
-        probed = {CONSTANT: self._constant(pixels)} | {
-            name: probed.get(name) or self._probed(splits) for name, splits in models.items()
-        }
         by_count: dict[int, NDArray[np.float64]] = {}
-        for fraction in FRACTIONS:
+        for fraction in sorted(FRACTIONS):
             train = len(_drawn(pixels, fraction))
-            if fraction == 1:
-                by_count[train] = np.array([self._utility(p.test) for p in probed.values()])
-            elif train >= core.FEWEST:
-                fewer = {name: self._probed(s, fraction) for name, s in models.items()}
-                fewer = {CONSTANT: self._constant(pixels, fraction), **fewer}
-                by_count[train] = np.array([self._utility(p.test) for p in fewer.values()])
-        return self._judged(probed, by_count, seconds)
+            if fraction == 1 or train >= core.FEWEST:
+                known = probed if fraction == 1 else {}
+                found = {CONSTANT: self._constant(pixels, fraction)} | {
+                    name: known.get(name) or self._probed(splits, fraction)
+                    for name, splits in models.items()
+                }
+                by_count[train] = np.array([self._utility(p.test) for p in found.values()])
+        return self._judged(found, by_count, seconds)  # the last are of all train windows
 
     def _judged(
         self,
@@ -305,33 +280,29 @@ class _Measuring:
         encoder = load_encoder(spec, size, torch.device("cpu"))
 
         def embed(dataset: EvalDataset, encoder: Encoder) -> Embedded:
-            started = time.monotonic()
-            pooling = self.settings.pooling or "mean"
-            batches = list(embedded_batches(dataset, encoder, self.progress, pooling=pooling))
-            return joined(batches, dataset, time.monotonic() - started)
+            started, pooling = time.monotonic(), self.settings.pooling or "mean"
+            batches = embedded_batches(dataset, encoder, self.progress, pooling=pooling)
+            return joined(batches, dataset, started)
 
         few = {"max_samples": self.most}
         return Splits.of(self.root.address, self.metadata, "test", encoder, embed, few, scored=few)
 
-    def _parts(self, splits: Splits, fraction: float) -> Iterator[Rows]:
-        train, val, _ = splits.train_and_val(_drawn(splits, fraction), SEED)
-        yield from (train, val, splits.test)
-
     def _probed(self, splits: Splits, fraction: float = 1.0) -> Probed:
         """kNN where the dataset is scored so, else a layer with few rates and epochs."""
-        train, val, test = self._parts(splits, fraction)
-        kind, device = self._task.kind, torch.device("cpu")
-        if (self.settings.probe or "knn") == "knn" and kind is TaskKind.CLASSIFICATION:
-            return run_knn(self._task, train, val, test, device, self._metric)
-        return run_linear(self._task, train, val, test, device, SEED, RATES, EPOCHS, self._metric)
+        train, val, _ = splits.train_and_val(_drawn(splits, fraction), SEED)
+        given = self._task, train, val, splits.test, torch.device("cpu")
+        knn = (self.settings.probe or "knn") == "knn"
+        if knn and self._task.kind is TaskKind.CLASSIFICATION:
+            return run_knn(*given, self._metric)
+        return run_linear(*given, SEED, RATES, EPOCHS, self._metric)
 
-    def _constant(self, splits: Splits, fraction: float = 1.0) -> Probed:
+    def _constant(self, splits: Splits, fraction: float) -> Probed:
         """Always train's commonest class, or its mean."""
-        train, val, test = self._parts(splits, fraction)
+        train, val, _ = splits.train_and_val(_drawn(splits, fraction), SEED)
         known = train.target[train.valid]
         classes = self._task.kind.has_classes
         guess: Any = known.bincount().argmax() if classes else known.double().mean()
-        return Probed(self._same(val, guess), self._same(test, guess))
+        return Probed(self._same(val, guess), self._same(splits.test, guess))
 
     def _same(self, rows: Rows, guess: torch.Tensor) -> Tally:
         target = rows.target.numpy()

@@ -133,10 +133,5 @@ class Suite(SuiteFields):
             return tuple(known)
         for name in self.datasets:
             if name not in known:
-                raise UnknownDatasetError(
-                    name,
-                    known,
-                    f"the eval root {root.url}",
-                    f"To ingest it: eval-ingest ingest {name}",
-                )
+                raise UnknownDatasetError(name, known, f"the eval root {root.url}")
         return tuple(dict.fromkeys(self.datasets))

@@ -8,7 +8,7 @@ other tools are in the list too.
 import json
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
@@ -49,50 +49,14 @@ _BUILT_IN_NAMES = ("mados", "sen1floods11", "breizhcrops", "similar_but_differen
 
 @dataclass(frozen=True)
 class TrainerTask:
-    """One downstream task: what differs from data set to data set."""
+    """One downstream task."""
 
     name: str
     """The evaluation's name in metrics and overrides."""
-    dataset: str
-    """In the registry."""
-    input_modalities: tuple[str, ...]
-    eval_mode: str
-    """`knn` or `linear_probe`."""
-    patch_size: int
-    norm_stats_from_pretrained: bool = True
-    settings: EvalSettings = field(default_factory=EvalSettings)
-    """What its own entry of the catalog, or its spec, says about scoring it."""
+    fields: dict[str, Any]
+    """The fields of a DownstreamTaskConfig, as JSON would hold them."""
     note: str = ""
     """Why it isn't as the others are."""
-
-    @property
-    def fields(self) -> dict[str, Any]:
-        """The fields of a DownstreamTaskConfig, as JSON would hold them."""
-        given = self.settings
-        center = given.pooling == "center"
-        fields: dict[str, Any] = {
-            "dataset": self.dataset,
-            "input_modalities": list(self.input_modalities),
-            "eval_mode": self.eval_mode,
-            "patch_size": self.patch_size,
-            "embedding_batch_size": given.embedding_batch_size or 128,
-            "probe_batch_size": given.probe_batch_size or 32,
-            "num_workers": 8 if given.num_workers is None else given.num_workers,
-            "pooling_type": "mean" if center else given.pooling or "mean",
-            "norm_stats_from_pretrained": self.norm_stats_from_pretrained,
-            "norm_method": "norm_no_clip_2_std",
-            "probe_lr": given.learning_rates[0] if given.learning_rates else 0.01,
-            "epochs": given.epochs or 50,
-            "eval_interval": {"value": 10, "unit": "epochs"},
-        }
-        more = {
-            "primary_metric": given.primary_metric,
-            "primary_metric_class": given.primary_metric_class,
-            "use_center_token": center or None,
-            "use_dice_loss": given.dice_loss or None,
-            "probe_type": given.probe_type,
-        }
-        return fields | {name: value for name, value in more.items() if value is not None}
 
 
 @dataclass(frozen=True)
@@ -122,20 +86,14 @@ def trainer_tasks(
         UnknownDatasetError: not in the registry; names the near ones.
         SweepError: the registry is empty.
     """
-    entries = read_registry(root)
+    entries, registry = read_registry(root), root.shown(root.layout.registry)
     if not entries:
         raise SweepError(
-            f"{root.shown(root.layout.registry)} lists no dataset; run eval-ingest ingest, "
-            "or set OLMOEARTH_EVAL_DATASETS"
+            f"{registry} lists no dataset; run eval-ingest ingest, or set OLMOEARTH_EVAL_DATASETS"
         )
     for name in datasets:
         if name not in entries:
-            raise UnknownDatasetError(
-                name,
-                entries,
-                root.shown(root.layout.registry),
-                f"To ingest it: eval-ingest ingest {name}",
-            )
+            raise UnknownDatasetError(name, entries, registry)
     tasks: list[TrainerTask] = []
     left_out = {}
     for name in dict.fromkeys(datasets) or sorted(entries):
@@ -145,7 +103,7 @@ def trainer_tasks(
         else:
             settings = settings_of(name, _settings(entries[name]), lambda: known)
             tasks += _tasks_of(name, entries[name], {task.name for task in tasks}, settings)
-    return TaskList(root.shown(root.layout.registry), tasks, left_out)
+    return TaskList(registry, tasks, left_out)
 
 
 def _settings(entry: Mapping[str, Any]) -> EvalSettings:
@@ -196,25 +154,39 @@ def _tasks_of(
     if not there and len(modalities) > 1 and not entry.get("same_timesteps", True):
         chosen = [(modality,) for modality in modalities]
         notes.append("the trainer can't join modalities with different numbers of timesteps")
+    mode = "knn" if knn else "linear_probe"
+    common = {"dataset": name, "eval_mode": mode, "patch_size": patch, **_scored_by(settings)}
+    common["norm_stats_from_pretrained"] = entry.get("use_pretrain_norm", True)
     tasks: list[TrainerTask] = []
     for k, inputs in enumerate(chosen):
         suffix = f"_{inputs[0]}" if len(chosen) > 1 else ""
         if there:  # the first has the dataset's own name, as in the trainer's list
             suffix = "".join(f"_{_SHORT.get(modality, modality)}" for modality in inputs if k)
         unique = _task_name(name + suffix, taken | {task.name for task in tasks})
-        tasks.append(
-            TrainerTask(
-                name=unique,
-                dataset=name,
-                input_modalities=inputs,
-                eval_mode="knn" if knn else "linear_probe",
-                patch_size=patch,
-                norm_stats_from_pretrained=entry.get("use_pretrain_norm", True),
-                settings=settings,
-                note="; ".join(notes),
-            )
-        )
+        fields = {**common, "input_modalities": list(inputs)}
+        tasks.append(TrainerTask(unique, fields, "; ".join(notes)))
     return tasks
+
+
+def _scored_by(given: EvalSettings) -> dict[str, Any]:
+    """The fields that a dataset's settings decide over."""
+    center = given.pooling == "center"
+    fields = {
+        "embedding_batch_size": given.embedding_batch_size or 128,
+        "probe_batch_size": given.probe_batch_size or 32,
+        "num_workers": 8 if given.num_workers is None else given.num_workers,
+        "pooling_type": "mean" if center else given.pooling or "mean",
+        "norm_method": "norm_no_clip_2_std",
+        "probe_lr": given.learning_rates[0] if given.learning_rates else 0.01,
+        "epochs": given.epochs or 50,
+        "eval_interval": {"value": 10, "unit": "epochs"},
+        "primary_metric": given.primary_metric,
+        "primary_metric_class": given.primary_metric_class,
+        "use_center_token": center or None,
+        "use_dice_loss": given.dice_loss or None,
+        "probe_type": given.probe_type,
+    }
+    return {name: value for name, value in fields.items() if value is not None}
 
 
 def _task_name(name: str, taken: set[str]) -> str:

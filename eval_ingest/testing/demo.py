@@ -22,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eval_ingest.errors import EvalIngestError, StoreError
+from eval_ingest.settings import Settings
 
 if TYPE_CHECKING:
     from rslearn.dataset import Dataset
@@ -274,7 +275,7 @@ def write_demo_dataset(root: Path, *, windows: int = 120, seed: int = 0) -> Path
         aside.name,
         windows=windows,
         seed=seed,
-        workers=_cores() if windows >= _MANY_WINDOWS else 1,
+        workers=min(Settings.load().workers, 8) if windows >= _MANY_WINDOWS else 1,
     )
     aside.rename(target)
     marker.write_text(json.dumps(wanted) + "\n")
@@ -290,10 +291,6 @@ def _read_marker(marker: Path) -> object:
         return json.loads(marker.read_text())
     except (FileNotFoundError, ValueError):
         return None
-
-
-def _cores() -> int:
-    return min(len(os.sched_getaffinity(0)), 8) if hasattr(os, "sched_getaffinity") else 1
 
 
 def write_tolbi_like(
@@ -388,55 +385,14 @@ def _break(window: Path, defect: str) -> None:
         os.truncate(raster, raster.stat().st_size // 3)
 
 
-# ------------------------------------------------------------------------------ a first score
-
-
-def first_score(name: str, *, pixels_per_window: int = 40, seed: int = 0) -> str:
-    """Accuracy of a linear probe on raw pixels of an ingested segmentation dataset, in words."""
-    from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
-
-    from eval_ingest.loading import EvalDataset
-
-    rng = np.random.default_rng(seed)
-
-    def labelled_pixels(split: str) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-        features, labels = [], []
-        dataset = EvalDataset(name, split, crop=None, method="standardize")
-        for i in range(len(dataset)):
-            sample = dataset[i]
-            target = sample["target"].numpy()
-            (places,) = np.nonzero(target.ravel() >= 0)
-            chosen = rng.choice(places, min(pixels_per_window, len(places)), replace=False)
-            images = [value for key, value in sample.items() if key in sample["timestamps"]]
-            flat = [image.numpy().reshape(target.size, -1)[chosen] for image in images]
-            features.append(np.concatenate(flat, axis=1))
-            labels.append(target.ravel()[chosen])
-        return np.concatenate(features), np.concatenate(labels)
-
-    x, y = labelled_pixels("train")
-    probe = LinearDiscriminantAnalysis().fit(x, y)
-    x_val, y_val = labelled_pixels("val")
-    commonest = np.bincount(y_val).max() / len(y_val)
-    return (
-        f"a linear probe on single pixels gets {probe.score(x_val, y_val):.0%} of val right "
-        f"({len(np.unique(y))} classes have labels; always the commonest one: {commonest:.0%})"
-    )
-
-
 def main(arguments: list[str] | None = None) -> int:
-    """Write the demo dataset, or score it once it is ingested."""
+    """Write the demo dataset."""
     parser = argparse.ArgumentParser(prog="python -m eval_ingest.testing.demo", description=__doc__)
     parser.add_argument("--root", type=Path, default=Path(".demo/studio"), help="folder to write")
     parser.add_argument("--windows", type=int, default=120, help="besides four broken ones")
-    parser.add_argument(
-        "--score", nargs="?", const="tolbi_crops", metavar="NAME", help="score what was ingested"
-    )
     options = parser.parse_args(arguments)
     try:
-        if options.score:
-            print(first_score(options.score))
-        else:
-            write_demo_dataset(options.root, windows=options.windows)
+        write_demo_dataset(options.root, windows=options.windows)
     except EvalIngestError as error:
         parser.exit(1, f"error: {error}\n")
     return 0

@@ -1,7 +1,8 @@
 """How much memory something takes at its worst: this process, and all that it starts.
 
 Each process's peak is the kernel's own (VmHWM), so that none is missed between two looks. Their sum
-is an upper bound: they need not be at their peaks at the same time, and share their libraries.
+is an upper bound: they need not be at their peaks at the same time, and share their libraries. What
+this process sees of memory that it shares with one of them is that one's.
 """
 
 import contextlib
@@ -18,16 +19,18 @@ class Peak:
 
     def __init__(self) -> None:
         self.by_process: dict[int, int] = {}
+        self.shared = 0
 
     @property
     def n_bytes(self) -> int:
         """The processes' peaks together."""
-        return sum(self.by_process.values())
+        return sum(self.by_process.values()) - self.shared
 
     def look(self) -> None:
         """Take note of the peaks of this process and of those below it."""
         for pid in _tree(os.getpid()):
-            self.by_process[pid] = _peak(pid) or self.by_process.get(pid, 0)
+            self.by_process[pid] = _bytes(pid, "VmHWM") or self.by_process.get(pid, 0)
+        self.shared = max(self.shared, _bytes(os.getpid(), "RssShmem"))
 
 
 @contextlib.contextmanager
@@ -60,8 +63,8 @@ def _tree(pid: int) -> Iterator[int]:
                 yield from _tree(int(child))
 
 
-def _peak(pid: int) -> int:
-    """Bytes; 0 of a process that has gone."""
+def _bytes(pid: int, what: str) -> int:
+    """0 of a process that has gone."""
     with contextlib.suppress(OSError, IndexError):
-        return int(Path(f"/proc/{pid}/status").read_text().split("VmHWM:")[1].split()[0]) << 10
+        return int(Path(f"/proc/{pid}/status").read_text().split(f"{what}:")[1].split()[0]) << 10
     return 0

@@ -274,7 +274,7 @@ class DatasetStore:
             except FileNotFoundError as error:
                 raise IntegrityError(
                     f"{source} is missing; it was ingested anew in the meantime, or is damaged: "
-                    "export cure_for, or see eval-ingest verify"
+                    "export it again, or see eval-ingest verify"
                 ) from error
             yield path
 

@@ -8,15 +8,12 @@ on its way when the lease ends meets the condition, and what is written first is
 the lease next.
 """
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 
-from eval_ingest.errors import OutdatedError
-from eval_ingest.objects.backend import Conflict, Entry
-from eval_ingest.objects.retry import gather_or_cancel
+from eval_ingest.objects.backend import Entry
 from eval_ingest.objects.writing import WritableObjects
-from eval_ingest.store.roots.lease import Lease, leased
+from eval_ingest.store.roots.lease import Lease
 
 
 class Holding:
@@ -25,13 +22,18 @@ class Holding:
     Args:
         objects: the eval root.
         lease: of the dataset.
-        listed: its objects by name, but for its windows'.
+        dataset: its name.
     """
 
-    def __init__(self, objects: WritableObjects, lease: Lease, listed: dict[str, Entry]) -> None:
+    def __init__(self, objects: WritableObjects, lease: Lease, dataset: str) -> None:
         self._objects = objects
         self.lease = lease
-        self.listed = listed
+        top = objects.below(dataset)
+        folders = (entry for entry in top if entry.folder and entry.last != "windows")
+        below = objects.run_all([objects.find(folder.name) for folder in folders])
+        found = [entry for entries in (top, *below) for entry in entries if not entry.folder]
+        self.listed = {entry.name: entry for entry in found}
+        """Its objects by name, but for its windows'."""
 
     def check(self) -> None:
         """Raise StoreError if the lease is lost."""
@@ -49,17 +51,14 @@ class Holding:
             OutdatedError: somebody else has written it meanwhile.
             StoreError: the lease is lost, or it can't be written.
         """
-        await self.lease.check(self._objects)
         seen = self.listed.get(name)
-        try:
+        async with self.lease.writing(self._objects, name):
             if isinstance(data, Path):
                 entry = await self._objects.upload(name, data, crc32c)
             elif seen is not None and not seen.token:  # the server doesn't say what it has
                 entry = await self._objects.put(name, data)
             else:
                 entry = await self._objects.replace(seen or Entry(name, 0, ""), data)
-        except Conflict as error:
-            raise written_meanwhile(self._objects, name) from error
         self.listed[name] = entry
         return entry
 
@@ -70,37 +69,8 @@ class Holding:
             OutdatedError: somebody else has written one meanwhile.
             StoreError: the lease is lost, or one can't be deleted.
         """
-        await self.lease.check(self._objects)
         found = [self.listed[name] for name in names if name in self.listed]
-        try:
+        async with self.lease.writing(self._objects):
             await self._objects.delete(found)
-        except Conflict as error:
-            raise written_meanwhile(self._objects, str(error) or found[0].name) from error
         for entry in found:
             self.listed.pop(entry.name, None)
-
-
-def written_meanwhile(objects: WritableObjects, name: str) -> OutdatedError:
-    """An object isn't as it was seen."""
-    return OutdatedError(
-        f"{objects.url}/{name} was written by another process meanwhile; "
-        "run again: it goes on from what is there"
-    )
-
-
-@contextmanager
-def holding(
-    objects: WritableObjects, dataset: str, folder: Path, timeout_s: float, waiting_for: str
-) -> Iterator[Holding]:
-    """Hold a dataset's lease: see `lease.leased`."""
-    with leased(objects, f".{dataset}.lease", folder, timeout_s, waiting_for) as lease:
-        yield Holding(objects, lease, _list(objects, dataset))
-
-
-def _list(objects: WritableObjects, dataset: str) -> dict[str, Entry]:
-    """Every object of a dataset that isn't a window's."""
-    top = objects.run(objects.list_folder(dataset))
-    folders = [e.name for e in top if e.folder and e.name.rpartition("/")[2] != "windows"]
-    below = objects.run(gather_or_cancel([objects.find(folder) for folder in folders]))
-    found = [e for e in top if not e.folder] + [e for entries in below for e in entries]
-    return {entry.name: entry for entry in found}

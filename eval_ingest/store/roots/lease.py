@@ -15,13 +15,13 @@ import socket
 import threading
 import time
 import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
-from eval_ingest.errors import EvalIngestError, LockedError, StoreError
+from eval_ingest.errors import EvalIngestError, LockedError, OutdatedError, StoreError
 from eval_ingest.objects.backend import Conflict, Entry
 from eval_ingest.objects.writing import WritableObjects
 from eval_ingest.store.atomic import read_json, write_json
@@ -86,6 +86,27 @@ class Lease:
             f"the lease {objects.url}/{self.entry.name} is lost ({why}); "
             "run again: it goes on where it stopped"
         )
+
+    @asynccontextmanager
+    async def writing(self, objects: WritableObjects, name: str = "") -> AsyncIterator[None]:
+        """A conditional write, or a deletion, that only the holder can make.
+
+        Args:
+            objects: the eval root.
+            name: the object, for the message; of several, the error names the one.
+
+        Raises:
+            OutdatedError: somebody else has written the object meanwhile.
+            StoreError: the lease is lost.
+        """
+        await self.check(objects)
+        try:
+            yield
+        except Conflict as error:
+            raise OutdatedError(
+                f"{objects.url}/{name or error} was written by another process meanwhile; "
+                "run again: it goes on from what is there"
+            ) from error
 
     def renew(self, objects: WritableObjects, until: float) -> None:
         """Write it anew: held until then, or given back.

@@ -15,7 +15,6 @@ from typing import Any
 
 from eval_ingest.errors import StoreError
 from eval_ingest.objects.backend import Entry
-from eval_ingest.objects.retry import gather_or_cancel
 from eval_ingest.objects.writing import WritableObjects
 from eval_ingest.redaction import redacted
 from eval_ingest.store.atomic import read_json, remove_path, store_errors, write_bytes, write_json
@@ -90,7 +89,7 @@ class Mirror:
             StoreError: an object can't be read, or a file can't be written.
         """
         self.reach()
-        self.objects.run(gather_or_cancel([self._pull(path, listed) for path in paths]))
+        self.objects.run_all([self._pull(path, listed) for path in paths])
 
     async def _pull(self, path: Path, listed: Mapping[str, Entry] | None) -> None:
         name = self.name(path)
@@ -124,8 +123,8 @@ class Mirror:
             StoreError: they can't be read.
         """
         self.reach()
-        entries = self.objects.run(self.objects.list_folder(self.name(folder)))
-        listed = {entry.name: entry for entry in entries if not entry.folder}
+        below = self.objects.below(self.name(folder))
+        listed = {entry.name: entry for entry in below if not entry.folder}
         mirrored = {noted(note) for note in folder.glob(".*.version")}
         self.pull({*mirrored, *(self.path / name for name in listed)}, listed)
 
@@ -141,7 +140,7 @@ class Mirror:
         Raises:
             StoreError: an object can't be written, or was written by somebody else.
         """
-        self.objects.run(gather_or_cancel([self._push(path, holding) for path in paths]))
+        self.objects.run_all([self._push(path, holding) for path in paths])
 
     async def _push(self, path: Path, holding: Holding | None) -> None:
         note, name = _read_note(path), self.name(path)

@@ -25,6 +25,11 @@ def open_root(settings: Settings, root: str | Path | None = None) -> EvalRoot:
         StoreError: it can't be reached from this machine.
     """
     text = str(root) if root is not None else settings.eval_root
+    if not text.strip():
+        raise StoreError(
+            "the eval root is empty; give a path or URL, or None for what "
+            f"{EVAL_ROOT_VARIABLE} says"
+        )
     if text.startswith(SCHEME):
         text = HubAddress.parse(text).root
     scheme, separator, rest = text.partition("://")

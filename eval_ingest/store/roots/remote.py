@@ -28,7 +28,6 @@ from eval_ingest.core.registry_text import RegistryText
 from eval_ingest.core.spec import NAME_PATTERN
 from eval_ingest.errors import IntegrityError, StoreError
 from eval_ingest.objects.backend import Conflict, Entry
-from eval_ingest.objects.retry import gather_or_cancel
 from eval_ingest.store.registry_file import CURE, content, copies, keep_copy, look, restored
 from eval_ingest.store.roots.base import EvalRoot, Value
 from eval_ingest.store.roots.cache import PackCache
@@ -75,11 +74,8 @@ class RemoteRoot(EvalRoot):
     def _published(self) -> dict[str, Entry]:
         """metadata.json of every dataset that has one."""
         objects = self.mirror.objects
-        folders = [e.name for e in objects.run(objects.list_folder("")) if e.folder]
-        names = [name for name in folders if NAME_PATTERN.fullmatch(name)]
-        found = objects.run(
-            gather_or_cancel([objects.stat(f"{name}/metadata.json") for name in names])
-        )
+        names = list(filter(NAME_PATTERN.fullmatch, objects.folders("")))
+        found = objects.run_all([objects.stat(f"{name}/metadata.json") for name in names])
         return {name: entry for name, entry in zip(names, found, strict=True) if entry is not None}
 
     def read(self, path: Path, read: Callable[[], Value]) -> Value:
@@ -97,9 +93,7 @@ class RemoteRoot(EvalRoot):
         self.mirror.push(paths)
 
     def names(self) -> set[str]:
-        return {
-            entry.name for entry in self.mirror.objects.run(self.mirror.objects.list_folder(""))
-        }
+        return {entry.name for entry in self.mirror.objects.below("")}
 
     def write(self, path: Path, data: bytes) -> None:
         objects = self.mirror.objects

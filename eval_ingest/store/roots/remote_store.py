@@ -17,7 +17,6 @@ from typing import Any
 from eval_ingest.core.entry import ShardArray
 from eval_ingest.core.spec import SPLITS
 from eval_ingest.errors import IntegrityError, StoreError
-from eval_ingest.objects.retry import gather_or_cancel
 from eval_ingest.redaction import redacted
 from eval_ingest.store.atomic import file_crc32c, remove_path
 from eval_ingest.store.locks import locked
@@ -25,7 +24,8 @@ from eval_ingest.store.paths import STAGE_FILES
 from eval_ingest.store.room import require_cache
 from eval_ingest.store.roots.base import DatasetStore
 from eval_ingest.store.roots.cache import PackCache, note_pack
-from eval_ingest.store.roots.holding import Holding, holding
+from eval_ingest.store.roots.holding import Holding
+from eval_ingest.store.roots.lease import leased
 from eval_ingest.store.roots.mirror import Mirror, is_note, noted
 from eval_ingest.store.roots.remote_windows import RemoteWindows
 from eval_ingest.store.seal import cure_for, read_sealed_json
@@ -66,10 +66,11 @@ class RemoteStore(DatasetStore):
         mirror = self.mirror
         with locked(self.layout.lock, timeout_s, waiting_for):
             mirror.reach()
-            here = mirror.objects, self.name, mirror.path
-            with holding(*here, timeout_s, waiting_for) as self._holding:
-                self.is_held = True
+            asked = mirror.path, timeout_s, waiting_for
+            with leased(mirror.objects, f".{self.name}.lease", *asked) as lease:
                 try:
+                    self._holding = Holding(mirror.objects, lease, self.name)
+                    self.is_held = True
                     self._fetch_small()
                     yield
                 finally:
@@ -127,9 +128,7 @@ class RemoteStore(DatasetStore):
     # ------------------------------------------------------------------------------ small files
 
     def names(self) -> set[str]:
-        objects = self.mirror.objects
-        listed = objects.run(objects.list_folder(self.name))
-        return {entry.name.rpartition("/")[2] for entry in listed}
+        return {entry.last for entry in self.mirror.objects.below(self.name)}
 
     def send(self, *paths: Path) -> None:
         self._held.check()
@@ -189,7 +188,7 @@ class RemoteStore(DatasetStore):
             self._held.put(f"{base}/{name}.npy", aside / f"{name}.npy", array.crc32c or "")
             for name, array in arrays.items()
         ]
-        mirror.objects.run(gather_or_cancel(sends))
+        mirror.objects.run_all(sends)
         for name, array in arrays.items():
             note_pack(aside / f"{name}.npy", array.n_bytes, array.crc32c or "")
         index = (aside / "index.parquet").read_bytes()
@@ -210,7 +209,7 @@ class RemoteStore(DatasetStore):
             except FileNotFoundError as error:
                 raise IntegrityError(
                     f"{self.root.shown(path)} is missing; it was ingested anew in the meantime, or "
-                    "is damaged: open the dataset cure_for, or see eval-ingest verify"
+                    "is damaged: open the dataset again, or see eval-ingest verify"
                 ) from error
 
         return self.cache.fetched(path, recorded.n_bytes, recorded.crc32c, fetch)

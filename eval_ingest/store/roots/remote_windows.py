@@ -4,19 +4,18 @@ Nothing of them lies on the local disk. A window's metadata.json comes last, so 
 one is whole; each object is checked by the server, or by what it answers.
 """
 
-import asyncio
 import contextlib
 from collections.abc import Collection, Container, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+from eval_ingest.engine import batched
 from eval_ingest.errors import IntegrityError, StoreError
-from eval_ingest.objects.backend import Conflict, Entry
+from eval_ingest.objects.backend import Entry
 from eval_ingest.objects.retry import gather_or_cancel
 from eval_ingest.objects.writing import WritableObjects
 from eval_ingest.store.manifest import CopiedWindow
-from eval_ingest.store.roots.holding import written_meanwhile
 from eval_ingest.store.roots.lease import Lease
 from eval_ingest.store.roots.mirror import Mirror
 from eval_ingest.store.window_files import (
@@ -66,13 +65,12 @@ class RemoteWindows(Windows):
 
     def has(self, group: str, name: str) -> bool:
         if group not in self._present:
-            self._present[group] = self._listed(group)
+            self._present[group] = set(self._folders(group))
         return name in self._present[group]
 
-    def _listed(self, group: str) -> set[str]:
-        folder = self.mirror.name(self.folder / group)
-        entries = self._objects.run(self._objects.list_folder(folder))
-        return {entry.name.rpartition("/")[2] for entry in entries if entry.folder}
+    def _folders(self, group: str = "") -> list[str]:
+        """The groups, or the windows of one."""
+        return self._objects.folders(self.mirror.name(self.folder / group))
 
     def clear(self, keys: Iterable[Key]) -> None:
         self._remove(key for key in keys if self.has(*key))
@@ -94,16 +92,14 @@ class RemoteWindows(Windows):
         known = Measured.of(data)
 
         async def put(path: str) -> None:
-            try:  # `clear` has made way, so what is there now is another process's
-                await objects.replace(Entry(f"{base}/{path}", 0, ""), data[path])
-            except Conflict as error:
-                raise written_meanwhile(objects, f"{base}/{path}") from error
+            name = f"{base}/{path}"
+            # `clear` has made way, so what is there now is another process's
+            async with self._lease.writing(objects, name):
+                await objects.replace(Entry(name, 0, ""), data[path])
 
         async def send() -> None:
-            await self._lease.check(objects)
             await gather_or_cancel(put(path) for path in data if path != METADATA)
             if METADATA in data:
-                await self._lease.check(objects)
                 await put(METADATA)
 
         objects.run(send())
@@ -124,23 +120,15 @@ class RemoteWindows(Windows):
                 ) from error
             new = with_split(old, split)
             # After it was read: then what another process writes from now on is another version.
-            await self._lease.check(objects)
-            try:
+            async with self._lease.writing(objects, name):
                 await objects.replace(entry, new)
-            except Conflict as error:
-                raise written_meanwhile(objects, name) from error
             return with_metadata(copied, split, old, new)
 
-        return objects.run(gather_or_cancel([change(copied, split) for copied, split in windows]))
+        return objects.run_all([change(copied, split) for copied, split in windows])
 
     def measured(self, keys: Iterable[Key]) -> Iterator[tuple[Key, Measured | StoreError]]:
-        waiting = list(keys)
-        for k in range(0, len(waiting), _TOGETHER):
-            some = waiting[k : k + _TOGETHER]
-            yield from zip(some, self._objects.run(self._measure_all(some)), strict=True)
-
-    async def _measure_all(self, keys: list[Key]) -> list[Measured | StoreError]:
-        return await asyncio.gather(*map(self._measure, keys))
+        for some in batched(keys, _TOGETHER):
+            yield from zip(some, self._objects.run_all(map(self._measure, some)), strict=True)
 
     async def _measure(self, key: Key) -> Measured | StoreError:
         try:
@@ -168,17 +156,12 @@ class RemoteWindows(Windows):
 
     def paths(self) -> Iterator[str]:
         base = self.mirror.name(self.folder)
-        for group in self._groups():
+        for group in self._folders():
             entries = self._objects.run(self._objects.find(f"{base}/{group}"))
             yield from sorted(entry.name.removeprefix(f"{base}/") for entry in entries)
 
-    def _groups(self) -> list[str]:
-        base = self.mirror.name(self.folder)
-        entries = self._objects.run(self._objects.list_folder(base))
-        return sorted(e.name.rpartition("/")[2] for e in entries if e.folder)
-
     def keep_only(self, keys: Container[Key]) -> None:
-        there = [(group, name) for group in self._groups() for name in self._listed(group)]
+        there = [(group, name) for group in self._folders() for name in self._folders(group)]
         self._remove(key for key in there if key not in keys)
 
     def _remove(self, keys: Iterable[Key]) -> None:
@@ -186,12 +169,8 @@ class RemoteWindows(Windows):
 
         async def remove(key: Key) -> None:
             entries = await objects.find(self._name(key))
-            await self._lease.check(objects)
-            try:
+            async with self._lease.writing(objects):
                 await objects.delete(entries)
-            except Conflict as error:
-                raise written_meanwhile(objects, str(error)) from error
 
-        waiting = list(keys)
-        for k in range(0, len(waiting), _REMOVED_TOGETHER):
-            objects.run(gather_or_cancel(map(remove, waiting[k : k + _REMOVED_TOGETHER])))
+        for some in batched(keys, _REMOVED_TOGETHER):
+            objects.run_all(map(remove, some))

@@ -228,35 +228,25 @@ def load_olmoearth(text: str, patch_size: int, device: torch.device) -> OlmoEart
         ) from error
     name = f"olmoearth:{spec.version}-{spec.size}"
     if spec.weights == "random":
-        model = _random(package, text, spec)
-        weights = f"random initialisation (seed {RANDOM_SEED})"
-        return _frozen(model, f"{name}@random", weights, patch_size, device)
-    if spec.weights == "hub":
+        name, weights = f"{name}@random", f"random initialisation (seed {RANDOM_SEED})"
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(RANDOM_SEED)
+            model = _build(package, text, spec)
+    elif spec.weights == "hub":
         model, weights = _from_hub(package, text, spec)
     else:
         model, weights = _from_path(package, text, spec)
-    return _frozen(model, name, weights, patch_size, device)
-
-
-def _frozen(
-    model: torch.nn.Module, name: str, weights: str, patch_size: int, device: torch.device
-) -> OlmoEarthEncoder:
     digest = _digest(model)
     model = model.to(device).eval().requires_grad_(False)
     return OlmoEarthEncoder(model, name, weights, patch_size, device, digest)
 
 
-def _random(package: Any, text: str, spec: OlmoEarthSpec) -> torch.nn.Module:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(RANDOM_SEED)
-        return _encoder_of(_build(package, text, spec))
-
-
 def _build(package: Any, text: str, spec: OlmoEarthSpec) -> torch.nn.Module:
+    """Its encoder: of a whole model the decoder and the target aren't needed."""
     try:
         model: torch.nn.Module = package.OlmoEarthPretrain_v1(
             spec.size, spec.version, supported_modality_names=list(MODALITIES)
-        )
+        ).encoder
     except (ValueError, TypeError) as error:
         raise SweepError(f"encoder {text}: {error}") from error
     return model
@@ -287,23 +277,23 @@ def _from_hub(package: Any, text: str, spec: OlmoEarthSpec) -> tuple[torch.nn.Mo
     model_id = _model_id(package, text, spec)
     repository = model_id.repo_id()
     try:
-        model = package.load_model_from_id(model_id)
+        model = package.load_model_from_id(model_id).encoder
     except (OSError, ValueError, RuntimeError) as error:
         raise SweepError(
             f"encoder {text}: {repository} can't be had from the Hugging Face hub "
             f"({_first_line(error)}); where there is a network run: hf download {repository} "
             f"--local-dir DIR, and say {text}@DIR here; or {text}@random for random weights"
         ) from error
-    return _encoder_of(model), f"hub {repository}"
+    return model, f"hub {repository}"
 
 
 def _from_path(package: Any, text: str, spec: OlmoEarthSpec) -> tuple[torch.nn.Module, str]:
     path = Path(spec.weights).expanduser()
     try:
         if path.is_dir():
-            model = _encoder_of(package.load_model_from_path(path))
+            model = package.load_model_from_path(path).encoder
         else:
-            model = _encoder_of(_build(package, text, spec))
+            model = _build(package, text, spec)
             model.load_state_dict(_encoder_state(path))
     except SweepError:
         raise
@@ -320,11 +310,6 @@ def _from_path(package: Any, text: str, spec: OlmoEarthSpec) -> tuple[torch.nn.M
             f"{spec.size} has {expected}; name the size that they are of"
         )
     return model, str(path.resolve())
-
-
-def _encoder_of(model: Any) -> torch.nn.Module:
-    encoder: torch.nn.Module = model.encoder  # the decoder and the target aren't needed
-    return encoder
 
 
 def _encoder_state(path: Path) -> dict[str, torch.Tensor]:
