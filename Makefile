@@ -17,7 +17,7 @@ PYTEST = -m pytest -n $(TEST_WORKERS) --dist loadgroup
 INSTALL_TORCH = $(BIN)/uv pip install --quiet --python $(BIN)/python --constraint constraints.txt torch torchvision
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-fast test-latest sanitize lint docs bench bench-rows scale profile peers bench-peers signal torture ui clean
+.PHONY: help setup demo test test-fast test-latest sanitize lint docs bench bench-rows bench-many scale profile peers bench-peers signal torture ui clean
 
 help:  ## list the targets
 	@awk -F ':.*## *' '/^[a-z-]+:.*##/ { line = sprintf("  make %-12s", $$1); n = split($$2, words, " "); \
@@ -75,6 +75,9 @@ bench: $(READY)  ## how fast it is, beside rslearn; WINDOWS=1000, GROWTH="250 10
 
 bench-rows: $(READY)  ## an index of so many windows split, judged and written, without pixels; ROWS=1000000
 	$(BIN)/python -m benchmarks.rows --rows $${ROWS:-1000000}
+
+bench-many: $(READY)  ## looking at a root of so many datasets, and Dagster's page of them; DATASETS=1000
+	$(BIN)/python -m benchmarks.many_datasets --datasets $${DATASETS:-1000}
 
 profile: $(READY)  ## where an ingest's processor time goes; WINDOWS="1000 4000", AT=/dev/shm or SOURCE=/data/crops
 	$(BIN)/python -m benchmarks.profile --windows $${WINDOWS:-1000} $${AT:+--at $$AT} $${SOURCE:+--source $$SOURCE}

@@ -136,10 +136,12 @@ def test_an_interrupted_run_ends_at_once_and_is_not_tried_again(
         raise EngineError("a worker process was killed") from OSError("the same signal")
 
     monkeypatch.setattr(pipeline, "run_stage", interrupted)
-    assert not world.front_door().success
-    assert tries == ["window_index"]
+    result = world.front_door()
+    assert not result.success and tries == ["window_index"]
     (run,) = world.instance.get_runs()
     assert run.is_finished
+    (failed,) = (event for event in result.all_events if event.is_step_failure)
+    assert "it goes on where it was" in failed.step_failure_data.error_display_string
 
 
 def test_a_failed_stage_says_first_what_to_do_and_is_not_retried(world: World) -> None:

@@ -131,7 +131,7 @@ def _content(
         read, ours = partial(_mapped, read, config.task), None
     if ours is not None and file.path != METADATA:
         return Content(file.path, read, (file.size, crc_of(file.version)))
-    return Content(file.path, read, None, source.permissions(*window, file))
+    return Content(file.path, read, None, source.have(*window, file).permissions)
 
 
 def _is_label(path: str, config: ResolvedConfig) -> bool:

@@ -200,7 +200,7 @@ class ArchiveSource(Source):
         right = {file.path: file.version for file in wanted}
         return {path: had for path, had in found.items() if _version(had.data) == right[path]}
 
-    def read(self, group: str, name: str, file: SourceFile) -> bytes:
+    def have(self, group: str, name: str, file: SourceFile) -> Had:
         path = self._path(group, name, file)
         try:
             with open(path, "rb", buffering=0) as stream:
@@ -213,7 +213,7 @@ class ArchiveSource(Source):
                 f"{path}, unpacked from {self.archive}, has {found}, {file.version} when it was "
                 f"unpacked: it was damaged on this disk; remove {self.unpacked} and run again"
             )
-        return data
+        return Had(data, ANYBODY)
 
     def ours(self, files: WindowFiles) -> Ours:
         if not hasattr(self._local, "moving"):

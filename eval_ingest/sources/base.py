@@ -202,7 +202,7 @@ class Had(NamedTuple):
 
     data: bytes
     permissions: int
-    """Mode bits."""
+    """Who may read and write it, as mode bits: a copy is for no more people."""
 
 
 class Source(ABC):
@@ -283,12 +283,12 @@ class Source(ABC):
         """What can be had of some files of a window at once, as they were listed."""
 
     @abstractmethod
+    def have(self, group: str, name: str, file: SourceFile) -> Had:
+        """A file; SourceError if it isn't as it was listed."""
+
     def read(self, group: str, name: str, file: SourceFile) -> bytes:
         """A file's bytes; SourceError if they aren't as they were listed."""
-
-    def permissions(self, group: str, name: str, file: SourceFile) -> int:
-        """Who may read and write a file, as mode bits: a copy is for no more people."""
-        return ANYBODY
+        return self.have(group, name, file).data
 
     def ours(self, files: WindowFiles) -> Ours | None:
         """The folder of a window that we wrote, which may be moved away.
@@ -366,19 +366,17 @@ class WindowReader:
         wanted = [f for f in self.files.files if f.path in paths and f.path not in self._had]
         self._had |= self._source.fetch(self.files, wanted)
 
-    def read(self, group: str, name: str, file: SourceFile) -> bytes:
-        """A file's bytes; SourceError if they aren't as they were listed."""
+    def have(self, group: str, name: str, file: SourceFile) -> Had:
+        """A file; SourceError if it isn't as it was listed."""
         if file.path not in self._had:
             self._fetch(self._fetchable)
         if file.path not in self._had:  # the source says what is wrong with it
-            data = self._source.read(group, name, file)
-            self._had[file.path] = Had(data, self._source.permissions(group, name, file))
-        return self._had[file.path].data
+            self._had[file.path] = self._source.have(group, name, file)
+        return self._had[file.path]
 
-    def permissions(self, group: str, name: str, file: SourceFile) -> int:
-        """See `Source.permissions`."""
-        had = self._had.get(file.path)
-        return self._source.permissions(group, name, file) if had is None else had.permissions
+    def read(self, group: str, name: str, file: SourceFile) -> bytes:
+        """A file's bytes; SourceError if they aren't as they were listed."""
+        return self.have(group, name, file).data
 
     def ours(self) -> Ours | None:
         """See `Source.ours`."""

@@ -223,8 +223,8 @@ class RemoteSource(Source):
             found |= self._objects.run(self._fetch(files, missing))
         return {path: Had(data, ANYBODY) for path, data in found.items()}
 
-    def read(self, group: str, name: str, file: SourceFile) -> bytes:
-        return self.fetch(WindowFiles(group, name, (file,)), [file])[file.path].data
+    def have(self, group: str, name: str, file: SourceFile) -> Had:
+        return self.fetch(WindowFiles(group, name, (file,)), [file])[file.path]
 
     def keep(self, window: WindowReader) -> None:
         """Have a window's bytes ready for a later stage, unless some file is too large."""

@@ -6,6 +6,7 @@ What is learned from them is for knn.py and linear.py; how they are made for emb
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -24,10 +25,8 @@ class Rows:
     """float32 (R, D)"""
     target: torch.Tensor
     """(R, Q): long with -1, or float32 with NaN."""
-    first: torch.Tensor
-    """(N,) long: the first row of a sample."""
     count: torch.Tensor
-    """(N,) long: rows of a sample."""
+    """(N,) long: rows of a sample; they follow one another."""
     window: torch.Tensor | None = None
     """(N,) long: equal where samples are of one window; None: each is of its own."""
     grid: torch.Tensor | None = None
@@ -46,11 +45,15 @@ class Rows:
         if len(rows) != len(features) or not bool((rows == torch.arange(len(rows))).all()):
             features, target = features[rows], target[rows]
         target = target if target.is_floating_point() else target.long()
-        first = places[:, 1].cumsum(0) - places[:, 1]
-        return cls(features, target, first, places[:, 1], numbers, places[:, 2:])
+        return cls(features, target, places[:, 1], numbers, places[:, 2:])
 
     def __len__(self) -> int:
-        return len(self.first)
+        return len(self.count)
+
+    @cached_property
+    def first(self) -> torch.Tensor:
+        """(N,) long: the first row of a sample."""
+        return self.count.cumsum(0) - self.count
 
     @property
     def samples(self) -> NDArray[np.int64]:
@@ -92,25 +95,22 @@ class Rows:
         sample = torch.from_numpy(self.samples)
         count = torch.bincount(sample[there], minlength=len(self))
         kept = count > 0
-        count, window = count[kept], None if self.window is None else self.window[kept]
-        first = count.cumsum(0) - count
-        return Rows(self.features[there], self.target[there], first, count, window)
+        window = None if self.window is None else self.window[kept]
+        return Rows(self.features[there], self.target[there], count[kept], window)
 
     def select(self, windows: torch.Tensor) -> "Rows":
         """These samples, in this order."""
         count = self.count[windows]
-        first = count.cumsum(0) - count
-        window = None if self.window is None else self.window[windows]
-        grid = None if self.grid is None else self.grid[windows]
+        more = (None if kept is None else kept[windows] for kept in (self.window, self.grid))
         alike = len(self) * int(self.count[0]) == len(self.features) if len(self) else False
         if alike and bool((self.count == self.count[0]).all()):
             features, target = (
                 _taken(values.view(len(self), -1), windows).view(-1, values.shape[1])
                 for values in (self.features, self.target)
             )
-            return Rows(features, target, first, count, window, grid)
+            return Rows(features, target, count, *more)
         rows = _expand(self.first[windows], count).to(self.features.device)
-        return Rows(self.features[rows], self.target[rows], first, count, window, grid)
+        return Rows(self.features[rows], self.target[rows], count, *more)
 
     def to(self, device: torch.device) -> "Rows":
         """On a GPU if they leave half of its memory free, else where they are."""

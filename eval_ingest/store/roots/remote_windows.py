@@ -103,9 +103,7 @@ class RemoteWindows(Windows):
                 await put(METADATA)
 
         objects.run(send())
-        return CopiedWindow(
-            group, name, source_digest, split, known.n_files, known.n_bytes, known.checksum
-        )
+        return CopiedWindow(group, name, source_digest, split, *known)
 
     def change_splits(self, windows: Iterable[tuple[CopiedWindow, str]]) -> list[CopiedWindow]:
         objects = self._objects
