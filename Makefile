@@ -12,7 +12,7 @@ PEERS_READY := $(PEERS)/.ready
 PORT ?= 3000
 # One more than there are cores in most places: some tests wait for servers and processes.
 TEST_WORKERS ?= 3
-PYTEST = -m pytest -n $(TEST_WORKERS) --dist loadgroup
+PYTEST = -m pytest -n $(TEST_WORKERS) --dist loadfile --no-loadscope-reorder
 
 INSTALL_TORCH = $(BIN)/uv pip install --quiet --python $(BIN)/python --constraint constraints.txt torch torchvision
 
@@ -42,7 +42,7 @@ test: $(READY)  ## every test; TEST_WORKERS=2
 	$(BIN)/python $(PYTEST)
 
 # What needs neither a server, nor a process of its own, nor an ingest.
-FAST := $(filter-out %/test_store_roots.py, $(wildcard $(addprefix eval_ingest_tests/test_, \
+FAST := $(filter-out %/test_store_roots.py %/test_decoding_storages.py, $(wildcard $(addprefix eval_ingest_tests/test_, \
   architecture.py core_*.py inference_*.py decoding_*.py store_*.py report_terminal.py settings.py \
   sweep_metrics.py)))
 

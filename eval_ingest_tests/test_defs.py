@@ -7,8 +7,6 @@ import os
 import shutil
 import signal
 import time
-from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import dagster as dg
@@ -38,16 +36,12 @@ from eval_ingest.errors import (
     StoreError,
 )
 from eval_ingest.job import Job
+from eval_ingest_tests.support import dagster_world
 from eval_ingest_tests.support.dagster_world import World, failure_text, log_lines, random_splits
 
 # Outside of pytest defs/running.py silences it, and says why.
 pytestmark = pytest.mark.filterwarnings("ignore::dagster.BetaWarning")
-
-
-@pytest.fixture
-def world(tmp_path: Path, copied: Callable[[str], Path]) -> Iterator[World]:
-    with dg.DagsterInstance.ephemeral() as instance:
-        yield World(tmp_path, copied("segmentation"), instance)
+world = dagster_world.world
 
 
 # --------------------------------------------------------------------------------- stage assets

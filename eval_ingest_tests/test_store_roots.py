@@ -31,7 +31,7 @@ from eval_ingest_tests.support.places import Place
 from eval_ingest_tests.support.servers import ObjectServer
 from eval_ingest_tests.support.stalled import Stalled
 
-servers, place = places.servers, places.place
+place = places.place
 
 
 # ------------------------------------------------------------------------------- the contract

@@ -77,7 +77,9 @@ def transfer(
     ready = _ready([p for p in places if p.key in to_copy - fresh], ahead)
     total = len(fresh | to_copy) - len(ready)
     if total:
-        job.source.ensure_listed(sorted({p.group for p in places}), job.config.layer_names)
+        keys = ((group, name) for group, name, _ in chain((p.key for p in new), to_copy))
+        groups = sorted({place.group for place in places})
+        job.source.ensure_listed(groups, job.config.layer_names, keys)
     with executor(job.settings, total + len(ready) // _MOVES) as pool:
         placing = _Placing(job, windows, manifest, pool, total + len(ready))
         to_copy -= placing.move(ready, ahead)

@@ -48,6 +48,8 @@ _ROOM_TO_COPY = 8
 _LOOK_AT = 16
 """Windows of which the first valid one is looked for."""
 
+_KEY = ["group", "name"]
+
 Publish = Callable[[Iterable[tuple[int, PackRow]], int | None], object]
 """Told what was packed, with its places, and before which place all is done; None: all is."""
 
@@ -164,7 +166,7 @@ class IndexWork:
 
 
 def _rows_by_window(table: pa.Table) -> dict[Listed, int]:
-    columns = (table[name].to_pylist() for name in ("group", "name", "source_digest"))
+    columns = (table[name].to_pylist() for name in (*_KEY, "source_digest"))
     return {window: row for row, window in enumerate(map(Listed, *columns))}
 
 
@@ -202,7 +204,8 @@ def _build(
     to_read = work.to_read
     if to_read:
         groups = sorted({window.group for _, window in to_read})
-        job.source.ensure_listed(groups, job.config.layer_names)
+        windows = ((window.group, window.name) for _, window in to_read)
+        job.source.ensure_listed(groups, job.config.layer_names, windows)
     publish: Publish = lambda packed, before: None  # noqa: E731  nothing is packed
     try:
         with executor(job.settings, len(to_read)) as pool:
@@ -222,15 +225,29 @@ def _build(
         parts.flush()  # kept until the index itself is on disk: see finish_index
     publish([], None)
     empty = arrow_rows([], index_schema(job.config))
-    table = pa.concat_tables([empty, *(rows.table for rows in work.kept), *tables])
+    all_rows = [pa.concat_tables([empty, *(rows.table for rows in work.kept), *tables])]
     for rows in (tables, work.kept):
-        rows.clear()  # as many bytes again, as soon as they are sorted
-    table = add_geometry(table.sort_by([("group", "ascending"), ("name", "ascending")]))
+        rows.clear()
+    table = add_geometry(_sorted(all_rows))
     if not listed:
         listed = [*_rows_by_window(table), *filtered_out]
     extra = {"n_filtered_out": len(filtered_out), "n_read": work.n_arrived + len(work.new)}
     wanted = _index_fingerprint(job, listed, table, task.judged_by)
     return WindowIndex(table, wanted, job.row_key, job.origin, extra)
+
+
+def _sorted(tables: list[pa.Table]) -> pa.Table:
+    """The only table of a list, which is emptied, sorted: one column at a time is there twice."""
+    import pyarrow.compute as pc
+
+    table = tables.pop()
+    schema, columns = table.schema, table.columns
+    order = pc.sort_indices(table.select(_KEY), [(name, "ascending") for name in _KEY])
+    del table
+    for k, column in enumerate(columns):
+        columns[k] = column.take(order)
+        del column
+    return pa.Table.from_arrays(columns, schema=schema)
 
 
 def _packer(

@@ -27,8 +27,8 @@ class Rows:
     """(R, Q): long with -1, or float32 with NaN."""
     count: torch.Tensor
     """(N,) long: rows of a sample; they follow one another."""
-    window: torch.Tensor | None = None
-    """(N,) long: equal where samples are of one window; None: each is of its own."""
+    window: torch.Tensor
+    """(N,) long: equal where samples are of one window."""
     grid: torch.Tensor | None = None
     """(N, 2) long: rows and columns of a sample's patches; None: it has no longer all of them."""
 
@@ -36,10 +36,11 @@ class Rows:
     def of(cls, split: Embedded, samples: NDArray[np.int64] | None = None) -> "Rows":
         """The rows of these samples, or of all."""
         places = torch.from_numpy(split.places)
-        numbers = None if split.windows is None else torch.from_numpy(split.windows)
+        each = np.arange(len(split)) if split.windows is None else split.windows
+        numbers = torch.from_numpy(each)
         if samples is not None:
             places = places[torch.from_numpy(samples)]
-            numbers = None if numbers is None else numbers[torch.from_numpy(samples)]
+            numbers = numbers[torch.from_numpy(samples)]
         features, target = torch.from_numpy(split.features), torch.from_numpy(split.target)
         rows = _expand(places[:, 0], places[:, 1])
         if len(rows) != len(features) or not bool((rows == torch.arange(len(rows))).all()):
@@ -63,8 +64,6 @@ class Rows:
     @property
     def windows(self) -> NDArray[np.int64]:
         """(R,) the number of each row's window, counted from 0."""
-        if self.window is None:
-            return self.samples
         numbers = np.unique(self.window.numpy(), return_inverse=True)[1]
         return np.repeat(numbers, self.count.numpy())
 
@@ -95,13 +94,12 @@ class Rows:
         sample = torch.from_numpy(self.samples)
         count = torch.bincount(sample[there], minlength=len(self))
         kept = count > 0
-        window = None if self.window is None else self.window[kept]
-        return Rows(self.features[there], self.target[there], count[kept], window)
+        return Rows(self.features[there], self.target[there], count[kept], self.window[kept])
 
     def select(self, windows: torch.Tensor) -> "Rows":
         """These samples, in this order."""
         count = self.count[windows]
-        more = (None if kept is None else kept[windows] for kept in (self.window, self.grid))
+        more = self.window[windows], None if self.grid is None else self.grid[windows]
         alike = len(self) * int(self.count[0]) == len(self.features) if len(self) else False
         if alike and bool((self.count == self.count[0]).all()):
             features, target = (
