@@ -31,7 +31,7 @@ from eval_ingest.engine import (
 )
 from eval_ingest.errors import EvalIngestError, SpecError
 from eval_ingest.report import terminal
-from eval_ingest.report.printing import fitted, screen
+from eval_ingest.report.printing import Printed
 from eval_ingest.settings import Settings
 from eval_ingest.store.catalog import (
     add_spec,
@@ -80,24 +80,11 @@ def tidied(settings: Settings) -> EvalRoot:
     return root
 
 
-class _Printed:
-    """Shows itself as the lines that the command line prints."""
-
-    def lines(self) -> list[str]:
-        """What the command line prints."""
-        raise NotImplementedError
-
-    def __str__(self) -> str:
-        return "\n".join(fitted(self.lines(), screen())).strip("\n")
-
-    __repr__ = __str__
-
-
 # ---------------------------------------------------------------------------- what is there
 
 
 @dataclass(frozen=True, repr=False)
-class Listed(_Printed):
+class Listed(Printed):
     """A dataset that an eval root or the catalog knows."""
 
     name: str
@@ -141,7 +128,7 @@ class Listed(_Printed):
         return ["  ".join(filter(None, [self.name, self.task, counts, self.verdict]))]
 
 
-class Datasets(dict[str, Listed]):
+class Datasets(Printed, dict[str, Listed]):
     """Datasets by name, shown as `eval-ingest list` shows them."""
 
     def __init__(self, url: str, found: Mapping[str, Listed]) -> None:
@@ -155,9 +142,6 @@ class Datasets(dict[str, Listed]):
         sources = {name: one.source for name, one in self.items() if one.spec is not None}
         elsewhere = [name for name, one in self.items() if one.out_of_reach]
         return terminal.list_lines(self.url, registry, sources, elsewhere)
-
-    def __repr__(self) -> str:
-        return "\n".join(fitted(self.lines(), screen()))
 
 
 def list_datasets(root: Root = None, *, catalog: bool = False) -> Datasets:
@@ -187,7 +171,7 @@ def list_datasets(root: Root = None, *, catalog: bool = False) -> Datasets:
 
 
 @dataclass(frozen=True, repr=False)
-class Info(_Printed):
+class Info(Printed):
     """Everything about an ingested dataset."""
 
     metadata: Metadata
@@ -255,7 +239,7 @@ def info(name: str, root: Root = None) -> Info:
 
 
 @dataclass(frozen=True, repr=False)
-class Ingested(_Printed):
+class Ingested(Printed):
     """What an ingest did."""
 
     name: str
@@ -274,7 +258,7 @@ class Ingested(_Printed):
 
 
 @dataclass(frozen=True, repr=False)
-class Planned(_Printed):
+class Planned(Printed):
     """What an ingest would do."""
 
     facts: dict[str, Any]
@@ -286,7 +270,7 @@ class Planned(_Printed):
 
 
 @dataclass(frozen=True, repr=False)
-class Validated(_Printed):
+class Validated(Printed):
     """What is inferred of a dataset, and from where."""
 
     job: "Job" = field(compare=False)
@@ -323,6 +307,8 @@ def spec_of(settings: Settings, name: str | None, given: Mapping[str, Any]) -> D
         UnknownDatasetError: no source is given, and the catalog doesn't know the name.
     """
     fields = {key: value for key, value in given.items() if value is not None}
+    if "source" in fields:
+        fields["source"] = str(fields["source"])
     policy = {key: fields.pop(key) for key in SplitPolicy.model_fields if key in fields}
     if fields.get("copy") == "adopted":
         raise SpecError(
@@ -346,10 +332,6 @@ def spec_of(settings: Settings, name: str | None, given: Mapping[str, Any]) -> D
 def _last_folder(source: str) -> str:
     last = source.rstrip("/").rsplit("/", 1)[-1]
     return last.removesuffix(".gz").removesuffix(".tgz").removesuffix(".tar")
-
-
-def _given(source: str | Path | None, spec: Mapping[str, Any]) -> dict[str, Any]:
-    return {"source": None if source is None else str(source), **spec}
 
 
 def ingest(
@@ -387,7 +369,7 @@ def ingest(
     """
     settings = Settings.load(eval_root=root)
     eval_root = tidied(settings)
-    wanted = spec_of(settings, name, _given(source, spec))
+    wanted = spec_of(settings, name, {"source": source, **spec})
     indexed = eval_root.dataset(wanted.name).layout.window_index.exists()
     if not indexed and is_worth_workers(settings, _windows_at_hand(settings, wanted)):
         import_ahead()  # while we do the same
@@ -445,7 +427,7 @@ def plan(
     from eval_ingest.store.claims import refuse_theirs
 
     settings = Settings.load(eval_root=root)
-    wanted = spec_of(settings, name, _given(source, spec))
+    wanted = spec_of(settings, name, {"source": source, **spec})
     store = tidied(settings).dataset(wanted.name)
     refuse_theirs(store, wanted)
     with tempfile.TemporaryDirectory() as scratch:
@@ -466,7 +448,7 @@ def validate(
     from eval_ingest.job import open_job
 
     settings = Settings.load(eval_root=root)
-    wanted = spec_of(settings, name, _given(source, spec))
+    wanted = spec_of(settings, name, {"source": source, **spec})
     with tempfile.TemporaryDirectory() as scratch:  # for archives, which have to be unpacked
         return Validated(open_job(wanted, settings, root=scratch, looks=True))
 
@@ -587,7 +569,7 @@ def export(
 
 
 @dataclass(frozen=True, repr=False)
-class Removed(_Printed):
+class Removed(Printed):
     """What became of a dataset that was removed."""
 
     name: str

@@ -22,7 +22,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import Any
 
@@ -34,7 +34,7 @@ from eval_ingest.core.entry import MAX_HISTORY, CopyResult, Metadata, NormStats,
 from eval_ingest.core.eval_settings import EvalSettings
 from eval_ingest.core.fingerprint import fingerprint
 from eval_ingest.core.index import WindowIndex
-from eval_ingest.core.norm import BandSums
+from eval_ingest.core.norm import BandStats, BandSums
 from eval_ingest.core.quality import quality_report
 from eval_ingest.core.splits import SPLITS_VERSION, SplitAssignment, assign_splits, inherited
 from eval_ingest.core.validate import check_invalid_fraction
@@ -125,9 +125,7 @@ def norm_stats(job: Job, index: WindowIndex, splits: SplitAssignment) -> NormSta
         absent = [band for band, s in found.items() if math.isnan(s.mean)]
         flat = [f"{band} (always {s.mean:g})" for band, s in found.items() if s.std == 0]
         stats.stats[modality.name] = {
-            band: {"mean": s.mean, "std": s.std, "min": s.min, "max": s.max}
-            if band not in absent
-            else dict.fromkeys(("mean", "std", "min", "max"), 0.0)
+            band: asdict(s if band not in absent else BandStats(0.0, 0.0, 0.0, 0.0))
             for band, s in found.items()
         }
         for bands, what in ((absent, "has no pixel in any train window"), (flat, "does not vary")):

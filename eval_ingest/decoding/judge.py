@@ -66,6 +66,7 @@ from eval_ingest.decoding.sidecars import (
     steps_of_group,
 )
 from eval_ingest.decoding.targets import raster_target, vector_target
+from eval_ingest.errors import words_of
 from eval_ingest.sources.base import WindowFiles, WindowReader
 from eval_ingest.sources.listing import MOST_FILES
 
@@ -523,9 +524,7 @@ class _WindowReader:
             return Features.parse(collection, grid)
         except Exception as error:  # geometry libraries raise many types on broken shapes
             blame(error)
-            raise Unreadable(
-                "label_unreadable", f"{path}: {type(error).__name__}: {str(error)[:200]}"
-            ) from error
+            raise Unreadable("label_unreadable", f"{path}: {words_of(error)}") from error
 
 
 def sample_arrays(sample: WindowSample, config: ResolvedConfig) -> dict[str, NDArray[Any]]:

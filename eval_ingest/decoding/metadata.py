@@ -17,6 +17,7 @@ from eval_ingest.decoding.limits import (
 )
 from eval_ingest.decoding.machine import blame
 from eval_ingest.decoding.problems import Unreadable
+from eval_ingest.errors import words_of
 from eval_ingest.sources.base import WindowFiles, WindowReader
 
 Interval = tuple[datetime, datetime]
@@ -59,9 +60,7 @@ def parse_metadata(raw: Any) -> WindowMetadata:
         bounds = raw["bounds"]
         known = _is_crs(crs)
     except MALFORMED as error:
-        raise Unreadable(
-            "metadata_unreadable", f"metadata.json: {type(error).__name__}: {error}"
-        ) from error
+        raise Unreadable("metadata_unreadable", f"metadata.json: {words_of(error)}") from error
     if not known:
         raise Unreadable("metadata_unreadable", f"the CRS is {str(crs)[:80]!r}")
     if len(json.dumps(options)) > MAX_OPTIONS_CHARACTERS:
@@ -137,9 +136,7 @@ def parse_items(raw: Any) -> dict[str, Any]:
             _check_items(groups)
             found[entry["layer_name"]] = groups
     except (*MALFORMED, RecursionError) as error:
-        raise Unreadable(
-            "metadata_unreadable", f"items.json: {type(error).__name__}: {first_line(error)}"
-        ) from error
+        raise Unreadable("metadata_unreadable", f"items.json: {words_of(error)}") from error
     return found
 
 
@@ -191,9 +188,7 @@ def items_interval(item_groups: Any, item_group: int) -> Interval | None:
         return aware(min(starts)), aware(max(ends))
     except (*MALFORMED, shapely.errors.ShapelyError) as error:
         blame(error)
-        raise Unreadable(
-            "metadata_unreadable", f"items.json: {type(error).__name__}: {first_line(error)}"
-        ) from error
+        raise Unreadable("metadata_unreadable", f"items.json: {words_of(error)}") from error
 
 
 def first_line(error: Exception) -> str:

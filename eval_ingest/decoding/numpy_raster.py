@@ -21,6 +21,7 @@ from eval_ingest.decoding.grid import Grid, epsg
 from eval_ingest.decoding.metadata import MALFORMED, first_line
 from eval_ingest.decoding.problems import Unreadable, broken
 from eval_ingest.decoding.sidecars import NumpySidecar
+from eval_ingest.errors import words_of
 
 _BROKEN_HEADER = (SyntaxError, MemoryError, RecursionError, struct.error, tokenize.TokenError)
 """What numpy raises on a header that is no literal, besides what any malformed value leads to."""
@@ -92,7 +93,7 @@ def _check_projection(stored: dict[str, Any], grid: Grid) -> None:
         crs, sizes = stored["crs"], (stored["x_resolution"], stored["y_resolution"])
         same = sizes == (grid.x_resolution, grid.y_resolution) and _same_crs(crs, grid.crs)
     except MALFORMED as error:
-        raise broken(f"its metadata.json: {type(error).__name__}: {first_line(error)}") from error
+        raise broken(f"its metadata.json: {words_of(error)}") from error
     if not same:
         raise Unreadable(
             "raster_grid",

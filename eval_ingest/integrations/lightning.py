@@ -11,18 +11,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from eval_ingest.errors import LoadError
+from eval_ingest.errors import LoadError, optional_part
 from eval_ingest.loading.dataset import EvalDataset
 from eval_ingest.sweep.encoders.module import Adapter
 from eval_ingest.sweep.evaluate import Evaluation, evaluate
 from eval_ingest.sweep.suite import Suite
 
-try:
+with optional_part("lightning", "what is for Lightning"):
     from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
-except ImportError as error:
-    raise LoadError(
-        "the Lightning callback and datamodule need lightning: pip install lightning"
-    ) from error
 
 
 class EvalDataModule(LightningDataModule):

@@ -20,7 +20,6 @@ from eval_ingest.report.drawing import (
     add_axes,
     add_legend,
     add_text,
-    in_percent,
     new_figure,
     tidy,
 )
@@ -56,7 +55,7 @@ def label_histogram(view: View) -> "Figure":
             label=[f"{split} ({len(v):,} windows)" for split, v in values.items()],
         )  # fmt: skip
         axes.set_xlabel(view.task.property_name or "target", fontsize=8, color=SOFT)
-    axes.yaxis.set_major_formatter(in_percent)
+    axes.yaxis.set_major_formatter("{x:.0%}")
     tidy(axes)
     add_legend(figure, axes)
     return figure
@@ -101,7 +100,7 @@ def _class_bars(view: View) -> "Figure":
     axes.tick_params(axis="y", pad=22)
     axes.scatter(np.full(len(order), -0.018), places, 110, [palette[k] for k in order], marker="s",
                  transform=axes.get_yaxis_transform(), clip_on=False)  # fmt: skip
-    axes.xaxis.set_major_formatter(in_percent)
+    axes.xaxis.set_major_formatter("{x:.0%}")
     add_legend(figure, axes)
     return figure
 

@@ -66,11 +66,6 @@ def tidy(axes: "Axes") -> None:
     axes.set_axisbelow(True)
 
 
-def in_percent(value: float, _: object = None) -> str:
-    """A share on an axis."""
-    return f"{value:.0%}"
-
-
 def add_legend(
     figure: "Figure", entries: "Axes | Sequence[tuple[Artist, str]]", **how: Any
 ) -> None:

@@ -174,6 +174,19 @@ def _wrapped(text: str, width: int, indent: int) -> list[str]:
     return [line.replace("\0", " ") for line in lines]
 
 
+class Printed:
+    """What shows itself as the lines that the command line prints."""
+
+    def lines(self) -> list[str]:
+        """What the command line prints."""
+        raise NotImplementedError
+
+    def __str__(self) -> str:
+        return "\n".join(fitted(self.lines(), screen())).strip("\n")
+
+    __repr__ = __str__
+
+
 def table(rows: Sequence[Sequence[str]], indent: str = "  ", width: int | None = None) -> list[str]:
     """Rows of texts in aligned columns; columns of numbers are aligned to the right.
 

@@ -11,7 +11,7 @@ from eval_ingest.core.entry import Metadata, Version, utc
 from eval_ingest.core.resolved import ModalityInput, size_text
 from eval_ingest.core.signal import Signal
 from eval_ingest.core.spec import SPLITS
-from eval_ingest.report.terminal import size, task_text
+from eval_ingest.report.terminal import counted, size, task_text
 from eval_ingest.report.view import View
 
 Rows = list[list[str]]
@@ -59,8 +59,8 @@ def facts(view: View) -> Rows:
         first, *more = signal.lines()
         rows.append(["signal", "; ".join([first.removeprefix("signal: "), *map(str.strip, more)])])
     if metadata.invalid:
-        reasons = ", ".join(f"{count:,} {code}" for code, count in metadata.invalid.items())
-        text = f"{sum(metadata.invalid.values()):,} of {metadata.n_windows:,}: {reasons}"
+        n_invalid = sum(metadata.invalid.values())
+        text = f"{n_invalid:,} of {metadata.n_windows:,}: {counted(metadata.invalid)}"
         rows.insert(3, ["left out as invalid", text])
     return rows
 

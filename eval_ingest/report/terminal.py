@@ -39,6 +39,11 @@ def plural(count: int, what: str) -> str:
     return f"{count:,} {what}" + ("" if count == 1 else "s")
 
 
+def counted(reasons: Mapping[str, int]) -> str:
+    """`3 label_missing, 1,200 raster_grid`."""
+    return ", ".join(f"{count:,} {code}" for code, count in reasons.items())
+
+
 def outcome_line(outcome: "Outcome") -> str:
     """One line about a stage."""
     return f"{outcome.stage:<17} {describe(outcome)}"
@@ -54,7 +59,7 @@ def describe(outcome: "Outcome") -> str:
             summary = value.summary
             text = f"{summary.n_windows} windows, {summary.n_invalid} invalid"
             if summary.reasons:
-                text += f" ({', '.join(f'{n} {code}' for code, n in summary.reasons.items())})"
+                text += f" ({counted(summary.reasons)})"
         case "split_assignment":
             text = f"{counts_text(value.counts())}; {value.report['strategy']}"
         case "norm_stats":
@@ -331,8 +336,7 @@ def adopted_lines(adopted: "Adopted") -> list[str]:
     lines = [f"{name} is adopted: {counts}; windows stay in {redacted(adopted.source)}"]
     lines += quality_lines(metadata.quality)
     if metadata.invalid:
-        reasons = ", ".join(f"{n:,} {code}" for code, n in metadata.invalid.items())
-        lines.append(f"  windows that can't be read: {reasons}")
+        lines.append(f"  windows that can't be read: {counted(metadata.invalid)}")
     if adopted.differences:
         done = "put right in its entry" if metadata.spec.correct else "its entry is left as it is"
         lines.append(f"  found otherwise ({done}):")
@@ -377,8 +381,8 @@ def info_lines(metadata: Metadata, path: str) -> list[str]:
     published = utc(metadata.published_at)
     windows = f"{metadata.n_windows:,}"
     if metadata.invalid:
-        reasons = ", ".join(f"{n:,} {code}" for code, n in metadata.invalid.items())
-        windows += f", of them {sum(metadata.invalid.values()):,} invalid: {reasons}"
+        n_invalid = sum(metadata.invalid.values())
+        windows += f", of them {n_invalid:,} invalid: {counted(metadata.invalid)}"
     source = metadata.source
     if metadata.spec.copy_mode == "index":
         source += ": samples are read from there"

@@ -32,7 +32,7 @@ class View(AssignedWindows):
     @property
     def task(self) -> Task:
         """What is predicted."""
-        return self.config.task
+        return self.metadata.config.task
 
     @cached_property
     def class_counts(self) -> NDArray[np.int64]:

@@ -26,7 +26,7 @@ from eval_ingest.core.task import Task, TaskKind
 from eval_ingest.engine import Progress, no_progress
 from eval_ingest.errors import EvalIngestError, StaleStageError, SweepError
 from eval_ingest.loading import EvalDataset
-from eval_ingest.report.printing import fitted, screen
+from eval_ingest.report.printing import Printed
 from eval_ingest.settings import Settings
 from eval_ingest.store.registry import rebuild_registry, require_metadata, write_metadata
 from eval_ingest.store.roots.base import EvalRoot
@@ -58,7 +58,7 @@ NULLS = 2
 """Models that know nothing come first: the constant, and noise alone."""
 
 
-class Signals(dict[str, Signal]):
+class Signals(Printed, dict[str, Signal]):
     """The signals of datasets by name, shown as `eval-ingest signal` shows them."""
 
     def __init__(
@@ -108,9 +108,6 @@ class Signals(dict[str, Signal]):
         elif len(self) + len(self.failures) > 1:
             lines.append("no dataset that tells models apart fits the budget")
         return lines
-
-    def __repr__(self) -> str:
-        return "\n".join(fitted(self.lines(), screen()))
 
 
 def signal(

@@ -22,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eval_ingest.errors import EvalIngestError, StoreError
+from eval_ingest.settings import Settings
 
 if TYPE_CHECKING:
     from rslearn.dataset import Dataset
@@ -274,7 +275,7 @@ def write_demo_dataset(root: Path, *, windows: int = 120, seed: int = 0) -> Path
         aside.name,
         windows=windows,
         seed=seed,
-        workers=_cores() if windows >= _MANY_WINDOWS else 1,
+        workers=min(Settings.load().workers, 8) if windows >= _MANY_WINDOWS else 1,
     )
     aside.rename(target)
     marker.write_text(json.dumps(wanted) + "\n")
@@ -290,10 +291,6 @@ def _read_marker(marker: Path) -> object:
         return json.loads(marker.read_text())
     except (FileNotFoundError, ValueError):
         return None
-
-
-def _cores() -> int:
-    return min(len(os.sched_getaffinity(0)), 8) if hasattr(os, "sched_getaffinity") else 1
 
 
 def write_tolbi_like(
