@@ -12,12 +12,12 @@ PEERS_READY := $(PEERS)/.ready
 PORT ?= 3000
 # One more than there are cores in most places: some tests wait for servers and processes.
 TEST_WORKERS ?= 3
-PYTEST = -m pytest -n $(TEST_WORKERS) --dist loadgroup
+PYTEST = -m pytest -n $(TEST_WORKERS) --dist loadfile --no-loadscope-reorder
 
 INSTALL_TORCH = $(BIN)/uv pip install --quiet --python $(BIN)/python --constraint constraints.txt torch torchvision
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-fast test-latest sanitize lint docs bench bench-rows scale profile peers bench-peers signal torture ui clean
+.PHONY: help setup demo test test-fast test-latest sanitize lint docs bench bench-rows bench-many scale profile peers bench-peers signal torture ui clean
 
 help:  ## list the targets
 	@awk -F ':.*## *' '/^[a-z-]+:.*##/ { line = sprintf("  make %-12s", $$1); n = split($$2, words, " "); \
@@ -42,7 +42,7 @@ test: $(READY)  ## every test; TEST_WORKERS=2
 	$(BIN)/python $(PYTEST)
 
 # What needs neither a server, nor a process of its own, nor an ingest.
-FAST := $(filter-out %/test_store_roots.py, $(wildcard $(addprefix eval_ingest_tests/test_, \
+FAST := $(filter-out %/test_store_roots.py %/test_decoding_storages.py, $(wildcard $(addprefix eval_ingest_tests/test_, \
   architecture.py core_*.py inference_*.py decoding_*.py store_*.py report_terminal.py settings.py \
   sweep_metrics.py)))
 
@@ -75,6 +75,9 @@ bench: $(READY)  ## how fast it is, beside rslearn; WINDOWS=1000, GROWTH="250 10
 
 bench-rows: $(READY)  ## an index of so many windows split, judged and written, without pixels; ROWS=1000000
 	$(BIN)/python -m benchmarks.rows --rows $${ROWS:-1000000}
+
+bench-many: $(READY)  ## looking at a root of so many datasets, and Dagster's page of them; DATASETS=1000
+	$(BIN)/python -m benchmarks.many_datasets --datasets $${DATASETS:-1000}
 
 profile: $(READY)  ## where an ingest's processor time goes; WINDOWS="1000 4000", AT=/dev/shm or SOURCE=/data/crops
 	$(BIN)/python -m benchmarks.profile --windows $${WINDOWS:-1000} $${AT:+--at $$AT} $${SOURCE:+--source $$SOURCE}

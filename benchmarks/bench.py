@@ -256,7 +256,7 @@ def peak_memory(every_s: float = 0.05) -> Iterator[list[int]]:
 
     def watch() -> None:
         while not ended.wait(every_s):
-            peak[0] = max(peak[0], sum(map(_private_bytes, _family(os.getpid()))))
+            peak[0] = max(peak[0], sum(map(_private_bytes, family(os.getpid()))))
 
     watcher = threading.Thread(target=watch, daemon=True)
     watcher.start()
@@ -267,7 +267,7 @@ def peak_memory(every_s: float = 0.05) -> Iterator[list[int]]:
         watcher.join()
 
 
-def _family(pid: int) -> list[int]:
+def family(pid: int) -> list[int]:
     """A process, its children, and theirs."""
     found = [pid]
     for parent in found:

@@ -24,6 +24,7 @@ from eval_ingest.pipeline import Outcome
 from eval_ingest.settings import Settings
 from eval_ingest.sources.base import CONFIG_FILES
 from eval_ingest.store.catalog import add_spec, read_catalog
+from eval_ingest.store.claims import nothing_to_adopt
 from eval_ingest.store.ownership import Whose, ours_in_the_way, whose
 from eval_ingest.store.registry import read_registry
 from eval_ingest.store.roots.base import EvalRoot
@@ -109,10 +110,7 @@ def _spec(root: EvalRoot, settings: Settings, name: str, correct: bool) -> Datas
         if known is not None and known.adopted:
             return known.model_copy(update={"correct": known.correct or correct})
     if kind is Whose.INGESTED:
-        raise NotOursError(
-            f"{name} was ingested by eval_ingest itself, so there is nothing to adopt; to bring it "
-            f"up to date: eval-ingest ingest {name}"
-        )
+        raise nothing_to_adopt(name)
     registered = read_registry(root)
     entry = registered.get(name, {})
     if kind is Whose.NOBODYS and name not in registered:

@@ -34,6 +34,7 @@ from eval_ingest.report import terminal
 from eval_ingest.report.printing import Printed
 from eval_ingest.settings import Settings
 from eval_ingest.store.catalog import (
+    absolute,
     add_spec,
     drop_spec,
     find_spec,
@@ -307,8 +308,8 @@ def spec_of(settings: Settings, name: str | None, given: Mapping[str, Any]) -> D
         UnknownDatasetError: no source is given, and the catalog doesn't know the name.
     """
     fields = {key: value for key, value in given.items() if value is not None}
-    if "source" in fields:
-        fields["source"] = str(fields["source"])
+    # Before anything goes by it: a version is to be the same from whichever folder it is ingested.
+    fields |= {key: absolute(str(fields[key])) for key in ("source", "config") if key in fields}
     policy = {key: fields.pop(key) for key in SplitPolicy.model_fields if key in fields}
     if fields.get("copy") == "adopted":
         raise SpecError(

@@ -104,14 +104,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             code = int(options.run(options) or 0)
             sys.stdout.flush()
             return code
-    except UnknownDatasetError as error:
-        _complain(f"error: {error}")
-        if error.near:
-            again = [_corrected(argument, error) for argument in given]
-            _complain(f"try: eval-ingest {shlex.join(again)}")
-        return 1
     except EvalIngestError as error:
         _complain(f"error: {error}")
+        if isinstance(error, UnknownDatasetError) and error.near:
+            again = [_corrected(argument, error) for argument in given]
+            _complain(f"try: eval-ingest {shlex.join(again)}")
         return 1
     except ModuleNotFoundError as error:  # none of ours: those of an extra
         cure = "run: pip install 'eval-ingest[ingest]'"

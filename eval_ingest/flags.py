@@ -8,7 +8,7 @@ its flag, and its docstring is the help.
 import argparse
 import ast
 import inspect
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import pairwise
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin
@@ -50,30 +50,28 @@ _SUITE_METAVARS = {"label_fractions": "F", "patch_size": "PIXELS"}
 def add_spec_flags(parser: argparse.ArgumentParser) -> None:
     """Add a flag for each field of DatasetSpec; what isn't given stays None."""
     docs = docstrings(DatasetSpec) | docstrings(SplitPolicy)
-    for name, field in _fields():
-        _add_flag(parser, _FLAGS.get(name, name), _METAVARS, name, field, docs[name])
+    _add_flags(parser, _fields(), docs, _FLAGS, _METAVARS)
 
 
 def add_suite_flags(parser: argparse.ArgumentParser) -> None:
     """Add a flag for each field of a suite; what isn't given stays None."""
-    docs = docstrings(SuiteFields)
-    for name, field in SuiteFields.model_fields.items():
-        _add_flag(parser, _SUITE_FLAGS.get(name, name), _SUITE_METAVARS, name, field, docs[name])
+    fields = SuiteFields.model_fields.items()
+    _add_flags(parser, fields, docstrings(SuiteFields), _SUITE_FLAGS, _SUITE_METAVARS)
 
 
-def _add_flag(
+def _add_flags(
     parser: argparse.ArgumentParser,
-    flag: str,
+    fields: Iterable[tuple[str, FieldInfo]],
+    docs: Mapping[str, str],
+    flags: Mapping[str, str],
     metavars: Mapping[str, Any],
-    name: str,
-    field: FieldInfo,
-    text: str,
 ) -> None:
-    options = _options(field.annotation)
-    kind = "N" if "type" in options else "NAME" if "nargs" in options else "TEXT"
-    options.setdefault("metavar", metavars.get(name, kind))
-    text = text.rstrip(".").replace("%", "%%")
-    parser.add_argument(f"--{flag.replace('_', '-')}", dest=name, help=text, **options)
+    for name, field in fields:
+        options = _options(field.annotation)
+        kind = "N" if "type" in options else "NAME" if "nargs" in options else "TEXT"
+        options.setdefault("metavar", metavars.get(name, kind))
+        flag, text = flags.get(name, name).replace("_", "-"), docs[name].rstrip(".")
+        parser.add_argument(f"--{flag}", dest=name, help=text.replace("%", "%%"), **options)
 
 
 def docstrings(model: type[BaseModel]) -> dict[str, str]:

@@ -12,7 +12,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -22,12 +22,12 @@ STOPPED = 130
 
 @contextmanager
 def interruptible(
-    error: type[BaseException], handle: Callable[[], None] | None = None
+    error: Callable[[], BaseException], handle: Callable[[], None] | None = None
 ) -> Iterator[Callable[[], None]]:
     """Give a function that raises if there was a signal to stop; what fails then was stopped.
 
     Args:
-        error: what is raised.
+        error: makes what is raised.
         handle: is called when a signal comes; default: raise, or do what was done before.
 
     Raises:
@@ -37,7 +37,7 @@ def interruptible(
 
     def check() -> None:
         if received:
-            raise error
+            raise error()
 
     if threading.current_thread() is not threading.main_thread():
         yield check  # signals are the main thread's
@@ -50,8 +50,9 @@ def interruptible(
         if handle is not None:
             handle()
         elif callable(earlier):
-            earlier(number, frame)
-        raise error
+            with suppress(BaseException):  # what it raises doesn't say what to do
+                earlier(number, frame)
+        raise error()
 
     taken = [number for number in _SIGNALS if before[number] is not signal.SIG_IGN]
     for number in taken:

@@ -4,6 +4,7 @@ import os
 import shutil
 import uuid
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,33 @@ from eval_ingest.job import Job, open_job
 from eval_ingest.settings import Settings
 from eval_ingest.store import registry_file
 from eval_ingest_tests.support import factories, killing
+from eval_ingest_tests.support.servers import ObjectServer, gcs_server, s3_server
+
+IN_MEMORY = Path("/dev/shm")
+ROOM = 6 << 30
+"""Bytes that must be free in memory, for the files of tests to be put there."""
+
+# A worker takes whole files, so that what a file shares is made once. These take the longest, by
+# processor time, and come first: else one of them would begin when the others have ended.
+LONGEST = (
+    "service", "corpus", "sweep_run", "adopting_roots", "remote_roots", "store_roots",
+    "sources_remote",
+)  # fmt: skip
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Have tests write to memory, if there is room: they write and remove many small files."""
+    with suppress(OSError):
+        told = Path("/proc/meminfo").read_text().split("MemAvailable:")[1]
+        if min(shutil.disk_usage(IN_MEMORY).free, int(told.split()[0]) << 10) > ROOM:
+            os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(IN_MEMORY))
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The files that take longest first; within a file the order stays."""
+    rank = {f"test_{name}.py": k for k, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: rank.get(item.path.name, len(rank)))
 
 
 @pytest.fixture(autouse=True)
@@ -58,7 +86,8 @@ def _no_process_is_left() -> Iterator[None]:
 @pytest.fixture
 def nobody_else_writes(monkeypatch: pytest.MonkeyPatch) -> None:
     """A damaged registry.json isn't waited for: no other tool is at it."""
-    monkeypatch.setattr(registry_file, "WRITING_S", 0.1)
+    for name in ("READING_S", "WRITING_S"):
+        monkeypatch.setattr(registry_file, name, 0.1)
 
 
 @pytest.fixture(scope="session")
@@ -121,3 +150,10 @@ def reference(small: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("reference")
     pipeline.ingest(make_job(small, root))
     return root
+
+
+@pytest.fixture(scope="session")
+def servers() -> Iterator[dict[str, ObjectServer]]:
+    """Object stores by the scheme of their URLs; have each test write below a name of its own."""
+    with gcs_server() as gcs, s3_server() as s3:
+        yield {"gs": gcs, "s3": s3, "weka": s3}

@@ -19,7 +19,7 @@ from eval_ingest.verifying import verify_dataset
 from eval_ingest_tests.support import places
 from eval_ingest_tests.support.places import Place
 
-servers, place = places.servers, places.place
+place = places.place
 
 THEIRS = '{"name": "crops",  "task_type": "segmentation", "num_classes": 4, "x": 1e-05}'
 

@@ -20,7 +20,7 @@ from eval_ingest_tests.support import places, stopping
 from eval_ingest_tests.support.places import Place
 from eval_ingest_tests.support.stopping import Case, Stopped, requests
 
-servers, place = places.servers, places.place
+place = places.place
 
 
 @pytest.mark.parametrize("kind", get_args(stopping.Kind))

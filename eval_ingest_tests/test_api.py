@@ -79,6 +79,19 @@ def test_a_dataset_is_validated_ingested_listed_and_loaded(root: Path, written: 
         eval_ingest.remove("crops")
 
 
+def test_a_relative_source_gives_the_version_that_its_name_gives_elsewhere(
+    root: Path, written: Written, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    source = written("segmentation")
+    monkeypatch.chdir(source.parent)
+    first = eval_ingest.ingest("crops", source.name)
+    monkeypatch.chdir(tmp_path)
+    again = eval_ingest.ingest("crops")
+    assert first.metadata is not None and again.metadata is not None
+    assert first.metadata.source == str(source)
+    assert not again.ran and again.metadata.fingerprint == first.metadata.fingerprint
+
+
 def test_the_catalog_is_listed_too_when_asked_for(root: Path) -> None:
     assert list(eval_ingest.list_datasets()) == []
     known = eval_ingest.list_datasets(catalog=True)

@@ -18,7 +18,7 @@ from eval_ingest_tests.support import places
 from eval_ingest_tests.support.places import Place
 
 Copied = Callable[[str], Path]
-servers, place = places.servers, places.place
+place = places.place
 
 
 def replaced(source: Path) -> str:

@@ -327,6 +327,7 @@ def test_a_damaged_line_of_the_journal_makes_it_vouch_for_nothing(tmp_path: Path
 # ------------------------------------------------------------------------------------- commands
 
 
+@pytest.mark.usefixtures("nobody_else_writes")
 @pytest.mark.parametrize("damage", [flip(12), emptied])
 @pytest.mark.parametrize(
     ("file", "command"),

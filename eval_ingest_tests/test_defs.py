@@ -7,8 +7,6 @@ import os
 import shutil
 import signal
 import time
-from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import dagster as dg
@@ -38,16 +36,12 @@ from eval_ingest.errors import (
     StoreError,
 )
 from eval_ingest.job import Job
+from eval_ingest_tests.support import dagster_world
 from eval_ingest_tests.support.dagster_world import World, failure_text, log_lines, random_splits
 
 # Outside of pytest defs/running.py silences it, and says why.
 pytestmark = pytest.mark.filterwarnings("ignore::dagster.BetaWarning")
-
-
-@pytest.fixture
-def world(tmp_path: Path, copied: Callable[[str], Path]) -> Iterator[World]:
-    with dg.DagsterInstance.ephemeral() as instance:
-        yield World(tmp_path, copied("segmentation"), instance)
+world = dagster_world.world
 
 
 # --------------------------------------------------------------------------------- stage assets
@@ -136,10 +130,12 @@ def test_an_interrupted_run_ends_at_once_and_is_not_tried_again(
         raise EngineError("a worker process was killed") from OSError("the same signal")
 
     monkeypatch.setattr(pipeline, "run_stage", interrupted)
-    assert not world.front_door().success
-    assert tries == ["window_index"]
+    result = world.front_door()
+    assert not result.success and tries == ["window_index"]
     (run,) = world.instance.get_runs()
     assert run.is_finished
+    (failed,) = (event for event in result.all_events if event.is_step_failure)
+    assert "it goes on where it was" in failed.step_failure_data.error_display_string
 
 
 def test_a_failed_stage_says_first_what_to_do_and_is_not_retried(world: World) -> None:

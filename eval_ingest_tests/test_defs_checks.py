@@ -202,24 +202,22 @@ def test_an_empty_split_is_said_to_be_empty(reference: Path) -> None:
     assert (result.passed, result.text) == (False, "val is empty; check splits.ratios")
 
 
+ONE = {"count": 1, "of": 120, "examples": ["g/w"]}
+
+
 def test_a_class_that_a_split_lacks_fails_its_check(reference: Path) -> None:
     quality = report(clean())
-    finding = {
-        "code": "class_missing", "severity": "warning", "count": 1, "of": 2,
-        "text": "val has no forest", "examples": ["forest"],
-    }  # fmt: skip
-    found = of(reference, {**quality, "findings": [finding]})
+    finding = {"code": "class_missing", "severity": "warning", "text": "val has no forest"}
+    found = of(reference, {**quality, "findings": [{**finding, **ONE}]})
     assert failed(found) == {"every_class_in_every_split"}
     assert found["every_class_in_every_split"].text == "val has no forest"
 
 
 def test_notes_do_not_fail_a_check(reference: Path) -> None:
     quality = report(clean())
-    note = {
-        "code": "leakage_near", "severity": "note", "count": 1, "of": 120,
-        "text": "1 of 120 val windows lie near", "examples": ["g/w"],
-    }  # fmt: skip
-    found = of(reference, {**quality, "findings": [note]})
+    text = "1 of 120 val windows lie near"
+    note = {"code": "leakage_near", "severity": "note", "text": text}
+    found = of(reference, {**quality, "findings": [{**note, **ONE}]})
     assert not failed(found)
     assert found["no_leakage"].text == "1 of 120 val windows lie near"
 

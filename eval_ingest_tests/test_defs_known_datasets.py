@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,16 +22,12 @@ from eval_ingest.settings import Settings
 from eval_ingest.store.registry import remove_dataset
 from eval_ingest.store.roots.open import open_root
 from eval_ingest.store.seal import sealed_json
+from eval_ingest_tests.support import dagster_world
 from eval_ingest_tests.support.dagster_world import World, failure_text, log_lines
 
 # Outside of pytest defs/running.py silences it, and says why.
 pytestmark = pytest.mark.filterwarnings("ignore::dagster.BetaWarning")
-
-
-@pytest.fixture
-def world(tmp_path: Path, copied: Callable[[str], Path]) -> Iterator[World]:
-    with dg.DagsterInstance.ephemeral() as instance:
-        yield World(tmp_path, copied("segmentation"), instance)
+world = dagster_world.world
 
 
 def test_a_broken_spec_costs_a_warning_not_the_code_location(

@@ -18,6 +18,7 @@ from eval_ingest.store.roots.base import EvalRoot
 from eval_ingest.sweep.tasks import as_python, trainer_tasks
 from eval_ingest_tests.conftest import make_job
 from eval_ingest_tests.support import factories
+from eval_ingest_tests.support.peer import READ
 
 REPOSITORY = Path(__file__).parents[1]
 SPLITS = ("train", "val", "test")
@@ -78,18 +79,7 @@ def assert_equal(theirs: dict[str, np.ndarray], ours: dict[str, np.ndarray]) -> 
         assert np.allclose(found, expected, rtol=1e-5, atol=1e-5, equal_nan=True), key
 
 
-@pytest.mark.parametrize(
-    ("case", "modalities"),
-    [
-        ("segmentation", None),
-        ("vector_classification", None),
-        ("per_pixel_regression", None),
-        ("scalar_regression", None),
-        ("ragged_segmentation", None),
-        ("class_mapping", None),
-        ("three_modalities", ["sentinel1"]),
-    ],
-)
+@pytest.mark.parametrize(("case", "modalities"), READ)
 @pytest.mark.parametrize("pretrained", [True, False])
 def test_samples_equal_its_own_loader_s(
     case: str,

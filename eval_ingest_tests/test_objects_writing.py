@@ -12,15 +12,9 @@ from eval_ingest.errors import IntegrityError, StoreError
 from eval_ingest.objects import retry, writing
 from eval_ingest.objects.backend import Conflict, Entry, crc32c_text
 from eval_ingest.objects.writing import WritableObjects
-from eval_ingest_tests.support.servers import BUCKET, ObjectServer, gcs_server, proxy, s3_server
+from eval_ingest_tests.support.servers import BUCKET, ObjectServer, proxy
 
 _ADDRESS = {"gs": "STORAGE_EMULATOR_HOST", "s3": "AWS_ENDPOINT_URL"}
-
-
-@pytest.fixture(scope="module")
-def servers() -> Iterator[dict[str, ObjectServer]]:
-    with gcs_server() as gcs, s3_server() as s3:
-        yield {"gs": gcs, "s3": s3}
 
 
 @pytest.fixture(params=["gs", "s3", "weka", "memory"])

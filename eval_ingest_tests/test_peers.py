@@ -24,7 +24,7 @@ from eval_ingest.sweep.tasks import trainer_tasks
 from eval_ingest_tests.conftest import make_job
 from eval_ingest_tests.support import factories
 from eval_ingest_tests.support.corpus import CONFIGS
-from eval_ingest_tests.support.peer import read
+from eval_ingest_tests.support.peer import READ, read
 from eval_ingest_tests.support.shared_configs import FOLDERS, generate
 
 SPLITS = ("train", "val", "test")
@@ -74,19 +74,7 @@ def test_an_entry_becomes_its_config(case: str, peer: Peer, ingested: Ingested) 
     assert config["timeseries"] is True and config["is_multilabel"] is False
 
 
-@pytest.mark.parametrize(
-    ("case", "modalities"),
-    [
-        ("segmentation", None),
-        ("vector_classification", None),
-        ("per_pixel_regression", None),
-        ("scalar_regression", None),
-        ("ragged_segmentation", None),
-        ("class_mapping", None),
-        ("three_modalities", ["sentinel2_l2a"]),
-        ("three_modalities", ["sentinel1"]),
-    ],
-)
+@pytest.mark.parametrize(("case", "modalities"), [*READ, ("three_modalities", ["sentinel2_l2a"])])
 def test_its_samples_equal_ours(
     case: str, modalities: list[str] | None, peer: Peer, ingested: Ingested, tmp_path: Path
 ) -> None:

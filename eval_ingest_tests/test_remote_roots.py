@@ -45,7 +45,7 @@ from eval_ingest_tests.support import places
 from eval_ingest_tests.support.places import Place
 from eval_ingest_tests.support.servers import BUCKET, ObjectServer, Proxy, hurry, proxy
 
-servers, place = places.servers, places.place
+place = places.place
 
 
 def samples(name: str = "crops", root: str | Path | None = None) -> dict[str, list[Any]]:

@@ -24,8 +24,7 @@ from eval_ingest.testing import demo
 from eval_ingest_tests.support.checkout import REPOSITORY, environment
 from eval_ingest_tests.support.servers import ObjectServer, gcs_server
 
-# One worker for the whole file: the service takes fifteen seconds to start.
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("service")]
+pytestmark = pytest.mark.slow
 
 LOCATION = "eval_ingest.definitions"
 PATIENCE_S = 180.0

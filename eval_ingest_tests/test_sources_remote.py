@@ -34,44 +34,41 @@ from eval_ingest_tests.support.servers import (
     BUCKET,
     ObjectServer,
     Proxy,
-    gcs_server,
     hurry,
     proxy,
-    s3_server,
 )
 
 LAYERS = frozenset({"sentinel2", "label_raster"})
 
 
 @pytest.fixture(scope="module")
-def servers(small: Path) -> Iterator[dict[str, ObjectServer]]:
+def crops(servers: dict[str, ObjectServer], small: Path) -> dict[str, ObjectServer]:
     """Both servers, each with the small dataset at /data/crops."""
-    with gcs_server() as gcs, s3_server() as s3:
-        with pytest.MonkeyPatch.context() as patch:
-            for server in (gcs, s3):
-                for key, value in server.environment.items():
-                    patch.setenv(key, value)
-                server.upload(small, "data/crops")
-        yield {"gs": gcs, "s3": s3}
+    with pytest.MonkeyPatch.context() as patch:
+        for server in (servers["gs"], servers["s3"]):
+            for key, value in server.environment.items():
+                patch.setenv(key, value)
+            server.upload(small, "data/crops")
+    return servers
 
 
 @pytest.fixture(params=["gs", "s3"])
 def server(
     request: pytest.FixtureRequest,
-    servers: dict[str, ObjectServer],
+    crops: dict[str, ObjectServer],
     monkeypatch: pytest.MonkeyPatch,
 ) -> ObjectServer:
-    found = servers[request.param]
+    found = crops[request.param]
     for key, value in found.environment.items():
         monkeypatch.setenv(key, value)
     return found
 
 
 @pytest.fixture
-def gcs(servers: dict[str, ObjectServer], monkeypatch: pytest.MonkeyPatch) -> ObjectServer:
-    for key, value in servers["gs"].environment.items():
+def gcs(crops: dict[str, ObjectServer], monkeypatch: pytest.MonkeyPatch) -> ObjectServer:
+    for key, value in crops["gs"].environment.items():
         monkeypatch.setenv(key, value)
-    return servers["gs"]
+    return crops["gs"]
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ import shutil
 import sqlite3
 import struct
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 
@@ -21,7 +21,7 @@ from eval_ingest.sources.sqlite import DATABASE, SqliteSource
 from eval_ingest_tests.conftest import make_job
 from eval_ingest_tests.support.comparing import compare
 from eval_ingest_tests.support.oracle import rslearn_samples
-from eval_ingest_tests.support.servers import ObjectServer, gcs_server, s3_server
+from eval_ingest_tests.support.servers import ObjectServer
 
 
 @pytest.fixture(scope="module")
@@ -65,12 +65,6 @@ def test_the_copy_has_its_windows_in_files(source: Path, tmp_path: Path) -> None
     assert len(list(rslearn_samples(copy, source / "model.yaml"))) == 16
     outcomes = pipeline.ingest(make_job(source, tmp_path, max_invalid_fraction=0.5))
     assert not any(outcome.ran for outcome in outcomes)
-
-
-@pytest.fixture(scope="module")
-def servers() -> Iterator[dict[str, ObjectServer]]:
-    with gcs_server() as gcs, s3_server() as s3:
-        yield {"gs": gcs, "s3": s3}
 
 
 @pytest.fixture(params=["gs", "archive"])

@@ -115,6 +115,7 @@ def test_any_registry_comes_back_as_it_was(
     assert all(e.raw in text for e in found.entries)
 
 
+@pytest.mark.usefixtures("nobody_else_writes")
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"datasets": []}', ODD[:-1], ODD + "x", "{,}"])
 def test_what_is_no_registry_is_told_as_such(text: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"."):

@@ -31,7 +31,7 @@ from eval_ingest_tests.support.places import Place
 from eval_ingest_tests.support.servers import ObjectServer
 from eval_ingest_tests.support.stalled import Stalled
 
-servers, place = places.servers, places.place
+place = places.place
 
 
 # ------------------------------------------------------------------------------- the contract
@@ -97,12 +97,15 @@ def test_a_shard_is_put_found_whole_and_missed(place: Place, small: Path) -> Non
     for array, recorded in arrays.items():
         found = np.load(other.array(name, array, recorded))
         assert found.reshape(2, -1).tolist() == [[1] * found[0].size, [2] * found[0].size]
-        other.verify_array(other.layout.array(name, array), recorded)
+        other.verify(other.layout.array(name, array), recorded)
     place.remove(f"crops/samples/{name}/target.npy")
     with other.hold(1.0, "test"), pytest.raises(IntegrityError, match="missing"):
-        other.look_at_array(other.layout.array(name, "target"), arrays["target"])
+        other.look_at(other.layout.array(name, "target"), arrays["target"])
     with pytest.raises(IntegrityError, match="missing"):
-        other.verify_array(other.layout.array(name, "target"), arrays["target"])
+        other.verify(other.layout.array(name, "target"), arrays["target"])
+    told = "(export it again, or|is missing;) see eval-ingest verify"
+    with pytest.raises(IntegrityError, match=told):
+        list(other.copy_out([f"samples/{name}/target.npy"], Path("/dev/null")))
 
 
 def _recorded(store: DatasetStore, shard: str) -> dict[str, Any]:

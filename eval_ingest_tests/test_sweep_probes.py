@@ -258,8 +258,8 @@ def test_windows_of_several_sizes_are_upsampled_each_by_its_own_grid() -> None:
     rows = Rows(
         torch.randn(int(count.sum()), 6, generator=generator),
         torch.zeros(int(count.sum()), patch**2),
-        count.cumsum(0) - count,
         count,
+        torch.arange(len(count)),
         grid=sizes,
     )
     conv = torch.nn.Conv2d(6, 2, 1)

@@ -1,19 +1,17 @@
 """Read back what was ingested and compare it with what was recorded."""
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
-from functools import partial
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 from eval_ingest.copying.rslearn_index import wrong_indexes
-from eval_ingest.core.entry import CopyResult, Metadata, Shard, ShardArray
+from eval_ingest.core.entry import CopyResult, Metadata
 from eval_ingest.errors import IntegrityError, StoreError
-from eval_ingest.store.atomic import check_file
 from eval_ingest.store.manifest import CopiedWindow, Manifest
 from eval_ingest.store.outcomes import read_copy
 from eval_ingest.store.paths import RSLEARN_INDEX, DatasetLayout
-from eval_ingest.store.roots.base import DatasetStore
+from eval_ingest.store.roots.base import DatasetStore, Recorded
 from eval_ingest.store.seal import cure_for, read_sealed
 from eval_ingest.store.window_files import Measured
 
@@ -91,15 +89,10 @@ def look_at(store: DatasetStore, copy: CopyResult) -> CopyResult:
     Raises:
         IntegrityError: something is missing or damaged, as far as a quick look tells.
     """
-    layout = store.layout
     if copy.mode == "windows":
-        store.look_at_file(layout.copy_manifest)
-    for path in _tables(layout, copy):
-        store.look_at_file(path)
-    for path, array in _arrays(layout, copy.shards):
-        store.look_at_array(path, array)
-    for name, recorded in copy.files.items():
-        store.look_at_file(layout.path / name, recorded)
+        store.look_at(store.layout.copy_manifest)
+    for path, recorded in (*_packed(store.layout, copy), *_beside(store.layout, copy)):
+        store.look_at(path, recorded)
     return copy
 
 
@@ -108,42 +101,25 @@ def _damage(
 ) -> Iterator[IntegrityError]:
     """What is wrong with split indexes, shards, and the files beside the copied windows."""
     layout = store.layout
-    checks: list[Callable[[], object]] = [
-        partial(_check_table, store, path) for path in (*_tables(layout, metadata), layout.opening)
-    ]
-    checks += [
-        partial(store.verify_array, path, array) for path, array in _arrays(layout, metadata.shards)
-    ]
-    if copy is not None:
-        checks += [
-            partial(_check_file, store, layout.path / name, crc32c)
-            for name, crc32c in copy.files.items()
-        ]
-    for check in checks:
+    parts = [(layout.opening, None), *_packed(layout, metadata)]
+    parts += [] if copy is None else _beside(layout, copy)
+    for path, recorded in parts:
         try:
-            check()
+            store.verify(path, recorded)
         except IntegrityError as error:
             yield error
 
 
-def _check_table(store: DatasetStore, path: Path) -> None:
-    cure = cure_for(store.name)
-    if store.read(path, lambda: read_sealed(path, cure)) is None:
-        raise IntegrityError(f"{path} is missing", cure)
-
-
-def _check_file(store: DatasetStore, path: Path, crc32c: str) -> None:
-    store.read(path, lambda: check_file(path, crc32c, cure_for(store.name)))
-
-
-def _tables(layout: DatasetLayout, named: Metadata | CopyResult) -> list[Path]:
-    return [
-        *(layout.path / found.index for found in named.splits.values()),
-        *(layout.samples / shard.name / "index.parquet" for shard in named.shards),
-    ]
-
-
-def _arrays(layout: DatasetLayout, shards: Sequence[Shard]) -> Iterator[tuple[Path, ShardArray]]:
-    for shard in shards:
+def _packed(layout: DatasetLayout, named: Metadata | CopyResult) -> Iterator[tuple[Path, Recorded]]:
+    """The split indexes and the shards' files."""
+    for split in named.splits.values():
+        yield layout.path / split.index, None
+    for shard in named.shards:
+        yield layout.samples / shard.name / "index.parquet", None
         for name, array in shard.arrays.items():
             yield layout.array(shard.name, name), array
+
+
+def _beside(layout: DatasetLayout, copy: CopyResult) -> Iterator[tuple[Path, Recorded]]:
+    """The files beside the copied windows."""
+    yield from ((layout.path / name, crc32c) for name, crc32c in copy.files.items())

@@ -161,13 +161,13 @@ def _read_window(
             found = reader.modality(modality, grid)
             if found is not None:
                 sample.modalities[modality.name] = found
-                sample.problems += _judge_pixels(modality, found.pixels)
+                _check_pixels(modality, found.pixels)
     with _told(sample):
         target = reader.target(grid)
         if not config.task.kind.per_pixel:
             sample.crop_targets = reader.crop_targets(grid)
         sample.target = target
-        sample.problems += _judge_target(config.task, target)
+        _check_target(config.task, target)
         if not sample.problems:
             check_unread(files, reader.done, reader.read)
     return sample
@@ -222,9 +222,8 @@ class _WindowReader:
         return parse_json(self.read(path), path, code)
 
     def metadata(self) -> WindowMetadata:
-        if "metadata.json" not in self.files.by_path:
-            raise Unreadable("metadata_missing", "metadata.json is not there")
-        return parse_metadata(self._json("metadata.json", "metadata_unreadable"))
+        data = self._present("metadata.json", "metadata_missing")
+        return parse_metadata(parse_json(data, "metadata.json", "metadata_unreadable"))
 
     def check_files(self, grid: Grid) -> None:
         """Refuse what is too large, or would make GDAL read something else, before any of it is."""
@@ -339,9 +338,10 @@ class _WindowReader:
         steps = steps_of_group(counts, item_group, pixels.shape[2], base)
         return _RasterFile(pixels[:, :, steps], None if times is None else times[steps], nodata)
 
-    def _present(self, path: str) -> bytes:
+    def _present(self, path: str, code: str = "raster_missing") -> bytes:
+        """A file's bytes; without it, the window is invalid by that code."""
         if path not in self.files.by_path:
-            raise Unreadable("raster_missing", f"{path} is not there")
+            raise Unreadable(code, f"{path} is not there")
         return self.read(path)
 
     def _file(self, base: str, band_set: BandSet, grid: Grid) -> "_RasterFile":
@@ -424,9 +424,9 @@ class _WindowReader:
         self._check_layer(layer, item_group)
         config, found = rslearn_config(self.config), self._json("metadata.json", "")
         on_map = {key: found[key] for key in ("projection", "bounds")}
-        at = self.source.url, json.dumps(config), self.files.group, self.files.name, on_map
+        group, name = self.files.group, self.files.name
+        place = Place(self.source.url, json.dumps(config), group, name, on_map)
         try:
-            place = Place(*at)
             return isolated.run(function, place, layer, item_group, *more, seconds=_RSLEARN_S)
         except Unreadable as stop:
             broken_label = function.__name__ == "read_features" and stop.code == "raster_unreadable"
@@ -516,9 +516,8 @@ class _WindowReader:
 
         folder = f"layers/{layer}.{item_group}" if item_group else f"layers/{layer}"
         path = f"{folder}/data.geojson"
-        if path not in self.files.by_path:
-            raise Unreadable("label_missing", f"{path} is not there")
-        collection = self._json(path, "label_unreadable")
+        data = self._present(path, "label_missing")
+        collection = parse_json(data, path, "label_unreadable")
         check_crs_of(collection, path, "label_unreadable")
         try:
             return Features.parse(collection, grid)
@@ -544,26 +543,24 @@ def sample_arrays(sample: WindowSample, config: ResolvedConfig) -> dict[str, NDA
     return arrays
 
 
-def _judge_pixels(modality: ModalityInput, pixels: NDArray[Any]) -> list[Problem]:
-    """Wholly nodata or wholly not finite."""
+def _check_pixels(modality: ModalityInput, pixels: NDArray[Any]) -> None:
+    """Raise for pixels that are wholly nodata, or wholly not finite."""
     if pixels.dtype.kind == "f" and not np.isfinite(pixels).any():
-        return [Problem("input_not_finite", f"{modality.name} has no finite pixel")]
+        raise Unreadable("input_not_finite", f"{modality.name} has no finite pixel")
     if not pixels.any():
-        return [Problem("input_nodata", f"{modality.name} is 0 everywhere")]
-    return []
+        raise Unreadable("input_nodata", f"{modality.name} is 0 everywhere")
 
 
-def _judge_target(task: Task, target: NDArray[Any]) -> list[Problem]:
+def _check_target(task: Task, target: NDArray[Any]) -> None:
+    """Raise for a target without any label, or with a class that isn't there."""
     if not task.kind.has_classes:
         if not np.isfinite(target).any():
-            return [Problem("label_all_invalid", "no valid label value")]
-        return []
+            raise Unreadable("label_all_invalid", "no valid label value")
+        return
     low, high = int(target.min()), int(target.max())
     if high >= task.num_classes or low < IGNORE_LABEL:
         bad = high if high >= task.num_classes else low
-        return [
-            Problem("label_out_of_range", f"class {bad} where there are {task.num_classes} classes")
-        ]
+        what = f"class {bad} where there are {task.num_classes} classes"
+        raise Unreadable("label_out_of_range", what)
     if high == IGNORE_LABEL:
-        return [Problem("label_all_invalid", "no pixel has a valid class")]
-    return []
+        raise Unreadable("label_all_invalid", "no pixel has a valid class")

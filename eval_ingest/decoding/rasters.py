@@ -76,7 +76,7 @@ def not_there_yet(files: WindowFiles, config: ResolvedConfig) -> str:
 
 
 def is_all(pixels: NDArray[Any], nodata: float | None) -> bool:
-    """True if every pixel has the nodata value; zeros and NaN are judged by `_judge_pixels`."""
+    """True if every pixel has the nodata value; zeros and NaN are for judge.py."""
     if not nodata or pixels.flat[0] != nodata:
         return False
     return bool((pixels == nodata).all())

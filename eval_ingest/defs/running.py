@@ -4,6 +4,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, NamedTuple, TypeAlias
 
 import dagster as dg
@@ -35,6 +36,7 @@ PARTITION_TAG = "dagster/partition"
 DATASET_TAG = "eval_ingest/dataset"
 """On every run that works on a dataset: front doors have no partition to be found by."""
 
+STOPPED = "stopped; run the same again: it goes on where it was"
 
 _OVER = (dg.DagsterRunStatus.SUCCESS, dg.DagsterRunStatus.FAILURE, dg.DagsterRunStatus.CANCELED)
 NOT_OVER = [status for status in dg.DagsterRunStatus if status not in _OVER]
@@ -111,7 +113,7 @@ def step_on(dataset: str) -> Iterator[Callable[[], None]]:
         dg.DagsterExecutionInterruptedError: Terminate, Ctrl-C or SIGTERM: see StoppableExecutor.
     """
     with (
-        interruptible(dg.DagsterExecutionInterruptedError) as check,
+        interruptible(partial(dg.DagsterExecutionInterruptedError, STOPPED)) as check,
         retried(),
         as_failure(dataset),
     ):
@@ -144,7 +146,7 @@ class StoppableExecutor(dg.Executor):
             yield from self._inner.execute(plan_context, execution_plan)
         except (KeyboardInterrupt, dg.DagsterExecutionInterruptedError):
             plan_context.instance.report_run_canceling(plan_context.dagster_run)
-            say_last("", "stopped; run the same command again: it goes on where it was")
+            say_last("", STOPPED)
             raise
 
 

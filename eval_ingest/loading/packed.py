@@ -66,7 +66,7 @@ class PackedSamples:
         for number in np.unique(index.shards).tolist():
             shard = metadata.shards[number]
             for name, array in shard.arrays.items():
-                store.look_at_array(store.layout.array(shard.name, name), array)
+                store.look_at(store.layout.array(shard.name, name), array)
 
     def _check_places(self) -> None:
         """Every sample lies within its shard, in the shape that the shard's arrays have."""

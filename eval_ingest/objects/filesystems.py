@@ -29,33 +29,28 @@ def weka_mount(url: str) -> Path | None:
     return WEKA_MOUNT / bucket / inner.strip("/")
 
 
-@dataclass(frozen=True)
-class _Kind:
-    """A kind of bucket."""
-
-    extra: str
-    """Of our package, which brings the library."""
-    login: str
-    """How credentials are given, instead of in a URL."""
-
-
-_S3 = _Kind("s3", "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE")
-_GOOGLE = _Kind("gs", "log in: gcloud auth application-default login")
 S3_SCHEMES, GOOGLE_SCHEMES = ("s3", "s3a", "weka"), ("gs", "gcs")
-_KINDS = {**dict.fromkeys(S3_SCHEMES, _S3), **dict.fromkeys(GOOGLE_SCHEMES, _GOOGLE)}
+_EXTRAS = dict.fromkeys(S3_SCHEMES, "s3") | dict.fromkeys(GOOGLE_SCHEMES, "gs")
+"""Of our package, which bring the libraries for buckets."""
+_LOGINS = {
+    "s3": "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE",
+    "gs": "log in: gcloud auth application-default login",
+}
+"""How credentials are given, instead of in a URL."""
 
 
 def refused_login(url: str) -> str:
     """Why a bucket's URL with a password in it won't do, and what will; "" for any other URL."""
     scheme, _, rest = url.partition("://")
-    if scheme not in _KINDS or "@" not in rest.partition("/")[0]:
+    if scheme not in _EXTRAS or "@" not in rest.partition("/")[0]:
         return ""
-    return f"{scheme}:// takes no password from the URL; leave it out, and {_KINDS[scheme].login}"
+    login = _LOGINS[_EXTRAS[scheme]]
+    return f"{scheme}:// takes no password from the URL; leave it out, and {login}"
 
 
 def extra_for(scheme: str) -> str:
     """The extra of our package that brings a kind of bucket's library; "" for other URLs."""
-    return _KINDS[scheme].extra if scheme in _KINDS else ""
+    return _EXTRAS.get(scheme, "")
 
 
 CONNECT_S = 10
@@ -76,7 +71,7 @@ class Contact:
 def root_of(url: str) -> str:
     """The path of a URL's folder, as its file system names it."""
     scheme, _, rest = url.partition("://")
-    if scheme in _KINDS:
+    if scheme in _EXTRAS:
         return rest.strip("/")
     import fsspec.core
 
@@ -86,7 +81,7 @@ def root_of(url: str) -> str:
 def server_url(url: str) -> str:
     """What all URLs of a server have in common: all buckets of a kind are on one."""
     scheme, _, rest = url.partition("://")
-    return f"{scheme}://" if scheme in _KINDS else f"{scheme}://{rest.partition('/')[0]}"
+    return f"{scheme}://" if scheme in _EXTRAS else f"{scheme}://{rest.partition('/')[0]}"
 
 
 def weka_endpoint(url: str, endpoint: str | None) -> str:

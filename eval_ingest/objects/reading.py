@@ -240,19 +240,21 @@ class Objects:
                 return
         raise Truncated(f"{len(data)} of {listed.size} bytes arrived whole")
 
-    def open(self, name: str = "") -> Any:
-        """A binary stream of an object, to be read from front to end."""
+    def open(self) -> Any:
+        """A binary stream of the object at the URL itself, to be read from front to end."""
         here = self._open
         try:
-            return here.server.fs.open(here.backend.path(name), "rb")
+            return here.server.fs.open(here.backend.path(""), "rb")
         except FileNotFoundError:
             raise
         except Exception as error:
-            raise self._explain(f"opening {name or 'it'}", error) from error
+            raise self._explain("opening it", error) from error
 
-    def info(self) -> Entry | None:
-        """The object at the URL itself; None if there is none."""
+    async def stat(self, name: str = "") -> Entry | None:
+        """An object as it is now, or None; without a name that at the URL itself."""
+        doing = f"looking at {name or 'it'}"
         try:
-            return self.run(self._retrying("looking at it", lambda: self._backend.head("")))
+            entry = await self._retrying(doing, lambda: self._backend.head(name))
         except FileNotFoundError:
             return None
+        return None if entry.folder else entry

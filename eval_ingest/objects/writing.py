@@ -45,14 +45,6 @@ class WritableObjects(Objects):
 
     # ---------------------------------------------------------------------------- small objects
 
-    async def stat(self, name: str) -> Entry | None:
-        """An object as it is now, or None."""
-        try:
-            entry = await self._retrying(f"looking at {name}", lambda: self._backend.head(name))
-        except FileNotFoundError:
-            return None
-        return None if entry.folder else entry
-
     async def read_current(self, name: str, entry: Entry | None = None) -> tuple[Entry, bytes]:
         """An object as it is now, with its bytes.
 

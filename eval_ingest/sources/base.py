@@ -63,6 +63,10 @@ class SourceFile(NamedTuple):
     """Changes when the content does: see `listing.version_of`, or an object's checksum."""
 
 
+Key = tuple[str, str]
+"""A window's (group, name)."""
+
+
 def crc_of(version: str) -> int:
     """The CRC32C that a version is.
 
@@ -202,7 +206,7 @@ class Had(NamedTuple):
 
     data: bytes
     permissions: int
-    """Mode bits."""
+    """Who may read and write it, as mode bits: a copy is for no more people."""
 
 
 class Source(ABC):
@@ -210,6 +214,8 @@ class Source(ABC):
 
     moves = False
     """True if its files are ours and are moved into a copy, not read: see `ours`."""
+    at_hand = False
+    """True if its files lie on a disk of this machine, so that none of them is kept for later."""
     waiting: Waiting = SOURCES
     """Whether reading a window is waiting."""
 
@@ -267,8 +273,15 @@ class Source(ABC):
         """Every window of the groups; a remote source keeps their files for `window`."""
         return (window.listed for window in self.windows(groups, layers))
 
-    def ensure_listed(self, groups: list[str], layers: frozenset[str]) -> None:  # noqa: B027
+    def ensure_listed(  # noqa: B027
+        self, groups: list[str], layers: frozenset[str], windows: Iterable[Key] | None = None
+    ) -> None:
         """List the groups now if that isn't done, so that `window` costs nothing.
+
+        Args:
+            groups: of the windows.
+            layers: that will be read.
+            windows: the only ones that will be; None: any may be.
 
         Windows can be read only after it: of an archive, they are unpacked. In a folder, a window
         is looked at when its turn comes.
@@ -281,12 +294,12 @@ class Source(ABC):
         """What can be had of some files of a window at once, as they were listed."""
 
     @abstractmethod
+    def have(self, group: str, name: str, file: SourceFile) -> Had:
+        """A file; SourceError if it isn't as it was listed."""
+
     def read(self, group: str, name: str, file: SourceFile) -> bytes:
         """A file's bytes; SourceError if they aren't as they were listed."""
-
-    def permissions(self, group: str, name: str, file: SourceFile) -> int:
-        """Who may read and write a file, as mode bits: a copy is for no more people."""
-        return ANYBODY
+        return self.have(group, name, file).data
 
     def ours(self, files: WindowFiles) -> Ours | None:
         """The folder of a window that we wrote, which may be moved away.
@@ -364,19 +377,17 @@ class WindowReader:
         wanted = [f for f in self.files.files if f.path in paths and f.path not in self._had]
         self._had |= self._source.fetch(self.files, wanted)
 
-    def read(self, group: str, name: str, file: SourceFile) -> bytes:
-        """A file's bytes; SourceError if they aren't as they were listed."""
+    def have(self, group: str, name: str, file: SourceFile) -> Had:
+        """A file; SourceError if it isn't as it was listed."""
         if file.path not in self._had:
             self._fetch(self._fetchable)
         if file.path not in self._had:  # the source says what is wrong with it
-            data = self._source.read(group, name, file)
-            self._had[file.path] = Had(data, self._source.permissions(group, name, file))
-        return self._had[file.path].data
+            self._had[file.path] = self._source.have(group, name, file)
+        return self._had[file.path]
 
-    def permissions(self, group: str, name: str, file: SourceFile) -> int:
-        """See `Source.permissions`."""
-        had = self._had.get(file.path)
-        return self._source.permissions(group, name, file) if had is None else had.permissions
+    def read(self, group: str, name: str, file: SourceFile) -> bytes:
+        """A file's bytes; SourceError if they aren't as they were listed."""
+        return self.have(group, name, file).data
 
     def ours(self) -> Ours | None:
         """See `Source.ours`."""

@@ -40,6 +40,7 @@ class LocalSource(Source):
     """A dataset in a folder, on a local disk or a mounted Weka."""
 
     url: str
+    at_hand = True
 
     def __post_init__(self) -> None:
         root = Path(self.url)
@@ -150,7 +151,7 @@ class LocalSource(Source):
     def fetch(self, files: WindowFiles, wanted: Sequence[SourceFile]) -> dict[str, Had]:
         return read_files(f"{self.url}/windows/{files.key}", wanted, self._inodes)
 
-    def read(self, group: str, name: str, file: SourceFile) -> bytes:
+    def have(self, group: str, name: str, file: SourceFile) -> Had:
         path = f"{self.url}/windows/{group}/{name}/{file.path}"
         try:
             data, found = read_file(path, file.size)
@@ -161,14 +162,7 @@ class LocalSource(Source):
                 f"{path} has {len(data)} bytes, {file.size} when it was listed, or was written "
                 "since; the source changes while it is read: run again when it is still"
             )
-        return data
-
-    def permissions(self, group: str, name: str, file: SourceFile) -> int:
-        path = f"{self.url}/windows/{group}/{name}/{file.path}"
-        try:
-            return os.stat(path).st_mode & ANYBODY
-        except OSError as error:
-            raise cannot("read", path, error) from error
+        return Had(data, found.st_mode & ANYBODY)
 
 
 def _open_no_link(path: str, flags: int) -> int:

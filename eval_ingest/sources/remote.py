@@ -10,7 +10,7 @@ import shutil
 import tempfile
 import weakref
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, fields
 from functools import cached_property
@@ -25,6 +25,7 @@ from eval_ingest.sources.base import (
     ANYBODY,
     Copies,
     Had,
+    Key,
     Listed,
     Source,
     SourceFile,
@@ -158,7 +159,9 @@ class RemoteSource(Source):
                 yield window.listed
             table.finish(layers=json.dumps(sorted(layers)))
 
-    def ensure_listed(self, groups: list[str], layers: frozenset[str]) -> None:
+    def ensure_listed(
+        self, groups: list[str], layers: frozenset[str], windows: Iterable[Key] | None = None
+    ) -> None:
         table = self._listing
         if table is None:
             return
@@ -223,8 +226,8 @@ class RemoteSource(Source):
             found |= self._objects.run(self._fetch(files, missing))
         return {path: Had(data, ANYBODY) for path, data in found.items()}
 
-    def read(self, group: str, name: str, file: SourceFile) -> bytes:
-        return self.fetch(WindowFiles(group, name, (file,)), [file])[file.path].data
+    def have(self, group: str, name: str, file: SourceFile) -> Had:
+        return self.fetch(WindowFiles(group, name, (file,)), [file])[file.path]
 
     def keep(self, window: WindowReader) -> None:
         """Have a window's bytes ready for a later stage, unless some file is too large."""

@@ -13,7 +13,7 @@ import itertools
 import json
 import os
 import sqlite3
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +25,7 @@ from eval_ingest.sources.base import (
     CONFIG_FILES,
     WINDOW_FILES,
     Had,
+    Key,
     Listed,
     Source,
     SourceFile,
@@ -111,8 +112,10 @@ class SqliteSource(Source):
                 pass
         return super().listing(groups, layers)
 
-    def ensure_listed(self, groups: list[str], layers: frozenset[str]) -> None:
-        self.inner.ensure_listed(groups, layers)
+    def ensure_listed(
+        self, groups: list[str], layers: frozenset[str], windows: Iterable[Key] | None = None
+    ) -> None:
+        self.inner.ensure_listed(groups, layers, windows)
 
     def windows(self, groups: list[str], layers: frozenset[str]) -> Iterator[WindowFiles]:
         with closing(self._connect()) as database:
@@ -139,26 +142,23 @@ class SqliteSource(Source):
         found = self.inner.fetch(files, [file for file in wanted if not _is_described(file.path)])
         with closing(self._connect()) as database:
             described = _described(database, files.group, files.name)
+        permissions = self._database.stat().st_mode & ANYBODY
         for file in wanted:
             data = described.get(file.path) if _is_described(file.path) else None
             if data is not None and _file(file.path, data) == file:
-                found[file.path] = Had(data, self._permissions)
+                found[file.path] = Had(data, permissions)
         return found
 
-    def read(self, group: str, name: str, file: SourceFile) -> bytes:
+    def have(self, group: str, name: str, file: SourceFile) -> Had:
         if not _is_described(file.path):
-            return self.inner.read(group, name, file)
+            return self.inner.have(group, name, file)
         found = self.fetch(WindowFiles(group, name, (file,)), [file])
         if file.path not in found:
             raise SourceError(
                 f"{self.url}/{DATABASE} says otherwise of {group}/{name} than when it was listed; "
                 "the source changes while it is read: run again when it is still"
             )
-        return found[file.path].data
-
-    def permissions(self, group: str, name: str, file: SourceFile) -> int:
-        described = _is_described(file.path)
-        return self._permissions if described else self.inner.permissions(group, name, file)
+        return found[file.path]
 
     def keep(self, window: WindowReader) -> None:
         self.inner.keep(window)
@@ -170,10 +170,6 @@ class SqliteSource(Source):
         self.inner.forget()
 
     # ------------------------------------------------------------------------------- the database
-
-    @property
-    def _permissions(self) -> int:
-        return self._database.stat().st_mode & ANYBODY
 
     @property
     def _database(self) -> Path:
@@ -286,9 +282,11 @@ def _is_described(path: str) -> bool:
 def _described(database: sqlite3.Connection, group: str, name: str) -> dict[str, bytes]:
     """The files that the database stands for, as rslearn's FileWindowStorage would write them."""
     files: dict[str, bytes] = {}
-    for file, add in (("metadata.json", _add_metadata), ("items.json", _add_items)):
+    for file, query in (("metadata.json", _METADATA), ("items.json", _ITEMS)):
         try:
-            add(files, database, group, name)
+            for row in _rows(database, query, group, name):
+                text = _metadata(group, name, *row) if query == _METADATA else str(row[0])
+                files[file] = os.fsencode(text)
         except _TooLargeError:  # this window is broken, and no other
             files[file] = _TOO_LARGE
     for layer, item_group in _rows(database, _COMPLETED, group, name):
@@ -298,29 +296,18 @@ def _described(database: sqlite3.Connection, group: str, name: str) -> dict[str,
     return files
 
 
-def _add_metadata(
-    files: dict[str, bytes], database: sqlite3.Connection, group: str, name: str
-) -> None:
-    for *place, start, end, options in _rows(database, _METADATA, group, name):
-        crs, x_resolution, y_resolution, *bounds = place
-        projection = {"crs": crs, "x_resolution": x_resolution, "y_resolution": y_resolution}
-        known = {
-            "group": group,
-            "name": name,
-            "projection": projection,
-            "bounds": bounds,
-            "time_range": [start, end] if start and end else None,
-        }
-        # Whatever stands there for the options: if it is no JSON, nor is the file.
-        text = f'{json.dumps(known, default=str)[:-1]}, "options": {options}}}'
-        files["metadata.json"] = os.fsencode(text)
-
-
-def _add_items(
-    files: dict[str, bytes], database: sqlite3.Connection, group: str, name: str
-) -> None:
-    for (items,) in _rows(database, _ITEMS, group, name):
-        files["items.json"] = os.fsencode(str(items))
+def _metadata(group: str, name: str, *row: Any) -> str:
+    """metadata.json, from a row of what _METADATA asks for."""
+    crs, x_resolution, y_resolution, *bounds, start, end, options = row
+    known = {
+        "group": group,
+        "name": name,
+        "projection": {"crs": crs, "x_resolution": x_resolution, "y_resolution": y_resolution},
+        "bounds": bounds,
+        "time_range": [start, end] if start and end else None,
+    }
+    # Whatever stands there for the options: if it is no JSON, nor is the file.
+    return f'{json.dumps(known, default=str)[:-1]}, "options": {options}}}'
 
 
 def _file(path: str, data: bytes) -> SourceFile:

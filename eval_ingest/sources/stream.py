@@ -48,8 +48,8 @@ class Version:
 
             objects = Objects(url)
             objects.greet()
-            entry = objects.info()
-            if entry is None or entry.folder:
+            entry = objects.run(objects.stat())
+            if entry is None:
                 raise SourceNotFoundError(f"source {url} does not exist; check the URL")
             return cls(entry.size, entry.version, entry)
         try:

@@ -40,10 +40,7 @@ def refuse_theirs(store: DatasetStore, spec: DatasetSpec) -> None:
         check_not_reserved(name)
     if spec.adopted:
         if found is Whose.INGESTED:
-            raise NotOursError(
-                f"{name} was ingested by eval_ingest itself, so there is nothing to adopt; "
-                f"to bring it up to date: eval-ingest ingest {name}"
-            )
+            raise nothing_to_adopt(name)
         return
     if found is Whose.ADOPTED:
         raise NotOursError(
@@ -54,6 +51,14 @@ def refuse_theirs(store: DatasetStore, spec: DatasetSpec) -> None:
     entry = None if found is Whose.INGESTED else their_entry(store.root, name)
     if found is Whose.THEIRS or entry is not None:
         raise NotOursError(f"{name}: {_told(store, found, entry)}")
+
+
+def nothing_to_adopt(name: str) -> NotOursError:
+    """A dataset is no other tool's."""
+    return NotOursError(
+        f"{name} was ingested by eval_ingest itself, so there is nothing to adopt; "
+        f"to bring it up to date: eval-ingest ingest {name}"
+    )
 
 
 def _told(store: DatasetStore, found: Whose, entry: Mapping[str, Any] | None) -> str:
@@ -78,14 +83,12 @@ def their_entry(root: EvalRoot, name: str) -> dict[str, Any] | None:
     """
     with contextlib.suppress(StoreError):
         entry = standing_entry(root, name)
-        if entry is not None and not is_ours(entry.value) and not _is_ingested(root, name):
+        if entry is None or is_ours(entry.value):
+            return None
+        # A folder of ours may have an entry that another tool has written again, without our keys.
+        if whose(root.dataset(name)) is not Whose.INGESTED:
             return entry.value if isinstance(entry.value, dict) else {}
     return None
-
-
-def _is_ingested(root: EvalRoot, name: str) -> bool:
-    """True for a folder of ours whose entry another tool has written again, without our keys."""
-    return whose(root.dataset(name)) is Whose.INGESTED
 
 
 def their_counts(entry: Mapping[str, Any]) -> str:

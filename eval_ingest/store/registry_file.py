@@ -59,7 +59,7 @@ class Standing:
         return text == self.text and self.data is not None and not self.damage
 
 
-def look(path: Path, patience_s: float = READING_S, before: Standing | None = None) -> Standing:
+def look(path: Path, patience_s: float | None = None, before: Standing | None = None) -> Standing:
     """The file as it stands; a file that isn't JSON is looked at again for a while.
 
     But not if it still is what it was `before`, when somebody has waited already.
@@ -67,7 +67,7 @@ def look(path: Path, patience_s: float = READING_S, before: Standing | None = No
     Raises:
         StoreError: it can't be read.
     """
-    deadline = time.monotonic() + patience_s
+    deadline = time.monotonic() + (READING_S if patience_s is None else patience_s)
     while True:
         found = understood(read_bytes(path))
         if found == before:

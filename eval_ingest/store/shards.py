@@ -343,5 +343,5 @@ def read_shard(
     table, facts = found
     arrays = {name: ShardArray.model_validate(a) for name, a in facts.get("arrays", {}).items()}
     for name, array in arrays.items():
-        store.look_at_array(store.layout.array(shard, name), array)
+        store.look_at(store.layout.array(shard, name), array)
     return table, arrays

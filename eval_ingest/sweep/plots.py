@@ -128,14 +128,10 @@ def _score_panel(ax: "Axes", board: Leaderboard, dataset: str, colours: dict[str
         )
     ax.set_yticks(range(len(board.encoders)), board.encoders, fontsize=8)
     ax.set_ylim(len(board.encoders) - 0.4, -0.6)
-    bounded = _bounded(metric)
-    ax.set_xlim(0, 1.16 if bounded else (top or 1) * 1.22)
-    if bounded:
+    ax.set_xlim(0, 1.16 if _bounded(metric) else (top or 1) * 1.22)
+    if _bounded(metric):
         ax.set_xticks([0, 0.25, 0.5, 0.75, 1])
-    ax.set_title(
-        f"{dataset} ({windows:,} windows)\n{_METRICS.get(metric, metric)}", fontsize=9, loc="left"
-    )
-    _plain(ax)
+    _plain(ax, f"{dataset} ({windows:,} windows)\n{_METRICS.get(metric, metric)}")
 
 
 def draw_fractions(rows: Sequence[Row], names: dict[str, str], colours: dict[str, str]) -> "Figure":
@@ -172,14 +168,10 @@ def draw_fractions(rows: Sequence[Row], names: dict[str, str], colours: dict[str
     seeds = len({row.seed for row in rows})
     band = f"mean of {seeds} seeds, band: all their" if seeds > 1 else "band:"
     intervals = "95% intervals" if seeds > 1 else "95% interval"
-    ax.set_title(
-        f"{first.dataset}, {first.n_test:,} {first.split} windows\n{band} {intervals}",
-        fontsize=9, loc="left",
-    )  # fmt: skip
     figure.legend(
         frameon=False, fontsize=8, loc="outside lower center", ncols=2 if len(lines) < 5 else 3
     )
-    _plain(ax)
+    _plain(ax, f"{first.dataset}, {first.n_test:,} {first.split} windows\n{band} {intervals}")
     return figure
 
 
@@ -212,11 +204,8 @@ def draw_confusion(row: Row, encoder: str) -> "Figure":
             )  # fmt: skip
     ax.set_xlabel("predicted", fontsize=9)
     ax.set_ylabel("labelled", fontsize=9)
-    score = (
-        ""
-        if row.test_score is None
-        else f", {_METRICS.get(row.metric, row.metric)} {row.test_score:.3f}"
-    )
+    metric = _METRICS.get(row.metric, row.metric)
+    score = "" if row.test_score is None else f", {metric} {row.test_score:.3f}"
     ax.set_title(
         f"{row.dataset}, {row.n_test:,} {row.split} windows, % of each labelled class\n"
         f"{encoder}{score}",
@@ -227,7 +216,8 @@ def draw_confusion(row: Row, encoder: str) -> "Figure":
     return figure
 
 
-def _plain(ax: "Axes") -> None:
+def _plain(ax: "Axes", title: str) -> None:
+    ax.set_title(title, fontsize=9, loc="left")
     for side in ("top", "right"):
         ax.spines[side].set_visible(False)
     ax.tick_params(labelsize=8, length=2)

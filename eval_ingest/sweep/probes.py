@@ -69,7 +69,7 @@ def run_knn(
     for rows in (val, test):
         votes = knn_votes(train.features, labels, rows.features, task.num_classes, device)
         scores = votes[rows.valid[:, 0]].numpy() if _ranked(task, rows, metric) else None
-        found.append(_tally(task, votes.argmax(1)[:, None].numpy(), rows, scores, metric))
+        found.append(tallied(task, votes.argmax(1)[:, None].numpy(), rows, scores, metric))
     return Probed(found[0], found[1])
 
 
@@ -145,7 +145,7 @@ def run_linear(
     tallies = []
     for rows in (val, test):
         predicted, scores = _predicted(layer, rows, units, device, _ranked(task, rows, metric))
-        tallies.append(_tally(task, predicted, rows, scores, metric))
+        tallies.append(tallied(task, predicted, rows, scores, metric))
     return Probed(tallies[0], tallies[1], learning_rate, epoch)
 
 
@@ -162,9 +162,10 @@ def _few_threads(train: Rows, batch_size: int, outputs: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _tally(
+def tallied(
     task: Task, predicted: NDArray[Any], rows: Rows, scores: NDArray[Any] | None, metric: str
 ) -> Tally:
+    """A prediction for all rows, counted by window."""
     target = rows.target.numpy()
     return tally(task.kind, task.num_classes, predicted, target, rows.windows, scores, metric)
 

@@ -41,7 +41,7 @@ class Ranked:
             times = np.ones((1, int(self.window.max(initial=0)) + 1))
         at_once = max(_WEIGHTS_AT_ONCE // max(len(self.truth), 1), 1)
         parts = [
-            np.stack([_areas(curve, times[k : k + at_once]) for curve in self._curves])
+            np.stack([curve.areas(times[k : k + at_once]) for curve in self._curves])
             for k in range(0, len(times), at_once)
         ]
         per_class = np.concatenate(parts, axis=2)
@@ -77,21 +77,20 @@ class _Curve:
         falls = np.flatnonzero(np.diff(scores[order]))
         return cls(window[order], positive[order], np.append(falls, len(order) - 1))
 
-
-def _areas(curve: _Curve, times: NDArray[Any]) -> NDArray[np.float64]:
-    """(2, B): under the ROC curve by trapezoids, and average precision by steps of recall."""
-    if not curve.positive.any() or curve.positive.all():
-        return np.full((2, len(times)), np.nan)
-    weights = times[:, curve.window].astype(np.float64)
-    found = np.cumsum(weights, axis=1)[:, curve.ends]
-    right = np.cumsum(weights * curve.positive, axis=1)[:, curve.ends]
-    wrong = found - right
-    positives, negatives = right[:, -1], wrong[:, -1]
-    more = np.diff(right, axis=1, prepend=0)
-    trapezoids = (np.diff(wrong, axis=1, prepend=0) * (right - more / 2)).sum(1)
-    precision = np.divide(right, found, out=np.zeros_like(right), where=found > 0)
-    both = (positives > 0) & (negatives > 0)
-    areas = np.full((2, len(times)), np.nan)
-    np.divide(trapezoids, positives * negatives, out=areas[0], where=both)
-    np.divide((more * precision).sum(1), positives, out=areas[1], where=both)
-    return areas
+    def areas(self, times: NDArray[Any]) -> NDArray[np.float64]:
+        """(2, B): under the ROC curve by trapezoids, and average precision by steps of recall."""
+        areas = np.full((2, len(times)), np.nan)
+        if not self.positive.any() or self.positive.all():
+            return areas
+        weights = times[:, self.window].astype(np.float64)
+        found = np.cumsum(weights, axis=1)[:, self.ends]
+        right = np.cumsum(weights * self.positive, axis=1)[:, self.ends]
+        wrong = found - right
+        positives, negatives = right[:, -1], wrong[:, -1]
+        more = np.diff(right, axis=1, prepend=0)
+        trapezoids = (np.diff(wrong, axis=1, prepend=0) * (right - more / 2)).sum(1)
+        precision = np.divide(right, found, out=np.zeros_like(right), where=found > 0)
+        both = (positives > 0) & (negatives > 0)
+        np.divide(trapezoids, positives * negatives, out=areas[0], where=both)
+        np.divide((more * precision).sum(1), positives, out=areas[1], where=both)
+        return areas

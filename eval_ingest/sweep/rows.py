@@ -6,6 +6,7 @@ What is learned from them is for knn.py and linear.py; how they are made for emb
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -24,12 +25,10 @@ class Rows:
     """float32 (R, D)"""
     target: torch.Tensor
     """(R, Q): long with -1, or float32 with NaN."""
-    first: torch.Tensor
-    """(N,) long: the first row of a sample."""
     count: torch.Tensor
-    """(N,) long: rows of a sample."""
-    window: torch.Tensor | None = None
-    """(N,) long: equal where samples are of one window; None: each is of its own."""
+    """(N,) long: rows of a sample; they follow one another."""
+    window: torch.Tensor
+    """(N,) long: equal where samples are of one window."""
     grid: torch.Tensor | None = None
     """(N, 2) long: rows and columns of a sample's patches; None: it has no longer all of them."""
 
@@ -37,20 +36,25 @@ class Rows:
     def of(cls, split: Embedded, samples: NDArray[np.int64] | None = None) -> "Rows":
         """The rows of these samples, or of all."""
         places = torch.from_numpy(split.places)
-        numbers = None if split.windows is None else torch.from_numpy(split.windows)
+        each = np.arange(len(split)) if split.windows is None else split.windows
+        numbers = torch.from_numpy(each)
         if samples is not None:
             places = places[torch.from_numpy(samples)]
-            numbers = None if numbers is None else numbers[torch.from_numpy(samples)]
+            numbers = numbers[torch.from_numpy(samples)]
         features, target = torch.from_numpy(split.features), torch.from_numpy(split.target)
         rows = _expand(places[:, 0], places[:, 1])
         if len(rows) != len(features) or not bool((rows == torch.arange(len(rows))).all()):
             features, target = features[rows], target[rows]
         target = target if target.is_floating_point() else target.long()
-        first = places[:, 1].cumsum(0) - places[:, 1]
-        return cls(features, target, first, places[:, 1], numbers, places[:, 2:])
+        return cls(features, target, places[:, 1], numbers, places[:, 2:])
 
     def __len__(self) -> int:
-        return len(self.first)
+        return len(self.count)
+
+    @cached_property
+    def first(self) -> torch.Tensor:
+        """(N,) long: the first row of a sample."""
+        return self.count.cumsum(0) - self.count
 
     @property
     def samples(self) -> NDArray[np.int64]:
@@ -60,8 +64,6 @@ class Rows:
     @property
     def windows(self) -> NDArray[np.int64]:
         """(R,) the number of each row's window, counted from 0."""
-        if self.window is None:
-            return self.samples
         numbers = np.unique(self.window.numpy(), return_inverse=True)[1]
         return np.repeat(numbers, self.count.numpy())
 
@@ -92,25 +94,21 @@ class Rows:
         sample = torch.from_numpy(self.samples)
         count = torch.bincount(sample[there], minlength=len(self))
         kept = count > 0
-        count, window = count[kept], None if self.window is None else self.window[kept]
-        first = count.cumsum(0) - count
-        return Rows(self.features[there], self.target[there], first, count, window)
+        return Rows(self.features[there], self.target[there], count[kept], self.window[kept])
 
     def select(self, windows: torch.Tensor) -> "Rows":
         """These samples, in this order."""
         count = self.count[windows]
-        first = count.cumsum(0) - count
-        window = None if self.window is None else self.window[windows]
-        grid = None if self.grid is None else self.grid[windows]
+        more = self.window[windows], None if self.grid is None else self.grid[windows]
         alike = len(self) * int(self.count[0]) == len(self.features) if len(self) else False
         if alike and bool((self.count == self.count[0]).all()):
             features, target = (
                 _taken(values.view(len(self), -1), windows).view(-1, values.shape[1])
                 for values in (self.features, self.target)
             )
-            return Rows(features, target, first, count, window, grid)
+            return Rows(features, target, count, *more)
         rows = _expand(self.first[windows], count).to(self.features.device)
-        return Rows(self.features[rows], self.target[rows], first, count, window, grid)
+        return Rows(self.features[rows], self.target[rows], count, *more)
 
     def to(self, device: torch.device) -> "Rows":
         """On a GPU if they leave half of its memory free, else where they are."""

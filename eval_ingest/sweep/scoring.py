@@ -135,10 +135,10 @@ class Scorer:
         metadata = require_metadata(self.root, name)
         settings = settings_of(name, metadata.spec.eval, self.catalog)
         encoder = self.encoders.of(settings)
-        probe = self._probe(metadata, settings)
+        scored = _Scored(self, encoder, metadata, settings, self._probe(metadata, settings))
         require_windows(metadata, self.suite.split)
         cases = [
-            _Case(fraction, seed, self._key(encoder, metadata, settings, probe, fraction, seed))
+            _Case(fraction, seed, scored.key(fraction, seed))
             for fraction in _label_fractions(metadata, self.suite.label_fractions)
             for seed in self.suite.seeds
         ]
@@ -147,9 +147,10 @@ class Scorer:
             kept = {key: read_row(self.out, key) for key in kept}
         missing = [case for case in cases if kept[case.key] is None]
         if missing:
-            splits = self._splits(encoder, metadata, settings, cases)
-            score = _Score(self, encoder, metadata, settings, probe, splits)
-            new = self.ranks.from_first(lambda: [self._kept(score.row(case)) for case in missing])
+            splits = scored.splits(cases)
+            new = self.ranks.from_first(
+                lambda: [self._kept(scored.row(case, splits)) for case in missing]
+            )
             kept |= {row.key: row for row in new}
         else:
             self.tell(f"{name}, {encoder.name}: up to date, nothing to do")
@@ -173,63 +174,57 @@ class Scorer:
             )
         return probe
 
-    def _key(
-        self, encoder: Encoder, metadata: Metadata, settings: EvalSettings, probe: str,
-        fraction: float, seed: int,
-    ) -> str:  # fmt: skip
-        if not self.resume:  # a model that is being trained is another one each time
-            return f"{metadata.name}-{fraction:g}-{seed}-{time.time_ns()}"
-        return fingerprint(
-            "sweep_row", probes.VERSION, embed.VERSION, encoder.name, encoder.fingerprint,
-            encoder.patch_size, encoder.normalize, encoder.method, metadata.name,
-            metadata.fingerprint, self.suite.split, probe, fraction, seed, settings.given,
-            self.suite.max_train_samples,
-        )  # fmt: skip
-
-    def _splits(
-        self,
-        encoder: Encoder,
-        metadata: Metadata,
-        settings: EvalSettings,
-        cases: Sequence[_Case],
-    ) -> Splits:
-        drawn: dict[str, Any] = {}
-        if not self.resume:
-            drawn["max_samples"] = self.suite.max_train_samples
-        # One draw alone needs no other train windows; several are drawn from all that are embedded.
-        alone = not self.resume and len(cases) == 1
-        if alone:
-            drawn |= {"label_fraction": cases[0].label_fraction, "seed": cases[0].seed}
-        return Splits.of(
-            self.root.address, metadata, self.suite.split, encoder,
-            lambda dataset, encoder: self.embed(dataset, encoder, settings.pooling or "mean"),
-            drawn, whole=not alone,
-        )  # fmt: skip
-
 
 @dataclass(frozen=True)
-class _Score:
-    """An embedded dataset that is being scored."""
+class _Scored:
+    """A dataset that an encoder is being scored on."""
 
     scorer: Scorer
     encoder: Encoder
     metadata: Metadata
     settings: EvalSettings
     probe: str
-    splits: Splits
 
-    def row(self, case: _Case) -> Row:
+    def key(self, fraction: float, seed: int) -> str:
+        """Of the row that is to be."""
+        encoder, metadata, suite = self.encoder, self.metadata, self.scorer.suite
+        if not self.scorer.resume:  # a model that is being trained is another one each time
+            return f"{metadata.name}-{fraction:g}-{seed}-{time.time_ns()}"
+        return fingerprint(
+            "sweep_row", probes.VERSION, embed.VERSION, encoder.name, encoder.fingerprint,
+            encoder.patch_size, encoder.normalize, encoder.method, metadata.name,
+            metadata.fingerprint, suite.split, self.probe, fraction, seed, self.settings.given,
+            suite.max_train_samples,
+        )  # fmt: skip
+
+    def splits(self, cases: Sequence[_Case]) -> Splits:
+        """Embed it."""
+        scorer, suite, pooling = self.scorer, self.scorer.suite, self.settings.pooling or "mean"
+        drawn: dict[str, Any] = {}
+        if not scorer.resume:
+            drawn["max_samples"] = suite.max_train_samples
+        # One draw alone needs no other train windows; several are drawn from all that are embedded.
+        alone = not scorer.resume and len(cases) == 1
+        if alone:
+            drawn |= {"label_fraction": cases[0].label_fraction, "seed": cases[0].seed}
+        return Splits.of(
+            scorer.root.address, self.metadata, suite.split, self.encoder,
+            lambda dataset, encoder: scorer.embed(dataset, encoder, pooling),
+            drawn, whole=not alone,
+        )  # fmt: skip
+
+    def row(self, case: _Case, splits: Splits) -> Row:
         """Probe it."""
         started = time.monotonic()
         device = self.scorer.encoders.device
-        encoder, metadata, splits = self.encoder, self.metadata, self.splits
+        encoder, metadata = self.encoder, self.metadata
         self.scorer.progress(f"probing {encoder.name} on {metadata.name}", 0, 0)
         most = self.scorer.suite.max_train_samples if self.scorer.resume else None
         windows = splits.train_windows(case.label_fraction, case.seed, most)
         train, val, notes = splits.train_and_val(windows, case.seed)
         task, metric = metadata.config.task, primary_metric(metadata.config.task, self.settings)
         with torch.autocast(device.type, enabled=False):
-            probed, more = self._probed(case, train, val, metric, device)
+            probed, more = self._probed(case, splits, train, val, metric, device)
         notes += more
         low, high = probed.test.interval()
         if task.kind.has_classes and probed.test.ranked is None:
@@ -266,11 +261,17 @@ class _Score:
         )
 
     def _probed(
-        self, case: _Case, train: Rows, val: Rows, metric: str, device: torch.device
+        self,
+        case: _Case,
+        splits: Splits,
+        train: Rows,
+        val: Rows,
+        metric: str,
+        device: torch.device,
     ) -> tuple[Probed, list[str]]:
         """What the probe found, and how it differs on purpose from the existing code's."""
-        task, test, given = self.metadata.config.task, self.splits.test, self.settings
-        wanted, found = given.pooling or "mean", self.splits.embedded.pooling
+        task, test, given = self.metadata.config.task, splits.test, self.settings
+        wanted, found = given.pooling or "mean", splits.embedded.pooling
         notes = []
         if not task.kind.per_pixel and wanted != found:
             notes.append(f"its settings say pooling {wanted}; the encoder pools by itself")

@@ -36,8 +36,8 @@ from eval_ingest.sweep.encoders.base import Encoder
 from eval_ingest.sweep.encoders.olmoearth import weights_at_hand
 from eval_ingest.sweep.encoders.registry import check_encoder, load_encoder
 from eval_ingest.sweep.entry_settings import catalog_of, settings_of
-from eval_ingest.sweep.metrics import LOWER_IS_BETTER, Tally, number, primary_metric, tally
-from eval_ingest.sweep.probes import Probed, run_knn, run_linear
+from eval_ingest.sweep.metrics import LOWER_IS_BETTER, Tally, number, primary_metric
+from eval_ingest.sweep.probes import Probed, run_knn, run_linear, tallied
 from eval_ingest.sweep.ranking import RANKING
 from eval_ingest.sweep.rows import Rows
 from eval_ingest.sweep.splits import Splits, require_windows
@@ -305,15 +305,11 @@ class _Measuring:
         return Probed(self._same(val, guess), self._same(splits.test, guess))
 
     def _same(self, rows: Rows, guess: torch.Tensor) -> Tally:
-        target = rows.target.numpy()
         scores = None
         if self._metric in RANKING:
             scores = np.ones((int(rows.valid.sum()), self._task.num_classes), np.float32)
-        same = np.full_like(target, guess.item())
-        return tally(
-            self._task.kind, self._task.num_classes, same, target, rows.windows, scores,
-            self._metric,
-        )  # fmt: skip
+        same = np.full_like(rows.target.numpy(), guess.item())
+        return tallied(self._task, same, rows, scores, self._metric)
 
 
 def _drawn(splits: Splits, fraction: float) -> NDArray[np.int64]:

@@ -1,9 +1,11 @@
 """A small catalog under Dagster: what its assets did, show, and hold for stale."""
 
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import dagster as dg
+import pytest
 import yaml
 from dagster._core.definitions.data_version import (
     CachingStaleStatusResolver,
@@ -87,6 +89,12 @@ class World:
             self.instance, graph, LoadingContextForTest(self.instance)
         )
         return resolver.get_status(dg.AssetKey(asset), partition)
+
+
+@pytest.fixture
+def world(tmp_path: Path, copied: Callable[[str], Path]) -> Iterator[World]:
+    with dg.DagsterInstance.ephemeral() as instance:
+        yield World(tmp_path, copied("segmentation"), instance)
 
 
 def random_splits(seed: int) -> dict[str, Any]:

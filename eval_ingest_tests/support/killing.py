@@ -29,9 +29,10 @@ from eval_ingest.copying import transfer
 from eval_ingest.core.spec import DatasetSpec
 from eval_ingest.engine import no_progress
 from eval_ingest.errors import EvalIngestError
-from eval_ingest.indexing import build, partial
+from eval_ingest.indexing import arriving, build, partial
 from eval_ingest.job import Job, open_job
 from eval_ingest.settings import DEFAULT_CACHE, Settings
+from eval_ingest.sources import window_table
 from eval_ingest.store.roots import base
 
 MARK = "EVAL_INGEST_TEST_MARK"
@@ -82,6 +83,8 @@ class Run:
             patch.multiple(build, SHARD_WINDOWS=2),
             patch.multiple(partial, PARTIAL_ROWS=4),
             patch.multiple(transfer, _TASK_WINDOWS=2, _MOVED_TOGETHER=2),
+            patch.multiple(arriving, _TOGETHER=2),
+            patch.multiple(window_table, _WAITING=1),
             patch.object(base, "MAX_SHARD_BYTES", self.shard_bytes),
         ):
             job = self.job(progress)

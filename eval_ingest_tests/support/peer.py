@@ -10,6 +10,17 @@ from eval_ingest import EvalDataset
 from eval_ingest.core.spec import SPLITS
 from eval_ingest.loading.olmoearth import OlmoEarthAdapter
 
+READ = [
+    ("segmentation", None),
+    ("vector_classification", None),
+    ("per_pixel_regression", None),
+    ("scalar_regression", None),
+    ("ragged_segmentation", None),
+    ("class_mapping", None),
+    ("three_modalities", ["sentinel1"]),
+]
+"""What is read both ways: a case of `factories.CASES`, and the modalities that are asked for."""
+
 
 def read(
     peer: Peer, root: Path, name: str, split: str, out: Path, **arguments: Any

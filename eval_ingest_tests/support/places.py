@@ -1,6 +1,6 @@
 """Eval roots of every kind: a folder, Google Cloud Storage, S3 and Weka's S3, as fixtures."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,15 +14,9 @@ from eval_ingest.objects.writing import WritableObjects
 from eval_ingest.settings import Settings
 from eval_ingest.store.roots.base import EvalRoot
 from eval_ingest.store.roots.open import open_root
-from eval_ingest_tests.support.servers import BUCKET, ObjectServer, gcs_server, s3_server
+from eval_ingest_tests.support.servers import BUCKET, ObjectServer
 
 KINDS = ("local", "gs", "s3", "weka")
-
-
-@pytest.fixture(scope="module")
-def servers() -> Iterator[dict[str, ObjectServer]]:
-    with gcs_server() as gcs, s3_server() as s3:
-        yield {"gs": gcs, "s3": s3, "weka": s3}
 
 
 @dataclass

@@ -151,7 +151,8 @@ def s3_server() -> Iterator[ObjectServer]:
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
     running: Any = server._server
-    lock, app = threading.Lock(), running.app
+    # moto would look through its folders for each request's service: here all are S3's.
+    lock, app = threading.Lock(), running.app.create_app("s3")
 
     def one_at_a_time(environ: Any, start_response: Any) -> list[bytes]:
         with lock, patch.object(S3Backend, "delete_objects", if_match):

@@ -37,6 +37,10 @@ def _fetched(steps: int) -> dict[str, Any]:
     }
 
 
+def _sentinel2(steps: int) -> dict[str, Any]:
+    return writing.raster_layer(writing.band_set(writing.S2_STORED, "uint16"), **_fetched(steps))
+
+
 def _task(name: str, **arguments: Any) -> dict[str, Any]:
     return writing.class_at(f"rslearn.train.tasks.{name}", **arguments)
 
@@ -44,9 +48,7 @@ def _task(name: str, **arguments: Any) -> dict[str, Any]:
 def _crops(folder: Path, windows: int) -> Path:
     """Like tolbi: one modality, 0 is no label, and no class either."""
     layers = {
-        "sentinel2": writing.raster_layer(
-            writing.band_set(writing.S2_STORED, "uint16"), **_fetched(3)
-        ),
+        "sentinel2": _sentinel2(3),
         "label_raster": writing.raster_layer(writing.band_set(["label"], "uint8")),
     }
     inputs = {
@@ -68,9 +70,7 @@ def _crops(folder: Path, windows: int) -> Path:
 def _types(folder: Path, windows: int) -> Path:
     """A class per window from two modalities."""
     layers = {
-        "sentinel2": writing.raster_layer(
-            writing.band_set(writing.S2_STORED, "uint16"), **_fetched(2)
-        ),
+        "sentinel2": _sentinel2(2),
         "sentinel1": writing.raster_layer(writing.band_set(writing.S1, "float32"), **_fetched(2)),
         "label": {"type": "vector"},
     }
@@ -124,9 +124,7 @@ def _height(folder: Path, windows: int) -> Path:
 def _moisture(folder: Path, windows: int) -> Path:
     """A number per window."""
     layers = {
-        "sentinel2": writing.raster_layer(
-            writing.band_set(writing.S2_STORED, "uint16"), **_fetched(2)
-        ),
+        "sentinel2": _sentinel2(2),
         "label": {"type": "vector"},
     }
     inputs = {
@@ -146,12 +144,8 @@ def _moisture(folder: Path, windows: int) -> Path:
 def _fires(folder: Path, windows: int) -> Path:
     """Pre and post layers of one modality, which is thereby twice as long as the tool counts."""
     layers = {
-        "sentinel2_pre": writing.raster_layer(
-            writing.band_set(writing.S2_STORED, "uint16"), **_fetched(2)
-        ),
-        "sentinel2_post": writing.raster_layer(
-            writing.band_set(writing.S2_STORED, "uint16"), **_fetched(2)
-        ),
+        "sentinel2_pre": _sentinel2(2),
+        "sentinel2_post": _sentinel2(2),
         "label_raster": writing.raster_layer(writing.band_set(["label"], "uint8")),
     }
     inputs = {

@@ -35,6 +35,10 @@ Value = TypeVar("Value")
 MAX_SHARD_BYTES = 8 << 30
 """Larger datasets are packed in several shards: a stopped copy loses at most one."""
 
+Recorded = ShardArray | str | None
+"""What is known of a file: of a packed array its shape and size, of another one its CRC32C; None
+for a sealed file, which holds its own."""
+
 _REMOVED = ".removed."
 
 
@@ -62,7 +66,7 @@ class EvalRoot:
     @property
     def url(self) -> str:
         """What people call it: a path or a URL, without the secrets that it may hold."""
-        return str(self.path)
+        return self.shown(self.path)
 
     @property
     def address(self) -> str:
@@ -312,39 +316,30 @@ class DatasetStore:
 
     # ------------------------------------------------------------------------------ is it whole
 
-    def look_at_array(self, path: Path, recorded: ShardArray) -> None:
-        """A look at a packed array that is cheap: no element is read.
-
-        Raises:
-            IntegrityError: it is missing, or of another size or shape than is recorded.
-        """
-        check_npy(path, recorded, cure_for(self.name))
-
-    def look_at_file(self, path: Path, crc32c: str | None = None) -> None:
-        """A look at a file that is cheap.
-
-        Args:
-            path: the file.
-            crc32c: its checksum; None for a sealed file, which holds its own.
+    def look_at(self, path: Path, recorded: Recorded = None) -> None:
+        """A look at a file that is cheap: of a packed array no element is read.
 
         Raises:
             IntegrityError: it is missing, or known to be damaged.
         """
-        if crc32c is not None:
-            check_file(path, crc32c, cure_for(self.name))
-        elif read_sealed(path, cure_for(self.name)) is None:
-            raise IntegrityError(f"{path} is missing", cure_for(self.name))
+        cure = cure_for(self.name)
+        if isinstance(recorded, ShardArray):
+            check_npy(path, recorded, cure)
+        elif recorded is not None:
+            check_file(path, recorded, cure)
+        elif read_sealed(path, cure) is None:
+            raise IntegrityError(f"{path} is missing", cure)
 
-    def verify_array(self, path: Path, recorded: ShardArray) -> None:
-        """Compare a packed array with all that is recorded about it.
+    def verify(self, path: Path, recorded: Recorded = None) -> None:
+        """Compare a file, where it lies, with all that is recorded about it.
 
         Raises:
             IntegrityError: it is missing or damaged.
             StoreError: it can't be read.
         """
-        self.look_at_array(path, recorded)
-        if recorded.crc32c is not None:
-            self.look_at_file(path, recorded.crc32c)
+        self.read(path, lambda: DatasetStore.look_at(self, path, recorded))
+        if isinstance(recorded, ShardArray) and recorded.crc32c is not None:
+            self.look_at(path, recorded.crc32c)
 
     # ------------------------------------------------------------------------- windows and room
 

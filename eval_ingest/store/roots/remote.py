@@ -48,10 +48,6 @@ class RemoteRoot(EvalRoot):
         self.cache_bytes = cache.limit
 
     @property
-    def url(self) -> str:
-        return self.shown(self.path)
-
-    @property
     def address(self) -> str:
         return self.mirror.url
 

@@ -6,6 +6,7 @@ through the cache. Windows go straight to the bucket: see remote_windows.py.
 """
 
 import contextlib
+import os
 import shutil
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -22,7 +23,7 @@ from eval_ingest.store.atomic import file_crc32c, remove_path
 from eval_ingest.store.locks import locked
 from eval_ingest.store.paths import STAGE_FILES
 from eval_ingest.store.room import require_cache
-from eval_ingest.store.roots.base import DatasetStore
+from eval_ingest.store.roots.base import DatasetStore, Recorded
 from eval_ingest.store.roots.cache import PackCache, note_pack
 from eval_ingest.store.roots.holding import Holding
 from eval_ingest.store.roots.lease import leased
@@ -33,7 +34,8 @@ from eval_ingest.store.seal import cure_for, read_sealed_json
 MAX_SHARD_BYTES = 1 << 30
 """Shards of a remote root are smaller than a local one's: they are fetched whole."""
 
-_ELSEWHERE = {"windows", "samples", ".staging", ".archive", ".window_index", ".copying"}
+_ELSEWHERE = {"windows", "samples", ".staging", ".archive", ".window_index", ".copying",
+              ".copied_ahead"}  # fmt: skip
 """Folders of a dataset that aren't mirrored file by file."""
 
 _AT_ONCE = 16
@@ -139,13 +141,10 @@ class RemoteStore(DatasetStore):
     def _mirrored(self) -> set[Path]:
         """Files that are mirrored one by one, also those that are gone since they were."""
         found = set()
-        waiting = [self.layout.path] if self.layout.path.is_dir() else []
-        while waiting:
-            for path in waiting.pop().iterdir():
-                if path.is_dir():
-                    if path.name not in _ELSEWHERE:
-                        waiting.append(path)
-                elif is_note(path.name):
+        for folder, folders, names in os.walk(self.layout.path):
+            folders[:] = [name for name in folders if name not in _ELSEWHERE]
+            for path in (Path(folder, name) for name in names):
+                if is_note(path.name):
                     found.add(noted(path))
                 elif not path.name.endswith((".tmp", ".lock")):
                     found.add(path)
@@ -215,24 +214,24 @@ class RemoteStore(DatasetStore):
 
     # ------------------------------------------------------------------------------ is it whole
 
-    def look_at_array(self, path: Path, recorded: ShardArray) -> None:
+    def look_at(self, path: Path, recorded: Recorded = None) -> None:
         if self._holding is None:
             return  # it is looked at when it is fetched
-        self.look_at_file(path)
-        size = self._holding.listed[self.mirror.name(path)].size
-        if size != recorded.n_bytes:
+        found, cure = self._holding.listed.get(self.mirror.name(path)), cure_for(self.name)
+        if found is None:
+            raise IntegrityError(f"{self.root.shown(path)} is missing", cure)
+        if isinstance(recorded, ShardArray) and found.size != recorded.n_bytes:
             raise IntegrityError(
-                f"the packed samples {self.root.shown(path)} have {size} bytes, "
+                f"the packed samples {self.root.shown(path)} have {found.size} bytes, "
                 f"recorded are {recorded.n_bytes}",
-                cure_for(self.name),
+                cure,
             )
 
-    def look_at_file(self, path: Path, crc32c: str | None = None) -> None:
-        if self.mirror.name(path) not in self._held.listed:
-            raise IntegrityError(f"{self.root.shown(path)} is missing", cure_for(self.name))
-
-    def verify_array(self, path: Path, recorded: ShardArray) -> None:
-        """See `base.DatasetStore`; it is read in the bucket, and nothing of it is kept."""
+    def verify(self, path: Path, recorded: Recorded = None) -> None:
+        """See `base.DatasetStore`; an array is read in the bucket, and nothing of it is kept."""
+        if not isinstance(recorded, ShardArray):
+            super().verify(path, recorded)
+            return
         objects, name = self.mirror.objects, self.mirror.name(path)
         what = f"samples/{path.parent.name}/{path.name}"
         entry = objects.run(objects.stat(name))

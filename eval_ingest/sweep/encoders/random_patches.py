@@ -23,7 +23,8 @@ class RandomPatches:
     normalize: Literal["dataset", "pretrained"] | None = "dataset"
     method = "standardize"
 
-    def __init__(self, patch_size: int) -> None:
+    def __init__(self, patch_size: int, device: object = None) -> None:
+        """On the CPU, whatever the device."""
         self.patch_size = patch_size
 
     def embed(self, batch: dict[str, Any], dataset: EvalDataset) -> Embeddings:

@@ -30,20 +30,18 @@ def load_encoder(spec: str, patch_size: int, device: torch.device) -> Encoder:
         SweepError: there is no such encoder, or it can't be loaded.
     """
     check_encoder(spec)
-    if spec == "pixels":
-        from eval_ingest.sweep.encoders.pixels import Pixels
-
-        return Pixels(patch_size)
-    if spec == "random":
-        from eval_ingest.sweep.encoders.random_patches import RandomPatches
-
-        return RandomPatches(patch_size)
     if spec.startswith("olmoearth:"):
         # Slow to import, and only here needed.
         from eval_ingest.sweep.encoders.olmoearth import load_olmoearth
 
         return load_olmoearth(spec, patch_size, device)
-    return _custom(spec, patch_size, device)
+    return _custom(_OURS.get(spec, spec), patch_size, device)
+
+
+_OURS = {
+    "pixels": "eval_ingest.sweep.encoders.pixels:Pixels",
+    "random": "eval_ingest.sweep.encoders.random_patches:RandomPatches",
+}
 
 
 def check_encoder(spec: str) -> None:
@@ -53,7 +51,7 @@ def check_encoder(spec: str) -> None:
         SweepError: the name isn't one of the forms above, or a package, module or factory isn't
             there.
     """
-    if spec in ("pixels", "random"):
+    if spec in _OURS:
         return
     kind, _, rest = spec.partition(":")
     if not (kind and rest):
