@@ -26,10 +26,13 @@ from eval_ingest.indexing.packer import (
 from eval_ingest.indexing.partial import ARRIVED, PartialRows, Rows
 from eval_ingest.indexing.rows import add_geometry
 from eval_ingest.indexing.wanted import enough, list_windows, wanted_groups
-from eval_ingest.indexing.work import IndexedShard, IndexTask
+from eval_ingest.indexing.work import CopyAhead, IndexedShard, IndexTask
 from eval_ingest.job import Job
 from eval_ingest.sources.base import Listed
+from eval_ingest.store.ahead import WindowsAhead
 from eval_ingest.store.index_file import read_index, write_index
+from eval_ingest.store.manifest import CopiedWindow
+from eval_ingest.store.room import has_room
 from eval_ingest.store.seal import unless_damaged
 from eval_ingest.store.shards import PackRow
 
@@ -38,6 +41,9 @@ SHARD_WINDOWS = 64
 
 _JOINED = 32
 """Tables of shards that are put together: each by itself takes twice the room of its rows."""
+
+_ROOM_TO_COPY = 8
+"""Bytes that are free for each of a sample, if windows are copied before all are known."""
 
 _LOOK_AT = 16
 """Windows of which the first valid one is looked for."""
@@ -48,18 +54,19 @@ Publish = Callable[[Iterable[tuple[int, PackRow]], int | None], object]
 """Told what was packed, with its places, and before which place all is done; None: all is."""
 
 
-def index_source(job: Job) -> WindowIndex:
+def index_source(job: Job, copy_ahead: CopyAhead | None = None) -> WindowIndex:
     """The index of a source as it is now, from the last one and from what is new or has changed.
 
     Valid windows are packed on the way, unless only some of them will be in a split, so that the
-    copy stage needs not decode them again.
+    copy stage needs not decode them again, and copied, where that is told how: it needs not read
+    them again.
 
     Raises:
         SourceError: the source can't be read.
         StoreError: the eval root can't be written.
     """
     old = unless_damaged(lambda: read_index(job.layout.window_index))
-    task = index_task(job)
+    task = replace(index_task(job), copy_ahead=copy_ahead)
     parts = partial_rows(job)
     stopped = parts.read()
     known = known_rows(job, old)
@@ -208,9 +215,11 @@ def _build(
                 done = (rows.packed(packer.key, job.config) for rows in work.kept)
                 publish(chain.from_iterable(done), 0)
                 job.store.require_room(0, packer.n_bytes * len(to_read) // len(work.new))
+            if packer is None or not has_room(job.layout.path, _ROOM_TO_COPY * packer.n_bytes):
+                task = replace(task, copy_ahead=None)
             tables, filtered_out = index_windows(
                 replace(task, packer=packer), to_read, pool, job.settings.workers, parts, publish,
-                job.progress,
+                job.progress, WindowsAhead(job.layout.ahead).note,
             )  # fmt: skip
     finally:
         parts.flush()  # kept until the index itself is on disk: see finish_index
@@ -290,12 +299,13 @@ def index_windows(
     parts: PartialRows,
     publish: Publish,
     progress: Progress,
+    note: Callable[[Sequence[CopiedWindow]], None] = lambda _: None,
 ) -> tuple[list[pa.Table], list[Listed]]:
     """Read, decode and judge windows, each given with its place among the samples.
 
     The result is one row each, in tables of some windows, and the windows that the filter doesn't
     want, which get no row. What is done is kept by `parts`, so that a stopped run goes on where it
-    was; `publish` is told what was packed, and the place that comes next.
+    was; `publish` is told what was packed, and the place that comes next, `note` what was copied.
     """
     tables: list[pa.Table] = []
     filtered_out: list[Listed] = []
@@ -304,6 +314,7 @@ def index_windows(
     results = map_ordered(executor, task, shards, 2 * workers, apart)
     for number, shard in enumerate(results, 1):
         parts.add(shard)
+        note(shard.copied)
         tables.append(shard.table)
         filtered_out += shard.filtered_out
         if number % _JOINED == 0:

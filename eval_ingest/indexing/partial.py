@@ -100,8 +100,8 @@ class Rows:
 
     def take(self, rows: Sequence[int]) -> "Rows":
         """Some of them, each once and in their order."""
-        if len(rows) == self.table.num_rows:
-            return self
+        if len(rows) == self.table.num_rows and isinstance(self.table, pa.Table):
+            return self  # of a stored table the rows are read, and put together with others
         wanted = row_numbers(rows)
         places = None if self.places is None else self.places.take(wanted)
         return Rows(self.table.take(wanted), places, self.packing)

@@ -214,6 +214,8 @@ class Source(ABC):
 
     moves = False
     """True if its files are ours and are moved into a copy, not read: see `ours`."""
+    at_hand = False
+    """True if its files lie on a disk of this machine, so that none of them is kept for later."""
     waiting: Waiting = SOURCES
     """Whether reading a window is waiting."""
 

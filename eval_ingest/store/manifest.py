@@ -8,7 +8,7 @@ import json
 import math
 import shutil
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -129,22 +129,18 @@ class Manifest:
         if data is None:
             return
         self._journal_bytes = 0
-        for line in data.splitlines(keepends=True):
-            if not line.endswith(b"\n"):
-                break  # a run was stopped at it
-            checksum, _, text = line[:-1].partition(b" ")
-            if checksum != _line_checksum(text):
+        whole = data[: data.rfind(b"\n") + 1]  # a run was stopped at the rest
+        for entry in journal_entries(whole):
+            if entry is None:
                 # What follows, and what this line has said, may be that windows are replaced.
                 self._lost = list(self.windows)
                 self.windows.clear()
-                self._journal_bytes = 0
                 return
-            entry = json.loads(text)
             if len(entry) == 2:
                 self.windows.pop((entry["group"], entry["name"]), None)
             else:
                 self._put(CopiedWindow(**entry))
-            self._journal_bytes += len(line)
+        self._journal_bytes = len(whole)
 
     def add(self, copied: Iterable[CopiedWindow]) -> None:
         """Note windows as copied, at once and on disk."""
@@ -160,11 +156,10 @@ class Manifest:
         self._write(({"group": group, "name": name} for group, name in known), at_once=True)
 
     def _write(self, entries: Iterable[dict[str, Any]], at_once: bool) -> None:
-        lines = [json.dumps(entry).encode() for entry in entries]
-        if not lines:
+        text = journal_text(entries)
+        if not text:
             return
-        lost = [json.dumps({"group": g, "name": n}).encode() for g, n in self._lost]
-        text = b"".join(b"%s %s\n" % (_line_checksum(line), line) for line in [*lost, *lines])
+        text = journal_text({"group": g, "name": n} for g, n in self._lost) + text
         self._lost.clear()
         with store_errors("writing", self._journal):
             self._layout.path.mkdir(parents=True, exist_ok=True)
@@ -193,5 +188,14 @@ class Manifest:
         shutil.rmtree(self._layout.path / UNFINISHED, ignore_errors=True)
 
 
-def _line_checksum(line: bytes) -> bytes:
-    return b"%08x" % google_crc32c.value(line)
+def journal_text(entries: Iterable[dict[str, Any]]) -> bytes:
+    """A line each, with its checksum."""
+    lines = (json.dumps(entry).encode() for entry in entries)
+    return b"".join(b"%08x %s\n" % (google_crc32c.value(line), line) for line in lines)
+
+
+def journal_entries(text: bytes) -> Iterator[dict[str, Any] | None]:
+    """What `journal_text` was given; None for a line that is damaged."""
+    for line in filter(None, text.split(b"\n")):
+        checksum, _, entry = line.partition(b" ")
+        yield json.loads(entry) if checksum == b"%08x" % google_crc32c.value(entry) else None
