@@ -180,7 +180,7 @@ def test_an_archive_that_changed_after_a_stop_is_read_from_its_start(
     assert faults.values(root) == faults.values(reference)
 
 
-def _stopped(job: Any) -> Any:
+def _stopped(*_: Any) -> Any:
     raise KeyboardInterrupt
 
 

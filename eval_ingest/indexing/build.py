@@ -42,8 +42,9 @@ SHARD_WINDOWS = 64
 _JOINED = 32
 """Tables of shards that are put together: each by itself takes twice the room of its rows."""
 
-_ROOM_TO_COPY = 8
-"""Bytes that are free for each of a sample, if windows are copied before all are known."""
+_ROOM_TO_COPY, _ROOM_OF_FILES = 3, 256 << 10
+"""Where windows are copied before all are known, so many bytes are free for each byte of a sample,
+for the pack and the copy, and so many for each window's files and folders."""
 
 _LOOK_AT = 16
 """Windows of which the first valid one is looked for."""
@@ -215,7 +216,7 @@ def _build(
                 done = (rows.packed(packer.key, job.config) for rows in work.kept)
                 publish(chain.from_iterable(done), 0)
                 job.store.require_room(0, packer.n_bytes * len(to_read) // len(work.new))
-            if packer is None or not has_room(job.layout.path, _ROOM_TO_COPY * packer.n_bytes):
+            if packer is None or not _has_room_to_copy(job, packer, len(work.new)):
                 task = replace(task, copy_ahead=None)
             tables, filtered_out = index_windows(
                 replace(task, packer=packer), to_read, pool, job.settings.workers, parts, publish,
@@ -234,6 +235,11 @@ def _build(
     extra = {"n_filtered_out": len(filtered_out), "n_read": work.n_arrived + len(work.new)}
     wanted = _index_fingerprint(job, listed, table, task.judged_by)
     return WindowIndex(table, wanted, job.row_key, job.origin, extra)
+
+
+def _has_room_to_copy(job: Job, packer: Packer, windows: int) -> bool:
+    needed = _ROOM_TO_COPY * packer.n_bytes + _ROOM_OF_FILES * windows
+    return has_room(job.layout.path, needed)
 
 
 def _sorted(tables: list[pa.Table]) -> pa.Table:

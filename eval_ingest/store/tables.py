@@ -202,5 +202,8 @@ def _facts(schema: pa.Schema, path: Path) -> dict[str, Any]:
     text = (schema.metadata or {}).get(_KEY)
     if text is None:
         raise StoreError(f"{path} was not written by eval_ingest; move it away and ingest again")
-    facts: dict[str, Any] = json.loads(text)
+    try:
+        facts: dict[str, Any] = dict(json.loads(text))
+    except (ValueError, TypeError, RecursionError) as error:
+        raise StoreError(f"{path} says of itself what no eval_ingest does; ingest again") from error
     return facts

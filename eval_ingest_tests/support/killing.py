@@ -123,8 +123,7 @@ class Process:
 
         Nothing that it has started may outlive it for long.
         """
-        self.process.join(seconds)
-        if self.process.is_alive():
+        if not wait_until(lambda: not self.process.is_alive(), seconds):
             self.kill()
             raise AssertionError(f"the ingest hangs\n{self.text}")
         self._alone()
@@ -302,13 +301,21 @@ def command(pid: int) -> str:
 
 
 def wait_until(true: Callable[[], bool], seconds: float = 60) -> bool:
-    """Wait for something; False if it doesn't come true in time."""
-    deadline = time.monotonic() + seconds
+    """Wait for something; False if it doesn't come true in so many seconds of a quiet machine."""
+    started = time.monotonic()
     while not true():
-        if time.monotonic() > deadline:
+        if time.monotonic() - started > seconds * slower():
             return False
         time.sleep(0.005)
     return True
+
+
+def slower() -> float:
+    """How many times as long everything takes while other work keeps this machine busy.
+
+    What waits for a processor hasn't gone on, and still it doesn't hang.
+    """
+    return max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))
 
 
 def is_running(pid: int) -> bool:
