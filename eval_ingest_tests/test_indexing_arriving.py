@@ -207,18 +207,18 @@ def test_a_pass_that_was_stopped_goes_on_where_it_was(
     noted: list[bytes] = []
     note = Unpacking.note
 
-    def stopping(self: Unpacking, window: Any) -> None:
+    def stopping(self: Unpacking, window: Any, *more: Any) -> None:
         if len(noted) == 6:
             raise KeyboardInterrupt
         noted.append(window.folder)
-        note(self, window)
+        note(self, window, *more)
 
     monkeypatch.setattr(Unpacking, "note", stopping)
     with pytest.raises(KeyboardInterrupt):
         pipeline.ingest(make_job(archive, root, copy=copy))
     first, noted[:] = set(noted), []
     monkeypatch.setattr(
-        Unpacking, "note", lambda self, window: (noted.append(window.folder), note(self, window))
+        Unpacking, "note", lambda self, w, *more: (noted.append(w.folder), note(self, w, *more))
     )
     again = windows_read(monkeypatch)
     pipeline.run_stage(make_job(archive, root, copy=copy), "window_index")
