@@ -48,6 +48,12 @@ QUERIES = {
         "partitionStats { numMaterialized numPartitions } assetPartitionStatuses { "
         "... on DefaultPartitionStatuses { materializedPartitions } } } } }"
     ),
+    "checks of registry_entry": (
+        '{ assetNodeOrError(assetKey: {path: ["registry_entry"]}) { ... on AssetNode { '
+        "assetChecksOrError { ... on AssetChecks { checks { name partitionStatuses { "
+        "... on AssetCheckDefaultPartitionStatuses { succeededPartitions failedPartitions } "
+        "} } } } } } }"
+    ),
     "a dataset's page": (
         '{ assetNodeOrError(assetKey: {path: ["NAME"]}) { ... on AssetNode { description '
         "assetMaterializations(limit: 1) { metadataEntries { label ... on MarkdownMetadataEntry "

@@ -88,8 +88,15 @@ PARTS: dict[str, tuple[str, ...]] = {
     "split indexes": ("eval_ingest.copying.transfer:_write_split_indexes",),
     "rslearn's indexes": ("eval_ingest.pipeline:write_copy_files",),
     "copy, in a worker": ("eval_ingest.copying.worker:TransferTask.__call__",),
-    "folders, renames": ("eval_ingest.store.window_files:Windows.write",),
-    "writing files": ("eval_ingest.store.window_files:write_checked",),
+    "folders, renames": (
+        "eval_ingest.store.window_files:Windows.write",
+        "eval_ingest.store.ahead:WindowsAhead.write",
+        "eval_ingest.store.ahead:WindowsAhead.move",
+    ),
+    "writing files": (
+        "eval_ingest.store.window_files:write_checked",
+        "eval_ingest.store.ahead:write_checked",
+    ),
     "CRC32C": ("google_crc32c:value",),
     "split into metadata.json": ("eval_ingest.store.window_files:with_split",),
     "registry": ("eval_ingest.pipeline:registry_entry", "eval_ingest.pipeline:publish"),

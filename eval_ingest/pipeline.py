@@ -27,7 +27,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from eval_ingest.copying.rslearn_files import Samples, remove_copy, write_copy_files
-from eval_ingest.copying.transfer import transfer
+from eval_ingest.copying.transfer import copying_ahead, transfer
 from eval_ingest.copying.verify import look_at
 from eval_ingest.core.copy_config import rslearn_config
 from eval_ingest.core.entry import MAX_HISTORY, CopyResult, Metadata, NormStats, Version, opening
@@ -80,7 +80,7 @@ def window_index(job: Job) -> WindowIndex:
     check_storage(job.source, job.config)
     # Looked at before the listing: what arrives in between is then a change, and not overlooked.
     seen = source_fingerprint(job.source.origin)
-    index = index_source(job)
+    index = index_source(job, copying_ahead(job))
     check_invalid_fraction(index.summary, job.spec.max_invalid_fraction, job.spec.name)
     write_config(job, index.fingerprint)
     if seen:
@@ -245,7 +245,8 @@ def tidy(job: Job, metadata: Metadata) -> None:
     if metadata.spec.copy_mode != "windows" and not metadata.spec.adopted:
         remove_copy(job.store)
     remove_retired(job.store, metadata, GRACE_S)
-    shutil.rmtree(job.layout.staging, ignore_errors=True)
+    for folder in (job.layout.staging, job.layout.ahead):
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 # --------------------------------------------------------------------------------- running them

@@ -79,7 +79,6 @@ def _typed(kind: pa.DataType, inside: st.SearchStrategy) -> list[tuple[pa.DataTy
     return [
         (kind, inside),
         (pa.list_(kind), st.lists(nullable, max_size=3)),
-        (pa.list_(kind, 2), st.lists(nullable, min_size=2, max_size=2)),
         (pa.struct([("a", kind), ("b", pa.list_(kind))]),
          st.fixed_dictionaries({}, optional={"a": nullable, "b": st.lists(nullable, max_size=2)})),
         (pa.list_(pa.struct([("a", kind)])),

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -11,13 +12,20 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from eval_ingest import EvalDataset, cli, pipeline
+from eval_ingest import EvalDataset, api, cli, pipeline
 from eval_ingest.core.entry import SPLIT_INDEX_VERSION
+from eval_ingest.core.resolved import SPLITS
 from eval_ingest.errors import IntegrityError, StoreError
 from eval_ingest.store.manifest import CopiedWindow, Manifest
 from eval_ingest.store.registry import read_metadata, read_registry
 from eval_ingest.store.roots.base import EvalRoot
-from eval_ingest.store.seal import read_sealed_json, sealed_json, write_sealed_json
+from eval_ingest.store.seal import (
+    UNSEALED,
+    read_sealed_json,
+    sealed_bytes,
+    sealed_json,
+    write_sealed_json,
+)
 from eval_ingest.store.tables import read_table, write_table
 from eval_ingest_tests.conftest import make_job
 from eval_ingest_tests.support import faults
@@ -169,14 +177,52 @@ def changed_index(root: Path, column: str, value: int) -> None:
 @pytest.mark.parametrize(
     ("column", "value"),
     [("row", 10), ("row", -1), ("shard", 1), ("shard", -1), ("height", 5), ("width", 1),
-     ("sentinel2_l2a.timesteps", 1), ("sentinel2_l2a.timesteps", -1)],
+     ("sentinel2_l2a.timesteps", 1), ("sentinel2_l2a.timesteps", -1), ("row", None),
+     ("height", None), ("name", None), ("sentinel2_l2a.timestamps", [None, 1, 2])],
 )  # fmt: skip
 def test_an_index_that_speaks_of_other_places_is_refused(
-    column: str, value: int, root: Path
+    column: str, value: Any, root: Path
 ) -> None:
     changed_index(root, column, value)
     with pytest.raises(IntegrityError, match=CURE):
         EvalDataset("crops", "train", root=root)
+
+
+FORGED: dict[str, Callable[[dict[str, Any]], Any]] = {
+    "no object": lambda record: [1],
+    "nested deeply": lambda record: {**record, "signal": "DEEP"},
+    "an infinity": lambda record: {**record, "n_bytes": math.inf},
+    "a number that is too large": lambda record: {**record, "signal": {"gap": "LARGE"}},
+    "half of a character": lambda record: {**record, "warnings": ["\ud800"]},
+    "a report without counts": lambda record: {**record, "split_report": {"strategy": "x"}},
+    "counts that are texts": lambda record: {
+        **record, "split_report": record["split_report"] | {"counts": dict.fromkeys(SPLITS, "1")}},
+    "a class too few": lambda record: {
+        **record,
+        "split_report": record["split_report"] | {"class_counts": {split: [1] for split in SPLITS}},
+    },
+    "statistics of other bands": lambda record: {
+        **record, "norm_stats": {"sentinel2_l2a": {"B99": {}}}},
+    "statistics of another modality": lambda record: {**record, "norm_stats": {"x": {}}},
+    "a verdict without reasons": lambda record: {**record, "quality": {"verdict": "good"}},
+    "findings that are none": lambda record: {
+        **record, "quality": record["quality"] | {"findings": [{"code": "x"}]}},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", FORGED)
+def test_what_is_no_record_of_ours_is_none_though_its_checksum_is_right(
+    kind: str, root: Path
+) -> None:
+    path = root / "crops" / "metadata.json"
+    forged = FORGED[kind](json.loads(path.read_text()))
+    sealed = {**forged, "checksum": UNSEALED} if isinstance(forged, dict) else [UNSEALED]
+    text = json.dumps(sealed).replace('"LARGE"', "1e999")
+    path.write_bytes(sealed_bytes(text.replace('"DEEP"', "[" * 9_999 + "]" * 9_999).encode()))
+    for use in (api.info, api.verify):
+        with pytest.raises(IntegrityError, match=CURE):
+            use("crops", root)
+    assert EvalDataset("crops", "train", root=root)  # opening.json is whole
 
 
 def test_a_flat_shard_is_never_read_beyond_its_end(

@@ -29,7 +29,10 @@ from eval_ingest_tests.support import faults
 from eval_ingest_tests.support.faults import Scenario
 from eval_ingest_tests.support.killing import Run, is_running, start, wait_until
 
-SCENARIOS = ("first", "split", "changed", "ragged", "shards", "stream", "remote", "overwrite")
+SCENARIOS = (
+    "first", "split", "changed", "ragged", "shards", "stream", "remote", "overwrite", "archive",
+    "archive packed",
+)  # fmt: skip
 
 
 @pytest.fixture(scope="session")
@@ -75,10 +78,11 @@ def test_all_that_it_started_ends_with_the_process_that_is_killed(
         case.check_repeated()
 
 
+@pytest.mark.parametrize("name", ["first", "archive packed"])
 def test_a_killed_worker_is_told_and_the_next_run_completes(
-    scenario: Callable[[str], Scenario],
+    name: str, scenario: Callable[[str], Scenario]
 ) -> None:
-    case = scenario("first").run_by("processes")
+    case = scenario(name).run_by("processes")
     assert case.kill_worker(0)
 
 
@@ -163,7 +167,7 @@ def small_disk(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
         yield mount_or_skip
 
 
-@pytest.mark.parametrize("name", ["first", "changed", "remote"])
+@pytest.mark.parametrize("name", ["first", "changed", "remote", "archive packed"])
 def test_a_full_disk_is_told_and_more_room_completes_it(
     name: str, scenario: Callable[[str], Scenario], small_disk: Callable[[str], Path]
 ) -> None:

@@ -12,8 +12,10 @@ import pytest
 import shapely
 
 from eval_ingest.core.footprints import Footprints, outlines
+from eval_ingest.core.index import index_schema
 from eval_ingest.indexing.rows import add_geometry
-from eval_ingest.store.tables import write_table
+from eval_ingest.store.tables import open_table, write_table
+from eval_ingest_tests.support.indexes import make_config
 
 SIDE_M = 640
 PLACES: dict[str, tuple[str, float, float]] = {
@@ -52,7 +54,7 @@ def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ]  # fmt: skip
     schema = pa.schema(
         [("name", pa.string()), ("crs", pa.string()), ("x_resolution", pa.float64()),
-         ("y_resolution", pa.float64()), ("bounds", pa.list_(pa.int64(), 4)),
+         ("y_resolution", pa.float64()), ("bounds", pa.list_(pa.int64())),
          ("geometry", pa.binary())]
     )  # fmt: skip
     table = add_geometry(pa.Table.from_pylist(rows, schema=schema))
@@ -91,6 +93,19 @@ def test_degrees_beyond_180_are_brought_back() -> None:
     parts = sorted(tuple(np.round(part.bounds, 6).tolist()) for part in shapely.get_parts(shape))
     assert parts == [(-180.0, 10.0, -179.9, 10.2), (179.9, 10.0, 180.0, 10.2)]
     assert shape.area == pytest.approx(0.04)
+
+
+def test_lists_of_a_window_without_bounds_are_such_as_older_readers_take(tmp_path: Path) -> None:
+    kinds = {field.name: field.type for field in index_schema(make_config())}
+    assert not [name for name, kind in kinds.items() if pa.types.is_fixed_size_list(kind)]
+    rows = [[0, 1, 2, 3], None]
+    then = pa.table({"bounds": pa.array(rows, pa.list_(pa.int64(), 4))})  # as it was written once
+    path = tmp_path / "window_index.parquet"
+    write_table(path, then, {"kind": "window_index", "version": 1}, geo=False)
+    found = open_table(path, "window_index", 1, "crops")
+    assert found is not None and found[0]["bounds"].to_pylist() == rows
+    assert found[0].schema.field("bounds").type == kinds["bounds"]
+    assert found[0].whole().schema.field("bounds").type == kinds["bounds"]
 
 
 def test_what_is_cut_in_two_is_one_window_to_leakage() -> None:

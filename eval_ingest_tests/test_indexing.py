@@ -32,7 +32,7 @@ class Counting(list[Any]):
 class Nothing:
     """Reads no window."""
 
-    window_bytes = crashed = None
+    window_bytes = crashed = name_of = None
 
     def __call__(self, shard: Any) -> IndexedShard:
         names = {name: pa.array([], pa.string()) for name in ("group", "name")}

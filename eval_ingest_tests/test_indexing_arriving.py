@@ -2,7 +2,7 @@
 
 import io
 import tarfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,22 +16,12 @@ from eval_ingest.sources import archive as archives
 from eval_ingest.sources import decompress, stream, window_table
 from eval_ingest.sources.unpacking import Unpacking
 from eval_ingest.store.outcomes import read_outcome
+from eval_ingest.store.shards import ShardWriter
 from eval_ingest.verifying import verify_dataset
 from eval_ingest_tests.conftest import make_job
+from eval_ingest_tests.support import faults
 from eval_ingest_tests.support.comparing import assert_same_ingest, index_values
-
-
-def members(folder: Path) -> list[str]:
-    """The files of a dataset, configuration first, then window by window."""
-    found = [str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()]
-    return sorted(found, key=lambda path: (path.startswith("windows"), path))
-
-
-def pack(path: Path, folder: Path, names: Iterable[str]) -> Path:
-    with tarfile.open(path, "w:gz") as packed:
-        for name in names:
-            packed.add(folder / name, name)
-    return path
+from eval_ingest_tests.support.factories import members, pack
 
 
 def windows_read(monkeypatch: pytest.MonkeyPatch) -> list[str]:
@@ -50,7 +40,7 @@ def windows_read(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 def test_one_pass_reads_the_stream_once_and_no_window_again(
     small: Path, tmp_path: Path, reference: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    archive = pack(tmp_path / "crops.tar.gz", small, members(small))
+    archive = pack(small, tmp_path / "crops.tar.gz", members(small))
     had: list[int] = []
     read = stream.Checked.read
 
@@ -80,28 +70,35 @@ def in_two_parts(names: list[str]) -> list[str]:
     return [*(name for name in names if name not in apart), names[3], *apart]
 
 
+@pytest.mark.parametrize("copy", ["windows", "stream"])
 @pytest.mark.parametrize(
     "order",
     [
+        lambda names: sorted(names, key=lambda name: name.rpartition("/windows/")[2][::-1]),
         lambda names: sorted(names, reverse=True),  # the configuration stands behind the windows
         lambda names: [n for n in names if n != "model.yaml"] + ["model.yaml"],
         lambda names: sorted(names, key=lambda name: name.rpartition("/")[2]),
         in_two_parts,
     ],
-    ids=["configuration last", "model last", "by kind of file", "one in two parts"],
+    ids=["mixed", "configuration last", "model last", "by kind of file", "one in two parts"],
 )
 def test_members_in_any_order_give_the_same_dataset(
-    order: Callable[[list[str]], list[str]], small: Path, tmp_path: Path, reference: Path
+    order: Callable[[list[str]], list[str]],
+    copy: str,
+    small: Path,
+    tmp_path: Path,
+    reference: Path,
 ) -> None:
-    archive = pack(tmp_path / "crops.tar.gz", small, order(members(small)))
+    archive = pack(small, tmp_path / "crops.tar.gz", order(members(small)))
     root = tmp_path / "root"
-    pipeline.ingest(make_job(archive, root))
+    pipeline.ingest(make_job(archive, root, copy=copy))
     assert index_values(root) == index_values(reference)
+    assert faults.values(root) == faults.values(reference)
     job = make_job(archive, root)
     assert verify_dataset(job.root, "crops", no_progress).problems == []
     first = tmp_path / "unpacked_first"
     archives.open_archive(str(archive), first / "crops" / ".archive")
-    pipeline.ingest(make_job(archive, first))
+    pipeline.ingest(make_job(archive, first, copy=copy))
     prints = [read_outcome(make_job(archive, at).store, "registry_entry") for at in (root, first)]
     assert prints[0].fingerprints == prints[1].fingerprints
 
@@ -127,7 +124,7 @@ def test_the_last_file_of_a_name_counts_wherever_it_stands(
 def test_groups_that_nobody_asks_for_are_not_indexed(
     small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    archive = pack(tmp_path / "crops.tar.gz", small, members(small))
+    archive = pack(small, tmp_path / "crops.tar.gz", members(small))
     [group, *_] = sorted(p.name for p in (small / "windows").iterdir())
     again = windows_read(monkeypatch)
     job = make_job(archive, tmp_path / "root", groups=[group])
@@ -136,10 +133,63 @@ def test_groups_that_nobody_asks_for_are_not_indexed(
     assert set(index.groups) == {group} and again == []
 
 
-def test_a_pass_that_was_stopped_goes_on_where_it_was(
+def test_no_window_is_written_whose_sample_is_packed_and_that_is_not_copied(
     small: Path, tmp_path: Path, reference: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    archive, root = pack(tmp_path / "crops.tar.gz", small, members(small)), tmp_path / "root"
+    archive = pack(small, tmp_path / "crops.tar.gz", members(small))
+    job = make_job(archive, tmp_path / "root", copy="stream")
+    fits = ShardWriter.fits
+    # As if the fourth window were of another shape: it is packed by the copy stage.
+    monkeypatch.setattr(ShardWriter, "fits", lambda self, row, a: row != 3 and fits(self, row, a))
+    read = stream.Checked.read
+    had: list[int] = []
+    monkeypatch.setattr(
+        stream.Checked, "read", lambda self, size: (had.append(1), read(self, size))[1]
+    )
+    pipeline.run_stage(job, "window_index")
+    written = {p.parent.name for p in job.layout.archive.rglob("windows/*/*/metadata.json")}
+    assert len(written) == 1 and had
+    had.clear()
+    pipeline.ingest(job)
+    assert not had and not list(job.layout.archive.rglob("windows"))
+    assert faults.values(tmp_path / "root") == faults.values(reference)
+
+
+def test_windows_that_a_stopped_pass_has_packed_are_unpacked_for_a_copy_that_is_asked_for_later(
+    small: Path, tmp_path: Path, reference: Path
+) -> None:
+    archive, root = pack(small, tmp_path / "crops.tar.gz", members(small)), tmp_path / "root"
+    pipeline.run_stage(make_job(archive, root, copy="stream"), "window_index")
+    pipeline.ingest(make_job(archive, root))
+    assert_same_ingest(root, reference)
+
+
+def test_an_archive_that_changed_after_a_stop_is_read_from_its_start(
+    small: Path, tmp_path: Path, reference: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = members(small)
+    fewer = [name for name in names if name.split("/")[:3] != names[-1].split("/")[:3]]
+    archive, root = pack(small, tmp_path / "crops.tar.gz", fewer), tmp_path / "root"
+    with monkeypatch.context() as stopping:
+        stopping.setattr(pipeline, "index_source", _stopped)
+        with pytest.raises(KeyboardInterrupt):
+            pipeline.ingest(make_job(archive, root, copy="stream"))
+    pack(small, archive, names)
+    pipeline.ingest(make_job(archive, root, copy="stream"))
+    assert index_values(root) == index_values(reference)
+    assert faults.values(root) == faults.values(reference)
+
+
+def _stopped(*_: Any) -> Any:
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("copy", ["windows", "stream"])
+def test_a_pass_that_was_stopped_goes_on_where_it_was(
+    copy: str, small: Path, tmp_path: Path, reference: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("eval_ingest.indexing.arriving._SHARD_BYTES", 1)
+    archive, root = pack(small, tmp_path / "crops.tar.gz", members(small)), tmp_path / "root"
     monkeypatch.setattr("eval_ingest.indexing.arriving._TOGETHER", 2)
     monkeypatch.setattr(partial, "PARTIAL_ROWS", 2)
     monkeypatch.setattr(window_table, "_WAITING", 1)
@@ -154,15 +204,15 @@ def test_a_pass_that_was_stopped_goes_on_where_it_was(
 
     monkeypatch.setattr(Unpacking, "note", stopping)
     with pytest.raises(KeyboardInterrupt):
-        pipeline.ingest(make_job(archive, root))
+        pipeline.ingest(make_job(archive, root, copy=copy))
     first, noted[:] = set(noted), []
     monkeypatch.setattr(
         Unpacking, "note", lambda self, window: (noted.append(window.folder), note(self, window))
     )
     again = windows_read(monkeypatch)
-    pipeline.run_stage(make_job(archive, root), "window_index")
+    pipeline.run_stage(make_job(archive, root, copy=copy), "window_index")
     assert first and first.isdisjoint(noted) and again == []
-    pipeline.ingest(make_job(archive, root))
+    pipeline.ingest(make_job(archive, root, copy=copy))
     assert index_values(root) == index_values(reference)
     assert verify_dataset(make_job(archive, root).root, "crops", no_progress).problems == []
 
@@ -170,7 +220,7 @@ def test_a_pass_that_was_stopped_goes_on_where_it_was(
 def test_nothing_stays_of_an_archive_that_is_damaged_behind_many_windows(
     small: Path, tmp_path: Path
 ) -> None:
-    archive = pack(tmp_path / "crops.tar.gz", small, members(small))
+    archive = pack(small, tmp_path / "crops.tar.gz", members(small))
     archive.write_bytes(archive.read_bytes()[:-40_000])
     job = make_job(archive, tmp_path / "root")
     with pytest.raises(SourceError, match="it ends at byte"):

@@ -26,6 +26,7 @@ from eval_ingest.objects import connection
 from eval_ingest.objects.explain import EvalRootWords, SourceWords
 from eval_ingest.objects.retry import Limits
 from eval_ingest.settings import Settings
+from eval_ingest.sources.ahead import COPIES, SOURCES
 from eval_ingest.sources.discovery import find_datasets
 from eval_ingest.store import npy
 from eval_ingest.store.atomic import store_error
@@ -133,6 +134,8 @@ def test_a_thread_that_can_not_be_started_ends_a_run_that_can_be_repeated(
         whole(thread)
 
     monkeypatch.setattr(threading.Thread, "start", start)
+    for waiting in (SOURCES, COPIES):  # threads read ahead and write behind
+        monkeypatch.setattr(waiting, "is_long", True)
     ended = 0
     for number in range(1, 30, 3):
         connection._server.cache_clear()

@@ -4,6 +4,7 @@ import ast
 import re
 import shlex
 import sys
+import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -34,6 +35,11 @@ def blocks(page: str) -> Iterator[tuple[str, str]]:
     yield from _BLOCK.findall((DOCS / page).read_text())
 
 
+def whole_lines(text: str) -> str:
+    """A text in which no line goes on on the next one, as in a shell behind a backslash."""
+    return re.sub(r"\\\n *", "", text)
+
+
 def type_in(line: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A line of a shell, in this process: starting Python for each takes seconds."""
     words = shlex.split(line.replace("$PWD", str(Path.cwd())), comments=True)
@@ -57,7 +63,7 @@ def test_the_tutorial_and_the_pages_that_go_on_from_it_run_as_they_stand(
             if language == "python":
                 exec(compile(text, page, "exec"), names)
                 continue
-            for line in text.splitlines():
+            for line in whole_lines(text).splitlines():
                 type_in(line, monkeypatch)
     told = capsys.readouterr()
     assert "my_crops is registered" in told.out and "raster_unreadable" in told.out
@@ -71,7 +77,8 @@ def test_every_shell_line_of_every_page_is_one_that_the_command_takes() -> None:
     parser = cli._parser()
     seen = 0
     for page in [*DOCS.glob("*.md"), REPOSITORY / "README.md"]:
-        for line in re.findall(r"^ *(eval-ingest [a-z].*)$", page.read_text(), re.MULTILINE):
+        text = whole_lines(page.read_text())
+        for line in re.findall(r"^ *(eval-ingest [a-z].*)$", text, re.MULTILINE):
             words = shlex.split(re.split(r"[|>]", line)[0], comments=True)[1:]
             parser.parse_args([word if word != "X" else "x" for word in words])
             seen += 1
@@ -82,6 +89,16 @@ def test_python_in_every_page_is_python() -> None:
     for page in [*DOCS.glob("*.md"), REPOSITORY / "README.md"]:
         for text in re.findall(r"^```python\n(.*?)^```", page.read_text(), re.M | re.S):
             compile(text, str(page), "exec")
+
+
+def test_code_in_pages_is_no_wider_than_a_terminal() -> None:
+    for page in [*DOCS.glob("*.md"), REPOSITORY / "README.md", REPOSITORY / "CONTRIBUTING.md"]:
+        text = re.sub(r"^```mermaid.*?^```", "", page.read_text(), flags=re.M | re.S)
+        fenced = re.findall(r"^```\w*\n(.*?)^```", text, re.M | re.S)
+        text = re.sub(r"\n(\d+\.|-) .*(\n .*)*", "", text)  # what goes on in a list is no code
+        indented = re.findall(r"(?<=\n\n)((?: {4}.*\n)+)", text)
+        lines = "\n".join([*fenced, *map(textwrap.dedent, indented)]).splitlines()
+        assert not [line for line in lines if len(line) > 80], page.name
 
 
 def said() -> str:

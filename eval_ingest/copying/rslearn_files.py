@@ -241,7 +241,7 @@ def remove_copy(store: DatasetStore) -> None:
     for name in _FILES:
         (layout.path / name).unlink(missing_ok=True)
     shutil.rmtree(layout.path / RSLEARN_INDEX, ignore_errors=True)
-    for folder in (layout.windows, layout.path / UNFINISHED):
+    for folder in (layout.windows, layout.path / UNFINISHED, layout.ahead):
         shutil.rmtree(folder, ignore_errors=True)
     layout.copy_manifest.unlink(missing_ok=True)  # last: until then the next run goes on
     store.send()

@@ -3,7 +3,7 @@
 import contextlib
 import shutil
 import tempfile
-from collections.abc import Container, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, replace
 from functools import partial
@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 
 from eval_ingest.copying.places import Key, Place, places_in_splits
-from eval_ingest.copying.worker import ToPlace, TransferTask
+from eval_ingest.copying.worker import CopyingAhead, MoveTask, Ready, ToPlace, TransferTask
 from eval_ingest.core.columns import arrow, arrow_rows, numbers, row_numbers
 from eval_ingest.core.crops import corners
 from eval_ingest.core.entry import SPLIT_INDEX_VERSION, CopyResult, Shard, SplitFile
@@ -24,11 +24,12 @@ from eval_ingest.core.index import WindowIndex
 from eval_ingest.core.resolved import ResolvedConfig
 from eval_ingest.core.spec import SPLITS
 from eval_ingest.core.splits import SplitAssignment
-from eval_ingest.engine import executor, map_ordered
+from eval_ingest.engine import Item, executor, map_ordered
 from eval_ingest.errors import EngineError, StoreError
 from eval_ingest.indexing.apart import Apart
 from eval_ingest.indexing.packer import Packer, pack_rows
 from eval_ingest.job import Job
+from eval_ingest.store.ahead import WindowsAhead
 from eval_ingest.store.atomic import store_error, umask
 from eval_ingest.store.manifest import CopiedWindow, Manifest
 from eval_ingest.store.room import window_bytes
@@ -39,6 +40,8 @@ from eval_ingest.store.split_index import TARGET, Crops, timestamps_column, writ
 from eval_ingest.store.window_files import Windows
 
 _TASK_WINDOWS = 32
+_MOVES = 8
+"""Windows that were copied ahead are moved in the time in which one is copied."""
 _MOVED_TOGETHER = 256
 """Windows whose split is changed between two notes in the journal."""
 
@@ -60,7 +63,7 @@ def transfer(
     if mode == "index":
         unpacked = _Lying.in_source(index, places, job.config)
         return _write_split_indexes(job, index, places, unpacked, stage_fingerprint)
-    lying = _Lying.in_shards(store, index.row_key)
+    lying, ahead = _Lying.in_shards(store, index.row_key), WindowsAhead(store.layout.ahead)
     manifest, windows = Manifest(store.layout, store.send), store.windows
     to_copy = set()
     if mode == "windows":
@@ -70,18 +73,23 @@ def transfer(
         _move_between_splits(places, to_copy, manifest, windows)
 
     new = [place for place in places if place.key not in lying.rows]
-    total = len({place.key for place in new} | to_copy)
+    fresh = {place.key for place in new}
+    ready = _ready([p for p in places if p.key in to_copy - fresh], ahead)
+    total = len(fresh | to_copy) - len(ready)
     if total:
-        job.source.ensure_listed(sorted({p.group for p in places}), job.config.layer_names)
-    with executor(job.settings, total) as pool:
-        placing = _Placing(job, windows, manifest, pool, total)
+        keys = ((group, name) for group, name, _ in chain((p.key for p in new), to_copy))
+        groups = sorted({place.group for place in places})
+        job.source.ensure_listed(groups, job.config.layer_names, keys)
+    with executor(job.settings, total + len(ready) // _MOVES) as pool:
+        placing = _Placing(job, windows, manifest, pool, total + len(ready))
+        to_copy -= placing.move(ready, ahead)
         _pack(placing, index, places, new, to_copy)
-        done = {place.key for place in new}
-        left = [p for p in places if p.key in to_copy and p.key not in done]
+        left = [p for p in places if p.key in to_copy and p.key not in fresh]
         placing.place([(place, None, True) for place in left])
     if mode == "windows":
         windows.keep_only(manifest.windows)
         manifest.close()
+    ahead.clear()
 
     if new:
         lying = _Lying.in_shards(store, index.row_key)
@@ -90,6 +98,21 @@ def transfer(
         return result
     copied_bytes = sum(copied.n_bytes for copied in manifest.windows.values())
     return result.model_copy(update={"n_copied": len(manifest.windows), "n_bytes": copied_bytes})
+
+
+def copying_ahead(job: Job) -> CopyingAhead | None:
+    """How windows are copied while they are indexed; None where the copy stage does it.
+
+    So it is where bytes are fetched, where they are sent, and where windows are in place already:
+    what of them is to be copied is known when all are indexed.
+    """
+    layout = job.layout
+    begun = layout.windows.exists() or layout.copy_manifest.exists()
+    if begun or job.spec.copy_mode != "windows" or not job.source.at_hand:
+        return None
+    if not job.store.windows.takes_folders:
+        return None
+    return CopyingAhead(job.config, WindowsAhead(layout.ahead))
 
 
 class _Placing:
@@ -105,22 +128,48 @@ class _Placing:
     def place(self, work: list[ToPlace], writer: ShardWriter | None = None) -> None:
         """Pack and copy some windows; the writer's rows are those in the work."""
         task = TransferTask(self.job.source, self.job.config, self._windows, writer)
+        what = "windows copied" if writer is None else "windows copied and packed"
+        self._run(task, work, what)
+
+    def move(self, ready: list[Ready], ahead: WindowsAhead) -> set[Key]:
+        """Put windows that were copied ahead into their places; those that are there now."""
+        moved = self._run(MoveTask(ahead, self._windows), ready, "windows copied")
+        return {(window.group, window.name, window.source_digest) for window in moved}
+
+    def _run(
+        self, task: Callable[[list[Item]], list[CopiedWindow]], work: list[Item], what: str
+    ) -> list[CopiedWindow]:
         batches = (work[k : k + _TASK_WINDOWS] for k in range(0, len(work), _TASK_WINDOWS))
         in_flight = 2 * self.job.settings.workers
-        what = "windows copied" if writer is None else "windows copied and packed"
-        apart = Apart[ToPlace, list[CopiedWindow]](
-            task, lambda all_: [*chain(*all_)], lambda item: "/".join(item[0].key[:2]), _lost
-        )
+        apart = Apart[Item, list[CopiedWindow]](task, lambda all_: [*chain(*all_)], _key_of, _lost)
+        done: list[CopiedWindow] = []
         for copied in map_ordered(self._pool, task, batches, in_flight, apart):
             self._manifest.add(copied)
+            done += copied
             self._done = min(self._done + _TASK_WINDOWS, self._total)
             self.job.progress(what, self._done, self._total)
+        return done
 
 
-def _lost(item: ToPlace, why: str) -> list[CopiedWindow]:
-    place = item[0]
+def _ready(places: Sequence[Place], ahead: WindowsAhead) -> list[Ready]:
+    """Those of some windows that were copied when they were indexed, just as they were."""
+    noted = ahead.noted() if places else {}
+    found = ((place, noted.get((place.group, place.name))) for place in places)
+    return [
+        (place, copied)
+        for place, copied in found
+        if copied is not None and copied.source_digest == place.source_digest
+    ]
+
+
+def _key_of(item: Any) -> str:
+    place: Place = item[0]
+    return f"{place.group}/{place.name}"
+
+
+def _lost(item: Any, why: str) -> list[CopiedWindow]:
     raise EngineError(
-        f"{place.group}/{place.name} was valid when it was indexed, and now {why}; free memory, "
+        f"{_key_of(item)} was valid when it was indexed, and now {why}; free memory, "
         "or leave the window out of the source, and run again: it goes on where it stopped"
     )
 

@@ -13,9 +13,10 @@ from eval_ingest.decoding.judge import JUDGED_BYTES, read_window, sample_arrays
 from eval_ingest.errors import SourceError
 from eval_ingest.sources.ahead import COPIES, Room
 from eval_ingest.sources.base import Ours, Source, SourceFile, WindowFiles, WindowReader, crc_of
+from eval_ingest.store.ahead import WindowsAhead
 from eval_ingest.store.manifest import CopiedWindow
 from eval_ingest.store.shards import ShardWriter
-from eval_ingest.store.window_files import Content, Windows
+from eval_ingest.store.window_files import METADATA, Content, Windows
 
 WINDOWS_BEHIND = 16
 """That a worker has in hand at a time: to be packed, or on their way into the copy."""
@@ -24,6 +25,39 @@ BYTES_BEHIND = 64 << 20
 
 ToPlace = tuple[Place, int | None, bool]
 """A window, its row in the shard if it is to be packed, and whether to copy it."""
+
+Ready = tuple[Place, CopiedWindow]
+"""A window, and what was copied ahead of it."""
+
+
+@dataclass(frozen=True)
+class CopyingAhead:
+    """Copies windows while they are indexed; pickled for worker processes."""
+
+    config: ResolvedConfig
+    ahead: WindowsAhead
+
+    def __call__(self, files: WindowFiles, reader: WindowReader) -> CopiedWindow | None:
+        """Write a window aside, unless the disk keeps us waiting: many are written at once then."""
+        if COPIES.is_long:
+            return None
+        group, name, digest = files.listed
+        with COPIES.watched(lambda: len(files.files)):
+            contents = [_content(reader, (group, name), f, None, self.config) for f in files.files]
+            return self.ahead.write(group, name, digest, contents)
+
+
+@dataclass(frozen=True)
+class MoveTask:
+    """Moves windows that were copied ahead into their places; pickled for worker processes."""
+
+    ahead: WindowsAhead
+    windows: Windows
+
+    def __call__(self, batch: list[Ready]) -> list[CopiedWindow]:
+        """Those that are in their places now; the others aren't there any more."""
+        moved = (self.ahead.move(copied, place.split, self.windows) for place, copied in batch)
+        return [copied for copied in moved if copied is not None]
 
 
 @dataclass(frozen=True)
@@ -77,22 +111,27 @@ class TransferTask:
         copied = None
         if copy:
             key, ours = (place.group, place.name), reader.ours()
-            contents = [self._content(reader, key, file, ours) for file in files.files]
+            contents = [_content(reader, key, file, ours, self.config) for file in files.files]
             digests = place.source_digest, place.split
             copied = self.windows.write(*key, *digests, contents, *ours or ())
         reader.drop()
         return copied
 
-    def _content(
-        self, source: WindowReader, window: tuple[str, str], file: SourceFile, ours: Ours | None
-    ) -> Content:
-        """A file of the copy: as it is, but for labels whose categories the task maps."""
-        read = partial(source.read, *window, file)
-        if self.config.task.category_mapping and _is_label(file.path, self.config):
-            read, ours = partial(_mapped, read, self.config.task), None
-        if ours is not None and file.path != "metadata.json":
-            return Content(file.path, read, (file.size, crc_of(file.version)))
-        return Content(file.path, read, None, source.have(*window, file).permissions)
+
+def _content(
+    source: WindowReader,
+    window: tuple[str, str],
+    file: SourceFile,
+    ours: Ours | None,
+    config: ResolvedConfig,
+) -> Content:
+    """A file of the copy: as it is, but for labels whose categories the task maps."""
+    read = partial(source.read, *window, file)
+    if config.task.category_mapping and _is_label(file.path, config):
+        read, ours = partial(_mapped, read, config.task), None
+    if ours is not None and file.path != METADATA:
+        return Content(file.path, read, (file.size, crc_of(file.version)))
+    return Content(file.path, read, None, source.have(*window, file).permissions)
 
 
 def _is_label(path: str, config: ResolvedConfig) -> bool:

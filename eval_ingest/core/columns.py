@@ -155,10 +155,6 @@ def arrow(values: Sequence[Any] | NDArray[Any], kind: pa.DataType) -> pa.Array:
             for field in kind
         ]  # fmt: skip
         return pa.Array.from_buffers(kind, len(values), [valid_], nulls, children=columns)
-    if pa.types.is_fixed_size_list(kind):
-        none = [None] * kind.list_size
-        inner = arrow([*chain(*(none if v is None else v for v in values))], kind.value_type)
-        return pa.Array.from_buffers(kind, len(values), [valid_], nulls, children=[inner])
     if pa.types.is_list(kind):
         inner = arrow([*chain(*some)], kind.value_type)
         buffers = [valid_, _offsets(known, map(len, some))]

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Self
 from pydantic import BaseModel, ConfigDict, Field
 
 from eval_ingest.core.modality import MODALITIES
+from eval_ingest.core.reports import wrong_report
 from eval_ingest.core.resolved import PixelType, ResolvedConfig, sides_of
 from eval_ingest.core.signal import Signal
 from eval_ingest.core.spec import SPLIT_OPTION, SPLITS, DatasetSpec
@@ -173,6 +174,20 @@ def utc(stamp: str) -> str:
     '2026-11-28 13:24:05 UTC'
     """
     return stamp.replace("T", " ").replace("+00:00", " UTC")
+
+
+_STATISTICS = {"mean", "std", "min", "max"}
+
+
+def wrong_field(metadata: Metadata) -> str:
+    """Where a record isn't what we write, though each field is of its kind; "" if it is."""
+    bands = {modality.name: set(modality.bands) for modality in metadata.config.modalities}
+    for name, known in metadata.norm_stats.items():
+        told = [band for band, stats in known.items() if stats.keys() >= _STATISTICS]
+        if name not in bands or not bands[name].issubset(told):
+            return f"norm_stats.{name}"
+    classes = metadata.config.task.num_classes
+    return wrong_report(metadata.split_report, metadata.quality, classes)
 
 
 def opening(metadata: Metadata) -> Metadata:

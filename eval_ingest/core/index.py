@@ -66,7 +66,8 @@ def index_schema(config: ResolvedConfig) -> pa.Schema:
         ("crs", pa.string()),
         ("x_resolution", pa.float64()),
         ("y_resolution", pa.float64()),
-        ("bounds", pa.list_(pa.int64(), 4)),
+        # Of 4. Where one is null, Arrow before 24, and so QGIS, reads no list of a fixed size.
+        ("bounds", pa.list_(pa.int64())),
         ("height", pa.int32()),
         ("width", pa.int32()),
         ("time_start", _TIME),

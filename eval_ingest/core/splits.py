@@ -22,7 +22,7 @@ from eval_ingest.core.footprints import Footprints, connected, equal_area
 from eval_ingest.core.index import WindowIndex
 from eval_ingest.core.resolved import ResolvedConfig
 from eval_ingest.core.spec import SPLIT_OPTION, SPLITS, DatasetSpec, SplitPolicy, split_called
-from eval_ingest.errors import SplitError
+from eval_ingest.errors import IntegrityError, SplitError
 
 SPLITS_VERSION = 4
 
@@ -78,7 +78,7 @@ class SplitAssignment:
         """The same with its rows in the order of an index: joined by group and name.
 
         Raises:
-            ValueError: it is of other windows.
+            IntegrityError: it is of other windows.
         """
         if all(self.table[name].equals(index.table[name]) for name in ("group", "name")):
             return self
@@ -86,7 +86,9 @@ class SplitAssignment:
         rows = {key: row for row, key in enumerate(keys)}
         order = [rows.get(key) for key in zip(index.groups, index.names, strict=True)]
         if None in order or len(order) != len(rows):
-            raise ValueError("the splits are of other windows than the index")
+            raise IntegrityError(
+                "the splits are of other windows than the index", "ingest it again"
+            )
         return replace(self, table=self.table.take(row_numbers(order)))
 
     def counts(self) -> dict[str, int]:

@@ -424,9 +424,9 @@ class _WindowReader:
         self._check_layer(layer, item_group)
         config, found = rslearn_config(self.config), self._json("metadata.json", "")
         on_map = {key: found[key] for key in ("projection", "bounds")}
-        at = self.source.url, json.dumps(config), self.files.group, self.files.name, on_map
+        group, name = self.files.group, self.files.name
+        place = Place(self.source.url, json.dumps(config), group, name, on_map)
         try:
-            place = Place(*at)
             return isolated.run(function, place, layer, item_group, *more, seconds=_RSLEARN_S)
         except Unreadable as stop:
             broken_label = function.__name__ == "read_features" and stop.code == "raster_unreadable"

@@ -75,9 +75,11 @@ def blame(error: BaseException, memory_is_limited: bool = False) -> None:
     _blame_place(error, memory_is_limited)
     if time.monotonic() < _whole_until[0]:
         return
-    for what in _CHECKS.keys() & sys.modules.keys():
+    for what, works in _CHECKS.items():
+        if what not in sys.modules:
+            continue
         try:
-            _CHECKS[what]()
+            works()
         except Exception as fault:
             if isinstance(fault, MemoryError) and memory_is_limited:
                 continue

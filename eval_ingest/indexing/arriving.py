@@ -1,10 +1,11 @@
 """The windows of an archive, judged and packed as they come off its stream.
 
-Belongs here: the first pass over an archive, in which workers write the files of each window and
-index it by the bytes that they have in hand. Does not: what a row is (rows.py), and the index
-itself (build.py). What is done here counts like the work of a run that was stopped: `index_source`
-goes on from there. So a window that came in two parts, or lies where it isn't looked for, is read
-from the disk then, and an archive whose configuration stands behind its windows is judged by that.
+Belongs here: the first pass over an archive, in which workers index each window by the bytes that
+they have in hand, and write the files of those that the copy will want. Does not: what a row is
+(rows.py), and the index itself (build.py). What is done here counts like the work of a run that was
+stopped: `index_source` goes on from there. So a window that came in two parts, or lies where it
+isn't looked for, is read from the disk then, and an archive whose configuration stands behind its
+windows is unpacked and judged by that.
 """
 
 import os
@@ -72,7 +73,7 @@ class Arriving(NamedTuple):
     place: int
     packer: Packer | None
     is_wanted: bool
-    """False if it is only written: nobody asks for its group."""
+    """False if nobody asks for its group."""
 
 
 @dataclass(frozen=True)
@@ -83,19 +84,19 @@ class ArrivingTask:
     index: IndexTask
 
     def __call__(self, batch: Sequence[Arriving]) -> IndexedShard:
-        """Write the windows' files, and index those that are wanted."""
-        for item in batch:
-            self._write(item.window)
+        """Index the windows that are wanted, and write the files of those that are needed again."""
         wanted = [item for item in batch if item.is_wanted]
         if not wanted:
             return IndexedShard(index_schema(self.index.config).empty_table())
-        task = replace(self._reading(wanted), packer=wanted[0].packer)
-        return task([(item.place, self.listed(item.window)) for item in wanted])
+        source = self.source.arrived([item.window for item in wanted])
+        task = replace(self.index, source=source, packer=wanted[0].packer)
+        shard = task([(item.place, self.listed(item.window)) for item in wanted])
+        for window in source.kept:
+            self._write(window)
+        return shard
 
     def shape_of(self, batch: Sequence[Arriving]) -> PackRow | None:
         """The shape of the first of some windows that is valid."""
-        for item in batch:
-            self._write(item.window)
         found = (self._reading([w]).shape_of(self.listed(w.window)) for w in batch if w.is_wanted)
         return next((row for row in found if row is not None), None)
 
@@ -140,13 +141,14 @@ class _Arrivals:
         self._waiting: deque[tuple[Packer | None, list[ArrivedWindow]]] = deque()
         self._packers: Packers | None = None
         self._published: list[str] = []
+        self._held: list[ArrivedWindow] = []
+        """Windows that the archive's table may not speak of yet."""
 
     def take_all(self) -> None:
         """Index what comes, and unpack the rest."""
         shutil.rmtree(self._parts.packing, ignore_errors=True)  # of a run that was stopped
         try:
             self._source.arrive(self._take)
-            self._publish(None)
         except SourceError:
             if not self._source.unpacked.exists():  # of a bad archive nothing stays
                 self._parts.clear()
@@ -167,6 +169,8 @@ class _Arrivals:
             batches = self._batches(unpacking.windows(self._source.windows_folder), pool)
             for shard in map_ordered(pool, self._task, batches, 2 * workers, apart):
                 self._note(unpacking, shard)
+        self._publish(unpacking, None)
+        self._release(unpacking)
         return False
 
     def _batches(
@@ -208,16 +212,31 @@ class _Arrivals:
     def _note(self, unpacking: Unpacking, shard: IndexedShard) -> None:
         packer, windows = self._waiting.popleft()
         if packer is not None:
-            self._publish(packer)
+            self._publish(unpacking, packer)
             packer.note(shard.packed)
-        self._parts.add(shard)
         for window in windows:
-            unpacking.note(window)
+            window.files.clear()
+        self._held += windows
+        is_written = self._job.spec.copy_mode == "windows" or self._packers is None
+        if self._parts.add(shard) and is_written:
+            self._release(unpacking)
 
-    def _publish(self, before: Packer | None) -> None:
+    def _publish(self, unpacking: Unpacking, before: Packer | None) -> None:
         if self._packers is not None:
             store, key = self._job.store, self._job.row_key
-            self._published += self._packers.publish(store, key, before)
+            if names := self._packers.publish(store, key, before):
+                self._published += names
+                self._release(unpacking)
+
+    def _release(self, unpacking: Unpacking) -> None:
+        """Have a stopped run go on behind the windows that are held.
+
+        Their rows are on the disk, and if they are valid, so are their samples or their files.
+        """
+        self._parts.flush()
+        for window in self._held:
+            unpacking.note(window)
+        self._held.clear()
 
 
 def _unknown(lost: list[list[Arriving]]) -> list[PackRow | None]:

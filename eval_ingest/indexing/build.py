@@ -26,10 +26,13 @@ from eval_ingest.indexing.packer import (
 from eval_ingest.indexing.partial import ARRIVED, PartialRows, Rows
 from eval_ingest.indexing.rows import add_geometry
 from eval_ingest.indexing.wanted import enough, list_windows, wanted_groups
-from eval_ingest.indexing.work import IndexedShard, IndexTask
+from eval_ingest.indexing.work import CopyAhead, IndexedShard, IndexTask
 from eval_ingest.job import Job
 from eval_ingest.sources.base import Listed
+from eval_ingest.store.ahead import WindowsAhead
 from eval_ingest.store.index_file import read_index, write_index
+from eval_ingest.store.manifest import CopiedWindow
+from eval_ingest.store.room import has_room
 from eval_ingest.store.seal import unless_damaged
 from eval_ingest.store.shards import PackRow
 
@@ -39,25 +42,32 @@ SHARD_WINDOWS = 64
 _JOINED = 32
 """Tables of shards that are put together: each by itself takes twice the room of its rows."""
 
+_ROOM_TO_COPY, _ROOM_OF_FILES = 3, 256 << 10
+"""Where windows are copied before all are known, so many bytes are free for each byte of a sample,
+for the pack and the copy, and so many for each window's files and folders."""
+
 _LOOK_AT = 16
 """Windows of which the first valid one is looked for."""
+
+_KEY = ["group", "name"]
 
 Publish = Callable[[Iterable[tuple[int, PackRow]], int | None], object]
 """Told what was packed, with its places, and before which place all is done; None: all is."""
 
 
-def index_source(job: Job) -> WindowIndex:
+def index_source(job: Job, copy_ahead: CopyAhead | None = None) -> WindowIndex:
     """The index of a source as it is now, from the last one and from what is new or has changed.
 
     Valid windows are packed on the way, unless only some of them will be in a split, so that the
-    copy stage needs not decode them again.
+    copy stage needs not decode them again, and copied, where that is told how: it needs not read
+    them again.
 
     Raises:
         SourceError: the source can't be read.
         StoreError: the eval root can't be written.
     """
     old = unless_damaged(lambda: read_index(job.layout.window_index))
-    task = index_task(job)
+    task = replace(index_task(job), copy_ahead=copy_ahead)
     parts = partial_rows(job)
     stopped = parts.read()
     known = known_rows(job, old)
@@ -157,7 +167,7 @@ class IndexWork:
 
 
 def _rows_by_window(table: pa.Table) -> dict[Listed, int]:
-    columns = (table[name].to_pylist() for name in ("group", "name", "source_digest"))
+    columns = (table[name].to_pylist() for name in (*_KEY, "source_digest"))
     return {window: row for row, window in enumerate(map(Listed, *columns))}
 
 
@@ -195,7 +205,8 @@ def _build(
     to_read = work.to_read
     if to_read:
         groups = sorted({window.group for _, window in to_read})
-        job.source.ensure_listed(groups, job.config.layer_names)
+        windows = ((window.group, window.name) for _, window in to_read)
+        job.source.ensure_listed(groups, job.config.layer_names, windows)
     publish: Publish = lambda packed, before: None  # noqa: E731  nothing is packed
     try:
         with executor(job.settings, len(to_read)) as pool:
@@ -205,23 +216,44 @@ def _build(
                 done = (rows.packed(packer.key, job.config) for rows in work.kept)
                 publish(chain.from_iterable(done), 0)
                 job.store.require_room(0, packer.n_bytes * len(to_read) // len(work.new))
+            if packer is None or not _has_room_to_copy(job, packer, len(work.new)):
+                task = replace(task, copy_ahead=None)
             tables, filtered_out = index_windows(
                 replace(task, packer=packer), to_read, pool, job.settings.workers, parts, publish,
-                job.progress,
+                job.progress, WindowsAhead(job.layout.ahead).note,
             )  # fmt: skip
     finally:
         parts.flush()  # kept until the index itself is on disk: see finish_index
     publish([], None)
     empty = arrow_rows([], index_schema(job.config))
-    table = pa.concat_tables([empty, *(rows.table for rows in work.kept), *tables])
+    all_rows = [pa.concat_tables([empty, *(rows.table for rows in work.kept), *tables])]
     for rows in (tables, work.kept):
-        rows.clear()  # as many bytes again, as soon as they are sorted
-    table = add_geometry(table.sort_by([("group", "ascending"), ("name", "ascending")]))
+        rows.clear()
+    table = add_geometry(_sorted(all_rows))
     if not listed:
         listed = [*_rows_by_window(table), *filtered_out]
     extra = {"n_filtered_out": len(filtered_out), "n_read": work.n_arrived + len(work.new)}
     wanted = _index_fingerprint(job, listed, table, task.judged_by)
     return WindowIndex(table, wanted, job.row_key, job.origin, extra)
+
+
+def _has_room_to_copy(job: Job, packer: Packer, windows: int) -> bool:
+    needed = _ROOM_TO_COPY * packer.n_bytes + _ROOM_OF_FILES * windows
+    return has_room(job.layout.path, needed)
+
+
+def _sorted(tables: list[pa.Table]) -> pa.Table:
+    """The only table of a list, which is emptied, sorted: one column at a time is there twice."""
+    import pyarrow.compute as pc
+
+    table = tables.pop()
+    schema, columns = table.schema, table.columns
+    order = pc.sort_indices(table.select(_KEY), [(name, "ascending") for name in _KEY])
+    del table
+    for k, column in enumerate(columns):
+        columns[k] = column.take(order)
+        del column
+    return pa.Table.from_arrays(columns, schema=schema)
 
 
 def _packer(
@@ -273,12 +305,13 @@ def index_windows(
     parts: PartialRows,
     publish: Publish,
     progress: Progress,
+    note: Callable[[Sequence[CopiedWindow]], None] = lambda _: None,
 ) -> tuple[list[pa.Table], list[Listed]]:
     """Read, decode and judge windows, each given with its place among the samples.
 
     The result is one row each, in tables of some windows, and the windows that the filter doesn't
     want, which get no row. What is done is kept by `parts`, so that a stopped run goes on where it
-    was; `publish` is told what was packed, and the place that comes next.
+    was; `publish` is told what was packed, and the place that comes next, `note` what was copied.
     """
     tables: list[pa.Table] = []
     filtered_out: list[Listed] = []
@@ -287,6 +320,7 @@ def index_windows(
     results = map_ordered(executor, task, shards, 2 * workers, apart)
     for number, shard in enumerate(results, 1):
         parts.add(shard)
+        note(shard.copied)
         tables.append(shard.table)
         filtered_out += shard.filtered_out
         if number % _JOINED == 0:

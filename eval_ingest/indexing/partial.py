@@ -55,14 +55,15 @@ class PartialRows:
     def _read(self, path: Path) -> tuple[pa.Table, dict[str, Any]] | None:
         return read_table(path, "partial_rows", PARTIAL_VERSION, self._folder.parent.name)
 
-    def add(self, shard: IndexedShard) -> None:
-        """Keep some rows; they reach the disk in files of about PARTIAL_ROWS rows."""
+    def add(self, shard: IndexedShard) -> bool:
+        """Keep some rows, in files of about PARTIAL_ROWS rows; True if all are on the disk now."""
         places = {(row.group, row.name): place for place, row in shard.packed}
         names = zip(shard.table["group"].to_pylist(), shard.table["name"].to_pylist(), strict=True)
         column = row_numbers([places.get(name) for name in names])
         self._waiting.append(shard.table.append_column("place", column))
         if sum(part.num_rows for part in self._waiting) >= PARTIAL_ROWS:
             self.flush()
+        return not self._waiting
 
     def flush(self) -> None:
         """Write what is waiting, after the samples that it speaks of."""
@@ -98,7 +99,9 @@ class Rows:
     """The key of the packer, see `Packer.key`."""
 
     def take(self, rows: Sequence[int]) -> "Rows":
-        """Some of them."""
+        """Some of them, each once and in their order."""
+        if len(rows) == self.table.num_rows and isinstance(self.table, pa.Table):
+            return self  # of a stored table the rows are read, and put together with others
         wanted = row_numbers(rows)
         places = None if self.places is None else self.places.take(wanted)
         return Rows(self.table.take(wanted), places, self.packing)

@@ -176,11 +176,15 @@ def _label_facts(targets: list[NDArray[Any]], task: Task) -> _LabelFacts:
     )
 
 
+_OUTLINED = 1 << 13
+"""Windows whose outlines are shapes at a time: a shape takes several times the room of its text."""
+
+
 def add_geometry(table: pa.Table) -> pa.Table:
     """Fill the geometry column: window outlines in longitude and latitude, as WKB.
 
-    All windows of one CRS are transformed together. A CRS that can't be understood leaves null.
-    See `core.footprints.outlines`.
+    Windows of one CRS are transformed together, many at a time. A CRS that can't be understood
+    leaves null. See `core.footprints.outlines`.
     """
     import pyproj
     import shapely
@@ -190,14 +194,14 @@ def add_geometry(table: pa.Table) -> pa.Table:
     corners = matrix(table["bounds"], 4, np.nan, float) * np.column_stack(resolution * 2)
     found, names = encoded(table["crs"])
     for code, text in enumerate(names.to_pylist()):
-        here = np.flatnonzero(found == code)
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                shapes = outlines(text, corners[here])
-        except pyproj.exceptions.ProjError as error:
-            blame(error)  # without outlines no leakage would be noticed
-            continue
-        geometry[here] = shapely.to_wkb(shapes)
+        rows = np.flatnonzero(found == code)
+        for here in (rows[k : k + _OUTLINED] for k in range(0, len(rows), _OUTLINED)):
+            try:
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore")
+                    geometry[here] = shapely.to_wkb(outlines(text, corners[here]))
+            except pyproj.exceptions.ProjError as error:
+                blame(error)  # without outlines no leakage would be noticed
+                break
     place = table.schema.get_field_index("geometry")
     return table.set_column(place, "geometry", arrow(geometry.tolist(), pa.binary()))

@@ -1,6 +1,6 @@
 """Reading and judging windows, in shards that workers take."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 
@@ -17,7 +17,11 @@ from eval_ingest.indexing.filters import WindowFilter, selected
 from eval_ingest.indexing.packer import Packer, pack_row
 from eval_ingest.indexing.rows import index_row
 from eval_ingest.sources.base import Listed, Source, WindowFiles, WindowReader
+from eval_ingest.store.manifest import CopiedWindow
 from eval_ingest.store.shards import PackRow
+
+CopyAhead = Callable[[WindowFiles, WindowReader], CopiedWindow | None]
+"""Writes a valid window into the copy that it will be part of, unless that takes long."""
 
 
 @dataclass(frozen=True)
@@ -28,6 +32,8 @@ class IndexTask:
     config: ResolvedConfig
     window_filter: WindowFilter
     packer: Packer | None = None
+    copy_ahead: CopyAhead | None = None
+    """Given where every window that is packed will be copied, too."""
     copy_mode: str = "windows"
     """Of the spec: whether the copy stage will want the bytes of valid windows."""
     window_bytes: int = WINDOW_BYTES
@@ -48,6 +54,9 @@ class IndexTask:
                 continue
             packed = self._pack(place, sample)
             result.packed += packed
+            if packed and self.copy_ahead is not None:
+                copied = self.copy_ahead(files, reader)
+                result.copied += [copied] if copied is not None else []
             if self.copy_mode == "windows" or (self.copy_mode == "stream" and not packed):
                 reader.keep()
         result.table = arrow_rows(rows, index_schema(self.config))
@@ -115,6 +124,8 @@ class IndexedShard:
     filtered_out: list[Listed] = field(default_factory=list)
     """Windows that the filter doesn't want."""
     packed: list[tuple[int, PackRow]] = field(default_factory=list)
+    copied: list[CopiedWindow] = field(default_factory=list)
+    """Windows that were copied ahead."""
 
     @classmethod
     def joined(cls, shards: "Sequence[IndexedShard]") -> "IndexedShard":
@@ -123,4 +134,5 @@ class IndexedShard:
             pa.concat_tables([shard.table for shard in shards]),
             [window for shard in shards for window in shard.filtered_out],
             [packed for shard in shards for packed in shard.packed],
+            [copied for shard in shards for copied in shard.copied],
         )

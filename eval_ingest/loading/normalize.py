@@ -56,7 +56,7 @@ class Normalizer:
         if self.decibels and factor is not None:
             stored = to_decibels(stored)
         if not kernels.scale(stored, factor, offset, out.numpy()):
-            np.copyto(out.numpy(), stored)
+            out.copy_(_tensor(stored))
             if factor is not None and offset is not None:
                 rows = out.view(-1, len(factor))
                 torch.addcmul(torch.from_numpy(offset), rows, torch.from_numpy(factor), out=rows)
@@ -66,7 +66,7 @@ class Normalizer:
     def _quantise(self, stored: NDArray[Any], out: torch.Tensor) -> None:
         assert self.bounds is not None, "quantising needs the bounds"
         low, width = self.bounds
-        np.copyto(out.numpy(), stored)
+        out.copy_(_tensor(stored))
         out.sub_(low).div_(width).mul_(255).clamp_(0, 255).floor_().div_(255)
 
     def _per_pixel(
@@ -80,6 +80,28 @@ class Normalizer:
             found = np.tile(self.scale, timesteps), np.tile(self.offset, timesteps)
             self._tiled[timesteps] = found
         return found
+
+
+def _tensor(array: NDArray[Any]) -> torch.Tensor:
+    """A tensor on the array's memory; it is only read.
+
+    By numpy, the conversion of one sample would take one thread, and twice as long on two.
+    """
+    if not array.flags.writeable:
+        # torch warns of read-only memory, which a memory map is; nothing is ever written to it.
+        view = array.view()
+        interface = dict(view.__array_interface__)
+        interface["data"] = (interface["data"][0], False)
+        array = np.asarray(_Writable(interface, array))
+    return torch.from_numpy(array)
+
+
+class _Writable:
+    """Presents read-only memory as writable, and keeps its owner alive."""
+
+    def __init__(self, interface: dict[str, Any], owner: NDArray[Any]) -> None:
+        self.__array_interface__ = interface
+        self.owner = owner
 
 
 def make_normalizer(

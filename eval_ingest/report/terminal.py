@@ -129,7 +129,9 @@ def summary_lines(summary: dict[str, Any]) -> list[str]:
 
 
 def split_lines(report: Mapping[str, Any], classes: Sequence[str]) -> list[str]:
-    """The split report as a table."""
+    """The split report as a table; nothing without one."""
+    if not report:
+        return []
     counts, beyond = report["counts"], 0
     lines = [f"splits: {report['strategy']}"]
     rows = [["", *SPLITS], ["windows", *(str(counts[split]) for split in SPLITS)]]

@@ -11,10 +11,11 @@ from eval_ingest.core.entry import Metadata
 from eval_ingest.core.spec import SPLITS
 from eval_ingest.core.splits import AssignedWindows
 from eval_ingest.core.task import IGNORE_LABEL, Task
-from eval_ingest.errors import NotIngestedError, StaleStageError
+from eval_ingest.errors import IntegrityError, NotIngestedError, StaleStageError
 from eval_ingest.store.outcomes import read_split_assignment, read_window_index
 from eval_ingest.store.registry import require_metadata
 from eval_ingest.store.roots.base import EvalRoot
+from eval_ingest.store.seal import cure_for
 
 if TYPE_CHECKING:
     import torch
@@ -76,7 +77,10 @@ class View(AssignedWindows):
         Where every crop is a sample, the first that has a label.
         """
         data, places = self._samples[str(self.splits[row])]
-        here = places[self.index.keys[row]]
+        here = places.get(self.index.keys[row])
+        if here is None:
+            what = f"window {self.index.keys[row]} is in {self.splits[row]}, and no sample is of it"
+            raise IntegrityError(what, cure_for(self.metadata.name))
         samples = (data[i] for i in here)
         return next((found for found in samples if _has_label(found["target"])), data[here[0]])
 

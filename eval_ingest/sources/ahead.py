@@ -6,6 +6,7 @@ part of what comes next. A disk that keeps nobody waiting is read window by wind
 least.
 """
 
+import resource
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -65,6 +66,11 @@ class Room:
             self._changed.notify_all()
 
 
+def _waits() -> int:
+    """How often this thread has let go of its core because it had to wait for something."""
+    return resource.getrusage(resource.RUSAGE_THREAD).ru_nvcsw
+
+
 class Waiting:
     """Whether the disks of one kind keep this process waiting; once they have, they always may."""
 
@@ -74,10 +80,12 @@ class Waiting:
     @contextmanager
     def watched(self, files: Callable[[], int]) -> Iterator[None]:
         """Something that opens so many files, of which it is found out how long it waits."""
-        wall, own = time.monotonic(), time.thread_time()
+        wall, own, waits = time.monotonic(), time.thread_time(), _waits()
         yield
         waited = (time.monotonic() - wall) - (time.thread_time() - own)
-        self.is_long |= waited > LONG_S * max(files(), 4)
+        count = max(files(), 4)
+        # Not for one long wait, such as for a turn on a busy machine's cores.
+        self.is_long |= waited > LONG_S * count and _waits() - waits >= count // 2
 
     def each(
         self,

@@ -6,7 +6,8 @@ not: the formats (tar.py, decompress.py), and writing members (unpacking.py).
     <folder>/<archive>-<version>/contents.sqlite    each window's files with their checksums
     <folder>/<archive>-<version>/tree/              what was unpacked; windows/ until it is copied
     <folder>/<archive>-<version>/moving             files of windows are being moved into the copy
-    <folder>/<archive>-<version>/part.json          which windows are there, if not all
+    <folder>/<archive>-<version>/part.json          which windows are there, if not all: those of
+                                                    some groups, or those that were needed
 
 The list of windows and the configuration stay, so that an unchanged archive is not opened again;
 and where copies hold its windows, these are taken from them (refill.py).
@@ -18,7 +19,7 @@ import os
 import shutil
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -40,10 +41,12 @@ from eval_ingest.sources.base import (
     CONFIG_FILES,
     Copies,
     Had,
+    Key,
     Ours,
     Source,
     SourceFile,
     WindowFiles,
+    WindowReader,
     cannot,
     is_read,
 )
@@ -61,6 +64,8 @@ _DEEPEST = 3
 """Levels of folders in an archive above config.json that are looked into."""
 _TREE, _DROPPED, _MOVING = "tree", "dropped", "moving"
 _TABLE, _PART = "contents.sqlite", "part.json"
+_NEEDED = "needed"
+"""In the place of some groups: windows that were judged as they came are there if need be."""
 
 
 @dataclass(frozen=True)
@@ -114,13 +119,14 @@ class ArchiveSource(Source):
         return "_table" in vars(self) or _table(self.unpacked).is_whole
 
     def complete(self) -> bool:
-        return self.arrive(lambda _: False)
+        return self.arrive(lambda _: False, judged=False)
 
-    def arrive(self, first: Callable[[Unpacking], bool]) -> bool:
+    def arrive(self, first: Callable[[Unpacking], bool], judged: bool = True) -> bool:
         """Unpack what isn't yet; False if all is.
 
         Args:
             first: is given what comes, and may take windows of it.
+            judged: True if it doesn't write those that nobody will read again.
 
         Raises:
             SourceError: see `open_archive`; nothing of the archive is left then.
@@ -129,6 +135,8 @@ class ArchiveSource(Source):
             return False
         with _locked(self.unpacked.parent):
             if not self.is_whole:
+                if judged:
+                    (self.unpacked / _PART).write_text(_NEEDED)
                 _unpack(self.archive, self.unpacked, self.limits, self.progress, first=first)
         found = _dataset_in(self.unpacked / _TREE, self.archive)
         if found != self.dataset:
@@ -174,24 +182,35 @@ class ArchiveSource(Source):
         files = self._table.window(self.windows_folder + os.fsencode(f"{group}/{name}"))
         return _wanted(group, name, files or [], layers)
 
-    def ensure_listed(self, groups: list[str], layers: frozenset[str]) -> None:
+    def ensure_listed(
+        self, groups: list[str], layers: frozenset[str], windows: Iterable[Key] | None = None
+    ) -> None:
         # What a stopped copy has moved away is unpacked once more.
         moving, part = self.unpacked / _MOVING, self.unpacked / _PART
         wanted = json.dumps([sorted(groups), sorted(layers)])
-        there = Path(self.url, "windows").is_dir() and not moving.exists()
-        if there and (not part.exists() or part.read_text() == wanted):
-            return
-        windows = Path(self.url, "windows")
+        if Path(self.url, "windows").is_dir() and not moving.exists():
+            known = part.read_text() if part.exists() else wanted
+            needed = windows if known == _NEEDED else None
+            if known == wanted or (needed is not None and all(map(self._is_there, needed))):
+                return
+        folder = Path(self.url, "windows")
         with _locked(self.unpacked.parent):
-            filled = windows.with_name(".windows.filled")
+            filled = folder.with_name(".windows.filled")
             if self.copies and fill(filled, lambda: self.windows(groups, layers), self.copies):
-                _drop(self.unpacked, windows)
+                _drop(self.unpacked, folder)
                 part.write_text(wanted)
-                filled.rename(windows)
+                filled.rename(folder)
                 moving.unlink(missing_ok=True)
                 return
             shutil.rmtree(filled, ignore_errors=True)
             _unpack(self.archive, self.unpacked, self.limits, self.progress, anew=True)
+
+    def _is_there(self, window: Key) -> bool:
+        path = f"{self.url}/windows/{'/'.join(window)}"
+        files = self._table.window(self.windows_folder + os.fsencode("/".join(window))) or ()
+        with contextlib.suppress(OSError):
+            return all(os.stat(f"{path}/{file.path}").st_size == file.size for file in files)
+        return False
 
     # -------------------------------------------------------------------------------- reading
 
@@ -241,6 +260,8 @@ class ArrivedSource(ArchiveSource):
 
     in_memory: dict[str, ArrivedWindow] = field(default_factory=dict, compare=False)
     """By `group/name`."""
+    kept: list[ArrivedWindow] = field(default_factory=list, compare=False)
+    """Those that a later stage will read again."""
 
     def window(self, group: str, name: str, layers: frozenset[str]) -> WindowFiles:
         versions = sorted(self.in_memory[f"{group}/{name}"].versions.items())
@@ -250,6 +271,9 @@ class ArrivedSource(ArchiveSource):
     def fetch(self, files: WindowFiles, wanted: Sequence[SourceFile]) -> dict[str, Had]:
         found = self.in_memory[files.key].files
         return {file.path: Had(found[os.fsencode(file.path)], ANYBODY) for file in wanted}
+
+    def keep(self, window: WindowReader) -> None:
+        self.kept.append(self.in_memory[window.files.key])
 
 
 def _version(data: bytes) -> str:
@@ -372,7 +396,7 @@ def _unpack(
                 behind = unpacking.rest()
             stream.compare()
             table.finish(behind=behind)
-        for note in (_MOVING, _PART):
+        for note in (_MOVING, _PART) if anew else ():
             (target / note).unlink(missing_ok=True)
     except (TarError, StreamError) as error:
         shutil.rmtree(target, ignore_errors=True)

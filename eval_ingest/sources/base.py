@@ -63,6 +63,10 @@ class SourceFile(NamedTuple):
     """Changes when the content does: see `listing.version_of`, or an object's checksum."""
 
 
+Key = tuple[str, str]
+"""A window's (group, name)."""
+
+
 def crc_of(version: str) -> int:
     """The CRC32C that a version is.
 
@@ -210,6 +214,8 @@ class Source(ABC):
 
     moves = False
     """True if its files are ours and are moved into a copy, not read: see `ours`."""
+    at_hand = False
+    """True if its files lie on a disk of this machine, so that none of them is kept for later."""
     waiting: Waiting = SOURCES
     """Whether reading a window is waiting."""
 
@@ -267,8 +273,15 @@ class Source(ABC):
         """Every window of the groups; a remote source keeps their files for `window`."""
         return (window.listed for window in self.windows(groups, layers))
 
-    def ensure_listed(self, groups: list[str], layers: frozenset[str]) -> None:  # noqa: B027
+    def ensure_listed(  # noqa: B027
+        self, groups: list[str], layers: frozenset[str], windows: Iterable[Key] | None = None
+    ) -> None:
         """List the groups now if that isn't done, so that `window` costs nothing.
+
+        Args:
+            groups: of the windows.
+            layers: that will be read.
+            windows: the only ones that will be; None: any may be.
 
         Windows can be read only after it: of an archive, they are unpacked. In a folder, a window
         is looked at when its turn comes.

@@ -40,6 +40,7 @@ class LocalSource(Source):
     """A dataset in a folder, on a local disk or a mounted Weka."""
 
     url: str
+    at_hand = True
 
     def __post_init__(self) -> None:
         root = Path(self.url)

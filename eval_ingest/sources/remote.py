@@ -10,7 +10,7 @@ import shutil
 import tempfile
 import weakref
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, fields
 from functools import cached_property
@@ -25,6 +25,7 @@ from eval_ingest.sources.base import (
     ANYBODY,
     Copies,
     Had,
+    Key,
     Listed,
     Source,
     SourceFile,
@@ -158,7 +159,9 @@ class RemoteSource(Source):
                 yield window.listed
             table.finish(layers=json.dumps(sorted(layers)))
 
-    def ensure_listed(self, groups: list[str], layers: frozenset[str]) -> None:
+    def ensure_listed(
+        self, groups: list[str], layers: frozenset[str], windows: Iterable[Key] | None = None
+    ) -> None:
         table = self._listing
         if table is None:
             return

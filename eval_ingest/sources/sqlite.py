@@ -13,7 +13,7 @@ import itertools
 import json
 import os
 import sqlite3
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +25,7 @@ from eval_ingest.sources.base import (
     CONFIG_FILES,
     WINDOW_FILES,
     Had,
+    Key,
     Listed,
     Source,
     SourceFile,
@@ -111,8 +112,10 @@ class SqliteSource(Source):
                 pass
         return super().listing(groups, layers)
 
-    def ensure_listed(self, groups: list[str], layers: frozenset[str]) -> None:
-        self.inner.ensure_listed(groups, layers)
+    def ensure_listed(
+        self, groups: list[str], layers: frozenset[str], windows: Iterable[Key] | None = None
+    ) -> None:
+        self.inner.ensure_listed(groups, layers, windows)
 
     def windows(self, groups: list[str], layers: frozenset[str]) -> Iterator[WindowFiles]:
         with closing(self._connect()) as database:

@@ -116,7 +116,7 @@ def read_json(path: Path) -> Any | None:
     data = read_bytes(path)
     try:
         return None if data is None else json.loads(data)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise StoreError(f"{path} is not JSON ({error}); remove it and ingest again") from error
 
 

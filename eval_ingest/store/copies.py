@@ -145,7 +145,7 @@ def _originals(path: str, data: bytes) -> Iterator[bytes]:
         for split in SPLITS:  # it was a copy already
             yield json.dumps({**content, "options": {**options, SPLIT_OPTION: split}}).encode()
         del options[SPLIT_OPTION]
-    except (ValueError, TypeError, KeyError):
+    except (ValueError, TypeError, KeyError, RecursionError):
         return
     yield json.dumps(content).encode()
     if not options:

@@ -8,14 +8,14 @@ import json
 import math
 import shutil
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import google_crc32c
 import pyarrow as pa
 
-from eval_ingest.core.columns import arrow_rows
+from eval_ingest.core.columns import arrow_table
 from eval_ingest.store.atomic import read_bytes, store_errors
 from eval_ingest.store.paths import DatasetLayout
 from eval_ingest.store.seal import unless_damaged
@@ -26,6 +26,18 @@ UNFINISHED = ".copying"
 
 MANIFEST_VERSION = 2
 _JOURNAL = ".copy_journal.jsonl"
+_SCHEMA = pa.schema(
+    [
+        ("group", pa.string()),
+        ("name", pa.string()),
+        ("source_digest", pa.string()),
+        ("split", pa.string()),
+        ("n_files", pa.int32()),
+        ("n_bytes", pa.int64()),
+        ("checksum", pa.string()),
+    ]
+)
+_READ_TOGETHER = 1 << 12
 _SEND_EVERY_S = 30.0
 """How often a remote root gets the journal, so that another machine can go on."""
 
@@ -104,8 +116,9 @@ class Manifest:
         kind = "copy_manifest", MANIFEST_VERSION
         found = unless_damaged(lambda: read_table(path, *kind, layout.name))
         if found is not None:
-            for row in found[0].to_pylist():
-                self._put(CopiedWindow(**row))
+            for batch in found[0].to_batches(_READ_TOGETHER):
+                for row in batch.to_pylist():
+                    self._put(CopiedWindow(**row))
         self._replay()
 
     def _put(self, copied: CopiedWindow) -> None:
@@ -116,22 +129,18 @@ class Manifest:
         if data is None:
             return
         self._journal_bytes = 0
-        for line in data.splitlines(keepends=True):
-            if not line.endswith(b"\n"):
-                break  # a run was stopped at it
-            checksum, _, text = line[:-1].partition(b" ")
-            if checksum != _line_checksum(text):
+        whole = data[: data.rfind(b"\n") + 1]  # a run was stopped at the rest
+        for entry in journal_entries(whole):
+            if entry is None:
                 # What follows, and what this line has said, may be that windows are replaced.
                 self._lost = list(self.windows)
                 self.windows.clear()
-                self._journal_bytes = 0
                 return
-            entry = json.loads(text)
             if len(entry) == 2:
                 self.windows.pop((entry["group"], entry["name"]), None)
             else:
                 self._put(CopiedWindow(**entry))
-            self._journal_bytes += len(line)
+        self._journal_bytes = len(whole)
 
     def add(self, copied: Iterable[CopiedWindow]) -> None:
         """Note windows as copied, at once and on disk."""
@@ -147,11 +156,10 @@ class Manifest:
         self._write(({"group": group, "name": name} for group, name in known), at_once=True)
 
     def _write(self, entries: Iterable[dict[str, Any]], at_once: bool) -> None:
-        lines = [json.dumps(entry).encode() for entry in entries]
-        if not lines:
+        text = journal_text(entries)
+        if not text:
             return
-        lost = [json.dumps({"group": g, "name": n}).encode() for g, n in self._lost]
-        text = b"".join(b"%s %s\n" % (_line_checksum(line), line) for line in [*lost, *lines])
+        text = journal_text({"group": g, "name": n} for g, n in self._lost) + text
         self._lost.clear()
         with store_errors("writing", self._journal):
             self._layout.path.mkdir(parents=True, exist_ok=True)
@@ -171,24 +179,23 @@ class Manifest:
         Raises:
             StoreError: the manifest can't be written.
         """
-        rows = [asdict(self.windows[key]) for key in sorted(self.windows)]
-        schema = pa.schema(
-            [
-                ("group", pa.string()),
-                ("name", pa.string()),
-                ("source_digest", pa.string()),
-                ("split", pa.string()),
-                ("n_files", pa.int32()),
-                ("n_bytes", pa.int64()),
-                ("checksum", pa.string()),
-            ]
-        )
-        table = arrow_rows(rows, schema)
+        rows = [self.windows[key] for key in sorted(self.windows)]
+        columns = {name: [getattr(row, name) for row in rows] for name in _SCHEMA.names}
+        table = arrow_table(columns, _SCHEMA)
         facts = {"kind": "copy_manifest", "version": MANIFEST_VERSION}
         write_table(self._layout.copy_manifest, table, facts)
         self._journal.unlink(missing_ok=True)
         shutil.rmtree(self._layout.path / UNFINISHED, ignore_errors=True)
 
 
-def _line_checksum(line: bytes) -> bytes:
-    return b"%08x" % google_crc32c.value(line)
+def journal_text(entries: Iterable[dict[str, Any]]) -> bytes:
+    """A line each, with its checksum."""
+    lines = (json.dumps(entry).encode() for entry in entries)
+    return b"".join(b"%08x %s\n" % (google_crc32c.value(line), line) for line in lines)
+
+
+def journal_entries(text: bytes) -> Iterator[dict[str, Any] | None]:
+    """What `journal_text` was given; None for a line that is damaged."""
+    for line in filter(None, text.split(b"\n")):
+        checksum, _, entry = line.partition(b" ")
+        yield json.loads(entry) if checksum == b"%08x" % google_crc32c.value(entry) else None

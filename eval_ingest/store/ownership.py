@@ -71,7 +71,7 @@ def _is_ours(metadata: Path) -> bool:
 OUR_NAMES = (
     "opening.json", "metadata.json", "norm_stats.json", "window_index.parquet",
     "split_assignment.parquet", "weka_copy.json", "source_state.json", "resolved.json",
-    "retired.json", "samples", *SPLITS, "report", ".window_index", ".staging",
+    "retired.json", "samples", *SPLITS, "report", ".window_index", ".staging", ".copied_ahead",
 )  # fmt: skip
 """What we write beside the windows of another tool."""
 

@@ -93,6 +93,8 @@ class DatasetLayout:
     """What the source looked like to discovery when it was indexed last."""
     staging = _Below(".staging")
     """What is kept of a remote source from stage to stage; gone when the copy is done."""
+    ahead = _Below(".copied_ahead")
+    """Windows of the copy that were written while they were indexed; gone when the copy is done."""
     archive = _Below(".archive")
     """Where a source that is an archive is unpacked; its windows go when the copy is done."""
 

@@ -20,6 +20,7 @@ from eval_ingest.core.entry import (
     opening,
     registry_entry,
     their_values,
+    wrong_field,
 )
 from eval_ingest.core.registry_text import (
     Entry,
@@ -43,7 +44,7 @@ from eval_ingest.store.ownership import Whose, disclaim, holds_ours, whose
 from eval_ingest.store.paths import DatasetLayout
 from eval_ingest.store.registry_file import intact, look
 from eval_ingest.store.roots.base import DatasetStore, EvalRoot
-from eval_ingest.store.seal import is_sealed, sealed_json
+from eval_ingest.store.seal import cure_for, is_sealed, sealed_json
 
 LOCK_TIMEOUT_S = 120.0
 
@@ -66,7 +67,12 @@ def metadata_at_hand(layout: DatasetLayout) -> Metadata | None:
     """
     if is_another_tools(layout.metadata) and not holds_ours(layout.path):
         return None
-    return read_model(Metadata, layout.metadata)
+    found = read_model(Metadata, layout.metadata)
+    if found is not None:
+        where = wrong_field(found)
+        if where:
+            raise IntegrityError(f"{layout.metadata} is damaged at {where}", cure_for(found.name))
+    return found
 
 
 def is_another_tools(path: Path) -> bool:
@@ -74,7 +80,7 @@ def is_another_tools(path: Path) -> bool:
     try:
         data = path.read_bytes()
         return not is_sealed(data) and "fingerprint" not in json.loads(data)
-    except (OSError, ValueError, TypeError):
+    except (OSError, ValueError, TypeError, RecursionError):
         return False
 
 

@@ -60,6 +60,11 @@ def require_cache(path: Path, samples: int, shard_bytes: int, url: str) -> None:
         )
 
 
+def has_room(path: Path, n_bytes: int) -> bool:
+    """True if so many bytes are free where a path is, or will be, and some are left to others."""
+    return _free(path) > n_bytes + LEFT_FREE
+
+
 def window_bytes(n_bytes: int, n_files: int) -> int:
     """What windows take on a disk."""
     return n_bytes + n_files * FILE_BYTES

@@ -9,6 +9,7 @@ import contextlib
 import functools
 import json
 import logging
+import math
 import mmap
 import re
 import zlib
@@ -24,6 +25,8 @@ Value = TypeVar("Value")
 
 _MARK = b"crc32:"
 _SEAL = re.compile(rb'"checksum"|crc32:[0-9a-f]{8}"\s*\}\s*\Z')
+_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
+"""Half of a character, maybe: a text with such can't be written."""
 UNSEALED = "crc32:00000000"
 """Stands for the checksum until a file is sealed; nothing after it may begin with `crc32:`."""
 
@@ -126,8 +129,22 @@ def read_sealed_json(path: Path, cure: str) -> dict[str, Any] | None:
     content = read_sealed(path, cure)
     if content is None:
         return None
-    value: dict[str, Any] = json.loads(content)
-    del value[CHECKSUM]
+    try:
+        value: dict[str, Any] = json.loads(content, parse_constant=_finite, parse_float=_finite)
+        if _SURROGATE.search(content):
+            json.dumps(value, ensure_ascii=False).encode()
+        del value[CHECKSUM]
+    except (ValueError, TypeError, LookupError, RecursionError) as error:
+        what = f"{path} has a right checksum, and is no JSON of ours ({str(error)[:100]})"
+        raise IntegrityError(what, cure) from error
+    return value
+
+
+def _finite(text: str) -> float:
+    """A number of ours: JSON knows no others."""
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"{text} is no number")
     return value
 
 

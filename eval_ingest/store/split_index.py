@@ -201,6 +201,11 @@ class SplitIndex:
             )
         table = found[0]
         self._path, self._name = path, name
+        for field in split_index_schema(modalities, table.column_names):
+            place = table.schema.get_field_index(field.name)
+            if place < 0 or table.schema.types[place] != field.type or table[place].null_count:
+                what = f"the index {path} has no whole column {field.name} of {field.type}"
+                raise IntegrityError(what, cure_for(name))
 
         def column(name: str) -> NDArray[Any]:
             return numbers(table[name])
@@ -213,7 +218,8 @@ class SplitIndex:
         for modality in modalities:
             stamps = one_array(table[f"{modality}.timestamps"])
             ends = numbers(stamps.offsets)
-            if not np.array_equal(np.diff(ends), 3 * self.timesteps[modality]):
+            whole = not stamps.values.null_count
+            if not (whole and np.array_equal(np.diff(ends), 3 * self.timesteps[modality])):
                 raise IntegrityError(
                     f"the index {path} doesn't have day, month and year of each timestep of "
                     f"{modality}",

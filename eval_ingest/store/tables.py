@@ -116,7 +116,7 @@ class StoredTable:
     def schema(self) -> pa.Schema:
         """Of its columns."""
         known = self._file.schema_arrow
-        return pa.schema([known.field(name) for name in self.column_names])
+        return pa.schema([_field(known.field(name)) for name in self.column_names])
 
     @property
     def num_rows(self) -> int:
@@ -139,7 +139,9 @@ class StoredTable:
     def to_batches(self) -> Iterator[pa.RecordBatch]:
         """Its rows, some at a time."""
         asked = {"columns": self.column_names, "use_threads": False}
-        yield from self._file.iter_batches(_GROUP_ROWS, **asked)
+        schema = self.schema
+        for batch in self._file.iter_batches(_GROUP_ROWS, **asked):
+            yield batch if batch.schema.types == schema.types else batch.cast(schema)
 
     def whole(self) -> pa.Table:
         """As an Arrow table."""
@@ -150,6 +152,12 @@ class StoredTable:
 
     def __reduce__(self) -> tuple[Any, ...]:
         return pa.Table.from_batches, (self.whole().to_batches(), self.schema)
+
+
+def _field(field: pa.Field) -> pa.Field:
+    """Lists of a fixed size, as 0.1.0 began with, as the lists that are written now."""
+    is_old = pa.types.is_fixed_size_list(field.type)
+    return field.with_type(pa.list_(field.type.value_type)) if is_old else field
 
 
 def open_table(
@@ -194,5 +202,8 @@ def _facts(schema: pa.Schema, path: Path) -> dict[str, Any]:
     text = (schema.metadata or {}).get(_KEY)
     if text is None:
         raise StoreError(f"{path} was not written by eval_ingest; move it away and ingest again")
-    facts: dict[str, Any] = json.loads(text)
+    try:
+        facts: dict[str, Any] = dict(json.loads(text))
+    except (ValueError, TypeError, RecursionError) as error:
+        raise StoreError(f"{path} says of itself what no eval_ingest does; ingest again") from error
     return facts

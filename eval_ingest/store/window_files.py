@@ -27,6 +27,8 @@ try:
 except ImportError:  # an installation without a C compiler
     _writing = None  # type: ignore[assignment]
 
+METADATA = "metadata.json"
+
 Key = tuple[str, str]
 """A window's (group, name)."""
 
@@ -69,10 +71,12 @@ class Windows:
     """The windows of a dataset's copy in a folder; pickled for worker processes."""
 
     folder: Path
+    takes_folders = True
+    """True if a window that was written aside is moved into its place."""
 
     def has(self, group: str, name: str) -> bool:
         """True if the window is there; a cheap look."""
-        return (self.folder / group / name / "metadata.json").is_file()
+        return (self.folder / group / name / METADATA).is_file()
 
     def clear(self, keys: Iterable[Key]) -> None:
         """Make way for windows that will be written; where they are replaced at once, nothing."""
@@ -104,20 +108,29 @@ class Windows:
             StoreError: it can't be written.
         """
         final = self.folder / group / name
-        known, plain = _measured(files, split)
+        known, plain = measured(files, split)
         with store_errors("copying to", final), self._scratch() as aside:
             final.parent.mkdir(parents=True, exist_ok=True)
             if not (folder and _moved(folder, aside, files, others)):
                 os.chmod(aside, 0o777 & ~umask())
                 plain += [(file.path, file.read(), file.permissions) for file in files if file.ours]
             write_checked(aside, plain)
-            old = f"{aside}.old"
-            if final.exists():
-                # Moved, not removed, so that no half of it is ever in its place.
-                os.rename(final, old)
-            os.rename(aside, final)
-            shutil.rmtree(old, ignore_errors=True)
+            self.put(aside, final)
         return CopiedWindow(group, name, source_digest, split, *known)
+
+    @staticmethod
+    def put(aside: str | Path, final: Path) -> None:
+        """Move a window that is whole into its place, whatever is there.
+
+        Raises:
+            OSError: it can't be moved.
+        """
+        old = f"{aside}.old"
+        if final.exists():
+            # Moved, not removed, so that no half of it is ever in its place.
+            os.rename(final, old)
+        os.rename(aside, final)
+        shutil.rmtree(old, ignore_errors=True)
 
     def _scratch(self) -> tempfile.TemporaryDirectory[str]:
         """A folder for what is on its way into the copy, or out of it."""
@@ -134,15 +147,9 @@ class Windows:
         return [self._change_split(copied, split) for copied, split in windows]
 
     def _change_split(self, copied: CopiedWindow, split: str) -> CopiedWindow:
-        path = self.folder / copied.group / copied.name / "metadata.json"
-        aside = path.with_name(".metadata.json.tmp")
+        path = self.folder / copied.group / copied.name / METADATA
         with store_errors("rewriting", path):
-            old = path.read_bytes()
-            new = with_split(old, split)
-            aside.unlink(missing_ok=True)  # a run was stopped right here
-            write_checked(str(path.parent), [(aside.name, new, path.stat().st_mode & 0o666)])
-            os.replace(aside, path)
-        return with_metadata(copied, split, old, new)
+            return with_metadata(copied, split, *rewrite_split(path, split))
 
     def measured(self, keys: Iterable[Key]) -> Iterator[tuple[Key, Measured | StoreError]]:
         """Each window read back: files, bytes and checksum, or why it can't be read."""
@@ -196,14 +203,14 @@ _Plain = tuple[str, bytes, int]
 """A file's path, bytes and permissions."""
 
 
-def _measured(files: Contents, split: str) -> tuple[Measured, list[_Plain]]:
+def measured(files: Contents, split: str) -> tuple[Measured, list[_Plain]]:
     """What a window's files are together, and those that are to be written."""
     total, checksum, plain = 0, FilesChecksum(), list[_Plain]()
     for file in files:
         found = file.ours
         if found is None:
             data = file.read()
-            data = with_split(data, split) if file.path == "metadata.json" else data
+            data = with_split(data, split) if file.path == METADATA else data
             plain.append((file.path, data, file.permissions))
             found = len(data), google_crc32c.value(data)
         total += found[0]
@@ -268,6 +275,22 @@ def _write_by_python(folder: str, files: Sequence[_Plain]) -> int:
     return -1
 
 
+def rewrite_split(path: Path, split: str) -> tuple[bytes, bytes]:
+    """Give a window's metadata.json a split; what it was and is.
+
+    Raises:
+        IntegrityError: what was read back differs from what was written.
+        OSError: it can't be rewritten, or isn't there.
+    """
+    aside = path.with_name(".metadata.json.tmp")
+    old = path.read_bytes()
+    new = with_split(old, split)
+    aside.unlink(missing_ok=True)  # a run was stopped right here
+    write_checked(str(path.parent), [(aside.name, new, path.stat().st_mode & 0o666)])
+    os.replace(aside, path)
+    return old, new
+
+
 def with_split(metadata: bytes, split: str) -> bytes:
     """A window's metadata.json with the split in its options."""
     content = json.loads(metadata)
@@ -278,6 +301,6 @@ def with_split(metadata: bytes, split: str) -> bytes:
 def with_metadata(copied: CopiedWindow, split: str, old: bytes, new: bytes) -> CopiedWindow:
     """A copied window whose metadata.json was exchanged."""
     checksum = FilesChecksum(copied.checksum)
-    checksum.exchange("metadata.json", google_crc32c.value(old), google_crc32c.value(new))
+    checksum.exchange(METADATA, google_crc32c.value(old), google_crc32c.value(new))
     n_bytes = copied.n_bytes - len(old) + len(new)
     return replace(copied, split=split, n_bytes=n_bytes, checksum=str(checksum))

@@ -7,7 +7,8 @@ break one.
 
 import json
 import os
-from collections.abc import Callable
+import tarfile
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -446,3 +447,17 @@ def set_label(
 
 def _layer_path(dataset: Path, group: str, window: str, layer_dir: str) -> Path:
     return dataset / "windows" / group / window / "layers" / layer_dir
+
+
+def members(folder: Path) -> list[str]:
+    """The files of a dataset, configuration first, then window by window."""
+    found = [str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()]
+    return sorted(found, key=lambda path: (path.startswith("windows"), path))
+
+
+def pack(folder: Path, path: Path, names: Sequence[str] = ()) -> Path:
+    """An archive of some files of a dataset; of all, if none are named."""
+    with tarfile.open(path, "w:gz") as packed:
+        for name in names or members(folder):
+            packed.add(folder / name, name)
+    return path

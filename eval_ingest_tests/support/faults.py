@@ -361,6 +361,11 @@ def scenarios(folder: Path) -> Iterator[tuple[str, Callable[[], Scenario]]]:
     # The same folder through fsspec, as a bucket would be read.
     yield of("remote", Run(f"local://{source}", work), first)
     yield of("overwrite", replace(again, overwrite=True), published, same_bytes=False)
+    archive = factories.pack(source, folder / "crops.tar.gz")
+    # Where a run is stopped decides which samples lie together, in which shard.
+    yield of("archive", Run(str(archive), work), first, same_bytes=False)
+    packed = Run(str(archive), work, spec={"copy": "stream"}, shard_bytes=90_000)
+    yield of("archive packed", packed, first, same_bytes=False)
 
 
 def _edit(source: Path, target: Path) -> None:
@@ -385,13 +390,14 @@ def fill_disk(case: Scenario, disk: Path) -> str:
         said = ""
         try:
             # Somebody else writes there too: what was free before is free no more.
-            with patch.object(DatasetStore, "require_room"):
+            looks = "eval_ingest.sources.unpacking._Files.require_room"
+            with patch.object(DatasetStore, "require_room"), patch(looks):
                 case.run.do()
         except EvalIngestError as error:
             said = str(error)
         assert said == "" or "free" in said, said
         case.check_stopped()
-        subprocess.run(["mount", "-o", "remount,size=256m", str(disk)], check=True)
+        subprocess.run(["mount", "-o", "remount,size=1g", str(disk)], check=True)
         case.check_repeated()
         return said.partition(str(disk))[0]
     finally:

@@ -29,9 +29,10 @@ from eval_ingest.copying import transfer
 from eval_ingest.core.spec import DatasetSpec
 from eval_ingest.engine import no_progress
 from eval_ingest.errors import EvalIngestError
-from eval_ingest.indexing import build, partial
+from eval_ingest.indexing import arriving, build, partial
 from eval_ingest.job import Job, open_job
 from eval_ingest.settings import DEFAULT_CACHE, Settings
+from eval_ingest.sources import window_table
 from eval_ingest.store.roots import base
 
 MARK = "EVAL_INGEST_TEST_MARK"
@@ -82,6 +83,8 @@ class Run:
             patch.multiple(build, SHARD_WINDOWS=2),
             patch.multiple(partial, PARTIAL_ROWS=4),
             patch.multiple(transfer, _TASK_WINDOWS=2, _MOVED_TOGETHER=2),
+            patch.multiple(arriving, _TOGETHER=2),
+            patch.multiple(window_table, _WAITING=1),
             patch.object(base, "MAX_SHARD_BYTES", self.shard_bytes),
         ):
             job = self.job(progress)
@@ -120,8 +123,7 @@ class Process:
 
         Nothing that it has started may outlive it for long.
         """
-        self.process.join(seconds)
-        if self.process.is_alive():
+        if not wait_until(lambda: not self.process.is_alive(), seconds):
             self.kill()
             raise AssertionError(f"the ingest hangs\n{self.text}")
         self._alone()
@@ -299,13 +301,21 @@ def command(pid: int) -> str:
 
 
 def wait_until(true: Callable[[], bool], seconds: float = 60) -> bool:
-    """Wait for something; False if it doesn't come true in time."""
-    deadline = time.monotonic() + seconds
+    """Wait for something; False if it doesn't come true in so many seconds of a quiet machine."""
+    started = time.monotonic()
     while not true():
-        if time.monotonic() > deadline:
+        if time.monotonic() - started > seconds * slower():
             return False
         time.sleep(0.005)
     return True
+
+
+def slower() -> float:
+    """How many times as long everything takes while other work keeps this machine busy.
+
+    What waits for a processor hasn't gone on, and still it doesn't hang.
+    """
+    return max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))
 
 
 def is_running(pid: int) -> bool:

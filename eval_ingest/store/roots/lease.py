@@ -52,7 +52,7 @@ class _Holder:
     def parse(cls, data: bytes) -> "_Holder | None":
         try:
             return cls(**json.loads(data))
-        except (ValueError, TypeError):
+        except (ValueError, TypeError, RecursionError):
             return None
 
 

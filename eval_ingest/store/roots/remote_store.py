@@ -34,7 +34,8 @@ from eval_ingest.store.seal import cure_for, read_sealed_json
 MAX_SHARD_BYTES = 1 << 30
 """Shards of a remote root are smaller than a local one's: they are fetched whole."""
 
-_ELSEWHERE = {"windows", "samples", ".staging", ".archive", ".window_index", ".copying"}
+_ELSEWHERE = {"windows", "samples", ".staging", ".archive", ".window_index", ".copying",
+              ".copied_ahead"}  # fmt: skip
 """Folders of a dataset that aren't mirrored file by file."""
 
 _AT_ONCE = 16

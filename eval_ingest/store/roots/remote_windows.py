@@ -19,6 +19,7 @@ from eval_ingest.store.manifest import CopiedWindow
 from eval_ingest.store.roots.lease import Lease
 from eval_ingest.store.roots.mirror import Mirror
 from eval_ingest.store.window_files import (
+    METADATA,
     Contents,
     Key,
     Measured,
@@ -27,7 +28,6 @@ from eval_ingest.store.window_files import (
     with_split,
 )
 
-_METADATA = "metadata.json"
 _TOGETHER = 16
 """Windows that are read back at a time."""
 
@@ -41,6 +41,7 @@ class RemoteWindows(Windows):
     mirror: Mirror
     lease: Lease | None = None
     """Of the dataset; None: they are only read."""
+    takes_folders = False
 
     def __getstate__(self) -> dict[str, Any]:
         return {"folder": self.folder, "mirror": self.mirror, "lease": self.lease}
@@ -87,7 +88,7 @@ class RemoteWindows(Windows):
         objects, base = self._objects, self._name((group, name))
         data: dict[str, bytes] = {}
         for path, read, *_ in files:
-            data[path] = with_split(read(), split) if path == _METADATA else read()
+            data[path] = with_split(read(), split) if path == METADATA else read()
         known = Measured.of(data)
 
         async def put(path: str) -> None:
@@ -97,9 +98,9 @@ class RemoteWindows(Windows):
                 await objects.replace(Entry(name, 0, ""), data[path])
 
         async def send() -> None:
-            await gather_or_cancel(put(path) for path in data if path != _METADATA)
-            if _METADATA in data:
-                await put(_METADATA)
+            await gather_or_cancel(put(path) for path in data if path != METADATA)
+            if METADATA in data:
+                await put(METADATA)
 
         objects.run(send())
         return CopiedWindow(group, name, source_digest, split, *known)
@@ -108,7 +109,7 @@ class RemoteWindows(Windows):
         objects = self._objects
 
         async def change(copied: CopiedWindow, split: str) -> CopiedWindow:
-            name = f"{self._name(copied.key)}/{_METADATA}"
+            name = f"{self._name(copied.key)}/{METADATA}"
             try:
                 entry, old = await objects.read_current(name)
             except FileNotFoundError as error:

@@ -1,0 +1,119 @@
+"""Windows of the copy that are written while they are indexed: their bytes are in memory then.
+
+Belongs here: the folder in which they wait until their splits are known, the journal of which ones
+are there, and how they get into the copy. Does not: which windows those are (indexing/build.py),
+and what the files of the copy are (copying/worker.py).
+"""
+
+import contextlib
+import hashlib
+import os
+import shutil
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import google_crc32c
+
+from eval_ingest.store.atomic import read_bytes, store_errors
+from eval_ingest.store.manifest import CopiedWindow, FilesChecksum, journal_entries, journal_text
+from eval_ingest.store.window_files import (
+    METADATA,
+    Contents,
+    Key,
+    Windows,
+    measured,
+    rewrite_split,
+    write_checked,
+)
+
+
+@dataclass(frozen=True)
+class WindowsAhead:
+    """Windows that wait for their splits; pickled for worker processes.
+
+    Args:
+        folder: where; each has a folder in it that is named after the window and its digest, and
+            is whole when it has that name.
+    """
+
+    folder: Path
+
+    @property
+    def _journal(self) -> Path:
+        return self.folder / "journal.jsonl"
+
+    def _place(self, window: CopiedWindow) -> Path:
+        text = "\0".join((*window.key, window.source_digest))
+        named = hashlib.blake2b(os.fsencode(text), digest_size=16)
+        return self.folder / named.hexdigest()
+
+    def write(self, group: str, name: str, source_digest: str, files: Contents) -> CopiedWindow:
+        """Write a window's files and read them back.
+
+        What it gives has no split yet, and counts all files but metadata.json, which will be
+        another one.
+
+        Raises:
+            IntegrityError: what was read back differs from what was written.
+            StoreError: it can't be written.
+        """
+        known, plain = measured([file for file in files if file.path != METADATA], "")
+        window = CopiedWindow(group, name, source_digest, "", *known)
+        place = self._place(window)
+        if place.exists():  # a worker that was lost, or a run that was stopped, had written it
+            return window
+        plain += [(f.path, f.read(), f.permissions) for f in files if f.path == METADATA]
+        aside = f"{place}.part"
+        with store_errors("copying to", place):
+            try:
+                os.mkdir(aside)
+            except FileNotFoundError:
+                os.makedirs(aside, exist_ok=True)
+            except FileExistsError:  # it was lost or stopped at this one
+                shutil.rmtree(aside)
+                os.mkdir(aside)
+            write_checked(aside, plain)
+            os.rename(aside, place)
+        return window
+
+    def note(self, windows: Sequence[CopiedWindow]) -> None:
+        """Note windows that were written: a run that is stopped goes on with them."""
+        if windows:
+            with store_errors("writing", self._journal), open(self._journal, "ab") as stream:
+                # On a line of its own, should a run have been stopped at the last one.
+                stream.write(b"\n" + journal_text(map(asdict, windows)))
+
+    def noted(self) -> dict[Key, CopiedWindow]:
+        """The windows that wait, by group and name."""
+        found = (CopiedWindow(**e) for e in journal_entries(read_bytes(self._journal) or b"") if e)
+        return {window.key: window for window in found}
+
+    def move(self, window: CopiedWindow, split: str, windows: Windows) -> CopiedWindow | None:
+        """Put a window into its place in the copy, with its split; None if it isn't there any more.
+
+        Raises:
+            StoreError: it can't be moved.
+        """
+        place, final = self._place(window), windows.folder / window.group / window.name
+        with store_errors("copying to", final):
+            try:
+                _, new = rewrite_split(place / METADATA, split)
+            except FileNotFoundError:
+                return None
+            final.parent.mkdir(parents=True, exist_ok=True)
+            windows.put(place, final)
+        checksum = FilesChecksum(window.checksum)
+        checksum.add(METADATA, google_crc32c.value(new))
+        return replace(
+            window,
+            split=split,
+            n_files=window.n_files + 1,
+            n_bytes=window.n_bytes + len(new),
+            checksum=str(checksum),
+        )
+
+    def clear(self) -> None:
+        """Remove those that no split has."""
+        with contextlib.suppress(FileNotFoundError):
+            shutil.rmtree(self.folder, ignore_errors=True)
