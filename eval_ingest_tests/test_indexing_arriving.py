@@ -155,6 +155,17 @@ def test_no_window_is_written_whose_sample_is_packed_and_that_is_not_copied(
     assert faults.values(tmp_path / "root") == faults.values(reference)
 
 
+def test_a_shard_of_small_windows_holds_no_more_than_are_planned_for(
+    small: Path, tmp_path: Path, reference: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    archive = pack(small, tmp_path / "crops.tar.gz", members(small))
+    monkeypatch.setattr("eval_ingest.indexing.packer._MOST_ROWS", 3)
+    job = make_job(archive, tmp_path / "root", copy="stream")
+    pipeline.ingest(job)
+    assert len(list(job.layout.samples.glob("*/index.parquet"))) == 4
+    assert faults.values(tmp_path / "root") == faults.values(reference)
+
+
 def test_windows_that_a_stopped_pass_has_packed_are_unpacked_for_a_copy_that_is_asked_for_later(
     small: Path, tmp_path: Path, reference: Path
 ) -> None:
