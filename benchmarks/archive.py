@@ -1,6 +1,6 @@
 """How fast a .tar.gz of many windows is ingested, beside gunzip and tar alone, in one run.
 
-    python -m benchmarks.archive --windows 12000 --folder /tmp/oil
+    python -m benchmarks.archive --windows 12000 --folder /tmp/oil [--bucket]
 
 Windows are like oil spill's: 128 x 128, two float32 bands, one timestep, a label raster.
 """
@@ -19,14 +19,19 @@ import sys
 import tarfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
+from typing import NamedTuple
 
 import numpy as np
 import yaml
 from isal import igzip
 from rasterio.io import MemoryFile
 from rasterio.transform import Affine
+
+from benchmarks.bench import family
+from benchmarks.places import emulator, upload
 
 BANDS = ["vv", "vh"]
 SIZE = 128
@@ -129,12 +134,20 @@ def write_archive(path: Path, windows: int, step: float = 0.1) -> None:
     aside.rename(path)
 
 
-def timed(what: str, *command: str) -> float:
-    """Run a command; seconds of its wall clock, told with those of processors."""
+class Took(NamedTuple):
+    """What a command took."""
+
+    seconds: float
+    cpu: float
+
+
+def timed(what: str, *command: str, environment: Mapping[str, str] = MappingProxyType({})) -> Took:
+    """Run a command; what it took is told."""
     # Workers of workers are ours when their own parents end, so that their time counts.
     ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1)
     before, started = resource.getrusage(resource.RUSAGE_CHILDREN), time.monotonic()
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    env = {**os.environ, **environment}
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, env=env)
     seconds = time.monotonic() - started
     time.sleep(0.5)
     with contextlib.suppress(ChildProcessError):
@@ -143,11 +156,11 @@ def timed(what: str, *command: str) -> float:
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
     print(f"{what:28} {seconds:8.1f} s  {cpu:8.1f} s of processors", flush=True)
-    return seconds
+    return Took(seconds, cpu)
 
 
 INGEST = """
-import resource, sys, time
+import sys, time
 from eval_ingest import pipeline
 from eval_ingest.core.spec import DatasetSpec
 from eval_ingest.job import open_job
@@ -160,24 +173,62 @@ job = open_job(spec, Settings(eval_root=root, workers=2))
 print(f"  unpacked {time.monotonic() - started:.1f} s", file=sys.stderr)
 pipeline.ingest(job, lambda outcome: print(
     f"  {outcome.stage} {outcome.seconds:.1f} s", file=sys.stderr))
-whose = resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN
-most = max(resource.getrusage(who).ru_maxrss for who in whose)
-print(f"  peak memory of the largest process {most / 1024:.0f} MiB", file=sys.stderr)
 """
 
 
-class DiskUse:
-    """The most that a folder has held, looked at every two seconds."""
+class Watch:
+    """Looks at something every so many seconds, on a thread, until it is stopped."""
 
-    def __init__(self, folder: Path) -> None:
-        self.most = 0
-        self._folder, self._stopped = folder, threading.Event()
+    every_s = 2.0
+
+    def __init__(self) -> None:
+        self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._watch)
         self._thread.start()
 
     def _watch(self) -> None:
-        while not self._stopped.wait(2):
-            self.most = max(self.most, self.now())
+        while not self._stopped.wait(self.every_s):
+            self.look()
+
+    def look(self) -> None:
+        """Look once."""
+
+    def stop(self) -> None:
+        """No more looks, but for a last one."""
+        self._stopped.set()
+        self._thread.join()
+        self.look()
+
+
+class Peaks(Watch):
+    """The most memory that each process below this one has held (VmHWM)."""
+
+    every_s = 0.5
+
+    def __init__(self) -> None:
+        self._most: dict[int, int] = {}
+        super().__init__()
+
+    def look(self) -> None:
+        for pid in family(os.getpid())[1:]:
+            with contextlib.suppress(OSError, StopIteration):
+                lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+                line = next(line for line in lines if line.startswith("VmHWM"))
+                self._most[pid] = int(line.split()[1]) >> 10
+
+    def __str__(self) -> str:
+        return ", ".join(map(str, sorted(self._most.values(), reverse=True)[:6]))
+
+
+class DiskUse(Watch):
+    """The most that a folder has held."""
+
+    def __init__(self, folder: Path) -> None:
+        self.most, self._folder = 0, folder
+        super().__init__()
+
+    def look(self) -> None:
+        self.most = max(self.most, self.now())
 
     def now(self) -> int:
         """Bytes of it."""
@@ -185,11 +236,6 @@ class DiskUse:
             ["du", "-s", "-B1", str(self._folder)], capture_output=True, text=True, check=False
         )
         return int((found.stdout or "0").split()[0])
-
-    def stop(self) -> None:
-        """No more looks."""
-        self._stopped.set()
-        self._thread.join()
 
 
 def main() -> None:
@@ -199,32 +245,45 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, required=True)
     parser.add_argument("--step", type=float, default=0.1, help="in decibels: coarse is small")
     parser.add_argument("--modes", nargs="+", default=["windows", "stream"])
+    parser.add_argument("--bucket", action="store_true", help="from a bucket that is emulated")
     options = parser.parse_args()
     folder: Path = options.folder
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"oil_{options.windows}.tar.gz"
     write_archive(path, options.windows, options.step)
     print(f"{options.windows} windows, {path.stat().st_size / 1e6:.0f} MB packed")
-    timed("gunzip alone", "gzip", "-dc", str(path))
+    unzipped = timed("gunzip alone", "gzip", "-dc", str(path))
     out = folder / "out"
     out.mkdir()
     alone = timed("tar -xzf alone", "tar", "-xzf", str(path), "-C", str(out))
     unpacked = int(subprocess.run(["du", "-s", "-B1", str(out)], capture_output=True, text=True,
                                   check=True).stdout.split()[0])  # fmt: skip
     print(f"  {unpacked / 1e6:.0f} MB on disk")
+    with contextlib.ExitStack() as stack:
+        source, environment = str(path), dict[str, str]()
+        if options.bucket:
+            environment, _ = stack.enter_context(emulator())
+            upload(folder, environment, path.name)
+            source = f"gs://bench/{path.name}"
+        for mode in options.modes:
+            root = folder / f"root_{mode}"  # none is removed meanwhile: deletions are slow
+            shutil.rmtree(root, ignore_errors=True)
+            root.mkdir()
+            os.sync()
+            use, peaks = DiskUse(root), Peaks()
+            took = timed(f"ingest --copy {mode}", sys.executable, "-c", INGEST, source, str(root),
+                         mode, environment=environment)  # fmt: skip
+            use.stop()
+            peaks.stop()
+            for what, other in (("tar -xzf", alone), ("gunzip", unzipped)):
+                print(f"  of {what}: {took.seconds / other.seconds:.2f} of its time, "
+                      f"{took.cpu / other.cpu:.2f} of its CPU time")  # fmt: skip
+            print(f"  {use.most / 1e6:.0f} MB on disk at the most, {use.now() / 1e6:.0f} MB in "
+                  f"the end; {1000 * took.cpu / options.windows:.2f} ms CPU a window; at the "
+                  f"most {peaks} MiB of memory, by process")  # fmt: skip
     shutil.rmtree(out)
     for mode in options.modes:
-        root = folder / "root"
-        root.mkdir()
-        use = DiskUse(root)
-        seconds = timed(
-            f"ingest --copy {mode}", sys.executable, "-c", INGEST, str(path), str(root), mode
-        )
-        use.stop()
-        print(f"  {seconds / alone:.2f} of tar; {use.most / 1e6:.0f} MB on disk at the most, "
-              f"{use.now() / 1e6:.0f} MB in the end")  # fmt: skip
-        shutil.rmtree(root)
-    os.sync()
+        shutil.rmtree(folder / f"root_{mode}")
 
 
 if __name__ == "__main__":

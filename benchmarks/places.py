@@ -183,12 +183,12 @@ def bucket_rows(source: Path, windows: int) -> list[Row]:
     small = CACHE / "bucket"
     shutil.rmtree(small, ignore_errors=True)
     _take(source, small / "tolbi", windows)
-    with _emulator() as (environment, emulator):
-        _upload(small, environment)
-        before, root = cpu_seconds(emulator), CACHE.absolute() / "from_bucket"
+    with emulator() as (environment, server):
+        upload(small, environment)
+        before, root = cpu_seconds(server), CACHE.absolute() / "from_bucket"
         shutil.rmtree(root, ignore_errors=True)
         found = run_ingest("gs://bench/tolbi", root, environment=environment)
-        served = cpu_seconds(emulator) - before
+        served = cpu_seconds(server) - before
     here = run_ingest(small.absolute() / "tolbi", CACHE.absolute() / "from_disk")
     for folder in (small, root, CACHE / "from_disk"):
         shutil.rmtree(folder)
@@ -203,7 +203,7 @@ def bucket_rows(source: Path, windows: int) -> list[Row]:
 
 
 @contextlib.contextmanager
-def _emulator() -> Iterator[tuple[dict[str, str], int]]:
+def emulator() -> Iterator[tuple[dict[str, str], int]]:
     """A GCS emulator on this machine: the environment of its clients, and its process id."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -222,14 +222,15 @@ def _emulator() -> Iterator[tuple[dict[str, str], int]]:
         process.wait()
 
 
-def _upload(folder: Path, environment: dict[str, str]) -> None:
+def upload(folder: Path, environment: dict[str, str], pattern: str = "**/*") -> None:
+    """Put a folder's files into the emulator's bucket."""
     code = (
         "import sys, pathlib, gcsfs; root = pathlib.Path(sys.argv[1]);"
         "fs = gcsfs.core.GCSFileSystem(token='anon', project='bench');"
-        "fs.pipe({f'bench/{p.relative_to(root)}': p.read_bytes() for p in root.rglob('*') "
-        "if p.is_file()})"
+        "fs.pipe({f'bench/{p.relative_to(root)}': p.read_bytes() "
+        "for p in root.glob(sys.argv[2]) if p.is_file()})"
     )
-    command = [sys.executable, "-c", code, str(folder)]
+    command = [sys.executable, "-c", code, str(folder), pattern]
     subprocess.run(command, check=True, env={**os.environ, **environment})
 
 

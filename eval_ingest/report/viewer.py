@@ -19,8 +19,10 @@ from eval_ingest.core.columns import arrow_rows
 from eval_ingest.core.spec import SPLITS
 from eval_ingest.core.task import Task
 from eval_ingest.engine import batched
+from eval_ingest.errors import IntegrityError
 from eval_ingest.report.page import VIEWER
 from eval_ingest.report.view import View
+from eval_ingest.store.seal import cure_for
 
 _ROWS = 256
 """Rows that are written at a time."""
@@ -83,7 +85,10 @@ def _rows(view: View, split: str) -> Iterator[dict[str, Any]]:
     outlines, times = view.index.footprints, view.index.times
     for i in range(len(dataset)):
         sample = dataset[i]
-        at = places[sample["window"]]
+        at = places.get(sample["window"])
+        if at is None:
+            what = f"window {sample['window']} of {split} is not in the index"
+            raise IntegrityError(what, cure_for(view.metadata.name))
         row: dict[str, Any] = {"window": sample["window"]}
         for modality in view.metadata.config.modalities:
             pixels = np.asarray(sample[modality.name])

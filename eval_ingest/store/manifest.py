@@ -15,7 +15,7 @@ from typing import Any
 import google_crc32c
 import pyarrow as pa
 
-from eval_ingest.core.columns import arrow_rows
+from eval_ingest.core.columns import arrow_table
 from eval_ingest.store.atomic import read_bytes, store_errors
 from eval_ingest.store.paths import DatasetLayout
 from eval_ingest.store.seal import unless_damaged
@@ -26,6 +26,18 @@ UNFINISHED = ".copying"
 
 MANIFEST_VERSION = 2
 _JOURNAL = ".copy_journal.jsonl"
+_SCHEMA = pa.schema(
+    [
+        ("group", pa.string()),
+        ("name", pa.string()),
+        ("source_digest", pa.string()),
+        ("split", pa.string()),
+        ("n_files", pa.int32()),
+        ("n_bytes", pa.int64()),
+        ("checksum", pa.string()),
+    ]
+)
+_READ_TOGETHER = 1 << 12
 _SEND_EVERY_S = 30.0
 """How often a remote root gets the journal, so that another machine can go on."""
 
@@ -104,8 +116,9 @@ class Manifest:
         kind = "copy_manifest", MANIFEST_VERSION
         found = unless_damaged(lambda: read_table(path, *kind, layout.name))
         if found is not None:
-            for row in found[0].to_pylist():
-                self._put(CopiedWindow(**row))
+            for batch in found[0].to_batches(_READ_TOGETHER):
+                for row in batch.to_pylist():
+                    self._put(CopiedWindow(**row))
         self._replay()
 
     def _put(self, copied: CopiedWindow) -> None:
@@ -166,19 +179,9 @@ class Manifest:
         Raises:
             StoreError: the manifest can't be written.
         """
-        rows = [asdict(self.windows[key]) for key in sorted(self.windows)]
-        schema = pa.schema(
-            [
-                ("group", pa.string()),
-                ("name", pa.string()),
-                ("source_digest", pa.string()),
-                ("split", pa.string()),
-                ("n_files", pa.int32()),
-                ("n_bytes", pa.int64()),
-                ("checksum", pa.string()),
-            ]
-        )
-        table = arrow_rows(rows, schema)
+        rows = [self.windows[key] for key in sorted(self.windows)]
+        columns = {name: [getattr(row, name) for row in rows] for name in _SCHEMA.names}
+        table = arrow_table(columns, _SCHEMA)
         facts = {"kind": "copy_manifest", "version": MANIFEST_VERSION}
         write_table(self._layout.copy_manifest, table, facts)
         self._journal.unlink(missing_ok=True)
