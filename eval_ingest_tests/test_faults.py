@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from eval_ingest import EvalDataset
+from eval_ingest import EvalDataset, pipeline
 from eval_ingest.errors import SourceError
 from eval_ingest.indexing.work import IndexTask
 from eval_ingest.store import leftovers
@@ -201,9 +201,12 @@ def test_workers_hold_no_files_open(tmp_path: Path) -> None:
 
 
 def test_a_source_that_changes_underneath_gives_one_version_or_an_error(
-    small: Path, tmp_path: Path
+    small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     changes = faults.ChangingSource(small, tmp_path, seed=4)
+    changes.ingest_while_changing(0.001)
+    # Windows that aren't copied while they are indexed are read twice, of which one is too late.
+    monkeypatch.setattr(pipeline, "copying_ahead", lambda job: None)
     outcomes = [changes.ingest_while_changing(pause_s) for pause_s in (0.001, 0.02, 0.2, 0.2)]
     assert SourceError in outcomes
     assert outcomes[-1] is None or outcomes[-2] is None

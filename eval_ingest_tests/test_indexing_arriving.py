@@ -155,6 +155,17 @@ def test_no_window_is_written_whose_sample_is_packed_and_that_is_not_copied(
     assert faults.values(tmp_path / "root") == faults.values(reference)
 
 
+def test_a_shard_of_small_windows_holds_no_more_than_are_planned_for(
+    small: Path, tmp_path: Path, reference: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    archive = pack(small, tmp_path / "crops.tar.gz", members(small))
+    monkeypatch.setattr("eval_ingest.indexing.packer._MOST_ROWS", 3)
+    job = make_job(archive, tmp_path / "root", copy="stream")
+    pipeline.ingest(job)
+    assert len(list(job.layout.samples.glob("*/index.parquet"))) == 4
+    assert faults.values(tmp_path / "root") == faults.values(reference)
+
+
 def test_windows_that_a_stopped_pass_has_packed_are_unpacked_for_a_copy_that_is_asked_for_later(
     small: Path, tmp_path: Path, reference: Path
 ) -> None:
@@ -196,18 +207,18 @@ def test_a_pass_that_was_stopped_goes_on_where_it_was(
     noted: list[bytes] = []
     note = Unpacking.note
 
-    def stopping(self: Unpacking, window: Any) -> None:
+    def stopping(self: Unpacking, window: Any, *more: Any) -> None:
         if len(noted) == 6:
             raise KeyboardInterrupt
         noted.append(window.folder)
-        note(self, window)
+        note(self, window, *more)
 
     monkeypatch.setattr(Unpacking, "note", stopping)
     with pytest.raises(KeyboardInterrupt):
         pipeline.ingest(make_job(archive, root, copy=copy))
     first, noted[:] = set(noted), []
     monkeypatch.setattr(
-        Unpacking, "note", lambda self, window: (noted.append(window.folder), note(self, window))
+        Unpacking, "note", lambda self, w, *more: (noted.append(w.folder), note(self, w, *more))
     )
     again = windows_read(monkeypatch)
     pipeline.run_stage(make_job(archive, root, copy=copy), "window_index")

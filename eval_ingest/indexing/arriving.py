@@ -235,7 +235,7 @@ class _Arrivals:
         """
         self._parts.flush()
         for window in self._held:
-            unpacking.note(window)
+            unpacking.note(window, window is self._held[-1])
         self._held.clear()
 
 

@@ -29,6 +29,8 @@ from eval_ingest.store.seal import read_sealed_json, unless_damaged, write_seale
 from eval_ingest.store.shards import PackRow, ShardWriter, plan_arrays
 
 _PACKING = "packing.json"
+_MOST_ROWS = 1 << 14
+"""Of a shard for windows that nobody has counted: room is planned, and notes are kept, for each."""
 
 
 class Packer:
@@ -177,7 +179,8 @@ class Packers:
         self, folder: Path, config: ResolvedConfig, like: PackRow, shard_bytes: int
     ) -> None:
         self._folder, self._config, self._like = folder, config, like
-        self._rows = max(1, shard_bytes // sum(p.n_bytes for p in plan_arrays(config, [like])))
+        n_bytes = sum(plan.n_bytes for plan in plan_arrays(config, [like]))
+        self._rows = min(max(1, shard_bytes // n_bytes), _MOST_ROWS)
         self._windows: dict[Packer, list[Listed]] = {}
         """Those of each shard that isn't published, in their places."""
 

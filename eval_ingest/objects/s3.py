@@ -63,9 +63,9 @@ class S3Backend(FsspecBackend):
     async def find(self, folder: str, prefix: str = "") -> Entries:
         return await self._listed(folder, prefix)
 
-    async def _listed(self, folder: str, prefix: str, **parameters: Any) -> Entries:
+    async def _listed(self, folder: str, prefix: str, **more_parameters: Any) -> Entries:
         key = self._key(folder)
-        parameters["Prefix"] = f"{key}/{prefix}" if key else prefix
+        parameters = {"Prefix": f"{key}/{prefix}" if key else prefix, **more_parameters}
         found, more = Entries(), True
         while more:
             page = await self._request("list_objects_v2", **parameters)

@@ -185,10 +185,10 @@ class Unpacking:
         if window is not None:
             yield window
 
-    def note(self, window: ArrivedWindow) -> None:
-        """Note a window that was written, and that all before it are."""
+    def note(self, window: ArrivedWindow, at_once: bool = False) -> None:
+        """Note a window that was written, and that all before it are; on the disk by and by."""
         self._table.add(window.folder, window.versions)
-        self._table.flush(done=window.last)
+        self._table.flush(force=at_once, done=window.last)
 
     def rest(self) -> int:
         """Write all that is left; gives how many bytes of no use follow the archive's end."""
