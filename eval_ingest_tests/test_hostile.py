@@ -366,6 +366,7 @@ def test_pixels_that_are_kept_keep_no_file_handles(copied: Copied) -> None:
     before = len(os.listdir("/proc/self/fd"))
     kept = [geotiff._decode_pixels(data, header) for _ in range(24)]
     assert len(os.listdir("/proc/self/fd")) < before + len(kept)  # a helper has some
+    isolated.close()
 
 
 def test_its_process_is_kept_and_tells_of_the_machine() -> None:
