@@ -296,6 +296,14 @@ def prepare_worker(environment: dict[str, str]) -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
+def leave_removed_folder() -> None:
+    """Stand elsewhere if the working directory is gone: oneMKL ends a process that stands there."""
+    try:
+        os.getcwd()
+    except OSError:
+        os.chdir("/")
+
+
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
 """Of malloc.h."""
 

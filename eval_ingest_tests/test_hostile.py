@@ -26,7 +26,7 @@ from eval_ingest.decoding.features import Features
 from eval_ingest.decoding.geotiff import decode_geotiff
 from eval_ingest.decoding.geotiff_header import read_header
 from eval_ingest.decoding.grid import Grid
-from eval_ingest.decoding.isolation import isolated
+from eval_ingest.decoding.isolation import Isolated, isolated
 from eval_ingest.decoding.problems import Unreadable
 from eval_ingest.definitions import build_defs
 from eval_ingest.errors import EvalIngestError, MachineError
@@ -318,6 +318,15 @@ def pid() -> tuple[None, int]:
     return None, os.getpid()
 
 
+def stand_in(folder: str) -> tuple[None, int]:
+    os.chdir(folder)
+    return None, 0
+
+
+def where() -> tuple[None, str]:
+    return None, os.getcwd()
+
+
 def break_machine() -> tuple[None, int]:
     raise OSError(24, "Too many open files")
 
@@ -328,6 +337,15 @@ def test_a_decoder_that_crashes_hangs_or_grows_is_stopped(function: Callable[[],
         isolated.run(function, seconds=30 if function is fill else 3)  # type: ignore[arg-type]
     assert caught.value.code == "decoder_stopped"
     assert isolated.run(pid)[1] != os.getpid()
+
+
+def test_a_folder_removed_beneath_a_decoder_is_no_verdict_on_data(tmp_path: Path) -> None:
+    """Libraries that it loads late end a process that stands in one."""
+    helpers = Isolated()
+    helpers.run(stand_in, str(tmp_path))
+    tmp_path.rmdir()
+    assert helpers.run(where)[1] == "/"
+    helpers.close()
 
 
 @pytest.mark.parametrize(

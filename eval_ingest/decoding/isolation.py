@@ -30,7 +30,13 @@ from numpy.typing import NDArray
 
 from eval_ingest.decoding.machine import blame, machine_faults_told
 from eval_ingest.decoding.problems import Unreadable, shortened
-from eval_ingest.engine import killed_because, oom_kills, prepare_worker, start_alone
+from eval_ingest.engine import (
+    killed_because,
+    leave_removed_folder,
+    oom_kills,
+    prepare_worker,
+    start_alone,
+)
 from eval_ingest.errors import EvalIngestError, MachineError, SourceError, lacking
 
 MIB = 1 << 20
@@ -280,6 +286,7 @@ def _serve(pipe: Connection, environment: dict[str, str]) -> None:
 def _answer(pipe: Connection, request: tuple[Callable[..., Result], Any, int], large: Any) -> None:
     function, args, n_shared = request
     shared: list[Shared] = []
+    leave_removed_folder()
     try:
         with machine_faults_told():
             shared = _receive_files(pipe, n_shared) if n_shared else []
