@@ -307,8 +307,10 @@ def test_a_tilde_is_the_home_folder_wherever_a_path_is_given(
 
 def test_sigterm_ends_an_ingest_as_ctrl_c_does(root: Path, written: Callable[[str], Path]) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
-        process = start(root, "ingest", "crops", "--source", str(written("segmentation")))
-        time.sleep(0.6)
+        evals = root / number.name
+        process = start(evals, "ingest", "crops", "--source", str(written("segmentation")))
+        while process.poll() is None and not evals.exists():
+            time.sleep(0.01)
         process.send_signal(number)
         _, err = process.communicate(timeout=60)
         assert process.returncode in (130, -number), err

@@ -164,9 +164,10 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
         finally:
             server.send_signal(signal.SIGINT)
             try:
-                server.wait(60)
+                server.wait(120)
             except subprocess.TimeoutExpired:
                 os.killpg(server.pid, signal.SIGKILL)
+    assert server.wait() != -signal.SIGKILL, log.read_text()[-3_000:]
     assert not list(home.glob(".tmp_dagster_home*")) and not (home / "not_this").exists()
     assert (home / ".dagster" / "schedules").is_dir()
 

@@ -51,7 +51,7 @@ class Slow(Source):
                 self.held -= SIZE
         return seen
 
-    read_text = groups = windows = window = read = None  # type: ignore[assignment]
+    read_text = groups = windows = window = have = None  # type: ignore[assignment]
 
 
 @pytest.mark.parametrize(("room", "most"), [(3 * SIZE, 3), (SIZE // 2, 1), (1000 * SIZE, 12)])
