@@ -204,6 +204,7 @@ FORGED: dict[str, Callable[[dict[str, Any]], Any]] = {
     "statistics of other bands": lambda record: {
         **record, "norm_stats": {"sentinel2_l2a": {"B99": {}}}},
     "statistics of another modality": lambda record: {**record, "norm_stats": {"x": {}}},
+    "statistics of none": lambda record: {**record, "norm_stats": {}},
     "a verdict without reasons": lambda record: {**record, "quality": {"verdict": "good"}},
     "findings that are none": lambda record: {
         **record, "quality": record["quality"] | {"findings": [{"code": "x"}]}},
@@ -223,6 +224,15 @@ def test_what_is_no_record_of_ours_is_none_though_its_checksum_is_right(
         with pytest.raises(IntegrityError, match=CURE):
             use("crops", root)
     assert EvalDataset("crops", "train", root=root)  # opening.json is whole
+
+
+@pytest.mark.parametrize("kind", [kind for kind in FORGED if kind.startswith("statistics")])
+def test_what_is_opened_by_holds_what_samples_need(kind: str, root: Path) -> None:
+    for name in ("opening.json", "metadata.json"):
+        forged = FORGED[kind](read_sealed_json(root / "crops" / name, CURE))
+        write_sealed_json(root / "crops" / name, forged)
+    with pytest.raises(IntegrityError, match=CURE):
+        EvalDataset("crops", "train", root=root)
 
 
 def test_a_flat_shard_is_never_read_beyond_its_end(

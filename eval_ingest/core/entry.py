@@ -182,7 +182,8 @@ _STATISTICS = {"mean", "std", "min", "max"}
 def wrong_field(metadata: Metadata) -> str:
     """Where a record isn't what we write, though each field is of its kind; "" if it is."""
     bands = {modality.name: set(modality.bands) for modality in metadata.config.modalities}
-    for name, known in metadata.norm_stats.items():
+    for name in bands.keys() | metadata.norm_stats.keys():
+        known = metadata.norm_stats.get(name, {})
         told = [band for band, stats in known.items() if stats.keys() >= _STATISTICS]
         if name not in bands or not bands[name].issubset(told):
             return f"norm_stats.{name}"

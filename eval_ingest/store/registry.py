@@ -67,11 +67,14 @@ def metadata_at_hand(layout: DatasetLayout) -> Metadata | None:
     """
     if is_another_tools(layout.metadata) and not holds_ours(layout.path):
         return None
-    found = read_model(Metadata, layout.metadata)
-    if found is not None:
-        where = wrong_field(found)
-        if where:
-            raise IntegrityError(f"{layout.metadata} is damaged at {where}", cure_for(found.name))
+    return _read_record(layout.metadata)
+
+
+def _read_record(path: Path) -> Metadata | None:
+    found = read_model(Metadata, path)
+    where = wrong_field(found) if found is not None else ""
+    if found is not None and where:
+        raise IntegrityError(f"{path} is damaged at {where}", cure_for(found.name))
     return found
 
 
@@ -91,7 +94,7 @@ def read_opening(store: DatasetStore) -> Metadata | None:
         StoreError: it can't be read, or is of another version.
     """
     path = store.layout.opening
-    return store.read(path, lambda: read_model(Metadata, path))
+    return store.read(path, lambda: _read_record(path))
 
 
 def require_opening(root: EvalRoot, name: str) -> Metadata:
