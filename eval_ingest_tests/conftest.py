@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -32,7 +33,11 @@ LONGEST = (
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Have tests write to memory, if there is room: they write and remove many small files."""
+    """Have tests write to memory, if there is room: they write and remove many small files.
+
+    And what they start listens to Ctrl-C, which shells have what runs in the background ignore.
+    """
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     with suppress(OSError):
         told = Path("/proc/meminfo").read_text().split("MemAvailable:")[1]
         if min(shutil.disk_usage(IN_MEMORY).free, int(told.split()[0]) << 10) > ROOM:

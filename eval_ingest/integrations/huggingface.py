@@ -179,7 +179,8 @@ def _asking(address: HubAddress) -> Iterator[None]:
 
     again = "run the same command again: it goes on where it was"
     try:
-        yield
+        with _without_its_bars():
+            yield
     except errors.RepositoryNotFoundError as error:
         raise StoreError(
             f"there is no dataset repository {address.url}, or it is private and you aren't "
@@ -323,7 +324,7 @@ def _send(
             operations += [CommitOperationDelete(path) for path in stale]
         if operations:
             message = f"{name}: {len(operations)} files"
-            with _asking(address), _without_its_bars():
+            with _asking(address):
                 commit = api.create_commit(
                     **where, operations=operations, commit_message=message
                 ).oid
@@ -334,7 +335,7 @@ def _send(
 
 @contextmanager
 def _without_its_bars() -> Iterator[None]:
-    """The Hub's client draws a bar a file; one line says what was sent."""
+    """The Hub's client draws a bar a file; one line says what was sent or fetched."""
     from huggingface_hub.utils.tqdm import (
         are_progress_bars_disabled,
         disable_progress_bars,
