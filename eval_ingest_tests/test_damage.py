@@ -14,8 +14,10 @@ import pytest
 
 from eval_ingest import EvalDataset, api, cli, pipeline
 from eval_ingest.core.entry import SPLIT_INDEX_VERSION
+from eval_ingest.core.index import INDEX_VERSION
 from eval_ingest.core.resolved import SPLITS
 from eval_ingest.errors import IntegrityError, StoreError
+from eval_ingest.store.index_file import read_index
 from eval_ingest.store.manifest import CopiedWindow, Manifest
 from eval_ingest.store.registry import read_metadata, read_registry
 from eval_ingest.store.roots.base import EvalRoot
@@ -26,7 +28,7 @@ from eval_ingest.store.seal import (
     sealed_json,
     write_sealed_json,
 )
-from eval_ingest.store.tables import read_table, write_table
+from eval_ingest.store.tables import open_table, read_table, write_table
 from eval_ingest_tests.conftest import make_job
 from eval_ingest_tests.support import faults
 from eval_ingest_tests.support.killing import Run
@@ -205,6 +207,13 @@ FORGED: dict[str, Callable[[dict[str, Any]], Any]] = {
         **record, "norm_stats": {"sentinel2_l2a": {"B99": {}}}},
     "statistics of another modality": lambda record: {**record, "norm_stats": {"x": {}}},
     "statistics of none": lambda record: {**record, "norm_stats": {}},
+    "an array without a shape": lambda record: {
+        **record,
+        "shards": [
+            {**shard, "arrays": {name: {**a, "shape": []} for name, a in shard["arrays"].items()}}
+            for shard in record["shards"]
+        ],
+    },
     "a verdict without reasons": lambda record: {**record, "quality": {"verdict": "good"}},
     "findings that are none": lambda record: {
         **record, "quality": record["quality"] | {"findings": [{"code": "x"}]}},
@@ -226,13 +235,25 @@ def test_what_is_no_record_of_ours_is_none_though_its_checksum_is_right(
     assert EvalDataset("crops", "train", root=root)  # opening.json is whole
 
 
-@pytest.mark.parametrize("kind", [kind for kind in FORGED if kind.startswith("statistics")])
+@pytest.mark.parametrize(
+    "kind", [kind for kind in FORGED if kind.startswith(("statistics", "an array"))]
+)
 def test_what_is_opened_by_holds_what_samples_need(kind: str, root: Path) -> None:
     for name in ("opening.json", "metadata.json"):
         forged = FORGED[kind](read_sealed_json(root / "crops" / name, CURE))
         write_sealed_json(root / "crops" / name, forged)
     with pytest.raises(IntegrityError, match=CURE):
         EvalDataset("crops", "train", root=root)
+
+
+@pytest.mark.parametrize("fact", ["fingerprint", "row_key", "source", "extra"])
+def test_what_an_index_says_of_itself_has_its_form(fact: str, root: Path) -> None:
+    path = root / "crops" / "window_index.parquet"
+    found = open_table(path, "window_index", INDEX_VERSION, "crops")
+    assert found is not None
+    write_table(path, found[0].whole(), {**found[1], fact: ["x"]})
+    with pytest.raises(IntegrityError, match=CURE):
+        read_index(path)
 
 
 def test_a_flat_shard_is_never_read_beyond_its_end(

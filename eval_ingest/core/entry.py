@@ -51,7 +51,7 @@ class ShardArray(_Model):
     dtype: PixelType
     uniform: bool
     """True: (N, ...) with the samples' shape; False: flat, with offsets."""
-    shape: tuple[int, ...]
+    shape: tuple[int, ...] = Field(min_length=1)
     """Of the array."""
     n_bytes: int
     """Of the file, its header included."""

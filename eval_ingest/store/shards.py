@@ -25,6 +25,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
+from pydantic import ValidationError
 
 from eval_ingest.core.columns import arrow_table
 from eval_ingest.core.entry import ShardArray
@@ -34,6 +35,7 @@ from eval_ingest.errors import IntegrityError
 from eval_ingest.store.atomic import store_errors
 from eval_ingest.store.npy import check_npy, create_npy, npy_header
 from eval_ingest.store.roots.base import DatasetStore
+from eval_ingest.store.seal import cure_for
 from eval_ingest.store.split_index import TARGET
 from eval_ingest.store.tables import read_table, write_table
 
@@ -341,7 +343,10 @@ def read_shard(
     if found is None or found[1].get("row_key") != row_key:
         return None
     table, facts = found
-    arrays = {name: ShardArray.model_validate(a) for name, a in facts.get("arrays", {}).items()}
+    try:
+        arrays = {name: ShardArray.model_validate(a) for name, a in facts["arrays"].items()}
+    except ValidationError as error:
+        raise IntegrityError(f"{path} is damaged at arrays", cure_for(store.name)) from error
     for name, array in arrays.items():
         store.look_at(store.layout.array(shard, name), array)
     return table, arrays

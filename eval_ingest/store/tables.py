@@ -79,7 +79,7 @@ def read_table(
     with readable(path, name):
         file = pa.ipc.open_file(_in_arrows_memory(content))
     facts = _facts(file.schema, path)
-    if not _is(facts, path, kind, version):
+    if not _is(facts, path, kind, version, name):
         return None
     with readable(path, name):
         table = file.read_all()
@@ -172,16 +172,29 @@ def open_table(
         # Not pq.read_table: that imports pandas, which takes longer than all of the rest.
         file = pq.ParquetFile(pa.memory_map(str(path)))
     facts = _facts(file.schema_arrow, path)
-    if not _is(facts, path, kind, version):
+    if not _is(facts, path, kind, version, name):
         return None
     return StoredTable(file, file.schema_arrow.names), facts
 
 
-def _is(facts: dict[str, Any], path: Path, kind: str, version: int) -> bool:
+_FACTS: dict[str, dict[str, type]] = {
+    "window_index": {"fingerprint": str, "row_key": str, "source": str, "extra": dict},
+    "split_assignment": {"fingerprint": str, "report": dict},
+    "shard": {"row_key": str, "arrays": dict},
+}
+"""What tables of a kind say of themselves."""
+
+
+def _is(facts: dict[str, Any], path: Path, kind: str, version: int, name: str) -> bool:
     found = facts.get("version")
     if facts.get("kind") == kind and isinstance(found, int) and found > version:
         raise NewerVersionError(path, found, version)
-    return (facts.get("kind"), found) == (kind, version)
+    if (facts.get("kind"), found) != (kind, version):
+        return False
+    for fact, its_type in _FACTS.get(kind, {}).items():
+        if not isinstance(facts.get(fact), its_type):
+            raise IntegrityError(f"{path} is damaged at {fact}", cure_for(name))
+    return True
 
 
 def _in_arrows_memory(content: bytes) -> pa.Buffer:
