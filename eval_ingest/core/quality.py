@@ -148,10 +148,10 @@ def quality_report(
         findings += check(data)
     findings.sort(key=lambda found: ("error", "warning", "note").index(found.severity))
     wrong = [found for found in findings if found.severity != "note"]
-    level = "usable with warnings" if wrong else "good"
+    verdicts = {"error": "poor", "warning": "usable with warnings"}
     return {
         "version": QUALITY_VERSION,
-        "verdict": "poor" if wrong and wrong[0].severity == "error" else level,
+        "verdict": verdicts[wrong[0].severity] if wrong else "good",
         "reasons": [found.text for found in wrong],
         "leakage": asdict(leakage),
         "standard_error": {

@@ -72,8 +72,7 @@ def metadata_at_hand(layout: DatasetLayout) -> Metadata | None:
 
 def _read_record(path: Path) -> Metadata | None:
     found = read_model(Metadata, path)
-    where = wrong_field(found) if found is not None else ""
-    if found is not None and where:
+    if found is not None and (where := wrong_field(found)):
         raise IntegrityError(f"{path} is damaged at {where}", cure_for(found.name))
     return found
 
