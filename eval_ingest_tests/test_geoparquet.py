@@ -101,7 +101,8 @@ def test_lists_of_a_window_without_bounds_are_such_as_older_readers_take(tmp_pat
     rows = [[0, 1, 2, 3], None]
     then = pa.table({"bounds": pa.array(rows, pa.list_(pa.int64(), 4))})  # as it was written once
     path = tmp_path / "window_index.parquet"
-    write_table(path, then, {"kind": "window_index", "version": 1}, geo=False)
+    facts = {"fingerprint": "f", "row_key": "r", "source": "s", "extra": {}}
+    write_table(path, then, {"kind": "window_index", "version": 1, **facts}, geo=False)
     found = open_table(path, "window_index", 1, "crops")
     assert found is not None and found[0]["bounds"].to_pylist() == rows
     assert found[0].schema.field("bounds").type == kinds["bounds"]
