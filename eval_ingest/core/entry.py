@@ -19,8 +19,7 @@ SPLIT_INDEX_VERSION = 2
 MAX_HISTORY = 50
 """Versions that are remembered."""
 
-Statistic = Annotated[str, Field(pattern=r"\A(mean|std|min|max)\z")]
-BandStatsTable = dict[str, dict[str, Annotated[dict[Statistic, float], Field(min_length=4)]]]
+BandStatsTable = dict[str, dict[str, dict[str, float]]]
 """{modality: {band: {mean, std, min, max}}}, in stored units; Sentinel-1 in dB."""
 
 
@@ -185,6 +184,7 @@ def utc(stamp: str) -> str:
     return stamp.replace("T", " ").replace("+00:00", " UTC")
 
 
+_STATISTICS = {"mean", "std", "min", "max"}
 _STAGES = {"window_index", "split_assignment", "norm_stats", "weka_copy"}
 
 
@@ -200,7 +200,8 @@ def wrong_field(metadata: Metadata, whole: bool = True) -> str:
     stats, nodata = metadata.norm_stats, metadata.nodata
     right = {
         "norm_stats": stats.keys() == bands.keys()
-        and all(bands[name] <= known.keys() for name, known in stats.items()),
+        and all(bands[name] <= known.keys() for name, known in stats.items())
+        and all(band.keys() >= _STATISTICS for known in stats.values() for band in known.values()),
         "nodata": all(known.keys() <= bands.get(name, set()) for name, known in nodata.items()),
         "optional_modalities": bands.keys() >= set(metadata.optional_modalities),
         "timesteps": bands.keys() >= metadata.timesteps.keys(),

@@ -16,7 +16,7 @@ import pyarrow as pa
 from pydantic import BaseModel, ConfigDict
 
 from eval_ingest.core.bounds import MOST_NUMBER, MOST_PIXELS
-from eval_ingest.core.columns import lengths, numbers, one_array
+from eval_ingest.core.columns import inner_values, lengths, numbers, one_array
 from eval_ingest.core.crs_text import is_crs_text
 
 _FIRST_US, _LAST_US = -62_135_596_800_000_000, 253_402_300_799_999_999
@@ -60,9 +60,10 @@ class ColumnForm:
         kind = values.type
         if self.whole and values.null_count:
             return False
-        if pa.types.is_list(kind) or pa.types.is_struct(kind):
-            inner = values.flatten()
-            return all(map(self._bounded, inner if isinstance(inner, list) else [inner]))
+        if pa.types.is_struct(kind):
+            return all(map(self._bounded, values.flatten()))
+        if pa.types.is_list(kind):
+            return self._bounded(inner_values(values))
         if pa.types.is_string(kind):
             return not self.of or self.of.issuperset(_distinct(values))
         low, high = self.low, self.high
@@ -100,7 +101,7 @@ class TableForm:
 
     def wrong_column(self, table: pa.Table | pa.RecordBatch) -> str:
         """The first column that holds what it may not; "" if there is none."""
-        for name, values in zip(table.schema.names, table.columns, strict=True):
+        for name, values in zip(table.schema.names, table.itercolumns(), strict=True):
             form = self.column(name)
             if form is not None and not form.holds(values):
                 return str(name)

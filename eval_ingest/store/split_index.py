@@ -17,6 +17,7 @@ from eval_ingest.core.columns import (
     Column,
     arrow,
     arrow_table,
+    inner_values,
     lengths,
     numbers,
     one_array,
@@ -38,7 +39,7 @@ _TOGETHER = 1 << 16
 
 def _dates_of(values: pa.Array) -> bool:
     """True if the lists are of days, months from 0 and years."""
-    found = numbers(values.flatten())
+    found = numbers(inner_values(values))
     return len(found) % 3 == 0 and bool((found.reshape(-1, 3) <= (31, 11, 9999)).all())
 
 
@@ -79,12 +80,15 @@ SPLIT_INDEX_FORM = TableForm(
 
 def split_index_schema(modalities: Sequence[str], optional: Container[str] = ()) -> pa.Schema:
     """The columns that a split's index has: those of these modalities, and what it may have."""
-    names = [name for name, form in SPLIT_INDEX_FORM.columns.items() if name[0] != "*"]
-    names = [n for n in names if n in optional or SPLIT_INDEX_FORM.columns[n].needed]
-    of_modality = (f"{n}.{what}" for n in modalities for what in ("timesteps", "timestamps"))
-    offsets = (f"{name}.offset" for name in (*modalities, TARGET))
-    at = names.index("width") + 1
-    return SPLIT_INDEX_FORM.schema([*names[:at], *offsets, *of_modality, *names[at:]])
+    return SPLIT_INDEX_FORM.schema(_names(modalities, optional))
+
+
+def _names(modalities: Sequence[str], optional: Container[str] = ()) -> list[str]:
+    first, last = list(SPLIT_INDEX_FORM.columns)[:7], list(SPLIT_INDEX_FORM.columns)[-3:]
+    names = [name for name in first if name != "source_digest" or name in optional]
+    names += [f"{name}.offset" for name in (*modalities, TARGET)]
+    names += [f"{name}.{what}" for name in modalities for what in ("timesteps", "timestamps")]
+    return names + [name for name in last if name in optional]
 
 
 # --------------------------------------------------------------------------------------- writer
@@ -221,8 +225,7 @@ class SplitIndex:
                 f"the index {path} is missing, or of another version", cure_for(name)
             )
         table = found[0]
-        wanted = split_index_schema(modalities).names
-        lacking = next((n for n in wanted if n not in table.column_names), "")
+        lacking = next((n for n in _names(modalities) if n not in table.column_names), "")
         if lacking:
             raise IntegrityError(f"the index {path} has no column {lacking}", cure_for(name))
 
