@@ -63,7 +63,10 @@ def transfer(
     if mode == "index":
         unpacked = _Lying.in_source(index, places, job.config)
         return _write_split_indexes(job, index, places, unpacked, stage_fingerprint)
-    lying, ahead = _Lying.in_shards(store, index.row_key), WindowsAhead(store.layout.ahead)
+    lying, ahead = (
+        _Lying.in_shards(store, index.row_key),
+        WindowsAhead(store.layout.ahead, index.row_key),
+    )
     manifest, windows = Manifest(store.layout, store.send), store.windows
     to_copy = set()
     if mode == "windows":
@@ -103,16 +106,14 @@ def transfer(
 def copying_ahead(job: Job) -> CopyingAhead | None:
     """How windows are copied while they are indexed; None where the copy stage does it.
 
-    So it is where bytes are fetched, where they are sent, and where windows are in place already:
-    what of them is to be copied is known when all are indexed.
+    So it is where they are sent, and where windows are in place already: what of them is to be
+    copied is known when all are indexed.
     """
     layout = job.layout
     begun = layout.windows.exists() or layout.copy_manifest.exists()
-    if begun or job.spec.copy_mode != "windows" or not job.source.at_hand:
+    if begun or job.spec.copy_mode != "windows" or not job.store.windows.takes_folders:
         return None
-    if not job.store.windows.takes_folders:
-        return None
-    return CopyingAhead(job.config, WindowsAhead(layout.ahead))
+    return CopyingAhead(job.config, WindowsAhead(layout.ahead, job.row_key))
 
 
 class _Placing:

@@ -10,8 +10,7 @@ from eval_ingest.core.resolved import CropGrid, CropSize, ModalityInput, sides_o
 from eval_ingest.core.spec import SPLITS, DatasetSpec
 from eval_ingest.errors import ConfigError
 from eval_ingest.inference.model_yaml import Declaration, SplitConfigs, elements
-from eval_ingest.inference.node import Node
-from eval_ingest.inference.notes import Notes
+from eval_ingest.inference.node import Node, Notes
 from eval_ingest.inference.run_yaml import RunYaml
 from eval_ingest.inference.transforms import size_range
 

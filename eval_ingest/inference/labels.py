@@ -13,8 +13,7 @@ from eval_ingest.errors import InferenceError
 from eval_ingest.inference.dataset_json import DatasetJson
 from eval_ingest.inference.inputs import check_bands, mask_input, raster_bands, read_layer
 from eval_ingest.inference.model_yaml import DataInput
-from eval_ingest.inference.node import Node
-from eval_ingest.inference.notes import Notes
+from eval_ingest.inference.node import Node, Notes
 from eval_ingest.inference.run_yaml import LabelValue, OutputField, RunYaml, parse_color
 from eval_ingest.inference.tasks import TaskDeclaration
 from eval_ingest.inference.transforms import Replay

@@ -14,8 +14,7 @@ from typing import NamedTuple
 
 from eval_ingest.core.resolved import Pad
 from eval_ingest.errors import ConfigError
-from eval_ingest.inference.node import Node, check_class_path
-from eval_ingest.inference.notes import Notes
+from eval_ingest.inference.node import Node, Notes, check_class_path
 
 _CHANCE = re.compile(r"Random\w*|\w*(Flip|Noise|Jitter|Dropout|Augment|Augmentation)")
 _CHANNELS = ("0", "channel")

@@ -33,18 +33,20 @@ class WindowsAhead:
     """Windows that wait for their splits; pickled for worker processes.
 
     Args:
-        folder: where; each has a folder in it that is named after the window and its digest, and
-            is whole when it has that name.
+        folder: where; each has a folder in it that is named after the window, its digest and the
+            row key, and is whole when it has that name.
+        row_key: of the configuration by which windows are written: it maps labels.
     """
 
     folder: Path
+    row_key: str = ""
 
     @property
     def _journal(self) -> Path:
         return self.folder / "journal.jsonl"
 
     def _place(self, window: CopiedWindow) -> Path:
-        text = "\0".join((*window.key, window.source_digest))
+        text = "\0".join((*window.key, window.source_digest, self.row_key))
         named = hashlib.blake2b(os.fsencode(text), digest_size=16)
         return self.folder / named.hexdigest()
 
