@@ -13,7 +13,6 @@ from pydantic import BaseModel, ValidationError
 from eval_ingest.decoding.metadata import MALFORMED, Interval, aware, first_line
 from eval_ingest.decoding.problems import Unreadable, broken
 
-
 Kind = TypeVar("Kind", bound="Sidecar")
 
 _SMALL = 1 << 12
