@@ -201,14 +201,16 @@ class SplitIndex:
             )
         table = found[0]
         self._path, self._name = path, name
-        for field in split_index_schema(modalities, table.column_names):
-            place = table.schema.get_field_index(field.name)
-            if place < 0 or table.schema.types[place] != field.type or table[place].null_count:
+        names = table.column_names
+        has = dict(zip(names, table.columns, strict=True))
+        for field in split_index_schema(modalities, has):
+            values = has.get(field.name) if names.count(field.name) == 1 else None
+            if values is None or values.type != field.type or values.null_count:
                 what = f"the index {path} has no whole column {field.name} of {field.type}"
                 raise IntegrityError(what, cure_for(name))
 
         def column(name: str) -> NDArray[Any]:
-            return numbers(table[name])
+            return numbers(has[name])
 
         self.shards, self.rows = column("shard"), column("row")
         self.heights, self.widths = column("height"), column("width")
@@ -216,7 +218,7 @@ class SplitIndex:
         self.timesteps = {name: column(f"{name}.timesteps") for name in modalities}
         self._stamps: dict[str, tuple[NDArray[Any], NDArray[Any]]] = {}
         for modality in modalities:
-            stamps = one_array(table[f"{modality}.timestamps"])
+            stamps = one_array(has[f"{modality}.timestamps"])
             ends = numbers(stamps.offsets)
             whole = not stamps.values.null_count
             if not (whole and np.array_equal(np.diff(ends), 3 * self.timesteps[modality])):
@@ -226,13 +228,12 @@ class SplitIndex:
                     cure_for(name),
                 )
             self._stamps[modality] = ends, numbers(stamps.values)
-        has = table.column_names
         self.corners = (column("top"), column("left")) if "top" in has else None
         self.targets = column(TARGET) if TARGET in has else None
-        self.groups = Texts(table["group"])
-        self.names = Texts(table["name"])
-        if "source_digest" in table.column_names:
-            self.digests = Texts(table["source_digest"])
+        self.groups = Texts(has["group"])
+        self.names = Texts(has["name"])
+        if "source_digest" in has:
+            self.digests = Texts(has["source_digest"])
 
     def __len__(self) -> int:
         return len(self.rows)
