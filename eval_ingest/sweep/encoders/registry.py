@@ -40,7 +40,7 @@ def load_encoder(spec: str, patch_size: int, device: torch.device) -> Encoder:
 
 _OURS = {
     "pixels": "eval_ingest.sweep.encoders.pixels:Pixels",
-    "random": "eval_ingest.sweep.encoders.random_patches:RandomPatches",
+    "random": "eval_ingest.sweep.encoders.pixels:RandomPatches",
 }
 
 
