@@ -21,7 +21,7 @@ _EPOCH, _MICROSECOND = datetime(1970, 1, 1, tzinfo=UTC), timedelta(microseconds=
 
 def one_array(column: Column) -> pa.Array:
     """The column as one array, copied only if it is in pieces."""
-    if isinstance(column, pa.ChunkedArray):
+    if isinstance(column, pa.ChunkedArray) and column.num_chunks != 1:
         column = column.combine_chunks()
     if isinstance(column, pa.ChunkedArray):  # one piece, or none, stays chunked in some versions
         return column.chunk(0) if column.num_chunks else pa.nulls(0, column.type)
@@ -99,6 +99,12 @@ def encoded(column: Column) -> tuple[NDArray[np.int64], pa.Array]:
     """Codes as `codes` gives them, and the values that they stand for."""
     found = one_array(column).dictionary_encode()
     return numbers(found.indices, -1).astype(np.int64), found.dictionary
+
+
+def inner_values(lists: pa.ListArray) -> pa.Array:
+    """What the lists hold, one after the other; unlike flatten it imports no compute functions."""
+    first, last = (int(lists.offsets[k].as_py()) for k in (0, -1))
+    return lists.values.slice(first, last - first)
 
 
 def lengths(column: Column) -> NDArray[np.int64]:

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from eval_ingest.core.bounds import Pixels
 from eval_ingest.core.eval_settings import EvalSettings
 from eval_ingest.core.resolved import SPLITS as SPLITS
 from eval_ingest.core.task import TaskKind
@@ -142,7 +143,7 @@ class DatasetSpec(BaseModel):
     """Only these modalities; empty means all that model.yaml reads."""
     temporal_range: tuple[str, str] | None = None
     """ISO dates: only windows whose time range lies within."""
-    crop_size: int | None = Field(default=None, gt=0)
+    crop_size: Pixels | None = None
     """Side of a sample; default: as model.yaml says."""
     all_crops: tuple[Literal["train", "val", "test"], ...] | None = None
     """Splits in which every crop of a window is a sample, or none; default: those of which

@@ -16,6 +16,8 @@ import google_crc32c
 import pyarrow as pa
 
 from eval_ingest.core.columns import arrow_table
+from eval_ingest.core.forms import ColumnForm, TableForm, folder_names, hexadecimal
+from eval_ingest.core.spec import SPLITS
 from eval_ingest.store.atomic import read_bytes, store_errors
 from eval_ingest.store.paths import DatasetLayout
 from eval_ingest.store.seal import unless_damaged
@@ -24,19 +26,21 @@ from eval_ingest.store.tables import read_table, write_table
 UNFINISHED = ".copying"
 """Beside the windows folder: windows on their way into it, or out of it."""
 
-MANIFEST_VERSION = 2
 _JOURNAL = ".copy_journal.jsonl"
-_SCHEMA = pa.schema(
-    [
-        ("group", pa.string()),
-        ("name", pa.string()),
-        ("source_digest", pa.string()),
-        ("split", pa.string()),
-        ("n_files", pa.int32()),
-        ("n_bytes", pa.int64()),
-        ("checksum", pa.string()),
-    ]
+MANIFEST_FORM = TableForm(
+    "copy_manifest",
+    2,
+    {
+        "group": ColumnForm(pa.string(), whole=True, right=folder_names),
+        "name": ColumnForm(pa.string(), whole=True, right=folder_names),
+        "source_digest": ColumnForm(pa.string(), whole=True),
+        "split": ColumnForm(pa.string(), whole=True, of=frozenset({*SPLITS, ""})),
+        "n_files": ColumnForm(pa.int32(), whole=True),
+        "n_bytes": ColumnForm(pa.int64(), whole=True),
+        "checksum": ColumnForm(pa.string(), whole=True, right=hexadecimal),
+    },
 )
+_SCHEMA = MANIFEST_FORM.schema(MANIFEST_FORM.columns)
 _READ_TOGETHER = 1 << 12
 _SEND_EVERY_S = 30.0
 """How often a remote root gets the journal, so that another machine can go on."""
@@ -113,8 +117,7 @@ class Manifest:
         self._sent = -math.inf
         self.windows: dict[tuple[str, str], CopiedWindow] = {}
         path = layout.copy_manifest  # damaged, it vouches for no window: all are copied again
-        kind = "copy_manifest", MANIFEST_VERSION
-        found = unless_damaged(lambda: read_table(path, *kind, layout.name))
+        found = unless_damaged(lambda: read_table(path, MANIFEST_FORM, layout.name))
         if found is not None:
             for batch in found[0].to_batches(_READ_TOGETHER):
                 for row in batch.to_pylist():
@@ -182,7 +185,7 @@ class Manifest:
         rows = [self.windows[key] for key in sorted(self.windows)]
         columns = {name: [getattr(row, name) for row in rows] for name in _SCHEMA.names}
         table = arrow_table(columns, _SCHEMA)
-        facts = {"kind": "copy_manifest", "version": MANIFEST_VERSION}
+        facts = {"kind": MANIFEST_FORM.kind, "version": MANIFEST_FORM.version}
         write_table(self._layout.copy_manifest, table, facts)
         self._journal.unlink(missing_ok=True)
         shutil.rmtree(self._layout.path / UNFINISHED, ignore_errors=True)
