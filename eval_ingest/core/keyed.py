@@ -1,0 +1,70 @@
+"""Rows of a table by their key, such as windows by group, name and digest.
+
+Belongs here: finding the rows of one table in another. Does not: columns as arrays (columns.py).
+"""
+
+from collections.abc import Sequence
+from operator import eq
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from eval_ingest.core.columns import row_numbers
+
+_TOGETHER = 1 << 14
+
+
+class RowsByKey:
+    """The row of each key in a table, found by the key's hash: 16 bytes a row.
+
+    A dictionary of a million keys takes as much as everything else.
+
+    >>> rows = RowsByKey(pa.table({"name": ["a", "b", "a"]}), ["name"])
+    >>> rows.find(pa.table({"name": ["a", "c", "b"]})).tolist()
+    [2, -1, 1]
+    """
+
+    def __init__(self, table: pa.Table, key: Sequence[str]) -> None:
+        self._keys = table.select(key)
+        hashes = _hashes(self._keys)
+        self._order = np.argsort(hashes, kind="stable")
+        self._sorted = hashes[self._order]
+
+    def find(self, wanted: pa.Table) -> NDArray[np.int64]:
+        """The row of each key of another table, the last one if there are several; -1: none."""
+        wanted = wanted.select(self._keys.column_names)
+        parts = [np.zeros(0, np.int64)]
+        for start in range(0, wanted.num_rows, _TOGETHER):
+            parts.append(self._find(wanted.slice(start, _TOGETHER)))
+        return np.concatenate(parts)
+
+    def _find(self, wanted: pa.Table) -> NDArray[np.int64]:
+        hashes = _hashes(wanted)
+        found = np.full(len(hashes), -1)
+        places = np.searchsorted(self._sorted, hashes, "right") - 1
+        left = np.arange(len(hashes))
+        while len(left := left[places[left] >= 0]):
+            left = left[self._sorted[places[left]] == hashes[left]]
+            rows = self._order[places[left]]
+            same = _equal(self._keys.take(row_numbers(rows)), wanted.take(row_numbers(left)))
+            found[left[same]] = rows[same]
+            left = left[~same]  # another key has this hash
+            places[left] -= 1
+        return found
+
+
+def _hashes(table: pa.Table) -> NDArray[np.int64]:
+    parts = [np.zeros(0, np.int64)]
+    for batch in table.to_batches(_TOGETHER):
+        keys = zip(*(column.to_pylist() for column in batch.columns), strict=True)
+        parts.append(np.fromiter(map(hash, keys), np.int64, len(batch)))
+    return np.concatenate(parts)
+
+
+def _equal(table: pa.Table, other: pa.Table) -> NDArray[np.bool_]:
+    same = np.ones(len(table), bool)
+    for column, its in zip(table.columns, other.columns, strict=True):
+        pairs = map(eq, column.to_pylist(), its.to_pylist())
+        same &= np.fromiter(pairs, bool, len(same))
+    return same
