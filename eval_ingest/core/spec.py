@@ -226,9 +226,11 @@ class DatasetSpec(BaseModel):
 
     @model_validator(mode="after")
     def _adopted_as_it_is(self) -> Self:
+        if not self.adopted:
+            return self
         fields = ("groups", "tags", "temporal_range", "max_samples", "splits")
         asked = [name for name in fields if getattr(self, name) != _default(type(self), name)]
-        if self.adopted and asked:
+        if asked:
             raise ValueError(
                 f"{self.name} is adopted, and its windows stay in the splits that another tool "
                 f"gave them: no {', '.join(asked)} can be asked for; under another name it is "
