@@ -191,12 +191,11 @@ def _register(root: Path, found: Found) -> None:
     folder = write_fake(root, name, "segmentation", counts=(2, 1, 1))
     metadata = require_metadata(EvalRoot(root), name)
     spec = metadata.spec.model_copy(update={"source": found.url})
-    changed = {"spec": spec, "source": found.url, "fingerprints": {"window_index": "w"}}
-    metadata = metadata.model_copy(update=changed)
+    metadata = metadata.model_copy(update={"spec": spec, "source": found.url})
     (folder / "metadata.json").write_bytes(
         sealed_json(metadata.model_dump(mode="json", by_alias=True))
     )
-    state = {"fingerprint": found.fingerprint, "window_index": "w"}
+    state = {"fingerprint": found.fingerprint, **metadata.fingerprints}
     write_sealed_json(EvalRoot(root).dataset(name).layout.source_state, state)
 
 
