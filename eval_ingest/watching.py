@@ -13,7 +13,6 @@ from functools import partial
 from pathlib import Path, PurePath
 from typing import Any, NamedTuple, Protocol
 
-from eval_ingest import __version__
 from eval_ingest.background import Background
 from eval_ingest.config_files import read_config_files
 from eval_ingest.core.entry import Metadata, utc
@@ -459,7 +458,7 @@ def judge_all(
 
     def one(sighting: Sighting) -> Judgement:
         path = folder / f"{fingerprint(settings.eval_root, sighting.name)}.json"
-        version = fingerprint(__version__, sighting.version, sighting.published, sighting.removed)
+        version = fingerprint(sighting.version, sighting.published, sighting.removed)
         old, time_s = _read_judged(path, version), now()
         if old and not full and not is_due(old.since, old.at, time_s, JUDGED_S):
             return look_at(replace(sighting, known=old.judgement), settings)
