@@ -21,7 +21,6 @@ from eval_ingest.report import terminal
 from eval_ingest.report.printing import Progress, say, told
 from eval_ingest.settings import Settings
 from eval_ingest.store.roots.base import EvalRoot
-from eval_ingest.store.roots.open import open_root
 
 if TYPE_CHECKING:
     from eval_ingest.pipeline import Outcome
@@ -199,8 +198,7 @@ def run_verify(options: argparse.Namespace) -> int:
 
 def run_report(options: argparse.Namespace) -> int:
     """Write pictures, page and card."""
-    root = open_root(Settings.load())
-    paths = [root.shown(path) for path in api.write_report(options.name)]
+    paths = [_root().shown(path) for path in api.write_report(options.name)]
     page = next(path for path in paths if path.endswith("report.html"))
     lines = [*(f"  {path}" for path in paths), f"look at {page}"]
     _show(options, {"name": options.name, "files": paths}, lines)

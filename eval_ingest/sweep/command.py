@@ -7,6 +7,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from eval_ingest.core.arguments import folder_fault
+from eval_ingest.errors import brief
 from eval_ingest.flags import add_suite_flags
 
 if TYPE_CHECKING:
@@ -32,6 +34,12 @@ examples:
 """
 
 
+def _folder(text: str) -> Path:
+    if fault := folder_fault(text):
+        raise argparse.ArgumentTypeError(f"{brief(text, 60)} {fault}; give a folder here")
+    return Path(text).expanduser()  # a shell doesn't in --out=~/sweeps
+
+
 def add_commands(commands: Any, add_command: AddCommand) -> None:
     """Add the commands.
 
@@ -43,14 +51,15 @@ def add_commands(commands: Any, add_command: AddCommand) -> None:
         commands, "sweep", _sweep, "score frozen encoders on ingested datasets, all or some"
     )
     add = sweep.add_argument
-    add("--suite", type=Path, metavar="YAML", help="a suite; flags win over what it says")
+    add("--suite", type=_folder, metavar="YAML", help="a suite; flags win over what it says")
     add_suite_flags(sweep)
     add("--device", help="cpu or cuda; default: a GPU if there is one")
-    add("--out", type=Path, default=Path(DEFAULT_OUT), metavar="DIR", help=f"default {DEFAULT_OUT}")
+    text = f"default {DEFAULT_OUT}"
+    add("--out", type=_folder, default=Path(DEFAULT_OUT), metavar="DIR", help=text)
     add("--no-plots", action="store_true", help="no pictures")
 
     board = add_command(commands, "leaderboard", _leaderboard, "scores: datasets by encoders")
-    board.add_argument("--out", type=Path, default=Path(DEFAULT_OUT), metavar="DIR")
+    board.add_argument("--out", type=_folder, default=Path(DEFAULT_OUT), metavar="DIR")
     board.add_argument("--plots", action="store_true", help="draw the pictures anew")
 
     measure = add_command(
@@ -68,7 +77,7 @@ def add_commands(commands: Any, add_command: AddCommand) -> None:
         "if its weights are at hand")  # fmt: skip
     add("--windows", type=int, default=256, metavar="N", help="of a split at most; default 256")
     add("--budget", type=float, default=60.0, metavar="SECONDS", help="of the suite; default 60")
-    add("--suite", type=Path, metavar="YAML", help="where the proposed suite is written")
+    add("--suite", type=_folder, metavar="YAML", help="where the proposed suite is written")
 
     tasks = add_command(
         commands,
