@@ -23,6 +23,7 @@ from eval_ingest.core.arguments import checked
 from eval_ingest.core.entry import Metadata, is_ours, listed, split_counts
 from eval_ingest.core.resolved import ResolvedConfig
 from eval_ingest.core.spec import SPLITS, DatasetSpec, SplitPolicy, check_name, name_from
+from eval_ingest.core.suite import DEFAULT_OUT
 from eval_ingest.engine import (
     MANY_WINDOWS,
     Progress,
@@ -63,8 +64,6 @@ if TYPE_CHECKING:
     from eval_ingest.report.tables import Board
     from eval_ingest.sweep.results import Leaderboard
 
-DEFAULT_OUT = "sweep_results"
-"""Where sweeps write."""
 
 Root = str | Path | None
 """An eval root: a path or URL; None: OLMOEARTH_EVAL_DATASETS."""

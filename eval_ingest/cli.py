@@ -12,14 +12,15 @@ import gc
 import re
 import shlex
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from importlib import import_module
+from pathlib import Path
 from typing import Any, NoReturn
 
 from eval_ingest import __version__
 from eval_ingest.completion import SHELLS, complete, dataset_names
-from eval_ingest.errors import EvalIngestError, UnknownDatasetError, lacking
+from eval_ingest.errors import EvalIngestError, UnknownDatasetError, brief, lacking
 from eval_ingest.interrupts import STOPPED, interruptible
 
 EXAMPLES = """\
@@ -88,6 +89,22 @@ examples, in ~/.bashrc, ~/.zshrc or ~/.config/fish/config.fish:
 """
 
 
+TASKS = """\
+examples:
+  eval-ingest tasks --format olmoearth > our_tasks.py
+  eval-ingest tasks --format olmoearth --datasets tolbi_crops nandi
+  eval-ingest tasks --format olmoearth --as overrides | \\
+    xargs python train.py train my_run local
+"""
+
+
+SIGNAL = """\
+examples:
+  eval-ingest signal tolbi_crops
+  eval-ingest signal --all --budget 120 --suite suites/proposed.yaml
+"""
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; 0 if it worked, 1 with a message if not, 2 for a usage error."""
     given = sys.argv[1:] if arguments is None else list(arguments)
@@ -140,6 +157,14 @@ def _complain(text: str) -> None:
     from eval_ingest.report.printing import told
 
     print(told(text.splitlines(), sys.stderr), file=sys.stderr)
+
+
+def _folder(text: str) -> Path:
+    from eval_ingest.core.arguments import folder_fault  # brings numpy, which --help does without
+
+    if fault := folder_fault(text):
+        raise argparse.ArgumentTypeError(f"{brief(text, 60)} {fault}; give a path on this machine")
+    return Path(text).expanduser()  # a shell doesn't in --out=~/sweeps
 
 
 # --------------------------------------------------------------------------------- what is said
@@ -205,7 +230,6 @@ class _OneName(argparse.Action):
 def _command(
     commands: Any,
     name: str,
-    run: Callable[[argparse.Namespace], int | None] | None,
     text: str,
     examples: str | None = None,
     dataset: str = "",
@@ -214,8 +238,7 @@ def _command(
 
     Args:
         commands: what argparse's add_subparsers returned.
-        name: of the command.
-        run: does it; None: the function run_NAME of commands.py.
+        name: of the command; run_NAME of commands.py does it.
         text: what it does.
         examples: of its use.
         dataset: "needed" or "or source" where it takes a dataset's name.
@@ -227,7 +250,7 @@ def _command(
         epilog=examples,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.set_defaults(run=run or partial(_run, name), parser=parser, dataset=dataset)
+    parser.set_defaults(run=partial(_run, name), parser=parser, dataset=dataset)
     if dataset:
         is_new = dataset == "or source"
         argument = parser.add_argument(
@@ -252,8 +275,8 @@ def _run(command: str, options: argparse.Namespace) -> int | None:
 
 def _parser() -> argparse.ArgumentParser:
     # They take a moment, in which a person may press Ctrl-C: by now that is listened to.
-    from eval_ingest.flags import add_spec_flags
-    from eval_ingest.sweep.command import add_commands as add_sweep_commands
+    from eval_ingest.core.suite import DEFAULT_OUT
+    from eval_ingest.flags import add_spec_flags, add_suite_flags
 
     parser = _Parser(
         prog="eval-ingest",
@@ -267,7 +290,7 @@ def _parser() -> argparse.ArgumentParser:
     switch = argparse.BooleanOptionalAction
 
     text = "ingest a dataset and register it"
-    ingest = command("ingest", None, text, INGEST_EXAMPLES, dataset="or source")
+    ingest = command("ingest", text, INGEST_EXAMPLES, dataset="or source")
     add_spec_flags(ingest)
     add = ingest.add_argument
     text = "publish it in the registry (default); without: all stages but the last"
@@ -276,34 +299,34 @@ def _parser() -> argparse.ArgumentParser:
     add("--dry-run", action="store_true", help="say what would be done; no writing")
 
     text = "take over what another tool has ingested"
-    adopt = command("adopt", None, text, ADOPT, dataset="needed")
+    adopt = command("adopt", text, ADOPT, dataset="needed")
     adopt.add_argument("--all", action="store_true", help="every dataset of another tool")
     text = "write what is found into its entry, where that says something else"
     adopt.add_argument("--correct", action="store_true", help=text)
 
     text = "show what is inferred, and from where"
-    add_spec_flags(command("validate", None, text, dataset="or source"))
+    add_spec_flags(command("validate", text, dataset="or source"))
 
-    add = command("discover", None, "find datasets, and say what is new").add_argument
+    add = command("discover", "find datasets, and say what is new").add_argument
     text = "look below it; may be repeated (default: EVAL_INGEST_STUDIO_ROOTS)"
     add("--root", action="append", metavar="PATH_OR_URL", help=text)
     add("--forget", metavar="NAME", help="no longer ignore a dataset that was removed")
     text = "list every window's name (default: where the last list may be old by now)"
     add("--full", action="store_true", help=text)
 
-    command("list", None, "datasets in the registry and in the catalog")
-    command("info", None, "everything about an ingested dataset", dataset="needed")
-    command("verify", None, "read back what was ingested and compare", dataset="needed")
-    command("report", None, "pictures, an HTML page and a dataset card", dataset="needed")
+    command("list", "datasets in the registry and in the catalog")
+    command("info", "everything about an ingested dataset", dataset="needed")
+    command("verify", "read back what was ingested and compare", dataset="needed")
+    command("report", "pictures, an HTML page and a dataset card", dataset="needed")
 
     text = "write a dataset as a folder to publish"
-    add = command("export", None, text, dataset="needed").add_argument
+    add = command("export", text, dataset="needed").add_argument
     add("--to", required=True, metavar="DIR", help="becomes an eval root")
     text = "with the rslearn copy (default), or only the packed samples"
     add("--windows", action=switch, default=True, help=text)
 
     text = "publish a dataset on the Hugging Face Hub"
-    add = command("publish", None, text, PUBLISH, dataset="needed").add_argument
+    add = command("publish", text, PUBLISH, dataset="needed").add_argument
     add("--to", required=True, metavar="hf://ORG/REPO", help="made if it isn't there")
     add("--licence", help="such as CC-BY-4.0; needed unless the dataset's spec says it")
     add("--citation", metavar="TEXT_OR_FILE", help='BibTeX or words; "" for none')
@@ -313,21 +336,48 @@ def _parser() -> argparse.ArgumentParser:
     add("--dry-run", action="store_true", help="list what would be sent")
 
     text = "copy a dataset from the Hugging Face Hub, and verify it"
-    add = command("pull", None, text).add_argument
+    add = command("pull", text).add_argument
     add("url", metavar="hf://ORG/REPO/NAME", help="with @REVISION after REPO for a certain one")
     add("--to", metavar="DIR", help="an eval root; default OLMOEARTH_EVAL_DATASETS")
 
-    remove = command("remove", None, "delete an ingested dataset", dataset="needed")
+    remove = command("remove", "delete an ingested dataset", dataset="needed")
     remove.add_argument("--yes", action="store_true", help="don't ask")
 
-    add_sweep_commands(commands, _command)
+    sweep = command("sweep", "score frozen encoders on ingested datasets, all or some")
+    add, out = sweep.add_argument, Path(DEFAULT_OUT)
+    add("--suite", type=_folder, metavar="YAML", help="a suite; flags win over what it says")
+    add_suite_flags(sweep)
+    add("--device", help="cpu or cuda; default: a GPU if there is one")
+    add("--out", type=_folder, default=out, metavar="DIR", help=f"default {out}")
+    add("--no-plots", action="store_true", help="no pictures")
+
+    add = command("leaderboard", "scores: datasets by encoders").add_argument
+    add("--out", type=_folder, default=out, metavar="DIR")
+    add("--plots", action="store_true", help="draw the pictures anew")
+
+    text = "how well datasets tell models apart"
+    add = command("signal", text, SIGNAL, dataset="needed").add_argument
+    add("--all", action="store_true", help="every dataset; proposes a suite")
+    text = "more models than constant, noise and pixels; default random, and olmoearth:nano "
+    text += "if its weights are at hand"
+    add("--encoder", dest="encoders", nargs="+", metavar="NAME", help=text)
+    add("--windows", type=int, default=256, metavar="N", help="of a split at most; default 256")
+    add("--budget", type=float, default=60.0, metavar="SECONDS", help="of the suite; default 60")
+    add("--suite", type=_folder, metavar="YAML", help="where the proposed suite is written")
+
+    text = "the registry as downstream tasks of another trainer"
+    add = command("tasks", text, TASKS).add_argument
+    add("--format", choices=("olmoearth",), default="olmoearth", help="whose trainer")
+    text = "a Python module with EVAL_TASKS (default), or command line arguments"
+    add("--as", dest="form", choices=("python", "overrides"), default="python", help=text)
+    add("--datasets", nargs="+", default=[], metavar="NAME", help="default: all")
 
     text = "what a shell has to run to complete this program's commands"
-    command("completion", None, text, COMPLETION).add_argument("shell", choices=SHELLS)
+    command("completion", text, COMPLETION).add_argument("shell", choices=SHELLS)
 
     registry = commands.add_parser("registry", help="look after registry.json")
     actions = registry.add_subparsers(metavar="ACTION", required=True)
-    _command(actions, "rebuild", None, "compile registry.json from every metadata.json")
+    _command(actions, "rebuild", "compile registry.json from every metadata.json")
     return parser
 
 

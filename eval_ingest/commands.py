@@ -7,7 +7,6 @@ What belongs here: one function a command, from its options to an exit code. Wha
 import argparse
 import json
 import sys
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,14 +17,12 @@ from eval_ingest.errors import EvalIngestError, SpecError, UnknownDatasetError
 from eval_ingest.flags import given_fields
 from eval_ingest.redaction import in_json
 from eval_ingest.report import terminal
-from eval_ingest.report.printing import Progress, say, told
+from eval_ingest.report.printing import Progress, say, screen, told
 from eval_ingest.settings import Settings
 from eval_ingest.store.roots.base import EvalRoot
 
 if TYPE_CHECKING:
     from eval_ingest.pipeline import Outcome
-
-JUDGED_AT_ONCE = 8
 
 
 def _show(options: argparse.Namespace, facts: Any, lines: list[str]) -> None:
@@ -105,7 +102,7 @@ def run_validate(options: argparse.Namespace) -> int:
 def run_discover(options: argparse.Namespace) -> int:
     """List what lies under some roots; 1 if one of them couldn't be looked into."""
     from eval_ingest.sources.looks import Memory
-    from eval_ingest.watching import State, look_at, survey
+    from eval_ingest.watching import State, judge_all, survey
 
     settings = Settings.load()
     roots = options.root or settings.studio_roots
@@ -118,8 +115,7 @@ def run_discover(options: argparse.Namespace) -> int:
     if not roots:
         raise SpecError("give --root PATH_OR_URL, or set EVAL_INGEST_STUDIO_ROOTS")
     found = survey(roots, settings, memory=partial(Memory, full=options.full))
-    with ThreadPoolExecutor(JUDGED_AT_ONCE, thread_name_prefix="discover") as pool:
-        judgements = list(pool.map(lambda sighting: look_at(sighting, settings), found.sightings))
+    judgements = judge_all(found.sightings, settings, options.full)
     judged = list(zip(found.sightings, judgements, strict=True))
     facts = {
         "datasets": [
@@ -127,7 +123,7 @@ def run_discover(options: argparse.Namespace) -> int:
                 "name": sighting.name,
                 "source": sighting.found.url,
                 "fingerprint": sighting.found.fingerprint,
-                "task": str(judgement.config.task.kind) if judgement.config else None,
+                "task": str(judgement.task.kind) if judgement.task else None,
                 "windows": sighting.found.windows,
                 "state": str(judgement.state),
                 "reason": judgement.reason,
@@ -269,6 +265,89 @@ def _agreed(what: str) -> bool:
     if not sys.stdin.isatty():
         raise SpecError(f"removing {what} needs --yes when nobody can be asked")
     return input(f"delete {what}? [y/N] ").strip().lower() == "y"
+
+
+# --------------------------------------------------------------------------------------- scores
+
+
+def run_sweep(options: argparse.Namespace) -> int:
+    """Score encoders on datasets; 1 if one of them couldn't be."""
+    from eval_ingest.sweep.run import run_sweep
+    from eval_ingest.sweep.suite import Suite
+
+    suite = Suite() if options.suite is None else Suite.load(options.suite)
+    suite = suite.having(**{name: getattr(options, name, None) for name in Suite.model_fields})
+    out, plots = options.out, []
+    with _progress(options) as progress:
+        tell = None if options.json else progress.line
+        table = run_sweep(suite, out, device=options.device, progress=progress, tell=tell)
+        if table.computed and not options.no_plots:
+            plots = _draw(out)
+    _show(options, table.facts(out, plots), table.lines(out, plots))
+    return 1 if table.failures else 0
+
+
+def _draw(out: Path) -> list[Path]:
+    from eval_ingest.sweep.plots import draw
+    from eval_ingest.sweep.results import read_rows
+
+    return draw(read_rows(out), out / "plots")
+
+
+def run_leaderboard(options: argparse.Namespace) -> int:
+    """Show what sweeps found."""
+    from eval_ingest.sweep.results import board_lines, leaderboard_json
+
+    boards = api.leaderboard(options.out)
+    if options.plots:
+        _draw(options.out)
+    width = screen() or 120
+    lines = [line for board in boards for line in board_lines(board, width)]
+    _show(options, leaderboard_json(boards), lines)
+    return 0
+
+
+def run_signal(options: argparse.Namespace) -> int:
+    """Measure how well datasets tell models apart; 1 if one of them couldn't be measured."""
+    from eval_ingest.store.atomic import write_bytes
+    from eval_ingest.sweep.signal import signal
+
+    with _progress(options) as progress:
+        found = signal(
+            "all" if options.all else options.name,
+            encoders=options.encoders,
+            most_windows=options.windows,
+            budget_s=options.budget,
+            progress=progress,
+        )
+    if options.suite is not None and found.suite:
+        write_bytes(options.suite, found.suite_text.encode())
+    _show(options, found.facts, found.lines())
+    return 1 if found.failures else 0
+
+
+def run_tasks(options: argparse.Namespace) -> int:
+    """Print the registry as tasks: code and arguments are passed on, and never wrapped."""
+    from eval_ingest.store.catalog import read_catalog
+    from eval_ingest.sweep.tasks import as_overrides, as_python, left_out_lines, trainer_tasks
+
+    settings = Settings.load()
+    known = read_catalog(settings, broken={})
+    found = trainer_tasks(open_root(settings), options.datasets, known)
+    if options.json:
+        tasks = {task.name: task.fields for task in found.tasks}
+        facts = {"registry": found.registry, "tasks": tasks, "left_out": found.left_out}
+        _show(options, facts, [])
+    elif options.form == "python":
+        print(as_python(found))
+    else:
+        print("\n".join(as_overrides(found)))
+        # Not among the arguments: these lines go to xargs.
+        print("\n".join(left_out_lines(found)), end="", file=sys.stderr)
+    return 0
+
+
+# ----------------------------------------------------------------------------------------- other
 
 
 def run_completion(options: argparse.Namespace) -> int:

@@ -1,6 +1,7 @@
 """Is a dataset still what was ingested? What was written, and where nothing was, the source."""
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -48,15 +49,15 @@ def verify_dataset(root: EvalRoot, name: str, progress: Progress) -> Verified:
         return Verified(found.checked, [*found.problems, *wrong])
     index, splits = stages["window_index"], stages["split_assignment"]
     splits = splits.joined(index)
+    beside = _Comparison(store, metadata, index, splits, progress)
     if metadata.spec.copy_mode == "index":
         compared = f"{len(splits.used)} windows of {metadata.source} compared"
-        differing = _otherwise(store, metadata, index, splits, progress)
+        differing = beside.otherwise()
     elif all(array.crc32c for shard in metadata.shards for array in shard.arrays.values()):
         return found  # checksums of the whole files were compared
     else:
         compared = f"{len(splits.used)} samples compared with what was decoded"
-        packed = partial(PackedSamples, store, metadata)
-        differing = _wrong_samples(store, metadata, index, splits, packed, progress)
+        differing = beside.wrong_samples(partial(PackedSamples, store, metadata))
     try:
         problems = list(differing)
     except EvalIngestError as error:
@@ -86,78 +87,75 @@ def _stages(store: DatasetStore, metadata: Metadata) -> tuple[dict[str, Any], li
     return stages, problems
 
 
-def _wrong_samples(
-    store: DatasetStore,
-    metadata: Metadata,
-    index: WindowIndex,
-    splits: SplitAssignment,
-    open_samples: Callable[[SplitIndex], PackedSamples | SourceSamples],
-    progress: Progress,
-) -> Iterator[str]:
-    """Samples that EvalDataset would give, and that aren't what was decoded."""
-    places = zip(index.groups, index.names, strict=True)
-    rows = {place: row for row, place in enumerate(places) if splits.splits[row] in SPLITS}
-    digests = index.table["pixel_digest"].to_pylist()
-    labels = numbers(index.table["label.crc32c"], 0)
-    moments = {m.name: index.moments(m.name) for m in metadata.config.modalities}
-    total, seen, dtype = len(rows), set(), target_dtype(metadata.config)
-    for split, file in metadata.splits.items():
-        found = SplitIndex(store.layout.path / file.index, metadata.name, list(moments))
-        samples = open_samples(found)
-        for k in range(len(found)):
-            place = found.groups[k], found.names[k]
-            if place in seen:
-                continue  # another crop of it
-            row = rows.pop(place, None)
-            seen.add(place)
-            if row is None or splits.splits[row] != split:
-                yield f"{file.index}: {found.window(k)} doesn't belong to {split}"
-                continue
-            pixels = {name: samples.array(k, name) for name in moments if found.timesteps[name][k]}
-            wrong = []
-            if label_digest(samples.array(k, TARGET).astype(dtype, copy=False)) != labels[row]:
-                wrong.append("label")
-            if pixel_digest(pixels, {name: moments[name][row] for name in pixels}) != digests[row]:
-                wrong.append("pixels")
-            if wrong:
-                what = "" if metadata.spec.copy_mode == "index" else "packed "
-                yield f"the {what}{' and '.join(wrong)} of {found.window(k)} have changed"
-            progress("samples compared", total - len(rows), total)
-    yield from (f"{group}/{name} is in no split's index" for group, name in rows)
+@dataclass(frozen=True)
+class _Comparison:
+    """A dataset beside what was recorded of it."""
 
+    store: DatasetStore
+    metadata: Metadata
+    index: WindowIndex
+    splits: SplitAssignment
+    progress: Progress
 
-def _otherwise(
-    store: DatasetStore,
-    metadata: Metadata,
-    index: WindowIndex,
-    splits: SplitAssignment,
-    progress: Progress,
-) -> Iterator[str]:
-    """Windows of a source that aren't what was indexed, by what is listed of their files.
+    def wrong_samples(
+        self, open_samples: Callable[[SplitIndex], PackedSamples | SourceSamples]
+    ) -> Iterator[str]:
+        """Samples that EvalDataset would give, and that aren't what was decoded."""
+        metadata, index, splits = self.metadata, self.index, self.splits.splits
+        places = zip(index.groups, index.names, strict=True)
+        rows = {place: row for row, place in enumerate(places) if splits[row] in SPLITS}
+        digests = index.table["pixel_digest"].to_pylist()
+        labels = numbers(index.table["label.crc32c"], 0)
+        moments = {m.name: index.moments(m.name) for m in metadata.config.modalities}
+        total, seen, dtype = len(rows), set(), target_dtype(metadata.config)
+        for split, file in metadata.splits.items():
+            found = SplitIndex(self.store.layout.path / file.index, metadata.name, list(moments))
+            samples = open_samples(found)
+            for k in range(len(found)):
+                place = found.groups[k], found.names[k]
+                if place in seen:
+                    continue  # another crop of it
+                row = rows.pop(place, None)
+                seen.add(place)
+                if row is None or splits[row] != split:
+                    yield f"{file.index}: {found.window(k)} doesn't belong to {split}"
+                    continue
+                there = [name for name in moments if found.timesteps[name][k]]
+                pixels = {name: samples.array(k, name) for name in there}
+                measured = {name: moments[name][row] for name in there}
+                wrong = []
+                if label_digest(samples.array(k, TARGET).astype(dtype, copy=False)) != labels[row]:
+                    wrong.append("label")
+                if pixel_digest(pixels, measured) != digests[row]:
+                    wrong.append("pixels")
+                if wrong:
+                    what = "" if metadata.spec.copy_mode == "index" else "packed "
+                    yield f"the {what}{' and '.join(wrong)} of {found.window(k)} have changed"
+                self.progress("samples compared", total - len(rows), total)
+        yield from (f"{group}/{name} is in no split's index" for group, name in rows)
 
-    A bucket lists checksums. In a folder, files are decoded too: a FUSE mount keeps no inodes, and
-    a damaged disk says nothing.
-    """
-    differing = list(_changed(metadata, index, splits, progress))
-    if not differing and "://" not in metadata.source:
-        decoded = partial(SourceSamples, metadata)
-        yield from _wrong_samples(store, metadata, index, splits, decoded, progress)
-    yield from differing
+    def otherwise(self) -> Iterator[str]:
+        """Windows of a source that aren't what was indexed, by what is listed of their files.
 
+        A bucket lists checksums. In a folder, files are decoded too: a FUSE mount keeps no inodes,
+        and a damaged disk says nothing.
+        """
+        differing = list(self.changed())
+        if not differing and "://" not in self.metadata.source:
+            yield from self.wrong_samples(partial(SourceSamples, self.metadata))
+        yield from differing
 
-def _changed(
-    metadata: Metadata, index: WindowIndex, splits: SplitAssignment, progress: Progress
-) -> Iterator[str]:
-    """Windows of the splits whose files aren't those that were indexed."""
-    used = index.table.take(row_numbers(splits.used))
-    names = (used[name].to_pylist() for name in ("group", "name", "source_digest"))
-    expected = {(group, name): digest for group, name, digest in zip(*names, strict=True)}
-    groups = sorted({group for group, _ in expected})
-    total = len(expected)
-    source = open_source(metadata.source)
-    for window in source.windows(groups, metadata.config.layer_names):
-        digest = expected.pop((window.group, window.name), None)
-        if digest not in (None, window.digest):
-            yield f"{window.key} has changed since it was indexed"
-        progress("windows compared", total - len(expected), total)
-    yield from (f"{group}/{name} is not in the source any more" for group, name in expected)
+    def changed(self) -> Iterator[str]:
+        """Windows of the splits whose files aren't those that were indexed."""
+        used = self.index.table.take(row_numbers(self.splits.used))
+        names = (used[name].to_pylist() for name in ("group", "name", "source_digest"))
+        expected = {(group, name): digest for group, name, digest in zip(*names, strict=True)}
+        groups = sorted({group for group, _ in expected})
+        total = len(expected)
+        source = open_source(self.metadata.source)
+        for window in source.windows(groups, self.metadata.config.layer_names):
+            digest = expected.pop((window.group, window.name), None)
+            if digest not in (None, window.digest):
+                yield f"{window.key} has changed since it was indexed"
+            self.progress("windows compared", total - len(expected), total)
+        yield from (f"{group}/{name} is not in the source any more" for group, name in expected)

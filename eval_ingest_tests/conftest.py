@@ -1,5 +1,6 @@
 """Shared fixtures: small real rslearn datasets, ingested once per test session."""
 
+import gc
 import os
 import shutil
 import signal
@@ -35,9 +36,11 @@ LONGEST = (
 def pytest_configure(config: pytest.Config) -> None:
     """Have tests write to memory, if there is room: they write and remove many small files.
 
-    And what they start listens to Ctrl-C, which shells have what runs in the background ignore.
+    What they start listens to Ctrl-C, which shells have what runs in the background ignore. And
+    workers are as many as cores: threads of torch in each would spin while they wait for another.
     """
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
     with suppress(OSError):
         told = Path("/proc/meminfo").read_text().split("MemAvailable:")[1]
         if min(shutil.disk_usage(IN_MEMORY).free, int(told.split()[0]) << 10) > ROOM:
@@ -49,6 +52,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The files that take longest first; within a file the order stays."""
     rank = {f"test_{name}.py": k for k, name in enumerate(LONGEST)}
     items.sort(key=lambda item: rank.get(item.path.name, len(rank)))
+
+
+def pytest_collection_finish() -> None:
+    """What is imported by now stays: looking for garbage in it takes longer than some tests."""
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)

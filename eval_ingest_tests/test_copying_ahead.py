@@ -201,3 +201,13 @@ def test_the_same_bytes_are_written_once_by_a_worker_that_was_lost(tmp_path: Pat
     windows.note([once])
     assert windows.noted() == {("g", "w"): once}
     assert (once.n_files, once.n_bytes) == (1, 1)
+
+
+def test_what_was_written_for_another_configuration_is_not_taken(tmp_path: Path) -> None:
+    from eval_ingest.store.window_files import Content, Windows
+
+    files, copy = [Content("metadata.json", lambda: b"{}")], Windows(tmp_path / "windows")
+    folder = tmp_path / "ahead"
+    once = WindowsAhead(folder, "mapped").write("g", "w", "digest", files)
+    assert WindowsAhead(folder, "not mapped").move(once, "val", copy) is None
+    assert WindowsAhead(folder, "mapped").move(once, "val", copy) is not None

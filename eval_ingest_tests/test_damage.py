@@ -14,7 +14,8 @@ import pytest
 
 from eval_ingest import EvalDataset, api, cli, pipeline
 from eval_ingest.core.entry import SPLIT_INDEX_VERSION
-from eval_ingest.core.index import INDEX_VERSION
+from eval_ingest.core.forms import TableForm
+from eval_ingest.core.index import INDEX_FORM
 from eval_ingest.core.resolved import SPLITS
 from eval_ingest.errors import IntegrityError, StoreError
 from eval_ingest.store.index_file import read_index
@@ -28,6 +29,7 @@ from eval_ingest.store.seal import (
     sealed_json,
     write_sealed_json,
 )
+from eval_ingest.store.split_index import SPLIT_INDEX_FORM
 from eval_ingest.store.tables import open_table, read_table, write_table
 from eval_ingest_tests.conftest import make_job
 from eval_ingest_tests.support import faults
@@ -99,14 +101,15 @@ def test_every_byte_of_a_table_counts(tmp_path: Path) -> None:
     path = tmp_path / "a.parquet"
     table = pa.table({"row": list(range(50)), "name": [f"crc32:{k:08x}" for k in range(50)]})
     write_table(path, table, {"kind": "k", "version": 1, "text": "crc32:00000000"})
-    found = read_table(path, "k", 1, "crops")
+    form = TableForm("k", 1, {})
+    found = read_table(path, form, "crops")
     assert found is not None and found[0].to_pydict() == table.to_pydict()
-    assert read_table(path, "k", 2, "crops") is None
+    assert read_table(path, TableForm("k", 2, {}), "crops") is None
     whole = path.read_bytes()
     for k in range(len(whole)):
         path.write_bytes(whole[:k] + bytes([whole[k] ^ 1]) + whole[k + 1 :])
         with pytest.raises(IntegrityError, match=CURE):
-            read_table(path, "k", 1, "crops")
+            read_table(path, form, "crops")
 
 
 @pytest.mark.parametrize("damage", [flip(10), flip(-300), cut, emptied, grown])
@@ -166,7 +169,7 @@ def test_swapped_axes_are_noticed_although_the_size_is_the_same(root: Path) -> N
 def changed_index(root: Path, column: str, value: int) -> None:
     """The index of train with another first value in a column, sealed as if we had written it."""
     path = one(root, "crops/train/index.*.arrow")
-    found = read_table(path, "split_index", SPLIT_INDEX_VERSION, "crops")
+    found = read_table(path, SPLIT_INDEX_FORM, "crops")
     assert found is not None
     table = found[0]
     values = table[column].to_pylist()
@@ -249,9 +252,9 @@ def test_what_is_opened_by_holds_what_samples_need(kind: str, root: Path) -> Non
 @pytest.mark.parametrize("fact", ["fingerprint", "row_key", "source", "extra"])
 def test_what_an_index_says_of_itself_has_its_form(fact: str, root: Path) -> None:
     path = root / "crops" / "window_index.parquet"
-    found = open_table(path, "window_index", INDEX_VERSION, "crops")
+    found = open_table(path, INDEX_FORM, "crops")
     assert found is not None
-    write_table(path, found[0].whole(), {**found[1], fact: ["x"]})
+    write_table(path, found[0].whole(), {**dict(found[1]), fact: ["x"]})
     with pytest.raises(IntegrityError, match=CURE):
         read_index(path)
 
@@ -312,7 +315,7 @@ def test_verify_names_the_samples_that_have_changed(name: str, what: str, root: 
 
 def test_verify_finds_samples_of_other_windows(root: Path) -> None:
     path = one(root, "crops/train/index.*.arrow")
-    found = read_table(path, "split_index", SPLIT_INDEX_VERSION, "crops")
+    found = read_table(path, SPLIT_INDEX_FORM, "crops")
     assert found is not None
     first, second, *_ = found[0]["row"].to_pylist()
     changed_index(root, "row", second)

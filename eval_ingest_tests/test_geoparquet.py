@@ -1,6 +1,7 @@
 """window_index.parquet as other tools read it, also where maps are cut open and at the poles."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import pytest
 import shapely
 
 from eval_ingest.core.footprints import Footprints, outlines
-from eval_ingest.core.index import index_schema
+from eval_ingest.core.index import INDEX_FORM, index_schema
 from eval_ingest.indexing.rows import add_geometry
 from eval_ingest.store.tables import open_table, write_table
 from eval_ingest_tests.support.indexes import make_config
@@ -101,9 +102,12 @@ def test_lists_of_a_window_without_bounds_are_such_as_older_readers_take(tmp_pat
     rows = [[0, 1, 2, 3], None]
     then = pa.table({"bounds": pa.array(rows, pa.list_(pa.int64(), 4))})  # as it was written once
     path = tmp_path / "window_index.parquet"
+    bounds = INDEX_FORM.columns["bounds"]
     facts = {"fingerprint": "f", "row_key": "r", "source": "s", "extra": {}}
-    write_table(path, then, {"kind": "window_index", "version": 1, **facts}, geo=False)
-    found = open_table(path, "window_index", 1, "crops")
+    write_table(
+        path, then, {"kind": "window_index", "version": INDEX_FORM.version, **facts}, geo=False
+    )
+    found = open_table(path, replace(INDEX_FORM, columns={"bounds": bounds}), "crops")
     assert found is not None and found[0]["bounds"].to_pylist() == rows
     assert found[0].schema.field("bounds").type == kinds["bounds"]
     assert found[0].whole().schema.field("bounds").type == kinds["bounds"]

@@ -58,6 +58,9 @@ def test_one_pass_reads_the_stream_once_and_no_window_again(
     assert ahead <= 16 * chunk < archive.stat().st_size
     pipeline.run_stage(job, "window_index")
     assert sum(had) - ahead == archive.stat().st_size and again == []
+    # Each window is written once, and waits there for its split.
+    assert not list(job.layout.archive.rglob("windows"))
+    assert len([*job.layout.ahead.glob("*/metadata.json")]) == len(index_values(reference))
     pipeline.ingest(make_job(archive, tmp_path / "root"))
     assert sum(had) - ahead == archive.stat().st_size
     assert_same_ingest(tmp_path / "root", reference)

@@ -4,6 +4,7 @@ import json
 import pickle
 import shutil
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -49,6 +50,14 @@ def through(
         for key, value in server.reached_at(found.address).items():
             monkeypatch.setenv(key, value)
         yield found
+
+
+def raise_index_version(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if a column of the index had changed its meaning since."""
+    newer = replace(core_index.INDEX_FORM, version=core_index.INDEX_VERSION + 1)
+    monkeypatch.setattr(index_file, "INDEX_FORM", newer)
+    for module in (core_index, build):
+        monkeypatch.setattr(module, "INDEX_VERSION", newer.version)
 
 
 @pytest.fixture
@@ -108,8 +117,7 @@ def test_samples_that_are_packed_and_not_copied_come_from_a_copy_too(
 def test_a_dataset_of_an_older_index_is_not_fetched_again(
     root: Path, through: Proxy, reference: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for module in (core_index, build, index_file):
-        monkeypatch.setattr(module, "INDEX_VERSION", core_index.INDEX_VERSION + 1)
+    raise_index_version(monkeypatch)
     job = make_job(URL, root)  # type: ignore[arg-type]
     outcomes = pipeline.ingest(job)
     assert outcomes[0].ran and outcomes[0].value.extra["n_read"] == 10
@@ -248,8 +256,7 @@ def test_an_archive_is_fetched_once_for_all_names_and_versions(
     assert sent(through) == {ending}
     through.reset()
     pipeline.ingest(make_job(url, any_root, "again"))  # type: ignore[arg-type]
-    for module in (core_index, build, index_file):
-        monkeypatch.setattr(module, "INDEX_VERSION", core_index.INDEX_VERSION + 1)
+    raise_index_version(monkeypatch)
     outcomes = pipeline.ingest(make_job(url, any_root, "again"))  # type: ignore[arg-type]
     assert outcomes[0].ran and outcomes[0].value.extra["n_read"] == 10
     assert sent(through) == set()

@@ -19,11 +19,11 @@ from eval_ingest.settings import Settings
 from eval_ingest.store.seal import sealed_json
 from eval_ingest.sweep import run as run_module
 from eval_ingest.sweep import splits as splits_module
-from eval_ingest.sweep.command import board_lines
 from eval_ingest.sweep.plots import draw
 from eval_ingest.sweep.results import (
     ResultTable,
     Row,
+    board_lines,
     leaderboards,
     read_rows,
     write_row,

@@ -5,7 +5,7 @@ ingest (0.2 to 0.6 s); nor by to_pylist, which makes an object of every value: a
 slower and larger where there are 100,000 rows.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from itertools import chain
 from typing import Any, TypeAlias
@@ -19,9 +19,36 @@ Column: TypeAlias = pa.ChunkedArray | pa.Array
 _EPOCH, _MICROSECOND = datetime(1970, 1, 1, tzinfo=UTC), timedelta(microseconds=1)
 
 
+class Texts(Sequence[str]):
+    """Columns of texts without null as one, joined by a slash: each is an object while it is used.
+
+    >>> list(Texts(pa.chunked_array([["a", "b"]]), pa.chunked_array([["c", "d"]])))
+    ['a/c', 'b/d']
+    """
+
+    def __init__(self, *columns: Column) -> None:
+        self._columns = columns
+
+    def __len__(self) -> int:
+        return len(self._columns[0])
+
+    def __getitem__(self, row: Any) -> Any:
+        if isinstance(row, slice):
+            return list(Texts(*(column[row] for column in self._columns)))
+        return "/".join(column[int(row)].as_py() for column in self._columns)
+
+    def __iter__(self) -> Iterator[str]:
+        for start in range(0, len(self), _FEW):
+            parts = (column.slice(start, _FEW).to_pylist() for column in self._columns)
+            yield from map("/".join, zip(*parts, strict=True))
+
+
+_FEW = 1 << 12
+
+
 def one_array(column: Column) -> pa.Array:
     """The column as one array, copied only if it is in pieces."""
-    if isinstance(column, pa.ChunkedArray):
+    if isinstance(column, pa.ChunkedArray) and column.num_chunks != 1:
         column = column.combine_chunks()
     if isinstance(column, pa.ChunkedArray):  # one piece, or none, stays chunked in some versions
         return column.chunk(0) if column.num_chunks else pa.nulls(0, column.type)
@@ -99,6 +126,12 @@ def encoded(column: Column) -> tuple[NDArray[np.int64], pa.Array]:
     """Codes as `codes` gives them, and the values that they stand for."""
     found = one_array(column).dictionary_encode()
     return numbers(found.indices, -1).astype(np.int64), found.dictionary
+
+
+def inner_values(lists: pa.ListArray) -> pa.Array:
+    """What the lists hold, one after the other; unlike flatten it imports no compute functions."""
+    first, last = (int(lists.offsets[k].as_py()) for k in (0, -1))
+    return lists.values.slice(first, last - first)
 
 
 def lengths(column: Column) -> NDArray[np.int64]:

@@ -2,15 +2,16 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from eval_ingest.core.bounds import Count, RelativePath, Split
 from eval_ingest.core.modality import MODALITIES
 from eval_ingest.core.reports import wrong_report
 from eval_ingest.core.resolved import PixelType, ResolvedConfig, sides_of
 from eval_ingest.core.signal import Signal
-from eval_ingest.core.spec import SPLIT_OPTION, SPLITS, DatasetSpec
+from eval_ingest.core.spec import NAME_PATTERN, SPLIT_OPTION, SPLITS, DatasetSpec
 
 METADATA_VERSION = 2
 SPLIT_INDEX_VERSION = 2
@@ -38,7 +39,7 @@ class NormStats(_Model):
 
     version: int = 1
     fingerprint: str
-    n_windows: int
+    n_windows: Count
     """Train windows that the statistics are from."""
     stats: BandStatsTable
     nodata: NodataTable = Field(default_factory=dict)
@@ -51,29 +52,33 @@ class ShardArray(_Model):
     dtype: PixelType
     uniform: bool
     """True: (N, ...) with the samples' shape; False: flat, with offsets."""
-    shape: tuple[int, ...] = Field(min_length=1)
+    shape: tuple[Count, ...] = Field(min_length=1)
     """Of the array."""
-    n_bytes: int
+    n_bytes: Count
     """Of the file, its header included."""
     crc32c: str | None = None
     """Of the file, as Google Cloud Storage writes it; under remote roots, and where exported."""
+
+
+ArrayName = Annotated[str, Field(pattern=r"\A[a-z0-9_]+\z")]
+"""A modality, or `target`."""
 
 
 class Shard(_Model):
     """A shard of packed samples under samples/."""
 
     name: Annotated[str, Field(pattern=r"\A[0-9a-z]+(-[0-9]+)?\z")]
-    rows: int
-    arrays: dict[Annotated[str, Field(pattern=r"\A[a-z0-9_]+\z")], ShardArray]
+    rows: Count
+    arrays: dict[ArrayName, ShardArray]
     """By modality, and `target`."""
 
 
 class SplitFile(_Model):
     """A split and its index."""
 
-    count: int
+    count: Count
     """Samples."""
-    windows: int | None = None
+    windows: Count | None = None
     """Windows that they are of; None: a sample each."""
     index: Annotated[str, Field(pattern=r"\A(train|val|test)/index\.[0-9a-f]+\.(arrow|parquet)\z")]
     """Relative to the dataset's folder."""
@@ -84,22 +89,25 @@ class SplitFile(_Model):
         return self.count if self.windows is None else self.windows
 
 
+Splits = Annotated[dict[Split, SplitFile], Field(min_length=len(SPLITS))]
+
+
 class CopyResult(_Model):
     """The outcome of the weka_copy stage."""
 
     version: int = 1
     fingerprint: str
-    mode: str
-    """`windows`, `stream` or `index`."""
-    files: dict[str, str] = Field(default_factory=dict)
+    mode: Literal["windows", "stream", "index", "adopted"]
+    """See `DatasetSpec.copy_mode`."""
+    files: dict[RelativePath, str] = Field(default_factory=dict)
     """What rslearn reads beside the windows: path in the dataset's folder, and its CRC32C."""
     shards: list[Shard]
-    splits: dict[str, SplitFile]
-    n_copied: int
+    splits: Splits
+    n_copied: Count
     """Windows in the rslearn copy."""
-    n_bytes: int
+    n_bytes: Count
     """Bytes of the rslearn copy."""
-    packed_bytes: int
+    packed_bytes: Count
 
 
 class Version(_Model):
@@ -107,9 +115,9 @@ class Version(_Model):
 
     fingerprint: str
     published_at: str
-    counts: dict[str, int]
+    counts: dict[Split, Count]
     """Samples a split."""
-    invalid: int
+    invalid: Count
     """Windows."""
     verdict: str
 
@@ -129,18 +137,18 @@ class Metadata(_Model):
     """metadata.json: everything about an ingested dataset."""
 
     version: int = METADATA_VERSION
-    name: str
+    name: Annotated[str, Field(pattern=rf"\A{NAME_PATTERN.pattern}\z")]
     fingerprint: str
     published_at: str
     spec: DatasetSpec
     config: ResolvedConfig
     source: str
-    splits: dict[str, SplitFile]
+    splits: Splits
     shards: list[Shard]
     norm_stats: BandStatsTable
     nodata: NodataTable = Field(default_factory=dict)
-    n_windows: int
-    invalid: dict[str, int]
+    n_windows: Count
+    invalid: dict[str, Count]
     """Invalid windows by reason."""
     split_report: dict[str, Any]
     quality: dict[str, Any] = Field(default_factory=dict)
@@ -150,17 +158,17 @@ class Metadata(_Model):
     warnings: list[str]
     fingerprints: dict[str, str]
     """By stage."""
-    window_size: int
+    window_size: Count
     """Side of the smallest sample in pixels."""
     optional_modalities: list[str] = Field(default_factory=list)
     """Modalities that some samples lack."""
-    timesteps: dict[str, tuple[int, int]] = Field(default_factory=dict)
+    timesteps: dict[str, tuple[Count, Count]] = Field(default_factory=dict)
     """The fewest and the most timesteps of a sample, by modality."""
     same_timesteps: bool = True
     """Each sample has equally many timesteps of every modality that isn't optional."""
-    num_timesteps: int
+    num_timesteps: Count
     """The most timesteps of any sample and modality."""
-    n_bytes: int = 0
+    n_bytes: Count = 0
     their_entry: str = ""
     """Of an adopted dataset: the JSON of its entry in registry.json before we added to it."""
     history: list[Version] = Field(default_factory=list)
@@ -177,18 +185,44 @@ def utc(stamp: str) -> str:
 
 
 _STATISTICS = {"mean", "std", "min", "max"}
+_STAGES = {"window_index", "split_assignment", "norm_stats", "weka_copy"}
 
 
-def wrong_field(metadata: Metadata) -> str:
-    """Where a record isn't what we write, though each field is of its kind; "" if it is."""
-    bands = {modality.name: set(modality.bands) for modality in metadata.config.modalities}
-    for name in bands.keys() | metadata.norm_stats.keys():
-        known = metadata.norm_stats.get(name, {})
-        told = [band for band, stats in known.items() if stats.keys() >= _STATISTICS]
-        if name not in bands or not bands[name].issubset(told):
-            return f"norm_stats.{name}"
-    classes = metadata.config.task.num_classes
-    return wrong_report(metadata.split_report, metadata.quality, classes)
+def wrong_field(metadata: Metadata, whole: bool = True) -> str:
+    """Where a record isn't what we write, though each field is of its kind; "" if it is.
+
+    Args:
+        metadata: the record.
+        whole: it isn't what `opening` makes of one.
+    """
+    config = metadata.config
+    bands = {modality.name: set(modality.bands) for modality in config.modalities}
+    stats, nodata = metadata.norm_stats, metadata.nodata
+    right = {
+        "norm_stats": stats.keys() == bands.keys()
+        and all(bands[name] <= known.keys() for name, known in stats.items())
+        and all(band.keys() >= _STATISTICS for known in stats.values() for band in known.values()),
+        "nodata": all(known.keys() <= bands.get(name, set()) for name, known in nodata.items()),
+        "optional_modalities": bands.keys() >= set(metadata.optional_modalities),
+        "timesteps": bands.keys() >= metadata.timesteps.keys(),
+        "splits": all(f.index.startswith(f"{split}/") for split, f in metadata.splits.items()),
+        "shards": all(_fits(shard, config) for shard in metadata.shards),
+        "fingerprints": not whole or metadata.fingerprints.keys() >= _STAGES,
+    }
+    wrong = config.wrong_field or next((name for name, holds in right.items() if not holds), "")
+    if wrong or not whole:
+        return wrong
+    return wrong_report(metadata.split_report, metadata.quality, config.task.num_classes)
+
+
+def _fits(shard: Shard, config: ResolvedConfig) -> bool:
+    """True if a shard has the arrays of a dataset, each with its axes."""
+    axes = {modality.name: 5 for modality in config.modalities}
+    axes["target"] = 3 if config.task.kind.per_pixel else 1
+    return shard.arrays.keys() == axes.keys() and all(
+        len(array.shape) == (axes[name] if array.uniform else 1)
+        for name, array in shard.arrays.items()
+    )
 
 
 def opening(metadata: Metadata) -> Metadata:

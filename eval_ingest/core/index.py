@@ -5,7 +5,7 @@ normalisation and stratified splits are column arithmetic: no pixel is read agai
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, TypeAlias
 
@@ -14,9 +14,9 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from eval_ingest.core.columns import (
+    Texts,
     codes,
     digest_numbers,
-    encoded,
     floats,
     is_text,
     lengths,
@@ -26,6 +26,18 @@ from eval_ingest.core.columns import (
 )
 from eval_ingest.core.fingerprint import fingerprint
 from eval_ingest.core.footprints import Footprints
+from eval_ingest.core.forms import (
+    ColumnForm,
+    Facts,
+    TableForm,
+    as_long,
+    crs_texts,
+    folder_names,
+    fours,
+    json_objects,
+    numbered_pairs,
+    outlines,
+)
 from eval_ingest.core.norm import MOMENTS
 from eval_ingest.core.resolved import ResolvedConfig
 from eval_ingest.core.task import TaskKind
@@ -52,57 +64,80 @@ def row_key(config: ResolvedConfig) -> str:
 Cuts: TypeAlias = int | NDArray[np.intp]
 """Which of `ResolvedConfig.cuts` the samples are counted in: one, or one per row."""
 
+
+class IndexFacts(Facts):
+    """What a window index says of itself."""
+
+    fingerprint: str
+    row_key: str
+    source: str
+    extra: dict[str, Any]
+
+
 _TIME = pa.timestamp("us", tz="UTC")
 _INTERVAL = pa.struct([("start", _TIME), ("end", _TIME)])
 _MOMENTS = pa.struct([(name, pa.list_(pa.float64())) for name in MOMENTS])
 _PROBLEM = pa.struct([("code", pa.string()), ("detail", pa.string())])
 
 
-def index_schema(config: ResolvedConfig) -> pa.Schema:
-    """The columns of a dataset's window index, sorted rows of (group, name)."""
-    fields: list[tuple[str, pa.DataType]] = [
-        ("group", pa.string()),
-        ("name", pa.string()),
-        ("crs", pa.string()),
-        ("x_resolution", pa.float64()),
-        ("y_resolution", pa.float64()),
+_COUNTS = ColumnForm(pa.list_(pa.int64()), right=as_long)
+
+INDEX_FORM = TableForm(
+    "window_index",
+    INDEX_VERSION,
+    {
+        "group": ColumnForm(pa.string(), whole=True, right=folder_names),
+        "name": ColumnForm(pa.string(), whole=True, right=folder_names),
+        "crs": ColumnForm(pa.string(), right=crs_texts),
+        "x_resolution": ColumnForm(pa.float64()),
+        "y_resolution": ColumnForm(pa.float64()),
         # Of 4. Where one is null, Arrow before 24, and so QGIS, reads no list of a fixed size.
-        ("bounds", pa.list_(pa.int64())),
-        ("height", pa.int32()),
-        ("width", pa.int32()),
-        ("time_start", _TIME),
-        ("time_end", _TIME),
-        ("options", pa.string()),
-        ("geometry", pa.binary()),
-        ("layers", pa.list_(pa.string())),
-        ("n_files", pa.int32()),
-        ("n_bytes", pa.int64()),
-        ("source_digest", pa.string()),
-        ("pixel_digest", pa.string()),
-        ("status", pa.string()),
-        ("problems", pa.list_(_PROBLEM)),
-        ("judged_by", pa.string()),
+        "bounds": ColumnForm(pa.list_(pa.int64()), low=-1 << 62, high=1 << 62, right=fours),
+        "height": ColumnForm(pa.int32()),
+        "width": ColumnForm(pa.int32()),
+        "time_start": ColumnForm(_TIME),
+        "time_end": ColumnForm(_TIME),
+        "options": ColumnForm(pa.string(), right=json_objects),
+        "geometry": ColumnForm(pa.binary(), right=outlines),
+        "layers": ColumnForm(pa.list_(pa.string())),
+        "n_files": ColumnForm(pa.int32()),
+        "n_bytes": ColumnForm(pa.int64()),
+        "source_digest": ColumnForm(pa.string()),
+        "pixel_digest": ColumnForm(pa.string()),
+        "status": ColumnForm(pa.string(), whole=True, of=frozenset({"valid", "invalid"})),
+        "problems": ColumnForm(pa.list_(_PROBLEM)),
+        "judged_by": ColumnForm(pa.string()),
+        "*.timesteps": ColumnForm(pa.int32()),
+        "*.timestamps": ColumnForm(pa.list_(_INTERVAL)),
+        "*.moments": ColumnForm(_MOMENTS, right=as_long),
+        "*.nodata": ColumnForm(pa.int64()),
+        "*.nodata_values": ColumnForm(pa.list_(pa.float64()), right=numbered_pairs),
+        # Counted in samples, one value (or one per class) for each of the configuration's cuts.
+        "label.crc32c": ColumnForm(pa.uint32()),
+        "label.samples": ColumnForm(pa.list_(pa.int32()), right=as_long),
+        "label.invalid": _COUNTS,
+        "label.class_counts": replace(_COUNTS, needed=False),
+        "label.moments": ColumnForm(_MOMENTS, needed=False, right=as_long),
+        "label.crop_targets": ColumnForm(pa.list_(pa.float64()), needed=False),
+    },
+    IndexFacts,
+)
+"""The columns of a dataset's window index, sorted rows of (group, name)."""
+
+
+def index_schema(config: ResolvedConfig) -> pa.Schema:
+    """The columns that a dataset's window index has."""
+    has_classes, crops = config.task.kind.has_classes, config.all_crops
+    left_out = {"label.moments" if has_classes else "label.class_counts"}
+    if not crops or config.task.kind.per_pixel:
+        left_out.add("label.crop_targets")
+    names = [name for name in INDEX_FORM.columns if name not in left_out]
+    of_modality = [name for name in names if name[0] == "*"]
+    at = names.index(of_modality[0])
+    names[at : at + len(of_modality)] = [
+        name.replace("*", modality.name) for modality in config.modalities for name in of_modality
     ]
-    for modality in config.modalities:
-        fields += [
-            (f"{modality.name}.timesteps", pa.int32()),
-            (f"{modality.name}.timestamps", pa.list_(_INTERVAL)),
-            (f"{modality.name}.moments", _MOMENTS),
-            (f"{modality.name}.nodata", pa.int64()),
-            (f"{modality.name}.nodata_values", pa.list_(pa.float64())),
-        ]
-    # Counted in samples, one value (or one per class) for each of the configuration's cuts.
-    fields += [
-        ("label.crc32c", pa.uint32()),
-        ("label.samples", pa.list_(pa.int32())),
-        ("label.invalid", pa.list_(pa.int64())),
-        ("label.class_counts", pa.list_(pa.int64()))
-        if config.task.kind.has_classes
-        else ("label.moments", _MOMENTS),
-    ]
-    if config.all_crops and not config.task.kind.per_pixel:
-        fields.append(("label.crop_targets", pa.list_(pa.float64())))
-    return pa.schema(fields)
+    return INDEX_FORM.schema(names)
 
 
 def moments_struct(moments: NDArray[np.float64]) -> dict[str, list[float]]:
@@ -137,21 +172,19 @@ class WindowIndex:
         return int(self.table.num_rows)
 
     @cached_property
-    def groups(self) -> list[str]:
+    def groups(self) -> Texts:
         """Group per row."""
-        places, values = encoded(self.table["group"])
-        names = values.to_pylist()  # few: each is there once
-        return [names[place] for place in places]
+        return Texts(self.table["group"])
 
     @cached_property
-    def names(self) -> list[str]:
+    def names(self) -> Texts:
         """Window name per row."""
-        return list(self.table["name"].to_pylist())
+        return Texts(self.table["name"])
 
     @cached_property
-    def keys(self) -> list[str]:
+    def keys(self) -> Texts:
         """`group/name` per row."""
-        return [f"{group}/{name}" for group, name in zip(self.groups, self.names, strict=True)]
+        return Texts(self.table["group"], self.table["name"])
 
     @cached_property
     def valid(self) -> NDArray[np.bool_]:

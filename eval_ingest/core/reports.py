@@ -6,22 +6,15 @@ Doesn't: making the reports (splits.py, quality.py), and showing them.
 
 from collections.abc import Mapping
 from functools import lru_cache
-from typing import Any, Literal, NotRequired
+from typing import Annotated, Any, Literal, NotRequired
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter, ValidationError
 from typing_extensions import TypedDict  # pydantic takes no other before Python 3.12
 
+from eval_ingest.core.bounds import Count, Split
 
-class _Counts(TypedDict):
-    train: int
-    val: int
-    test: int
-
-
-class _ClassCounts(TypedDict):
-    train: list[int]
-    val: list[int]
-    test: list[int]
+_Counts = Annotated[dict[Split, Count], Field(min_length=3)]
+_ClassCounts = Annotated[dict[Split, list[Count]], Field(min_length=3)]
 
 
 class _Spread(TypedDict):
@@ -36,18 +29,18 @@ class SplitReport(TypedDict):
     counts: _Counts
     samples: NotRequired[_Counts]
     labelled_samples: NotRequired[_Counts]
-    left_out: NotRequired[dict[str, int]]
+    left_out: NotRequired[dict[str, Count]]
     class_counts: NotRequired[_ClassCounts]
-    classes_missing: NotRequired[dict[str, list[str]]]
-    distance_from_train: NotRequired[dict[str, float]]
-    target: NotRequired[dict[str, _Spread]]
+    classes_missing: NotRequired[dict[Split, list[str]]]
+    distance_from_train: NotRequired[dict[Split, float]]
+    target: NotRequired[dict[Split, _Spread]]
 
 
 class _Finding(TypedDict):
     code: str
     severity: Literal["error", "warning", "note"]
-    count: int
-    of: int
+    count: Count
+    of: Count
     text: str
     examples: list[str]
 
@@ -57,17 +50,17 @@ class QualityReport(TypedDict):
 
     verdict: str
     reasons: list[str]
-    standard_error: NotRequired[dict[str, float | None]]
+    standard_error: NotRequired[dict[Split, float | None]]
     findings: list[_Finding]
 
 
 def wrong_report(split_report: Mapping[str, Any], quality: Mapping[str, Any], classes: int) -> str:
-    """Where reports aren't what we write; "" if they are, or aren't there."""
+    """Where reports aren't what we write; "" if they are."""
     for name, kind, report in (
         ("split_report", SplitReport, split_report),
         ("quality", QualityReport, quality),
     ):
-        if report:
+        if report or kind is SplitReport:
             try:
                 _adapter(kind).validate_python(report, strict=True)
             except ValidationError as error:

@@ -8,6 +8,8 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
 
+from eval_ingest.core.bounds import Count, Pixels, Split
+from eval_ingest.core.modality import MODALITIES
 from eval_ingest.core.task import Task
 
 SPLITS = ("train", "val", "test")
@@ -55,9 +57,9 @@ class BandSet(_Stored):
     bands: tuple[str, ...]
     dtype: PixelType
     """As stored."""
-    zoom_offset: int = 0
+    zoom_offset: Annotated[int, Field(ge=-30, le=30)] = 0
     """Stored at the window's resolution divided by 2 ** zoom_offset."""
-    spatial_size: tuple[int, int] | None = None
+    spatial_size: tuple[Pixels, Pixels] | None = None
     """Fixed (height, width), whatever the window's size."""
     nodata_value: float | None = None
     class_names: tuple[tuple[str, ...], ...] = ()
@@ -104,7 +106,7 @@ class LayerRead(_Frozen):
     """A layer to read, and which of its item groups."""
 
     layer: str
-    item_group: int | None
+    item_group: Count | None
     """One item group, or None for all completed ones in order."""
 
     @property
@@ -144,14 +146,14 @@ class MaskInput(_Frozen):
 class Pad(_Frozen):
     """rslearn's Pad transform: zeros around, or a crop where the image is larger."""
 
-    size: int
+    size: Pixels
     center: bool = False
     """Equal on all sides; otherwise at the bottom and right only."""
 
 
 class _Padded(_Frozen):
     pad: Pad | None = None
-    pads: dict[str, Pad | None] = Field(default_factory=dict)
+    pads: dict[Split, Pad | None] = Field(default_factory=dict)
     """By split, where it is another than `pad`."""
 
     def pad_of(self, split: str) -> Pad | None:
@@ -202,7 +204,7 @@ class SplitSelector(_Frozen):
     """Empty: any window name."""
     tags: dict[str, JsonValue] = Field(default_factory=dict)
     """Window options that must be present and, if the value isn't empty, equal, type included."""
-    num_samples: int | None = None
+    num_samples: Count | None = None
     """Only so many windows, the first by the SHA-256 of their names."""
 
     def selects(self, group: str, name: str, options: dict[str, object]) -> bool:
@@ -214,8 +216,7 @@ class SplitSelector(_Frozen):
         )
 
 
-Side = Annotated[int, Field(gt=0)]
-CropSize = Side | tuple[Side, Side]
+CropSize = Pixels | tuple[Pixels, Pixels]
 """Side of a square in pixels, or height and width."""
 
 
@@ -233,7 +234,7 @@ class CropGrid(_Frozen):
     """Every crop of a window is a sample: rslearn's load_all_crops."""
 
     size: CropSize
-    overlap: int = Field(default=0, ge=0)
+    overlap: Count = 0
     """Pixels that neighbours share; the last crop of a side, shifted inward, may share more."""
 
     @model_validator(mode="after")
@@ -250,6 +251,9 @@ class CropGrid(_Frozen):
         return sides_of(self.size)
 
 
+_Storage = Annotated[str, Field(pattern=r"\A(per_item_group|per_layer)\z")]
+
+
 class ResolvedConfig(_Frozen):
     """A dataset's configuration, resolved: what is predicted from what, and who said so."""
 
@@ -260,15 +264,17 @@ class ResolvedConfig(_Frozen):
     """The layers that modalities and label read, and no others."""
     crop_size: CropSize | None = None
     """The crop that the dataset's own training takes."""
-    all_crops: dict[str, CropGrid] = Field(default_factory=dict)
+    all_crops: dict[Split, CropGrid] = Field(default_factory=dict)
     """By split, where every crop of a window is a sample; other splits have a sample a window."""
-    selectors: dict[str, SplitSelector] = Field(default_factory=dict)
+    selectors: dict[Split, SplitSelector] = Field(default_factory=dict)
     """train, val, test as model.yaml declares them; empty if it doesn't."""
     declared_ratios: tuple[float, float, float] | None = None
     """train, val, test proportions from olmoearth_run.yaml's data splitter."""
-    window_storage: str = "file"
+    window_storage: Annotated[str, Field(pattern=r"\A(file|sqlite)\z")] = "file"
     """`file`, or `sqlite`: described in a database."""
-    data_storage: str = "per_item_group"
+    data_storage: Annotated[str, Field(pattern=r"\A(per_item_group|per_layer)\z")] = (
+        "per_item_group"
+    )
     """`per_item_group`, or `per_layer`: all item groups of a layer in one raster."""
     unsupported_inputs: tuple[str, ...] = ()
     """Inputs that no modality stands for (srtm, era5, ...): listed, not loaded."""
@@ -277,6 +283,21 @@ class ResolvedConfig(_Frozen):
     provenance: dict[str, str] = Field(default_factory=dict)
     """Field name to the place it was inferred from, such as `model.yaml: data.init_args.task`."""
     warnings: tuple[str, ...] = ()
+
+    @property
+    def wrong_field(self) -> str:
+        """Where it isn't what is resolved, though each field is of its kind; "" if it is."""
+        names, task = [modality.name for modality in self.modalities], self.task
+        for modality in self.modalities:
+            known = MODALITIES[modality.name].bands if modality.name in MODALITIES else ()
+            found = sorted((*modality.bands, *modality.missing_bands))
+            if not modality.bands or found != sorted(known) or names.count(modality.name) > 1:
+                return "config.modalities"
+        if task.kind.has_classes and len(task.classes) != task.num_classes:
+            return "config.task.classes"
+        if task.kind.per_pixel != (self.label.band is not None):
+            return "config.label.band"
+        return "" if names else "config.modalities"
 
     @property
     def cuts(self) -> tuple[str, ...]:

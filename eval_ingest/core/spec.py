@@ -15,6 +15,7 @@ from pydantic import (
     model_validator,
 )
 
+from eval_ingest.core.bounds import Pixels
 from eval_ingest.core.eval_settings import EvalSettings
 from eval_ingest.core.resolved import SPLITS as SPLITS
 from eval_ingest.core.task import TaskKind
@@ -161,7 +162,7 @@ class DatasetSpec(BaseModel):
     """Only these modalities; empty means all that model.yaml reads."""
     temporal_range: tuple[str, str] | None = None
     """ISO dates: only windows whose time range lies within."""
-    crop_size: int | None = Field(default=None, gt=0, le=16_384)
+    crop_size: Pixels | None = None
     """Side of a sample; default: as model.yaml says."""
     all_crops: tuple[Literal["train", "val", "test"], ...] | None = None
     """Splits in which every crop of a window is a sample, or none; default: those of which
@@ -249,9 +250,11 @@ class DatasetSpec(BaseModel):
 
     @model_validator(mode="after")
     def _adopted_as_it_is(self) -> Self:
+        if not self.adopted:
+            return self
         fields = ("groups", "tags", "temporal_range", "max_samples", "splits")
         asked = [name for name in fields if getattr(self, name) != _default(type(self), name)]
-        if self.adopted and asked:
+        if asked:
             raise ValueError(
                 f"{self.name} is adopted, and its windows stay in the splits that another tool "
                 f"gave them: no {', '.join(asked)} can be asked for; under another name it is "

@@ -19,7 +19,9 @@ from numpy.typing import NDArray
 from eval_ingest.core.columns import arrow_table, encoded, numbers, row_numbers
 from eval_ingest.core.crops import count_samples, cuts_of
 from eval_ingest.core.footprints import Footprints, connected, equal_area
+from eval_ingest.core.forms import ColumnForm, Facts, TableForm
 from eval_ingest.core.index import WindowIndex
+from eval_ingest.core.reports import SplitReport
 from eval_ingest.core.resolved import ResolvedConfig
 from eval_ingest.core.spec import SPLIT_OPTION, SPLITS, DatasetSpec, SplitPolicy, split_called
 from eval_ingest.errors import IntegrityError, SplitError
@@ -35,9 +37,26 @@ KEPT = "window option eval_split"
 _MAX_HALVINGS = 8
 """Blocks are made smaller at most this often: from 5 km to 40 m."""
 
-SCHEMA = pa.schema(
-    [("group", pa.string()), ("name", pa.string()), ("split", pa.string()), ("reason", pa.string())]
+
+class SplitFacts(Facts):
+    """What a split assignment says of itself."""
+
+    fingerprint: str
+    report: SplitReport
+
+
+SPLITS_FORM = TableForm(
+    "split_assignment",
+    SPLITS_VERSION,
+    {
+        "group": ColumnForm(pa.string(), whole=True),
+        "name": ColumnForm(pa.string(), whole=True),
+        "split": ColumnForm(pa.string(), whole=True, of=frozenset({*SPLITS, NONE})),
+        "reason": ColumnForm(pa.string(), whole=True),
+    },
+    SplitFacts,
 )
+SCHEMA = SPLITS_FORM.schema(SPLITS_FORM.columns)
 
 
 def inherited(

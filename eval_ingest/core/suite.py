@@ -9,6 +9,8 @@ from typing import Annotated
 from pydantic import BaseModel, ConfigDict, FailFast, field_validator
 
 ALL = "all"
+DEFAULT_OUT = "sweep_results"
+"""Where sweeps write."""
 
 
 class SuiteFields(BaseModel):

@@ -1,8 +1,11 @@
 """What is predicted: the task kinds, their classes, and how a stored label becomes a target."""
 
 from enum import StrEnum
+from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
+
+from eval_ingest.core.bounds import MOST_CLASSES, Whole
 
 IGNORE_LABEL = -1
 """The target value of pixels and windows without a valid class."""
@@ -31,13 +34,16 @@ class TaskKind(StrEnum):
         return self in (TaskKind.SEGMENTATION, TaskKind.REGRESSION)
 
 
+_Shade = Annotated[int, Field(ge=0, le=255)]
+
+
 class LabelClass(BaseModel):
     """One class; its id is its place in `Task.classes`."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True)
 
     name: str
-    color: tuple[int, int, int] | None = None
+    color: tuple[_Shade, _Shade, _Shade] | None = None
     """Red, green, blue, 0 to 255."""
 
 
@@ -47,14 +53,14 @@ class Task(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True)
 
     kind: TaskKind
-    num_classes: int = 1
+    num_classes: Annotated[int, Field(gt=0, le=MOST_CLASSES)] = 1
     """Classes including those that no pixel has; 1 for both regressions."""
     classes: tuple[LabelClass, ...] = ()
     """As many as num_classes for the kinds with classes, else empty."""
 
     nodata_value: float | None = None
     """Pixels of this value have no label; compared after `class_id_mapping`, before scaling."""
-    class_id_mapping: dict[int, int] | None = None
+    class_id_mapping: dict[Whole, Whole] | None = None
     """Stored class id to class id; ids that are not listed stay."""
     scale_factor: float = 1.0
     """Regressions: target = stored value * scale_factor."""

@@ -5,12 +5,18 @@ Where the raster lies and how it is decoded is geotiff.py and numpy_raster.py.
 
 import json
 from datetime import datetime
-from typing import Any, Self
+from functools import cached_property, lru_cache
+from typing import Any, Self, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
 from eval_ingest.decoding.metadata import MALFORMED, Interval, aware, first_line
 from eval_ingest.decoding.problems import Unreadable, broken
+
+Kind = TypeVar("Kind", bound="Sidecar")
+
+_SMALL = 1 << 12
+"""Bytes of those that are remembered."""
 
 
 class Sidecar(BaseModel):
@@ -22,11 +28,11 @@ class Sidecar(BaseModel):
     def parse(cls, data: bytes) -> Self:
         """Raises Unreadable if it isn't one."""
         try:
-            return cls.model_validate_json(data)
+            return _small(cls, data) if len(data) <= _SMALL else cls.model_validate_json(data)
         except ValidationError as error:
             raise broken(f"its metadata.json: {first_line(error)}") from error
 
-    @property
+    @cached_property
     def intervals(self) -> list[Interval] | None:
         """Start and end per timestep; None if it doesn't say."""
         if self.timestamps is None:
@@ -35,6 +41,12 @@ class Sidecar(BaseModel):
             return [(aware(start), aware(end)) for start, end in self.timestamps]
         except OverflowError as error:
             raise broken(f"its metadata.json: {error}") from error
+
+
+@lru_cache(maxsize=256)
+def _small(kind: type[Kind], data: bytes) -> Kind:
+    """Windows of the same months say the same, word for word."""
+    return kind.model_validate_json(data)
 
 
 class GeotiffSidecar(Sidecar):

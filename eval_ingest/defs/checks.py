@@ -11,6 +11,7 @@ import time
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -27,7 +28,6 @@ from eval_ingest.defs.running import step_on
 from eval_ingest.errors import EvalIngestError, IntegrityError
 from eval_ingest.redaction import MAX_SHOWN, in_markdown
 from eval_ingest.report.terminal import counts_text
-from eval_ingest.settings import Settings
 from eval_ingest.store.registry import require_metadata
 from eval_ingest.store.roots.base import EvalRoot
 from eval_ingest.store.roots.open import open_root
@@ -252,57 +252,68 @@ def evaluations(
             )
 
 
+@cache  # `dagster asset materialize` loads the definitions six times
 def asset_checks(
-    asset: dg.AssetKey,
-    dataset: str | None = None,
-    partitions: dg.PartitionsDefinition[str] | None = None,
+    asset: dg.AssetKey, partitions: dg.PartitionsDefinition[str] | None = None
 ) -> dg.AssetChecksDefinition:
     """All checks of an asset, of which some can be run alone.
 
     Args:
-        asset: where they are shown; those of a dataset's own are shown at registry_entry, too.
-        dataset: whose they are; default: the partition's.
+        asset: registry_entry or a dataset's own, whose results are shown at registry_entry, too.
         partitions: of the asset.
     """
+    # By hand: the decorator takes the same function apart anew for each of a thousand datasets.
+    op = dg.OpDefinition(
+        compute_fn=_run,
+        name=f"{identifier(asset.path[-1])}_checks",
+        description="Is the dataset fit to be an eval, and does it load?",
+        ins={"asset": dg.In(dg.Nothing)},
+        outs=_OUTS,
+        required_resource_keys={"settings"},
+    )
     with warnings.catch_warnings():
         # Checks of a partition are "in preview"; unpartitioned ones would be of all datasets.
         warnings.simplefilter("ignore", dg.PreviewWarning)
-        specs = [
-            dg.AssetCheckSpec(check, asset=asset, description=text, partitions_def=partitions)
-            for check, text in DESCRIPTIONS.items()
-        ]
-
-    @dg.multi_asset_check(
-        name=f"{identifier(asset.path[-1])}_checks",
-        description="Is the dataset fit to be an eval, and does it load?",
-        specs=specs,
-        can_subset=True,
-    )
-    def run(
-        context: dg.AssetCheckExecutionContext, settings: dg.ResourceParam[Settings]
-    ) -> Iterator[dg.AssetCheckResult]:
-        name = dataset or context.partition_key
-        assets = dict.fromkeys((registry_entry.key, asset))
-        wanted = [key.name for key in context.selected_asset_check_keys]
-        with step_on(name):
-            found = list(evaluations(open_root(settings), name, list(assets), wanted))
-            for evaluation in found:
-                if evaluation.asset_key != asset:
-                    context.op_execution_context.log_event(evaluation)  # type: ignore[arg-type]
-                    continue
-                if not evaluation.passed:
-                    level = evaluation.severity.value.lower()
-                    context.log.info(f"{evaluation.check_name}: {level}: {evaluation.description}")
-                yield dg.AssetCheckResult(
-                    asset_key=asset,
-                    check_name=evaluation.check_name,
-                    passed=evaluation.passed,
-                    metadata=evaluation.metadata,
-                    severity=evaluation.severity,
-                    description=evaluation.description,
+        made: dg.AssetChecksDefinition = dg.AssetChecksDefinition.create(
+            keys_by_input_name={"asset": asset},
+            node_def=op,
+            check_specs_by_output_name={
+                check: dg.AssetCheckSpec(
+                    check, asset=asset, description=text, partitions_def=partitions
                 )
+                for check, text in DESCRIPTIONS.items()
+            },
+            can_subset=True,
+        )
+    return made
 
-    return run
+
+_OUTS = {check: dg.Out(dg.Nothing, is_required=False) for check in DESCRIPTIONS}
+
+
+def _run(context: dg.OpExecutionContext, _: Mapping[str, Any]) -> Iterator[dg.AssetCheckResult]:
+    """The checks that are selected, of the one asset that they are about."""
+    (asset,) = {key.asset_key for key in context.selected_asset_check_keys}
+    name = context.partition_key if asset == registry_entry.key else asset.path[-1]
+    assets = dict.fromkeys((registry_entry.key, asset))
+    wanted = [key.name for key in context.selected_asset_check_keys]
+    with step_on(name):
+        found = evaluations(open_root(context.resources.settings), name, list(assets), wanted)
+        for evaluation in list(found):
+            if evaluation.asset_key != asset:
+                context.log_event(evaluation)  # type: ignore[arg-type]
+                continue
+            if not evaluation.passed:
+                level = evaluation.severity.value.lower()
+                context.log.info(f"{evaluation.check_name}: {level}: {evaluation.description}")
+            yield dg.AssetCheckResult(
+                asset_key=asset,
+                check_name=evaluation.check_name,
+                passed=evaluation.passed,
+                metadata=evaluation.metadata,
+                severity=evaluation.severity,
+                description=evaluation.description,
+            )
 
 
 registry_entry_checks = asset_checks(registry_entry.key, partitions=studio_datasets)

@@ -13,6 +13,7 @@ can't be had from here are left out.
 
 from collections.abc import Callable, Iterator, Mapping
 from functools import cache, partial
+from typing import Any
 
 import dagster as dg
 
@@ -35,8 +36,8 @@ from eval_ingest.store.roots.open import open_root
 GROUP = "eval_datasets"
 ELSEWHERE = "not_reachable_here"
 """Group of the datasets whose source isn't on this machine."""
-DATASET_TAG = "eval_ingest/dataset"
-"""On an op of a front door: whose it is."""
+SUMMARY = "summary"
+"""The last step, which the asset's own materialisation comes from."""
 TAKEN = frozenset({*STAGES, "eval_sweep"})
 """Assets that are not datasets."""
 
@@ -59,35 +60,36 @@ def dataset_assets(
         group = ELSEWHERE if why else GROUP
         if name not in TAKEN:
             found.append(_dataset_asset(name, _description(spec, settings, why), group))
-            found += [] if why else [_checks(name)]
+            found += [] if why else [asset_checks(dg.AssetKey([name]))]
     return found
 
 
 @cache  # `dagster asset materialize` loads the definitions six times, at milliseconds a dataset
 def _dataset_asset(name: str, description: str, group: str) -> dg.AssetsDefinition:
-    tag = {DATASET_TAG: name}
-    stages = [_stage_op(stage).tag(tag).alias(stage) for stage in STAGES]
-    summary = _summary_op().tag(tag).alias("summary")
-
-    # graph_asset would do, but it names its graph after the asset with - turned into _.
-    @dg.graph(name=identifier(name), out=dg.GraphOut())
-    def ingest():  # type: ignore[no-untyped-def]
-        done = None
-        for stage in stages:
-            done = stage() if done is None else stage(done)
-        return summary(done)
-
+    # By hand: the decorator takes each dataset's graph apart anew, and turns - into _.
+    graph = dg.GraphDefinition(name=identifier(name), **_steps())
     return dg.AssetsDefinition.from_graph(
-        ingest,
+        graph,
         keys_by_output_name={"result": dg.AssetKey([name])},
         group_name=group,
         descriptions_by_output_name={"result": description},
     )
 
 
-@cache
-def _checks(name: str) -> dg.AssetChecksDefinition:
-    return asset_checks(dg.AssetKey([name]), name)
+@cache  # the same for all datasets: to make six ops a dataset takes a thousand of them seconds
+def _steps() -> dict[str, Any]:
+    """Ops in their order, as a graph takes them."""
+    ops = {**{stage: _stage_op(stage) for stage in STAGES}, SUMMARY: _summary_op()}
+    order = {
+        dg.NodeInvocation(op.name, alias=step): {"start": dg.DependencyDefinition(before)}
+        for before, (step, op) in zip(["", *STAGES], ops.items(), strict=True)
+    }
+    order[next(iter(order))] = {}
+    return {
+        "node_defs": list(ops.values()),
+        "dependencies": order,
+        "output_mappings": [dg.OutputMapping("result", SUMMARY, "result")],
+    }
 
 
 def _description(spec: DatasetSpec, settings: Settings, out_of_reach: str) -> str:
@@ -106,7 +108,6 @@ _make_op: Callable[..., Callable[..., dg.OpDefinition]] = partial(
 )
 
 
-@cache  # the same for all datasets: to make six ops a dataset takes a thousand of them seconds
 def _stage_op(stage: str) -> dg.OpDefinition:
     @_make_op(
         name=f"{stage}_OF_ITS_DATASET",
@@ -116,7 +117,7 @@ def _stage_op(stage: str) -> dg.OpDefinition:
     def run(
         context: dg.OpExecutionContext, settings: dg.ResourceParam[Settings]
     ) -> Iterator[dg.Output[None]]:
-        name = context.op.tags[DATASET_TAG]
+        name = _dataset(context)
         if context.run.tags.get(PARTITION_TAG, name) != name:
             return  # what needs this op is skipped, too
         with step_on(name) as check:
@@ -146,20 +147,23 @@ def _stage_op(stage: str) -> dg.OpDefinition:
     return run
 
 
+def _dataset(context: dg.OpExecutionContext) -> str:
+    """Whose front door an op stands in: all share their ops."""
+    (key,) = context.assets_def.keys
+    return key.path[-1]
+
+
 def _is_of_many(run: dg.DagsterRun) -> bool:
     """True for a run of several datasets' own assets, such as of all there are."""
     return len((run.asset_selection or frozenset()) - {dg.AssetKey(name) for name in TAKEN}) > 1
 
 
-@cache
 def _summary_op() -> dg.OpDefinition:
-    """The op that the asset's own materialisation comes from."""
-
     @_make_op(name="summary_OF_ITS_DATASET", description="Say what the dataset is now.")
     def run(
         context: dg.OpExecutionContext, settings: dg.ResourceParam[Settings]
     ) -> Iterator[dg.Output[None]]:
-        name = context.op.tags[DATASET_TAG]
+        name = _dataset(context)
         with step_on(name):
             root = open_root(settings)
             store = root.dataset(name)

@@ -13,14 +13,13 @@ import dagster as dg
 from pydantic import Field
 
 from eval_ingest.core.fingerprint import fingerprint
-from eval_ingest.core.suite import SuiteFields
+from eval_ingest.core.suite import DEFAULT_OUT, SuiteFields
 from eval_ingest.defs.metadata import listed, png_metadata, table
 from eval_ingest.defs.partitions import studio_datasets
 from eval_ingest.defs.running import SWEEP_POOL, LogProgress, step_on
 from eval_ingest.errors import SweepError
 from eval_ingest.flags import docstrings
 from eval_ingest.settings import Settings
-from eval_ingest.sweep.command import DEFAULT_OUT
 
 if TYPE_CHECKING:
     from eval_ingest.sweep.results import ResultTable, Row

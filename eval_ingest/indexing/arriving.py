@@ -16,6 +16,7 @@ from concurrent.futures import Executor
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
+from eval_ingest.core.columns import arrow_rows
 from eval_ingest.core.index import index_schema
 from eval_ingest.engine import MANY_WINDOWS, executor, map_ordered
 from eval_ingest.errors import SourceError
@@ -24,12 +25,13 @@ from eval_ingest.indexing.build import index_task, known_rows, partial_rows
 from eval_ingest.indexing.packer import Packer, Packers
 from eval_ingest.indexing.partial import ARRIVED
 from eval_ingest.indexing.wanted import check_storage, groups_named
-from eval_ingest.indexing.work import IndexedShard, IndexTask
+from eval_ingest.indexing.work import CopyAhead, IndexedShard, IndexTask
 from eval_ingest.job import Job, read_again
 from eval_ingest.sources.archive import ArchiveSource
 from eval_ingest.sources.base import ANYBODY, Listed
 from eval_ingest.sources.tar import TarError
 from eval_ingest.sources.unpacking import ArrivedWindow, Unpacking
+from eval_ingest.store.ahead import WindowsAhead
 from eval_ingest.store.index_file import read_index
 from eval_ingest.store.seal import unless_damaged
 from eval_ingest.store.shards import PackRow
@@ -43,10 +45,11 @@ _SHARD_BYTES = 2 << 30
 """Of a shard: a run that is stopped loses what it has packed of one."""
 
 
-def index_arriving(job: Job) -> Job:
+def index_arriving(job: Job, copy_ahead: CopyAhead | None = None) -> Job:
     """Unpack an archive, if that is left to do, and index its windows on the way where that can be.
 
-    Gives the job with the configuration that all of the archive has.
+    They are copied, too, where that is told how. Gives the job with the configuration that all of
+    the archive has.
 
     Raises:
         SourceError: the archive is damaged, or refused.
@@ -62,7 +65,7 @@ def index_arriving(job: Job) -> Job:
         source.complete()
     else:
         check_storage(source, job.config)
-        _Arrivals(job, source).take_all()
+        _Arrivals(job, source, copy_ahead).take_all()
     return read_again(job)
 
 
@@ -87,7 +90,7 @@ class ArrivingTask:
         """Index the windows that are wanted, and write the files of those that are needed again."""
         wanted = [item for item in batch if item.is_wanted]
         if not wanted:
-            return IndexedShard(index_schema(self.index.config).empty_table())
+            return IndexedShard(arrow_rows([], index_schema(self.index.config)))
         source = self.source.arrived([item.window for item in wanted])
         task = replace(self.index, source=source, packer=wanted[0].packer)
         shard = task([(item.place, self.listed(item.window)) for item in wanted])
@@ -132,12 +135,13 @@ class ArrivingTask:
 class _Arrivals:
     """One pass over an archive."""
 
-    def __init__(self, job: Job, source: ArchiveSource) -> None:
+    def __init__(self, job: Job, source: ArchiveSource, copy_ahead: CopyAhead | None) -> None:
         self._job, self._source = job, source
         self._parts = partial_rows(job)
         self._parts.packing_key = ARRIVED
         self._groups = groups_named(job.spec, job.config)
-        self._task = ArrivingTask(source, index_task(job))
+        self._task = ArrivingTask(source, replace(index_task(job), copy_ahead=copy_ahead))
+        self._ahead = WindowsAhead(job.layout.ahead, job.row_key)
         self._waiting: deque[tuple[Packer | None, list[ArrivedWindow]]] = deque()
         self._packers: Packers | None = None
         self._published: list[str] = []
@@ -152,6 +156,7 @@ class _Arrivals:
         except SourceError:
             if not self._source.unpacked.exists():  # of a bad archive nothing stays
                 self._parts.clear()
+                self._ahead.clear()
                 samples = self._job.layout.samples
                 self._job.store.remove(samples / name for name in self._published)
             raise
@@ -217,8 +222,10 @@ class _Arrivals:
         for window in windows:
             window.files.clear()
         self._held += windows
-        is_written = self._job.spec.copy_mode == "windows" or self._packers is None
-        if self._parts.add(shard) and is_written:
+        self._ahead.note(shard.copied)
+        # One that waits for its split is read no more: its sample, too, is to be in its place.
+        is_kept = self._job.spec.copy_mode == "windows" and self._task.index.copy_ahead is None
+        if self._parts.add(shard) and (is_kept or self._packers is None):
             self._release(unpacking)
 
     def _publish(self, unpacking: Unpacking, before: Packer | None) -> None:

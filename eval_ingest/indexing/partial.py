@@ -1,15 +1,17 @@
 """What is done of an index: a run that was stopped goes on from there."""
 
 import shutil
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
+import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from eval_ingest.core.columns import row_numbers
+from eval_ingest.core.forms import ColumnForm, Facts, TableForm
+from eval_ingest.core.index import INDEX_FORM
 from eval_ingest.core.resolved import ResolvedConfig
 from eval_ingest.indexing.packer import Packer, pack_rows
 from eval_ingest.indexing.work import IndexedShard
@@ -17,7 +19,17 @@ from eval_ingest.store.seal import unless_damaged
 from eval_ingest.store.shards import PackRow
 from eval_ingest.store.tables import read_table, write_table
 
-PARTIAL_VERSION = 3
+
+class PartialFacts(Facts):
+    """What rows of a stopped run say of themselves."""
+
+    row_key: str
+    packing: str
+
+
+PARTIAL_FORM = TableForm(
+    "partial_rows", 3, {**INDEX_FORM.columns, "place": ColumnForm(pa.int64())}, PartialFacts
+)
 ARRIVED = "arrived"
 """The packing key of rows whose samples, if they were packed, lie among the dataset's others."""
 PARTIAL_ROWS = 2048
@@ -47,13 +59,13 @@ class PartialRows:
         found = []
         for path in sorted(self._folder.glob("*.parquet")) if self._folder.is_dir() else []:
             part = unless_damaged(partial(self._read, path))
-            if part is not None and part[1].get("row_key") == self._key:
+            if part is not None and part[1].row_key == self._key:
                 table, facts = part
-                found.append(Rows(table.drop_columns("place"), table["place"], facts["packing"]))
+                found.append(Rows(table.drop_columns("place"), table["place"], facts.packing))
         return found
 
-    def _read(self, path: Path) -> tuple[pa.Table, dict[str, Any]] | None:
-        return read_table(path, "partial_rows", PARTIAL_VERSION, self._folder.parent.name)
+    def _read(self, path: Path) -> tuple[pa.Table, PartialFacts] | None:
+        return read_table(path, PARTIAL_FORM, self._folder.parent.name)
 
     def add(self, shard: IndexedShard) -> bool:
         """Keep some rows, in files of about PARTIAL_ROWS rows; True if all are on the disk now."""
@@ -72,8 +84,8 @@ class PartialRows:
         if self.packer is not None:
             self.packer.sync()
         facts = {
-            "kind": "partial_rows",
-            "version": PARTIAL_VERSION,
+            "kind": PARTIAL_FORM.kind,
+            "version": PARTIAL_FORM.version,
             "row_key": self._key,
             "packing": self.packer.key if self.packer is not None else self.packing_key,
         }
@@ -98,7 +110,7 @@ class Rows:
     packing: str = ""
     """The key of the packer, see `Packer.key`."""
 
-    def take(self, rows: Sequence[int]) -> "Rows":
+    def take(self, rows: NDArray[np.int64]) -> "Rows":
         """Some of them, each once and in their order."""
         if len(rows) == self.table.num_rows and isinstance(self.table, pa.Table):
             return self  # of a stored table the rows are read, and put together with others

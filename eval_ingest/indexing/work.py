@@ -54,10 +54,10 @@ class IndexTask:
                 continue
             packed = self._pack(place, sample)
             result.packed += packed
-            if packed and self.copy_ahead is not None:
-                copied = self.copy_ahead(files, reader)
-                result.copied += [copied] if copied is not None else []
-            if self.copy_mode == "windows" or (self.copy_mode == "stream" and not packed):
+            copied = self.copy_ahead(files, reader) if packed and self.copy_ahead else None
+            if copied is not None:
+                result.copied.append(copied)
+            elif self.copy_mode == "windows" or (self.copy_mode == "stream" and not packed):
                 reader.keep()
         result.table = arrow_rows(rows, index_schema(self.config))
         return result

@@ -6,12 +6,12 @@ load_all_crops (load_all_patches), overlap_pixels (overlap_ratio).
 
 from collections.abc import Iterable
 
+from eval_ingest.core.bounds import MOST_PIXELS
 from eval_ingest.core.resolved import CropGrid, CropSize, ModalityInput, sides_of, size_text
 from eval_ingest.core.spec import SPLITS, DatasetSpec
 from eval_ingest.errors import ConfigError
 from eval_ingest.inference.model_yaml import Declaration, SplitConfigs, elements
-from eval_ingest.inference.node import Node
-from eval_ingest.inference.notes import Notes
+from eval_ingest.inference.node import Node, Notes
 from eval_ingest.inference.run_yaml import RunYaml
 from eval_ingest.inference.transforms import size_range
 
@@ -94,9 +94,9 @@ def _size(node: Node, notes: Notes) -> CropSize:
             notes.warn(f"{node.place}: crops of {low} to {high - 1} pixels; {high - 1} is taken")
     else:
         sides = [item.integer() for item in elements(node)]
-    if len(sides) not in (1, 2) or not all(side is not None and side > 0 for side in sides):
+    if len(sides) not in (1, 2) or not all(0 < (side or 0) <= MOST_PIXELS for side in sides):
         raise node.error(
-            f"is {node.shown}, but must be a positive number of pixels, or width and height"
+            f"is {node.shown}, but must be 1 to {MOST_PIXELS:,} pixels, or width and height"
         )
     width, height = sides[0] or 0, sides[-1] or 0
     return width if width == height else (height, width)

@@ -6,6 +6,7 @@ has given up.
 
 from dataclasses import dataclass
 
+from eval_ingest.core.bounds import MOST_PIXELS
 from eval_ingest.core.resolved import BandSet, Layer
 from eval_ingest.inference.formats import (
     data_storage,
@@ -30,7 +31,6 @@ _DTYPES = (
 _MOST_BANDS = 65_535
 """That a TIFF can have."""
 _MOST_ZOOM = 30
-_MOST_PIXELS = 65_536
 """Along a side, as of windows."""
 
 
@@ -167,7 +167,7 @@ def _class_names(band_set: Node) -> tuple[tuple[str, ...], ...]:
 def _spatial_size(node: Node) -> tuple[int, int] | None:
     if not node.given:
         return None
-    sides = [side.integer(1, _MOST_PIXELS) for side in node.items()]
+    sides = [side.integer(1, MOST_PIXELS) for side in node.items()]
     if len(sides) != 2 or not all(sides):
         raise node.error(f"is {node.shown}, but must be [height, width]")
     return (sides[0] or 0, sides[1] or 0)

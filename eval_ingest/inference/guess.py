@@ -13,8 +13,7 @@ from eval_ingest.core.task import TaskKind
 from eval_ingest.errors import InferenceError
 from eval_ingest.inference.dataset_json import DatasetJson
 from eval_ingest.inference.model_yaml import DataInput, Declaration
-from eval_ingest.inference.node import Node
-from eval_ingest.inference.notes import Notes
+from eval_ingest.inference.node import Node, Notes
 from eval_ingest.inference.run_yaml import RunYaml
 from eval_ingest.inference.tasks import TaskDeclaration, declare_task
 

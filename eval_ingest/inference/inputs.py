@@ -14,7 +14,7 @@ from eval_ingest.core.resolved import Layer, MaskInput, ModalityInput
 from eval_ingest.errors import ConfigError, InferenceError, UnsupportedError
 from eval_ingest.inference.dataset_json import DatasetJson
 from eval_ingest.inference.model_yaml import DataInput
-from eval_ingest.inference.notes import Notes
+from eval_ingest.inference.node import Notes
 from eval_ingest.inference.transforms import Masking, Replay, Stream
 
 _PACKED_TYPES = ("uint8", "uint16", "int16", "int32", "float32")

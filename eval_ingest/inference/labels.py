@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TypeVar
 
+from eval_ingest.core.bounds import MOST_CLASSES
 from eval_ingest.core.resolved import LabelInput
 from eval_ingest.core.spec import DatasetSpec
 from eval_ingest.core.task import LabelClass, Task, TaskKind
@@ -13,14 +14,12 @@ from eval_ingest.errors import InferenceError
 from eval_ingest.inference.dataset_json import DatasetJson
 from eval_ingest.inference.inputs import check_bands, mask_input, raster_bands, read_layer
 from eval_ingest.inference.model_yaml import DataInput
-from eval_ingest.inference.node import Node
-from eval_ingest.inference.notes import Notes
+from eval_ingest.inference.node import Node, Notes
 from eval_ingest.inference.run_yaml import LabelValue, OutputField, RunYaml, parse_color
 from eval_ingest.inference.tasks import TaskDeclaration
 from eval_ingest.inference.transforms import Replay
 
 _Item = TypeVar("_Item")
-_MAX_CLASSES = 10_000
 _NODATA_NAME = re.compile(r"no[ _-]?data", re.IGNORECASE)
 _VECTOR_KINDS = (TaskKind.CLASSIFICATION, TaskKind.SCALAR_REGRESSION)
 
@@ -262,7 +261,7 @@ class TaskReader:
     def _count(self) -> int | None:
         """num_classes, or how many classes the task lists."""
         node = self.declared.args.get("num_classes")
-        count = node.integer(1, _MAX_CLASSES)
+        count = node.integer(1, MOST_CLASSES)
         if count is None:
             node = self.declared.args.get("classes")
             count = len(node.names()) or None
@@ -341,7 +340,7 @@ class TaskReader:
         if count is None:
             ids = {mapping.get(v, v) if mapping else v: name for v, name in names.items()}
             highest = max((i for i in ids if i != self._nodata), default=-1)
-            return _Names(place, ids, min(highest + 1, _MAX_CLASSES))
+            return _Names(place, ids, min(highest + 1, MOST_CLASSES))
         kept = {v: name for v, name in names.items() if v != self._nodata or v < count}
         return _Names(place, self._to_ids(kept, count, mapped), count)
 

@@ -11,8 +11,7 @@ from typing import Any
 from eval_ingest.core.plain_yaml import untyped
 from eval_ingest.core.resolved import InputPart, LayerRead, SplitSelector
 from eval_ingest.core.spec import SPLITS
-from eval_ingest.inference.node import Node, check_class_paths, parse_yaml
-from eval_ingest.inference.notes import Notes
+from eval_ingest.inference.node import Node, Notes, check_class_paths, parse_yaml
 from eval_ingest.inference.tasks import TaskDeclaration, choose_task, target_images
 
 

@@ -9,7 +9,7 @@ import json
 import math
 import re
 from collections.abc import Callable, Hashable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from eval_ingest.core.plain_yaml import (
@@ -288,3 +288,21 @@ def check_class_paths(root: Node) -> None:
             waiting.extend(node.entries().values())
         else:
             waiting.extend(node.items())
+
+
+@dataclass
+class Notes:
+    """Collects provenance and warnings; handed through the steps of `inference.resolve.resolve`."""
+
+    provenance: dict[str, str] = field(default_factory=dict)
+    """Field name to the place it came from."""
+    warnings: list[str] = field(default_factory=list)
+
+    def origin(self, name: str, place: str) -> None:
+        """Record where the value of a field came from."""
+        self.provenance[name] = place
+
+    def warn(self, text: str) -> None:
+        """Record a warning, once."""
+        if text not in self.warnings:
+            self.warnings.append(text)

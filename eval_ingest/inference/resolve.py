@@ -17,8 +17,7 @@ from eval_ingest.inference.guess import guess
 from eval_ingest.inference.inputs import ModalityReader, raster_bands, read_layer
 from eval_ingest.inference.labels import TaskReader
 from eval_ingest.inference.model_yaml import DataInput, Declaration, parse_model_yaml
-from eval_ingest.inference.node import Node, with_variables
-from eval_ingest.inference.notes import Notes
+from eval_ingest.inference.node import Node, Notes, with_variables
 from eval_ingest.inference.run_yaml import RunYaml
 from eval_ingest.inference.transforms import MissingError, Replay, replay
 

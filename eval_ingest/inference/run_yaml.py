@@ -8,8 +8,7 @@ from dataclasses import dataclass
 
 from eval_ingest.core.resolved import SplitSelector
 from eval_ingest.core.spec import SPLITS
-from eval_ingest.inference.node import Node, parse_yaml
-from eval_ingest.inference.notes import Notes
+from eval_ingest.inference.node import Node, Notes, parse_yaml
 
 _ROUNDING = 1e-6
 

@@ -9,8 +9,7 @@ from collections.abc import Mapping
 from dataclasses import KW_ONLY, dataclass, field
 
 from eval_ingest.core.task import TaskKind
-from eval_ingest.inference.node import Node, check_class_path
-from eval_ingest.inference.notes import Notes
+from eval_ingest.inference.node import Node, Notes, check_class_path
 
 TASK_KINDS = {
     "SegmentationTask": TaskKind.SEGMENTATION,

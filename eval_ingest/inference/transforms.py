@@ -12,10 +12,10 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
+from eval_ingest.core.bounds import MOST_PIXELS
 from eval_ingest.core.resolved import Pad
 from eval_ingest.errors import ConfigError
-from eval_ingest.inference.node import Node, check_class_path
-from eval_ingest.inference.notes import Notes
+from eval_ingest.inference.node import Node, Notes, check_class_path
 
 _CHANCE = re.compile(r"Random\w*|\w*(Flip|Noise|Jitter|Dropout|Augment|Augmentation)")
 _CHANNELS = ("0", "channel")
@@ -255,8 +255,8 @@ class Replay:
         if high - low != 1:
             self._drop(f"Pad (random size, {low} to {high - 1})")
             return None
-        if low < 1:
-            raise args.get("size").error(f"is {low}, but must be a positive number of pixels")
+        if not 0 < low <= MOST_PIXELS:
+            raise args.get("size").error(f"is {low}, but must be 1 to {MOST_PIXELS:,} pixels")
         mode = _or(args.get("mode"), "topleft").text()
         if mode not in ("topleft", "center"):
             raise args.get("mode").error(f"is {mode!r}, but must be topleft or center")

@@ -1,7 +1,7 @@
 """Samples to batches, also where windows differ in size or number of timesteps."""
 
 from collections.abc import Sequence
-from typing import Any, overload
+from typing import Any
 
 import torch
 
@@ -18,13 +18,7 @@ class Samples(Sequence[dict[str, Any]]):
     def __len__(self) -> int:
         return len(self.batch["window"])
 
-    @overload
-    def __getitem__(self, i: int) -> dict[str, Any]: ...
-
-    @overload
-    def __getitem__(self, i: slice) -> list[dict[str, Any]]: ...
-
-    def __getitem__(self, i: int | slice) -> dict[str, Any] | list[dict[str, Any]]:
+    def __getitem__(self, i: Any) -> Any:
         if isinstance(i, slice):
             return [self[k] for k in range(*i.indices(len(self)))]
         return {

@@ -1,35 +1,14 @@
 """How an EvalDataset shows itself: as an expression that opens it again, and in a notebook."""
 
 import inspect
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Protocol
+from collections.abc import Iterable
+from typing import Any, TypeAlias
 
-from eval_ingest.core.entry import Metadata
 from eval_ingest.core.images import class_colors
-from eval_ingest.core.task import Task
 from eval_ingest.redaction import in_html, redacted
 
-
-class Shown(Protocol):
-    """What is asked of an EvalDataset, which imports this."""
-
-    def __len__(self) -> int: ...
-    @property
-    def metadata(self) -> Metadata: ...
-    @property
-    def arguments(self) -> dict[str, Any]: ...
-    @property
-    def task(self) -> Task: ...
-    @property
-    def part(self) -> Any: ...
-    @property
-    def classes(self) -> Sequence[str]: ...
-    @property
-    def bands(self) -> Mapping[str, Sequence[str]]: ...
-    def value_range(self, modality: str) -> tuple[float, float]: ...
-    def shape(self, i: int = 0) -> Mapping[str, tuple[int, ...]]: ...
-    def sides(self, i: int = 0) -> tuple[tuple[int, int], tuple[int, int]]: ...
-
+Shown: TypeAlias = Any
+"""An EvalDataset, which imports this."""
 
 _ALWAYS = ("normalize", "method", "crop")
 """Arguments that decide over what a model sees, and are told also where they are the default's."""

@@ -2,8 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from functools import cached_property
-from numbers import Integral
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -73,17 +72,11 @@ class SampleWindows:
     def __len__(self) -> int:
         return int(self._facts.num_rows)
 
-    @overload
-    def __getitem__(self, i: int) -> dict[str, Any]: ...
-
-    @overload
-    def __getitem__(self, i: slice) -> list[dict[str, Any]]: ...
-
-    def __getitem__(self, i: int | slice) -> dict[str, Any] | list[dict[str, Any]]:
+    def __getitem__(self, i: Any) -> Any:
         """A row, or a slice of them, without outlines."""
         if isinstance(i, slice):
             return [self[k] for k in range(len(self))[i]]
-        if not isinstance(i, Integral):
+        if not isinstance(i, int | np.integer):
             raise TypeError(f"rows are numbered; {i!r} may be a column: it is in .to_pandas()")
         if not -len(self) <= i < len(self):
             raise IndexError(f"row {i} of {len(self)}")

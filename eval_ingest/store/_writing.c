@@ -21,12 +21,14 @@ typedef struct {
     int mode;
 } File;
 
-/* Makes the folders above a path, those that aren't there. */
-static int make_folders(int root, const char *path)
+/* Makes the folders above a path, those that aren't there and that the file before hasn't. */
+static int make_folders(int root, const char *path, const char *before)
 {
     char folder[LONGEST];
     for (const char *slash = strchr(path, '/'); slash != NULL; slash = strchr(slash + 1, '/')) {
         const size_t length = (size_t)(slash - path);
+        if (strncmp(path, before, length + 1) == 0)
+            continue;
         if (length >= LONGEST)
             return ENAMETOOLONG;
         memcpy(folder, path, length);
@@ -71,19 +73,16 @@ static int compare(int opened, const char *bytes, size_t size, char *buffer)
     }
 }
 
-static int write_file(int root, const File *file, char *buffer)
+static int write_file(int root, const File *file, const char *before, char *buffer)
 {
+    int error = make_folders(root, file->path, before);
+    if (error)
+        return error;
     const int flags = O_RDWR | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC;
-    int opened = openat(root, file->path, flags, file->mode);
-    if (opened < 0 && errno == ENOENT) {
-        const int error = make_folders(root, file->path);
-        if (error)
-            return error;
-        opened = openat(root, file->path, flags, file->mode);
-    }
+    const int opened = openat(root, file->path, flags, file->mode);
     if (opened < 0)
         return errno;
-    int error = write_all(opened, file->bytes, file->size);
+    error = write_all(opened, file->bytes, file->size);
     if (!error && file->size > 0)
         error = compare(opened, file->bytes, file->size, buffer);
     if (close(opened) < 0 && !error)
@@ -144,7 +143,7 @@ static PyObject *py_write_files(PyObject *self, PyObject *args)
     else if (root < 0)
         error = errno;
     for (; k < count && !error; k++)
-        error = write_file(root, &files[k], buffer);
+        error = write_file(root, &files[k], k ? files[k - 1].path : "", buffer);
     if (root >= 0)
         close(root);
     free(buffer);

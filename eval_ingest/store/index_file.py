@@ -2,16 +2,16 @@
 
 from pathlib import Path
 
-from eval_ingest.core.index import INDEX_VERSION, WindowIndex
-from eval_ingest.core.splits import SPLITS_VERSION, SplitAssignment
+from eval_ingest.core.index import INDEX_FORM, WindowIndex
+from eval_ingest.core.splits import SPLITS_FORM, SplitAssignment
 from eval_ingest.store.tables import open_table, read_table, write_table
 
 
 def write_index(path: Path, index: WindowIndex) -> None:
     """Write the window index as GeoParquet 1.1."""
     facts = {
-        "kind": "window_index",
-        "version": INDEX_VERSION,
+        "kind": INDEX_FORM.kind,
+        "version": INDEX_FORM.version,
         "fingerprint": index.fingerprint,
         "row_key": index.row_key,
         "source": index.source,
@@ -27,20 +27,18 @@ def read_index(path: Path) -> WindowIndex | None:
         IntegrityError: it is damaged.
         StoreError: it can't be read.
     """
-    found = open_table(path, "window_index", INDEX_VERSION, path.parent.name)
+    found = open_table(path, INDEX_FORM, path.parent.name)
     if found is None:
         return None
     table, facts = found
-    return WindowIndex(
-        table, facts["fingerprint"], facts["row_key"], facts["source"], facts["extra"]
-    )
+    return WindowIndex(table, facts.fingerprint, facts.row_key, facts.source, facts.extra)
 
 
 def write_splits(path: Path, splits: SplitAssignment) -> None:
     """Write the split assignment."""
     facts = {
-        "kind": "split_assignment",
-        "version": SPLITS_VERSION,
+        "kind": SPLITS_FORM.kind,
+        "version": SPLITS_FORM.version,
         "fingerprint": splits.fingerprint,
         "report": splits.report,
     }
@@ -54,8 +52,8 @@ def read_splits(path: Path) -> SplitAssignment | None:
         IntegrityError: it is damaged.
         StoreError: it can't be read.
     """
-    found = read_table(path, "split_assignment", SPLITS_VERSION, path.parent.name)
+    found = read_table(path, SPLITS_FORM, path.parent.name)
     if found is None:
         return None
     table, facts = found
-    return SplitAssignment(table, facts["fingerprint"], facts["report"])
+    return SplitAssignment(table, facts.fingerprint, dict(facts.report))

@@ -8,6 +8,7 @@ import contextlib
 import json
 import re
 from collections.abc import Callable, Collection, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +45,7 @@ from eval_ingest.store.ownership import Whose, disclaim, holds_ours, whose
 from eval_ingest.store.paths import DatasetLayout
 from eval_ingest.store.registry_file import intact, look
 from eval_ingest.store.roots.base import DatasetStore, EvalRoot
-from eval_ingest.store.seal import cure_for, is_sealed, sealed_json
+from eval_ingest.store.seal import is_sealed, sealed_json
 
 LOCK_TIMEOUT_S = 120.0
 
@@ -67,14 +68,7 @@ def metadata_at_hand(layout: DatasetLayout) -> Metadata | None:
     """
     if is_another_tools(layout.metadata) and not holds_ours(layout.path):
         return None
-    return _read_record(layout.metadata)
-
-
-def _read_record(path: Path) -> Metadata | None:
-    found = read_model(Metadata, path)
-    if found is not None and (where := wrong_field(found)):
-        raise IntegrityError(f"{path} is damaged at {where}", cure_for(found.name))
-    return found
+    return read_model(Metadata, layout.metadata, wrong_field)
 
 
 def is_another_tools(path: Path) -> bool:
@@ -93,7 +87,7 @@ def read_opening(store: DatasetStore) -> Metadata | None:
         StoreError: it can't be read, or is of another version.
     """
     path = store.layout.opening
-    return store.read(path, lambda: _read_record(path))
+    return store.read(path, lambda: read_model(Metadata, path, partial(wrong_field, whole=False)))
 
 
 def require_opening(root: EvalRoot, name: str) -> Metadata:

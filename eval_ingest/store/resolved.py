@@ -4,6 +4,7 @@ The source's own files are read once, when the windows are: a model.yaml that is
 stages must not give samples another meaning than the index that they are packed by.
 """
 
+from operator import attrgetter
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -74,4 +75,4 @@ def read_resolved(store: DatasetStore) -> Resolved | None:
         StoreError: it can't be read.
     """
     path = store.layout.resolved
-    return store.read(path, lambda: read_model(Resolved, path))
+    return store.read(path, lambda: read_model(Resolved, path, attrgetter("config.wrong_field")))

@@ -129,12 +129,25 @@ def read_sealed_json(path: Path, cure: str) -> dict[str, Any] | None:
     content = read_sealed(path, cure)
     if content is None:
         return None
+    value = parsed(content, path, cure)
+    if value.pop(CHECKSUM, None) is None:
+        raise IntegrityError(f"{path} is damaged at {CHECKSUM}", cure)
+    return value
+
+
+def parsed(content: bytes, path: Path, cure: str) -> dict[str, Any]:
+    """A JSON object of ours, which holds finite numbers and texts that can be written.
+
+    Raises:
+        IntegrityError: it is none.
+    """
     try:
-        value: dict[str, Any] = json.loads(content, parse_constant=_finite, parse_float=_finite)
+        value = json.loads(content, parse_constant=_finite, parse_float=_finite)
         if _SURROGATE.search(content):
             json.dumps(value, ensure_ascii=False).encode()
-        del value[CHECKSUM]
-    except (ValueError, TypeError, LookupError, RecursionError) as error:
+        if not isinstance(value, dict):
+            raise TypeError("no object")
+    except (ValueError, TypeError, RecursionError) as error:
         what = f"{path} has a right checksum, and is no JSON of ours ({str(error)[:100]})"
         raise IntegrityError(what, cure) from error
     return value

@@ -25,21 +25,42 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
-from pydantic import ValidationError
 
 from eval_ingest.core.columns import arrow_table
-from eval_ingest.core.entry import ShardArray
+from eval_ingest.core.entry import ArrayName, ShardArray
+from eval_ingest.core.forms import ColumnForm, Facts, TableForm
 from eval_ingest.core.resolved import ResolvedConfig
 from eval_ingest.core.task import TaskKind
 from eval_ingest.errors import IntegrityError
 from eval_ingest.store.atomic import store_errors
 from eval_ingest.store.npy import check_npy, create_npy, npy_header
 from eval_ingest.store.roots.base import DatasetStore
-from eval_ingest.store.seal import cure_for
 from eval_ingest.store.split_index import TARGET
 from eval_ingest.store.tables import read_table, write_table
 
-SHARD_VERSION = 3
+
+class ShardFacts(Facts):
+    """What a shard's index says of itself."""
+
+    row_key: str
+    arrays: dict[ArrayName, ShardArray]
+
+
+SHARD_FORM = TableForm(
+    "shard",
+    3,
+    {
+        "group": ColumnForm(pa.string(), whole=True),
+        "name": ColumnForm(pa.string(), whole=True),
+        "source_digest": ColumnForm(pa.string(), whole=True),
+        "row": ColumnForm(pa.int64(), whole=True),
+        "height": ColumnForm(pa.int32(), whole=True),
+        "width": ColumnForm(pa.int32(), whole=True),
+        "*.offset": ColumnForm(pa.int64(), whole=True),
+        "*.timesteps": ColumnForm(pa.int32(), whole=True),
+    },
+    ShardFacts,
+)
 
 
 @dataclass(frozen=True)
@@ -266,8 +287,8 @@ class ShardWriter:
                 stray.unlink()  # a run was stopped right here
             arrays = {plan.name: self._recorded(plan, store) for plan in self.plans}
             facts = {
-                "kind": "shard",
-                "version": SHARD_VERSION,
+                "kind": SHARD_FORM.kind,
+                "version": SHARD_FORM.version,
                 "row_key": row_key,
                 "arrays": {name: array.model_dump() for name, array in arrays.items()},
             }
@@ -304,21 +325,17 @@ class ShardWriter:
     def _index_table(self, rows: Sequence[tuple[int, PackRow]]) -> pa.Table:
         """Where each window lies."""
         places = [place for place, _ in rows]
-        found: dict[str, tuple[pa.DataType, Any]] = {
-            "group": (pa.string(), [row.group for _, row in rows]),
-            "name": (pa.string(), [row.name for _, row in rows]),
-            "source_digest": (pa.string(), [row.source_digest for _, row in rows]),
-            "row": (pa.int64(), places),
-            "height": (pa.int32(), [row.height for _, row in rows]),
-            "width": (pa.int32(), [row.width for _, row in rows]),
+        found: dict[str, Any] = {
+            name: [getattr(row, name) for _, row in rows]
+            for name in ("group", "name", "source_digest", "height", "width")
         }
+        found["row"] = places
         for plan in self.plans:
-            found[f"{plan.name}.offset"] = pa.int64(), plan.offsets[places]
+            found[f"{plan.name}.offset"] = plan.offsets[places]
             if plan.name != TARGET:
                 steps = [row.timesteps[plan.name] for _, row in rows]
-                found[f"{plan.name}.timesteps"] = pa.int32(), steps
-        schema = pa.schema([(name, kind) for name, (kind, _) in found.items()])
-        return arrow_table({name: values for name, (_, values) in found.items()}, schema)
+                found[f"{plan.name}.timesteps"] = steps
+        return arrow_table(found, SHARD_FORM.schema(found))
 
 
 def shard_names(samples: Path) -> list[str]:
@@ -339,14 +356,10 @@ def read_shard(
         IntegrityError: the shard is damaged.
     """
     path = store.layout.samples / shard / "index.parquet"
-    found = read_table(path, "shard", SHARD_VERSION, store.name)
-    if found is None or found[1].get("row_key") != row_key:
+    found = read_table(path, SHARD_FORM, store.name)
+    if found is None or found[1].row_key != row_key:
         return None
     table, facts = found
-    try:
-        arrays = {name: ShardArray.model_validate(a) for name, a in facts["arrays"].items()}
-    except ValidationError as error:
-        raise IntegrityError(f"{path} is damaged at arrays", cure_for(store.name)) from error
-    for name, array in arrays.items():
+    for name, array in facts.arrays.items():
         store.look_at(store.layout.array(shard, name), array)
-    return table, arrays
+    return table, facts.arrays

@@ -12,9 +12,11 @@ from typing import Any
 
 import pyarrow as pa
 
+from eval_ingest.core.forms import Facts, TableForm
 from eval_ingest.errors import IntegrityError, NewerVersionError, StoreError
 from eval_ingest.store.atomic import written_aside
-from eval_ingest.store.seal import UNSEALED, check_sealed, cure_for, read_sealed, seal_file
+from eval_ingest.store.models import checked
+from eval_ingest.store.seal import UNSEALED, check_sealed, cure_for, parsed, read_sealed, seal_file
 
 _KEY = b"eval_ingest"
 _CHECKSUM = b"eval_ingest.checksum"
@@ -54,15 +56,12 @@ def write_table(path: Path, table: pa.Table, facts: dict[str, Any], geo: bool = 
         seal_file(temporary)
 
 
-def read_table(
-    path: Path, kind: str, version: int, name: str
-) -> tuple[pa.Table, dict[str, Any]] | None:
+def read_table(path: Path, form: TableForm, name: str) -> tuple[pa.Table, Any] | None:
     """A table and its facts; None if it isn't there, or is of another kind or version.
 
     Args:
         path: the file.
-        kind: in its facts.
-        version: in its facts.
+        form: what it has to be; anything else is damage.
         name: the dataset, for messages.
 
     Raises:
@@ -71,19 +70,20 @@ def read_table(
         StoreError: it can't be read.
     """
     if path.suffix != ".arrow":
-        found = open_table(path, kind, version, name)
+        found = open_table(path, form, name)
         return None if found is None else (found[0].whole(), found[1])
     content = read_sealed(path, cure_for(name))
     if content is None:
         return None
     with readable(path, name):
         file = pa.ipc.open_file(_in_arrows_memory(content))
-    facts = _facts(file.schema, path)
-    if not _is(facts, path, kind, version, name):
+    facts = _facts(file.schema, path, form, name)
+    if facts is None:
         return None
     with readable(path, name):
         table = file.read_all()
-        table.validate()  # buffers are as large as they are said to be
+        table.validate(full=True)  # buffers are as large as they are said to be, texts are texts
+    _check(form.wrong_column(table), path, name)
     return table, facts
 
 
@@ -108,8 +108,10 @@ class StoredTable:
     It has what an Arrow table has; but what isn't below reads all of it.
     """
 
-    def __init__(self, file: Any, names: Sequence[str]) -> None:
-        self._file = file
+    def __init__(
+        self, file: Any, names: Sequence[str], path: Path, form: TableForm, name: str
+    ) -> None:
+        self._file, self._of = file, (path, form, name)
         self.column_names = list(names)
 
     @property
@@ -127,21 +129,32 @@ class StoredTable:
         return self.num_rows
 
     def __getitem__(self, name: str) -> pa.ChunkedArray:
-        """A column; KeyError if there is none."""
-        if name not in self.column_names:
-            raise KeyError(name)
         return self.select([name]).whole()[name]
 
     def select(self, names: Sequence[str]) -> "StoredTable":
-        """Some of its columns."""
-        return StoredTable(self._file, names)
+        """Some of its columns.
+
+        Raises:
+            IntegrityError: they aren't there.
+        """
+        path, _, name = self._of
+        _check(next((n for n in names if n not in self.column_names), ""), path, name)
+        return StoredTable(self._file, names, *self._of)
 
     def to_batches(self) -> Iterator[pa.RecordBatch]:
-        """Its rows, some at a time."""
+        """Its rows, some at a time.
+
+        Raises:
+            IntegrityError: they hold what rows of this form don't.
+        """
         asked = {"columns": self.column_names, "use_threads": False}
-        schema = self.schema
-        for batch in self._file.iter_batches(_GROUP_ROWS, **asked):
-            yield batch if batch.schema.types == schema.types else batch.cast(schema)
+        schema, (path, form, name) = self.schema, self._of
+        with readable(path, name):
+            for batch in self._file.iter_batches(_GROUP_ROWS, **asked):
+                batch.validate(full=True)
+                found = batch if batch.schema.types == schema.types else batch.cast(schema)
+                _check(form.wrong_column(found), path, name)
+                yield found
 
     def whole(self) -> pa.Table:
         """As an Arrow table."""
@@ -160,9 +173,7 @@ def _field(field: pa.Field) -> pa.Field:
     return field.with_type(pa.list_(field.type.value_type)) if is_old else field
 
 
-def open_table(
-    path: Path, kind: str, version: int, name: str
-) -> tuple[StoredTable, dict[str, Any]] | None:
+def open_table(path: Path, form: TableForm, name: str) -> tuple[StoredTable, Any] | None:
     """A Parquet file as a table that isn't read yet, and its facts: see `read_table`."""
     import pyarrow.parquet as pq  # training needs none of it
 
@@ -171,30 +182,14 @@ def open_table(
     with readable(path, name):
         # Not pq.read_table: that imports pandas, which takes longer than all of the rest.
         file = pq.ParquetFile(pa.memory_map(str(path)))
-    facts = _facts(file.schema_arrow, path)
-    if not _is(facts, path, kind, version, name):
-        return None
-    return StoredTable(file, file.schema_arrow.names), facts
+        schema = file.schema_arrow
+    facts = _facts(schema, path, form, name)
+    return None if facts is None else (StoredTable(file, schema.names, path, form, name), facts)
 
 
-_FACTS: dict[str, dict[str, type]] = {
-    "window_index": {"fingerprint": str, "row_key": str, "source": str, "extra": dict},
-    "split_assignment": {"fingerprint": str, "report": dict},
-    "shard": {"row_key": str, "arrays": dict},
-}
-"""What tables of a kind say of themselves."""
-
-
-def _is(facts: dict[str, Any], path: Path, kind: str, version: int, name: str) -> bool:
-    found = facts.get("version")
-    if facts.get("kind") == kind and isinstance(found, int) and found > version:
-        raise NewerVersionError(path, found, version)
-    if (facts.get("kind"), found) != (kind, version):
-        return False
-    for fact, its_type in _FACTS.get(kind, {}).items():
-        if not isinstance(facts.get(fact), its_type):
-            raise IntegrityError(f"{path} is damaged at {fact}", cure_for(name))
-    return True
+def _check(wrong: str, path: Path, name: str) -> None:
+    if wrong:
+        raise IntegrityError(f"{path} is damaged at {wrong[:80]}", cure_for(name))
 
 
 def _in_arrows_memory(content: bytes) -> pa.Buffer:
@@ -211,12 +206,16 @@ def _in_arrows_memory(content: bytes) -> pa.Buffer:
     return buffer
 
 
-def _facts(schema: pa.Schema, path: Path) -> dict[str, Any]:
+def _facts(schema: pa.Schema, path: Path, form: TableForm, name: str) -> Facts | None:
+    """What a table says of itself; None if it is of another kind or version."""
     text = (schema.metadata or {}).get(_KEY)
     if text is None:
         raise StoreError(f"{path} was not written by eval_ingest; move it away and ingest again")
-    try:
-        facts: dict[str, Any] = dict(json.loads(text))
-    except (ValueError, TypeError, RecursionError) as error:
-        raise StoreError(f"{path} says of itself what no eval_ingest does; ingest again") from error
-    return facts
+    found = parsed(text, path, cure_for(name))
+    kind, version = found.get("kind"), found.get("version")
+    if kind == form.kind and isinstance(version, int) and version > form.version:
+        raise NewerVersionError(path, version, form.version)
+    if (kind, version) != (form.kind, form.version):
+        return None
+    _check(form.missing_column(schema.names), path, name)
+    return checked(form.facts, found, path, cure_for(name))

@@ -24,11 +24,10 @@ from eval_ingest.store.roots.open import open_root
 from eval_ingest.sweep.embed import Embedded, embedded_batches, joined
 from eval_ingest.sweep.encoders.base import Encoder
 from eval_ingest.sweep.encoders.module import Adapter, undisturbed
-from eval_ingest.sweep.entry_settings import catalog_of
 from eval_ingest.sweep.ranks import Ranks, ranks
 from eval_ingest.sweep.results import Failure, Row, write_tables
 from eval_ingest.sweep.scoring import Encoders, Scorer, choose_device
-from eval_ingest.sweep.suite import Suite
+from eval_ingest.sweep.suite import Suite, catalog_of
 
 _COLUMNS = ("dataset", "metric", "score", "95% interval", "train", "scored", "seconds")
 

@@ -6,6 +6,7 @@
 {out}/plots/*.png
 """
 
+import sys
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -19,6 +20,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic.fields import FieldInfo
 
 from eval_ingest.errors import SweepError
+from eval_ingest.report.printing import table
 from eval_ingest.store.atomic import write_json, written_aside
 from eval_ingest.store.seal import read_sealed_json, unless_damaged, write_sealed_json
 from eval_ingest.sweep.metrics import METRICS
@@ -117,6 +119,30 @@ class ResultTable:
             self.computed + other.computed,
             self.failures + other.failures,
         )
+
+    def facts(self, out: Path, plots: Sequence[Path]) -> dict[str, Any]:
+        """What the command line prints as JSON."""
+        return {
+            "rows": [row.model_dump(mode="json") for row in self.rows],
+            "computed": self.computed,
+            "failures": [vars(failure) for failure in self.failures],
+            "out": str(out),
+            "plots": [str(path) for path in plots],
+        }
+
+    def lines(self, out: Path, plots: Sequence[Path]) -> list[str]:
+        """What the command line prints at the end."""
+        lines = []
+        if self.rows:
+            new = f"{self.computed} new score{'s' * (self.computed != 1)}"
+            lines += ["", f"{new}, {len(self.rows) - self.computed} there already, in {out}"]
+            lines.append(f"see them: eval-ingest leaderboard --out {out}")
+        if plots:
+            lines.append(f"pictures: {plots[0].parent} ({len(plots)})")
+        if self.failures:
+            names = ", ".join(f"{failed.encoder} on {failed.dataset}" for failed in self.failures)
+            lines += ["", f"{len(self.failures)} failed, see above: {names}"]
+        return lines
 
 
 def row_path(out: Path, key: str) -> Path:
@@ -333,3 +359,50 @@ def leaderboard_json(boards: Sequence[Leaderboard]) -> list[dict[str, Any]]:
         }
         for board in boards
     ]
+
+
+def board_lines(board: Leaderboard, width: int = 120) -> list[str]:
+    """A leaderboard as a table; the best of each dataset is starred.
+
+    Datasets by encoders where that fits into so many columns, else a line per dataset and encoder.
+    """
+    seeds = max((cell.seeds for cell in board.cells.values()), default=1)
+    title = (
+        f"{board.split} scores, probes trained on {100 * board.label_fraction:.4g}% of train"
+        + (
+            f"; means of up to {seeds} seeds; [lowest and highest end of their 95% intervals]"
+            if seeds > 1
+            else "; [95% interval]"
+        )
+        + ("; * best" if len(board.encoders) > 1 else "")
+    )
+    wide = [["dataset", "metric", "train", board.split, *board.encoders]]
+    tall = [["dataset", "metric", "train", board.split, "encoder", "score"]]
+    for dataset in board.datasets:
+        best = board.best(dataset)
+        cells = {e: board.cells[dataset, e] for e in board.encoders if (dataset, e) in board.cells}
+        if not cells:
+            continue
+        one = next(iter(cells.values()))
+        metric = one.metric + (" (low)" if one.lower_is_better else "")
+        facts = [dataset, metric, f"{one.n_train:,}", f"{one.n_test:,}"]
+        texts = {e: _cell_text(cell, e in best) for e, cell in cells.items()}
+        wide.append([*facts, *(texts.get(e, "-") for e in board.encoders)])
+        for encoder, text in texts.items():
+            tall.append([*facts, encoder, text])
+            facts = [""] * len(facts)
+    lines = table(wide, width=sys.maxsize)
+    if max(map(len, lines)) > width:
+        lines = table(tall)
+    return [title, *lines, ""]
+
+
+def _cell_text(cell: Cell, best: bool) -> str:
+    score = _number(cell.score) + ("*" if best else " ")
+    if cell.low is None or cell.high is None:
+        return score
+    return f"{score} [{_number(cell.low)}, {_number(cell.high)}]"
+
+
+def _number(value: float) -> str:
+    return f"{value:.3f}" if abs(value) < 100 else f"{value:.4g}"

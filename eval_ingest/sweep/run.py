@@ -10,10 +10,9 @@ from eval_ingest.settings import Settings
 from eval_ingest.store.roots.open import open_root
 from eval_ingest.sweep.embed import Embedded, embed_split, writable
 from eval_ingest.sweep.encoders.base import Encoder
-from eval_ingest.sweep.entry_settings import catalog_of
 from eval_ingest.sweep.results import Failure, ResultTable, read_rows, write_tables
 from eval_ingest.sweep.scoring import Encoders, Scorer, Tell, choose_device
-from eval_ingest.sweep.suite import Suite
+from eval_ingest.sweep.suite import Suite, catalog_of
 
 
 def run_sweep(

@@ -28,7 +28,6 @@ from eval_ingest.sweep.embed import Embedded
 from eval_ingest.sweep.encoders.base import Encoder
 from eval_ingest.sweep.encoders.module import Adapter, encoder_of
 from eval_ingest.sweep.encoders.registry import load_encoder
-from eval_ingest.sweep.entry_settings import settings_of
 from eval_ingest.sweep.metrics import LOWER_IS_BETTER, number, primary_metric
 from eval_ingest.sweep.probes import Probed, run_knn, run_linear
 from eval_ingest.sweep.ranking import MAX_RANKED
@@ -36,7 +35,7 @@ from eval_ingest.sweep.ranks import Ranks
 from eval_ingest.sweep.results import ClassScore, Failure, ResultTable, Row, read_row, write_row
 from eval_ingest.sweep.rows import Rows
 from eval_ingest.sweep.splits import Splits, require_windows
-from eval_ingest.sweep.suite import Suite
+from eval_ingest.sweep.suite import Suite, settings_of
 
 Tell = Callable[[str], None]
 

@@ -36,13 +36,12 @@ from eval_ingest.sweep.embed import Embedded, embedded_batches, joined
 from eval_ingest.sweep.encoders.base import Encoder
 from eval_ingest.sweep.encoders.olmoearth import weights_at_hand
 from eval_ingest.sweep.encoders.registry import check_encoder, load_encoder
-from eval_ingest.sweep.entry_settings import catalog_of, settings_of
 from eval_ingest.sweep.metrics import LOWER_IS_BETTER, Tally, number, primary_metric
 from eval_ingest.sweep.probes import Probed, run_knn, run_linear, tallied
 from eval_ingest.sweep.ranking import RANKING
 from eval_ingest.sweep.rows import Rows
 from eval_ingest.sweep.splits import Splits, require_windows
-from eval_ingest.sweep.suite import PATCH_SIZE, Suite
+from eval_ingest.sweep.suite import PATCH_SIZE, Suite, catalog_of, settings_of
 
 MOST_WINDOWS = 256
 BUDGET_S = 60.0

@@ -9,7 +9,8 @@ Its fields stand in core/suite.py; what is done with it in run.py, evaluate.py a
 integrations/lightning.py.
 """
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -18,9 +19,11 @@ from pydantic import ValidationError
 from eval_ingest.core.eval_settings import EvalSettings
 from eval_ingest.core.norm import METHODS
 from eval_ingest.core.plain_yaml import YamlProblem, load_whole_yaml
-from eval_ingest.core.spec import SPLITS
+from eval_ingest.core.spec import SPLITS, DatasetSpec
 from eval_ingest.core.suite import ALL, SuiteFields
 from eval_ingest.errors import SweepError, UnknownDatasetError
+from eval_ingest.settings import Settings
+from eval_ingest.store.catalog import read_catalog
 from eval_ingest.store.roots.base import EvalRoot
 from eval_ingest.sweep.encoders.base import Encoder
 from eval_ingest.sweep.encoders.registry import check_encoder
@@ -135,3 +138,18 @@ class Suite(SuiteFields):
             if name not in known:
                 raise UnknownDatasetError(name, known, f"the eval root {root.url}")
         return tuple(dict.fromkeys(self.datasets))
+
+
+def catalog_of(settings: Settings) -> Callable[[], Mapping[str, DatasetSpec]]:
+    """What reads the catalog when asked for, and once; broken entries are not there."""
+    return functools.cache(lambda: read_catalog(settings, broken={}))
+
+
+def settings_of(
+    name: str, own: EvalSettings, catalog: Callable[[], Mapping[str, DatasetSpec]]
+) -> EvalSettings:
+    """A dataset's own settings, else those that the catalog has for its name."""
+    if own.given:
+        return own
+    known = catalog().get(name)
+    return own if known is None else known.eval

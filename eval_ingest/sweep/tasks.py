@@ -20,7 +20,7 @@ from eval_ingest.core.spec import DatasetSpec
 from eval_ingest.errors import SweepError, UnknownDatasetError
 from eval_ingest.store.registry import read_registry
 from eval_ingest.store.roots.base import EvalRoot
-from eval_ingest.sweep.entry_settings import settings_of
+from eval_ingest.sweep.suite import settings_of
 
 CALLBACK = "--trainer.callbacks.downstream_evaluator"
 

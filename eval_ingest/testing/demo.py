@@ -39,6 +39,8 @@ from eval_ingest.testing.datasets import (
 DEMO_NAME = "tolbi"
 """Folder of the demo's dataset under its root: where the catalog's tolbi_crops looks for it."""
 
+_GROUP = "20251210"
+
 COMPLETE_MARKER = ".demo_complete"
 """Beside the dataset, written last: says what was written."""
 
@@ -246,7 +248,7 @@ def _acquisitions(rng: np.random.Generator, timesteps: int) -> list[Interval]:
 # --------------------------------------------------------------------------- how it is written
 
 
-def write_demo_dataset(root: Path, *, windows: int = 120, seed: int = 0) -> Path:
+def write_demo_dataset(root: Path, *, windows: int = 120) -> Path:
     """Write `<root>/tolbi` if it isn't there yet; returns its path.
 
     Besides `windows` good windows there are four broken ones, see DEFECTS.
@@ -254,12 +256,12 @@ def write_demo_dataset(root: Path, *, windows: int = 120, seed: int = 0) -> Path
     Raises:
         StoreError: `<root>/tolbi` exists and isn't a demo.
     """
-    wanted = {"seed": seed, "windows": windows}
+    wanted = {"seed": 0, "windows": windows}
     target, marker = root / DEMO_NAME, root / COMPLETE_MARKER
     found = _read_marker(marker)
     if target.exists():
         if found == wanted:
-            print(f"{target} is there already: {windows} windows, seed {seed}; nothing to do")
+            print(f"{target} is there already: {windows} windows; nothing to do")
             return target
         if found is None:
             raise StoreError(
@@ -270,13 +272,8 @@ def write_demo_dataset(root: Path, *, windows: int = 120, seed: int = 0) -> Path
         shutil.rmtree(target)
     aside = root / f".{DEMO_NAME}.partial"
     shutil.rmtree(aside, ignore_errors=True)
-    write_tolbi_like(
-        root,
-        aside.name,
-        windows=windows,
-        seed=seed,
-        workers=min(Settings.load().workers, 8) if windows >= _MANY_WINDOWS else 1,
-    )
+    workers = min(Settings.load().workers, 8) if windows >= _MANY_WINDOWS else 1
+    write_tolbi_like(root, aside.name, windows=windows, seed=0, workers=workers)
     aside.rename(target)
     marker.write_text(json.dumps(wanted) + "\n")
     print(
@@ -302,7 +299,6 @@ def write_tolbi_like(
     size: int = 64,
     seed: int,
     broken: bool = True,
-    group: str = "20251210",
     workers: int = 1,
 ) -> Path:
     """Write a dataset like the demo's to `<root>/<name>`, in any size; returns its path.
@@ -315,16 +311,15 @@ def write_tolbi_like(
         size: side of the windows in pixels; model.yaml's crop is 16.
         seed: of everything random; the number of workers changes nothing.
         broken: add one window for each of DEFECTS.
-        group: the windows' group.
         workers: processes that write; 1 writes in this one.
     """
     path = root / name
     path.mkdir(parents=True)
-    values = {"group": group, "timesteps": timesteps, "days": 30 * timesteps}
+    values = {"group": _GROUP, "timesteps": timesteps, "days": 30 * timesteps}
     for name in ("config.json", "model.yaml", "olmoearth_run.yaml"):
         text = (files("eval_ingest.testing") / "demo_files" / name).read_text()
         (path / name).write_text(Template(text).safe_substitute(values))
-    batch = _Batch(path, group, timesteps, size, seed)
+    batch = _Batch(path, timesteps, size, seed)
     plans = _plan(windows, size, seed, broken)
     if workers == 1:
         batch.write(plans)
@@ -342,7 +337,6 @@ class _Batch:
     """Writes windows of one dataset, in this process or another."""
 
     dataset: Path
-    group: str
     timesteps: int
     size: int
     seed: int
@@ -359,9 +353,7 @@ class _Batch:
         times = _acquisitions(rng, self.timesteps)
         if plan.defect == "unlabelled":
             labels = np.zeros_like(labels)
-        window = add_window(
-            dataset, self.group, plan.name, plan.bounds, YEAR, {"split": plan.split}
-        )
+        window = add_window(dataset, _GROUP, plan.name, plan.bounds, YEAR, {"split": plan.split})
         for item_group, (image, time) in enumerate(zip(images, times, strict=True)):
             write_raster(
                 window, "sentinel2", BANDS, image[:, None], times=[time], item_group=item_group
@@ -371,7 +363,7 @@ class _Batch:
         complete(window, "sentinel2", self.timesteps)
         complete(window, "label_raster")
         if plan.defect:
-            _break(self.dataset / "windows" / self.group / plan.name, plan.defect)
+            _break(self.dataset / "windows" / _GROUP / plan.name, plan.defect)
 
 
 def _break(window: Path, defect: str) -> None:

@@ -11,14 +11,14 @@ import argparse
 import contextlib
 import sys
 import tempfile
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
 import numpy as np
-from rslearn.config import BandSetConfig
+from rslearn.config import BandSetConfig, LayerConfig
 
 from benchmarks.peer_pipe import PYTHON, SCRIPT, Peer
 from eval_ingest import EvalDataset, pipeline
@@ -80,7 +80,7 @@ class Corpus:
         self, name: str, config_json: str, model_yaml: str, windows: int = 6, **spec: Any
     ) -> Comparison:
         """Write, ingest and compare; `spec` are fields of the DatasetSpec."""
-        with mock.patch.object(BandSetConfig, "instantiate_raster_format", _raster_format):
+        with _formats_made_once():
             return self._compare(name, config_json, model_yaml, windows, **spec)
 
     def _compare(
@@ -109,16 +109,29 @@ class Corpus:
         return next(filter(None, found), "equal") if wanted else "no task"
 
 
-_MADE: dict[str, Any] = {}
-_MAKE = BandSetConfig.instantiate_raster_format
+_MADE: dict[tuple[str, str], Any] = {}
 
 
-def _raster_format(band_set: BandSetConfig) -> Any:
-    """A band set's format, made once: rslearn has jsonargparse make it for every raster."""
-    key = band_set.model_dump_json()
-    if key not in _MADE:
-        _MADE[key] = _MAKE(band_set)
-    return _MADE[key]
+@contextlib.contextmanager
+def _formats_made_once() -> Iterator[None]:
+    """rslearn has jsonargparse make a raster's or a vector's format whenever it meets one."""
+    with contextlib.ExitStack() as stack:
+        for kind, name in (
+            (BandSetConfig, "instantiate_raster_format"),
+            (LayerConfig, "instantiate_vector_format"),
+        ):
+            stack.enter_context(mock.patch.object(kind, name, _once(name, getattr(kind, name))))
+        yield
+
+
+def _once(name: str, make: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    def made(config: Any) -> Any:
+        key = name, config.model_dump_json()
+        if key not in _MADE:
+            _MADE[key] = make(config)
+        return _MADE[key]
+
+    return made
 
 
 def _compare(found: Comparison, root: Path, reference: ReferenceDataset, task: str | None) -> None:

@@ -79,7 +79,9 @@ class ReferenceDataset:
         with _quiet():
             parser = ArgumentParser(exit_on_error=False)
             parser.add_argument("--data", type=RslearnDataModule)
-            parsed = parser.parse_object({"data": _prepared(data, str(mirror))})
+            # Without its defaults, which Python has too: jsonargparse looks for them at length.
+            given = {"data": _prepared(data, str(mirror))}
+            parsed = parser.parse_object(given, defaults=False)
             module = parser.instantiate_classes(parsed).data
         for config in module.split_configs.values():
             if not config.get_load_all_crops():

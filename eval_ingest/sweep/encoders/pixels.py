@@ -1,4 +1,4 @@
-"""The honest baseline: statistics of the pixels, nothing learned."""
+"""The honest baselines: statistics of the pixels, and a random layer; nothing is learned."""
 
 from typing import Any, Literal
 
@@ -9,11 +9,25 @@ from eval_ingest.sweep.encoders.base import Embeddings
 
 VERSION = 2
 
+_WIDTH, _SEED = 128, 0
+"""Of the random layer."""
+
 MAX_TIMESTEPS = 12
 """Up to so many timesteps, each one's mean is a feature of its own."""
 
 
-class Pixels:
+class _Standardised:
+    """What reads standardised pixels."""
+
+    normalize: Literal["dataset", "pretrained"] | None = "dataset"
+    method = "standardize"
+
+    def __init__(self, patch_size: int, device: object = None) -> None:
+        """On the CPU, whatever the device."""
+        self.patch_size = patch_size
+
+
+class Pixels(_Standardised):
     """Per patch and band: mean, standard deviation, minimum and maximum over space and time.
 
     Where a dataset has 2 to 12 timesteps, also the mean at each timestep: what phenology needs.
@@ -24,12 +38,6 @@ class Pixels:
     name = "pixels"
     fingerprint = f"pixels-{VERSION}"
     weights = "none"
-    normalize: Literal["dataset", "pretrained"] | None = "dataset"
-    method = "standardize"
-
-    def __init__(self, patch_size: int, device: object = None) -> None:
-        """On the CPU, whatever the device."""
-        self.patch_size = patch_size
 
     def embed(self, batch: dict[str, Any], dataset: EvalDataset) -> Embeddings:
         """Features (B, h, w, D) in the order of the dataset's modalities; pooled: their mean."""
@@ -75,3 +83,28 @@ def _statistics(
         )
         overall.append(series.flatten(3))
     return torch.cat(overall, dim=-1)
+
+
+class RandomPatches(_Standardised):
+    """A random layer over the pixels of each patch, averaged over time, and a ReLU.
+
+    Such features are known to do well at times: Rahimi and Recht, Random Features for Large-Scale
+    Kernel Machines (2007).
+    """
+
+    name = "random"
+    fingerprint = f"random-1-{_WIDTH}-{_SEED}"
+    weights = f"random initialisation (seed {_SEED})"
+
+    def embed(self, batch: dict[str, Any], dataset: EvalDataset) -> Embeddings:
+        """Patches (B, h, w, 128)."""
+        p, images = self.patch_size, []
+        for name in dataset.bands:
+            count = batch["timesteps"][name].clamp(min=1)[:, None, None, None]
+            images.append(batch[name].nan_to_num().sum(3) / count)
+        image = torch.cat(images, dim=-1)
+        cells = image.unfold(1, p, p).unfold(2, p, p).flatten(3)
+        generator = torch.Generator().manual_seed(_SEED)
+        weight = torch.randn(cells.shape[-1], _WIDTH, generator=generator) / cells.shape[-1] ** 0.5
+        bias = torch.randn(_WIDTH, generator=generator)
+        return Embeddings(torch.relu(cells @ weight + bias))
