@@ -20,6 +20,7 @@ from eval_ingest.report import terminal
 from eval_ingest.report.printing import Progress, say, screen, told
 from eval_ingest.settings import Settings
 from eval_ingest.store.roots.base import EvalRoot
+from eval_ingest.store.roots.open import open_root
 
 if TYPE_CHECKING:
     from eval_ingest.pipeline import Outcome
