@@ -81,7 +81,8 @@ def window_index(job: Job) -> WindowIndex:
     # Looked at before the listing: what arrives in between is then a change, and not overlooked.
     seen = source_fingerprint(job.source.origin)
     index = index_source(job, copying_ahead(job) if job.source.at_hand else None)
-    check_invalid_fraction(index.summary, job.spec.max_invalid_fraction, job.spec.name)
+    limit, asked = job.spec.max_invalid_fraction, job.spec.asked
+    check_invalid_fraction(index.summary, limit, job.spec.name, asked)
     write_config(job, index.fingerprint)
     if seen:
         state = {"fingerprint": seen, "window_index": index.fingerprint}

@@ -1,12 +1,13 @@
 """What is done of an index: a run that was stopped goes on from there."""
 
 import shutil
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from eval_ingest.core.columns import row_numbers
 from eval_ingest.core.forms import ColumnForm, Facts, TableForm
@@ -109,7 +110,7 @@ class Rows:
     packing: str = ""
     """The key of the packer, see `Packer.key`."""
 
-    def take(self, rows: Sequence[int]) -> "Rows":
+    def take(self, rows: NDArray[np.int64]) -> "Rows":
         """Some of them, each once and in their order."""
         if len(rows) == self.table.num_rows and isinstance(self.table, pa.Table):
             return self  # of a stored table the rows are read, and put together with others
