@@ -11,7 +11,7 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, get_args
 from unittest.mock import patch
@@ -29,7 +29,14 @@ ROOT = "s3://memory/evals"
 _SEEDED = {"splits": {"strategy": "random", "seed": 5}}
 NAMES = ("first ingest", "packed samples alone", "another split", "a changed source",
          "everything anew", "remove", "adopt", "give back")  # fmt: skip
-Objects = dict[str, tuple[bytes, float]]
+
+
+@dataclass(frozen=True)
+class State:
+    """A moment: what the bucket holds, and what this machine keeps of it."""
+
+    objects: dict[str, tuple[bytes, float]]
+    cache: Path
 
 
 @dataclass
@@ -38,9 +45,7 @@ class Work:
 
     name: str
     do: Callable[[], object]
-    before: Objects
-    cache: Path
-    """What this machine keeps of the root before."""
+    before: State
     removes: bool = False
     again: Callable[[], object] | None = None
     """What is done after a fault, where that isn't the same: shards may then be named otherwise."""
@@ -63,8 +68,8 @@ class World:
 
     def work(self, name: str) -> Work:
         """One of NAMES, prepared: done once, without a fault."""
-        run = functools.partial(Run, str(self.source), ROOT)
-        changed = Run(str(self.changed), ROOT, spec={"max_invalid_fraction": 0.5})
+        run = self._run
+        changed = run(source=str(self.changed), spec={"max_invalid_fraction": 0.5})
         match name:
             case "first ingest":
                 return self._work(name, run().do, self.other)
@@ -82,42 +87,44 @@ class World:
         return self._work(name, lambda: api.remove("crops", ROOT), before, removes=True)
 
     @functools.cached_property
-    def other(self) -> Objects:
+    def other(self) -> State:
         """A root with another dataset alone."""
-        return self._prepared({}, Run(str(self.source), ROOT, "other").do)
+        return self._prepared(State({}, self.folder / "nothing"), self._run(name="other").do)
 
     @functools.cached_property
-    def ours(self) -> Objects:
+    def ours(self) -> State:
         """The same with the dataset, too."""
-        return self._prepared(self.other, Run(str(self.source), ROOT).do)
+        return self._prepared(self.other, self._run().do)
+
+    def _run(self, **more: Any) -> Run:
+        cache = {"EVAL_INGEST_CACHE": str(self.cache)}
+        return replace(Run(str(self.source), ROOT, environment=cache), **more)
 
     def _adopt(self) -> None:
         adopt(Settings(eval_root=ROOT, workers=2, cache=str(self.cache)), "crops")
 
-    def _prepared(self, before: Objects, do: Callable[[], object]) -> Objects:
-        self.bucket.objects = dict(before)
+    def _prepared(self, before: State, do: Callable[[], object]) -> State:
+        self._restore(before)
         do()
-        return dict(self.bucket.objects)
+        kept = Path(tempfile.mkdtemp(dir=self.folder))
+        shutil.copytree(self.cache, kept, dirs_exist_ok=True)
+        return State(dict(self.bucket.objects), kept)
 
     @functools.cached_property
-    def theirs(self) -> Objects:
+    def theirs(self) -> State:
         """The same where another tool has left and registered the dataset."""
         local = stopping.their_root(self.folder / "theirs")
-        entries = json.loads(self.other["memory/evals/registry.json"][0])["datasets"]
+        entries = json.loads(self.other.objects["memory/evals/registry.json"][0])["datasets"]
         text = json.dumps({"datasets": entries})[:-2] + f', "crops": {stopping.THEIRS}' + "}}"
-        found = self.other | {"memory/evals/registry.json": (text.encode(), 1e9)}
+        found = self.other.objects | {"memory/evals/registry.json": (text.encode(), 1e9)}
         for path in (local / "crops").rglob("*"):
             if path.is_file():
                 found[f"memory/evals/{path.relative_to(local)}"] = path.read_bytes(), 1e9
-        return found
+        return State(found, self.other.cache)
 
-    def _work(self, name: str, do: Callable[[], object], before: Objects, **more: Any) -> Work:
-        kept = self.folder / f"cache {name}"
-        if self.cache.exists():
-            shutil.copytree(self.cache, kept)
-        kept.mkdir(exist_ok=True)
-        work = Work(name, do, before, kept, **more)
-        self._restore(work)
+    def _work(self, name: str, do: Callable[[], object], before: State, **more: Any) -> Work:
+        work = Work(name, do, before, **more)
+        self._restore(before)
         work.other = faults.values(ROOT, "other")
         if self._is_ours():
             work.old_values = faults.values(ROOT)
@@ -130,10 +137,11 @@ class World:
     def _is_ours(self) -> bool:
         return "fingerprint" in read_registry(faults.opened(ROOT)).get("crops", {})
 
-    def _restore(self, work: Work) -> None:
-        self.bucket.objects = dict(work.before)
+    def _restore(self, state: State) -> None:
+        self.bucket.objects = dict(state.objects)
         shutil.rmtree(self.cache, ignore_errors=True)
-        shutil.copytree(work.cache, self.cache)
+        if state.cache.exists():
+            shutil.copytree(state.cache, self.cache)
 
     def _objects(self) -> dict[str, str]:
         return {
@@ -144,7 +152,7 @@ class World:
 
     def fail(self, work: Work, number: int, fault: Fault, elsewhere: bool) -> None:
         """One case: a change goes wrong, and the work is done again, perhaps on another machine."""
-        self._restore(work)
+        self._restore(work.before)
         with self.bucket.failing(number, fault), contextlib.suppress(Died, EvalIngestError):
             work.do()
         if elsewhere:
