@@ -3,7 +3,7 @@
 Belongs here: finding the rows of one table in another. Does not: columns as arrays (columns.py).
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from operator import eq
 
 import numpy as np
@@ -27,19 +27,16 @@ class RowsByKey:
 
     def __init__(self, table: pa.Table, key: Sequence[str]) -> None:
         self._keys = table.select(key)
-        hashes = _hashes(self._keys)
+        hashes = np.concatenate([np.zeros(0, np.int64), *map(_hashes, _some(self._keys))])
         self._order = np.argsort(hashes, kind="stable")
         self._sorted = hashes[self._order]
 
     def find(self, wanted: pa.Table) -> NDArray[np.int64]:
         """The row of each key of another table, the last one if there are several; -1: none."""
         wanted = wanted.select(self._keys.column_names)
-        parts = [np.zeros(0, np.int64)]
-        for start in range(0, wanted.num_rows, _TOGETHER):
-            parts.append(self._find(wanted.slice(start, _TOGETHER)))
-        return np.concatenate(parts)
+        return np.concatenate([np.zeros(0, np.int64), *map(self._find, _some(wanted))])
 
-    def _find(self, wanted: pa.Table) -> NDArray[np.int64]:
+    def _find(self, wanted: pa.RecordBatch) -> NDArray[np.int64]:
         hashes = _hashes(wanted)
         found = np.full(len(hashes), -1)
         places = np.searchsorted(self._sorted, hashes, "right") - 1
@@ -54,16 +51,20 @@ class RowsByKey:
         return found
 
 
-def _hashes(table: pa.Table) -> NDArray[np.int64]:
-    parts = [np.zeros(0, np.int64)]
-    for batch in table.to_batches(_TOGETHER):
-        keys = zip(*(column.to_pylist() for column in batch.columns), strict=True)
-        parts.append(np.fromiter(map(hash, keys), np.int64, len(batch)))
-    return np.concatenate(parts)
+def _some(table: pa.Table) -> Iterator[pa.RecordBatch]:
+    """A table, or one that is read from a file, some rows at a time."""
+    for batch in table.to_batches():
+        for start in range(0, len(batch), _TOGETHER):
+            yield batch.slice(start, _TOGETHER)
 
 
-def _equal(table: pa.Table, other: pa.Table) -> NDArray[np.bool_]:
-    same = np.ones(len(table), bool)
+def _hashes(batch: pa.RecordBatch) -> NDArray[np.int64]:
+    keys = zip(*(column.to_pylist() for column in batch.columns), strict=True)
+    return np.fromiter(map(hash, keys), np.int64, len(batch))
+
+
+def _equal(table: pa.Table, other: pa.RecordBatch) -> NDArray[np.bool_]:
+    same = np.ones(len(other), bool)
     for column, its in zip(table.columns, other.columns, strict=True):
         pairs = map(eq, column.to_pylist(), its.to_pylist())
         same &= np.fromiter(pairs, bool, len(same))

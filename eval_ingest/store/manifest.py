@@ -213,7 +213,7 @@ class Manifest:
         Raises:
             StoreError: the manifest can't be written.
         """
-        parts = [_SCHEMA.empty_table()]
+        parts = [arrow_rows([], _SCHEMA)]
         for keys in batched(sorted(self.windows), _READ_TOGETHER):
             parts.append(arrow_rows([asdict(self.windows[key]) for key in keys], _SCHEMA))
         facts = {"kind": MANIFEST_FORM.kind, "version": MANIFEST_FORM.version}
