@@ -195,8 +195,7 @@ def run_verify(options: argparse.Namespace) -> int:
 
 def run_report(options: argparse.Namespace) -> int:
     """Write pictures, page and card."""
-    root = open_root(Settings.load())
-    paths = [root.shown(path) for path in api.write_report(options.name)]
+    paths = [_root().shown(path) for path in api.write_report(options.name)]
     page = next(path for path in paths if path.endswith("report.html"))
     lines = [*(f"  {path}" for path in paths), f"look at {page}"]
     _show(options, {"name": options.name, "files": paths}, lines)

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple, Protocol
 
 from eval_ingest.background import Background
 from eval_ingest.config_files import read_config_files
+from eval_ingest.core.arguments import place_fault
 from eval_ingest.core.entry import Metadata, utc
 from eval_ingest.core.fingerprint import fingerprint
 from eval_ingest.core.resolved import ResolvedConfig
@@ -32,6 +33,7 @@ from eval_ingest.errors import (
     SourceError,
     SpecError,
     StoreError,
+    brief,
     lacking,
 )
 from eval_ingest.indexing.filters import WindowFilter, selected
@@ -234,6 +236,8 @@ def _look(
     memory: Callable[[Mapping[str, Look]], Memory] | None,
 ) -> list[Found]:
     expanded = os.path.expanduser(settings.expand(root))
+    if fault := place_fault(expanded):
+        raise SourceError(f"the root {brief(expanded, 60)} {fault}; give a path or URL")
     if holds_secret(expanded):
         raise SourceError(
             f"the root {expanded} holds a password or a signature, and what is found is kept for "

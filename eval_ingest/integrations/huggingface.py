@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 from eval_ingest.copying.rslearn_files import Samples, configs, remove_copy
 from eval_ingest.copying.verify import verify
+from eval_ingest.core.arguments import checked
 from eval_ingest.core.entry import Metadata, opening
 from eval_ingest.core.hub import HubAddress
 from eval_ingest.core.public import UNTOLD, public, require_public
@@ -90,6 +91,7 @@ class Published:
         ]
 
 
+@checked
 def publish(
     name: str,
     to: str,
@@ -124,15 +126,14 @@ def publish(
 
     >>> publish("crops", "hf://allenai/evals", licence="CC-BY-4.0", citation="")  # doctest: +SKIP
     """
-    from eval_ingest.report.export import export_dataset  # what draws isn't needed to pull
-
-    address = HubAddress.parse(to)
+    address = HubAddress.parse(str(to))
     if address.name not in (None, name):
         raise SpecError(f"{to} names another dataset than {name}; give hf://{address.repo}")
     settings = Settings.load(eval_root=root)
     eval_root = open_root(settings)
     metadata = require_metadata(eval_root, name)
-    if not (licence or metadata.spec.licence):
+    licence = (licence or metadata.spec.licence or "").strip()
+    if not licence:
         raise SpecError(
             f"{name} has no licence, and without one nobody may use it; say it, such as "
             "--licence CC-BY-4.0"
@@ -141,6 +142,8 @@ def publish(
         raise SpecError(
             'say how it is to be cited: --citation "TEXT or BibTeX", or --citation "" for none'
         )
+    from eval_ingest.report.export import export_dataset  # what draws isn't needed to pull
+
     staging = Path(settings.cache).expanduser() / "publish" / address.repo.replace("/", "--")
     shutil.rmtree(staging, ignore_errors=True)
     try:
@@ -365,6 +368,7 @@ def _digests(path: Path) -> tuple[str, str]:
 # ------------------------------------------------------------------------------------- pulling
 
 
+@checked
 def pull(url: str, *, root: str | Path | None = None, progress: Progress = no_progress) -> Path:
     """Copy a dataset from the Hugging Face Hub into an eval root, verified; gives its folder.
 
