@@ -29,6 +29,7 @@ from typing import Any
 from eval_ingest.copying.rslearn_files import Samples, remove_copy, write_copy_files
 from eval_ingest.copying.transfer import copying_ahead, transfer
 from eval_ingest.copying.verify import look_at
+from eval_ingest.core.columns import memory_given_back
 from eval_ingest.core.copy_config import rslearn_config
 from eval_ingest.core.entry import MAX_HISTORY, CopyResult, Metadata, NormStats, Version, opening
 from eval_ingest.core.eval_settings import EvalSettings
@@ -65,6 +66,9 @@ STAGES = ("window_index", "split_assignment", "norm_stats", "weka_copy", "regist
 NORM_VERSION = 3
 COPY_VERSION = 4
 ENTRY_VERSION = 3
+
+_MANY_ROWS = 1 << 14
+"""Of an index that isn't held in memory."""
 
 # ---------------------------------------------------------------------------- 1. window_index
 
@@ -353,9 +357,13 @@ def run_stage(job: Job, stage: str, values: dict[str, Any] | None = None) -> Out
         job, inputs = _belonging_together(
             job, dict(zip(_STAGES[stage].inputs, inputs, strict=True))
         )
-    with machine_faults_told():
+    with machine_faults_told(), memory_given_back():
         value = _STAGES[stage].build(job, *inputs)
         ran = write_stage(job, stage, value)
+        if stage == "window_index" and len(value) > _MANY_ROWS:
+            value = (
+                read_outcome(job.store, stage) or value
+            )  # its columns are read when they are asked for
         job.store.send()
     if stage == "registry_entry":
         tidy(job, value)

@@ -33,6 +33,7 @@ from eval_ingest.store.manifest import CopiedWindow
 from eval_ingest.store.room import has_room
 from eval_ingest.store.seal import unless_damaged
 from eval_ingest.store.shards import PackRow
+from eval_ingest.store.tables import SortedTable
 
 SHARD_WINDOWS = 64
 """Windows per task: enough to drown its overhead, few enough to balance and to show progress."""
@@ -218,6 +219,8 @@ def _build(
 
     `listed` are the keys of all windows, if their files were looked at before.
     """
+    import pyarrow.compute as pc
+
     to_read = work.to_read
     if to_read:
         groups = sorted({window.group for _, window in to_read})
@@ -242,36 +245,22 @@ def _build(
         parts.flush()  # kept until the index itself is on disk: see finish_index
     publish([], None)
     empty = arrow_rows([], index_schema(job.config))
-    all_rows = [pa.concat_tables([empty, *(rows.table for rows in work.kept), *tables])]
+    table = pa.concat_tables([empty, *(rows.table for rows in work.kept), *tables])
     for rows in (tables, work.kept):
         rows.clear()
-    n_read = work.n_arrived + len(work.new)
-    del work
-    table = add_geometry(_sorted(all_rows))
+    table = add_geometry(table)
     if listed is None:
         listed = pa.concat_tables([table.select(KEY), WindowList(filtered_out).table])
-    extra = {"n_filtered_out": len(filtered_out), "n_read": n_read}
+    extra = {"n_filtered_out": len(filtered_out), "n_read": work.n_arrived + len(work.new)}
     wanted = _index_fingerprint(job, listed, table, task.judged_by)
-    return WindowIndex(table, wanted, job.row_key, job.origin, extra)
+    by_name = [(name, "ascending") for name in KEY[:2]]
+    ordered = SortedTable(table, pc.sort_indices(table.select(KEY[:2]), by_name))
+    return WindowIndex(ordered, wanted, job.row_key, job.origin, extra)
 
 
 def _has_room_to_copy(job: Job, packer: Packer, windows: int) -> bool:
     needed = _ROOM_TO_COPY * packer.n_bytes + _ROOM_OF_FILES * windows
     return has_room(job.layout.path, needed)
-
-
-def _sorted(tables: list[pa.Table]) -> pa.Table:
-    """The only table of a list, which is emptied, sorted: one column at a time is there twice."""
-    import pyarrow.compute as pc
-
-    table = tables.pop()
-    schema, columns = table.schema, table.columns
-    order = pc.sort_indices(table.select(KEY[:2]), [(name, "ascending") for name in KEY[:2]])
-    del table
-    for k, column in enumerate(columns):
-        columns[k] = column.take(order)
-        del column
-    return pa.Table.from_arrays(columns, schema=schema)
 
 
 def _packer(
