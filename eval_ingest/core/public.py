@@ -17,7 +17,7 @@ UNTOLD = "not published"
 _URL = re.compile(r"(?<![\w+.-])(?!https?:)[A-Za-z][A-Za-z0-9+.-]*://[^\s'\"<>)\],;]+")
 _PATH = re.compile(r"(?<![\w.:/~-])(?:~|/)[\w.@%+=~-]*(?:/[\w.@%+=~-]+)+/?")
 _WINDOWS_PATH = re.compile(r"\b[A-Za-z]:\\[\w\\ .-]+")
-_ADDRESS = re.compile(r"[\w.+-]+@[\w-]+\.[\w.-]+")
+_ADDRESS = re.compile(r"(?<![\w.+-])[\w.+-]+@[\w-]+\.[\w.-]+")
 
 
 def public(text: str) -> str:
