@@ -9,7 +9,6 @@ import ctypes
 import json
 import os
 import resource
-import shutil
 import statistics
 import subprocess
 import sys
@@ -19,7 +18,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from benchmarks.bench import CACHE, dataset, machine
+from benchmarks.bench import CACHE, dataset, machine, remove
 from benchmarks.peer_pipe import PYTHON, PYTHON_COMMAND, Peer
 
 NAME = "tolbi_crops"
@@ -69,7 +68,7 @@ def main() -> int:
         f"each; {machine()}; load {os.getloadavg()[0]:.1f} at the start"
     )
     base = (CACHE / f"peers_{options.windows}").absolute()
-    shutil.rmtree(base, ignore_errors=True)
+    remove(base)
     environment = {"OLMOEARTH_INGEST_WORKERS": str(cores), "NUM_WORKERS": str(cores)}
     os.environ.update(environment)
     os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
@@ -149,8 +148,7 @@ def ingests(source: Path, base: Path, repeat: int) -> list[Comparison]:
     roots = {"ours": 0, "theirs": 0}
 
     def fresh(whose: str) -> Path:
-        # Another folder each time, and none is removed before the end: for minutes after many
-        # files were removed, ext4 takes several times as long to make others.
+        # Another folder each time, and none is removed before the end: see `remove`.
         number, roots[whose] = roots[whose], roots[whose] + 1
         root = base / (f"{whose}_{number}" if number else whose)
         root.mkdir(parents=True)
@@ -173,8 +171,7 @@ def ingests(source: Path, base: Path, repeat: int) -> list[Comparison]:
         return seconds
 
     whole = alternate(repeat, ours, theirs)
-    for old in base.glob("*_*"):
-        shutil.rmtree(old)
+    remove(*base.glob("*_*"))
     return [
         compared("whole ingest, as a process", whole, 12),
         compared("  CPU time of all its processes", cpu),

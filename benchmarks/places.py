@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import rasterio
 
-from benchmarks.bench import CACHE, GROUP, Row, compare, open_job, run_ingest
+from benchmarks.bench import CACHE, GROUP, Row, compare, open_job, remove, run_ingest
 from benchmarks.bench_peers import warm
 from benchmarks.storages import rewritten
 
@@ -53,19 +53,18 @@ def latency_rows(source: Path, delays_ms: tuple[int, ...] = (0, 1, 5)) -> list[R
     """Whole ingests where each open below source and root waits, as on a network mount."""
     if _COMPILER is None:
         return [Row("slow mounts", "not measured", "no C compiler")]
-    roots = CACHE.absolute() / "slow"  # one each, and none is removed meanwhile: see bench_peers
-    shutil.rmtree(roots, ignore_errors=True)
+    root = CACHE.absolute() / "slow"
     names = {f"{delay} ms more an open": delay for delay in delays_ms}
     names["nothing of the source in memory"] = delays_ms[0]
     seconds: dict[str, float] = {}
     for what, delay in names.items():
+        remove(root)
         warm(source)
-        os.sync()
         if "memory" in what:
             forget(source)
         slow = slow_opens(CACHE.absolute(), delay)
-        seconds[what] = run_ingest(source.absolute(), roots / what, environment=slow)["seconds"]
-    shutil.rmtree(roots)
+        seconds[what] = run_ingest(source.absolute(), root, environment=slow)["seconds"]
+    remove(root)
     plain = next(iter(seconds.values()))
     return [
         Row(
@@ -180,17 +179,17 @@ def _indexing(source: Path, count: int) -> Callable[[], Any]:
 
 def bucket_rows(source: Path, windows: int) -> list[Row]:
     """A whole ingest from a bucket: the emulator is a process of its own, its share told apart."""
-    small = CACHE / "bucket"
-    shutil.rmtree(small, ignore_errors=True)
+    small, root = CACHE / "bucket", CACHE.absolute() / "from_bucket"
+    on_disk = CACHE.absolute() / "from_disk"
+    remove(small, root, on_disk)
     _take(source, small / "tolbi", windows)
     with emulator() as (environment, server):
         upload(small, environment)
-        before, root = cpu_seconds(server), CACHE.absolute() / "from_bucket"
-        shutil.rmtree(root, ignore_errors=True)
+        before = cpu_seconds(server)
         found = run_ingest("gs://bench/tolbi", root, environment=environment)
         served = cpu_seconds(server) - before
-    here = run_ingest(small.absolute() / "tolbi", CACHE.absolute() / "from_disk")
-    for folder in (small, root, CACHE / "from_disk"):
+    here = run_ingest(small.absolute() / "tolbi", on_disk)
+    for folder in (small, root, on_disk):
         shutil.rmtree(folder)
     return [
         Row(

@@ -18,7 +18,6 @@ import functools
 import importlib
 import json
 import os
-import shutil
 import sys
 import threading
 import time
@@ -256,15 +255,14 @@ def measured(source: Path, base: Path) -> Profile:
 
 @contextmanager
 def _scratch(at: Path) -> Iterator[Path]:
-    """A folder below it that is removed in the end, and not before.
+    """A new folder there, which is removed in the end."""
+    from benchmarks.bench import remove
 
-    For minutes after many files were removed, ext4 takes several times as long to make others.
-    """
     base = at.absolute() / f"profile_{os.getpid()}"
     try:
         yield base
     finally:
-        shutil.rmtree(base, ignore_errors=True)
+        remove(base)
 
 
 def _read(path: Path) -> list[float]:
@@ -345,14 +343,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
     print(f"{machine()}; load {os.getloadavg()[0]:.1f} at the start")
     sources = [options.source] if options.source else map(dataset, options.windows)
-    with _scratch(options.at) as base:
-        for source in sources:
-            found = [
-                measured(source.absolute(), base / f"{source.parent.name}_{turn}")
-                for turn in range(options.repeat)
-            ]
-            found.sort(key=lambda profile: profile.total)
-            print("", *lines(found[len(found) // 2]), sep="\n", flush=True)
+    for source in sources:
+        found = []
+        for _ in range(options.repeat):
+            with _scratch(options.at) as base:
+                found.append(measured(source.absolute(), base))
+        found.sort(key=lambda profile: profile.total)
+        print("", *lines(found[len(found) // 2]), sep="\n", flush=True)
     return 0
 
 

@@ -1,17 +1,18 @@
-"""`make bench-rows ROWS=1000000`: a generated index of so many windows, split, judged and written.
+"""`make bench-rows ROWS=1000000`: so many generated rows, indexed, split, judged and written.
 
-No pixel is read: a small dataset is ingested, the rows of its index are repeated under other names
-and at other places, and the stages after the index run on them as they always do, each in a
-process of its own. What is compared: seconds, and the memory above that of the small dataset.
+No pixel is read: a small dataset is ingested, and the rows of its index are repeated under other
+names and at other places, as if a run had been stopped when it had judged them all. The stages go
+on with them as they always do, each in a process of its own. What is compared: seconds, and the
+memory above that of the small dataset.
 """
 
 import argparse
 import json
-import shutil
-import struct
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,12 @@ import numpy as np
 import pyarrow as pa
 
 from benchmarks.bench import CACHE, GROUP, dataset, machine, open_job
+from eval_ingest.indexing.build import partial_rows
+from eval_ingest.indexing.partial import ARRIVED, PARTIAL_ROWS
+from eval_ingest.indexing.work import IndexedShard
+from eval_ingest.sources.base import Listed
+from eval_ingest.sources.local import LocalSource
+from eval_ingest.store.index_file import read_index
 
 STAGES = ("window_index", "split_assignment", "norm_stats", "weka_copy", "registry_entry")
 
@@ -36,7 +43,7 @@ def main() -> int:
     small = measured()
     prepare(options.rows)
     large, seconds = measured(), 0.0
-    for stage in STAGES[1:]:
+    for stage in STAGES:
         above = (large[stage]["peak"] - small[stage]["peak"]) / options.rows
         seconds += large[stage]["seconds"]
         print(f"{stage:17} {large[stage]['seconds']:7.1f} s   {above:6.0f} bytes a row")
@@ -68,12 +75,11 @@ def run(stage: str) -> dict[str, float]:
     """Run one stage in this process."""
     from eval_ingest import pipeline
 
-    if stage == STAGES[0]:
-        if (root() / "rows.json").exists():
-            return {}  # it stays as it was made
-        shutil.rmtree(root(), ignore_errors=True)
+    work, rows = job(), root() / "rows.json"
+    if rows.exists():
+        work = replace(work, source=Generated(work.source.url, int(rows.read_text())))
     started = time.perf_counter()
-    pipeline.run_stage(job(), stage)
+    pipeline.run_stage(work, stage)
     seconds = time.perf_counter() - started
     # Not ru_maxrss: after fork and exec that counts what the starting process had in memory.
     [line] = [li for li in Path("/proc/self/status").read_text().splitlines() if "VmHWM" in li]
@@ -81,33 +87,48 @@ def run(stage: str) -> dict[str, float]:
 
 
 def prepare(rows: int) -> None:
-    """Write an index of so many rows in the place of the small one."""
-    from dataclasses import replace
-
-    from eval_ingest.job import write_config
-    from eval_ingest.store.index_file import read_index, write_index
-
+    """Leave so many rows as a stopped run would, instead of the small index."""
     work = job()
     index = read_index(work.layout.window_index)
     assert index is not None
-    index = replace(
-        index, table=repeated(index.table.whole(), rows), fingerprint=f"{time.time_ns():016x}"
-    )
-    write_index(work.layout.window_index, index)
-    write_config(work, index.fingerprint)
+    table, parts = index.table.whole(), partial_rows(work)
+    parts.packing_key = ARRIVED
+    for first in range(0, rows, PARTIAL_ROWS):
+        shard = repeated(table, range(first, min(first + PARTIAL_ROWS, rows)))
+        parts.add(IndexedShard(shard))
+    parts.flush()
+    work.layout.window_index.unlink()
     (root() / "rows.json").write_text(str(rows))
 
 
-def repeated(table: pa.Table, rows: int) -> pa.Table:
+@dataclass(frozen=True)
+class Generated(LocalSource):
+    """So many windows, as far as a listing tells."""
+
+    rows: int = 0
+
+    def groups(self) -> list[str]:
+        """The only one."""
+        return [GROUP]
+
+    def names(self, groups: list[str]) -> None:  # type: ignore[override]
+        """Their digests are wanted."""
+
+    def listing(self, groups: list[str], layers: frozenset[str]) -> Iterator[Listed]:
+        """All of them."""
+        return (Listed(GROUP, f"window_{k:07d}", f"{k:032x}") for k in range(self.rows))
+
+
+def repeated(table: pa.Table, rows: range) -> pa.Table:
     """The rows again and again, each under a name and at a place of its own."""
-    times = -(-rows // table.num_rows)
-    table = pa.concat_tables([table] * times).slice(0, rows).combine_chunks()
+    times = -(-len(rows) // table.num_rows)
+    table = pa.concat_tables([table] * times).slice(0, len(rows)).combine_chunks()
     changed = {
-        "group": pa.array([GROUP] * rows),
-        "name": pa.array([f"window_{k:07d}" for k in range(rows)]),
-        "source_digest": pa.array([f"{k:032x}" for k in range(rows)]),
-        "pixel_digest": pa.array([f"{2 * k:016x}" for k in range(rows)]),
-        "geometry": pa.array(squares(rows)),
+        "group": pa.array([GROUP] * len(rows)),
+        "name": pa.array([f"window_{k:07d}" for k in rows]),
+        "source_digest": pa.array([f"{k:032x}" for k in rows]),
+        "pixel_digest": pa.array([f"{2 * k:016x}" for k in rows]),
+        "bounds": pa.array(corners(np.array(rows)).tolist()),
     }
     for name, values in changed.items():
         place = table.schema.get_field_index(name)
@@ -115,14 +136,10 @@ def repeated(table: pa.Table, rows: int) -> pa.Table:
     return table
 
 
-def squares(rows: int) -> list[bytes]:
-    """As many squares of half a kilometre, none over another, as WKB."""
-    k = np.arange(rows)
-    corners = np.array([[0, 0], [1, 0], [1, 1], [0, 1], [0, 0]]) * 0.005
-    lowest = np.column_stack([-170 + 0.01 * (k % 34_000), -60 + 0.01 * (k // 34_000)])
-    points = (lowest[:, None, :] + corners).astype("<f8")
-    head = struct.pack("<BIII", 1, 3, 1, 5)
-    return [head + square.tobytes() for square in points]
+def corners(k: np.ndarray) -> np.ndarray:
+    """Bounds in pixels of 10 m, none over another: rows of them from the equator on."""
+    left, bottom = 17_000 + 50 * (k % 1200), 50 * (k // 1200)
+    return np.column_stack([left, -bottom - 48, left + 48, -bottom])
 
 
 if __name__ == "__main__":

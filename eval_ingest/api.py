@@ -19,6 +19,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from eval_ingest.core.arguments import checked
 from eval_ingest.core.entry import Metadata, is_ours, listed, split_counts
 from eval_ingest.core.resolved import ResolvedConfig
 from eval_ingest.core.spec import SPLITS, DatasetSpec, SplitPolicy, check_name, name_from
@@ -78,6 +79,18 @@ def tidied(settings: Settings) -> EvalRoot:
     with contextlib.suppress(EvalIngestError):
         finish_removals(root, partial(drop_spec, settings))
     return root
+
+
+def _with_dataset(root: Root, name: str) -> EvalRoot:
+    """The eval root, once it is known to hold the dataset: before anything slow is imported.
+
+    Raises:
+        UnknownDatasetError: it doesn't.
+        StoreError: it can't be reached.
+    """
+    eval_root = tidied(Settings.load(eval_root=root))
+    require_metadata(eval_root, name)
+    return eval_root
 
 
 # ---------------------------------------------------------------------------- what is there
@@ -144,6 +157,7 @@ class Datasets(Printed, dict[str, Listed]):
         return terminal.list_lines(self.url, registry, sources, elsewhere)
 
 
+@checked
 def list_datasets(root: Root = None, *, catalog: bool = False) -> Datasets:
     """The datasets under an eval root by name, sorted: a dict.
 
@@ -224,6 +238,7 @@ class Info(Printed):
         return terminal.info_lines(self.metadata, self.path)
 
 
+@checked
 def info(name: str, root: Root = None) -> Info:
     """Everything about an ingested dataset.
 
@@ -334,6 +349,7 @@ def _last_folder(source: str) -> str:
     return last.removesuffix(".gz").removesuffix(".tgz").removesuffix(".tar")
 
 
+@checked
 def ingest(
     name: str | None = None,
     source: str | Path | None = None,
@@ -415,6 +431,7 @@ def _refuse_another_source(job: "Job") -> None:
         )
 
 
+@checked
 def plan(
     name: str | None = None, source: str | Path | None = None, *, root: Root = None, **spec: Any
 ) -> Planned:
@@ -435,6 +452,7 @@ def plan(
     return Planned({**facts, "path": str(store.url)})
 
 
+@checked
 def validate(
     name: str | None = None, source: str | Path | None = None, *, root: Root = None, **spec: Any
 ) -> Validated:
@@ -453,6 +471,7 @@ def validate(
         return Validated(open_job(wanted, settings, root=scratch, looks=True))
 
 
+@checked
 def adopt(
     name: str,
     *,
@@ -488,6 +507,7 @@ def adopt(
 # ---------------------------------------------------------------------- what was ingested
 
 
+@checked
 def verify(name: str, root: Root = None, progress: Progress = no_progress) -> "Verified":
     """Read back everything that was ingested, and compare checksums.
 
@@ -495,11 +515,13 @@ def verify(name: str, root: Root = None, progress: Progress = no_progress) -> "V
         UnknownDatasetError: there is no such dataset.
         StoreError: it can't be read.
     """
+    eval_root = _with_dataset(root, name)
     from eval_ingest.verifying import verify_dataset
 
-    return verify_dataset(tidied(Settings.load(eval_root=root)), name, progress)
+    return verify_dataset(eval_root, name, progress)
 
 
+@checked
 def write_report(name: str, root: Root = None, *, out: str | Path = DEFAULT_OUT) -> list[Path]:
     """Write a dataset's pictures, report.html and card; the paths, or those of their mirror.
 
@@ -513,10 +535,10 @@ def write_report(name: str, root: Root = None, *, out: str | Path = DEFAULT_OUT)
         NotIngestedError: its index is of another version.
         StoreError: the eval root can't be written.
     """
+    eval_root = _with_dataset(root, name)
     from eval_ingest.report import writing
 
-    settings = Settings.load(eval_root=root)
-    return writing.write_report(tidied(settings), name, _scores(name, Path(out)))
+    return writing.write_report(eval_root, name, _scores(name, Path(out).expanduser()))
 
 
 def _scores(name: str, out: Path) -> "list[Board]":
@@ -541,6 +563,7 @@ def _scores(name: str, out: Path) -> "list[Board]":
     return [Board("frozen encoders", lines)] if len(lines) > 1 else []
 
 
+@checked
 def export(
     name: str,
     to: str | Path,
@@ -562,10 +585,15 @@ def export(
         UnknownDatasetError: there is no such dataset.
         StoreError: `to` can't be written, or holds that dataset already.
     """
+    eval_root = _with_dataset(root, name)
+    if "://" in str(to):
+        raise SpecError(
+            f"{to} is a URL; give --to a folder on this machine, or have it published: "
+            f"eval-ingest publish {name} --to hf://ORG/REPO"
+        )
     from eval_ingest.report.export import export_dataset
 
-    target = Path(to).expanduser()
-    return export_dataset(tidied(Settings.load(eval_root=root)), name, target, windows, progress)
+    return export_dataset(eval_root, name, Path(to).expanduser(), windows, progress)
 
 
 @dataclass(frozen=True, repr=False)
@@ -595,6 +623,7 @@ class Removed(Printed):
         return lines
 
 
+@checked
 def remove(
     name: str, root: Root = None, *, agreed: Callable[[str], bool] = lambda what: True
 ) -> Removed | None:
@@ -634,17 +663,21 @@ def remove(
     return Removed(name, eval_root.url, store.url if adopted else "", source if noted else "")
 
 
-def leaderboard(out: str | Path = DEFAULT_OUT, datasets: Sequence[str] = ()) -> "list[Leaderboard]":
+@checked
+def leaderboard(
+    out: str | Path = DEFAULT_OUT, datasets: str | Sequence[str] = ()
+) -> "list[Leaderboard]":
     """What sweeps found: a board for each split, label fraction and so on.
 
     Args:
         out: the folder that `eval-ingest sweep` wrote.
-        datasets: only these; default all.
+        datasets: only this one, or these; default all.
 
     Raises:
         SweepError: there are no results, or they can't be read.
     """
     from eval_ingest.sweep.results import leaderboards, read_rows
 
-    rows = read_rows(Path(out))
-    return leaderboards([row for row in rows if not datasets or row.dataset in datasets])
+    rows = read_rows(Path(out).expanduser())
+    wanted = {datasets} if isinstance(datasets, str) else set(datasets)
+    return leaderboards([row for row in rows if not wanted or row.dataset in wanted])

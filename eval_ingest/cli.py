@@ -20,7 +20,7 @@ from typing import Any, NoReturn
 
 from eval_ingest import __version__
 from eval_ingest.completion import SHELLS, complete, dataset_names
-from eval_ingest.errors import EvalIngestError, UnknownDatasetError, lacking
+from eval_ingest.errors import EvalIngestError, UnknownDatasetError, brief, lacking
 from eval_ingest.interrupts import STOPPED, interruptible
 
 EXAMPLES = """\
@@ -157,6 +157,14 @@ def _complain(text: str) -> None:
     from eval_ingest.report.printing import told
 
     print(told(text.splitlines(), sys.stderr), file=sys.stderr)
+
+
+def _folder(text: str) -> Path:
+    from eval_ingest.core.arguments import folder_fault  # brings numpy, which --help does without
+
+    if fault := folder_fault(text):
+        raise argparse.ArgumentTypeError(f"{brief(text, 60)} {fault}; give a path on this machine")
+    return Path(text).expanduser()  # a shell doesn't in --out=~/sweeps
 
 
 # --------------------------------------------------------------------------------- what is said
@@ -337,14 +345,14 @@ def _parser() -> argparse.ArgumentParser:
 
     sweep = command("sweep", "score frozen encoders on ingested datasets, all or some")
     add, out = sweep.add_argument, Path(DEFAULT_OUT)
-    add("--suite", type=Path, metavar="YAML", help="a suite; flags win over what it says")
+    add("--suite", type=_folder, metavar="YAML", help="a suite; flags win over what it says")
     add_suite_flags(sweep)
     add("--device", help="cpu or cuda; default: a GPU if there is one")
-    add("--out", type=Path, default=out, metavar="DIR", help=f"default {out}")
+    add("--out", type=_folder, default=out, metavar="DIR", help=f"default {out}")
     add("--no-plots", action="store_true", help="no pictures")
 
     add = command("leaderboard", "scores: datasets by encoders").add_argument
-    add("--out", type=Path, default=out, metavar="DIR")
+    add("--out", type=_folder, default=out, metavar="DIR")
     add("--plots", action="store_true", help="draw the pictures anew")
 
     text = "how well datasets tell models apart"
@@ -355,7 +363,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--encoder", dest="encoders", nargs="+", metavar="NAME", help=text)
     add("--windows", type=int, default=256, metavar="N", help="of a split at most; default 256")
     add("--budget", type=float, default=60.0, metavar="SECONDS", help="of the suite; default 60")
-    add("--suite", type=Path, metavar="YAML", help="where the proposed suite is written")
+    add("--suite", type=_folder, metavar="YAML", help="where the proposed suite is written")
 
     text = "the registry as downstream tasks of another trainer"
     add = command("tasks", text, TASKS).add_argument

@@ -7,7 +7,6 @@ What belongs here: one function a command, from its options to an exit code. Wha
 import argparse
 import json
 import sys
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,8 +24,6 @@ from eval_ingest.store.roots.open import open_root
 
 if TYPE_CHECKING:
     from eval_ingest.pipeline import Outcome
-
-JUDGED_AT_ONCE = 8
 
 
 def _show(options: argparse.Namespace, facts: Any, lines: list[str]) -> None:
@@ -106,7 +103,7 @@ def run_validate(options: argparse.Namespace) -> int:
 def run_discover(options: argparse.Namespace) -> int:
     """List what lies under some roots; 1 if one of them couldn't be looked into."""
     from eval_ingest.sources.looks import Memory
-    from eval_ingest.watching import State, look_at, survey
+    from eval_ingest.watching import State, judge_all, survey
 
     settings = Settings.load()
     roots = options.root or settings.studio_roots
@@ -119,8 +116,7 @@ def run_discover(options: argparse.Namespace) -> int:
     if not roots:
         raise SpecError("give --root PATH_OR_URL, or set EVAL_INGEST_STUDIO_ROOTS")
     found = survey(roots, settings, memory=partial(Memory, full=options.full))
-    with ThreadPoolExecutor(JUDGED_AT_ONCE, thread_name_prefix="discover") as pool:
-        judgements = list(pool.map(lambda sighting: look_at(sighting, settings), found.sightings))
+    judgements = judge_all(found.sightings, settings, options.full)
     judged = list(zip(found.sightings, judgements, strict=True))
     facts = {
         "datasets": [
@@ -128,7 +124,7 @@ def run_discover(options: argparse.Namespace) -> int:
                 "name": sighting.name,
                 "source": sighting.found.url,
                 "fingerprint": sighting.found.fingerprint,
-                "task": str(judgement.config.task.kind) if judgement.config else None,
+                "task": str(judgement.task.kind) if judgement.task else None,
                 "windows": sighting.found.windows,
                 "state": str(judgement.state),
                 "reason": judgement.reason,
@@ -199,8 +195,7 @@ def run_verify(options: argparse.Namespace) -> int:
 
 def run_report(options: argparse.Namespace) -> int:
     """Write pictures, page and card."""
-    root = open_root(Settings.load())
-    paths = [root.shown(path) for path in api.write_report(options.name)]
+    paths = [_root().shown(path) for path in api.write_report(options.name)]
     page = next(path for path in paths if path.endswith("report.html"))
     lines = [*(f"  {path}" for path in paths), f"look at {page}"]
     _show(options, {"name": options.name, "files": paths}, lines)

@@ -69,7 +69,6 @@ def executor(settings: Settings, windows: int = 0) -> Iterator[Executor]:
         windows: how many windows have to be decoded.
 
     Raises:
-        SettingsError: there is no such engine.
         EngineError: the workers were lost on the way, or no scheduler answers.
     """
     engine = settings.engine
@@ -95,7 +94,7 @@ def executor(settings: Settings, windows: int = 0) -> Iterator[Executor]:
                     f"a worker process was killed, {killed_because(kills)} "
                     f"(EVAL_INGEST_WORKERS={settings.workers})"
                 ) from error
-    elif "://" in engine:
+    else:  # a dask scheduler's address
         with _dask_client(engine) as client:
             from distributed.scheduler import KilledWorker
 
@@ -107,11 +106,6 @@ def executor(settings: Settings, windows: int = 0) -> Iterator[Executor]:
                     f"({type(error).__name__}); see its log, and run again: it goes on where it "
                     "stopped"
                 ) from error
-    else:
-        raise SettingsError(
-            f"EVAL_INGEST_ENGINE={settings.engine!r} must be auto, threads, processes, "
-            "or a dask scheduler's address such as tcp://scheduler:8786"
-        )
 
 
 _starting = threading.Lock()

@@ -98,15 +98,13 @@ def open_job(
         copies_of(eval_root, spec.name, redacted(address(url))) if fetched and not looks else None,
         later=not looks,
     )
-    if spec.copy_mode == "index" and holds_secret(source.origin):
-        raise SpecError(
-            f"{spec.name}: with --copy index samples are read from the source, and the password "
-            f"or signature of {source.origin} is kept nowhere; use --copy stream"
-        )
-    if spec.copy_mode == "index" and source.url != source.origin:
+    if spec.copy_mode == "index" and (holds_secret(source.origin) or source.url != source.origin):
+        why = "is an archive; unpack it and give the folder"
+        if holds_secret(source.origin):
+            why = "has a password or signature, which is kept nowhere; give a URL without"
         raise SpecError(
             f"{spec.name}: with --copy index samples are read from the source, and "
-            f"{source.origin} is an archive; unpack it and give the folder, or use --copy stream"
+            f"{source.origin} {why}, or use --copy stream"
         )
     theirs = their_raw_entry(store) if spec.adopted else ""
     resolved = read_resolved(store) if indexed else None

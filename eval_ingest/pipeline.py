@@ -29,6 +29,7 @@ from typing import Any
 from eval_ingest.copying.rslearn_files import Samples, remove_copy, write_copy_files
 from eval_ingest.copying.transfer import copying_ahead, transfer
 from eval_ingest.copying.verify import look_at
+from eval_ingest.core.columns import memory_given_back
 from eval_ingest.core.copy_config import rslearn_config
 from eval_ingest.core.entry import MAX_HISTORY, CopyResult, Metadata, NormStats, Version, opening
 from eval_ingest.core.eval_settings import EvalSettings
@@ -66,6 +67,9 @@ NORM_VERSION = 3
 COPY_VERSION = 4
 ENTRY_VERSION = 3
 
+_MANY_ROWS = 1 << 14
+"""Of an index that isn't held in memory."""
+
 # ---------------------------------------------------------------------------- 1. window_index
 
 
@@ -81,7 +85,8 @@ def window_index(job: Job) -> WindowIndex:
     # Looked at before the listing: what arrives in between is then a change, and not overlooked.
     seen = source_fingerprint(job.source.origin)
     index = index_source(job, copying_ahead(job) if job.source.at_hand else None)
-    check_invalid_fraction(index.summary, job.spec.max_invalid_fraction, job.spec.name)
+    limit, asked = job.spec.max_invalid_fraction, job.spec.asked
+    check_invalid_fraction(index.summary, limit, job.spec.name, asked)
     write_config(job, index.fingerprint)
     if seen:
         state = {"fingerprint": seen, "window_index": index.fingerprint}
@@ -352,9 +357,13 @@ def run_stage(job: Job, stage: str, values: dict[str, Any] | None = None) -> Out
         job, inputs = _belonging_together(
             job, dict(zip(_STAGES[stage].inputs, inputs, strict=True))
         )
-    with machine_faults_told():
+    with machine_faults_told(), memory_given_back():
         value = _STAGES[stage].build(job, *inputs)
         ran = write_stage(job, stage, value)
+        if stage == "window_index" and len(value) > _MANY_ROWS:
+            value = (
+                read_outcome(job.store, stage) or value
+            )  # its columns are read when they are asked for
         job.store.send()
     if stage == "registry_entry":
         tidy(job, value)

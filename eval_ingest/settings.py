@@ -90,12 +90,21 @@ class Settings:
                 raise SettingsError(f"{name}={value!r} must be a number from 1 up")
             return None if value is None else int(value)
 
-        gib = text("EVAL_INGEST_CACHE_GIB")
+        gib, engine = text("EVAL_INGEST_CACHE_GIB"), text("EVAL_INGEST_ENGINE") or "auto"
+        if engine not in ("auto", "threads", "processes") and "://" not in engine:
+            raise SettingsError(
+                f"EVAL_INGEST_ENGINE={engine!r} must be auto, threads, processes, or a dask "
+                "scheduler's address such as tcp://scheduler:8786"
+            )
         return cls(
-            eval_root=str(eval_root or text(EVAL_ROOT_VARIABLE) or DEFAULT_EVAL_ROOT),
+            eval_root=(
+                (text(EVAL_ROOT_VARIABLE) or DEFAULT_EVAL_ROOT)
+                if eval_root is None
+                else str(eval_root)
+            ),
             catalog=text("EVAL_INGEST_CATALOG"),
             workers=count("EVAL_INGEST_WORKERS") or _cores(),
-            engine=text("EVAL_INGEST_ENGINE") or "auto",
+            engine=engine,
             cache=text("EVAL_INGEST_CACHE") or DEFAULT_CACHE,
             cache_gib=_gib(gib) if gib else DEFAULT_CACHE_GIB,
             weka_endpoint_url=text("WEKA_ENDPOINT_URL"),

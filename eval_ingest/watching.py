@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import time
 import traceback
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Set
@@ -10,14 +11,16 @@ from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from functools import partial
 from pathlib import Path, PurePath
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from eval_ingest.background import Background
 from eval_ingest.config_files import read_config_files
+from eval_ingest.core.arguments import place_fault
 from eval_ingest.core.entry import Metadata, utc
 from eval_ingest.core.fingerprint import fingerprint
 from eval_ingest.core.resolved import ResolvedConfig
 from eval_ingest.core.spec import RESERVED, DatasetSpec, is_name, name_from
+from eval_ingest.core.task import Task
 from eval_ingest.decoding.limits import fetchable
 from eval_ingest.decoding.metadata import read_metadata as read_window_metadata
 from eval_ingest.decoding.rasters import not_there_yet
@@ -28,7 +31,9 @@ from eval_ingest.errors import (
     NewerVersionError,
     NotOursError,
     SourceError,
+    SpecError,
     StoreError,
+    brief,
     lacking,
 )
 from eval_ingest.indexing.filters import WindowFilter, selected
@@ -40,9 +45,9 @@ from eval_ingest.redaction import holds_secret, redacted, shown
 from eval_ingest.settings import Settings, literal
 from eval_ingest.sources.base import Source, WindowFiles, WindowReader
 from eval_ingest.sources.discovery import MAX_DEPTH, SAMPLE, Found, find_datasets, spread
-from eval_ingest.sources.looks import Look, Memory, read_looks
+from eval_ingest.sources.looks import Look, Memory, is_due, read_looks
 from eval_ingest.sources.open import open_source
-from eval_ingest.store.atomic import read_json, write_json
+from eval_ingest.store.atomic import read_json, remove_path, write_json
 from eval_ingest.store.catalog import Removed, read_catalog, removed_datasets
 from eval_ingest.store.claims import refuse_theirs
 from eval_ingest.store.outcomes import read_source_state
@@ -80,6 +85,8 @@ class Sighting:
     """The fingerprint of what is registered under its name."""
     root: EvalRoot | None = field(default=None, repr=False, compare=False)
     """Where it is, or is to be, registered; None: where the settings say."""
+    known: "Judgement | None" = field(default=None, repr=False, compare=False)
+    """What an earlier look into the same source gave, and needn't be asked of it again."""
 
     @property
     def name(self) -> str:
@@ -128,12 +135,15 @@ class Judgement:
     state: State
     reason: str = ""
     """Why it is not ingestable or could not be looked at, or which windows are not complete."""
-    config: ResolvedConfig | None = None
+    task: Task | None = None
+    """What is predicted, where that is known."""
     stamp: str = ""
     """New or changed: of the dataset and of the files of some windows. While it changes, the
     dataset is still being written."""
     fault: Exception | None = None
     """What went wrong where it could not be looked at."""
+    of_source: bool = False
+    """True: it follows from what the source holds, so it stays while that does."""
 
 
 def survey(
@@ -226,6 +236,8 @@ def _look(
     memory: Callable[[Mapping[str, Look]], Memory] | None,
 ) -> list[Found]:
     expanded = os.path.expanduser(settings.expand(root))
+    if fault := place_fault(expanded):
+        raise SourceError(f"the root {brief(expanded, 60)} {fault}; give a path or URL")
     if holds_secret(expanded):
         raise SourceError(
             f"the root {expanded} holds a password or a signature, and what is found is kept for "
@@ -370,6 +382,8 @@ def judge(sighting: Sighting, settings: Settings) -> Judgement:
     Raises:
         StoreError: the eval root can't be reached.
     """
+    if sighting.known is not None and not sighting.published:
+        return sighting.known
     store = (sighting.root or open_root(settings)).dataset(sighting.name)
     metadata, damaged = None, False
     try:
@@ -388,7 +402,14 @@ def judge(sighting: Sighting, settings: Settings) -> Judgement:
     # What is here of a bucket is looked at first: what it says of a version stays true.
     states = (read_source_state(store, at_hand) for at_hand in (True, False))
     if metadata is not None and any(_is_of_now(sighting, metadata, seen) for seen in states):
-        return Judgement(State.REGISTERED, config=metadata.config)
+        return Judgement(State.REGISTERED, task=metadata.config.task)
+    return sighting.known or _judge_source(
+        sighting, settings, State.NEW if metadata is None and not damaged else State.CHANGED
+    )
+
+
+def _judge_source(sighting: Sighting, settings: Settings, state: State) -> Judgement:
+    """What the source says of a dataset that is to be ingested."""
     try:
         if sighting.problem:
             raise ConfigError(sighting.problem)
@@ -404,11 +425,88 @@ def judge(sighting: Sighting, settings: Settings) -> Judgement:
     except StoreError:
         raise
     except EvalIngestError as error:
-        return Judgement(State.NOT_INGESTABLE, str(error))
-    state = State.NEW if metadata is None and not damaged else State.CHANGED
+        of_source = isinstance(error, ConfigError | SpecError)
+        return Judgement(State.NOT_INGESTABLE, str(error), of_source=of_source)
     if len(inside.lacking) > sighting.spec.max_invalid_fraction * inside.looked_at:
         state = State.UNFINISHED
-    return Judgement(state, inside.reason, config, inside.stamp)
+    return Judgement(state, inside.reason, config.task, inside.stamp, of_source=True)
+
+
+JUDGED_AT_ONCE = 8
+JUDGED_S = 3600.0
+"""What a source was judged to be is judged again after so long at the latest."""
+
+
+def judge_all(
+    sightings: Iterable[Sighting],
+    settings: Settings,
+    full: bool = False,
+    now: Callable[[], float] = time.time,
+) -> list[Judgement]:
+    """What is to be done about each of some datasets, each judged as `look_at` does.
+
+    To read a configuration and to list some windows takes requests. What came of it is kept in the
+    cache, and counts while the dataset looks the same, for as long as its windows needn't be
+    listed anew: see looks.py.
+
+    Args:
+        sightings: what a survey found.
+        settings: say where eval root and cache are.
+        full: True to judge all anew.
+        now: the time, in seconds since 1970.
+
+    Raises:
+        StoreError: the eval root can't be reached.
+    """
+    folder = Path(settings.cache).expanduser() / "judged"
+
+    def one(sighting: Sighting) -> Judgement:
+        path = folder / f"{fingerprint(settings.eval_root, sighting.name)}.json"
+        version = fingerprint(sighting.version, sighting.published, sighting.removed)
+        old, time_s = _read_judged(path, version), now()
+        if old and not full and not is_due(old.since, old.at, time_s, JUDGED_S):
+            return look_at(replace(sighting, known=old.judgement), settings)
+        found = look_at(sighting, settings)
+        if found.of_source and sighting.spec.config is None:
+            since = old.since if old and old.judgement == found else time_s
+            write_json(path, _Judged(version, since, time_s, found).dump())
+        elif old:
+            remove_path(path)
+        return found
+
+    with ThreadPoolExecutor(JUDGED_AT_ONCE, thread_name_prefix="judge_all") as pool:
+        return list(pool.map(one, sightings))
+
+
+class _Judged(NamedTuple):
+    """A judgement that goes by the source, as it is kept."""
+
+    version: str
+    """Changes with the dataset as it was seen, and with what judges it."""
+    since: float
+    """When it came to be so, in seconds since 1970, as the next."""
+    at: float
+    """When it was last judged."""
+    judgement: Judgement
+
+    def dump(self) -> dict[str, Any]:
+        """As JSON keeps it."""
+        found = self.judgement
+        kept = {"state": found.state, "reason": found.reason, "stamp": found.stamp}
+        task = found.task.model_dump(mode="json") if found.task else None
+        return {**self._asdict(), "judgement": {**kept, "task": task}}
+
+
+def _read_judged(path: Path, version: str) -> _Judged | None:
+    """What is kept of this version of a dataset."""
+    with contextlib.suppress(StoreError, ValueError, TypeError, LookupError):  # damaged: as none
+        values: Any = read_json(path)
+        if values is not None and values["version"] == version:
+            kept = values.pop("judgement")
+            state, task = State(kept.pop("state")), kept.pop("task")
+            task = Task.model_validate(task) if task else None
+            return _Judged(**values, judgement=Judgement(state, task=task, of_source=True, **kept))
+    return None
 
 
 def _metadata_of(store: DatasetStore, published: str) -> Metadata | None:

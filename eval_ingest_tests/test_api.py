@@ -12,7 +12,13 @@ import pytest
 import eval_ingest
 from eval_ingest import cli
 from eval_ingest.core.spec import SplitPolicy
-from eval_ingest.errors import SourceError, SpecError, UnknownDatasetError
+from eval_ingest.errors import (
+    EvalIngestError,
+    InvalidWindowsError,
+    SourceError,
+    SpecError,
+    UnknownDatasetError,
+)
 from eval_ingest.sweep.results import Row, write_row
 
 Written = Callable[[str], Path]
@@ -131,6 +137,56 @@ def test_what_is_wrong_is_told_with_the_near_names(root: Path, written: Written)
         eval_ingest.ingest("crops", written("class_mapping"))
     with pytest.raises(SpecError, match="source"):
         eval_ingest.validate()
+
+
+@pytest.mark.parametrize(
+    ("ask", "words"),
+    [
+        (lambda: eval_ingest.list_datasets(5), "root=5 can't be; give a path or URL"),
+        (lambda: eval_ingest.list_datasets(""), "root='' is empty; give a path or URL, or None"),
+        (lambda: eval_ingest.list_datasets([]), "root=\\[\\] can't be"),
+        (lambda: eval_ingest.remove("x", b"/evals"), "root=b'/evals' can't be"),
+        (lambda: eval_ingest.remove("x", agreed=True), "agreed=True can't be; give a function"),
+        (lambda: eval_ingest.info("x", "a" * 300), "has a part of 300 bytes, and 255 are"),
+        (lambda: eval_ingest.info("x", "a\0"), "holds a character NUL"),
+        (lambda: eval_ingest.info("x" * 200), "up to 128 lower-case letters"),
+        (lambda: eval_ingest.validate(source=""), "source='' is empty"),
+        (lambda: eval_ingest.validate(source=["/data"]), "source=.'/data'. can't be"),
+        (lambda: eval_ingest.validate(source="/data", splits=5), "splits=5 can't be"),
+        (lambda: eval_ingest.validate("x", "/data", seed=True), "splits.seed: can't be True"),
+        (lambda: eval_ingest.validate("x", "/data", licence=b"a"), "licence: can't be b'a'"),
+        (lambda: eval_ingest.ingest("x", "/data", overwrite="no"), "overwrite='no' can't be"),
+        (lambda: eval_ingest.ingest("x", "/data", tell=1), "tell=1 can't be; give a function"),
+        (lambda: eval_ingest.write_report("x", out=None), "out=None can't be; give a folder"),
+        (lambda: eval_ingest.leaderboard("s3://b/x"), "out='s3://b/x' is a URL; give a folder"),
+        (lambda: eval_ingest.export("x", 5), "to=5 can't be"),
+        (lambda: eval_ingest.publish("x", 5), "to=5 can't be"),
+        (lambda: eval_ingest.publish("x", "hf://a/b", licence=5), "licence=5 can't be"),
+        (lambda: eval_ingest.publish("x", "hf://a/b", citation=["a"]), "citation=.'a'. can't be"),
+        (lambda: eval_ingest.pull(5), "url=5 can't be; give hf://ORG/REPO/NAME"),
+    ],
+)
+def test_an_argument_that_can_not_be_is_told_before_anything_is_done(
+    ask: Callable[[], object], words: str, root: Path
+) -> None:
+    with pytest.raises(EvalIngestError, match=words):
+        ask()
+    assert not root.exists()
+
+
+def test_a_url_is_no_folder_to_export_to(root: Path, written: Written) -> None:
+    eval_ingest.ingest("crops", written("segmentation"))
+    with pytest.raises(SpecError, match="s3://b/x is a URL; give --to a folder"):
+        eval_ingest.export("crops", "s3://b/x")
+
+
+def test_a_filter_that_no_window_fits_is_named_beside_broken_windows(
+    root: Path, written: Written, tmp_path: Path
+) -> None:
+    source = shutil.copytree(written("segmentation"), tmp_path / "source")
+    next(source.glob("windows/*/*/metadata.json")).unlink()
+    with pytest.raises(InvalidWindowsError, match=r"no other window has .*: tag nope=1"):
+        eval_ingest.ingest("crops", source, tags={"nope": "1"})
 
 
 def test_the_command_line_prints_what_the_functions_return(

@@ -254,6 +254,7 @@ def test_the_repr_of_a_part_opens_that_part(opened: Opened) -> None:
         {"max_samples": 2.5},
         {"nodata": "x"},
         {"transforms": 5},
+        {"stratified": "no"},
         {"label_fraction": None},
         {"method": 5},
         {"crop": [16]},
@@ -278,6 +279,12 @@ WRONG: dict[str, tuple[Callable[[EvalDataset], Any], str]] = {
     "shard_a_number": (lambda ds: list(ds.batches(8, shard=3)), "shard is 3"),  # type: ignore[arg-type]
     "shard_no_whole_numbers": (lambda ds: list(ds.batches(8, shard=(0.5, 2))), "shard is"),  # type: ignore[arg-type]
     "device_unknown": (lambda ds: list(ds.batches(8, device="nope")), "device='nope' can't be had"),
+    "collate_a_number": (lambda ds: collate(5), "made of a list of samples"),  # type: ignore[arg-type]
+    "collate_others": (lambda ds: collate([ds[0], {"a": 1}]), "samples that hold the same"),
+    "a_very_long_name": (lambda ds: ds["a" * 3_000], "^'a{,40}\\.\\.\\.a{,40}' is no sample"),  # type: ignore[call-overload]
+    "statistics_of_a_list": (lambda ds: ds.statistics([]), "no modality"),  # type: ignore[arg-type]
+    "workers_of_a_name": (lambda ds: ds.loader(num_workers="a"), "num_workers='a' can't be"),  # type: ignore[arg-type]
+    "a_sampler_of_fractions": (lambda ds: next(iter(ds.loader(sampler=[0.5]))), "0.5 is no sample"),
     "collate_nothing": (lambda ds: collate([]), "no samples"),
     "plot_a_name": (lambda ds: ds.plot("a"), "'a' is no sample"),  # type: ignore[arg-type]
     "a_name_in_a_list": (lambda ds: ds[["a"]], "'a' is no sample"),  # type: ignore[list-item]
@@ -317,7 +324,7 @@ def test_an_argument_that_can_not_be_is_refused_when_it_is_opened(
 
 
 def test_an_empty_text_is_no_eval_root() -> None:
-    with pytest.raises(EvalIngestError, match="the eval root is empty; give a path"):
+    with pytest.raises(EvalIngestError, match="root='' is empty; give a path or URL"):
         EvalDataset(SOME, "train", root="")
 
 

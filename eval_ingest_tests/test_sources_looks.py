@@ -1,7 +1,7 @@
 """What a look at watched datasets costs, what it sees at once, and what it sees late."""
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -15,7 +15,7 @@ from eval_ingest.sources.looks import Look, Memory, read_looks
 from eval_ingest.store.registry import rebuild_registry, require_metadata
 from eval_ingest.store.roots.base import EvalRoot
 from eval_ingest.store.seal import sealed_json, write_sealed_json
-from eval_ingest.watching import State, judge, survey
+from eval_ingest.watching import Judgement, State, judge, judge_all, survey
 from eval_ingest_tests.support.fake_evals import write_fake
 from eval_ingest_tests.support.servers import ObjectServer, gcs_server, proxy
 
@@ -136,18 +136,66 @@ def test_of_what_is_registered_the_eval_root_is_asked_for_nothing_but_what_all_s
     assert len(of_root) < 10 < len([path for path in asked[0] if "evals" in path])
 
 
+def test_what_is_new_or_can_not_be_ingested_is_judged_once_while_it_stays_as_it_is(
+    bucket: tuple[ObjectServer, str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    written: Callable[[str], Path],
+) -> None:
+    server, url = bucket
+    server.upload(written("segmentation"), f"{url.rpartition('/')[2]}/new")
+    clock = Clock()
+    with proxy(server.address) as through:
+        for key, value in server.reached_at(through.address).items():
+            monkeypatch.setenv(key, value)
+        settings = Settings.load(
+            {**os.environ, "OLMOEARTH_EVAL_DATASETS": str(tmp_path / "evals"),
+             "EVAL_INGEST_CACHE": str(tmp_path / "cache")}
+        )  # fmt: skip
+
+        def look(after_s: float, full: bool = False) -> tuple[list[Judgement], int]:
+            clock.now += after_s
+            through.reset()
+            found = survey([url], settings, memory=partial(Memory, now=clock, full=full))
+            return judge_all(found.sightings, settings, full, clock), through.requests
+
+        first, n_first = look(0)
+        states = [State.NEW, *[State.NOT_INGESTABLE] * len(DATASETS)]
+        assert [found.state for found in first] == states
+        look(20 * MINUTE)
+        again, n_again = look(30)
+        assert again == first  # task, reason and stamp are remembered
+        assert n_again == 2 + 2 * (1 + len(DATASETS)) < n_first
+        assert look(30, full=True)[1] > n_again
+        _put(server, url.rpartition("/")[2], {"one/config.json": b'{"layers": 3}'})
+        changed, n_changed = look(30)
+        assert changed[1].reason != first[1].reason and changed[0] == first[0]
+        assert n_again < n_changed < n_first
+
+
+def test_what_is_remembered_of_a_judgement_may_be_lost_or_damaged(
+    tmp_path: Path, written: Callable[[str], Path]
+) -> None:
+    settings = Settings(eval_root=str(tmp_path / "evals"), cache=str(tmp_path / "cache"))
+    (sighting,) = survey([str(written("segmentation"))], settings).sightings
+    (first,) = judge_all([sighting], settings)
+    (kept,) = (tmp_path / "cache" / "judged").iterdir()
+    for damage in ("", "{", "[]", '{"version": 1}', kept.read_text().replace("new", "old")):
+        kept.write_text(damage)
+        assert judge_all([sighting], settings) == [first]
+
+
 def _register(root: Path, found: Found) -> None:
     """Make a dataset of what was found, as if it had been ingested."""
     name = found.url.rpartition("/")[2]
     folder = write_fake(root, name, "segmentation", counts=(2, 1, 1))
     metadata = require_metadata(EvalRoot(root), name)
     spec = metadata.spec.model_copy(update={"source": found.url})
-    changed = {"spec": spec, "source": found.url, "fingerprints": {"window_index": "w"}}
-    metadata = metadata.model_copy(update=changed)
+    metadata = metadata.model_copy(update={"spec": spec, "source": found.url})
     (folder / "metadata.json").write_bytes(
         sealed_json(metadata.model_dump(mode="json", by_alias=True))
     )
-    state = {"fingerprint": found.fingerprint, "window_index": "w"}
+    state = {"fingerprint": found.fingerprint, **metadata.fingerprints}
     write_sealed_json(EvalRoot(root).dataset(name).layout.source_state, state)
 
 

@@ -1,17 +1,23 @@
 """Which window goes to which split, in which order."""
 
 import hashlib
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
 
 from eval_ingest.core.columns import row_numbers
 from eval_ingest.core.index import WindowIndex
 from eval_ingest.core.spec import SPLITS
 from eval_ingest.core.splits import SplitAssignment
 
-Key = tuple[str, str, str]
+KEY = ["group", "name", "source_digest"]
 """A window's group, name and digest: equal keys, equal samples."""
+
+_TOGETHER = 1 << 12
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,29 +32,63 @@ class Place:
     """In the window index."""
 
     @property
-    def key(self) -> Key:
-        """Group, name and digest."""
-        return self.group, self.name, self.source_digest
+    def window(self) -> tuple[str, str]:
+        """Group and name."""
+        return self.group, self.name
 
 
-def places_in_splits(index: WindowIndex, splits: SplitAssignment) -> list[Place]:
+@dataclass(frozen=True)
+class Places:
+    """Windows that are in splits, as columns; one by one while they are iterated over."""
+
+    keys: pa.Table
+    """The index's columns that make up KEY."""
+    rows: NDArray[np.int64]
+    """In the window index."""
+    splits: NDArray[np.int8]
+    """Numbers of SPLITS."""
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __iter__(self) -> Iterator[Place]:
+        for start in range(0, len(self), _TOGETHER):
+            some = self[start : start + _TOGETHER]
+            columns = (column.to_pylist() for column in some.table.columns)
+            splits = [SPLITS[number] for number in some.splits]
+            for values in zip(*columns, splits, some.rows.tolist(), strict=True):
+                yield Place(*values)
+
+    def __getitem__(self, wanted: slice | NDArray[Any]) -> "Places":
+        return Places(self.keys, self.rows[wanted], self.splits[wanted])
+
+    @property
+    def table(self) -> pa.Table:
+        """Their keys."""
+        return self.keys.take(row_numbers(self.rows))
+
+    def in_split(self, split: str) -> "Places":
+        """Those of one split."""
+        return self[self.splits == SPLITS.index(split)]
+
+
+def places_in_splits(index: WindowIndex, splits: SplitAssignment) -> Places:
     """The windows of all splits, in the order of packs and split indexes.
 
     train, val, test; within a split by the SHA-256 of the name, as rslearn orders windows. So
     sample i of a split is the same window here and in rslearn's ModelDataset, and the label
     fractions that the existing evals take are the same subsets.
     """
-    names, digests = index.names, index.table["source_digest"]
     used = splits.used
-    split = np.array([SPLITS.index(name) for name in splits.splits[used].tolist()])
-    hashed = b"".join(hashlib.sha256(names[row].encode()).digest() for row in used.tolist())
+    split = np.array([SPLITS.index(name) for name in splits.splits[used].tolist()], np.int8)
+    keys = pa.Table.from_arrays([index.table[name] for name in KEY], names=KEY)
+    names = keys["name"].take(row_numbers(used))
+    hashed = b"".join(
+        hashlib.sha256(name.encode()).digest()
+        for start in range(0, len(used), _TOGETHER)
+        for name in names.slice(start, _TOGETHER).to_pylist()
+    )
     words = np.frombuffer(hashed, ">u8").reshape(-1, 4)
     # Rows are sorted by group already, and the sort is stable.
     order = np.lexsort((*words.T[::-1], split))
-    texts = digests.take(row_numbers(used[order])).to_pylist()
-    return [
-        Place(index.groups[row], names[row], digest, SPLITS[place], row)
-        for row, place, digest in zip(
-            used[order].tolist(), split[order].tolist(), texts, strict=True
-        )
-    ]
+    return Places(keys, used[order], split[order])

@@ -6,7 +6,7 @@ and rslearn's index of each split, so that nobody has to scan the windows.
 
 import json
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -15,7 +15,7 @@ import numpy as np
 import yaml
 from numpy.typing import NDArray
 
-from eval_ingest.copying.places import Place, places_in_splits
+from eval_ingest.copying.places import Places, places_in_splits
 from eval_ingest.copying.rslearn_index import index_key, write_indexes
 from eval_ingest.core.columns import numbers, row_numbers, values_of
 from eval_ingest.core.copy_config import rslearn_config
@@ -148,12 +148,13 @@ class Samples:
             if name in self.optional_modalities
         ]
 
-    def windows(self, places: Iterable[Place], split: str) -> Iterator[dict[str, Any]]:
+    def windows(self, places: Places, split: str) -> Iterator[dict[str, Any]]:
         """The windows of a split that have those modalities, as rslearn describes them."""
         whole = np.ones(len(self.index), bool)
         for name in self.modalities:
             whole &= numbers(self.index.table[f"{name}.timesteps"], 0) > 0
-        rows = [place.row for place in places if place.split == split and whole[place.row]]
+        rows = places.in_split(split).rows
+        rows = rows[whole[rows]]
         table = self.index.table.select(_WINDOW_COLUMNS).take(row_numbers(rows))
         for batch in table.to_batches(max_chunksize=1000):
             for values in zip(*map(values_of, batch.columns), strict=True):

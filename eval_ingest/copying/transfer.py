@@ -3,7 +3,7 @@
 import contextlib
 import shutil
 import tempfile
-from collections.abc import Callable, Container, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, replace
 from functools import partial
@@ -13,18 +13,20 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
-from eval_ingest.copying.places import Key, Place, places_in_splits
-from eval_ingest.copying.worker import CopyingAhead, MoveTask, Ready, ToPlace, TransferTask
+from eval_ingest.copying.places import KEY, Place, Places, places_in_splits
+from eval_ingest.copying.worker import CopyingAhead, MoveTask, ToPlace, TransferTask
 from eval_ingest.core.columns import arrow, arrow_rows, numbers, row_numbers
 from eval_ingest.core.crops import corners
 from eval_ingest.core.entry import SPLIT_INDEX_VERSION, CopyResult, Shard, SplitFile
 from eval_ingest.core.fingerprint import fingerprint
 from eval_ingest.core.index import WindowIndex
+from eval_ingest.core.keyed import RowsByKey
 from eval_ingest.core.resolved import ResolvedConfig
 from eval_ingest.core.spec import SPLITS
 from eval_ingest.core.splits import SplitAssignment
-from eval_ingest.engine import Item, executor, map_ordered
+from eval_ingest.engine import Item, batched, executor, map_ordered
 from eval_ingest.errors import EngineError, StoreError
 from eval_ingest.indexing.apart import Apart
 from eval_ingest.indexing.packer import Packer, pack_rows
@@ -63,44 +65,54 @@ def transfer(
     if mode == "index":
         unpacked = _Lying.in_source(index, places, job.config)
         return _write_split_indexes(job, index, places, unpacked, stage_fingerprint)
-    lying, ahead = (
-        _Lying.in_shards(store, index.row_key),
-        WindowsAhead(store.layout.ahead, index.row_key),
-    )
+    lying = _Lying.in_shards(store, index.row_key)
+    new = lying.rows.find(places.table) < 0
     manifest, windows = Manifest(store.layout, store.send), store.windows
-    to_copy = set()
+    to_copy = np.zeros(len(places), bool)
     if mode == "windows":
-        to_copy = {place.key for place in places if not _is_copied(place, manifest, windows)}
-        manifest.forget((group, name) for group, name, _ in to_copy)
-        windows.clear((group, name) for group, name, _ in to_copy)
+        to_copy = ~_are(places, lambda place: _is_copied(place, manifest, windows))
+        manifest.forget(place.window for place in places[to_copy])
+        windows.clear(place.window for place in places[to_copy])
         _move_between_splits(places, to_copy, manifest, windows)
 
-    new = [place for place in places if place.key not in lying.rows]
-    fresh = {place.key for place in new}
-    ready = _ready([p for p in places if p.key in to_copy - fresh], ahead)
-    total = len(fresh | to_copy) - len(ready)
-    if total:
-        keys = ((group, name) for group, name, _ in chain((p.key for p in new), to_copy))
-        groups = sorted({place.group for place in places})
-        job.source.ensure_listed(groups, job.config.layer_names, keys)
-    with executor(job.settings, total + len(ready) // _MOVES) as pool:
-        placing = _Placing(job, windows, manifest, pool, total + len(ready))
-        to_copy -= placing.move(ready, ahead)
+    ahead = WindowsAhead(store.layout.ahead, index.row_key)
+    noted = ahead.noted() if to_copy.any() else {}
+    ready = np.flatnonzero(to_copy & ~new)
+    ready = ready[_are(places[ready], lambda place: _is_noted(place, noted))]
+    to_copy[ready] = False
+    work = int((new | to_copy).sum())
+    with executor(job.settings, work + len(ready) // _MOVES) as pool:
+        placing = _Placing(job, windows, manifest, pool, work + len(ready))
+        to_copy[ready] = ~placing.move(places[ready], noted, ahead)
+        wanted = places[new | to_copy]
+        if len(wanted):
+            groups = sorted({place.group for place in places})
+            keys = (place.window for place in wanted)
+            job.source.ensure_listed(groups, job.config.layer_names, keys)
         _pack(placing, index, places, new, to_copy)
-        left = [p for p in places if p.key in to_copy and p.key not in fresh]
-        placing.place([(place, None, True) for place in left])
+        placing.place((place, None, True) for place in places[to_copy & ~new])
     if mode == "windows":
         windows.keep_only(manifest.windows)
         manifest.close()
     ahead.clear()
 
-    if new:
+    if new.any():
         lying = _Lying.in_shards(store, index.row_key)
     result = _write_split_indexes(job, index, places, lying, stage_fingerprint)
     if mode != "windows":
         return result
     copied_bytes = sum(copied.n_bytes for copied in manifest.windows.values())
     return result.model_copy(update={"n_copied": len(manifest.windows), "n_bytes": copied_bytes})
+
+
+def _are(places: Places, what: Callable[[Place], bool]) -> NDArray[np.bool_]:
+    return np.fromiter(map(what, places), bool, len(places))
+
+
+def _is_noted(place: Place, noted: Mapping[tuple[str, str], CopiedWindow]) -> bool:
+    """True if the window was copied when it was indexed, just as it was."""
+    copied = noted.get(place.window)
+    return copied is not None and copied.source_digest == place.source_digest
 
 
 def copying_ahead(job: Job) -> CopyingAhead | None:
@@ -113,7 +125,9 @@ def copying_ahead(job: Job) -> CopyingAhead | None:
     begun = layout.windows.exists() or layout.copy_manifest.exists()
     if begun or job.spec.copy_mode != "windows" or not job.store.windows.takes_folders:
         return None
-    return CopyingAhead(job.config, WindowsAhead(layout.ahead, job.row_key))
+    ahead = WindowsAhead(layout.ahead, job.row_key)
+    # What comes off a stream is written in any case.
+    return CopyingAhead(job.config, ahead, always=not job.source.at_hand)
 
 
 class _Placing:
@@ -126,49 +140,49 @@ class _Placing:
         self._windows, self._manifest = windows, manifest
         self._pool, self._total, self._done = pool, total, 0
 
-    def place(self, work: list[ToPlace], writer: ShardWriter | None = None) -> None:
+    def place(self, work: Iterable[ToPlace], writer: ShardWriter | None = None) -> None:
         """Pack and copy some windows; the writer's rows are those in the work."""
         task = TransferTask(self.job.source, self.job.config, self._windows, writer)
         what = "windows copied" if writer is None else "windows copied and packed"
-        self._run(task, work, what)
+        for _ in self._run(task, work, what):
+            pass
 
-    def move(self, ready: list[Ready], ahead: WindowsAhead) -> set[Key]:
-        """Put windows that were copied ahead into their places; those that are there now."""
-        moved = self._run(MoveTask(ahead, self._windows), ready, "windows copied")
-        return {(window.group, window.name, window.source_digest) for window in moved}
+    def move(
+        self,
+        places: Places,
+        noted: Mapping[tuple[str, str], CopiedWindow],
+        ahead: WindowsAhead,
+    ) -> NDArray[np.bool_]:
+        """Put windows that were copied ahead into their places; True for those that are there."""
+        work = ((place, noted[place.window]) for place in places)
+        there = self._run(MoveTask(ahead, self._windows), work, "windows copied")
+        return np.fromiter(chain.from_iterable(there), bool, len(places))
 
     def _run(
-        self, task: Callable[[list[Item]], list[CopiedWindow]], work: list[Item], what: str
-    ) -> list[CopiedWindow]:
-        batches = (work[k : k + _TASK_WINDOWS] for k in range(0, len(work), _TASK_WINDOWS))
+        self,
+        task: Callable[[list[Item]], list[CopiedWindow | None]],
+        work: Iterable[Item],
+        what: str,
+    ) -> Iterator[list[bool]]:
+        """Of each of the items, whether it is copied now; some at a time."""
         in_flight = 2 * self.job.settings.workers
-        apart = Apart[Item, list[CopiedWindow]](task, lambda all_: [*chain(*all_)], _key_of, _lost)
-        done: list[CopiedWindow] = []
+        apart = Apart[Item, list[CopiedWindow | None]](
+            task, lambda all_: [*chain(*all_)], _key_of, _lost
+        )
+        batches = batched(work, _TASK_WINDOWS)
         for copied in map_ordered(self._pool, task, batches, in_flight, apart):
-            self._manifest.add(copied)
-            done += copied
-            self._done = min(self._done + _TASK_WINDOWS, self._total)
+            self._manifest.add(window for window in copied if window is not None)
+            self._done = min(self._done + len(copied), self._total)
             self.job.progress(what, self._done, self._total)
-        return done
-
-
-def _ready(places: Sequence[Place], ahead: WindowsAhead) -> list[Ready]:
-    """Those of some windows that were copied when they were indexed, just as they were."""
-    noted = ahead.noted() if places else {}
-    found = ((place, noted.get((place.group, place.name))) for place in places)
-    return [
-        (place, copied)
-        for place, copied in found
-        if copied is not None and copied.source_digest == place.source_digest
-    ]
+            yield [window is not None for window in copied]
 
 
 def _key_of(item: Any) -> str:
     place: Place = item[0]
-    return f"{place.group}/{place.name}"
+    return "/".join(place.window)
 
 
-def _lost(item: Any, why: str) -> list[CopiedWindow]:
+def _lost(item: Any, why: str) -> list[CopiedWindow | None]:
     raise EngineError(
         f"{_key_of(item)} was valid when it was indexed, and now {why}; free memory, "
         "or leave the window out of the source, and run again: it goes on where it stopped"
@@ -178,24 +192,25 @@ def _lost(item: Any, why: str) -> list[CopiedWindow]:
 def _pack(
     placing: _Placing,
     index: WindowIndex,
-    places: Sequence[Place],
-    new: Sequence[Place],
-    to_copy: Container[Key],
+    places: Places,
+    new: NDArray[np.bool_],
+    to_copy: NDArray[np.bool_],
 ) -> None:
-    """Pack some windows, and copy those of them that are to be copied."""
+    """Pack the new ones of some windows, and copy those of them that are to be copied."""
     job, store = placing.job, placing.job.store
-    rows = pack_rows(index.table, [place.row for place in new], job.config)
+    rows = pack_rows(index.table, places.rows[new].tolist(), job.config)
     with _scratch(store.layout.samples) as folder:
         packer = Packer(folder, job.config, rows, store.shard_bytes)
-        copied = [place.row for place in places if place.key in to_copy]
+        copied = places.rows[to_copy]
         n_bytes, n_files = (
             int(numbers(index.table[name], 0)[copied].sum()) for name in ("n_bytes", "n_files")
         )
         store.require_room(window_bytes(n_bytes, n_files), packer.n_bytes)
         packer.create()
         for writer, here in packer.shards:
-            first = here.start
-            placing.place([(new[k], k - first, new[k].key in to_copy) for k in here], writer)
+            some = np.flatnonzero(new)[here.start : here.stop]
+            work = zip(places[some], range(len(here)), to_copy[some].tolist(), strict=True)
+            placing.place(work, writer)
             packer.publish(store, index.row_key, [(k, rows[k]) for k in here], here.stop)
 
 
@@ -221,7 +236,7 @@ class _Lying:
     shards: list[Shard]
     table: pa.Table
     """The shards' indexes, one after the other, and in `shard` the number of each."""
-    rows: "_Rows"
+    rows: RowsByKey
     """In the table, by window."""
 
     @classmethod
@@ -236,105 +251,56 @@ class _Lying:
                 number = arrow(np.full(table.num_rows, len(shards)), pa.int32())
                 tables.append(table.append_column("shard", number))
                 shards.append(Shard(name=name, rows=table.num_rows, arrays=arrays))
-        none = arrow_rows([], pa.schema([(name, pa.string()) for name in _KEY]))
+        none = arrow_rows([], pa.schema([(name, pa.string()) for name in KEY]))
         table = pa.concat_tables(tables) if tables else none
-        return cls(shards, table, _Rows(table))
+        return cls(shards, table, RowsByKey(table, KEY))
 
     @classmethod
-    def in_source(
-        cls, index: WindowIndex, places: Sequence[Place], config: ResolvedConfig
-    ) -> "_Lying":
+    def in_source(cls, index: WindowIndex, places: Places, config: ResolvedConfig) -> "_Lying":
         """Samples that stay in the source, with what a shard's index would say of them."""
         steps = [f"{modality.name}.timesteps" for modality in config.modalities]
-        table = index.table.select([*_KEY, "height", "width", *steps])
-        table = table.take(row_numbers([place.row for place in places]))
+        table = index.table.select([*KEY, "height", "width", *steps])
+        table = table.take(row_numbers(places.rows))
         nothing = np.zeros(len(places), np.int64)
         for name in (*(modality.name for modality in config.modalities), TARGET):
             table = table.append_column(f"{name}.offset", row_numbers(nothing))
         for name in ("shard", "row"):
             table = table.append_column(name, row_numbers(nothing - 1))
-        return cls([], table, _Rows(table))
+        return cls([], table, RowsByKey(table, KEY))
 
-    def of(self, places: Sequence[Place]) -> pa.Table:
+    def of(self, places: Places) -> pa.Table:
         """What is known of some samples, in their order."""
-        return self.table.take(row_numbers([self.rows[place.key] for place in places]))
+        return self.table.take(row_numbers(self.rows.find(places.table)))
 
-    def used(self, places: Sequence[Place]) -> list[int]:
+    def used(self, places: Places) -> list[int]:
         """The numbers of the shards that some samples lie in."""
-        return sorted(set(self.of(places)["shard"].to_pylist()) - {-1})
-
-
-_KEY = ["group", "name", "source_digest"]
-_KEYS_TOGETHER = 1 << 14
-
-
-class _Rows:
-    """The row of each window in a table, found by the hash of its key: 16 bytes a window.
-
-    A dictionary of a million keys takes as much as everything else.
-    """
-
-    def __init__(self, table: pa.Table) -> None:
-        self._columns = [table[name] for name in _KEY]
-        batches = (zip(*(c.to_pylist() for c in b), strict=True) for b in self._batches(table))
-        hashes = np.fromiter(map(hash, chain.from_iterable(batches)), np.int64, len(table))
-        self._order = np.argsort(hashes, kind="stable")
-        self._sorted = hashes[self._order]
-
-    @staticmethod
-    def _batches(table: pa.Table) -> Iterator[list[pa.Array]]:
-        for batch in table.select(_KEY).to_batches(_KEYS_TOGETHER):
-            yield batch.columns
-
-    def get(self, key: Key) -> int | None:
-        """The row of a window, the last one if there are several; None if there is none."""
-        place = int(np.searchsorted(self._sorted, hash(key), "right"))
-        while place and self._sorted[place - 1] == hash(key):
-            row = int(self._order[place - 1])
-            if tuple(column[row].as_py() for column in self._columns) == key:
-                return row
-            place -= 1
-        return None
-
-    def __contains__(self, key: Key) -> bool:
-        return self.get(key) is not None
-
-    def __getitem__(self, key: Key) -> int:
-        row = self.get(key)
-        if row is None:
-            raise KeyError(key)
-        return row
+        found = np.unique(numbers(self.of(places)["shard"]))
+        return [number for number in found.tolist() if number >= 0]
 
 
 def _is_copied(place: Place, manifest: Manifest, windows: Windows) -> bool:
-    known = manifest.windows.get((place.group, place.name))
+    known = manifest.windows.get(place.window)
     return (
         known is not None
         and known.source_digest == place.source_digest
-        and windows.has(place.group, place.name)
+        and windows.has(*place.window)
     )
 
 
 def _move_between_splits(
-    places: Sequence[Place],
-    to_copy: set[Key],
-    manifest: Manifest,
-    windows: Windows,
+    places: Places, to_copy: NDArray[np.bool_], manifest: Manifest, windows: Windows
 ) -> None:
     """Rewrite eval_split where it changed; drop windows that are in no split any more."""
-    wanted = {(place.group, place.name): place for place in places}
-    manifest.forget([key for key in manifest.windows if key not in wanted])
-    moving = [
-        copied
-        for key, copied in manifest.windows.items()
-        if wanted[key].key not in to_copy and copied.split != wanted[key].split
-    ]
-    for k in range(0, len(moving), _MOVED_TOGETHER):
-        chunk = moving[k : k + _MOVED_TOGETHER]
+    if len(manifest.windows) > len(places) - int(to_copy.sum()):
+        wanted = {place.window for place in places}
+        manifest.forget([key for key in manifest.windows if key not in wanted])
+    staying = ((place, manifest.windows[place.window]) for place in places[~to_copy])
+    moving = ((copied, place.split) for place, copied in staying if copied.split != place.split)
+    for some in batched(moving, _MOVED_TOGETHER):
         # Not vouched for while metadata.json may say the one split or the other.
-        manifest.add(replace(copied, split="") for copied in chunk)
-        changed = windows.change_splits((c, wanted[c.key].split) for c in chunk)
-        manifest.add(_measured_again(changed, {c.key for c in chunk if not c.split}, windows))
+        manifest.add(replace(copied, split="") for copied, _ in some)
+        unsure = {copied.key for copied, _ in some if not copied.split}
+        manifest.add(_measured_again(windows.change_splits(some), unsure, windows))
 
 
 def _measured_again(
@@ -352,7 +318,7 @@ def _measured_again(
 def _write_split_indexes(
     job: Job,
     index: WindowIndex,
-    places: Sequence[Place],
+    places: Places,
     lying: _Lying,
     stage_fingerprint: str,
 ) -> CopyResult:
@@ -362,13 +328,13 @@ def _write_split_indexes(
     shards = [lying.shards[number] for number in used]
     files = {}
     for split in SPLITS:
-        rows = [place for place in places if place.split == split]
+        rows = places.in_split(split)
         columns = _columns(config, index, rows, lying, used)
         # With the shards: packed anew, the same windows may lie elsewhere.
         named = [shard.name for shard in shards]
         short = fingerprint(SPLIT_INDEX_VERSION, stage_fingerprint, split, named)
         path = layout.split_index(split, short)
-        crops = _crops(config, split, index, [place.row for place in rows])
+        crops = _crops(config, split, index, rows.rows.tolist())
         write_split_index(path, [m.name for m in config.modalities], columns, crops)
         files[split] = SplitFile(
             count=len(rows) if crops is None else len(crops.window),
@@ -413,20 +379,20 @@ def _crops(
 def _columns(
     config: ResolvedConfig,
     index: WindowIndex,
-    places: Sequence[Place],
+    places: Places,
     lying: _Lying,
     used: Sequence[int],
 ) -> dict[str, Any]:
     """The columns of a split's index: see `store.split_index.split_index_schema`."""
     table = lying.of(places)
-    number = {shard: k for k, shard in enumerate(used)}
     columns: dict[str, Any] = {name: table[name] for name in ("group", "name", "row")}
-    columns["shard"] = [number.get(shard, -1) for shard in table["shard"].to_pylist()]
+    shards = numbers(table["shard"])
+    columns["shard"] = np.where(shards < 0, -1, np.searchsorted(used, shards))
     if not lying.shards:
         columns["source_digest"] = table["source_digest"]
     for name in ("height", "width"):
         columns[name] = table[name]
-    windows = [place.row for place in places]
+    windows = places.rows.tolist()
     for modality in config.modalities:
         name = modality.name
         columns[f"{name}.offset"] = table[f"{name}.offset"]

@@ -8,7 +8,7 @@ from typing import NamedTuple
 from eval_ingest.copying.rslearn_index import wrong_indexes
 from eval_ingest.core.entry import CopyResult, Metadata
 from eval_ingest.errors import IntegrityError, StoreError
-from eval_ingest.store.manifest import CopiedWindow, Manifest
+from eval_ingest.store.manifest import CopiedWindows, Manifest
 from eval_ingest.store.outcomes import read_copy
 from eval_ingest.store.paths import RSLEARN_INDEX, DatasetLayout
 from eval_ingest.store.roots.base import DatasetStore, Recorded
@@ -67,15 +67,13 @@ def verify(
     return Verified(checked, problems)
 
 
-def _copied(
-    store: DatasetStore, metadata: Metadata
-) -> tuple[dict[tuple[str, str], CopiedWindow], list[str]]:
+def _copied(store: DatasetStore, metadata: Metadata) -> tuple[CopiedWindows, list[str]]:
     """The windows that the manifest vouches for, and what is wrong with it."""
     try:
         path = store.layout.copy_manifest
         store.read(path, lambda: read_sealed(path, cure_for(store.name)))
     except IntegrityError as error:
-        return {}, [error.what]
+        return CopiedWindows(), [error.what]
     windows = Manifest(store.layout).windows
     wanted = sum(found.n_windows for found in metadata.splits.values())
     if metadata.spec.copy_mode == "windows" and len(windows) != wanted:

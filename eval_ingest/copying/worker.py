@@ -36,10 +36,12 @@ class CopyingAhead:
 
     config: ResolvedConfig
     ahead: WindowsAhead
+    always: bool
+    """Though the disk may keep us waiting: else many are read again, and written at once, then."""
 
     def __call__(self, files: WindowFiles, reader: WindowReader) -> CopiedWindow | None:
-        """Write a window aside, unless the disk keeps us waiting: many are written at once then."""
-        if COPIES.is_long:
+        """Write a window aside; None if that is for later."""
+        if COPIES.is_long and not self.always:
             return None
         group, name, digest = files.listed
         with COPIES.watched(lambda: len(files.files)):
@@ -54,10 +56,9 @@ class MoveTask:
     ahead: WindowsAhead
     windows: Windows
 
-    def __call__(self, batch: list[Ready]) -> list[CopiedWindow]:
-        """Those that are in their places now; the others aren't there any more."""
-        moved = (self.ahead.move(copied, place.split, self.windows) for place, copied in batch)
-        return [copied for copied in moved if copied is not None]
+    def __call__(self, batch: list[Ready]) -> list[CopiedWindow | None]:
+        """Those that are in their places now; None for each that isn't there any more."""
+        return [self.ahead.move(copied, place.split, self.windows) for place, copied in batch]
 
 
 @dataclass(frozen=True)
@@ -69,8 +70,11 @@ class TransferTask:
     windows: Windows
     writer: ShardWriter | None
 
-    def __call__(self, batch: list[ToPlace]) -> list[CopiedWindow]:
-        """Pack and copy some windows, several at a time: a root may be a network mount."""
+    def __call__(self, batch: list[ToPlace]) -> list[CopiedWindow | None]:
+        """Pack and copy some windows, several at a time: a root may be a network mount.
+
+        None for those that aren't to be copied.
+        """
         layers = self.config.layer_names
         wanted = [partial(self.source.window, place.group, place.name, layers)
                   for place, _, _ in batch]  # fmt: skip
@@ -90,8 +94,7 @@ class TransferTask:
             finally:
                 room.give_back(files.n_bytes)
 
-        done = COPIES.each(place, windows(), WINDOWS_BEHIND)
-        return [copied for copied in done if copied is not None]
+        return list(COPIES.each(place, windows(), WINDOWS_BEHIND))
 
     def _place(
         self,

@@ -5,7 +5,8 @@ ingest (0.2 to 0.6 s); nor by to_pylist, which makes an object of every value: a
 slower and larger where there are 100,000 rows.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from itertools import chain
 from typing import Any, TypeAlias
@@ -17,6 +18,48 @@ from numpy.typing import NDArray
 Column: TypeAlias = pa.ChunkedArray | pa.Array
 
 _EPOCH, _MICROSECOND = datetime(1970, 1, 1, tzinfo=UTC), timedelta(microseconds=1)
+
+
+class Texts(Sequence[str]):
+    """Columns of texts without null as one, joined by a slash: each is an object while it is used.
+
+    >>> list(Texts(pa.chunked_array([["a", "b"]]), pa.chunked_array([["c", "d"]])))
+    ['a/c', 'b/d']
+    """
+
+    def __init__(self, *columns: Column) -> None:
+        self._columns = columns
+
+    def __len__(self) -> int:
+        return len(self._columns[0])
+
+    def __getitem__(self, row: Any) -> Any:
+        if isinstance(row, slice):
+            return list(Texts(*(column[row] for column in self._columns)))
+        return "/".join(column[int(row)].as_py() for column in self._columns)
+
+    def __iter__(self) -> Iterator[str]:
+        for start in range(0, len(self), _FEW):
+            parts = (column.slice(start, _FEW).to_pylist() for column in self._columns)
+            yield from map("/".join, zip(*parts, strict=True))
+
+
+_FEW = 1 << 12
+
+
+@contextmanager
+def memory_given_back() -> Iterator[None]:
+    """Meanwhile Arrow's memory comes from jemalloc, where it was built with it.
+
+    Mimalloc, its own choice, keeps half as much again as tables of many rows take.
+    """
+    before = pa.default_memory_pool()
+    with suppress(NotImplementedError):
+        pa.set_memory_pool(pa.jemalloc_memory_pool())
+    try:
+        yield
+    finally:
+        pa.set_memory_pool(before)
 
 
 def one_array(column: Column) -> pa.Array:

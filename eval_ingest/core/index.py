@@ -14,9 +14,9 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from eval_ingest.core.columns import (
+    Texts,
     codes,
     digest_numbers,
-    encoded,
     floats,
     is_text,
     lengths,
@@ -172,21 +172,19 @@ class WindowIndex:
         return int(self.table.num_rows)
 
     @cached_property
-    def groups(self) -> list[str]:
+    def groups(self) -> Texts:
         """Group per row."""
-        places, values = encoded(self.table["group"])
-        names = values.to_pylist()  # few: each is there once
-        return [names[place] for place in places]
+        return Texts(self.table["group"])
 
     @cached_property
-    def names(self) -> list[str]:
+    def names(self) -> Texts:
         """Window name per row."""
-        return list(self.table["name"].to_pylist())
+        return Texts(self.table["name"])
 
     @cached_property
-    def keys(self) -> list[str]:
+    def keys(self) -> Texts:
         """`group/name` per row."""
-        return [f"{group}/{name}" for group, name in zip(self.groups, self.names, strict=True)]
+        return Texts(self.table["group"], self.table["name"])
 
     @cached_property
     def valid(self) -> NDArray[np.bool_]:

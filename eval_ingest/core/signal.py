@@ -21,8 +21,8 @@ TOLD_APART = 1.96
 """Standard errors between two models that differ at the 5 % level, both ways."""
 _POWER = 0.8416
 """The 80 % quantile of the normal distribution."""
-_SAME = 0.95
-"""Part of the draws that must rank models as all windows do."""
+_DRAWS, _SAME = 100, 0.95
+"""Draws of windows, and the part of them that must rank models as all windows do."""
 FEWEST = 8
 """Windows of the smallest draw."""
 
@@ -187,9 +187,8 @@ def fewest_train(pairs: Sequence[tuple[int, int]], by_count: Mapping[int, Utilit
 
 
 def fewest_test(
-    pairs: Sequence[tuple[int, int]], n: int, redraw: Callable[[NDArray[np.int64]], Utilities],
-    draws: int = 100, seed: int = 0,
-) -> int | None:  # fmt: skip
+    pairs: Sequence[tuple[int, int]], n: int, redraw: Callable[[NDArray[np.int64]], Utilities]
+) -> int | None:
     """The smallest number of test windows that rank all pairs alike in 95 % of draws.
 
     Numbers are halved, as sizes of draws without replacement; `redraw` gives utilities (M, B) of
@@ -197,11 +196,11 @@ def fewest_test(
     """
     if not pairs:
         return None
-    rng, fewest, size = np.random.default_rng(seed), n, n // 2
+    rng, fewest, size = np.random.default_rng(0), n, n // 2
     better, worse = np.array(pairs).T
     while size >= FEWEST:
-        places = rng.permuted(np.tile(np.arange(n), (draws, 1)), axis=1)[:, :size]
-        times = np.zeros((draws, n), np.int64)
+        places = rng.permuted(np.tile(np.arange(n), (_DRAWS, 1)), axis=1)[:, :size]
+        times = np.zeros((_DRAWS, n), np.int64)
         np.put_along_axis(times, places, 1, axis=1)
         found = redraw(times)
         if (found[better] > found[worse]).all(0).mean() < _SAME:

@@ -5,7 +5,15 @@ from collections.abc import Mapping
 from datetime import date
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from eval_ingest.core.bounds import Pixels
 from eval_ingest.core.eval_settings import EvalSettings
@@ -14,7 +22,8 @@ from eval_ingest.core.task import TaskKind
 from eval_ingest.errors import SpecError, brief
 from eval_ingest.redaction import holds_secret
 
-NAME_PATTERN = re.compile(r"[a-z0-9][a-z0-9_-]*")
+NAME_PATTERN = re.compile(r"[a-z0-9][a-z0-9_-]{0,127}")
+"""File systems take no longer ones, with what is written beside a dataset's folder."""
 SPLIT_OPTION = "eval_split"
 """The option of a window in the rslearn copy that says which split it belongs to."""
 _ALIASES = {
@@ -45,8 +54,8 @@ def check_name(name: str) -> str:
     """
     if not isinstance(name, str) or not NAME_PATTERN.fullmatch(name):
         raise SpecError(
-            f"dataset name {name!r} is not allowed; use lower-case letters, digits, _ and -, "
-            "beginning with a letter or digit, such as tolbi_crops"
+            f"dataset name {brief(name, 60)} is not allowed; use up to 128 lower-case letters, "
+            "digits, _ and -, beginning with a letter or digit, such as tolbi_crops"
         )
     return name
 
@@ -71,7 +80,15 @@ def name_from(text: str) -> str:
     >>> name_from("Tolbi crops (2025)")
     'tolbi_crops_2025'
     """
-    return re.sub(r"[^a-z0-9_-]+", "_", text.lower()).strip("_-") or "dataset"
+    return re.sub(r"[^a-z0-9_-]+", "_", text.lower())[:100].strip("_-") or "dataset"
+
+
+def _plain(cls: type[BaseModel], value: Any, info: ValidationInfo) -> Any:
+    """True is no 1, and bytes are no text."""
+    is_switch = info.field_name and cls.model_fields[info.field_name].annotation is bool
+    if isinstance(value, bytes) or (isinstance(value, bool) and not is_switch):
+        raise ValueError(f"can't be {brief(value, 60)}")
+    return value
 
 
 class SplitPolicy(BaseModel):
@@ -91,6 +108,8 @@ class SplitPolicy(BaseModel):
     """spatial: side in metres of the blocks that stay together."""
     buffer_m: float = Field(default=0.0, ge=0, allow_inf_nan=False)
     """spatial: train windows nearer than this to a val or test window are left out."""
+
+    _plain = field_validator("*", mode="before")(classmethod(_plain))
 
     @field_validator("ratios", mode="before")
     @classmethod
@@ -170,6 +189,8 @@ class DatasetSpec(BaseModel):
     notes: str | None = None
     """for people"""
 
+    _plain = field_validator("*", mode="before")(classmethod(_plain))
+
     @field_validator("name")
     @classmethod
     def _check_name(cls, value: str) -> str:
@@ -201,7 +222,10 @@ class DatasetSpec(BaseModel):
         """Whole days, the first one first."""
         if value is None:
             return None
-        first, last = (date.fromisoformat(text).isoformat() for text in value)
+        try:
+            first, last = (date.fromisoformat(text).isoformat() for text in value)
+        except ValueError:
+            raise ValueError(f"needs two dates such as 2025-01-31, got {list(value)}") from None
         if first > last:
             raise ValueError(f"{first} is after {last}")
         return first, last
@@ -226,9 +250,11 @@ class DatasetSpec(BaseModel):
 
     @model_validator(mode="after")
     def _adopted_as_it_is(self) -> Self:
+        if not self.adopted:
+            return self
         fields = ("groups", "tags", "temporal_range", "max_samples", "splits")
         asked = [name for name in fields if getattr(self, name) != _default(type(self), name)]
-        if self.adopted and asked:
+        if asked:
             raise ValueError(
                 f"{self.name} is adopted, and its windows stay in the splits that another tool "
                 f"gave them: no {', '.join(asked)} can be asked for; under another name it is "
@@ -240,6 +266,16 @@ class DatasetSpec(BaseModel):
     def adopted(self) -> bool:
         """True if the windows under the eval root are another tool's."""
         return self.copy_mode == "adopted"
+
+    @property
+    def asked(self) -> str:
+        """By which of their own facts windows are chosen, for people; empty: all are."""
+        asked = [
+            f"tag {key}={value}" if value else f"tag {key}" for key, value in self.tags.items()
+        ]
+        if self.temporal_range:
+            asked.append("temporal_range {} to {}".format(*self.temporal_range))
+        return ", ".join(asked)
 
     @property
     def resplit_as(self) -> str:
@@ -278,7 +314,7 @@ def _first_problems(error: ValidationError, model: type[BaseModel]) -> str:
             hint = f"; did you mean {near[0]}?" if near else ""
             texts.append(f"unknown field {field!r}{hint}")
         else:
-            text = problem["msg"].removeprefix("Value error, ")
+            text = problem["msg"].removeprefix("Value error, ").replace("Input should", "must")
             if problem["type"] != "value_error":
                 text += f", not {brief(problem['input'], 80)}"
             texts.append(f"{field}: {text}")

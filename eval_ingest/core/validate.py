@@ -103,8 +103,12 @@ def summarise(
     )
 
 
-def check_invalid_fraction(summary: InvalidSummary, limit: float, dataset: str) -> None:
+def check_invalid_fraction(
+    summary: InvalidSummary, limit: float, dataset: str, asked: str = ""
+) -> None:
     """Stop an ingest that would rest on mostly broken data.
+
+    `asked` are the filters, by which windows that can't be read are not left out.
 
     Raises:
         InvalidWindowsError: nothing is valid, or more than `limit` (0 to 1) is invalid.
@@ -120,4 +124,7 @@ def check_invalid_fraction(summary: InvalidSummary, limit: float, dataset: str) 
             "or raise max_invalid_fraction in the spec (--max-invalid-fraction) if that is "
             "expected:"
         )
-        raise InvalidWindowsError("\n".join([told, *summary.lines()]))
+        lines = [told, *summary.lines()]
+        if asked and summary.n_invalid == summary.n_windows:
+            lines.append(f"  no other window has what is asked for: {asked}")
+        raise InvalidWindowsError("\n".join(lines))

@@ -31,6 +31,9 @@ from eval_ingest.decoding.problems import (
 from eval_ingest.decoding.warp import Stored, warp
 from eval_ingest.engine import is_replaced
 
+_EXACT = 1 << 53
+"""Integers up to this are float64, too."""
+
 _VIEWED_BYTES = 16 << 20
 """Of pixels that aren't copied out of the memory that they were decoded in beside this process."""
 
@@ -180,6 +183,10 @@ def _on_grid(
     # In these types GDAL's warper moves a nodata value by 1 where another band has data.
     moves = header.nodata is not None and header.bands > 1 and header.dtype in ("int32", "uint32")
     if moves and (pixels == header.nodata).any():
+        return None
+    # Of these it makes float64, which rounds what is larger.
+    wide = header.dtype in ("int64", "uint64")
+    if wide and (int(pixels.max()) > _EXACT or int(pixels.min()) < -_EXACT):
         return None
     if isinstance(rows, slice) and isinstance(columns, slice):
         window = pixels[rows, columns]

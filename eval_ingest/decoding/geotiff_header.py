@@ -7,8 +7,10 @@ next one only the bytes are compared.
 import itertools
 import math
 import operator
+import re
 import struct
 import sys
+import zlib
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -88,6 +90,7 @@ _PIXEL_SCALE = 33550
 _TIE_POINT = 33922
 _TRANSFORM = 34264
 _GEO_KEYS = 34735
+_GEO_TEXTS = 34737
 _METADATA = 42112
 _NODATA = 42113
 
@@ -107,6 +110,9 @@ None, LZW, deflate under both its numbers, packbits, zstd.
 UNCOMPRESSED = 1
 _LZW = 5
 DEFLATE = (8, 32946)
+
+_PLAIN_NUMBER = re.compile(rb"-?[0-9]+(\.[0-9]*)?(e[+-]?[0-9]+)?|nan", re.IGNORECASE)
+"""What GDAL and Python read alike; of `1_0`, `-nan` and others they make different numbers."""
 
 _KINDS = {1: "uint", 2: "int", 3: "float"}
 _TYPES = frozenset(
@@ -234,12 +240,11 @@ def read_header(data: bytes) -> GeotiffHeader:
                 _heads.clear()
             _heads[key] = head
     header, layout, offsets, sizes, tie_point, *_ = head
-    whole = _check_blocks(
-        len(data),
-        layout,
-        struct.unpack_from(offsets.form, data, offsets.start),
-        struct.unpack_from(sizes.form, data, sizes.start),
-    )
+    places = struct.unpack_from(offsets.form, data, offsets.start)
+    lengths = struct.unpack_from(sizes.form, data, sizes.start)
+    if layout.compression in DEFLATE and places and lengths:
+        _check_inflated(data[places[0] : places[0] + lengths[0]], layout)
+    whole = _check_blocks(len(data), layout, places, lengths)
     origin = _origin(struct.unpack_from(tie_point.form, data, tie_point.start), header.pixel_size)
     if header.simple and not whole:
         return header._replace(origin=origin, simple=False, blocks=None)
@@ -356,7 +361,7 @@ def _interpret(
         height=height,
         bands=bands,
         dtype=dtype or "unknown",
-        epsg=_read_epsg(tags.integers(_GEO_KEYS)),
+        epsg=_read_epsg(tags.integers(_GEO_KEYS), tags.text(_GEO_TEXTS)),
         origin=_origin(tags.floats(_TIE_POINT), pixel_size),
         pixel_size=pixel_size,
         georeferenced=any(code in tags for code in (_PIXEL_SCALE, _TIE_POINT, _TRANSFORM)),
@@ -433,6 +438,24 @@ def _check_blocks(
     return True
 
 
+def _check_inflated(block: bytes, layout: _Layout) -> None:
+    """Raise if the first block holds more than its size.
+
+    Then libtiff, and with it GDAL, gives other pixels each time: some of them are never set.
+    """
+    stream, left = zlib.decompressobj(), layout.block_bytes
+    if layout.n_blocks == layout.n_last:
+        left = layout.last_bytes
+    try:
+        while left >= 0 and block and not stream.eof:
+            left -= len(stream.decompress(block, min(left + 1, 1 << 20)))
+            block = stream.unconsumed_tail
+    except zlib.error:
+        return  # libtiff will say so
+    if left < 0:
+        raise broken("its blocks hold more than its rows and bands")
+
+
 _SINGLE = (
     _SUBFILE, _WIDTH, _HEIGHT, _COMPRESSION, _PHOTOMETRIC, _FILL_ORDER, _ORIENTATION, _BANDS,
     _STRIP_ROWS, _PLANAR, _PREDICTOR, _TILE_WIDTH, _TILE_HEIGHT,
@@ -453,8 +476,7 @@ def _is_plain(tags: _Tags, bands: int) -> bool:
         and tags.integer(_PREDICTOR, 1) in (1, 2, 3)
         and len(tags.integers(_BITS)) == bands
         and len(tags.integers(_SAMPLE_FORMAT)) in (0, bands)
-        and b"alpha" not in metadata
-        and b"nodata_values" not in metadata
+        and not any(words in metadata for words in (b"alpha", b"nodata_values", b"&", b"<!"))
         and not tags.text(_DESCRIPTION).startswith(b"ImageJ=")
     )
 
@@ -470,10 +492,10 @@ def _parse_nodata(text: bytes, dtype: str | None) -> tuple[float | None, bool]:
     """The nodata value, and whether pixels of the type can be filled with it."""
     if not text:
         return None, True
-    try:
-        value = float(text.rstrip(b"\0 "))
-    except ValueError:
+    text = text.rstrip(b"\0 ")
+    if not _PLAIN_NUMBER.fullmatch(text):
         return None, False
+    value = float(text)
     if dtype is None or dtype in ("int64", "uint64"):
         return value, False
     if math.isnan(value):
@@ -486,9 +508,11 @@ def _parse_nodata(text: bytes, dtype: str | None) -> tuple[float | None, bool]:
     return value, int(limits.min) <= value <= int(limits.max) and value.is_integer()
 
 
-def _read_epsg(keys: tuple[int, ...]) -> int | None:
+def _read_epsg(keys: tuple[int, ...], texts: bytes) -> int | None:
     """The EPSG code of a GeoKeyDirectory, if it says nothing beyond that code."""
     if len(keys) < 4 or len(keys) != 4 + 4 * keys[3]:
+        return None
+    if b"=" in texts:  # units and whole CRS, as ERDAS and ESRI write them, go before the code
         return None
     values = {}
     for key, location, _, value in zip(*(iter(keys[4:]),) * 4, strict=True):
@@ -497,6 +521,8 @@ def _read_epsg(keys: tuple[int, ...]) -> int | None:
         values[key] = value if location == 0 else None
     if values.get(1025, 1) != 1 or values.get(2054, 9102) != 9102 or values.get(3076, 9001) != 9001:
         return None  # pixels are points, or the unit isn't degree or metre
+    if values.get(1024) == 1 and 2048 in values:
+        return None  # a projected CRS on a datum that may be another than its code's
     code = {1: values.get(3072), 2: values.get(2048)}.get(values.get(1024) or 0)
     return code if code is not None and 1024 <= code < 32767 else None
 

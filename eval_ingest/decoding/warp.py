@@ -61,8 +61,7 @@ def warp(data: bytes, grid: Grid, most_bytes: int) -> tuple[NDArray[Any], Stored
                 resampling=Resampling.nearest,
             ) as warped:
                 pixels: NDArray[Any] = warped.read()
-            # rasterio reads int8 as int16 here; the stored type holds the same values.
-            pixels = pixels.astype(source.dtypes[0], copy=False)
+            pixels = _as_stored(pixels, source)
             return pixels, Stored(pixels.dtype.name, source.nodata)
     except (Unreadable, MemoryError):
         raise
@@ -71,10 +70,27 @@ def warp(data: bytes, grid: Grid, most_bytes: int) -> tuple[NDArray[Any], Stored
         raise broken(shortened(error)) from error
 
 
+def _as_stored(pixels: NDArray[Any], source: Any) -> NDArray[Any]:
+    """Pixels in the type that is stored: rasterio reads int8 as int16 here.
+
+    A type that can't hold the nodata value is read as one that can, and beyond the raster's edges
+    there are such values.
+    """
+    stored = pixels.astype(source.dtypes[0], copy=False)
+    if stored is not pixels and (stored != pixels).any():
+        detail = f"it is {stored.dtype}, which can't hold its nodata value {source.nodata:g}"
+        raise Unreadable("raster_dtype", detail)
+    return stored
+
+
 def _check_source(source: Any, grid: Grid, most_bytes: int) -> None:
-    """Raise for a raster without a place, and for one that is too large to be read."""
-    if source.transform.is_identity and not source.gcps[0]:
+    """Raise for a raster without a plain place or type, and for one that is too large."""
+    if source.gcps[0]:
+        raise Unreadable("raster_grid", "ground control points give its place, not a transform")
+    if source.transform.is_identity:
         raise Unreadable("raster_grid", "it has no georeference")
+    if source.dtypes[0] == "complex_int16":
+        raise Unreadable("raster_dtype", "it is of complex integers, which numpy doesn't have")
     item = np.dtype(source.dtypes[0]).itemsize
     block_height, block_width = source.block_shapes[0]
     for what, pixels in (

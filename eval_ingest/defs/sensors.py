@@ -111,7 +111,7 @@ def look(context: dg.SensorEvaluationContext, settings: Settings) -> dg.SensorRe
     left = len(pending)
     for start in range(0, len(pending), AT_ONCE):
         batch = pending[start : start + AT_ONCE]
-        work = {_key(sighting): partial(look_at, sighting, settings) for sighting in batch}
+        work = {_key(s): partial(look_at, tick.with_known(s), settings) for s in batch}
         done = _datasets.outcomes(work, max(deadline - time.monotonic(), 0.0))
         for sighting in batch:
             if _key(sighting) in done:
@@ -199,6 +199,13 @@ class _Tick:
                 f"{sighting.name}: its ingest was cancelled, and is not asked for again; run it"
             )
         return not (runs.going_on or runs.cancelled)
+
+    def with_known(self, sighting: Sighting) -> Sighting:
+        """Of a version whose run failed, the source isn't asked again until that is tried again."""
+        seen, runs = self.cursor.seen.get(sighting.name), self._runs(sighting)
+        if seen is None or not runs.count or not time.time() < runs.next_try:
+            return sighting
+        return replace(sighting, known=Judgement(State.CHANGED, stamp=seen.stamp))
 
     def turn(self, sighting: Sighting) -> int:
         """Whom a tick looked at longest ago comes first, so that a slow one starves no other."""

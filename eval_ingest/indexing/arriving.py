@@ -16,6 +16,7 @@ from concurrent.futures import Executor
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
+from eval_ingest.core.columns import arrow_rows
 from eval_ingest.core.index import index_schema
 from eval_ingest.engine import MANY_WINDOWS, executor, map_ordered
 from eval_ingest.errors import SourceError
@@ -89,7 +90,7 @@ class ArrivingTask:
         """Index the windows that are wanted, and write the files of those that are needed again."""
         wanted = [item for item in batch if item.is_wanted]
         if not wanted:
-            return IndexedShard(index_schema(self.index.config).empty_table())
+            return IndexedShard(arrow_rows([], index_schema(self.index.config)))
         source = self.source.arrived([item.window for item in wanted])
         task = replace(self.index, source=source, packer=wanted[0].packer)
         shard = task([(item.place, self.listed(item.window)) for item in wanted])

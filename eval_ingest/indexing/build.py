@@ -1,28 +1,26 @@
 """The index of a source: which windows have to be read, and the rows of all."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from eval_ingest.core.columns import arrow_rows, is_text
 from eval_ingest.core.fingerprint import fingerprint
 from eval_ingest.core.index import INDEX_VERSION, WindowIndex, index_schema
+from eval_ingest.core.keyed import RowsByKey
 from eval_ingest.engine import Progress, executor, map_ordered
 from eval_ingest.indexing.apart import Apart
 from eval_ingest.indexing.filters import WindowFilter
-from eval_ingest.indexing.packer import (
-    Packer,
-    fresh_packer,
-    pack_rows,
-    reading_order,
-    resumed_packer,
-)
+from eval_ingest.indexing.listed import KEY, ToRead, WindowList
+from eval_ingest.indexing.packer import Packer, fresh_packer, pack_rows, resumed_packer
 from eval_ingest.indexing.partial import ARRIVED, PartialRows, Rows
 from eval_ingest.indexing.rows import add_geometry
 from eval_ingest.indexing.wanted import enough, list_windows, wanted_groups
@@ -35,6 +33,7 @@ from eval_ingest.store.manifest import CopiedWindow
 from eval_ingest.store.room import has_room
 from eval_ingest.store.seal import unless_damaged
 from eval_ingest.store.shards import PackRow
+from eval_ingest.store.tables import SortedTable
 
 SHARD_WINDOWS = 64
 """Windows per task: enough to drown its overhead, few enough to balance and to show progress."""
@@ -49,7 +48,8 @@ for the pack and the copy, and so many for each window's files and folders."""
 _LOOK_AT = 16
 """Windows of which the first valid one is looked for."""
 
-_KEY = ["group", "name"]
+_FEW = 1 << 12
+"""Rows that are objects at a time."""
 
 Publish = Callable[[Iterable[tuple[int, PackRow]], int | None], object]
 """Told what was packed, with its places, and before which place all is done; None: all is."""
@@ -75,16 +75,16 @@ def index_source(job: Job, copy_ahead: CopyAhead | None = None) -> WindowIndex:
     names = job.source.names(groups) if known is None and not stopped else None
     if names is not None:
         # Nothing to compare with: the workers may list each window's files as they read it.
-        return _build(job, task, IndexWork.of(enough(job, list(names))), [], parts)
+        return _build(job, task, IndexWork.of(enough(job, WindowList(names))), None, parts)
     listed = enough(job, list_windows(job, groups))
     if old is not None and known is not None:
-        now = _index_fingerprint(job, listed, known, task.judged_by)
+        now = _index_fingerprint(job, listed.table, known, task.judged_by)
         if old.fingerprint == now:
             parts.clear()  # a run was stopped when it had just written the index
             return old
     work = IndexWork.of(listed, known, stopped, partial(_still_right, task))
     stopped.clear()  # what is kept of it was copied
-    return _build(job, task, work, listed, parts)
+    return _build(job, task, work, listed.table, parts)
 
 
 def known_rows(job: Job, old: WindowIndex | None) -> pa.Table | None:
@@ -118,9 +118,11 @@ def partial_rows(job: Job) -> PartialRows:
 class IndexWork:
     """Which windows have to be read, and which rows of earlier runs are still right."""
 
-    new: list[Listed]
-    """Windows that the last index doesn't have, in the order in which they are read and packed."""
-    to_read: list[tuple[int, Listed]]
+    windows: WindowList
+    """All of them."""
+    new: NDArray[np.int64]
+    """Those that the last index doesn't have, in the order in which they are read and packed."""
+    to_read: ToRead
     """Those without a row, each with its place among the new ones."""
     kept: list[Rows]
     """Rows of the last index, if there is one, then of what stopped runs have done."""
@@ -130,10 +132,12 @@ class IndexWork:
     @classmethod
     def of(
         cls,
-        windows: Sequence[Listed],
+        windows: WindowList,
         known: pa.Table | None = None,
         stopped: Sequence[Rows] = (),
-        still_right: Callable[[pa.Table], list[bool]] = lambda table: [True] * table.num_rows,
+        still_right: Callable[[pa.Table], NDArray[np.bool_]] = lambda table: np.ones(
+            table.num_rows, bool
+        ),
     ) -> "IndexWork":
         """Compare windows, as they are now, with the last index and with what was left undone.
 
@@ -143,46 +147,47 @@ class IndexWork:
             stopped: what stopped runs have done of another.
             still_right: tells of each row whether it need not be looked at again.
         """
-        left = {window.spelled for window in windows}
+        listed = RowsByKey(windows.table, KEY)
+        left = np.ones(len(windows), bool)
         kept: list[Rows] = []
 
         def keep(rows: Rows) -> None:
-            right = still_right(rows.table)
-            here = {w: k for w, k in _rows_by_window(rows.table).items() if right[k] and w in left}
-            left.difference_update(here)
-            kept.append(rows.take(sorted(here.values())))
+            found = listed.find(rows.table.select(KEY))
+            here = np.flatnonzero((found >= 0) & still_right(rows.table))
+            here = here[left[found[here]]]
+            # The last of a window's rows counts.
+            _, last = np.unique(found[here][::-1], return_index=True)
+            here = np.sort(here[len(here) - 1 - last])
+            left[found[here]] = False
+            kept.append(rows.take(here))
 
         if known is not None:
             keep(Rows(known))
-        before = len(left)
+        before = int(left.sum())
         for rows in stopped:
             if rows.packing == ARRIVED:
                 keep(rows)
-        new = sorted((w for w in windows if w.spelled in left), key=reading_order)
+        new = windows.reading_order(np.flatnonzero(left))
         for rows in stopped:
             if rows.packing != ARRIVED:
                 keep(rows)
-        to_read = [(k, w) for k, w in enumerate(new) if w.spelled in left]
-        return cls(new, to_read, kept, before - len(new))
+        to_read = ToRead(windows, new, np.flatnonzero(left[new]))
+        return cls(windows, new, to_read, kept, before - len(new))
 
 
-def _rows_by_window(table: pa.Table) -> dict[Listed, int]:
-    columns = (table[name].to_pylist() for name in (*_KEY, "source_digest"))
-    return {window: row for row, window in enumerate(map(Listed, *columns))}
-
-
-def _still_right(task: IndexTask, table: pa.Table) -> list[bool]:
+def _still_right(task: IndexTask, table: pa.Table) -> NDArray[np.bool_]:
     """False for windows that are judged again.
 
     Tags or dates that leave them out were given since, or they were found invalid by anything but
     what judges now.
     """
     judged = is_text(table["status"], "valid") | is_text(table["judged_by"], task.judged_by)
-    wanted = set(task.window_filter.wanted_rows(table))
-    return [right and row in wanted for row, right in enumerate(judged.tolist())]
+    wanted = np.zeros(table.num_rows, bool)
+    wanted[task.window_filter.wanted_rows(table)] = True
+    return judged & wanted
 
 
-def _index_fingerprint(job: Job, windows: list[Listed], table: pa.Table, judged_by: str) -> str:
+def _index_fingerprint(job: Job, keys: pa.Table, table: pa.Table, judged_by: str) -> str:
     """Of every window's group, name and digest, and of what decides over rows.
 
     Who judged counts where a window was found invalid: another might find it valid.
@@ -193,15 +198,29 @@ def _index_fingerprint(job: Job, windows: list[Listed], table: pa.Table, judged_
         job.row_key,
         job.spec.tags,
         job.spec.temporal_range,
-        sorted(window.spelled for window in windows),
+        _rows_in_order(keys),
         "" if is_text(table["status"], "valid").all() else judged_by,
     )
 
 
+def _rows_in_order(keys: pa.Table) -> Iterator[tuple[Any, ...]]:
+    import pyarrow.compute as pc
+
+    order = pc.sort_indices(keys, [(name, "ascending") for name in KEY])
+    for start in range(0, len(order), _FEW):
+        columns = keys.take(order[start : start + _FEW]).columns
+        yield from zip(*(column.to_pylist() for column in columns), strict=True)
+
+
 def _build(
-    job: Job, task: IndexTask, work: IndexWork, listed: list[Listed], parts: PartialRows
+    job: Job, task: IndexTask, work: IndexWork, listed: pa.Table | None, parts: PartialRows
 ) -> WindowIndex:
-    """Read the windows that have to be read, and add them to the rows that are there."""
+    """Read the windows that have to be read, and add them to the rows that are there.
+
+    `listed` are the keys of all windows, if their files were looked at before.
+    """
+    import pyarrow.compute as pc
+
     to_read = work.to_read
     if to_read:
         groups = sorted({window.group for _, window in to_read})
@@ -226,34 +245,22 @@ def _build(
         parts.flush()  # kept until the index itself is on disk: see finish_index
     publish([], None)
     empty = arrow_rows([], index_schema(job.config))
-    all_rows = [pa.concat_tables([empty, *(rows.table for rows in work.kept), *tables])]
+    table = pa.concat_tables([empty, *(rows.table for rows in work.kept), *tables])
     for rows in (tables, work.kept):
         rows.clear()
-    table = add_geometry(_sorted(all_rows))
-    if not listed:
-        listed = [*_rows_by_window(table), *filtered_out]
+    table = add_geometry(table)
+    if listed is None:
+        listed = pa.concat_tables([table.select(KEY), WindowList(filtered_out).table])
     extra = {"n_filtered_out": len(filtered_out), "n_read": work.n_arrived + len(work.new)}
     wanted = _index_fingerprint(job, listed, table, task.judged_by)
-    return WindowIndex(table, wanted, job.row_key, job.origin, extra)
+    by_name = [(name, "ascending") for name in KEY[:2]]
+    ordered = SortedTable(table, pc.sort_indices(table.select(KEY[:2]), by_name))
+    return WindowIndex(ordered, wanted, job.row_key, job.origin, extra)
 
 
 def _has_room_to_copy(job: Job, packer: Packer, windows: int) -> bool:
     needed = _ROOM_TO_COPY * packer.n_bytes + _ROOM_OF_FILES * windows
     return has_room(job.layout.path, needed)
-
-
-def _sorted(tables: list[pa.Table]) -> pa.Table:
-    """The only table of a list, which is emptied, sorted: one column at a time is there twice."""
-    import pyarrow.compute as pc
-
-    table = tables.pop()
-    schema, columns = table.schema, table.columns
-    order = pc.sort_indices(table.select(_KEY), [(name, "ascending") for name in _KEY])
-    del table
-    for k, column in enumerate(columns):
-        columns[k] = column.take(order)
-        del column
-    return pa.Table.from_arrays(columns, schema=schema)
 
 
 def _packer(
@@ -264,10 +271,10 @@ def _packer(
     What a stopped run has packed of the same windows is kept. None if only some of the windows
     will be in a split, if samples stay where they are, or if no valid window is near.
     """
-    if job.spec.max_samples is not None or task.copy_mode == "index" or not work.new:
+    if job.spec.max_samples is not None or task.copy_mode == "index" or not len(work.new):
         return None
     most = job.store.shard_bytes
-    windows = [(window.group, window.name) for window in work.new]
+    windows = ((window.group, window.name) for window in work.windows.take(work.new))
     key = fingerprint("packing", job.row_key, most, windows)
     packer = resumed_packer(folder, task.config, key, most)
     if packer is not None:
@@ -275,7 +282,7 @@ def _packer(
     like = _first_shape(task, work, pool)
     if like is None:
         return None
-    return fresh_packer(folder, task.config, len(windows), like, key, most)
+    return fresh_packer(folder, task.config, len(work.new), like, key, most)
 
 
 def _first_shape(task: IndexTask, work: IndexWork, pool: Executor) -> PackRow | None:
@@ -284,7 +291,7 @@ def _first_shape(task: IndexTask, work: IndexWork, pool: Executor) -> PackRow | 
         valid = np.flatnonzero(is_text(rows.table["status"], "valid"))
         if len(valid):
             return pack_rows(rows.table, valid[:1].tolist(), task.config)[0]
-    for window in work.new[:_LOOK_AT]:
+    for window in work.windows.take(work.new[:_LOOK_AT]):
         # One by one: most often, the first will do. By a worker, which it may end; it is judged
         # in its turn.
         (found,) = map_ordered(pool, task.shape_of, [window], 1, _unknown)

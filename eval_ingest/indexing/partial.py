@@ -1,17 +1,21 @@
 """What is done of an index: a run that was stopped goes on from there."""
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
+from itertools import groupby
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from eval_ingest.core.columns import row_numbers
 from eval_ingest.core.forms import ColumnForm, Facts, TableForm
 from eval_ingest.core.index import INDEX_FORM
 from eval_ingest.core.resolved import ResolvedConfig
+from eval_ingest.engine import batched
 from eval_ingest.indexing.packer import Packer, pack_rows
 from eval_ingest.indexing.work import IndexedShard
 from eval_ingest.store.seal import unless_damaged
@@ -31,6 +35,7 @@ PARTIAL_FORM = TableForm(
 )
 ARRIVED = "arrived"
 """The packing key of rows whose samples, if they were packed, lie among the dataset's others."""
+_JOINED = 8
 PARTIAL_ROWS = 2048
 """Finished rows between two writes: a stopped run loses at most ten seconds of work."""
 
@@ -54,14 +59,22 @@ class PartialRows:
         return self._folder / "packing"
 
     def read(self) -> "list[Rows]":
-        """What earlier runs left, if their row key is ours."""
+        """What earlier runs left, if their row key is ours; in pieces of many rows.
+
+        Of small ones, memory would stay in use when they are gone.
+        """
         found = []
+        for packing, parts in groupby(self._parts(), lambda part: part[1]):
+            for some in batched(parts, _JOINED):
+                table = pa.concat_tables([table for table, _ in some]).combine_chunks()
+                found.append(Rows(table.drop_columns("place"), table["place"], packing))
+        return found
+
+    def _parts(self) -> Iterator[tuple[pa.Table, str]]:
         for path in sorted(self._folder.glob("*.parquet")) if self._folder.is_dir() else []:
             part = unless_damaged(partial(self._read, path))
             if part is not None and part[1].row_key == self._key:
-                table, facts = part
-                found.append(Rows(table.drop_columns("place"), table["place"], facts.packing))
-        return found
+                yield part[0], part[1].packing
 
     def _read(self, path: Path) -> tuple[pa.Table, PartialFacts] | None:
         return read_table(path, PARTIAL_FORM, self._folder.parent.name)
@@ -109,7 +122,7 @@ class Rows:
     packing: str = ""
     """The key of the packer, see `Packer.key`."""
 
-    def take(self, rows: Sequence[int]) -> "Rows":
+    def take(self, rows: NDArray[np.int64]) -> "Rows":
         """Some of them, each once and in their order."""
         if len(rows) == self.table.num_rows and isinstance(self.table, pa.Table):
             return self  # of a stored table the rows are read, and put together with others

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from eval_ingest.core.columns import arrow, encoded, floats, matrix
+from eval_ingest.core.columns import arrow, encoded, floats, matrix, row_numbers
 from eval_ingest.core.crops import split_cut
 from eval_ingest.core.digest import label_digest, pixel_digest
 from eval_ingest.core.footprints import outlines
@@ -189,7 +189,8 @@ def add_geometry(table: pa.Table) -> pa.Table:
     import pyproj
     import shapely
 
-    geometry = np.full(table.num_rows, None, dtype=object)
+    parts: list[pa.Array] = []
+    order: list[NDArray[np.int64]] = []
     resolution = [floats(table["x_resolution"]), floats(table["y_resolution"])]
     corners = matrix(table["bounds"], 4, np.nan, float) * np.column_stack(resolution * 2)
     found, names = encoded(table["crs"])
@@ -199,9 +200,15 @@ def add_geometry(table: pa.Table) -> pa.Table:
             try:
                 with warnings.catch_warnings():
                     warnings.simplefilter("ignore")
-                    geometry[here] = shapely.to_wkb(outlines(text, corners[here]))
+                    wkb = shapely.to_wkb(outlines(text, corners[here]))
             except pyproj.exceptions.ProjError as error:
                 blame(error)  # without outlines no leakage would be noticed
                 break
-    place = table.schema.get_field_index("geometry")
-    return table.set_column(place, "geometry", arrow(geometry.tolist(), pa.binary()))
+            parts.append(arrow(wkb.tolist(), pa.binary()))
+            order.append(here)
+    known = np.concatenate([np.zeros(0, np.int64), *order])
+    rows = np.full(table.num_rows, len(known))
+    rows[known] = np.arange(len(known))
+    parts.append(pa.nulls(1, pa.binary()))
+    geometry = pa.concat_arrays(parts).take(row_numbers(rows))
+    return table.set_column(table.schema.get_field_index("geometry"), "geometry", geometry)

@@ -1,6 +1,6 @@
 """Which windows of a source an ingest reads."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from eval_ingest.core.resolved import ResolvedConfig
 from eval_ingest.core.spec import DatasetSpec, kept_split
@@ -9,6 +9,7 @@ from eval_ingest.decoding.limits import fetchable
 from eval_ingest.decoding.metadata import read_metadata
 from eval_ingest.errors import ConfigError, SpecError
 from eval_ingest.indexing.filters import WindowFilter, selected
+from eval_ingest.indexing.listed import WindowList
 from eval_ingest.job import Job
 from eval_ingest.sources.base import Listed, Source
 from eval_ingest.sources.sqlite import DATABASE, SqliteSource
@@ -85,17 +86,19 @@ def groups_named(spec: DatasetSpec, config: ResolvedConfig) -> set[str] | None:
     return set().union(*named) if named and all(named) else None
 
 
-def list_windows(job: Job, groups: list[str]) -> list[Listed]:
+def list_windows(job: Job, groups: list[str]) -> WindowList:
     """Every window of the groups, with the digest of its files."""
-    listed = []
-    for window in job.source.listing(groups, job.config.layer_names):
-        listed.append(window)
-        if len(listed) % 1000 == 0:
-            job.progress("windows listed", len(listed), 0)
-    return listed
+
+    def listed() -> Iterator[Listed]:
+        for count, window in enumerate(job.source.listing(groups, job.config.layer_names), 1):
+            yield window
+            if count % 1000 == 0:
+                job.progress("windows listed", count, 0)
+
+    return WindowList(listed())
 
 
-def enough(job: Job, windows: list[Listed]) -> list[Listed]:
+def enough(job: Job, windows: WindowList) -> WindowList:
     """The windows to read: all, or with max_samples a random part that is surely enough.
 
     So that a trial with a few samples of a large dataset reads a few windows. The part is the
@@ -109,7 +112,7 @@ def enough(job: Job, windows: list[Listed]) -> list[Listed]:
     job.source.ensure_listed(sorted({w.group for w in windows}), job.config.layer_names)
     wants = WindowFilter.of(job.spec).wants
     numbers = uniform([f"{w.group}/{w.name}" for w in windows], f"enough:{job.spec.splits.seed}")
-    ordered = (windows[k] for k in numbers.argsort(kind="stable"))
+    ordered = windows.take(numbers.argsort(kind="stable"))
     files = (job.source.window(w.group, w.name, job.config.layer_names) for w in ordered)
     chosen: list[Listed] = []
     for found, reader in job.source.readers(files, whole=False, fetchable=fetchable):
@@ -118,4 +121,4 @@ def enough(job: Job, windows: list[Listed]) -> list[Listed]:
             chosen.append(found.listed)
             if len(chosen) == count:
                 break
-    return chosen
+    return WindowList(chosen)

@@ -101,10 +101,6 @@ class TaskReader:
         self._check_spec()
         kind, args = self.declared.kind, self.declared.args
         self.notes.origin("task", self.declared.node.place)
-        if args.get("filters").value:
-            self.notes.warn(
-                f"{args.get('filters').place} is ignored, because rslearn 0.1.19 ignores it too"
-            )
         classes = self._classes() if kind.has_classes else ()
         return Task(
             kind=kind,

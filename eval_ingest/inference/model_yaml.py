@@ -14,6 +14,9 @@ from eval_ingest.core.spec import SPLITS
 from eval_ingest.inference.node import Node, Notes, check_class_paths, parse_yaml
 from eval_ingest.inference.tasks import TaskDeclaration, choose_task, target_images
 
+_WHOLE = (1, "1", "1/1", {"numerator": 1}, {"numerator": 1, "denominator": 1})
+"""Resolution factors that change nothing."""
+
 
 @dataclass(frozen=True)
 class DataInput:
@@ -47,7 +50,7 @@ class DataInput:
     def check_supported(self) -> None:
         """Refuse what would make our pixels differ from rslearn's."""
         factor = self.node.get("resolution_factor")
-        if _resolution_factor(factor) != (1, 1):
+        if factor.given and factor.args.value not in _WHOLE:
             raise factor.unsupported(
                 f"is {factor.shown}: input {self.key!r} is not read at the window's resolution, "
                 "which isn't supported",
@@ -296,16 +299,3 @@ def _cast_type(node: Node) -> str:
     if dtype not in ("float32", "int32"):
         raise node.error(f"is {node.shown}, but rslearn reads as INT32 or FLOAT32 only")
     return dtype
-
-
-def _resolution_factor(node: Node) -> tuple[int, int]:
-    """Numerator and denominator, from 2, "1/2" or init_args."""
-    if not node.given:
-        return (1, 1)
-    if isinstance(node.value, dict):
-        numerator, denominator = (node.args.get(key) for key in ("numerator", "denominator"))
-        return (numerator.integer() or 1, denominator.integer() or 1)
-    above, _, below = node.text().partition("/")
-    if not above.isdecimal() or not (below or "1").isdecimal():
-        raise node.error(f"is {node.shown}, but must be a number or a fraction such as 1/2")
-    return (int(above), int(below or 1))

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 from eval_ingest.copying.rslearn_files import Samples, configs, remove_copy
 from eval_ingest.copying.verify import verify
+from eval_ingest.core.arguments import checked
 from eval_ingest.core.entry import Metadata, opening
 from eval_ingest.core.hub import HubAddress
 from eval_ingest.core.public import UNTOLD, public, require_public
@@ -93,6 +94,7 @@ class Published:
         ]
 
 
+@checked
 def publish(
     name: str,
     to: str,
@@ -127,15 +129,14 @@ def publish(
 
     >>> publish("crops", "hf://allenai/evals", licence="CC-BY-4.0", citation="")  # doctest: +SKIP
     """
-    from eval_ingest.report.export import export_dataset  # what draws isn't needed to pull
-
-    address = HubAddress.parse(to)
+    address = HubAddress.parse(str(to))
     if address.name not in (None, name):
         raise SpecError(f"{to} names another dataset than {name}; give hf://{address.repo}")
     settings = Settings.load(eval_root=root)
     eval_root = open_root(settings)
     metadata = require_metadata(eval_root, name)
-    if not (licence or metadata.spec.licence):
+    licence = (licence or metadata.spec.licence or "").strip()
+    if not licence:
         raise SpecError(
             f"{name} has no licence, and without one nobody may use it; say it, such as "
             "--licence CC-BY-4.0"
@@ -144,6 +145,8 @@ def publish(
         raise SpecError(
             'say how it is to be cited: --citation "TEXT or BibTeX", or --citation "" for none'
         )
+    from eval_ingest.report.export import export_dataset  # what draws isn't needed to pull
+
     with _staging(settings, address) as staging:
         export_dataset(eval_root, name, staging, windows, progress, licence, citation)
         api = None if dry_run else _api()
@@ -393,6 +396,7 @@ def _digests(path: Path) -> tuple[str, str]:
 # ------------------------------------------------------------------------------------- pulling
 
 
+@checked
 def pull(url: str, *, root: str | Path | None = None, progress: Progress = no_progress) -> Path:
     """Copy a dataset from the Hugging Face Hub into an eval root, verified; gives its folder.
 

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from eval_ingest.core.task import IGNORE_LABEL
-from eval_ingest.errors import LoadError
+from eval_ingest.errors import LoadError, brief
 
 
 class Samples(Sequence[dict[str, Any]]):
@@ -47,10 +47,16 @@ def collate(samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
     `batch["timesteps"][modality]` (long, B) tells how many timesteps of each sample are real.
 
     Raises:
-        LoadError: there are no samples.
+        LoadError: there are no samples, or not the same in each.
     """
     if isinstance(samples, Samples):
         return samples.batch
+    if not isinstance(samples, list | tuple) or not all(
+        isinstance(sample, dict) and sample.keys() == samples[0].keys() for sample in samples
+    ):
+        raise LoadError(
+            f"a batch is made of a list of samples that hold the same, not of {brief(samples, 60)}"
+        )
     if not samples:
         raise LoadError("there are no samples to make a batch of")
     batch: dict[str, Any] = {}

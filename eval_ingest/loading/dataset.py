@@ -9,7 +9,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
-from numbers import Integral, Real
+from numbers import Integral
 from pathlib import Path
 from types import NoneType
 from typing import TYPE_CHECKING, Any, Literal, overload
@@ -19,6 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset
 
+from eval_ingest.core.arguments import check_arguments
 from eval_ingest.core.crops import Corner, split_cut
 from eval_ingest.core.entry import Metadata
 from eval_ingest.core.hub import SCHEME, HubAddress
@@ -26,7 +27,7 @@ from eval_ingest.core.public import require_public
 from eval_ingest.core.resolved import ModalityInput
 from eval_ingest.core.spec import SPLITS
 from eval_ingest.core.task import Task
-from eval_ingest.errors import IntegrityError, LoadError, optional_part, words_of
+from eval_ingest.errors import IntegrityError, LoadError, brief, optional_part, words_of
 from eval_ingest.loading import shown
 from eval_ingest.loading.collate import Ragged, Samples, collate
 from eval_ingest.loading.memory import recycler
@@ -76,28 +77,12 @@ Normalize = Literal["dataset", "pretrained"] | Mapping[str, Statistics] | None
 """Which statistics samples are normalised with."""
 
 
-_KINDS: dict[str, tuple[Any, str]] = {
-    "root": ((str, Path, NoneType), "a path or URL"),
-    "version": ((str, NoneType), "a fingerprint"),
-    "modalities": ((str, Sequence, NoneType), "a name or several"),
-    "seed": (Integral, "a whole number"),
-    "max_samples": ((Integral, NoneType), "a whole number"),
-    "nodata": (Real, "a number"),
-    "method": (str, "a method's name"),
-    "transforms": ((Callable, NoneType), "a function of a sample"),
-}
-"""What arguments may be whose mistakes would show late, or in the words of something else."""
-
-
-def _check(arguments: Mapping[str, Any]) -> None:
-    for name, (kinds, what) in _KINDS.items():
-        if not isinstance(arguments[name], kinds) or isinstance(arguments[name], bool):
-            raise LoadError(f"{name}={arguments[name]!r} can't be; give {what}")
-
-
-def _check_batch_size(size: int) -> None:
-    if not isinstance(size, Integral) or size < 1:
-        raise LoadError(f"batch_size is {size!r}; it must be a whole number, and at least 1")
+def _check_batch_size(size: Any) -> int:
+    if not isinstance(size, Integral) or isinstance(size, bool) or size < 1:
+        raise LoadError(
+            f"batch_size is {brief(size, 60)}; it must be a whole number, and at least 1"
+        )
+    return int(size)
 
 
 def _is_shard(given: Any) -> bool:
@@ -194,7 +179,7 @@ class EvalDataset(Dataset[dict[str, Any]]):
             "stratified": stratified, "seed": seed, "max_samples": max_samples, "nodata": nodata,
             "channels_first": channels_first, "transforms": transforms,
         }  # fmt: skip
-        _check({**self._arguments, "root": root, "version": version})
+        check_arguments({**self._arguments, "root": root, "version": version}, LoadError)
         eval_root = open_root(Settings.load(), root)
         self._root = eval_root.address
         self._given_root = root
@@ -215,9 +200,9 @@ class EvalDataset(Dataset[dict[str, Any]]):
         self._opening, given = opening, self._arguments
         split, crop = given["split"], given["crop"]
         if split not in SPLITS:
-            raise LoadError(f"no split {split!r}; there are {', '.join(SPLITS)}")
+            raise LoadError(f"no split {brief(split, 60)}; there are {', '.join(SPLITS)}")
         if crop not in ("center", "random", None):
-            raise LoadError(f"no crop {crop!r}; there are 'center', 'random' and None")
+            raise LoadError(f"no crop {brief(crop, 60)}; there are 'center', 'random' and None")
         self.name, self.split = given["name"], split
         if self._root.startswith(SCHEME):
             require_public(opening)
@@ -240,7 +225,9 @@ class EvalDataset(Dataset[dict[str, Any]]):
         known = {modality.name: modality for modality in self._opening.config.modalities}
         given = modalities if isinstance(modalities, list | tuple | NoneType) else [modalities]
         wanted = list(known) if given is None else list(given)
-        unknown = [str(name) for name in wanted if name not in known]
+        unknown = [
+            str(name)[:60] for name in wanted if not (isinstance(name, str) and name in known)
+        ]
         if unknown or not wanted:
             raise LoadError(
                 f"{self._opening.name} has no modality {', '.join(unknown) or '(none asked for)'}; "
@@ -280,8 +267,8 @@ class EvalDataset(Dataset[dict[str, Any]]):
         if normalize == "pretrained":
             return pretrained_stats(modality)
         raise LoadError(
-            f"no normalize={normalize!r}; there are 'dataset', 'pretrained', None, and statistics "
-            "of your own by modality and band"
+            f"no normalize={brief(normalize, 60)}; there are 'dataset', 'pretrained', None, and "
+            "statistics of your own by modality and band"
         )
 
     def _read_index(self) -> SplitIndex:
@@ -469,7 +456,7 @@ class EvalDataset(Dataset[dict[str, Any]]):
             i = operator.index(i)
         except TypeError:
             raise TypeError(
-                f"{i!r} is no sample of {self.name} {self.split}: they are numbered 0 to "
+                f"{brief(i, 60)} is no sample of {self.name} {self.split}: they are numbered 0 to "
                 f"{len(self) - 1}; a split is opened by EvalDataset({self.name!r}, split=...), and "
                 f"a modality is in a sample: ds[0][{self._inputs[0].name!r}]"
             ) from None
@@ -538,7 +525,7 @@ class EvalDataset(Dataset[dict[str, Any]]):
 
     def __getitems__(self, indices: Sequence[int]) -> Sequence[dict[str, Any]]:
         """Samples for a DataLoader; of equal shape, they lie in one batch already."""
-        rows = [self._row(int(i)) for i in indices]
+        rows = [self._row(i) for i in indices]
         corners = [self._corner(row) for row in rows]
         batch = self._batch(rows, corners)
         return self._one_by_one(rows, corners) if batch is None else Samples(batch)
@@ -602,7 +589,8 @@ class EvalDataset(Dataset[dict[str, Any]]):
         if not _is_shard(shard):
             raise LoadError(f"shard is {shard!r}; it must be (k, n) with 0 <= k < n")
         first, ranks = shard
-        _check_batch_size(batch_size)
+        batch_size = _check_batch_size(batch_size)
+        check_arguments({"bucket": bucket}, LoadError)
         every = [self._row(i) for i in range(len(self))]
         turns = [
             bucketed[start : start + batch_size]
@@ -711,8 +699,9 @@ class EvalDataset(Dataset[dict[str, Any]]):
         Train is shuffled, unless a sampler says the order. What DataLoader takes for workers alone,
         such as prefetch_factor, makes some.
         """
+        check_arguments({"num_workers": num_workers}, LoadError)
         if batch_size is not None:
-            _check_batch_size(batch_size)
+            batch_size = _check_batch_size(batch_size)
         size = self._sample_bytes()
         orders = [name for name in ("sampler", "batch_sampler") if kwargs.get(name) is not None]
         why = []

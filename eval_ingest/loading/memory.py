@@ -80,6 +80,5 @@ def _aligned(n_bytes: int, boundary: int = 64) -> NDArray[np.uint8]:
 recycler = Recycler()
 """The process's own."""
 
-if hasattr(os, "register_at_fork"):
-    # A lock that another thread held at a fork would stay locked in the child.
-    os.register_at_fork(after_in_child=recycler.__init__)  # type: ignore[misc]
+# A lock that another thread held at a fork would stay locked in the child.
+os.register_at_fork(after_in_child=recycler.__init__)  # type: ignore[misc]

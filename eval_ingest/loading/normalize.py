@@ -124,7 +124,9 @@ def make_normalizer(
     if missing:
         raise LoadError(f"no statistics for the bands {', '.join(missing)}; use normalize=None")
     for band in bands:
-        wrong = {key: value for key, value in stats[band].items() if not isinstance(value, Real)}
+        wrong = [
+            v for v in stats[band].values() if type(v) is not float and not isinstance(v, Real)
+        ]
         if wrong or not {"mean", "std"} <= stats[band].keys():
             raise LoadError(
                 f"the statistics of band {band} are {brief(dict(stats[band]), 60)}; they must be "

@@ -55,7 +55,6 @@ class OlmoEarthAdapter:
         band_groups: which bands make a token; default the modalities' own band sets. Masks have
             one value per group. A group of which the dataset has no band is masked as missing,
             unless it is imputed.
-        tolerance_days: images of two modalities less than this apart share a slot.
 
     Raises:
         LoadError: the package isn't installed, or the dataset isn't normalised, or has its
@@ -68,7 +67,6 @@ class OlmoEarthAdapter:
         *,
         missing_bands: Literal["impute", "zero"] = "impute",
         band_groups: BandGroups | None = None,
-        tolerance_days: int = TOLERANCE_DAYS,
     ) -> None:
         if missing_bands not in ("impute", "zero"):
             raise LoadError(f"no missing_bands={missing_bands!r}; there are 'impute' and 'zero'")
@@ -81,7 +79,6 @@ class OlmoEarthAdapter:
         if dataset.channels_first:
             raise LoadError(f"{dataset.name} is opened with channels_first=True; leave it out")
         self._sample_type, modalities = _package()
-        self._tolerance_days = tolerance_days
         self._bands = {name: BandFiller.of(dataset, name, missing_bands) for name in dataset.bands}
         groups = band_groups or {
             name: modalities.get(name).bandsets_as_indices() for name in dataset.bands
@@ -121,9 +118,7 @@ class OlmoEarthAdapter:
         steps = {name: batch["timesteps"][name].tolist() for name in present}
         size = len(next(iter(present.values())))
         aligned = [
-            align(
-                {name: stamps[name][b, : steps[name][b]] for name in present}, self._tolerance_days
-            )
+            align({name: stamps[name][b, : steps[name][b]] for name in present})
             for b in range(size)
         ]
         slots = max(1, *(len(dates) for dates, _ in aligned))
@@ -162,17 +157,16 @@ class OlmoEarthAdapter:
 
 
 def align(
-    stamps: Mapping[str, NDArray[np.int64]], tolerance_days: int = TOLERANCE_DAYS
+    stamps: Mapping[str, NDArray[np.int64]],
 ) -> tuple[NDArray[np.int64], dict[str, NDArray[np.int64]]]:
     """Give the images of one window a common list of slots, in order of time.
 
     Modalities with equally many images that lie close stack one to one. Otherwise each image
     takes the nearest slot that has no image of its modality yet, if it lies less than
-    `tolerance_days` away, else a new one.
+    TOLERANCE_DAYS away, else a new one.
 
     Args:
         stamps: per modality (T, 3) = day, month from 0, year; T may be 0.
-        tolerance_days: how far an image may lie from its slot.
 
     Returns:
         The slots' dates (S, 3), and per modality the image in each slot (S,), -1 for none.
@@ -180,7 +174,7 @@ def align(
     # A modality's images are laid out in the order in which the field's own wrapper does it.
     order = [name for name in MODALITIES if name in stamps]
     days = {name: _days(stamps[name]) for name in order}
-    slots = _one_to_one(order, days, tolerance_days) or _greedy(order, days, tolerance_days)
+    slots = _one_to_one(order, days) or _greedy(order, days)
     slots.sort(key=lambda slot: slot.day)
     dates = [stamps[slot.first][slot.images[slot.first]] for slot in slots]
     places = {
@@ -196,15 +190,13 @@ class _Slot:
         self.day, self.first, self.images = day, name, {name: image}
 
 
-def _one_to_one(
-    order: list[str], days: dict[str, NDArray[np.int64]], tolerance_days: int
-) -> list[_Slot]:
+def _one_to_one(order: list[str], days: dict[str, NDArray[np.int64]]) -> list[_Slot]:
     there = [name for name in order if len(days[name])]
     if not there:
         return []
     first = days[there[0]]
     for name in there[1:]:
-        if len(days[name]) != len(first) or (abs(days[name] - first) >= tolerance_days).any():
+        if len(days[name]) != len(first) or (abs(days[name] - first) >= TOLERANCE_DAYS).any():
             return []
     slots = [_Slot(int(day), there[0], i) for i, day in enumerate(first)]
     for i, slot in enumerate(slots):
@@ -212,15 +204,13 @@ def _one_to_one(
     return slots
 
 
-def _greedy(
-    order: list[str], days: dict[str, NDArray[np.int64]], tolerance_days: int
-) -> list[_Slot]:
+def _greedy(order: list[str], days: dict[str, NDArray[np.int64]]) -> list[_Slot]:
     slots: list[_Slot] = []
     for name in order:
         for image, day in enumerate(days[name].tolist()):
             free = [slot for slot in slots if name not in slot.images]
             nearest = min(free, key=lambda slot: abs(slot.day - day), default=None)
-            if nearest is not None and abs(nearest.day - day) < tolerance_days:
+            if nearest is not None and abs(nearest.day - day) < TOLERANCE_DAYS:
                 nearest.images[name] = image
             else:
                 slots.append(_Slot(day, name, image))

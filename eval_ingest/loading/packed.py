@@ -10,7 +10,14 @@ from numpy.lib.array_utils import byte_bounds
 from numpy.typing import NDArray
 
 from eval_ingest.core.entry import Metadata, Shard
-from eval_ingest.errors import EvalIngestError, IntegrityError, OutdatedError, StoreError, lacking
+from eval_ingest.errors import (
+    EvalIngestError,
+    IntegrityError,
+    OutdatedError,
+    StoreError,
+    brief,
+    lacking,
+)
 from eval_ingest.store.npy import map_npy
 from eval_ingest.store.registry import read_metadata, require_metadata
 from eval_ingest.store.roots.base import DatasetStore, EvalRoot
@@ -207,8 +214,8 @@ def require_version(metadata: Metadata, version: str, root: EvalRoot) -> None:
     what = f"that of {old[-1].published_at} was replaced" if old else "no version of it is known"
     raise OutdatedError(
         f"{metadata.name} is of version {metadata.fingerprint}, published "
-        f"{metadata.published_at}, and not {version!r}: {what}; ingest it again as it was, or "
-        f"open it with version={metadata.fingerprint!r}"
+        f"{metadata.published_at}, and not {brief(version, 60)}: {what}; ingest it again as it "
+        f"was, or open it with version={metadata.fingerprint!r}"
     )
 
 

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from eval_ingest.core.entry import Metadata
 from eval_ingest.core.index import fifths
 from eval_ingest.core.task import Task
-from eval_ingest.errors import LoadError
+from eval_ingest.errors import LoadError, brief
 
 
 def share_of(given: float | str, metadata: Metadata) -> float:
@@ -24,7 +24,7 @@ def share_of(given: float | str, metadata: Metadata) -> float:
         share = named[given] if isinstance(given, str) and given in named else _number(given)
     except (ValueError, TypeError):
         raise LoadError(
-            f"no label_fraction {given!r}; {metadata.name} names "
+            f"no label_fraction {brief(given, 60)}; {metadata.name} names "
             f"{', '.join(named) or 'none'}; or give a share such as 0.1 or '10%'"
         ) from None
     if not 0 < share <= 1:

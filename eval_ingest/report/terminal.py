@@ -356,7 +356,7 @@ def discover_lines(
     """Datasets under the roots, and what is to be done about each."""
     rows = [["name", "source", "task", "windows", "state", "reason"]]
     for sighting, judgement in judged:
-        task = task_text(judgement.config.task) if judgement.config else ""
+        task = task_text(judgement.task) if judgement.task else ""
         windows, state = f"{sighting.found.windows:,}", str(judgement.state)
         source = sighting.found.url
         reason = judgement.reason.removeprefix(f"{source}/")

@@ -31,6 +31,19 @@ RACY_S = 2.0
 file system's clock."""
 
 
+def is_due(changed: float, looked: float, now: float, most: float) -> bool:
+    """True if what changed then is to be looked at in full again: the longer ago, the later.
+
+    Args:
+        changed: when, in seconds since 1970, as the next two.
+        looked: when that was done last.
+        now: the time.
+        most: seconds after which it is due in any case.
+    """
+    still = max(now - changed, 0.0)
+    return still < SETTLING_S or not 0 <= now - looked < min(still * LISTED_AFTER, most)
+
+
 @dataclass(frozen=True)
 class Look:
     """A dataset as it was when it was looked at."""
@@ -52,10 +65,7 @@ class Look:
 
     def is_listing_due(self, now: float) -> bool:
         """True if its windows are to be listed whatever the outline says."""
-        still = max(now - self.changed, 0.0)
-        if still < SETTLING_S:
-            return True
-        return not 0 <= now - self.listed < min(still * LISTED_AFTER, LISTED_S)
+        return is_due(self.changed, self.listed, now, LISTED_S)
 
     def rests(self, now: float) -> bool:
         """True if nothing has changed for so long that it needn't be looked at now."""

@@ -15,12 +15,17 @@ from pathlib import Path
 
 import google_crc32c
 
-from eval_ingest.store.atomic import read_bytes, store_errors
-from eval_ingest.store.manifest import CopiedWindow, FilesChecksum, journal_entries, journal_text
+from eval_ingest.store.atomic import store_errors
+from eval_ingest.store.manifest import (
+    CopiedWindow,
+    CopiedWindows,
+    FilesChecksum,
+    journal_text,
+    read_journal,
+)
 from eval_ingest.store.window_files import (
     METADATA,
     Contents,
-    Key,
     Windows,
     measured,
     rewrite_split,
@@ -86,10 +91,14 @@ class WindowsAhead:
                 # On a line of its own, should a run have been stopped at the last one.
                 stream.write(b"\n" + journal_text(map(asdict, windows)))
 
-    def noted(self) -> dict[Key, CopiedWindow]:
+    def noted(self) -> CopiedWindows:
         """The windows that wait, by group and name."""
-        found = (CopiedWindow(**e) for e in journal_entries(read_bytes(self._journal) or b"") if e)
-        return {window.key: window for window in found}
+        found = CopiedWindows()
+        for entry, _ in read_journal(self._journal) if self._journal.exists() else ():
+            if entry is not None:
+                window = CopiedWindow(**entry)
+                found[window.key] = window
+        return found
 
     def move(self, window: CopiedWindow, split: str, windows: Windows) -> CopiedWindow | None:
         """Put a window into its place in the copy, with its split; None if it isn't there any more.

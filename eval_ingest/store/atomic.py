@@ -24,13 +24,13 @@ def store_error(path: Path | str, doing: str, error: OSError) -> StoreError:
     if lack is not None:
         raise lack from error
     cure = {
-        errno.EACCES: "check who owns it, or set OLMOEARTH_EVAL_DATASETS to a folder of yours",
-        errno.EPERM: "check who owns it, or set OLMOEARTH_EVAL_DATASETS to a folder of yours",
-        errno.EROFS: "it is mounted read-only; set OLMOEARTH_EVAL_DATASETS to a writable folder",
+        errno.EACCES: "check who owns it, or give a folder of yours",
+        errno.EPERM: "check who owns it, or give a folder of yours",
+        errno.EROFS: "it is mounted read-only; give a folder that can be written",
         errno.ENOSPC: "the disk is full; free space and run again: it goes on where it stopped",
         errno.EDQUOT: "your quota is used up; free some space and run again",
-        errno.EEXIST: "a file is in the way; set OLMOEARTH_EVAL_DATASETS to a folder",
-        errno.ENOTDIR: "a part of this path is a file; set OLMOEARTH_EVAL_DATASETS to a folder",
+        errno.EEXIST: "a file is in the way; give another folder",
+        errno.ENOTDIR: "a part of this path is a file; give another folder",
     }.get(error.errno or 0, "run again once that is resolved: it goes on where it stopped")
     return StoreError(f"{doing} {path} failed: {error.strerror or error}; {cure}")
 

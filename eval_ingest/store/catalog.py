@@ -89,7 +89,7 @@ def _read_folder(
     found = {}
     try:
         paths = sorted(folder.iterdir(), key=lambda entry: entry.name)
-    except (FileNotFoundError, NotADirectoryError):
+    except FileNotFoundError:
         return {}
     except OSError as error:
         tell(str(folder), store_error(str(folder), "listing", error))

@@ -8,17 +8,19 @@ import json
 import math
 import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, MutableMapping
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import google_crc32c
 import pyarrow as pa
 
-from eval_ingest.core.columns import arrow_table
+from eval_ingest.core.columns import arrow_rows
 from eval_ingest.core.forms import ColumnForm, TableForm, folder_names, hexadecimal
 from eval_ingest.core.spec import SPLITS
-from eval_ingest.store.atomic import read_bytes, store_errors
+from eval_ingest.engine import batched
+from eval_ingest.store.atomic import store_errors
 from eval_ingest.store.paths import DatasetLayout
 from eval_ingest.store.seal import unless_damaged
 from eval_ingest.store.tables import read_table, write_table
@@ -63,6 +65,36 @@ class CopiedWindow:
     def key(self) -> tuple[str, str]:
         """(group, name)."""
         return self.group, self.name
+
+
+class CopiedWindows(MutableMapping[tuple[str, str], CopiedWindow]):
+    """Windows in a copy by group and name, each held as a text: a third of the room of objects."""
+
+    def __init__(self) -> None:
+        self._texts: dict[str, str] = {}
+
+    def __getitem__(self, key: tuple[str, str]) -> CopiedWindow:
+        digest, split, n_files, n_bytes, checksum = self._texts["\0".join(key)].split("\0")
+        return CopiedWindow(*key, digest, split, int(n_files), int(n_bytes), checksum)
+
+    def __setitem__(self, key: tuple[str, str], copied: CopiedWindow) -> None:
+        c = copied
+        values = (c.source_digest, c.split, str(c.n_files), str(c.n_bytes), c.checksum)
+        self._texts["\0".join(key)] = "\0".join(values)
+
+    def __delitem__(self, key: tuple[str, str]) -> None:
+        del self._texts["\0".join(key)]
+
+    def __contains__(self, key: object) -> bool:
+        return isinstance(key, tuple) and "\0".join(key) in self._texts
+
+    def __iter__(self) -> Iterator[tuple[str, str]]:
+        for text in self._texts:
+            group, _, name = text.partition("\0")
+            yield group, name
+
+    def __len__(self) -> int:
+        return len(self._texts)
 
 
 class FilesChecksum:
@@ -115,7 +147,7 @@ class Manifest:
         self._lost: list[tuple[str, str]] = []
         """Windows of the manifest that it doesn't vouch for, because the journal is damaged."""
         self._sent = -math.inf
-        self.windows: dict[tuple[str, str], CopiedWindow] = {}
+        self.windows = CopiedWindows()
         path = layout.copy_manifest  # damaged, it vouches for no window: all are copied again
         found = unless_damaged(lambda: read_table(path, MANIFEST_FORM, layout.name))
         if found is not None:
@@ -128,22 +160,21 @@ class Manifest:
         self.windows[copied.key] = copied
 
     def _replay(self) -> None:
-        data = read_bytes(self._journal)
-        if data is None:
+        if not self._journal.exists():
             return
         self._journal_bytes = 0
-        whole = data[: data.rfind(b"\n") + 1]  # a run was stopped at the rest
-        for entry in journal_entries(whole):
+        for entry, end in read_journal(self._journal):
             if entry is None:
                 # What follows, and what this line has said, may be that windows are replaced.
                 self._lost = list(self.windows)
                 self.windows.clear()
+                self._journal_bytes = 0
                 return
             if len(entry) == 2:
                 self.windows.pop((entry["group"], entry["name"]), None)
             else:
                 self._put(CopiedWindow(**entry))
-        self._journal_bytes = len(whole)
+            self._journal_bytes = end
 
     def add(self, copied: Iterable[CopiedWindow]) -> None:
         """Note windows as copied, at once and on disk."""
@@ -182,11 +213,11 @@ class Manifest:
         Raises:
             StoreError: the manifest can't be written.
         """
-        rows = [self.windows[key] for key in sorted(self.windows)]
-        columns = {name: [getattr(row, name) for row in rows] for name in _SCHEMA.names}
-        table = arrow_table(columns, _SCHEMA)
+        parts = [arrow_rows([], _SCHEMA)]
+        for keys in batched(sorted(self.windows), _READ_TOGETHER):
+            parts.append(arrow_rows([asdict(self.windows[key]) for key in keys], _SCHEMA))
         facts = {"kind": MANIFEST_FORM.kind, "version": MANIFEST_FORM.version}
-        write_table(self._layout.copy_manifest, table, facts)
+        write_table(self._layout.copy_manifest, pa.concat_tables(parts), facts)
         self._journal.unlink(missing_ok=True)
         shutil.rmtree(self._layout.path / UNFINISHED, ignore_errors=True)
 
@@ -197,8 +228,21 @@ def journal_text(entries: Iterable[dict[str, Any]]) -> bytes:
     return b"".join(b"%08x %s\n" % (google_crc32c.value(line), line) for line in lines)
 
 
-def journal_entries(text: bytes) -> Iterator[dict[str, Any] | None]:
-    """What `journal_text` was given; None for a line that is damaged."""
-    for line in filter(None, text.split(b"\n")):
-        checksum, _, entry = line.partition(b" ")
-        yield json.loads(entry) if checksum == b"%08x" % google_crc32c.value(entry) else None
+def read_journal(path: Path) -> Iterator[tuple[dict[str, Any] | None, int]]:
+    """What `journal_text` was given, and where its line ends; None for a line that is damaged.
+
+    Nothing of a line that isn't whole: a run was stopped at it.
+
+    Raises:
+        StoreError: it can't be read.
+    """
+    end = 0
+    with store_errors("reading", path), open(path, "rb") as stream:
+        for line in stream:
+            end += len(line)
+            if not line.endswith(b"\n"):
+                return
+            checksum, _, entry = line[:-1].partition(b" ")
+            if checksum:
+                right = checksum == b"%08x" % google_crc32c.value(entry)
+                yield json.loads(entry) if right else None, end

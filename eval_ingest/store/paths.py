@@ -110,8 +110,8 @@ class DatasetLayout:
 
     def array(self, shard: str, name: str) -> Path:
         """An array of a shard of packed samples: a modality's, or `target`."""
-        return self.samples / shard / f"{name}.npy"
+        return self.path.joinpath("samples", shard, f"{name}.npy")
 
     def split_index(self, split: str, fingerprint: str) -> Path:
         """A split's index."""
-        return self.path / split / f"index.{fingerprint}.arrow"
+        return self.path.joinpath(split, f"index.{fingerprint}.arrow")

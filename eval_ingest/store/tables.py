@@ -6,6 +6,7 @@ faster to open and to read.
 
 import contextlib
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,9 @@ _CHECKSUM = b"eval_ingest.checksum"
 _GROUP_ROWS = 1 << 14
 """Rows that are read at a time: what decoding takes beside them is gone before the next ones."""
 
+_SORTED_IN = 8
+"""Pieces in which a large table is sorted."""
+
 _LARGE = 1 << 20
 """Tables of more bytes are compressed in Arrow's own format as well."""
 
@@ -35,24 +39,28 @@ _GEO = {
 """GeoParquet metadata: longitude and latitude (OGC:CRS84, the default)."""
 
 
-def write_table(path: Path, table: pa.Table, facts: dict[str, Any], geo: bool = False) -> None:
+def write_table(
+    path: Path, table: "pa.Table | LazyTable", facts: dict[str, Any], geo: bool = False
+) -> None:
     """Write a table with facts in its schema metadata, sealed, whole or not at all."""
     metadata = {_KEY: json.dumps(facts).encode()}
     if geo:
         metadata[b"geo"] = json.dumps(_GEO).encode()
     metadata[_CHECKSUM] = UNSEALED.encode()  # last, as `store.seal` wants it
-    table = table.replace_schema_metadata(metadata)
+    schema = table.schema.with_metadata(metadata)
     with written_aside(path) as temporary:
         if path.suffix == ".arrow":
             packed = pa.ipc.IpcWriteOptions(compression="lz4" if table.nbytes > _LARGE else None)
-            with pa.ipc.new_file(temporary, table.schema, options=packed) as writer:
+            with pa.ipc.new_file(temporary, schema, options=packed) as writer:
                 writer.write_table(table.combine_chunks())
         else:
             import pyarrow.parquet as pq  # training needs none of it
 
             # for other readers, who don't know of our checksum
             pages = {"compression": "zstd", "version": "2.6", "write_page_checksum": True}
-            pq.write_table(table, temporary, row_group_size=_GROUP_ROWS, **pages)
+            with pq.ParquetWriter(temporary, schema, **pages) as writer:
+                for part in [table] if isinstance(table, pa.Table) else table.to_batches():
+                    writer.write(part, _GROUP_ROWS)
         seal_file(temporary)
 
 
@@ -102,34 +110,73 @@ def readable(path: Path, name: str) -> Iterator[None]:
         raise IntegrityError(f"{path} is no table ({error})", cure_for(name)) from error
 
 
-class StoredTable:
-    """A Parquet file of ours as a table whose columns are read when they are asked for.
+class LazyTable(ABC):
+    """A table whose columns, or some rows, are had when they are asked for.
 
-    It has what an Arrow table has; but what isn't below reads all of it.
+    It has what an Arrow table has; but what isn't below has all of it at once.
     """
 
-    def __init__(
-        self, file: Any, names: Sequence[str], path: Path, form: TableForm, name: str
-    ) -> None:
-        self._file, self._of = file, (path, form, name)
-        self.column_names = list(names)
+    column_names: list[str]
+    schema: pa.Schema
+    num_rows: int
 
-    @property
-    def schema(self) -> pa.Schema:
-        """Of its columns."""
-        known = self._file.schema_arrow
-        return pa.schema([_field(known.field(name)) for name in self.column_names])
+    @abstractmethod
+    def select(self, names: Sequence[str]) -> "LazyTable":
+        """Some of its columns."""
 
-    @property
-    def num_rows(self) -> int:
-        """Of each column."""
-        return int(self._file.metadata.num_rows)
+    @abstractmethod
+    def to_batches(self) -> Iterator[pa.RecordBatch]:
+        """Its rows, some at a time."""
 
     def __len__(self) -> int:
         return self.num_rows
 
     def __getitem__(self, name: str) -> pa.ChunkedArray:
         return self.select([name]).whole()[name]
+
+    def whole(self) -> pa.Table:
+        """As an Arrow table."""
+        return pa.Table.from_batches(self.to_batches(), self.schema)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.whole(), name)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return pa.Table.from_batches, (self.whole().to_batches(), self.schema)
+
+
+class SortedTable(LazyTable):
+    """A table whose rows are put in another order when they are asked for.
+
+    Sorted as a whole it would be there twice.
+    """
+
+    def __init__(self, table: pa.Table, order: pa.Array) -> None:
+        self._table, self._order = table, order
+        self.column_names, self.schema = table.column_names, table.schema
+        self.num_rows = table.num_rows
+
+    def select(self, names: Sequence[str]) -> "SortedTable":
+        return SortedTable(self._table.select(names), self._order)
+
+    def to_batches(self) -> Iterator[pa.RecordBatch]:
+        # Each time, Arrow puts a column that is in pieces together.
+        step = max(_GROUP_ROWS, -(-self.num_rows // _SORTED_IN // _GROUP_ROWS) * _GROUP_ROWS)
+        for start in range(0, self.num_rows, step):
+            part = self._table.take(self._order.slice(start, step))
+            yield from part.combine_chunks().to_batches(_GROUP_ROWS)
+
+
+class StoredTable(LazyTable):
+    """A Parquet file of ours as a table whose columns are read when they are asked for."""
+
+    def __init__(
+        self, file: Any, names: Sequence[str], path: Path, form: TableForm, name: str
+    ) -> None:
+        self._file, self._of = file, (path, form, name)
+        self.column_names, self.num_rows = list(names), int(file.metadata.num_rows)
+        known = file.schema_arrow
+        self.schema = pa.schema([_field(known.field(name)) for name in names])
 
     def select(self, names: Sequence[str]) -> "StoredTable":
         """Some of its columns.
@@ -155,16 +202,6 @@ class StoredTable:
                 found = batch if batch.schema.types == schema.types else batch.cast(schema)
                 _check(form.wrong_column(found), path, name)
                 yield found
-
-    def whole(self) -> pa.Table:
-        """As an Arrow table."""
-        return pa.Table.from_batches(self.to_batches(), self.schema)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.whole(), name)
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return pa.Table.from_batches, (self.whole().to_batches(), self.schema)
 
 
 def _field(field: pa.Field) -> pa.Field:

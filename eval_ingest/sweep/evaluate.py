@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 import torch
 
+from eval_ingest.core.arguments import check_arguments
 from eval_ingest.core.eval_settings import EvalSettings
 from eval_ingest.core.suite import ALL
 from eval_ingest.errors import SweepError
@@ -132,6 +133,7 @@ def evaluate(
         UnknownDatasetError: no such dataset; names the near ones.
     """
     started = time.monotonic()
+    check_arguments({"root": root} | ({} if out is None else {"out": out}), SweepError)
     if isinstance(model, type):
         raise SweepError(f"{model.__name__} is a class; give what it makes: {model.__name__}(...)")
     if batch_size is not None and not (isinstance(batch_size, int) and batch_size > 0):
@@ -156,11 +158,11 @@ def evaluate(
     with ranks() as together, undisturbed(model, there), _precision(model, there, dtype):
         scorer = Scorer(
             suite, eval_root, encoders, _embedding(together, batch_size), catalog_of(settings),
-            None if out is None else Path(out), ranks=together,
+            None if out is None else Path(out).expanduser(), ranks=together,
         )  # fmt: skip
         found = scorer.datasets(raising=len(suite.datasets) == 1)
         if out is not None and together.rank == 0:
-            write_tables(Path(out), found.rows)
+            write_tables(Path(out).expanduser(), found.rows)
     return Evaluation(found.rows, found.failures, time.monotonic() - started)
 
 

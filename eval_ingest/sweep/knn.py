@@ -18,9 +18,8 @@ def knn_votes(
     queries: torch.Tensor,
     num_classes: int,
     device: torch.device,
-    k: int = K,
 ) -> torch.Tensor:
-    """Votes (N, C), of 1 in all, of the k nearest by cosine similarity s, weighted exp(s / 0.07).
+    """Votes (N, C), of 1 in all, of the K nearest by cosine similarity s, weighted exp(s / 0.07).
 
     Args:
         train: (M, D).
@@ -28,7 +27,6 @@ def knn_votes(
         queries: (N, D).
         num_classes: classes.
         device: where the products are made.
-        k: neighbours; all where there are fewer.
     """
     valid = labels != IGNORE_LABEL
     known = F.normalize(train[valid].to(device), dim=1)
@@ -36,7 +34,7 @@ def knn_votes(
     found = []
     for block in torch.split(queries, max(_BLOCK_VALUES // max(len(known), 1), 1)):
         similarity = F.normalize(block.to(device), dim=1) @ known.T
-        nearest, places = similarity.topk(min(k, len(known)), dim=1)
+        nearest, places = similarity.topk(min(K, len(known)), dim=1)
         # Relative to the nearest: the same shares, and nothing overflows.
         weights = ((nearest - nearest[:, :1]) / TEMPERATURE).exp()
         votes = weights.new_zeros(len(block), num_classes)

@@ -18,6 +18,7 @@ import torch
 from numpy.typing import NDArray
 
 from eval_ingest.core import signal as core
+from eval_ingest.core.arguments import checked
 from eval_ingest.core.entry import Metadata
 from eval_ingest.core.eval_settings import EvalSettings
 from eval_ingest.core.signal import Level, Signal
@@ -109,6 +110,7 @@ class Signals(Printed, dict[str, Signal]):
         return lines
 
 
+@checked
 def signal(
     names: str | Sequence[str] = ALL,
     *,

@@ -10,6 +10,7 @@ import pyarrow as pa
 from eval_ingest.core.entry import SPLIT_INDEX_VERSION, Metadata
 from eval_ingest.core.modality import MODALITIES
 from eval_ingest.core.task import TaskKind
+from eval_ingest.pipeline import STAGES
 from eval_ingest.store.seal import sealed_json
 from eval_ingest.store.tables import write_table
 
@@ -80,7 +81,7 @@ def write_fake(
         "task": {"kind": kind, "num_classes": classes if task.has_classes else 1,
                  "classes": [{"name": f"class_{c}"} for c in range(classes)]
                  if task.has_classes else []},
-        "label": {"part": _part("label")},
+        "label": {"part": _part("label"), "band": "label" if task.per_pixel else None},
         "modalities": [{"name": modality, "bands": present, "dtype": "uint16",
                         "missing_bands": [b for b in known if b not in present],
                         "parts": [_part(modality)], "decibels": False}],
@@ -92,7 +93,8 @@ def write_fake(
         "config": config, "source": "nowhere",
         "splits": splits, "n_windows": n, "norm_stats": {modality: stats}, "invalid": {},
         "shards": [{"name": "shard", "rows": n, "arrays": arrays}],
-        "split_report": {}, "warnings": [], "fingerprints": {}, "window_size": size,
+        "split_report": {"strategy": "fake", "counts": {k: s["count"] for k, s in splits.items()}},
+        "fingerprints": dict.fromkeys(STAGES[:-1], version), "warnings": [], "window_size": size,
         "num_timesteps": max(timesteps),
     }  # fmt: skip
     (folder / "metadata.json").write_bytes(

@@ -26,6 +26,7 @@ from eval_ingest_tests.support import (
     fuzz_sources,
     fuzz_stored,
     killing,
+    rasters,
 )
 from eval_ingest_tests.support.fuzz_kinds import Kind
 
@@ -57,6 +58,7 @@ KINDS: dict[str, type[Kind]] = {
     "windows with vector labels": fuzz_sources.VectorWindows,
     "windows with three modalities": fuzz_sources.ManyModalities,
     "windows with float labels": fuzz_sources.RegressionWindows,
+    "rasters beside rslearn": rasters.Rasters,
     "windows in a database": fuzz_hostile.SqliteWindows,
     "what lies beside rasters": fuzz_hostile.Sidecars,
     "poisoned configurations and windows": fuzz_hostile.Poisoned,

@@ -9,7 +9,6 @@ import json
 import os
 import random
 import shutil
-from collections import Counter
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -43,7 +42,7 @@ from eval_ingest.store.seal import UNSEALED, sealed_bytes, write_sealed_json
 from eval_ingest.store.tables import write_table
 from eval_ingest.sweep.tasks import as_overrides, as_python, trainer_tasks
 from eval_ingest_tests.support import factories, killing, poison
-from eval_ingest_tests.support.fuzz_kinds import Fault, Kind, check_message
+from eval_ingest_tests.support.fuzz_kinds import Fault, Watched, check_message
 
 _MARKUP = "<script>alert(1)</script>"
 _ODD: tuple[Any, ...] = (
@@ -56,7 +55,7 @@ _ODD: tuple[Any, ...] = (
 """What is no program, and still odd where another kind of value is expected."""
 
 
-class Forged(Kind):
+class Forged(Watched):
     """Files of a dataset that was pulled, with other values and right checksums.
 
     Nothing is run, opened or fetched, nothing is written elsewhere, and nobody who uses the dataset
@@ -80,31 +79,11 @@ class Forged(Kind):
             killing.Run(str(source), root).do()
             export_dataset(EvalRoot(root), "crops", hub, windows=number == 0)
             self.roots += [(hub, None), (root, source)]
-        self.work, self.out = folder / "work", folder / "out"
 
-    def try_one(self, rng: random.Random) -> Counter[str]:
-        shutil.rmtree(self.folder / "outside", ignore_errors=True)
-        outcome: Counter[str] = Counter()
-        try:
-            with poison.watched(self.folder / "outside") as watch:
-                for _ in range(self.inputs_per_case):
-                    for folder in (self.work, self.out):
-                        shutil.rmtree(folder, ignore_errors=True)
-                    root, source = rng.choice(self.roots)
-                    shutil.copytree(root, self.work)
-                    before = set(self.folder.iterdir())
-                    told = self._forge(rng, watch)
-                    try:
-                        outcome[self._use(rng, source)] += 1
-                    except Exception as error:
-                        raise Fault(f"{told}: {type(error).__name__}: {error}") from error
-                    if watch.noticed or set(self.folder.iterdir()) - before - {self.out}:
-                        raise Fault(
-                            f"{told}: {watch.noticed} {set(self.folder.iterdir()) - before}"
-                        )
-        except AssertionError as error:
-            raise Fault(str(error)) from error
-        return outcome
+    def change(self, rng: random.Random, watch: poison.Watch) -> tuple[str, Callable[[], str]]:
+        root, source = rng.choice(self.roots)
+        shutil.copytree(root, self.work)
+        return self._forge(rng, watch), partial(self._use, rng, source)
 
     # ------------------------------------------------------------------------------- forging
 

@@ -7,6 +7,7 @@ import re
 import shutil
 import sqlite3
 from collections import Counter
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -20,11 +21,11 @@ from eval_ingest.errors import EvalIngestError
 from eval_ingest.sources.local import LocalSource
 from eval_ingest.sources.sqlite import DATABASE
 from eval_ingest_tests.support import factories, mutation, poison
-from eval_ingest_tests.support.fuzz_kinds import Fault, Kind, check_message, make_job
+from eval_ingest_tests.support.fuzz_kinds import Fault, Kind, Watched, check_message, make_job
 from eval_ingest_tests.support.fuzz_sources import Configurations, Windows
 
 
-class Poisoned(Kind):
+class Poisoned(Watched):
     """Values that would run, open or fetch something, in any field of any file of a source.
 
     Nothing is run, opened or fetched, and none of it is in the copy's config.json.
@@ -41,25 +42,9 @@ class Poisoned(Kind):
             factories.vector_classification(folder / "vector", windows=4),
             factories.three_modalities(folder / "many", windows=4),
         ]
-        self.work = folder / "work"
 
-    def try_one(self, rng: random.Random) -> Counter[str]:
-        shutil.rmtree(self.folder / "outside", ignore_errors=True)
-        outcome: Counter[str] = Counter()
-        try:
-            with poison.watched(self.folder / "outside") as watch:
-                for _ in range(self.inputs_per_case):
-                    shutil.rmtree(self.work, ignore_errors=True)
-                    shutil.copytree(rng.choice(self.sources), self.work)
-                    told = self._poison(rng, watch)
-                    outcome[self._read()] += 1
-                    if watch.noticed:
-                        raise Fault(f"{told}: {watch.noticed}")
-        except AssertionError as error:
-            raise Fault(str(error)) from error
-        return outcome
-
-    def _poison(self, rng: random.Random, watch: poison.Watch) -> str:
+    def change(self, rng: random.Random, watch: poison.Watch) -> tuple[str, Callable[[], str]]:
+        shutil.copytree(rng.choice(self.sources), self.work)
         wanted = rng.choice(self._FILES)
         path = rng.choice(sorted(self.work.rglob(wanted)) or [self.work / "config.json"])
         content = yaml.safe_load(path.read_text())
@@ -67,11 +52,11 @@ class Poisoned(Kind):
         place = rng.choice(list(poison.places(content)) or [()])
         change = poison.added if not place or rng.random() < 0.3 else poison.poisoned
         path.write_text(json.dumps(change(content, place, value)))
-        return f"{kind} at {place} of {path.relative_to(self.work)}"
+        return f"{kind} at {place} of {path.relative_to(self.work)}", self._read
 
     def _read(self) -> str:
         try:
-            job = make_job(self.work, self.folder / "root", "fuzzed", max_invalid_fraction=1.0)
+            job = make_job(self.work, self.out, "fuzzed", max_invalid_fraction=1.0)
         except EvalIngestError as error:
             check_message(error)
             return type(error).__name__

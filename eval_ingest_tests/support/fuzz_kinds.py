@@ -1,7 +1,9 @@
 """What all kinds of damaged inputs share: see fuzz.py."""
 
 import random
+import shutil
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +11,7 @@ from eval_ingest.core.spec import DatasetSpec
 from eval_ingest.errors import EvalIngestError
 from eval_ingest.job import Job, open_job
 from eval_ingest.settings import Settings
+from eval_ingest_tests.support import poison
 
 
 class Fault(AssertionError):
@@ -30,6 +33,47 @@ class Kind:
             Fault: something happened that must not.
         """
         raise NotImplementedError
+
+
+class Watched(Kind):
+    """What wants something of whoever uses it: nothing is run, opened, fetched or written outside.
+
+    Each input lies in `work`; what uses it writes to `out` alone.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        self.work, self.out = folder / "work", folder / "out"
+
+    def change(self, rng: random.Random, watch: poison.Watch) -> tuple[str, Callable[[], str]]:
+        """Lay an input into `work`; returns what is odd about it, and what uses it to which end."""
+        raise NotImplementedError
+
+    def try_one(self, rng: random.Random) -> Counter[str]:
+        outside = self.folder / "outside"
+        shutil.rmtree(outside, ignore_errors=True)
+        outcome: Counter[str] = Counter()
+        try:
+            with poison.watched(outside) as watch:
+                for _ in range(self.inputs_per_case):
+                    outcome[self._use(rng, watch)] += 1
+        except AssertionError as error:
+            raise Fault(str(error)) from error
+        return outcome
+
+    def _use(self, rng: random.Random, watch: poison.Watch) -> str:
+        for folder in (self.work, self.out):
+            shutil.rmtree(folder, ignore_errors=True)
+        before = {*self.folder.iterdir(), self.work, self.out}
+        told, use = self.change(rng, watch)
+        try:
+            end = use()
+        except Exception as error:
+            raise Fault(f"{told}: {type(error).__name__}: {error}") from error
+        written = {*self.folder.iterdir()} - before
+        if watch.noticed or written:
+            raise Fault(f"{told}: {watch.noticed} {written}")
+        return end
 
 
 def make_job(source: Path, root: Path, name: str, **spec: Any) -> Job:

@@ -2,8 +2,9 @@
 
 from pathlib import Path
 
+from eval_ingest.core.arguments import place_fault
 from eval_ingest.core.hub import SCHEME, HubAddress
-from eval_ingest.errors import StoreError
+from eval_ingest.errors import StoreError, brief
 from eval_ingest.objects.filesystems import (
     WEKA_ENDPOINT_VARIABLE,
     WEKA_MOUNT,
@@ -29,6 +30,10 @@ def open_root(settings: Settings, root: str | Path | None = None) -> EvalRoot:
         raise StoreError(
             "the eval root is empty; give a path or URL, or None for what "
             f"{EVAL_ROOT_VARIABLE} says"
+        )
+    if fault := place_fault(text):
+        raise StoreError(
+            f"the eval root {brief(text, 60)} {fault}; set {EVAL_ROOT_VARIABLE} to a folder or URL"
         )
     if text.startswith(SCHEME):
         text = HubAddress.parse(text).root

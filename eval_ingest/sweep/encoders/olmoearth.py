@@ -231,7 +231,7 @@ def load_olmoearth(text: str, patch_size: int, device: torch.device) -> OlmoEart
         name, weights = f"{name}@random", f"random initialisation (seed {RANDOM_SEED})"
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(RANDOM_SEED)
-            model = _build(package, text, spec)
+            model = _build(package, text, spec, list(MODALITIES))
     elif spec.weights == "hub":
         model, weights = _from_hub(package, text, spec)
     else:
@@ -241,11 +241,13 @@ def load_olmoearth(text: str, patch_size: int, device: torch.device) -> OlmoEart
     return OlmoEarthEncoder(model, name, weights, patch_size, device, digest)
 
 
-def _build(package: Any, text: str, spec: OlmoEarthSpec) -> torch.nn.Module:
-    """Its encoder: of a whole model the decoder and the target aren't needed."""
+def _build(
+    package: Any, text: str, spec: OlmoEarthSpec, modalities: list[str] | None
+) -> torch.nn.Module:
+    """Its encoder, of these modalities or of all: decoder and target aren't needed."""
     try:
         model: torch.nn.Module = package.OlmoEarthPretrain_v1(
-            spec.size, spec.version, supported_modality_names=list(MODALITIES)
+            spec.size, spec.version, supported_modality_names=modalities
         ).encoder
     except (ValueError, TypeError) as error:
         raise SweepError(f"encoder {text}: {error}") from error
@@ -293,8 +295,10 @@ def _from_path(package: Any, text: str, spec: OlmoEarthSpec) -> tuple[torch.nn.M
         if path.is_dir():
             model = package.load_model_from_path(path).encoder
         else:
-            model = _build(package, text, spec)
-            model.load_state_dict(_encoder_state(path))
+            model = _build(package, text, spec, None)
+            state = torch.load(path, map_location="cpu", weights_only=True)
+            named = ((key.removeprefix("model.").partition("."), v) for key, v in state.items())
+            model.load_state_dict({key: v for (part, _, key), v in named if part == "encoder"})
     except SweepError:
         raise
     except Exception as error:  # whatever a damaged file makes json, pickle and torch raise
@@ -310,22 +314,6 @@ def _from_path(package: Any, text: str, spec: OlmoEarthSpec) -> tuple[torch.nn.M
             f"{spec.size} has {expected}; name the size that they are of"
         )
     return model, str(path.resolve())
-
-
-def _encoder_state(path: Path) -> dict[str, torch.Tensor]:
-    """The encoder's part of a whole model's state, limited to the modalities we have."""
-    state = torch.load(path, map_location="cpu", weights_only=True)
-    known = ("per_modality_embeddings.", "per_modality_channel_embeddings.")
-    result = {}
-    for key, value in state.items():
-        key = key.removeprefix("model.")
-        if not key.startswith("encoder."):
-            continue
-        key = key.removeprefix("encoder.")
-        modality = next((key.split(part, 1)[1].split(".")[0] for part in known if part in key), "")
-        if not modality or modality in MODALITIES:
-            result[key] = value
-    return result
 
 
 def _first_line(error: BaseException) -> str:

@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from eval_ingest.errors import SweepError
+from eval_ingest.errors import SweepError, words_of
 from eval_ingest.sweep.encoders.base import Encoder
 
 
@@ -82,15 +82,12 @@ def _factory(spec: str) -> Callable[..., Any]:
         sys.path.append(os.getcwd())  # a console script doesn't look in the current folder
     try:
         module = importlib.import_module(module_name)
-    except ImportError as error:
-        raise SweepError(
-            f"encoder {spec}: importing {module_name} failed ({error}); it must be installed, or "
-            f"be {module_name.replace('.', '/')}.py in the current folder {os.getcwd()}"
-        ) from error
     except Exception as error:  # anybody's own code
-        raise SweepError(
-            f"encoder {spec}: importing {module_name} failed with {type(error).__name__}: {error}"
-        ) from error
+        told = f"encoder {spec}: importing {module_name} failed with {words_of(error)}"
+        if isinstance(error, ImportError):
+            file = f"{module_name.replace('.', '/')}.py in the current folder {os.getcwd()}"
+            told += f"; it must be installed, or be {file}"
+        raise SweepError(told) from error
     factory: Callable[..., Any] | None = getattr(module, factory_name, None)
     if factory is None or not callable(factory):
         public = [name for name in vars(module) if not name.startswith("_")]
@@ -108,7 +105,7 @@ def _custom(spec: str, patch_size: int, device: torch.device) -> Encoder:
     except Exception as error:
         raise SweepError(
             f"encoder {spec}: {factory_name}(patch_size={patch_size}, device={str(device)!r}) "
-            f"failed with {type(error).__name__}: {error}"
+            f"failed with {words_of(error)}"
         ) from error
     missing = [name for name in _ATTRIBUTES if not hasattr(encoder, name)]
     if missing:
