@@ -83,7 +83,7 @@ class Forged(Watched):
     def change(self, rng: random.Random, watch: poison.Watch) -> tuple[str, Callable[[], str]]:
         root, source = rng.choice(self.roots)
         shutil.copytree(root, self.work)
-        return self._forge(rng, watch), partial(self._use, rng, source)
+        return self._forge(rng, watch), partial(self._used, rng, source)
 
     # ------------------------------------------------------------------------------- forging
 
@@ -218,7 +218,7 @@ class Forged(Watched):
 
     # --------------------------------------------------------------------------------- using
 
-    def _use(self, rng: random.Random, source: Path | None) -> str:
+    def _used(self, rng: random.Random, source: Path | None) -> str:
         """Pull it, and all that a user does with what was pulled, or with what lies in a root."""
         root, pulled = EvalRoot(self.work), source is not None
         with contextlib.suppress(EvalIngestError):
