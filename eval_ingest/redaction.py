@@ -19,6 +19,13 @@ _PARAMETER = re.compile(r"(?<=[?&])([^?=&\s'\"]{1,200})=[^&\s'\"#]+")
 _SECRET_PARAMETER = re.compile(
     r"sig|token|key|secret|passw|pwd|credential|auth|session", re.IGNORECASE
 )
+_TOKEN = re.compile(
+    r"\b(?:hf_[A-Za-z0-9]{20,}|gh[oprsu]_[A-Za-z0-9]{20,}|github_pat_\w{20,}|glpat-[\w-]{16,}"
+    r"|(?:AKIA|ASIA)[A-Z0-9]{16}|AIza[\w-]{35}|ya29\.[\w-]{20,}|xox[abprs]-[\w-]{10,}"
+    r"|sk-(?:proj-|ant-)?[A-Za-z0-9]{32,}|eyJ[\w-]{10,}\.[\w-]{10,}\.[\w-]{10,})"
+    r"|-----BEGIN [A-Z ]*PRIVATE KEY-----(?:[^-]*-----END [A-Z ]*PRIVATE KEY-----)?"
+)
+"""Keys that are known by their form: of the Hub, code hosts, clouds, chats, models, and JWT."""
 _CONTROLS = re.compile(
     r"[\x00-\x08\x0b-\x1f\x7f-\x9f\xad\u061c\u180e\u200b-\u200f\u2028-\u202e\u2060-\u206f"
     r"\ufeff\ufff9-\ufffb\U000e0000-\U000e0fff]"
@@ -28,12 +35,12 @@ _SECRET_NAME = re.compile(r"SECRET|TOKEN|PASSW|PWD|CREDENTIAL|PRIVATE|AUTH|KEY",
 
 
 def redacted(text: str) -> str:
-    """A text without the passwords and signatures of URLs in it.
+    """A text without the passwords and signatures of URLs in it, and keys known by their form.
 
     >>> redacted("s3://key:secret@bucket/x and https://host/x?a=1&X-Amz-Signature=0f1e")
     's3://***@bucket/x and https://host/x?a=1&X-Amz-Signature=***'
     """
-    return _PARAMETER.sub(_without_value, _PASSWORD.sub("***@", text))
+    return _TOKEN.sub("***", _PARAMETER.sub(_without_value, _PASSWORD.sub("***@", text)))
 
 
 def _without_value(found: re.Match[str]) -> str:

@@ -153,7 +153,7 @@ def test_what_is_private_is_left_out(hub: Hub, ingested: Ingested) -> None:
     assert not any(name.endswith("model.original.yaml") for name in files)
 
 
-@pytest.mark.parametrize("where", ["options", "raster"])
+@pytest.mark.parametrize("where", ["options", "named", "raster"])
 def test_a_window_that_tells_a_path_is_not_published(
     where: str, hub: Hub, copied: Ingested, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -164,9 +164,10 @@ def test_a_window_that_tells_a_path_is_not_published(
     monkeypatch.setattr("eval_ingest.report.export.write_viewer", lambda *_: None)
     source = copied(SOME)
     window = next(path for path in sorted(source.glob("windows/*/*")) if path.is_dir())
-    if where == "options":
+    option = {"options": ("scene", "/home/jane/scenes/one.tif"), "named": ("api_key", "abc123")}
+    if where in option:
         metadata = json.loads((window / "metadata.json").read_text())
-        metadata["options"]["scene"] = "/home/jane/scenes/one.tif"
+        metadata["options"].update([option[where]])
         (window / "metadata.json").write_text(json.dumps(metadata))
     else:
         with rasterio.open(next(window.rglob("*.tif")), "r+") as raster:
@@ -280,9 +281,9 @@ def test_what_somebody_else_has_put_there_opens_nothing_on_this_machine(
     repo = f"org/evil_{abs(hash(str(changes)))}"  # another one each time: clients remember listings
     hub.repos[repo], hub.private[repo] = [_told_anew(files, **changes)], False
     with poison.watched(tmp_path / "outside"):
-        with pytest.raises(IntegrityError, match="not published by eval_ingest"):
+        with pytest.raises(IntegrityError, match="not published by eval_ingest|at their_entry"):
             EvalDataset(f"hf://{repo}/{SOME}", "val")[0]
-        with pytest.raises(IntegrityError, match="not published by eval_ingest"):
+        with pytest.raises(IntegrityError, match="not published by eval_ingest|at their_entry"):
             eval_ingest.pull(f"hf://{repo}/{SOME}", root=tmp_path / "evals")
     assert not (tmp_path / "evals" / SOME).exists()
     assert "other" not in eval_ingest.list_datasets(tmp_path / "evals")
@@ -381,6 +382,14 @@ def test_what_is_no_address_is_refused(text: str) -> None:
             "https://creativecommons.org/licenses/by/4.0/",
         ),
         ("https://h/x?sig=abc", "https://h/x?sig=***"),
+        ("hf_" + "a1B2" * 8 + " and " + "AKIA" + "Q7" * 8, "*** and ***"),
+        ("ghp_" + "a1B2" * 9 + ", sk-" + "a1B2" * 9, "***, ***"),
+        ("password: hunter2, api_key=abc", "password: ***, api_key=***"),
+        (
+            '{"aws_secret": "abc", "token": "x", "author": "y"}',
+            '{"aws_secret": "***", "token": "***", "author": "y"}',
+        ),
+        ("tokens: 5, monkey: a, key_layer: b", "tokens: 5, monkey: a, key_layer: b"),
     ],
 )
 def test_texts_are_made_public(text: str, plain: str) -> None:

@@ -17,21 +17,35 @@ UNTOLD = "not published"
 _URL = re.compile(r"(?<![\w+.-])(?!https?:)[A-Za-z][A-Za-z0-9+.-]*://[^\s'\"<>)\],;]+")
 _PATH = re.compile(r"(?<![\w.:/~-])(?:~|/)[\w.@%+=~-]*(?:/[\w.@%+=~-]+)+/?")
 _WINDOWS_PATH = re.compile(r"\b[A-Za-z]:\\[\w\\ .-]+")
+_SECRET_NAME = re.compile(
+    r"(?i)passw(?:or)?d|passwd|\bpwd\b|secret|credential|api_?-?key|(?:access|private)_?-?key"
+    r"|(?:^|[^a-z])(?:auth_?)?token$|^authorization$"
+)
+_FIELD = re.compile(r"""(["']?)\b([\w-]{2,60})\1(\s*[:=]\s*)(["']?)([^\s"',;{}\[\]]+)\4""")
 _ADDRESS = re.compile(r"(?<![\w.+-])[\w.+-]+@[\w-]+\.[\w.-]+")
 
 
 def public(text: str) -> str:
     """A text without secrets, paths of machines, buckets and addresses of people.
 
+    Secrets are known by their form, or by what they are called: `password: x`.
+
     Of paths and URLs the last part stays; links on the web stay whole.
 
     >>> public("see gs://private/jane/tolbi/config.json, /home/jane/tolbi and https://host/x")
     'see config.json, tolbi and https://host/x'
     """
-    plain = redacted(text)
+    plain = _FIELD.sub(_without_secret, redacted(text))
     for pattern in (_URL, _PATH, _WINDOWS_PATH):
         plain = pattern.sub(lambda found: re.split(r"[/\\]", found[0].rstrip("/\\."))[-1], plain)
     return _ADDRESS.sub("(address)", plain)
+
+
+def _without_secret(found: re.Match[str]) -> str:
+    quote, name, between, opened, _ = found.groups()
+    if not _SECRET_NAME.search(name):
+        return found[0]
+    return f"{quote}{name}{quote}{between}{opened}***{opened}"
 
 
 def public_value(value: Any) -> Any:
@@ -40,7 +54,12 @@ def public_value(value: Any) -> Any:
         case str():
             return public(value)
         case dict():
-            return {key: public_value(part) for key, part in value.items()}
+            return {
+                key: "***"
+                if isinstance(part, str) and part and _SECRET_NAME.search(str(key))
+                else public_value(part)
+                for key, part in value.items()
+            }
         case list() | tuple():
             return [public_value(part) for part in value]
     return value

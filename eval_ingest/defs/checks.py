@@ -252,6 +252,11 @@ def evaluations(
             )
 
 
+def step_of(asset: str) -> str:
+    """The step that runs an asset's checks."""
+    return f"{identifier(asset)}_checks"
+
+
 @cache  # `dagster asset materialize` loads the definitions six times
 def asset_checks(
     asset: dg.AssetKey, partitions: dg.PartitionsDefinition[str] | None = None
@@ -265,7 +270,7 @@ def asset_checks(
     # By hand: the decorator takes the same function apart anew for each of a thousand datasets.
     op = dg.OpDefinition(
         compute_fn=_run,
-        name=f"{identifier(asset.path[-1])}_checks",
+        name=step_of(asset.path[-1]),
         description="Is the dataset fit to be an eval, and does it load?",
         ins={"asset": dg.In(dg.Nothing)},
         outs=_OUTS,

@@ -307,8 +307,7 @@ def _refuse_private(staging: Path, places: set[str]) -> None:
         data = path.read_bytes()
         told = [text for text in known if text.encode() in data]
         if path.suffix in _TEXTS:
-            lines = data.decode(errors="replace").splitlines()
-            told += [line.strip() for line in lines if not _harmless(line)][:3]
+            told += filter(None, map(_private, data.decode(errors="replace").splitlines()))
         if told:
             raise StoreError(
                 f"{path.relative_to(staging)} would tell everybody {redacted(told[0])[:200]!r}, so "
@@ -316,9 +315,13 @@ def _refuse_private(staging: Path, places: set[str]) -> None:
             )
 
 
-def _harmless(line: str) -> bool:
+def _private(line: str) -> str:
+    """What of a line isn't for everybody, with some of what stands before it; empty: nothing."""
     plain = line.replace("hf://", "https://")
-    return public(plain) == plain
+    rest = public(plain)
+    pairs = enumerate(zip(plain, rest, strict=False))
+    begins = next((k for k, (one, other) in pairs if one != other), len(rest))
+    return "" if plain == rest else plain[max(begins - 20, 0) : begins + 60]
 
 
 def _send(

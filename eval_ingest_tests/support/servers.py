@@ -1,6 +1,7 @@
 """Object stores on 127.0.0.1 that tests start and stop, and a proxy that breaks things."""
 
 import http.client
+import logging
 import random
 import re
 import socket
@@ -148,6 +149,7 @@ def s3_server() -> Iterator[ObjectServer]:
                 raise PreconditionFailed("If-Match")
         return delete(backend, bucket, objects, *more)
 
+    logging.getLogger("werkzeug").setLevel(logging.WARNING)  # it says a line a request
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
     running: Any = server._server
