@@ -281,9 +281,9 @@ def test_what_somebody_else_has_put_there_opens_nothing_on_this_machine(
     repo = f"org/evil_{abs(hash(str(changes)))}"  # another one each time: clients remember listings
     hub.repos[repo], hub.private[repo] = [_told_anew(files, **changes)], False
     with poison.watched(tmp_path / "outside"):
-        with pytest.raises(IntegrityError, match="not published by eval_ingest|at their_entry"):
+        with pytest.raises(IntegrityError, match=r"not published by eval_ingest|at their_entry"):
             EvalDataset(f"hf://{repo}/{SOME}", "val")[0]
-        with pytest.raises(IntegrityError, match="not published by eval_ingest|at their_entry"):
+        with pytest.raises(IntegrityError, match=r"not published by eval_ingest|at their_entry"):
             eval_ingest.pull(f"hf://{repo}/{SOME}", root=tmp_path / "evals")
     assert not (tmp_path / "evals" / SOME).exists()
     assert "other" not in eval_ingest.list_datasets(tmp_path / "evals")

@@ -14,7 +14,7 @@ from eval_ingest.core.entry import Metadata
 from eval_ingest.core.spec import SPLITS
 from eval_ingest.errors import StoreError
 from eval_ingest.store.atomic import remove_path
-from eval_ingest.store.manifest import UNFINISHED
+from eval_ingest.store.manifest import JOURNAL, UNFINISHED
 from eval_ingest.store.models import checked
 from eval_ingest.store.ownership import WRITTEN
 from eval_ingest.store.paths import RSLEARN_INDEX, DatasetLayout
@@ -54,6 +54,7 @@ def remove_retired(store: DatasetStore, metadata: Metadata, grace_s: float) -> N
         grace_s: seconds.
     """
     layout = store.layout
+    store.remove([layout.path / JOURNAL])  # of a copy that was sent, but for its end
     named = {layout.samples / shard.name for shard in metadata.shards}
     named |= {layout.path / found.index for found in metadata.splits.values()}
     since = unless_damaged(partial(_since, layout)) or {}
