@@ -293,6 +293,7 @@ def asset_checks(
     return made
 
 
+_RESULT_FIELDS = ("asset_key", "check_name", "passed", "metadata", "severity", "description")
 _OUTS = {check: dg.Out(dg.Nothing, is_required=False) for check in DESCRIPTIONS}
 
 
@@ -311,14 +312,7 @@ def _run(context: dg.OpExecutionContext, _: Mapping[str, Any]) -> Iterator[dg.As
             if not evaluation.passed:
                 level = evaluation.severity.value.lower()
                 context.log.info(f"{evaluation.check_name}: {level}: {evaluation.description}")
-            yield dg.AssetCheckResult(
-                asset_key=asset,
-                check_name=evaluation.check_name,
-                passed=evaluation.passed,
-                metadata=evaluation.metadata,
-                severity=evaluation.severity,
-                description=evaluation.description,
-            )
+            yield dg.AssetCheckResult(**{f: getattr(evaluation, f) for f in _RESULT_FIELDS})
 
 
 registry_entry_checks = asset_checks(registry_entry.key, partitions=studio_datasets)

@@ -61,7 +61,7 @@ class PackedSamples:
             fetched.
     """
 
-    reads_in_background = hasattr(mmap, "MADV_WILLNEED")
+    reads_in_background = True
     """True: `read_ahead` returns at once."""
 
     def __init__(self, store: DatasetStore, metadata: Metadata, index: SplitIndex) -> None:
@@ -118,8 +118,6 @@ class PackedSamples:
 
     def read_ahead(self, rows: Sequence[int], parts: Sequence[Part], names: Sequence[str]) -> None:
         """Tell the system what will be asked for soon, so that it reads all of it at once."""
-        if not self.reads_in_background:
-            return
         for row, part in zip(rows, parts, strict=True):
             for name in names:
                 found = self._map(int(self._index.shards[row]), name)
