@@ -80,11 +80,11 @@ def window_index(job: Job) -> WindowIndex:
         SourceError: the source can't be read.
         InvalidWindowsError: more windows are invalid than the spec allows.
     """
-    job = index_arriving(job, copying_ahead(job))
+    job = index_arriving(job, copying_ahead(job, arriving=True))
     check_storage(job.source, job.config)
     # Looked at before the listing: what arrives in between is then a change, and not overlooked.
     seen = source_fingerprint(job.source.origin)
-    index = index_source(job, copying_ahead(job) if job.source.at_hand else None)
+    index = index_source(job, copying_ahead(job))
     limit, asked = job.spec.max_invalid_fraction, job.spec.asked
     check_invalid_fraction(index.summary, limit, job.spec.name, asked)
     write_config(job, index.fingerprint)
