@@ -80,11 +80,11 @@ def window_index(job: Job) -> WindowIndex:
         SourceError: the source can't be read.
         InvalidWindowsError: more windows are invalid than the spec allows.
     """
-    job = index_arriving(job, copying_ahead(job))
+    job = index_arriving(job, copying_ahead(job, arriving=True))
     check_storage(job.source, job.config)
     # Looked at before the listing: what arrives in between is then a change, and not overlooked.
     seen = source_fingerprint(job.source.origin)
-    index = index_source(job, copying_ahead(job) if job.source.at_hand else None)
+    index = index_source(job, copying_ahead(job))
     limit, asked = job.spec.max_invalid_fraction, job.spec.asked
     check_invalid_fraction(index.summary, limit, job.spec.name, asked)
     write_config(job, index.fingerprint)
@@ -357,7 +357,7 @@ def run_stage(job: Job, stage: str, values: dict[str, Any] | None = None) -> Out
         job, inputs = _belonging_together(
             job, dict(zip(_STAGES[stage].inputs, inputs, strict=True))
         )
-    with machine_faults_told(), memory_given_back():
+    with memory_given_back():
         value = _STAGES[stage].build(job, *inputs)
         ran = write_stage(job, stage, value)
         if stage == "window_index" and len(value) > _MANY_ROWS:
@@ -450,8 +450,10 @@ def dataset_lock(job: Job, timeout_s: float = 5.0) -> Iterator[None]:
         LockedError: another process is at it.
         NotOursError: the folder or the name is another tool's.
         NewerVersionError: a newer eval_ingest has published it.
+        MachineError: this machine can't do what is done meanwhile.
     """
-    with job.store.hold(timeout_s, f"{job.spec.name} is being ingested"):
+    doing = f"{job.spec.name} is being ingested"
+    with machine_faults_told(), job.store.hold(timeout_s, doing):
         with contextlib.suppress(IntegrityError):  # damaged: it is made anew
             read_metadata(job.store)  # raises if a newer eval_ingest has published
         claim(job.store, job.spec)

@@ -154,7 +154,15 @@ def ingested(
 @pytest.fixture(scope="session")
 def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A source dataset of ten windows of two timesteps; don't change it."""
-    return factories.segmentation(tmp_path_factory.mktemp("small"), windows=10, timesteps=2)
+    return factories.segmentation(
+        tmp_path_factory.mktemp("studio") / "small", windows=10, timesteps=2
+    )
+
+
+@pytest.fixture(scope="session")
+def few(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Six windows of one timestep, for buckets, where a file is requests; don't change it."""
+    return factories.segmentation(tmp_path_factory.mktemp("few"), windows=6, timesteps=1)
 
 
 @pytest.fixture(scope="session")

@@ -42,7 +42,7 @@ def expected(
 ) -> tuple[dict[str, bytes], dict[Any, CopiedWindow]]:
     """What there is, and is noted, where each window is copied when its split is known."""
     with monkeypatch.context() as patched:
-        patched.setattr(pipeline, "copying_ahead", lambda job: None)
+        patched.setattr(pipeline, "copying_ahead", lambda job, **_: None)
         run(source, tmp_path / "plain", *STAGES)
     return found(tmp_path / "plain")
 

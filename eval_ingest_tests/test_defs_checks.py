@@ -101,6 +101,17 @@ def test_the_front_door_checks_its_own_asset_and_the_partition(
             assert by_asset[name].passed is found[asset, name].passed
 
 
+def test_a_run_for_which_no_checks_are_selected_shows_them_all_the_same(
+    settings: Settings, instance: dg.DagsterInstance
+) -> None:
+    job = build_defs(settings).resolve_implicit_global_asset_job_def()
+    alone = job.get_subset(asset_selection={dg.AssetKey(CROPS)}, asset_check_selection=set())
+    run = alone.execute_in_process(instance=instance)
+    assert run.success and not [e for e in run.all_events if e.step_key == f"{CROPS}_checks"]
+    found = {(e.asset_key.path[-1], e.check_name) for e in run.get_asset_check_evaluations()}
+    assert found == {(asset, name) for asset in (CROPS, "registry_entry") for name in NAMES}
+
+
 def test_a_check_of_a_datasets_own_asset_runs_alone(
     settings: Settings, instance: dg.DagsterInstance
 ) -> None:

@@ -206,7 +206,7 @@ def test_a_source_that_changes_underneath_gives_one_version_or_an_error(
     changes = faults.ChangingSource(small, tmp_path, seed=4)
     changes.ingest_while_changing(0.001)
     # Windows that aren't copied while they are indexed are read twice, of which one is too late.
-    monkeypatch.setattr(pipeline, "copying_ahead", lambda job: None)
+    monkeypatch.setattr(pipeline, "copying_ahead", lambda job, **_: None)
     outcomes = [changes.ingest_while_changing(pause_s) for pause_s in (0.001, 0.02, 0.2, 0.2)]
     assert SourceError in outcomes
     assert outcomes[-1] is None or outcomes[-2] is None

@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from eval_ingest.engine import no_progress
 from eval_ingest.errors import IntegrityError, LoadError, SpecError, StoreError
 from eval_ingest.integrations import huggingface
 from eval_ingest.report.export import export_dataset
+from eval_ingest.settings import Settings
 from eval_ingest.store.atomic import file_crc32c
 from eval_ingest.store.registry import require_metadata
 from eval_ingest.store.roots.base import EvalRoot
@@ -279,9 +281,9 @@ def test_what_somebody_else_has_put_there_opens_nothing_on_this_machine(
     repo = f"org/evil_{abs(hash(str(changes)))}"  # another one each time: clients remember listings
     hub.repos[repo], hub.private[repo] = [_told_anew(files, **changes)], False
     with poison.watched(tmp_path / "outside"):
-        with pytest.raises(IntegrityError, match="not published by eval_ingest"):
+        with pytest.raises(IntegrityError, match=r"not published by eval_ingest|at their_entry"):
             EvalDataset(f"hf://{repo}/{SOME}", "val")[0]
-        with pytest.raises(IntegrityError, match="not published by eval_ingest"):
+        with pytest.raises(IntegrityError, match=r"not published by eval_ingest|at their_entry"):
             eval_ingest.pull(f"hf://{repo}/{SOME}", root=tmp_path / "evals")
     assert not (tmp_path / "evals" / SOME).exists()
     assert "other" not in eval_ingest.list_datasets(tmp_path / "evals")
@@ -436,3 +438,49 @@ def test_a_split_that_is_empty_is_left_out(written: Ingested, tmp_path: Path) ->
     assert "split: validation" in card and "split: test" not in card
     assert sorted(p.name for p in (path / "viewer").iterdir()) == ["train.parquet", "val.parquet"]
     assert require_metadata(EvalRoot(path.parent), "crops").splits["test"].count == 0
+
+
+def test_publications_at_once_share_no_folder_and_what_killed_ones_left_goes(
+    hub: Hub, ingested: Ingested, tmp_path: Path
+) -> None:
+    settings, root = Settings.load(), ingested(SOME)
+    with huggingface._staging(settings, HubAddress.parse(TO)) as other:
+        (other / "crops").mkdir(parents=True)
+        left = other.parent / "org--evals-killed"
+        left.mkdir()
+        left.with_name("org--evals-killed.lock").touch()
+        published(hub, root)
+        assert [path.name for path in other.iterdir()] == ["crops"]
+        assert not left.exists()
+    assert list(other.parent.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "card",
+    [b"", b"no header", b"---\n- 1\n---\n", b"---\nconfigs: 7\n---\n", b"\xff---\n\x00\n---\n",
+     b"---\nconfigs: [{data_files: [x]}]\n---\n"],
+)  # fmt: skip
+def test_a_card_of_another_dataset_that_is_none_is_told(
+    card: bytes, hub: Hub, ingested: Ingested
+) -> None:
+    commit = published_once(hub, ingested(SOME))
+    hub.repos["org/evals"].append({**commit, "other/README.md": card, "../x/README.md": card})
+    with pytest.raises(StoreError, match=r"other/README.md .* is no card of ours"):
+        published(hub, ingested("vector_classification"), "vector_classification")
+
+
+def test_a_name_that_leads_elsewhere_is_not_pulled(
+    hub: Hub, ingested: Ingested, tmp_path: Path
+) -> None:
+    commit = published_once(hub, ingested(SOME))
+    hub.repos["org/evals"].append({**commit, f"{SOME}/../../../elsewhere": b"x"})
+    with pytest.raises(StoreError, match="would lie elsewhere"):
+        eval_ingest.pull(f"{TO}/{SOME}", root=tmp_path / "evals")
+    assert not list(tmp_path.rglob("elsewhere"))
+
+
+@pytest.mark.parametrize("piece", ["y", "/", "a/", "@", "a@", "a@b.", "a://", "C:\\", "?a="])
+def test_what_is_private_is_found_in_a_time_that_grows_with_the_text(piece: str) -> None:
+    started = time.monotonic()
+    public(piece * (1_000_000 // len(piece)))
+    assert time.monotonic() - started < 20

@@ -20,7 +20,7 @@ from eval_ingest.objects import retry
 from eval_ingest.objects.backend import Entry
 from eval_ingest.objects.reading import Objects
 from eval_ingest.objects.retry import Limits
-from eval_ingest.sources import remote
+from eval_ingest.sources import ahead, remote
 from eval_ingest.sources.base import Source, WindowFiles
 from eval_ingest.sources.discovery import find_datasets
 from eval_ingest.sources.local import LocalSource
@@ -261,8 +261,33 @@ def test_missing_permissions_are_one_sentence(through: Proxy, server: ObjectServ
     assert "studio-bucket" in str(told.value)
 
 
+@pytest.fixture
+def copied_later(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a disk that keeps everybody waiting."""
+    monkeypatch.setattr(ahead.COPIES, "is_long", True)
+
+
+def test_windows_of_a_bucket_are_written_once_into_the_copy_that_waits_for_their_splits(
+    through: Proxy,
+    server: ObjectServer,
+    tmp_path: Path,
+    reference: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(ahead.COPIES, "is_long", False)
+    monkeypatch.setattr(ahead, "LONG_S", 1.0)
+    for stage in pipeline.STAGES:
+        pipeline.run_stage(make_job(f"{server.url}/data/crops", tmp_path), stage)
+        if stage == "norm_stats":
+            staged = [p for p in (tmp_path / "crops/.staging/windows").rglob("*") if p.is_file()]
+            assert len(staged) <= 1  # that whose shape was looked at first
+            assert len(list((tmp_path / "crops/.copied_ahead").glob("*/metadata.json"))) == 10
+    assert_same_ingest(tmp_path, reference)
+    assert {n for name, n in through.fetched.items() if "/windows/" in name} == {1}
+
+
 def test_an_object_that_changes_after_the_index_is_noticed(
-    server: ObjectServer, small: Path, tmp_path: Path
+    server: ObjectServer, small: Path, tmp_path: Path, copied_later: None
 ) -> None:
     url = server.upload(small, "changing")
     pipeline.run_stage(make_job(url, tmp_path), "window_index")
@@ -290,7 +315,7 @@ def test_an_object_that_is_gone_is_noticed(server: ObjectServer, small: Path) ->
 
 
 def test_staged_windows_that_are_damaged_are_fetched_again(
-    through: Proxy, server: ObjectServer, tmp_path: Path, reference: Path
+    through: Proxy, server: ObjectServer, tmp_path: Path, reference: Path, copied_later: None
 ) -> None:
     url = f"{server.url}/data/crops"
     for stage in pipeline.STAGES[:3]:

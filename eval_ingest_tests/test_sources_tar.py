@@ -253,6 +253,41 @@ def test_pax_headers_say_path_and_size(tmp_path: Path) -> None:
         assert broken != data and ours(broken) is None and theirs(broken, tmp_path) is None
 
 
+def block(name: bytes, data: bytes, kind: bytes = b"0") -> bytes:
+    """A member, or a header that is about the next one."""
+    head = bytearray(tarfile.TarInfo("x").tobuf(tarfile.USTAR_FORMAT))
+    head[:100], head[124:136], head[156:157] = name.ljust(100, b"\0"), b"%011o\0" % len(data), kind
+    head[148:156] = b" " * 8
+    head[148:156] = b"%06o\0 " % sum(head)
+    return bytes(head) + data + bytes(-len(data) % BLOCK)
+
+
+def pax(*records: bytes) -> bytes:
+    """A header of records that are shorter than 90 bytes."""
+    return block(b"x", b"".join(b"%d %s\n" % (len(r) + 4, r) for r in records), b"x")
+
+
+@pytest.mark.parametrize("before", [
+    pax(b"mtime=1.5", b"uid=4294967295"), pax(b"mtime=soon"), pax(b"uid=99999999999"),
+    pax(b"gid=-1"),
+    pax(b"path\0x=other"), pax(b"path=a/other"), pax(b"path=a/other") + pax(b"comment=later"),
+    block(b"L", b"a/long\0", b"L"), block(b"L", b"a/one\0", b"L") + block(b"L", b"a/two", b"L"),
+    block(b"L", b"a/long\0", b"L") + pax(b"path=a/other"),
+    pax(b"path=a/other") + block(b"L", b"a/long\0", b"L"), block(b"L", b"\0", b"L"),
+])  # fmt: skip
+def test_headers_of_headers_count_as_gnu_tar_counts_them(before: bytes, tmp_path: Path) -> None:
+    for member in (block(b"a/plain", b"data"), block(b"a/folder/", b"", b"7"),
+                   block(b"a/folder/", b"data", b"7"), block(b"a/odd", b"data", b"Q")):  # fmt: skip
+        data = before + member + bytes(2 * BLOCK)
+        assert ours(data) == theirs(data, tmp_path)
+
+
+@pytest.mark.parametrize("zeros", [0, 3, 4, 6, 8])
+def test_zeros_follow_an_xz_stream_by_fours(zeros: int, tmp_path: Path) -> None:
+    data = lzma.compress(tar_of(SMALL)) + bytes(zeros)
+    assert ours(data) == theirs(data, tmp_path)
+
+
 def test_a_global_pax_header_holds_for_all(tmp_path: Path) -> None:
     to = io.BytesIO()
     with tarfile.open(

@@ -80,8 +80,8 @@ def test_a_dataset_is_published_withdrawn_and_erased(place: Place) -> None:
     assert place.names() == set()
 
 
-def test_a_shard_is_put_found_whole_and_missed(place: Place, small: Path) -> None:
-    job = place.job(small)
+def test_a_shard_is_put_found_whole_and_missed(place: Place, few: Path) -> None:
+    job = place.job(few)
     store, config = job.store, job.config
     steps = {modality.name: 1 for modality in config.modalities}
     rows = [PackRow("g", f"w{k}", "d", 4, 4, steps) for k in (0, 1)]
@@ -158,7 +158,7 @@ def test_a_packed_array_that_is_gone_is_packed_again(
 
 
 def test_a_writer_that_stood_still_overwrites_nothing(
-    place: Place, small: Path, monkeypatch: pytest.MonkeyPatch
+    place: Place, few: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It stops before one of its writes; another machine publishes; it goes on."""
     if place.kind not in _STOPS:
@@ -167,12 +167,12 @@ def test_a_writer_that_stood_still_overwrites_nothing(
     for k, stop_at in enumerate(_STOPS[place.kind]):
         name = f"crops_{k}"
         place.machine("a")
-        stalled = Stalled(place.job(small, name), partial(_within, stop_at))
+        stalled = Stalled(place.job(few, name), partial(_within, stop_at))
         stalled.start()
         assert stalled.stopped.wait(60), f"{stop_at} was not written"
         place.objects.run(place.objects.delete([f".{name}.lease"]))  # as if it had ended
         place.machine("b")
-        place.ingest(small, name, splits={"strategy": "random", "seed": k + 1})
+        place.ingest(few, name, splits={"strategy": "random", "seed": k + 1})
         published = _contents(place, name)
         stalled.goes_on.set()
         stalled.join(120)
@@ -199,8 +199,8 @@ def _contents(place: Place, name: str) -> dict[str, bytes]:
 # ------------------------------------------------------------------------------ other versions
 
 
-def test_what_a_newer_version_published_is_not_rebuilt(small: Path, tmp_path: Path) -> None:
-    pipeline.ingest(make_job(small, tmp_path))
+def test_what_a_newer_version_published_is_not_rebuilt(few: Path, tmp_path: Path) -> None:
+    pipeline.ingest(make_job(few, tmp_path))
     for name in ("metadata.json", "opening.json"):
         path = tmp_path / "crops" / name
         content = read_sealed_json(path, "") or {}
@@ -208,10 +208,10 @@ def test_what_a_newer_version_published_is_not_rebuilt(small: Path, tmp_path: Pa
         path.write_bytes(sealed_json(newer))
     before = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
     for do in (
-        lambda: pipeline.ingest(make_job(small, tmp_path)),
-        lambda: pipeline.ingest(make_job(small, tmp_path, splits={"seed": 7})),
-        lambda: pipeline.run_stage(make_job(small, tmp_path), "window_index"),
-        lambda: pipeline.forget(make_job(small, tmp_path)),
+        lambda: pipeline.ingest(make_job(few, tmp_path)),
+        lambda: pipeline.ingest(make_job(few, tmp_path, splits={"seed": 7})),
+        lambda: pipeline.run_stage(make_job(few, tmp_path), "window_index"),
+        lambda: pipeline.forget(make_job(few, tmp_path)),
         lambda: EvalDataset("crops", "val", root=tmp_path),
     ):
         with pytest.raises(NewerVersionError, match=r"newer eval_ingest; .* upgrade it \(pip inst"):
@@ -221,11 +221,11 @@ def test_what_a_newer_version_published_is_not_rebuilt(small: Path, tmp_path: Pa
 
 
 def test_what_can_not_be_read_can_be_removed(
-    small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    few: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("OLMOEARTH_EVAL_DATASETS", str(tmp_path))
     for number, content in enumerate((b"", b"{}", b"not JSON", None)):
-        pipeline.ingest(make_job(small, tmp_path, copy="stream"))
+        pipeline.ingest(make_job(few, tmp_path, copy="stream"))
         path = tmp_path / "crops" / "metadata.json"
         path.unlink()
         if content is not None:
@@ -246,11 +246,11 @@ def test_a_folder_that_is_not_ours_is_not_removed(
     assert "no dataset 'theirs'" in capsys.readouterr().err
 
 
-def test_who_opened_a_version_that_is_gone_is_told(small: Path, tmp_path: Path) -> None:
-    pipeline.ingest(make_job(small, tmp_path, copy="stream"))
+def test_who_opened_a_version_that_is_gone_is_told(few: Path, tmp_path: Path) -> None:
+    pipeline.ingest(make_job(few, tmp_path, copy="stream"))
     opened = EvalDataset("crops", "train", root=tmp_path)
     shards = list((tmp_path / "crops" / "samples").iterdir())
-    job = make_job(small, tmp_path, copy="stream")
+    job = make_job(few, tmp_path, copy="stream")
     pipeline.forget(job)
     pipeline.ingest(job)
     for shard in shards:
@@ -277,13 +277,13 @@ def test_a_machine_that_only_loads_needs_no_checksums(reference: Path) -> None:
 
 
 def test_a_folder_with_colons_in_its_name_is_a_folder(
-    place: Place, servers: dict[str, ObjectServer], small: Path, tmp_path: Path
+    place: Place, servers: dict[str, ObjectServer], few: Path, tmp_path: Path
 ) -> None:
     """To fsspec `::` joins two URLs; the other datasets of the bucket are there all the same."""
     if place.kind not in ("s3", "gs"):
         pytest.skip("for the two kinds of servers")
     for name in ("aaa::file", "crops"):
-        shutil.copytree(small, tmp_path / "watched" / name)
+        shutil.copytree(few, tmp_path / "watched" / name)
     url = servers[place.kind].upload(tmp_path / "watched", f"{tmp_path.name}/watched")
     found = survey([url], Settings.load())
     assert found.down == {}
@@ -299,11 +299,11 @@ def test_a_folder_with_colons_in_its_name_is_a_folder(
 
 
 def test_who_has_lost_the_lease_deletes_nothing_that_another_one_wrote(
-    place: Place, small: Path
+    place: Place, few: Path
 ) -> None:
     if place.kind == "local":
         pytest.skip("a lock file of the machine's own is not lost")
-    place.ingest(small, copy="stream")
+    place.ingest(few, copy="stream")
     store = place.root.dataset("crops")
     with store.hold(1.0, "test"):
         place.write("crops/norm_stats.json", b"of another process")
@@ -313,9 +313,9 @@ def test_who_has_lost_the_lease_deletes_nothing_that_another_one_wrote(
 
 
 def test_what_a_newer_version_published_is_left_alone_in_every_root(
-    place: Place, small: Path
+    place: Place, few: Path
 ) -> None:
-    place.ingest(small, copy="stream")
+    place.ingest(few, copy="stream")
     for name in ("metadata.json", "opening.json"):
         content = json.loads(place.read(f"crops/{name}"))
         del content["checksum"]
@@ -323,8 +323,8 @@ def test_what_a_newer_version_published_is_left_alone_in_every_root(
     before = {name: place.read(name) for name in place.names()}
     place.machine("b")
     for do in (
-        lambda: place.ingest(small, copy="stream"),
-        lambda: pipeline.forget(place.job(small, copy="stream")),
+        lambda: place.ingest(few, copy="stream"),
+        lambda: pipeline.forget(place.job(few, copy="stream")),
         lambda: EvalDataset("crops", "val"),
     ):
         with pytest.raises(NewerVersionError, match=r"upgrade it \(pip inst"):

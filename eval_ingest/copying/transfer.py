@@ -115,19 +115,20 @@ def _is_noted(place: Place, noted: Mapping[tuple[str, str], CopiedWindow]) -> bo
     return copied is not None and copied.source_digest == place.source_digest
 
 
-def copying_ahead(job: Job) -> CopyingAhead | None:
+def copying_ahead(job: Job, arriving: bool = False) -> CopyingAhead | None:
     """How windows are copied while they are indexed; None where the copy stage does it.
 
-    So it is where they are sent, and where windows are in place already: what of them is to be
-    copied is known when all are indexed.
+    So it is where they are moved or sent, and where windows are in place already: what of them is
+    to be copied is known when all are indexed. What is `arriving`, off a stream, is written in any
+    case.
     """
     layout = job.layout
     begun = layout.windows.exists() or layout.copy_manifest.exists()
     if begun or job.spec.copy_mode != "windows" or not job.store.windows.takes_folders:
         return None
-    ahead = WindowsAhead(layout.ahead, job.row_key)
-    # What comes off a stream is written in any case.
-    return CopyingAhead(job.config, ahead, always=not job.source.at_hand)
+    if job.source.moves and not arriving:
+        return None
+    return CopyingAhead(job.config, WindowsAhead(layout.ahead, job.row_key), always=arriving)
 
 
 class _Placing:
@@ -269,8 +270,18 @@ class _Lying:
         return cls([], table, RowsByKey(table, KEY))
 
     def of(self, places: Places) -> pa.Table:
-        """What is known of some samples, in their order."""
-        return self.table.take(row_numbers(self.rows.find(places.table)))
+        """What is known of some samples, in their order.
+
+        Raises:
+            StoreError: some can't be found.
+        """
+        rows = self.rows.find(places.table)
+        if (rows < 0).any():
+            raise StoreError(
+                f"{int((rows < 0).sum())} of {len(rows)} samples that were just packed can't be "
+                "read; run again: it goes on where it stopped"
+            )
+        return self.table.take(row_numbers(rows))
 
     def used(self, places: Places) -> list[int]:
         """The numbers of the shards that some samples lie in."""

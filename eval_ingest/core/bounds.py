@@ -7,9 +7,10 @@ A record may come from somebody else, with a checksum that is right whatever it 
 is read as a size, a place or a key is bounded where it is read.
 """
 
+import json
 from typing import Annotated
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 MOST_PIXELS = 65_536
 """Of a side."""
@@ -23,3 +24,15 @@ Whole = Annotated[int, Field(ge=-MOST_NUMBER, le=MOST_NUMBER)]
 Split = Annotated[str, Field(pattern=r"\A(train|val|test)\z")]
 RelativePath = Annotated[str, Field(pattern=r"\A(\.?\w[\w.-]*/)*\.?\w[\w.-]*\z", max_length=255)]
 """Below a folder: never out of it."""
+
+
+def _checked_json(text: str) -> str:
+    try:
+        json.loads(text or "{}")
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
+    return text
+
+
+JsonText = Annotated[str, AfterValidator(_checked_json)]
+"""JSON as somebody else wrote it, or nothing."""

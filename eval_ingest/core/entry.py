@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from eval_ingest.core.bounds import Count, RelativePath, Split
+from eval_ingest.core.bounds import Count, JsonText, RelativePath, Split
 from eval_ingest.core.modality import MODALITIES
 from eval_ingest.core.reports import wrong_report
 from eval_ingest.core.resolved import PixelType, ResolvedConfig, sides_of
@@ -169,7 +169,7 @@ class Metadata(_Model):
     num_timesteps: Count
     """The most timesteps of any sample and modality."""
     n_bytes: Count = 0
-    their_entry: str = ""
+    their_entry: JsonText = ""
     """Of an adopted dataset: the JSON of its entry in registry.json before we added to it."""
     history: list[Version] = Field(default_factory=list)
     """The versions before this one, the oldest first."""

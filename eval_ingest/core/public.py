@@ -22,7 +22,7 @@ _SECRET_NAME = re.compile(
     r"|(?:^|[^a-z])(?:auth_?)?token$|^authorization$"
 )
 _FIELD = re.compile(r"""(["']?)\b([\w-]{2,60})\1(\s*[:=]\s*)(["']?)([^\s"',;{}\[\]]+)\4""")
-_ADDRESS = re.compile(r"[\w.+-]+@[\w-]+\.[\w.-]+")
+_ADDRESS = re.compile(r"(?<![\w.+-])[\w.+-]+@[\w-]+\.[\w.-]+")
 
 
 def public(text: str) -> str:

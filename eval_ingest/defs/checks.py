@@ -252,6 +252,11 @@ def evaluations(
             )
 
 
+def step_of(asset: str) -> str:
+    """The step that runs an asset's checks."""
+    return f"{identifier(asset)}_checks"
+
+
 @cache  # `dagster asset materialize` loads the definitions six times
 def asset_checks(
     asset: dg.AssetKey, partitions: dg.PartitionsDefinition[str] | None = None
@@ -265,7 +270,7 @@ def asset_checks(
     # By hand: the decorator takes the same function apart anew for each of a thousand datasets.
     op = dg.OpDefinition(
         compute_fn=_run,
-        name=f"{identifier(asset.path[-1])}_checks",
+        name=step_of(asset.path[-1]),
         description="Is the dataset fit to be an eval, and does it load?",
         ins={"asset": dg.In(dg.Nothing)},
         outs=_OUTS,
@@ -288,6 +293,7 @@ def asset_checks(
     return made
 
 
+_RESULT_FIELDS = ("asset_key", "check_name", "passed", "metadata", "severity", "description")
 _OUTS = {check: dg.Out(dg.Nothing, is_required=False) for check in DESCRIPTIONS}
 
 
@@ -306,14 +312,7 @@ def _run(context: dg.OpExecutionContext, _: Mapping[str, Any]) -> Iterator[dg.As
             if not evaluation.passed:
                 level = evaluation.severity.value.lower()
                 context.log.info(f"{evaluation.check_name}: {level}: {evaluation.description}")
-            yield dg.AssetCheckResult(
-                asset_key=asset,
-                check_name=evaluation.check_name,
-                passed=evaluation.passed,
-                metadata=evaluation.metadata,
-                severity=evaluation.severity,
-                description=evaluation.description,
-            )
+            yield dg.AssetCheckResult(**{f: getattr(evaluation, f) for f in _RESULT_FIELDS})
 
 
 registry_entry_checks = asset_checks(registry_entry.key, partitions=studio_datasets)

@@ -18,8 +18,8 @@ from typing import Any
 import dagster as dg
 
 from eval_ingest.core.spec import DatasetSpec
-from eval_ingest.defs.assets import POOLED
-from eval_ingest.defs.checks import asset_checks
+from eval_ingest.defs.assets import POOLED, registry_entry
+from eval_ingest.defs.checks import asset_checks, evaluations, step_of
 from eval_ingest.defs.metadata import UP_TO_DATE, entry_metadata, shown_pictures, stage_metadata
 from eval_ingest.defs.partitions import identifier
 from eval_ingest.defs.running import INGEST_POOL, PARTITION_TAG, run_stage, step_on
@@ -184,6 +184,9 @@ def _summary_op() -> dg.OpDefinition:
                 data_version=dg.DataVersion(entry.fingerprint),
                 metadata=entry_metadata(store, entry, shown_pictures(same, store, entry)),
             )
+            if step_of(name) not in context.job_def.graph.node_names():  # checks weren't selected
+                for found in evaluations(root, name, [registry_entry.key, dg.AssetKey(name)]):
+                    context.log_event(found)  # type: ignore[arg-type]
 
     return run
 

@@ -13,9 +13,10 @@ import hashlib
 import json
 import os
 import re
+import secrets
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -28,6 +29,7 @@ from eval_ingest.core.entry import Metadata, opening
 from eval_ingest.core.hub import HubAddress
 from eval_ingest.core.public import UNTOLD, public, require_public
 from eval_ingest.core.registry_text import RegistryText
+from eval_ingest.core.spec import is_name
 from eval_ingest.decoding.beside import check_beside, check_content
 from eval_ingest.decoding.limits import parse_json
 from eval_ingest.decoding.metadata import parse_metadata
@@ -40,6 +42,7 @@ from eval_ingest.settings import Settings
 from eval_ingest.sources.base import WindowFiles
 from eval_ingest.sources.local import LocalSource
 from eval_ingest.store.atomic import file_crc32c, read_bytes, write_bytes
+from eval_ingest.store.locks import locked
 from eval_ingest.store.outcomes import read_published
 from eval_ingest.store.registry import (
     read_metadata,
@@ -144,9 +147,7 @@ def publish(
         )
     from eval_ingest.report.export import export_dataset  # what draws isn't needed to pull
 
-    staging = Path(settings.cache).expanduser() / "publish" / address.repo.replace("/", "--")
-    shutil.rmtree(staging, ignore_errors=True)
-    try:
+    with _staging(settings, address) as staging:
         export_dataset(eval_root, name, staging, windows, progress, licence, citation)
         api = None if dry_run else _api()
         if api is not None:
@@ -160,8 +161,27 @@ def publish(
                  for p in sorted(staging.rglob("*")) if p.is_file()}  # fmt: skip
         found = Published(address._replace(name=name).url, files)
         return found if api is None else _send(api, address, name, staging, found, progress)
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
+
+
+@contextmanager
+def _staging(settings: Settings, address: HubAddress) -> Iterator[Path]:
+    """A folder for what one publication sends; those that killed ones have left go.
+
+    A lock beside it says that it is in use, and goes with the process.
+    """
+    parent = Path(settings.cache).expanduser() / "publish"
+    for lock in parent.glob("*.lock"):
+        with suppress(StoreError), locked(lock, 0.0, "publishing"):
+            shutil.rmtree(lock.with_suffix(""), ignore_errors=True)
+            lock.unlink(missing_ok=True)
+    mine = parent / f"{address.repo.replace('/', '--')}-{secrets.token_hex(4)}"
+    lock = mine.with_name(f"{mine.name}.lock")
+    with locked(lock, 0.0, "publishing"):
+        try:
+            yield mine
+        finally:
+            shutil.rmtree(mine, ignore_errors=True)
+            lock.unlink(missing_ok=True)
 
 
 def _api() -> "HfApi":
@@ -212,8 +232,8 @@ def _beside_others(api: "HfApi", address: HubAddress, name: str, staging: Path) 
     """Have what the repository's other datasets say of themselves, for registry and cover."""
     with _asking(address):
         for path in api.list_repo_files(address.repo, repo_type="dataset"):
-            told = re.fullmatch(r"([^/]+)/(?:metadata\.json|README\.md)", path)
-            if told and told[1] != name:
+            other, _, file = path.partition("/")
+            if file in ("metadata.json", "README.md") and is_name(other) and other != name:
                 api.hf_hub_download(address.repo, path, repo_type="dataset", local_dir=staging)
     shutil.rmtree(staging / ".cache", ignore_errors=True)
     rebuild_registry(EvalRoot(staging))
@@ -223,14 +243,22 @@ def _cover(staging: Path, name: str) -> None:
     """README.md of the repository: a dataset's card, or the list of them; all in its header."""
     import yaml
 
-    cards = {path.parent.name: path.read_text() for path in sorted(staging.glob("*/README.md"))}
+    from eval_ingest.core.plain_yaml import YamlProblem, load_whole_yaml
+
+    cards = {path.parent.name: path.read_text(errors="replace")
+             for path in sorted(staging.glob("*/README.md"))}  # fmt: skip
     headers = {}
     for one, card in cards.items():
-        headers[one] = yaml.safe_load(card.split("---\n", 2)[1])
-        for config in headers[one].get("configs", []):
-            config["config_name"] = one
-            for part in config["data_files"]:
-                part["path"] = f"{one}/{part['path']}"
+        try:
+            headers[one] = load_whole_yaml(card.split("---\n", 2)[1])
+            for config in headers[one].get("configs", []):
+                config["config_name"] = one
+                for part in config["data_files"]:
+                    part["path"] = f"{one}/{part['path']}"
+        except (YamlProblem, LookupError, TypeError, AttributeError) as error:
+            raise StoreError(
+                f"{one}/README.md in the repository is no card of ours; publish {one} anew"
+            ) from error
     configs = [config for header in headers.values() for config in header.get("configs", [])]
     header = {**headers[name], "configs": configs}
     if len(cards) == 1:
@@ -402,6 +430,8 @@ def pull(url: str, *, root: str | Path | None = None, progress: Progress = no_pr
     with _asking(address):
         listed = api.list_repo_files(**where)
     wanted = [path for path in listed if path.startswith(f"{name}/")]
+    if odd := [path for path in wanted if {"", ".", ".."}.intersection(path.split("/"))]:
+        raise StoreError(f"{address.url} has a file {odd[0]!r}, which would lie elsewhere")
     if f"{name}/metadata.json" not in wanted:
         names = sorted(p.split("/")[0] for p in listed if re.fullmatch(r"[^/]+/metadata\.json", p))
         raise StoreError(f"{address.url}: the repository holds {', '.join(names) or 'no dataset'}")

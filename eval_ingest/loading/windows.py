@@ -10,7 +10,7 @@ import pyarrow as pa
 from eval_ingest.core.columns import arrow, floats, matrix, row_numbers
 from eval_ingest.core.crops import Corner, Cut
 from eval_ingest.core.footprints import outlines
-from eval_ingest.errors import optional_part
+from eval_ingest.errors import IntegrityError, optional_part
 
 if TYPE_CHECKING:
     from geopandas import GeoDataFrame
@@ -48,6 +48,10 @@ class SampleWindows:
     ) -> None:
         pairs = zip(index["group"].to_pylist(), index["name"].to_pylist(), strict=True)
         rows = {key: k for k, key in enumerate(pairs)}
+        lacking = next((key for key in keys if key not in rows), None)
+        if lacking is not None:
+            what = f"a sample is of the window {'/'.join(lacking)}, which the window index lacks"
+            raise IntegrityError(what, "ingest the dataset again")
         table = index.take(row_numbers([rows[key] for key in keys]))
         bounds = matrix(table["bounds"], 4, 0, np.int64)
         for k, corner in enumerate(corners):

@@ -19,6 +19,7 @@ _AHEAD = 8
 """Chunks that are decompressed before somebody takes them."""
 _MOST_XZ_BYTES = 1 << 28
 _GZIP = b"\x1f\x8b"
+_XZ = b"\xfd7zXZ\0"
 _RESERVED = b"\x20"
 """The first of the flags of a gzip header that must not be set."""
 
@@ -48,7 +49,7 @@ def _decompress(source: "_Input") -> Chunks:
         yield from _members(source, _GZIP, _gunzip, _IsalError)
     elif start[:3] == b"BZh":
         yield from _members(source, b"BZh", bz2.BZ2Decompressor, OSError)
-    elif start == b"\xfd7zXZ\0":
+    elif start == _XZ:
         yield from _members(source, start, _unxz, lzma.LZMAError)
     elif start[:4] == b"\x28\xb5\x2f\xfd":
         raise StreamError("it is compressed with zstd, which isn't known here; compress with gzip")
@@ -127,10 +128,13 @@ def _is_at_end(source: _Input, magic: bytes) -> bool:
     """True if nothing but zeros follows a member; False if another member does."""
     if source.peek(len(magic)) == magic:
         return False
-    at = source.offset
+    at, zeros = source.offset, 0
     while data := source.take():
+        zeros += len(data)
         if data.count(0) != len(data):
             raise StreamError(f"what follows its end at byte {at:,} is neither data nor zeros")
+    if magic == _XZ and zeros % 4:
+        raise StreamError(f"{zeros} zeros follow its end at byte {at:,}, not whole fours of them")
     return True
 
 

@@ -114,7 +114,9 @@ def filled(
     """
     ends = [0, *(start + n_bytes for start, n_bytes in parts)]
     starts = [*(start for start, _ in parts), size]
-    if sum(n for _, n in parts) != stored or any(e > s for e, s in zip(ends, starts, strict=True)):
+    # A hole at the end is a part of its own, of no bytes.
+    fits = sum(n for _, n in parts) == stored and ends[-1] == size
+    if not fits or any(e > s for e, s in zip(ends, starts, strict=True)):
         raise SparseError("the map of a sparse file doesn't fit what is stored of it")
     for end, start, n_bytes in zip(ends, starts, [*(n for _, n in parts), 0], strict=True):
         for place in range(end, start, len(_ZEROS)):

@@ -29,6 +29,10 @@ _USUAL_NUMBERS = re.compile(rb"(?:[0-7]{7}[ \0]){3}([0-7]{11})[ \0][0-7]{11}[ \0
 _OCTAL = re.compile(rb"\0?[ \t-\r]*([0-7]*)(?:[\0 \t-\r]|$)")
 _RECORDS = frozenset({b"path", b"size", *SPARSE_RECORDS})
 """What is kept of pax headers: a global one stays, and an archive may hold any number of them."""
+_TIME, _OWNER = re.compile(rb"-?[0-9]+(?:\.[0-9]*)?"), re.compile(rb"[0-9]{1,10}")
+_CHECKED = {**dict.fromkeys((b"mtime", b"atime", b"ctime"), _TIME),
+            **dict.fromkeys((b"uid", b"gid"), _OWNER)}  # fmt: skip
+"""Records that no dataset needs, and what GNU tar takes for one: others are damage to it."""
 _RECORD_LENGTH = re.compile(rb"[ \t]*([0-9]{1,9})[ \t]+")
 
 _LINK = "is a link or a device; write the archive with tar --dereference --hard-dereference"
@@ -80,6 +84,7 @@ class TarStream:
             TarError: the archive is damaged, cut off, or none.
         """
         local: dict[bytes, bytes] = {}
+        name: bytes | None = None
         while (block := self._header()) is not None:
             kind, at = block[156:157], self._offset - BLOCK
             if kind in (b"x", b"X", b"g", b"L", b"K"):
@@ -87,13 +92,13 @@ class TarStream:
                 if kind == b"g":
                     self._global |= _records(data, at)
                 elif kind in (b"x", b"X"):
-                    local |= _records(data, at)
+                    local = _records(data, at)
                 elif kind == b"L":
-                    local[b"path"] = data.partition(b"\0")[0]
+                    name = data.partition(b"\0")[0]
                 continue
             records = {**self._global, **local}
-            member, n_bytes = _member(block, records, at)
-            local = {}
+            member, n_bytes = _member(block, records, name, at)
+            local, name = {}, None
             self._padding = -n_bytes % BLOCK
             if kind == b"S" or is_sparse(records):
                 member = self._sparse(member, block, records, n_bytes, at)
@@ -104,7 +109,7 @@ class TarStream:
             for _ in self.data():
                 pass
             self._take(self._padding, "the end of a member")
-        if local:
+        if local or name is not None:
             raise TarError(f"the header at byte {self._offset:,} belongs to a member that is gone")
 
     def data(self) -> Iterator[memoryview]:
@@ -224,18 +229,24 @@ def _checksum_is_right(block: bytes) -> bool:
     return stored == found != blank
 
 
-def _member(block: bytes, extended: dict[bytes, bytes], at: int) -> tuple[Member, int]:
-    """What a header speaks of, and how many bytes follow it."""
+def _member(
+    block: bytes, extended: dict[bytes, bytes], long_name: bytes | None, at: int
+) -> tuple[Member, int]:
+    """What a header speaks of, and how many bytes follow it.
+
+    Its name is that of a pax header, of GNU tar's header for long ones, or its own, in this order.
+    """
     kind = block[156:157]
     numbers = _USUAL_NUMBERS.match(block[100:148])
     size = int(numbers[1], 8) if numbers else _numbers(block, at)
     if b"size" in extended:
         size = _decimal(extended[b"size"], "size", at)
-    path = extended.get(b"path") or _name(block)
+    path = extended.get(b"path", _name(block) if long_name is None else long_name)
     # Before 1988 a folder was a file whose name ends in a slash.
-    is_folder = kind in (b"5", b"D") or (kind in (b"0", b"\0") and path.endswith(b"/"))
+    is_file = kind in (b"0", b"\0", b"7")
+    is_folder = kind in (b"5", b"D") or (is_file and path.endswith(b"/"))
     problem = _WHAT.get(kind, "")
-    if is_folder and size and kind in (b"0", b"\0"):
+    if is_folder and size and is_file:
         problem = "is a folder with bytes in it; write the archive with a newer tar"
     n_bytes = 0 if kind in b"123456" else size
     return Member(path.rstrip(b"/"), 0 if is_folder else size, is_folder, problem), n_bytes
@@ -288,7 +299,8 @@ def _records(data: bytes, at: int) -> dict[bytes, bytes]:
         if match is None or not match.end() < stop <= len(data) or data[stop - 1 : stop] != b"\n":
             raise TarError(f"the extended header at byte {at:,} is malformed")
         key, equals, value = data[match.end() : stop - 1].partition(b"=")
-        if not equals:
+        usual = _CHECKED.get(key)
+        if not equals or b"\0" in key or (usual and not usual.fullmatch(value)):
             raise TarError(f"the extended header at byte {at:,} is malformed")
         if key in (b"GNU.sparse.offset", b"GNU.sparse.numbytes"):  # version 0.0: one each a part
             parts.append(value)

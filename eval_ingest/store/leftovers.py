@@ -8,11 +8,14 @@ import contextlib
 import os
 from functools import partial
 
+from pydantic import RootModel
+
 from eval_ingest.core.entry import Metadata
 from eval_ingest.core.spec import SPLITS
 from eval_ingest.errors import StoreError
 from eval_ingest.store.atomic import remove_path
-from eval_ingest.store.manifest import UNFINISHED
+from eval_ingest.store.manifest import JOURNAL, UNFINISHED
+from eval_ingest.store.models import checked
 from eval_ingest.store.ownership import WRITTEN
 from eval_ingest.store.paths import RSLEARN_INDEX, DatasetLayout
 from eval_ingest.store.roots.base import DatasetStore
@@ -51,15 +54,16 @@ def remove_retired(store: DatasetStore, metadata: Metadata, grace_s: float) -> N
         grace_s: seconds.
     """
     layout = store.layout
+    store.remove([layout.path / JOURNAL])  # of a copy that was sent, but for its end
     named = {layout.samples / shard.name for shard in metadata.shards}
     named |= {layout.path / found.index for found in metadata.splits.values()}
-    read = partial(read_sealed_json, layout.retired, cure_for(layout.name))
-    since, spare = unless_damaged(read) or {}, sorted(set(store.versions()) - named)
+    since = unless_damaged(partial(_since, layout)) or {}
+    spare = sorted(set(store.versions()) - named)
     now = _now(layout) if spare else 0.0
     kept = {}
     for place in spare:
         known = place.relative_to(layout.path).as_posix()
-        kept[known] = min(float(since.get(known, now)), now)  # the clock may have gone back
+        kept[known] = min(since.get(known, now), now)  # the clock may have gone back
         if now - kept[known] >= grace_s:
             with contextlib.suppress(StoreError):  # another time, then
                 store.remove([place])
@@ -71,6 +75,12 @@ def remove_retired(store: DatasetStore, metadata: Metadata, grace_s: float) -> N
     else:
         remove_path(layout.retired)
     store.send()
+
+
+def _since(layout: DatasetLayout) -> dict[str, float]:
+    cure = cure_for(layout.name)
+    content = read_sealed_json(layout.retired, cure)
+    return checked(RootModel[dict[str, float]], content or {}, layout.retired, cure).root
 
 
 def _now(layout: DatasetLayout) -> float:

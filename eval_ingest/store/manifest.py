@@ -28,7 +28,8 @@ from eval_ingest.store.tables import read_table, write_table
 UNFINISHED = ".copying"
 """Beside the windows folder: windows on their way into it, or out of it."""
 
-_JOURNAL = ".copy_journal.jsonl"
+JOURNAL = ".copy_journal.jsonl"
+"""What is copied while a run goes on; the manifest has it in the end."""
 MANIFEST_FORM = TableForm(
     "copy_manifest",
     2,
@@ -141,7 +142,7 @@ class Manifest:
     def __init__(self, layout: DatasetLayout, send: Callable[[], None] = lambda: None) -> None:
         self._layout = layout
         self._send = send
-        self._journal = layout.path / _JOURNAL
+        self._journal = layout.path / JOURNAL
         self._journal_bytes: int | None = None
         """How much of the journal is whole: the rest is a line at which a run was stopped."""
         self._lost: list[tuple[str, str]] = []

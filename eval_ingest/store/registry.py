@@ -12,7 +12,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel
+
 from eval_ingest.core.adoption import corrections
+from eval_ingest.core.bounds import JsonText
 from eval_ingest.core.entry import (
     OURS_ALONE,
     THEIRS_NEVER,
@@ -40,7 +43,7 @@ from eval_ingest.errors import (
 )
 from eval_ingest.store.atomic import read_json, remove_path
 from eval_ingest.store.locks import locked
-from eval_ingest.store.models import read_model
+from eval_ingest.store.models import checked, read_model
 from eval_ingest.store.ownership import Whose, disclaim, holds_ours, whose
 from eval_ingest.store.paths import DatasetLayout
 from eval_ingest.store.registry_file import intact, look
@@ -238,8 +241,8 @@ def _as_it_was(root: EvalRoot, entry: Entry) -> Entry | None:
     if not NAME_PATTERN.fullmatch(entry.name) or not is_ours(entry.value):
         return None  # or they have just written it
     note = _note(root, entry.name)  # here it is known to whoever gives it back
-    raw = (read_json(note) or {}).get("their_entry")
-    return Entry(entry.name, entry.key, raw) if raw else None
+    raw = _noted(note)
+    return Entry(entry.name, entry.key, raw.their_entry) if raw and raw.their_entry else None
 
 
 def _joined(name: str, metadata: Metadata, ours: Mapping[str, Any], found: Entry | None) -> Entry:
@@ -274,8 +277,8 @@ def their_raw_entry(store: DatasetStore) -> str:
     with contextlib.suppress(IntegrityError):
         standing = standing_entry(store.root, store.name)
     if metadata is None:
-        left = (_left_to_do(store) or {}).get("their_entry")
-        return left or (standing.raw if standing is not None else "")
+        left = _left_to_do(store)
+        return (left and left.their_entry) or (standing.raw if standing is not None else "")
     if standing is None or not isinstance(standing.value, dict):
         return metadata.their_entry
     if not is_ours(standing.value):
@@ -378,7 +381,7 @@ def finish_removal(store: DatasetStore, last: Callable[[str], object] = lambda n
         stray.unlink(missing_ok=True)  # a removal was stopped before it began
     if left is None:
         return
-    theirs = left["their_entry"]
+    theirs = left.their_entry
     if theirs is None:
         store.withdraw()
         change_registry(root, [name])
@@ -399,12 +402,23 @@ def _note(root: EvalRoot, name: str) -> Path:
     return root.path / f".removing.{name}.json"
 
 
-def _left_to_do(store: DatasetStore) -> dict[str, Any] | None:
-    """The note of a removal that was begun: `their_entry` is null for a dataset that is all ours.
+class _Removal(BaseModel):
+    """The note of a removal that was begun."""
+
+    their_entry: JsonText | None
+    """None: the dataset is all ours."""
+
+
+def _left_to_do(store: DatasetStore) -> _Removal | None:
+    """The note of a removal, if one was begun.
 
     Raises:
         StoreError: it can't be read.
     """
     note = _note(store.root, store.name)
-    found: dict[str, Any] | None = store.root.read(note, lambda: read_json(note))
-    return found
+    return store.root.read(note, lambda: _noted(note))
+
+
+def _noted(note: Path) -> _Removal | None:
+    found = read_json(note)
+    return None if found is None else checked(_Removal, found, note, "remove that file")

@@ -12,20 +12,23 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
-from typing import Any, get_args
+from typing import Annotated, Any, get_args
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 from pydantic.fields import FieldInfo
 
+from eval_ingest.core.bounds import MOST_NUMBER, Count, Whole
 from eval_ingest.errors import SweepError
 from eval_ingest.report.printing import table
 from eval_ingest.store.atomic import write_json, written_aside
+from eval_ingest.store.models import checked
 from eval_ingest.store.seal import read_sealed_json, unless_damaged, write_sealed_json
 from eval_ingest.sweep.metrics import METRICS
 
 ROW_VERSION = 1
+_CURE = "remove it, and run the sweep again"
 
 
 class ClassScore(BaseModel):
@@ -38,7 +41,7 @@ class ClassScore(BaseModel):
     accuracy: float | None
     """Recall: the part of its labels that is predicted as it."""
     f1: float | None
-    support: int
+    support: Count
     """Labelled pixels or windows."""
 
 
@@ -61,18 +64,18 @@ class Row(BaseModel):
     probe: str
     split: str
     label_fraction: float
-    seed: int
-    n_train: int
-    n_val: int
-    n_test: int
+    seed: Whole
+    n_train: Count
+    n_val: Count
+    n_test: Count
     normalize: str
     method: str
-    patch_size: int
+    patch_size: Count
     bands: dict[str, list[str]]
     """By modality."""
     learning_rate: float | None
     """Chosen on val; None for kNN."""
-    epoch: int | None
+    epoch: Annotated[int | None, Field(ge=0, le=MOST_NUMBER)]
     metric: str
     lower_is_better: bool
     val_score: float | None
@@ -83,7 +86,7 @@ class Row(BaseModel):
     """95% bootstrap interval over windows."""
     metrics: dict[str, float | None]
     per_class: list[ClassScore]
-    confusion: list[list[int]] | None
+    confusion: list[list[Count]] | None
     """Rows are the truth, columns what was predicted; None for regressions and many classes."""
     notes: list[str]
     device: str
@@ -161,16 +164,10 @@ def read_row(out: Path, key: str) -> Row | None:
 
 
 def _row(path: Path) -> Row | None:
-    content = read_sealed_json(path, "remove it, and run the sweep again")
+    content = read_sealed_json(path, _CURE)
     if content is None or content.get("version") != ROW_VERSION:
         return None
-    try:
-        return Row.model_validate(content)
-    except ValidationError as error:
-        where = ".".join(str(part) for part in error.errors()[0]["loc"])
-        raise SweepError(f"{path} is damaged at {where}; remove it and run the sweep again") from (
-            error
-        )
+    return checked(Row, content, path, _CURE)
 
 
 def read_rows(out: Path) -> list[Row]:

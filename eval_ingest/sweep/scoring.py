@@ -221,11 +221,13 @@ class _Scored:
         most = self.scorer.suite.max_train_samples if self.scorer.resume else None
         windows = splits.train_windows(case.label_fraction, case.seed, most)
         train, val, notes = splits.train_and_val(windows, case.seed)
-        task, metric = metadata.config.task, primary_metric(metadata.config.task, self.settings)
+        task = metadata.config.task
+        wanted = self.settings.pooling or "mean"
+        if not task.kind.per_pixel and wanted != splits.embedded.pooling:
+            notes.append(f"its settings say pooling {wanted}; the encoder pools by itself")
         with torch.autocast(device.type, enabled=False):
-            probed, more = self._probed(case, splits, train, val, metric, device)
-        notes += more
-        low, high = probed.test.interval()
+            probed = self._probed(case.seed, (train, val, splits.test), notes)
+        metric, (low, high) = probed.test.metric, probed.test.interval()
         if task.kind.has_classes and probed.test.ranked is None:
             notes.append(f"auroc and prauc are left out of more than {MAX_RANKED:,} labels")
         return Row(
@@ -259,23 +261,12 @@ class _Scored:
             **_scores(probed, [known.name for known in task.classes]),
         )
 
-    def _probed(
-        self,
-        case: _Case,
-        splits: Splits,
-        train: Rows,
-        val: Rows,
-        metric: str,
-        device: torch.device,
-    ) -> tuple[Probed, list[str]]:
-        """What the probe found, and how it differs on purpose from the existing code's."""
-        task, test, given = self.metadata.config.task, splits.test, self.settings
-        wanted, found = given.pooling or "mean", splits.embedded.pooling
-        notes = []
-        if not task.kind.per_pixel and wanted != found:
-            notes.append(f"its settings say pooling {wanted}; the encoder pools by itself")
+    def _probed(self, seed: int, rows: tuple[Rows, Rows, Rows], notes: list[str]) -> Probed:
+        """What the probe finds by train, val and test; notes tell how it differs from theirs."""
+        task, given, device = self.metadata.config.task, self.settings, self.scorer.encoders.device
+        metric = primary_metric(task, given)
         if self.probe == "knn":
-            return run_knn(task, train, val, test, device, metric), notes
+            return run_knn(task, *rows, device, metric)
         rates = tuple(dict.fromkeys((*probes.LEARNING_RATES, *given.learning_rates)))
         notes.append(
             f"{len(rates)} learning rates trained side by side, in float32; rate and epoch are "
@@ -283,8 +274,8 @@ class _Scored:
         )
         if given.probe_type == "attnpool":
             notes.append("its settings say attnpool; a linear layer was trained instead")
-        probed = run_linear(
-            task, train, val, test, device, case.seed,
+        return run_linear(
+            task, *rows, device, seed,
             learning_rates=rates,
             epochs=given.epochs or probes.EPOCHS,
             metric=metric,
@@ -292,7 +283,6 @@ class _Scored:
             dice=given.dice_loss,
             batch_size=given.probe_batch_size or probes.WINDOWS_PER_BATCH,
         )  # fmt: skip
-        return probed, notes
 
 
 def _scores(probed: Probed, classes: list[str]) -> dict[str, Any]:

@@ -60,12 +60,7 @@ def snapshot(root: Path, name: str = "crops") -> dict[str, str]:
 
 
 def _digest(path: Path, root: Path) -> str:
-    if path.suffix == ".json" and "windows" not in path.relative_to(root).parts:
-        content = json.loads(path.read_text())
-        if path.name == "retired.json":
-            return _plain(sorted(content.keys() - {"checksum"}), root)  # since when: a time
-        return _plain(content, root)
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+    return plain_object(str(path.relative_to(root)), path.read_bytes(), root)
 
 
 def _plain(content: Any, root: Path | str) -> str:
@@ -74,6 +69,18 @@ def _plain(content: Any, root: Path | str) -> str:
         if isinstance(files := content.get("files"), dict):
             content["files"] = sorted(files)  # their checksums cover a time: `created_at`
     return json.dumps(content, sort_keys=True).replace(str(root), "ROOT")
+
+
+def plain_object(name: str, data: bytes, root: Path | str) -> str:
+    """A file's digest, or its content without times."""
+    if not name.endswith(".json") or "windows" in name.split("/"):
+        return hashlib.sha256(data).hexdigest()
+    content = json.loads(data)
+    if name.endswith("retired.json"):
+        content = sorted(content.keys() - {"checksum"})  # since when: a time
+    elif name.endswith("registry.json"):
+        content = {key: _plain(entry, root) for key, entry in content["datasets"].items()}
+    return _plain(content, root)
 
 
 def differences(found: dict[str, str], expected: dict[str, str]) -> list[str]:
@@ -316,9 +323,7 @@ class BucketScenario:
         found = {}
         for entry in objects.run(objects.find(run.name)):
             data = objects.run(objects.read_current(entry.name))[1]
-            plain = entry.name.endswith(".json") and "/windows/" not in entry.name
-            text = _plain(json.loads(data), run.root) if plain else hashlib.sha256(data).hexdigest()
-            found[entry.name] = text
+            found[entry.name] = plain_object(entry.name, data, run.root)
         return found
 
 
@@ -344,7 +349,7 @@ def scenarios(folder: Path) -> Iterator[tuple[str, Callable[[], Scenario]]]:
     published = folder / "root" / "published"
     shutil.copytree(first, published)
     Run(str(source), published).do()
-    _edit(source, changed)
+    edit(source, changed)
     work = folder / "root" / "work"
     seeded = {"splits": {"strategy": "random", "seed": 5}}
     again = Run(str(source), work)
@@ -368,7 +373,7 @@ def scenarios(folder: Path) -> Iterator[tuple[str, Callable[[], Scenario]]]:
     yield of("archive packed", packed, first, same_bytes=False)
 
 
-def _edit(source: Path, target: Path) -> None:
+def edit(source: Path, target: Path) -> None:
     """A later version of a dataset: a window more, a window less, and one with other pixels."""
     shutil.copytree(source, target)
     windows = sorted(path.parent for path in target.glob("windows/*/*/metadata.json"))

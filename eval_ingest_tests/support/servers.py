@@ -1,6 +1,7 @@
 """Object stores on 127.0.0.1 that tests start and stop, and a proxy that breaks things."""
 
 import http.client
+import logging
 import random
 import re
 import socket
@@ -148,6 +149,7 @@ def s3_server() -> Iterator[ObjectServer]:
                 raise PreconditionFailed("If-Match")
         return delete(backend, bucket, objects, *more)
 
+    logging.getLogger("werkzeug").setLevel(logging.WARNING)  # it says a line a request
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
     running: Any = server._server
@@ -218,7 +220,7 @@ def hurry(patch: pytest.MonkeyPatch) -> None:
 class Proxy:
     """Passes requests on to a server, counts what is fetched and written, and breaks some answers.
 
-    Which requests fail is drawn by path, so it is the same in every run.
+    Which requests fail is drawn by what they are about, so it is the same in every run.
     """
 
     upstream: str
@@ -247,6 +249,8 @@ class Proxy:
     done: Counter[str] = field(default_factory=Counter)
     """Kind of fault to how often."""
     drawn: Counter[str] = field(default_factory=Counter)
+    alike: Counter[str] = field(default_factory=Counter)
+    """What is left of paths without what differs from run to run, to how often it was seen."""
     seen: set[tuple[str, str]] = field(default_factory=set)
     lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -266,7 +270,9 @@ class Proxy:
             if (kind, path) in self.seen:
                 return None
             self.seen.add((kind, path))
-            if random.Random(path).random() >= share:
+            what = f"{kind} {_VARIES.sub('', path)}"
+            self.alike[what] += 1
+            if random.Random(f"{what} {self.alike[what]}").random() >= share:
                 return None
             self.drawn[kind] += 1  # each way in turn
             return ways[self.drawn[kind] % len(ways)]
@@ -284,6 +290,8 @@ _GCS_OBJECT = re.compile(
 )
 _S3_OBJECT = re.compile(rf"/{BUCKET}/(?P<name>[^?]+)(\?x-id=GetObject)?$")
 _GCS_UPLOAD = re.compile(r"/upload/storage/v1/b/[^/]+/o\?.*name=(?P<name>[^&]+)")
+_VARIES = re.compile(r"[0-9a-f]{12,}|(?i:upload_?id|token)=[^&]*|pytest-[0-9]+")
+"""Of a path: digests, of which files' times are a part, and what a server makes up."""
 _LIST = re.compile(r"(/storage/v1/b/[^/]+/o/?(\?|$))|(list-type=2)")
 
 

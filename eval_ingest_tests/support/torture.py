@@ -3,8 +3,8 @@
     MINUTES=10 SEED=1 make torture
 
 Faults and damaged inputs are tried side by side, other ones with each seed, until the time is
-over. What was lost is told with all that is needed to have it again, and the exit code is 1. The
-short form, in CI, is test_faults.py and test_fuzz.py.
+over and each kind has had its turn. What was lost is told with all that is needed to have it
+again, and the exit code is 1. The short form, in CI, is test_faults.py and test_fuzz.py.
 """
 
 import argparse
@@ -77,7 +77,7 @@ class Faults:
         self.rows: list[Row] = []
 
     def run(self, until: float) -> None:
-        """Try all of them, often those that cost little."""
+        """Try all of them in turn, each at least once, and a kill of an ingest beside each."""
         kills = {
             "killed before a random change, of 8 kinds of ingests": self._kill_at,
             "killed after a random time, threads": lambda rng: self._kill_after(rng, "threads"),
@@ -105,9 +105,10 @@ class Faults:
         self.rows = [row for row, _ in (*kill_rows, *other_rows)]
         for k in range(10**9):
             local = sum(row.tried for row, _ in kill_rows[:3])
-            if time.monotonic() > until and local >= LEAST_KILLS:
+            everything = k >= len(other_rows) and local >= LEAST_KILLS
+            if time.monotonic() > until and everything:
                 return
-            for row, case in (*kill_rows, other_rows[k % len(other_rows)]):
+            for row, case in (kill_rows[k % len(kill_rows)], other_rows[k % len(other_rows)]):
                 row.try_one(case, f"{self._seed}.{k}")
                 tell(row)
 
