@@ -70,9 +70,10 @@ def configuration() -> dict[str, bytes]:
 
 def raster(pixels: np.ndarray) -> bytes:
     """A GeoTIFF as rslearn writes it, at a place that `placed` changes."""
+    count, height, width = pixels.shape
     with MemoryFile() as memory:
         with memory.open(
-            driver="GTiff", dtype=pixels.dtype, count=len(pixels), height=SIZE, width=SIZE,
+            driver="GTiff", dtype=pixels.dtype, count=count, height=height, width=width,
             crs="EPSG:32630", transform=Affine(10, 0, PLACE[0], 0, -10, PLACE[1]),
             compress="lzw",
         ) as target:  # fmt: skip
@@ -87,24 +88,26 @@ def placed(data: bytes, x: float, y: float) -> bytes:
     return data.replace(old, struct.pack("<dd", x, y))
 
 
-def rasters(number: int, step: float) -> tuple[bytes, bytes]:
+def rasters(number: int, step: float, size: int) -> tuple[bytes, bytes]:
     """A window's pixels: power with speckle in steps of so many decibels, and a dark spill."""
     rng = np.random.default_rng(number)
-    spill = np.zeros((1, SIZE, SIZE), np.uint8)
+    spill = np.zeros((1, size, size), np.uint8)
     x, y, width = rng.integers(0, 96, 3)
     spill[0, y : y + width, x : x + width // 2] = 1
-    speckle = rng.normal([[[-12.0]], [[-19.0]]], 1.5, (2, SIZE, SIZE)) - 6 * spill
+    speckle = rng.normal([[[-12.0]], [[-19.0]]], 1.5, (2, size, size)) - 6 * spill
     decibels = np.round(speckle / step) * step
     return raster((10 ** (decibels / 10)).astype(np.float32)), raster(spill)
 
 
-def window(number: int, pixels: tuple[bytes, bytes]) -> Iterator[tuple[str, bytes]]:
+def window(
+    number: int, pixels: tuple[bytes, bytes], size: int = SIZE
+) -> Iterator[tuple[str, bytes]]:
     """A window's files."""
     column, row = 30000 + number % 500 * 160, -400000 + number // 500 * 160
     name = f"windows/{GROUP}/window_{number:06d}"
     yield f"{name}/metadata.json", json.dumps({
         "projection": {"crs": "EPSG:32630", "x_resolution": 10, "y_resolution": -10},
-        "bounds": [column, row, column + SIZE, row + SIZE],
+        "bounds": [column, row, column + size, row + size],
         "time_range": ["2024-05-01T00:00:00+00:00", "2024-05-02T00:00:00+00:00"],
         "options": {},
     }).encode()  # fmt: skip
@@ -115,19 +118,21 @@ def window(number: int, pixels: tuple[bytes, bytes]) -> Iterator[tuple[str, byte
     yield f"{name}/layers/label/completed", b""
 
 
-def write_archive(path: Path, windows: int, step: float = 0.1) -> None:
+def write_archive(path: Path, windows: int, step: float = 0.1, size: int = SIZE) -> None:
     """The archive, unless it is there; the pixels of some windows are repeated at other places."""
     if path.exists():
         return
     aside = path.with_suffix(".part")
-    known = [rasters(number, step) for number in range(min(windows, DIFFERENT))]
+    known = [rasters(number, step, size) for number in range(min(windows, DIFFERENT))]
     with (
         igzip.open(aside, "wb", compresslevel=1) as packed,
         tarfile.open(fileobj=packed, mode="w|", bufsize=1 << 20) as archive,
     ):
         files = list(configuration().items())
         for number in range(-1, windows):
-            for name, data in files if number < 0 else window(number, known[number % DIFFERENT]):
+            for name, data in (
+                files if number < 0 else window(number, known[number % DIFFERENT], size)
+            ):
                 member = tarfile.TarInfo(f"oil_spill/{name}")
                 member.size = len(data)
                 archive.addfile(member, io.BytesIO(data))
@@ -244,13 +249,14 @@ def main() -> None:
     parser.add_argument("--windows", type=int, default=12_000)
     parser.add_argument("--folder", type=Path, required=True)
     parser.add_argument("--step", type=float, default=0.1, help="in decibels: coarse is small")
+    parser.add_argument("--size", type=int, default=SIZE, help="sides of windows, in pixels")
     parser.add_argument("--modes", nargs="+", default=["windows", "stream"])
     parser.add_argument("--bucket", action="store_true", help="from a bucket that is emulated")
     options = parser.parse_args()
     folder: Path = options.folder
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"oil_{options.windows}.tar.gz"
-    write_archive(path, options.windows, options.step)
+    path = folder / f"oil_{options.windows}_{options.size}.tar.gz"
+    write_archive(path, options.windows, options.step, options.size)
     print(f"{options.windows} windows, {path.stat().st_size / 1e6:.0f} MB packed")
     unzipped = timed("gunzip alone", "gzip", "-dc", str(path))
     out = folder / "out"

@@ -14,7 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from eval_ingest.core import columns
+from eval_ingest.core.columns import arrow_rows
 from eval_ingest.core.index import WindowIndex, index_schema
+from eval_ingest.core.keyed import RowsByKey
 from eval_ingest_tests.support.indexes import make_config, make_index, window
 
 
@@ -123,3 +125,16 @@ def test_an_ingest_imports_no_pandas_in_any_process(
                           text=True)  # fmt: skip
     assert done.returncode == 0 and done.stdout.endswith("True\n"), done.stderr
     assert not (tmp_path / "imported").exists()
+
+
+def test_rows_are_found_by_key_where_all_hashes_are_the_same(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    table = arrow_rows([{"a": a, "b": b} for a in "xyx" for b in ("p", "q")], _PAIRS)
+    wanted = arrow_rows([{"a": "x", "b": "q"}, {"a": "y", "b": "p"}, {"a": "z", "b": "p"}], _PAIRS)
+    assert RowsByKey(table, ["a", "b"]).find(wanted).tolist() == [5, 2, -1]
+    monkeypatch.setattr("builtins.hash", lambda key: 1)
+    assert RowsByKey(table, ["a", "b"]).find(wanted).tolist() == [5, 2, -1]
+
+
+_PAIRS = pa.schema([("a", pa.string()), ("b", pa.string())])

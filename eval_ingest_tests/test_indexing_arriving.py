@@ -17,6 +17,7 @@ from eval_ingest.sources import decompress, stream, window_table
 from eval_ingest.sources.unpacking import Unpacking
 from eval_ingest.store.outcomes import read_outcome
 from eval_ingest.store.shards import ShardWriter
+from eval_ingest.store.tables import StoredTable
 from eval_ingest.verifying import verify_dataset
 from eval_ingest_tests.conftest import make_job
 from eval_ingest_tests.support import faults
@@ -156,6 +157,17 @@ def test_no_window_is_written_whose_sample_is_packed_and_that_is_not_copied(
     pipeline.ingest(job)
     assert not had and not list(job.layout.archive.rglob("windows"))
     assert faults.values(tmp_path / "root") == faults.values(reference)
+
+
+def test_stages_of_a_large_index_read_it_from_the_disk(
+    small: Path, tmp_path: Path, reference: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    archive = pack(small, tmp_path / "crops.tar.gz", members(small))
+    monkeypatch.setattr("eval_ingest.pipeline._MANY_ROWS", 1)
+    monkeypatch.setattr("eval_ingest.store.tables._GROUP_ROWS", 3)
+    first, *_ = pipeline.ingest(make_job(archive, tmp_path / "root"))
+    assert isinstance(first.value.table, StoredTable)
+    assert_same_ingest(tmp_path / "root", reference)
 
 
 def test_a_shard_of_small_windows_holds_no_more_than_are_planned_for(

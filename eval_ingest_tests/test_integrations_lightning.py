@@ -60,7 +60,7 @@ def train(
         callbacks=list(callbacks),
         enable_progress_bar=False,
         enable_model_summary=False,
-        log_every_n_steps=1000,
+        log_every_n_steps=2 * steps,  # never: it ends before
     )
     data = torch.randn(2 * steps, 12, 8, 8, generator=torch.Generator().manual_seed(0))
     loaders = (DataLoader(data, batch_size=1), DataLoader(data, batch_size=1))
@@ -113,6 +113,9 @@ def test_a_score_is_due_after_so_many_steps_however_they_come(
     assert scored_steps(tmp_path) == steps
 
 
+@pytest.mark.filterwarnings(
+    "ignore:Experiment logs directory", "ignore:You're resuming from a checkpoint"
+)
 def test_a_training_that_goes_on_is_scored_when_the_next_time_comes(
     root: Path, tmp_path: Path
 ) -> None:

@@ -22,6 +22,7 @@ from eval_ingest.store import window_files
 from eval_ingest.store.outcomes import read_outcome
 from eval_ingest.verifying import verify_dataset
 from eval_ingest_tests.conftest import make_job
+from eval_ingest_tests.support import factories
 from eval_ingest_tests.support.comparing import assert_same_ingest
 from eval_ingest_tests.support.servers import gcs_server
 
@@ -223,10 +224,13 @@ def index_of(archive: Path, root: Path) -> dict[str, str]:
     return {f"{group}/{name}": digest for group, name, digest in zip(*columns, strict=True)}
 
 
+@pytest.mark.parametrize("late", [False, True])
 def test_what_is_unpacked_is_moved_into_the_copy_and_not_kept_twice(
-    small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, late: bool
 ) -> None:
-    archive, root = pack(small, tmp_path / "crops.tar.gz"), tmp_path / "root"
+    # Late, the configuration stands behind the windows.
+    names, root = sorted(factories.members(small), reverse=late), tmp_path / "root"
+    archive = factories.pack(small, tmp_path / "crops.tar.gz", names)
     job = make_job(archive, root)
     moved: dict[str, str] = {}
 
@@ -238,7 +242,8 @@ def test_what_is_unpacked_is_moved_into_the_copy_and_not_kept_twice(
     pipeline.ingest(job)
     layout = job.layout
     copied = [str(window) for window in layout.windows.glob("*/*")]
-    assert copied and all("/.archive/" in moved[moved[window]] for window in copied)
+    before = [moved[moved[window]] if late else moved[window] for window in copied]
+    assert before and all((".archive" if late else ".copied_ahead") in path for path in before)
     assert not list(layout.archive.rglob("windows"))
     # Unchanged, the archive isn't opened; another configuration unpacks it once more.
     monkeypatch.setattr("eval_ingest.sources.archive._unpack", None)
@@ -297,7 +302,8 @@ def test_unpacked_bytes_that_were_damaged_on_disk_are_told(small: Path, tmp_path
 def test_a_copy_that_is_stopped_while_files_are_moved_loses_none(
     small: Path, tmp_path: Path, reference: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    archive, root = pack(small, tmp_path / "crops.tar.gz"), tmp_path / "root"
+    last, root = sorted(factories.members(small), reverse=True), tmp_path / "root"
+    archive = factories.pack(small, tmp_path / "crops.tar.gz", last)  # so it is unpacked first
     count, place = 0, window_files._moved
 
     def stopping(*arguments: Any) -> Any:
