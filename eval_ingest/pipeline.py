@@ -357,7 +357,7 @@ def run_stage(job: Job, stage: str, values: dict[str, Any] | None = None) -> Out
         job, inputs = _belonging_together(
             job, dict(zip(_STAGES[stage].inputs, inputs, strict=True))
         )
-    with machine_faults_told(), memory_given_back():
+    with memory_given_back():
         value = _STAGES[stage].build(job, *inputs)
         ran = write_stage(job, stage, value)
         if stage == "window_index" and len(value) > _MANY_ROWS:
@@ -450,8 +450,10 @@ def dataset_lock(job: Job, timeout_s: float = 5.0) -> Iterator[None]:
         LockedError: another process is at it.
         NotOursError: the folder or the name is another tool's.
         NewerVersionError: a newer eval_ingest has published it.
+        MachineError: this machine can't do what is done meanwhile.
     """
-    with job.store.hold(timeout_s, f"{job.spec.name} is being ingested"):
+    doing = f"{job.spec.name} is being ingested"
+    with machine_faults_told(), job.store.hold(timeout_s, doing):
         with contextlib.suppress(IntegrityError):  # damaged: it is made anew
             read_metadata(job.store)  # raises if a newer eval_ingest has published
         claim(job.store, job.spec)

@@ -170,6 +170,48 @@ def test_packed_samples_are_not_damaged_where_the_machine_lacks_something(
             assert cure in str(caught.value)
 
 
+@pytest.mark.parametrize("error", [errno.EACCES, errno.ESTALE, errno.ENODEV, errno.ETIMEDOUT])
+def test_packed_samples_out_of_reach_are_not_made_anew(
+    error: int, small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened = open
+
+    def refuse(path: Any, *more: Any, **others: Any) -> Any:
+        if str(path).endswith("target.npy"):
+            raise OSError(error, os.strerror(error))
+        return opened(path, *more, **others)
+
+    pipeline.ingest(make_job(small, tmp_path))
+    before = {path.name for path in (tmp_path / "crops" / "samples").iterdir()}
+    with monkeypatch.context() as patched:
+        patched.setattr(npy, "open", refuse, raising=False)
+        with pytest.raises(StoreError, match=os.strerror(error)) as caught:
+            pipeline.ingest(make_job(small, tmp_path, splits={"strategy": "random", "seed": 5}))
+    assert not isinstance(caught.value, IntegrityError)
+    pipeline.ingest(make_job(small, tmp_path))
+    assert {path.name for path in (tmp_path / "crops" / "samples").iterdir()} == before
+
+
+@pytest.mark.parametrize("where", ["root", "root/crops", "crops/samples", "crops/val"])
+def test_a_root_that_can_not_be_listed_ends_the_run_with_its_cure(
+    where: str, small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scandir = os.scandir
+
+    def refuse(path: Any = ".") -> Any:
+        if str(path).endswith(where):
+            raise OSError(errno.ENFILE, "Too many open files in system")
+        return scandir(path)
+
+    job = make_job(small, tmp_path / "root")
+    pipeline.ingest(job)
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "scandir", refuse)
+        with pytest.raises(MachineError):
+            pipeline.ingest(job)
+    assert pipeline.ingest(job)[0].value.summary.reasons == {}
+
+
 def test_a_folder_that_can_not_be_listed_for_want_of_handles_is_not_empty(
     small: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

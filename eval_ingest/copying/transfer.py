@@ -270,8 +270,18 @@ class _Lying:
         return cls([], table, RowsByKey(table, KEY))
 
     def of(self, places: Places) -> pa.Table:
-        """What is known of some samples, in their order."""
-        return self.table.take(row_numbers(self.rows.find(places.table)))
+        """What is known of some samples, in their order.
+
+        Raises:
+            StoreError: some can't be found.
+        """
+        rows = self.rows.find(places.table)
+        if (rows < 0).any():
+            raise StoreError(
+                f"{int((rows < 0).sum())} of {len(rows)} samples that were just packed can't be "
+                "read; run again: it goes on where it stopped"
+            )
+        return self.table.take(row_numbers(rows))
 
     def used(self, places: Places) -> list[int]:
         """The numbers of the shards that some samples lie in."""

@@ -16,9 +16,8 @@ from eval_ingest.errors import (
     OutdatedError,
     StoreError,
     brief,
-    lacking,
 )
-from eval_ingest.store.npy import map_npy
+from eval_ingest.store.npy import map_npy, unreadable
 from eval_ingest.store.registry import read_metadata, require_metadata
 from eval_ingest.store.roots.base import DatasetStore, EvalRoot
 from eval_ingest.store.seal import cure_for
@@ -180,9 +179,7 @@ class PackedSamples:
         if isinstance(error, FileNotFoundError) and is_replaced(self._store, self._metadata):
             return version_is_gone(self._metadata)
         path = self._store.root.shown(self._store.layout.array(shard.name, name))
-        return lacking(error) or IntegrityError(
-            f"the packed samples {path} can't be read ({error})", self._cure
-        )
+        return unreadable(path, error, self._cure)
 
 
 def is_replaced(store: DatasetStore, metadata: Metadata) -> bool:

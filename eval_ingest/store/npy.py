@@ -1,5 +1,6 @@
 """The .npy files of shards: made at their full size, looked at without reading them, and mapped."""
 
+import errno
 import functools
 import io
 import math
@@ -12,7 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eval_ingest.core.entry import ShardArray
-from eval_ingest.errors import IntegrityError, lacking
+from eval_ingest.errors import EvalIngestError, IntegrityError, lacking
+from eval_ingest.store.atomic import store_error
+
+_DAMAGE = {None, errno.EIO, errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP}
+"""Of errors: what a file, or what lies in its place, may be the cause of."""
 
 
 @functools.lru_cache(maxsize=256)
@@ -55,9 +60,7 @@ def check_npy(path: Path, recorded: ShardArray, cure: str) -> None:
     except FileNotFoundError as error:
         raise IntegrityError(f"the packed samples {path} are missing", cure) from error
     except OSError as error:
-        raise lacking(error) or IntegrityError(
-            f"the packed samples {path} can't be read ({error})", cure
-        ) from error
+        raise unreadable(path, error, cure) from error
     if found != header:
         what = f"their header isn't that of {recorded.dtype} values in the shape {recorded.shape}"
         raise IntegrityError(f"the packed samples {path} are damaged: {what}", cure)
@@ -65,6 +68,15 @@ def check_npy(path: Path, recorded: ShardArray, cure: str) -> None:
         raise IntegrityError(
             f"the packed samples {path} have {size} bytes, recorded are {recorded.n_bytes}", cure
         )
+
+
+def unreadable(path: Path | str, error: Exception, cure: str) -> EvalIngestError:
+    """What to say of packed samples that can't be read: only some errors are their own fault."""
+    if isinstance(error, OSError) and error.errno not in _DAMAGE:
+        return store_error(path, "reading the packed samples", error)
+    return lacking(error) or IntegrityError(
+        f"the packed samples {path} can't be read ({error})", cure
+    )
 
 
 def map_npy(path: Path, recorded: ShardArray) -> tuple[mmap.mmap, NDArray[Any]]:
