@@ -14,6 +14,9 @@ from typing import Any
 from eval_ingest.errors import IntegrityError, StoreError, lacking
 
 
+_OWNED = "check who owns it, or give a folder of yours; evals go to OLMOEARTH_EVAL_DATASETS"
+
+
 def store_error(path: Path | str, doing: str, error: OSError) -> StoreError:
     """An OSError as a message that says what to do.
 
@@ -24,8 +27,8 @@ def store_error(path: Path | str, doing: str, error: OSError) -> StoreError:
     if lack is not None:
         raise lack from error
     cure = {
-        errno.EACCES: "check who owns it, or give a folder of yours",
-        errno.EPERM: "check who owns it, or give a folder of yours",
+        errno.EACCES: _OWNED,
+        errno.EPERM: _OWNED,
         errno.EROFS: "it is mounted read-only; give a folder that can be written",
         errno.ENOSPC: "the disk is full; free space and run again: it goes on where it stopped",
         errno.EDQUOT: "your quota is used up; free some space and run again",
