@@ -78,7 +78,7 @@ def main() -> int:
         source = dataset(options.windows)
         parts = [
             partial(latency_rows, source),
-            partial(stored_rows, source),
+            partial(stored_rows, source, min(options.windows, 48)),
             partial(bucket_rows, source, min(options.windows, 24)),
         ]
     else:

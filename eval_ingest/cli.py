@@ -137,10 +137,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
             hush()
             return 0
-        lack = lacking(error)
-        if lack is None:
+        told = lacking(error) or _of_a_path(error)
+        if told is None:
             raise
-        _complain(f"error: {lack}")
+        _complain(f"error: {told}")
         return 1
     except KeyboardInterrupt:
         print("\nstopped; run the same command again: it goes on where it was", file=sys.stderr)
@@ -151,6 +151,15 @@ def _corrected(argument: str, error: UnknownDatasetError) -> str:
     """An argument with the near name in the place of the unknown one."""
     flag, equals, value = argument.rpartition("=")
     return f"{flag}{equals}{error.near[0]}" if value == error.name else argument
+
+
+def _of_a_path(error: BaseException) -> Exception | None:
+    """What to say of a path that can't even be looked at, whichever command came upon it."""
+    if not isinstance(error, OSError) or error.errno is None or error.filename is None:
+        return None
+    from eval_ingest.store.atomic import store_error  # brings what --help does without
+
+    return store_error(str(error.filename), "looking at", error)
 
 
 def _complain(text: str) -> None:

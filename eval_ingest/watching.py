@@ -253,7 +253,8 @@ def _look(
     looked = memory(looks)
     found = list(find(expanded, max_depth, memory=looked))
     if looked.looks != looks:
-        write_json(path, looked.dump())
+        with contextlib.suppress(StoreError):  # then the next look takes as long as this one
+            write_json(path, looked.dump())
     return found
 
 
@@ -469,7 +470,8 @@ def judge_all(
         found = look_at(sighting, settings)
         if found.of_source and sighting.spec.config is None:
             since = old.since if old and old.judgement == found else time_s
-            write_json(path, _Judged(version, since, time_s, found).dump())
+            with contextlib.suppress(StoreError):  # then it is judged anew the next time
+                write_json(path, _Judged(version, since, time_s, found).dump())
         elif old:
             remove_path(path)
         return found

@@ -1,6 +1,7 @@
 """The command line as a person uses it: what is printed, and how it fails."""
 
 import argparse
+import errno
 import json
 import os
 import re
@@ -423,3 +424,15 @@ def test_every_field_of_a_suite_has_its_flag() -> None:
     suite = SuiteFields(**{name: value for name, value in given.items() if value is not None})
     assert (suite.encoders, suite.label_fractions) == (("pixels", "random"), (0.1, "few"))
     assert (suite.seeds, suite.max_train_samples, suite.split) == ((1, 2), 5, "test")
+
+
+def test_a_path_that_can_not_be_looked_at_is_told(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    def denied(*_: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", str(tmp_path / "x"))
+
+    monkeypatch.setattr("eval_ingest.sweep.results.read_rows", denied)
+    assert cli.main(["leaderboard", "--out", str(tmp_path / "x")]) == 1
+    told = capsys.readouterr().err
+    assert told.startswith(f"error: looking at {tmp_path}/x failed: Permission denied; check who")

@@ -17,9 +17,10 @@ from eval_ingest.core.entry import SPLIT_INDEX_VERSION
 from eval_ingest.core.forms import TableForm
 from eval_ingest.core.index import INDEX_FORM
 from eval_ingest.core.resolved import SPLITS
-from eval_ingest.errors import IntegrityError, StoreError
-from eval_ingest.store.index_file import read_index
-from eval_ingest.store.manifest import CopiedWindow, Manifest
+from eval_ingest.core.splits import SPLITS_FORM
+from eval_ingest.errors import IntegrityError, LoadError, StoreError
+from eval_ingest.store.index_file import read_index, read_splits
+from eval_ingest.store.manifest import MANIFEST_FORM, CopiedWindow, Manifest
 from eval_ingest.store.registry import read_metadata, read_registry
 from eval_ingest.store.roots.base import EvalRoot
 from eval_ingest.store.seal import (
@@ -247,6 +248,78 @@ def test_what_is_opened_by_holds_what_samples_need(kind: str, root: Path) -> Non
         write_sealed_json(root / "crops" / name, forged)
     with pytest.raises(IntegrityError, match=CURE):
         EvalDataset("crops", "train", root=root)
+
+
+@pytest.mark.parametrize("size", [10**30, 2**63, 65_536, -1, 0, "8", None])
+def test_a_size_that_nobody_can_pad_to_is_refused(size: object, root: Path) -> None:
+    for name in ("opening.json", "metadata.json"):
+        record = read_sealed_json(root / "crops" / name, CURE)
+        assert record is not None
+        record["config"]["modalities"][0]["pad"] = {"size": size, "center": False}
+        write_sealed_json(root / "crops" / name, record)
+    if size == "8":  # what can only mean one number is that number
+        assert EvalDataset("crops", "train", root=root)[0]["sentinel2_l2a"].shape[0] <= 16
+        return
+    with pytest.raises((IntegrityError, LoadError), match=f"{CURE}|filled up to 65536"):
+        EvalDataset("crops", "train", root=root)
+
+
+@pytest.mark.parametrize(
+    ("table", "column", "value"),
+    [("window_index", "options", "no JSON"), ("window_index", "options", "[1]"),
+     ("window_index", "options", "[" * 100_000), ("window_index", "crs", "http://host/x"),
+     ("window_index", "crs", "+proj=utm +nadgrids=/etc/x"), ("window_index", "name", ".."),
+     ("window_index", "name", None), ("window_index", "bounds", [1]),
+     ("window_index", "height", -1),
+     ("window_index", "geometry", b"\1\6\0\0\0\1\0\0\0" * 100_000),
+     ("window_index", "geometry", b"\1\7\0\0\0\0\0\0\0"), ("window_index", "status", "fine"),
+     ("window_index", "label.class_counts", [1]), ("split_assignment", "split", "trial"),
+     ("split_assignment", "split", None), ("copy_manifest", "group", "../x"),
+     ("copy_manifest", "checksum", "x"), ("copy_manifest", "n_bytes", -1)],
+)  # fmt: skip
+def test_a_value_that_no_table_of_ours_has_is_damage(
+    table: str, column: str, value: object, root: Path
+) -> None:
+    form = {"window_index": INDEX_FORM, "split_assignment": SPLITS_FORM,
+            "copy_manifest": MANIFEST_FORM}[table]  # fmt: skip
+    path = root / "crops" / f"{table}.parquet"
+    found = read_table(path, form, "crops")
+    assert found is not None
+    values = [*found[0][column].to_pylist()[:-1], value]
+    at = found[0].schema.get_field_index(column)
+    changed = pa.array(values, found[0].schema.field(at).type)
+    facts = dict(found[1])
+    write_table(path, found[0].set_column(at, column, changed), facts)
+    with pytest.raises(IntegrityError, match=f"damaged at {column}; {CURE}"):
+        read_table(path, form, "crops")
+    if form.columns[column].needed:
+        write_table(path, found[0].drop_columns(column), facts)
+        with pytest.raises(IntegrityError, match=f"damaged at {column}; {CURE}"):
+            read_table(path, form, "crops")
+
+
+@pytest.mark.parametrize("split", SPLITS)
+def test_a_record_without_one_of_the_splits_is_damage(split: str, root: Path) -> None:
+    for name in ("opening.json", "metadata.json"):
+        record = read_sealed_json(root / "crops" / name, CURE)
+        assert record is not None
+        del record["splits"][split]
+        write_sealed_json(root / "crops" / name, record)
+    with pytest.raises(IntegrityError, match=f"damaged at splits; {CURE}"):
+        EvalDataset("crops", "train", root=root)
+    with pytest.raises(IntegrityError, match=f"damaged at splits; {CURE}"):
+        api.info("crops", root)
+
+
+@pytest.mark.parametrize("counts", [{"train": "x", "val": 1, "test": 2}, {"train": 6}, "7"])
+def test_a_report_beside_the_splits_has_its_form(counts: object, root: Path) -> None:
+    path = root / "crops" / "split_assignment.parquet"
+    found = read_table(path, SPLITS_FORM, "crops")
+    assert found is not None
+    facts = dict(found[1])
+    write_table(path, found[0], {**facts, "report": {**facts["report"], "counts": counts}})
+    with pytest.raises(IntegrityError, match=f"damaged at report.counts.*{CURE}"):
+        read_splits(path)
 
 
 @pytest.mark.parametrize("fact", ["fingerprint", "row_key", "source", "extra"])

@@ -157,7 +157,11 @@ def normal_peak(written: Copied, tmp_path_factory: pytest.TempPathFactory) -> in
 
 @pytest.mark.parametrize("kind", sorted(HOSTILE))
 def test_a_hostile_window_is_one_invalid_window(
-    kind: str, normal_peak: int, copied: Copied, tmp_path: Path
+    kind: str,
+    normal_peak: int,
+    copied: Copied,
+    tmp_path: Path,
+    record_property: Callable[[str, object], None],
 ) -> None:
     source = copied("segmentation")
     make, code = HOSTILE[kind]
@@ -165,6 +169,7 @@ def test_a_hostile_window_is_one_invalid_window(
     with peak_of_all() as peak:
         index = pipeline.ingest(make_job(source, tmp_path / "root"))[0].value
     assert index.summary.reasons == {code: 1}
+    record_property("row", (kind, code, (peak.n_bytes - normal_peak) >> 20))  # see support/peaks.py
     assert peak.n_bytes - normal_peak < 1 << 30
 
 
@@ -180,7 +185,7 @@ def _noise(path: Path, side: int) -> None:
 
 
 def test_the_largest_raster_that_gdal_may_decode_takes_less_than_four_times_a_windows_bytes(
-    copied: Copied, tmp_path: Path
+    copied: Copied, tmp_path: Path, record_property: Callable[[str, object], None]
 ) -> None:
     mib, peaks, source = 64, [], copied("segmentation")
     window = first_window(source)
@@ -196,6 +201,8 @@ def test_the_largest_raster_that_gdal_may_decode_takes_less_than_four_times_a_wi
             index = pipeline.ingest(replace(job, settings=replace(job.settings, window_mib=mib)))
         assert "window_too_large" not in index[0].value.summary.reasons
         peaks.append(peak.n_bytes)
+    kind = f"the largest raster that GDAL alone may decode, with {mib} MiB a window"
+    record_property("row", (kind, "valid", (peaks[1] - peaks[0]) >> 20))
     assert peaks[1] - peaks[0] < (1 << 30) * mib // 256  # a GiB for the usual 256 MiB
 
 

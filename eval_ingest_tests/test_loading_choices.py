@@ -386,6 +386,7 @@ def test_a_notebook_shows_classes_in_their_colours_and_no_markup_of_names(opened
     html = opened()._repr_html_()
     assert "rgb(122,62,30)" in html and "cacao" in html and "<table>" in html
     assert "<script" not in html
+    assert opened().task.ignored_id == 0 and "0 class_0" not in html  # only marks missing labels
 
 
 @pytest.mark.parametrize(

@@ -11,17 +11,12 @@ from eval_ingest.core.resolved import ResolvedConfig
 from eval_ingest.core.task import Task
 from eval_ingest.decoding.judge import JUDGED_BYTES, read_window, sample_arrays
 from eval_ingest.errors import SourceError
-from eval_ingest.sources.ahead import COPIES, Room
+from eval_ingest.sources.ahead import BYTES_BEHIND, COPIES, WINDOWS_BEHIND, Room
 from eval_ingest.sources.base import Ours, Source, SourceFile, WindowFiles, WindowReader, crc_of
 from eval_ingest.store.ahead import WindowsAhead
 from eval_ingest.store.manifest import CopiedWindow
 from eval_ingest.store.shards import ShardWriter
 from eval_ingest.store.window_files import METADATA, Content, Windows
-
-WINDOWS_BEHIND = 16
-"""That a worker has in hand at a time: to be packed, or on their way into the copy."""
-BYTES_BEHIND = 64 << 20
-"""Of their files, if it has more than one."""
 
 ToPlace = tuple[Place, int | None, bool]
 """A window, its row in the shard if it is to be packed, and whether to copy it."""

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
+from typing import Any
 
 import pyarrow as pa
 
@@ -16,6 +17,7 @@ from eval_ingest.decoding.machine import judges
 from eval_ingest.indexing.filters import WindowFilter, selected
 from eval_ingest.indexing.packer import Packer, pack_row
 from eval_ingest.indexing.rows import index_row
+from eval_ingest.sources.ahead import BYTES_BEHIND, COPIES, WINDOWS_BEHIND, Room
 from eval_ingest.sources.base import Listed, Source, WindowFiles, WindowReader
 from eval_ingest.store.manifest import CopiedWindow
 from eval_ingest.store.shards import PackRow
@@ -42,23 +44,39 @@ class IndexTask:
     def __call__(self, shard: Sequence[tuple[int, Listed]]) -> "IndexedShard":
         """Rows of some windows, each with its place among the samples; runs in a worker."""
         result = IndexedShard()
-        rows = []
+        rows: list[dict[str, Any]] = []
         windows = self.readers([item for _, item in shard])
-        for (place, _), (files, reader) in zip(shard, windows, strict=True):
-            sample = self.read(reader, files)
-            if sample is None:
-                result.filtered_out.append(files.listed)
-                continue
-            rows.append(index_row(sample, self.config, self.judged_by))
-            if sample.problems:
-                continue
-            packed = self._pack(place, sample)
-            result.packed += packed
-            copied = self.copy_ahead(files, reader) if packed and self.copy_ahead else None
-            if copied is not None:
-                result.copied.append(copied)
-            elif self.copy_mode == "windows" or (self.copy_mode == "stream" and not packed):
-                reader.keep()
+        room = Room(BYTES_BEHIND)
+
+        def valid() -> Iterator[tuple[WindowFiles, WindowReader, bool]]:
+            """Those that a later stage may want, and whether each is packed."""
+            for (place, _), (files, reader) in zip(shard, windows, strict=True):
+                sample = self.read(reader, files)
+                if sample is None:
+                    result.filtered_out.append(files.listed)
+                    continue
+                rows.append(index_row(sample, self.config, self.judged_by))
+                if sample.problems:
+                    continue
+                packed = self._pack(place, sample)
+                result.packed += packed
+                room.wait(files.n_bytes)
+                yield files, reader, bool(packed)
+
+        def copy(window: tuple[WindowFiles, WindowReader, bool]) -> CopiedWindow | None:
+            files, reader, packed = window
+            try:
+                copied = self.copy_ahead(files, reader) if packed and self.copy_ahead else None
+                if copied is None and (
+                    self.copy_mode == "windows" or (self.copy_mode == "stream" and not packed)
+                ):
+                    reader.keep()
+                return copied
+            finally:
+                room.give_back(files.n_bytes)
+
+        copies = COPIES.each(copy, valid(), WINDOWS_BEHIND)
+        result.copied = [copied for copied in copies if copied is not None]
         result.table = arrow_rows(rows, index_schema(self.config))
         return result
 

@@ -4,6 +4,7 @@ Opening reads opening.json and the split's index; no window is scanned, and pixe
 a sample is asked for. Workers of a DataLoader share the maps.
 """
 
+import math
 import operator
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -23,6 +24,7 @@ from eval_ingest.core.arguments import check_arguments
 from eval_ingest.core.crops import Corner, split_cut
 from eval_ingest.core.entry import Metadata
 from eval_ingest.core.hub import SCHEME, HubAddress
+from eval_ingest.core.padding import padded_size
 from eval_ingest.core.public import require_public
 from eval_ingest.core.resolved import ModalityInput
 from eval_ingest.core.spec import SPLITS
@@ -61,6 +63,8 @@ if TYPE_CHECKING:
 
 _OF_WORKERS = ("prefetch_factor", "persistent_workers", "timeout", "multiprocessing_context")
 """Arguments of DataLoader that it refuses where there are no workers."""
+_MOST_FILLED_BYTES = 2 << 30
+"""Of a sample that is larger than its window."""
 _BATCH_BYTES = 64 << 20
 """`loader` makes batches of about this many bytes of float32 pixels."""
 
@@ -217,6 +221,7 @@ class EvalDataset(Dataset[dict[str, Any]]):
         self._random_crop = crop == "random"
         self.channels_first, self._transforms = given["channels_first"], given["transforms"]
         self._index = self._read_index()
+        self._refuse_filled_up()
         self._samples = self._open_samples()
 
     # -------------------------------------------------------------------------------- opening
@@ -275,6 +280,24 @@ class EvalDataset(Dataset[dict[str, Any]]):
         path = self._store.layout.path / self._opening.splits[self.split].index
         modalities = [modality.name for modality in self._opening.config.modalities]
         return self._store.read_fixed(path, lambda: SplitIndex(path, self.name, modalities))
+
+    def _refuse_filled_up(self) -> None:
+        """Check that Pad and crop size don't make samples of small windows too large for memory."""
+        index = self._index
+        window = int(index.heights.max(initial=1)), int(index.widths.max(initial=1))
+        parts = (*self._inputs, self._opening.config.label)
+        pads = [padded_size(part.pad_of(self.split), *window) for part in parts]
+        height, width = max(self._cut.size(*window), *pads, key=math.prod)
+        depth = max(
+            len(m.bands) * int(index.timesteps[m.name].max(initial=0)) for m in self._inputs
+        )
+        n_bytes = 4 * height * width * depth
+        if n_bytes > _MOST_FILLED_BYTES and height * width > window[0] * window[1]:
+            raise LoadError(
+                f"samples of {self.name} are filled up to {height} x {width} pixels, "
+                f"{n_bytes >> 30} GiB each, where windows have {window[0]} x {window[1]}; correct "
+                "its Pad or crop size, and ingest it again"
+            )
 
     def _open_samples(self) -> "PackedSamples | SourceSamples":
         if self._opening.spec.copy_mode != "index":

@@ -87,6 +87,7 @@ def as_html(dataset: Shown) -> str:
             for k, (name, color) in enumerate(
                 zip(dataset.classes, class_colors(dataset.task), strict=True)
             )
+            if k != dataset.task.ignored_id
         )
         lines.append(f"<tr><th style='text-align:left'>classes</th><td style='text-align:left'>"
                      f"{' &nbsp; '.join(swatches)}</td></tr>")  # fmt: skip

@@ -98,7 +98,8 @@ def evaluate(
 ) -> Evaluation:
     """Score a model on registered datasets: embed, train a probe on train, score a split.
 
-        scores = evaluate(model, ["tolbi_crops"], adapter=lambda m, batch, dataset: m(batch))
+        adapter = lambda m, batch, dataset: m(batch)
+        scores = evaluate(model, ["tolbi_crops"], adapter=adapter)
         logger.log(scores.scores())
 
     Under torch.distributed, every rank calls it alike: batches are shared out, the probe is trained

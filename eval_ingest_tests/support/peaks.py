@@ -3,11 +3,20 @@
 Each process's peak is the kernel's own (VmHWM), so that none is missed between two looks. Their sum
 is an upper bound: they need not be at their peaks at the same time, and share their libraries. What
 this process sees of memory that it shares with one of them is that one's.
+
+    python -m eval_ingest_tests.support.peaks
+
+prints the table of the threat model: what each hostile window takes above an ordinary ingest.
 """
 
+import ast
 import contextlib
 import os
+import subprocess
+import sys
+import tempfile
 import threading
+import xml.etree.ElementTree as ET
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -68,3 +77,25 @@ def _bytes(pid: int, what: str) -> int:
     with contextlib.suppress(OSError, IndexError):
         return int(Path(f"/proc/{pid}/status").read_text().split(f"{what}:")[1].split()[0]) << 10
     return 0
+
+
+_MEASURED = "is_one_invalid_window or largest_raster"
+
+
+def _table() -> Iterator[str]:
+    """As Markdown, measured by the test that holds the limit."""
+    test = Path(__file__).parents[1] / "test_hostile.py"
+    with tempfile.TemporaryDirectory() as folder:
+        told = Path(folder) / "told.xml"
+        command = [sys.executable, "-m", "pytest", "-q", "-p", "no:xdist", f"--junitxml={told}"]
+        subprocess.run([*command, str(test), "-k", _MEASURED], stdout=sys.stderr)
+        rows = [
+            ast.literal_eval(found.get("value", "")) for found in ET.parse(told).iter("property")
+        ]
+    yield from ("| window | is | MiB above |", "| --- | --- | --- |")
+    for kind, code, mib in sorted(rows, key=lambda row: -row[2]):
+        yield f"| {kind} | {code} | {max(mib, 0)} |"
+
+
+if __name__ == "__main__":
+    print(*_table(), sep="\n")
