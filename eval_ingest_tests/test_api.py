@@ -163,6 +163,11 @@ def test_what_is_wrong_is_told_with_the_near_names(root: Path, written: Written)
         (lambda: eval_ingest.publish("x", 5), "to=5 can't be"),
         (lambda: eval_ingest.publish("x", "hf://a/b", licence=5), "licence=5 can't be"),
         (lambda: eval_ingest.publish("x", "hf://a/b", citation=["a"]), "citation=.'a'. can't be"),
+        (lambda: eval_ingest.signal(5), "names=5 can't be; give names of datasets"),
+        (lambda: eval_ingest.signal([5]), r"datasets\.0: Input should be a valid string"),
+        (lambda: eval_ingest.signal("x", encoders=b"a"), "encoders=b'a' can't be"),
+        (lambda: eval_ingest.signal("x", encoders=[5]), "no encoder 5"),
+        (lambda: eval_ingest.signal("x", most_windows="a"), "most_windows='a' can't be"),
         (lambda: eval_ingest.pull(5), "url=5 can't be; give hf://ORG/REPO/NAME"),
     ],
 )

@@ -115,7 +115,7 @@ def signal(
     names: str | Sequence[str] = ALL,
     *,
     root: str | Path | None = None,
-    encoders: Sequence[str] | None = None,
+    encoders: str | Sequence[str] | None = None,
     most_windows: int = MOST_WINDOWS,
     keep: bool = True,
     budget_s: float = BUDGET_S,
@@ -126,8 +126,8 @@ def signal(
     Args:
         names: a dataset, several, or "all" under the eval root.
         root: the eval root; default OLMOEARTH_EVAL_DATASETS.
-        encoders: more models, of unknown order; default `random`, and OlmoEarth nano where its
-            weights are at hand.
+        encoders: one or more models, of unknown order; default `random`, and OlmoEarth nano where
+            its weights are at hand.
         most_windows: of each split that are used.
         keep: in metadata.json and registry.json, until the dataset is ingested anew.
         budget_s: seconds that the suite may take: `.suite`, in YAML `.suite_text`.
@@ -145,12 +145,14 @@ def signal(
         raise SweepError(
             f"{most_windows} windows tell nothing; a signal needs {core.FEWEST} or more"
         )
+    if isinstance(encoders, str):
+        encoders = (encoders,)
     if encoders is None:
         encoders = ("random", *([PRETRAINED] if weights_at_hand(PRETRAINED) else []))
     for spec in encoders:
         check_encoder(spec)
     one = isinstance(names, str) and names != ALL
-    suite = Suite(datasets=(names,) if isinstance(names, str) else tuple(names))
+    suite = Suite().having(datasets=(names,) if isinstance(names, str) else tuple(names))
     settings = Settings.load(eval_root=root)
     eval_root, catalog = open_root(settings), catalog_of(settings)
     found: dict[str, Signal] = {}

@@ -53,7 +53,7 @@ def check_encoder(spec: str) -> None:
     """
     if spec in _OURS:
         return
-    kind, _, rest = spec.partition(":")
+    kind, _, rest = str(spec).partition(":")
     if not (kind and rest):
         raise SweepError(
             f"no encoder {spec!r}; there are pixels, olmoearth:SIZE (olmoearth:nano@random, "
