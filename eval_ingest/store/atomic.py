@@ -13,7 +13,6 @@ from typing import Any
 
 from eval_ingest.errors import IntegrityError, StoreError, lacking
 
-
 _OWNED = "check who owns it, or give a folder of yours; evals go to OLMOEARTH_EVAL_DATASETS"
 
 
