@@ -114,6 +114,12 @@ ui: $(READY)  ## Dagster's page and daemon at http://127.0.0.1:3000, watching th
 	@mkdir -p .dagster && ln -sf ../dagster.yaml .dagster/dagster.yaml
 	@. $(BIN)/activate && DAGSTER_HOME="$(CURDIR)/.dagster" exec dagster dev --host 127.0.0.1 --port $(PORT)
 
+# Scores are the demo's if their version is one that the demo's eval root knows.
 clean:  ## remove the demo's data, its scores, Dagster's history and the demo's .env; .venv stays
-	if grep -qs "Written by make demo" .env; then rm -rf .env sweep_results; fi
+	@if grep -qs "Written by make demo" .env; then rm .env; \
+	  for row in sweep_results/rows/*.json; do \
+	    version=$$(sed -n 's/^ *"dataset_version": \("[^"]*"\).*/\1/p' "$$row" 2>/dev/null); \
+	    [ ! -f "$$row" ] || grep -qsF "$${version:-?}" .demo/eval_datasets/*/metadata.json || others=$$row; done; \
+	  if [ -z "$$others" ]; then rm -rf sweep_results; \
+	  else echo "sweep_results stays: it holds scores of other evals, such as $$others"; fi; fi
 	rm -rf .demo .dagster

@@ -33,7 +33,7 @@ from eval_ingest.engine import (
 )
 from eval_ingest.errors import EvalIngestError, SpecError
 from eval_ingest.report import terminal
-from eval_ingest.report.printing import Printed
+from eval_ingest.report.printing import Printed, table
 from eval_ingest.settings import Settings
 from eval_ingest.store.catalog import (
     absolute,
@@ -61,7 +61,6 @@ if TYPE_CHECKING:
     from eval_ingest.copying.verify import Verified
     from eval_ingest.job import Job
     from eval_ingest.pipeline import Outcome
-    from eval_ingest.report.tables import Board
     from eval_ingest.sweep.results import Leaderboard
 
 
@@ -192,6 +191,8 @@ class Info(Printed):
     """Its metadata.json: spec, configuration, statistics, quality, splits."""
     path: str
     """Its folder or URL."""
+    scores: list[list[str]] = field(default_factory=list)
+    """What sweeps found, a row an encoder and version under the names of the columns; or empty."""
 
     @property
     def name(self) -> str:
@@ -229,25 +230,33 @@ class Info(Printed):
         return self.metadata.fingerprint
 
     @classmethod
-    def of(cls, root: EvalRoot, name: str) -> "Info":
+    def of(cls, root: EvalRoot, name: str, out: str | Path = DEFAULT_OUT) -> "Info":
         """The same of a root that is open."""
-        return cls(require_metadata(root, name), root.dataset(name).url)
+        metadata = require_metadata(root, name)
+        return cls(metadata, root.dataset(name).url, _scores(name, Path(out).expanduser()))
 
     def lines(self) -> list[str]:
         """What the command line prints."""
-        return terminal.info_lines(self.metadata, self.path)
+        scores = ["scores of frozen encoders", *table(self.scores)] if self.scores else []
+        *lines, use = terminal.info_lines(self.metadata, self.path)
+        return [*lines, *scores, use]
 
 
 @checked
-def info(name: str, root: Root = None) -> Info:
+def info(name: str, root: Root = None, *, out: str | Path = DEFAULT_OUT) -> Info:
     """Everything about an ingested dataset.
+
+    Args:
+        name: the dataset.
+        root: the eval root; default OLMOEARTH_EVAL_DATASETS.
+        out: what sweeps wrote, for the scores; it needn't be there.
 
     Raises:
         UnknownDatasetError: there is none of that name; the message lists the near ones.
         NotOursError: it is another tool's, and not adopted.
         StoreError: it can't be read.
     """
-    return Info.of(tidied(Settings.load(eval_root=root)), name)
+    return Info.of(tidied(Settings.load(eval_root=root)), name, out)
 
 
 # -------------------------------------------------------------------------------- ingesting
@@ -537,15 +546,17 @@ def write_report(name: str, root: Root = None, *, out: str | Path = DEFAULT_OUT)
     """
     eval_root = _with_dataset(root, name)
     from eval_ingest.report import writing
+    from eval_ingest.report.tables import Board
 
-    return writing.write_report(eval_root, name, _scores(name, Path(out).expanduser()))
+    scores = _scores(name, Path(out).expanduser())
+    boards = [Board("frozen encoders", scores)] if scores else []
+    return writing.write_report(eval_root, name, boards)
 
 
-def _scores(name: str, out: Path) -> "list[Board]":
+def _scores(name: str, out: Path) -> list[list[str]]:
     """What sweeps found on a dataset, a line an encoder and version, the newest version first."""
     if not any((out / "rows").glob("*.json")):
         return []
-    from eval_ingest.report.tables import Board
     from eval_ingest.sweep.results import leaderboards, read_rows
 
     rows = [row for row in read_rows(out) if row.dataset == name]
@@ -560,7 +571,7 @@ def _scores(name: str, out: Path) -> "list[Board]":
                 share = f"{100 * board.label_fraction:.4g}%"
                 lines.append([encoder, board.split, share, cell.metric, f"{cell.score:.3f}",
                               interval, version[:8]])  # fmt: skip
-    return [Board("frozen encoders", lines)] if len(lines) > 1 else []
+    return lines if len(lines) > 1 else []
 
 
 @checked

@@ -295,6 +295,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"eval-ingest {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    out = Path(DEFAULT_OUT)
     command = partial(_command, commands)
     switch = argparse.BooleanOptionalAction
 
@@ -324,9 +325,13 @@ def _parser() -> argparse.ArgumentParser:
     add("--full", action="store_true", help=text)
 
     command("list", "datasets in the registry and in the catalog")
-    command("info", "everything about an ingested dataset", dataset="needed")
+    for shown in (
+        command("info", "everything about an ingested dataset", dataset="needed"),
+        command("report", "pictures, an HTML page and a dataset card", dataset="needed"),
+    ):
+        text = f"what sweeps wrote, for its scores; default {out}"
+        shown.add_argument("--out", type=_folder, default=out, metavar="DIR", help=text)
     command("verify", "read back what was ingested and compare", dataset="needed")
-    command("report", "pictures, an HTML page and a dataset card", dataset="needed")
 
     text = "write a dataset as a folder to publish"
     add = command("export", text, dataset="needed").add_argument
@@ -353,7 +358,7 @@ def _parser() -> argparse.ArgumentParser:
     remove.add_argument("--yes", action="store_true", help="don't ask")
 
     sweep = command("sweep", "score frozen encoders on ingested datasets, all or some")
-    add, out = sweep.add_argument, Path(DEFAULT_OUT)
+    add = sweep.add_argument
     add("--suite", type=_folder, metavar="YAML", help="a suite; flags win over what it says")
     add_suite_flags(sweep)
     add("--device", help="cpu or cuda; default: a GPU if there is one")

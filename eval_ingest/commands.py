@@ -174,7 +174,7 @@ def run_info(options: argparse.Namespace) -> int:
     if entry is not None:
         _show(options, entry, terminal.entry_lines(options.name, entry))
         return 0
-    found = api.Info.of(root, options.name)
+    found = api.Info.of(root, options.name, options.out)
     _show(options, found.metadata.model_dump(mode="json", by_alias=True), found.lines())
     return 0
 
@@ -195,7 +195,7 @@ def run_verify(options: argparse.Namespace) -> int:
 
 def run_report(options: argparse.Namespace) -> int:
     """Write pictures, page and card."""
-    paths = [_root().shown(path) for path in api.write_report(options.name)]
+    paths = [_root().shown(path) for path in api.write_report(options.name, out=options.out)]
     page = next(path for path in paths if path.endswith("report.html"))
     lines = [*(f"  {path}" for path in paths), f"look at {page}"]
     _show(options, {"name": options.name, "files": paths}, lines)

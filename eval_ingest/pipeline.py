@@ -361,9 +361,8 @@ def run_stage(job: Job, stage: str, values: dict[str, Any] | None = None) -> Out
         value = _STAGES[stage].build(job, *inputs)
         ran = write_stage(job, stage, value)
         if stage == "window_index" and len(value) > _MANY_ROWS:
-            value = (
-                read_outcome(job.store, stage) or value
-            )  # its columns are read when they are asked for
+            # Read again, so that its columns come from the disk as they are asked for.
+            value = read_outcome(job.store, stage) or value
         job.store.send()
     if stage == "registry_entry":
         tidy(job, value)

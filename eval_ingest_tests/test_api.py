@@ -230,7 +230,7 @@ def score(name: str, version: str, encoder: str, value: float, finished_at: str)
 
 
 def test_a_report_has_the_scores_of_sweeps_and_the_versions_that_were_published(
-    root: Path, written: Written, tmp_path: Path
+    root: Path, written: Written, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     eval_ingest.ingest("crops", written("segmentation"))
     first = eval_ingest.info("crops").fingerprint
@@ -248,6 +248,18 @@ def test_a_report_has_the_scores_of_sweeps_and_the_versions_that_were_published(
     assert page.index("0.520") < page.index("0.410") and "0.990" not in page
     assert "0.420 to 0.620" in page and page.index(second[:8]) < page.index(first[:8])
     assert len(eval_ingest.leaderboard(datasets=["crops"])[0].cells) == 1
+
+    known = eval_ingest.info("crops")
+    assert [row[4] for row in known.scores] == ["score", "0.520", "0.410"]
+    assert [line for line in str(known).splitlines() if "0.420 to 0.620" in line]
+    (tmp_path / "sweep_results").rename(tmp_path / "elsewhere")
+    assert eval_ingest.info("crops").scores == []
+    assert cli.main(["info", "crops", "--out", "elsewhere"]) == 0
+    assert "0.420 to 0.620" in capsys.readouterr().out
+    for flags, is_there in (([], False), (["--out", "elsewhere"], True)):
+        assert cli.main(["report", "crops", *flags]) == 0
+        [page] = [path.read_text() for path in paths if path.name == "report.html"]
+        assert ("0.420 to 0.620" in page) is is_there
 
 
 def test_workers_begin_to_import_with_the_parent_where_many_windows_are_new(

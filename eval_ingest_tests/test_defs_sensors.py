@@ -414,8 +414,8 @@ def test_a_fault_of_ours_in_one_dataset_does_not_stop_the_others(
     (line,) = ticks.log_of("deep inside")
     assert line.startswith(f"{root}/bad could not be looked at:") and "Traceback" in line
     monkeypatch.undo()
-    ticks()
-    assert "bad" in [request.partition_key for request in ticks().run_requests or ()]
+    looks = (ticks().run_requests or () for _ in range(60))  # it rests first, if ticks were slow
+    assert any("bad" in [request.partition_key for request in look] for look in looks)
 
 
 def test_a_fault_of_ours_in_one_root_does_not_stop_the_others(

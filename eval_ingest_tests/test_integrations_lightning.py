@@ -162,7 +162,11 @@ def test_a_datamodule_hands_out_the_splits(ingested: Callable[[str], Path]) -> N
         "segmentation", 4, train={"max_samples": 6, "crop": "random"}, root=root, normalize=None
     )
     assert [len(batch["window"]) for batch in data.train_dataloader()] == [4, 2]
-    for split, loader in (("val", data.val_dataloader()), ("test", data.test_dataloader())):
+    for split, loader in (
+        ("val", data.val_dataloader()),
+        ("test", data.test_dataloader()),
+        ("test", data.predict_dataloader()),
+    ):
         wanted = EvalDataset("segmentation", split, root=root)
         windows = [window for batch in loader for window in batch["window"]]
         assert windows == [wanted.window(i) for i in range(len(wanted))]

@@ -1,7 +1,9 @@
 """What is installed: a plain `pip install` loads datasets; hooks and lint agree."""
 
+import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
 import tarfile
@@ -69,6 +71,46 @@ def test_a_commit_runs_what_make_lint_runs() -> None:
     linters = ("ruff", "mypy", "lint-imports")
     commands = [line.split()[0] for line in lines.splitlines()]
     assert [c for c in commands if Path(c).name in linters] == entries
+
+
+def make(at: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = ["make", "-f", str(REPOSITORY / "Makefile"), *arguments]
+    return subprocess.run(command, cwd=at, capture_output=True, text=True)
+
+
+@pytest.mark.parametrize(
+    ("first_line", "scored", "left"),
+    [
+        ("# Written by make demo: all", ["1a"], ["evals"]),
+        ("# Written by make demo: all", ["1a", "2b"], ["evals", "sweep_results"]),
+        ("STUDIO_ROOT=/mine", ["1a"], [".env", "evals", "sweep_results"]),
+    ],
+)
+def test_make_clean_removes_the_demo_and_nothing_of_a_user(
+    first_line: str, scored: list[str], left: list[str], tmp_path: Path
+) -> None:
+    assert "# Written by make demo" in (REPOSITORY / "scripts/demo.sh").read_text()
+    for folder in (".demo/eval_datasets/tolbi_crops", ".dagster", "sweep_results/rows", "evals"):
+        (tmp_path / folder).mkdir(parents=True)
+    known = json.dumps({"fingerprint": "1a"}, indent=2)
+    (tmp_path / ".demo/eval_datasets/tolbi_crops/metadata.json").write_text(known)
+    for version in scored:
+        row = json.dumps({"dataset": "tolbi_crops", "dataset_version": version}, indent=2)
+        (tmp_path / f"sweep_results/rows/{version}.json").write_text(row)
+    (tmp_path / ".env").write_text(first_line + "\n")
+    done = make(tmp_path, "clean")
+    assert done.returncode == 0, done.stderr
+    assert sorted(path.name for path in tmp_path.iterdir()) == left
+    assert ("sweep_results stays" in done.stdout) is (len(scored) == 2)
+
+
+def test_a_port_that_is_taken_is_told_with_another(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        at = f"VENV={sys.prefix}"
+        done = make(tmp_path, "-o", f"{sys.prefix}/.ready", "ui", at, f"PORT={port}")
+    assert done.returncode != 0 and not list(tmp_path.iterdir())
+    assert f"port {port} is taken; take another: make ui PORT={port + 1}" in done.stderr
 
 
 def test_sdist_and_wheel_hold_every_file_of_the_package(tmp_path: Path) -> None:

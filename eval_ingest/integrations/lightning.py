@@ -76,6 +76,10 @@ class EvalDataModule(LightningDataModule):
         """Test, in order."""
         return self._dataloader("test")
 
+    def predict_dataloader(self) -> Any:
+        """Test, in order: what predictions are asked for of."""
+        return self._dataloader("test")
+
 
 class EvalCallback(Callback):
     """Scores the model every so many steps, and logs through the trainer's loggers.

@@ -13,7 +13,8 @@ from typing import Any
 
 from eval_ingest.errors import IntegrityError, StoreError, lacking
 
-_OWNED = "check who owns it, or give a folder of yours; evals go to OLMOEARTH_EVAL_DATASETS"
+_EVALS = "evals go to OLMOEARTH_EVAL_DATASETS"
+_OWNED = f"check who owns it, or give a folder of yours; {_EVALS}"
 
 
 def store_error(path: Path | str, doing: str, error: OSError) -> StoreError:
@@ -28,7 +29,7 @@ def store_error(path: Path | str, doing: str, error: OSError) -> StoreError:
     cure = {
         errno.EACCES: _OWNED,
         errno.EPERM: _OWNED,
-        errno.EROFS: "it is mounted read-only; give a folder that can be written",
+        errno.EROFS: f"it is mounted read-only; give a folder that can be written; {_EVALS}",
         errno.ENOSPC: "the disk is full; free space and run again: it goes on where it stopped",
         errno.EDQUOT: "your quota is used up; free some space and run again",
         errno.EEXIST: "a file is in the way; give another folder",

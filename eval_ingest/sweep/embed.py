@@ -361,9 +361,18 @@ def _vectors(
         raise SweepError(
             f"encoder {encoder.name} on {dataset.name} ({dataset.task.kind}): {what} must have the "
             f"shape ({', '.join(map(str, shape))}, D), not {given}; "
-            "see eval_ingest.sweep.encoders.base.Encoder"
+            + _patch_size_of(given, (batch_size, height, width))
         )
     return values.reshape(-1, values.shape[-1]).float().cpu().contiguous(), grid, pooling
+
+
+def _patch_size_of(given: Any, size: tuple[int, int, int]) -> str:
+    """What to say if `given` is the shape of patches of another size, else where to read on."""
+    if isinstance(given, tuple) and len(given) == 4 and given[0] == size[0] and 0 not in given:
+        [side, *others] = {whole / n for whole, n in zip(size[1:], given[1:3], strict=True)}
+        if not others and side % 1 == 0:
+            return f"those are {side:g} x {side:g} pixels each: say patch_size={side:g}"
+    return "see eval_ingest.sweep.encoders.base.Encoder"
 
 
 def _pooled(found: Embeddings, pooling: str, by_token: bool) -> tuple[torch.Tensor | None, str]:

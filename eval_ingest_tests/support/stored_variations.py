@@ -329,6 +329,6 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "crops with three sides": (
         model(SAMPLE, default_config={"crop_size": [8, 12, 8]}),
-        "a positive number of pixels, or width and height",
+        "1 to 65,536 pixels, or width and height",
     ),
 }
