@@ -134,9 +134,13 @@ def in_html(text: str, most: int = 2_000) -> str:
 
 
 _MARKDOWN = re.compile(
-    r"[\\`*\[\]<>&|~@]|(?<!\w)_|_(?!\w)|://|(?:mailto|xmpp):|www\.|^[#+=-]", re.IGNORECASE
+    r"[\\`*\[\]<>&|~@]|(?<!\w)_|_(?!\w)|(?:https?|ftp)://|(?:mailto|xmpp):|www\.|^[#+=-]",
+    re.IGNORECASE,
 )
-"""What means something in Markdown, addresses too, which become links by themselves."""
+"""What means something in Markdown, such addresses too as become links by themselves.
+
+A bucket's doesn't, and lists show it as it is written here, with `&#58;` where that stood in it.
+"""
 
 
 def _as_words(found: re.Match[str]) -> str:

@@ -9,7 +9,7 @@ import pytest
 from eval_ingest import EvalDataset, cli
 from eval_ingest.errors import EvalIngestError
 from eval_ingest.objects.reading import Objects
-from eval_ingest.redaction import without_secrets_of
+from eval_ingest.redaction import in_markdown, without_secrets_of
 from eval_ingest.report.terminal import discover_lines
 from eval_ingest.settings import Settings
 from eval_ingest.store.roots.open import open_root
@@ -114,3 +114,10 @@ def test_the_address_of_a_root_opens_it_again(root: str) -> None:
     opened = open_root(Settings.load())
     assert opened.url == "memory://***@evals/root"
     assert open_root(Settings.load(), opened.address) == opened
+
+
+def test_what_becomes_a_link_by_itself_is_words_and_a_buckets_address_stays() -> None:
+    for url in ("http://h/x", "HTTPS://h/x", "ftp://h/x", "www.h.org", "mailto:a@h", "xmpp:a@h"):
+        assert "&#" in in_markdown(f"see {url}")
+    for url in ("gs://bucket/a_b", "s3://bucket/x.tar.gz", "weka://bucket/x", "hf://org/repo"):
+        assert in_markdown(f"Source: {url}") == f"Source: {url}"
