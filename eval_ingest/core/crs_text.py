@@ -24,8 +24,9 @@ _VALUE = re.compile(r"(\w{0,24})=([^ \"\]\u201c\u201d]*)")
 _NUMBERS = re.compile(r"[-+.]?[0-9][-+.,0-9dEerRNSWnsw]*")
 _WORD = re.compile(r"[A-Za-z0-9_-]{1,24}")
 _TAKES_A_WORD = frozenset(
-    ["axis", "datum", "ellps", "mode", "o_proj", "orient", "pm", "proj", "shape", "sweep", "title", "type", "units", "vunits"]
-)
+    {"axis", "datum", "ellps", "mode", "o_proj", "orient", "pm", "proj", "shape", "sweep", "title",
+     "type", "units", "vunits"}
+)  # fmt: skip
 """Keys of PROJ text whose values aren't numbers. PROJ looks those of all others up as files."""
 _NAMES_A_FILE = re.compile(
     r"grids?=|_grids|catalog=|file=|model=|parameterfile|init=|pipeline|proj=[a-z]*gridshift"

@@ -265,7 +265,7 @@ def _parsed(load: Callable[[str], Any], expected: str, text: str, root: Node) ->
 
 
 def _half_text(value: Any) -> str:
-    """A text with half a character, such as \\ud800 alone, which no file can hold; or nothing."""
+    """A text with half a character, a surrogate alone, which no file can hold; or nothing."""
     seen, waiting = set(), [value]
     while waiting:
         inner = waiting.pop()
