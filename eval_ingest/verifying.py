@@ -1,6 +1,7 @@
 """Is a dataset still what was ingested? What was written, and where nothing was, the source."""
 
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -8,7 +9,7 @@ from typing import Any
 from eval_ingest.copying.verify import Verified, verify
 from eval_ingest.core.columns import numbers, row_numbers
 from eval_ingest.core.digest import label_digest, pixel_digest
-from eval_ingest.core.entry import Metadata
+from eval_ingest.core.entry import Metadata, opening
 from eval_ingest.core.index import WindowIndex
 from eval_ingest.core.spec import SPLITS
 from eval_ingest.core.splits import SplitAssignment
@@ -18,7 +19,7 @@ from eval_ingest.loading.from_source import SourceSamples
 from eval_ingest.loading.packed import PackedSamples
 from eval_ingest.sources.open import open_source
 from eval_ingest.store.outcomes import read_outcome
-from eval_ingest.store.registry import require_metadata
+from eval_ingest.store.registry import read_opening, require_metadata
 from eval_ingest.store.roots.base import DatasetStore, EvalRoot
 from eval_ingest.store.shards import target_dtype
 from eval_ingest.store.split_index import TARGET, SplitIndex
@@ -84,6 +85,9 @@ def _stages(store: DatasetStore, metadata: Metadata) -> tuple[dict[str, Any], li
                 problems.append(text)
         elif found.fingerprint != metadata.fingerprints[stage]:
             problems.append(f"{stage} has run again since, without the stages after it")
+    with suppress(EvalIngestError):  # it is damaged, which is told beside
+        if read_opening(store) not in (None, opening(metadata)):
+            problems.append("opening.json is of another version than metadata.json")
     return stages, problems
 
 

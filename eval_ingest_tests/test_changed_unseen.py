@@ -72,6 +72,19 @@ def test_in_a_folder_it_is_seen_by_everybody(copied: Copied, tmp_path: Path, cop
         assert all(a["target"].equal(b["target"]) for a, b in zip(ours, new, strict=True))
 
 
+def test_an_opening_of_another_version_is_found(copied: Copied, tmp_path: Path) -> None:
+    source = copied("segmentation")
+    pipeline.ingest(make_job(source, tmp_path))
+    opening = tmp_path / "crops" / "opening.json"
+    older = opening.read_bytes()
+    pipeline.ingest(make_job(source, tmp_path, splits={"strategy": "random", "seed": 3}))
+    opening.write_bytes(older)
+    (told,) = verify_dataset(EvalRoot(tmp_path), "crops", no_progress).problems
+    assert told == "opening.json is of another version than metadata.json"
+    pipeline.ingest(make_job(source, tmp_path, splits={"strategy": "random", "seed": 3}))
+    assert verify_dataset(EvalRoot(tmp_path), "crops", no_progress).problems == []
+
+
 def test_where_nothing_shows_it_verify_finds_what_is_decoded_otherwise(
     copied: Copied, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
