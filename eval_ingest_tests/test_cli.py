@@ -105,7 +105,9 @@ def test_list_info_verify_and_remove(run: Run, root: Path, written: Callable[[st
     assert "crops" in run("list")[1]
     assert "tolbi_crops" in run("list")[1]
     assert json.loads(run("list", "--json")[1])["registered"]["crops"]["name"] == "crops"
-    assert "segmentation" in run("info", "--name", "crops")[1]
+    told = run("info", "--name", "crops")[1]
+    assert "segmentation" in told and "verdict: " in told
+    assert re.search(r"class shares of val and train overlap by \d+%", told)
     assert "everything is as it was written" in run("verify", "--name", "crops")[1]
     code, _, err = run("remove", "--name", "crops")
     assert code == 1 and "needs --yes" in err
@@ -142,8 +144,21 @@ def test_validate_says_that_val_is_divided(run: Run, written: Callable[[str], Pa
     assert "divided: a part of these windows, val has the others" in told["test"]
 
 
-def test_verify_after_a_stopped_overwrite_says_so_and_what_to_do(
-    run: Run, root: Path, written: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("stopped", "again"),
+    [
+        ("assign_splits", ["--overwrite"]),
+        ("write_copy_files", ["--overwrite"]),
+        ("write_copy_files", ["--split-strategy", "random"]),
+    ],
+)
+def test_verify_after_a_stopped_ingest_says_so_and_what_to_do(
+    stopped: str,
+    again: list[str],
+    run: Run,
+    root: Path,
+    written: Callable[[str], Path],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     source = str(written("segmentation"))
     assert run("ingest", "crops", "--source", source)[0] == 0
@@ -152,8 +167,8 @@ def test_verify_after_a_stopped_overwrite_says_so_and_what_to_do(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(pipeline, "assign_splits", stop)
-        assert run("ingest", "crops", "--overwrite")[0] == 130
+        patch.setattr(pipeline, stopped, stop)
+        assert run("ingest", "crops", *again)[0] == 130
     code, out, err = run("verify", "crops")
     assert (code, out) == (1, "") and "it goes on where it stopped: eval-ingest ingest crops" in err
     assert len(EvalDataset("crops", "train")) > 0
