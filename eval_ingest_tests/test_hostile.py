@@ -577,3 +577,16 @@ def test_samples_are_read_after_all_that(copied: Copied, tmp_path: Path) -> None
     from_copy = {(s.group, s.name) for s in rslearn_samples(root / "crops")}
     ours = sum(len(EvalDataset("crops", split, root=root)) for split in ("train", "val", "test"))
     assert len(from_copy) == ours
+
+
+@pytest.mark.parametrize("file", ["config.json", "model.yaml", "olmoearth_run.yaml"])
+def test_half_a_character_in_a_configuration_is_told(
+    file: str, copied: Copied, tmp_path: Path
+) -> None:
+    source = copied("segmentation")
+    path = source / file
+    half = '"\\ud800"'
+    text = path.read_text() if path.exists() else 'window_prep: {group: "cacao"}'
+    path.write_text(text.replace('"cacao"', half).replace("groups: [", f"groups: [{half}, "))
+    with pytest.raises(EvalIngestError, match="half a character"):
+        pipeline.ingest(make_job(source, tmp_path / "root"))

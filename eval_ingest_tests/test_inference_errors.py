@@ -318,6 +318,18 @@ def test_aliases_that_expand_or_loop_are_harmless():
     with pytest.raises(ConfigError, match="must be a number") as caught:
         resolve(ConfigFiles(json.dumps(config_json()), bad), DatasetSpec(name="a", source="x"))
     assert len(str(caught.value)) < 1000
+    for tag in ("*a29", "*l"):
+        tagged = "loop: &l [*l]\n" + bomb + model_with_tag(tag)
+        with pytest.raises(ConfigError, match=r"train_config.tags.key: its aliases repeat"):
+            resolve(
+                ConfigFiles(json.dumps(config_json()), tagged), DatasetSpec(name="a", source="x")
+            )
+
+
+def model_with_tag(tag):
+    content = model_yaml()
+    content["data"]["init_args"]["train_config"] = {"tags": {"key": "TAG"}}
+    return yaml.safe_dump(content).replace("TAG", tag)
 
 
 def test_templates_and_unset_variables_dont_break_parsing():

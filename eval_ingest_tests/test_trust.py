@@ -3,16 +3,18 @@
 import contextlib
 import json
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import rasterio
 from shapely.errors import ShapelyError
 
 from eval_ingest import pipeline
 from eval_ingest.core.copy_config import rslearn_config
-from eval_ingest.core.crs_text import is_crs_text
+from eval_ingest.core.crs_text import cites_others, is_crs_text
 from eval_ingest.core.spec import DatasetSpec
 from eval_ingest.decoding.judge import read_window
 from eval_ingest.errors import EvalIngestError
@@ -20,6 +22,7 @@ from eval_ingest.inference.resolve import ConfigFiles, resolve
 from eval_ingest.sources.local import LocalSource
 from eval_ingest_tests.conftest import make_job
 from eval_ingest_tests.support import poison
+from eval_ingest_tests.support.factories import first_window, raster_of
 from eval_ingest_tests.support.oracle import rslearn_samples
 
 Copied = Callable[[str], Path]
@@ -233,8 +236,20 @@ def test_only_codes_wkt_and_proj_text_are_a_crs(watch: poison.Watch) -> None:
     grid = 'EXTENSION["PROJ4","+proj=longlat +nadgrids=/etc/passwd"]]'
     for kind, value in watch.values():
         assert not is_crs_text(value), kind
+    for step in ("defmodel model=/etc/passwd", "tinshift file=/etc/passwd", "utm init=/etc/x:y",
+                 "utm zone=30 catalog = /etc/passwd", 'utm model=""/etc/passwd""'):  # fmt: skip
+        method = 'CONVERSION["c",METHOD["PROJ ' + step + '"]],CS[Cartesian,2]]'
+        assert not is_crs_text('PROJCRS["x",BASEGEOGCRS["y"],' + method), step
+        assert not is_crs_text(wkt[:-1] + ',EXTENSION["PROJ4","+proj=' + step + '"]]')
+        assert not is_crs_text("+proj=" + step.replace(" ", " +"))
+    clon = 'PROJCS["Sinusoidal, clon = 0",GEOGCS["x"],PROJECTION["Sinusoidal"]]'
+    started = time.process_time()
+    assert is_crs_text(clon)
+    assert is_crs_text('GEOGCS["' + "x" * 19_000 + '"]')
+    assert time.process_time() - started < 1
     for text in (
         wkt[:-1] + "," + grid,
+        wkt[:-1] + ',EXTENSION["PROJ4_GRIDS","/etc/passwd"]]',
         "PROJCS[" * 100_000,
         "x" * 10**7,
         "+init=epsg:4326",
@@ -245,6 +260,34 @@ def test_only_codes_wkt_and_proj_text_are_a_crs(watch: poison.Watch) -> None:
         ["EPSG:4326"],
     ):
         assert not is_crs_text(text)
+
+
+@pytest.mark.parametrize("read", [True, False])
+def test_a_rasters_own_crs_names_no_file(
+    read: bool, copied: Copied, tmp_path: Path, watch: poison.Watch
+) -> None:
+    """As ESRI writes it: GDAL makes a CRS of the text, and PROJ opens what that names."""
+    source, room = copied("segmentation"), "x" * 400
+    raster = raster_of(first_window(source))
+    with rasterio.open(raster) as old:
+        profile, pixels = old.profile, old.read()
+    wkt = profile["crs"].to_wkt().replace('"WGS 84 / UTM zone 30N"', f'"{room}"')
+    profile |= {"crs": wkt[: wkt.rindex(",AUTHORITY")] + "]", "geotiff_keys_flavor": "ESRI_PE"}
+    if not read:
+        layer = raster.parents[1].with_name("sentinel2.9")
+        raster = layer / raster.parent.name / raster.name
+        raster.parent.mkdir(parents=True)
+        (layer / "completed").touch()
+    with rasterio.open(raster, "w", **profile) as new:
+        new.write(pixels)
+    data = raster.read_bytes()
+    text = f'x",EXTENSION["PROJ4","+proj=tinshift +file={watch.secret}/hidden.tif"]'
+    place = f'PROJCS["{room}"'.encode()
+    assert place in data
+    raster.write_bytes(data.replace(place, f'PROJCS["{text}'.ljust(len(place)).encode()))
+    assert cites_others(raster.read_bytes())
+    index = pipeline.ingest(make_job(source, tmp_path / "root"))[0].value
+    assert index.summary.reasons == {"raster_unreadable": 1}
 
 
 # ------------------------------------------------------------------------------------------ links

@@ -19,7 +19,18 @@ _WKT = re.compile(
     r"GEOGRAPHICCRS|GEODCRS|GEODETICCRS|COMPOUNDCRS|ENGCRS|ENGINEERINGCRS|BOUNDCRS)\s*\["
 )
 _STEP = re.compile(r"\+[A-Za-z_0-9]{1,24}(?:=[A-Za-z0-9_.,@+-]{0,64})?")
-_NAMES_A_FILE = re.compile(r"grids?=|parameterfile|\+init|\+file|pipeline|\+proj=[a-z]*gridshift")
+_VALUE = re.compile(r"(\w{0,24})=([^ \"\]\u201c\u201d]*)")
+"""`key=value` of PROJ text, which may stand in WKT too: as a method's name, or as an extension."""
+_NUMBERS = re.compile(r"[-+.]?[0-9][-+.,0-9dEerRNSWnsw]*")
+_WORD = re.compile(r"[A-Za-z0-9_-]{1,24}")
+_TAKES_A_WORD = frozenset(
+    {"axis", "datum", "ellps", "mode", "o_proj", "orient", "pm", "proj", "shape", "sweep", "title",
+     "type", "units", "vunits"}
+)  # fmt: skip
+"""Keys of PROJ text whose values aren't numbers. PROJ looks those of all others up as files."""
+_NAMES_A_FILE = re.compile(
+    r"grids?=|_grids|catalog=|file=|model=|parameterfile|init=|pipeline|proj=[a-z]*gridshift"
+)
 """In lower case: what makes PROJ open a grid or another file."""
 
 
@@ -35,15 +46,34 @@ def is_crs_text(text: Any) -> bool:
         return False
     if _CODE.fullmatch(text) or _URN.fullmatch(text):
         return True
-    plain = text.lower().replace("+nadgrids=@null", "")
+    plain = " ".join(text.split()).replace(" =", "=").replace("= ", "=")
+    plain = plain.replace("+nadgrids=@null", "").lower()
     if not text.isprintable() and not text.replace("\n", "").replace("\t", "").isprintable():
         return False
-    if _NAMES_A_FILE.search(plain):
+    if _NAMES_A_FILE.search(plain) or not all(map(_is_plain, _VALUE.finditer(plain))):
         return False
     if _WKT.match(text):
         return text.rstrip().endswith("]") and not deeper_than(MAX_DEPTH, text, "[]")
     steps = text.split()
     return "+proj=" in text and all(_STEP.fullmatch(step) for step in steps)
+
+
+def cites_others(data: bytes) -> bool:
+    """True for a GeoTIFF with WKT in a citation, as ESRI writes it, that isn't such a text.
+
+    GDAL makes a CRS of it when it opens the raster, and PROJ looks up the files that it names.
+    """
+    for found in re.finditer(rb"ESRI PE String = ", data):
+        text = data[found.end() : found.end() + MAX_CHARACTERS]
+        if not is_crs_text(re.split(rb"[\0|]", text)[0].decode("latin-1")):
+            return True
+    return False
+
+
+def _is_plain(found: re.Match[str]) -> bool:
+    """True for a value of PROJ text that is a number, or one of the words that its key may have."""
+    form = _WORD if found[1] in _TAKES_A_WORD else _NUMBERS
+    return form.fullmatch(found[2]) is not None
 
 
 def deeper_than(depth: int, text: str, brackets: str) -> bool:

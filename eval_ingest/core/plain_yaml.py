@@ -122,9 +122,18 @@ def load_whole_yaml(text: str) -> Any:
         YamlProblem: it can't be read, or its aliases repeat values without end.
     """
     value = load_yaml(text)
+    check_whole(value)
+    return value
+
+
+def check_whole(value: Any) -> None:
+    """Refuse a value of YAML of which all is used, if that would never end.
+
+    Raises:
+        YamlProblem: its aliases repeat values without end.
+    """
     if _count(value, {}) > _MAX_VALUES:
         raise YamlProblem(f"its aliases repeat more than {_MAX_VALUES:,} values, or themselves")
-    return value
 
 
 def _count(value: Any, known: dict[int, int]) -> int:

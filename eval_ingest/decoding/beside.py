@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable, Iterable
 from xml.etree import ElementTree
 
-from eval_ingest.core.crs_text import is_crs_text, named_crs
+from eval_ingest.core.crs_text import cites_others, is_crs_text, named_crs
 from eval_ingest.decoding.limits import parse_json
 from eval_ingest.decoding.problems import Unreadable
 from eval_ingest.sources.base import WindowFiles
@@ -132,7 +132,10 @@ def check_content(paths: Iterable[str], read: Callable[[str], bytes]) -> None:
     """Look at what rslearn may open: rasters by their first bytes, JSON for its CRS."""
     for path in sorted(paths):
         if is_raster(path):
-            check_magic(path, read(path)[:16])
+            data = read(path)
+            check_magic(path, data[:16])
+            if cites_others(data):
+                raise Unreadable("raster_unreadable", f"{path} cites a CRS that names a file")
         elif path.endswith((".json", ".geojson")):
             data = read(path)
             if b"crs" in data or b"\\" in data:

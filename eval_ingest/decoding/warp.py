@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from eval_ingest.core.crs_text import cites_others
 from eval_ingest.decoding.grid import Grid, check_cover
 from eval_ingest.decoding.limits import too_large
 from eval_ingest.decoding.machine import blame
@@ -45,6 +46,8 @@ def warp(data: bytes, grid: Grid, most_bytes: int) -> tuple[NDArray[Any], Stored
     from rasterio.io import MemoryFile
     from rasterio.vrt import WarpedVRT
 
+    if cites_others(data):
+        raise Unreadable("raster_unreadable", "its citation is a CRS that names a file")
     x_size, y_size = grid.x_resolution, grid.y_resolution
     transform = Affine(x_size, 0, grid.bounds[0] * x_size, 0, y_size, grid.bounds[1] * y_size)
     try:

@@ -8,7 +8,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from eval_ingest.core.plain_yaml import untyped
+from eval_ingest.core.plain_yaml import YamlProblem, check_whole, untyped
 from eval_ingest.core.resolved import InputPart, LayerRead, SplitSelector
 from eval_ingest.core.spec import SPLITS
 from eval_ingest.inference.node import Node, Notes, check_class_paths, parse_yaml
@@ -166,6 +166,10 @@ def _tag(node: Node, notes: Notes) -> Any:
     "" for any value: so rslearn takes whatever is empty or false.
     """
     value = untyped(node.text()) if isinstance(node.value, str) else node.value
+    try:
+        check_whole(value)
+    except YamlProblem as problem:
+        raise node.error(str(problem), "correct the tag") from None
     if not value:
         if value not in (None, ""):
             notes.warn(

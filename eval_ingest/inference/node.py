@@ -259,7 +259,22 @@ def _parsed(load: Callable[[str], Any], expected: str, text: str, root: Node) ->
     if not isinstance(value, dict):
         found = "empty" if value is None else f"a {type(value).__name__}"
         raise root.error(f"is {found}, but must be a {expected}")
+    if half := _half_text(value):
+        raise root.error(f"{half[:40]!r} holds half a character", "write the whole one")
     return replace(root, value=value)
+
+
+def _half_text(value: Any) -> str:
+    """A text with half a character, a surrogate alone, which no file can hold; or nothing."""
+    seen, waiting = set(), [value]
+    while waiting:
+        inner = waiting.pop()
+        if isinstance(inner, str) and inner.encode(errors="ignore").decode() != inner:
+            return inner
+        if isinstance(inner, dict | list) and id(inner) not in seen:
+            seen.add(id(inner))
+            waiting += [*inner, *inner.values()] if isinstance(inner, dict) else inner
+    return ""
 
 
 def check_class_path(node: Node) -> None:
