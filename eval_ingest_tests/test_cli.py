@@ -284,6 +284,25 @@ def test_an_ingest_that_nobody_listens_to_goes_on_and_says_so(
     assert "crops" in json.loads((root / "registry.json").read_text())["datasets"]
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs Linux's /dev/full")
+def test_a_full_disk_behind_what_is_printed_stops_no_ingest_and_is_one_message(
+    root: Path, written: Callable[[str], Path]
+) -> None:
+    environment = os.environ | {"OLMOEARTH_EVAL_DATASETS": str(root)}
+    for arguments, code, told in (
+        (["ingest", "crops", "--source", str(written("segmentation"))], 0, "it goes on to its end"),
+        (["list"], 1, "free some space, or print elsewhere"),
+    ):
+        command = [sys.executable, "-m", "eval_ingest.cli", *arguments]
+        with open("/dev/full", "w") as full:
+            done = subprocess.run(
+                command, env=environment, stdout=full, stderr=subprocess.PIPE, text=True
+            )
+        assert (done.returncode, done.stderr.count("\n")) == (code, 1), done.stderr
+        assert "can't be written: No space left" in done.stderr and told in done.stderr
+    assert "crops" in json.loads((root / "registry.json").read_text())["datasets"]
+
+
 @pytest.mark.parametrize("environment", [{"PYTHONIOENCODING": "latin-1"}, {"LC_ALL": "C"}])
 def test_a_shell_that_is_not_utf_8_is_told_all_the_same(
     environment: dict[str, str], root: Path, written: Callable[[str], Path], tmp_path: Path
