@@ -137,6 +137,17 @@ def test_what_the_catalog_knows_and_cannot_be_had_from_here_is_listed_as_such(ru
     assert "gs://oil_spill_detection/dataset.tar.gz" in here and "${" not in out
 
 
+def test_a_path_that_nobody_typed_is_told_with_where_it_comes_from(
+    run: Run, copied: Callable[[str], Path]
+) -> None:
+    source = copied("segmentation")
+    assert "the catalog" not in run("validate", "crops", "--source", "/no/where")[2]
+    assert run("ingest", "crops", "--source", str(source))[0] == 0
+    source.rename(source.with_name("moved"))
+    told = run("ingest", "crops")[2]
+    assert f"{source} does not exist" in told and f"the catalog says, {source}; another" in told
+
+
 def test_validate_says_that_val_is_divided(run: Run, written: Callable[[str], Path]) -> None:
     lines = run("validate", str(written("segmentation")))[1].splitlines()
     told = {line.split()[0]: line for line in lines if line.startswith("  ")}
