@@ -10,12 +10,13 @@ from eval_ingest.core.index import WindowIndex, row_key
 from eval_ingest.core.resolved import ResolvedConfig, SplitSelector
 from eval_ingest.core.spec import SPLIT_OPTION, SPLITS, DatasetSpec
 from eval_ingest.engine import Progress, no_progress
-from eval_ingest.errors import EvalIngestError, SpecError, StaleStageError
+from eval_ingest.errors import EvalIngestError, SourceNotFoundError, SpecError, StaleStageError
 from eval_ingest.inference.resolve import ConfigFiles, resolve
 from eval_ingest.redaction import holds_secret, redacted
 from eval_ingest.settings import Settings
 from eval_ingest.sources.base import Source
 from eval_ingest.sources.open import address, is_archive, open_source
+from eval_ingest.store.catalog import find_spec
 from eval_ingest.store.claims import refuse_theirs
 from eval_ingest.store.copies import copies_of
 from eval_ingest.store.paths import DatasetLayout
@@ -58,6 +59,17 @@ class Job:
         return row_key(self.config)
 
 
+def _of_the_catalog(spec: DatasetSpec, settings: Settings) -> str:
+    """Where a path comes from that nobody has typed, to go on with in a message."""
+    try:
+        if find_spec(settings, spec.name).source != spec.source:
+            return ""
+    except EvalIngestError:
+        return ""
+    again = f"eval-ingest ingest {spec.name} --source PATH_OR_URL"
+    return f"; that is what the catalog says, {redacted(spec.source)}; another: {again}"
+
+
 def open_job(
     spec: DatasetSpec,
     settings: Settings,
@@ -89,15 +101,20 @@ def open_job(
     refuse_theirs(store, spec)
     url = settings.expand(spec.source)
     fetched = "://" in url or is_archive(url)
-    source = open_source(
-        url,
-        None if looks else layout.staging,
-        layout.archive,
-        eval_root.cache_bytes,
-        progress,
-        copies_of(eval_root, spec.name, redacted(address(url))) if fetched and not looks else None,
-        later=not looks,
-    )
+    try:
+        source = open_source(
+            url,
+            None if looks else layout.staging,
+            layout.archive,
+            eval_root.cache_bytes,
+            progress,
+            copies_of(eval_root, spec.name, redacted(address(url)))
+            if fetched and not looks
+            else None,
+            later=not looks,
+        )
+    except SourceNotFoundError as error:
+        raise SourceNotFoundError(f"{error}{_of_the_catalog(spec, settings)}") from None
     if spec.copy_mode == "index" and (holds_secret(source.origin) or source.url != source.origin):
         why = "is an archive; unpack it and give the folder"
         if holds_secret(source.origin):

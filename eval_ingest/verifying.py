@@ -39,7 +39,7 @@ def verify_dataset(root: EvalRoot, name: str, progress: Progress) -> Verified:
     metadata = require_metadata(root, name)
     store = root.dataset(name)
     stages, wrong = _stages(store, metadata)
-    if any(stages.get(name, 0) is None for name in ("split_assignment", "norm_stats")):
+    if _is_under_way(stages, metadata):
         raise NotIngestedError(
             f"{name}: an ingest was begun and has not ended, so there is nothing to compare with; "
             f"it goes on where it stopped: eval-ingest ingest {name}; until then the version that "
@@ -79,16 +79,27 @@ def _stages(store: DatasetStore, metadata: Metadata) -> tuple[dict[str, Any], li
             problems.append(error.what)
             continue
         stages[stage] = found
-        if found is None:
-            if stage != "weka_copy" or metadata.spec.copy_mode == "windows":
-                text = f"the outcome of {stage} is missing, or of an older version of eval_ingest"
-                problems.append(text)
-        elif found.fingerprint != metadata.fingerprints[stage]:
-            problems.append(f"{stage} has run again since, without the stages after it")
+        if found is None and stage == "window_index":
+            text = f"the outcome of {stage} is missing, or of an older version of eval_ingest"
+            problems.append(text)
     with suppress(EvalIngestError):  # it is damaged, which is told beside
         if read_opening(store) not in (None, opening(metadata)):
             problems.append("opening.json is of another version than metadata.json")
     return stages, problems
+
+
+def _is_under_way(stages: dict[str, Any], metadata: Metadata) -> bool:
+    """True if a stage has begun or ended again since what is published was.
+
+    An ingest that starts anew removes the outcomes of the stages after the first, and one of
+    something that has changed replaces them one by one.
+    """
+    expected = {"split_assignment", "norm_stats"}
+    expected |= {"weka_copy"} if metadata.spec.copy_mode == "windows" else set()
+    return any(
+        stage in expected if found is None else found.fingerprint != metadata.fingerprints[stage]
+        for stage, found in stages.items()
+    )
 
 
 @dataclass(frozen=True)

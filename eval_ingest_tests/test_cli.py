@@ -105,7 +105,9 @@ def test_list_info_verify_and_remove(run: Run, root: Path, written: Callable[[st
     assert "crops" in run("list")[1]
     assert "tolbi_crops" in run("list")[1]
     assert json.loads(run("list", "--json")[1])["registered"]["crops"]["name"] == "crops"
-    assert "segmentation" in run("info", "--name", "crops")[1]
+    told = run("info", "--name", "crops")[1]
+    assert "segmentation" in told and "verdict: " in told
+    assert re.search(r"class shares of val and train overlap by \d+%", told)
     assert "everything is as it was written" in run("verify", "--name", "crops")[1]
     code, _, err = run("remove", "--name", "crops")
     assert code == 1 and "needs --yes" in err
@@ -135,6 +137,17 @@ def test_what_the_catalog_knows_and_cannot_be_had_from_here_is_listed_as_such(ru
     assert "gs://oil_spill_detection/dataset.tar.gz" in here and "${" not in out
 
 
+def test_a_path_that_nobody_typed_is_told_with_where_it_comes_from(
+    run: Run, copied: Callable[[str], Path]
+) -> None:
+    source = copied("segmentation")
+    assert "the catalog" not in run("validate", "crops", "--source", "/no/where")[2]
+    assert run("ingest", "crops", "--source", str(source))[0] == 0
+    source.rename(source.with_name("moved"))
+    told = run("ingest", "crops")[2]
+    assert f"{source} does not exist" in told and f"the catalog says, {source}; another" in told
+
+
 def test_validate_says_that_val_is_divided(run: Run, written: Callable[[str], Path]) -> None:
     lines = run("validate", str(written("segmentation")))[1].splitlines()
     told = {line.split()[0]: line for line in lines if line.startswith("  ")}
@@ -142,8 +155,21 @@ def test_validate_says_that_val_is_divided(run: Run, written: Callable[[str], Pa
     assert "divided: a part of these windows, val has the others" in told["test"]
 
 
-def test_verify_after_a_stopped_overwrite_says_so_and_what_to_do(
-    run: Run, root: Path, written: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("stopped", "again"),
+    [
+        ("assign_splits", ["--overwrite"]),
+        ("write_copy_files", ["--overwrite"]),
+        ("write_copy_files", ["--split-strategy", "random"]),
+    ],
+)
+def test_verify_after_a_stopped_ingest_says_so_and_what_to_do(
+    stopped: str,
+    again: list[str],
+    run: Run,
+    root: Path,
+    written: Callable[[str], Path],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     source = str(written("segmentation"))
     assert run("ingest", "crops", "--source", source)[0] == 0
@@ -152,8 +178,8 @@ def test_verify_after_a_stopped_overwrite_says_so_and_what_to_do(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(pipeline, "assign_splits", stop)
-        assert run("ingest", "crops", "--overwrite")[0] == 130
+        patch.setattr(pipeline, stopped, stop)
+        assert run("ingest", "crops", *again)[0] == 130
     code, out, err = run("verify", "crops")
     assert (code, out) == (1, "") and "it goes on where it stopped: eval-ingest ingest crops" in err
     assert len(EvalDataset("crops", "train")) > 0
@@ -266,6 +292,25 @@ def test_an_ingest_that_nobody_listens_to_goes_on_and_says_so(
     process.stdout.close()  # as `head` does
     assert process.stderr.read() == "nobody reads this any more; it goes on to its end\n"
     assert process.wait() == 0
+    assert "crops" in json.loads((root / "registry.json").read_text())["datasets"]
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs Linux's /dev/full")
+def test_a_full_disk_behind_what_is_printed_stops_no_ingest_and_is_one_message(
+    root: Path, written: Callable[[str], Path]
+) -> None:
+    environment = os.environ | {"OLMOEARTH_EVAL_DATASETS": str(root)}
+    for arguments, code, told in (
+        (["ingest", "crops", "--source", str(written("segmentation"))], 0, "it goes on to its end"),
+        (["list"], 1, "free some space, or print elsewhere"),
+    ):
+        command = [sys.executable, "-m", "eval_ingest.cli", *arguments]
+        with open("/dev/full", "w") as full:
+            done = subprocess.run(
+                command, env=environment, stdout=full, stderr=subprocess.PIPE, text=True
+            )
+        assert (done.returncode, done.stderr.count("\n")) == (code, 1), done.stderr
+        assert "can't be written: No space left" in done.stderr and told in done.stderr
     assert "crops" in json.loads((root / "registry.json").read_text())["datasets"]
 
 

@@ -104,6 +104,19 @@ def test_make_clean_removes_the_demo_and_nothing_of_a_user(
     assert ("sweep_results stays" in done.stdout) is (len(scored) == 2)
 
 
+def test_make_help_tells_what_can_be_set(tmp_path: Path) -> None:
+    lines = make(tmp_path, "help").stdout.splitlines()
+    told = " ".join(" ".join(lines).split())
+    for text in (
+        "PORT=3001",
+        "TEST_WORKERS=2",
+        "WINDOWS=1000",
+        "make demo a small rslearn dataset",
+    ):
+        assert text in told
+    assert max(map(len, lines)) <= 80
+
+
 def test_a_port_that_is_taken_is_told_with_another(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]

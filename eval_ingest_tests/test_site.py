@@ -72,6 +72,29 @@ def test_the_tutorial_and_the_pages_that_go_on_from_it_run_as_they_stand(
     assert sample["sentinel2_l2a"].shape == (16, 16, 12, 12)  # type: ignore[index]
     assert (tmp_path / "evals/my_crops/report/report.html").is_file()
 
+    # What is advised against leaks is typed as it is printed, and helps.
+    advised = re.search(r"eval-ingest ingest my_crops --split-strategy.*?--ratios [\d ]+", told.out)
+    assert advised and "of a train window" in told.out
+    type_in(advised[0], monkeypatch)
+    told = capsys.readouterr()
+    assert "is registered" in told.out and "of a train window" not in told.out
+    assert "is empty" not in told.out
+
+
+def test_what_a_package_index_does_not_have_is_installed_from_nowhere_else() -> None:
+    for page in [*DOCS.glob("*.md"), REPOSITORY / "README.md"]:
+        if page.name != "troubleshooting.md":  # which quotes what an installation says of itself
+            assert not re.search("pip install.*eval-ingest", page.read_text()), page.name
+
+
+def test_the_demo_ends_with_commands_that_can_be_typed() -> None:
+    demo = (REPOSITORY / "scripts/demo.sh").read_text()
+    lines = demo.partition("<<NEXT")[2].splitlines()[3:-1]
+    commands = [re.split(r" {2,}", line.strip())[0].split() for line in lines]
+    assert commands[-1] == ["make", "clean"]
+    ours = [words[1:] for words in commands if words[0] == "eval-ingest"]
+    assert [cli._parser().parse_args(words).run.args for words in ours] == [("list",), ("ingest",)]
+
 
 def test_every_shell_line_of_every_page_is_one_that_the_command_takes() -> None:
     parser = cli._parser()

@@ -369,6 +369,14 @@ def test_our_entries_that_their_tool_wrote_again_are_put_back(tmp_path: Path) ->
 # ------------------------------------------------------------------------------------- removals
 
 
+def test_what_a_killed_change_left_of_the_registry_goes_with_the_next(tmp_path: Path) -> None:
+    write_fake(tmp_path, "crops", "segmentation", counts=(4, 2, 2))
+    for name in ("registry.json", "registry.20261128T203724530317Z.json"):
+        (tmp_path / f".{name}.ohvzhtih.tmp").write_text("{")
+    rebuild_registry(EvalRoot(tmp_path))
+    assert list(read_registry(EvalRoot(tmp_path))) == ["crops"] and faults.strays(tmp_path) == []
+
+
 def test_a_removal_that_was_stopped_is_completed_by_the_next_command(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Self, TextIO
 
+from eval_ingest.errors import StoreError
 from eval_ingest.redaction import on_one_line, shown
 from eval_ingest.settings import plain_terminal
 
@@ -57,18 +58,25 @@ class Progress:
 
 
 def say(text: str, unread: str = "") -> None:
-    """Print for good; a pipe that is closed stops nothing.
+    """Print for good; neither a pipe that is closed nor a full disk stops work that goes on.
 
     Args:
         text: what is printed.
         unread: what is told instead, once, where nobody reads it.
+
+    Raises:
+        StoreError: it can't be written, and nothing goes on after it.
     """
     try:
         print(text, flush=True)
-    except BrokenPipeError:
+    except OSError as error:
         hush()
+        is_closed = isinstance(error, BrokenPipeError)
+        fault = "" if is_closed else f"what is printed can't be written: {error.strerror}; "
         if unread:
-            print(unread, file=sys.stderr)
+            print(fault + unread, file=sys.stderr)
+        elif fault:
+            raise StoreError(f"{fault}free some space, or print elsewhere") from None
 
 
 def hush() -> None:

@@ -186,7 +186,7 @@ def change_registry(root: EvalRoot, drop: Collection[str]) -> RegistryText:
     """
     layout = root.layout
     with locked(layout.registry_lock, LOCK_TIMEOUT_S, "registry.json"):
-        for stray in layout.path.glob(f".{layout.registry.name}.*.tmp"):
+        for stray in layout.path.glob(f".{layout.registry.stem}.*.tmp"):
             stray.unlink(missing_ok=True)  # of a process that was killed while it held the lock
         return root.update_registry(lambda before: _compiled(root, before, drop))
 
