@@ -549,8 +549,8 @@ class Inside:
             return ""
         window, lacks = next(iter(self.lacking.items()))
         return (
-            f"{len(self.lacking)} of {self.looked_at} windows looked into are not complete, such "
-            f"as {window}: {lacks}; the dataset may still be being written"
+            f"of {self.looked_at} windows looked into {len(self.lacking)} lack something, such as "
+            f"{window}: {lacks}; the dataset may still be being written"
         )
 
 

@@ -205,7 +205,7 @@ def test_what_is_prepared_but_not_materialised_is_told_and_taken_when_complete(
         marker.unlink()
     for _ in range(3):
         told = ticks().skip_message or ""
-        assert "10 of 10 windows looked into are not complete" in told
+        assert "of 10 windows looked into 10 lack something" in told
         assert "label: label_raster not completed" in told
     monkeypatch.setattr(sensors, "INCOMPLETE_S", 0)
     monkeypatch.setattr(sensors, "STUCK_S", 0)  # an hour later a run is to say all about it
