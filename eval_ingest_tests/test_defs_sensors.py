@@ -227,7 +227,7 @@ def test_a_few_incomplete_windows_make_it_wait_for_longer(
     assert "waits for a second look" in (ticks().skip_message or "")
     told = {ticks().skip_message or "" for _ in range(2)}
     (text,) = told
-    assert "waits: 1 of 10 windows looked into" in text
+    assert "waits: of 10 windows looked into 1 lack" in text
     since = ticks.state().seen["crops"].since
     at = datetime.fromtimestamp(since + sensors.INCOMPLETE_S, UTC)
     assert f"its ingest is requested at {at:%Y-%m-%d %H:%M:%S} UTC" in text

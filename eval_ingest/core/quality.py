@@ -297,8 +297,8 @@ def _units(data: _Data) -> Iterator[Finding]:
         odd = odd_units(modality, data.bands[modality.name], data.places(modality))
         if odd is not None:
             text = (
-                f"{modality.name}: values of {len(odd.bands)} of {odd.of} bands are not in the units "
-                f"of pretraining; {odd.cause}"
+                f"{modality.name}: values of {len(odd.bands)} of {odd.of} bands are not in the "
+                f"units of pretraining; {odd.cause}"
             )
             yield _named("units", "warning", odd.bands, odd.of, text)
 
