@@ -585,8 +585,9 @@ def test_half_a_character_in_a_configuration_is_told(
 ) -> None:
     source = copied("segmentation")
     path = source / file
-    half = '"\\ud800"'
-    text = path.read_text() if path.exists() else 'window_prep: {group: "cacao"}'
-    path.write_text(text.replace('"cacao"', half).replace("groups: [", f"groups: [{half}, "))
+    half = r'"\ud800"'
+    text = re.sub('"?cacao"?', lambda found: half, path.read_text())
+    path.write_text(text.replace("groups: [", f"groups: [{half}, "))
+    assert half in path.read_text()
     with pytest.raises(EvalIngestError, match="half a character"):
         pipeline.ingest(make_job(source, tmp_path / "root"))
