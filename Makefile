@@ -98,8 +98,8 @@ $(PEERS_READY): constraints-peers.txt | $(READY)
 	  --no-deps geobench satlaspretrain-models timm
 	@touch $@
 
-bench-peers: $(READY) $(PEERS_READY)  ## how fast, beside the existing OlmoEarth eval code; WINDOWS=1000
-	$(BIN)/python -m benchmarks.bench_peers --windows $${WINDOWS:-250}
+bench-peers: $(READY) $(PEERS_READY)  ## how fast, beside the existing OlmoEarth eval code; WINDOWS=1000, AT=/dev/shm
+	$(BIN)/python -m benchmarks.bench_peers --windows $${WINDOWS:-250} $${AT:+--at $$AT}
 
 signal: $(READY)  ## a sweep finds planted signals, and none in shuffled labels; WINDOWS=400
 	$(BIN)/python -m eval_ingest_tests.support.planted --windows $${WINDOWS:-400}

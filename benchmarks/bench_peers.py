@@ -56,6 +56,7 @@ def main() -> int:
     parser.add_argument("--windows", type=int, default=250)
     parser.add_argument("--repeat", type=int, default=3, help="turns of the ingest; default 3")
     parser.add_argument("--json", type=Path, help="write the figures there, too")
+    parser.add_argument("--at", type=Path, default=CACHE, help="where both write")
     parser.add_argument("--probe", action="store_true", help="a linear probe, too: many minutes")
     options = parser.parse_args()
     if not PYTHON.exists():
@@ -67,7 +68,7 @@ def main() -> int:
         f"{options.windows} windows of 64 x 64 pixels, 12 timesteps, 12 bands; {cores} workers "
         f"each; {machine()}; load {os.getloadavg()[0]:.1f} at the start"
     )
-    base = (CACHE / f"peers_{options.windows}").absolute()
+    base = (options.at / f"peers_{options.windows}").absolute()
     remove(base)
     environment = {"OLMOEARTH_INGEST_WORKERS": str(cores), "NUM_WORKERS": str(cores)}
     os.environ.update(environment)
