@@ -1,6 +1,5 @@
 """Which window goes to which split, in which order."""
 
-import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -11,11 +10,9 @@ from numpy.typing import NDArray
 
 from eval_ingest.core.columns import row_numbers
 from eval_ingest.core.index import WindowIndex
+from eval_ingest.core.keyed import KEY, name_hashes
 from eval_ingest.core.spec import SPLITS
 from eval_ingest.core.splits import SplitAssignment
-
-KEY = ["group", "name", "source_digest"]
-"""A window's group, name and digest: equal keys, equal samples."""
 
 _TOGETHER = 1 << 12
 
@@ -81,14 +78,13 @@ def places_in_splits(index: WindowIndex, splits: SplitAssignment) -> Places:
     """
     used = splits.used
     split = np.array([SPLITS.index(name) for name in splits.splits[used].tolist()], np.int8)
-    keys = pa.Table.from_arrays([index.table[name] for name in KEY], names=KEY)
+    keys = pa.Table.from_arrays([index.table[name] for name in KEY], names=list(KEY))
     names = keys["name"].take(row_numbers(used))
-    hashed = b"".join(
-        hashlib.sha256(name.encode()).digest()
+    hashes = name_hashes(
+        name.encode()
         for start in range(0, len(used), _TOGETHER)
         for name in names.slice(start, _TOGETHER).to_pylist()
     )
-    words = np.frombuffer(hashed, ">u8").reshape(-1, 4)
     # Rows are sorted by group already, and the sort is stable.
-    order = np.lexsort((*words.T[::-1], split))
+    order = np.lexsort((*hashes.T[::-1], split))
     return Places(keys, used[order], split[order])

@@ -15,14 +15,14 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from eval_ingest.copying.places import KEY, Place, Places, places_in_splits
+from eval_ingest.copying.places import Place, Places, places_in_splits
 from eval_ingest.copying.worker import CopyingAhead, MoveTask, ToPlace, TransferTask
 from eval_ingest.core.columns import arrow, arrow_rows, numbers, row_numbers
 from eval_ingest.core.crops import corners
 from eval_ingest.core.entry import SPLIT_INDEX_VERSION, CopyResult, Shard, SplitFile
 from eval_ingest.core.fingerprint import fingerprint
 from eval_ingest.core.index import WindowIndex
-from eval_ingest.core.keyed import RowsByKey
+from eval_ingest.core.keyed import KEY, RowsByKey
 from eval_ingest.core.resolved import ResolvedConfig
 from eval_ingest.core.spec import SPLITS
 from eval_ingest.core.splits import SplitAssignment

@@ -41,12 +41,11 @@ KINDS: dict[str, tuple[tuple[Any, ...], str]] = {
     "agreed": _FUNCTION,
     **dict.fromkeys(
         ("catalog", "register", "overwrite", "windows", "private", "dry_run", "correct",
-         "stratified", "channels_first", "bucket"),
+         "stratified", "channels_first", "bucket", "keep"),
         _SWITCH,
     ),
     "version": (_TEXT, "a fingerprint"),
     "modalities": ((str, Sequence, NoneType), "a name or several"),
-    "keep": _SWITCH,
     "names": ((str, list, tuple), "names of datasets, or 'all'"),
     "encoders": ((str, list, tuple, NoneType), "names of encoders"),
     "most_windows": ((Integral,), "a whole number"),

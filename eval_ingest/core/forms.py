@@ -89,6 +89,10 @@ class TableForm:
         """What a column may hold; None if it is none of this kind's."""
         return self.columns.get(name) or self.columns.get(f"*.{name.rpartition('.')[2]}")
 
+    def said(self, **facts: Any) -> dict[str, Any]:
+        """What a table of this kind and version says of itself."""
+        return {"kind": self.kind, "version": self.version, **facts}
+
     def schema(self, names: Iterable[str]) -> pa.Schema:
         """Of columns of these names, which it knows."""
         return pa.schema([(name, self._known(name).type) for name in names])

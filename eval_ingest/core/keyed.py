@@ -1,9 +1,11 @@
 """Rows of a table by their key, such as windows by group, name and digest.
 
-Belongs here: finding the rows of one table in another. Does not: columns as arrays (columns.py).
+Belongs here: finding the rows of one table in another, and the order of windows. Does not: columns
+as arrays (columns.py).
 """
 
-from collections.abc import Iterator, Sequence
+import hashlib
+from collections.abc import Iterable, Iterator, Sequence
 from operator import eq
 
 import numpy as np
@@ -11,6 +13,9 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from eval_ingest.core.columns import row_numbers
+
+KEY = ("group", "name", "source_digest")
+"""The columns of an index that a window is known by: equal keys, equal samples."""
 
 _TOGETHER = 1 << 14
 
@@ -49,6 +54,16 @@ class RowsByKey:
             left = left[~same]  # another key has this hash
             places[left] -= 1
         return found
+
+
+def name_hashes(names: Iterable[bytes]) -> NDArray[np.uint64]:
+    """(N, 4): the SHA-256 of names, by which rslearn orders windows, as numbers from the left.
+
+    >>> name_hashes([b"a"]).tolist()[0][0] == int(hashlib.sha256(b"a").hexdigest()[:16], 16)
+    True
+    """
+    hashed = b"".join(hashlib.sha256(name).digest() for name in names)
+    return np.frombuffer(hashed, ">u8").reshape(-1, 4)
 
 
 def _some(table: pa.Table) -> Iterator[pa.RecordBatch]:

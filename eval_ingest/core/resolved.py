@@ -272,9 +272,7 @@ class ResolvedConfig(_Frozen):
     """train, val, test proportions from olmoearth_run.yaml's data splitter."""
     window_storage: Annotated[str, Field(pattern=r"\A(file|sqlite)\z")] = "file"
     """`file`, or `sqlite`: described in a database."""
-    data_storage: Annotated[str, Field(pattern=r"\A(per_item_group|per_layer)\z")] = (
-        "per_item_group"
-    )
+    data_storage: _Storage = "per_item_group"
     """`per_item_group`, or `per_layer`: all item groups of a layer in one raster."""
     unsupported_inputs: tuple[str, ...] = ()
     """Inputs that no modality stands for (srtm, era5, ...): listed, not loaded."""

@@ -15,11 +15,11 @@ from numpy.typing import NDArray
 from eval_ingest.core.columns import arrow_rows, is_text
 from eval_ingest.core.fingerprint import fingerprint
 from eval_ingest.core.index import INDEX_VERSION, WindowIndex, index_schema
-from eval_ingest.core.keyed import RowsByKey
+from eval_ingest.core.keyed import KEY, RowsByKey
 from eval_ingest.engine import Progress, executor, map_ordered
 from eval_ingest.indexing.apart import Apart
 from eval_ingest.indexing.filters import WindowFilter
-from eval_ingest.indexing.listed import KEY, ToRead, WindowList
+from eval_ingest.indexing.listed import ToRead, WindowList
 from eval_ingest.indexing.packer import Packer, fresh_packer, pack_rows, resumed_packer
 from eval_ingest.indexing.partial import ARRIVED, PartialRows, Rows
 from eval_ingest.indexing.rows import add_geometry

@@ -4,7 +4,6 @@ Belongs here: holding them, and their order. Does not: which are wanted (wanted.
 (sources/).
 """
 
-import hashlib
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
@@ -14,11 +13,9 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from eval_ingest.core.columns import arrow_rows, arrow_table, encoded, row_numbers
+from eval_ingest.core.keyed import KEY, name_hashes
 from eval_ingest.engine import batched
 from eval_ingest.sources.base import Listed
-
-KEY = ("group", "name", "source_digest")
-"""The columns of the index that a listing compares with."""
 
 _SCHEMA = pa.schema([(name, pa.string()) for name in KEY])
 _TOGETHER = 1 << 12
@@ -62,10 +59,8 @@ class WindowList:
         front to end; those of one name by their group.
         """
         names = (os.fsencode(window.name) for window in self.take(rows))
-        hashed = b"".join(hashlib.sha256(name).digest() for name in names)
-        words = np.frombuffer(hashed, ">u8").reshape(-1, 4)
         groups = self.table["group"].take(row_numbers(rows))
-        return rows[np.lexsort((_ranks(groups), *words.T[::-1]))]
+        return rows[np.lexsort((_ranks(groups), *name_hashes(names).T[::-1]))]
 
 
 def _ranks(column: pa.ChunkedArray) -> NDArray[np.int64]:

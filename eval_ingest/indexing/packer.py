@@ -5,8 +5,6 @@ not: the files of a shard (store/shards.py). window_index packs as it judges, in
 fixed before it knows which windows are valid; weka_copy packs what is missing then.
 """
 
-import hashlib
-import os
 import secrets
 import shutil
 import sys
@@ -16,6 +14,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
@@ -23,6 +22,7 @@ from eval_ingest.core.columns import row_numbers
 from eval_ingest.core.fingerprint import fingerprint
 from eval_ingest.core.resolved import ResolvedConfig
 from eval_ingest.decoding.judge import WindowSample
+from eval_ingest.indexing.listed import WindowList
 from eval_ingest.sources.base import Listed
 from eval_ingest.store.roots.base import DatasetStore
 from eval_ingest.store.seal import read_sealed_json, unless_damaged, write_sealed_json
@@ -204,8 +204,8 @@ class Packers:
         while self._windows and (packer := next(iter(self._windows))) is not before:
             windows = self._windows[packer]
             ordered = self._made("ordered", len(windows))
-            order = sorted(range(len(windows)), key=lambda place: reading_order(windows[place]))
-            packer.move_to(ordered, order)
+            order = WindowList(windows).reading_order(np.arange(len(windows)))
+            packer.move_to(ordered, order.tolist())
             names += ordered.publish(store, row_key, [])
             del self._windows[packer]
         return names
@@ -213,11 +213,6 @@ class Packers:
     def _made(self, name: str, rows: int) -> Packer:
         folder = self._folder / f"{name}.{secrets.token_hex(8)}"
         return Packer(folder, self._config, [self._like] * rows, sys.maxsize).create()
-
-
-def reading_order(window: Listed) -> tuple[bytes, str]:
-    """By the SHA-256 of the name: the order of splits, so that packs are read from front to end."""
-    return hashlib.sha256(os.fsencode(window.name)).digest(), window.group
 
 
 def _divided(config: ResolvedConfig, rows: Sequence[PackRow], most: int) -> tuple[list[int], int]:

@@ -95,12 +95,8 @@ class PartialRows:
             return
         if self.packer is not None:
             self.packer.sync()
-        facts = {
-            "kind": PARTIAL_FORM.kind,
-            "version": PARTIAL_FORM.version,
-            "row_key": self._key,
-            "packing": self.packer.key if self.packer is not None else self.packing_key,
-        }
+        packing = self.packer.key if self.packer is not None else self.packing_key
+        facts = PARTIAL_FORM.said(row_key=self._key, packing=packing)
         path = self._folder / f"{self._count:06d}.parquet"
         write_table(path, pa.concat_tables(self._waiting), facts)
         self._waiting.clear()

@@ -9,14 +9,12 @@ from eval_ingest.store.tables import open_table, read_table, write_table
 
 def write_index(path: Path, index: WindowIndex) -> None:
     """Write the window index as GeoParquet 1.1."""
-    facts = {
-        "kind": INDEX_FORM.kind,
-        "version": INDEX_FORM.version,
-        "fingerprint": index.fingerprint,
-        "row_key": index.row_key,
-        "source": index.source,
-        "extra": dict(index.extra),
-    }
+    facts = INDEX_FORM.said(
+        fingerprint=index.fingerprint,
+        row_key=index.row_key,
+        source=index.source,
+        extra=dict(index.extra),
+    )
     write_table(path, index.table, facts, geo=True)
 
 
@@ -36,12 +34,7 @@ def read_index(path: Path) -> WindowIndex | None:
 
 def write_splits(path: Path, splits: SplitAssignment) -> None:
     """Write the split assignment."""
-    facts = {
-        "kind": SPLITS_FORM.kind,
-        "version": SPLITS_FORM.version,
-        "fingerprint": splits.fingerprint,
-        "report": splits.report,
-    }
+    facts = SPLITS_FORM.said(fingerprint=splits.fingerprint, report=splits.report)
     write_table(path, splits.table, facts)
 
 

@@ -217,8 +217,8 @@ class Manifest:
         parts = [arrow_rows([], _SCHEMA)]
         for keys in batched(sorted(self.windows), _READ_TOGETHER):
             parts.append(arrow_rows([asdict(self.windows[key]) for key in keys], _SCHEMA))
-        facts = {"kind": MANIFEST_FORM.kind, "version": MANIFEST_FORM.version}
-        write_table(self._layout.copy_manifest, pa.concat_tables(parts), facts)
+        table = pa.concat_tables(parts)
+        write_table(self._layout.copy_manifest, table, MANIFEST_FORM.said())
         self._journal.unlink(missing_ok=True)
         shutil.rmtree(self._layout.path / UNFINISHED, ignore_errors=True)
 

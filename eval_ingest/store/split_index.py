@@ -125,8 +125,7 @@ def write_split_index(
     table = arrow_table(columns, split_index_schema(modalities, columns))
     if crops is not None:
         table = _repeated(table, crops)
-    facts = {"kind": SPLIT_INDEX_FORM.kind, "version": SPLIT_INDEX_FORM.version}
-    write_table(path, table, facts)
+    write_table(path, table, SPLIT_INDEX_FORM.said())
 
 
 def _repeated(table: pa.Table, crops: Crops) -> pa.Table:
