@@ -316,7 +316,7 @@ def open_table(path: Path, form: TableForm, name: str) -> tuple[StoredTable, Any
         return None
     with readable(path, name):
         # Not pq.read_table: that imports pandas, which takes longer than all of the rest.
-        file = pq.ParquetFile(pa.memory_map(str(path)))
+        file = pq.ParquetFile(pa.OSFile(str(path)))
         schema = file.schema_arrow
     facts = _facts(schema, path, form, name)
     return None if facts is None else (StoredTable(file, schema.names, path, form, name), facts)
