@@ -18,7 +18,6 @@ goes on where it was. `ingest` runs all five; Dagster runs the same functions on
 
 import contextlib
 import math
-import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -60,6 +59,7 @@ from eval_ingest.store.registry import (
 )
 from eval_ingest.store.seal import unless_damaged, write_sealed_json
 from eval_ingest.store.shards import shard_names
+from eval_ingest.waiting import remove_folder
 
 STAGES = ("window_index", "split_assignment", "norm_stats", "weka_copy", "registry_entry")
 
@@ -251,7 +251,7 @@ def tidy(job: Job, metadata: Metadata) -> None:
         remove_copy(job.store)
     remove_retired(job.store, metadata, GRACE_S)
     for folder in (job.layout.staging, job.layout.ahead):
-        shutil.rmtree(folder, ignore_errors=True)
+        remove_folder(folder)
 
 
 # --------------------------------------------------------------------------------- running them
