@@ -14,7 +14,6 @@ import shlex
 import sys
 from collections.abc import Sequence
 from functools import partial
-from importlib import import_module
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -118,7 +117,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with interruptible(KeyboardInterrupt) as check:
             options = _parse(given)
             options.check = check
-            code = int(options.run(options) or 0)
+            code: int = options.run(options)
             sys.stdout.flush()
             return code
     except EvalIngestError as error:
@@ -276,10 +275,10 @@ def _command(
     return parser
 
 
-def _run(command: str, options: argparse.Namespace) -> int | None:
-    # Imports what commands need, which `--help` doesn't wait for.
-    run = getattr(import_module("eval_ingest.commands"), f"run_{command}")
-    return run(options)  # type: ignore[no-any-return]
+def _run(command: str, options: argparse.Namespace) -> int:
+    from eval_ingest import commands  # brings what they need, which `--help` doesn't wait for
+
+    return commands.run(command, options)
 
 
 def _parser() -> argparse.ArgumentParser:
