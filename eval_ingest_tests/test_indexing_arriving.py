@@ -3,6 +3,7 @@
 import io
 import tarfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -164,7 +165,7 @@ def test_an_index_is_put_together_on_the_disk_and_read_from_there(
 ) -> None:
     archive = pack(small, tmp_path / "crops.tar.gz", members(small))
     monkeypatch.setattr(partial, "PARTIAL_ROWS", 4)
-    monkeypatch.setattr(partial, "_TOGETHER", 2)
+    monkeypatch.setattr(partial, "PARTIAL_FORM", replace(partial.PARTIAL_FORM, together=2))
     monkeypatch.setattr("eval_ingest.store.tables._GROUP_ROWS", 3)
     first, *_ = pipeline.ingest(make_job(archive, tmp_path / "root"))
     assert isinstance(first.value.table, StoredTable)

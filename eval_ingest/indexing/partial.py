@@ -29,14 +29,16 @@ class PartialFacts(Facts):
 
 
 PARTIAL_FORM = TableForm(
-    "partial_rows", 4, {**INDEX_FORM.columns, "place": ColumnForm(pa.int64())}, PartialFacts
+    "partial_rows",
+    4,
+    {**INDEX_FORM.columns, "place": ColumnForm(pa.int64())},
+    PartialFacts,
+    together=128,  # read at a time, of each of many files
 )
 ARRIVED = "arrived"
 """The packing key of rows whose samples, if they were packed, lie among the dataset's others."""
 PARTIAL_ROWS = 2048
 """Finished rows between two writes: a stopped run loses at most ten seconds of work."""
-_TOGETHER = 128
-"""Rows that are read at a time, of each of many files."""
 _ROW = KEY[:2]
 
 
@@ -93,11 +95,11 @@ class PartialRows:
         if self.packer is not None:
             self.packer.sync()
         packing = self.packer.key if self.packer is not None else self.packing_key
-        facts = PARTIAL_FORM.said(row_key=self._key, packing=packing)
+        facts = {"row_key": self._key, "packing": packing}
         path = self._folder / f"{self._count:06d}.arrow"
         table = add_geometry(pa.concat_tables(self._waiting))
         table = table.take(pc.sort_indices(table.select(_ROW), [(c, "ascending") for c in _ROW]))
-        write_table(path, table, facts, together=_TOGETHER)
+        write_table(path, table, PARTIAL_FORM, **facts)
         self.written.append(Rows.of(AsideTable(path, table.schema, table.num_rows), packing))
         self._waiting.clear()
         self._count += 1
