@@ -20,7 +20,7 @@ import contextlib
 import math
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -61,7 +61,15 @@ from eval_ingest.store.registry import (
 from eval_ingest.store.seal import unless_damaged, write_sealed_json
 from eval_ingest.store.shards import shard_names
 
-STAGES = ("window_index", "split_assignment", "norm_stats", "weka_copy", "registry_entry")
+INPUTS: Mapping[str, tuple[str, ...]] = {
+    "window_index": (),
+    "split_assignment": ("window_index",),
+    "norm_stats": ("window_index", "split_assignment"),
+    "weka_copy": ("window_index", "split_assignment"),
+    "registry_entry": ("window_index", "split_assignment", "norm_stats", "weka_copy"),
+}
+"""By stage, whose function below has its name, the stages that it is made from."""
+STAGES = tuple(INPUTS)
 
 NORM_VERSION = 3
 COPY_VERSION = 4
@@ -257,33 +265,9 @@ def tidy(job: Job, metadata: Metadata) -> None:
 # --------------------------------------------------------------------------------- running them
 
 
-@dataclass(frozen=True)
-class _Stage:
-    build: Callable[..., Any]
-    inputs: tuple[str, ...]
-    write: Callable[[Job, Any], None]
-
-
-_STAGES: dict[str, _Stage] = {
-    "window_index": _Stage(window_index, (), finish_index),
-    "split_assignment": _Stage(
-        split_assignment,
-        ("window_index",),
-        lambda job, value: write_splits(job.layout.split_assignment, value),
-    ),
-    "norm_stats": _Stage(
-        norm_stats,
-        ("window_index", "split_assignment"),
-        lambda job, value: write_sealed_json(job.layout.norm_stats, value.model_dump()),
-    ),
-    "weka_copy": _Stage(
-        weka_copy,
-        ("window_index", "split_assignment"),
-        lambda job, value: write_sealed_json(job.layout.weka_copy, value.model_dump()),
-    ),
-    "registry_entry": _Stage(
-        registry_entry, ("window_index", "split_assignment", "norm_stats", "weka_copy"), publish
-    ),
+BUILD: Mapping[str, Callable[..., Any]] = {
+    build.__name__: build
+    for build in (window_index, split_assignment, norm_stats, weka_copy, registry_entry)
 }
 
 
@@ -342,8 +326,8 @@ def run_stage(job: Job, stage: str, values: dict[str, Any] | None = None) -> Out
         with dataset_lock(job):
             return run_stage(job, stage, values)
     started = time.monotonic()
-    inputs = []
-    for name in _STAGES[stage].inputs:
+    inputs: dict[str, Any] = {}
+    for name in INPUTS[stage]:
         value = (values or {}).get(name)
         if value is None:
             value = read_outcome(job.store, name)
@@ -352,13 +336,11 @@ def run_stage(job: Job, stage: str, values: dict[str, Any] | None = None) -> Out
                 f"{job.spec.name}: {stage} needs {name}, which has not run; run: "
                 f"dagster asset materialize --select {name} --partition {job.spec.name}"
             )
-        inputs.append(value)
+        inputs[name] = value
     if inputs:
-        job, inputs = _belonging_together(
-            job, dict(zip(_STAGES[stage].inputs, inputs, strict=True))
-        )
+        job, inputs = _belonging_together(job, inputs)
     with memory_given_back():
-        value = _STAGES[stage].build(job, *inputs)
+        value = BUILD[stage](job, *inputs.values())
         ran = write_stage(job, stage, value)
         if stage == "window_index" and len(value) > _MANY_ROWS:
             # Read again, so that its columns come from the disk as they are asked for.
@@ -396,7 +378,7 @@ def _copy_wanted(job: Job, index: WindowIndex, splits: SplitAssignment) -> str:
     )
 
 
-def _belonging_together(job: Job, inputs: dict[str, Any]) -> tuple[Job, list[Any]]:
+def _belonging_together(job: Job, inputs: dict[str, Any]) -> tuple[Job, dict[str, Any]]:
     """A stage's job and inputs, if all are of one version: of one index, one policy, one spec.
 
     Raises:
@@ -413,7 +395,7 @@ def _belonging_together(job: Job, inputs: dict[str, Any]) -> tuple[Job, list[Any
                 before = "what it is made from, or the spec, changed since it was made"
                 raise StaleStageError(job.spec.name, stage, before)
         inputs["split_assignment"] = splits.joined(index)
-    return job, list(inputs.values())
+    return job, inputs
 
 
 def write_stage(job: Job, stage: str, value: Any) -> bool:
@@ -422,7 +404,15 @@ def write_stage(job: Job, stage: str, value: Any) -> bool:
     same = old is not None and old.fingerprint == value.fingerprint
     if same and (stage != "registry_entry" or (old == value and _registered(job, value))):
         return False
-    _STAGES[stage].write(job, value)
+    match stage:
+        case "window_index":
+            finish_index(job, value)
+        case "split_assignment":
+            write_splits(job.layout.split_assignment, value)
+        case "registry_entry":
+            publish(job, value)
+        case _:
+            write_sealed_json(getattr(job.layout, stage), value.model_dump())
     return True
 
 
@@ -467,14 +457,8 @@ def forget(job: Job) -> None:
     """
     with dataset_lock(job):
         layout = job.layout
-        for path in (
-            layout.resolved,
-            layout.window_index,
-            layout.split_assignment,
-            layout.norm_stats,
-            layout.weka_copy,
-            layout.copy_manifest,
-        ):
+        outcomes = (getattr(layout, stage) for stage in STAGES[:-1])
+        for path in (layout.resolved, *outcomes, layout.copy_manifest):
             remove_path(path)
         partial_rows(job).clear()
         # Their samples stay for readers; no run knows them any more.
