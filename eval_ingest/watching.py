@@ -9,9 +9,11 @@ from collections.abc import Callable, Iterable, Mapping, Set
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
-from functools import partial
+from functools import cache, partial
 from pathlib import Path, PurePath
-from typing import Any, NamedTuple, Protocol
+from typing import Annotated, Any
+
+from pydantic import Field, InstanceOf, TypeAdapter, ValidationError
 
 from eval_ingest.background import Background
 from eval_ingest.config_files import read_config_files
@@ -54,17 +56,6 @@ from eval_ingest.store.outcomes import read_source_state
 from eval_ingest.store.registry import metadata_at_hand, read_metadata, read_registry
 from eval_ingest.store.roots.base import DatasetStore, EvalRoot
 from eval_ingest.store.roots.open import open_root
-
-
-class Find(Protocol):
-    """Finds the datasets under one root."""
-
-    def __call__(
-        self, root: str, max_depth: int = ..., *, memory: Memory | None = None
-    ) -> Iterable[Found]:
-        """Those at most so many folders below it; what was seen earlier spares requests."""
-        ...
-
 
 Looks = Background[str, list[Found]]
 
@@ -140,7 +131,7 @@ class Judgement:
     stamp: str = ""
     """New or changed: of the dataset and of the files of some windows. While it changes, the
     dataset is still being written."""
-    fault: Exception | None = None
+    fault: Annotated[InstanceOf[Exception] | None, Field(exclude=True)] = None
     """What went wrong where it could not be looked at."""
     of_source: bool = False
     """True: it follows from what the source holds, so it stays while that does."""
@@ -150,7 +141,6 @@ def survey(
     roots: Iterable[str],
     settings: Settings,
     max_depth: int = MAX_DEPTH,
-    find: Find = find_datasets,
     looks: Looks | None = None,
     timeout_s: float | None = None,
     memory: Callable[[Mapping[str, Look]], Memory] | None = None,
@@ -161,7 +151,6 @@ def survey(
         roots: paths and URLs, in which `${VAR}` is expanded.
         settings: say where catalog and eval root are.
         max_depth: levels of folders below a root.
-        find: finds the datasets under one root.
         looks: takes looks that last longer than the timeout, to be had in a later survey.
         timeout_s: a root that takes longer counts as down; default: it is waited for.
         memory: from earlier looks at a root, which are kept in the cache, to what spares this one;
@@ -172,8 +161,7 @@ def survey(
     """
     looks = Background() if looks is None else looks
     work = {
-        root: partial(_look, root, settings, max_depth, find, memory)
-        for root in dict.fromkeys(roots)
+        root: partial(_look, root, settings, max_depth, memory) for root in dict.fromkeys(roots)
     }
     done = looks.outcomes(work, timeout_s)
     result = Survey()
@@ -232,7 +220,6 @@ def _look(
     root: str,
     settings: Settings,
     max_depth: int,
-    find: Find,
     memory: Callable[[Mapping[str, Look]], Memory] | None,
 ) -> list[Found]:
     expanded = os.path.expanduser(settings.expand(root))
@@ -244,14 +231,14 @@ def _look(
             "others to read; use the default credentials of the machine"
         )
     if memory is None:
-        return list(find(expanded, max_depth))
+        return list(find_datasets(expanded, max_depth))
     cache = Path(settings.cache).expanduser()
     path = cache / "looks" / f"{fingerprint(expanded, max_depth)}.json"
     looks = {}
     with contextlib.suppress(StoreError):  # damaged: then everything is looked at in full
         looks = read_looks(read_json(path))
     looked = memory(looks)
-    found = list(find(expanded, max_depth, memory=looked))
+    found = list(find_datasets(expanded, max_depth, memory=looked))
     if looked.looks != looks:
         with contextlib.suppress(StoreError):  # then the next look takes as long as this one
             write_json(path, looked.dump())
@@ -470,8 +457,9 @@ def judge_all(
         found = look_at(sighting, settings)
         if found.of_source and sighting.spec.config is None:
             since = old.since if old and old.judgement == found else time_s
+            kept = _Judged(version, since, time_s, found)
             with contextlib.suppress(StoreError):  # then it is judged anew the next time
-                write_json(path, _Judged(version, since, time_s, found).dump())
+                write_json(path, _judged().dump_python(kept, mode="json"))
         elif old:
             remove_path(path)
         return found
@@ -480,7 +468,8 @@ def judge_all(
         return list(pool.map(one, sightings))
 
 
-class _Judged(NamedTuple):
+@dataclass(frozen=True)
+class _Judged:
     """A judgement that goes by the source, as it is kept."""
 
     version: str
@@ -491,23 +480,17 @@ class _Judged(NamedTuple):
     """When it was last judged."""
     judgement: Judgement
 
-    def dump(self) -> dict[str, Any]:
-        """As JSON keeps it."""
-        found = self.judgement
-        kept = {"state": found.state, "reason": found.reason, "stamp": found.stamp}
-        task = found.task.model_dump(mode="json") if found.task else None
-        return {**self._asdict(), "judgement": {**kept, "task": task}}
+
+@cache
+def _judged() -> TypeAdapter[_Judged]:
+    return TypeAdapter(_Judged)
 
 
 def _read_judged(path: Path, version: str) -> _Judged | None:
     """What is kept of this version of a dataset."""
-    with contextlib.suppress(StoreError, ValueError, TypeError, LookupError):  # damaged: as none
-        values: Any = read_json(path)
-        if values is not None and values["version"] == version:
-            kept = values.pop("judgement")
-            state, task = State(kept.pop("state")), kept.pop("task")
-            task = Task.model_validate(task) if task else None
-            return _Judged(**values, judgement=Judgement(state, task=task, of_source=True, **kept))
+    with contextlib.suppress(StoreError, ValidationError):  # damaged: as none
+        found = _judged().validate_python(read_json(path))
+        return found if found.version == version else None
     return None
 
 

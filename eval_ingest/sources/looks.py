@@ -14,6 +14,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from pydantic import TypeAdapter, ValidationError
+
 SETTLING_S = 600.0
 """So long after a change every look is a full one."""
 LISTED_AFTER = 0.2
@@ -142,14 +144,6 @@ class Memory:
 def read_looks(values: object) -> dict[str, Look]:
     """The looks that `dump` gave; none if it is anything else."""
     try:
-        return {
-            url: Look(
-                **{
-                    **look,
-                    "sample": {group: tuple(names) for group, names in look["sample"].items()},
-                }
-            )
-            for url, look in values.items()  # type: ignore[attr-defined]
-        }
-    except (TypeError, AttributeError, KeyError):
+        return TypeAdapter(dict[str, Look]).validate_python(values)
+    except ValidationError:
         return {}

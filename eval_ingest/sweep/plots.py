@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from eval_ingest.core.task import TaskKind
-from eval_ingest.errors import SweepError
-from eval_ingest.report.drawing import save_png
+from eval_ingest.errors import optional_part
+from eval_ingest.report.drawing import LINE, save_png, tidy
 from eval_ingest.store.atomic import written_aside
 from eval_ingest.sweep.metrics import METRICS
 from eval_ingest.sweep.results import Leaderboard, Row, encoder_labels, latest, leaderboards
@@ -40,7 +40,7 @@ def draw(rows: Sequence[Row], folder: Path) -> list[Path]:
     """Draw everything there is to see in the rows; the files' paths.
 
     Raises:
-        SweepError: matplotlib isn't installed.
+        LoadError: matplotlib isn't installed.
         StoreError: a file can't be written.
     """
     rows = latest(rows)
@@ -217,27 +217,16 @@ def draw_confusion(row: Row, encoder: str) -> "Figure":
 
 
 def _plain(ax: "Axes", title: str) -> None:
+    tidy(ax)
     ax.set_title(title, fontsize=9, loc="left")
-    for side in ("top", "right"):
-        ax.spines[side].set_visible(False)
-    ax.tick_params(labelsize=8, length=2)
-    ax.grid(axis="x", color="#dddddd", lw=0.6)
-    ax.set_axisbelow(True)
+    ax.grid(axis="x", color=LINE, lw=0.6)
 
 
 def _figure(width: float, height: float) -> "Figure":
     """A figure of its own, which no window and no global state knows of."""
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
+    with optional_part("ingest", "a picture (without: --no-plots)"):
         from matplotlib.figure import Figure
-    except ImportError as error:
-        raise SweepError(
-            f"pictures need matplotlib ({error}); "
-            'install it: pip install "eval-ingest[ingest]", or say --no-plots'
-        ) from error
-    figure = Figure(figsize=(width, height), dpi=150, layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure
+    return Figure(figsize=(width, height), dpi=150, layout="constrained")
 
 
 def _save(figure: "Figure", path: Path) -> Path:
