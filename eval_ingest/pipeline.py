@@ -46,18 +46,12 @@ from eval_ingest.indexing.build import finish_index, index_source, partial_rows
 from eval_ingest.indexing.wanted import check_storage
 from eval_ingest.job import Job, with_config_of, write_config
 from eval_ingest.sources.discovery import source_fingerprint
+from eval_ingest.store import registry
 from eval_ingest.store.atomic import remove_path
 from eval_ingest.store.claims import claim
 from eval_ingest.store.index_file import read_splits, write_splits
 from eval_ingest.store.leftovers import GRACE_S, remove_retired, remove_unfinished
 from eval_ingest.store.outcomes import read_copy, read_outcome, read_source_state
-from eval_ingest.store.registry import (
-    read_metadata,
-    read_opening,
-    read_registry,
-    rebuild_registry,
-    write_metadata,
-)
 from eval_ingest.store.seal import unless_damaged, write_sealed_json
 from eval_ingest.store.shards import shard_names
 
@@ -199,7 +193,7 @@ def registry_entry(
     # How a dataset is scored is no part of its version: embeddings of it stay right.
     data = job.spec.model_copy(update={"eval": EvalSettings()})
     wanted = fingerprint("registry_entry", ENTRY_VERSION, prints, data, job.config, job.origin)
-    old = unless_damaged(lambda: read_metadata(job.store))
+    old = unless_damaged(lambda: registry.read_metadata(job.store))
     if old is not None and (
         (old.fingerprint, old.splits, old.shards, old.spec.eval, old.their_entry)
         == (wanted, copy.splits, copy.shards, job.spec.eval, job.their_entry)
@@ -249,8 +243,8 @@ def publish(job: Job, metadata: Metadata) -> None:
     Raises:
         StoreError: the eval root can't be written.
     """
-    write_metadata(job.store, metadata)
-    rebuild_registry(job.root)
+    registry.write_metadata(job.store, metadata)
+    registry.rebuild_registry(job.root)
 
 
 def tidy(job: Job, metadata: Metadata) -> None:
@@ -422,8 +416,8 @@ def _registered(job: Job, metadata: Metadata) -> bool:
     if any(layout.path.glob(f".{layout.registry.name}.*.[ot][lm][dp]")):  # .old and .tmp
         return False
     try:
-        entry = read_registry(job.root).get(job.spec.name, {})
-        opened = read_opening(job.store)
+        entry = registry.read_registry(job.root).get(job.spec.name, {})
+        opened = registry.read_opening(job.store)
     except StoreError:
         return False  # damaged: it is compiled anew
     return (entry.get("fingerprint"), opened) == (metadata.fingerprint, opening(metadata))
@@ -444,7 +438,7 @@ def dataset_lock(job: Job, timeout_s: float = 5.0) -> Iterator[None]:
     doing = f"{job.spec.name} is being ingested"
     with machine_faults_told(), job.store.hold(timeout_s, doing):
         with contextlib.suppress(IntegrityError):  # damaged: it is made anew
-            read_metadata(job.store)  # raises if a newer eval_ingest has published
+            registry.read_metadata(job.store)  # raises if a newer eval_ingest has published
         claim(job.store, job.spec)
         remove_unfinished(job.layout)
         yield

@@ -15,6 +15,7 @@ from typing import Annotated, Any
 
 from pydantic import Field, InstanceOf, TypeAdapter, ValidationError
 
+from eval_ingest import errors
 from eval_ingest.background import Background
 from eval_ingest.config_files import read_config_files
 from eval_ingest.core.arguments import place_fault
@@ -26,18 +27,7 @@ from eval_ingest.core.task import Task
 from eval_ingest.decoding.limits import fetchable
 from eval_ingest.decoding.metadata import read_metadata as read_window_metadata
 from eval_ingest.decoding.rasters import not_there_yet
-from eval_ingest.errors import (
-    ConfigError,
-    EvalIngestError,
-    IntegrityError,
-    NewerVersionError,
-    NotOursError,
-    SourceError,
-    SpecError,
-    StoreError,
-    brief,
-    lacking,
-)
+from eval_ingest.errors import lacking
 from eval_ingest.indexing.filters import WindowFilter, selected
 from eval_ingest.indexing.wanted import check_storage, groups_to_read
 from eval_ingest.inference.resolve import resolve
@@ -176,12 +166,12 @@ def survey(
         try:
             for dataset in done[root].result():
                 found.setdefault(_plain(dataset.url), dataset)
-        except EvalIngestError as error:
+        except errors.EvalIngestError as error:
             result.down[redacted(root)] = str(error)
         except Exception as error:
             result.down[redacted(root)] = fault_text(error)
             result.faults[redacted(root)] = error
-    broken: dict[str, EvalIngestError] = {}
+    broken: dict[str, errors.EvalIngestError] = {}
     catalog = read_catalog(settings, broken)
     for path, problem in broken.items():
         if not path.endswith((".yaml", ".yml")):
@@ -224,9 +214,11 @@ def _look(
 ) -> list[Found]:
     expanded = os.path.expanduser(settings.expand(root))
     if fault := place_fault(expanded):
-        raise SourceError(f"the root {brief(expanded, 60)} {fault}; give a path or URL")
+        raise errors.SourceError(
+            f"the root {errors.brief(expanded, 60)} {fault}; give a path or URL"
+        )
     if holds_secret(expanded):
-        raise SourceError(
+        raise errors.SourceError(
             f"the root {expanded} holds a password or a signature, and what is found is kept for "
             "others to read; use the default credentials of the machine"
         )
@@ -235,12 +227,12 @@ def _look(
     cache = Path(settings.cache).expanduser()
     path = cache / "looks" / f"{fingerprint(expanded, max_depth)}.json"
     looks = {}
-    with contextlib.suppress(StoreError):  # damaged: then everything is looked at in full
+    with contextlib.suppress(errors.StoreError):  # damaged: then everything is looked at in full
         looks = read_looks(read_json(path))
     looked = memory(looks)
     found = list(find_datasets(expanded, max_depth, memory=looked))
     if looked.looks != looks:
-        with contextlib.suppress(StoreError):  # then the next look takes as long as this one
+        with contextlib.suppress(errors.StoreError):  # then the next look takes as long as this one
             write_json(path, looked.dump())
     return found
 
@@ -262,9 +254,9 @@ def _registered_specs(
             continue
         try:
             metadata = _metadata_of(root.dataset(name), str(entry.get("fingerprint", "")))
-        except IntegrityError:  # an ingest makes it anew
+        except errors.IntegrityError:  # an ingest makes it anew
             specs[name] = DatasetSpec(name=name, source=literal(source))
-        except StoreError:
+        except errors.StoreError:
             continue  # of another version, say: its name is taken
         else:
             other = DatasetSpec(name=name, source=literal(source))  # another tool's, or removed
@@ -289,7 +281,7 @@ def _named(
     for spec in catalog.values():
         try:
             by_source.setdefault(_plain(settings.expand(spec.source)), []).append(spec)
-        except EvalIngestError:
+        except errors.EvalIngestError:
             continue  # it names a variable that isn't set, so it is nowhere
     sightings = []
     free: dict[str, Found] = {}
@@ -346,7 +338,7 @@ def look_at(sighting: Sighting, settings: Settings) -> Judgement:
     """
     try:
         return judge(sighting, settings)
-    except EvalIngestError:
+    except errors.EvalIngestError:
         raise
     except Exception as error:
         return Judgement(State.UNKNOWN, fault_text(error), fault=error)
@@ -376,16 +368,16 @@ def judge(sighting: Sighting, settings: Settings) -> Judgement:
     metadata, damaged = None, False
     try:
         metadata = _metadata_of(store, sighting.published)
-    except IntegrityError:
+    except errors.IntegrityError:
         damaged = True  # an ingest makes it anew
-    except NewerVersionError as error:
+    except errors.NewerVersionError as error:
         return Judgement(State.NOT_INGESTABLE, str(error))
     if metadata is None and not damaged:
         if sighting.removed:
             return Judgement(State.IGNORED, sighting.removed)
         try:
             refuse_theirs(store, sighting.spec)
-        except NotOursError as error:
+        except errors.NotOursError as error:
             return Judgement(State.THEIRS, str(error))
     # What is here of a bucket is looked at first: what it says of a version stays true.
     states = (read_source_state(store, at_hand) for at_hand in (True, False))
@@ -400,9 +392,9 @@ def _judge_source(sighting: Sighting, settings: Settings, state: State) -> Judge
     """What the source says of a dataset that is to be ingested."""
     try:
         if sighting.problem:
-            raise ConfigError(sighting.problem)
+            raise errors.ConfigError(sighting.problem)
         if not sighting.found.windows:
-            raise ConfigError(
+            raise errors.ConfigError(
                 f"{sighting.found.url} holds no windows; expected windows/<group>/<window>"
             )
         source = open_source(settings.expand(sighting.spec.source))
@@ -410,10 +402,10 @@ def _judge_source(sighting: Sighting, settings: Settings, state: State) -> Judge
         config = resolve(files, sighting.spec)
         check_storage(source, config)
         inside = look_inside(sighting, source, config)
-    except StoreError:
+    except errors.StoreError:
         raise
-    except EvalIngestError as error:
-        of_source = isinstance(error, ConfigError | SpecError)
+    except errors.EvalIngestError as error:
+        of_source = isinstance(error, errors.ConfigError | errors.SpecError)
         return Judgement(State.NOT_INGESTABLE, str(error), of_source=of_source)
     if len(inside.lacking) > sighting.spec.max_invalid_fraction * inside.looked_at:
         state = State.UNFINISHED
@@ -458,7 +450,7 @@ def judge_all(
         if found.of_source and sighting.spec.config is None:
             since = old.since if old and old.judgement == found else time_s
             kept = _Judged(version, since, time_s, found)
-            with contextlib.suppress(StoreError):  # then it is judged anew the next time
+            with contextlib.suppress(errors.StoreError):  # then it is judged anew the next time
                 write_json(path, _judged().dump_python(kept, mode="json"))
         elif old:
             remove_path(path)
@@ -488,7 +480,7 @@ def _judged() -> TypeAdapter[_Judged]:
 
 def _read_judged(path: Path, version: str) -> _Judged | None:
     """What is kept of this version of a dataset."""
-    with contextlib.suppress(StoreError, ValidationError):  # damaged: as none
+    with contextlib.suppress(errors.StoreError, ValidationError):  # damaged: as none
         found = _judged().validate_python(read_json(path))
         return found if found.version == version else None
     return None
@@ -500,7 +492,7 @@ def _metadata_of(store: DatasetStore, published: str) -> Metadata | None:
     Raises:
         StoreError: as `read_metadata` does.
     """
-    with contextlib.suppress(StoreError):
+    with contextlib.suppress(errors.StoreError):
         found = metadata_at_hand(store.layout)
         if found is not None and found.fingerprint == published:
             return found
@@ -550,15 +542,15 @@ def look_inside(sighting: Sighting, source: Source, config: ResolvedConfig) -> I
     with ThreadPoolExecutor(8, thread_name_prefix="look_inside") as pool:
         windows = list(pool.map(lambda at: source.window(at[0], at[1], config.layer_names), places))
     incomplete = [window for window in windows if not_there_yet(window, config)]
-    lacking = {
+    lacks = {
         window.key: not_there_yet(window, config)
         for window, reader in source.readers(incomplete, whole=False, fetchable=fetchable)
         if _is_wanted(window, reader, sighting.spec, config)
     }
     return Inside(
         fingerprint(sighting.found.fingerprint, [window.listed for window in windows]),
-        len(windows) - len(incomplete) + len(lacking),
-        lacking,
+        len(windows) - len(incomplete) + len(lacks),
+        lacks,
     )
 
 
@@ -568,7 +560,7 @@ def _is_wanted(
     """False for windows that an ingest passes over, by their tags or time."""
     try:
         metadata = read_window_metadata(reader, window)
-    except SourceError:
+    except errors.SourceError:
         return True  # it has gone or changed since it was listed
     if metadata is None:
         return True

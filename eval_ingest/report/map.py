@@ -6,24 +6,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eval_ingest.core.spec import SPLITS
-from eval_ingest.report.drawing import (
-    LINE,
-    SOFT,
-    SPLIT_COLORS,
-    SPLIT_MARKERS,
-    WIDTH_IN,
-    add_axes,
-    add_legend,
-    new_figure,
-    tidy,
-)
+from eval_ingest.report import drawing
 from eval_ingest.report.view import View
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-_BOX_IN = (WIDTH_IN - 1.2, 4.35)
+_BOX_IN = (drawing.WIDTH_IN - 1.2, 4.35)
 
 _OUTLINE_IN = 0.05
 """Windows are drawn as outlines where they are at least this wide on the map."""
@@ -42,9 +32,9 @@ def window_map(view: View) -> "Figure":
     what = "longitude and latitude, no base map"
     if len(known) < len(view.used):
         what += f"; {len(view.used) - len(known):,} windows are not on it: their place isn't known"
-    figure = new_figure(5.6, f"{view.metadata.name}: windows by split", what)
-    axes = add_axes(figure, 0.95, 0.75, *_BOX_IN)
-    tidy(axes)
+    figure = drawing.new_figure(5.6, f"{view.metadata.name}: windows by split", what)
+    axes = drawing.add_axes(figure, 0.95, 0.75, *_BOX_IN)
+    drawing.tidy(axes)
     if not len(known):
         axes.set_axis_off()
         return figure
@@ -60,9 +50,9 @@ def window_map(view: View) -> "Figure":
         _draw(axes, centres[here], sides[here] if large else None, split, label)
     axes.xaxis.set_major_formatter(lambda value, _: _degrees((value + 180) % 360 - 180, "EW"))
     axes.yaxis.set_major_formatter(lambda value, _: _degrees(value, "NS"))
-    axes.grid(color=LINE, linewidth=0.5)
+    axes.grid(color=drawing.LINE, linewidth=0.5)
     _scale_bar(axes, per_inch)
-    add_legend(figure, axes)
+    drawing.add_legend(figure, axes)
     return figure
 
 
@@ -95,12 +85,12 @@ def _draw(
     """A split's windows, as outlines if their sides are given."""
     from matplotlib.collections import PolyCollection
 
-    color = SPLIT_COLORS[split]
+    color = drawing.SPLIT_COLORS[split]
     if sides is None:
         size = float(np.clip(3000 / max(len(centres), 1), 6, 40))
         axes.scatter(
             centres[:, 0], centres[:, 1], s=size, color=color, alpha=0.8, linewidths=0,
-            label=label, marker=SPLIT_MARKERS[split],
+            label=label, marker=drawing.SPLIT_MARKERS[split],
         )  # fmt: skip
         return
     corners = np.array([(-0.5, -0.5), (0.5, -0.5), (0.5, 0.5), (-0.5, 0.5)])
@@ -124,7 +114,7 @@ def _scale_bar(axes: "Axes", degrees_per_inch: float) -> None:
     length = max(k * power for k in (1, 2, 5) if k * power <= most)
     text = f"{length / 1000:g} km" if length >= 1000 else f"{length:g} m"
     start = 1 - length / metres_per_inch / _BOX_IN[0]
-    line = {"arrowstyle": "|-|,widthA=0.2,widthB=0.2", "color": SOFT}
+    line = {"arrowstyle": "|-|,widthA=0.2,widthB=0.2", "color": drawing.SOFT}
     axes.annotate("", (1, -0.1), (start, -0.1), "axes fraction", arrowprops=line)
-    axes.annotate(text, (start - 0.01, -0.1), xycoords="axes fraction", fontsize=8, color=SOFT,
-                  ha="right", va="center")  # fmt: skip
+    axes.annotate(text, (start - 0.01, -0.1), xycoords="axes fraction", fontsize=8,
+                  color=drawing.SOFT, ha="right", va="center")  # fmt: skip
