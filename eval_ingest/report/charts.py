@@ -1,9 +1,11 @@
 """Charts of a dataset: labels per split, pixel values per band, images over time."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from eval_ingest.core.images import class_colors
@@ -14,10 +16,6 @@ from eval_ingest.core.spec import SPLITS
 from eval_ingest.report import drawing
 from eval_ingest.report.view import View
 
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
-
 MAX_BARS = 30
 """Classes with bars in the histogram."""
 
@@ -25,7 +23,7 @@ _HISTOGRAM_WINDOWS, _HISTOGRAM_PIXELS = 64, 1000
 """Train windows, and pixels of each, that histograms are made of."""
 
 
-def label_histogram(view: View) -> "Figure":
+def label_histogram(view: View) -> Figure:
     """Shares of the classes per split, or the distribution of targets per split."""
     if view.task.kind.has_classes:
         return _class_bars(view)
@@ -61,7 +59,7 @@ def _nice_edges(values: NDArray[np.float64], bins: int) -> NDArray[np.float64]:
     return np.asarray(np.arange(np.floor(low / step), np.ceil(high / step) + 1) * step)
 
 
-def _class_bars(view: View) -> "Figure":
+def _class_bars(view: View) -> Figure:
     counts = np.stack([view.class_counts[view.splits == split].sum(axis=0) for split in SPLITS])
     present = np.flatnonzero(counts.any(axis=0))
     order = present[np.argsort(-counts.sum(axis=0)[present], kind="stable")][:MAX_BARS]
@@ -100,7 +98,7 @@ _STRIP_IN = 2.6
 
 def _strips(
     view: View, title: str, subtitle: str
-) -> "tuple[Figure, list[tuple[ModalityInput, Axes]]]":
+) -> tuple[Figure, list[tuple[ModalityInput, Axes]]]:
     """A chart with axes for each modality, one below the other."""
     modalities = view.metadata.config.modalities
     height = 0.75 + _STRIP_IN * len(modalities)
@@ -118,7 +116,7 @@ def _strips(
     return figure, found
 
 
-def band_statistics(view: View) -> "Figure":
+def band_statistics(view: View) -> Figure:
     """Mean and standard deviation per band of the train windows, beside pretraining's."""
     what = "mean and standard deviation of the train windows, beside OlmoEarth's pretraining"
     figure, strips = _strips(view, "bands", what)
@@ -141,7 +139,7 @@ def band_statistics(view: View) -> "Figure":
     return figure
 
 
-def band_histograms(view: View) -> "Figure":
+def band_histograms(view: View) -> Figure:
     """How often which pixel value is, per band, with the mean and spread of pretraining."""
     modalities = view.metadata.config.modalities
     columns, each, gap = 6, 1.15, 0.35
@@ -182,9 +180,7 @@ def _values(samples: Sequence[dict[str, Any]], modality: ModalityInput) -> NDArr
     return np.where((values == 0).all(axis=1, keepdims=True), np.nan, values).astype(np.float32)
 
 
-def _histogram(
-    axes: "Axes", values: NDArray[np.float32], known: tuple[float, float] | None
-) -> None:
+def _histogram(axes: Axes, values: NDArray[np.float32], known: tuple[float, float] | None) -> None:
     """One band's values between their extreme 0.5%, and what pretraining saw."""
     drawing.tidy(axes)
     axes.spines["left"].set_visible(False)
@@ -215,7 +211,7 @@ def _unit(modality: ModalityInput) -> str:
     return "decibels" if modality.decibels else _UNITS.get(modality.name, "stored units")
 
 
-def timeline(view: View) -> "Figure":
+def timeline(view: View) -> Figure:
     """Timesteps per month (per year beyond ten years), by split, one strip per modality."""
     months = {m.name: _months(view, m.name) for m in view.metadata.config.modalities}
     known = np.concatenate([found for _, found in months.values()])

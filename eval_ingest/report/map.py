@@ -1,17 +1,14 @@
 """A map of the windows by split."""
 
-from typing import TYPE_CHECKING
-
 import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.collections import PolyCollection
+from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from eval_ingest.core.spec import SPLITS
 from eval_ingest.report import drawing
 from eval_ingest.report.view import View
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
 _BOX_IN = (drawing.WIDTH_IN - 1.2, 4.35)
 
@@ -22,7 +19,7 @@ _MAX_OUTLINES = 5000
 """More take too long to draw."""
 
 
-def window_map(view: View) -> "Figure":
+def window_map(view: View) -> Figure:
     """Windows by split at their longitude and latitude, equally scaled at the middle.
 
     As outlines where these are large enough to be seen, else as dots.
@@ -56,7 +53,7 @@ def window_map(view: View) -> "Figure":
     return figure
 
 
-def _fit(axes: "Axes", centres: NDArray[np.float64], sides: NDArray[np.float64]) -> float:
+def _fit(axes: Axes, centres: NDArray[np.float64], sides: NDArray[np.float64]) -> float:
     """Show all windows in the middle, with some air around them; degrees of latitude an inch."""
     low, high = centres.min(axis=0), centres.max(axis=0)
     scale = np.cos(np.radians(np.clip((low[1] + high[1]) / 2, -80, 80))), 1.0
@@ -76,15 +73,13 @@ def _once(places: NDArray[np.int64], splits: NDArray[np.str_]) -> NDArray[np.boo
 
 
 def _draw(
-    axes: "Axes",
+    axes: Axes,
     centres: NDArray[np.float64],
     sides: NDArray[np.float64] | None,
     split: str,
     label: str,
 ) -> None:
     """A split's windows, as outlines if their sides are given."""
-    from matplotlib.collections import PolyCollection
-
     color = drawing.SPLIT_COLORS[split]
     if sides is None:
         size = float(np.clip(3000 / max(len(centres), 1), 6, 40))
@@ -106,7 +101,7 @@ def _degrees(value: float, letters: str) -> str:
     return f"{abs(value):.6g}° {letter}".strip()
 
 
-def _scale_bar(axes: "Axes", degrees_per_inch: float) -> None:
+def _scale_bar(axes: Axes, degrees_per_inch: float) -> None:
     """A length on the ground, at the lower right."""
     metres_per_inch = degrees_per_inch * 111_195
     most = 1.6 * metres_per_inch

@@ -6,9 +6,11 @@ They come from the packed samples, which is what a model gets.
 import hashlib
 import textwrap
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+from matplotlib import colormaps
+from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from eval_ingest.core import images
@@ -18,9 +20,6 @@ from eval_ingest.core.task import TaskKind
 from eval_ingest.loading.plot import draw_labels, legend_entries, show
 from eval_ingest.report import drawing
 from eval_ingest.report.view import View
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 MAX_CLASSES = 12
 """Classes with a row of previews; the most frequent ones."""
@@ -43,7 +42,7 @@ class _Line:
     """Of the index."""
 
 
-def previews(view: View, modality: str, max_rows: int = MAX_CLASSES) -> "Figure":
+def previews(view: View, modality: str, max_rows: int = MAX_CLASSES) -> Figure:
     """A few windows of each class (or of low to high targets), with the label beside them."""
     per_pixel = view.task.kind.per_pixel
     lines = _lines(view, 3 if per_pixel else 6, max_rows)
@@ -117,8 +116,6 @@ def _hash(text: str) -> bytes:
 
 def _target_lines(view: View, columns: int) -> list[_Line]:
     """Windows with low, middle and high targets, evenly through the dataset's."""
-    from matplotlib import colormaps
-
     known = view.used[np.isfinite(view.means[view.used])]
     known = known[np.argsort(view.means[known], kind="stable")]
     lines = []
@@ -172,7 +169,7 @@ def _legend_height(view: View) -> float:
     return 0.25 + 0.22 * -(-(len(_in_legend(view)) + 1) // _LEGEND_COLUMNS)
 
 
-def _legend(figure: "Figure", view: View, scale: tuple[float, float]) -> None:
+def _legend(figure: Figure, view: View, scale: tuple[float, float]) -> None:
     """Every class that occurs with its colour, or the colours' values, at the foot."""
     if view.task.kind.has_classes:
         entries = legend_entries(view.task, _in_legend(view))

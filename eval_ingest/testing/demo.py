@@ -79,9 +79,6 @@ COVERS = (
 BANDS = ("B01", "B02", "B03", "B04", "B05", "B06", "B07", "B08", "B8A", "B09", "B11", "B12")
 """As stored; model.yaml asks for them in another order."""
 
-MODEL_BANDS = ("B02", "B03", "B04", "B08", "B05", "B06", "B07", "B8A", "B11", "B12", "B01", "B09")
-"""The order of OlmoEarth's Sentinel-2 modality."""
-
 # Reflectance * 10000 per band, in the order of BANDS.
 _LEAF = np.array([900, 960, 1180, 930, 1560, 2900, 3500, 3600, 3750, 3800, 2000, 1120], np.float32)
 _SOIL = np.array(
