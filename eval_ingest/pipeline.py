@@ -22,7 +22,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
@@ -132,7 +132,7 @@ def norm_stats(job: Job, index: WindowIndex, splits: SplitAssignment) -> NormSta
         absent = [band for band, s in found.items() if math.isnan(s.mean)]
         flat = [f"{band} (always {s.mean:g})" for band, s in found.items() if s.std == 0]
         stats.stats[modality.name] = {
-            band: asdict(s if band not in absent else BandStats(0.0, 0.0, 0.0, 0.0))
+            band: (s if band not in absent else BandStats(0.0, 0.0, 0.0, 0.0))._asdict()
             for band, s in found.items()
         }
         for bands, what in ((absent, "has no pixel in any train window"), (flat, "does not vary")):

@@ -128,7 +128,7 @@ def copying_ahead(job: Job, arriving: bool = False) -> CopyingAhead | None:
         return None
     if job.source.moves and not arriving:
         return None
-    return CopyingAhead(job.config, WindowsAhead(layout.ahead, job.row_key), always=arriving)
+    return CopyingAhead(job.config, WindowsAhead(layout.ahead, job.row_key))
 
 
 class _Placing:

@@ -24,6 +24,9 @@ ToPlace = tuple[Place, int | None, bool]
 Ready = tuple[Place, CopiedWindow]
 """A window, and what was copied ahead of it."""
 
+_MOVED_FILES = 4
+"""Of a window that is moved: its metadata.json, read and written anew, and its folder."""
+
 
 @dataclass(frozen=True)
 class CopyingAhead:
@@ -31,13 +34,9 @@ class CopyingAhead:
 
     config: ResolvedConfig
     ahead: WindowsAhead
-    always: bool
-    """Though the disk may keep us waiting: else many are read again, and written at once, then."""
 
-    def __call__(self, files: WindowFiles, reader: WindowReader) -> CopiedWindow | None:
-        """Write a window aside; None if that is for later."""
-        if COPIES.is_long and not self.always:
-            return None
+    def __call__(self, files: WindowFiles, reader: WindowReader) -> CopiedWindow:
+        """Write a window aside."""
         group, name, digest = files.listed
         with COPIES.watched(lambda: len(files.files)):
             contents = [_content(reader, (group, name), f, None, self.config) for f in files.files]
@@ -53,7 +52,13 @@ class MoveTask:
 
     def __call__(self, batch: list[Ready]) -> list[CopiedWindow | None]:
         """Those that are in their places now; None for each that isn't there any more."""
-        return [self.ahead.move(copied, place.split, self.windows) for place, copied in batch]
+
+        def move(ready: Ready) -> CopiedWindow | None:
+            place, copied = ready
+            with COPIES.watched(lambda: _MOVED_FILES):
+                return self.ahead.move(copied, place.split, self.windows)
+
+        return list(COPIES.each(move, batch, WINDOWS_BEHIND))
 
 
 @dataclass(frozen=True)

@@ -22,8 +22,8 @@ from eval_ingest.sources.base import Listed, Source, WindowFiles, WindowReader
 from eval_ingest.store.manifest import CopiedWindow
 from eval_ingest.store.shards import PackRow
 
-CopyAhead = Callable[[WindowFiles, WindowReader], CopiedWindow | None]
-"""Writes a valid window into the copy that it will be part of, unless that takes long."""
+CopyAhead = Callable[[WindowFiles, WindowReader], CopiedWindow]
+"""Writes a valid window into the copy that it will be part of."""
 
 
 @dataclass(frozen=True)

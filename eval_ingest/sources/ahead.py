@@ -22,7 +22,7 @@ LONG_S = 0.0003
 """That a file of a disk at hand doesn't keep anybody waiting for."""
 BYTES_AHEAD = 64 << 20
 """That it holds of them, if it has more than one; the others wait for their turn."""
-WINDOWS_BEHIND = 16
+WINDOWS_BEHIND = 64
 """That a worker has in hand at a time: to be packed, or on their way into the copy."""
 BYTES_BEHIND = 64 << 20
 """Of their files, if it has more than one."""
