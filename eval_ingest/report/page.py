@@ -22,16 +22,13 @@ from eval_ingest.redaction import in_markdown, on_one_line
 from eval_ingest.report.pictures import Picture
 from eval_ingest.report.tables import (
     Board,
-    Rows,
-    band_table,
     class_table,
     facts,
     history_table,
     split_note,
     split_table,
-    usage,
 )
-from eval_ingest.report.terminal import task_text
+from eval_ingest.report.terminal import Rows, band_table, task_text, usage
 from eval_ingest.report.view import View
 
 VIEWER = "viewer"
@@ -60,7 +57,7 @@ def html_page(
             counted=", ".join(f"{n} {kind}{'s' if n > 1 else ''}" for n, kind in counted),
             pictures=pictures,
             scores=scores,
-            bands=band_table(view),
+            bands=band_table(view.metadata.norm_stats),
             history=history_table(view.metadata),
         )
     )
