@@ -65,9 +65,12 @@ class StageIOManager(dg.UPathIOManager):
             value = read_outcome(store, stage)
             if value is None:
                 find_spec(self._settings, store.name)  # a mistyped name has another cure
+                # Of what it is made from, the first that is missing: others need that too.
+                needed = (*pipeline.INPUTS[stage], stage)
+                first = next(s for s in needed if s == stage or read_outcome(store, s) is None)
                 raise NotIngestedError(
-                    f"{store.name}: {stage} has not run yet, and what follows needs it; run: "
-                    f"dagster asset materialize --select {stage} --partition {store.name}"
+                    f"{store.name}: {first} has not run yet, and this stage needs it; run: "
+                    f"dagster asset materialize --select {first} --partition {store.name}"
                 )
             return value
 
