@@ -9,6 +9,7 @@ import atexit
 import contextlib
 import difflib
 import gc
+import os
 import re
 import shlex
 import sys
@@ -109,6 +110,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; 0 if it worked, 1 with a message if not, 2 for a usage error."""
     given = sys.argv[1:] if arguments is None else list(arguments)
     if arguments is None:  # this process is ours alone, and makes little garbage
+        os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")  # looked for in all packages
         gc.set_threshold(20_000, 50, 100)
         atexit.register(gc.freeze)  # nor need the interpreter look for it when it ends
     for stream in (sys.stdout, sys.stderr):
@@ -117,7 +119,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         with interruptible(KeyboardInterrupt) as check:
             options = _parse(given)
-            options.check = check
+            options.check, options.is_program = check, arguments is None
             code = int(options.run(options) or 0)
             sys.stdout.flush()
             return code
@@ -277,6 +279,8 @@ def _command(
 
 
 def _run(command: str, options: argparse.Namespace) -> int | None:
+    if command == "ingest" and options.is_program:
+        os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # it would start threads for nothing
     # Imports what commands need, which `--help` doesn't wait for.
     run = getattr(import_module("eval_ingest.commands"), f"run_{command}")
     return run(options)  # type: ignore[no-any-return]

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from eval_ingest import api
 from eval_ingest.completion import shell_code
+from eval_ingest.engine import PROGRAM
 from eval_ingest.errors import EvalIngestError, SpecError, UnknownDatasetError
 from eval_ingest.flags import given_fields
 from eval_ingest.redaction import in_json
@@ -51,6 +52,8 @@ def run_ingest(options: argparse.Namespace) -> int:
         planned = api.plan(options.name, **spec)
         _show(options, planned.facts, planned.lines())
         return 0
+    if options.is_program:
+        PROGRAM.set()
     with _progress(options) as progress:
         done = api.ingest(
             options.name,
