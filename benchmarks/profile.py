@@ -176,16 +176,17 @@ def ingest(source: str, folder: str, before: float) -> None:
     clocks = Clocks(Path(folder) / "parent")
     imported = clocks.around(_NAMES.index("imports"), importlib.import_module)
 
-    def clocked(name: str) -> Any:
-        """What the command imports, and all that it will import later."""
-        command, engine, _ = map(imported, (name, "eval_ingest.engine", "eval_ingest.pipeline"))
+    def run(*arguments: Any) -> Any:
+        """The command, when what it would import is imported."""
+        imported("eval_ingest.commands"), imported("eval_ingest.pipeline")
+        engine = sys.modules["eval_ingest.engine"]
         _FORKED.append((clocks, engine.prepare_worker))
         engine.prepare_worker = functools.partial(_begin_worker, folder)
         clocks.install()
-        return command
+        return plain(*arguments)
 
     cli = imported("eval_ingest.cli")
-    cli.import_module = clocked
+    plain, cli._run = cli._run, run
     sys.argv[1:] = ["ingest", "profiled", "--source", source]
     if code := cli.main():
         sys.exit(code)

@@ -15,7 +15,6 @@ import shlex
 import sys
 from collections.abc import Sequence
 from functools import partial
-from importlib import import_module
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -111,6 +110,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = sys.argv[1:] if arguments is None else list(arguments)
     if arguments is None:  # this process is ours alone, and makes little garbage
         os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")  # looked for in all packages
+        if given[:1] == ["ingest"]:
+            os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # it would start threads for nothing
         gc.set_threshold(20_000, 50, 100)
         atexit.register(gc.freeze)  # nor need the interpreter look for it when it ends
     for stream in (sys.stdout, sys.stderr):
@@ -120,7 +121,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with interruptible(KeyboardInterrupt) as check:
             options = _parse(given)
             options.check, options.is_program = check, arguments is None
-            code = int(options.run(options) or 0)
+            code: int = options.run(options)
             sys.stdout.flush()
             return code
     except EvalIngestError as error:
@@ -278,12 +279,10 @@ def _command(
     return parser
 
 
-def _run(command: str, options: argparse.Namespace) -> int | None:
-    if command == "ingest" and options.is_program:
-        os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # it would start threads for nothing
-    # Imports what commands need, which `--help` doesn't wait for.
-    run = getattr(import_module("eval_ingest.commands"), f"run_{command}")
-    return run(options)  # type: ignore[no-any-return]
+def _run(command: str, options: argparse.Namespace) -> int:
+    from eval_ingest import commands  # brings what they need, which `--help` doesn't wait for
+
+    return commands.run(command, options)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -18,11 +18,10 @@ goes on where it was. `ingest` runs all five; Dagster runs the same functions on
 
 import contextlib
 import math
-import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
@@ -60,6 +59,7 @@ from eval_ingest.store.registry import (
 )
 from eval_ingest.store.seal import unless_damaged, write_sealed_json
 from eval_ingest.store.shards import shard_names
+from eval_ingest.waiting import remove_folder
 
 STAGES = ("window_index", "split_assignment", "norm_stats", "weka_copy", "registry_entry")
 
@@ -130,7 +130,7 @@ def norm_stats(job: Job, index: WindowIndex, splits: SplitAssignment) -> NormSta
         absent = [band for band, s in found.items() if math.isnan(s.mean)]
         flat = [f"{band} (always {s.mean:g})" for band, s in found.items() if s.std == 0]
         stats.stats[modality.name] = {
-            band: asdict(s if band not in absent else BandStats(0.0, 0.0, 0.0, 0.0))
+            band: (s if band not in absent else BandStats(0.0, 0.0, 0.0, 0.0))._asdict()
             for band, s in found.items()
         }
         for bands, what in ((absent, "has no pixel in any train window"), (flat, "does not vary")):
@@ -251,7 +251,7 @@ def tidy(job: Job, metadata: Metadata) -> None:
         remove_copy(job.store)
     remove_retired(job.store, metadata, GRACE_S)
     for folder in (job.layout.staging, job.layout.ahead):
-        shutil.rmtree(folder, ignore_errors=True)
+        remove_folder(folder)
 
 
 # --------------------------------------------------------------------------------- running them

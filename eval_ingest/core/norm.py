@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -111,8 +111,7 @@ def _measure_finite(rows: NDArray[Any]) -> NDArray[np.float64]:
     )
 
 
-@dataclass(frozen=True)
-class BandStats:
+class BandStats(NamedTuple):
     """Statistics of one band over all counted pixels."""
 
     mean: float
@@ -201,15 +200,13 @@ def bounds(method: str, stats: list[BandStats]) -> tuple[NDArray[np.float64], ND
     KeyError if the method isn't one of METHODS.
     """
     rule = METHODS[method]
-    mean = np.array([band.mean for band in stats])
-    std = np.array([band.std for band in stats])
     if method == "no_norm":
         return np.zeros(len(stats)), np.ones(len(stats))
+    mean, std, least, most = np.array(stats, np.float64).T
     if rule is None:
         low, width = mean, std
     elif rule.sigmas is None:
-        low = np.array([band.min for band in stats])
-        width = np.array([band.max for band in stats]) - low
+        low, width = least, most - least
     else:
         low, width = mean - rule.sigmas * std, 2 * rule.sigmas * std
     varies = np.isfinite(width) & (width > 0)

@@ -244,13 +244,13 @@ class EvalDataset(Dataset[dict[str, Any]]):
         stats = self.statistics(modality.name)
         if stats is None:
             return Normalizer(None, None)
-        missing = [
+        missing = tuple(
             (modality.bands.index(band), value)
             for band, values in self._opening.nodata.get(modality.name, {}).items()
             for value in values
-        ]
-        made = make_normalizer(method, modality.bands, stats, modality.decibels)
-        return replace(made, missing=tuple(missing), nodata=self._arguments["nodata"])
+        )
+        nodata = self._arguments["nodata"]
+        return make_normalizer(method, modality.bands, stats, modality.decibels, missing, nodata)
 
     def statistics(self, modality: str) -> Statistics | None:
         """Band statistics that a modality is normalised with; None where it isn't.

@@ -105,7 +105,12 @@ class _Writable:
 
 
 def make_normalizer(
-    method: str, bands: tuple[str, ...], stats: Mapping[str, Mapping[str, float]], decibels: bool
+    method: str,
+    bands: tuple[str, ...],
+    stats: Mapping[str, Mapping[str, float]],
+    decibels: bool,
+    missing: tuple[tuple[int, float | None], ...] = (),
+    nodata: float = 0.0,
 ) -> Normalizer:
     """The normaliser of a modality.
 
@@ -114,15 +119,17 @@ def make_normalizer(
         bands: the sample's bands in order.
         stats: per band at least mean and std.
         decibels: pixels are linear power.
+        missing: see `Normalizer`.
+        nodata: see `Normalizer`.
 
     Raises:
         LoadError: no such method, or a band without the statistics that it needs.
     """
     if method not in METHODS:
         raise LoadError(f"no normalisation method {method!r}; there are {', '.join(METHODS)}")
-    missing = [band for band in bands if band not in stats]
-    if missing:
-        raise LoadError(f"no statistics for the bands {', '.join(missing)}; use normalize=None")
+    unknown = [band for band in bands if band not in stats]
+    if unknown:
+        raise LoadError(f"no statistics for the bands {', '.join(unknown)}; use normalize=None")
     for band in bands:
         wrong = [
             v for v in stats[band].values() if type(v) is not float and not isinstance(v, Real)
@@ -148,7 +155,9 @@ def make_normalizer(
     if rule and rule.then == "int":
         low, width = bounds(method, table)
         exact = torch.from_numpy(low).float(), torch.from_numpy(width).float()
-    return Normalizer(scale, offset, rule.then if rule else "", decibels, exact)
+    return Normalizer(
+        scale, offset, rule.then if rule else "", decibels, exact, missing, float(nodata)
+    )
 
 
 def pretrained_stats(modality: str) -> dict[str, dict[str, float]]:

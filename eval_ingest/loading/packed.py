@@ -79,7 +79,8 @@ class PackedSamples:
         index, shards = self._index, self._metadata.shards
         fits = (index.shards >= 0) & (index.shards < len(shards))
         for number, shard in enumerate(shards):
-            here = np.flatnonzero(index.shards == number)
+            mine = index.shards == number
+            here = slice(None) if mine.all() else np.flatnonzero(mine)
             for name, array in shard.arrays.items():
                 shape = [column[here] for column in self._shape_columns(name)]
                 if array.uniform:

@@ -5,7 +5,6 @@ import errno
 import functools
 import json
 import os
-import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -142,6 +141,7 @@ def remove_path(path: Path) -> None:
     Raises:
         StoreError: it can't be removed.
     """
+    from eval_ingest.waiting import remove_folder  # a machine that only loads removes none
 
     def failed(_function: object, _path: str, raised: tuple[Any, BaseException, Any]) -> None:
         if not isinstance(raised[1], FileNotFoundError):  # another process was faster
@@ -149,7 +149,7 @@ def remove_path(path: Path) -> None:
 
     with store_errors("removing", path):
         if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path, onerror=failed)
+            remove_folder(path, failed)
         else:
             path.unlink(missing_ok=True)
 

@@ -224,12 +224,13 @@ class SplitIndex:
                 f"the index {path} is missing, or of another version", cure_for(name)
             )
         table = found[0]
-        lacking = next((n for n in _names(modalities) if n not in table.column_names), "")
+        columns = dict(zip(table.column_names, table.columns, strict=True))
+        lacking = next((n for n in _names(modalities) if n not in columns), "")
         if lacking:
             raise IntegrityError(f"the index {path} has no column {lacking}", cure_for(name))
 
         def column(name: str) -> NDArray[Any]:
-            return numbers(table[name])
+            return numbers(columns[name])
 
         self.shards, self.rows = column("shard"), column("row")
         self.heights, self.widths = column("height"), column("width")
@@ -237,7 +238,7 @@ class SplitIndex:
         self.timesteps = {name: column(f"{name}.timesteps") for name in modalities}
         self._stamps: dict[str, tuple[NDArray[Any], NDArray[Any]]] = {}
         for modality in modalities:
-            stamps = one_array(table[f"{modality}.timestamps"])
+            stamps = one_array(columns[f"{modality}.timestamps"])
             ends = numbers(stamps.offsets)
             if not np.array_equal(np.diff(ends), 3 * self.timesteps[modality]):
                 raise IntegrityError(
@@ -246,13 +247,12 @@ class SplitIndex:
                     cure_for(name),
                 )
             self._stamps[modality] = ends, numbers(stamps.values)
-        has = table.column_names
-        self.corners = (column("top"), column("left")) if "top" in has else None
-        self.targets = column(TARGET) if TARGET in has else None
-        self.groups = Texts(table["group"])
-        self.names = Texts(table["name"])
-        if "source_digest" in table.column_names:
-            self.digests = Texts(table["source_digest"])
+        self.corners = (column("top"), column("left")) if "top" in columns else None
+        self.targets = column(TARGET) if TARGET in columns else None
+        self.groups = Texts(columns["group"])
+        self.names = Texts(columns["name"])
+        if "source_digest" in columns:
+            self.digests = Texts(columns["source_digest"])
 
     def __len__(self) -> int:
         return len(self.rows)
