@@ -88,36 +88,36 @@ def eval_splits(place: Place) -> dict[str, str]:
     return found
 
 
-def test_ingest_load_resplit_remove(place: Place, small: Path, reference: Path) -> None:
-    outcomes = place.ingest(small)
+def test_ingest_load_resplit_remove(place: Place, few: Path, few_reference: Path) -> None:
+    outcomes = place.ingest(few)
     assert all(outcome.ran for outcome in outcomes)
     assert list(read_registry(place.root)) == ["crops"]
-    expected = samples(root=reference)
+    expected = samples(root=few_reference)
     assert_same(samples(), expected)
     names = place.names()
-    local = {str(p.relative_to(reference)) for p in reference.rglob("*") if p.is_file()}
+    local = {str(p.relative_to(few_reference)) for p in few_reference.rglob("*") if p.is_file()}
     assert {n for n in names if "/windows/" in n} == {n for n in local if "/windows/" in n}
     for name in ("crops/config.json", "crops/model.yaml", "registry.json", "crops/metadata.json"):
         assert name in names
     before = eval_splits(place)
     assert before == {w[0]: split for split in SPLITS for w in expected[split]}
-    assert _verified(place) == []
+    assert _verified(place, 6) == []
 
-    again = place.ingest(small)
+    again = place.ingest(few)
     assert not any(outcome.ran for outcome in again)
     assert place.names() == names
 
     place.machine("b")  # which has nothing of all this
     assert_same(samples(), expected)
-    assert not any(outcome.ran for outcome in place.ingest(small))
+    assert not any(outcome.ran for outcome in place.ingest(few))
 
-    resplit = place.ingest(small, splits={"strategy": "random", "seed": 1})
+    resplit = place.ingest(few, splits={"strategy": "random", "seed": 1})
     assert [o.stage for o in resplit if o.ran] == list(pipeline.STAGES[1:])
     moved = samples()
     assert {s[0] for split in SPLITS for s in moved[split]} == set(before)
     after = eval_splits(place)
     assert after == {w[0]: split for split in SPLITS for w in moved[split]} != before
-    assert _verified(place) == []
+    assert _verified(place, 6) == []
 
     place.machine("a")  # which still has what was true before
     assert_same(samples(), moved)
