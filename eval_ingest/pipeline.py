@@ -30,7 +30,15 @@ from eval_ingest.copying.transfer import copying_ahead, transfer
 from eval_ingest.copying.verify import look_at
 from eval_ingest.core.columns import memory_given_back
 from eval_ingest.core.copy_config import rslearn_config
-from eval_ingest.core.entry import MAX_HISTORY, CopyResult, Metadata, NormStats, Version, opening
+from eval_ingest.core.entry import (
+    MAX_HISTORY,
+    CopyResult,
+    Metadata,
+    NormStats,
+    SourceState,
+    Version,
+    opening,
+)
 from eval_ingest.core.eval_settings import EvalSettings
 from eval_ingest.core.fingerprint import fingerprint
 from eval_ingest.core.index import WindowIndex
@@ -89,9 +97,9 @@ def window_index(job: Job) -> WindowIndex:
     check_invalid_fraction(index.summary, limit, job.spec.name, asked)
     write_config(job, index.fingerprint)
     if seen:
-        state = {"fingerprint": seen, "window_index": index.fingerprint}
+        state = SourceState(fingerprint=seen, window_index=index.fingerprint)
         if read_source_state(job.store) != state:
-            write_sealed_json(job.layout.source_state, state)
+            write_sealed_json(job.layout.source_state, state.model_dump())
     return index
 
 

@@ -21,13 +21,14 @@ from eval_ingest.settings import Settings
 from eval_ingest.store.atomic import write_bytes
 from eval_ingest.store.registry import read_registry
 from eval_ingest.store.roots.base import DatasetStore, EvalRoot
-from eval_ingest.store.seal import read_sealed_json, sealed_json
+from eval_ingest.store.seal import sealed_json
 from eval_ingest.store.shards import PackRow, ShardWriter, plan_arrays
 from eval_ingest.verifying import verify_dataset
 from eval_ingest.watching import State, look_at, survey
 from eval_ingest_tests.conftest import make_job
 from eval_ingest_tests.support import places
 from eval_ingest_tests.support.places import Place
+from eval_ingest_tests.support.sealed import read_sealed_json
 from eval_ingest_tests.support.servers import ObjectServer
 from eval_ingest_tests.support.stalled import Stalled
 

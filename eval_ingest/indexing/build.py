@@ -1,5 +1,6 @@
 """The index of a source: which windows have to be read, and the rows of all."""
 
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, replace
@@ -37,6 +38,9 @@ from eval_ingest.store.tables import SortedTable
 
 SHARD_WINDOWS = 64
 """Windows per task: enough to drown its overhead, few enough to balance and to show progress."""
+
+_WAITING = 4
+"""So many times more where a worker waits for a task's first window, and for its last."""
 
 _JOINED = 32
 """Tables of shards that are put together: each by itself takes twice the room of its rows."""
@@ -322,9 +326,18 @@ def index_windows(
     """
     tables: list[pa.Table] = []
     filtered_out: list[Listed] = []
-    shards = (items[k : k + SHARD_WINDOWS] for k in range(0, len(items), SHARD_WINDOWS))
+    ends = deque[int]()
+    most = SHARD_WINDOWS
+
+    def shards() -> Iterator[Sequence[tuple[int, Listed]]]:
+        end = 0
+        while (left := len(items) - end) > 0:
+            end += max(SHARD_WINDOWS, min(most, left // (2 * workers)))
+            ends.append(min(end, len(items)))
+            yield items[len(items) - left : end]
+
     apart = Apart(task, IndexedShard.joined, task.name_of, task.crashed, task.window_bytes)
-    results = map_ordered(executor, task, shards, 2 * workers, apart)
+    results = map_ordered(executor, task, shards(), 2 * workers, apart)
     for number, shard in enumerate(results, 1):
         parts.add(shard)
         note(shard.copied)
@@ -332,7 +345,8 @@ def index_windows(
         filtered_out += shard.filtered_out
         if number % _JOINED == 0:
             tables[-_JOINED:] = [pa.concat_tables(tables[-_JOINED:]).combine_chunks()]
-        done = min(number * SHARD_WINDOWS, len(items))
+        most = _WAITING * SHARD_WINDOWS if shard.waited else SHARD_WINDOWS
+        done = ends.popleft()
         publish(shard.packed, items[done][0] if done < len(items) else None)
         progress("windows read", done, len(items))
     return tables, filtered_out

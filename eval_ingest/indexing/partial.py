@@ -96,9 +96,9 @@ class PartialRows:
         if self.packer is not None:
             self.packer.sync()
         packing = self.packer.key if self.packer is not None else self.packing_key
-        facts = PARTIAL_FORM.said(row_key=self._key, packing=packing)
+        facts = {"row_key": self._key, "packing": packing}
         path = self._folder / f"{self._count:06d}.parquet"
-        write_table(path, pa.concat_tables(self._waiting), facts)
+        write_table(path, pa.concat_tables(self._waiting), PARTIAL_FORM, **facts)
         self._waiting.clear()
         self._count += 1
 

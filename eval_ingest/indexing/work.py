@@ -77,6 +77,7 @@ class IndexTask:
 
         copies = COPIES.each(copy, valid(), WINDOWS_BEHIND)
         result.copied = [copied for copied in copies if copied is not None]
+        result.waited = self.source.waiting.is_long or COPIES.is_long
         result.table = arrow_rows(rows, index_schema(self.config))
         return result
 
@@ -144,6 +145,8 @@ class IndexedShard:
     packed: list[tuple[int, PackRow]] = field(default_factory=list)
     copied: list[CopiedWindow] = field(default_factory=list)
     """Windows that were copied ahead."""
+    waited: bool = False
+    """True if the worker's disks keep it waiting: more windows at a time are better then."""
 
     @classmethod
     def joined(cls, shards: "Sequence[IndexedShard]") -> "IndexedShard":

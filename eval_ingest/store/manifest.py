@@ -218,7 +218,7 @@ class Manifest:
         for keys in batched(sorted(self.windows), _READ_TOGETHER):
             parts.append(arrow_rows([asdict(self.windows[key]) for key in keys], _SCHEMA))
         table = pa.concat_tables(parts)
-        write_table(self._layout.copy_manifest, table, MANIFEST_FORM.said())
+        write_table(self._layout.copy_manifest, table, MANIFEST_FORM)
         self._journal.unlink(missing_ok=True)
         shutil.rmtree(self._layout.path / UNFINISHED, ignore_errors=True)
 

@@ -14,10 +14,10 @@ from typing import Any
 import pyarrow as pa
 
 from eval_ingest.core.forms import Facts, TableForm
-from eval_ingest.errors import IntegrityError, NewerVersionError, StoreError
+from eval_ingest.errors import IntegrityError, StoreError
 from eval_ingest.store.atomic import written_aside
-from eval_ingest.store.models import checked
-from eval_ingest.store.seal import UNSEALED, check_sealed, cure_for, parsed, read_sealed, seal_file
+from eval_ingest.store.records import record_of, undamaged
+from eval_ingest.store.seal import UNSEALED, check_sealed, cure_for, read_sealed, seal_file
 
 _KEY = b"eval_ingest"
 _CHECKSUM = b"eval_ingest.checksum"
@@ -39,12 +39,10 @@ _GEO = {
 """GeoParquet metadata: longitude and latitude (OGC:CRS84, the default)."""
 
 
-def write_table(
-    path: Path, table: "pa.Table | LazyTable", facts: dict[str, Any], geo: bool = False
-) -> None:
-    """Write a table with facts in its schema metadata, sealed, whole or not at all."""
-    metadata = {_KEY: json.dumps(facts).encode()}
-    if geo:
+def write_table(path: Path, table: "pa.Table | LazyTable", form: TableForm, **facts: Any) -> None:
+    """Write a table with its facts in its schema metadata, sealed, whole or not at all."""
+    metadata = {_KEY: form.said(**facts).model_dump_json().encode()}
+    if form.geo:
         metadata[b"geo"] = json.dumps(_GEO).encode()
     metadata[_CHECKSUM] = UNSEALED.encode()  # last, as `store.seal` wants it
     schema = table.schema.with_metadata(metadata)
@@ -91,7 +89,7 @@ def read_table(path: Path, form: TableForm, name: str) -> tuple[pa.Table, Any] |
     with readable(path, name):
         table = file.read_all()
         table.validate(full=True)  # buffers are as large as they are said to be, texts are texts
-    _check(form.wrong_column(table), path, name)
+    undamaged(form.wrong_column(table), path, cure_for(name))
     return table, facts
 
 
@@ -185,7 +183,8 @@ class StoredTable(LazyTable):
             IntegrityError: they aren't there.
         """
         path, _, name = self._of
-        _check(next((n for n in names if n not in self.column_names), ""), path, name)
+        lacking = next((n for n in names if n not in self.column_names), "")
+        undamaged(lacking, path, cure_for(name))
         return StoredTable(self._file, names, *self._of)
 
     def to_batches(self) -> Iterator[pa.RecordBatch]:
@@ -200,7 +199,7 @@ class StoredTable(LazyTable):
             for batch in self._file.iter_batches(_GROUP_ROWS, **asked):
                 batch.validate(full=True)
                 found = batch if batch.schema.types == schema.types else batch.cast(schema)
-                _check(form.wrong_column(found), path, name)
+                undamaged(form.wrong_column(found), path, cure_for(name))
                 yield found
 
 
@@ -224,11 +223,6 @@ def open_table(path: Path, form: TableForm, name: str) -> tuple[StoredTable, Any
     return None if facts is None else (StoredTable(file, schema.names, path, form, name), facts)
 
 
-def _check(wrong: str, path: Path, name: str) -> None:
-    if wrong:
-        raise IntegrityError(f"{path} is damaged at {wrong[:80]}", cure_for(name))
-
-
 def _in_arrows_memory(content: bytes) -> pa.Buffer:
     """A copy that no thread of Arrow's needs Python for.
 
@@ -248,11 +242,8 @@ def _facts(schema: pa.Schema, path: Path, form: TableForm, name: str) -> Facts |
     text = (schema.metadata or {}).get(_KEY)
     if text is None:
         raise StoreError(f"{path} was not written by eval_ingest; move it away and ingest again")
-    found = parsed(text, path, cure_for(name))
-    kind, version = found.get("kind"), found.get("version")
-    if kind == form.kind and isinstance(version, int) and version > form.version:
-        raise NewerVersionError(path, version, form.version)
-    if (kind, version) != (form.kind, form.version):
-        return None
-    _check(form.missing_column(schema.names), path, name)
-    return checked(form.facts, found, path, cure_for(name))
+    known, cure = {"kind": form.kind, "version": form.version}, cure_for(name)
+    found = record_of(form.facts, text, path, cure, known)
+    if found is not None:
+        undamaged(form.missing_column(schema.names), path, cure)
+    return found
