@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from eval_ingest import pipeline
+from eval_ingest import waiting as ahead
 from eval_ingest.engine import no_progress
-from eval_ingest.sources import ahead
 from eval_ingest.sources.local import LocalSource
 from eval_ingest.store.ahead import WindowsAhead
 from eval_ingest.store.manifest import CopiedWindow, Manifest

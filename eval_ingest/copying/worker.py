@@ -11,21 +11,18 @@ from eval_ingest.core.resolved import ResolvedConfig
 from eval_ingest.core.task import Task
 from eval_ingest.decoding.judge import JUDGED_BYTES, read_window, sample_arrays
 from eval_ingest.errors import SourceError
-from eval_ingest.sources.ahead import BYTES_BEHIND, COPIES, WINDOWS_BEHIND, Room
 from eval_ingest.sources.base import Ours, Source, SourceFile, WindowFiles, WindowReader, crc_of
 from eval_ingest.store.ahead import WindowsAhead
 from eval_ingest.store.manifest import CopiedWindow
 from eval_ingest.store.shards import ShardWriter
-from eval_ingest.store.window_files import METADATA, Content, Windows
+from eval_ingest.store.window_files import FILES_OF_METADATA, METADATA, Content, Windows
+from eval_ingest.waiting import BYTES_BEHIND, COPIES, WINDOWS_BEHIND, Room
 
 ToPlace = tuple[Place, int | None, bool]
 """A window, its row in the shard if it is to be packed, and whether to copy it."""
 
 Ready = tuple[Place, CopiedWindow]
 """A window, and what was copied ahead of it."""
-
-_MOVED_FILES = 4
-"""Of a window that is moved: its metadata.json, read and written anew, and its folder."""
 
 
 @dataclass(frozen=True)
@@ -55,10 +52,9 @@ class MoveTask:
 
         def move(ready: Ready) -> CopiedWindow | None:
             place, copied = ready
-            with COPIES.watched(lambda: _MOVED_FILES):
-                return self.ahead.move(copied, place.split, self.windows)
+            return self.ahead.move(copied, place.split, self.windows)
 
-        return list(COPIES.each(move, batch, WINDOWS_BEHIND))
+        return list(COPIES.each(move, batch, WINDOWS_BEHIND, files=FILES_OF_METADATA))
 
 
 @dataclass(frozen=True)
