@@ -325,6 +325,7 @@ def run_stage(job: Job, stage: str, values: dict[str, Any] | None = None) -> Out
         with dataset_lock(job):
             return run_stage(job, stage, values)
     started = time.monotonic()
+    value: Any
     inputs: dict[str, Any] = {}
     for name in INPUTS[stage]:
         value = (values or {}).get(name)
