@@ -32,7 +32,7 @@ from eval_ingest.store.tables import read_table, write_table
 
 TARGET = "target"
 
-_TOGETHER = 1 << 16
+_TOGETHER = 1 << 13
 """Samples whose dates are worked out at a time: on the way there are ten numbers for each."""
 
 # --------------------------------------------------------------------------------------- schema
