@@ -46,6 +46,8 @@ FAST := $(filter-out %/test_store_roots.py %/test_decoding_storages.py, $(wildca
   architecture.py core_*.py inference_*.py decoding_*.py store_*.py report_terminal.py settings.py \
   sweep_metrics.py)))
 
+# None of them waits for anything: a worker more than there are cores would only import all once more.
+test-fast: TEST_WORKERS = 2
 test-fast: $(READY)  ## the tests of rules and formats, under a minute
 	$(BIN)/python $(PYTEST) $(FAST)
 

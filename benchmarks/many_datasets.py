@@ -139,11 +139,10 @@ class World:
         for path in (store.layout.metadata, store.layout.opening, store.layout.source_state):
             path.unlink()
         write_metadata(store, entry.model_copy(update=changed))
-        state = {
-            **read_source_state(root.dataset(first)),
-            "fingerprint": source_fingerprint(source),
-        }
-        write_sealed_json(store.layout.source_state, state)
+        state = read_source_state(root.dataset(first))
+        assert state is not None
+        state = state.model_copy(update={"fingerprint": source_fingerprint(source)})
+        write_sealed_json(store.layout.source_state, state.model_dump())
         (self.folder / "catalog" / f"{name}.yaml").write_text(f"name: {name}\nsource: {source}\n")
 
     def _register(self) -> None:

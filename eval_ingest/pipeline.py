@@ -18,7 +18,6 @@ goes on where it was. `ingest` runs all five; Dagster runs the same functions on
 
 import contextlib
 import math
-import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -31,7 +30,15 @@ from eval_ingest.copying.transfer import copying_ahead, transfer
 from eval_ingest.copying.verify import look_at
 from eval_ingest.core.columns import memory_given_back
 from eval_ingest.core.copy_config import rslearn_config
-from eval_ingest.core.entry import MAX_HISTORY, CopyResult, Metadata, NormStats, Version, opening
+from eval_ingest.core.entry import (
+    MAX_HISTORY,
+    CopyResult,
+    Metadata,
+    NormStats,
+    SourceState,
+    Version,
+    opening,
+)
 from eval_ingest.core.eval_settings import EvalSettings
 from eval_ingest.core.fingerprint import fingerprint
 from eval_ingest.core.index import WindowIndex
@@ -48,7 +55,7 @@ from eval_ingest.job import Job, with_config_of, write_config
 from eval_ingest.sources.discovery import source_fingerprint
 from eval_ingest.store.atomic import remove_path
 from eval_ingest.store.claims import claim
-from eval_ingest.store.index_file import read_splits, write_splits
+from eval_ingest.store.index_file import read_index, read_splits, write_splits
 from eval_ingest.store.leftovers import GRACE_S, remove_retired, remove_unfinished
 from eval_ingest.store.outcomes import read_copy, read_outcome, read_source_state
 from eval_ingest.store.registry import (
@@ -60,15 +67,13 @@ from eval_ingest.store.registry import (
 )
 from eval_ingest.store.seal import unless_damaged, write_sealed_json
 from eval_ingest.store.shards import shard_names
+from eval_ingest.waiting import remove_folder
 
 STAGES = ("window_index", "split_assignment", "norm_stats", "weka_copy", "registry_entry")
 
 NORM_VERSION = 3
 COPY_VERSION = 4
 ENTRY_VERSION = 3
-
-_MANY_ROWS = 1 << 14
-"""Of an index that isn't held in memory."""
 
 # ---------------------------------------------------------------------------- 1. window_index
 
@@ -89,9 +94,9 @@ def window_index(job: Job) -> WindowIndex:
     check_invalid_fraction(index.summary, limit, job.spec.name, asked)
     write_config(job, index.fingerprint)
     if seen:
-        state = {"fingerprint": seen, "window_index": index.fingerprint}
+        state = SourceState(fingerprint=seen, window_index=index.fingerprint)
         if read_source_state(job.store) != state:
-            write_sealed_json(job.layout.source_state, state)
+            write_sealed_json(job.layout.source_state, state.model_dump())
     return index
 
 
@@ -251,7 +256,7 @@ def tidy(job: Job, metadata: Metadata) -> None:
         remove_copy(job.store)
     remove_retired(job.store, metadata, GRACE_S)
     for folder in (job.layout.staging, job.layout.ahead):
-        shutil.rmtree(folder, ignore_errors=True)
+        remove_folder(folder)
 
 
 # --------------------------------------------------------------------------------- running them
@@ -342,6 +347,7 @@ def run_stage(job: Job, stage: str, values: dict[str, Any] | None = None) -> Out
         with dataset_lock(job):
             return run_stage(job, stage, values)
     started = time.monotonic()
+    value: Any
     inputs = []
     for name in _STAGES[stage].inputs:
         value = (values or {}).get(name)
@@ -360,9 +366,8 @@ def run_stage(job: Job, stage: str, values: dict[str, Any] | None = None) -> Out
     with memory_given_back():
         value = _STAGES[stage].build(job, *inputs)
         ran = write_stage(job, stage, value)
-        if stage == "window_index" and len(value) > _MANY_ROWS:
-            # Read again, so that its columns come from the disk as they are asked for.
-            value = read_outcome(job.store, stage) or value
+        if stage == "window_index":  # until then its rows lay in files that are gone now
+            value = read_index(job.layout.window_index) or value
         job.store.send()
     if stage == "registry_entry":
         tidy(job, value)

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, Protocol
 from eval_ingest.background import Background
 from eval_ingest.config_files import read_config_files
 from eval_ingest.core.arguments import place_fault
-from eval_ingest.core.entry import Metadata, utc
+from eval_ingest.core.entry import Metadata, SourceState, utc
 from eval_ingest.core.fingerprint import fingerprint
 from eval_ingest.core.resolved import ResolvedConfig
 from eval_ingest.core.spec import RESERVED, DatasetSpec, is_name, name_from
@@ -524,11 +524,10 @@ def _metadata_of(store: DatasetStore, published: str) -> Metadata | None:
     return read_metadata(store)
 
 
-def _is_of_now(sighting: Sighting, metadata: Metadata, seen: Mapping[str, Any]) -> bool:
+def _is_of_now(sighting: Sighting, metadata: Metadata, seen: SourceState | None) -> bool:
     """True if the source was as it is now when what is published was indexed."""
-    return seen.get("fingerprint") == sighting.found.fingerprint and seen.get(
-        "window_index"
-    ) == metadata.fingerprints.get("window_index")
+    index = metadata.fingerprints.get("window_index", "")
+    return seen == SourceState(fingerprint=sighting.found.fingerprint, window_index=index)
 
 
 @dataclass(frozen=True)

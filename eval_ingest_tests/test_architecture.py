@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 REPOSITORY = Path(__file__).parents[1]
 
 
@@ -16,12 +18,15 @@ def test_imports_go_down_only() -> None:
     assert found.returncode == 0, found.stdout
 
 
-def test_the_readme_names_files_that_exist() -> None:
-    readme = (REPOSITORY / "README.md").read_text()
-    named = re.findall(r"`(eval_ingest/[\w/.*]+)`", readme)
-    assert named
-    for path in named:
-        assert list(REPOSITORY.glob(path.rstrip("/"))), f"README names {path}"
+@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", "docs/architecture.md"])
+def test_a_page_for_contributors_names_files_that_exist(page: str) -> None:
+    text = (REPOSITORY / page).read_text()
+    named = set(re.findall(r"`((?:[\w*]+/)*[\w*]+\.(?:py|c|yaml)|(?:\w+/)+)`", text))
+    assert len(named) > 15
+    inside = ("", "eval_ingest/", "eval_ingest/*/", "eval_ingest/*/*/")
+    rooms = (*inside, "eval_ingest_tests/", "eval_ingest_tests/support/")
+    there = {path for path in named for room in rooms if any(REPOSITORY.glob(room + path))}
+    assert named - there == set()
 
 
 def files(pattern: str, words: str) -> set[str]:

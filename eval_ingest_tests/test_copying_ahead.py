@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from eval_ingest import pipeline
+from eval_ingest import waiting as ahead
 from eval_ingest.engine import no_progress
-from eval_ingest.sources import ahead
 from eval_ingest.sources.local import LocalSource
 from eval_ingest.store.ahead import WindowsAhead
 from eval_ingest.store.manifest import CopiedWindow, Manifest
@@ -21,14 +21,6 @@ from eval_ingest_tests.support import factories
 from eval_ingest_tests.support.comparing import published
 
 STAGES = pipeline.STAGES
-
-
-@pytest.fixture(autouse=True)
-def quick_disk(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever other tests run beside this one."""
-    for waiting in (ahead.COPIES, LocalSource.waiting):
-        monkeypatch.setattr(waiting, "is_long", False)
-    monkeypatch.setattr(ahead, "LONG_S", 1.0)
 
 
 @pytest.fixture
@@ -177,16 +169,15 @@ def test_windows_are_not_copied_ahead_where_some_are_in_place(source: Path, tmp_
     assert len(found(root)[1]) == 11
 
 
-def test_a_disk_that_keeps_waiting_gets_many_windows_at_once_later(
+def test_a_disk_that_keeps_waiting_gets_many_windows_at_once(
     source: Path,
     tmp_path: Path,
     expected: tuple[dict[str, bytes], dict[Any, CopiedWindow]],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(ahead.COPIES, "is_long", True)
-    run(source, tmp_path / "root", "window_index")
-    assert not layout(tmp_path / "root").ahead.exists()
-    run(source, tmp_path / "root", *STAGES[1:])
+    for waiting in (ahead.SOURCES, ahead.COPIES):
+        monkeypatch.setattr(waiting, "is_long", True)
+    run(source, tmp_path / "root", *STAGES)
     assert found(tmp_path / "root") == expected
 
 

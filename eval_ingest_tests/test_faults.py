@@ -23,11 +23,12 @@ from eval_ingest.store.manifest import CopiedWindow, Manifest
 from eval_ingest.store.ownership import WRITTEN
 from eval_ingest.store.registry import finish_removals, read_registry, rebuild_registry
 from eval_ingest.store.roots.base import EvalRoot
-from eval_ingest.store.seal import read_sealed_json, write_sealed_json
+from eval_ingest.store.seal import write_sealed_json
 from eval_ingest.store.shards import ArrayPlan, ShardWriter
 from eval_ingest_tests.support import faults
 from eval_ingest_tests.support.faults import Scenario
 from eval_ingest_tests.support.killing import Run, is_running, start, wait_until
+from eval_ingest_tests.support.sealed import read_sealed_json
 
 SCENARIOS = (
     "first", "split", "changed", "ragged", "shards", "stream", "remote", "overwrite", "archive",

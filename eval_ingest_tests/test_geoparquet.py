@@ -17,6 +17,7 @@ from eval_ingest.core.index import INDEX_FORM, index_schema
 from eval_ingest.indexing.rows import add_geometry
 from eval_ingest.store.tables import open_table, write_table
 from eval_ingest_tests.support.indexes import make_config
+from eval_ingest_tests.support.sealed import saying
 
 SIDE_M = 640
 PLACES: dict[str, tuple[str, float, float]] = {
@@ -60,7 +61,7 @@ def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )  # fmt: skip
     table = add_geometry(pa.Table.from_pylist(rows, schema=schema))
     path = tmp_path_factory.mktemp("geo") / "window_index.parquet"
-    write_table(path, table, {"kind": "window_index"}, geo=True)
+    write_table(path, table, saying({"kind": "window_index"}, geo=True))
     return path
 
 
@@ -104,10 +105,9 @@ def test_lists_of_a_window_without_bounds_are_such_as_older_readers_take(tmp_pat
     path = tmp_path / "window_index.parquet"
     bounds = INDEX_FORM.columns["bounds"]
     facts = {"fingerprint": "f", "row_key": "r", "source": "s", "extra": {}}
-    write_table(
-        path, then, {"kind": "window_index", "version": INDEX_FORM.version, **facts}, geo=False
-    )
-    found = open_table(path, replace(INDEX_FORM, columns={"bounds": bounds}), "crops")
+    form = replace(INDEX_FORM, columns={"bounds": bounds}, geo=False)
+    write_table(path, then, form, **facts)
+    found = open_table(path, form, "crops")
     assert found is not None and found[0]["bounds"].to_pylist() == rows
     assert found[0].schema.field("bounds").type == kinds["bounds"]
     assert found[0].whole().schema.field("bounds").type == kinds["bounds"]

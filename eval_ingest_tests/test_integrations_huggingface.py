@@ -27,11 +27,12 @@ from eval_ingest.settings import Settings
 from eval_ingest.store.atomic import file_crc32c
 from eval_ingest.store.registry import require_metadata
 from eval_ingest.store.roots.base import EvalRoot
-from eval_ingest.store.seal import read_sealed_json, sealed_json, write_sealed_json
+from eval_ingest.store.seal import sealed_json, write_sealed_json
 from eval_ingest_tests.support import hub as stand_in
 from eval_ingest_tests.support import poison
 from eval_ingest_tests.support.hub import Hub
 from eval_ingest_tests.support.plain_install import only_with
+from eval_ingest_tests.support.sealed import read_sealed_json
 
 pytest.importorskip("huggingface_hub")
 

@@ -26,10 +26,10 @@ from eval_ingest.objects import connection
 from eval_ingest.objects.explain import EvalRootWords, SourceWords
 from eval_ingest.objects.retry import Limits
 from eval_ingest.settings import Settings
-from eval_ingest.sources.ahead import COPIES, SOURCES
 from eval_ingest.sources.discovery import find_datasets
 from eval_ingest.store import npy
 from eval_ingest.store.atomic import store_error
+from eval_ingest.waiting import COPIES, SOURCES
 from eval_ingest_tests.conftest import make_job
 from eval_ingest_tests.support.factories import first_window, raster_of
 

@@ -24,9 +24,10 @@ from eval_ingest.sources.open import open_source
 from eval_ingest.store.atomic import umask
 from eval_ingest.store.catalog import read_catalog
 from eval_ingest.store.npy import npy_header
-from eval_ingest.store.seal import read_sealed_json, sealed_json
+from eval_ingest.store.seal import sealed_json
 from eval_ingest_tests.conftest import make_job
 from eval_ingest_tests.support.poison import class_paths
+from eval_ingest_tests.support.sealed import read_sealed_json
 
 # ------------------------------------------------------------------------ what the code never does
 

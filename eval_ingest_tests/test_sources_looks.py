@@ -195,7 +195,8 @@ def _register(root: Path, found: Found) -> None:
     (folder / "metadata.json").write_bytes(
         sealed_json(metadata.model_dump(mode="json", by_alias=True))
     )
-    state = {"fingerprint": found.fingerprint, **metadata.fingerprints}
+    index = metadata.fingerprints["window_index"]
+    state = {"fingerprint": found.fingerprint, "window_index": index}
     write_sealed_json(EvalRoot(root).dataset(name).layout.source_state, state)
 
 

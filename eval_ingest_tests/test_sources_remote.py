@@ -20,7 +20,7 @@ from eval_ingest.objects import retry
 from eval_ingest.objects.backend import Entry
 from eval_ingest.objects.reading import Objects
 from eval_ingest.objects.retry import Limits
-from eval_ingest.sources import ahead, remote
+from eval_ingest.sources import remote
 from eval_ingest.sources.base import Source, WindowFiles
 from eval_ingest.sources.discovery import find_datasets
 from eval_ingest.sources.local import LocalSource
@@ -263,8 +263,8 @@ def test_missing_permissions_are_one_sentence(through: Proxy, server: ObjectServ
 
 @pytest.fixture
 def copied_later(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As on a disk that keeps everybody waiting."""
-    monkeypatch.setattr(ahead.COPIES, "is_long", True)
+    """As where windows are in place already."""
+    monkeypatch.setattr(pipeline, "copying_ahead", lambda job, **_: None)
 
 
 def test_windows_of_a_bucket_are_written_once_into_the_copy_that_waits_for_their_splits(
@@ -272,10 +272,7 @@ def test_windows_of_a_bucket_are_written_once_into_the_copy_that_waits_for_their
     server: ObjectServer,
     tmp_path: Path,
     reference: Path,
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(ahead.COPIES, "is_long", False)
-    monkeypatch.setattr(ahead, "LONG_S", 1.0)
     for stage in pipeline.STAGES:
         pipeline.run_stage(make_job(f"{server.url}/data/crops", tmp_path), stage)
         if stage == "norm_stats":

@@ -63,7 +63,7 @@ def test_an_olmoearth_name_is_parsed(text: str, size: str, version: str, weights
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("pixel", "no encoder 'pixel'; there are pixels, olmoearth:SIZE"),
+        ("pixel", "no encoder 'pixel'; there are pixels, random, olmoearth:SIZE"),
         ("olmoearth:", "no encoder 'olmoearth:'"),
         ("olmoearth:huge", "with one of nano, tiny, small, base, large and v1, v1.1"),
         ("olmoearth:v7-nano", "with one of nano"),

@@ -5,7 +5,6 @@ and rslearn's index of each split, so that nobody has to scan the windows.
 """
 
 import json
-import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -30,6 +29,7 @@ from eval_ingest.store.atomic import file_crc32c, json_bytes, write_bytes
 from eval_ingest.store.manifest import UNFINISHED
 from eval_ingest.store.paths import RSLEARN_INDEX
 from eval_ingest.store.roots.base import DatasetStore
+from eval_ingest.waiting import remove_folder
 
 _HEADER = """\
 # Written by eval_ingest: with it rslearn reads this copy as EvalDataset does.
@@ -241,8 +241,7 @@ def remove_copy(store: DatasetStore) -> None:
     store.keep_only(layout.path / RSLEARN_INDEX, ())
     for name in _FILES:
         (layout.path / name).unlink(missing_ok=True)
-    shutil.rmtree(layout.path / RSLEARN_INDEX, ignore_errors=True)
-    for folder in (layout.windows, layout.path / UNFINISHED, layout.ahead):
-        shutil.rmtree(folder, ignore_errors=True)
+    for name in (RSLEARN_INDEX, layout.windows.name, UNFINISHED, layout.ahead.name):
+        remove_folder(layout.path / name)
     layout.copy_manifest.unlink(missing_ok=True)  # last: until then the next run goes on
     store.send()

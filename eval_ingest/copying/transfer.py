@@ -41,7 +41,7 @@ from eval_ingest.store.shards import ShardWriter, read_shard, shard_names
 from eval_ingest.store.split_index import TARGET, Crops, timestamps_column, write_split_index
 from eval_ingest.store.window_files import Windows
 
-_TASK_WINDOWS = 32
+_TASK_WINDOWS = 64
 _MOVES = 8
 """Windows that were copied ahead are moved in the time in which one is copied."""
 _MOVED_TOGETHER = 256
@@ -128,7 +128,7 @@ def copying_ahead(job: Job, arriving: bool = False) -> CopyingAhead | None:
         return None
     if job.source.moves and not arriving:
         return None
-    return CopyingAhead(job.config, WindowsAhead(layout.ahead, job.row_key), always=arriving)
+    return CopyingAhead(job.config, WindowsAhead(layout.ahead, job.row_key))
 
 
 class _Placing:

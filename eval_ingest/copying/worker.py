@@ -11,12 +11,12 @@ from eval_ingest.core.resolved import ResolvedConfig
 from eval_ingest.core.task import Task
 from eval_ingest.decoding.judge import JUDGED_BYTES, read_window, sample_arrays
 from eval_ingest.errors import SourceError
-from eval_ingest.sources.ahead import BYTES_BEHIND, COPIES, WINDOWS_BEHIND, Room
 from eval_ingest.sources.base import Ours, Source, SourceFile, WindowFiles, WindowReader, crc_of
 from eval_ingest.store.ahead import WindowsAhead
 from eval_ingest.store.manifest import CopiedWindow
 from eval_ingest.store.shards import ShardWriter
-from eval_ingest.store.window_files import METADATA, Content, Windows
+from eval_ingest.store.window_files import FILES_OF_METADATA, METADATA, Content, Windows
+from eval_ingest.waiting import BYTES_BEHIND, COPIES, WINDOWS_BEHIND, Room
 
 ToPlace = tuple[Place, int | None, bool]
 """A window, its row in the shard if it is to be packed, and whether to copy it."""
@@ -31,13 +31,9 @@ class CopyingAhead:
 
     config: ResolvedConfig
     ahead: WindowsAhead
-    always: bool
-    """Though the disk may keep us waiting: else many are read again, and written at once, then."""
 
-    def __call__(self, files: WindowFiles, reader: WindowReader) -> CopiedWindow | None:
-        """Write a window aside; None if that is for later."""
-        if COPIES.is_long and not self.always:
-            return None
+    def __call__(self, files: WindowFiles, reader: WindowReader) -> CopiedWindow:
+        """Write a window aside."""
         group, name, digest = files.listed
         with COPIES.watched(lambda: len(files.files)):
             contents = [_content(reader, (group, name), f, None, self.config) for f in files.files]
@@ -53,7 +49,12 @@ class MoveTask:
 
     def __call__(self, batch: list[Ready]) -> list[CopiedWindow | None]:
         """Those that are in their places now; None for each that isn't there any more."""
-        return [self.ahead.move(copied, place.split, self.windows) for place, copied in batch]
+
+        def move(ready: Ready) -> CopiedWindow | None:
+            place, copied = ready
+            return self.ahead.move(copied, place.split, self.windows)
+
+        return list(COPIES.each(move, batch, WINDOWS_BEHIND, files=FILES_OF_METADATA))
 
 
 @dataclass(frozen=True)

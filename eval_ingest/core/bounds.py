@@ -1,16 +1,18 @@
-"""What numbers and names of a record may be.
+"""What a record of ours may say: what all have in common, and bounds of numbers and names.
 
-Belongs here: the types of fields. Doesn't: how fields hang together (entry.py), and the columns of
-tables (forms.py).
+Belongs here: the types of fields. Doesn't: how fields hang together (entry.py), the columns of
+tables (forms.py), and reading files (store/records.py).
 
 A record may come from somebody else, with a checksum that is right whatever it says: a number that
 is read as a size, a place or a key is bounded where it is read.
 """
 
 import json
-from typing import Annotated
+from typing import Annotated, Any, TypeVar
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+
+Value = TypeVar("Value")
 
 MOST_PIXELS = 65_536
 """Of a side."""
@@ -36,3 +38,24 @@ def _checked_json(text: str) -> str:
 
 JsonText = Annotated[str, AfterValidator(_checked_json)]
 """JSON as somebody else wrote it, or nothing."""
+
+
+def _finite(value: Value) -> Value:
+    json.dumps(value, allow_nan=False)
+    return value
+
+
+Finite = AfterValidator(_finite)
+"""Of a field that may hold anything: JSON knows no other numbers."""
+JsonObject = Annotated[dict[str, Any], Finite]
+
+
+class Record(BaseModel):
+    """What a file of ours holds, or a part of it; `version`, where there is one, is a field."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, defer_build=True)
+
+    @property
+    def wrong_field(self) -> str:
+        """Where it isn't what we write, though each field is of its kind; "" if it is."""
+        return ""

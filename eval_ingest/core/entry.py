@@ -2,13 +2,13 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BeforeValidator, Field, FiniteFloat, RootModel
 
-from eval_ingest.core.bounds import Count, JsonText, RelativePath, Split
+from eval_ingest.core.bounds import Count, JsonObject, JsonText, Record, RelativePath, Split
 from eval_ingest.core.modality import MODALITIES
-from eval_ingest.core.reports import wrong_report
+from eval_ingest.core.reports import MaybeQualityReport, MaybeSplitReport
 from eval_ingest.core.resolved import PixelType, ResolvedConfig, sides_of
 from eval_ingest.core.signal import Signal
 from eval_ingest.core.spec import NAME_PATTERN, SPLIT_OPTION, SPLITS, DatasetSpec
@@ -30,11 +30,7 @@ None stands for what is no finite number. They count in no statistic and normali
 """
 
 
-class _Model(BaseModel):
-    model_config = ConfigDict(extra="forbid", defer_build=True)
-
-
-class NormStats(_Model):
+class NormStats(Record):
     """The outcome of the norm_stats stage."""
 
     version: int = 1
@@ -46,7 +42,7 @@ class NormStats(_Model):
     warnings: list[str] = Field(default_factory=list)
 
 
-class ShardArray(_Model):
+class ShardArray(Record):
     """One .npy file of a shard."""
 
     dtype: PixelType
@@ -64,7 +60,7 @@ ArrayName = Annotated[str, Field(pattern=r"\A[a-z0-9_]+\z")]
 """A modality, or `target`."""
 
 
-class Shard(_Model):
+class Shard(Record):
     """A shard of packed samples under samples/."""
 
     name: Annotated[str, Field(pattern=r"\A[0-9a-z]+(-[0-9]+)?\z")]
@@ -73,7 +69,7 @@ class Shard(_Model):
     """By modality, and `target`."""
 
 
-class SplitFile(_Model):
+class SplitFile(Record):
     """A split and its index."""
 
     count: Count
@@ -92,7 +88,7 @@ class SplitFile(_Model):
 Splits = Annotated[dict[Split, SplitFile], Field(min_length=len(SPLITS))]
 
 
-class CopyResult(_Model):
+class CopyResult(Record):
     """The outcome of the weka_copy stage."""
 
     version: int = 1
@@ -110,7 +106,20 @@ class CopyResult(_Model):
     packed_bytes: Count
 
 
-class Version(_Model):
+class SourceState(Record):
+    """source_state.json: what the source looked like when it was indexed last."""
+
+    fingerprint: str
+    """See `sources.discovery.source_fingerprint`."""
+    window_index: str
+    """The fingerprint of the index."""
+
+
+class Retired(RootModel[dict[str, FiniteFloat]]):
+    """retired.json: since when files, by their path, are no longer named; seconds since 1970."""
+
+
+class Version(Record):
     """What is remembered of a version that was published."""
 
     fingerprint: str
@@ -133,14 +142,31 @@ class Version(_Model):
         )
 
 
-class Metadata(_Model):
+def _as_kept(value: Any) -> DatasetSpec:
+    """A spec that says what is kept: what people write is read with more patience."""
+    spec = DatasetSpec.model_validate(value)
+    if isinstance(value, dict) and value != spec.model_dump(
+        mode="json", by_alias=True, exclude_unset=True
+    ):
+        raise ValueError("nobody has kept it so")
+    return spec
+
+
+_STATISTICS = {"mean", "std", "min", "max"}
+_STAGES = {"window_index", "split_assignment", "norm_stats", "weka_copy"}
+
+
+class Metadata(Record):
     """metadata.json: everything about an ingested dataset."""
+
+    whole: ClassVar[bool] = True
+    """It isn't what `opening` makes of one."""
 
     version: int = METADATA_VERSION
     name: Annotated[str, Field(pattern=rf"\A{NAME_PATTERN.pattern}\z")]
     fingerprint: str
     published_at: str
-    spec: DatasetSpec
+    spec: Annotated[DatasetSpec, BeforeValidator(_as_kept)]
     config: ResolvedConfig
     source: str
     splits: Splits
@@ -150,10 +176,10 @@ class Metadata(_Model):
     n_windows: Count
     invalid: dict[str, Count]
     """Invalid windows by reason."""
-    split_report: dict[str, Any]
-    quality: dict[str, Any] = Field(default_factory=dict)
+    split_report: MaybeSplitReport
+    quality: MaybeQualityReport = Field(default_factory=dict)
     """The verdict and what it rests on: see `core.quality.quality_report`."""
-    signal: dict[str, Any] = Field(default_factory=dict)
+    signal: JsonObject = Field(default_factory=dict)
     """How well it tells models apart, once that was measured: see `core.signal.Signal`."""
     warnings: list[str]
     fingerprints: dict[str, str]
@@ -174,6 +200,39 @@ class Metadata(_Model):
     history: list[Version] = Field(default_factory=list)
     """The versions before this one, the oldest first."""
 
+    @property
+    def wrong_field(self) -> str:
+        """Where it isn't what we write, though each field is of its kind; "" if it is."""
+        config, stats, whole = self.config, self.norm_stats, self.whole
+        bands = {modality.name: set(modality.bands) for modality in config.modalities}
+        counts = self.split_report.get("class_counts", {}).values()
+        right = {
+            "norm_stats": stats.keys() == bands.keys()
+            and all(bands[name] <= known.keys() for name, known in stats.items())
+            and all(
+                band.keys() >= _STATISTICS for all_ in stats.values() for band in all_.values()
+            ),
+            "nodata": all(v.keys() <= bands.get(name, set()) for name, v in self.nodata.items()),
+            "optional_modalities": bands.keys() >= set(self.optional_modalities),
+            "timesteps": bands.keys() >= self.timesteps.keys(),
+            "splits": all(f.index.startswith(f"{split}/") for split, f in self.splits.items()),
+            "shards": all(_fits(shard, config) for shard in self.shards),
+            "fingerprints": not whole or self.fingerprints.keys() >= _STAGES,
+            "split_report": bool(self.split_report) or not whole,
+            "split_report.class_counts": all(len(n) == config.task.num_classes for n in counts),
+        }
+        return config.wrong_field or next((name for name, holds in right.items() if not holds), "")
+
+
+class Opening(Metadata):
+    """opening.json: see `opening`."""
+
+    whole: ClassVar[bool] = False
+
+    # Without their forms, which take longer to be made ready than all the rest.
+    split_report: JsonObject = Field(default_factory=dict)
+    quality: JsonObject = Field(default_factory=dict)
+
 
 def utc(stamp: str) -> str:
     """A time as it is recorded, for people.
@@ -182,37 +241,6 @@ def utc(stamp: str) -> str:
     '2026-11-28 13:24:05 UTC'
     """
     return stamp.replace("T", " ").replace("+00:00", " UTC")
-
-
-_STATISTICS = {"mean", "std", "min", "max"}
-_STAGES = {"window_index", "split_assignment", "norm_stats", "weka_copy"}
-
-
-def wrong_field(metadata: Metadata, whole: bool = True) -> str:
-    """Where a record isn't what we write, though each field is of its kind; "" if it is.
-
-    Args:
-        metadata: the record.
-        whole: it isn't what `opening` makes of one.
-    """
-    config = metadata.config
-    bands = {modality.name: set(modality.bands) for modality in config.modalities}
-    stats, nodata = metadata.norm_stats, metadata.nodata
-    right = {
-        "norm_stats": stats.keys() == bands.keys()
-        and all(bands[name] <= known.keys() for name, known in stats.items())
-        and all(band.keys() >= _STATISTICS for known in stats.values() for band in known.values()),
-        "nodata": all(known.keys() <= bands.get(name, set()) for name, known in nodata.items()),
-        "optional_modalities": bands.keys() >= set(metadata.optional_modalities),
-        "timesteps": bands.keys() >= metadata.timesteps.keys(),
-        "splits": all(f.index.startswith(f"{split}/") for split, f in metadata.splits.items()),
-        "shards": all(_fits(shard, config) for shard in metadata.shards),
-        "fingerprints": not whole or metadata.fingerprints.keys() >= _STAGES,
-    }
-    wrong = config.wrong_field or next((name for name, holds in right.items() if not holds), "")
-    if wrong or not whole:
-        return wrong
-    return wrong_report(metadata.split_report, metadata.quality, config.task.num_classes)
 
 
 def _fits(shard: Shard, config: ResolvedConfig) -> bool:
@@ -225,7 +253,7 @@ def _fits(shard: Shard, config: ResolvedConfig) -> bool:
     )
 
 
-def opening(metadata: Metadata) -> Metadata:
+def opening(metadata: Metadata) -> Opening:
     """What EvalDataset has to know of a dataset to give its samples, and nothing else.
 
     Kept in opening.json, so that no report of a hundred classes is read for the first sample.
@@ -239,7 +267,7 @@ def opening(metadata: Metadata) -> Metadata:
     )
     nothing: dict[str, Any] = {"invalid": {}, "split_report": {}, "quality": {}, "warnings": []}
     nothing |= {"fingerprints": {}, "timesteps": {}, "history": [], "signal": {}, "their_entry": ""}
-    return metadata.model_copy(update={"spec": spec, "config": config, **nothing})
+    return Opening.model_construct(**vars(metadata) | nothing | {"spec": spec, "config": config})
 
 
 OURS_ALONE = ("copy", "eval", "verdict", "signal", "fingerprint", "ingested_at")

@@ -13,9 +13,8 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from pydantic import BaseModel, ConfigDict
 
-from eval_ingest.core.bounds import MOST_NUMBER, MOST_PIXELS
+from eval_ingest.core.bounds import MOST_NUMBER, MOST_PIXELS, Record
 from eval_ingest.core.columns import inner_values, lengths, numbers, one_array
 from eval_ingest.core.crs_text import is_crs_text
 
@@ -25,10 +24,8 @@ _POLYGON, _POLYGONS = b"\1\3\0\0\0", b"\1\6\0\0\0"
 """How WKB of them begins."""
 
 
-class Facts(BaseModel):
+class Facts(Record, extra="ignore"):
     """What every table says of itself."""
-
-    model_config = ConfigDict(defer_build=True)
 
     kind: str
     version: int
@@ -84,14 +81,18 @@ class TableForm:
     columns: Mapping[str, ColumnForm]
     """By name; `*.timesteps` is that of every modality, and those need not be there."""
     facts: type[Facts] = Facts
+    geo: bool = False
+    """Its `geometry` makes it GeoParquet."""
+    together: int | None = None
+    """Rows that lie together in Arrow's own format; None: all do."""
 
     def column(self, name: str) -> ColumnForm | None:
         """What a column may hold; None if it is none of this kind's."""
         return self.columns.get(name) or self.columns.get(f"*.{name.rpartition('.')[2]}")
 
-    def said(self, **facts: Any) -> dict[str, Any]:
+    def said(self, **facts: Any) -> Facts:
         """What a table of this kind and version says of itself."""
-        return {"kind": self.kind, "version": self.version, **facts}
+        return self.facts(kind=self.kind, version=self.version, **facts)
 
     def schema(self, names: Iterable[str]) -> pa.Schema:
         """Of columns of these names, which it knows."""

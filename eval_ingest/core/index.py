@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from eval_ingest.core.bounds import JsonObject
 from eval_ingest.core.columns import (
     Texts,
     codes,
@@ -71,7 +72,7 @@ class IndexFacts(Facts):
     fingerprint: str
     row_key: str
     source: str
-    extra: dict[str, Any]
+    extra: JsonObject
 
 
 _TIME = pa.timestamp("us", tz="UTC")
@@ -121,6 +122,7 @@ INDEX_FORM = TableForm(
         "label.crop_targets": ColumnForm(pa.list_(pa.float64()), needed=False),
     },
     IndexFacts,
+    geo=True,
 )
 """The columns of a dataset's window index, sorted rows of (group, name)."""
 

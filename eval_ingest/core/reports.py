@@ -1,23 +1,29 @@
 """What metadata.json says of a dataset's splits and of its quality, as JSON.
 
-Belongs here: its form, and that what was read has it: a record from elsewhere may say anything.
-Doesn't: making the reports (splits.py, quality.py), and showing them.
+Belongs here: its form: a record from elsewhere may say anything. Doesn't: making the reports
+(splits.py, quality.py), and showing them.
 """
 
-from collections.abc import Mapping
-from functools import lru_cache
 from typing import Annotated, Any, Literal, NotRequired
 
-from pydantic import Field, TypeAdapter, ValidationError
+from pydantic import (
+    ConfigDict,
+    Field,
+    GetPydanticSchema,
+    ValidatorFunctionWrapHandler,
+    WrapValidator,
+)
 from typing_extensions import TypedDict  # pydantic takes no other before Python 3.12
 
-from eval_ingest.core.bounds import Count, Split
+from eval_ingest.core.bounds import Count, Finite, Split
 
 _Counts = Annotated[dict[Split, Count], Field(min_length=3)]
 _ClassCounts = Annotated[dict[Split, list[Count]], Field(min_length=3)]
+_FORM = ConfigDict(extra="allow", allow_inf_nan=False)
 
 
 class _Spread(TypedDict):
+    __pydantic_config__ = _FORM  # type: ignore[misc]
     mean: float
     std: float
 
@@ -25,6 +31,7 @@ class _Spread(TypedDict):
 class SplitReport(TypedDict):
     """See `core.splits.split_report`."""
 
+    __pydantic_config__ = _FORM  # type: ignore[misc]
     strategy: str
     counts: _Counts
     samples: NotRequired[_Counts]
@@ -37,6 +44,7 @@ class SplitReport(TypedDict):
 
 
 class _Finding(TypedDict):
+    __pydantic_config__ = _FORM  # type: ignore[misc]
     code: str
     severity: Literal["error", "warning", "note"]
     count: Count
@@ -48,29 +56,21 @@ class _Finding(TypedDict):
 class QualityReport(TypedDict):
     """See `core.quality.quality_report`."""
 
+    __pydantic_config__ = _FORM  # type: ignore[misc]
     verdict: str
     reasons: list[str]
     standard_error: NotRequired[dict[Split, float | None]]
     findings: list[_Finding]
 
 
-def wrong_report(split_report: Mapping[str, Any], quality: Mapping[str, Any], classes: int) -> str:
-    """Where reports aren't what we write; "" if they are."""
-    for name, kind, report in (
-        ("split_report", SplitReport, split_report),
-        ("quality", QualityReport, quality),
-    ):
-        if report or kind is SplitReport:
-            try:
-                _adapter(kind).validate_python(report, strict=True)
-            except ValidationError as error:
-                return ".".join([name, *(str(part) for part in error.errors()[0]["loc"])])
-    counts = split_report.get("class_counts")
-    if counts is not None and any(len(found) != classes for found in counts.values()):
-        return "split_report.class_counts"
-    return ""
+def _or_nothing(value: Any, checked: ValidatorFunctionWrapHandler) -> Any:
+    return value if value == {} else checked(value)
 
 
-@lru_cache(maxsize=2)
-def _adapter(kind: Any) -> TypeAdapter[Any]:
-    return TypeAdapter(kind)
+_OrNothing = WrapValidator(_or_nothing)
+MaybeSplitReport = Annotated[
+    dict[str, Any], GetPydanticSchema(lambda _, form: form(SplitReport)), _OrNothing, Finite
+]
+MaybeQualityReport = Annotated[
+    dict[str, Any], GetPydanticSchema(lambda _, form: form(QualityReport)), _OrNothing, Finite
+]

@@ -4,25 +4,21 @@ A `ResolvedConfig` is everything that index, pack and loader need to know about 
 It is inferred by inference/resolve.py and kept in metadata.json with the origin of each value.
 """
 
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
+from pydantic import Field, JsonValue, model_validator
 
-from eval_ingest.core.bounds import Count, Pixels, Split
+from eval_ingest.core.bounds import Count, Finite, Pixels, Record, Split
 from eval_ingest.core.modality import MODALITIES
 from eval_ingest.core.task import Task
 
 SPLITS = ("train", "val", "test")
 
 
-class _Frozen(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True)
-
-
 FormatName = Literal["geotiff", "image_tile", "single_image", "numpy", "geojson", "tile"]
 
 
-class StoredFormat(_Frozen):
+class StoredFormat(Record):
     """How rasters or features are stored, by the names that we know."""
 
     name: FormatName
@@ -34,16 +30,12 @@ GEOTIFF = StoredFormat(name="geotiff")
 GEOJSON = StoredFormat(name="geojson")
 
 
-class _Stored(_Frozen):
-    """What has a format; also read as it was kept when only one format had a name."""
+class _Stored(Record):
+    """What has a format."""
 
-    @model_validator(mode="before")
-    @classmethod
-    def _without_flag(cls, old: Any) -> Any:
-        flags = {"geotiff", "geojson"}.intersection(old) if isinstance(old, dict) else set()
-        if not all(old[flag] for flag in flags):
-            raise ValueError("its format isn't recorded; ingest the dataset anew")
-        return {key: value for key, value in old.items() if key not in flags} if flags else old
+    was_geotiff: Literal[True] = Field(default=True, alias="geotiff", exclude=True, repr=False)
+    was_geojson: Literal[True] = Field(default=True, alias="geojson", exclude=True, repr=False)
+    """As it was kept when only one format had a name; of others, it isn't known which they are."""
 
 
 PixelType = Annotated[str, Field(pattern=r"\A(u?int(8|16|32|64)|float(32|64))\z")]
@@ -102,7 +94,7 @@ class Layer(_Stored):
         return self.format.name == "geojson"
 
 
-class LayerRead(_Frozen):
+class LayerRead(Record):
     """A layer to read, and which of its item groups."""
 
     layer: str
@@ -117,7 +109,7 @@ class LayerRead(_Frozen):
         return f"{self.layer}.{self.item_group}" if self.item_group else self.layer
 
 
-class InputPart(_Frozen):
+class InputPart(Record):
     """One rslearn DataInput: its reads are alternatives or are stacked along time."""
 
     key: str
@@ -128,7 +120,7 @@ class InputPart(_Frozen):
     required: bool = True
 
 
-class MaskInput(_Frozen):
+class MaskInput(Record):
     """rslearn's Mask transform: pixels that a raster hides are set to a value."""
 
     part: InputPart
@@ -143,7 +135,7 @@ class MaskInput(_Frozen):
     """Instead of `hides`: any other value hides it."""
 
 
-class Pad(_Frozen):
+class Pad(Record):
     """rslearn's Pad transform: zeros around, or a crop where the image is larger."""
 
     size: Pixels
@@ -151,7 +143,7 @@ class Pad(_Frozen):
     """Equal on all sides; otherwise at the bottom and right only."""
 
 
-class _Padded(_Frozen):
+class _Padded(Record):
     pad: Pad | None = None
     pads: dict[Split, Pad | None] = Field(default_factory=dict)
     """By split, where it is another than `pad`."""
@@ -195,14 +187,14 @@ class LabelInput(_Padded):
     """What it hides has no label."""
 
 
-class SplitSelector(_Frozen):
+class SplitSelector(Record):
     """Which windows model.yaml gives to a split: in one of the groups, with all of the tags."""
 
     groups: tuple[str, ...] = ()
     """Empty: any group."""
     names: tuple[str, ...] = ()
     """Empty: any window name."""
-    tags: dict[str, JsonValue] = Field(default_factory=dict)
+    tags: Annotated[dict[str, JsonValue], Finite] = Field(default_factory=dict)
     """Window options that must be present and, if the value isn't empty, equal, type included."""
     num_samples: Count | None = None
     """Only so many windows, the first by the SHA-256 of their names."""
@@ -230,7 +222,7 @@ def size_text(size: CropSize | None) -> str:
     return " x ".join(map(str, size)) if isinstance(size, tuple) else str(size or "none")
 
 
-class CropGrid(_Frozen):
+class CropGrid(Record):
     """Every crop of a window is a sample: rslearn's load_all_crops."""
 
     size: CropSize
@@ -254,7 +246,7 @@ class CropGrid(_Frozen):
 _Storage = Annotated[str, Field(pattern=r"\A(per_item_group|per_layer)\z")]
 
 
-class ResolvedConfig(_Frozen):
+class ResolvedConfig(Record):
     """A dataset's configuration, resolved: what is predicted from what, and who said so."""
 
     task: Task
@@ -284,7 +276,6 @@ class ResolvedConfig(_Frozen):
 
     @property
     def wrong_field(self) -> str:
-        """Where it isn't what is resolved, though each field is of its kind; "" if it is."""
         names, task = [modality.name for modality in self.modalities], self.task
         for modality in self.modalities:
             known = MODALITIES[modality.name].bands if modality.name in MODALITIES else ()

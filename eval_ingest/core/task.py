@@ -3,9 +3,9 @@
 from enum import StrEnum
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
-from eval_ingest.core.bounds import MOST_CLASSES, Whole
+from eval_ingest.core.bounds import MOST_CLASSES, Record, Whole
 
 IGNORE_LABEL = -1
 """The target value of pixels and windows without a valid class."""
@@ -37,20 +37,16 @@ class TaskKind(StrEnum):
 _Shade = Annotated[int, Field(ge=0, le=255)]
 
 
-class LabelClass(BaseModel):
+class LabelClass(Record):
     """One class; its id is its place in `Task.classes`."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True)
 
     name: str
     color: tuple[_Shade, _Shade, _Shade] | None = None
     """Red, green, blue, 0 to 255."""
 
 
-class Task(BaseModel):
+class Task(Record):
     """One prediction task, with the rules of rslearn's task classes that decide a target."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True)
 
     kind: TaskKind
     num_classes: Annotated[int, Field(gt=0, le=MOST_CLASSES)] = 1

@@ -36,11 +36,18 @@ from eval_ingest.store.index_file import read_index
 from eval_ingest.store.seal import unless_damaged
 from eval_ingest.store.shards import PackRow
 from eval_ingest.store.window_files import write_checked
+from eval_ingest.waiting import COPIES, WINDOWS_BEHIND
 
 _TOGETHER, _TOGETHER_BYTES = 32, 4 << 20
 """Windows that a worker gets at a time, and their bytes, if they are more than one."""
+_WAITING = 8
+"""So many times more of both where the disk keeps workers waiting, ..."""
+_WAITING_BYTES = 256 << 20
+"""... unless all that are handed out have more than this."""
 _MANY_BYTES = 64 << 20
 """Of an archive that is worth starting processes for."""
+_FILES = 8
+"""That are opened to write a window, at least."""
 _SHARD_BYTES = 2 << 30
 """Of a shard: a run that is stopped loses what it has packed of one."""
 
@@ -94,8 +101,8 @@ class ArrivingTask:
         source = self.source.arrived([item.window for item in wanted])
         task = replace(self.index, source=source, packer=wanted[0].packer)
         shard = task([(item.place, self.listed(item.window)) for item in wanted])
-        for window in source.kept:
-            self._write(window)
+        for _ in COPIES.each(self._write, source.kept, WINDOWS_BEHIND, files=_FILES):
+            pass
         return shard
 
     def shape_of(self, batch: Sequence[Arriving]) -> PackRow | None:
@@ -147,6 +154,7 @@ class _Arrivals:
         self._published: list[str] = []
         self._held: list[ArrivedWindow] = []
         """Windows that the archive's table may not speak of yet."""
+        self._is_slow = False
 
     def take_all(self) -> None:
         """Index what comes, and unpack the rest."""
@@ -181,7 +189,7 @@ class _Arrivals:
     def _batches(
         self, windows: Iterable[ArrivedWindow], pool: Executor
     ) -> Iterator[list[Arriving]]:
-        for number, some in enumerate(_together(windows)):
+        for number, some in enumerate(self._together(windows)):
             if number == 0:
                 self._plan(some, pool)
             while some:
@@ -200,6 +208,21 @@ class _Arrivals:
                     else Arriving(window, -1, None, False)
                     for window in here
                 ]
+
+    def _together(self, windows: Iterable[ArrivedWindow]) -> Iterator[list[ArrivedWindow]]:
+        """Some windows at a time."""
+        some: list[ArrivedWindow] = []
+        n_bytes, handed_out = 0, 2 * self._job.settings.workers
+        for window in windows:
+            times = _WAITING if self._is_slow else 1
+            most = min(times * _TOGETHER_BYTES, max(_TOGETHER_BYTES, _WAITING_BYTES // handed_out))
+            if some and (len(some) >= times * _TOGETHER or n_bytes + window.n_bytes > most):
+                yield some
+                some, n_bytes = [], 0
+            some.append(window)
+            n_bytes += window.n_bytes
+        if some:
+            yield some
 
     def _plan(self, first: list[ArrivedWindow], pool: Executor) -> None:
         """Plan shards for windows like the first valid one; without one, nothing is packed here."""
@@ -223,6 +246,7 @@ class _Arrivals:
             window.files.clear()
         self._held += windows
         self._ahead.note(shard.copied)
+        self._is_slow |= shard.waited
         # One that waits for its split is read no more: its sample, too, is to be in its place.
         is_kept = self._job.spec.copy_mode == "windows" and self._task.index.copy_ahead is None
         if self._parts.add(shard) and (is_kept or self._packers is None):
@@ -248,17 +272,3 @@ class _Arrivals:
 
 def _unknown(lost: list[list[Arriving]]) -> list[PackRow | None]:
     return [None] * len(lost)
-
-
-def _together(windows: Iterable[ArrivedWindow]) -> Iterator[list[ArrivedWindow]]:
-    """Some windows at a time."""
-    some: list[ArrivedWindow] = []
-    n_bytes = 0
-    for window in windows:
-        if some and (len(some) == _TOGETHER or n_bytes + window.n_bytes > _TOGETHER_BYTES):
-            yield some
-            some, n_bytes = [], 0
-        some.append(window)
-        n_bytes += window.n_bytes
-    if some:
-        yield some

@@ -10,7 +10,6 @@ import shutil
 import sys
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +17,16 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from eval_ingest.core.bounds import Count, Record
 from eval_ingest.core.columns import row_numbers
 from eval_ingest.core.fingerprint import fingerprint
 from eval_ingest.core.resolved import ResolvedConfig
 from eval_ingest.decoding.judge import WindowSample
 from eval_ingest.indexing.listed import WindowList
 from eval_ingest.sources.base import Listed
+from eval_ingest.store.records import read_record
 from eval_ingest.store.roots.base import DatasetStore
-from eval_ingest.store.seal import read_sealed_json, unless_damaged, write_sealed_json
+from eval_ingest.store.seal import unless_damaged, write_sealed_json
 from eval_ingest.store.shards import PackRow, ShardWriter, plan_arrays
 
 _PACKING = "packing.json"
@@ -233,6 +234,14 @@ def _divided(config: ResolvedConfig, rows: Sequence[PackRow], most: int) -> tupl
     return starts, total
 
 
+class _Packing(Record):
+    """What a stopped run's packer was made of."""
+
+    key: str
+    count: Count
+    like: PackRow
+
+
 def fresh_packer(
     folder: Path, config: ResolvedConfig, count: int, like: PackRow, key: str, shard_bytes: int
 ) -> Packer:
@@ -245,8 +254,9 @@ def fresh_packer(
     # Rows that were packed into shards which are gone must not count as packed into these.
     key = f"{key}-{secrets.token_hex(8)}"
     packer = Packer(folder, config, [like] * count, shard_bytes, key).create()
-    facts = {"key": key, "count": count, "like": asdict(like)}
-    write_sealed_json(folder / _PACKING, facts)  # last: with it, the shards are all there
+    packing = _Packing(key=key, count=count, like=like)
+    # Last: with it, the shards are all there.
+    write_sealed_json(folder / _PACKING, packing.model_dump())
     return packer
 
 
@@ -254,11 +264,10 @@ def resumed_packer(
     folder: Path, config: ResolvedConfig, key: str, shard_bytes: int
 ) -> Packer | None:
     """Go on where a stopped run was; None if it packed other windows, or none that are left."""
-    facts = unless_damaged(lambda: read_sealed_json(folder / _PACKING, "run again"))
-    if facts is None or facts["key"].partition("-")[0] != key:
+    found = unless_damaged(lambda: read_record(_Packing, folder / _PACKING, "run again"))
+    if found is None or found.key.partition("-")[0] != key:
         return None
-    like = PackRow(**facts["like"])
-    packer = Packer(folder, config, [like] * facts["count"], shard_bytes, facts["key"])
+    packer = Packer(folder, config, [found.like] * found.count, shard_bytes, found.key)
     # A shard that isn't there any more was complete, and has its name already.
     packer._writers = [w if w is not None and w.folder.is_dir() else None for w in packer._writers]
     return unless_damaged(lambda: _checked(packer))

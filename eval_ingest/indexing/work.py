@@ -17,13 +17,13 @@ from eval_ingest.decoding.machine import judges
 from eval_ingest.indexing.filters import WindowFilter, selected
 from eval_ingest.indexing.packer import Packer, pack_row
 from eval_ingest.indexing.rows import index_row
-from eval_ingest.sources.ahead import BYTES_BEHIND, COPIES, WINDOWS_BEHIND, Room
 from eval_ingest.sources.base import Listed, Source, WindowFiles, WindowReader
 from eval_ingest.store.manifest import CopiedWindow
 from eval_ingest.store.shards import PackRow
+from eval_ingest.waiting import BYTES_BEHIND, COPIES, WINDOWS_BEHIND, Room
 
-CopyAhead = Callable[[WindowFiles, WindowReader], CopiedWindow | None]
-"""Writes a valid window into the copy that it will be part of, unless that takes long."""
+CopyAhead = Callable[[WindowFiles, WindowReader], CopiedWindow]
+"""Writes a valid window into the copy that it will be part of."""
 
 
 @dataclass(frozen=True)
@@ -77,6 +77,7 @@ class IndexTask:
 
         copies = COPIES.each(copy, valid(), WINDOWS_BEHIND)
         result.copied = [copied for copied in copies if copied is not None]
+        result.waited = self.source.waiting.is_long or COPIES.is_long
         result.table = arrow_rows(rows, index_schema(self.config))
         return result
 
@@ -144,6 +145,8 @@ class IndexedShard:
     packed: list[tuple[int, PackRow]] = field(default_factory=list)
     copied: list[CopiedWindow] = field(default_factory=list)
     """Windows that were copied ahead."""
+    waited: bool = False
+    """True if the worker's disks keep it waiting: more windows at a time are better then."""
 
     @classmethod
     def joined(cls, shards: "Sequence[IndexedShard]") -> "IndexedShard":

@@ -16,7 +16,6 @@ and where copies hold its windows, these are taken from them (refill.py).
 import contextlib
 import json
 import os
-import shutil
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -58,6 +57,7 @@ from eval_ingest.sources.stream import Checked, CutOffError, Version, stream_of
 from eval_ingest.sources.tar import TarError
 from eval_ingest.sources.unpacking import LIMITS, ArrivedWindow, Limits, RefusedError, Unpacking
 from eval_ingest.sources.window_table import WindowTable
+from eval_ingest.waiting import remove_folder
 
 CONTENTS_VERSION = 2
 _DEEPEST = 3
@@ -202,7 +202,7 @@ class ArchiveSource(Source):
                 filled.rename(folder)
                 moving.unlink(missing_ok=True)
                 return
-            shutil.rmtree(filled, ignore_errors=True)
+            remove_folder(filled)
             _unpack(self.archive, self.unpacked, self.limits, self.progress, anew=True)
 
     def _is_there(self, window: Key) -> bool:
@@ -292,9 +292,9 @@ def _drop(unpacked: Path, folder: Path) -> None:
     """Remove a folder of what is unpacked, out of sight first: what is in sight is whole."""
     dropped = unpacked / _DROPPED
     with contextlib.suppress(OSError):
-        shutil.rmtree(dropped, ignore_errors=True)
+        remove_folder(dropped)
         os.rename(folder, dropped)
-    shutil.rmtree(dropped, ignore_errors=True)
+    remove_folder(dropped)
 
 
 def open_archive(
@@ -328,7 +328,7 @@ def open_archive(
         with _locked(folder):
             for other in folder.iterdir():  # earlier versions, or of another archive
                 if other != target:
-                    shutil.rmtree(other, ignore_errors=True)
+                    remove_folder(other)
             if not _table(target).is_whole and not _taken(url, target, copies):
                 _begin(url, target, limits, progress, later)
     dataset = _dataset_in(target / _TREE, url)
@@ -399,17 +399,17 @@ def _unpack(
         for note in (_MOVING, _PART) if anew else ():
             (target / note).unlink(missing_ok=True)
     except (TarError, StreamError) as error:
-        shutil.rmtree(target, ignore_errors=True)
+        remove_folder(target)
         raise SourceError(
             f"{url} can't be unpacked: {error}; it is damaged or no tar archive: write it anew"
         ) from error
     except RefusedError as error:
-        shutil.rmtree(target, ignore_errors=True)
+        remove_folder(target)
         raise SourceError(f"{url} {error}") from error
     except CutOffError:
         raise
     except SourceError:
-        shutil.rmtree(target, ignore_errors=True)
+        remove_folder(target)
         raise
     except OSError as error:
         raise _cannot_write(target, error) from error

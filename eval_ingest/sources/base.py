@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from eval_ingest.errors import EvalIngestError, SourceError, lacking
-from eval_ingest.sources.ahead import BYTES_AHEAD, SOURCES, WINDOWS_AHEAD, Room, Waiting
+from eval_ingest.waiting import BYTES_AHEAD, SOURCES, WINDOWS_AHEAD, Room, Waiting
 
 CONFIG_FILES = ("config.json", "dataset.json")
 ARCHIVE_ENDINGS = (".tar", ".tar.gz", ".tgz")
@@ -110,7 +110,7 @@ class WindowFiles:
         """`group/name`."""
         return f"{self.group}/{self.name}"
 
-    @property
+    @cached_property
     def n_bytes(self) -> int:
         """Total size in bytes."""
         return sum(file.size for file in self.files)

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import chain, islice
 from pathlib import Path
 
 from eval_ingest.engine import batched, map_ordered
@@ -29,10 +30,12 @@ from eval_ingest.sources.listing import (
     read_files,
     version_of,
 )
+from eval_ingest.waiting import SOURCES, WINDOWS_AHEAD
 
-_LISTING_THREADS = 16
-_LISTED_TOGETHER = 32
-"""Windows that a thread lists in one go."""
+_QUICK = 16, 32
+"""Threads, and windows that each lists in one go, where nobody has to wait."""
+_FOLDERS = 8
+"""That are opened to list a window."""
 
 
 @dataclass(frozen=True)
@@ -111,10 +114,14 @@ class LocalSource(Source):
         def look_at(some: list[Listed]) -> list[tuple[Listed, bytes]]:
             return [(window, self._list(window.group, window.name, layers)) for window in some]
 
-        # More threads than cores: on a network file system most of them wait.
-        with ThreadPoolExecutor(_LISTING_THREADS, thread_name_prefix="eval_ingest_list") as pool:
-            some = batched(self.names(groups), _LISTED_TOGETHER)
-            for found in map_ordered(pool, look_at, some, in_flight=2 * _LISTING_THREADS):
+        names = self.names(groups)
+        first = list(islice(names, 1))
+        yield from chain.from_iterable(SOURCES.each(look_at, [first], 1, files=_FOLDERS))
+        # More threads than cores: that the first was quick doesn't say that all are.
+        threads, together = (WINDOWS_AHEAD, 1) if SOURCES.is_long else _QUICK
+        with ThreadPoolExecutor(threads, thread_name_prefix="eval_ingest_list") as pool:
+            some = batched(names, together)
+            for found in map_ordered(pool, look_at, some, in_flight=2 * threads):
                 yield from found
 
     def _visible_folders(self, *parts: str) -> list[str]:

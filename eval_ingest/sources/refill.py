@@ -13,6 +13,7 @@ from pathlib import Path
 
 from eval_ingest.engine import map_ordered
 from eval_ingest.sources.base import Copies, WindowFiles
+from eval_ingest.waiting import remove_folder
 
 _AT_ONCE = 8
 """Windows: from a copy in a bucket each waits."""
@@ -36,7 +37,7 @@ def take_contents(unpacked: Path, target: Path, table: str, tree: str, dataset: 
     def passed_over(folder: str, names: list[str]) -> list[str]:
         return [name for name in names if os.path.normpath(f"{folder}/{name}") == windows]
 
-    shutil.rmtree(target, ignore_errors=True)
+    remove_folder(target)
     shutil.copytree(unpacked / tree, target / tree, ignore=passed_over)
     aside = target / f".{table}.tmp"
     shutil.copyfile(unpacked / table, aside)
@@ -49,7 +50,7 @@ def fill(folder: Path, windows: Callable[[], Iterable[WindowFiles]], copies: Cop
     Raises:
         OSError: one can't be written.
     """
-    shutil.rmtree(folder, ignore_errors=True)
+    remove_folder(folder)
     folder.mkdir(parents=True)
     with ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="eval_ingest_refill") as pool:
         # A look at all of them first: most often what is missing is a window, not a file of one.

@@ -20,7 +20,6 @@ from typing import Any
 from eval_ingest.errors import SourceError
 from eval_ingest.objects.backend import Entry
 from eval_ingest.objects.reading import Objects
-from eval_ingest.sources.ahead import ALWAYS
 from eval_ingest.sources.base import (
     ANYBODY,
     Copies,
@@ -39,6 +38,7 @@ from eval_ingest.sources.prefixes import prefixes
 from eval_ingest.sources.staging import StagedWindows, remove_staging
 from eval_ingest.sources.stream import fetch
 from eval_ingest.sources.window_table import WindowTable
+from eval_ingest.waiting import ALWAYS
 
 WINDOWS_PER_LISTING = 64
 """Windows that one listing covers: a few pages of a thousand objects."""

@@ -12,7 +12,6 @@ import contextlib
 import hashlib
 import json
 import os
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -20,6 +19,7 @@ import google_crc32c
 
 from eval_ingest.errors import StoreError
 from eval_ingest.sources.base import WindowFiles
+from eval_ingest.waiting import remove_folder
 
 _TALLY = "kept"
 _TALLY_UNIT = 1 << 14
@@ -105,7 +105,7 @@ class StagedWindows:
 
 def remove_staging(folder: Path) -> None:
     """Remove all of it."""
-    shutil.rmtree(folder, ignore_errors=True)
+    remove_folder(folder)
 
 
 def _failed(path: Path, error: Exception) -> StoreError:

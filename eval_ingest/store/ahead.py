@@ -5,7 +5,6 @@ are there, and how they get into the copy. Does not: which windows those are (in
 and what the files of the copy are (copying/worker.py).
 """
 
-import contextlib
 import hashlib
 import os
 import shutil
@@ -31,6 +30,7 @@ from eval_ingest.store.window_files import (
     rewrite_split,
     write_checked,
 )
+from eval_ingest.waiting import remove_folder
 
 
 @dataclass(frozen=True)
@@ -126,5 +126,4 @@ class WindowsAhead:
 
     def clear(self) -> None:
         """Remove those that no split has."""
-        with contextlib.suppress(FileNotFoundError):
-            shutil.rmtree(self.folder, ignore_errors=True)
+        remove_folder(self.folder)

@@ -9,13 +9,9 @@ from eval_ingest.store.tables import open_table, read_table, write_table
 
 def write_index(path: Path, index: WindowIndex) -> None:
     """Write the window index as GeoParquet 1.1."""
-    facts = INDEX_FORM.said(
-        fingerprint=index.fingerprint,
-        row_key=index.row_key,
-        source=index.source,
-        extra=dict(index.extra),
-    )
-    write_table(path, index.table, facts, geo=True)
+    extra = dict(index.extra)
+    facts = {"fingerprint": index.fingerprint, "row_key": index.row_key, "source": index.source}
+    write_table(path, index.table, INDEX_FORM, **facts, extra=extra)
 
 
 def read_index(path: Path) -> WindowIndex | None:
@@ -34,8 +30,8 @@ def read_index(path: Path) -> WindowIndex | None:
 
 def write_splits(path: Path, splits: SplitAssignment) -> None:
     """Write the split assignment."""
-    facts = SPLITS_FORM.said(fingerprint=splits.fingerprint, report=splits.report)
-    write_table(path, splits.table, facts)
+    facts = {"fingerprint": splits.fingerprint, "report": splits.report}
+    write_table(path, splits.table, SPLITS_FORM, **facts)
 
 
 def read_splits(path: Path) -> SplitAssignment | None:

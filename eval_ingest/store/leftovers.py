@@ -8,18 +8,16 @@ import contextlib
 import os
 from functools import partial
 
-from pydantic import RootModel
-
-from eval_ingest.core.entry import Metadata
+from eval_ingest.core.entry import Metadata, Retired
 from eval_ingest.core.spec import SPLITS
 from eval_ingest.errors import StoreError
 from eval_ingest.store.atomic import remove_path
 from eval_ingest.store.manifest import JOURNAL, UNFINISHED
-from eval_ingest.store.models import checked
 from eval_ingest.store.ownership import WRITTEN
 from eval_ingest.store.paths import RSLEARN_INDEX, DatasetLayout
+from eval_ingest.store.records import read_record
 from eval_ingest.store.roots.base import DatasetStore
-from eval_ingest.store.seal import cure_for, read_sealed_json, unless_damaged, write_sealed_json
+from eval_ingest.store.seal import unless_damaged, write_sealed_json
 
 GRACE_S = 3600.0
 """Files that metadata.json no longer names stay this long, for readers of the old version."""
@@ -33,13 +31,17 @@ def remove_unfinished(layout: DatasetLayout) -> None:
 
     The finished rows of a stopped index stay: the next run goes on from them.
     """
-    patterns = [f".{name}.*.tmp" for name in (*WRITTEN, *_OF_A_COPY)]
-    patterns += [f"{split}/.index.*.tmp" for split in SPLITS]
-    patterns += [f"{RSLEARN_INDEX}/.*.tmp", "samples/.shard.*.tmp", UNFINISHED]
-    for pattern in patterns:
-        for path in layout.path.glob(pattern):
-            with contextlib.suppress(StoreError):
-                remove_path(path)
+    begins = {
+        layout.path: tuple(f".{name}." for name in (*WRITTEN, *_OF_A_COPY)),
+        layout.path / RSLEARN_INDEX: (".",),
+        layout.samples: (".shard.",),
+        **{layout.path / split: (".index.",) for split in SPLITS},
+    }
+    found = [p for folder in begins for p in folder.glob(".*.tmp")
+             if p.name.startswith(begins[folder])]  # fmt: skip
+    for path in (*found, layout.path / UNFINISHED):
+        with contextlib.suppress(StoreError):
+            remove_path(path)
 
 
 def remove_retired(store: DatasetStore, metadata: Metadata, grace_s: float) -> None:
@@ -57,7 +59,8 @@ def remove_retired(store: DatasetStore, metadata: Metadata, grace_s: float) -> N
     store.remove([layout.path / JOURNAL])  # of a copy that was sent, but for its end
     named = {layout.samples / shard.name for shard in metadata.shards}
     named |= {layout.path / found.index for found in metadata.splits.values()}
-    since = unless_damaged(partial(_since, layout)) or {}
+    retired = unless_damaged(partial(read_record, Retired, layout.retired))
+    since = {} if retired is None else retired.root
     spare = sorted(set(store.versions()) - named)
     now = _now(layout) if spare else 0.0
     kept = {}
@@ -75,12 +78,6 @@ def remove_retired(store: DatasetStore, metadata: Metadata, grace_s: float) -> N
     else:
         remove_path(layout.retired)
     store.send()
-
-
-def _since(layout: DatasetLayout) -> dict[str, float]:
-    cure = cure_for(layout.name)
-    content = read_sealed_json(layout.retired, cure)
-    return checked(RootModel[dict[str, float]], content or {}, layout.retired, cure).root
 
 
 def _now(layout: DatasetLayout) -> float:

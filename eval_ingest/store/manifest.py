@@ -10,6 +10,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, MutableMapping
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -124,6 +125,7 @@ class FilesChecksum:
         self._sum = (self._sum - self._term(path, old) + self._term(path, new)) % 2**64
 
     @staticmethod
+    @lru_cache(maxsize=512)  # markers, and what stands beside rasters, are the same in many windows
     def _term(path: str, crc: int) -> int:
         text = f"{path}\t{crc:08x}".encode()
         return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "big")
@@ -218,7 +220,7 @@ class Manifest:
         for keys in batched(sorted(self.windows), _READ_TOGETHER):
             parts.append(arrow_rows([asdict(self.windows[key]) for key in keys], _SCHEMA))
         table = pa.concat_tables(parts)
-        write_table(self._layout.copy_manifest, table, MANIFEST_FORM.said())
+        write_table(self._layout.copy_manifest, table, MANIFEST_FORM)
         self._journal.unlink(missing_ok=True)
         shutil.rmtree(self._layout.path / UNFINISHED, ignore_errors=True)
 

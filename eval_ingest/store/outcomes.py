@@ -5,21 +5,21 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from eval_ingest.core.entry import CopyResult, Metadata, NormStats
+from eval_ingest.core.entry import CopyResult, Metadata, NormStats, SourceState
 from eval_ingest.core.index import WindowIndex
 from eval_ingest.core.splits import SplitAssignment
 from eval_ingest.errors import StaleStageError
 from eval_ingest.store.index_file import read_index, read_splits
-from eval_ingest.store.models import read_model
+from eval_ingest.store.records import read_record
 from eval_ingest.store.registry import read_metadata
 from eval_ingest.store.roots.base import DatasetStore
-from eval_ingest.store.seal import cure_for, read_sealed_json, unless_damaged
+from eval_ingest.store.seal import unless_damaged
 
 _READERS: Mapping[str, Callable[[Path], Any]] = {
     "window_index": read_index,
     "split_assignment": read_splits,
-    "norm_stats": partial(read_model, NormStats),
-    "weka_copy": partial(read_model, CopyResult),
+    "norm_stats": partial(read_record, NormStats),
+    "weka_copy": partial(read_record, CopyResult),
 }
 """By stage, which is also what `DatasetLayout` calls its file."""
 
@@ -52,17 +52,14 @@ def read_copy(store: DatasetStore) -> CopyResult | None:
     return read_outcome(store, "weka_copy")
 
 
-def read_source_state(store: DatasetStore, at_hand: bool = False) -> dict[str, Any]:
-    """What the source looked like when it was indexed last; empty where that isn't known.
+def read_source_state(store: DatasetStore, at_hand: bool = False) -> SourceState | None:
+    """What the source looked like when it was indexed last; None where that isn't known.
 
     With `at_hand`, by the file that is here: of a root in a bucket, as it was read last.
     """
-    path, cure = store.layout.source_state, cure_for(store.name)
-
-    def read() -> dict[str, Any] | None:
-        return read_sealed_json(path, cure)
-
-    return unless_damaged(read if at_hand else lambda: store.read(path, read)) or {}
+    path = store.layout.source_state
+    read = partial(read_record, SourceState, path)
+    return unless_damaged(read if at_hand else lambda: store.read(path, read))
 
 
 def read_published(store: DatasetStore, metadata: Metadata, stage: str) -> Any:

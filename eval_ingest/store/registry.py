@@ -8,23 +8,20 @@ import contextlib
 import json
 import re
 from collections.abc import Callable, Collection, Mapping
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel
-
 from eval_ingest.core.adoption import corrections
-from eval_ingest.core.bounds import JsonText
+from eval_ingest.core.bounds import JsonText, Record
 from eval_ingest.core.entry import (
     OURS_ALONE,
     THEIRS_NEVER,
     Metadata,
+    Opening,
     is_ours,
     opening,
     registry_entry,
     their_values,
-    wrong_field,
 )
 from eval_ingest.core.registry_text import (
     Entry,
@@ -41,11 +38,11 @@ from eval_ingest.errors import (
     StoreError,
     UnknownDatasetError,
 )
-from eval_ingest.store.atomic import read_json, remove_path
+from eval_ingest.store.atomic import read_bytes, remove_path
 from eval_ingest.store.locks import locked
-from eval_ingest.store.models import checked, read_model
 from eval_ingest.store.ownership import Whose, disclaim, holds_ours, whose
 from eval_ingest.store.paths import DatasetLayout
+from eval_ingest.store.records import read_record, record_of
 from eval_ingest.store.registry_file import intact, look
 from eval_ingest.store.roots.base import DatasetStore, EvalRoot
 from eval_ingest.store.seal import is_sealed, sealed_json
@@ -71,7 +68,7 @@ def metadata_at_hand(layout: DatasetLayout) -> Metadata | None:
     """
     if is_another_tools(layout.metadata) and not holds_ours(layout.path):
         return None
-    return read_model(Metadata, layout.metadata, wrong_field)
+    return read_record(Metadata, layout.metadata)
 
 
 def is_another_tools(path: Path) -> bool:
@@ -83,14 +80,14 @@ def is_another_tools(path: Path) -> bool:
         return False
 
 
-def read_opening(store: DatasetStore) -> Metadata | None:
+def read_opening(store: DatasetStore) -> Opening | None:
     """A dataset's opening.json, or None if there is none: see `core.entry.opening`.
 
     Raises:
         StoreError: it can't be read, or is of another version.
     """
     path = store.layout.opening
-    return store.read(path, lambda: read_model(Metadata, path, partial(wrong_field, whole=False)))
+    return store.read(path, lambda: read_record(Opening, path))
 
 
 def require_opening(root: EvalRoot, name: str) -> Metadata:
@@ -402,7 +399,7 @@ def _note(root: EvalRoot, name: str) -> Path:
     return root.path / f".removing.{name}.json"
 
 
-class _Removal(BaseModel):
+class _Removal(Record, extra="ignore"):
     """The note of a removal that was begun."""
 
     their_entry: JsonText | None
@@ -420,5 +417,5 @@ def _left_to_do(store: DatasetStore) -> _Removal | None:
 
 
 def _noted(note: Path) -> _Removal | None:
-    found = read_json(note)
-    return None if found is None else checked(_Removal, found, note, "remove that file")
+    text = read_bytes(note)
+    return None if text is None else record_of(_Removal, text, note, "remove that file", {})

@@ -4,17 +4,16 @@ The source's own files are read once, when the windows are: a model.yaml that is
 stages must not give samples another meaning than the index that they are packed by.
 """
 
-from operator import attrgetter
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
+from eval_ingest.core.bounds import JsonObject, Record
 from eval_ingest.core.resolved import ResolvedConfig
 from eval_ingest.core.spec import DatasetSpec
-from eval_ingest.errors import IntegrityError
-from eval_ingest.store.models import read_model
+from eval_ingest.store.records import read_record
 from eval_ingest.store.roots.base import DatasetStore
-from eval_ingest.store.seal import read_sealed_json, write_sealed_json
+from eval_ingest.store.seal import unless_damaged, write_sealed_json
 
 RESOLVED_VERSION = 1
 
@@ -25,15 +24,13 @@ _ASKED = {
 """Fields of a spec by which windows are chosen and read; the others are for the stages after."""
 
 
-class Resolved(BaseModel):
+class Resolved(Record):
     """A dataset's configuration as its index was made by."""
-
-    model_config = ConfigDict(extra="forbid", defer_build=True)
 
     version: int = RESOLVED_VERSION
     window_index: str
     """The fingerprint of the index."""
-    asked: dict[str, Any]
+    asked: JsonObject
     """What the spec asked for."""
     config: ResolvedConfig
     permissions: dict[str, int] = Field(default_factory=dict)
@@ -44,6 +41,10 @@ class Resolved(BaseModel):
     """The files as they were."""
     where: str
     """They were."""
+
+    @property
+    def wrong_field(self) -> str:
+        return self.config.wrong_field
 
 
 def asked_by(spec: DatasetSpec) -> dict[str, Any]:
@@ -57,14 +58,9 @@ def write_resolved(store: DatasetStore, resolved: Resolved) -> None:
     Raises:
         StoreError: it can't be written.
     """
-    value = resolved.model_dump(mode="json")
     path = store.layout.resolved
-    try:
-        if read_sealed_json(path, "") == value:
-            return
-    except IntegrityError:
-        pass  # damaged: it is written anew
-    write_sealed_json(path, value)
+    if unless_damaged(lambda: read_record(Resolved, path)) != resolved:
+        write_sealed_json(path, resolved.model_dump(mode="json"))
 
 
 def read_resolved(store: DatasetStore) -> Resolved | None:
@@ -75,4 +71,4 @@ def read_resolved(store: DatasetStore) -> Resolved | None:
         StoreError: it can't be read.
     """
     path = store.layout.resolved
-    return store.read(path, lambda: read_model(Resolved, path, attrgetter("config.wrong_field")))
+    return store.read(path, lambda: read_record(Resolved, path))

@@ -7,9 +7,7 @@ everybody else. A file is checked before anything of it is parsed.
 
 import contextlib
 import functools
-import json
 import logging
-import math
 import mmap
 import re
 import zlib
@@ -25,8 +23,10 @@ Value = TypeVar("Value")
 
 _MARK = b"crc32:"
 _SEAL = re.compile(rb'"checksum"|crc32:[0-9a-f]{8}"\s*\}\s*\Z')
-_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
-"""Half of a character, maybe: a text with such can't be written."""
+_CHECKSUM = b'"checksum"'
+_LAST = re.compile(rb'\s*:\s*"crc32:[0-9a-f]{8}"\s*\}\s*')
+_PART = 4 << 20
+"""Bytes of a file that are in memory at a time."""
 UNSEALED = "crc32:00000000"
 """Stands for the checksum until a file is sealed; nothing after it may begin with `crc32:`."""
 
@@ -119,46 +119,16 @@ def wrong_seal(content: bytes | mmap.mmap) -> str:
     )
 
 
-def read_sealed_json(path: Path, cure: str) -> dict[str, Any] | None:
-    """The object in a sealed JSON file, without its checksum; None if the file isn't there.
+def unsealed(content: bytes, path: Path, cure: str) -> bytes:
+    """The JSON object in a sealed file, without its checksum.
 
     Raises:
-        IntegrityError: it is damaged.
-        StoreError: it can't be read.
+        IntegrityError: the checksum isn't its last member.
     """
-    content = read_sealed(path, cure)
-    if content is None:
-        return None
-    value = parsed(content, path, cure)
-    if value.pop(CHECKSUM, None) is None:
+    before, key, after = content.rpartition(_CHECKSUM)
+    if not key or not _LAST.fullmatch(after):
         raise IntegrityError(f"{path} is damaged at {CHECKSUM}", cure)
-    return value
-
-
-def parsed(content: bytes, path: Path, cure: str) -> dict[str, Any]:
-    """A JSON object of ours, which holds finite numbers and texts that can be written.
-
-    Raises:
-        IntegrityError: it is none.
-    """
-    try:
-        value = json.loads(content, parse_constant=_finite, parse_float=_finite)
-        if _SURROGATE.search(content):
-            json.dumps(value, ensure_ascii=False).encode()
-        if not isinstance(value, dict):
-            raise TypeError("no object")
-    except (ValueError, TypeError, RecursionError) as error:
-        what = f"{path} has a right checksum, and is no JSON of ours ({str(error)[:100]})"
-        raise IntegrityError(what, cure) from error
-    return value
-
-
-def _finite(text: str) -> float:
-    """A number of ours: JSON knows no others."""
-    value = float(text)
-    if not math.isfinite(value):
-        raise ValueError(f"{text} is no number")
-    return value
+    return before.rstrip().removesuffix(b",") + b"}"
 
 
 def cure_for(name: str) -> str:
@@ -183,9 +153,11 @@ def _tell(what: str) -> None:
 
 def _checksum(content: bytes | mmap.mmap, place: int) -> bytes:
     """The checksum of a content that has a checksum, or room for one, at a place."""
-    end = place + len(UNSEALED)
+    crc = 0
     with memoryview(content) as view:
-        crc = zlib.crc32(view[:place])
-        crc = zlib.crc32(UNSEALED.encode(), crc)
-        crc = zlib.crc32(view[end:], crc)
+        for part in (view[:place], UNSEALED.encode(), view[place + len(UNSEALED) :]):
+            for start in range(0, len(part), _PART):
+                crc = zlib.crc32(part[start : start + _PART], crc)
+                if isinstance(content, mmap.mmap):  # or all of it counts as our memory
+                    content.madvise(mmap.MADV_DONTNEED)
     return b"%s%08x" % (_MARK, crc)

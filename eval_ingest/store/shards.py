@@ -286,9 +286,8 @@ class ShardWriter:
             for stray in self.folder.glob(".*.tmp"):
                 stray.unlink()  # a run was stopped right here
             arrays = {plan.name: self._recorded(plan, store) for plan in self.plans}
-            recorded = {name: array.model_dump() for name, array in arrays.items()}
-            facts = SHARD_FORM.said(row_key=row_key, arrays=recorded)
-            write_table(self.folder / "index.parquet", table, facts)
+            facts = {"row_key": row_key, "arrays": arrays}
+            write_table(self.folder / "index.parquet", table, SHARD_FORM, **facts)
             name = shard
             for number in itertools.count(2):
                 if not (samples / name).exists():

@@ -27,12 +27,13 @@ from eval_ingest.core.columns import (
 from eval_ingest.core.entry import SPLIT_INDEX_VERSION
 from eval_ingest.core.forms import ColumnForm, TableForm
 from eval_ingest.errors import IntegrityError
+from eval_ingest.store.records import undamaged
 from eval_ingest.store.seal import cure_for
 from eval_ingest.store.tables import read_table, write_table
 
 TARGET = "target"
 
-_TOGETHER = 1 << 16
+_TOGETHER = 1 << 13
 """Samples whose dates are worked out at a time: on the way there are ten numbers for each."""
 
 # --------------------------------------------------------------------------------------- schema
@@ -126,7 +127,7 @@ def write_split_index(
     table = arrow_table(columns, split_index_schema(modalities, columns))
     if crops is not None:
         table = _repeated(table, crops)
-    write_table(path, table, SPLIT_INDEX_FORM.said())
+    write_table(path, table, SPLIT_INDEX_FORM)
 
 
 def _repeated(table: pa.Table, crops: Crops) -> pa.Table:
@@ -226,9 +227,8 @@ class SplitIndex:
             )
         table = found[0]
         columns = dict(zip(table.column_names, table.columns, strict=True))
-        lacking = next((n for n in _names(modalities) if n not in columns), "")
-        if lacking:
-            raise IntegrityError(f"the index {path} has no column {lacking}", cure_for(name))
+        lacking = (n for n in _names(modalities) if n not in columns)
+        undamaged(next(lacking, ""), path, cure_for(name))
 
         def column(name: str) -> NDArray[Any]:
             return numbers(columns[name])
@@ -241,12 +241,8 @@ class SplitIndex:
         for modality in modalities:
             stamps = one_array(columns[f"{modality}.timestamps"])
             ends = numbers(stamps.offsets)
-            if not np.array_equal(np.diff(ends), 3 * self.timesteps[modality]):
-                raise IntegrityError(
-                    f"the index {path} doesn't have day, month and year of each timestep of "
-                    f"{modality}",
-                    cure_for(name),
-                )
+            dated = np.array_equal(np.diff(ends), 3 * self.timesteps[modality])
+            undamaged("" if dated else f"{modality}.timestamps", path, cure_for(name))
             self._stamps[modality] = ends, numbers(stamps.values)
         self.corners = (column("top"), column("left")) if "top" in columns else None
         self.targets = column(TARGET) if TARGET in columns else None

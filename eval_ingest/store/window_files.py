@@ -21,6 +21,7 @@ from eval_ingest.core.spec import SPLIT_OPTION
 from eval_ingest.errors import IntegrityError, StoreError
 from eval_ingest.store.atomic import store_errors, umask
 from eval_ingest.store.manifest import UNFINISHED, CopiedWindow, FilesChecksum
+from eval_ingest.waiting import BYTES_BEHIND, COPIES, WINDOWS_BEHIND, Room, remove_folder
 
 try:
     from eval_ingest.store import _writing
@@ -28,6 +29,9 @@ except ImportError:  # an installation without a C compiler
     _writing = None  # type: ignore[assignment]
 
 METADATA = "metadata.json"
+
+FILES_OF_METADATA = 4
+"""That are opened to exchange it: it is read and written aside, in its folder, and read back."""
 
 Key = tuple[str, str]
 """A window's (group, name)."""
@@ -144,20 +148,32 @@ class Windows:
         Raises:
             StoreError: one can't be written.
         """
-        return [self._change_split(copied, split) for copied, split in windows]
+        return list(
+            COPIES.each(self._change_split, windows, WINDOWS_BEHIND, files=FILES_OF_METADATA)
+        )
 
-    def _change_split(self, copied: CopiedWindow, split: str) -> CopiedWindow:
+    def _change_split(self, window: tuple[CopiedWindow, str]) -> CopiedWindow:
+        copied, split = window
         path = self.folder / copied.group / copied.name / METADATA
         with store_errors("rewriting", path):
             return with_metadata(copied, split, *rewrite_split(path, split))
 
     def measured(self, keys: Iterable[Key]) -> Iterator[tuple[Key, Measured | StoreError]]:
         """Each window read back: files, bytes and checksum, or why it can't be read."""
-        for key in keys:
+        room = Room(BYTES_BEHIND)
+
+        def measure(key: Key) -> tuple[Key, Measured | StoreError]:
             try:
-                yield key, Measured.of(self.contents(key))
+                sizes = self._sizes(key)
+                room.wait(sum(sizes.values()))
+                try:
+                    return key, Measured.of(self.contents(key, sizes))
+                finally:
+                    room.give_back(sum(sizes.values()))
             except StoreError as error:
-                yield key, error
+                return key, error
+
+        return COPIES.each(measure, keys, WINDOWS_BEHIND, room.close, _FILES)
 
     def contents(self, key: Key, paths: Collection[str] | None = None) -> dict[str, bytes]:
         """A window's files by path: all, or those of some paths that are there.
@@ -166,15 +182,19 @@ class Windows:
             StoreError: one can't be read.
         """
         folder, found = self.folder / key[0] / key[1], dict[str, bytes]()
-        if paths is None:
-            paths = [
-                os.path.relpath(os.path.join(base, name), folder)
-                for base, _, names in os.walk(folder)
-                for name in names
-            ]
-        for path in paths:
+        for path in self._sizes(key) if paths is None else paths:
             with store_errors("reading", folder), contextlib.suppress(FileNotFoundError):
                 found[path] = (folder / path).read_bytes()
+        return found
+
+    def _sizes(self, key: Key) -> dict[str, int]:
+        """A window's files, by their paths in it, with their bytes."""
+        folder, found = self.folder / key[0] / key[1], dict[str, int]()
+        with store_errors("reading", folder):
+            for base, _, names in os.walk(folder):
+                for path in (os.path.join(base, name) for name in names):
+                    with contextlib.suppress(FileNotFoundError):
+                        found[os.path.relpath(path, folder)] = os.stat(path).st_size
         return found
 
     def keep_only(self, keys: Container[Key]) -> None:
@@ -184,12 +204,15 @@ class Windows:
             StoreError: one can't be removed.
         """
         with store_errors("removing windows from", self.folder):
-            for group in os.listdir(self.folder) if self.folder.is_dir() else []:
-                for name in os.listdir(self.folder / group):
-                    if (group, name) not in keys:
+            groups = os.listdir(self.folder) if self.folder.is_dir() else []
+            there = ((group, name) for group in groups for name in os.listdir(self.folder / group))
+            unwanted = [key for key in there if key not in keys]
+            if unwanted:
+                with self._scratch() as scratch:
+                    for number, (group, name) in enumerate(unwanted):
                         # Moved first, so that a stop doesn't leave half of it in its place.
-                        with self._scratch() as scratch:
-                            os.rename(self.folder / group / name, f"{scratch}/old")
+                        os.rename(self.folder / group / name, f"{scratch}/{number}")
+                    remove_folder(scratch)
 
     def paths(self) -> Iterator[str]:
         """Every file, as group/name/path."""
@@ -198,6 +221,9 @@ class Windows:
             inside = Path(folder).relative_to(self.folder).as_posix()
             yield from (f"{inside}/{name}" for name in sorted(names))
 
+
+_FILES = 30
+"""That a window has, with its folders, at least where they are many."""
 
 _Plain = tuple[str, bytes, int]
 """A file's path, bytes and permissions."""

@@ -16,25 +16,23 @@ from typing import Annotated, Any, get_args
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from pydantic.fields import FieldInfo
 
-from eval_ingest.core.bounds import MOST_NUMBER, Count, Whole
+from eval_ingest.core.bounds import MOST_NUMBER, Count, Record, Whole
 from eval_ingest.errors import SweepError
 from eval_ingest.report.printing import table
 from eval_ingest.store.atomic import write_json, written_aside
-from eval_ingest.store.models import checked
-from eval_ingest.store.seal import read_sealed_json, unless_damaged, write_sealed_json
+from eval_ingest.store.records import record_of
+from eval_ingest.store.seal import read_sealed, unless_damaged, unsealed, write_sealed_json
 from eval_ingest.sweep.metrics import METRICS
 
 ROW_VERSION = 1
 _CURE = "remove it, and run the sweep again"
 
 
-class ClassScore(BaseModel):
+class ClassScore(Record):
     """One class of a row; None where the class is neither labelled nor predicted."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     name: str
     iou: float | None
@@ -45,10 +43,8 @@ class ClassScore(BaseModel):
     """Labelled pixels or windows."""
 
 
-class Row(BaseModel):
+class Row(Record):
     """One score: an encoder on a dataset, at a label fraction, with a seed."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     version: int = ROW_VERSION
     key: str
@@ -159,15 +155,15 @@ def write_row(out: Path, row: Row) -> None:
 
 
 def read_row(out: Path, key: str) -> Row | None:
-    """A kept row, or None if it isn't there, is damaged, or is of another version."""
+    """A kept row, or None if it isn't there, is damaged, or is of an older version."""
     return unless_damaged(lambda: _row(row_path(out, key)))
 
 
 def _row(path: Path) -> Row | None:
-    content = read_sealed_json(path, _CURE)
-    if content is None or content.get("version") != ROW_VERSION:
+    content = read_sealed(path, _CURE)
+    if content is None:
         return None
-    return checked(Row, content, path, _CURE)
+    return record_of(Row, unsealed(content, path, _CURE), path, _CURE, {"version": ROW_VERSION})
 
 
 def read_rows(out: Path) -> list[Row]:

@@ -7,11 +7,12 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from eval_ingest.core.entry import SPLIT_INDEX_VERSION, Metadata
+from eval_ingest.core.entry import Metadata
 from eval_ingest.core.modality import MODALITIES
 from eval_ingest.core.task import TaskKind
 from eval_ingest.pipeline import STAGES
 from eval_ingest.store.seal import sealed_json
+from eval_ingest.store.split_index import SPLIT_INDEX_FORM
 from eval_ingest.store.tables import write_table
 
 
@@ -165,7 +166,7 @@ def _write_splits(
             }
         )
         path = folder / split / "index.0.parquet"
-        write_table(path, table, {"kind": "split_index", "version": SPLIT_INDEX_VERSION})
+        write_table(path, table, SPLIT_INDEX_FORM)
         splits[split] = {"count": count, "index": f"{split}/index.0.parquet"}
         start += count
     return splits

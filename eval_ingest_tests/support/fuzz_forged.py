@@ -43,6 +43,7 @@ from eval_ingest.store.tables import write_table
 from eval_ingest.sweep.tasks import as_overrides, as_python, trainer_tasks
 from eval_ingest_tests.support import factories, killing, poison
 from eval_ingest_tests.support.fuzz_kinds import Fault, Watched, check_message
+from eval_ingest_tests.support.sealed import saying
 
 _MARKUP = "<script>alert(1)</script>"
 _ODD: tuple[Any, ...] = (
@@ -163,7 +164,7 @@ class Forged(Watched):
         else:
             table = self._other_values(table, at, rng, odd)
         with contextlib.suppress(UnicodeEncodeError, ValueError):
-            write_table(path, table, facts)
+            write_table(path, table, saying(facts))
         return f"{kind}: {where}"
 
     @staticmethod

@@ -151,8 +151,10 @@ class EvalRoot:
 
     def sweep(self) -> None:
         """Remove what was taken out of sight, also by removals that were stopped."""
+        from eval_ingest.waiting import remove_folder  # a machine that only loads removes none
+
         for removed in self.path.glob(f"{_REMOVED}*"):
-            shutil.rmtree(removed, ignore_errors=True)
+            remove_folder(removed)
 
 
 @dataclass

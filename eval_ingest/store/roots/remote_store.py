@@ -15,13 +15,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from eval_ingest.core.entry import ShardArray
+from eval_ingest.core.entry import Metadata, Retired, ShardArray
 from eval_ingest.core.spec import SPLITS
 from eval_ingest.errors import IntegrityError, StoreError
 from eval_ingest.redaction import redacted
 from eval_ingest.store.atomic import file_crc32c, remove_path
 from eval_ingest.store.locks import locked
 from eval_ingest.store.paths import STAGE_FILES
+from eval_ingest.store.records import read_record
 from eval_ingest.store.room import require_cache
 from eval_ingest.store.roots.base import DatasetStore, Recorded
 from eval_ingest.store.roots.cache import PackCache, note_pack
@@ -29,7 +30,7 @@ from eval_ingest.store.roots.holding import Holding
 from eval_ingest.store.roots.lease import leased
 from eval_ingest.store.roots.mirror import Mirror, is_note, noted
 from eval_ingest.store.roots.remote_windows import RemoteWindows
-from eval_ingest.store.seal import cure_for, read_sealed_json
+from eval_ingest.store.seal import cure_for
 
 MAX_SHARD_BYTES = 1 << 30
 """Shards of a remote root are smaller than a local one's: they are fetched whole."""
@@ -111,13 +112,13 @@ class RemoteStore(DatasetStore):
 
         Whoever has the lease is alone, so nobody is sending them.
         """
-        layout, cure = self.layout, cure_for(self.name)
         try:
-            known = read_sealed_json(layout.retired, cure) or {}
-            published = read_sealed_json(layout.metadata, cure) or {}
-            named = {shard["name"] for shard in published.get("shards", ())}
-        except (StoreError, TypeError, KeyError, AttributeError):
+            retired = read_record(Retired, self.layout.retired)
+            published = read_record(Metadata, self.layout.metadata)
+        except StoreError:
             return set()  # damaged: then it isn't known which of them are read
+        known = {} if retired is None else retired.root
+        named = set() if published is None else {shard.name for shard in published.shards}
         return {
             shard
             for shard in shards

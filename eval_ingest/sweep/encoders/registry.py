@@ -56,8 +56,9 @@ def check_encoder(spec: str) -> None:
     kind, _, rest = str(spec).partition(":")
     if not (kind and rest):
         raise SweepError(
-            f"no encoder {spec!r}; there are pixels, olmoearth:SIZE (olmoearth:nano@random, "
-            "olmoearth:base@/path/to/weights), random, and module:factory for your own"
+            f"no encoder {spec!r}; there are {', '.join(_OURS)}, olmoearth:SIZE "
+            "(olmoearth:nano@random, olmoearth:base@/path/to/weights), and module:factory for "
+            "your own"
         )
     if kind == "olmoearth":
         from eval_ingest.sweep.encoders.olmoearth import OlmoEarthSpec

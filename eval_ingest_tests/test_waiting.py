@@ -1,17 +1,24 @@
-"""Files read ahead: in bounded memory, whatever the order in which windows are listed."""
+"""Files read ahead: in bounded memory, whatever the order in which windows are listed.
 
+And what else is done with many windows on a disk that keeps everybody waiting.
+"""
+
+import os
 import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from eval_ingest.errors import SourceError
-from eval_ingest.sources import base
-from eval_ingest.sources.ahead import ALWAYS, Room
+from eval_ingest.sources import base, listing
 from eval_ingest.sources.base import Had, Source, SourceFile, WindowFiles
+from eval_ingest.sources.local import LocalSource
+from eval_ingest.store.window_files import Measured, Windows
+from eval_ingest.waiting import ALWAYS, COPIES, SOURCES, Room, remove_folder
 
 SIZE = 100
 
@@ -101,3 +108,62 @@ def test_room_without_turns_is_had_as_soon_as_it_is_there() -> None:
         assert not taken.wait(0.05)
         room.give_back(25)
         assert taken.wait(5)
+
+
+class Busy:
+    """Has every open of a folder wait, and knows how many threads waited at a time."""
+
+    def __init__(self) -> None:
+        self.lock, self.now, self.most = threading.Lock(), 0, 0
+        self.scandir = os.scandir
+
+    def __call__(self, path: Any = ".") -> Any:
+        with self.lock:
+            self.now += 1
+            self.most = max(self.most, self.now)
+        for _ in range(8):
+            time.sleep(0.002)
+        with self.lock:
+            self.now -= 1
+        return self.scandir(path)
+
+
+@pytest.fixture
+def busy(monkeypatch: pytest.MonkeyPatch) -> Busy:
+    busy = Busy()
+    for known in (SOURCES, COPIES):
+        monkeypatch.setattr(known, "is_long", False)
+    monkeypatch.setattr(os, "scandir", busy)
+    monkeypatch.setattr(listing, "_listing", None)
+    return busy
+
+
+def test_windows_of_a_slow_disk_are_listed_read_back_and_removed_many_at_a_time(
+    tmp_path: Path, busy: Busy
+) -> None:
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (outside / "kept").touch()
+    windows = Windows(tmp_path / "data" / "windows")
+    keys = [("group", f"w{k:02d}") for k in range(60)]
+    for group, name in keys:
+        (windows.folder / group / name / "layers").mkdir(parents=True)
+        (windows.folder / group / name / "metadata.json").write_text("{}")
+        (windows.folder / group / name / "link").symlink_to(outside)
+    (tmp_path / "linked").symlink_to(tmp_path / "data")
+
+    found = LocalSource(str(tmp_path / "data")).listing(["group"], frozenset())
+    assert [(window.group, window.name) for window in found] == keys
+    assert busy.most > 8
+    busy.most = 0
+    assert {now.n_files for _, now in windows.measured(keys) if isinstance(now, Measured)} == {1}
+    assert busy.most > 8
+    busy.most = 0
+    remove_folder(tmp_path / "linked")  # a link leads to what is another's
+    assert len(list(windows.folder.iterdir())) == 1
+    windows.keep_only(keys[:5])
+    assert sorted(path.name for path in windows.folder.glob("*/*")) == [n for _, n in keys[:5]]
+    assert busy.most > 8
+    remove_folder(windows.folder)
+    assert not windows.folder.exists()
+    assert (outside / "kept").exists()

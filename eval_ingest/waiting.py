@@ -1,18 +1,22 @@
-"""Files read ahead of whoever decodes them, and written behind: how many at a time, how much.
+"""Whoever opens the files of many windows: how many are worked at at a time, how much is in memory.
 
 On a network mount each open costs about a millisecond, and a window has fifty of them: there tens
-of windows are listed and read at a time, however few cores there are, and memory holds a bounded
-part of what comes next. A disk that keeps nobody waiting is read window by window, which costs the
-least.
+of windows are listed, read, written, compared or removed at a time, however few cores there are,
+and memory holds a bounded part of what comes next. A disk that keeps nobody waiting is gone through
+window by window, which costs the least.
 """
 
+import os
 import resource
+import shutil
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from itertools import chain
+from pathlib import Path
 
 from eval_ingest.engine import Item, Result, map_ordered
 
@@ -22,7 +26,7 @@ LONG_S = 0.0003
 """That a file of a disk at hand doesn't keep anybody waiting for."""
 BYTES_AHEAD = 64 << 20
 """That it holds of them, if it has more than one; the others wait for their turn."""
-WINDOWS_BEHIND = 16
+WINDOWS_BEHIND = 64
 """That a worker has in hand at a time: to be packed, or on their way into the copy."""
 BYTES_BEHIND = 64 << 20
 """Of their files, if it has more than one."""
@@ -97,11 +101,16 @@ class Waiting:
         items: Iterable[Item],
         most: int,
         stop: Callable[[], None] = lambda: None,
+        files: int = 0,
     ) -> Iterator[Result]:
         """The results in order: one by one, or of so many at a time where each has to wait.
 
-        In the end `stop` lets go of those that are still waiting, whose results nobody wants.
+        Whether that is so is found out by the work itself, see `watched`, or here, if it is told
+        how many files each item opens. In the end `stop` lets go of those that are still waiting,
+        whose results nobody wants.
         """
+        if files:
+            work = partial(self._watched, work, files)
         left = iter(items)
         for item in left:
             if self.is_long:
@@ -113,5 +122,37 @@ class Waiting:
                 return
             yield work(item)
 
+    def _watched(self, work: Callable[[Item], Result], files: int, item: Item) -> Result:
+        with self.watched(lambda: files):
+            return work(item)
+
 
 SOURCES, COPIES, ALWAYS = Waiting(), Waiting(), Waiting(is_long=True)
+
+
+_FEW = 32
+"""Folders that are removed one after the other."""
+
+
+def remove_folder(path: str | Path, failed: Callable[..., object] = lambda *_: None) -> None:
+    """Remove a folder, on a disk that keeps us waiting many of those in it at a time.
+
+    Args:
+        path: the folder; nothing is done where there is none.
+        failed: `onerror` of shutil.rmtree; what can't be removed stays, unless it raises.
+    """
+    remove = partial(shutil.rmtree, onerror=failed)
+    level = [] if os.path.islink(path) else [str(path)]
+    while 0 < len(level) <= _FEW:
+        level = [folder for above in level for folder in _folders_in(above)]
+    for _ in COPIES.each(remove, level, WINDOWS_BEHIND, files=_FEW):
+        pass
+    remove(path)
+
+
+def _folders_in(path: str) -> list[str]:
+    try:
+        with os.scandir(path) as entries:
+            return [entry.path for entry in entries if entry.is_dir(follow_symlinks=False)]
+    except OSError:
+        return []  # whoever removes it will be told
