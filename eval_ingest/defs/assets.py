@@ -46,8 +46,8 @@ def _stage_asset(stage: str, inputs: tuple[str, ...]) -> dg.AssetsDefinition:
             assert done is not None  # in a run of one dataset none is left out
             metadata = stage_metadata(*done)
         del metadata["path"]  # the IO manager adds it
-        version = dg.DataVersion(done.outcome.fingerprint)
-        return dg.Output(done.outcome.value, data_version=version, metadata=metadata)
+        context.set_data_version(context.asset_key, dg.DataVersion(done.outcome.fingerprint))
+        return dg.Output(done.outcome.value, metadata=metadata)
 
     return run
 
