@@ -515,7 +515,6 @@ def test_the_command_line_on_a_remote_root(
     assert not [name for name in place.names() if name.startswith("crops/")]
 
 
-@pytest.mark.filterwarnings("ignore::dagster.BetaWarning")
 def test_dagster_on_a_remote_root(
     remote_place: Place, few: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
