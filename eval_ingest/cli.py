@@ -9,6 +9,7 @@ import atexit
 import contextlib
 import difflib
 import gc
+import os
 import re
 import shlex
 import sys
@@ -108,6 +109,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; 0 if it worked, 1 with a message if not, 2 for a usage error."""
     given = sys.argv[1:] if arguments is None else list(arguments)
     if arguments is None:  # this process is ours alone, and makes little garbage
+        os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")  # looked for in all packages
+        if given[:1] == ["ingest"]:
+            os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # it would start threads for nothing
         gc.set_threshold(20_000, 50, 100)
         atexit.register(gc.freeze)  # nor need the interpreter look for it when it ends
     for stream in (sys.stdout, sys.stderr):
@@ -116,7 +120,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         with interruptible(KeyboardInterrupt) as check:
             options = _parse(given)
-            options.check = check
+            options.check, options.is_program = check, arguments is None
             code: int = options.run(options)
             sys.stdout.flush()
             return code

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from eval_ingest import api
 from eval_ingest.completion import shell_code
+from eval_ingest.engine import PROGRAM
 from eval_ingest.errors import EvalIngestError, SpecError, UnknownDatasetError
 from eval_ingest.flags import given_fields
 from eval_ingest.redaction import in_json
@@ -61,6 +62,8 @@ def run_ingest(options: argparse.Namespace) -> Told:
     if options.dry_run:
         planned = api.plan(options.name, **spec)
         return Told(planned.facts, planned.lines())
+    if options.is_program:
+        PROGRAM.set()
     done = api.ingest(
         options.name,
         register=options.register,

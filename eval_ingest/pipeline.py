@@ -55,7 +55,7 @@ from eval_ingest.job import Job, with_config_of, write_config
 from eval_ingest.sources.discovery import source_fingerprint
 from eval_ingest.store.atomic import remove_path
 from eval_ingest.store.claims import claim
-from eval_ingest.store.index_file import read_splits, write_splits
+from eval_ingest.store.index_file import read_index, read_splits, write_splits
 from eval_ingest.store.leftovers import GRACE_S, remove_retired, remove_unfinished
 from eval_ingest.store.outcomes import read_copy, read_outcome, read_source_state
 from eval_ingest.store.registry import (
@@ -74,9 +74,6 @@ STAGES = ("window_index", "split_assignment", "norm_stats", "weka_copy", "regist
 NORM_VERSION = 3
 COPY_VERSION = 4
 ENTRY_VERSION = 3
-
-_MANY_ROWS = 1 << 14
-"""Of an index that isn't held in memory."""
 
 # ---------------------------------------------------------------------------- 1. window_index
 
@@ -350,6 +347,7 @@ def run_stage(job: Job, stage: str, values: dict[str, Any] | None = None) -> Out
         with dataset_lock(job):
             return run_stage(job, stage, values)
     started = time.monotonic()
+    value: Any
     inputs = []
     for name in _STAGES[stage].inputs:
         value = (values or {}).get(name)
@@ -368,9 +366,8 @@ def run_stage(job: Job, stage: str, values: dict[str, Any] | None = None) -> Out
     with memory_given_back():
         value = _STAGES[stage].build(job, *inputs)
         ran = write_stage(job, stage, value)
-        if stage == "window_index" and len(value) > _MANY_ROWS:
-            # Read again, so that its columns come from the disk as they are asked for.
-            value = read_outcome(job.store, stage) or value
+        if stage == "window_index":  # until then its rows lay in files that are gone now
+            value = read_index(job.layout.window_index) or value
         job.store.send()
     if stage == "registry_entry":
         tidy(job, value)

@@ -446,7 +446,7 @@ def test_a_damaged_registry_is_told_and_compiled_anew(
     assert entries == {"crops": {**before, "weka_path": str(root / "crops")}}
 
 
-@pytest.mark.parametrize("file", ["packing/packing.json", "packing/*/*.npy", "*.parquet"])
+@pytest.mark.parametrize("file", ["packing/packing.json", "packing/*/*.npy", "*.arrow"])
 @pytest.mark.parametrize("damage", [flip(12), cut, emptied])
 def test_a_stopped_run_whose_work_is_damaged_is_done_again(
     file: str, damage: Damage, small: Path, reference: Path, tmp_path: Path

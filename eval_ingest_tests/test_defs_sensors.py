@@ -34,7 +34,6 @@ from eval_ingest.store.roots.base import EvalRoot
 from eval_ingest_tests.support.servers import gcs_server, proxy
 
 # Outside of pytest defs/running.py silences it, and says why.
-pytestmark = pytest.mark.filterwarnings("ignore::dagster.BetaWarning")
 
 Tick = Callable[..., SensorExecutionData]
 

@@ -3,6 +3,7 @@
 import io
 import tarfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -159,11 +160,12 @@ def test_no_window_is_written_whose_sample_is_packed_and_that_is_not_copied(
     assert faults.values(tmp_path / "root") == faults.values(reference)
 
 
-def test_stages_of_a_large_index_read_it_from_the_disk(
+def test_an_index_is_put_together_on_the_disk_and_read_from_there(
     small: Path, tmp_path: Path, reference: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     archive = pack(small, tmp_path / "crops.tar.gz", members(small))
-    monkeypatch.setattr("eval_ingest.pipeline._MANY_ROWS", 1)
+    monkeypatch.setattr(partial, "PARTIAL_ROWS", 4)
+    monkeypatch.setattr(partial, "PARTIAL_FORM", replace(partial.PARTIAL_FORM, together=2))
     monkeypatch.setattr("eval_ingest.store.tables._GROUP_ROWS", 3)
     first, *_ = pipeline.ingest(make_job(archive, tmp_path / "root"))
     assert isinstance(first.value.table, StoredTable)

@@ -83,6 +83,8 @@ class TableForm:
     facts: type[Facts] = Facts
     geo: bool = False
     """Its `geometry` makes it GeoParquet."""
+    together: int | None = None
+    """Rows that lie together in Arrow's own format; None: all do."""
 
     def column(self, name: str) -> ColumnForm | None:
         """What a column may hold; None if it is none of this kind's."""

@@ -42,9 +42,8 @@ def _stage(context: dg.AssetExecutionContext, settings: Settings, **values: Any)
         metadata = stage_metadata(*done)
     del metadata["path"]  # the IO manager adds it
     outcome = done.outcome
-    return dg.Output(
-        outcome.value, data_version=dg.DataVersion(outcome.fingerprint), metadata=metadata
-    )
+    context.set_data_version(context.asset_key, dg.DataVersion(outcome.fingerprint))
+    return dg.Output(outcome.value, metadata=metadata)
 
 
 @_stage_asset(kinds={"parquet"}, pool=INGEST_POOL)

@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from eval_ingest.core.columns import arrow_rows, is_text
+from eval_ingest.core.columns import is_text
 from eval_ingest.core.fingerprint import fingerprint
 from eval_ingest.core.index import INDEX_VERSION, WindowIndex, index_schema
 from eval_ingest.core.keyed import KEY, RowsByKey
@@ -23,7 +23,6 @@ from eval_ingest.indexing.filters import WindowFilter
 from eval_ingest.indexing.listed import ToRead, WindowList
 from eval_ingest.indexing.packer import Packer, fresh_packer, pack_rows, resumed_packer
 from eval_ingest.indexing.partial import ARRIVED, PartialRows, Rows
-from eval_ingest.indexing.rows import add_geometry
 from eval_ingest.indexing.wanted import enough, list_windows, wanted_groups
 from eval_ingest.indexing.work import CopyAhead, IndexedShard, IndexTask
 from eval_ingest.job import Job
@@ -34,16 +33,13 @@ from eval_ingest.store.manifest import CopiedWindow
 from eval_ingest.store.room import has_room
 from eval_ingest.store.seal import unless_damaged
 from eval_ingest.store.shards import PackRow
-from eval_ingest.store.tables import SortedTable
+from eval_ingest.store.tables import LazyTable, MergedTable
 
 SHARD_WINDOWS = 64
 """Windows per task: enough to drown its overhead, few enough to balance and to show progress."""
 
 _WAITING = 4
 """So many times more where a worker waits for a task's first window, and for its last."""
-
-_JOINED = 32
-"""Tables of shards that are put together: each by itself takes twice the room of its rows."""
 
 _ROOM_TO_COPY, _ROOM_OF_FILES = 3, 256 << 10
 """Where windows are copied before all are known, so many bytes are free for each byte of a sample,
@@ -87,11 +83,10 @@ def index_source(job: Job, copy_ahead: CopyAhead | None = None) -> WindowIndex:
             parts.clear()  # a run was stopped when it had just written the index
             return old
     work = IndexWork.of(listed, known, stopped, partial(_still_right, task))
-    stopped.clear()  # what is kept of it was copied
     return _build(job, task, work, listed.table, parts)
 
 
-def known_rows(job: Job, old: WindowIndex | None) -> pa.Table | None:
+def known_rows(job: Job, old: WindowIndex | None) -> LazyTable | None:
     """The rows of the last index, if they hold what those of this one would."""
     return old.table if old is not None and old.row_key == job.row_key else None
 
@@ -137,7 +132,7 @@ class IndexWork:
     def of(
         cls,
         windows: WindowList,
-        known: pa.Table | None = None,
+        known: LazyTable | None = None,
         stopped: Sequence[Rows] = (),
         still_right: Callable[[pa.Table], NDArray[np.bool_]] = lambda table: np.ones(
             table.num_rows, bool
@@ -156,17 +151,17 @@ class IndexWork:
         kept: list[Rows] = []
 
         def keep(rows: Rows) -> None:
-            found = listed.find(rows.table.select(KEY))
+            found = listed.find(rows.table)
             here = np.flatnonzero((found >= 0) & still_right(rows.table))
             here = here[left[found[here]]]
             # The last of a window's rows counts.
             _, last = np.unique(found[here][::-1], return_index=True)
             here = np.sort(here[len(here) - 1 - last])
             left[found[here]] = False
-            kept.append(rows.take(here))
+            kept.append(replace(rows, rows=here))
 
         if known is not None:
-            keep(Rows(known))
+            keep(Rows.of(known))
         before = int(left.sum())
         for rows in stopped:
             if rows.packing == ARRIVED:
@@ -223,8 +218,6 @@ def _build(
 
     `listed` are the keys of all windows, if their files were looked at before.
     """
-    import pyarrow.compute as pc
-
     to_read = work.to_read
     if to_read:
         groups = sorted({window.group for _, window in to_read})
@@ -241,25 +234,19 @@ def _build(
                 job.store.require_room(0, packer.n_bytes * len(to_read) // len(work.new))
             if packer is None or not _has_room_to_copy(job, packer, len(work.new)):
                 task = replace(task, copy_ahead=None)
-            tables, filtered_out = index_windows(
+            filtered_out = index_windows(
                 replace(task, packer=packer), to_read, pool, job.settings.workers, parts, publish,
                 job.progress, WindowsAhead(job.layout.ahead, job.row_key).note,
             )  # fmt: skip
     finally:
         parts.flush()  # kept until the index itself is on disk: see finish_index
     publish([], None)
-    empty = arrow_rows([], index_schema(job.config))
-    table = pa.concat_tables([empty, *(rows.table for rows in work.kept), *tables])
-    for rows in (tables, work.kept):
-        rows.clear()
-    table = add_geometry(table)
+    table = MergedTable.by(KEY[:2], index_schema(job.config), [*work.kept, *parts.written])
     if listed is None:
-        listed = pa.concat_tables([table.select(KEY), WindowList(filtered_out).table])
+        listed = pa.concat_tables([table.select(KEY).whole(), WindowList(filtered_out).table])
     extra = {"n_filtered_out": len(filtered_out), "n_read": work.n_arrived + len(work.new)}
     wanted = _index_fingerprint(job, listed, table, task.judged_by)
-    by_name = [(name, "ascending") for name in KEY[:2]]
-    ordered = SortedTable(table, pc.sort_indices(table.select(KEY[:2]), by_name))
-    return WindowIndex(ordered, wanted, job.row_key, job.origin, extra)
+    return WindowIndex(table, wanted, job.row_key, job.origin, extra)
 
 
 def _has_room_to_copy(job: Job, packer: Packer, windows: int) -> bool:
@@ -292,7 +279,7 @@ def _packer(
 def _first_shape(task: IndexTask, work: IndexWork, pool: Executor) -> PackRow | None:
     """The shape of a valid window: one that is known, else one of the first that are new."""
     for rows in work.kept:
-        valid = np.flatnonzero(is_text(rows.table["status"], "valid"))
+        valid = rows.rows[is_text(rows.table["status"], "valid")[rows.rows]]
         if len(valid):
             return pack_rows(rows.table, valid[:1].tolist(), task.config)[0]
     for window in work.windows.take(work.new[:_LOOK_AT]):
@@ -317,14 +304,13 @@ def index_windows(
     publish: Publish,
     progress: Progress,
     note: Callable[[Sequence[CopiedWindow]], None] = lambda _: None,
-) -> tuple[list[pa.Table], list[Listed]]:
+) -> list[Listed]:
     """Read, decode and judge windows, each given with its place among the samples.
 
-    The result is one row each, in tables of some windows, and the windows that the filter doesn't
-    want, which get no row. What is done is kept by `parts`, so that a stopped run goes on where it
-    was; `publish` is told what was packed, and the place that comes next, `note` what was copied.
+    `parts` takes one row each, so that a stopped run goes on where it was; `publish` is told what
+    was packed, and the place that comes next, `note` what was copied. The result is the windows
+    that the filter doesn't want, which get no row.
     """
-    tables: list[pa.Table] = []
     filtered_out: list[Listed] = []
     ends = deque[int]()
     most = SHARD_WINDOWS
@@ -338,15 +324,12 @@ def index_windows(
 
     apart = Apart(task, IndexedShard.joined, task.name_of, task.crashed, task.window_bytes)
     results = map_ordered(executor, task, shards(), 2 * workers, apart)
-    for number, shard in enumerate(results, 1):
+    for shard in results:
         parts.add(shard)
         note(shard.copied)
-        tables.append(shard.table)
         filtered_out += shard.filtered_out
-        if number % _JOINED == 0:
-            tables[-_JOINED:] = [pa.concat_tables(tables[-_JOINED:]).combine_chunks()]
         most = _WAITING * SHARD_WINDOWS if shard.waited else SHARD_WINDOWS
         done = ends.popleft()
         publish(shard.packed, items[done][0] if done < len(items) else None)
         progress("windows read", done, len(items))
-    return tables, filtered_out
+    return filtered_out

@@ -111,7 +111,8 @@ class WindowsAhead:
                 _, new = rewrite_split(place / METADATA, split)
             except FileNotFoundError:
                 return None
-            final.parent.mkdir(parents=True, exist_ok=True)
+            if not final.parent.exists():
+                final.parent.mkdir(parents=True, exist_ok=True)
             windows.put(place, final)
         checksum = FilesChecksum(window.checksum)
         checksum.add(METADATA, google_crc32c.value(new))

@@ -53,16 +53,25 @@ def written_aside(path: Path) -> Iterator[Path]:
     Raises:
         StoreError: it can't be written.
     """
+    with _opened_aside(path) as stream:
+        yield Path(stream.name)
+
+
+@contextlib.contextmanager
+def _opened_aside(path: Path) -> Iterator[Any]:
+    """The same as a file of tempfile's, which is open: on a mount each open takes its time."""
     with store_errors("writing", path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, text = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
-        os.close(handle)
-        temporary = Path(text)
+        aside = tempfile.NamedTemporaryFile(  # noqa: SIM115  its `with` would remove it
+            prefix=f".{path.name}.", suffix=".tmp", dir=path.parent, delete=False
+        )
+        temporary = Path(aside.name)
         try:
-            os.chmod(temporary, 0o666 & ~umask())
-            yield temporary
-            with open(temporary, "rb+") as stream:
-                os.fsync(stream.fileno())
+            with aside.file:
+                os.fchmod(aside.fileno(), 0o666 & ~umask())
+                yield aside
+                aside.flush()
+                os.fsync(aside.fileno())
             os.replace(temporary, path)
         finally:
             with contextlib.suppress(OSError):
@@ -82,10 +91,10 @@ def write_bytes(path: Path, data: bytes, permissions: int = 0o666) -> None:
 
     `permissions` are mode bits: those that the umask allows of them, and its owner's, are given.
     """
-    with written_aside(path) as temporary:
-        temporary.write_bytes(data)
+    with _opened_aside(path) as stream:
+        stream.write(data)
         if permissions != 0o666:
-            temporary.chmod((permissions | 0o600) & ~umask())
+            os.fchmod(stream.fileno(), (permissions | 0o600) & ~umask())
 
 
 def write_json(path: Path, value: Any) -> None:

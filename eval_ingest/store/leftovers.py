@@ -31,13 +31,17 @@ def remove_unfinished(layout: DatasetLayout) -> None:
 
     The finished rows of a stopped index stay: the next run goes on from them.
     """
-    patterns = [f".{name}.*.tmp" for name in (*WRITTEN, *_OF_A_COPY)]
-    patterns += [f"{split}/.index.*.tmp" for split in SPLITS]
-    patterns += [f"{RSLEARN_INDEX}/.*.tmp", "samples/.shard.*.tmp", UNFINISHED]
-    for pattern in patterns:
-        for path in layout.path.glob(pattern):
-            with contextlib.suppress(StoreError):
-                remove_path(path)
+    begins = {
+        layout.path: tuple(f".{name}." for name in (*WRITTEN, *_OF_A_COPY)),
+        layout.path / RSLEARN_INDEX: (".",),
+        layout.samples: (".shard.",),
+        **{layout.path / split: (".index.",) for split in SPLITS},
+    }
+    found = [p for folder in begins for p in folder.glob(".*.tmp")
+             if p.name.startswith(begins[folder])]  # fmt: skip
+    for path in (*found, layout.path / UNFINISHED):
+        with contextlib.suppress(StoreError):
+            remove_path(path)
 
 
 def remove_retired(store: DatasetStore, metadata: Metadata, grace_s: float) -> None:

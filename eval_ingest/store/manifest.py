@@ -10,6 +10,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, MutableMapping
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -127,6 +128,7 @@ class FilesChecksum:
         self._sum = (self._sum - self._term(path, old) + self._term(path, new)) % 2**64
 
     @staticmethod
+    @lru_cache(maxsize=512)  # markers, and what stands beside rasters, are the same in many windows
     def _term(path: str, crc: int) -> int:
         text = f"{path}\t{crc:08x}".encode()
         return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "big")

@@ -25,6 +25,8 @@ _MARK = b"crc32:"
 _SEAL = re.compile(rb'"checksum"|crc32:[0-9a-f]{8}"\s*\}\s*\Z')
 _CHECKSUM = b'"checksum"'
 _LAST = re.compile(rb'\s*:\s*"crc32:[0-9a-f]{8}"\s*\}\s*')
+_PART = 4 << 20
+"""Bytes of a file that are in memory at a time."""
 UNSEALED = "crc32:00000000"
 """Stands for the checksum until a file is sealed; nothing after it may begin with `crc32:`."""
 
@@ -151,9 +153,11 @@ def _tell(what: str) -> None:
 
 def _checksum(content: bytes | mmap.mmap, place: int) -> bytes:
     """The checksum of a content that has a checksum, or room for one, at a place."""
-    end = place + len(UNSEALED)
+    crc = 0
     with memoryview(content) as view:
-        crc = zlib.crc32(view[:place])
-        crc = zlib.crc32(UNSEALED.encode(), crc)
-        crc = zlib.crc32(view[end:], crc)
+        for part in (view[:place], UNSEALED.encode(), view[place + len(UNSEALED) :]):
+            for start in range(0, len(part), _PART):
+                crc = zlib.crc32(part[start : start + _PART], crc)
+                if isinstance(content, mmap.mmap):  # or all of it counts as our memory
+                    content.madvise(mmap.MADV_DONTNEED)
     return b"%s%08x" % (_MARK, crc)

@@ -8,25 +8,30 @@ import contextlib
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
+from eval_ingest.core.columns import numbers, row_numbers
 from eval_ingest.core.forms import Facts, TableForm
 from eval_ingest.errors import IntegrityError, StoreError
-from eval_ingest.store.atomic import written_aside
+from eval_ingest.store.atomic import store_errors, written_aside
 from eval_ingest.store.records import record_of, undamaged
 from eval_ingest.store.seal import UNSEALED, check_sealed, cure_for, read_sealed, seal_file
 
 _KEY = b"eval_ingest"
 _CHECKSUM = b"eval_ingest.checksum"
 
-_GROUP_ROWS = 1 << 14
+_GROUP_ROWS = 1 << 12
 """Rows that are read at a time: what decoding takes beside them is gone before the next ones."""
 
-_SORTED_IN = 8
-"""Pieces in which a large table is sorted."""
+_COLUMNS = 32
+"""Of a table whose rows are merged so many at a time; of fewer columns more rows."""
 
 _LARGE = 1 << 20
 """Tables of more bytes are compressed in Arrow's own format as well."""
@@ -50,7 +55,7 @@ def write_table(path: Path, table: "pa.Table | LazyTable", form: TableForm, **fa
         if path.suffix == ".arrow":
             packed = pa.ipc.IpcWriteOptions(compression="lz4" if table.nbytes > _LARGE else None)
             with pa.ipc.new_file(temporary, schema, options=packed) as writer:
-                writer.write_table(table.combine_chunks())
+                writer.write_table(table.combine_chunks(), form.together)
         else:
             import pyarrow.parquet as pq  # training needs none of it
 
@@ -143,26 +148,112 @@ class LazyTable(ABC):
         return pa.Table.from_batches, (self.whole().to_batches(), self.schema)
 
 
-class SortedTable(LazyTable):
-    """A table whose rows are put in another order when they are asked for.
+class AsideTable(LazyTable):
+    """A file that `write_table` has written in Arrow's own format, and whose rows are right.
 
-    Sorted as a whole it would be there twice.
+    It is opened for each of its batches: of a large index there are thousands of such files.
     """
 
-    def __init__(self, table: pa.Table, order: pa.Array) -> None:
-        self._table, self._order = table, order
-        self.column_names, self.schema = table.column_names, table.schema
-        self.num_rows = table.num_rows
+    def __init__(self, path: Path, schema: pa.Schema, num_rows: int) -> None:
+        self._path = path
+        self.column_names, self.schema, self.num_rows = schema.names, schema, num_rows
 
-    def select(self, names: Sequence[str]) -> "SortedTable":
-        return SortedTable(self._table.select(names), self._order)
+    def select(self, names: Sequence[str]) -> "AsideTable":
+        schema = pa.schema([self.schema.field(name) for name in names])
+        return AsideTable(self._path, schema, self.num_rows)
 
     def to_batches(self) -> Iterator[pa.RecordBatch]:
-        # Each time, Arrow puts a column that is in pieces together.
-        step = max(_GROUP_ROWS, -(-self.num_rows // _SORTED_IN // _GROUP_ROWS) * _GROUP_ROWS)
-        for start in range(0, self.num_rows, step):
-            part = self._table.take(self._order.slice(start, step))
-            yield from part.combine_chunks().to_batches(_GROUP_ROWS)
+        """Its rows, some at a time.
+
+        Raises:
+            StoreError: it can't be read.
+        """
+        number = done = 0
+        while done < self.num_rows:
+            with store_errors("reading", self._path), pa.OSFile(str(self._path)) as source:
+                there = pa.ipc.open_file(source).schema
+                wanted = [there.get_field_index(name) for name in self.column_names]
+                asked = pa.ipc.IpcReadOptions(included_fields=wanted, use_threads=False)
+                batch = pa.ipc.open_file(source, options=asked).get_batch(number)
+            yield batch.select(self.column_names)
+            number, done = number + 1, done + len(batch)
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """Some rows of a table, in their order."""
+
+    table: "pa.Table | LazyTable"
+    rows: NDArray[np.int64]
+
+    def batches(self, names: Sequence[str]) -> Iterator[pa.RecordBatch]:
+        """Some columns of them."""
+        first = 0
+        for batch in self.table.select(names).to_batches():
+            begin, end = np.searchsorted(self.rows, (first, first + len(batch)))
+            if begin < end:
+                yield batch.take(row_numbers(self.rows[begin:end] - first))
+            first += len(batch)
+
+
+class MergedTable(LazyTable):
+    """Rows of several tables, each of which is sorted, in the order of all.
+
+    Args:
+        schema: the columns.
+        parts: where the rows are.
+        part_of: of each row, which part it comes from: it is the next one there.
+    """
+
+    def __init__(
+        self, schema: pa.Schema, parts: Sequence[Chosen], part_of: NDArray[np.int32]
+    ) -> None:
+        self.schema, self.column_names, self.num_rows = schema, schema.names, len(part_of)
+        self._parts, self._part_of = parts, part_of
+        self._step = _GROUP_ROWS * -(-_COLUMNS // max(1, len(schema)))
+
+    @classmethod
+    def by(cls, names: Sequence[str], schema: pa.Schema, parts: Sequence[Chosen]) -> "MergedTable":
+        """Of parts that are sorted by these columns."""
+        import pyarrow.compute as pc  # training needs none of it
+
+        batches = chain.from_iterable(part.batches(names) for part in parts)
+        keys = pa.Table.from_batches(batches, pa.schema([schema.field(name) for name in names]))
+        order = numbers(pc.sort_indices(keys, [(name, "ascending") for name in names]))
+        sizes = [len(part.rows) for part in parts]
+        return cls(schema, parts, np.repeat(np.arange(len(parts), dtype=np.int32), sizes)[order])
+
+    def select(self, names: Sequence[str]) -> "MergedTable":
+        schema = pa.schema([self.schema.field(name) for name in names])
+        return MergedTable(schema, self._parts, self._part_of)
+
+    def to_batches(self) -> Iterator[pa.RecordBatch]:
+        runs = [_Run(part.batches(self.column_names)) for part in self._parts]
+        for start in range(0, self.num_rows, self._step):
+            parts = self._part_of[start : start + self._step]
+            counts = np.bincount(parts, minlength=len(runs)).tolist()
+            found = [batch for run, n in zip(runs, counts, strict=True) for batch in run.take(n)]
+            rows = np.empty(len(parts), np.int64)
+            rows[np.argsort(parts, kind="stable")] = np.arange(len(parts))
+            columns = pa.Table.from_batches(found).take(row_numbers(rows)).columns
+            merged = pa.Table.from_arrays(columns, schema=self.schema).combine_chunks()
+            yield from merged.to_batches(_GROUP_ROWS)
+
+
+class _Run:
+    """Batches of which so many rows are taken at a time."""
+
+    def __init__(self, batches: Iterator[pa.RecordBatch]) -> None:
+        self._batches, self._left = batches, pa.record_batch([], pa.schema([]))
+
+    def take(self, count: int) -> Iterator[pa.RecordBatch]:
+        """The next ones."""
+        while count:
+            if not len(self._left):
+                self._left = next(self._batches)
+            some, self._left = self._left.slice(0, count), self._left.slice(count)
+            count -= len(some)
+            yield some
 
 
 class StoredTable(LazyTable):
@@ -217,7 +308,7 @@ def open_table(path: Path, form: TableForm, name: str) -> tuple[StoredTable, Any
         return None
     with readable(path, name):
         # Not pq.read_table: that imports pandas, which takes longer than all of the rest.
-        file = pq.ParquetFile(pa.memory_map(str(path)))
+        file = pq.ParquetFile(pa.OSFile(str(path)))
         schema = file.schema_arrow
     facts = _facts(schema, path, form, name)
     return None if facts is None else (StoredTable(file, schema.names, path, form, name), facts)
