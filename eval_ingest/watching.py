@@ -9,16 +9,15 @@ from collections.abc import Callable, Iterable, Mapping, Set
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
-from functools import cache, partial
+from functools import partial
 from pathlib import Path, PurePath
-from typing import Annotated, Any
-
-from pydantic import Field, InstanceOf, TypeAdapter, ValidationError
+from typing import Any
 
 from eval_ingest import errors
 from eval_ingest.background import Background
 from eval_ingest.config_files import read_config_files
 from eval_ingest.core.arguments import place_fault
+from eval_ingest.core.bounds import Record, read_kept
 from eval_ingest.core.entry import Metadata, SourceState, utc
 from eval_ingest.core.fingerprint import fingerprint
 from eval_ingest.core.resolved import ResolvedConfig
@@ -39,7 +38,7 @@ from eval_ingest.sources.base import Source, WindowFiles, WindowReader
 from eval_ingest.sources.discovery import MAX_DEPTH, SAMPLE, Found, find_datasets, spread
 from eval_ingest.sources.looks import Look, Memory, is_due, read_looks
 from eval_ingest.sources.open import open_source
-from eval_ingest.store.atomic import read_json, remove_path, write_json
+from eval_ingest.store.atomic import read_bytes, remove_path, write_json
 from eval_ingest.store.catalog import Removed, read_catalog, removed_datasets
 from eval_ingest.store.claims import refuse_theirs
 from eval_ingest.store.outcomes import read_source_state
@@ -121,7 +120,7 @@ class Judgement:
     stamp: str = ""
     """New or changed: of the dataset and of the files of some windows. While it changes, the
     dataset is still being written."""
-    fault: Annotated[InstanceOf[Exception] | None, Field(exclude=True)] = None
+    fault: Exception | None = None
     """What went wrong where it could not be looked at."""
     of_source: bool = False
     """True: it follows from what the source holds, so it stays while that does."""
@@ -228,7 +227,7 @@ def _look(
     path = cache / "looks" / f"{fingerprint(expanded, max_depth)}.json"
     looks = {}
     with contextlib.suppress(errors.StoreError):  # damaged: then everything is looked at in full
-        looks = read_looks(read_json(path))
+        looks = read_looks(read_bytes(path))
     looked = memory(looks)
     found = list(find_datasets(expanded, max_depth, memory=looked))
     if looked.looks != looks:
@@ -449,9 +448,12 @@ def judge_all(
         found = look_at(sighting, settings)
         if found.of_source and sighting.spec.config is None:
             since = old.since if old and old.judgement == found else time_s
-            kept = _Judged(version, since, time_s, found)
             with contextlib.suppress(errors.StoreError):  # then it is judged anew the next time
-                write_json(path, _judged().dump_python(kept, mode="json"))
+                judged = _Judged(
+                    version=version, since=since, at=time_s, state=found.state,
+                    reason=found.reason, stamp=found.stamp, task=found.task,
+                )  # fmt: skip
+                write_json(path, judged.model_dump(mode="json"))
         elif old:
             remove_path(path)
         return found
@@ -460,8 +462,7 @@ def judge_all(
         return list(pool.map(one, sightings))
 
 
-@dataclass(frozen=True)
-class _Judged:
+class _Judged(Record):
     """A judgement that goes by the source, as it is kept."""
 
     version: str
@@ -470,20 +471,23 @@ class _Judged:
     """When it came to be so, in seconds since 1970, as the next."""
     at: float
     """When it was last judged."""
-    judgement: Judgement
+    state: State
+    reason: str
+    stamp: str
+    task: Task | None
 
-
-@cache
-def _judged() -> TypeAdapter[_Judged]:
-    return TypeAdapter(_Judged)
+    @property
+    def judgement(self) -> Judgement:
+        """As `look_at` gives it."""
+        return Judgement(self.state, self.reason, self.task, self.stamp, of_source=True)
 
 
 def _read_judged(path: Path, version: str) -> _Judged | None:
     """What is kept of this version of a dataset."""
-    with contextlib.suppress(errors.StoreError, ValidationError):  # damaged: as none
-        found = _judged().validate_python(read_json(path))
-        return found if found.version == version else None
-    return None
+    found: _Judged | None = None
+    with contextlib.suppress(errors.StoreError):  # damaged: as none
+        found = read_kept(_Judged, read_bytes(path))
+    return found if found and found.version == version else None
 
 
 def _metadata_of(store: DatasetStore, published: str) -> Metadata | None:

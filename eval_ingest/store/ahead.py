@@ -95,9 +95,8 @@ class WindowsAhead:
         """The windows that wait, by group and name."""
         found = CopiedWindows()
         for entry, _ in read_journal(self._journal) if self._journal.exists() else ():
-            if entry is not None:
-                window = CopiedWindow(**entry)
-                found[window.key] = window
+            if isinstance(entry, CopiedWindow):
+                found[entry.key] = entry
         return found
 
     def move(self, window: CopiedWindow, split: str, windows: Windows) -> CopiedWindow | None:
