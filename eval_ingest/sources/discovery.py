@@ -13,8 +13,6 @@ from eval_ingest.core.fingerprint import fingerprint
 from eval_ingest.errors import SourceError, SourceNotFoundError, lacking
 from eval_ingest.objects.backend import Entry
 from eval_ingest.objects.filesystems import weka_mount
-from eval_ingest.objects.reading import Objects
-from eval_ingest.objects.retry import FIRST_LOOK
 from eval_ingest.sources.base import CONFIG_FILES
 from eval_ingest.sources.looks import Look, Memory
 from eval_ingest.sources.sqlite import DATABASE
@@ -26,6 +24,7 @@ AT_ONCE = 16
 """Datasets whose windows are listed at the same time: the names of all are held meanwhile."""
 SAMPLE = 24
 """So many windows of a group are known by name, for a look into them."""
+
 
 _WATCHED_FILES = (
     *CONFIG_FILES, "model.yaml", "olmoearth_run.yaml", DATABASE, f"{DATABASE}-wal",
@@ -206,6 +205,9 @@ def spread(items: Sequence[Item], most: int) -> list[Item]:
 def _lister(root: str) -> Lister:
     if "://" not in root:
         return lambda folders: [_list_local(root, folder) for folder in folders]
+    from eval_ingest.objects.reading import Objects  # brings asyncio, which folders do without
+    from eval_ingest.objects.retry import FIRST_LOOK
+
     # A root that is down shall not hold up the others; there will be another look.
     objects = Objects(root, FIRST_LOOK, resumes=False)
     objects.greet()
