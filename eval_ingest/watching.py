@@ -11,11 +11,12 @@ from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from functools import partial
 from pathlib import Path, PurePath
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 from eval_ingest.background import Background
 from eval_ingest.config_files import read_config_files
 from eval_ingest.core.arguments import place_fault
+from eval_ingest.core.bounds import Record, read_kept
 from eval_ingest.core.entry import Metadata, SourceState, utc
 from eval_ingest.core.fingerprint import fingerprint
 from eval_ingest.core.resolved import ResolvedConfig
@@ -47,7 +48,7 @@ from eval_ingest.sources.base import Source, WindowFiles, WindowReader
 from eval_ingest.sources.discovery import MAX_DEPTH, SAMPLE, Found, find_datasets, spread
 from eval_ingest.sources.looks import Look, Memory, is_due, read_looks
 from eval_ingest.sources.open import open_source
-from eval_ingest.store.atomic import read_json, remove_path, write_json
+from eval_ingest.store.atomic import read_bytes, remove_path, write_json
 from eval_ingest.store.catalog import Removed, read_catalog, removed_datasets
 from eval_ingest.store.claims import refuse_theirs
 from eval_ingest.store.outcomes import read_source_state
@@ -249,7 +250,7 @@ def _look(
     path = cache / "looks" / f"{fingerprint(expanded, max_depth)}.json"
     looks = {}
     with contextlib.suppress(StoreError):  # damaged: then everything is looked at in full
-        looks = read_looks(read_json(path))
+        looks = read_looks(read_bytes(path))
     looked = memory(looks)
     found = list(find(expanded, max_depth, memory=looked))
     if looked.looks != looks:
@@ -471,7 +472,11 @@ def judge_all(
         if found.of_source and sighting.spec.config is None:
             since = old.since if old and old.judgement == found else time_s
             with contextlib.suppress(StoreError):  # then it is judged anew the next time
-                write_json(path, _Judged(version, since, time_s, found).dump())
+                judged = _Judged(
+                    version=version, since=since, at=time_s, state=found.state,
+                    reason=found.reason, stamp=found.stamp, task=found.task,
+                )  # fmt: skip
+                write_json(path, judged.model_dump(mode="json"))
         elif old:
             remove_path(path)
         return found
@@ -480,7 +485,7 @@ def judge_all(
         return list(pool.map(one, sightings))
 
 
-class _Judged(NamedTuple):
+class _Judged(Record):
     """A judgement that goes by the source, as it is kept."""
 
     version: str
@@ -489,26 +494,23 @@ class _Judged(NamedTuple):
     """When it came to be so, in seconds since 1970, as the next."""
     at: float
     """When it was last judged."""
-    judgement: Judgement
+    state: State
+    reason: str
+    stamp: str
+    task: Task | None
 
-    def dump(self) -> dict[str, Any]:
-        """As JSON keeps it."""
-        found = self.judgement
-        kept = {"state": found.state, "reason": found.reason, "stamp": found.stamp}
-        task = found.task.model_dump(mode="json") if found.task else None
-        return {**self._asdict(), "judgement": {**kept, "task": task}}
+    @property
+    def judgement(self) -> Judgement:
+        """As `look_at` gives it."""
+        return Judgement(self.state, self.reason, self.task, self.stamp, of_source=True)
 
 
 def _read_judged(path: Path, version: str) -> _Judged | None:
     """What is kept of this version of a dataset."""
-    with contextlib.suppress(StoreError, ValueError, TypeError, LookupError):  # damaged: as none
-        values: Any = read_json(path)
-        if values is not None and values["version"] == version:
-            kept = values.pop("judgement")
-            state, task = State(kept.pop("state")), kept.pop("task")
-            task = Task.model_validate(task) if task else None
-            return _Judged(**values, judgement=Judgement(state, task=task, of_source=True, **kept))
-    return None
+    found: _Judged | None = None
+    with contextlib.suppress(StoreError):  # damaged: as none
+        found = read_kept(_Judged, read_bytes(path))
+    return found if found and found.version == version else None
 
 
 def _metadata_of(store: DatasetStore, published: str) -> Metadata | None:

@@ -19,6 +19,7 @@ CASES = {
     "Parquet of an eval root": 1,
     "packed samples": 1,
     "files of somebody else's dataset": 2,
+    "what is shared, and what is remembered": 1,
     "what a stopped ingest left": 2,
 }
 """Few, and not of every kind: `make torture` tries others each time, and thousands."""

@@ -12,6 +12,7 @@ from eval_ingest.settings import Settings
 from eval_ingest.sources import discovery
 from eval_ingest.sources.discovery import Entry, Found, find_datasets
 from eval_ingest.sources.looks import Look, Memory, read_looks
+from eval_ingest.store.atomic import json_bytes
 from eval_ingest.store.registry import rebuild_registry, require_metadata
 from eval_ingest.store.roots.base import EvalRoot
 from eval_ingest.store.seal import sealed_json, write_sealed_json
@@ -44,7 +45,7 @@ class Watch:
     def __call__(self, after_s: float, full: bool = False, patient: bool = False) -> list[Found]:
         """The datasets, so long after the last look."""
         self.clock.now += after_s
-        looks = read_looks(self.memory.dump())  # as it comes from the file
+        looks = read_looks(json_bytes(self.memory.dump()))  # as it comes from the file
         self.memory = Memory(looks, full, patient, self.clock)
         return sorted(find_datasets(self.url, memory=self.memory), key=lambda found: found.url)
 
@@ -326,4 +327,4 @@ def test_looks_are_kept_from_one_process_to_the_next(tmp_path: Path) -> None:
     kept.write_text("{")
     found = survey([str(tmp_path / "root")], settings, memory=partial(Memory, now=clock))
     assert [s.name for s in found.sightings] == ["one"]
-    assert read_looks({"a": {"outline": 1}}) == read_looks([1]) == read_looks(None) == {}
+    assert read_looks(b'{"a": {"outline": 1}}') == read_looks(b"[1]") == read_looks(None) == {}

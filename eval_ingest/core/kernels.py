@@ -17,6 +17,8 @@ try:
 except ImportError:  # an installation without a C compiler
     _kernels = None  # type: ignore[assignment]
 
+_gather = getattr(_kernels, "gather", None)
+"""None, too, in a source tree whose build is older than this function."""
 _SCALED = {"uint8": "u", "uint16": "H", "int16": "h", "float32": "f"}
 _MEASURED = {"uint8": "u", "uint16": "H", "int16": "h"}
 
@@ -141,21 +143,19 @@ def gather(
     Returns False, with nothing written, where the type isn't known or a sample isn't in the file.
     """
     kind = _SCALED.get(runs.dtype.name)
-    if _kernels is None or kind is None:
+    if _gather is None or kind is None:
         return False
     width = 1 if factor is None else len(factor)
     memory, _, starts, places, rows, row_bytes, items = runs
-    return _kernels.gather(
-        memory, kind, starts, places, rows, row_bytes, items, width, factor, offset, out
+    return bool(
+        _gather(memory, kind, starts, places, rows, row_bytes, items, width, factor, offset, out)
     )
 
 
 def gather_as_is(runs: Runs, out: NDArray[Any]) -> bool:
     """The same without a conversion: `out` has the file's type."""
-    if _kernels is None:
+    if _gather is None:
         return False
     memory, dtype, starts, places, rows, row_bytes, items = runs
     n_bytes, raw = items * dtype.itemsize, out.view(np.uint8)
-    return _kernels.gather(
-        memory, "b", starts, places, rows, row_bytes, n_bytes, 1, None, None, raw
-    )
+    return bool(_gather(memory, "b", starts, places, rows, row_bytes, n_bytes, 1, None, None, raw))

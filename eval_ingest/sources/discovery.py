@@ -7,14 +7,12 @@ every look: see looks.py.
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from eval_ingest.core.fingerprint import fingerprint
 from eval_ingest.errors import SourceError, SourceNotFoundError, lacking
 from eval_ingest.objects.backend import Entry
 from eval_ingest.objects.filesystems import weka_mount
-from eval_ingest.objects.reading import Objects
-from eval_ingest.objects.retry import FIRST_LOOK
 from eval_ingest.sources.base import CONFIG_FILES
 from eval_ingest.sources.looks import Look, Memory
 from eval_ingest.sources.sqlite import DATABASE
@@ -26,6 +24,9 @@ AT_ONCE = 16
 """Datasets whose windows are listed at the same time: the names of all are held meanwhile."""
 SAMPLE = 24
 """So many windows of a group are known by name, for a look into them."""
+
+if TYPE_CHECKING:
+    from eval_ingest.objects.reading import Objects
 
 _WATCHED_FILES = (
     *CONFIG_FILES, "model.yaml", "olmoearth_run.yaml", DATABASE, f"{DATABASE}-wal",
@@ -210,6 +211,9 @@ def _last(entry: Entry) -> str:
 def _lister(root: str) -> Lister:
     if "://" not in root:
         return _LocalLister(root)
+    from eval_ingest.objects.reading import Objects  # brings asyncio, which folders do without
+    from eval_ingest.objects.retry import FIRST_LOOK
+
     # A root that is down shall not hold up the others; there will be another look.
     objects = Objects(root, FIRST_LOOK, resumes=False)
     objects.greet()
@@ -218,7 +222,7 @@ def _lister(root: str) -> Lister:
 
 @dataclass(frozen=True)
 class _RemoteLister:
-    objects: Objects
+    objects: "Objects"
 
     def __call__(self, folders: Sequence[str]) -> list[list[Entry]]:
         futures = [self.objects.submit(self.objects.list_folder(folder)) for folder in folders]

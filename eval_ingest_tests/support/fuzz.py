@@ -23,6 +23,7 @@ from eval_ingest_tests.support import (
     fuzz_archives,
     fuzz_forged,
     fuzz_hostile,
+    fuzz_shared,
     fuzz_sources,
     fuzz_stored,
     killing,
@@ -73,6 +74,7 @@ KINDS: dict[str, type[Kind]] = {
     "packed samples": fuzz_stored.StoredSamples,
     "copied windows": fuzz_stored.StoredWindows,
     "files of somebody else's dataset": fuzz_forged.Forged,
+    "what is shared, and what is remembered": fuzz_shared.Shared,
     "what a stopped ingest left": fuzz_stored.Stopped,
 }
 
