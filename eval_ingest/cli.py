@@ -222,8 +222,12 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     # A name after flags is left over by argparse, which looks for it before them alone.
     options, left = whole.parse_known_args(arguments)
     parser, dataset = options.parser, options.dataset
-    if dataset and options.name is None and left and not left[0].startswith("-"):
-        options.name = left.pop(0)
+    if dataset:
+        if options.word is None and left and not left[0].startswith("-"):
+            options.word = left.pop(0)
+        if None not in (options.word, options.name) and options.word != options.name:
+            parser.error(f"give one name, and not both {options.word} and {options.name}")
+        options.name = options.name if options.word is None else options.word
     for word in left:
         flags = re.findall(r"--[a-z][a-z-]*", parser.format_help())
         hint = _near(word, flags) if word.startswith("--") else ""
@@ -236,22 +240,6 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     if dataset == "or source" and options.source is None and "/" in (options.name or ""):
         options.source, options.name = options.name, None
     return options
-
-
-class _OneName(argparse.Action):
-    """A dataset's name, which may stand alone or behind --name, but not twice and otherwise."""
-
-    def __call__(
-        self,
-        parser: argparse.ArgumentParser,
-        namespace: argparse.Namespace,
-        values: Any,
-        option_string: str | None = None,
-    ) -> None:
-        """Keep it."""
-        if getattr(namespace, "name", None) not in (None, values):
-            parser.error(f"give one name, and not both {namespace.name} and {values}")
-        namespace.name = values
 
 
 def _command(
@@ -281,15 +269,13 @@ def _command(
     if dataset:
         is_new = dataset == "or source"
         argument = parser.add_argument(
-            "name",
+            "word",
             nargs="?",
             metavar="NAME",
-            action=_OneName,
-            default=argparse.SUPPRESS,
             help="the dataset; of the catalog, or new" if is_new else "the dataset",
         )
         argument.completer = lambda **_: dataset_names(dataset)  # type: ignore[attr-defined]
-        parser.add_argument("--name", dest="name", action=_OneName, help=argparse.SUPPRESS)
+        parser.add_argument("--name", help=argparse.SUPPRESS)
     parser.add_argument("--json", action="store_true", help="print JSON, for programs")
     return parser
 
