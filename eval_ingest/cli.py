@@ -9,6 +9,7 @@ import atexit
 import contextlib
 import difflib
 import gc
+import logging
 import os
 import re
 import shlex
@@ -114,6 +115,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # it would start threads for nothing
         gc.set_threshold(20_000, 50, 100)
         atexit.register(gc.freeze)  # nor need the interpreter look for it when it ends
+        _tell_what_is_noted()
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(AttributeError):  # a stand-in: it takes any character
             stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
@@ -163,6 +165,19 @@ def _of_a_path(error: BaseException) -> Exception | None:
     from eval_ingest.store.atomic import store_error  # brings what --help does without
 
     return store_error(str(error.filename), "looking at", error)
+
+
+def _tell_what_is_noted() -> None:
+    """Have what the package notes be lines of the command: what is waited for, and what is odd."""
+
+    class Told(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            with contextlib.suppress(OSError):  # nobody reads it any more
+                _complain(record.getMessage())
+
+    log = logging.getLogger("eval_ingest")
+    log.setLevel(logging.INFO)
+    log.addHandler(Told())
 
 
 def _complain(text: str) -> None:
