@@ -84,8 +84,8 @@ bench-many: $(READY)  ## looking at a root of so many datasets, and Dagster's pa
 profile: $(READY)  ## where an ingest's processor time goes; WINDOWS="1000 4000", AT=/dev/shm or SOURCE=/data/crops
 	$(BIN)/python -m benchmarks.profile --windows $${WINDOWS:-1000} $${AT:+--at $$AT} $${SOURCE:+--source $$SOURCE}
 
-scale: $(READY)  ## an ingest over dask, where each request takes 30 ms; WORKERS="1 2 4" WINDOWS=1000
-	$(BIN)/python -m benchmarks.scale --workers $${WORKERS:-1 2 4} --windows $${WINDOWS:-1000}
+scale: $(READY)  ## an ingest over dask, where each request takes 30 ms; WORKERS="1 2 4" WINDOWS=1000 AT=/dev/shm
+	$(BIN)/python -m benchmarks.scale --workers $${WORKERS:-1 2 4} --windows $${WINDOWS:-1000} $${AT:+--at $$AT}
 
 peers: $(PEERS_READY)  ## make .venv-peers: the existing OlmoEarth eval code, for test_peers.py
 

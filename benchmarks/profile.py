@@ -74,7 +74,7 @@ PARTS: dict[str, tuple[str, ...]] = {
     ),
     "index, in the parent": (
         "eval_ingest.pipeline:index_source",
-        "eval_ingest.indexing.build:add_geometry",
+        "eval_ingest.indexing.partial:add_geometry",
     ),
     "outcomes written, compared": (
         "eval_ingest.pipeline:write_stage",
@@ -114,18 +114,22 @@ class Clocks:
     """
 
     def __init__(self, path: Path) -> None:
+        self.begin(path)
+        self._here = threading.local()
+
+    def begin(self, path: Path) -> None:
+        """Count from now on in this file: a forked worker has the clocks of its parent."""
         path.write_bytes(bytes(8 * (len(_NAMES) + 1)))
         with open(path, "r+b") as stream:
             self.seconds = memoryview(mmap(stream.fileno(), 0)).cast("d")
-        self._here = threading.local()
 
     def around(self, part: int, call: Callable[..., Any]) -> Callable[..., Any]:
         """The function, with a clock around it."""
-        here, seconds, now = self._here, self.seconds, time.thread_time
+        here, now = self._here, time.thread_time
 
         @functools.wraps(call)
         def run(*args: Any, **options: Any) -> Any:
-            running = here.__dict__.setdefault("running", [])
+            seconds, running = self.seconds, here.__dict__.setdefault("running", [])
             started = now()
             if running:
                 seconds[running[-1]] += started - here.since
@@ -168,23 +172,43 @@ class Clocks:
 
 
 def ingest(source: str, folder: str, before: float) -> None:
-    """A whole ingest in this process, its parts clocked; `before` it had used so many seconds."""
+    """`eval-ingest ingest` in this process, its parts clocked; `before` it had used so much."""
     clocks = Clocks(Path(folder) / "parent")
     imported = clocks.around(_NAMES.index("imports"), importlib.import_module)
-    api, engine, _ = (imported(f"eval_ingest.{name}") for name in ("api", "engine", "pipeline"))
-    engine.prepare_worker = functools.partial(_begin_worker, folder)
-    clocks.install()
-    api.ingest("profiled", source)
+
+    def run(*arguments: Any) -> Any:
+        """The command, when what it would import is imported."""
+        imported("eval_ingest.commands"), imported("eval_ingest.pipeline")
+        engine = sys.modules["eval_ingest.engine"]
+        _FORKED.append((clocks, engine.prepare_worker))
+        engine.prepare_worker = functools.partial(_begin_worker, folder)
+        clocks.install()
+        return plain(*arguments)
+
+    cli = imported("eval_ingest.cli")
+    plain, cli._run = cli._run, run
+    sys.argv[1:] = ["ingest", "profiled", "--source", source]
+    if code := cli.main():
+        sys.exit(code)
     clocks.note_all()
     facts = {"before": before, "server": _cpu_of_server()}
     (Path(folder) / "facts.json").write_text(json.dumps(facts))
+
+
+_FORKED: list[tuple[Clocks, Callable[[dict[str, str]], None]]] = []
+"""In a worker that was forked from the parent: its clocks, and the engine's own preparation."""
 
 
 def _begin_worker(folder: str, environment: dict[str, str]) -> None:
     """Runs in every worker, before the engine's own preparation."""
     from eval_ingest.engine import prepare_worker
 
-    Clocks(Path(folder) / f"worker_{os.getpid()}").install()
+    path = Path(folder) / f"worker_{os.getpid()}"
+    for clocks, prepare in _FORKED:
+        clocks.begin(path)
+        prepare(environment)
+        return
+    Clocks(path).install()
     prepare_worker(environment)
 
 

@@ -26,7 +26,9 @@ from eval_ingest.core.spec import SPLITS, DatasetSpec, SplitPolicy, check_name, 
 from eval_ingest.core.suite import DEFAULT_OUT
 from eval_ingest.engine import (
     MANY_WINDOWS,
+    PROGRAM,
     Progress,
+    fork_ahead,
     import_ahead,
     is_worth_workers,
     no_progress,
@@ -397,7 +399,7 @@ def ingest(
     wanted = spec_of(settings, name, {"source": source, **spec})
     indexed = eval_root.dataset(wanted.name).layout.window_index.exists()
     if not indexed and is_worth_workers(settings, _windows_at_hand(settings, wanted)):
-        import_ahead()  # while we do the same
+        _begin_workers(settings)
     from eval_ingest import pipeline
     from eval_ingest.job import open_job
 
@@ -417,6 +419,16 @@ def ingest(
     facts = terminal.summary(job, outcomes)
     metadata = outcomes[-1].value if register else None
     return Ingested(job.spec.name, job.store.url, facts["ran"], metadata, facts)
+
+
+def _begin_workers(settings: Settings) -> None:
+    """Have the workers import what they need while we do, or import it once for all of us."""
+    if not PROGRAM.is_set():
+        import_ahead()
+        return
+    import eval_ingest.copying.preloaded  # noqa: F401
+
+    fork_ahead(settings)
 
 
 def _windows_at_hand(settings: Settings, spec: DatasetSpec) -> int:

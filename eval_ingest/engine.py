@@ -10,6 +10,7 @@ import ctypes
 import multiprocessing
 import os
 import re
+import signal
 import sys
 import threading
 from collections import deque
@@ -60,6 +61,26 @@ def import_ahead() -> None:
         forkserver.ensure_running()
 
 
+PROGRAM = threading.Event()
+"""Set where this process is a program of our own, and not one that others import us into."""
+_forked: "deque[Processes]" = deque(maxlen=1)
+"""Workers that wait for the first executor of processes."""
+
+
+def fork_ahead(settings: Settings) -> None:
+    """Fork the workers now, from this process, which has imported what they need.
+
+    For a PROGRAM that has just begun: it has no threads, locks or open files yet that a fork would
+    take along. Elsewhere, see `import_ahead`.
+    """
+    if sys.platform != "linux" or threading.active_count() > 1:
+        import_ahead()
+        return
+    processes = Processes(settings.workers, _Forks())
+    processes.submit(abs, 0)  # starts all of them
+    _forked.append(processes)
+
+
 @contextlib.contextmanager
 def executor(settings: Settings, windows: int = 0) -> Iterator[Executor]:
     """The executor that EVAL_INGEST_ENGINE names, with EVAL_INGEST_WORKERS workers.
@@ -79,7 +100,7 @@ def executor(settings: Settings, windows: int = 0) -> Iterator[Executor]:
             yield pool
     elif engine == "processes":
         kills = oom_kills()
-        with Processes(settings.workers) as processes:
+        with _forked.pop() if _forked else Processes(settings.workers) as processes:
             try:
                 yield processes
                 # They are idle now. One that was killed as such may have held the lock of the
@@ -131,44 +152,69 @@ class _Worker(multiprocessing.context.ForkServerProcess):
                 main.update(hidden)
 
 
-class _Workers(multiprocessing.context.ForkServerContext):
+class _Fork(multiprocessing.context.ForkProcess):
+    """A worker that goes on from what this process has imported."""
+
+    def run(self) -> None:
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # what we do is not for it to do
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        super().run()
+
+
+class _Made:
+    """What both kinds of workers' contexts do: they remember the workers, to end them.
+
+    A broken pool does so itself, but for a worker that is just being started: CPython 3.11 waits
+    for that one for ever.
+    """
+
+    kind: type[_Worker | _Fork]
+
+    def __init__(self) -> None:
+        self.made: list[_Worker | _Fork] = []
+
+    def Process(self, *args: Any, **options: Any) -> _Worker | _Fork:
+        """A worker, which a pool asks for and starts."""
+        worker = self.kind(*args, **options)
+        self.made.append(worker)
+        return worker
+
+    def kill(self) -> None:
+        """End the workers."""
+        for worker in self.made:
+            if worker.pid is not None:
+                worker.kill()
+
+
+class _Forks(_Made, multiprocessing.context.ForkContext):  # type: ignore[misc]
+    """Workers are forked from this process: see `fork_ahead`."""
+
+    kind = _Fork
+
+
+class _Workers(_Made, multiprocessing.context.ForkServerContext):  # type: ignore[misc]
     """Workers are forked from a clean process that has imported what they need.
 
     Not from ours: Arrow and BLAS have threads of their own by now. And they don't start by
     themselves: sixty workers would import the same modules sixty times.
     """
 
+    kind = _Worker
+
     def __init__(self) -> None:
         super().__init__()
-        self.made: list[_Worker] = []
         self.set_forkserver_preload(["eval_ingest.copying.preloaded"])
-
-    def Process(self, *args: Any, **options: Any) -> _Worker:  # type: ignore[override]
-        """A worker, which a pool asks for and starts."""
-        worker = _Worker(*args, **options)
-        self.made.append(worker)
-        return worker
-
-    def kill(self) -> None:
-        """End the workers.
-
-        A broken pool does so itself, but for a worker that is just being started: CPython 3.11
-        waits for that one for ever.
-        """
-        for worker in self.made:
-            if worker.pid is not None:
-                worker.kill()
 
 
 class Processes(Executor):
     """Worker processes, which are started anew when one of them was lost."""
 
-    def __init__(self, count: int) -> None:
+    def __init__(self, count: int, workers: _Workers | _Forks | None = None) -> None:
         self.count = count
-        self._begin()
+        self._begin(workers or _Workers())
 
-    def _begin(self) -> None:
-        self._workers = _Workers()
+    def _begin(self, workers: _Workers | _Forks) -> None:
+        self._workers = workers
         environment = (dict(os.environ),)
         self._pool = ProcessPoolExecutor(self.count, self._workers, prepare_worker, environment)
 
@@ -190,7 +236,7 @@ class Processes(Executor):
         self.kill()
         self._pool.shutdown()  # from now on nobody else asks how they ended
         ended = [worker.exitcode for worker in self._workers.made]
-        self._begin()
+        self._begin(_Workers())
         return ended
 
     @property

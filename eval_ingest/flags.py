@@ -9,6 +9,7 @@ import argparse
 import ast
 import inspect
 from collections.abc import Iterable, Iterator, Mapping
+from functools import cache
 from itertools import pairwise
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin
@@ -74,6 +75,7 @@ def _add_flags(
         parser.add_argument(f"--{flag}", dest=name, help=text.replace("%", "%%"), **options)
 
 
+@cache
 def docstrings(model: type[BaseModel]) -> dict[str, str]:
     """What stands under each field, by the name that flags have it under, in one line.
 

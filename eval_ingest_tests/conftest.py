@@ -174,6 +174,14 @@ def reference(small: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def few_reference(few: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same of the six windows."""
+    root = tmp_path_factory.mktemp("few_reference")
+    pipeline.ingest(make_job(few, root))
+    return root
+
+
+@pytest.fixture(scope="session")
 def servers() -> Iterator[dict[str, ObjectServer]]:
     """Object stores by the scheme of their URLs; have each test write below a name of its own."""
     with gcs_server() as gcs, s3_server() as s3:

@@ -25,12 +25,12 @@ THEIRS = '{"name": "crops",  "task_type": "segmentation", "num_classes": 4, "x":
 
 
 @pytest.fixture(scope="module")
-def copy(reference: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def copy(few_reference: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy as another tool leaves it: windows with `eval_split`, and the configuration."""
     folder = tmp_path_factory.mktemp("theirs") / "crops"
-    shutil.copytree(reference / "crops" / "windows", folder / "windows")
+    shutil.copytree(few_reference / "crops" / "windows", folder / "windows")
     for name in ("config.json", "model.yaml"):
-        shutil.copy(reference / "crops" / name, folder / name)
+        shutil.copy(few_reference / "crops" / name, folder / name)
     return folder
 
 
@@ -52,11 +52,13 @@ def _contents(place: Place) -> dict[str, bytes]:
     return {name: place.read(name) for name in place.names() if name.startswith("crops/")}
 
 
-def test_a_dataset_of_another_tool_is_adopted_and_given_back(team: Place, reference: Path) -> None:
+def test_a_dataset_of_another_tool_is_adopted_and_given_back(
+    team: Place, few_reference: Path
+) -> None:
     before = _contents(team)
     assert adoptable(team.root) == ["crops"]
     with pytest.raises(NotOursError, match="adopt crops"):
-        team.job(reference / "crops")
+        team.job(few_reference / "crops")
     found = adopt(Settings.load(), "crops")
     again = adopt(Settings.load(), "crops")
     assert found.ran and [o.stage for o in again.outcomes if o.ran] == []
@@ -67,7 +69,7 @@ def test_a_dataset_of_another_tool_is_adopted_and_given_back(team: Place, refere
     team.machine("b")
     for split in SPLITS:
         ours = EvalDataset("crops", split, normalize=None)
-        theirs = EvalDataset("crops", split, root=reference, normalize=None)
+        theirs = EvalDataset("crops", split, root=few_reference, normalize=None)
         for one, other in zip(ours, theirs, strict=True):
             assert one["window"] == other["window"]
             assert one["sentinel2_l2a"].equal(other["sentinel2_l2a"])

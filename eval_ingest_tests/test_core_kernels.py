@@ -1,6 +1,9 @@
 """The compiled loops beside libtiff, numpy and torch, which do the same."""
 
+import mmap
 import struct
+from pathlib import Path
+from typing import Any
 
 import imagecodecs
 import numpy as np
@@ -11,7 +14,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from eval_ingest.core import kernels
-from eval_ingest.core.kernels import Blocks
+from eval_ingest.core.kernels import Blocks, Runs
 from eval_ingest.core.norm import measure
 
 pytestmark = pytest.mark.skipif(not kernels.are_compiled(), reason="no C compiler")
@@ -219,3 +222,64 @@ def test_what_scaling_does_not_know_is_left_to_others() -> None:
     assert not kernels.scale(np.zeros((2, 3, 2, 3), np.uint16), ones, ones, out)
     assert not kernels.scale(np.zeros(out.shape, np.uint16)[..., ::-1], ones, ones, out)
     assert not kernels.scale(np.zeros(out.shape, np.uint16), np.ones(5, np.float32), ones, out)
+
+
+def runs_in(folder: Path, stored: np.ndarray, **changes: Any) -> Runs:
+    """Rows 1 to 3 and columns 1 and 2 of samples 4, 0 and 2 of an array in a file."""
+    (folder / "stored").write_bytes(bytes(64) + stored.tobytes())
+    with open(folder / "stored", "rb") as file:
+        memory = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    sample, row, pixel = stored.strides[:3]
+    starts = 64 + np.array([4, 0, 2]) * sample + row + pixel
+    items = 2 * pixel // stored.itemsize
+    runs = Runs(memory, stored.dtype, starts, np.array([2, 0, 1]), 3, row, items)
+    return runs._replace(**changes)
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "uint16", "int16", "float32"])
+@pytest.mark.parametrize("scaled", [True, False])
+def test_gathering_equals_scaling_each_sample(dtype: str, scaled: bool, tmp_path: Path) -> None:
+    stored = np.random.default_rng(0).integers(0, 255, (5, 6, 7, 2, 3)).astype(dtype)
+    factor, offset = np.random.default_rng(1).normal(size=(2, 6)).astype(np.float32)
+    by = (factor, offset) if scaled else (None, None)
+    found, expected = np.empty((2, 3, 3, 2, 2, 3), np.float32)
+    assert kernels.gather(runs_in(tmp_path, stored), *by, found)
+    for place, sample in ((2, 4), (0, 0), (1, 2)):
+        assert kernels.scale(stored[sample, 1:4, 1:3], *by, expected[place])
+    assert np.array_equal(found, expected)
+
+
+@pytest.mark.parametrize("dtype", ["int8", "int16", "int32"])
+def test_gathering_as_is_copies(dtype: str, tmp_path: Path) -> None:
+    stored = np.random.default_rng(0).integers(-99, 99, (5, 6, 7)).astype(dtype)
+    found = np.empty((3, 3, 2), dtype)
+    assert kernels.gather_as_is(runs_in(tmp_path, stored), found)
+    assert np.array_equal(found, stored[[0, 2, 4], 1:4, 1:3])
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"starts": np.array([64, -2, 64])},
+        {"starts": np.array([64, 64, 65])},
+        {"starts": np.array([64, 64, 64 + 5 * 6 * 7 * 6 * 2])},
+        {"starts": np.array([64, 1 << 62, 64])},
+        {"starts": np.array([64, 64])},
+        {"places": np.array([0, 1, 3])},
+        {"places": np.array([0, -1, 2])},
+        {"rows": 1 << 40},
+        {"row_bytes": 1 << 50},
+        {"row_bytes": 0},
+        {"row_bytes": 3},
+        {"items": 1 << 60},
+        {"items": 0},
+        {"dtype": np.dtype("float64")},
+    ],
+)
+def test_what_lies_outside_the_file_or_the_batch_is_not_gathered(
+    changes: dict[str, Any], tmp_path: Path
+) -> None:
+    stored = np.ones((5, 6, 7, 2, 3), np.uint16)
+    out = np.zeros((3, 3, 2, 2, 3), np.float32)
+    assert not kernels.gather(runs_in(tmp_path, stored, **changes), None, None, out)
+    assert not out.any()

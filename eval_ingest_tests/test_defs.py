@@ -40,7 +40,6 @@ from eval_ingest_tests.support import dagster_world
 from eval_ingest_tests.support.dagster_world import World, failure_text, log_lines, random_splits
 
 # Outside of pytest defs/running.py silences it, and says why.
-pytestmark = pytest.mark.filterwarnings("ignore::dagster.BetaWarning")
 world = dagster_world.world
 
 
@@ -77,7 +76,7 @@ def test_materialisations_show_what_a_person_wants_to_know(world: World) -> None
     assert "| modality | band | mean | std | min | max |" in norm["statistics"]
     assert copy["windows copied"] > 0
     assert entry["train"] == splits["train"]
-    assert 'EvalDataset("crops", split="val")' in entry["load it"]
+    assert 'EvalDataset("crops", split="train")' in entry["load it"]
     for stage in pipeline.STAGES:
         assert world.shown(stage)["path"] == stage_path(world.store(), stage)
 

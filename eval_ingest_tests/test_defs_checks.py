@@ -23,7 +23,6 @@ from eval_ingest.store.roots.base import EvalRoot
 from eval_ingest_tests.support.indexes import clean, moments, report, window, with_means
 
 # Outside of pytest defs/running.py silences it, and says why.
-pytestmark = pytest.mark.filterwarnings("ignore::dagster.BetaWarning")
 
 CROPS = "segmentation"
 NAMES = {

@@ -26,7 +26,6 @@ from eval_ingest_tests.support import dagster_world
 from eval_ingest_tests.support.dagster_world import World, failure_text, log_lines
 
 # Outside of pytest defs/running.py silences it, and says why.
-pytestmark = pytest.mark.filterwarnings("ignore::dagster.BetaWarning")
 world = dagster_world.world
 
 

@@ -15,7 +15,6 @@ from eval_ingest.sweep.results import read_rows
 from eval_ingest_tests.support.fake_evals import write_fake
 
 # Outside of pytest defs/running.py silences it, and says why.
-pytestmark = pytest.mark.filterwarnings("ignore::dagster.BetaWarning")
 
 
 @pytest.fixture(scope="module")

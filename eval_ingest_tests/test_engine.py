@@ -161,3 +161,27 @@ def test_a_script_without_a_main_guard_can_ingest(tmp_path: Path, small: Path) -
     )
     done = subprocess.run([sys.executable, script], capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (0, "5\n"), done.stderr
+
+
+def test_a_program_forks_its_workers_from_itself(tmp_path: Path) -> None:
+    script = tmp_path / "program.py"
+    script.write_text(
+        "import signal\n"
+        "from eval_ingest import engine\n"
+        "from eval_ingest.settings import Settings\n"
+        "settings = Settings(workers=2, engine='processes')\n"
+        "signal.signal(signal.SIGTERM, lambda number, frame: None)\n"
+        "engine.MANY_WINDOWS = 7\n"
+        "asked = 'engine.MANY_WINDOWS, signal.getsignal(signal.SIGTERM) == signal.SIG_DFL'\n"
+        "asked = f'(exec(\"import signal; from eval_ingest import engine\"), {asked})[1:]'\n"
+        "engine.fork_ahead(settings)\n"
+        "with engine.executor(settings) as pool:\n"
+        "    print(len(pool.pids), pool.submit(eval, asked, {}).result())\n"
+        "    pool.renew()\n"
+        "    print(pool.submit(eval, asked, {}).result())\n"
+        "with engine.executor(settings) as pool:\n"
+        "    print(pool.submit(eval, asked, {}).result())\n"
+    )
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True)
+    anew = "(400, True)"
+    assert done.stdout.splitlines() == ["2 (7, True)", anew, anew], done.stderr

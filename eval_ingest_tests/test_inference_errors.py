@@ -283,9 +283,9 @@ def test_broken_yaml_names_file_and_problem(text, parts):
 def test_merges_that_multiply_take_no_time():
     first = "a0: &a0 {" + ", ".join(f"k{i}: 1" for i in range(20)) + "}\n"
     merges = (f"a{i}: &a{i} {{<<: [{', '.join([f'*a{i - 1}'] * 9)}]}}\n" for i in range(1, 9))
-    began = time.perf_counter()
+    began = time.process_time()
     message = broken(model=first + "".join(merges))
-    assert time.perf_counter() - began < 5
+    assert time.process_time() - began < 5
     # From 6.0.4 on PyYAML merges an entry once; earlier ones are stopped.
     assert "too many merged entries" in message or "no `data` section" in message
 

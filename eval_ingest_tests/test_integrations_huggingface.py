@@ -482,6 +482,6 @@ def test_a_name_that_leads_elsewhere_is_not_pulled(
 
 @pytest.mark.parametrize("piece", ["y", "/", "a/", "@", "a@", "a@b.", "a://", "C:\\", "?a="])
 def test_what_is_private_is_found_in_a_time_that_grows_with_the_text(piece: str) -> None:
-    started = time.monotonic()
+    started = time.process_time()
     public(piece * (1_000_000 // len(piece)))
-    assert time.monotonic() - started < 20
+    assert time.process_time() - started < 20

@@ -13,13 +13,15 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from eval_ingest import EvalDataset
+from eval_ingest import EvalDataset, pipeline
 from eval_ingest.core.norm import METHODS
 from eval_ingest.errors import IntegrityError, LoadError, UnknownDatasetError
 from eval_ingest.loading import collate, packed
 from eval_ingest.loading.memory import Recycler
 from eval_ingest.loading.normalize import make_normalizer
 from eval_ingest.store.npy import map_npy
+from eval_ingest.store.roots import base
+from eval_ingest_tests.conftest import make_job
 
 Ingested = Callable[[str], Path]
 
@@ -80,6 +82,22 @@ def test_batches_equal_collated_samples(
         _assert_equal(batch, expected)
         start += size
     assert start == len(dataset)
+
+
+def test_a_batch_of_windows_that_differ_in_size_and_shard_is_its_samples(
+    written: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(base, "MAX_SHARD_BYTES", 1 << 16)
+    case = "ragged_segmentation"
+    pipeline.ingest(make_job(written(case), tmp_path, case, max_invalid_fraction=0.5))
+    dataset = EvalDataset(case, "train", root=tmp_path, crop="random")
+    index = dataset._index
+    assert len(set(index.shards.tolist())) > 1 and len(set(index.heights.tolist())) > 1
+    order = [3, 0, 2, 2, 1, *range(len(dataset))]
+    torch.manual_seed(3)
+    found = collate(dataset.__getitems__(order))
+    torch.manual_seed(3)
+    _assert_equal(found, collate([dataset[i] for i in order]))
 
 
 def test_memory_is_used_again_only_when_nothing_refers_to_it() -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from eval_ingest.errors import SettingsError, SourceError, StoreError
-from eval_ingest.objects import connection
+from eval_ingest.objects import connection, greeting
 from eval_ingest.objects.filesystems import payer_of
 from eval_ingest.objects.reading import Objects
 from eval_ingest.objects.writing import WritableObjects
@@ -57,27 +57,38 @@ def silent(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> I
         yield f"{request.param}://{BUCKET}/crops"
 
 
-def test_a_server_that_says_nothing_is_told_at_once_and_others_go_on(silent: str) -> None:
-    ticks = []
+@contextmanager
+def ticking() -> Iterator[list[float]]:
+    """When a thread woke up that sleeps for 10 ms in turn: on a busy machine less often."""
+    ticks: list[float] = []
+    ended = threading.Event()
 
     def count() -> None:
-        while len(ticks) < 10_000:
+        while not ended.is_set():
             ticks.append(time.monotonic())
             time.sleep(0.01)
 
-    threading.Thread(target=count, daemon=True).start()
+    thread = threading.Thread(target=count, daemon=True)
+    thread.start()
+    try:
+        yield ticks
+    finally:
+        ended.set()
+        thread.join()
+
+
+def test_a_server_that_says_nothing_is_told_at_once_and_others_go_on(silent: str) -> None:
     with pytest.raises(SourceError, match=r"http://127\.0\.0\.1:\d+ does not answer \(waited 1 s"):
         list(find_datasets(silent))
     began = time.monotonic()  # the client is made by now
-    with pytest.raises(SourceError) as told:
+    with ticking() as ticks, pytest.raises(SourceError) as told:
         open_source(silent)
     took = time.monotonic() - began
     assert "goes on where it stopped" not in str(told.value)
     assert "check the network" in str(told.value)
     assert "EVAL_INGEST_ANSWER_SECONDS=10" in str(told.value)
-    assert 1 <= took < 3
-    waits = [b - a for a, b in pairwise(ticks) if b > began]
-    assert max(waits) < 0.5  # nothing held the interpreter
+    assert took >= 1 and len(ticks) < 300
+    assert max(b - a for a, b in pairwise(ticks)) < took / 2  # nothing held the interpreter
 
 
 def test_an_archive_and_an_eval_root_behind_a_silent_server_are_told(
@@ -122,10 +133,12 @@ def test_a_server_without_a_way_to_it_is_told_within_a_second(
     for scheme in ("gs", "s3", "weka"):
         with pytest.raises(SourceError):  # imports, and the client
             open_source(f"{scheme}://{BUCKET}/crops")
-        began = time.monotonic()
-        with pytest.raises(SourceError, match=rf"{address} can't be reached.*check the network"):
+        refused = pytest.raises(
+            SourceError, match=rf"{address} can't be reached.*check the network"
+        )
+        with ticking() as ticks, refused:
             open_source(f"{scheme}://{BUCKET}/crops")
-        assert time.monotonic() - began < 4  # 1, unless the machine is very busy
+        assert len(ticks) < 200
 
 
 def test_validate_of_a_silent_or_refusing_server_ends_soon(
@@ -237,3 +250,23 @@ def test_who_pays_goes_by_the_bucket(monkeypatch: pytest.MonkeyPatch) -> None:
     assert payer_of("gs://a/x") == payer_of("gcs://a") == "p"
     assert payer_of("s3://b/x/y") == payer_of("s3a://b") == "requester"
     assert payer_of("gs://ab") == payer_of("s3://a") == payer_of("weka://b") == ""
+
+
+def test_what_is_waited_for_is_noted_while_libraries_are_imported(
+    silent: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    notes = []
+
+    def load(url: str) -> None:
+        deadline = time.monotonic() + 20
+        while not caplog.messages and time.monotonic() < deadline:
+            time.sleep(0.01)
+        notes.extend(caplog.messages)
+
+    monkeypatch.setattr(greeting, "load_library", load)
+    monkeypatch.setattr(greeting, "_SILENT_S", 0.05)
+    with caplog.at_level("INFO", "eval_ingest"), pytest.raises(SourceError):
+        open_source(silent)
+    assert len(notes) == 1
+    assert silent in notes[0]
+    assert "waiting for http://127.0.0.1:" in notes[0]

@@ -12,6 +12,7 @@ from eval_ingest.settings import Settings
 from eval_ingest.sources import discovery
 from eval_ingest.sources.discovery import Entry, Found, find_datasets
 from eval_ingest.sources.looks import Look, Memory, read_looks
+from eval_ingest.store.atomic import json_bytes
 from eval_ingest.store.registry import rebuild_registry, require_metadata
 from eval_ingest.store.roots.base import EvalRoot
 from eval_ingest.store.seal import sealed_json, write_sealed_json
@@ -44,7 +45,7 @@ class Watch:
     def __call__(self, after_s: float, full: bool = False, patient: bool = False) -> list[Found]:
         """The datasets, so long after the last look."""
         self.clock.now += after_s
-        looks = read_looks(self.memory.dump())  # as it comes from the file
+        looks = read_looks(json_bytes(self.memory.dump()))  # as it comes from the file
         self.memory = Memory(looks, full, patient, self.clock)
         return sorted(find_datasets(self.url, memory=self.memory), key=lambda found: found.url)
 
@@ -253,7 +254,7 @@ def test_on_a_disk_every_window_that_comes_or_goes_is_seen_and_none_is_listed(
     group = tmp_path / "root" / "one" / "windows" / "g"
     os.utime(group, (1e9, 1e9))
     watch, listed = Watch(str(tmp_path / "root")), list[str]()
-    real = discovery._LocalLister(watch.url)
+    real = discovery._lister(watch.url)
 
     def lister(folders: Sequence[str]) -> list[list[Entry]]:
         listed.extend(folders)
@@ -326,4 +327,4 @@ def test_looks_are_kept_from_one_process_to_the_next(tmp_path: Path) -> None:
     kept.write_text("{")
     found = survey([str(tmp_path / "root")], settings, memory=partial(Memory, now=clock))
     assert [s.name for s in found.sightings] == ["one"]
-    assert read_looks({"a": {"outline": 1}}) == read_looks([1]) == read_looks(None) == {}
+    assert read_looks(b'{"a": {"outline": 1}}') == read_looks(b"[1]") == read_looks(None) == {}

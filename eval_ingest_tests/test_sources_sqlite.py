@@ -283,7 +283,7 @@ def _make_tree(path: Path, size: int, root: int, levels: int, cells: int) -> Non
 
 def test_pages_that_lead_in_circles_end(own: Path, tmp_path: Path) -> None:
     _lead_in_circles(own / DATABASE)
-    started = time.monotonic()
+    started = time.process_time()
     with pytest.raises(SourceError, match=DATABASE):
         pipeline.ingest(make_job(own, tmp_path / "root"))
-    assert time.monotonic() - started < 30
+    assert time.process_time() - started < 30

@@ -471,3 +471,14 @@ def test_another_way_of_copying_leaves_nothing_unregistered(small: Path, tmp_pat
         there = {path.name for path in (root / "crops").iterdir()}
         assert not there & {"windows", "config.json", "model.yaml", ".rslearn_dataset_index"}
         assert read_registry(EvalRoot(root))["crops"]["copy"] == copy
+
+
+@pytest.mark.parametrize("odd", ["true", "7", '"x"', "[]", "null"])
+def test_what_is_no_entry_gives_way_to_that_of_a_published_dataset(
+    odd: str, reference: Path, tmp_path: Path
+) -> None:
+    root = EvalRoot(shutil.copytree(reference, tmp_path / "root"))
+    before = read_registry(root)["crops"]
+    root.layout.registry.write_text('{"datasets": {"crops": ' + odd + ', "theirs": 7}}')
+    assert rebuild_registry(root)["crops"] == {**before, "weka_path": str(root.path / "crops")}
+    assert '"theirs": 7' in root.layout.registry.read_text()

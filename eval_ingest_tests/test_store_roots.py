@@ -135,22 +135,22 @@ def test_what_others_wrote_in_a_folder_goes(place: Place) -> None:
 
 @pytest.mark.parametrize("damage", ["missing", "short"])
 def test_a_packed_array_that_is_gone_is_packed_again(
-    place: Place, small: Path, reference: Path, damage: str
+    place: Place, few: Path, few_reference: Path, damage: str
 ) -> None:
-    place.ingest(small, copy="stream")
-    assert not any(outcome.ran for outcome in place.ingest(small, copy="stream"))
+    place.ingest(few, copy="stream")
+    assert not any(outcome.ran for outcome in place.ingest(few, copy="stream"))
     gone = next(name for name in sorted(place.names()) if name.endswith(".npy"))
     if damage == "missing":
         place.remove(gone)
     else:
         place.write(gone, place.read(gone)[:-1])
     place.machine("b")
-    ran = [outcome.stage for outcome in place.ingest(small, copy="stream") if outcome.ran]
+    ran = [outcome.stage for outcome in place.ingest(few, copy="stream") if outcome.ran]
     assert "weka_copy" in ran and "registry_entry" in ran
     assert verify_dataset(place.root, "crops", no_progress).problems == []
     for split in SPLITS:
         ours = EvalDataset("crops", split, normalize=None)
-        theirs = EvalDataset("crops", split, root=reference, normalize=None)
+        theirs = EvalDataset("crops", split, root=few_reference, normalize=None)
         for one, other in zip(ours, theirs, strict=True):
             assert one["sentinel2_l2a"].equal(other["sentinel2_l2a"])
 

@@ -549,6 +549,66 @@ done:
     return PyBool_FromLong(good);
 }
 
+/* ------------------------------------------------------------------------------------ batches */
+
+static PyObject *py_gather(PyObject *self, PyObject *args)
+{
+    PyObject *scales, *offsets;
+    Py_buffer in = {0}, starts = {0}, places = {0}, out = {0}, scale = {0}, offset = {0};
+    Py_ssize_t rows, row_bytes, items, width;
+    int kind, good = 0;
+    if (!PyArg_ParseTuple(args, "y*Cy*y*nnnnOOw*", &in, &kind, &starts, &places, &rows,
+                          &row_bytes, &items, &width, &scales, &offsets, &out))
+        return NULL;
+    const int raw = kind == 'b', has_scale = scales != Py_None;
+    const Py_ssize_t itemsize = kind == 'u' || raw ? 1 : kind == 'f' ? 4 : 2;
+    const Py_ssize_t count = starts.len / (Py_ssize_t)sizeof(int64_t);
+    if ((!raw && kind != 'u' && kind != 'H' && kind != 'h' && kind != 'f') || rows < 1 ||
+        items < 1 || width < 1 || row_bytes < 1 || items % width || row_bytes % itemsize ||
+        places.len != starts.len ||
+        items > in.len / itemsize || rows - 1 > (in.len - items * itemsize) / row_bytes)
+        goto done;
+    if (has_scale && (PyObject_GetBuffer(scales, &scale, PyBUF_SIMPLE) < 0 ||
+                      PyObject_GetBuffer(offsets, &offset, PyBUF_SIMPLE) < 0 ||
+                      scale.len != width * (Py_ssize_t)sizeof(float) || offset.len != scale.len))
+        goto done;
+    const Py_ssize_t last = in.len - items * itemsize - (rows - 1) * row_bytes;
+    const Py_ssize_t size = raw ? 1 : (Py_ssize_t)sizeof(float);
+    const Py_ssize_t room = out.len / size / rows / items;
+    const int64_t *start = starts.buf, *place = places.buf;
+    for (Py_ssize_t k = 0; k < count; k++)
+        if (start[k] < 0 || start[k] > last || start[k] % itemsize || place[k] < 0 ||
+            place[k] >= room)
+            goto done;
+    good = 1;
+    Py_BEGIN_ALLOW_THREADS
+    const Py_ssize_t step = has_scale ? width : items;
+    for (Py_ssize_t k = 0; k < count; k++)
+        for (Py_ssize_t r = 0; r < rows; r++) {
+            const uint8_t *from = (const uint8_t *)in.buf + start[k] + r * row_bytes;
+            char *to = (char *)out.buf + (place[k] * rows + r) * items * size;
+            if (raw)
+                memcpy(to, from, (size_t)items);
+            else
+                for (Py_ssize_t n = 0; n < items; n += step)
+                    scale_row(kind, from + n * itemsize, (float *)to + n, scale.buf, offset.buf,
+                              step);
+        }
+    Py_END_ALLOW_THREADS
+done:
+    if (scale.obj)
+        PyBuffer_Release(&scale);
+    if (offset.obj)
+        PyBuffer_Release(&offset);
+    PyBuffer_Release(&in);
+    PyBuffer_Release(&starts);
+    PyBuffer_Release(&places);
+    PyBuffer_Release(&out);
+    if (PyErr_Occurred())
+        return NULL;
+    return PyBool_FromLong(good);
+}
+
 /* ------------------------------------------------------------------------------------ module */
 
 static PyMethodDef methods[] = {
@@ -556,6 +616,7 @@ static PyMethodDef methods[] = {
     {"interleave", py_interleave, METH_VARARGS, NULL},
     {"measure", py_measure, METH_VARARGS, NULL},
     {"scale", py_scale, METH_VARARGS, NULL},
+    {"gather", py_gather, METH_VARARGS, NULL},
     {NULL, NULL, 0, NULL},
 };
 

@@ -1,3 +1,4 @@
+from mmap import mmap
 from typing import Any
 
 from numpy.typing import NDArray
@@ -29,6 +30,20 @@ def measure(rows: NDArray[Any], kind: str, bands: int, moments: NDArray[Any], /)
 def scale(
     stored: NDArray[Any],
     kind: str,
+    width: int,
+    factor: NDArray[Any] | None,
+    offset: NDArray[Any] | None,
+    out: NDArray[Any],
+    /,
+) -> bool: ...
+def gather(
+    memory: mmap,
+    kind: str,
+    starts: NDArray[Any],
+    places: NDArray[Any],
+    rows: int,
+    row_bytes: int,
+    items: int,
     width: int,
     factor: NDArray[Any] | None,
     offset: NDArray[Any] | None,

@@ -8,9 +8,10 @@ is read as a size, a place or a key is bounded where it is read.
 """
 
 import json
+from functools import lru_cache
 from typing import Annotated, Any, TypeVar
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 Value = TypeVar("Value")
 
@@ -59,3 +60,22 @@ class Record(BaseModel):
     def wrong_field(self) -> str:
         """Where it isn't what we write, though each field is of its kind; "" if it is."""
         return ""
+
+
+def read_kept(kind: Any, text: str | bytes | None) -> Any | None:
+    """What this machine has kept for itself, such as a memory of earlier looks, by its JSON.
+
+    Args:
+        kind: its type.
+        text: as it is kept; None if nothing is.
+
+    Returns:
+        None if it is anything else: it can be done without, and is made anew.
+    """
+    try:
+        return _adapter(kind).validate_json(text or b"", strict=True)
+    except ValidationError:
+        return None
+
+
+_adapter = lru_cache(maxsize=16)(TypeAdapter)

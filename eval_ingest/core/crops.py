@@ -93,12 +93,10 @@ class Cut:
         """Of what is cut before it is padded."""
         return self.grid.sides if self.grid is not None else self.sides
 
-    def crop_slices(self, corner: Corner) -> tuple[slice, slice]:
-        """The rows and columns of a window's arrays that a sample is made of."""
-        sides = self._sides
-        if sides is None or self._pads_first:
-            return slice(None), slice(None)
-        return _slices(corner, sides)
+    @property
+    def height(self) -> int | None:
+        """Of what is cut from a window; None: all of it."""
+        return None if self._sides is None or self._pads_first else self._sides[0]
 
     def size(self, height: int, width: int) -> tuple[int, int]:
         """Height and width of a sample of a window of that size."""
@@ -106,6 +104,22 @@ class Cut:
         if sides is None:
             return padded_size(self.pad, height, width)
         return sides if self._pads_first else padded_size(self.pad, *sides)
+
+    def rectangle(
+        self, windows: NDArray[Any], corners: NDArray[Any], pad: Pad | None
+    ) -> tuple[int, int] | None:
+        """Height and width of samples of one size that are rectangles of windows; None: filled up.
+
+        Args:
+            windows: height and width of each sample's (N, 2).
+            corners: where in it each begins (N, 2).
+            pad: of what is cut.
+        """
+        if pad is not None or self._pads_first:
+            return None
+        rows, columns = self._sides or map(int, windows[0])
+        room = windows - corners - (rows, columns)
+        return (rows, columns) if min(room.min(), corners.min()) >= 0 else None
 
     def pixels(self, stored: NDArray[Any], corner: Corner, modality: str) -> NDArray[Any]:
         """A sample of a window's pixels (H, W, ...); a view of them where nothing is added."""
@@ -122,8 +136,9 @@ class Cut:
         sides = self._sides
         if sides is not None and self._pads_first:
             return apply_pad(stored, pad, fill)[_slices(corner, sides)]
-        part = stored[self.crop_slices(corner)]
-        return apply_pad(part if sides is None else fill_up(part, sides, fill), pad, fill)
+        if sides is not None:
+            stored = fill_up(stored[_slices(corner, sides)], sides, fill)
+        return apply_pad(stored, pad, fill)
 
 
 def _slices(corner: Corner, sides: tuple[int, int]) -> tuple[slice, slice]:

@@ -6,6 +6,7 @@ normalised pixels, to the last digit but one, since some processors round once a
 """
 
 from collections.abc import Sequence
+from mmap import mmap
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,6 +17,8 @@ try:
 except ImportError:  # an installation without a C compiler
     _kernels = None  # type: ignore[assignment]
 
+_gather = getattr(_kernels, "gather", None)
+"""None, too, in a source tree whose build is older than this function."""
 _SCALED = {"uint8": "u", "uint16": "H", "int16": "h", "float32": "f"}
 _MEASURED = {"uint8": "u", "uint16": "H", "int16": "h"}
 
@@ -105,3 +108,54 @@ def scale(
         return False
     width = 1 if factor is None else len(factor)
     return _kernels.scale(stored, kind, width, factor, offset, out)
+
+
+class Runs(NamedTuple):
+    """Rectangles of equal size in a file that is mapped into memory, one a sample."""
+
+    memory: mmap
+    dtype: np.dtype[Any]
+    starts: NDArray[np.int64]
+    """First byte of each."""
+    places: NDArray[np.int64]
+    """Which sample of the batch each is."""
+    rows: int
+    """Of each."""
+    row_bytes: int
+    """From one row to the next."""
+    items: int
+    """Values of a row, side by side."""
+
+    def part(self, some: range) -> "Runs":
+        """Some of them."""
+        here = slice(some.start, some.stop)
+        return self._replace(starts=self.starts[here], places=self.places[here])
+
+
+def gather(
+    runs: Runs,
+    factor: NDArray[np.float32] | None,
+    offset: NDArray[np.float32] | None,
+    out: NDArray[np.float32],
+) -> bool:
+    """Do what `scale` does for all samples of a batch (N, ...), each into its place in `out`.
+
+    Returns False, with nothing written, where the type isn't known or a sample isn't in the file.
+    """
+    kind = _SCALED.get(runs.dtype.name)
+    if _gather is None or kind is None:
+        return False
+    width = 1 if factor is None else len(factor)
+    memory, _, starts, places, rows, row_bytes, items = runs
+    return bool(
+        _gather(memory, kind, starts, places, rows, row_bytes, items, width, factor, offset, out)
+    )
+
+
+def gather_as_is(runs: Runs, out: NDArray[Any]) -> bool:
+    """The same without a conversion: `out` has the file's type."""
+    if _gather is None:
+        return False
+    memory, dtype, starts, places, rows, row_bytes, items = runs
+    n_bytes, raw = items * dtype.itemsize, out.view(np.uint8)
+    return bool(_gather(memory, "b", starts, places, rows, row_bytes, n_bytes, 1, None, None, raw))

@@ -291,6 +291,8 @@ class ResolvedConfig(Record):
     @property
     def cuts(self) -> tuple[str, ...]:
         """A split for each of the ways in which splits cut samples from windows, train first."""
+        if not self.all_crops and not any(part.pads for part in (*self.modalities, self.label)):
+            return SPLITS[:1]
         return tuple({self._cutting(split): split for split in reversed(SPLITS)}.values())[::-1]
 
     def cut_of(self, split: str) -> int:

@@ -9,6 +9,7 @@ file and no URL.
 
 import re
 from collections.abc import Callable, Iterable
+from functools import lru_cache
 from xml.etree import ElementTree
 
 from eval_ingest.core.crs_text import cites_others, is_crs_text, named_crs
@@ -37,6 +38,9 @@ _HARMLESS_PAM = frozenset(
 )  # fmt: skip
 """Elements of an .aux.xml that change no pixel: statistics, as QGIS leaves them."""
 _MAX_PAM_BYTES = 1 << 20
+
+_FEW = 16
+"""Files of a folder whose names are remembered."""
 
 
 def is_raster(path: str) -> bool:
@@ -78,14 +82,24 @@ def check_beside(files: WindowFiles, read: Callable[[str], bytes]) -> None:
     for folder, names in folders.items():
         if len(names) == 1:
             continue
-        stems = {name.rpartition(".")[0].lower() for name in names if is_raster(name)}
-        for name in names if stems else ():
-            if _is_read_beside(name, stems) and not _is_harmless(f"{folder}/{name}", read):
+        found = _found_beside if len(names) <= _FEW else _found_beside.__wrapped__
+        for name in found(tuple(names)):
+            if not _is_harmless(f"{folder}/{name}", read):
                 raise Unreadable(
                     "raster_sidecar",
                     f"{folder}/{name} lies beside a raster, and GDAL may read it with it; "
                     "remove it, or write it into the raster",
                 )
+
+
+@lru_cache(maxsize=256)
+def _found_beside(names: tuple[str, ...]) -> list[str]:
+    """Those of a folder's files that GDAL may read with a raster there.
+
+    Remembered: most folders hold files of the same names.
+    """
+    stems = {name.rpartition(".")[0].lower() for name in names if is_raster(name)}
+    return [name for name in names if _is_read_beside(name, stems)] if stems else []
 
 
 def _is_read_beside(name: str, stems: Iterable[str]) -> bool:

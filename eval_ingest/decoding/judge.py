@@ -384,7 +384,7 @@ class _WindowReader:
     def _geotiff(self, base: str, data: bytes, grid: Grid) -> "_RasterFile":
         path = f"{base}/metadata.json"
         there = path in self.files.by_path
-        sidecar = GeotiffSidecar.parse(self.read(path)) if there else GeotiffSidecar()
+        sidecar = GeotiffSidecar.parse(self.read(path) if there else b"{}")
         pixels, header = decode_geotiff(data, grid, self.budget.left)
         height, width, bands = pixels.shape
         pixels = pixels.reshape(height, width, *sidecar.shape(bands)).swapaxes(2, 3)
@@ -547,7 +547,8 @@ def _check_pixels(modality: ModalityInput, pixels: NDArray[Any]) -> None:
     """Raise for pixels that are wholly nodata, or wholly not finite."""
     if pixels.dtype.kind == "f" and not np.isfinite(pixels).any():
         raise Unreadable("input_not_finite", f"{modality.name} has no finite pixel")
-    if not (pixels[:1].any() or pixels.any()):  # most often, a row tells
+    # Most often, a pixel tells, or a row.
+    if not (pixels[:1, :1].any() or pixels[:1].any() or pixels.any()):
         raise Unreadable("input_nodata", f"{modality.name} is 0 everywhere")
 
 

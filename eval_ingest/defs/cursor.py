@@ -5,6 +5,7 @@ import logging
 from dataclasses import astuple, dataclass, field
 from enum import StrEnum
 
+from eval_ingest.core.bounds import Count, Record, read_kept
 from eval_ingest.redaction import in_lines
 
 MAX_REST_S = 3600
@@ -45,6 +46,13 @@ class Seen:
         return not 0 <= now - self.looked < min((self.looked - self.since) / 4, MAX_REST_S)
 
 
+class _Kept(Record):
+    root: str
+    tick: Count
+    seen: dict[str, tuple[str, Step] | tuple[str, Step, str, Count, Count, Count]]
+    told: dict[str, str]
+
+
 @dataclass
 class Cursor:
     """What earlier ticks have seen and told."""
@@ -65,16 +73,11 @@ class Cursor:
         One that is of another eval root, or can't be read, begins anew; what is registered is
         found to be so.
         """
-        try:
-            values = json.loads(text or "{}")
-            seen = {
-                name: Seen(version, Step(step), *rest)
-                for name, (version, step, *rest) in values.get("seen", {}).items()
-            }
-            found = cls(values["root"], int(values["tick"]), seen, dict(values["told"]))
-        except (ValueError, TypeError, AttributeError, KeyError):
+        found = read_kept(_Kept, text)
+        if found is None or found.root != root:
             return cls(root)
-        return found if found.root == root else cls(root)
+        seen = {name: Seen(*values) for name, values in found.seen.items()}
+        return cls(root, found.tick, seen, found.told)
 
     def dump(self) -> str:
         """As Dagster keeps it, and as the sensor's page shows it."""

@@ -179,9 +179,9 @@ def _summary_op() -> dg.OpDefinition:
                 context.log.info(f"{name}: registered in {store.url}: {counts}")
             else:
                 context.log.info(f"{name}: up to date, nothing to do: {counts} in {store.url}")
+            context.set_data_version(dg.AssetKey(name), dg.DataVersion(entry.fingerprint))
             yield dg.Output(
                 None,
-                data_version=dg.DataVersion(entry.fingerprint),
                 metadata=entry_metadata(store, entry, shown_pictures(same, store, entry)),
             )
             if step_of(name) not in context.job_def.graph.node_names():  # checks weren't selected

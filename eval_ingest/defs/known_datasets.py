@@ -12,6 +12,7 @@ from typing import Any, TypeAlias
 
 import dagster as dg
 
+from eval_ingest.core.bounds import Record, read_kept
 from eval_ingest.core.entry import Metadata, is_ours
 from eval_ingest.core.fingerprint import fingerprint
 from eval_ingest.core.spec import NAME_PATTERN
@@ -165,13 +166,15 @@ def _own_assets(context: dg.SensorEvaluationContext) -> Callable[[str], bool]:
     return lambda name: name not in TAKEN and dg.AssetKey(name) in keys
 
 
+class _Kept(Record):
+    root: str
+    shown: dict[str, str]
+
+
 def _parse(cursor: str | None, root: str) -> dict[str, str]:
     """Dataset to the version that is shown, if the cursor is of this eval root."""
-    try:
-        values = json.loads(cursor or "{}")
-        return dict(values["shown"]) if values["root"] == root else {}
-    except (ValueError, TypeError, KeyError):
-        return {}
+    found = read_kept(_Kept, cursor)
+    return found.shown if found is not None and found.root == root else {}
 
 
 def _theirs(name: str, entry: Mapping[str, Any]) -> dg.AssetObservation:

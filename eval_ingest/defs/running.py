@@ -1,7 +1,6 @@
 """One stage of one dataset inside a Dagster step: what stage assets and front doors share."""
 
 import time
-import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
@@ -22,9 +21,6 @@ from eval_ingest.report.printing import how_far
 from eval_ingest.report.terminal import describe
 from eval_ingest.settings import Settings
 from eval_ingest.store.catalog import find_spec
-
-# DataVersion is the very thing that a fingerprint is, and it has been "in beta" since 2023.
-warnings.filterwarnings("ignore", category=dg.BetaWarning, module=r"eval_ingest\.defs")
 
 INGEST_POOL = "ingest"
 """Of the stages that read or write pixels; dagster.yaml says how many runs at a time."""

@@ -76,8 +76,9 @@ def eval_sweep(
     name = context.partition_key
     with step_on(name):
         scored = _run(context, config, settings, name)
+        version = dg.DataVersion(fingerprint(sorted(row.key for row in scored.rows)))
+        context.set_data_version(context.asset_key, version)
         result = dg.MaterializeResult[Any](
-            data_version=dg.DataVersion(fingerprint(sorted(row.key for row in scored.rows))),
             metadata=_metadata(scored.rows, scored.computed, Path(config.out)),
         )
         if scored.failures:

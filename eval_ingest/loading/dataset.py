@@ -7,7 +7,7 @@ a sample is asked for. Workers of a DataLoader share the maps.
 import math
 import operator
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from numbers import Integral
@@ -24,6 +24,7 @@ from eval_ingest.core.arguments import check_arguments
 from eval_ingest.core.crops import Corner, split_cut
 from eval_ingest.core.entry import Metadata
 from eval_ingest.core.hub import SCHEME, HubAddress
+from eval_ingest.core.kernels import Runs, gather_as_is
 from eval_ingest.core.padding import padded_size
 from eval_ingest.core.public import require_public
 from eval_ingest.core.resolved import ModalityInput
@@ -87,6 +88,10 @@ def _check_batch_size(size: Any) -> int:
             f"batch_size is {brief(size, 60)}; it must be a whole number, and at least 1"
         )
     return int(size)
+
+
+def _pairs(corners: NDArray[np.int64]) -> list[Corner]:
+    return [(top, left) for top, left in corners.tolist()]
 
 
 def _is_shard(given: Any) -> bool:
@@ -549,12 +554,13 @@ class EvalDataset(Dataset[dict[str, Any]]):
     def __getitems__(self, indices: Sequence[int]) -> Sequence[dict[str, Any]]:
         """Samples for a DataLoader; of equal shape, they lie in one batch already."""
         rows = [self._row(i) for i in indices]
-        corners = [self._corner(row) for row in rows]
+        corners = self._corners(rows)
+        self._read_ahead(rows, _pairs(corners))
         batch = self._batch(rows, corners)
         return self._one_by_one(rows, corners) if batch is None else Samples(batch)
 
-    def _one_by_one(self, rows: Sequence[int], corners: Sequence[Corner]) -> list[dict[str, Any]]:
-        samples = [self._sample(row, corner) for row, corner in zip(rows, corners, strict=True)]
+    def _one_by_one(self, rows: Sequence[int], corners: NDArray[np.int64]) -> list[dict[str, Any]]:
+        samples = [self._sample(*at) for at in zip(rows, _pairs(corners), strict=True)]
         # What transforms give is theirs: it may well be of one shape.
         return samples if self._transforms is not None else [Ragged(sample) for sample in samples]
 
@@ -569,9 +575,20 @@ class EvalDataset(Dataset[dict[str, Any]]):
         [corner] = self._cut.corners(*self._index.size(row))
         return corner
 
+    def _corners(self, rows: Sequence[int]) -> NDArray[np.int64]:
+        """The same of several (N, 2)."""
+        found = np.zeros((len(rows), 2), np.int64)
+        if self._index.corners is not None or self._random_crop:
+            found[:] = [self._corner(row) for row in rows] or found
+        elif self._cut.sides is not None or self._cut.grid is not None:
+            sizes = self._index.sizes(rows)
+            for size in set(map(tuple, sizes.tolist())):
+                [found[(sizes == size).all(axis=1)]] = self._cut.corners(*size)
+        return found
+
     def _read_ahead(self, rows: Sequence[int], corners: Sequence[Corner]) -> None:
-        parts = [self._cut.crop_slices(corner) for corner in corners]
-        self._samples.read_ahead(rows, parts, [modality.name for modality in self._inputs])
+        names = [modality.name for modality in self._inputs]
+        self._samples.read_ahead(rows, corners, self._cut.height, names)
 
     def _stored(self, row: int, modality: ModalityInput, corner: Corner) -> NDArray[Any]:
         """A sample's pixels as they are stored."""
@@ -614,7 +631,7 @@ class EvalDataset(Dataset[dict[str, Any]]):
         first, ranks = shard
         batch_size = _check_batch_size(batch_size)
         check_arguments({"bucket": bucket}, LoadError)
-        every = [self._row(i) for i in range(len(self))]
+        every = list(range(len(self))) if self._order is None else self._order.tolist()
         turns = [
             bucketed[start : start + batch_size]
             for bucketed in (self._buckets(every) if bucket else [every])
@@ -633,14 +650,21 @@ class EvalDataset(Dataset[dict[str, Any]]):
         self, turns: Sequence[list[int]], carrier: Carrier | None = None
     ) -> Iterator[dict[str, Any]]:
         """Batches of these rows; a carrier makes their pixels where it brings them."""
-        cropped = [[self._corner(row) for row in rows] for rows in turns[:1]]
-        for k, rows in enumerate(turns):
-            if k + 1 < len(turns):
-                cropped.append([self._corner(row) for row in turns[k + 1]])
-                if self._samples.reads_in_background:
-                    self._read_ahead(turns[k + 1], cropped[k + 1])
-            batch = self._batch(rows, cropped[k], carrier)
-            yield collate(self._one_by_one(rows, cropped[k])) if batch is None else batch
+        for rows, corners in self._asked_for(turns):
+            # Without a name here, which would keep its memory from the next one.
+            yield self._batch(rows, corners, carrier) or collate(self._one_by_one(rows, corners))
+
+    def _asked_for(
+        self, turns: Iterable[list[int]]
+    ) -> Iterator[tuple[list[int], NDArray[np.int64]]]:
+        """Rows with their corners, whose samples are being read, those of the next ones too."""
+        coming = []
+        for rows in turns:
+            coming.append((rows, corners := self._corners(rows)))
+            self._read_ahead(rows, _pairs(corners))
+            if len(coming) > self._samples.reads_in_background:
+                yield coming.pop(0)
+        yield from coming
 
     def _buckets(self, rows: list[int]) -> list[list[int]]:
         """Rows by the shape of their samples, in order within a bucket."""
@@ -650,34 +674,32 @@ class EvalDataset(Dataset[dict[str, Any]]):
         return list(found.values())
 
     def _batch(
-        self, rows: list[int], corners: list[Corner], carrier: Carrier | None = None
+        self, rows: list[int], corners: NDArray[np.int64], carrier: Carrier | None = None
     ) -> dict[str, Any] | None:
         """Some rows as one batch; None if they differ in shape, or are each transformed."""
         if self._transforms is not None:
             return None
-        shapes = {self._shapes_of(row, at) for row, at in zip(rows, corners, strict=True)}
-        if len(shapes) != 1:
+        index, chosen = self._index, np.array(rows, np.int64)
+        steps = {m.name: index.timesteps[m.name][chosen] for m in self._inputs}
+        sizes = index.heights[chosen].tolist(), index.widths[chosen].tolist()
+        if len({self._cut.size(*size) for size in set(zip(*sizes, strict=True))}) != 1 or not all(
+            (found == found[0]).all() for found in steps.values()
+        ):
             return None
-        self._read_ahead(rows, corners)
         batch: dict[str, Any] = {
             modality.name: self._pixels(modality, rows, corners, carrier)
             for modality in self._inputs
         }
         batch["timestamps"] = {
-            m.name: torch.from_numpy(
-                np.stack([self._index.timestamps(m.name, row) for row in rows])
-            )
-            for m in self._inputs
+            name: torch.from_numpy(index.stacked_timestamps(name, chosen)) for name in steps
         }
         batch["timesteps"] = {
-            m.name: torch.from_numpy(self._index.timesteps[m.name][rows].astype(np.int64))
-            for m in self._inputs
+            name: torch.from_numpy(found.astype(np.int64)) for name, found in steps.items()
         }
-        targets = [self._stored_target(row, at) for row, at in zip(rows, corners, strict=True)]
-        batch["target"] = self._target(np.stack(targets))
-        batch["window"] = [self._index.window(row) for row in rows]
+        batch["target"] = self._target(self._stored_targets(rows, corners))
+        batch["window"] = index.windows(chosen)
         if self._cut.grid is not None:
-            batch["crop"] = list(corners)
+            batch["crop"] = _pairs(corners)
         self._turn(batch, (0, *(axis + 1 for axis in CHANNELS_FIRST)))
         return batch
 
@@ -689,23 +711,61 @@ class EvalDataset(Dataset[dict[str, Any]]):
         self,
         modality: ModalityInput,
         rows: list[int],
-        corners: list[Corner],
+        corners: NDArray[np.int64],
         carrier: Carrier | None,
     ) -> torch.Tensor:
         """Normalised pixels of samples of equal shape: no stored pixel is copied on the way."""
         if carrier is not None:
-            stored = [self._stored(rows[k], modality, corners[k]) for k in range(len(rows))]
+            pairs = zip(rows, _pairs(corners), strict=True)
+            stored = [self._stored(row, modality, corner) for row, corner in pairs]
             return carrier.pixels(modality.name, stored)
-        first = self._stored(rows[0], modality, corners[0])
+        gathered = self._gathered(modality, rows, corners)
+        if gathered is not None:
+            return gathered
+        places = _pairs(corners)
+        first = self._stored(rows[0], modality, places[0])
         out = recycler.empty((len(rows), *first.shape))
         apply = self._normalizers[modality.name].apply
 
-        def fill(places: range) -> None:
-            for k in places:
-                apply(self._stored(rows[k], modality, corners[k]), out[k])
+        def fill(part: range) -> None:
+            for k in part:
+                apply(self._stored(rows[k], modality, places[k]), out[k])
 
         in_parallel(fill, len(rows), first.size)
         return out
+
+    def _gathered(
+        self, modality: ModalityInput, rows: list[int], corners: NDArray[np.int64]
+    ) -> torch.Tensor | None:
+        """The same in one go, where that suffices; None where it takes more."""
+        name, windows = modality.name, self._index.sizes(rows)
+        size = self._cut.rectangle(windows, corners, modality.pad_of(self.split))
+        if size is None or not isinstance(self._samples, PackedSamples):
+            return None
+        steps = int(self._index.timesteps[name][rows[0]])
+        out = recycler.empty((len(rows), *size, steps, len(modality.bands)))
+        gather, done = self._normalizers[name].gather, []
+        for runs in self._samples.runs(rows, corners, size, name):
+
+            def fill(part: range, runs: Runs = runs) -> None:
+                done.append(gather(runs.part(part), steps, out))
+
+            in_parallel(fill, len(runs.starts), out[0].numel())
+        return out if all(done) else None
+
+    def _stored_targets(self, rows: list[int], corners: NDArray[np.int64]) -> NDArray[Any]:
+        if self._index.targets is not None:
+            return np.asarray(self._index.targets[rows])
+        pad = self._opening.config.label.pad_of(self.split)
+        size = self._cut.rectangle(self._index.sizes(rows), corners, pad)
+        if size and self.task.kind.per_pixel and isinstance(self._samples, PackedSamples):
+            runs = list(self._samples.runs(rows, corners, size, TARGET))
+            out = np.empty((len(rows), *size), runs[0].dtype)
+            if all(some.dtype == out.dtype and gather_as_is(some, out) for some in runs):
+                return out
+        return np.stack(
+            [self._stored_target(*at) for at in zip(rows, _pairs(corners), strict=True)]
+        )
 
     def loader(
         self,

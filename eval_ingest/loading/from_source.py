@@ -15,10 +15,10 @@ from typing import Any
 
 from numpy.typing import NDArray
 
+from eval_ingest.core.crops import Corner
 from eval_ingest.core.entry import Metadata
 from eval_ingest.decoding.judge import JUDGED_BYTES, read_window, sample_arrays
 from eval_ingest.errors import EvalIngestError, IntegrityError, LoadError
-from eval_ingest.loading.packed import Part
 from eval_ingest.sources.base import Source, WindowFiles, WindowReader
 from eval_ingest.sources.open import open_source
 from eval_ingest.store.split_index import SplitIndex
@@ -72,7 +72,9 @@ class SourceSamples:
                 [self._kept[row]] = self._read([row])
             return self._kept[row][name]
 
-    def read_ahead(self, rows: Sequence[int], parts: Sequence[Part], names: Sequence[str]) -> None:
+    def read_ahead(
+        self, rows: Sequence[int], corners: Sequence[Corner], height: int | None, names: list[str]
+    ) -> None:
         """Have the samples of a batch at hand, and no others: read side by side, and whole.
 
         Raises:

@@ -48,6 +48,21 @@ class Normalizer:
             hit = ~np.isfinite(part) if value is None else part == part.dtype.type(value)
             out.numpy()[..., band][hit] = self.nodata
 
+    def gather(self, runs: kernels.Runs, timesteps: int, out: torch.Tensor) -> bool:
+        """Do what `apply` does for all samples of a batch (N, H, W, T, C), each in its place.
+
+        Returns False, with nothing done, where it takes more than a multiply-add.
+        """
+        factor, offset = self._per_pixel(timesteps)
+        if self.missing or self.bounds is not None or (self.decibels and factor is not None):
+            return False
+        if not kernels.gather(runs, factor, offset, out.numpy()):
+            return False
+        if self.then == "clip":
+            for place in runs.places.tolist():
+                out[place].clamp_(0, 1)
+        return True
+
     def _scale(self, stored: NDArray[Any], out: torch.Tensor) -> None:
         if self.bounds is not None:
             self._quantise(to_decibels(stored) if self.decibels else stored, out)

@@ -1,15 +1,18 @@
 """Packed samples mapped into memory: a local root's where they lie, a remote one's in the cache."""
 
+import math
 import mmap
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.lib.array_utils import byte_bounds
 from numpy.typing import NDArray
 
+from eval_ingest.core.bounds import MOST_PIXELS
+from eval_ingest.core.crops import Corner
 from eval_ingest.core.entry import Metadata, Shard
+from eval_ingest.core.kernels import Runs
 from eval_ingest.errors import (
     EvalIngestError,
     IntegrityError,
@@ -23,9 +26,6 @@ from eval_ingest.store.roots.base import DatasetStore, EvalRoot
 from eval_ingest.store.seal import cure_for
 from eval_ingest.store.split_index import TARGET, SplitIndex
 
-Part = tuple[slice, slice]
-"""The rows and columns of a window that a sample is made of."""
-
 _ATTEMPTS = 5
 
 
@@ -34,17 +34,10 @@ class _Map(NamedTuple):
 
     array: NDArray[Any]
     memory: mmap.mmap
+    begin: int
+    """Where in `memory` the array's first byte is."""
     address: int
     """Of the first byte of `memory`."""
-
-    def ask_for(self, part: NDArray[Any]) -> None:
-        """Have the system read a part of the array, while we go on.
-
-        Touched page by page it would come in small pieces, one after the other.
-        """
-        low, high = byte_bounds(part)
-        start = (low - self.address) // mmap.PAGESIZE * mmap.PAGESIZE
-        self.memory.madvise(mmap.MADV_WILLNEED, start, high - self.address - start)
 
 
 class PackedSamples:
@@ -117,14 +110,56 @@ class PackedSamples:
         """
         return self._view(self._map(int(self._index.shards[row]), name).array, row, name)
 
-    def read_ahead(self, rows: Sequence[int], parts: Sequence[Part], names: Sequence[str]) -> None:
-        """Tell the system what will be asked for soon, so that it reads all of it at once."""
-        for row, part in zip(rows, parts, strict=True):
+    def runs(
+        self, rows: Sequence[int], corners: NDArray[np.int64], size: tuple[int, int], name: str
+    ) -> Iterator[Runs]:
+        """Where in the shards' files samples of one size lie, side by side in windows' rows.
+
+        Args:
+            rows: of the index.
+            corners: first row and column of each in its window.
+            size: height and width of all of them, which lie within their windows.
+            name: a modality with as many timesteps in each; or a target that has pixels.
+        """
+        index, chosen = self._index, np.asarray(rows, np.int64)
+        shards, widths = index.shards[chosen], index.widths[chosen].astype(np.int64)
+        values = math.prod(self._shape(name, rows[0])[2:])
+        inside = (corners[:, 0] * widths + corners[:, 1]) * values
+        for shard, width in set(zip(shards.tolist(), widths.tolist(), strict=True)):
+            here = np.flatnonzero((shards == shard) & (widths == width))
+            found = self._map(shard, name)
+            array, dtype = self._metadata.shards[shard].arrays[name], found.array.dtype
+            if array.uniform:
+                starts = index.rows[chosen[here]] * math.prod(array.shape[1:])
+            else:
+                starts = index.offsets[name][chosen[here]]
+            starts = found.begin + (starts + inside[here]) * dtype.itemsize
+            row_bytes = width * values * dtype.itemsize
+            yield Runs(found.memory, dtype, starts, here, size[0], row_bytes, size[1] * values)
+
+    def read_ahead(
+        self, rows: Sequence[int], corners: Sequence[Corner], height: int | None, names: list[str]
+    ) -> None:
+        """Tell the system what will be asked for soon, so that it reads all of it at once.
+
+        Touched page by page it would come in small pieces, one after the other.
+
+        Args:
+            rows: of the index.
+            corners: first row and column of each sample in its window.
+            height: of the samples; None: to the end of their windows.
+            names: of modalities.
+        """
+        for row, (top, _) in zip(rows, corners, strict=True):
             for name in names:
                 found = self._map(int(self._index.shards[row]), name)
-                wanted = self._view(found.array, row, name)[part]
-                if wanted.nbytes > mmap.PAGESIZE:
-                    found.ask_for(wanted)
+                window = self._view(found.array, row, name)
+                row_bytes = window.strides[0] if window.size else 0
+                length = min(len(window) - top, height or MOST_PIXELS) * row_bytes
+                if length > mmap.PAGESIZE:
+                    start = window.__array_interface__["data"][0] - found.address + top * row_bytes
+                    before = start % mmap.PAGESIZE
+                    found.memory.madvise(mmap.MADV_WILLNEED, start - before, length + before)
 
     def _view(self, array: NDArray[Any], row: int, name: str) -> NDArray[Any]:
         shard = self._metadata.shards[int(self._index.shards[row])]
@@ -166,7 +201,8 @@ class PackedSamples:
             room = limit - found.nbytes
             while self._maps and sum(m.array.nbytes for m in list(self._maps.values())) > room:
                 self._maps.pop(next(iter(self._maps)), None)
-        return _Map(found, memory, found.ctypes.data - (len(memory) - found.nbytes))
+        begin = len(memory) - found.nbytes
+        return _Map(found, memory, begin, found.ctypes.data - begin)
 
     def _path(self, shard: Shard, name: str) -> Path:
         try:

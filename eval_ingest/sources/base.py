@@ -110,7 +110,7 @@ class WindowFiles:
         """`group/name`."""
         return f"{self.group}/{self.name}"
 
-    @property
+    @cached_property
     def n_bytes(self) -> int:
         """Total size in bytes."""
         return sum(file.size for file in self.files)

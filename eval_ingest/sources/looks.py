@@ -14,6 +14,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from pydantic import FiniteFloat
+
+from eval_ingest.core.bounds import Count, read_kept
+
 SETTLING_S = 600.0
 """So long after a change every look is a full one."""
 LISTED_AFTER = 0.2
@@ -52,15 +56,15 @@ class Look:
     """Changes with what a cheap look sees."""
     fingerprint: str
     """Changes with what a full look sees."""
-    groups: dict[str, int]
+    groups: dict[str, Count]
     """Number of windows by group."""
     sample: dict[str, tuple[str, ...]]
     """Some windows by group."""
-    changed: float
+    changed: FiniteFloat
     """When the fingerprint was seen to be new, in seconds since 1970, as the next two."""
-    listed: float
+    listed: FiniteFloat
     """When it was last looked at in full."""
-    seen: float
+    seen: FiniteFloat
     """When it was last looked at at all."""
 
     def is_listing_due(self, now: float) -> bool:
@@ -139,17 +143,6 @@ class Memory:
         return {url: asdict(look) for url, look in self.looks.items()}
 
 
-def read_looks(values: object) -> dict[str, Look]:
-    """The looks that `dump` gave; none if it is anything else."""
-    try:
-        return {
-            url: Look(
-                **{
-                    **look,
-                    "sample": {group: tuple(names) for group, names in look["sample"].items()},
-                }
-            )
-            for url, look in values.items()  # type: ignore[attr-defined]
-        }
-    except (TypeError, AttributeError, KeyError):
-        return {}
+def read_looks(text: bytes | None) -> dict[str, Look]:
+    """The looks that `dump` gave, as JSON; none if it is anything else."""
+    return read_kept(dict[str, Look], text) or {}

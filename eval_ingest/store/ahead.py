@@ -95,9 +95,8 @@ class WindowsAhead:
         """The windows that wait, by group and name."""
         found = CopiedWindows()
         for entry, _ in read_journal(self._journal) if self._journal.exists() else ():
-            if entry is not None:
-                window = CopiedWindow(**entry)
-                found[window.key] = window
+            if isinstance(entry, CopiedWindow):
+                found[entry.key] = entry
         return found
 
     def move(self, window: CopiedWindow, split: str, windows: Windows) -> CopiedWindow | None:
@@ -112,7 +111,8 @@ class WindowsAhead:
                 _, new = rewrite_split(place / METADATA, split)
             except FileNotFoundError:
                 return None
-            final.parent.mkdir(parents=True, exist_ok=True)
+            if not final.parent.exists():
+                final.parent.mkdir(parents=True, exist_ok=True)
             windows.put(place, final)
         checksum = FilesChecksum(window.checksum)
         checksum.add(METADATA, google_crc32c.value(new))

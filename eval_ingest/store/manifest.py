@@ -10,12 +10,16 @@ import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, MutableMapping
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import google_crc32c
 import pyarrow as pa
+from pydantic import ConfigDict, Field
+from typing_extensions import TypedDict  # pydantic takes no other before Python 3.12
 
+from eval_ingest.core.bounds import Count, read_kept
 from eval_ingest.core.columns import arrow_rows
 from eval_ingest.core.forms import ColumnForm, TableForm, folder_names, hexadecimal
 from eval_ingest.core.spec import SPLITS
@@ -57,9 +61,9 @@ class CopiedWindow:
     name: str
     source_digest: str
     split: str
-    n_files: int
-    n_bytes: int
-    checksum: str
+    n_files: Count
+    n_bytes: Count
+    checksum: Annotated[str, Field(pattern=r"\A[0-9a-f]{1,64}\z")]
     """Of all files: see FilesChecksum."""
 
     @property
@@ -124,6 +128,7 @@ class FilesChecksum:
         self._sum = (self._sum - self._term(path, old) + self._term(path, new)) % 2**64
 
     @staticmethod
+    @lru_cache(maxsize=512)  # markers, and what stands beside rasters, are the same in many windows
     def _term(path: str, crc: int) -> int:
         text = f"{path}\t{crc:08x}".encode()
         return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "big")
@@ -171,10 +176,10 @@ class Manifest:
                 self.windows.clear()
                 self._journal_bytes = 0
                 return
-            if len(entry) == 2:
-                self.windows.pop((entry["group"], entry["name"]), None)
+            if isinstance(entry, CopiedWindow):
+                self._put(entry)
             else:
-                self._put(CopiedWindow(**entry))
+                self.windows.pop((entry["group"], entry["name"]), None)
             self._journal_bytes = end
 
     def add(self, copied: Iterable[CopiedWindow]) -> None:
@@ -229,7 +234,15 @@ def journal_text(entries: Iterable[dict[str, Any]]) -> bytes:
     return b"".join(b"%08x %s\n" % (google_crc32c.value(line), line) for line in lines)
 
 
-def read_journal(path: Path) -> Iterator[tuple[dict[str, Any] | None, int]]:
+class _Gone(TypedDict):
+    """What a journal says of a window that is about to be replaced or removed."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid")  # type: ignore[misc]
+    group: str
+    name: str
+
+
+def read_journal(path: Path) -> Iterator[tuple[CopiedWindow | _Gone | None, int]]:
     """What `journal_text` was given, and where its line ends; None for a line that is damaged.
 
     Nothing of a line that isn't whole: a run was stopped at it.
@@ -246,4 +259,4 @@ def read_journal(path: Path) -> Iterator[tuple[dict[str, Any] | None, int]]:
             checksum, _, entry = line[:-1].partition(b" ")
             if checksum:
                 right = checksum == b"%08x" % google_crc32c.value(entry)
-                yield json.loads(entry) if right else None, end
+                yield read_kept(CopiedWindow | _Gone, entry) if right else None, end

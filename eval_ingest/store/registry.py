@@ -207,7 +207,8 @@ def _compiled(root: EvalRoot, before: RegistryText, drop: Collection[str]) -> Re
             ours[name] = _joined(name, metadata, wanted, found)
             continue
         value = found.value if found is not None else None
-        if value == wanted or not (value is None or is_ours(value) or _is_of(store, value)):
+        another = isinstance(value, dict) and not (is_ours(value) or _is_of(store, value))
+        if value == wanted or another:
             continue  # as it should be; or another tool's dataset, which lies elsewhere
         ours[name] = Entry.of(name, wanted)
 

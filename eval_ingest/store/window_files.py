@@ -129,10 +129,11 @@ class Windows:
         Raises:
             OSError: it can't be moved.
         """
+        if not final.exists():
+            os.rename(aside, final)
+            return
         old = f"{aside}.old"
-        if final.exists():
-            # Moved, not removed, so that no half of it is ever in its place.
-            os.rename(final, old)
+        os.rename(final, old)  # not removed, so that no half of it is ever in its place
         os.rename(aside, final)
         shutil.rmtree(old, ignore_errors=True)
 
@@ -308,12 +309,18 @@ def rewrite_split(path: Path, split: str) -> tuple[bytes, bytes]:
         IntegrityError: what was read back differs from what was written.
         OSError: it can't be rewritten, or isn't there.
     """
-    aside = path.with_name(".metadata.json.tmp")
-    old = path.read_bytes()
+    folder, name = os.path.split(path)
+    aside = f".{name}.tmp"
+    with open(path, "rb", buffering=0) as stream:
+        old, mode = stream.read(), os.fstat(stream.fileno()).st_mode
     new = with_split(old, split)
-    aside.unlink(missing_ok=True)  # a run was stopped right here
-    write_checked(str(path.parent), [(aside.name, new, path.stat().st_mode & 0o666)])
-    os.replace(aside, path)
+    content = [(aside, new, mode & 0o666)]
+    try:
+        write_checked(folder, content)
+    except FileExistsError:  # a run was stopped right here
+        os.unlink(f"{folder}/{aside}")
+        write_checked(folder, content)
+    os.replace(f"{folder}/{aside}", path)
     return old, new
 
 

@@ -1,10 +1,11 @@
 """Each write and each deletion in a bucket goes wrong in turn: nothing is lost, the next is whole.
 
-python -m eval_ingest_tests.support.bucket_faults [N]     every Nth change: a table
+python -m eval_ingest_tests.support.bucket_faults [N [WORK...]]     every Nth change: a table
 """
 
 import contextlib
 import functools
+import hashlib
 import json
 import os
 import shutil
@@ -16,19 +17,24 @@ from pathlib import Path
 from typing import Any, get_args
 from unittest.mock import patch
 
+import pytest
+
 from eval_ingest import api
 from eval_ingest.adopting import adopt
 from eval_ingest.errors import EvalIngestError
+from eval_ingest.integrations import huggingface
 from eval_ingest.settings import Settings
-from eval_ingest.store.registry import read_registry
+from eval_ingest.store.registry import read_registry, rebuild_registry
 from eval_ingest_tests.support import factories, faults, stopping
+from eval_ingest_tests.support.hub import Hub, running
 from eval_ingest_tests.support.killing import Run
 from eval_ingest_tests.support.memory_bucket import Died, Fault, MemoryBucket, in_memory
 
 ROOT = "s3://memory/evals"
 _SEEDED = {"splits": {"strategy": "random", "seed": 5}}
 NAMES = ("first ingest", "packed samples alone", "another split", "a changed source",
-         "everything anew", "remove", "adopt", "give back")  # fmt: skip
+         "everything anew", "remove", "adopt", "give back", "registry rebuild",
+         "publish")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -59,8 +65,9 @@ class Work:
 class World:
     """A bucket in memory, this machine's cache, and every kind of work."""
 
-    def __init__(self, folder: Path, bucket: MemoryBucket) -> None:
-        self.folder, self.bucket = folder, bucket
+    def __init__(self, folder: Path, bucket: MemoryBucket, hub: Hub) -> None:
+        self.folder, self.bucket, self.hub = folder, bucket, hub
+        hub.change = bucket.change
         self.cache = folder / "cache"
         self.source = factories.segmentation(folder / "source", windows=6, timesteps=1, size=16)
         self.changed = folder / "changed"
@@ -83,6 +90,12 @@ class World:
                 return self._work(name, run(overwrite=True).do, self.ours, again=run().do)
             case "adopt":
                 return self._work(name, self._adopt, self.theirs)
+            case "registry rebuild":
+                objects = self.ours.objects.copy()
+                del objects["memory/evals/registry.json"]
+                return self._work(name, self._rebuild, State(objects, self.ours.cache))
+            case "publish":
+                return self._work(name, self._publish, self.ours)
         before = self.ours if name == "remove" else self._prepared(self.theirs, self._adopt)
         return self._work(name, lambda: api.remove("crops", ROOT), before, removes=True)
 
@@ -99,6 +112,14 @@ class World:
     def _run(self, **more: Any) -> Run:
         cache = {"EVAL_INGEST_CACHE": str(self.cache)}
         return replace(Run(str(self.source), ROOT, environment=cache), **more)
+
+    @staticmethod
+    def _rebuild() -> None:
+        rebuild_registry(faults.opened(ROOT))
+
+    @staticmethod
+    def _publish() -> None:
+        huggingface.publish("crops", "hf://org/evals", root=ROOT, licence="MIT", citation="")
 
     def _adopt(self) -> None:
         adopt(Settings(eval_root=ROOT, workers=2, cache=str(self.cache)), "crops")
@@ -139,12 +160,18 @@ class World:
 
     def _restore(self, state: State) -> None:
         self.bucket.objects = dict(state.objects)
+        self.hub.clear()
         shutil.rmtree(self.cache, ignore_errors=True)
         if state.cache.exists():
             shutil.copytree(state.cache, self.cache)
 
     def _objects(self) -> dict[str, str]:
-        return {
+        repos = self.hub.repos
+        published = {
+            f"hub/{name}": "there" if name == "registry.json" else hashlib.sha256(data).hexdigest()
+            for name, data in (self.hub.files("org/evals") if repos else {}).items()
+        }
+        return published | {
             name: faults.plain_object(name, data, ROOT) if "/catalog/" not in name else "there"
             for name, (data, _) in self.bucket.objects.items()
             if not name.endswith(".lease") and "/registry.2" not in name
@@ -185,16 +212,22 @@ def world(folder: Path) -> Iterator[World]:
     """A bucket of its own, as this process's eval root."""
     environment = {"OLMOEARTH_EVAL_DATASETS": ROOT, "EVAL_INGEST_CACHE": str(folder / "cache"),
                    "EVAL_INGEST_WORKERS": "2"}  # fmt: skip
-    with in_memory() as bucket, patch.dict(os.environ, environment):
-        yield World(folder, bucket)
+    with (
+        in_memory() as bucket,
+        patch.dict(os.environ, environment),
+        running() as hub,
+        pytest.MonkeyPatch.context() as changed,
+    ):
+        hub.is_used_by(changed)
+        yield World(folder, bucket, hub)
 
 
-def main(every: int = 1) -> int:
+def main(every: int = 1, *names: str) -> int:
     """Fail every change of each kind of work, in each way."""
     failed = 0
     print("| | changes | cases | lost |\n|---|---|---|---|", flush=True)
     with tempfile.TemporaryDirectory(dir="/dev/shm") as folder, world(Path(folder)) as found:
-        for work in map(found.work, NAMES):
+        for work in map(found.work, names or NAMES):
             lost, tried = [], 0
             for fault in get_args(Fault):
                 for number in range(1, len(work.changes) + 1, every):
@@ -211,4 +244,4 @@ def main(every: int = 1) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(min(main(*map(int, sys.argv[1:])), 1))
+    sys.exit(min(main(*map(int, sys.argv[1:2]), *sys.argv[2:]), 1))

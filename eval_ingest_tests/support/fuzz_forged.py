@@ -46,7 +46,7 @@ from eval_ingest_tests.support.fuzz_kinds import Fault, Watched, check_message
 from eval_ingest_tests.support.sealed import saying
 
 _MARKUP = "<script>alert(1)</script>"
-_ODD: tuple[Any, ...] = (
+ODD: tuple[Any, ...] = (
     None, -1, 0, 65_536, 10**30, 10**400, 2**63, 1.5, True, "DEEP", "y" * 1_000_000, "",
     "x" * 3_000, _MARKUP, "\x1b[31mred\x07", "a\nb",
     "![x](http://127.0.0.1:9/x)", "../../x", "/etc/passwd", "{{7*7}}", "${HOME}", "\ud800", [], {},
@@ -90,7 +90,7 @@ class Forged(Watched):
 
     def _forge(self, rng: random.Random, watch: poison.Watch) -> str:
         """Have a file say something else; returns what."""
-        odd = rng.choice([*_ODD, *(value for _, value in watch.values())])
+        odd = rng.choice([*ODD, *(value for _, value in watch.values())])
         dataset = self.work / "crops"
         files = sorted([*dataset.glob("*.json"), *dataset.glob(".rslearn*/*.json")])
         files += [dataset / "metadata.json", dataset / "opening.json"] * (len(files) // 2)

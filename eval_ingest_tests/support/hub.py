@@ -4,18 +4,21 @@ Repositories of data sets with commits, small files and LFS files; no accounts, 
 """
 
 import base64
+import contextlib
 import hashlib
 import json
 import re
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
 import pytest
 import yaml
+
+from eval_ingest_tests.support.memory_bucket import Died
 
 LFS_BYTES = 4096
 """Larger files are LFS files; the Hub decides by name and content."""
@@ -27,6 +30,8 @@ class Hub:
     url = ""
 
     def __init__(self) -> None:
+        self.change: Callable[[str], AbstractContextManager[None]] = contextlib.nullcontext
+        """Around each upload and each commit; what it raises is refused."""
         self.clear()
 
     def clear(self) -> None:
@@ -224,9 +229,23 @@ class Handler(BaseHTTPRequestHandler):
             self.reply({"error": "not today"}, 403)
             return
         assert hashlib.sha256(self.body).hexdigest() == oid
-        self.hub.blobs[oid] = self.body
-        self.hub.uploads.append(oid)
-        self.reply(b"")
+
+        def keep() -> None:
+            self.hub.blobs[oid] = self.body
+            self.hub.uploads.append(oid)
+
+        if self.changed(f"hub: {oid}", keep):
+            self.reply(b"")
+
+    def changed(self, what: str, do: Callable[[], None]) -> bool:
+        """Make a change; False if it was refused, done or not, and that was told."""
+        try:
+            with self.hub.change(what):
+                do()
+        except (OSError, Died):
+            self.reply({"error": "not today"}, 403)
+            return False
+        return True
 
     def commit(self, repo: str, revision: str) -> None:
         files = dict(self.hub.repos[repo][-1])
@@ -238,7 +257,8 @@ class Handler(BaseHTTPRequestHandler):
                 files[value["path"]] = self.hub.blobs[value["oid"]]
             elif key == "deletedFile":
                 del files[value["path"]]
-        self.hub.repos[repo].append(files)
+        if not self.changed("hub: a commit", lambda: self.hub.repos[repo].append(files)):
+            return
         oid = sha(len(self.hub.repos[repo]) - 1)
         self.reply(
             {"success": True, "commitOid": oid, "commitUrl": f"{self.hub.url}/{repo}/commit/{oid}"}
