@@ -1,8 +1,9 @@
 """Archives whose windows are indexed as they come off the stream, in one pass."""
 
+import errno
 import io
 import tarfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,14 +12,15 @@ import pytest
 
 from eval_ingest import pipeline
 from eval_ingest.engine import no_progress
-from eval_ingest.errors import SourceError
+from eval_ingest.errors import SourceError, StoreError
 from eval_ingest.indexing import partial
+from eval_ingest.indexing.work import IndexTask
 from eval_ingest.sources import archive as archives
 from eval_ingest.sources import decompress, stream, window_table
 from eval_ingest.sources.unpacking import Unpacking
 from eval_ingest.store.outcomes import read_outcome
 from eval_ingest.store.shards import ShardWriter
-from eval_ingest.store.tables import StoredTable
+from eval_ingest.store.tables import MergedTable, StoredTable
 from eval_ingest.verifying import verify_dataset
 from eval_ingest_tests.conftest import make_job
 from eval_ingest_tests.support import faults
@@ -169,6 +171,41 @@ def test_an_index_is_put_together_on_the_disk_and_read_from_there(
     monkeypatch.setattr("eval_ingest.store.tables._GROUP_ROWS", 3)
     first, *_ = pipeline.ingest(make_job(archive, tmp_path / "root"))
     assert isinstance(first.value.table, StoredTable)
+    assert_same_ingest(tmp_path / "root", reference)
+
+
+@pytest.mark.parametrize("from_archive", [True, False])
+@pytest.mark.parametrize(
+    "fault", [OSError(errno.ENOSPC, "No space left on device"), KeyboardInterrupt()]
+)
+def test_a_run_that_ends_while_its_index_is_put_together_reads_no_window_again(
+    fault: BaseException,
+    from_archive: bool,
+    small: Path,
+    tmp_path: Path,
+    reference: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    source = pack(small, tmp_path / "crops.tar.gz", members(small)) if from_archive else small
+    monkeypatch.setattr(partial, "PARTIAL_ROWS", 4)
+    monkeypatch.setattr("eval_ingest.store.tables._GROUP_ROWS", 3)
+    to_batches = MergedTable.to_batches
+
+    def stopping(self: MergedTable) -> Iterator[Any]:
+        batches = to_batches(self)
+        yield next(batches)
+        if "geometry" in self.column_names:  # all of it is being written
+            raise fault
+        yield from batches
+
+    with monkeypatch.context() as stopped:
+        stopped.setattr(MergedTable, "to_batches", stopping)
+        with pytest.raises((StoreError, KeyboardInterrupt), match=r"the disk is full|^$"):
+            pipeline.ingest(make_job(source, tmp_path / "root"))
+    with monkeypatch.context() as watched:
+        watched.setattr(IndexTask, "read", lambda *_: pytest.fail("it is read again"))
+        pipeline.run_stage(make_job(source, tmp_path / "root"), "window_index")
+    pipeline.ingest(make_job(source, tmp_path / "root"))
     assert_same_ingest(tmp_path / "root", reference)
 
 
