@@ -84,8 +84,8 @@ bench-many: $(READY)  ## looking at a root of so many datasets, and Dagster's pa
 profile: $(READY)  ## where an ingest's processor time goes; WINDOWS="1000 4000", AT=/dev/shm or SOURCE=/data/crops
 	$(BIN)/python -m benchmarks.profile --windows $${WINDOWS:-1000} $${AT:+--at $$AT} $${SOURCE:+--source $$SOURCE}
 
-scale: $(READY)  ## an ingest over dask, where each request takes 30 ms; WORKERS="1 2 4" WINDOWS=1000
-	$(BIN)/python -m benchmarks.scale --workers $${WORKERS:-1 2 4} --windows $${WINDOWS:-1000}
+scale: $(READY)  ## an ingest over dask, where each request takes 30 ms; WORKERS="1 2 4" WINDOWS=1000 AT=/dev/shm
+	$(BIN)/python -m benchmarks.scale --workers $${WORKERS:-1 2 4} --windows $${WINDOWS:-1000} $${AT:+--at $$AT}
 
 peers: $(PEERS_READY)  ## make .venv-peers: the existing OlmoEarth eval code, for test_peers.py
 
@@ -118,6 +118,10 @@ ui: $(READY)  ## Dagster's page and daemon at http://127.0.0.1:3000, watching th
 
 # Scores are the demo's if their version is one that the demo's eval root knows.
 clean:  ## remove the demo's data, its scores, Dagster's history and the demo's .env; .venv stays
+	@for pid in $$(pgrep -f '[d]agster (dev|asset|job)' 2>/dev/null); do \
+	  at=$$(readlink /proc/$$pid/cwd || lsof -a -p $$pid -d cwd -Fn 2>/dev/null | sed -n 's/^n//p'); \
+	  if [ "$$at" = "$$(pwd -P)" ]; then echo "a page or a run of this folder would lose what it shows:" \
+	    "end process $$pid, then run make clean again" >&2; exit 1; fi; done
 	@if grep -qs "Written by make demo" .env; then rm .env; \
 	  for row in sweep_results/rows/*.json; do \
 	    version=$$(sed -n 's/^ *"dataset_version": \("[^"]*"\).*/\1/p' "$$row" 2>/dev/null); \

@@ -74,7 +74,7 @@ PARTS: dict[str, tuple[str, ...]] = {
     ),
     "index, in the parent": (
         "eval_ingest.pipeline:index_source",
-        "eval_ingest.indexing.build:add_geometry",
+        "eval_ingest.indexing.partial:add_geometry",
     ),
     "outcomes written, compared": (
         "eval_ingest.pipeline:write_stage",

@@ -53,19 +53,21 @@ def main() -> int:
     parser.add_argument("--windows", type=int, default=1000)
     parser.add_argument("--workers", type=int, nargs="+", default=[1, 2, 4])
     parser.add_argument("--latency-ms", type=float, default=30.0)
+    parser.add_argument("--at", type=Path, default=CACHE, help="where evals go: /dev/shm, for one")
     parser.add_argument("--json", type=Path, help="write the figures there, too")
     options = parser.parse_args()
     logging.disable(logging.WARNING)
-    source = dataset(options.windows).resolve()
+    source, root = dataset(options.windows).resolve(), options.at.absolute() / "scale"
     print(f"{machine()}; {options.windows} windows, {options.latency_ms:g} ms a request; "
           f"load {os.getloadavg()[0]:.1f} at the start")  # fmt: skip
     print(_LINE.format("workers", "seconds", "index", "copy", "faster", "efficiency", "cores in "
                        "use", "to workers", "rows back"))  # fmt: skip
     found: list[Measured] = []
     for workers in options.workers:
-        found.append(measured(source, workers, options.latency_ms))
+        found.append(measured(source, root, workers, options.latency_ms))
         print(told(found, options.windows), flush=True)
-    rows = _bytes_of_rows(CACHE.absolute() / "scale")
+    rows = _bytes_of_rows(root)
+    shutil.rmtree(root)
     print(f"of a window there are {rows / options.windows:,.0f} bytes of rows, as they are pickled,"
           f" and {_bytes_of(source) / options.windows:,.0f} in its files")  # fmt: skip
     if options.json:
@@ -89,9 +91,8 @@ def told(found: list[Measured], windows: int) -> str:
     )  # fmt: skip
 
 
-def measured(source: Path, workers: int, latency_ms: float) -> Measured:
+def measured(source: Path, root: Path, workers: int, latency_ms: float) -> Measured:
     """An ingest into an empty root."""
-    root = CACHE.absolute() / "scale"
     shutil.rmtree(root, ignore_errors=True)
     os.sync()
     slow = slow_opens(source, latency_ms)

@@ -34,11 +34,6 @@ class Background(Generic[Key, Value]):
             del self._begun[key]
         return done
 
-    def seconds(self, key: Key) -> float:
-        """How long something has been under way; 0 if it isn't."""
-        begun = self._begun.get(key)
-        return 0.0 if begun is None else begun.waited
-
 
 class Call(Generic[Value]):
     """A call in a thread of its own, which doesn't keep the process alive."""

@@ -9,6 +9,7 @@ import atexit
 import contextlib
 import difflib
 import gc
+import logging
 import os
 import re
 import shlex
@@ -114,6 +115,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # it would start threads for nothing
         gc.set_threshold(20_000, 50, 100)
         atexit.register(gc.freeze)  # nor need the interpreter look for it when it ends
+        _tell_what_is_noted()
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(AttributeError):  # a stand-in: it takes any character
             stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
@@ -165,6 +167,19 @@ def _of_a_path(error: BaseException) -> Exception | None:
     return store_error(str(error.filename), "looking at", error)
 
 
+def _tell_what_is_noted() -> None:
+    """Have what the package notes be lines of the command: what is waited for, and what is odd."""
+
+    class Told(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            with contextlib.suppress(OSError):  # nobody reads it any more
+                _complain(record.getMessage())
+
+    log = logging.getLogger("eval_ingest")
+    log.setLevel(logging.INFO)
+    log.addHandler(Told())
+
+
 def _complain(text: str) -> None:
     from eval_ingest.report.printing import told
 
@@ -207,8 +222,12 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     # A name after flags is left over by argparse, which looks for it before them alone.
     options, left = whole.parse_known_args(arguments)
     parser, dataset = options.parser, options.dataset
-    if dataset and options.name is None and left and not left[0].startswith("-"):
-        options.name = left.pop(0)
+    if dataset:
+        if options.word is None and left and not left[0].startswith("-"):
+            options.word = left.pop(0)
+        if None not in (options.word, options.name) and options.word != options.name:
+            parser.error(f"give one name, and not both {options.word} and {options.name}")
+        options.name = options.name if options.word is None else options.word
     for word in left:
         flags = re.findall(r"--[a-z][a-z-]*", parser.format_help())
         hint = _near(word, flags) if word.startswith("--") else ""
@@ -221,22 +240,6 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     if dataset == "or source" and options.source is None and "/" in (options.name or ""):
         options.source, options.name = options.name, None
     return options
-
-
-class _OneName(argparse.Action):
-    """A dataset's name, which may stand alone or behind --name, but not twice and otherwise."""
-
-    def __call__(
-        self,
-        parser: argparse.ArgumentParser,
-        namespace: argparse.Namespace,
-        values: Any,
-        option_string: str | None = None,
-    ) -> None:
-        """Keep it."""
-        if getattr(namespace, "name", None) not in (None, values):
-            parser.error(f"give one name, and not both {namespace.name} and {values}")
-        namespace.name = values
 
 
 def _command(
@@ -266,15 +269,13 @@ def _command(
     if dataset:
         is_new = dataset == "or source"
         argument = parser.add_argument(
-            "name",
+            "word",
             nargs="?",
             metavar="NAME",
-            action=_OneName,
-            default=argparse.SUPPRESS,
             help="the dataset; of the catalog, or new" if is_new else "the dataset",
         )
         argument.completer = lambda **_: dataset_names(dataset)  # type: ignore[attr-defined]
-        parser.add_argument("--name", dest="name", action=_OneName, help=argparse.SUPPRESS)
+        parser.add_argument("--name", help=argparse.SUPPRESS)
     parser.add_argument("--json", action="store_true", help="print JSON, for programs")
     return parser
 

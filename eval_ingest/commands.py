@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from eval_ingest import api
 from eval_ingest.completion import shell_code
 from eval_ingest.engine import PROGRAM
-from eval_ingest.errors import EvalIngestError, SpecError, UnknownDatasetError
+from eval_ingest.errors import EvalIngestError, SpecError, UnknownDatasetError, optional_part
 from eval_ingest.flags import given_fields
 from eval_ingest.redaction import in_json
 from eval_ingest.report import terminal
@@ -278,7 +278,8 @@ def run_sweep(options: argparse.Namespace) -> Told:
 
 
 def _draw(out: Path) -> list[Path]:
-    from eval_ingest.sweep.plots import draw
+    with optional_part("ingest", "a picture (without: --no-plots)"):
+        from eval_ingest.sweep.plots import draw
     from eval_ingest.sweep.results import read_rows
 
     return draw(read_rows(out), out / "plots")

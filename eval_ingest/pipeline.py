@@ -19,7 +19,7 @@ goes on where it was. `ingest` runs all five; Dagster runs the same functions on
 import contextlib
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -53,23 +53,25 @@ from eval_ingest.indexing.build import finish_index, index_source, partial_rows
 from eval_ingest.indexing.wanted import check_storage
 from eval_ingest.job import Job, with_config_of, write_config
 from eval_ingest.sources.discovery import source_fingerprint
+from eval_ingest.store import registry
 from eval_ingest.store.atomic import file_crc32c, remove_path
 from eval_ingest.store.claims import claim
 from eval_ingest.store.index_file import read_index, read_splits, write_splits
 from eval_ingest.store.leftovers import GRACE_S, remove_retired, remove_unfinished
 from eval_ingest.store.outcomes import read_copy, read_outcome, read_source_state
-from eval_ingest.store.registry import (
-    read_metadata,
-    read_opening,
-    read_registry,
-    rebuild_registry,
-    write_metadata,
-)
 from eval_ingest.store.seal import unless_damaged, write_sealed_json
 from eval_ingest.store.shards import shard_names
 from eval_ingest.waiting import remove_folder
 
-STAGES = ("window_index", "split_assignment", "norm_stats", "weka_copy", "registry_entry")
+INPUTS: Mapping[str, tuple[str, ...]] = {
+    "window_index": (),
+    "split_assignment": ("window_index",),
+    "norm_stats": ("window_index", "split_assignment"),
+    "weka_copy": ("window_index", "split_assignment"),
+    "registry_entry": ("window_index", "split_assignment", "norm_stats", "weka_copy"),
+}
+"""By stage, whose function below has its name, the stages that it is made from."""
+STAGES = tuple(INPUTS)
 
 NORM_VERSION = 3
 COPY_VERSION = 4
@@ -207,7 +209,7 @@ def registry_entry(
     # How a dataset is scored is no part of its version: embeddings of it stay right.
     data = job.spec.model_copy(update={"eval": EvalSettings()})
     wanted = fingerprint("registry_entry", ENTRY_VERSION, prints, data, job.config, job.origin)
-    old = unless_damaged(lambda: read_metadata(job.store))
+    old = unless_damaged(lambda: registry.read_metadata(job.store))
     if old is not None and (
         (old.fingerprint, old.splits, old.shards, old.spec.eval, old.their_entry)
         == (wanted, copy.splits, copy.shards, job.spec.eval, job.their_entry)
@@ -257,8 +259,8 @@ def publish(job: Job, metadata: Metadata) -> None:
     Raises:
         StoreError: the eval root can't be written.
     """
-    write_metadata(job.store, metadata)
-    rebuild_registry(job.root)
+    registry.write_metadata(job.store, metadata)
+    registry.rebuild_registry(job.root)
 
 
 def tidy(job: Job, metadata: Metadata) -> None:
@@ -273,33 +275,9 @@ def tidy(job: Job, metadata: Metadata) -> None:
 # --------------------------------------------------------------------------------- running them
 
 
-@dataclass(frozen=True)
-class _Stage:
-    build: Callable[..., Any]
-    inputs: tuple[str, ...]
-    write: Callable[[Job, Any], None]
-
-
-_STAGES: dict[str, _Stage] = {
-    "window_index": _Stage(window_index, (), finish_index),
-    "split_assignment": _Stage(
-        split_assignment,
-        ("window_index",),
-        lambda job, value: write_splits(job.layout.split_assignment, value),
-    ),
-    "norm_stats": _Stage(
-        norm_stats,
-        ("window_index", "split_assignment"),
-        lambda job, value: write_sealed_json(job.layout.norm_stats, value.model_dump()),
-    ),
-    "weka_copy": _Stage(
-        weka_copy,
-        ("window_index", "split_assignment"),
-        lambda job, value: write_sealed_json(job.layout.weka_copy, value.model_dump()),
-    ),
-    "registry_entry": _Stage(
-        registry_entry, ("window_index", "split_assignment", "norm_stats", "weka_copy"), publish
-    ),
+BUILD: Mapping[str, Callable[..., Any]] = {
+    build.__name__: build
+    for build in (window_index, split_assignment, norm_stats, weka_copy, registry_entry)
 }
 
 
@@ -359,8 +337,8 @@ def run_stage(job: Job, stage: str, values: dict[str, Any] | None = None) -> Out
             return run_stage(job, stage, values)
     started = time.monotonic()
     value: Any
-    inputs = []
-    for name in _STAGES[stage].inputs:
+    inputs: dict[str, Any] = {}
+    for name in INPUTS[stage]:
         value = (values or {}).get(name)
         if value is None:
             value = read_outcome(job.store, name)
@@ -369,13 +347,11 @@ def run_stage(job: Job, stage: str, values: dict[str, Any] | None = None) -> Out
                 f"{job.spec.name}: {stage} needs {name}, which has not run; run: "
                 f"dagster asset materialize --select {name} --partition {job.spec.name}"
             )
-        inputs.append(value)
+        inputs[name] = value
     if inputs:
-        job, inputs = _belonging_together(
-            job, dict(zip(_STAGES[stage].inputs, inputs, strict=True))
-        )
+        job, inputs = _belonging_together(job, inputs)
     with memory_given_back():
-        value = _STAGES[stage].build(job, *inputs)
+        value = BUILD[stage](job, *inputs.values())
         ran = write_stage(job, stage, value)
         if stage == "window_index":  # until then its rows lay in files that are gone now
             value = read_index(job.layout.window_index) or value
@@ -412,7 +388,7 @@ def _copy_wanted(job: Job, index: WindowIndex, splits: SplitAssignment) -> str:
     )
 
 
-def _belonging_together(job: Job, inputs: dict[str, Any]) -> tuple[Job, list[Any]]:
+def _belonging_together(job: Job, inputs: dict[str, Any]) -> tuple[Job, dict[str, Any]]:
     """A stage's job and inputs, if all are of one version: of one index, one policy, one spec.
 
     Raises:
@@ -429,7 +405,7 @@ def _belonging_together(job: Job, inputs: dict[str, Any]) -> tuple[Job, list[Any
                 before = "what it is made from, or the spec, changed since it was made"
                 raise StaleStageError(job.spec.name, stage, before)
         inputs["split_assignment"] = splits.joined(index)
-    return job, list(inputs.values())
+    return job, inputs
 
 
 def write_stage(job: Job, stage: str, value: Any) -> bool:
@@ -438,7 +414,15 @@ def write_stage(job: Job, stage: str, value: Any) -> bool:
     same = old is not None and old.fingerprint == value.fingerprint
     if same and (stage != "registry_entry" or (old == value and _registered(job, value))):
         return False
-    _STAGES[stage].write(job, value)
+    match stage:
+        case "window_index":
+            finish_index(job, value)
+        case "split_assignment":
+            write_splits(job.layout.split_assignment, value)
+        case "registry_entry":
+            publish(job, value)
+        case _:
+            write_sealed_json(getattr(job.layout, stage), value.model_dump())
     return True
 
 
@@ -448,8 +432,8 @@ def _registered(job: Job, metadata: Metadata) -> bool:
     if any(layout.path.glob(f".{layout.registry.name}.*.[ot][lm][dp]")):  # .old and .tmp
         return False
     try:
-        entry = read_registry(job.root).get(job.spec.name, {})
-        opened = read_opening(job.store)
+        entry = registry.read_registry(job.root).get(job.spec.name, {})
+        opened = registry.read_opening(job.store)
     except StoreError:
         return False  # damaged: it is compiled anew
     return (entry.get("fingerprint"), opened) == (metadata.fingerprint, opening(metadata))
@@ -470,7 +454,7 @@ def dataset_lock(job: Job, timeout_s: float = 5.0) -> Iterator[None]:
     doing = f"{job.spec.name} is being ingested"
     with machine_faults_told(), job.store.hold(timeout_s, doing):
         with contextlib.suppress(IntegrityError):  # damaged: it is made anew
-            read_metadata(job.store)  # raises if a newer eval_ingest has published
+            registry.read_metadata(job.store)  # raises if a newer eval_ingest has published
         claim(job.store, job.spec)
         remove_unfinished(job.layout)
         yield
@@ -483,14 +467,8 @@ def forget(job: Job) -> None:
     """
     with dataset_lock(job):
         layout = job.layout
-        for path in (
-            layout.resolved,
-            layout.window_index,
-            layout.split_assignment,
-            layout.norm_stats,
-            layout.weka_copy,
-            layout.copy_manifest,
-        ):
+        outcomes = (getattr(layout, stage) for stage in STAGES[:-1])
+        for path in (layout.resolved, *outcomes, layout.copy_manifest):
             remove_path(path)
         partial_rows(job).clear()
         # Their samples stay for readers; no run knows them any more.

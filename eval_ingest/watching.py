@@ -11,8 +11,9 @@ from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from functools import partial
 from pathlib import Path, PurePath
-from typing import Any, Protocol
+from typing import Any
 
+from eval_ingest import errors
 from eval_ingest.background import Background
 from eval_ingest.config_files import read_config_files
 from eval_ingest.core.arguments import place_fault
@@ -25,18 +26,7 @@ from eval_ingest.core.task import Task
 from eval_ingest.decoding.limits import fetchable
 from eval_ingest.decoding.metadata import read_metadata as read_window_metadata
 from eval_ingest.decoding.rasters import not_there_yet
-from eval_ingest.errors import (
-    ConfigError,
-    EvalIngestError,
-    IntegrityError,
-    NewerVersionError,
-    NotOursError,
-    SourceError,
-    SpecError,
-    StoreError,
-    brief,
-    lacking,
-)
+from eval_ingest.errors import lacking
 from eval_ingest.indexing.filters import WindowFilter, selected
 from eval_ingest.indexing.wanted import check_storage, groups_to_read
 from eval_ingest.inference.resolve import resolve
@@ -55,17 +45,6 @@ from eval_ingest.store.outcomes import read_source_state
 from eval_ingest.store.registry import metadata_at_hand, read_metadata, read_registry
 from eval_ingest.store.roots.base import DatasetStore, EvalRoot
 from eval_ingest.store.roots.open import open_root
-
-
-class Find(Protocol):
-    """Finds the datasets under one root."""
-
-    def __call__(
-        self, root: str, max_depth: int = ..., *, memory: Memory | None = None
-    ) -> Iterable[Found]:
-        """Those at most so many folders below it; what was seen earlier spares requests."""
-        ...
-
 
 Looks = Background[str, list[Found]]
 
@@ -151,7 +130,6 @@ def survey(
     roots: Iterable[str],
     settings: Settings,
     max_depth: int = MAX_DEPTH,
-    find: Find = find_datasets,
     looks: Looks | None = None,
     timeout_s: float | None = None,
     memory: Callable[[Mapping[str, Look]], Memory] | None = None,
@@ -162,7 +140,6 @@ def survey(
         roots: paths and URLs, in which `${VAR}` is expanded.
         settings: say where catalog and eval root are.
         max_depth: levels of folders below a root.
-        find: finds the datasets under one root.
         looks: takes looks that last longer than the timeout, to be had in a later survey.
         timeout_s: a root that takes longer counts as down; default: it is waited for.
         memory: from earlier looks at a root, which are kept in the cache, to what spares this one;
@@ -173,8 +150,7 @@ def survey(
     """
     looks = Background() if looks is None else looks
     work = {
-        root: partial(_look, root, settings, max_depth, find, memory)
-        for root in dict.fromkeys(roots)
+        root: partial(_look, root, settings, max_depth, memory) for root in dict.fromkeys(roots)
     }
     done = looks.outcomes(work, timeout_s)
     result = Survey()
@@ -189,12 +165,12 @@ def survey(
         try:
             for dataset in done[root].result():
                 found.setdefault(_plain(dataset.url), dataset)
-        except EvalIngestError as error:
+        except errors.EvalIngestError as error:
             result.down[redacted(root)] = str(error)
         except Exception as error:
             result.down[redacted(root)] = fault_text(error)
             result.faults[redacted(root)] = error
-    broken: dict[str, EvalIngestError] = {}
+    broken: dict[str, errors.EvalIngestError] = {}
     catalog = read_catalog(settings, broken)
     for path, problem in broken.items():
         if not path.endswith((".yaml", ".yml")):
@@ -233,28 +209,29 @@ def _look(
     root: str,
     settings: Settings,
     max_depth: int,
-    find: Find,
     memory: Callable[[Mapping[str, Look]], Memory] | None,
 ) -> list[Found]:
     expanded = os.path.expanduser(settings.expand(root))
     if fault := place_fault(expanded):
-        raise SourceError(f"the root {brief(expanded, 60)} {fault}; give a path or URL")
+        raise errors.SourceError(
+            f"the root {errors.brief(expanded, 60)} {fault}; give a path or URL"
+        )
     if holds_secret(expanded):
-        raise SourceError(
+        raise errors.SourceError(
             f"the root {expanded} holds a password or a signature, and what is found is kept for "
             "others to read; use the default credentials of the machine"
         )
     if memory is None:
-        return list(find(expanded, max_depth))
+        return list(find_datasets(expanded, max_depth))
     cache = Path(settings.cache).expanduser()
     path = cache / "looks" / f"{fingerprint(expanded, max_depth)}.json"
     looks = {}
-    with contextlib.suppress(StoreError):  # damaged: then everything is looked at in full
+    with contextlib.suppress(errors.StoreError):  # damaged: then everything is looked at in full
         looks = read_looks(read_bytes(path))
     looked = memory(looks)
-    found = list(find(expanded, max_depth, memory=looked))
+    found = list(find_datasets(expanded, max_depth, memory=looked))
     if looked.looks != looks:
-        with contextlib.suppress(StoreError):  # then the next look takes as long as this one
+        with contextlib.suppress(errors.StoreError):  # then the next look takes as long as this one
             write_json(path, looked.dump())
     return found
 
@@ -276,9 +253,9 @@ def _registered_specs(
             continue
         try:
             metadata = _metadata_of(root.dataset(name), str(entry.get("fingerprint", "")))
-        except IntegrityError:  # an ingest makes it anew
+        except errors.IntegrityError:  # an ingest makes it anew
             specs[name] = DatasetSpec(name=name, source=literal(source))
-        except StoreError:
+        except errors.StoreError:
             continue  # of another version, say: its name is taken
         else:
             other = DatasetSpec(name=name, source=literal(source))  # another tool's, or removed
@@ -303,7 +280,7 @@ def _named(
     for spec in catalog.values():
         try:
             by_source.setdefault(_plain(settings.expand(spec.source)), []).append(spec)
-        except EvalIngestError:
+        except errors.EvalIngestError:
             continue  # it names a variable that isn't set, so it is nowhere
     sightings = []
     free: dict[str, Found] = {}
@@ -360,7 +337,7 @@ def look_at(sighting: Sighting, settings: Settings) -> Judgement:
     """
     try:
         return judge(sighting, settings)
-    except EvalIngestError:
+    except errors.EvalIngestError:
         raise
     except Exception as error:
         return Judgement(State.UNKNOWN, fault_text(error), fault=error)
@@ -390,16 +367,16 @@ def judge(sighting: Sighting, settings: Settings) -> Judgement:
     metadata, damaged = None, False
     try:
         metadata = _metadata_of(store, sighting.published)
-    except IntegrityError:
+    except errors.IntegrityError:
         damaged = True  # an ingest makes it anew
-    except NewerVersionError as error:
+    except errors.NewerVersionError as error:
         return Judgement(State.NOT_INGESTABLE, str(error))
     if metadata is None and not damaged:
         if sighting.removed:
             return Judgement(State.IGNORED, sighting.removed)
         try:
             refuse_theirs(store, sighting.spec)
-        except NotOursError as error:
+        except errors.NotOursError as error:
             return Judgement(State.THEIRS, str(error))
     # What is here of a bucket is looked at first: what it says of a version stays true.
     states = (read_source_state(store, at_hand) for at_hand in (True, False))
@@ -414,9 +391,9 @@ def _judge_source(sighting: Sighting, settings: Settings, state: State) -> Judge
     """What the source says of a dataset that is to be ingested."""
     try:
         if sighting.problem:
-            raise ConfigError(sighting.problem)
+            raise errors.ConfigError(sighting.problem)
         if not sighting.found.windows:
-            raise ConfigError(
+            raise errors.ConfigError(
                 f"{sighting.found.url} holds no windows; expected windows/<group>/<window>"
             )
         source = open_source(settings.expand(sighting.spec.source))
@@ -424,10 +401,10 @@ def _judge_source(sighting: Sighting, settings: Settings, state: State) -> Judge
         config = resolve(files, sighting.spec)
         check_storage(source, config)
         inside = look_inside(sighting, source, config)
-    except StoreError:
+    except errors.StoreError:
         raise
-    except EvalIngestError as error:
-        of_source = isinstance(error, ConfigError | SpecError)
+    except errors.EvalIngestError as error:
+        of_source = isinstance(error, errors.ConfigError | errors.SpecError)
         return Judgement(State.NOT_INGESTABLE, str(error), of_source=of_source)
     if len(inside.lacking) > sighting.spec.max_invalid_fraction * inside.looked_at:
         state = State.UNFINISHED
@@ -471,7 +448,7 @@ def judge_all(
         found = look_at(sighting, settings)
         if found.of_source and sighting.spec.config is None:
             since = old.since if old and old.judgement == found else time_s
-            with contextlib.suppress(StoreError):  # then it is judged anew the next time
+            with contextlib.suppress(errors.StoreError):  # then it is judged anew the next time
                 judged = _Judged(
                     version=version, since=since, at=time_s, state=found.state,
                     reason=found.reason, stamp=found.stamp, task=found.task,
@@ -508,7 +485,7 @@ class _Judged(Record):
 def _read_judged(path: Path, version: str) -> _Judged | None:
     """What is kept of this version of a dataset."""
     found: _Judged | None = None
-    with contextlib.suppress(StoreError):  # damaged: as none
+    with contextlib.suppress(errors.StoreError):  # damaged: as none
         found = read_kept(_Judged, read_bytes(path))
     return found if found and found.version == version else None
 
@@ -519,7 +496,7 @@ def _metadata_of(store: DatasetStore, published: str) -> Metadata | None:
     Raises:
         StoreError: as `read_metadata` does.
     """
-    with contextlib.suppress(StoreError):
+    with contextlib.suppress(errors.StoreError):
         found = metadata_at_hand(store.layout)
         if found is not None and found.fingerprint == published:
             return found
@@ -568,15 +545,15 @@ def look_inside(sighting: Sighting, source: Source, config: ResolvedConfig) -> I
     with ThreadPoolExecutor(8, thread_name_prefix="look_inside") as pool:
         windows = list(pool.map(lambda at: source.window(at[0], at[1], config.layer_names), places))
     incomplete = [window for window in windows if not_there_yet(window, config)]
-    lacking = {
+    lacks = {
         window.key: not_there_yet(window, config)
         for window, reader in source.readers(incomplete, whole=False, fetchable=fetchable)
         if _is_wanted(window, reader, sighting.spec, config)
     }
     return Inside(
         fingerprint(sighting.found.fingerprint, [window.listed for window in windows]),
-        len(windows) - len(incomplete) + len(lacking),
-        lacking,
+        len(windows) - len(incomplete) + len(lacks),
+        lacks,
     )
 
 
@@ -586,7 +563,7 @@ def _is_wanted(
     """False for windows that an ingest passes over, by their tags or time."""
     try:
         metadata = read_window_metadata(reader, window)
-    except SourceError:
+    except errors.SourceError:
         return True  # it has gone or changed since it was listed
     if metadata is None:
         return True

@@ -76,7 +76,7 @@ def test_materialisations_show_what_a_person_wants_to_know(world: World) -> None
     assert "| modality | band | mean | std | min | max |" in norm["statistics"]
     assert copy["windows copied"] > 0
     assert entry["train"] == splits["train"]
-    assert 'EvalDataset("crops", split="val")' in entry["load it"]
+    assert 'EvalDataset("crops", split="train")' in entry["load it"]
     for stage in pipeline.STAGES:
         assert world.shown(stage)["path"] == stage_path(world.store(), stage)
 

@@ -428,7 +428,7 @@ def test_a_fault_of_ours_in_one_root_does_not_stop_the_others(
             raise KeyError("deep inside")
         return find_datasets(where, depth, memory=memory)
 
-    monkeypatch.setattr(sensors, "find_datasets", faulty)
+    monkeypatch.setattr(watching, "find_datasets", faulty)
     told = ticks().skip_message or ""
     assert "gs://odd could not be looked at: KeyError: 'deep inside'" in told
     assert len(ticks().run_requests or ()) == 1
@@ -447,7 +447,7 @@ def test_a_root_that_never_answers_does_not_stop_the_others(
             hung.wait(60)
         return find_datasets(where, depth, memory=memory)
 
-    monkeypatch.setattr(sensors, "find_datasets", find)
+    monkeypatch.setattr(watching, "find_datasets", find)
     monkeypatch.setattr(sensors, "ROOTS_S", 0.5)
     ticks.settings = replace(ticks.settings, studio_roots=("gs://hangs", str(root)))
     assert [r.partition_key for r in ticks.until_asked()] == ["crops"]

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from eval_ingest.core.modality import MODALITIES
 from eval_ingest.errors import StoreError
 from eval_ingest.testing import demo
 from eval_ingest_tests.support.factories import windows_of
@@ -33,7 +34,7 @@ def test_rslearn_reads_the_demo(written: Path) -> None:
     for sample in samples.values():
         pixels = sample.inputs["sentinel2_l2a"]
         assert pixels.shape == (12, 12, 64, 64)
-        assert sample.bands["sentinel2_l2a"] == demo.MODEL_BANDS
+        assert sample.bands["sentinel2_l2a"] == MODALITIES["sentinel2_l2a"].bands
         assert pixels.min() >= 1 and pixels.max() <= 10000
         times = sample.timestamps["sentinel2_l2a"]
         assert times is not None and times == sorted(times) and len(set(times)) == 12

@@ -75,7 +75,7 @@ def test_windows_are_not_looked_into(tmp_path: Path) -> None:
     shell(tmp_path / "one")
     shell(tmp_path / "one" / "windows" / "g" / "w0")  # a trap
     listed: list[str] = []
-    real = discovery._LocalLister(str(tmp_path))
+    real = discovery._lister(str(tmp_path))
 
     def lister(folders: Sequence[str]) -> list[list[Entry]]:
         listed.extend(folders)

@@ -1,5 +1,6 @@
 """Damaged input gives right values or an error of ours: the short form of `make torture`."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -25,9 +26,15 @@ CASES = {
 """Few, and not of every kind: `make torture` tries others each time, and thousands."""
 
 
+@pytest.fixture(scope="module")
+def exits() -> Iterator[fuzz.Exits]:
+    with fuzz.forking() as found:
+        yield found
+
+
 @pytest.mark.parametrize("kind", CASES)
-def test_damage_is_told_or_harmless(kind: str, tmp_path: Path) -> None:
-    report = fuzz.run(kind, tmp_path / "fuzz", seed=1, cases=CASES[kind])
+def test_damage_is_told_or_harmless(kind: str, exits: fuzz.Exits, tmp_path: Path) -> None:
+    report = fuzz.run(kind, tmp_path / "fuzz", seed=1, cases=CASES[kind], exits=exits)
     assert list(fuzz.failures(report)) == []
     assert report.tried == CASES[kind]
     assert report.slowest_s < fuzz.LONGEST_S

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from eval_ingest.errors import SettingsError, SourceError, StoreError
-from eval_ingest.objects import connection
+from eval_ingest.objects import connection, greeting
 from eval_ingest.objects.filesystems import payer_of
 from eval_ingest.objects.reading import Objects
 from eval_ingest.objects.writing import WritableObjects
@@ -250,3 +250,23 @@ def test_who_pays_goes_by_the_bucket(monkeypatch: pytest.MonkeyPatch) -> None:
     assert payer_of("gs://a/x") == payer_of("gcs://a") == "p"
     assert payer_of("s3://b/x/y") == payer_of("s3a://b") == "requester"
     assert payer_of("gs://ab") == payer_of("s3://a") == payer_of("weka://b") == ""
+
+
+def test_what_is_waited_for_is_noted_while_libraries_are_imported(
+    silent: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    notes = []
+
+    def load(url: str) -> None:
+        deadline = time.monotonic() + 20
+        while not caplog.messages and time.monotonic() < deadline:
+            time.sleep(0.01)
+        notes.extend(caplog.messages)
+
+    monkeypatch.setattr(greeting, "load_library", load)
+    monkeypatch.setattr(greeting, "_SILENT_S", 0.05)
+    with caplog.at_level("INFO", "eval_ingest"), pytest.raises(SourceError):
+        open_source(silent)
+    assert len(notes) == 1
+    assert silent in notes[0]
+    assert "waiting for http://127.0.0.1:" in notes[0]

@@ -104,6 +104,19 @@ def test_make_clean_removes_the_demo_and_nothing_of_a_user(
     assert ("sweep_results stays" in done.stdout) is (len(scored) == 2)
 
 
+def test_make_clean_leaves_what_a_running_page_shows(tmp_path: Path) -> None:
+    (tmp_path / ".dagster").mkdir()
+    page = [sys.executable, "-c", "input()", "dagster", "dev"]  # looks like one
+    with subprocess.Popen(page, cwd=tmp_path, stdin=subprocess.PIPE) as running:
+        done = make(tmp_path, "clean")
+        assert done.returncode != 0
+        assert f"end process {running.pid}, then run make clean again" in done.stderr
+        assert (tmp_path / ".dagster").exists()
+        running.communicate(b"\n")
+    assert make(tmp_path, "clean").returncode == 0
+    assert not (tmp_path / ".dagster").exists()
+
+
 def test_make_help_tells_what_can_be_set(tmp_path: Path) -> None:
     lines = make(tmp_path, "help").stdout.splitlines()
     lines = [line for line in lines if not line.startswith("make[")]  # within another make

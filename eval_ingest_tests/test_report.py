@@ -30,7 +30,7 @@ from eval_ingest.errors import StoreError, UnknownDatasetError
 from eval_ingest.report import charts
 from eval_ingest.report import map as map_module
 from eval_ingest.report.charts import _nice_edges
-from eval_ingest.report.drawing import WIDTH_PX, add_text, new_figure, to_png
+from eval_ingest.report.drawing import DPI, WIDTH_IN, add_text, new_figure, to_png
 from eval_ingest.report.export import export_dataset
 from eval_ingest.report.map import window_map
 from eval_ingest.report.page import dataset_card, html_page, hub_header
@@ -93,7 +93,7 @@ def test_every_kind_of_dataset_has_its_pictures(case: str, ingested: Ingested) -
     for picture in pictures:
         image = Image.open(io.BytesIO(picture.png))
         assert image.format == "PNG"
-        assert image.width == WIDTH_PX
+        assert image.width == WIDTH_IN * DPI
         assert 200 < image.height < 3000
         assert len(image.convert("RGB").getcolors(1 << 24) or []) > 20  # not blank
 

@@ -254,7 +254,7 @@ def test_on_a_disk_every_window_that_comes_or_goes_is_seen_and_none_is_listed(
     group = tmp_path / "root" / "one" / "windows" / "g"
     os.utime(group, (1e9, 1e9))
     watch, listed = Watch(str(tmp_path / "root")), list[str]()
-    real = discovery._LocalLister(watch.url)
+    real = discovery._lister(watch.url)
 
     def lister(folders: Sequence[str]) -> list[list[Entry]]:
         listed.extend(folders)

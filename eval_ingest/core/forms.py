@@ -54,22 +54,21 @@ class ColumnForm:
         return values.type == self.type and self._bounded(values) and self.right(values)
 
     def _bounded(self, values: pa.Array) -> bool:
-        kind = values.type
+        kind, low, high = values.type, self.low, self.high
         if self.whole and values.null_count:
             return False
-        if pa.types.is_struct(kind):
-            return all(map(self._bounded, values.flatten()))
-        if pa.types.is_list(kind):
-            return self._bounded(inner_values(values))
-        if pa.types.is_string(kind):
-            return not self.of or self.of.issuperset(_distinct(values))
-        low, high = self.low, self.high
         if pa.types.is_timestamp(kind):
             values, low, high = values.cast(pa.int64()), _FIRST_US, _LAST_US
-        if not len(values) or not pa.types.is_integer(values.type):
+        elif not pa.types.is_integer(kind):
+            if pa.types.is_struct(kind):
+                return all(map(self._bounded, values.flatten()))
+            if pa.types.is_list(kind):
+                return self._bounded(inner_values(values))
+            return not self.of or self.of.issuperset(_distinct(values))
+        if not len(values):
             return True
         found = numbers(values, max(low, 0))
-        return bool(found.min() >= low and found.max() <= high)
+        return bool(np.minimum.reduce(found) >= low and np.maximum.reduce(found) <= high)
 
 
 @dataclass(frozen=True)

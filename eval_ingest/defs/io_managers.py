@@ -4,7 +4,7 @@ What is read and written here is what `EvalDataset` loads; how, says store/.
 """
 
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import dagster as dg
 from upath import UPath
@@ -64,18 +64,15 @@ class StageIOManager(dg.UPathIOManager):
         with as_failure(store.name):
             value = read_outcome(store, stage)
             if value is None:
-                self._explain_missing(store, stage)
+                find_spec(self._settings, store.name)  # a mistyped name has another cure
+                # Of what it is made from, the first that is missing: others need that too.
+                needed = (*pipeline.INPUTS[stage], stage)
+                first = next(s for s in needed if s == stage or read_outcome(store, s) is None)
+                raise NotIngestedError(
+                    f"{store.name}: {first} has not run yet, and this stage needs it; run: "
+                    f"dagster asset materialize --select {first} --partition {store.name}"
+                )
             return value
-
-    def _explain_missing(self, store: DatasetStore, stage: str) -> NoReturn:
-        """Name the first stage that is missing: the ones after it need it too."""
-        find_spec(self._settings, store.name)  # a mistyped name has another cure
-        upto = pipeline.STAGES[: pipeline.STAGES.index(stage) + 1]
-        first = next(s for s in upto if s == stage or read_outcome(store, s) is None)
-        raise NotIngestedError(
-            f"{store.name}: {first} has not run yet, and this stage needs it; run: "
-            f"dagster asset materialize --select {first} --partition {store.name}"
-        )
 
     def _store(self, path: UPath) -> DatasetStore:
         return open_root(self._settings).dataset(Path(str(path)).parent.name)

@@ -20,7 +20,7 @@ from eval_ingest.errors import EvalIngestError
 from eval_ingest.job import Job
 from eval_ingest.pipeline import Outcome
 from eval_ingest.redaction import in_lines, in_markdown
-from eval_ingest.report.terminal import size
+from eval_ingest.report.terminal import band_table, size, usage
 from eval_ingest.store.paths import DatasetLayout
 from eval_ingest.store.roots.base import DatasetStore, EvalRoot
 
@@ -159,15 +159,11 @@ def _split_tables(
 
 
 def _norm_metadata(stats: NormStats) -> dict[str, Any]:
-    rows = [
-        (modality, band, *(f"{numbers[key]:.6g}" for key in ("mean", "std", "min", "max")))
-        for modality, bands in stats.stats.items()
-        for band, numbers in bands.items()
-    ]
+    heads, *rows = band_table(stats.stats)
     found: dict[str, Any] = {
         "train windows": stats.n_windows,
         "bands": len(rows),
-        "statistics": table(("modality", "band", "mean", "std", "min", "max"), rows),
+        "statistics": table(heads, rows),
     }
     if stats.warnings:
         found["warnings"] = listed(stats.warnings)
@@ -210,10 +206,7 @@ def entry_metadata(
     found |= _split_tables(counts, entry.split_report, config.task)
     return found | {
         **pictures,
-        "load it": dg.MetadataValue.md(
-            f"```python\nfrom eval_ingest import EvalDataset\n\n"
-            f'EvalDataset("{entry.name}", split="val")\n```'
-        ),
+        "load it": dg.MetadataValue.md(f"```python\n{usage(entry.name)}```"),
         "task": str(config.task.kind),
         "modalities": ", ".join(modality.name for modality in config.modalities),
         "window size": entry.window_size,

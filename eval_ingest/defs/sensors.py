@@ -28,7 +28,6 @@ from eval_ingest.defs.running import PARTITION_TAG, is_going_on, set_up_pools
 from eval_ingest.errors import EvalIngestError
 from eval_ingest.redaction import in_lines, on_one_line, redacted
 from eval_ingest.settings import Settings
-from eval_ingest.sources.discovery import find_datasets
 from eval_ingest.sources.looks import Memory
 from eval_ingest.store.catalog import add_spec
 from eval_ingest.watching import Judgement, Looks, Sighting, State, look_at, survey
@@ -98,7 +97,6 @@ def look(context: dg.SensorEvaluationContext, settings: Settings) -> dg.SensorRe
     found = survey(
         settings.studio_roots,
         settings,
-        find=find_datasets,
         looks=_roots,
         timeout_s=ROOTS_S,
         memory=partial(Memory, patient=True),

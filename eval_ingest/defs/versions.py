@@ -6,16 +6,13 @@ what other versions of it read. It has no public constants for them.
 
 import dagster as dg
 
-from eval_ingest.defs.assets import STAGE_ASSETS
+from eval_ingest.pipeline import INPUTS
 
 DATA_VERSION_TAG = "dagster/data_version"
 _USER_PROVIDED_TAG = "dagster/data_version_is_user_provided"
 _CODE_VERSION_TAG = "dagster/code_version"
 _INPUT_VERSION_TAG = "dagster/input_data_version/"
 _INPUT_RECORD_TAG = "dagster/input_event_pointer/"
-
-_STAGE_DEPS = {asset.key.path[-1]: sorted(asset.dependency_keys) for asset in STAGE_ASSETS}
-"""By stage the assets that it is made from."""
 
 
 def last_record(
@@ -55,9 +52,9 @@ def version_tags(
         _USER_PROVIDED_TAG: "true",
         _CODE_VERSION_TAG: code_version,
     }
-    for key in _STAGE_DEPS[stage]:
-        record = last_record(instance, key, name)
+    for before in INPUTS[stage]:
+        record = last_record(instance, dg.AssetKey(before), name)
         if record is not None:
-            tags[_INPUT_VERSION_TAG + key.to_user_string()] = version_of(record)
-            tags[_INPUT_RECORD_TAG + key.to_user_string()] = str(record.storage_id)
+            tags[_INPUT_VERSION_TAG + before] = version_of(record)
+            tags[_INPUT_RECORD_TAG + before] = str(record.storage_id)
     return tags

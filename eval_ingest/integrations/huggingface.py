@@ -41,15 +41,10 @@ from eval_ingest.report.printing import table
 from eval_ingest.settings import Settings
 from eval_ingest.sources.base import WindowFiles
 from eval_ingest.sources.local import LocalSource
+from eval_ingest.store import registry
 from eval_ingest.store.atomic import file_crc32c, read_bytes, write_bytes
 from eval_ingest.store.locks import locked
 from eval_ingest.store.outcomes import read_published
-from eval_ingest.store.registry import (
-    read_metadata,
-    read_opening,
-    rebuild_registry,
-    require_metadata,
-)
 from eval_ingest.store.roots.base import DatasetStore, EvalRoot
 from eval_ingest.store.roots.open import open_root
 from eval_ingest.store.seal import write_sealed_json
@@ -134,7 +129,7 @@ def publish(
         raise SpecError(f"{to} names another dataset than {name}; give hf://{address.repo}")
     settings = Settings.load(eval_root=root)
     eval_root = open_root(settings)
-    metadata = require_metadata(eval_root, name)
+    metadata = registry.require_metadata(eval_root, name)
     licence = (licence or metadata.spec.licence or "").strip()
     if not licence:
         raise SpecError(
@@ -236,7 +231,7 @@ def _beside_others(api: "HfApi", address: HubAddress, name: str, staging: Path) 
             if file in ("metadata.json", "README.md") and is_name(other) and other != name:
                 api.hf_hub_download(address.repo, path, repo_type="dataset", local_dir=staging)
     shutil.rmtree(staging / ".cache", ignore_errors=True)
-    rebuild_registry(EvalRoot(staging))
+    registry.rebuild_registry(EvalRoot(staging))
 
 
 def _cover(staging: Path, name: str) -> None:
@@ -452,14 +447,14 @@ def pull(url: str, *, root: str | Path | None = None, progress: Progress = no_pr
             shutil.rmtree(final.path)
         os.rename(aside / name, final.path)
     shutil.rmtree(aside, ignore_errors=True)
-    rebuild_registry(target)
+    registry.rebuild_registry(target)
     return final.path
 
 
 def _refuse_own(root: EvalRoot, name: str) -> None:
     """What was ingested here is not replaced by what was pulled."""
     store = root.dataset(name)
-    known = read_metadata(store)
+    known = registry.read_metadata(store)
     if (known is None and store.layout.path.exists()) or (known and known.source != UNTOLD):
         raise StoreError(
             f"{store.url} is there already and wasn't pulled; remove it, or pull into another "
@@ -473,10 +468,10 @@ def _verified(aside: EvalRoot, name: str, progress: Progress) -> None:
     Raises:
         IntegrityError: it isn't.
     """
-    store, metadata = aside.dataset(name), require_metadata(aside, name)
+    store, metadata = aside.dataset(name), registry.require_metadata(aside, name)
     require_public(metadata)
     damaged = verify(store, metadata, progress).problems
-    if read_opening(store) != opening(metadata):
+    if registry.read_opening(store) != opening(metadata):
         damaged.append(f"{store.layout.opening.name} is of another version than metadata.json")
     if metadata.spec.copy_mode != "windows":
         remove_copy(store)

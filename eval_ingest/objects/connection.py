@@ -12,16 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
-from eval_ingest.objects.filesystems import (
-    GOOGLE_SCHEMES,
-    S3_SCHEMES,
-    Contact,
-    open_filesystem,
-    payer_of,
-    root_of,
-    server_url,
-    weka_endpoint,
-)
+from eval_ingest.objects import filesystems
 from eval_ingest.objects.fsspec_backend import FsspecBackend
 from eval_ingest.settings import storage_environment
 
@@ -39,7 +30,7 @@ class Server:
     loop: asyncio.AbstractEventLoop
     threads: ThreadPoolExecutor
     slots: asyncio.Semaphore
-    contact: Contact
+    contact: filesystems.Contact
 
 
 @dataclass(frozen=True)
@@ -58,17 +49,19 @@ def connect(url: str, endpoint: str | None) -> Connection:
         ImportError, ValueError: as `open_filesystem` does.
         Exception: whatever else the file system's library raises.
     """
-    payer = payer_of(url)
-    root, scheme = root_of(url), url.partition("://")[0]
+    payer = filesystems.payer_of(url)
+    root, scheme = filesystems.root_of(url), url.partition("://")[0]
     if scheme == "weka":
-        endpoint = weka_endpoint(url, endpoint)
-    server = _server(os.getpid(), server_url(url), endpoint, payer, storage_environment())
+        endpoint = filesystems.weka_endpoint(url, endpoint)
+    server = _server(
+        os.getpid(), filesystems.server_url(url), endpoint, payer, storage_environment()
+    )
     backend: FsspecBackend
-    if scheme in S3_SCHEMES:
+    if scheme in filesystems.S3_SCHEMES:
         from eval_ingest.objects.s3 import S3Backend
 
         backend = S3Backend(server.fs, root, server.threads, payer)
-    elif scheme in GOOGLE_SCHEMES:
+    elif scheme in filesystems.GOOGLE_SCHEMES:
         from eval_ingest.objects.gcs import GcsBackend
 
         backend = GcsBackend(server.fs, root, server.threads)
@@ -82,9 +75,9 @@ def _server(pid: int, url: str, endpoint: str | None, payer: str, environment: H
     """What everything that lies on a server shares: making a client takes half a second."""
     import fsspec.asyn
 
-    contact = Contact()
-    fs = open_filesystem(url, endpoint, payer, contact)
-    if url.partition("://")[0] in S3_SCHEMES:
+    contact = filesystems.Contact()
+    fs = filesystems.open_filesystem(url, endpoint, payer, contact)
+    if url.partition("://")[0] in filesystems.S3_SCHEMES:
         with contextlib.suppress(NotImplementedError):  # on fsspec's own loop: when it is asked
             fs.connect()  # the client: half a second; longer where credentials are asked for
     return Server(

@@ -6,13 +6,7 @@ What belongs here: words. What doesn't: which errors mean what (faults.py).
 import math
 
 from eval_ingest.errors import EvalIngestError, SourceError, StoreError, lacking
-from eval_ingest.objects.faults import (
-    first_line,
-    is_forbidden,
-    is_mistyped,
-    is_requester_pays,
-    may_pass,
-)
+from eval_ingest.objects import faults
 from eval_ingest.objects.filesystems import extra_for
 from eval_ingest.objects.retry import Limits
 from eval_ingest.redaction import without_secrets_of
@@ -52,7 +46,8 @@ class SourceWords:
         if lack is not None:
             return lack
         if last is not None:
-            what = f"{server} can't be reached: {without_secrets_of(self.url, first_line(last))}"
+            said = without_secrets_of(self.url, faults.first_line(last))
+            what = f"{server} can't be reached: {said}"
         slow = (
             ""
             if last
@@ -73,16 +68,16 @@ class SourceWords:
         if lack is not None:
             return lack
         where = f"{self.kind} {self.url}"
-        said = without_secrets_of(self.url, first_line(error))
-        if is_requester_pays(error):
+        said = without_secrets_of(self.url, faults.first_line(error))
+        if faults.is_requester_pays(error):
             return self.error(f"{where}: {doing} is not allowed: {self._cure_of_payment()}")
-        if is_forbidden(error):
+        if faults.is_forbidden(error):
             return self.error(
                 f"{where}: {doing} is not allowed with {who} ({said}); {self._cure()}"
             )
-        if is_mistyped(error):
+        if faults.is_mistyped(error):
             return self.error(f"{where}: {doing} failed: {said}; check the URL")
-        is_counted = limits.attempts > 1 and math.isinf(limits.total_s) and may_pass(error)
+        is_counted = limits.attempts > 1 and math.isinf(limits.total_s) and faults.may_pass(error)
         times = f" {limits.attempts} times" if is_counted else ""
         if isinstance(error, TimeoutError) and not str(error):
             said = f"no answer within {limits.timeout_s:.0f} s, or only that it is busy"

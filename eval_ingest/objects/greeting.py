@@ -4,9 +4,11 @@ What doesn't belong here: requests that somebody needs the answer of (retry.py).
 """
 
 import asyncio
+import contextlib
 import logging
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from eval_ingest.background import Call
 from eval_ingest.objects.connection import Connection
@@ -21,6 +23,8 @@ PATIENCE = 10
 """So many times EVAL_INGEST_ANSWER_SECONDS a run that nobody watches waits for the first answer."""
 LOGIN_PATIENCE = 5
 """As often for credentials, which every machine asks its own cloud for, be it in one or not."""
+_SILENT_S = 0.4
+"""After so long it is noted what is waited for: the command line tells it."""
 _AGAIN_S = 0.5
 UNREACHABLE_S = 1
 """So long a person's command tries again where there is no way to the server at all."""
@@ -50,6 +54,35 @@ def greet(
         EvalIngestError: nothing comes, or it can't be connected to at all.
     """
     began = time.monotonic()
+    with _noted(url, endpoint):
+        _greet(url, endpoint, connect, words, patient, began)
+
+
+@contextlib.contextmanager
+def _noted(url: str, endpoint: str | None) -> Iterator[None]:
+    """Note what is waited for where that takes longer, be it for imports alone."""
+
+    def note() -> None:
+        with contextlib.suppress(ValueError):  # told by who connects: there is no such server
+            LOG.info("waiting for %s: %s", server_of(url, endpoint), redacted(url))
+
+    timer = threading.Timer(_SILENT_S, note)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
+def _greet(
+    url: str,
+    endpoint: str | None,
+    connect: Callable[[], Connection],
+    words: SourceWords,
+    patient: bool,
+    began: float,
+) -> None:
     load_library(url)
     seconds = Settings.load().answer_seconds
     longest = seconds * (PATIENCE if patient else 1)

@@ -1,9 +1,11 @@
 """Charts of a dataset: labels per split, pixel values per band, images over time."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from eval_ingest.core.images import class_colors
@@ -11,23 +13,8 @@ from eval_ingest.core.norm import to_decibels
 from eval_ingest.core.pretraining import PRETRAINING
 from eval_ingest.core.resolved import ModalityInput
 from eval_ingest.core.spec import SPLITS
-from eval_ingest.report.drawing import (
-    INK,
-    LINE,
-    SOFT,
-    SPLIT_COLORS,
-    WIDTH_IN,
-    add_axes,
-    add_legend,
-    add_text,
-    new_figure,
-    tidy,
-)
+from eval_ingest.report import drawing
 from eval_ingest.report.view import View
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
 MAX_BARS = 30
 """Classes with bars in the histogram."""
@@ -36,28 +23,28 @@ _HISTOGRAM_WINDOWS, _HISTOGRAM_PIXELS = 64, 1000
 """Train windows, and pixels of each, that histograms are made of."""
 
 
-def label_histogram(view: View) -> "Figure":
+def label_histogram(view: View) -> Figure:
     """Shares of the classes per split, or the distribution of targets per split."""
     if view.task.kind.has_classes:
         return _class_bars(view)
     unit = "mean target of a window" if view.task.kind.per_pixel else "target"
     title = f"{view.metadata.name}: targets per split"
-    figure = new_figure(3.8, title, f"share of windows by {unit}")
-    axes = add_axes(figure, 0.85, 0.75, WIDTH_IN - 1.1, 2.55)
+    figure = drawing.new_figure(3.8, title, f"share of windows by {unit}")
+    axes = drawing.add_axes(figure, 0.85, 0.75, drawing.WIDTH_IN - 1.1, 2.55)
     known = view.used[np.isfinite(view.means[view.used])]
     if len(known):
         edges = _nice_edges(view.means[known], min(16, max(len(known) // 3, 4)))
         values = {s: view.means[known[view.splits[known] == s]] for s in SPLITS}
         axes.hist(
             list(values.values()), edges.tolist(), rwidth=0.84,
-            color=[SPLIT_COLORS[split] for split in SPLITS],
+            color=[drawing.SPLIT_COLORS[split] for split in SPLITS],
             weights=[np.full(len(v), 1 / max(len(v), 1)) for v in values.values()],
             label=[f"{split} ({len(v):,} windows)" for split, v in values.items()],
         )  # fmt: skip
-        axes.set_xlabel(view.task.property_name or "target", fontsize=8, color=SOFT)
+        axes.set_xlabel(view.task.property_name or "target", fontsize=8, color=drawing.SOFT)
     axes.yaxis.set_major_formatter("{x:.0%}")
-    tidy(axes)
-    add_legend(figure, axes)
+    drawing.tidy(axes)
+    drawing.add_legend(figure, axes)
     return figure
 
 
@@ -72,7 +59,7 @@ def _nice_edges(values: NDArray[np.float64], bins: int) -> NDArray[np.float64]:
     return np.asarray(np.arange(np.floor(low / step), np.ceil(high / step) + 1) * step)
 
 
-def _class_bars(view: View) -> "Figure":
+def _class_bars(view: View) -> Figure:
     counts = np.stack([view.class_counts[view.splits == split].sum(axis=0) for split in SPLITS])
     present = np.flatnonzero(counts.any(axis=0))
     order = present[np.argsort(-counts.sum(axis=0)[present], kind="stable")][:MAX_BARS]
@@ -83,25 +70,25 @@ def _class_bars(view: View) -> "Figure":
     what = f"share of each split's {unit}"
     if len(present) > len(order):
         what += f"; the {len(order)} most frequent of {len(present)} classes"
-    figure = new_figure(height + 1.15, f"{view.metadata.name}: classes per split", what)
-    axes = add_axes(figure, 2.1, 0.75, WIDTH_IN - 2.9, height)
+    figure = drawing.new_figure(height + 1.15, f"{view.metadata.name}: classes per split", what)
+    axes = drawing.add_axes(figure, 2.1, 0.75, drawing.WIDTH_IN - 2.9, height)
     places = np.arange(len(order))
     for j, split in enumerate(SPLITS):
         windows = int((view.splits == split).sum())
         bars = axes.barh(places + 0.26 * (j - 1), shares[j], height=0.24, label=f"{split} "
-                         f"({windows:,} windows)", color=SPLIT_COLORS[split])  # fmt: skip
+                         f"({windows:,} windows)", color=drawing.SPLIT_COLORS[split])  # fmt: skip
         texts = [f"{s:.1%}" if s >= 0.001 or s == 0 else "<0.1%" for s in shares[j]]
-        axes.bar_label(bars, texts, padding=2, fontsize=6, color=SOFT)
-    tidy(axes)
+        axes.bar_label(bars, texts, padding=2, fontsize=6, color=drawing.SOFT)
+    drawing.tidy(axes)
     axes.set_ylim(len(order) - 0.5, -0.5)
     names = [view.task.classes[k].name for k in order]
     names = [name if len(name) <= 22 else name[:21] + "…" for name in names]
-    axes.set_yticks(places, names, fontsize=8.5, color=INK)
+    axes.set_yticks(places, names, fontsize=8.5, color=drawing.INK)
     axes.tick_params(axis="y", pad=22)
     axes.scatter(np.full(len(order), -0.018), places, 110, [palette[k] for k in order], marker="s",
                  transform=axes.get_yaxis_transform(), clip_on=False)  # fmt: skip
     axes.xaxis.set_major_formatter("{x:.0%}")
-    add_legend(figure, axes)
+    drawing.add_legend(figure, axes)
     return figure
 
 
@@ -111,21 +98,25 @@ _STRIP_IN = 2.6
 
 def _strips(
     view: View, title: str, subtitle: str
-) -> "tuple[Figure, list[tuple[ModalityInput, Axes]]]":
+) -> tuple[Figure, list[tuple[ModalityInput, Axes]]]:
     """A chart with axes for each modality, one below the other."""
     modalities = view.metadata.config.modalities
     height = 0.75 + _STRIP_IN * len(modalities)
-    figure = new_figure(height, f"{view.metadata.name}: {title}", subtitle)
+    figure = drawing.new_figure(height, f"{view.metadata.name}: {title}", subtitle)
     found = []
     for k, modality in enumerate(modalities):
-        axes = add_axes(figure, 0.95, 0.85 + k * _STRIP_IN, WIDTH_IN - 1.2, _STRIP_IN - 0.75)
-        axes.set_title(f"{modality.name}, {_unit(modality)}", loc="left", fontsize=8.5, color=INK)
-        tidy(axes)
+        axes = drawing.add_axes(
+            figure, 0.95, 0.85 + k * _STRIP_IN, drawing.WIDTH_IN - 1.2, _STRIP_IN - 0.75
+        )
+        axes.set_title(
+            f"{modality.name}, {_unit(modality)}", loc="left", fontsize=8.5, color=drawing.INK
+        )
+        drawing.tidy(axes)
         found.append((modality, axes))
     return figure, found
 
 
-def band_statistics(view: View) -> "Figure":
+def band_statistics(view: View) -> Figure:
     """Mean and standard deviation per band of the train windows, beside pretraining's."""
     what = "mean and standard deviation of the train windows, beside OlmoEarth's pretraining"
     figure, strips = _strips(view, "bands", what)
@@ -143,36 +134,36 @@ def band_statistics(view: View) -> "Figure":
                       linewidth=1.6, label="this dataset")  # fmt: skip
         axes.set_xticks(places, modality.bands)
         axes.set_xlim(-0.6, max(len(places), 8) - 0.4)
-        axes.grid(axis="y", color=LINE, linewidth=0.5)
-    add_legend(figure, strips[0][1])
+        axes.grid(axis="y", color=drawing.LINE, linewidth=0.5)
+    drawing.add_legend(figure, strips[0][1])
     return figure
 
 
-def band_histograms(view: View) -> "Figure":
+def band_histograms(view: View) -> Figure:
     """How often which pixel value is, per band, with the mean and spread of pretraining."""
     modalities = view.metadata.config.modalities
     columns, each, gap = 6, 1.15, 0.35
     lines = {m.name: -(-len(m.bands) // columns) for m in modalities}
     windows = view.opened("train")
     chosen = np.unique(np.linspace(0, len(windows) - 1, _HISTOGRAM_WINDOWS).round().astype(int))
-    figure = new_figure(
+    figure = drawing.new_figure(
         0.75 + sum(0.4 + n * (each + gap) for n in lines.values()),
         f"{view.metadata.name}: pixel values",
         f"of {len(chosen):,} train windows, without nodata; grey: mean and one standard "
         "deviation each way in OlmoEarth's pretraining",
     )
     samples = [windows[int(k)] for k in chosen]
-    width = (WIDTH_IN - 0.5 - columns * 0.15) / columns
+    width = (drawing.WIDTH_IN - 0.5 - columns * 0.15) / columns
     top = 0.75
     for modality in modalities:
-        add_text(figure, 0.25, top + 0.12, f"{modality.name}, {_unit(modality)}", 8.5)
+        drawing.add_text(figure, 0.25, top + 0.12, f"{modality.name}, {_unit(modality)}", 8.5)
         values = _values(samples, modality)
         for k, band in enumerate(modality.bands):
             x = 0.3 + (k % columns) * (width + 0.15)
             y = top + 0.45 + (k // columns) * (each + gap)
-            axes = add_axes(figure, x, y, width, each - 0.35)
+            axes = drawing.add_axes(figure, x, y, width, each - 0.35)
             _histogram(axes, values[:, k], PRETRAINING.get(modality.name, {}).get(band))
-            axes.set_title(band, loc="left", fontsize=8, color=INK, pad=2)
+            axes.set_title(band, loc="left", fontsize=8, color=drawing.INK, pad=2)
         top += 0.4 + lines[modality.name] * (each + gap)
     return figure
 
@@ -189,18 +180,16 @@ def _values(samples: Sequence[dict[str, Any]], modality: ModalityInput) -> NDArr
     return np.where((values == 0).all(axis=1, keepdims=True), np.nan, values).astype(np.float32)
 
 
-def _histogram(
-    axes: "Axes", values: NDArray[np.float32], known: tuple[float, float] | None
-) -> None:
+def _histogram(axes: Axes, values: NDArray[np.float32], known: tuple[float, float] | None) -> None:
     """One band's values between their extreme 0.5%, and what pretraining saw."""
-    tidy(axes)
+    drawing.tidy(axes)
     axes.spines["left"].set_visible(False)
     axes.set_yticks([])
     axes.locator_params(axis="x", nbins=3)
     axes.tick_params(labelsize=7)
     values = values[np.isfinite(values)]
     if not len(values):
-        axes.text(0.5, 0.5, "no data", ha="center", va="center", fontsize=8, color=SOFT,
+        axes.text(0.5, 0.5, "no data", ha="center", va="center", fontsize=8, color=drawing.SOFT,
                   transform=axes.transAxes)  # fmt: skip
         return
     low, high = np.percentile(values, [0.5, 99.5])
@@ -222,7 +211,7 @@ def _unit(modality: ModalityInput) -> str:
     return "decibels" if modality.decibels else _UNITS.get(modality.name, "stored units")
 
 
-def timeline(view: View) -> "Figure":
+def timeline(view: View) -> Figure:
     """Timesteps per month (per year beyond ten years), by split, one strip per modality."""
     months = {m.name: _months(view, m.name) for m in view.metadata.config.modalities}
     known = np.concatenate([found for _, found in months.values()])
@@ -234,20 +223,20 @@ def timeline(view: View) -> "Figure":
         rows, found = months[modality.name]
         axes.hist(
             [found[view.splits[rows] == split] for split in SPLITS], edges.tolist(), rwidth=0.9,
-            stacked=True, color=[SPLIT_COLORS[split] for split in SPLITS], label=SPLITS,
+            stacked=True, color=[drawing.SPLIT_COLORS[split] for split in SPLITS], label=SPLITS,
         )  # fmt: skip
         axes.set_xlim(edges[0] - 0.5 * width, max(edges[-1], edges[0] + 10 * width) + 0.5 * width)
         text = modality.name
         if not len(found):
             axes.set_yticks([])
             text += ": the rasters tell no times"
-        axes.set_title(text, loc="left", fontsize=8.5, color=INK)
+        axes.set_title(text, loc="left", fontsize=8.5, color=drawing.INK)
         ticks = edges[:: max(1, len(edges) // 14)][: len(edges) - 1]
         labels = np.datetime_as_string(
             ticks.astype("datetime64[M]"), unit="Y" if width == 12 else "M"
         )
         axes.set_xticks(ticks + width / 2, labels if len(known) else [""] * len(ticks), fontsize=7)
-    add_legend(figure, strips[0][1])
+    drawing.add_legend(figure, strips[0][1])
     return figure
 
 

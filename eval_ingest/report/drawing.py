@@ -6,19 +6,18 @@ Figures are laid out in inches from the top left corner, and every one is as wid
 import io
 import warnings
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from matplotlib.artist import Artist
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from PIL import Image
 
 from eval_ingest.core.images import Color
 
-if TYPE_CHECKING:
-    from matplotlib.artist import Artist
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
-
 WIDTH_IN = 10.0
 DPI = 110
-WIDTH_PX = int(WIDTH_IN * DPI)
-"""Every picture is this wide."""
+"""Every picture is as wide."""
 
 SPLIT_COLORS: dict[str, Color] = {
     "train": (0.22, 0.48, 0.72),
@@ -32,17 +31,15 @@ SPLIT_MARKERS = {"train": "o", "val": "s", "test": "^"}
 INK, SOFT, LINE = "#22303c", "#66727c", "#d9dee2"
 
 
-def new_figure(height_in: float, title: str, subtitle: str) -> "Figure":
+def new_figure(height_in: float, title: str, subtitle: str) -> Figure:
     """A figure of the common width that says at the top left what it shows."""
-    from matplotlib.figure import Figure
-
     figure = Figure(figsize=(WIDTH_IN, height_in), facecolor="white")
     add_text(figure, 0.2, 0.24, title, 12, fontweight="bold")
     add_text(figure, 0.2, 0.46, subtitle, 8, SOFT)
     return figure
 
 
-def add_axes(figure: "Figure", x: float, y: float, width: float, height: float) -> "Axes":
+def add_axes(figure: Figure, x: float, y: float, width: float, height: float) -> Axes:
     """Axes at inches from the top left corner."""
     total = figure.get_figheight()
     return figure.add_axes(
@@ -51,14 +48,14 @@ def add_axes(figure: "Figure", x: float, y: float, width: float, height: float) 
 
 
 def add_text(
-    figure: "Figure", x: float, y: float, text: str, size: float, color: str = INK, **how: Any
+    figure: Figure, x: float, y: float, text: str, size: float, color: str = INK, **how: Any
 ) -> None:
     """Text at inches from the top left corner."""
     figure.text(x / WIDTH_IN, 1 - y / figure.get_figheight(), text, fontsize=size, color=color,
                 linespacing=1.25, **{"va": "center", **how})  # fmt: skip
 
 
-def tidy(axes: "Axes") -> None:
+def tidy(axes: Axes) -> None:
     """Leave of the axes only what is read."""
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[["left", "bottom"]].set_color(LINE)
@@ -66,9 +63,7 @@ def tidy(axes: "Axes") -> None:
     axes.set_axisbelow(True)
 
 
-def add_legend(
-    figure: "Figure", entries: "Axes | Sequence[tuple[Artist, str]]", **how: Any
-) -> None:
+def add_legend(figure: Figure, entries: Axes | Sequence[tuple[Artist, str]], **how: Any) -> None:
     """What the colours mean: those of the axes at the top right, or given ones elsewhere."""
     if isinstance(entries, Sequence):
         handles, labels = [handle for handle, _ in entries], [text for _, text in entries]
@@ -83,14 +78,14 @@ def add_legend(
                       handlelength=1.4, **how)  # fmt: skip
 
 
-def add_swatch(figure: "Figure", x: float, y: float, color: Color) -> None:
+def add_swatch(figure: Figure, x: float, y: float, color: Color) -> None:
     """A small square of a colour."""
     axes = add_axes(figure, x, y, 0.14, 0.14)
     axes.set(xticks=[], yticks=[], facecolor=color)
     axes.spines[:].set_color("#00000033")
 
 
-def save_png(figure: "Figure", to: Any, **how: Any) -> None:
+def save_png(figure: Figure, to: Any, **how: Any) -> None:
     """Draw the figure into a file or stream; letters that no font here has become boxes."""
     from eval_ingest.loading.plot import in_plain_words
 
@@ -99,10 +94,8 @@ def save_png(figure: "Figure", to: Any, **how: Any) -> None:
         in_plain_words(figure).savefig(to, format="png", **how)
 
 
-def to_png(figure: "Figure", dpi: int = DPI, colors: int | None = None) -> bytes:
+def to_png(figure: Figure, dpi: int = DPI, colors: int | None = None) -> bytes:
     """The figure as PNG; with `colors`, of at most so many colours, which is much smaller."""
-    from PIL import Image
-
     stream = io.BytesIO()
     save_png(figure, stream, dpi=dpi)
     if colors is None:

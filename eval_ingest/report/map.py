@@ -1,29 +1,16 @@
 """A map of the windows by split."""
 
-from typing import TYPE_CHECKING
-
 import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.collections import PolyCollection
+from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from eval_ingest.core.spec import SPLITS
-from eval_ingest.report.drawing import (
-    LINE,
-    SOFT,
-    SPLIT_COLORS,
-    SPLIT_MARKERS,
-    WIDTH_IN,
-    add_axes,
-    add_legend,
-    new_figure,
-    tidy,
-)
+from eval_ingest.report import drawing
 from eval_ingest.report.view import View
 
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
-
-_BOX_IN = (WIDTH_IN - 1.2, 4.35)
+_BOX_IN = (drawing.WIDTH_IN - 1.2, 4.35)
 
 _OUTLINE_IN = 0.05
 """Windows are drawn as outlines where they are at least this wide on the map."""
@@ -32,7 +19,7 @@ _MAX_OUTLINES = 5000
 """More take too long to draw."""
 
 
-def window_map(view: View) -> "Figure":
+def window_map(view: View) -> Figure:
     """Windows by split at their longitude and latitude, equally scaled at the middle.
 
     As outlines where these are large enough to be seen, else as dots.
@@ -42,9 +29,9 @@ def window_map(view: View) -> "Figure":
     what = "longitude and latitude, no base map"
     if len(known) < len(view.used):
         what += f"; {len(view.used) - len(known):,} windows are not on it: their place isn't known"
-    figure = new_figure(5.6, f"{view.metadata.name}: windows by split", what)
-    axes = add_axes(figure, 0.95, 0.75, *_BOX_IN)
-    tidy(axes)
+    figure = drawing.new_figure(5.6, f"{view.metadata.name}: windows by split", what)
+    axes = drawing.add_axes(figure, 0.95, 0.75, *_BOX_IN)
+    drawing.tidy(axes)
     if not len(known):
         axes.set_axis_off()
         return figure
@@ -60,13 +47,13 @@ def window_map(view: View) -> "Figure":
         _draw(axes, centres[here], sides[here] if large else None, split, label)
     axes.xaxis.set_major_formatter(lambda value, _: _degrees((value + 180) % 360 - 180, "EW"))
     axes.yaxis.set_major_formatter(lambda value, _: _degrees(value, "NS"))
-    axes.grid(color=LINE, linewidth=0.5)
+    axes.grid(color=drawing.LINE, linewidth=0.5)
     _scale_bar(axes, per_inch)
-    add_legend(figure, axes)
+    drawing.add_legend(figure, axes)
     return figure
 
 
-def _fit(axes: "Axes", centres: NDArray[np.float64], sides: NDArray[np.float64]) -> float:
+def _fit(axes: Axes, centres: NDArray[np.float64], sides: NDArray[np.float64]) -> float:
     """Show all windows in the middle, with some air around them; degrees of latitude an inch."""
     low, high = centres.min(axis=0), centres.max(axis=0)
     scale = np.cos(np.radians(np.clip((low[1] + high[1]) / 2, -80, 80))), 1.0
@@ -86,21 +73,19 @@ def _once(places: NDArray[np.int64], splits: NDArray[np.str_]) -> NDArray[np.boo
 
 
 def _draw(
-    axes: "Axes",
+    axes: Axes,
     centres: NDArray[np.float64],
     sides: NDArray[np.float64] | None,
     split: str,
     label: str,
 ) -> None:
     """A split's windows, as outlines if their sides are given."""
-    from matplotlib.collections import PolyCollection
-
-    color = SPLIT_COLORS[split]
+    color = drawing.SPLIT_COLORS[split]
     if sides is None:
         size = float(np.clip(3000 / max(len(centres), 1), 6, 40))
         axes.scatter(
             centres[:, 0], centres[:, 1], s=size, color=color, alpha=0.8, linewidths=0,
-            label=label, marker=SPLIT_MARKERS[split],
+            label=label, marker=drawing.SPLIT_MARKERS[split],
         )  # fmt: skip
         return
     corners = np.array([(-0.5, -0.5), (0.5, -0.5), (0.5, 0.5), (-0.5, 0.5)])
@@ -116,7 +101,7 @@ def _degrees(value: float, letters: str) -> str:
     return f"{abs(value):.6g}° {letter}".strip()
 
 
-def _scale_bar(axes: "Axes", degrees_per_inch: float) -> None:
+def _scale_bar(axes: Axes, degrees_per_inch: float) -> None:
     """A length on the ground, at the lower right."""
     metres_per_inch = degrees_per_inch * 111_195
     most = 1.6 * metres_per_inch
@@ -124,7 +109,7 @@ def _scale_bar(axes: "Axes", degrees_per_inch: float) -> None:
     length = max(k * power for k in (1, 2, 5) if k * power <= most)
     text = f"{length / 1000:g} km" if length >= 1000 else f"{length:g} m"
     start = 1 - length / metres_per_inch / _BOX_IN[0]
-    line = {"arrowstyle": "|-|,widthA=0.2,widthB=0.2", "color": SOFT}
+    line = {"arrowstyle": "|-|,widthA=0.2,widthB=0.2", "color": drawing.SOFT}
     axes.annotate("", (1, -0.1), (start, -0.1), "axes fraction", arrowprops=line)
-    axes.annotate(text, (start - 0.01, -0.1), xycoords="axes fraction", fontsize=8, color=SOFT,
-                  ha="right", va="center")  # fmt: skip
+    axes.annotate(text, (start - 0.01, -0.1), xycoords="axes fraction", fontsize=8,
+                  color=drawing.SOFT, ha="right", va="center")  # fmt: skip

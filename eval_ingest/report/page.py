@@ -19,19 +19,9 @@ from eval_ingest.core.modality import MODALITIES
 from eval_ingest.core.spec import SPLITS
 from eval_ingest.core.task import TaskKind
 from eval_ingest.redaction import in_markdown, on_one_line
+from eval_ingest.report import tables
 from eval_ingest.report.pictures import Picture
-from eval_ingest.report.tables import (
-    Board,
-    Rows,
-    band_table,
-    class_table,
-    facts,
-    history_table,
-    split_note,
-    split_table,
-    usage,
-)
-from eval_ingest.report.terminal import task_text
+from eval_ingest.report.terminal import Rows, band_table, task_text, usage
 from eval_ingest.report.view import View
 
 VIEWER = "viewer"
@@ -45,7 +35,7 @@ def html_page(
     view: View,
     quality: dict[str, Any],
     pictures: Sequence[Picture],
-    scores: Sequence[Board] = (),
+    scores: Sequence[tables.Board] = (),
 ) -> str:
     """One page that needs nothing beside itself: pictures are inline, no script, no font."""
     counts = Counter(found["severity"] for found in quality["findings"])
@@ -60,8 +50,8 @@ def html_page(
             counted=", ".join(f"{n} {kind}{'s' if n > 1 else ''}" for n, kind in counted),
             pictures=pictures,
             scores=scores,
-            bands=band_table(view),
-            history=history_table(view.metadata),
+            bands=band_table(view.metadata.norm_stats),
+            history=tables.history_table(view.metadata),
         )
     )
 
@@ -103,10 +93,10 @@ def _told(view: View, quality: dict[str, Any]) -> dict[str, Any]:
         "notes": metadata.spec.notes,
         "verdict": quality["verdict"],
         "findings": quality["findings"],
-        "facts": facts(view),
-        "splits": split_table(view, quality),
-        "split_note": Markup(split_note(view)),
-        "classes": class_table(view),
+        "facts": tables.facts(view),
+        "splits": tables.split_table(view, quality),
+        "split_note": Markup(tables.split_note(view)),
+        "classes": tables.class_table(view),
         "usage": Markup(usage(metadata.name)),
     }
 

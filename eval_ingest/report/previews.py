@@ -6,9 +6,11 @@ They come from the packed samples, which is what a model gets.
 import hashlib
 import textwrap
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+from matplotlib import colormaps
+from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from eval_ingest.core import images
@@ -16,26 +18,14 @@ from eval_ingest.core.images import Color
 from eval_ingest.core.resolved import ModalityInput
 from eval_ingest.core.task import TaskKind
 from eval_ingest.loading.plot import draw_labels, legend_entries, show
-from eval_ingest.report.drawing import (
-    SOFT,
-    WIDTH_IN,
-    add_axes,
-    add_legend,
-    add_swatch,
-    add_text,
-    new_figure,
-    tidy,
-)
+from eval_ingest.report import drawing
 from eval_ingest.report.view import View
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 MAX_CLASSES = 12
 """Classes with a row of previews; the most frequent ones."""
 
 _LEFT, _TOP, _GAP = 1.35, 0.62, 0.06
-_CELL = (WIDTH_IN - _LEFT - 0.2 - 5 * _GAP) / 6
+_CELL = (drawing.WIDTH_IN - _LEFT - 0.2 - 5 * _GAP) / 6
 _STEP = _CELL + 0.33
 """Inches: where the pictures begin, between them, their side, and from line to line."""
 
@@ -52,7 +42,7 @@ class _Line:
     """Of the index."""
 
 
-def previews(view: View, modality: str, max_rows: int = MAX_CLASSES) -> "Figure":
+def previews(view: View, modality: str, max_rows: int = MAX_CLASSES) -> Figure:
     """A few windows of each class (or of low to high targets), with the label beside them."""
     per_pixel = view.task.kind.per_pixel
     lines = _lines(view, 3 if per_pixel else 6, max_rows)
@@ -67,28 +57,28 @@ def previews(view: View, modality: str, max_rows: int = MAX_CLASSES) -> "Figure"
     legend = _legend_height(view) if per_pixel else 0.15
     what = f"{images.caption(source)}; one stretch for all"
     height = _TOP + max(len(lines), 1) * _STEP + legend
-    figure = new_figure(height, f"{view.metadata.name}: {modality}", what)
+    figure = drawing.new_figure(height, f"{view.metadata.name}: {modality}", what)
     for k, line in enumerate(lines):
         y = _TOP + k * _STEP
-        add_swatch(figure, 0.2, y + 0.06, line.color)
+        drawing.add_swatch(figure, 0.2, y + 0.06, line.color)
         title = "\n".join(textwrap.wrap(line.title, 13)[:4])
-        add_text(figure, 0.42, y + 0.04, title, 8.5, va="top")
+        drawing.add_text(figure, 0.42, y + 0.04, title, 8.5, va="top")
         for j, row in enumerate(line.rows):
             x = _LEFT + j * (2 if per_pixel else 1) * (_CELL + _GAP)
-            axes = add_axes(figure, x, y, _CELL, _CELL)
+            axes = drawing.add_axes(figure, x, y, _CELL, _CELL)
             show(axes, pictures[row])
             if not samples[row][modality].shape[2]:
                 middle = x + _CELL / 2, y + _CELL / 2
-                add_text(figure, *middle, f"no {modality}", 8, SOFT, ha="center")
+                drawing.add_text(figure, *middle, f"no {modality}", 8, drawing.SOFT, ha="center")
             if per_pixel:
                 target = images.thinned(np.asarray(samples[row]["target"]))
-                beside = add_axes(figure, x + _CELL + _GAP / 2, y, _CELL, _CELL)
+                beside = drawing.add_axes(figure, x + _CELL + _GAP / 2, y, _CELL, _CELL)
                 draw_labels(beside, pictures[row], target, view.task, scale)
             else:
                 axes.spines[:].set(color=line.color, linewidth=2.5)
             limit = int((1 + per_pixel) * _CELL / 0.059)
             note = _note(view, row, samples[row], source, limit)
-            add_text(figure, x, y + _CELL + 0.05, note, 6.5, SOFT, va="top")
+            drawing.add_text(figure, x, y + _CELL + 0.05, note, 6.5, drawing.SOFT, va="top")
     if per_pixel:
         _legend(figure, view, scale)
     return figure
@@ -126,8 +116,6 @@ def _hash(text: str) -> bytes:
 
 def _target_lines(view: View, columns: int) -> list[_Line]:
     """Windows with low, middle and high targets, evenly through the dataset's."""
-    from matplotlib import colormaps
-
     known = view.used[np.isfinite(view.means[view.used])]
     known = known[np.argsort(view.means[known], kind="stable")]
     lines = []
@@ -181,18 +169,18 @@ def _legend_height(view: View) -> float:
     return 0.25 + 0.22 * -(-(len(_in_legend(view)) + 1) // _LEGEND_COLUMNS)
 
 
-def _legend(figure: "Figure", view: View, scale: tuple[float, float]) -> None:
+def _legend(figure: Figure, view: View, scale: tuple[float, float]) -> None:
     """Every class that occurs with its colour, or the colours' values, at the foot."""
     if view.task.kind.has_classes:
         entries = legend_entries(view.task, _in_legend(view))
-        add_legend(figure, entries, ncols=_LEGEND_COLUMNS, loc="lower left", mode="expand",
+        drawing.add_legend(figure, entries, ncols=_LEGEND_COLUMNS, loc="lower left", mode="expand",
                    bbox_to_anchor=(0.02, 0.1 / figure.get_figheight(), 0.96, 0))  # fmt: skip
         return
     top = figure.get_figheight() - _legend_height(view) + 0.1
-    axes = add_axes(figure, _LEFT, top + 0.1, 3.0, 0.14)
+    axes = drawing.add_axes(figure, _LEFT, top + 0.1, 3.0, 0.14)
     high = scale[1] if scale[1] > scale[0] else scale[0] + 1
     ramp = np.linspace(0, 1, 256)[None]
     axes.imshow(ramp, cmap="viridis", aspect="auto", extent=(scale[0], high, 0, 1))
     axes.set_yticks([])
-    tidy(axes)
-    add_text(figure, 4.5, top + 0.17, "target; hatched: no label", 8, SOFT)
+    drawing.tidy(axes)
+    drawing.add_text(figure, 4.5, top + 0.17, "target; hatched: no label", 8, drawing.SOFT)

@@ -11,11 +11,8 @@ from eval_ingest.core.entry import Metadata, Version, utc
 from eval_ingest.core.resolved import ModalityInput, size_text
 from eval_ingest.core.signal import Signal
 from eval_ingest.core.spec import SPLITS
-from eval_ingest.report.terminal import counted, size, task_text
+from eval_ingest.report.terminal import Rows, counted, size, task_text
 from eval_ingest.report.view import View
-
-Rows = list[list[str]]
-"""A table: the heads, then the lines."""
 
 
 @dataclass(frozen=True)
@@ -151,23 +148,3 @@ def class_table(view: View) -> Rows:
         note = " (marks missing labels)" if k == view.task.ignored_id else ""
         rows.append([str(k), known.name + note, *(f"{counts[s][k]:,}" for s in SPLITS)])
     return rows
-
-
-def band_table(view: View) -> Rows:
-    """Statistics of the train windows per band."""
-    rows = [["modality", "band", "mean", "std", "min", "max"]]
-    for modality, bands in view.metadata.norm_stats.items():
-        for band, found in bands.items():
-            numbers = [f"{found[key]:.5g}" for key in ("mean", "std", "min", "max")]
-            rows.append([modality, band, *numbers])
-    return rows
-
-
-def usage(name: str) -> str:
-    """The Python that loads a dataset."""
-    return (
-        "# OLMOEARTH_EVAL_DATASETS is the folder that holds registry.json\n"
-        "from eval_ingest import EvalDataset\n\n"
-        f'ds = EvalDataset("{name}", split="train")\n'
-        "sample = ds[0]  # per modality float32 (H, W, T, C); timestamps; target; window\n"
-    )

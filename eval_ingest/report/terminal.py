@@ -6,7 +6,15 @@ What doesn't belong here: how lines reach a terminal (printing.py).
 from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from eval_ingest.core.entry import Metadata, is_ours, listed, members, split_counts, utc
+from eval_ingest.core.entry import (
+    BandStatsTable,
+    Metadata,
+    is_ours,
+    listed,
+    members,
+    split_counts,
+    utc,
+)
 from eval_ingest.core.resolved import size_text
 from eval_ingest.core.signal import Signal
 from eval_ingest.core.spec import SPLITS
@@ -19,6 +27,10 @@ if TYPE_CHECKING:
     from eval_ingest.job import Job
     from eval_ingest.pipeline import Outcome
     from eval_ingest.watching import Judgement, Sighting
+
+
+Rows = list[list[str]]
+"""A table: the heads, then the lines."""
 
 
 def size(n_bytes: float) -> str:
@@ -407,3 +419,23 @@ def info_lines(metadata: Metadata, path: str) -> list[str]:
     lines += [f"warning: {text}" for text in metadata.warnings]
     lines.append(f'use it: EvalDataset("{metadata.name}", split="train")')
     return lines
+
+
+def band_table(norm_stats: BandStatsTable) -> Rows:
+    """Statistics of the train windows per band."""
+    rows = [["modality", "band", "mean", "std", "min", "max"]]
+    for modality, bands in norm_stats.items():
+        for band, found in bands.items():
+            numbers = [f"{found[key]:.5g}" for key in ("mean", "std", "min", "max")]
+            rows.append([modality, band, *numbers])
+    return rows
+
+
+def usage(name: str) -> str:
+    """The Python that loads a dataset."""
+    return (
+        "# OLMOEARTH_EVAL_DATASETS is the folder that holds registry.json\n"
+        "from eval_ingest import EvalDataset\n\n"
+        f'ds = EvalDataset("{name}", split="train")\n'
+        "sample = ds[0]  # per modality float32 (H, W, T, C); timestamps; target; window\n"
+    )

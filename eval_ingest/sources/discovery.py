@@ -13,8 +13,6 @@ from eval_ingest.core.fingerprint import fingerprint
 from eval_ingest.errors import SourceError, SourceNotFoundError, lacking
 from eval_ingest.objects.backend import Entry
 from eval_ingest.objects.filesystems import weka_mount
-from eval_ingest.objects.reading import Objects
-from eval_ingest.objects.retry import FIRST_LOOK
 from eval_ingest.sources.base import CONFIG_FILES
 from eval_ingest.sources.looks import Look, Memory
 from eval_ingest.sources.sqlite import DATABASE
@@ -26,6 +24,7 @@ AT_ONCE = 16
 """Datasets whose windows are listed at the same time: the names of all are held meanwhile."""
 SAMPLE = 24
 """So many windows of a group are known by name, for a look into them."""
+
 
 _WATCHED_FILES = (
     *CONFIG_FILES, "model.yaml", "olmoearth_run.yaml", DATABASE, f"{DATABASE}-wal",
@@ -87,7 +86,7 @@ def find_datasets(
         yield from (_found(_url(root, folder), look) for folder, look in resting.items() if look)
         level = [folder for folder in level if resting[folder] is None]
         for folder, entries in zip(level, ls(level), strict=True):
-            names = {entry.name.rsplit("/", 1)[-1]: entry for entry in entries}
+            names = {entry.last: entry for entry in entries}
             if not depth and not entries and not os.path.isdir(root):
                 raise SourceNotFoundError(
                     f"the root {root} does not exist or is empty; check its name"
@@ -136,9 +135,9 @@ def _look_at(
     changed: list[_Outline] = []
     for (folder, names), entries in zip(datasets.items(), ls(places), strict=True):
         url = _url(root, folder)
-        groups = [e for e in entries if e.folder and not _last(e).startswith(".")]
+        groups = [e for e in entries if e.folder and not e.last.startswith(".")]
         files = [(n, names[n].size, names[n].version) for n in _WATCHED_FILES if n in names]
-        outline = fingerprint("outline", files, sorted((_last(g), g.version) for g in groups))
+        outline = fingerprint("outline", files, sorted((g.last, g.version) for g in groups))
         look = memory.unchanged(url, outline)
         if look is not None:
             yield _found(url, look)
@@ -168,10 +167,10 @@ def _list(outline: _Outline, inside: Iterator[list[Entry]], memory: Memory) -> F
     facts: list[tuple[str, ...]] = []
     for group in outline.groups:
         entries = (e for e in next(inside) if e.folder)
-        listed = sorted(name for name in map(_last, entries) if not name.startswith("."))
-        found[_last(group)] = len(listed)
-        sample[_last(group)] = tuple(spread(listed, SAMPLE))
-        facts.append((_last(group), fingerprint(listed)))
+        listed = sorted(e.last for e in entries if not e.last.startswith("."))
+        found[group.last] = len(listed)
+        sample[group.last] = tuple(spread(listed, SAMPLE))
+        facts.append((group.last, fingerprint(listed)))
     return _found(
         outline.url,
         memory.note(
@@ -203,67 +202,50 @@ def spread(items: Sequence[Item], most: int) -> list[Item]:
     return [items[k * (len(items) - 1) // (most - 1)] for k in range(most)]
 
 
-def _last(entry: Entry) -> str:
-    return entry.name.rsplit("/", 1)[-1]
-
-
 def _lister(root: str) -> Lister:
     if "://" not in root:
-        return _LocalLister(root)
+        return lambda folders: [_list_local(root, folder) for folder in folders]
+    from eval_ingest.objects.reading import Objects  # brings asyncio, which folders do without
+    from eval_ingest.objects.retry import FIRST_LOOK
+
     # A root that is down shall not hold up the others; there will be another look.
     objects = Objects(root, FIRST_LOOK, resumes=False)
     objects.greet()
-    return _RemoteLister(objects)
+    return lambda folders: objects.run_all(map(objects.list_folder, folders))
 
 
-@dataclass(frozen=True)
-class _RemoteLister:
-    objects: Objects
+def _list_local(root: str, folder: str) -> list[Entry]:
+    try:
+        with os.scandir(os.path.join(root, folder) if folder else root) as entries:
+            return [_local_entry(folder, entry) for entry in entries]
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        if not folder:
+            raise SourceError(
+                f"the root {root} can't be listed: {error.strerror or error}; "
+                "check the path and who may read it"
+            ) from error
+        lack = lacking(error)
+        if lack is not None:
+            raise lack from error
+        return []  # a folder that only others may read
 
-    def __call__(self, folders: Sequence[str]) -> list[list[Entry]]:
-        futures = [self.objects.submit(self.objects.list_folder(folder)) for folder in folders]
-        return [future.result() for future in futures]
 
-
-@dataclass(frozen=True)
-class _LocalLister:
-    root: str
-
-    def __call__(self, folders: Sequence[str]) -> list[list[Entry]]:
-        return [self._list(folder) for folder in folders]
-
-    def _list(self, folder: str) -> list[Entry]:
-        path = os.path.join(self.root, folder) if folder else self.root
-        try:
-            with os.scandir(path) as entries:
-                return [self._entry(folder, entry) for entry in entries]
-        except FileNotFoundError:
-            return []
-        except OSError as error:
-            if not folder:
-                raise SourceError(
-                    f"the root {self.root} can't be listed: {error.strerror or error}; "
-                    "check the path and who may read it"
-                ) from error
-            lack = lacking(error)
-            if lack is not None:
-                raise lack from error
-            return []  # a folder that only others may read
-
-    def _entry(self, folder: str, entry: os.DirEntry[str]) -> Entry:
-        name = f"{folder}/{entry.name}" if folder else entry.name
-        # A link to a folder may lead round in circles.
-        if entry.is_dir(follow_symlinks=False) or (entry.is_symlink() and entry.is_dir()):
-            is_folder = not entry.is_symlink() or _is_dataset(entry.path)
-            if folder.rsplit("/", 1)[-1] != "windows":
-                return Entry(name, 0, "", folder=is_folder)
-            stat = entry.stat()  # of a group: it changes when a window comes or goes
-            version = f"time:{stat.st_mtime_ns}"
-            return Entry(name, 0, version, folder=is_folder, modified=stat.st_mtime)
-        if entry.name not in _WATCHED_FILES:
-            return Entry(name, 0, "")
-        stat = entry.stat()
-        return Entry(name, stat.st_size, f"time:{stat.st_mtime_ns} {stat.st_ctime_ns}")
+def _local_entry(folder: str, entry: os.DirEntry[str]) -> Entry:
+    name = f"{folder}/{entry.name}" if folder else entry.name
+    # A link to a folder may lead round in circles.
+    if entry.is_dir(follow_symlinks=False) or (entry.is_symlink() and entry.is_dir()):
+        is_folder = not entry.is_symlink() or _is_dataset(entry.path)
+        if folder.rsplit("/", 1)[-1] != "windows":
+            return Entry(name, 0, "", folder=is_folder)
+        stat = entry.stat()  # of a group: it changes when a window comes or goes
+        version = f"time:{stat.st_mtime_ns}"
+        return Entry(name, 0, version, folder=is_folder, modified=stat.st_mtime)
+    if entry.name not in _WATCHED_FILES:
+        return Entry(name, 0, "")
+    stat = entry.stat()
+    return Entry(name, stat.st_size, f"time:{stat.st_mtime_ns} {stat.st_ctime_ns}")
 
 
 def _is_dataset(path: str) -> bool:

@@ -12,5 +12,4 @@
 | results.py | rows on disk, Parquet and JSON tables, the leaderboard |
 | plots.py | PNG pictures |
 | tasks.py | the registry as tasks of OlmoEarth's own trainer |
-| command.py | the commands |
 """

@@ -5,20 +5,16 @@ import re
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 from eval_ingest.core.task import TaskKind
-from eval_ingest.errors import SweepError
-from eval_ingest.report.drawing import save_png
+from eval_ingest.report.drawing import LINE, save_png, tidy
 from eval_ingest.store.atomic import written_aside
 from eval_ingest.sweep.metrics import METRICS
 from eval_ingest.sweep.results import Leaderboard, Row, encoder_labels, latest, leaderboards
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
 # Okabe and Ito's palette, which colour-blind readers can tell apart.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999")
@@ -40,7 +36,6 @@ def draw(rows: Sequence[Row], folder: Path) -> list[Path]:
     """Draw everything there is to see in the rows; the files' paths.
 
     Raises:
-        SweepError: matplotlib isn't installed.
         StoreError: a file can't be written.
     """
     rows = latest(rows)
@@ -78,7 +73,7 @@ def _for_confusion(rows: Sequence[Row], names: dict[str, str]) -> dict[str, Row]
     return found
 
 
-def draw_scores(board: Leaderboard, colours: dict[str, str]) -> "Figure":
+def draw_scores(board: Leaderboard, colours: dict[str, str]) -> Figure:
     """One panel per dataset, as metrics and scales differ; a bar per encoder with its interval."""
     n = len(board.datasets)
     columns = min(n, 3)
@@ -103,7 +98,7 @@ def draw_scores(board: Leaderboard, colours: dict[str, str]) -> "Figure":
     return figure
 
 
-def _score_panel(ax: "Axes", board: Leaderboard, dataset: str, colours: dict[str, str]) -> None:
+def _score_panel(ax: Axes, board: Leaderboard, dataset: str, colours: dict[str, str]) -> None:
     top, metric, windows = 0.0, "", 0
     for place, encoder in enumerate(board.encoders):
         cell = board.cells.get((dataset, encoder))
@@ -134,7 +129,7 @@ def _score_panel(ax: "Axes", board: Leaderboard, dataset: str, colours: dict[str
     _plain(ax, f"{dataset} ({windows:,} windows)\n{_METRICS.get(metric, metric)}")
 
 
-def draw_fractions(rows: Sequence[Row], names: dict[str, str], colours: dict[str, str]) -> "Figure":
+def draw_fractions(rows: Sequence[Row], names: dict[str, str], colours: dict[str, str]) -> Figure:
     """Score against the number of train windows, one line per encoder."""
     figure = _figure(6.4, 4.0)
     ax = figure.subplots()
@@ -175,7 +170,7 @@ def draw_fractions(rows: Sequence[Row], names: dict[str, str], colours: dict[str
     return figure
 
 
-def draw_confusion(row: Row, encoder: str) -> "Figure":
+def draw_confusion(row: Row, encoder: str) -> Figure:
     """Truth by prediction, as shares of the truth; classes that never occur are left out."""
     counts = np.array(row.confusion, np.int64)
     there = np.flatnonzero(counts.sum(0) + counts.sum(1))
@@ -216,31 +211,18 @@ def draw_confusion(row: Row, encoder: str) -> "Figure":
     return figure
 
 
-def _plain(ax: "Axes", title: str) -> None:
+def _plain(ax: Axes, title: str) -> None:
+    tidy(ax)
     ax.set_title(title, fontsize=9, loc="left")
-    for side in ("top", "right"):
-        ax.spines[side].set_visible(False)
-    ax.tick_params(labelsize=8, length=2)
-    ax.grid(axis="x", color="#dddddd", lw=0.6)
-    ax.set_axisbelow(True)
+    ax.grid(axis="x", color=LINE, lw=0.6)
 
 
-def _figure(width: float, height: float) -> "Figure":
+def _figure(width: float, height: float) -> Figure:
     """A figure of its own, which no window and no global state knows of."""
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise SweepError(
-            f"pictures need matplotlib ({error}); "
-            'install it: pip install "eval-ingest[ingest]", or say --no-plots'
-        ) from error
-    figure = Figure(figsize=(width, height), dpi=150, layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure
+    return Figure(figsize=(width, height), dpi=150, layout="constrained")
 
 
-def _save(figure: "Figure", path: Path) -> Path:
+def _save(figure: Figure, path: Path) -> Path:
     with written_aside(path) as temporary:
         save_png(figure, temporary, bbox_inches="tight", pad_inches=0.12)
     return path

@@ -1,6 +1,6 @@
 """Rows of an embedded split as tensors, and some of their windows.
 
-What is learned from them is for knn.py and linear.py; how they are made for embed.py.
+What is learned from them is for knn.py and trainer.py; how they are made for embed.py.
 """
 
 import math

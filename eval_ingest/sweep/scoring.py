@@ -85,15 +85,6 @@ class Encoders:
 
 
 @dataclass(frozen=True)
-class _Case:
-    """One row to be."""
-
-    label_fraction: float
-    seed: int
-    key: str
-
-
-@dataclass(frozen=True)
 class Scorer:
     """Scores an encoder on datasets."""
 
@@ -136,19 +127,19 @@ class Scorer:
         encoder = self.encoders.of(settings)
         scored = _Scored(self, encoder, metadata, settings, self._probe(metadata, settings))
         require_windows(metadata, self.suite.split)
-        cases = [
-            _Case(fraction, seed, scored.key(fraction, seed))
+        cases = {
+            scored.key(fraction, seed): (fraction, seed)
             for fraction in _label_fractions(metadata, self.suite.label_fractions)
             for seed in self.suite.seeds
-        ]
-        kept: dict[str, Row | None] = dict.fromkeys(case.key for case in cases)
+        }
+        kept: dict[str, Row | None] = dict.fromkeys(cases)
         if self.resume and self.out is not None:
             kept = {key: read_row(self.out, key) for key in kept}
-        missing = [case for case in cases if kept[case.key] is None]
+        missing = [key for key in cases if kept[key] is None]
         if missing:
-            splits = scored.splits(cases)
+            splits = scored.splits(list(cases.values()))
             new = self.ranks.from_first(
-                lambda: [self._kept(scored.row(case, splits)) for case in missing]
+                lambda: [self._kept(scored.row(key, *cases[key], splits)) for key in missing]
             )
             kept |= {row.key: row for row in new}
         else:
@@ -196,8 +187,8 @@ class _Scored:
             suite.max_train_samples,
         )  # fmt: skip
 
-    def splits(self, cases: Sequence[_Case]) -> Splits:
-        """Embed it."""
+    def splits(self, cases: Sequence[tuple[float, int]]) -> Splits:
+        """Embed it, for rows of these label fractions and seeds."""
         scorer, suite, pooling = self.scorer, self.scorer.suite, self.settings.pooling or "mean"
         drawn: dict[str, Any] = {}
         if not scorer.resume:
@@ -205,33 +196,33 @@ class _Scored:
         # One draw alone needs no other train windows; several are drawn from all that are embedded.
         alone = not scorer.resume and len(cases) == 1
         if alone:
-            drawn |= {"label_fraction": cases[0].label_fraction, "seed": cases[0].seed}
+            drawn |= dict(zip(("label_fraction", "seed"), cases[0], strict=True))
         return Splits.of(
             scorer.root.address, self.metadata, suite.split, self.encoder,
             lambda dataset, encoder: scorer.embed(dataset, encoder, pooling),
             drawn, whole=not alone,
         )  # fmt: skip
 
-    def row(self, case: _Case, splits: Splits) -> Row:
+    def row(self, key: str, fraction: float, seed: int, splits: Splits) -> Row:
         """Probe it."""
         started = time.monotonic()
         device = self.scorer.encoders.device
         encoder, metadata = self.encoder, self.metadata
         self.scorer.progress(f"probing {encoder.name} on {metadata.name}", 0, 0)
         most = self.scorer.suite.max_train_samples if self.scorer.resume else None
-        windows = splits.train_windows(case.label_fraction, case.seed, most)
-        train, val, notes = splits.train_and_val(windows, case.seed)
+        windows = splits.train_windows(fraction, seed, most)
+        train, val, notes = splits.train_and_val(windows, seed)
         task = metadata.config.task
         wanted = self.settings.pooling or "mean"
         if not task.kind.per_pixel and wanted != splits.embedded.pooling:
             notes.append(f"its settings say pooling {wanted}; the encoder pools by itself")
         with torch.autocast(device.type, enabled=False):
-            probed = self._probed(case.seed, (train, val, splits.test), notes)
+            probed = self._probed(seed, (train, val, splits.test), notes)
         metric, (low, high) = probed.test.metric, probed.test.interval()
         if task.kind.has_classes and probed.test.ranked is None:
             notes.append(f"auroc and prauc are left out of more than {MAX_RANKED:,} labels")
         return Row(
-            key=case.key,
+            key=key,
             dataset=metadata.name,
             dataset_version=metadata.fingerprint,
             task=str(task.kind),
@@ -240,8 +231,8 @@ class _Scored:
             weights=encoder.weights,
             probe=self.probe,
             split=self.scorer.suite.split,
-            label_fraction=case.label_fraction,
-            seed=case.seed,
+            label_fraction=fraction,
+            seed=seed,
             n_train=len(train),
             n_val=len(val),
             n_test=len(splits.test),

@@ -20,11 +20,10 @@ from eval_ingest.core.spec import DatasetSpec
 from eval_ingest.errors import SweepError, UnknownDatasetError
 from eval_ingest.store.registry import read_registry
 from eval_ingest.store.roots.base import EvalRoot
-from eval_ingest.sweep.suite import settings_of
+from eval_ingest.sweep.suite import PATCH_SIZE, settings_of
 
 CALLBACK = "--trainer.callbacks.downstream_evaluator"
 
-PATCH_SIZE = 4
 PATCH_SIZES = range(1, 9)
 """What OlmoEarth's encoders take, in pixels."""
 

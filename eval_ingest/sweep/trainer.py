@@ -2,7 +2,7 @@
 
 The layers lie side by side as one wide layer, so that a batch of features is read and multiplied
 once for all of them. The gradients are written out and made in blocks that a cache holds: autograd
-takes most of the time where layers are as small as these. Which layer is used is for linear.py.
+takes most of the time where layers are as small as these. Which layer is used is for probes.py.
 """
 
 import math

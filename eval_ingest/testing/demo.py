@@ -26,15 +26,7 @@ from eval_ingest.settings import Settings
 
 if TYPE_CHECKING:
     from rslearn.dataset import Dataset
-from eval_ingest.testing.datasets import (
-    Interval,
-    add_window,
-    complete,
-    open_dataset,
-    quiet_rslearn,
-    save_items,
-    write_raster,
-)
+from eval_ingest.testing import datasets
 
 DEMO_NAME = "tolbi"
 """Folder of the demo's dataset under its root: where the catalog's tolbi_crops looks for it."""
@@ -86,9 +78,6 @@ COVERS = (
 
 BANDS = ("B01", "B02", "B03", "B04", "B05", "B06", "B07", "B08", "B8A", "B09", "B11", "B12")
 """As stored; model.yaml asks for them in another order."""
-
-MODEL_BANDS = ("B02", "B03", "B04", "B08", "B05", "B06", "B07", "B8A", "B11", "B12", "B01", "B09")
-"""The order of OlmoEarth's Sentinel-2 modality."""
 
 # Reflectance * 10000 per band, in the order of BANDS.
 _LEAF = np.array([900, 960, 1180, 930, 1560, 2900, 3500, 3600, 3750, 3800, 2000, 1120], np.float32)
@@ -234,7 +223,7 @@ def _plan(windows: int, size: int, seed: int, broken: bool) -> list[_Plan]:
     return plans
 
 
-def _acquisitions(rng: np.random.Generator, timesteps: int) -> list[Interval]:
+def _acquisitions(rng: np.random.Generator, timesteps: int) -> list[datasets.Interval]:
     """When each mosaic's scene was taken: a pass of Sentinel-2 within each of the periods."""
     orbit = int(rng.integers(2))
     first = YEAR[0] + timedelta(days=2 * orbit, hours=10, minutes=34 + 10 * orbit, seconds=29)
@@ -342,8 +331,8 @@ class _Batch:
     seed: int
 
     def write(self, plans: list[_Plan]) -> None:
-        with quiet_rslearn():
-            dataset = open_dataset(self.dataset)
+        with datasets.quiet_rslearn():
+            dataset = datasets.open_dataset(self.dataset)
             for plan in plans:
                 self._write_one(dataset, plan)
 
@@ -353,15 +342,17 @@ class _Batch:
         times = _acquisitions(rng, self.timesteps)
         if plan.defect == "unlabelled":
             labels = np.zeros_like(labels)
-        window = add_window(dataset, _GROUP, plan.name, plan.bounds, YEAR, {"split": plan.split})
+        window = datasets.add_window(
+            dataset, _GROUP, plan.name, plan.bounds, YEAR, {"split": plan.split}
+        )
         for item_group, (image, time) in enumerate(zip(images, times, strict=True)):
-            write_raster(
+            datasets.write_raster(
                 window, "sentinel2", BANDS, image[:, None], times=[time], item_group=item_group
             )
-        write_raster(window, "label_raster", ("label",), labels[None, None])
-        save_items(window, {"sentinel2": times})
-        complete(window, "sentinel2", self.timesteps)
-        complete(window, "label_raster")
+        datasets.write_raster(window, "label_raster", ("label",), labels[None, None])
+        datasets.save_items(window, {"sentinel2": times})
+        datasets.complete(window, "sentinel2", self.timesteps)
+        datasets.complete(window, "label_raster")
         if plan.defect:
             _break(self.dataset / "windows" / _GROUP / plan.name, plan.defect)
 

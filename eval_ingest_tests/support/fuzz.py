@@ -7,6 +7,7 @@ test_fuzz.py, the long one `make torture`.
 
 import faulthandler
 import json
+import multiprocessing
 import os
 import random
 import resource
@@ -15,9 +16,12 @@ import time
 import traceback
 import warnings
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
+from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Any
 
 from eval_ingest_tests.support import (
     fuzz_archives,
@@ -79,9 +83,51 @@ KINDS: dict[str, type[Kind]] = {
 }
 
 
+Exits = Callable[[tuple[Any, ...], float], int | None]
+"""Tries cases in a process of its own, for so many seconds at most: its exit code."""
+
+
+def _alone(arguments: tuple[Any, ...], patience_s: float, context: Any = None) -> int | None:
+    process = (context or killing.context()).Process(target=_try_cases, args=arguments)
+    process.start()
+    process.join(patience_s)
+    if process.is_alive():
+        process.kill()
+        process.join()
+    code: int | None = process.exitcode
+    return code
+
+
+@contextmanager
+def forking() -> Iterator[Exits]:
+    """Processes are forked from one that has imported all that kinds need: they begin at once."""
+    ours, theirs = multiprocessing.Pipe()
+    process = killing.context().Process(target=_fork_each, args=(theirs,))
+    process.start()
+    theirs.close()
+
+    def exits(arguments: tuple[Any, ...], patience_s: float) -> int | None:
+        ours.send((arguments, patience_s))
+        code: int | None = ours.recv()
+        return code
+
+    try:
+        yield exits
+    finally:
+        ours.close()
+        process.join()
+
+
+def _fork_each(pipe: Connection) -> None:
+    with suppress(EOFError):
+        while True:
+            pipe.send(_alone(*pipe.recv(), multiprocessing.get_context("fork")))
+
+
 def run(
-    kind: str, folder: Path, seed: int, cases: int, seconds: float = 1e9, first: int = 0
-) -> Report:
+    kind: str, folder: Path, seed: int, cases: int, seconds: float = 1e9, first: int = 0,
+    exits: Exits = _alone,
+) -> Report:  # fmt: skip
     """Try cases of a kind, in processes of their own.
 
     Args:
@@ -91,22 +137,17 @@ def run(
         cases: how many.
         seconds: stop before, when this time is over.
         first: the number of the first case.
+        exits: starts the process.
     """
     folder.mkdir(parents=True, exist_ok=True)
     path, log = folder / "report.json", folder / "log.txt"
-    process = killing.context().Process(
-        target=_try_cases, args=(kind, folder / "work", path, log, seed, cases, seconds, first)
-    )
-    process.start()
-    process.join(min(seconds, 1e6) + 5 * LONGEST_S * killing.slower())
-    if process.is_alive():
-        process.kill()
-        process.join()
+    arguments = kind, folder / "work", path, log, seed, cases, seconds, first
+    code = exits(arguments, min(seconds, 1e6) + 5 * LONGEST_S * killing.slower())
     report = Report(**json.loads(path.read_text())) if path.exists() else Report(kind)
-    if process.exitcode != 0:
+    if code != 0:
         said = log.read_text()[-3000:] if log.exists() else ""
         report.faults.append(
-            f"seed {seed} case {first + report.tried}: the process ended with {process.exitcode}, "
+            f"seed {seed} case {first + report.tried}: the process ended with {code}, "
             f"after a crash, a case of more than {LONGEST_S:.0f} s, or one that filled the memory: "
             f"{said}"
         )
