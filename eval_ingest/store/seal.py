@@ -155,9 +155,11 @@ def _checksum(content: bytes | mmap.mmap, place: int) -> bytes:
     """The checksum of a content that has a checksum, or room for one, at a place."""
     crc = 0
     with memoryview(content) as view:
-        for part in (view[:place], UNSEALED.encode(), view[place + len(UNSEALED) :]):
-            for start in range(0, len(part), _PART):
-                crc = zlib.crc32(part[start : start + _PART], crc)
+        parts = (0, place, UNSEALED.encode()), (place + len(UNSEALED), len(view), b"")
+        for begin, end, then in parts:
+            for start in range(begin, end, _PART):
+                crc = zlib.crc32(view[start : min(start + _PART, end)], crc)
                 if isinstance(content, mmap.mmap):  # or all of it counts as our memory
                     content.madvise(mmap.MADV_DONTNEED)
+            crc = zlib.crc32(then, crc)
     return b"%s%08x" % (_MARK, crc)
