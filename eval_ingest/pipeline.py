@@ -54,7 +54,7 @@ from eval_ingest.indexing.wanted import check_storage
 from eval_ingest.job import Job, with_config_of, write_config
 from eval_ingest.sources.discovery import source_fingerprint
 from eval_ingest.store import registry
-from eval_ingest.store.atomic import remove_path
+from eval_ingest.store.atomic import file_crc32c, remove_path
 from eval_ingest.store.claims import claim
 from eval_ingest.store.index_file import read_index, read_splits, write_splits
 from eval_ingest.store.leftovers import GRACE_S, remove_retired, remove_unfinished
@@ -165,6 +165,8 @@ def weka_copy(job: Job, index: WindowIndex, splits: SplitAssignment) -> CopyResu
     if old is not None and old.fingerprint == wanted and _copy_is_there(job, old):
         job.source.forget()
         return old
+    if old is not None and old.manifest is not None and not _manifest_is_of(job, old):
+        remove_path(job.layout.copy_manifest)  # it vouches for windows that were replaced since
     # What lies there is about to change: the outcome of the last copy vouches for it no longer.
     remove_path(job.layout.weka_copy)
     job.store.send()
@@ -172,9 +174,18 @@ def weka_copy(job: Job, index: WindowIndex, splits: SplitAssignment) -> CopyResu
     if job.spec.copy_mode == "windows":
         samples = Samples(job.config, index, splits)
         files = write_copy_files(job.store, job.files, samples)
-        result = result.model_copy(update={"files": files})
+        manifest = file_crc32c(job.layout.copy_manifest)
+        result = result.model_copy(update={"files": files, "manifest": manifest})
     job.source.forget()
     return result
+
+
+def _manifest_is_of(job: Job, result: CopyResult) -> bool:
+    def look() -> bool:
+        job.store.look_at(job.layout.copy_manifest, result.manifest)
+        return True
+
+    return bool(unless_damaged(look))
 
 
 def _copy_is_there(job: Job, result: CopyResult) -> bool:

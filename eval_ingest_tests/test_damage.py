@@ -521,3 +521,18 @@ def test_other_datasets_load_beside_a_damaged_one(root: Path, small: Path) -> No
     assert {"crops", "other", "another"} <= read_registry(EvalRoot(root)).keys()
     with pytest.raises(StoreError):
         read_metadata(EvalRoot(root).dataset("crops"))
+
+
+@pytest.mark.parametrize("seed", [5, 6])
+def test_the_manifest_of_an_earlier_copy_vouches_for_nothing(
+    seed: int, root: Path, small: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = root / "crops" / "copy_manifest.parquet"
+    old = path.read_bytes()
+    pipeline.ingest(make_job(small, root, splits={"strategy": "random", "seed": 5}))
+    assert old != path.read_bytes()
+    path.write_bytes(old)
+    assert any(path.name in problem for problem in api.verify("crops", root).problems)
+    pipeline.ingest(make_job(small, root, splits={"strategy": "random", "seed": seed}))
+    assert path.name in caplog.text and "made anew" in caplog.text
+    assert faults.verified(root) == []

@@ -41,7 +41,7 @@ def verify(
         copy = read_copy(store)
     store.root.fetch_folder(layout.path / RSLEARN_INDEX)
     problems = [error.what for error in _damage(store, metadata, copy)]
-    windows, unsure = _copied(store, metadata)
+    windows, unsure = _copied(store, metadata, copy)
     problems += unsure
     for done, (key, now) in enumerate(store.windows.measured(windows), start=1):
         window = windows[key]
@@ -67,11 +67,15 @@ def verify(
     return Verified(checked, problems)
 
 
-def _copied(store: DatasetStore, metadata: Metadata) -> tuple[CopiedWindows, list[str]]:
+def _copied(
+    store: DatasetStore, metadata: Metadata, copy: CopyResult | None
+) -> tuple[CopiedWindows, list[str]]:
     """The windows that the manifest vouches for, and what is wrong with it."""
     try:
         path = store.layout.copy_manifest
         store.read(path, lambda: read_sealed(path, cure_for(store.name)))
+        if copy is not None and copy.manifest is not None:
+            store.verify(path, copy.manifest)
     except IntegrityError as error:
         return CopiedWindows(), [error.what]
     windows = Manifest(store.layout).windows
@@ -88,7 +92,7 @@ def look_at(store: DatasetStore, copy: CopyResult) -> CopyResult:
         IntegrityError: something is missing or damaged, as far as a quick look tells.
     """
     if copy.mode == "windows":
-        store.look_at(store.layout.copy_manifest)
+        store.look_at(store.layout.copy_manifest, copy.manifest)
     for path, recorded in (*_packed(store.layout, copy), *_beside(store.layout, copy)):
         store.look_at(path, recorded)
     return copy

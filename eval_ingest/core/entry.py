@@ -104,6 +104,9 @@ class CopyResult(Record):
     n_bytes: Count
     """Bytes of the rslearn copy."""
     packed_bytes: Count
+    manifest: str | None = None
+    """CRC32C of copy_manifest.parquet: one of an earlier copy would vouch for other windows. None:
+    there is none, or an earlier version of eval_ingest has recorded the copy."""
 
 
 class SourceState(Record):
