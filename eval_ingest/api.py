@@ -33,7 +33,7 @@ from eval_ingest.engine import (
     is_worth_workers,
     no_progress,
 )
-from eval_ingest.errors import EvalIngestError, SpecError
+from eval_ingest.errors import EvalIngestError, SpecError, UnknownDatasetError
 from eval_ingest.report import terminal
 from eval_ingest.report.printing import Printed, table
 from eval_ingest.settings import Settings
@@ -343,10 +343,12 @@ def spec_of(settings: Settings, name: str | None, given: Mapping[str, Any]) -> D
     if name is None and "source" not in fields:
         raise SpecError("give a --source (a path or URL), or the name of a dataset in the catalog")
     name = check_name(name_from(_last_folder(fields["source"])) if name is None else name)
-    known = read_catalog(settings).get(name)
-    if known is None and "source" not in fields:
-        find_spec(settings, name)  # raises, naming the near ones
-    base = known.model_dump(by_alias=True, exclude_unset=True) if known is not None else {}
+    base: dict[str, Any] = {}
+    try:
+        base = find_spec(settings, name).model_dump(by_alias=True, exclude_unset=True)
+    except UnknownDatasetError:
+        if "source" not in fields:
+            raise
     splits = fields.pop("splits", {})
     if isinstance(splits, SplitPolicy):
         splits = splits.model_dump(exclude_unset=True)

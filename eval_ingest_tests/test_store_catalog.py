@@ -5,9 +5,10 @@ from pathlib import Path
 
 import pytest
 
+from eval_ingest import api
 from eval_ingest.core.eval_settings import EvalSettings
 from eval_ingest.core.spec import DatasetSpec, SplitPolicy
-from eval_ingest.errors import SpecError, UnknownDatasetError
+from eval_ingest.errors import SpecError, StoreError, UnknownDatasetError
 from eval_ingest.settings import Settings
 from eval_ingest.store.catalog import (
     add_spec,
@@ -212,3 +213,22 @@ def test_a_value_of_a_spec_is_shown_in_short() -> None:
     with pytest.raises(SpecError) as told:
         DatasetSpec.parse({"name": "a", "source": endless, "classes": "y" * 1000}, "spec")
     assert len(str(told.value)) < 500
+
+
+def test_what_is_wrong_with_another_spec_keeps_nobody_from_ingesting(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("EVAL_INGEST_CATALOG", str(tmp_path))
+    (tmp_path / "bad.yaml").write_text("name: [a\n")
+    (tmp_path / "mine.yaml").write_text("name: mine\nsource: /data/mine\n")
+    settings = Settings.load()
+    assert api.spec_of(settings, "mine", {}).source == "/data/mine"
+    assert api.spec_of(settings, "new", {"source": "/data/new"}).source == "/data/new"
+    with pytest.raises(SpecError, match=r"bad\.yaml is not valid YAML"):
+        api.spec_of(settings, "bad", {"source": "/data/bad"})
+    with pytest.raises(UnknownDatasetError, match="no dataset 'mime'"):
+        api.spec_of(settings, "mime", {})
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("EVAL_INGEST_CATALOG", str(tmp_path / "file"))
+    with pytest.raises(StoreError, match="Not a directory"):
+        api.spec_of(Settings.load(), "new", {"source": "/data/new"})

@@ -35,6 +35,8 @@ from eval_ingest.store.atomic import (
 )
 from eval_ingest.store.roots.open import open_root
 
+_ENDINGS = (".yaml", ".yml")
+
 
 def catalog_folder(settings: Settings) -> Path | None:
     """The folder of added specs, or None where there is no such eval root on this machine.
@@ -95,7 +97,7 @@ def _read_folder(
         tell(str(folder), store_error(str(folder), "listing", error))
         return {}
     for path in paths:
-        if path.name.endswith((".yaml", ".yml")) and not path.name.startswith("."):
+        if path.name.endswith(_ENDINGS) and not path.name.startswith("."):
             try:
                 spec = _read_spec(path)
                 found[spec.name] = spec
@@ -141,8 +143,8 @@ def find_spec(settings: Settings, name: str) -> DatasetSpec:
     broken: dict[str, EvalIngestError] = {}
     specs = read_catalog(settings, broken)
     for path, error in broken.items():
-        if Path(path).stem == name:
-            raise error
+        if Path(path).stem == name or (name not in specs and not path.endswith(_ENDINGS)):
+            raise error  # of a folder that can't be read nobody knows what is in it
     if name not in specs:
         cure = f"To add it: eval-ingest ingest {name} --source PATH_OR_URL"
         raise UnknownDatasetError(name, specs, "the catalog", cure)
