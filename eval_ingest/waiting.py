@@ -88,9 +88,10 @@ class Waiting:
     @contextmanager
     def watched(self, files: Callable[[], int]) -> Iterator[None]:
         """Something that opens so many files, of which it is found out how long it waits."""
-        wall, own, waits = time.monotonic(), time.thread_time(), _waits()
+        wall, used, waits = time.monotonic(), time.process_time(), _waits()
         yield
-        waited = (time.monotonic() - wall) - (time.thread_time() - own)
+        # What other threads of this process did meanwhile held the interpreter, not the disk, up.
+        waited = (time.monotonic() - wall) - (time.process_time() - used)
         count = max(files(), 4)
         # Not for one long wait, such as for a turn on a busy machine's cores.
         self.is_long |= waited > LONG_S * count and _waits() - waits >= count // 2
