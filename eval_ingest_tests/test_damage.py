@@ -19,8 +19,9 @@ from eval_ingest.core.resolved import SPLITS
 from eval_ingest.core.splits import SPLITS_FORM
 from eval_ingest.errors import IntegrityError, LoadError, StoreError
 from eval_ingest.store.index_file import read_index, read_splits
-from eval_ingest.store.manifest import MANIFEST_FORM, CopiedWindow, Manifest
-from eval_ingest.store.registry import read_metadata, read_registry
+from eval_ingest.store.manifest import MANIFEST_FORM
+from eval_ingest.store.outcomes import read_copy
+from eval_ingest.store.registry import read_metadata, read_opening, read_registry
 from eval_ingest.store.roots.base import EvalRoot
 from eval_ingest.store.seal import (
     UNSEALED,
@@ -249,6 +250,30 @@ def test_what_is_opened_by_holds_what_samples_need(kind: str, root: Path) -> Non
         EvalDataset("crops", "train", root=root)
 
 
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("split_report", {"class_counts": 5}), ("split_report", {"class_counts": ["x"]}),
+     ("split_report", {"class_counts": {"train": 5}}), ("quality", {"verdict": 5}),
+     ("signal", {"gap": 1}), ("history", [1]), ("their_entry", "{}"), ("timesteps", {"x": [1, 2]}),
+     ("warnings", [5]), ("invalid", {"x": -1}), ("fingerprints", {"x": 1}), ("norm_stats", {})],
+)  # fmt: skip
+def test_what_never_stands_in_opening_json_hides_nothing_there(
+    field: str, value: object, root: Path
+) -> None:
+    path = root / "crops" / "opening.json"
+    record = {**read_sealed_json(path, CURE), "norm_stats": {}, field: value}
+    write_sealed_json(path, record)
+    with pytest.raises(IntegrityError, match=f"damaged at {field}; {CURE}"):
+        read_opening(EvalRoot(root).dataset("crops"))
+    assert EvalDataset("crops", "train", root=root)  # by metadata.json
+
+
+def test_a_copy_without_a_manifest_is_recorded_as_ever(root: Path) -> None:
+    found = read_copy(EvalRoot(root).dataset("crops"))
+    assert found is not None and found.model_dump()["manifest"] == found.manifest
+    assert "manifest" not in found.model_copy(update={"manifest": None}).model_dump()
+
+
 @pytest.mark.parametrize("size", [10**30, 2**63, 65_536, -1, 0, "8", None])
 def test_a_size_that_nobody_can_pad_to_is_refused(size: object, root: Path) -> None:
     for name in ("opening.json", "metadata.json"):
@@ -444,34 +469,6 @@ def test_a_damaged_registry_is_told_and_compiled_anew(
     Run(str(small), root).do()
     entries = read_registry(EvalRoot(root))
     assert entries == {"crops": {**before, "weka_path": str(root / "crops")}}
-
-
-@pytest.mark.parametrize("file", ["packing/packing.json", "packing/*/*.npy", "*.arrow"])
-@pytest.mark.parametrize("damage", [flip(12), cut, emptied])
-def test_a_stopped_run_whose_work_is_damaged_is_done_again(
-    file: str, damage: Damage, small: Path, reference: Path, tmp_path: Path
-) -> None:
-    run = Run(str(small), tmp_path / "root")
-    run.stop()
-    damage(one(tmp_path / "root" / "crops", f".window_index/{file}"))
-    run.do()
-    assert faults.values(tmp_path / "root") == faults.values(reference)
-    assert faults.verified(tmp_path / "root") == []
-
-
-def test_a_damaged_line_of_the_journal_makes_it_vouch_for_nothing(tmp_path: Path) -> None:
-    layout = EvalRoot(tmp_path).dataset("crops").layout
-    windows = [CopiedWindow("g", f"w{k}", "d", "train", 1, 1, "0") for k in range(4)]
-    manifest = Manifest(layout)
-    manifest.add(windows)
-    manifest.close()
-    Manifest(layout).add(CopiedWindow("g", f"w{k}", "e", "val", 2, 2, "1") for k in range(3))
-    journal = one(layout.path, "*journal*")
-    flip(90)(journal)
-    again = Manifest(layout)
-    assert again.windows == {}
-    again.add(windows[:1])
-    assert list(Manifest(layout).windows) == [("g", "w0")]  # not what the manifest says
 
 
 # ------------------------------------------------------------------------------------- commands

@@ -58,7 +58,7 @@ def test_handing_out_windows_costs_as_much_per_window_however_many_there_are(
     with ThreadPoolExecutor(2) as pool:
         index_windows(
             Nothing(), items, pool, 2,  # type: ignore[arg-type]
-            PartialRows(tmp_path, ""), places.publish, lambda *_: None,  # type: ignore[arg-type]
+            PartialRows(tmp_path, "", []), places.publish, lambda *_: None,  # type: ignore[arg-type]
         )  # fmt: skip
     assert places.before == [n * SHARD_WINDOWS for n in range(1, shards)] + [None]
     assert items.copied <= len(items) + shards

@@ -375,14 +375,16 @@ def _crops(
     heights, widths = (numbers(index.table[name])[rows].tolist() for name in ("height", "width"))
     sizes = list(zip(heights, widths, strict=True))
     by_size = {size: corners(*size, grid) for size in set(sizes)}
-    crops = Crops([], [], None if config.task.kind.per_pixel else [])
+    per_pixel = config.task.kind.per_pixel
+    all_targets = () if per_pixel else index.table["label.crop_targets"]
+    crops = Crops([], [], None if per_pixel else [])
     for number, (row, size) in enumerate(zip(rows, sizes, strict=True)):
         here = by_size[size]
         crops.window.extend([number] * len(here))
         crops.corners.extend(here)
         if crops.targets is not None:
             first = sum(len(corners(*size, other)) for other in before)
-            targets = index.table["label.crop_targets"][row].as_py()
+            targets = all_targets[row].as_py()
             crops.targets.extend(targets[first : first + len(here)])
     return crops
 

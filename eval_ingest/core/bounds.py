@@ -25,6 +25,8 @@ Count = Annotated[int, Field(ge=0, le=MOST_NUMBER)]
 Pixels = Annotated[int, Field(gt=0, le=MOST_PIXELS)]
 Whole = Annotated[int, Field(ge=-MOST_NUMBER, le=MOST_NUMBER)]
 Split = Annotated[str, Field(pattern=r"\A(train|val|test)\z")]
+FolderName = Annotated[str, Field(pattern=r"\A(\.{3,}|\.{0,2}[^./\x00])[^/\x00]*\z")]
+"""Neither a path nor a place in one."""
 RelativePath = Annotated[str, Field(pattern=r"\A(\.?\w[\w.-]*/)*\.?\w[\w.-]*\z", max_length=255)]
 """Below a folder: never out of it."""
 

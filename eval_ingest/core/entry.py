@@ -2,9 +2,16 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BeforeValidator, Field, FiniteFloat, RootModel
+from pydantic import (
+    BeforeValidator,
+    Field,
+    FiniteFloat,
+    RootModel,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+)
 
 from eval_ingest.core.bounds import Count, JsonObject, JsonText, Record, RelativePath, Split
 from eval_ingest.core.modality import MODALITIES
@@ -108,6 +115,14 @@ class CopyResult(Record):
     """CRC32C of copy_manifest.parquet: one of an earlier copy would vouch for other windows. None:
     there is none, or an earlier version of eval_ingest has recorded the copy."""
 
+    @model_serializer(mode="wrap")
+    def _as_kept(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Without what an earlier eval_ingest doesn't know, where that says nothing."""
+        found: dict[str, Any] = dump(self)
+        if self.manifest is None:
+            del found["manifest"]
+        return found
+
 
 class SourceState(Record):
     """source_state.json: what the source looked like when it was indexed last."""
@@ -162,9 +177,6 @@ _STAGES = {"window_index", "split_assignment", "norm_stats", "weka_copy"}
 class Metadata(Record):
     """metadata.json: everything about an ingested dataset."""
 
-    whole: ClassVar[bool] = True
-    """It isn't what `opening` makes of one."""
-
     version: int = METADATA_VERSION
     name: Annotated[str, Field(pattern=rf"\A{NAME_PATTERN.pattern}\z")]
     fingerprint: str
@@ -205,10 +217,22 @@ class Metadata(Record):
 
     @property
     def wrong_field(self) -> str:
-        """Where it isn't what we write, though each field is of its kind; "" if it is."""
-        config, stats, whole = self.config, self.norm_stats, self.whole
-        bands = {modality.name: set(modality.bands) for modality in config.modalities}
         counts = self.split_report.get("class_counts", {}).values()
+        right = {
+            "timesteps": {known.name for known in self.config.modalities} >= self.timesteps.keys(),
+            "fingerprints": self.fingerprints.keys() >= _STAGES,
+            "split_report": bool(self.split_report),
+            "split_report.class_counts": all(
+                len(found) == self.config.task.num_classes for found in counts
+            ),
+        }
+        return self._wrong_opening or _first_wrong(right)
+
+    @property
+    def _wrong_opening(self) -> str:
+        """The same of what stands in opening.json too."""
+        config, stats = self.config, self.norm_stats
+        bands = {modality.name: set(modality.bands) for modality in config.modalities}
         right = {
             "norm_stats": stats.keys() == bands.keys()
             and all(bands[name] <= known.keys() for name, known in stats.items())
@@ -217,24 +241,37 @@ class Metadata(Record):
             ),
             "nodata": all(v.keys() <= bands.get(name, set()) for name, v in self.nodata.items()),
             "optional_modalities": bands.keys() >= set(self.optional_modalities),
-            "timesteps": bands.keys() >= self.timesteps.keys(),
             "splits": all(f.index.startswith(f"{split}/") for split, f in self.splits.items()),
             "shards": all(_fits(shard, config) for shard in self.shards),
-            "fingerprints": not whole or self.fingerprints.keys() >= _STAGES,
-            "split_report": bool(self.split_report) or not whole,
-            "split_report.class_counts": all(len(n) == config.task.num_classes for n in counts),
         }
-        return config.wrong_field or next((name for name, holds in right.items() if not holds), "")
+        return config.wrong_field or _first_wrong(right)
+
+
+def _first_wrong(right: Mapping[str, bool]) -> str:
+    return next((name for name, holds in right.items() if not holds), "")
+
+
+_Empty = Annotated[dict[str, Any], Field(max_length=0)]
+_EmptyList = Annotated[list[Any], Field(max_length=0)]
 
 
 class Opening(Metadata):
     """opening.json: see `opening`."""
 
-    whole: ClassVar[bool] = False
+    # What never stands there; and the forms of reports take long to be made ready.
+    invalid: _Empty
+    split_report: _Empty = Field(default_factory=dict)
+    quality: _Empty = Field(default_factory=dict)
+    signal: _Empty = Field(default_factory=dict)
+    warnings: _EmptyList
+    fingerprints: _Empty
+    timesteps: _Empty = Field(default_factory=dict)
+    their_entry: Literal[""] = ""
+    history: _EmptyList = Field(default_factory=list)
 
-    # Without their forms, which take longer to be made ready than all the rest.
-    split_report: JsonObject = Field(default_factory=dict)
-    quality: JsonObject = Field(default_factory=dict)
+    @property
+    def wrong_field(self) -> str:
+        return self._wrong_opening
 
 
 def utc(stamp: str) -> str:

@@ -22,7 +22,7 @@ from eval_ingest.indexing.apart import Apart
 from eval_ingest.indexing.filters import WindowFilter
 from eval_ingest.indexing.listed import ToRead, WindowList
 from eval_ingest.indexing.packer import Packer, fresh_packer, pack_rows, resumed_packer
-from eval_ingest.indexing.partial import ARRIVED, PartialRows, Rows
+from eval_ingest.indexing.partial import ARRIVED, PartialRows, Rows, right_rows
 from eval_ingest.indexing.wanted import enough, list_windows, wanted_groups
 from eval_ingest.indexing.work import CopyAhead, IndexedShard, IndexTask
 from eval_ingest.job import Job
@@ -88,7 +88,10 @@ def index_source(job: Job, copy_ahead: CopyAhead | None = None) -> WindowIndex:
 
 def known_rows(job: Job, old: WindowIndex | None) -> LazyTable | None:
     """The rows of the last index, if they hold what those of this one would."""
-    return old.table if old is not None and old.row_key == job.row_key else None
+    if old is None or old.row_key != job.row_key:
+        return None
+    names, path = index_schema(job.config).names, job.layout.window_index
+    return unless_damaged(lambda: right_rows(old.table, names, path, job.layout.name))
 
 
 def index_task(job: Job) -> IndexTask:
@@ -110,7 +113,8 @@ def finish_index(job: Job, index: WindowIndex) -> None:
 
 def partial_rows(job: Job) -> PartialRows:
     """What stopped runs have left of the index."""
-    return PartialRows(job.layout.path / ".window_index", job.row_key)
+    columns = index_schema(job.config).names
+    return PartialRows(job.layout.path / ".window_index", job.row_key, columns)
 
 
 @dataclass(frozen=True)
@@ -267,7 +271,7 @@ def _packer(
     most = job.store.shard_bytes
     windows = ((window.group, window.name) for window in work.windows.take(work.new))
     key = fingerprint("packing", job.row_key, most, windows)
-    packer = resumed_packer(folder, task.config, key, most)
+    packer = resumed_packer(folder, task.config, len(work.new), key, most)
     if packer is not None:
         return packer
     like = _first_shape(task, work, pool)

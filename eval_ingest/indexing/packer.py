@@ -261,11 +261,13 @@ def fresh_packer(
 
 
 def resumed_packer(
-    folder: Path, config: ResolvedConfig, key: str, shard_bytes: int
+    folder: Path, config: ResolvedConfig, count: int, key: str, shard_bytes: int
 ) -> Packer | None:
     """Go on where a stopped run was; None if it packed other windows, or none that are left."""
     found = unless_damaged(lambda: read_record(_Packing, folder / _PACKING, "run again"))
-    if found is None or found.key.partition("-")[0] != key:
+    if found is None or (found.key.partition("-")[0], found.count) != (key, count):
+        return None
+    if found.like.timesteps.keys() != {modality.name for modality in config.modalities}:
         return None
     packer = Packer(folder, config, [found.like] * found.count, shard_bytes, found.key)
     # A shard that isn't there any more was complete, and has its name already.

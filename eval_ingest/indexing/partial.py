@@ -1,9 +1,11 @@
 """What is done of an index: a run that was stopped goes on from there."""
 
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -16,7 +18,8 @@ from eval_ingest.core.resolved import ResolvedConfig
 from eval_ingest.indexing.packer import Packer, pack_rows
 from eval_ingest.indexing.rows import add_geometry
 from eval_ingest.indexing.work import IndexedShard
-from eval_ingest.store.seal import unless_damaged
+from eval_ingest.store.records import undamaged
+from eval_ingest.store.seal import cure_for, unless_damaged
 from eval_ingest.store.shards import PackRow
 from eval_ingest.store.tables import AsideTable, Chosen, LazyTable, read_table, write_table
 
@@ -41,13 +44,16 @@ PARTIAL_ROWS = 2048
 """Finished rows between two writes: a stopped run loses at most ten seconds of work."""
 _ROW = KEY[:2]
 
+Some = TypeVar("Some", pa.Table, LazyTable)
+
 
 class PartialRows:
     """What is done of an index that isn't complete yet, in a folder: rows and packed samples."""
 
-    def __init__(self, folder: Path, key: str) -> None:
+    def __init__(self, folder: Path, key: str, columns: Sequence[str]) -> None:
         self._folder = folder
         self._key = key
+        self._columns = columns
         self._waiting: list[pa.Table] = []
         self._count = len(self._files())
         self.written: list[Rows] = []
@@ -74,7 +80,9 @@ class PartialRows:
         part = read_table(path, PARTIAL_FORM, self._folder.parent.name)
         if part is None or part[1].row_key != self._key:
             return None
-        return Rows.of(AsideTable(path, part[0].schema, part[0].num_rows), part[1].packing)
+        name = self._folder.parent.name
+        table = right_rows(part[0], self._columns, path, name)
+        return Rows.of(AsideTable(path, table.schema, len(table), name), part[1].packing)
 
     def add(self, shard: IndexedShard) -> bool:
         """Keep some rows, in files of about PARTIAL_ROWS rows; True if all are on the disk now."""
@@ -88,8 +96,6 @@ class PartialRows:
 
     def flush(self) -> None:
         """Write what is waiting, after the samples that it speaks of."""
-        import pyarrow.compute as pc
-
         if not self._waiting:
             return
         if self.packer is not None:
@@ -98,9 +104,10 @@ class PartialRows:
         facts = {"row_key": self._key, "packing": packing}
         path = self._folder / f"{self._count:06d}.arrow"
         table = add_geometry(pa.concat_tables(self._waiting))
-        table = table.take(pc.sort_indices(table.select(_ROW), [(c, "ascending") for c in _ROW]))
+        table = table.take(_order(table))
         write_table(path, table, PARTIAL_FORM, **facts)
-        self.written.append(Rows.of(AsideTable(path, table.schema, table.num_rows), packing))
+        written = AsideTable(path, table.schema, len(table), self._folder.parent.name)
+        self.written.append(Rows.of(written, packing))
         self._waiting.clear()
         self._count += 1
 
@@ -108,6 +115,33 @@ class PartialRows:
         """Remove all of it: the index is written."""
         self._waiting.clear()
         shutil.rmtree(self._folder, ignore_errors=True)
+
+
+def right_rows(table: Some, columns: Sequence[str], path: Path, name: str) -> Some:
+    """Rows that may be merged into an index.
+
+    Args:
+        table: the rows.
+        columns: of the index.
+        path: where they are.
+        name: the dataset.
+
+    Raises:
+        IntegrityError: they lack a column, or aren't in the order of an index.
+    """
+    wrong = next((column for column in columns if column not in table.column_names), "")
+    if not wrong and not np.array_equal(numbers(_order(table)), np.arange(len(table))):
+        wrong = "the order of its rows"
+    undamaged(wrong, path, cure_for(name))
+    return table
+
+
+def _order(table: pa.Table | LazyTable) -> pa.Array:
+    import pyarrow.compute as pc
+
+    some = table.select(_ROW)
+    rows = pa.Table.from_batches(some.to_batches(), some.schema)
+    return pc.sort_indices(rows, [(name, "ascending") for name in _ROW])
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from typing import Any
 
 from pydantic import FiniteFloat
 
-from eval_ingest.core.bounds import Count, read_kept
+from eval_ingest.core.bounds import Count, FolderName, read_kept
 
 SETTLING_S = 600.0
 """So long after a change every look is a full one."""
@@ -56,9 +56,9 @@ class Look:
     """Changes with what a cheap look sees."""
     fingerprint: str
     """Changes with what a full look sees."""
-    groups: dict[str, Count]
+    groups: dict[FolderName, Count]
     """Number of windows by group."""
-    sample: dict[str, tuple[str, ...]]
+    sample: dict[FolderName, tuple[FolderName, ...]]
     """Some windows by group."""
     changed: FiniteFloat
     """When the fingerprint was seen to be new, in seconds since 1970, as the next two."""

@@ -19,7 +19,7 @@ import pyarrow as pa
 from pydantic import ConfigDict, Field
 from typing_extensions import TypedDict  # pydantic takes no other before Python 3.12
 
-from eval_ingest.core.bounds import Count, read_kept
+from eval_ingest.core.bounds import Count, FolderName, read_kept
 from eval_ingest.core.columns import arrow_rows
 from eval_ingest.core.forms import ColumnForm, TableForm, folder_names, hexadecimal
 from eval_ingest.core.spec import SPLITS
@@ -57,10 +57,10 @@ _SEND_EVERY_S = 30.0
 class CopiedWindow:
     """A window in the copy."""
 
-    group: str
-    name: str
+    group: FolderName
+    name: FolderName
     source_digest: str
-    split: str
+    split: Annotated[str, Field(pattern=r"\A(train|val|test)?\z")]
     n_files: Count
     n_bytes: Count
     checksum: Annotated[str, Field(pattern=r"\A[0-9a-f]{1,64}\z")]
@@ -79,12 +79,13 @@ class CopiedWindows(MutableMapping[tuple[str, str], CopiedWindow]):
         self._texts: dict[str, str] = {}
 
     def __getitem__(self, key: tuple[str, str]) -> CopiedWindow:
-        digest, split, n_files, n_bytes, checksum = self._texts["\0".join(key)].split("\0")
+        *known, digest = self._texts["\0".join(key)].split("\0", 4)  # the one that may be any text
+        split, n_files, n_bytes, checksum = known
         return CopiedWindow(*key, digest, split, int(n_files), int(n_bytes), checksum)
 
     def __setitem__(self, key: tuple[str, str], copied: CopiedWindow) -> None:
         c = copied
-        values = (c.source_digest, c.split, str(c.n_files), str(c.n_bytes), c.checksum)
+        values = (c.split, str(c.n_files), str(c.n_bytes), c.checksum, c.source_digest)
         self._texts["\0".join(key)] = "\0".join(values)
 
     def __delitem__(self, key: tuple[str, str]) -> None:
@@ -238,8 +239,8 @@ class _Gone(TypedDict):
     """What a journal says of a window that is about to be replaced or removed."""
 
     __pydantic_config__ = ConfigDict(extra="forbid")  # type: ignore[misc]
-    group: str
-    name: str
+    group: FolderName
+    name: FolderName
 
 
 def read_journal(path: Path) -> Iterator[tuple[CopiedWindow | _Gone | None, int]]:

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 from pydantic_core import from_json
 
+from eval_ingest.core.bounds import Record
 from eval_ingest.errors import IntegrityError, NewerVersionError
 from eval_ingest.store.seal import cure_for, read_sealed, unsealed
 
@@ -61,7 +62,8 @@ def record_of(
     found: Found | None = None
     try:
         found = kind.model_validate_json(text, strict=True)
-        said, where = vars(found), getattr(found, "wrong_field", "")
+        said = vars(found)
+        where = found.wrong_field if isinstance(found, Record) else ""
     except ValidationError as error:
         said = {**known, **_said(text)}
         where = ".".join(str(part) for part in error.errors()[0]["loc"]) or "its values"

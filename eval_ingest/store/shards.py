@@ -20,12 +20,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
+from pydantic import Field
 
+from eval_ingest.core.bounds import MOST_PIXELS, Pixels
 from eval_ingest.core.columns import arrow_table
 from eval_ingest.core.entry import ArrayName, ShardArray
 from eval_ingest.core.forms import ColumnForm, Facts, TableForm
@@ -70,10 +72,10 @@ class PackRow:
     group: str
     name: str
     source_digest: str
-    height: int
+    height: Pixels
     """Of the window."""
-    width: int
-    timesteps: dict[str, int]
+    width: Pixels
+    timesteps: dict[str, Annotated[int, Field(ge=0, le=MOST_PIXELS)]]
     """Per modality; 0 where an optional modality is absent."""
 
 

@@ -154,23 +154,26 @@ class AsideTable(LazyTable):
     It is opened for each of its batches: of a large index there are thousands of such files.
     """
 
-    def __init__(self, path: Path, schema: pa.Schema, num_rows: int) -> None:
-        self._path = path
+    def __init__(self, path: Path, schema: pa.Schema, num_rows: int, name: str) -> None:
+        self._path, self._name = path, name
         self.column_names, self.schema, self.num_rows = schema.names, schema, num_rows
 
     def select(self, names: Sequence[str]) -> "AsideTable":
         schema = pa.schema([self.schema.field(name) for name in names])
-        return AsideTable(self._path, schema, self.num_rows)
+        return AsideTable(self._path, schema, self.num_rows, self._name)
 
     def to_batches(self) -> Iterator[pa.RecordBatch]:
         """Its rows, some at a time.
 
         Raises:
+            IntegrityError: it has been damaged since.
             StoreError: it can't be read.
         """
-        number = done = 0
+        path, number, done = self._path, 0, 0
+        check_sealed(path, cure_for(self._name))
         while done < self.num_rows:
-            with store_errors("reading", self._path), pa.OSFile(str(self._path)) as source:
+            guarded = store_errors("reading", path), readable(path, self._name)
+            with guarded[0], guarded[1], pa.OSFile(str(path)) as source:
                 there = pa.ipc.open_file(source).schema
                 wanted = [there.get_field_index(name) for name in self.column_names]
                 asked = pa.ipc.IpcReadOptions(included_fields=wanted, use_threads=False)

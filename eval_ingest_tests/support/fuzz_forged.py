@@ -105,12 +105,21 @@ class Forged(Watched):
         content = json.loads(path.read_text())
         content.pop("checksum", None)
         place = rng.choice([p for p in poison.places(content) if p != ("version",)])
-        kind = rng.choice((*["another value"] * 6, "more", "less", "twice", "under another key"))
+        kind = rng.choice(
+            (*["another value"] * 6, "more", "less", "twice", "under another key", "absent")
+        )
+        absent = sorted(Metadata.model_fields.keys() - content.keys())
         forged = copy.deepcopy(content)
         holder = functools.reduce(lambda value, key: value[key], place[:-1], forged)
         here = holder[place[-1]]
         if kind == "less":
             del holder[place[-1]]
+        elif kind == "absent" and absent:
+            place = (rng.choice(absent),)
+            counts = {"class_counts": rng.choice((odd, {"train": odd}))}
+            forged[place[0]] = rng.choice((odd, counts))
+            if rng.random() < 0.5:
+                forged |= {"norm_stats": {}}
         elif kind == "twice" and isinstance(holder, list):
             holder.append(here)
         elif kind == "more" and isinstance(here, dict):

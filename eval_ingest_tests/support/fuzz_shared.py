@@ -196,5 +196,8 @@ class Shared(Watched):
     def _ingested(self, path: Path) -> str:
         """A run goes on from the journal of one that was stopped."""
         list(read_journal(path))
+        told = ""
+        with contextlib.suppress(EvalIngestError):
+            told = repr(eval_ingest.verify("other", self.work / "root"))
         source = require_metadata(EvalRoot(self.work / "root"), "other").source
-        return str(ingest(make_job(Path(source), self.work / "root", "other")))
+        return told + str(ingest(make_job(Path(source), self.work / "root", "other")))

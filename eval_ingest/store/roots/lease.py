@@ -21,6 +21,9 @@ from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
+from pydantic import FiniteFloat
+
+from eval_ingest.core.bounds import read_kept
 from eval_ingest.errors import EvalIngestError, LockedError, OutdatedError, StoreError
 from eval_ingest.objects.backend import Conflict, Entry
 from eval_ingest.objects.writing import WritableObjects
@@ -42,7 +45,7 @@ class _Holder:
     """The host and its folder for this root, in which a local lock is held as well."""
     nonce: str
     """So that no two leases are equal."""
-    until: float
+    until: FiniteFloat
     """Seconds since 1970; 0: it was given back."""
 
     def dump(self) -> bytes:
@@ -50,10 +53,7 @@ class _Holder:
 
     @classmethod
     def parse(cls, data: bytes) -> "_Holder | None":
-        try:
-            return cls(**json.loads(data))
-        except (ValueError, TypeError, RecursionError):
-            return None
+        return read_kept(cls, data)
 
 
 class Lease:
