@@ -57,17 +57,19 @@ def main() -> int:
     parser.add_argument("--json", type=Path, help="write the figures there, too")
     options = parser.parse_args()
     logging.disable(logging.WARNING)
-    source, root = dataset(options.windows).resolve(), options.at.absolute() / "scale"
+    source = dataset(options.windows).resolve()
     print(f"{machine()}; {options.windows} windows, {options.latency_ms:g} ms a request; "
           f"load {os.getloadavg()[0]:.1f} at the start")  # fmt: skip
     print(_LINE.format("workers", "seconds", "index", "copy", "faster", "efficiency", "cores in "
                        "use", "to workers", "rows back"))  # fmt: skip
     found: list[Measured] = []
-    for workers in options.workers:
-        found.append(measured(source, root, workers, options.latency_ms))
-        print(told(found, options.windows), flush=True)
-    rows = _bytes_of_rows(root)
-    shutil.rmtree(root)
+    options.at.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="scale", dir=options.at.absolute()) as at:
+        root = Path(at, "root")
+        for workers in options.workers:
+            found.append(measured(source, root, workers, options.latency_ms))
+            print(told(found, options.windows), flush=True)
+        rows = _bytes_of_rows(root)
     print(f"of a window there are {rows / options.windows:,.0f} bytes of rows, as they are pickled,"
           f" and {_bytes_of(source) / options.windows:,.0f} in its files")  # fmt: skip
     if options.json:

@@ -273,12 +273,13 @@ def run_sweep(options: argparse.Namespace) -> Told:
     out, progress = options.out, options.progress
     tell = None if options.json else progress.line
     table = run_sweep(suite, out, device=options.device, progress=progress, tell=tell)
-    plots = _draw(out) if table.computed and not options.no_plots else []
+    drawn = table.computed and not options.no_plots
+    plots = _draw(out, "a picture (without: --no-plots)") if drawn else []
     return Told(table.facts(out, plots), table.lines(out, plots), bool(table.failures))
 
 
-def _draw(out: Path) -> list[Path]:
-    with optional_part("ingest", "a picture (without: --no-plots)"):
+def _draw(out: Path, what: str) -> list[Path]:
+    with optional_part("ingest", what):
         from eval_ingest.sweep.plots import draw
     from eval_ingest.sweep.results import read_rows
 
@@ -291,7 +292,7 @@ def run_leaderboard(options: argparse.Namespace) -> Told:
 
     boards = api.leaderboard(options.out)
     if options.plots:
-        _draw(options.out)
+        _draw(options.out, "what --plots draws")
     width = screen() or 120
     lines = [line for board in boards for line in board_lines(board, width)]
     return Told(leaderboard_json(boards), lines)

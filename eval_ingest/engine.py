@@ -77,7 +77,12 @@ def fork_ahead(settings: Settings) -> None:
         import_ahead()
         return
     processes = Processes(settings.workers, _Forks())
-    processes.submit(abs, 0)  # starts all of them
+    try:
+        processes.submit(abs, 0)  # starts all of them
+    except OSError:  # too many processes, or too little memory: whoever needs them will be told
+        processes.kill()
+        import_ahead()
+        return
     _forked.append(processes)
 
 
@@ -156,9 +161,26 @@ class _Fork(multiprocessing.context.ForkProcess):
     """A worker that goes on from what this process has imported."""
 
     def run(self) -> None:
-        signal.signal(signal.SIGINT, signal.default_int_handler)  # what we do is not for it to do
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        self._end_with_parent()
+        # What we do is not for it to do; what is ignored stays so, as after `nohup` or `&`.
+        own: dict[int, Any] = {
+            signal.SIGINT: signal.default_int_handler,
+            signal.SIGTERM: signal.SIG_DFL,
+        }
+        for number, handler in own.items():
+            if signal.getsignal(number) is not signal.SIG_IGN:
+                signal.signal(number, handler)
         super().run()
+
+    def _end_with_parent(self) -> None:
+        """Have Linux end it with its parent: a sibling that hangs may hold the pipe that tells."""
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != self._parent_pid:  # type: ignore[attr-defined]
+            os._exit(1)
+
+
+_PR_SET_PDEATHSIG = 1
+"""Of sys/prctl.h."""
 
 
 class _Made:
@@ -391,9 +413,10 @@ def map_ordered(
 
     So memory stays flat however many items there are. A cluster gets two for each of its workers,
     if that is more. The first error ends it; but where `apart` is given, what a lost worker process
-    may have been at is done by that, and the rest by others.
+    may have been at is done by that, and the rest by others; nothing else keeps an item, which may
+    be large, beyond its work.
     """
-    waiting: deque[tuple[Item, Future[Result]]] = deque()
+    waiting: deque[tuple[Any, Future[Result]]] = deque()
 
     def unbroken(call: Callable[[], Value]) -> Value:
         try:
@@ -412,7 +435,8 @@ def map_ordered(
 
     try:
         for item in items:
-            waiting.append((item, unbroken(partial(_submit, pool, work, item))))
+            future = unbroken(partial(_submit, pool, work, item))
+            waiting.append((None if apart is None else item, future))
             most = max(in_flight, 2 * pool.count) if isinstance(pool, Cluster) else in_flight
             while len(waiting) >= most:
                 yield first()

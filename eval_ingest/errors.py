@@ -235,16 +235,18 @@ def _lack(error: BaseException) -> int:
     if isinstance(error, MemoryError):
         return errno.ENOMEM
     number = getattr(error, "errno", None)
-    if isinstance(error, OSError) and number in (errno.EMFILE, errno.ENFILE, errno.ENOMEM):
+    if isinstance(error, OSError) and number in _LACKING:
         return int(number)
     text = str(error).lower()[:2_000]
     return next((number for words, number in _LACKS.items() if words in text), 0)
 
 
+_LACKING = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN)
 _LACKS = {
     "too many open files": errno.EMFILE,
     "cannot allocate memory": errno.ENOMEM,
     "can't start new thread": errno.EAGAIN,
+    "resource temporarily unavailable": errno.EAGAIN,
 }
 """Libraries pass the system's words on, without the number."""
 

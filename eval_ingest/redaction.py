@@ -76,12 +76,20 @@ def names_secret(variable: str) -> bool:
     return _SECRET_NAME.search(variable) is not None
 
 
+def spelled(text: str) -> str:
+    r"""A text that any file can hold: of names on a disk, bytes that are no UTF-8 are written out.
+
+    >>> print(spelled("d" + chr(0xDCE9) + "mo"))
+    d\udce9mo
+    """
+    return text if text.isascii() else text.encode(errors="backslashreplace").decode()
+
+
 def shown(text: str) -> str:
     """A text that can be shown in a terminal: no secrets, no control characters, not too long."""
     if len(text) > 2 * MAX_SHOWN:  # cut before anything is looked for in it
         text = f"{text[: MAX_SHOWN * 3 // 4]} ... {text[-MAX_SHOWN // 4 :]}"
-    plain = redacted(text).encode(errors="backslashreplace").decode()
-    plain = _CONTROLS.sub(_escaped, plain)
+    plain = _CONTROLS.sub(_escaped, spelled(redacted(text)))
     if len(plain) <= MAX_SHOWN:
         return plain
     return f"{plain[: MAX_SHOWN * 3 // 4]} ... {plain[-MAX_SHOWN // 4 :]}"

@@ -76,7 +76,40 @@ class Room:
 
 def _waits() -> int:
     """How often this thread has let go of its core because it had to wait for something."""
-    return resource.getrusage(resource.RUSAGE_THREAD).ru_nvcsw
+    whose = getattr(resource, "RUSAGE_THREAD", resource.RUSAGE_SELF)  # Linux knows of each
+    return resource.getrusage(whose).ru_nvcsw
+
+
+def _turn() -> float:
+    """Seconds that a thread which has waited for nothing waits for its turn at the interpreter."""
+
+    def once() -> float:
+        began = time.monotonic()
+        time.sleep(_BRIEFLY)  # long enough for another thread to take the turn
+        return time.monotonic() - began - _BRIEFLY
+
+    return min(once() for _ in range(3))
+
+
+_BRIEFLY = 0.0001
+SURE = 5
+"""So many looks of a thread in a row: one alone may have met another thread or process."""
+_SURE_S = 0.5
+"""Seconds that two or more of them have waited, which are as many."""
+
+
+class _Looks(threading.local):
+    """What each thread has seen by itself: what holds it up may hold the others up as well."""
+
+    in_a_row, waited = 0, 0.0
+
+    def are_sure(self, waited: float) -> bool:
+        """Add one that waited so many seconds, or 0; True if those in a row tell of the disk."""
+        if waited:
+            self.in_a_row, self.waited = self.in_a_row + 1, self.waited + waited
+        else:
+            self.in_a_row, self.waited = 0, 0.0
+        return self.in_a_row >= SURE or (self.in_a_row > 1 and self.waited > _SURE_S)
 
 
 class Waiting:
@@ -84,17 +117,22 @@ class Waiting:
 
     def __init__(self, is_long: bool = False) -> None:
         self.is_long = is_long
+        self._looks = _Looks()
 
     @contextmanager
     def watched(self, files: Callable[[], int]) -> Iterator[None]:
         """Something that opens so many files, of which it is found out how long it waits."""
-        wall, used, waits = time.monotonic(), time.process_time(), _waits()
+        wall, own, before = time.monotonic(), time.thread_time(), _waits()
         yield
-        # What other threads of this process did meanwhile held the interpreter, not the disk, up.
-        waited = (time.monotonic() - wall) - (time.process_time() - used)
-        count = max(files(), 4)
-        # Not for one long wait, such as for a turn on a busy machine's cores.
-        self.is_long |= waited > LONG_S * count and _waits() - waits >= count // 2
+        if self.is_long:
+            return
+        waited = (time.monotonic() - wall) - (time.thread_time() - own)
+        count, waits = max(files(), 4), _waits() - before
+        # Not for one long wait, such as for a turn on a busy machine's cores; nor for turns at the
+        # interpreter, which are about as long without a disk.
+        seems_long = waited > LONG_S * count and waits >= count // 2
+        seems_long = seems_long and waited - 2 * waits * _turn() > LONG_S * count
+        self.is_long |= self._looks.are_sure(waited if seems_long else 0)
 
     def each(
         self,
@@ -117,7 +155,9 @@ class Waiting:
             if self.is_long:
                 with ThreadPoolExecutor(most, thread_name_prefix="eval_ingest_files") as pool:
                     try:
-                        yield from map_ordered(pool, work, chain([item], left), most)
+                        left = chain([item], left)
+                        del item  # with all that a window may hold
+                        yield from map_ordered(pool, work, left, most)
                     finally:
                         stop()
                 return
@@ -133,6 +173,8 @@ SOURCES, COPIES, ALWAYS = Waiting(), Waiting(), Waiting(is_long=True)
 
 _FEW = 32
 """Folders that are removed one after the other."""
+_FILES = 32
+"""That each of many folders holds, most often."""
 
 
 def remove_folder(path: str | Path, failed: Callable[..., object] = lambda *_: None) -> None:
@@ -146,7 +188,7 @@ def remove_folder(path: str | Path, failed: Callable[..., object] = lambda *_: N
     level = [] if os.path.islink(path) else [str(path)]
     while 0 < len(level) <= _FEW:
         level = [folder for above in level for folder in _folders_in(above)]
-    for _ in COPIES.each(remove, level, WINDOWS_BEHIND, files=_FEW):
+    for _ in COPIES.each(remove, level, WINDOWS_BEHIND, files=_FILES):
         pass
     remove(path)
 

@@ -17,7 +17,7 @@ from eval_ingest import errors
 from eval_ingest.background import Background
 from eval_ingest.config_files import read_config_files
 from eval_ingest.core.arguments import place_fault
-from eval_ingest.core.bounds import Record, read_kept
+from eval_ingest.core.bounds import Record, kept, read_kept
 from eval_ingest.core.entry import Metadata, SourceState, utc
 from eval_ingest.core.fingerprint import fingerprint
 from eval_ingest.core.resolved import ResolvedConfig
@@ -32,13 +32,13 @@ from eval_ingest.indexing.wanted import check_storage, groups_to_read
 from eval_ingest.inference.resolve import resolve
 from eval_ingest.objects.faults import first_line
 from eval_ingest.objects.filesystems import weka_mount
-from eval_ingest.redaction import holds_secret, redacted, shown
+from eval_ingest.redaction import holds_secret, redacted, shown, spelled
 from eval_ingest.settings import Settings, literal
 from eval_ingest.sources.base import Source, WindowFiles, WindowReader
 from eval_ingest.sources.discovery import MAX_DEPTH, SAMPLE, Found, find_datasets, spread
 from eval_ingest.sources.looks import Look, Memory, is_due, read_looks
 from eval_ingest.sources.open import open_source
-from eval_ingest.store.atomic import read_bytes, remove_path, write_json
+from eval_ingest.store.atomic import read_bytes, remove_path, write_bytes
 from eval_ingest.store.catalog import Removed, read_catalog, removed_datasets
 from eval_ingest.store.claims import refuse_theirs
 from eval_ingest.store.outcomes import read_source_state
@@ -156,9 +156,10 @@ def survey(
     result = Survey()
     found: dict[str, Found] = {}
     for root in work:
+        at = spelled(redacted(root))
         if root not in done:
-            result.down[redacted(root)] = (
-                f"the root {redacted(root)} has not answered yet; "
+            result.down[at] = (
+                f"the root {at} has not answered yet; "
                 "if that stays so, check the network or the mount"
             )
             continue
@@ -166,10 +167,10 @@ def survey(
             for dataset in done[root].result():
                 found.setdefault(_plain(dataset.url), dataset)
         except errors.EvalIngestError as error:
-            result.down[redacted(root)] = str(error)
+            result.down[at] = str(error)
         except Exception as error:
-            result.down[redacted(root)] = fault_text(error)
-            result.faults[redacted(root)] = error
+            result.down[at] = fault_text(error)
+            result.faults[at] = error
     broken: dict[str, errors.EvalIngestError] = {}
     catalog = read_catalog(settings, broken)
     for path, problem in broken.items():
@@ -232,7 +233,7 @@ def _look(
     found = list(find_datasets(expanded, max_depth, memory=looked))
     if looked.looks != looks:
         with contextlib.suppress(errors.StoreError):  # then the next look takes as long as this one
-            write_json(path, looked.dump())
+            write_bytes(path, kept(looked.dump()).encode())
     return found
 
 
@@ -291,9 +292,13 @@ def _named(
         else:
             sightings += [Sighting(spec, dataset, in_catalog=True) for spec in known]
     for url, name in _new_names(list(free), taken).items():
-        spec = DatasetSpec(name=name, source=literal(free[url].url))
+        dataset = replace(free[url], url=spelled(free[url].url))
+        spec = DatasetSpec(name=name, source=literal(dataset.url))
         problem = broken.get(name, "")
-        sightings.append(Sighting(spec, free[url], bool(problem), problem))
+        in_catalog = bool(problem)
+        if fault := place_fault(free[url].url):
+            problem = f"{dataset.url} {fault}"
+        sightings.append(Sighting(spec, dataset, in_catalog, problem))
     return sightings
 
 
@@ -453,7 +458,7 @@ def judge_all(
                     version=version, since=since, at=time_s, state=found.state,
                     reason=found.reason, stamp=found.stamp, task=found.task,
                 )  # fmt: skip
-                write_json(path, judged.model_dump(mode="json"))
+                write_bytes(path, kept(judged.model_dump(mode="json")).encode())
         elif old:
             remove_path(path)
         return found

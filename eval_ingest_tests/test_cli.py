@@ -23,6 +23,7 @@ from eval_ingest.core.spec import DatasetSpec, SplitPolicy
 from eval_ingest.core.suite import SuiteFields
 from eval_ingest.flags import add_spec_flags, add_suite_flags, given_fields
 from eval_ingest.settings import Settings
+from eval_ingest.sweep.results import ResultTable
 
 
 @pytest.fixture
@@ -483,3 +484,23 @@ def test_a_path_that_can_not_be_looked_at_is_told(
     assert cli.main(["leaderboard", "--out", str(tmp_path / "x")]) == 1
     told = capsys.readouterr().err
     assert told.startswith(f"error: looking at {tmp_path}/x failed: Permission denied; check who")
+
+
+@pytest.mark.parametrize("command", [["sweep"], ["leaderboard", "--plots"]])
+def test_what_pictures_lack_is_told_with_flags_that_the_command_has(
+    command: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+) -> None:
+    monkeypatch.setattr("eval_ingest.sweep.run.run_sweep", lambda *_, **__: ResultTable([], 1))
+    monkeypatch.setattr("eval_ingest.api.leaderboard", lambda _: [])
+    monkeypatch.delitem(sys.modules, "eval_ingest.sweep.plots", raising=False)
+    monkeypatch.setitem(sys.modules, "matplotlib.axes", None)
+    assert cli.main([*command, "--out", str(tmp_path)]) == 1
+    told = capsys.readouterr().err
+    assert "needs matplotlib.axes: pip install 'eval-ingest[ingest]'" in told
+    flags = set(re.findall(r"--[a-z][a-z-]*", told))
+    with pytest.raises(SystemExit):
+        cli.main([command[0], "--help"])
+    assert flags and flags <= set(re.findall(r"--[a-z][a-z-]*", capsys.readouterr().out))

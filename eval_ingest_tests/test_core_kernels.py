@@ -243,7 +243,7 @@ def test_gathering_equals_scaling_each_sample(dtype: str, scaled: bool, tmp_path
     factor, offset = np.random.default_rng(1).normal(size=(2, 6)).astype(np.float32)
     by = (factor, offset) if scaled else (None, None)
     found, expected = np.empty((2, 3, 3, 2, 2, 3), np.float32)
-    assert kernels.gather(runs_in(tmp_path, stored), *by, found)
+    kernels.gather(runs_in(tmp_path, stored), *by, found)
     for place, sample in ((2, 4), (0, 0), (1, 2)):
         assert kernels.scale(stored[sample, 1:4, 1:3], *by, expected[place])
     assert np.array_equal(found, expected)
@@ -253,7 +253,7 @@ def test_gathering_equals_scaling_each_sample(dtype: str, scaled: bool, tmp_path
 def test_gathering_as_is_copies(dtype: str, tmp_path: Path) -> None:
     stored = np.random.default_rng(0).integers(-99, 99, (5, 6, 7)).astype(dtype)
     found = np.empty((3, 3, 2), dtype)
-    assert kernels.gather_as_is(runs_in(tmp_path, stored), found)
+    kernels.gather_as_is(runs_in(tmp_path, stored), found)
     assert np.array_equal(found, stored[[0, 2, 4], 1:4, 1:3])
 
 
@@ -273,7 +273,6 @@ def test_gathering_as_is_copies(dtype: str, tmp_path: Path) -> None:
         {"row_bytes": 3},
         {"items": 1 << 60},
         {"items": 0},
-        {"dtype": np.dtype("float64")},
     ],
 )
 def test_what_lies_outside_the_file_or_the_batch_is_not_gathered(
@@ -281,5 +280,16 @@ def test_what_lies_outside_the_file_or_the_batch_is_not_gathered(
 ) -> None:
     stored = np.ones((5, 6, 7, 2, 3), np.uint16)
     out = np.zeros((3, 3, 2, 2, 3), np.float32)
-    assert not kernels.gather(runs_in(tmp_path, stored, **changes), None, None, out)
+    with pytest.raises(ValueError, match="outside"):
+        kernels.gather(runs_in(tmp_path, stored, **changes), None, None, out)
     assert not out.any()
+
+
+def test_what_gathering_knows_is_told_beforehand(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert kernels.can_gather({"uint8", "float32"}, as_is=False)
+    assert not kernels.can_gather({"uint8", "float64"}, as_is=False)
+    assert kernels.can_gather({"int8"}, as_is=True)
+    assert not kernels.can_gather({"int8", "int16"}, as_is=True)
+    monkeypatch.setattr(kernels, "_gather", None)
+    assert not kernels.can_gather({"uint8"}, as_is=False)
+    assert not kernels.can_gather({"uint8"}, as_is=True)

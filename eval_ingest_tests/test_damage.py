@@ -32,9 +32,12 @@ from eval_ingest.store.seal import (
 from eval_ingest.store.split_index import SPLIT_INDEX_FORM
 from eval_ingest.store.tables import open_table, read_table, write_table
 from eval_ingest_tests.conftest import make_job
-from eval_ingest_tests.support import faults
+from eval_ingest_tests.support import faults, places
 from eval_ingest_tests.support.killing import Run
+from eval_ingest_tests.support.places import Place
 from eval_ingest_tests.support.sealed import read_sealed_json, saying
+
+place = places.place
 
 CURE = "run: eval-ingest ingest crops"
 Damage = Callable[[Path], None]
@@ -521,15 +524,17 @@ def test_other_datasets_load_beside_a_damaged_one(root: Path, small: Path) -> No
 
 
 @pytest.mark.parametrize("seed", [5, 6])
+@pytest.mark.parametrize("place", ["local", "gs"], indirect=True)
 def test_the_manifest_of_an_earlier_copy_vouches_for_nothing(
-    seed: int, root: Path, small: Path, caplog: pytest.LogCaptureFixture
+    seed: int, place: Place, few: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    path = root / "crops" / "copy_manifest.parquet"
-    old = path.read_bytes()
-    pipeline.ingest(make_job(small, root, splits={"strategy": "random", "seed": 5}))
-    assert old != path.read_bytes()
-    path.write_bytes(old)
-    assert any(path.name in problem for problem in api.verify("crops", root).problems)
-    pipeline.ingest(make_job(small, root, splits={"strategy": "random", "seed": seed}))
-    assert path.name in caplog.text and "made anew" in caplog.text
-    assert faults.verified(root) == []
+    name = "copy_manifest.parquet"
+    place.ingest(few)
+    old = place.read(f"crops/{name}")
+    place.ingest(few, splits={"strategy": "random", "seed": 5})
+    assert old != place.read(f"crops/{name}")
+    place.write(f"crops/{name}", old)
+    assert any(name in problem for problem in api.verify("crops").problems)
+    place.ingest(few, splits={"strategy": "random", "seed": seed})
+    assert name in caplog.text and "made anew" in caplog.text
+    assert api.verify("crops").problems == []

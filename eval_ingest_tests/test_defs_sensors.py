@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import shutil
 import threading
 from collections.abc import Callable, Iterable, Iterator
@@ -583,3 +584,15 @@ def test_a_folder_with_terminal_escapes_in_its_name_is_told_without_them(
     messages += [tag for request in data.run_requests or () for tag in request.tags.values()]
     assert "bad\\x1b[31m\\x0aFAKE" in "".join(messages)
     assert not [text for text in messages if "\x1b" in text or "\x07" in text or "\n" in text]
+
+
+def test_a_folder_that_no_text_names_is_told_once_and_the_others_are_taken(
+    small: Path, root: Path, ticks: Ticks
+) -> None:
+    shutil.copytree(small, root / "crops")
+    bad = root / os.fsdecode(b"d\xe9mo")
+    (bad / "windows").mkdir(parents=True)
+    shutil.copy(small / "config.json", bad)
+    assert [request.partition_key for request in ticks.until_asked()] == ["crops"]
+    assert not ticks().run_requests and len(ticks.log_of("d\\udce9mo is not UTF-8 text")) == 1
+    assert f"{root}/d\\udce9mo" in ticks.state().told

@@ -1,6 +1,7 @@
 """Finding datasets under roots, naming them, and judging them."""
 
 import json
+import os
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -250,6 +251,29 @@ def test_discover_prints_a_table(
     assert main(["discover", "--root", str(root), "--json"]) == 0
     facts = json.loads(capsys.readouterr().out)
     assert [d["state"] for d in facts["datasets"]] == ["new", "not ingestable"]
+
+
+def test_what_no_text_names_is_told_with_a_cure_and_hides_no_other(
+    written: Written,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    root, odd = tmp_path / "root", os.fsdecode(b"\xe9")
+    shutil.copytree(written("segmentation"), root / "crops")
+    for folder in (root / "crops" / "windows").iterdir():
+        (folder / odd).mkdir()
+    (root / "crops" / "windows" / odd / "w").mkdir(parents=True)
+    bad = shell(root / odd / "below")
+    monkeypatch.setenv("OLMOEARTH_EVAL_DATASETS", str(tmp_path / "evals"))
+    for _ in range(2):  # the second remembers the first
+        assert main(["discover", "--root", str(root)]) == 0
+        lines = capsys.readouterr().out.splitlines()
+        assert lines[1].startswith("below") and "udce9/below is not UTF-8 text: re" in lines[1]
+        assert lines[2].startswith("crops") and "new" in lines[2]
+    assert main(["discover", "--root", str(bad)]) == 1
+    assert main(["ingest", str(bad)]) == 1
+    assert "is not UTF-8 text" in capsys.readouterr().err
 
 
 def test_discover_tells_of_a_fault_of_ours_and_goes_on(

@@ -185,3 +185,73 @@ def test_a_program_forks_its_workers_from_itself(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, script], capture_output=True, text=True)
     anew = "(400, True)"
     assert done.stdout.splitlines() == ["2 (7, True)", anew, anew], done.stderr
+
+
+FORKS = """
+import os, signal, sys, time
+from eval_ingest import engine
+from eval_ingest.settings import Settings
+settings = Settings(workers=3, engine='processes')
+"""
+
+
+def test_a_program_that_may_not_fork_as_often_gets_its_workers_elsewhere_and_ends() -> None:
+    script = FORKS + (
+        "forks, fork = iter(range(9)), os.fork\n"
+        "def fork_twice():\n"
+        "    if next(forks) == 2:\n"
+        "        raise BlockingIOError(11, 'Resource temporarily unavailable')\n"
+        "    return fork()\n"
+        "os.fork = fork_twice\n"
+        "engine.fork_ahead(settings)\n"
+        "with engine.executor(settings) as pool:\n"
+        "    print(type(pool._workers).__name__, pool.submit(abs, -1).result())\n"
+    )
+    command = [sys.executable, "-c", script]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout) == (0, "_Workers 1\n"), done.stderr
+
+
+def test_forked_workers_ignore_what_the_program_was_told_to_ignore() -> None:
+    script = FORKS + (
+        "signal.signal(signal.SIGINT, signal.SIG_IGN)\n"
+        "engine.fork_ahead(settings)\n"
+        "with engine.executor(settings) as pool:\n"
+        "    numbers = signal.SIGINT, signal.SIGTERM\n"
+        "    print([pool.submit(signal.getsignal, n).result().name for n in numbers])\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.stdout == "['SIG_IGN', 'SIG_DFL']\n", done.stderr
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="forked workers are Linux's")
+def test_no_forked_worker_outlives_a_killed_program_not_even_beside_one_that_hangs() -> None:
+    script = FORKS + (
+        "engine.fork_ahead(settings)\n"
+        "with engine.executor(settings) as pool:\n"
+        "    pool.submit(abs, 0).result()\n"
+        "    os.kill(pool.pids[-1], signal.SIGSTOP)\n"
+        "    print(*pool.pids, flush=True)\n"
+        "    time.sleep(60)\n"
+    )
+    with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE) as program:
+        assert program.stdout is not None
+        pids = [int(pid) for pid in program.stdout.readline().split()]
+        program.kill()
+    assert len(pids) == 3
+    try:
+        until = time.monotonic() + 5
+        while any(map(_is_at_work, pids)) and time.monotonic() < until:
+            time.sleep(0.02)
+        assert not any(map(_is_at_work, pids))
+    finally:
+        for pid in filter(_is_at_work, pids):
+            os.kill(pid, signal.SIGKILL)
+
+
+def _is_at_work(pid: int) -> bool:
+    """False for a process that has ended, even if nobody has asked how."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False

@@ -5,6 +5,7 @@ import pickle
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,12 @@ import torch
 from torch.utils.data import DataLoader
 
 from eval_ingest import EvalDataset, pipeline
+from eval_ingest.core import kernels
 from eval_ingest.core.norm import METHODS
 from eval_ingest.errors import IntegrityError, LoadError, UnknownDatasetError
-from eval_ingest.loading import collate, packed
+from eval_ingest.loading import collate, packed, parallel
 from eval_ingest.loading.memory import Recycler
-from eval_ingest.loading.normalize import make_normalizer
+from eval_ingest.loading.normalize import Normalizer, make_normalizer
 from eval_ingest.store.npy import map_npy
 from eval_ingest.store.roots import base
 from eval_ingest_tests.conftest import make_job
@@ -91,13 +93,55 @@ def test_a_batch_of_windows_that_differ_in_size_and_shard_is_its_samples(
     case = "ragged_segmentation"
     pipeline.ingest(make_job(written(case), tmp_path, case, max_invalid_fraction=0.5))
     dataset = EvalDataset(case, "train", root=tmp_path, crop="random")
-    index = dataset._index
-    assert len(set(index.shards.tolist())) > 1 and len(set(index.heights.tolist())) > 1
-    order = [3, 0, 2, 2, 1, *range(len(dataset))]
+    index, steps = dataset._index, dataset._index.timesteps["sentinel2_l2a"]
+    alike = np.flatnonzero(steps == np.bincount(steps).argmax()).tolist()
+    assert len(set(index.shards[alike].tolist())) > 1 and len(set(index.heights[alike])) > 1
+    order = [*alike[::-1], *alike, alike[0]]
+    parts: list[range] = []
+    gather = Normalizer.gather
+
+    def seen(self: Normalizer, runs: Any, part: range, out: torch.Tensor) -> None:
+        parts.append(part)
+        gather(self, runs, part, out)
+
+    monkeypatch.setattr(Normalizer, "gather", seen)
+    monkeypatch.setattr(parallel, "_WORTH_A_THREAD", 1)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
     torch.manual_seed(3)
     found = collate(dataset.__getitems__(order))
     torch.manual_seed(3)
     _assert_equal(found, collate([dataset[i] for i in order]))
+    half = len(order) // 2
+    halves = [range(half), range(half, len(order))]
+    assert sorted(parts, key=lambda part: part.start) == halves  # not so for each shard
+
+
+@pytest.mark.parametrize("case", ["affine", "quantised", "nodata", "decibels", "not compiled"])
+def test_a_batch_is_made_in_the_memory_that_it_stays_in(
+    case: str, ingested: Ingested, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """How it can be made is known before memory is taken for it, whatever it is."""
+    method = "norm_yes_clip_3_std_int" if case == "quantised" else "norm_no_clip_2_std"
+    root = ingested("segmentation")
+    dataset = EvalDataset("segmentation", "train", root=root, method=method)
+    for name, normalizer in dataset._normalizers.items():
+        if case == "nodata":
+            dataset._normalizers[name] = replace(normalizer, missing=((0, 0.0),))
+        if case == "decibels":
+            dataset._normalizers[name] = replace(normalizer, decibels=True)
+    if case == "not compiled":
+        monkeypatch.setattr(kernels, "_gather", None)
+    taken: list[tuple[int, ...]] = []
+    empty = Recycler.empty
+
+    def counted(self: Recycler, shape: tuple[int, ...]) -> torch.Tensor:
+        taken.append(shape)
+        return empty(self, shape)
+
+    expected = collate([dataset[i] for i in range(4)])
+    monkeypatch.setattr(Recycler, "empty", counted)
+    _assert_equal(collate(dataset.__getitems__(range(4))), expected)
+    assert len(taken) == len(dataset.bands)
 
 
 def test_memory_is_used_again_only_when_nothing_refers_to_it() -> None:

@@ -386,6 +386,7 @@ def test_invalid_windows_are_judged_again_by_others(
 @pytest.mark.parametrize(
     ("error", "cure"),
     [(MemoryError(), "free memory"), (RuntimeError("can't start new thread"), "ulimit -u"),
+     (RuntimeError("a thread: Resource temporarily unavailable"), "ulimit -u"),
      (OSError(errno.EMFILE, "Too many open files"), "ulimit -n")],
 )  # fmt: skip
 @pytest.mark.parametrize("place", ["copying.transfer.map_ordered", "pipeline.quality_report"])

@@ -1,13 +1,16 @@
 """Windows that are smaller than the crop are filled up as rslearn does it, whoever reads them."""
 
 import json
+import mmap
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 
-from eval_ingest import EvalDataset, pipeline
+from eval_ingest import EvalDataset, collate, pipeline
+from eval_ingest.loading.packed import PackedSamples
 from eval_ingest.store.registry import require_metadata
 from eval_ingest.store.roots.base import EvalRoot
 from eval_ingest.testing.datasets import write_matching
@@ -70,3 +73,48 @@ def test_batches_and_random_crops_of_small_windows_have_the_crop_s_size(tmp_path
             assert batch["sentinel2_l2a"].shape[1:3] == (28, 28)
             assert batch["target"].shape[1:] == (28, 28)
             assert (batch["target"] == -1).any()
+
+
+@pytest.mark.parametrize("padded", ["sentinel2_l2a", "sentinel1"])
+def test_where_only_some_arrays_have_a_pad_the_others_keep_their_windows_size(
+    padded: str, tmp_path: Path
+) -> None:
+    model = variations.model(variations.SAMPLE | variations.S1, variations.pad(8, padded))
+    source, root = written(model, tmp_path / "source"), tmp_path / "root"
+    pipeline.ingest(make_job(source, root, "mixed"))
+    dataset = EvalDataset("mixed", "train", root=root, normalize=None)
+    for order in (range(len(dataset)), range(len(dataset))[::-1]):
+        samples = [dataset[i] for i in order]
+        assert len({sample["target"].shape for sample in samples}) == 2
+        found, expected = collate(dataset.__getitems__(order)), collate(samples)
+        for key in ("sentinel2_l2a", "sentinel1", "target"):
+            assert torch.equal(found[key], expected[key])
+    for i, sample in enumerate(dataset):
+        assert dataset.shape(i) == {name: tuple(sample[name].shape) for name in dataset.bands}
+    for batch in dataset.batches(8, bucket=True):
+        assert (batch["target"] >= 0).any(dim=(1, 2)).all()
+        assert batch["target"].shape[1:] in {(24, 24), (16, 32)}
+
+
+def test_what_is_read_ahead_of_a_sample_that_is_padded_first_is_its_window(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The crop's corner counts in the padded window then, and not in the one that is stored."""
+    model = variations.model(variations.SAMPLE, variations.pad(60, "sentinel2_l2a"))
+    source, root = written(model, tmp_path / "source"), tmp_path / "root"
+    pipeline.ingest(make_job(source, root, "padded", crop_size=32))
+    samples = (dataset := EvalDataset("padded", "train", root=root))._samples
+    assert isinstance(samples, PackedSamples) and dataset._corner(0)[0] > 0
+    asked: list[tuple[int, int]] = []
+
+    class Memory:
+        def madvise(self, _: int, start: int, length: int) -> None:
+            asked.append((start, length))
+
+    found = samples._map(int(dataset._index.shards[0]), "sentinel2_l2a")
+    monkeypatch.setattr(samples, "_map", lambda *_: found._replace(memory=Memory()))
+    dataset._read_ahead([0], [dataset._corner(0)])
+    window = samples.array(0, "sentinel2_l2a")
+    first = window.__array_interface__["data"][0] - found.address
+    [(start, length)] = asked
+    assert start <= first < start + mmap.PAGESIZE and start + length == first + window.nbytes

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from eval_ingest.core import bounds
 from eval_ingest.settings import Settings
 from eval_ingest.sources import discovery
 from eval_ingest.sources.discovery import Entry, Found, find_datasets
@@ -327,4 +328,9 @@ def test_looks_are_kept_from_one_process_to_the_next(tmp_path: Path) -> None:
     kept.write_text("{")
     found = survey([str(tmp_path / "root")], settings, memory=partial(Memory, now=clock))
     assert [s.name for s in found.sightings] == ["one"]
+    memory = Memory()
+    memory.note("/d\udce9mo", "o", "f", {"g\udce9": 1}, {"g": ("w\udce9", "\U0001f600")})
+    ((url, look),) = read_looks(bounds.kept(memory.dump()).encode()).items()
+    assert (url, look.groups) == ("/d\\udce9mo", {"g\\udce9": 1})
+    assert look.sample == {"g": ("w\\udce9", "\U0001f600")}
     assert read_looks(b'{"a": {"outline": 1}}') == read_looks(b"[1]") == read_looks(None) == {}

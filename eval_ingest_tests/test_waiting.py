@@ -3,11 +3,15 @@
 And what else is done with many windows on a disk that keeps everybody waiting.
 """
 
+import hashlib
 import os
 import threading
 import time
-from collections.abc import Callable
+import weakref
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +22,7 @@ from eval_ingest.sources import base, listing
 from eval_ingest.sources.base import Had, Source, SourceFile, WindowFiles
 from eval_ingest.sources.local import LocalSource
 from eval_ingest.store.window_files import Measured, Windows
-from eval_ingest.waiting import ALWAYS, COPIES, SOURCES, Room, remove_folder
+from eval_ingest.waiting import ALWAYS, COPIES, SOURCES, Room, Waiting, remove_folder
 
 SIZE = 100
 
@@ -108,6 +112,84 @@ def test_room_without_turns_is_had_as_soon_as_it_is_there() -> None:
         assert not taken.wait(0.05)
         room.give_back(25)
         assert taken.wait(5)
+
+
+@dataclass(eq=False)
+class Window:
+    """Something that may be large."""
+
+    number: int
+
+
+def test_windows_are_let_go_of_as_soon_as_they_are_done_with() -> None:
+    windows, others, most = weakref.WeakSet[Window](), threading.Semaphore(0), 64
+
+    def given() -> Iterator[Window]:
+        for number in range(150):
+            window = Window(number)
+            windows.add(window)
+            yield window
+
+    def work(window: Window) -> int:
+        """How many windows there are: the first waits until the others at a time are done."""
+        if window.number == 0:
+            for _ in range(most - 1):
+                assert others.acquire(timeout=20)
+            time.sleep(0.1)  # the last of them is let go of
+        others.release()
+        return len(windows)
+
+    results = list(Waiting(is_long=True).each(work, given(), most))
+    assert len(results) == 150
+    assert results[0] < 8
+
+
+@contextmanager
+def beside(work: Callable[[], object]) -> Iterator[None]:
+    """Two threads that do something again and again."""
+    done = threading.Event()
+
+    def go_on() -> None:
+        while not done.is_set():
+            work()
+
+    threads = [threading.Thread(target=go_on) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        for thread in threads:
+            thread.join()
+
+
+def test_turns_at_the_interpreter_are_not_taken_for_a_slow_disk(tmp_path: Path) -> None:
+    waiting, path = Waiting(), tmp_path / "file"
+    path.write_bytes(b"x" * 1000)
+
+    def look(_: int) -> None:
+        for _ in range(4):
+            path.read_bytes()
+            time.sleep(0.0001)  # a disk at hand; others take the turn meanwhile
+
+    with beside(lambda: sum(range(1000))):
+        list(waiting.each(look, range(7), 8, files=4))
+    assert not waiting.is_long
+
+
+def test_a_slow_disk_is_noticed_beside_threads_that_are_busy() -> None:
+    waiting, large, looks = Waiting(), bytes(1 << 20), 0
+
+    def look(_: int) -> None:
+        nonlocal looks
+        looks += not waiting.is_long
+        for _ in range(8):
+            time.sleep(0.001)
+
+    with beside(lambda: hashlib.sha256(large)):
+        list(waiting.each(look, range(40), 8, files=8))
+    assert waiting.is_long and looks <= 30
 
 
 class Busy:

@@ -16,6 +16,7 @@ import numpy as np
 from pydantic import BaseModel
 
 from eval_ingest.errors import EvalIngestError, SpecError, brief
+from eval_ingest.redaction import spelled
 
 Given = ParamSpec("Given")
 Returned = TypeVar("Returned")
@@ -91,6 +92,8 @@ def place_fault(text: str) -> str:
         return "is empty"
     if "\0" in text:
         return "holds a character NUL"
+    if spelled(text) != text:
+        return "is not UTF-8 text: rename it"
     longest = max(len(os.fsencode(part)) for part in text.split("/"))
     if longest > _LONGEST_PART:
         return f"has a part of {longest:,} bytes, and {_LONGEST_PART} are the most"

@@ -8,6 +8,7 @@ is read as a size, a place or a key is bounded where it is read.
 """
 
 import json
+import re
 from functools import lru_cache
 from typing import Annotated, Any, TypeVar
 
@@ -62,6 +63,21 @@ class Record(BaseModel):
     def wrong_field(self) -> str:
         """Where it isn't what we write, though each field is of its kind; "" if it is."""
         return ""
+
+
+def kept(value: Any) -> str:
+    r"""JSON that `read_kept` takes: half a character, which pydantic refuses, is spelled in it.
+
+    Names of folders are any bytes, and Python has a half for each that is no UTF-8.
+
+    >>> print(read_kept(str, kept("d" + chr(0xDCE9) + "mo")))
+    d\udce9mo
+    """
+    text = json.dumps(value, ensure_ascii=False)
+    return _HALF.sub(lambda half: rf"\\u{ord(half[0]):x}", text)
+
+
+_HALF = re.compile("[\ud800-\udfff]")
 
 
 def read_kept(kind: Any, text: str | bytes | None) -> Any | None:

@@ -100,15 +100,19 @@ class Cut:
 
     def size(self, height: int, width: int) -> tuple[int, int]:
         """Height and width of a sample of a window of that size."""
+        return self.size_with(self.pad, height, width)
+
+    def size_with(self, pad: Pad | None, height: int, width: int) -> tuple[int, int]:
+        """The same of a modality, or a target, that has this Pad: another than the first one's."""
         sides = self._sides
         if sides is None:
-            return padded_size(self.pad, height, width)
-        return sides if self._pads_first else padded_size(self.pad, *sides)
+            return padded_size(pad, height, width)
+        return sides if self._pads_first else padded_size(pad, *sides)
 
     def rectangle(
         self, windows: NDArray[Any], corners: NDArray[Any], pad: Pad | None
     ) -> tuple[int, int] | None:
-        """Height and width of samples of one size that are rectangles of windows; None: filled up.
+        """Height and width of samples that are rectangles of windows; None: filled up, or unlike.
 
         Args:
             windows: height and width of each sample's (N, 2).
@@ -116,6 +120,8 @@ class Cut:
             pad: of what is cut.
         """
         if pad is not None or self._pads_first:
+            return None
+        if self._sides is None and (windows != windows[0]).any():
             return None
         rows, columns = self._sides or map(int, windows[0])
         room = windows - corners - (rows, columns)

@@ -5,7 +5,7 @@ data, libtiff, numpy and torch do the same at a third of the speed, and give the
 normalised pixels, to the last digit but one, since some processors round once and others twice.
 """
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from mmap import mmap
 from typing import Any, NamedTuple
 
@@ -17,7 +17,7 @@ try:
 except ImportError:  # an installation without a C compiler
     _kernels = None  # type: ignore[assignment]
 
-_gather = getattr(_kernels, "gather", None)
+_gather: Any = getattr(_kernels, "gather", None)
 """None, too, in a source tree whose build is older than this function."""
 _SCALED = {"uint8": "u", "uint16": "H", "int16": "h", "float32": "f"}
 _MEASURED = {"uint8": "u", "uint16": "H", "int16": "h"}
@@ -118,7 +118,7 @@ class Runs(NamedTuple):
     starts: NDArray[np.int64]
     """First byte of each."""
     places: NDArray[np.int64]
-    """Which sample of the batch each is."""
+    """Which sample of the batch each is, in ascending order."""
     rows: int
     """Of each."""
     row_bytes: int
@@ -127,9 +127,14 @@ class Runs(NamedTuple):
     """Values of a row, side by side."""
 
     def part(self, some: range) -> "Runs":
-        """Some of them."""
-        here = slice(some.start, some.stop)
+        """Those of some samples of the batch."""
+        here = slice(*np.searchsorted(self.places, (some.start, some.stop)))
         return self._replace(starts=self.starts[here], places=self.places[here])
+
+
+def can_gather(dtypes: Set[str], as_is: bool) -> bool:
+    """True if `gather` knows files of these types, or `gather_as_is` gives one array of them."""
+    return _gather is not None and (len(dtypes) == 1 if as_is else dtypes <= _SCALED.keys())
 
 
 def gather(
@@ -137,25 +142,31 @@ def gather(
     factor: NDArray[np.float32] | None,
     offset: NDArray[np.float32] | None,
     out: NDArray[np.float32],
-) -> bool:
+) -> None:
     """Do what `scale` does for all samples of a batch (N, ...), each into its place in `out`.
 
-    Returns False, with nothing written, where the type isn't known or a sample isn't in the file.
+    Raises:
+        ValueError: a sample isn't in the file or the batch; nothing is written.
     """
-    kind = _SCALED.get(runs.dtype.name)
-    if _gather is None or kind is None:
-        return False
-    width = 1 if factor is None else len(factor)
-    memory, _, starts, places, rows, row_bytes, items = runs
-    return bool(
-        _gather(memory, kind, starts, places, rows, row_bytes, items, width, factor, offset, out)
-    )
+    _gather_each(runs, _SCALED[runs.dtype.name], runs.items, factor, offset, out)
 
 
-def gather_as_is(runs: Runs, out: NDArray[Any]) -> bool:
+def gather_as_is(runs: Runs, out: NDArray[Any]) -> None:
     """The same without a conversion: `out` has the file's type."""
-    if _gather is None:
-        return False
-    memory, dtype, starts, places, rows, row_bytes, items = runs
-    n_bytes, raw = items * dtype.itemsize, out.view(np.uint8)
-    return bool(_gather(memory, "b", starts, places, rows, row_bytes, n_bytes, 1, None, None, raw))
+    _gather_each(runs, "b", runs.items * runs.dtype.itemsize, None, None, out.view(np.uint8))
+
+
+def _gather_each(
+    runs: Runs,
+    kind: str,
+    items: int,
+    factor: NDArray[np.float32] | None,
+    offset: NDArray[np.float32] | None,
+    out: NDArray[Any],
+) -> None:
+    width = 1 if factor is None else len(factor)
+    memory, _, starts, places, rows, row_bytes, _ = runs
+    if not _gather(
+        memory, kind, starts, places, rows, row_bytes, items, width, factor, offset, out
+    ):
+        raise ValueError("samples lie outside their file or their batch")

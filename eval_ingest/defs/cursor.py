@@ -1,11 +1,10 @@
 """What the discovery sensor keeps from tick to tick."""
 
-import json
 import logging
 from dataclasses import astuple, dataclass, field
 from enum import StrEnum
 
-from eval_ingest.core.bounds import Count, Record, read_kept
+from eval_ingest.core.bounds import Count, Record, kept, read_kept
 from eval_ingest.redaction import in_lines
 
 MAX_REST_S = 3600
@@ -82,8 +81,7 @@ class Cursor:
     def dump(self) -> str:
         """As Dagster keeps it, and as the sensor's page shows it."""
         seen = {name: _short(found) for name, found in self.seen.items()}
-        values = {"root": self.root, "tick": self.tick, "seen": seen, "told": self.told}
-        return json.dumps(values)
+        return kept({"root": self.root, "tick": self.tick, "seen": seen, "told": self.told})
 
     def tell(
         self, log: logging.Logger, where: str, reason: str, fault: Exception | None = None

@@ -5,14 +5,13 @@ materialised what was ingested by `eval-ingest`, by another Dagster, or by a sen
 stages alone, with its pictures and checks. What is no more goes. It runs nothing.
 """
 
-import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Set
 from typing import Any, TypeAlias
 
 import dagster as dg
 
-from eval_ingest.core.bounds import Record, read_kept
+from eval_ingest.core.bounds import Record, kept, read_kept
 from eval_ingest.core.entry import Metadata, is_ours
 from eval_ingest.core.fingerprint import fingerprint
 from eval_ingest.core.spec import NAME_PATTERN
@@ -73,7 +72,7 @@ def known_datasets(
         skip_reason=text,  # else the page would speak of an empty result
         asset_events=tick.events,
         dynamic_partitions_requests=requests,
-        cursor=json.dumps({"root": tick.root, "shown": dict(sorted(tick.shown.items()))}),
+        cursor=kept({"root": tick.root, "shown": dict(sorted(tick.shown.items()))}),
     )
 
 

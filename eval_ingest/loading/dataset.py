@@ -27,7 +27,7 @@ from eval_ingest.core.hub import SCHEME, HubAddress
 from eval_ingest.core.kernels import Runs, gather_as_is
 from eval_ingest.core.padding import padded_size
 from eval_ingest.core.public import require_public
-from eval_ingest.core.resolved import ModalityInput
+from eval_ingest.core.resolved import ModalityInput, Pad
 from eval_ingest.core.spec import SPLITS
 from eval_ingest.core.task import Task
 from eval_ingest.errors import IntegrityError, LoadError, brief, optional_part, words_of
@@ -431,11 +431,7 @@ class EvalDataset(Dataset[dict[str, Any]]):
     def shape(self, i: int = 0) -> dict[str, tuple[int, ...]]:
         """The shape of each modality's pixels in sample i, without reading them."""
         row = self._row(i)
-        height, width, *steps = self._shapes_of(row, self._corner(row))
-        found: dict[str, tuple[int, ...]] = {
-            modality.name: (height, width, timesteps, len(modality.bands))
-            for modality, timesteps in zip(self._inputs, steps, strict=True)
-        }
+        found = dict(zip(self.bands, self._shapes_of(row), strict=False))
         if not self.channels_first:
             return found
         return {name: tuple(s[axis] for axis in CHANNELS_FIRST) for name, s in found.items()}
@@ -668,9 +664,9 @@ class EvalDataset(Dataset[dict[str, Any]]):
 
     def _buckets(self, rows: list[int]) -> list[list[int]]:
         """Rows by the shape of their samples, in order within a bucket."""
-        found: dict[tuple[int, ...], list[int]] = {}
+        found: dict[tuple[tuple[int, ...], ...], list[int]] = {}
         for row in rows:
-            found.setdefault(self._shapes_of(row, self._corner(row)), []).append(row)
+            found.setdefault(self._shapes_of(row), []).append(row)
         return list(found.values())
 
     def _batch(
@@ -681,8 +677,8 @@ class EvalDataset(Dataset[dict[str, Any]]):
             return None
         index, chosen = self._index, np.array(rows, np.int64)
         steps = {m.name: index.timesteps[m.name][chosen] for m in self._inputs}
-        sizes = index.heights[chosen].tolist(), index.widths[chosen].tolist()
-        if len({self._cut.size(*size) for size in set(zip(*sizes, strict=True))}) != 1 or not all(
+        windows = set(map(tuple, index.sizes(rows).tolist()))
+        if len({self._sizes_of(*window) for window in windows}) != 1 or not all(
             (found == found[0]).all() for found in steps.values()
         ):
             return None
@@ -703,9 +699,21 @@ class EvalDataset(Dataset[dict[str, Any]]):
         self._turn(batch, (0, *(axis + 1 for axis in CHANNELS_FIRST)))
         return batch
 
-    def _shapes_of(self, row: int, corner: Corner) -> tuple[int, ...]:
-        steps = (int(self._index.timesteps[m.name][row]) for m in self._inputs)
-        return *self._cut.size(*self._index.size(row)), *steps
+    def _sizes_of(self, height: int, width: int) -> tuple[tuple[int, int], ...]:
+        """Height and width of each modality, and of a target of pixels, by those of the window."""
+        pads = [modality.pad_of(self.split) for modality in self._inputs]
+        if self.task.kind.per_pixel:
+            pads.append(self._opening.config.label.pad_of(self.split))
+        return tuple(self._cut.size_with(pad, height, width) for pad in pads)
+
+    def _shapes_of(self, row: int) -> tuple[tuple[int, ...], ...]:
+        """The shape of each modality's pixels in a sample, and of a target of pixels."""
+        sizes, count = self._sizes_of(*self._index.size(row)), len(self._inputs)
+        pixels = (
+            (*size, int(self._index.timesteps[modality.name][row]), len(modality.bands))
+            for size, modality in zip(sizes, self._inputs, strict=False)
+        )
+        return *pixels, *sizes[count:]
 
     def _pixels(
         self,
@@ -719,53 +727,44 @@ class EvalDataset(Dataset[dict[str, Any]]):
             pairs = zip(rows, _pairs(corners), strict=True)
             stored = [self._stored(row, modality, corner) for row, corner in pairs]
             return carrier.pixels(modality.name, stored)
-        gathered = self._gathered(modality, rows, corners)
-        if gathered is not None:
-            return gathered
-        places = _pairs(corners)
+        normalizer, places = self._normalizers[modality.name], _pairs(corners)
         first = self._stored(rows[0], modality, places[0])
         out = recycler.empty((len(rows), *first.shape))
-        apply = self._normalizers[modality.name].apply
+        pad = modality.pad_of(self.split)
+        runs = self._runs(rows, corners, modality.name, pad) if normalizer.is_affine else None
 
         def fill(part: range) -> None:
+            if runs is not None:
+                normalizer.gather(runs, part, out)
+                return
             for k in part:
-                apply(self._stored(rows[k], modality, places[k]), out[k])
+                normalizer.apply(self._stored(rows[k], modality, places[k]), out[k])
 
         in_parallel(fill, len(rows), first.size)
         return out
 
-    def _gathered(
-        self, modality: ModalityInput, rows: list[int], corners: NDArray[np.int64]
-    ) -> torch.Tensor | None:
-        """The same in one go, where that suffices; None where it takes more."""
-        name, windows = modality.name, self._index.sizes(rows)
-        size = self._cut.rectangle(windows, corners, modality.pad_of(self.split))
+    def _runs(
+        self, rows: list[int], corners: NDArray[np.int64], name: str, pad: Pad | None
+    ) -> list[Runs] | None:
+        """Where the samples of a batch can be gathered from; None: each is made on its own."""
+        size = self._cut.rectangle(self._index.sizes(rows), corners, pad)
         if size is None or not isinstance(self._samples, PackedSamples):
             return None
-        steps = int(self._index.timesteps[name][rows[0]])
-        out = recycler.empty((len(rows), *size, steps, len(modality.bands)))
-        gather, done = self._normalizers[name].gather, []
-        for runs in self._samples.runs(rows, corners, size, name):
-
-            def fill(part: range, runs: Runs = runs) -> None:
-                done.append(gather(runs.part(part), steps, out))
-
-            in_parallel(fill, len(runs.starts), out[0].numel())
-        return out if all(done) else None
+        return self._samples.runs(rows, corners, size, name)
 
     def _stored_targets(self, rows: list[int], corners: NDArray[np.int64]) -> NDArray[Any]:
         if self._index.targets is not None:
             return np.asarray(self._index.targets[rows])
         pad = self._opening.config.label.pad_of(self.split)
-        size = self._cut.rectangle(self._index.sizes(rows), corners, pad)
-        if size and self.task.kind.per_pixel and isinstance(self._samples, PackedSamples):
-            runs = list(self._samples.runs(rows, corners, size, TARGET))
-            out = np.empty((len(rows), *size), runs[0].dtype)
-            if all(some.dtype == out.dtype and gather_as_is(some, out) for some in runs):
-                return out
-        return np.stack(
-            [self._stored_target(*at) for at in zip(rows, _pairs(corners), strict=True)]
-        )
+        per_pixel = self.task.kind.per_pixel
+        runs = self._runs(rows, corners, TARGET, pad) if per_pixel else None
+        if runs is None:
+            pairs = zip(rows, _pairs(corners), strict=True)
+            return np.stack([self._stored_target(*at) for at in pairs])
+        out = np.empty((len(rows), runs[0].rows, runs[0].items), runs[0].dtype)
+        for some in runs:
+            gather_as_is(some, out)
+        return out
 
     def loader(
         self,
@@ -826,7 +825,5 @@ class EvalDataset(Dataset[dict[str, Any]]):
         """Of the first sample's pixels as float32; at least 1."""
         if not len(self):
             return 1
-        row = self._row(0)
-        height, width, *steps = self._shapes_of(row, self._corner(row))
-        bands = [len(modality.bands) for modality in self._inputs]
-        return max(4 * height * width * sum(t * c for t, c in zip(steps, bands, strict=True)), 1)
+        shapes = self._shapes_of(self._row(0))[: len(self._inputs)]
+        return max(4 * sum(map(math.prod, shapes)), 1)

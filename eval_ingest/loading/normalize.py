@@ -1,7 +1,7 @@
 """From stored pixels to float32: one conversion and one multiply-add."""
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from numbers import Real
 from typing import Any
@@ -38,8 +38,16 @@ class Normalizer:
         default_factory=dict, compare=False, repr=False
     )
 
+    @property
+    def is_affine(self) -> bool:
+        """True if a multiply-add of what is stored, or less, is all that it takes; then clipped."""
+        decibels = self.decibels and self.scale is not None
+        return not (self.missing or self.bounds is not None or decibels)
+
     def apply(self, stored: NDArray[Any], out: torch.Tensor) -> None:
         """Normalise pixels (..., T, C) into a contiguous float32 tensor of the same shape."""
+        if stored.shape != out.shape:
+            raise ValueError(f"pixels are {stored.shape}, and their place {tuple(out.shape)}")
         if not stored.size:
             return
         self._scale(stored, out)
@@ -48,20 +56,13 @@ class Normalizer:
             hit = ~np.isfinite(part) if value is None else part == part.dtype.type(value)
             out.numpy()[..., band][hit] = self.nodata
 
-    def gather(self, runs: kernels.Runs, timesteps: int, out: torch.Tensor) -> bool:
-        """Do what `apply` does for all samples of a batch (N, H, W, T, C), each in its place.
-
-        Returns False, with nothing done, where it takes more than a multiply-add.
-        """
-        factor, offset = self._per_pixel(timesteps)
-        if self.missing or self.bounds is not None or (self.decibels and factor is not None):
-            return False
-        if not kernels.gather(runs, factor, offset, out.numpy()):
-            return False
+    def gather(self, runs: Iterable[kernels.Runs], part: range, out: torch.Tensor) -> None:
+        """Do what `apply` does for some samples of a batch (N, H, W, T, C), if it `is_affine`."""
+        factor, offset = self._per_pixel(out.shape[-2])
+        for some in runs:
+            kernels.gather(some.part(part), factor, offset, out.numpy())
         if self.then == "clip":
-            for place in runs.places.tolist():
-                out[place].clamp_(0, 1)
-        return True
+            out[part.start : part.stop].clamp_(0, 1)
 
     def _scale(self, stored: NDArray[Any], out: torch.Tensor) -> None:
         if self.bounds is not None:

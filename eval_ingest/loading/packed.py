@@ -2,17 +2,16 @@
 
 import math
 import mmap
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from eval_ingest.core.bounds import MOST_PIXELS
 from eval_ingest.core.crops import Corner
 from eval_ingest.core.entry import Metadata, Shard
-from eval_ingest.core.kernels import Runs
+from eval_ingest.core.kernels import Runs, can_gather
 from eval_ingest.errors import (
     EvalIngestError,
     IntegrityError,
@@ -112,8 +111,10 @@ class PackedSamples:
 
     def runs(
         self, rows: Sequence[int], corners: NDArray[np.int64], size: tuple[int, int], name: str
-    ) -> Iterator[Runs]:
+    ) -> list[Runs] | None:
         """Where in the shards' files samples of one size lie, side by side in windows' rows.
+
+        None where they can't be gathered from there: by their type, or without a compiler.
 
         Args:
             rows: of the index.
@@ -123,9 +124,13 @@ class PackedSamples:
         """
         index, chosen = self._index, np.asarray(rows, np.int64)
         shards, widths = index.shards[chosen], index.widths[chosen].astype(np.int64)
+        groups = set(zip(shards.tolist(), widths.tolist(), strict=True))
+        dtypes = {self._metadata.shards[shard].arrays[name].dtype for shard, _ in groups}
         values = math.prod(self._shape(name, rows[0])[2:])
-        inside = (corners[:, 0] * widths + corners[:, 1]) * values
-        for shard, width in set(zip(shards.tolist(), widths.tolist(), strict=True)):
+        if not (values and all(size) and can_gather(dtypes, as_is=name == TARGET)):
+            return None
+        inside, runs = (corners[:, 0] * widths + corners[:, 1]) * values, []
+        for shard, width in groups:
             here = np.flatnonzero((shards == shard) & (widths == width))
             found = self._map(shard, name)
             array, dtype = self._metadata.shards[shard].arrays[name], found.array.dtype
@@ -135,7 +140,10 @@ class PackedSamples:
                 starts = index.offsets[name][chosen[here]]
             starts = found.begin + (starts + inside[here]) * dtype.itemsize
             row_bytes = width * values * dtype.itemsize
-            yield Runs(found.memory, dtype, starts, here, size[0], row_bytes, size[1] * values)
+            runs.append(
+                Runs(found.memory, dtype, starts, here, size[0], row_bytes, size[1] * values)
+            )
+        return runs
 
     def read_ahead(
         self, rows: Sequence[int], corners: Sequence[Corner], height: int | None, names: list[str]
@@ -147,7 +155,7 @@ class PackedSamples:
         Args:
             rows: of the index.
             corners: first row and column of each sample in its window.
-            height: of the samples; None: to the end of their windows.
+            height: of the samples; None: all of their windows, wherever the samples begin.
             names: of modalities.
         """
         for row, (top, _) in zip(rows, corners, strict=True):
@@ -155,9 +163,11 @@ class PackedSamples:
                 found = self._map(int(self._index.shards[row]), name)
                 window = self._view(found.array, row, name)
                 row_bytes = window.strides[0] if window.size else 0
-                length = min(len(window) - top, height or MOST_PIXELS) * row_bytes
+                first, last = (0, len(window)) if height is None else (top, top + height)
+                length = (min(last, len(window)) - first) * row_bytes
                 if length > mmap.PAGESIZE:
-                    start = window.__array_interface__["data"][0] - found.address + top * row_bytes
+                    start = window.__array_interface__["data"][0] - found.address
+                    start += first * row_bytes
                     before = start % mmap.PAGESIZE
                     found.memory.madvise(mmap.MADV_WILLNEED, start - before, length + before)
 

@@ -19,7 +19,7 @@ from eval_ingest.core.resolved import size_text
 from eval_ingest.core.signal import Signal
 from eval_ingest.core.spec import SPLITS
 from eval_ingest.core.task import Task
-from eval_ingest.redaction import redacted
+from eval_ingest.redaction import redacted, spelled
 from eval_ingest.report.printing import screen, table
 
 if TYPE_CHECKING:
@@ -378,7 +378,7 @@ def discover_lines(
     if len(rows) > 1:
         lines = table(rows, indent="")
     else:
-        under = [shown for shown in map(redacted, roots) if shown not in down]
+        under = [at for at in map(spelled, map(redacted, roots)) if at not in down]
         what = "no dataset (config.json beside windows/)"
         lines = [f"{what} under {', '.join(under)}"] if under else []
     return lines + [

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from eval_ingest.errors import EvalIngestError, SourceError, lacking
+from eval_ingest.redaction import spelled
 from eval_ingest.waiting import BYTES_AHEAD, SOURCES, WINDOWS_AHEAD, Room, Waiting
 
 CONFIG_FILES = ("config.json", "dataset.json")
@@ -89,11 +90,7 @@ class Listed(NamedTuple):
         """With names that any text can hold: bytes that are no UTF-8 are written out."""
         if self.group.isascii() and self.name.isascii():
             return self
-        return Listed(_spelled(self.group), _spelled(self.name), self.digest)
-
-
-def _spelled(name: str) -> str:
-    return name.encode("utf-8", "backslashreplace").decode()
+        return Listed(spelled(self.group), spelled(self.name), self.digest)
 
 
 @dataclass(frozen=True)
@@ -131,15 +128,15 @@ class WindowFiles:
         """Which of its files keeps it from being read, and why; "" if none does."""
         for path, _, version in self.files:
             if version.startswith(UNUSABLE):
-                return f"{_spelled(path)} {version.removeprefix(UNUSABLE)}"
+                return f"{spelled(path)} {version.removeprefix(UNUSABLE)}"
         return ""
 
     @property
     def odd_name(self) -> str:
         """Its own name, or a file's, that is no UTF-8, spelled; "" if all are."""
         for name in (self.group, self.name, *self.by_path):
-            if not name.isascii() and _spelled(name) != name:
-                return _spelled(name)
+            if (text := spelled(name)) != name:
+                return text
         return ""
 
     @property

@@ -13,6 +13,7 @@ from eval_ingest.core.fingerprint import fingerprint
 from eval_ingest.errors import SourceError, SourceNotFoundError, lacking
 from eval_ingest.objects.backend import Entry
 from eval_ingest.objects.filesystems import weka_mount
+from eval_ingest.redaction import spelled
 from eval_ingest.sources.base import CONFIG_FILES
 from eval_ingest.sources.looks import Look, Memory
 from eval_ingest.sources.sqlite import DATABASE
@@ -169,7 +170,9 @@ def _list(outline: _Outline, inside: Iterator[list[Entry]], memory: Memory) -> F
         entries = (e for e in next(inside) if e.folder)
         listed = sorted(e.last for e in entries if not e.last.startswith("."))
         found[group.last] = len(listed)
-        sample[group.last] = tuple(spread(listed, SAMPLE))
+        if spelled(group.last) == group.last:  # what has no name in text, an ingest tells of
+            readable = [name for name in listed if spelled(name) == name]
+            sample[group.last] = tuple(spread(readable, SAMPLE))
         facts.append((group.last, fingerprint(listed)))
     return _found(
         outline.url,

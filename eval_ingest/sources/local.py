@@ -30,7 +30,7 @@ from eval_ingest.sources.listing import (
     read_files,
     version_of,
 )
-from eval_ingest.waiting import SOURCES, WINDOWS_AHEAD
+from eval_ingest.waiting import SOURCES, SURE, WINDOWS_AHEAD
 
 _QUICK = 16, 32
 """Threads, and windows that each lists in one go, where nobody has to wait."""
@@ -115,9 +115,9 @@ class LocalSource(Source):
             return [(window, self._list(window.group, window.name, layers)) for window in some]
 
         names = self.names(groups)
-        first = list(islice(names, 1))
-        yield from chain.from_iterable(SOURCES.each(look_at, [first], 1, files=_FOLDERS))
-        # More threads than cores: that the first was quick doesn't say that all are.
+        first = batched(islice(names, SURE), 1)
+        yield from chain.from_iterable(SOURCES.each(look_at, first, 1, files=_FOLDERS))
+        # More threads than cores: that the first were quick doesn't say that all are.
         threads, together = (WINDOWS_AHEAD, 1) if SOURCES.is_long else _QUICK
         with ThreadPoolExecutor(threads, thread_name_prefix="eval_ingest_list") as pool:
             some = batched(names, together)

@@ -11,6 +11,7 @@ from functools import partial
 from eval_ingest.core.entry import Metadata, Retired
 from eval_ingest.core.spec import SPLITS
 from eval_ingest.errors import StoreError
+from eval_ingest.redaction import spelled
 from eval_ingest.store.atomic import remove_path
 from eval_ingest.store.manifest import JOURNAL, UNFINISHED
 from eval_ingest.store.ownership import WRITTEN
@@ -65,7 +66,7 @@ def remove_retired(store: DatasetStore, metadata: Metadata, grace_s: float) -> N
     now = _now(layout) if spare else 0.0
     kept = {}
     for place in spare:
-        known = place.relative_to(layout.path).as_posix()
+        known = spelled(place.relative_to(layout.path).as_posix())
         kept[known] = min(since.get(known, now), now)  # the clock may have gone back
         if now - kept[known] >= grace_s:
             with contextlib.suppress(StoreError):  # another time, then

@@ -19,7 +19,7 @@ from eval_ingest.core.entry import Metadata, Retired, ShardArray
 from eval_ingest.core.spec import SPLITS
 from eval_ingest.errors import IntegrityError, StoreError
 from eval_ingest.redaction import redacted
-from eval_ingest.store.atomic import file_crc32c, remove_path
+from eval_ingest.store.atomic import check_file, file_crc32c, remove_path
 from eval_ingest.store.locks import locked
 from eval_ingest.store.paths import STAGE_FILES
 from eval_ingest.store.records import read_record
@@ -227,6 +227,8 @@ class RemoteStore(DatasetStore):
                 f"recorded are {recorded.n_bytes}",
                 cure,
             )
+        if isinstance(recorded, str) and path.parent == self.layout.path:  # mirrored: see hold
+            check_file(path, recorded, cure)
 
     def verify(self, path: Path, recorded: Recorded = None) -> None:
         """See `base.DatasetStore`; an array is read in the bucket, and nothing of it is kept."""
