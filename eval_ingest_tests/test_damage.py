@@ -170,7 +170,7 @@ def test_swapped_axes_are_noticed_although_the_size_is_the_same(root: Path) -> N
         EvalDataset("crops", "train", root=root)
 
 
-def changed_index(root: Path, column: str, value: int) -> None:
+def changed_index(root: Path, column: str, value: object) -> None:
     """The index of train with another first value in a column, sealed as if we had written it."""
     path = one(root, "crops/train/index.*.arrow")
     found = read_table(path, SPLIT_INDEX_FORM, "crops")
@@ -195,6 +195,15 @@ def test_an_index_that_speaks_of_other_places_is_refused(
     changed_index(root, column, value)
     with pytest.raises(IntegrityError, match=CURE):
         EvalDataset("crops", "train", root=root)
+
+
+def test_an_index_names_no_window_outside_of_the_source(small: Path, tmp_path: Path) -> None:
+    pipeline.ingest(make_job(small, tmp_path / "root", copy="index"))
+    changed_index(tmp_path / "root", "group", "../../other")
+    found = EvalDataset("crops", "train", root=tmp_path / "root")
+    with pytest.raises(IntegrityError, match=f"names a window .*{CURE}"):
+        found[0]
+    assert found[1]
 
 
 FORGED: dict[str, Callable[[dict[str, Any]], Any]] = {

@@ -13,10 +13,11 @@ from eval_ingest.errors import IntegrityError
 from eval_ingest.indexing.partial import PARTIAL_FORM
 from eval_ingest.store.manifest import JOURNAL, CopiedWindow, Manifest, journal_text
 from eval_ingest.store.roots.base import EvalRoot
+from eval_ingest.store.seal import write_sealed_json
 from eval_ingest.store.tables import AsideTable, read_table, write_table
 from eval_ingest_tests.support import faults
 from eval_ingest_tests.support.killing import Run
-from eval_ingest_tests.support.sealed import saying
+from eval_ingest_tests.support.sealed import read_sealed_json, saying
 from eval_ingest_tests.test_damage import CURE, Damage, cut, emptied, flip, one
 
 
@@ -31,6 +32,23 @@ def test_a_stopped_run_whose_work_is_damaged_is_done_again(
     run.do()
     assert faults.values(tmp_path / "root") == faults.values(reference)
     assert faults.verified(tmp_path / "root") == []
+
+
+@pytest.mark.parametrize(
+    "said", [{"count": 1 << 53}, {"count": 1}, {"like": {"height": 10**9}},
+             {"like": {"timesteps": {}}}],
+)  # fmt: skip
+def test_a_packing_of_other_samples_is_begun_anew(
+    said: dict[str, Any], small: Path, reference: Path, tmp_path: Path
+) -> None:
+    run = Run(str(small), tmp_path / "root")
+    run.stop()
+    path = one(tmp_path / "root" / "crops", ".window_index/packing/packing.json")
+    record = read_sealed_json(path)
+    like = {**record["like"], **said.get("like", {})}
+    write_sealed_json(path, {**record, **said, "like": like})
+    run.do()
+    assert faults.values(tmp_path / "root") == faults.values(reference)
 
 
 def without_a_column(table: pa.Table) -> pa.Table:

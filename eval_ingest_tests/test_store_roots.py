@@ -21,6 +21,7 @@ from eval_ingest.settings import Settings
 from eval_ingest.store.atomic import write_bytes
 from eval_ingest.store.registry import read_registry
 from eval_ingest.store.roots.base import DatasetStore, EvalRoot
+from eval_ingest.store.roots.lease import _Holder
 from eval_ingest.store.seal import sealed_json
 from eval_ingest.store.shards import PackRow, ShardWriter, plan_arrays
 from eval_ingest.verifying import verify_dataset
@@ -331,3 +332,10 @@ def test_what_a_newer_version_published_is_left_alone_in_every_root(
         with pytest.raises(NewerVersionError, match=r"upgrade it \(pip inst"):
             do()
     assert {name: place.read(name) for name in place.names()} == before
+
+
+@pytest.mark.parametrize("said", [{"until": "x"}, {"until": None}, {"who": 5}, {"nonce": [1]}])
+def test_a_lease_that_says_no_such_thing_is_none(said: dict[str, object]) -> None:
+    whole = {"who": "host", "place": "host:/x", "nonce": "n", "until": 0}
+    assert _Holder.parse(json.dumps(whole).encode()) == _Holder(**whole)  # type: ignore[arg-type]
+    assert _Holder.parse(json.dumps({**whole, **said}).encode()) is None

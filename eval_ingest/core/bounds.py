@@ -27,7 +27,7 @@ Pixels = Annotated[int, Field(gt=0, le=MOST_PIXELS)]
 Whole = Annotated[int, Field(ge=-MOST_NUMBER, le=MOST_NUMBER)]
 Split = Annotated[str, Field(pattern=r"\A(train|val|test)\z")]
 FolderName = Annotated[str, Field(pattern=r"\A(\.{3,}|\.{0,2}[^./\x00])[^/\x00]*\z")]
-"""Neither a path nor a place in one."""
+"""See `forms.is_folder_name`."""
 RelativePath = Annotated[str, Field(pattern=r"\A(\.?\w[\w.-]*/)*\.?\w[\w.-]*\z", max_length=255)]
 """Below a folder: never out of it."""
 
@@ -55,7 +55,11 @@ JsonObject = Annotated[dict[str, Any], Finite]
 
 
 class Record(BaseModel):
-    """What a file of ours holds, or a part of it; `version`, where there is one, is a field."""
+    """What a file of ours holds, or a part of it; `version`, where there is one, is a field.
+
+    A new field raises the version, or is left out of what is kept where it says nothing: to those
+    who don't know it, it is damage.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, defer_build=True)
 

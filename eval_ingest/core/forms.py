@@ -127,9 +127,12 @@ def json_objects(values: pa.Array) -> bool:
 
 def folder_names(values: pa.Array) -> bool:
     """True if each text may be a folder's name."""
-    return not any(
-        name in ("", ".", "..") or "/" in name or "\0" in name for name in _distinct(values)
-    )
+    return all(map(is_folder_name, _distinct(values)))
+
+
+def is_folder_name(name: str) -> bool:
+    """True if a text may be a folder's name."""
+    return name not in ("", ".", "..") and "/" not in name and "\0" not in name
 
 
 def hexadecimal(values: pa.Array) -> bool:

@@ -17,10 +17,12 @@ from numpy.typing import NDArray
 
 from eval_ingest.core.crops import Corner
 from eval_ingest.core.entry import Metadata
+from eval_ingest.core.forms import is_folder_name
 from eval_ingest.decoding.judge import JUDGED_BYTES, read_window, sample_arrays
 from eval_ingest.errors import EvalIngestError, IntegrityError, LoadError
 from eval_ingest.sources.base import Source, WindowFiles, WindowReader
 from eval_ingest.sources.open import open_source
+from eval_ingest.store.seal import cure_for
 from eval_ingest.store.split_index import SplitIndex
 
 Arrays = dict[str, NDArray[Any]]
@@ -88,10 +90,8 @@ class SourceSamples:
             kept.update(zip(missing, self._read(missing), strict=True))
 
     def _read(self, rows: Sequence[int]) -> list[Arrays]:
-        layers = self._metadata.config.layer_names
-        windows = (self._source.window(self._groups[r], self._names[r], layers) for r in rows)
         try:
-            found = self._source.readers(windows)
+            found = self._source.readers(map(self._window, rows))
             if len(rows) == 1:
                 return [self._sample(row, *at) for row, at in zip(rows, found, strict=True)]
             with ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="from_source") as pool:
@@ -101,6 +101,12 @@ class SourceSamples:
             raise
         except EvalIngestError as error:
             raise LoadError(f"{self._metadata.name}: {error}") from error
+
+    def _window(self, row: int) -> WindowFiles:
+        key, name = (self._groups[row], self._names[row]), self._metadata.name
+        if not all(map(is_folder_name, key)):
+            raise IntegrityError(f"{name}: its index names a window {key!r:.200}", cure_for(name))
+        return self._source.window(*key, self._metadata.config.layer_names)
 
     def _sample(self, row: int, files: WindowFiles, reader: WindowReader) -> Arrays:
         metadata = self._metadata
