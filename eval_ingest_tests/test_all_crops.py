@@ -2,7 +2,8 @@
 
 import json
 import shutil
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from eval_ingest import EvalDataset, cli, pipeline
 from eval_ingest.core.entry import Metadata
 from eval_ingest.store.registry import require_metadata
 from eval_ingest.store.roots.base import EvalRoot
+from eval_ingest.store.tables import StoredTable
 from eval_ingest.sweep.embed import embed_split
 from eval_ingest.sweep.encoders.pixels import Pixels
 from eval_ingest.sweep.rows import Rows
@@ -232,8 +234,16 @@ def test_a_pad_comes_after_the_crop(copied: Callable[[str], Path], tmp_path: Pat
 
 
 def test_the_crops_of_a_labelled_window_have_the_features_that_reach_into_them(
-    copied: Callable[[str], Path], tmp_path: Path
+    copied: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    read: Counter[str] = Counter()
+    select = StoredTable.select
+
+    def counted(self: StoredTable, names: Sequence[str]) -> StoredTable:
+        read.update(names)
+        return select(self, names)
+
+    monkeypatch.setattr(StoredTable, "select", counted)
     source = copied("vector_classification")
     labels = sorted((source / "windows").glob("*/*/layers/label/data.geojson"))
     for number, path in enumerate(labels):
@@ -255,6 +265,7 @@ def test_the_crops_of_a_labelled_window_have_the_features_that_reach_into_them(
         assert (targets == -1).any() and (targets >= 0).any()
         counts = torch.bincount(targets[targets >= 0], minlength=dataset.task.num_classes)
         assert metadata.split_report["class_counts"][split] == counts.tolist()
+    assert read["label.crop_targets"] == len(SPLITS) < len(labels)  # not once for each window
 
 
 def allow_invalid(model: Path) -> None:
