@@ -33,14 +33,12 @@ from eval_ingest.store.split_index import SPLIT_INDEX_FORM
 from eval_ingest.store.tables import open_table, read_table, write_table
 from eval_ingest_tests.conftest import make_job
 from eval_ingest_tests.support import faults, places
+from eval_ingest_tests.support.damaging import CURE, Damage, cut, emptied, flip, grown, one
 from eval_ingest_tests.support.killing import Run
 from eval_ingest_tests.support.places import Place
 from eval_ingest_tests.support.sealed import read_sealed_json, saying
 
 place = places.place
-
-CURE = "run: eval-ingest ingest crops"
-Damage = Callable[[Path], None]
 
 
 @pytest.fixture
@@ -48,38 +46,6 @@ def root(reference: Path, tmp_path: Path) -> Path:
     """An eval root with the dataset `crops`, to be damaged."""
     shutil.copytree(reference, tmp_path / "root")
     return tmp_path / "root"
-
-
-def one(root: Path, pattern: str) -> Path:
-    """The first file that a pattern names."""
-    return next(iter(sorted(root.glob(pattern))))
-
-
-def flip(place: int) -> Damage:
-    """Change a byte; counted from the end if negative."""
-
-    def damage(path: Path) -> None:
-        data = bytearray(path.read_bytes())
-        data[place] ^= 4
-        path.write_bytes(data)
-
-    return damage
-
-
-def cut(path: Path) -> None:
-    """Leave the first half."""
-    data = path.read_bytes()
-    path.write_bytes(data[: len(data) // 2])
-
-
-def emptied(path: Path) -> None:
-    """Leave nothing."""
-    path.write_bytes(b"")
-
-
-def grown(path: Path) -> None:
-    """More than there was."""
-    path.write_bytes(path.read_bytes() + b"\0" * 512)
 
 
 # ------------------------------------------------------------------------------------- noticed

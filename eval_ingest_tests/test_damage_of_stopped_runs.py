@@ -16,9 +16,9 @@ from eval_ingest.store.roots.base import EvalRoot
 from eval_ingest.store.seal import write_sealed_json
 from eval_ingest.store.tables import AsideTable, read_table, write_table
 from eval_ingest_tests.support import faults
+from eval_ingest_tests.support.damaging import CURE, Damage, cut, emptied, flip, one
 from eval_ingest_tests.support.killing import Run
 from eval_ingest_tests.support.sealed import read_sealed_json, saying
-from eval_ingest_tests.test_damage import CURE, Damage, cut, emptied, flip, one
 
 
 @pytest.mark.parametrize("file", ["packing/packing.json", "packing/*/*.npy", "*.arrow"])

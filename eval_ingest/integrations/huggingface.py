@@ -468,21 +468,33 @@ def _verified(aside: EvalRoot, name: str, progress: Progress) -> None:
     Raises:
         IntegrityError: it isn't.
     """
-    store, metadata = aside.dataset(name), registry.require_metadata(aside, name)
+    store = aside.dataset(name)
+    with _arriving(name):
+        metadata = registry.require_metadata(aside, name)
     require_public(metadata)
-    damaged = verify(store, metadata, progress).problems
-    if registry.read_opening(store) != opening(metadata):
-        damaged.append(f"{store.layout.opening.name} is of another version than metadata.json")
-    if metadata.spec.copy_mode != "windows":
-        remove_copy(store)
-    elif not damaged:
-        _write_configs(store, metadata)
-        damaged += _foreign(store, metadata)
-    if damaged:
+    with _arriving(name):
+        damaged = verify(store, metadata, progress).problems
+        if registry.read_opening(store) != opening(metadata):
+            damaged.append(f"{store.layout.opening.name} is of another version than metadata.json")
+        if metadata.spec.copy_mode != "windows":
+            remove_copy(store)
+        elif not damaged:
+            _write_configs(store, metadata)
+            damaged += _foreign(store, metadata)
+        if damaged:
+            raise IntegrityError(damaged[0])
+
+
+@contextmanager
+def _arriving(name: str) -> Iterator[None]:
+    """What is damaged came so: ingesting it, as another record's cure is, is nothing to do here."""
+    try:
+        yield
+    except IntegrityError as error:
         raise IntegrityError(
-            f"{name} arrived damaged: {damaged[0]}",
+            f"{name} arrived damaged: {error.what}",
             "pull it again; if that doesn't help, it was published so",
-        )
+        ) from error
 
 
 def _write_configs(store: DatasetStore, metadata: Metadata) -> None:
