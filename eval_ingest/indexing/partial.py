@@ -77,10 +77,10 @@ class PartialRows:
         return [rows for rows in found if rows is not None]
 
     def _read(self, path: Path) -> "Rows | None":
-        part = read_table(path, PARTIAL_FORM, self._folder.parent.name)
+        name = self._folder.parent.name
+        part = read_table(path, PARTIAL_FORM, name)
         if part is None or part[1].row_key != self._key:
             return None
-        name = self._folder.parent.name
         table = right_rows(part[0], self._columns, path, name)
         return Rows.of(AsideTable(path, table.schema, len(table), name), part[1].packing)
 

@@ -4,7 +4,6 @@ import ast
 import contextlib
 import copy
 import functools
-import io
 import json
 import os
 import random
@@ -42,7 +41,7 @@ from eval_ingest.store.seal import UNSEALED, sealed_bytes, write_sealed_json
 from eval_ingest.store.tables import write_table
 from eval_ingest.sweep.tasks import as_overrides, as_python, trainer_tasks
 from eval_ingest_tests.support import factories, killing, poison
-from eval_ingest_tests.support.fuzz_kinds import Fault, Watched, check_message
+from eval_ingest_tests.support.fuzz_kinds import Fault, Watched, is_refused
 from eval_ingest_tests.support.sealed import saying
 
 _MARKUP = "<script>alert(1)</script>"
@@ -237,15 +236,7 @@ class Forged(Watched):
             rebuild_registry(root)
             pulled = True
         for use in self._uses(rng, source) if pulled else self._opened():
-            said = io.StringIO()
-            try:
-                with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
-                    text = use()
-            except EvalIngestError as error:
-                check_message(error)
-                text = str(error)
-            if "\x1b[31m" in text + said.getvalue() or "\x07" in text:
-                raise Fault(f"a terminal would obey what is said: {text[:300]!r}")
+            is_refused(use)
         return "pulled" if pulled else "refused"
 
     def _opened(self) -> Iterator[Callable[[], str]]:

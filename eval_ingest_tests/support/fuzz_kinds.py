@@ -1,5 +1,7 @@
 """What all kinds of damaged inputs share: see fuzz.py."""
 
+import contextlib
+import io
 import random
 import shutil
 from collections import Counter
@@ -86,3 +88,17 @@ def check_message(error: EvalIngestError) -> None:
     text = str(error)
     if not 10 < len(text) < 6_000:
         raise Fault(f"a message of {len(text)} characters: {text[:300]}") from error
+
+
+def is_refused(use: Callable[[], str]) -> bool:
+    """Do what a user does; a terminal must not obey what is said."""
+    said, refused = io.StringIO(), False
+    try:
+        with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
+            text = use()
+    except EvalIngestError as error:
+        check_message(error)
+        text, refused = str(error), True
+    if "\x1b[31m" in text + said.getvalue() or "\x07" in text:
+        raise Fault(f"a terminal would obey what is said: {text[:300]!r}")
+    return refused
