@@ -383,6 +383,11 @@ def judge(sighting: Sighting, settings: Settings) -> Judgement:
             refuse_theirs(store, sighting.spec)
         except errors.NotOursError as error:
             return Judgement(State.THEIRS, str(error))
+    if metadata is not None and metadata.is_untold:  # or damaged: then a run says so
+        try:
+            refuse_theirs(store, sighting.spec)
+        except errors.SpecError as error:
+            return Judgement(State.NOT_INGESTABLE, str(error))
     # What is here of a bucket is looked at first: what it says of a version stays true.
     states = (read_source_state(store, at_hand) for at_hand in (True, False))
     if metadata is not None and any(_is_of_now(sighting, metadata, seen) for seen in states):

@@ -55,6 +55,7 @@ from eval_ingest.settings import Settings
 from eval_ingest.store.registry import require_metadata, require_opening
 from eval_ingest.store.roots.base import EvalRoot
 from eval_ingest.store.roots.open import open_root
+from eval_ingest.store.seal import cured
 from eval_ingest.store.split_index import TARGET, SplitIndex
 
 if TYPE_CHECKING:
@@ -196,12 +197,14 @@ class EvalDataset(Dataset[dict[str, Any]]):
         if version is not None:
             require_version(opening, version, eval_root)
         try:
-            self._open(eval_root, opening)
+            with cured(opening):
+                self._open(eval_root, opening)
         except IntegrityError:
             now = require_metadata(eval_root, name)
             if version is not None or is_same(now, opening):
                 raise
-            self._open(eval_root, now)  # published at this moment
+            with cured(now):
+                self._open(eval_root, now)  # published at this moment
         self._order = self._draw()
 
     def _open(self, eval_root: EvalRoot, opening: Metadata) -> None:

@@ -22,7 +22,7 @@ from eval_ingest.errors import (
 from eval_ingest.store.npy import map_npy, unreadable
 from eval_ingest.store.registry import read_metadata, require_metadata
 from eval_ingest.store.roots.base import DatasetStore, EvalRoot
-from eval_ingest.store.seal import cure_for
+from eval_ingest.store.seal import cure_for, cured
 from eval_ingest.store.split_index import TARGET, SplitIndex
 
 _ATTEMPTS = 5
@@ -59,7 +59,7 @@ class PackedSamples:
     def __init__(self, store: DatasetStore, metadata: Metadata, index: SplitIndex) -> None:
         self._store, self._metadata, self._index = store, metadata, index
         self._maps: dict[tuple[int, str], _Map] = {}
-        self._cure = cure_for(metadata.name)
+        self._cure = cure_for(metadata.name, metadata)
         self._check_places()
         for number in np.unique(index.shards).tolist():
             shard = metadata.shards[number]
@@ -216,7 +216,8 @@ class PackedSamples:
 
     def _path(self, shard: Shard, name: str) -> Path:
         try:
-            return self._store.array(shard.name, name, shard.arrays[name])
+            with cured(self._metadata):
+                return self._store.array(shard.name, name, shard.arrays[name])
         except IntegrityError as error:
             if is_replaced(self._store, self._metadata):
                 raise version_is_gone(self._metadata) from error
