@@ -28,6 +28,7 @@ from itertools import islice
 from multiprocessing import forkserver
 from typing import Any, TypeAlias, TypeVar
 
+from eval_ingest.background import OwnLock
 from eval_ingest.errors import EngineError, SettingsError, optional_part
 from eval_ingest.settings import Settings
 
@@ -134,7 +135,7 @@ def executor(settings: Settings, windows: int = 0) -> Iterator[Executor]:
                 ) from error
 
 
-_starting = threading.Lock()
+_starting = OwnLock()
 """Held while a worker is started: two at once would each hide what the other has hidden."""
 
 
@@ -281,6 +282,10 @@ class Cluster(Executor):
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **options: Any) -> Future[Any]:
         return self._pool.submit(fn, *args, **options)
+
+
+# A forked process needs a server of its own: it can't wait for its parent's, and fails at that.
+os.register_at_fork(after_in_child=forkserver.ensure_running.__self__.__init__)  # type: ignore[attr-defined]
 
 
 def start_alone(target: Callable[..., None], *args: Any) -> multiprocessing.process.BaseProcess:

@@ -156,6 +156,15 @@ def test_names_that_lead_elsewhere_are_refused(name: str, own: Path) -> None:
         list(opened.listing(opened.groups(), frozenset({"post_sentinel2"})))
 
 
+@pytest.mark.parametrize("link", ["windows", "windows/sen12", "windows/sen12/window_0000"])
+def test_a_link_out_of_the_dataset_is_not_followed(link: str, own: Path, tmp_path: Path) -> None:
+    shutil.move(own / link, tmp_path / "private")
+    (own / link).symlink_to(tmp_path / "private")
+    with pytest.raises(SourceError, match=r"is a link to .*private, which is outside of the"):
+        pipeline.ingest(make_job(own, tmp_path / "root", max_invalid_fraction=0.5))
+    assert not (tmp_path / "root" / "crops" / "metadata.json").exists()
+
+
 def test_layers_that_lead_elsewhere_are_no_files(own: Path) -> None:
     odd = "post_sentinel2/../../../../out"
     run(own, "INSERT INTO completed_layers VALUES ('sen12', 'window_0000', ?, 0)", odd)

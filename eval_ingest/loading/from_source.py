@@ -7,7 +7,6 @@ needs what ingesting needs: pip install '.[ingest]' in a checkout.
 """
 
 import os
-import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
@@ -15,6 +14,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
+from eval_ingest.background import OwnLock
 from eval_ingest.core.crops import Corner
 from eval_ingest.core.entry import Metadata
 from eval_ingest.core.forms import is_folder_name
@@ -46,7 +46,7 @@ class SourceSamples:
         self._metadata = metadata
         self._groups, self._names, self._digests = index.groups, index.names, index.digests
         self._kept: dict[int, Arrays] = {}
-        self._lock = threading.RLock()
+        self._lock = OwnLock()
 
     @cached_property
     def _source(self) -> Source:
