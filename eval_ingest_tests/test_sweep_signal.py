@@ -21,6 +21,7 @@ from eval_ingest.report.view import open_view
 from eval_ingest.store.registry import read_registry, require_metadata
 from eval_ingest.store.roots.base import EvalRoot
 from eval_ingest.sweep.encoders.olmoearth import weights_at_hand
+from eval_ingest.sweep.signal import Signals
 from eval_ingest.sweep.suite import Suite
 from eval_ingest_tests.support import factories
 from eval_ingest_tests.support.fake_evals import write_fake
@@ -143,6 +144,15 @@ def test_it_is_called_from_python_as_from_the_command_line(
         eval_ingest.signal(["strong", "stron"], root=tmp_path)
     with pytest.raises(SweepError, match="no dataset is ingested under"):
         eval_ingest.signal(root=tmp_path / "nowhere")
+
+
+def test_a_suite_of_names_that_yaml_takes_for_other_things_can_be_read(tmp_path: Path) -> None:
+    names = ["2024", "007", "1e3", "no", "null", "tolbi-crops", "2024-01-01", "0x1f"]
+    known = Signal.model_construct(seconds=1.0, train_windows=None)
+    path = tmp_path / "suite.yaml"
+    path.write_text(Signals(dict.fromkeys(names, known), {}, names).suite_text)
+    assert Suite.load(path).datasets == tuple(names)
+    assert "tolbi-crops, " in path.read_text()
 
 
 def test_a_dataset_without_test_windows_says_so(tmp_path: Path) -> None:
