@@ -18,6 +18,7 @@ from eval_ingest.errors import EvalIngestError, IntegrityError, NotIngestedError
 from eval_ingest.loading.from_source import SourceSamples
 from eval_ingest.loading.packed import PackedSamples
 from eval_ingest.sources.open import open_source
+from eval_ingest.sources.sqlite import with_database
 from eval_ingest.store.claims import is_published_elsewhere
 from eval_ingest.store.outcomes import read_outcome
 from eval_ingest.store.registry import read_opening, require_metadata
@@ -183,8 +184,9 @@ class _Comparison:
         expected = {(group, name): digest for group, name, digest in zip(*names, strict=True)}
         groups = sorted({group for group, _ in expected})
         total = len(expected)
-        source = open_source(self.metadata.source)
-        for window in source.windows(groups, self.metadata.config.layer_names):
+        config = self.metadata.config
+        source = with_database(open_source(self.metadata.source), config.window_storage)
+        for window in source.windows(groups, config.layer_names):
             digest = expected.pop((window.group, window.name), None)
             if digest not in (None, window.digest):
                 yield f"{window.key} has changed since it was indexed"
