@@ -18,7 +18,6 @@ from eval_ingest.errors import EvalIngestError, IntegrityError, NotIngestedError
 from eval_ingest.loading.from_source import SourceSamples
 from eval_ingest.loading.packed import PackedSamples
 from eval_ingest.sources.open import open_source
-from eval_ingest.sources.sqlite import with_database
 from eval_ingest.store.claims import is_published_elsewhere
 from eval_ingest.store.outcomes import read_outcome
 from eval_ingest.store.registry import read_opening, require_metadata
@@ -185,7 +184,7 @@ class _Comparison:
         groups = sorted({group for group, _ in expected})
         total = len(expected)
         config = self.metadata.config
-        source = with_database(open_source(self.metadata.source), config.window_storage)
+        source = open_source(self.metadata.source, storage=config.window_storage)
         for window in source.windows(groups, config.layer_names):
             digest = expected.pop((window.group, window.name), None)
             if digest not in (None, window.digest):

@@ -22,7 +22,6 @@ from eval_ingest.decoding.judge import JUDGED_BYTES, read_window, sample_arrays
 from eval_ingest.errors import EvalIngestError, IntegrityError, LoadError
 from eval_ingest.sources.base import Source, WindowFiles, WindowReader
 from eval_ingest.sources.open import open_source
-from eval_ingest.sources.sqlite import with_database
 from eval_ingest.store.seal import cure_for
 from eval_ingest.store.split_index import SplitIndex
 
@@ -53,7 +52,7 @@ class SourceSamples:
     def _source(self) -> Source:
         name, url = self._metadata.name, self._metadata.source
         try:
-            return with_database(open_source(url), self._metadata.config.window_storage)
+            return open_source(url, storage=self._metadata.config.window_storage)
         except EvalIngestError as error:
             raise LoadError(
                 f"{name} was ingested with copy: index, so its samples are read from {url}, and "
