@@ -140,7 +140,7 @@ def test_an_entry_that_the_registry_has_lost_comes_back(hub: Hub, ingested: Inge
     eval_ingest.publish(OTHER, TO, root=ingested(OTHER), **TERMS)
     assert len(hub.repos[REPO]) == n  # nothing is new, not even the time in registry.json
     lost = json.loads(whole["registry.json"])
-    del lost["datasets"][OTHER]
+    lost["datasets"]["gone"] = lost["datasets"].pop(OTHER)  # whose folder isn't there
     hub.repos[REPO].append({**whole, "registry.json": json.dumps(lost).encode()})
     assert eval_ingest.publish(OTHER, TO, root=ingested(OTHER), **TERMS).sent == ["registry.json"]
     assert registered(hub.files(REPO)) == registered(whole)

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 from eval_ingest.copying.rslearn_files import Samples, configs, remove_copy
 from eval_ingest.copying.verify import verify
 from eval_ingest.core.arguments import checked
-from eval_ingest.core.entry import UNTOLD, Metadata, opening
+from eval_ingest.core.entry import UNTOLD, Metadata, is_ours, opening
 from eval_ingest.core.hub import HubAddress
 from eval_ingest.core.public import public, require_public
 from eval_ingest.core.registry_text import RegistryText
@@ -252,7 +252,9 @@ def _beside_others(
                 api.hf_hub_download(**where, filename=path, local_dir=staging)
     shutil.rmtree(staging / ".cache", ignore_errors=True)
     before = read_bytes(staging / "registry.json") or b""
-    registry.rebuild_registry(EvalRoot(staging))
+    known, root = understood(before or None).text.values, EvalRoot(staging)
+    ours = {other for other, entry in known.items() if isinstance(entry, dict) and is_ours(entry)}
+    registry.change_registry(root, ours.difference(root.dataset_names()))
     return before
 
 
