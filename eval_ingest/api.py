@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from eval_ingest.core.arguments import checked
-from eval_ingest.core.entry import Metadata, is_ours, listed, split_counts
+from eval_ingest.core.entry import UNTOLD, Metadata, is_ours, listed, split_counts
 from eval_ingest.core.resolved import ResolvedConfig
 from eval_ingest.core.spec import SPLITS, DatasetSpec, SplitPolicy, check_name, name_from
 from eval_ingest.core.suite import DEFAULT_OUT
@@ -381,7 +381,8 @@ def ingest(
         source: path or URL of an rslearn dataset; needed unless the catalog knows the name.
         root: the eval root; default OLMOEARTH_EVAL_DATASETS.
         register: publish it; False: all stages but the last.
-        overwrite: ingest anew although nothing has changed, or another source under the same name.
+        overwrite: ingest anew although nothing has changed, or another source under the same name,
+            or in the place of what was pulled.
         progress: is called with what is done, how many are done, and how many there are (0: not
             known).
         tell: is called with a line about each stage, such as `print`.
@@ -405,7 +406,7 @@ def ingest(
     from eval_ingest import pipeline
     from eval_ingest.job import open_job
 
-    job = open_job(wanted, settings, progress=progress)
+    job = open_job(wanted, settings, progress=progress, overwrite=overwrite)
     if source is not None and not overwrite:
         _refuse_another_source(job)
     if overwrite:
@@ -447,7 +448,7 @@ def _refuse_another_source(job: "Job") -> None:
     from eval_ingest.store.outcomes import read_outcome
 
     published = read_outcome(job.store, "registry_entry")
-    if published is not None and published.source != job.origin:
+    if published is not None and published.source not in (job.origin, UNTOLD):
         raise SpecError(
             f"{job.spec.name} is ingested already, from {published.source}; "
             f"give {job.origin} another --name, or replace the old one with --overwrite"
@@ -456,7 +457,12 @@ def _refuse_another_source(job: "Job") -> None:
 
 @checked
 def plan(
-    name: str | None = None, source: str | Path | None = None, *, root: Root = None, **spec: Any
+    name: str | None = None,
+    source: str | Path | None = None,
+    *,
+    root: Root = None,
+    overwrite: bool = False,
+    **spec: Any,
 ) -> Planned:
     """What an ingest would do, from the listing and the windows' metadata: nothing is written.
 
@@ -469,7 +475,7 @@ def plan(
     settings = Settings.load(eval_root=root)
     wanted = spec_of(settings, name, {"source": source, **spec})
     store = tidied(settings).dataset(wanted.name)
-    refuse_theirs(store, wanted)
+    refuse_theirs(store, wanted, overwrite)
     with tempfile.TemporaryDirectory() as scratch:
         facts = dry_run(open_job(wanted, settings, root=scratch, looks=True))
     return Planned({**facts, "path": str(store.url)})

@@ -1,5 +1,6 @@
 """Waiting for several things at once, but not for ever."""
 
+import os
 import threading
 import time
 from collections.abc import Callable, Hashable, Mapping
@@ -8,6 +9,22 @@ from typing import Generic, TypeVar
 
 Key = TypeVar("Key", bound=Hashable)
 Value = TypeVar("Value")
+
+
+class OwnLock:
+    """A lock of each process: one that another thread held at a fork would stay locked for ever.
+
+    The thread that has it may take it again.
+    """
+
+    def __init__(self) -> None:
+        self._locks: dict[int, threading.RLock] = {}
+
+    def __enter__(self) -> None:
+        self._locks.setdefault(os.getpid(), threading.RLock()).acquire()
+
+    def __exit__(self, *_: object) -> None:
+        self._locks[os.getpid()].release()
 
 
 class Background(Generic[Key, Value]):

@@ -60,7 +60,7 @@ def run_ingest(options: argparse.Namespace) -> Told:
     """Ingest a dataset, or say what that would do."""
     spec = given_fields(options)
     if options.dry_run:
-        planned = api.plan(options.name, **spec)
+        planned = api.plan(options.name, overwrite=options.overwrite, **spec)
         return Told(planned.facts, planned.lines())
     if options.is_program:
         PROGRAM.set()
@@ -191,7 +191,7 @@ def run_verify(options: argparse.Namespace) -> Told:
     lines = [f"{options.name}: {result.checked}"]
     lines += [f"  damaged: {problem}" for problem in result.problems]
     if result.problems:
-        lines.append(f"repair it: eval-ingest ingest {options.name} --overwrite")
+        lines.append(f"repair it: {result.cure}")
     else:
         lines.append("everything is as it was written")
     return Told(result._asdict(), lines, bool(result.problems))

@@ -28,7 +28,8 @@ from itertools import islice
 from multiprocessing import forkserver
 from typing import Any, TypeAlias, TypeVar
 
-from eval_ingest.errors import EngineError, SettingsError
+from eval_ingest.background import OwnLock
+from eval_ingest.errors import EngineError, SettingsError, optional_part
 from eval_ingest.settings import Settings
 
 Item = TypeVar("Item")
@@ -134,7 +135,7 @@ def executor(settings: Settings, windows: int = 0) -> Iterator[Executor]:
                 ) from error
 
 
-_starting = threading.Lock()
+_starting = OwnLock()
 """Held while a worker is started: two at once would each hide what the other has hidden."""
 
 
@@ -283,6 +284,10 @@ class Cluster(Executor):
         return self._pool.submit(fn, *args, **options)
 
 
+# A forked process needs a server of its own: it can't wait for its parent's, and fails at that.
+os.register_at_fork(after_in_child=forkserver.ensure_running.__self__.__init__)  # type: ignore[attr-defined]
+
+
 def start_alone(target: Callable[..., None], *args: Any) -> multiprocessing.process.BaseProcess:
     """Start a process that is no pool's, as a pool's workers are started; it ends when we do."""
     process = _Workers().Process(target=target, args=args, daemon=True)
@@ -383,12 +388,8 @@ def _keep_freed_memory() -> None:
 
 
 def _dask_client(address: str) -> Any:
-    try:
+    with optional_part("dask", f"EVAL_INGEST_ENGINE={address!r}", SettingsError):
         from distributed import Client
-    except ImportError as error:
-        raise SettingsError(
-            f"EVAL_INGEST_ENGINE={address!r} needs dask: pip install 'eval-ingest[dask]'"
-        ) from error
     try:
         return Client(address)  # type: ignore[no-untyped-call]
     except (OSError, ValueError) as error:

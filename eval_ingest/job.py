@@ -16,6 +16,7 @@ from eval_ingest.redaction import holds_secret, redacted
 from eval_ingest.settings import Settings
 from eval_ingest.sources.base import Source
 from eval_ingest.sources.open import address, is_archive, open_source
+from eval_ingest.sources.sqlite import with_database
 from eval_ingest.store.catalog import find_spec
 from eval_ingest.store.claims import refuse_theirs
 from eval_ingest.store.copies import copies_of
@@ -42,6 +43,8 @@ class Job:
     progress: Progress = field(default=no_progress, compare=False)
     their_entry: str = ""
     """Of a dataset to adopt: the JSON of its entry in registry.json before we added to it."""
+    overwrite: bool = False
+    """A dataset that was published elsewhere, and copied here, may be replaced."""
 
     @property
     def layout(self) -> DatasetLayout:
@@ -77,6 +80,7 @@ def open_job(
     progress: Progress = no_progress,
     looks: bool = False,
     indexed: bool = False,
+    overwrite: bool = False,
 ) -> Job:
     """Find the source, read its configuration, and infer what the samples are made of.
 
@@ -88,17 +92,19 @@ def open_job(
         looks: True if nothing is to be kept of the source: it is only looked at.
         indexed: True for stages after the first one: the configuration is the one that the index
             was made by, and the source's own files are not read again.
+        overwrite: True to replace a dataset that was published elsewhere, and copied here.
 
     Raises:
         SourceError: the source or its configuration can't be read or understood.
         StoreError: the eval root can't be reached.
         SettingsError: the source names an environment variable that isn't set.
         NotOursError: the name or the folder is another tool's.
+        SpecError: the dataset was published elsewhere, and isn't to be overwritten.
     """
     eval_root = open_root(settings, root)
     store = eval_root.dataset(spec.name)
     layout = store.layout
-    refuse_theirs(store, spec)
+    refuse_theirs(store, spec, overwrite)
     url = settings.expand(spec.source)
     fetched = "://" in url or is_archive(url)
     try:
@@ -134,7 +140,8 @@ def open_job(
             if not source.complete():
                 raise
             files, config = _configuration(source, spec, settings, theirs)
-    return Job(spec, settings, eval_root, store, source, files, config, progress, theirs)
+    source = with_database(source, config.window_storage)
+    return Job(spec, settings, eval_root, store, source, files, config, progress, theirs, overwrite)
 
 
 def _configuration(
@@ -155,7 +162,8 @@ def read_again(job: Job) -> Job:
         SourceError: the configuration can't be read or understood.
     """
     files, config = _configuration(job.source, job.spec, job.settings, job.their_entry)
-    return replace(job, files=files, config=config)
+    source = with_database(job.source, config.window_storage)
+    return replace(job, source=source, files=files, config=config)
 
 
 def _by_their_splits(config: ResolvedConfig, their_entry: str) -> ResolvedConfig:

@@ -68,7 +68,7 @@ from eval_ingest.store.leftovers import GRACE_S, remove_retired, remove_unfinish
 from eval_ingest.store.manifest import JOURNAL
 from eval_ingest.store.outcomes import read_copy, read_outcome, read_source_state
 from eval_ingest.store.seal import unless_damaged, write_sealed_json
-from eval_ingest.store.shards import shard_names
+from eval_ingest.store.shards import forget_shards
 from eval_ingest.waiting import remove_folder
 
 INPUTS: Mapping[str, tuple[str, ...]] = {
@@ -463,6 +463,7 @@ def dataset_lock(job: Job, timeout_s: float = 5.0) -> Iterator[None]:
     Raises:
         LockedError: another process is at it.
         NotOursError: the folder or the name is another tool's.
+        SpecError: the dataset was published elsewhere, and isn't to be overwritten.
         NewerVersionError: a newer eval_ingest has published it.
         MachineError: this machine can't do what is done meanwhile.
     """
@@ -470,7 +471,7 @@ def dataset_lock(job: Job, timeout_s: float = 5.0) -> Iterator[None]:
     with machine_faults_told(), job.store.hold(timeout_s, doing):
         with contextlib.suppress(IntegrityError):  # damaged: it is made anew
             registry.read_metadata(job.store)  # raises if a newer eval_ingest has published
-        claim(job.store, job.spec)
+        claim(job.store, job.spec, job.overwrite)
         remove_unfinished(job.layout)
         yield
 
@@ -487,7 +488,5 @@ def forget(job: Job) -> None:
         for path in (layout.resolved, *outcomes, layout.copy_manifest, *left):
             remove_path(path)
         partial_rows(job).clear()
-        # Their samples stay for readers; no run knows them any more.
-        shards = shard_names(layout.samples)
-        job.store.remove(layout.samples / name / "index.parquet" for name in shards)
+        forget_shards(job.store)
         job.store.send()

@@ -18,9 +18,11 @@ from eval_ingest.errors import EvalIngestError, IntegrityError, NotIngestedError
 from eval_ingest.loading.from_source import SourceSamples
 from eval_ingest.loading.packed import PackedSamples
 from eval_ingest.sources.open import open_source
+from eval_ingest.store.claims import is_published_elsewhere
 from eval_ingest.store.outcomes import read_outcome
 from eval_ingest.store.registry import read_opening, require_metadata
 from eval_ingest.store.roots.base import DatasetStore, EvalRoot
+from eval_ingest.store.seal import cure_for
 from eval_ingest.store.shards import target_dtype
 from eval_ingest.store.split_index import TARGET, SplitIndex
 
@@ -37,9 +39,18 @@ def verify_dataset(root: EvalRoot, name: str, progress: Progress) -> Verified:
         StoreError: the eval root can't be read.
     """
     metadata = require_metadata(root, name)
-    store = root.dataset(name)
+    found = _verified(root.dataset(name), metadata, progress)
+    ours = f"eval-ingest ingest {name} --overwrite"
+    return found._replace(cure=cure_for(name, metadata) if metadata.is_untold else ours)
+
+
+def _verified(store: DatasetStore, metadata: Metadata, progress: Progress) -> Verified:
+    name = metadata.name
     stages, wrong = _stages(store, metadata)
-    if _is_under_way(stages, metadata):
+    replaced = _replaced(stages, metadata)
+    if replaced and is_published_elsewhere(store):  # it arrived so, or was damaged since
+        wrong += [f"the outcome of {stage} is missing, or of another version" for stage in replaced]
+    elif replaced:
         raise NotIngestedError(
             f"{name}: an ingest was begun and has not ended, so there is nothing to compare with; "
             f"it goes on where it stopped: eval-ingest ingest {name}; until then the version that "
@@ -88,18 +99,23 @@ def _stages(store: DatasetStore, metadata: Metadata) -> tuple[dict[str, Any], li
     return stages, problems
 
 
-def _is_under_way(stages: dict[str, Any], metadata: Metadata) -> bool:
-    """True if a stage has begun or ended again since what is published was.
+def _replaced(stages: dict[str, Any], metadata: Metadata) -> list[str]:
+    """The stages that have begun or ended again since what is published was.
 
     An ingest that starts anew removes the outcomes of the stages after the first, and one of
     something that has changed replaces them one by one.
     """
     expected = {"split_assignment", "norm_stats"}
     expected |= {"weka_copy"} if metadata.spec.copy_mode == "windows" else set()
-    return any(
-        stage in expected if found is None else found.fingerprint != metadata.fingerprints[stage]
+    return [
+        stage
         for stage, found in stages.items()
-    )
+        if (
+            stage in expected
+            if found is None
+            else found.fingerprint != metadata.fingerprints[stage]
+        )
+    ]
 
 
 @dataclass(frozen=True)
@@ -167,8 +183,9 @@ class _Comparison:
         expected = {(group, name): digest for group, name, digest in zip(*names, strict=True)}
         groups = sorted({group for group, _ in expected})
         total = len(expected)
-        source = open_source(self.metadata.source)
-        for window in source.windows(groups, self.metadata.config.layer_names):
+        config = self.metadata.config
+        source = open_source(self.metadata.source, storage=config.window_storage)
+        for window in source.windows(groups, config.layer_names):
             digest = expected.pop((window.group, window.name), None)
             if digest not in (None, window.digest):
                 yield f"{window.key} has changed since it was indexed"

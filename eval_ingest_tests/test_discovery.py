@@ -103,6 +103,55 @@ def test_a_link_in_a_circle_ends(tmp_path: Path) -> None:
     assert found == ["one", "two"]
 
 
+@pytest.mark.parametrize(
+    "link",
+    ["model.yaml", "other", "windows/other", "windows/g/other", "one/model.yaml", "one/other"],
+)
+@pytest.mark.parametrize("target", ["gone", "itself"])
+def test_a_link_to_nothing_hides_no_dataset(link: str, target: str, tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    if not link.startswith("windows"):
+        shell(root / "one")
+    else:
+        shell(root)
+    path = root / link
+    path.symlink_to(path.name if target == "itself" else "gone")
+    (found,) = find_datasets(str(root))
+    assert found.groups["g"] == len(list(open_source(found.url).names(["g"]) or ()))
+    before = found.fingerprint
+    path.unlink()
+    path.mkdir() if path.name == "other" else path.write_text("task: {}")
+    assert ([f.fingerprint for f in find_datasets(str(root))] == [before]) == (
+        path.name == "other" or link == "model.yaml"
+    )
+
+
+def test_an_entry_that_vanishes_hides_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shell(tmp_path / "root" / "one")
+    (tmp_path / "root" / "one" / "model.yaml").write_text("{}")
+    local_entry = discovery._local_entry
+
+    def late(folder: str, entry: os.DirEntry[str]) -> Entry:
+        if entry.name == "model.yaml":
+            os.unlink(entry.path)
+        return local_entry(folder, entry)
+
+    monkeypatch.setattr(discovery, "_local_entry", late)
+    assert len(list(find_datasets(str(tmp_path / "root")))) == 1
+
+
+@pytest.mark.parametrize("link", ["windows", "windows/g", "windows/g/w0"])
+def test_links_in_a_dataset_are_seen_as_an_ingest_sees_them(link: str, tmp_path: Path) -> None:
+    one = shell(tmp_path / "root" / "one")
+    (one / link).rename(one / "kept")
+    (one / link).symlink_to(one / "kept")
+    (found,) = find_datasets(str(tmp_path / "root"))
+    source = open_source(str(one))
+    assert found.groups == {"g": 2} == {g: len(list(source.names([g]) or ())) for g in ["g"]}
+
+
 def test_the_fingerprint_follows_configuration_and_windows(tmp_path: Path) -> None:
     folder = shell(tmp_path / "one")
     seen = [source_fingerprint(str(folder))]

@@ -15,14 +15,12 @@ import dagster as dg
 import numpy as np
 import pytest
 import rasterio
-import shapely
 import yaml
 from affine import Affine
 from rasterio.io import MemoryFile
 
 from eval_ingest import EvalDataset, pipeline
 from eval_ingest.decoding import geotiff
-from eval_ingest.decoding.features import Features
 from eval_ingest.decoding.geotiff import decode_geotiff
 from eval_ingest.decoding.geotiff_header import read_header
 from eval_ingest.decoding.grid import Grid
@@ -219,23 +217,6 @@ def test_a_label_that_is_no_number_is_told_in_few_words(
     index = pipeline.ingest(make_job(source, tmp_path / "root"))[0].value
     assert sum(index.summary.reasons.values()) == 1
     assert (tmp_path / "root" / "crops" / "window_index.parquet").stat().st_size < 100_000
-
-
-@pytest.mark.parametrize("kind", ["one polygon of many points", "many polygons"])
-def test_crops_find_their_features_whatever_these_are(kind: str) -> None:
-    angles = np.linspace(0, 2 * np.pi, 300_000)
-    radii = 100 + 40 * np.sin(1_000 * angles)
-    star = shapely.Polygon(np.c_[150 + radii * np.cos(angles), 150 + radii * np.sin(angles)])
-    many = [shapely.box(x, y, x + 1, y + 1) for x in range(0, 300, 2) for y in range(0, 300, 2)]
-    shapes = [star] if "one" in kind else many
-    features = Features(shapes, [{"k": k} for k in range(len(shapes))])
-    boxes = [(x, y, x + 2, y + 2) for x in range(0, 300, 7) for y in range(0, 300, 7)]
-    started = time.process_time()
-    found = [[properties["k"] for properties in features.within(box)] for box in boxes]
-    assert time.process_time() - started < 5
-    plain = np.array([shapely.from_wkb(shapely.to_wkb(found)) for found in shapes], dtype=object)
-    for box, keys in list(zip(boxes, found, strict=True))[::60]:
-        assert keys == np.flatnonzero(shapely.intersects(plain, shapely.box(*box))).tolist()
 
 
 def test_a_window_has_no_more_samples_than_can_be_kept(copied: Copied, tmp_path: Path) -> None:

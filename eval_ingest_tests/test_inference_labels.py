@@ -163,6 +163,19 @@ ROWS = {
         names,
         ["a", "b", "c"],
     ),
+    "band set class names of fewer bands": (
+        {
+            "config": config_json(
+                {
+                    "label_raster": band_set(
+                        bands=["other", "label"], dtype="uint8", class_names=[["no", "yes"]]
+                    )
+                }
+            )
+        },
+        names,
+        ["class_0", "class_1", "class_2"],
+    ),
     "layer class names with the nodata class, mapped": (
         with_task(
             "SegmentationTask", num_classes=2, class_id_mapping={1: 0, 2: 1, 0: 2}, nodata_value=2

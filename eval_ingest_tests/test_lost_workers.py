@@ -37,6 +37,16 @@ def index(small: Path, tmp_path: Path) -> Callable[..., WindowIndex]:
     return run
 
 
+def no_memory(_: object) -> None:
+    raise MemoryError
+
+
+def test_a_lack_of_memory_without_a_limit_is_the_machines() -> None:
+    with pytest.raises(MemoryError):
+        apart._alone(no_memory, None, None)
+    assert apart._alone(no_memory, None, 7) == 7
+
+
 def values(index: WindowIndex, without: str = "") -> list[dict[str, Any]]:
     return [row for row in index.table.to_pylist() if row["name"] != without]
 

@@ -1,6 +1,8 @@
 """What a machine lacks is told as that, whoever raised the error: not as network, data or root."""
 
+import contextlib
 import errno
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -24,6 +26,7 @@ from eval_ingest.errors import IntegrityError, MachineError, StoreError, lacking
 from eval_ingest.job import Job, open_job
 from eval_ingest.objects import connection
 from eval_ingest.objects.explain import EvalRootWords, SourceWords
+from eval_ingest.objects.reading import Objects
 from eval_ingest.objects.retry import Limits
 from eval_ingest.settings import Settings
 from eval_ingest.sources.discovery import find_datasets
@@ -264,6 +267,33 @@ def killed_from_outside() -> tuple[None, int]:
 def test_a_decoder_that_is_killed_is_no_verdict_on_what_it_read() -> None:
     with pytest.raises(MachineError, match="lack of memory"):
         isolated.run(killed_from_outside)
+
+
+def pid() -> tuple[None, int]:
+    return None, os.getpid()
+
+
+@pytest.mark.parametrize("held", [False, True], ids=["idle", "held by another thread"])
+def test_a_process_that_is_forked_has_decoders_of_its_own(held: bool) -> None:
+    objects, before = Objects("memory://crops"), isolated.run(pid)[1]
+    ours, theirs = multiprocessing.Pipe()
+
+    def tell() -> None:
+        theirs.send((isolated.run(pid)[1], objects.run(objects.find(""))))
+
+    child = multiprocessing.get_context("fork").Process(target=tell)
+    with contextlib.ExitStack() as held_here:
+        if held:
+            held_here.enter_context(isolated._lock)
+            held_here.enter_context(objects._opening)
+        child.start()
+        try:
+            assert ours.poll(20)
+            assert ours.recv()[0] != before
+        finally:
+            child.kill()
+            child.join()
+    assert isolated.run(pid)[1] != os.getpid()
 
 
 @pytest.mark.parametrize("limit_mib", [64, None])

@@ -1,7 +1,6 @@
 """The files of a window, by the compiled listing and by Python's own, which give the same."""
 
 import os
-import resource
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from eval_ingest.sources import listing
 from eval_ingest.sources.listing import list_window, parse
 from eval_ingest.sources.local import LocalSource
 from eval_ingest_tests.support import compiled
+from eval_ingest_tests.support.handles import no_handles
 
 LAYERS = frozenset({"sentinel2", "label"})
 
@@ -118,16 +118,61 @@ def test_layers_behind_a_link_are_checked_too(tmp_path: Path, way: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "link", ["windows/g", "windows/g/w", "windows/g/w/layers", "windows/g/w/layers/label"]
+    "link",
+    ["windows", "windows/g", "windows/g/w", "windows/g/w/layers", "windows/g/w/layers/label"],
 )
 def test_a_link_out_of_the_dataset_is_refused(tmp_path: Path, way: str, link: str) -> None:
-    write(tmp_path, "dataset/config.json", "outside/w/layers/label/a", "outside/layers/label/a")
+    files = ("g/w/layers/label/a", "w/layers/label/a", "layers/label/a", "label/a")
+    write(tmp_path, "dataset/config.json", *(f"outside/{file}" for file in files))
     path = tmp_path / "dataset" / link
-    path.parent.mkdir(parents=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
     path.symlink_to(tmp_path / "outside")
-    source = LocalSource(str(tmp_path / "dataset"))
-    with pytest.raises(SourceError, match=r"is a link to .*outside, which is outside of the"):
-        list(source.windows(source.groups(), LAYERS))
+    for look in (  # the last: whoever has a window's name from elsewhere, such as a database
+        lambda source: list(source.windows(source.groups(), LAYERS)),
+        lambda source: list(source.listing(source.groups(), LAYERS)),
+        lambda source: source.window("g", "w", LAYERS),
+    ):
+        with pytest.raises(SourceError, match=r"is a link to .*outside, which is outside of the"):
+            look(LocalSource(str(tmp_path / "dataset")))
+
+
+@pytest.mark.parametrize("link", ["windows", "windows/g", "windows/g/w"])
+def test_a_folder_that_is_a_link_within_the_dataset_is_listed(
+    tmp_path: Path, way: str, link: str
+) -> None:
+    write(tmp_path, "windows/g/w/metadata.json", "windows/g/w/layers/label/a")
+    (tmp_path / link).rename(tmp_path / "kept")
+    (tmp_path / link).symlink_to(tmp_path / "kept")
+    source = LocalSource(str(tmp_path))
+    (window,) = source.windows(source.groups(), LAYERS)
+    assert list(window.by_path) == ["layers/label/a", "metadata.json"]
+    assert {f.path for f in window.files} == source.fetch(window, window.files).keys()
+
+
+@pytest.mark.parametrize("target", ["gone", "w"])
+def test_a_window_that_is_a_link_to_nothing_is_a_window_without_files(
+    tmp_path: Path, way: str, target: str
+) -> None:
+    write(tmp_path, "windows/g/a/metadata.json", "windows/g/file")
+    (tmp_path / "windows/g/w").symlink_to(target)
+    windows = list(LocalSource(str(tmp_path)).windows(["g"], LAYERS))
+    assert [window.name for window in windows] == ["a", "w"]
+    assert not windows[1].files or windows[1].unusable.startswith("metadata.json lies")
+
+
+@pytest.mark.parametrize("depth", [1, 20])
+def test_what_is_in_the_way_is_told_alike_wherever_the_dataset_lies(
+    tmp_path: Path, way: str, depth: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(listing, "MOST_FILES", 5)
+    found = []
+    for root in (tmp_path / "a", tmp_path / "b" / "deeper"):
+        for layer in ("sentinel2", "label")[:: 1 if root.name == "a" else -1]:
+            for k in range(6):
+                write(root, f"windows/g/w/layers/{layer}/{'x/' * depth}{k}")
+        found.append(LocalSource(str(root)).window("g", "w", LAYERS))
+    assert found[0].unusable == found[1].unusable and found[0].digest == found[1].digest
+    assert found[0].unusable.startswith("layers/label" + "/x" * min(depth - 1, 8) * (depth > 8))
 
 
 @pytest.mark.parametrize("name", ["metadata.json", "layers/label/data.geojson"])
@@ -197,24 +242,13 @@ def test_a_machine_without_file_handles_is_told_with_its_cure(tmp_path: Path, wa
     write(tmp_path, "windows/g/w/metadata.json")
     source = LocalSource(str(tmp_path))
     window = source.window("g", "w", LAYERS)
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    held: list[int] = []
-    resource.setrlimit(resource.RLIMIT_NOFILE, (min(soft, 512), hard))
-    try:
-        with pytest.raises(OSError, match="Too many open files"):
-            while True:
-                held.append(os.open(os.devnull, os.O_RDONLY))
-        for work in (
-            lambda: source.window("g", "w", LAYERS),
-            lambda: source.read("g", "w", window.files[0]),
-            lambda: source.names(["g"]).__next__(),
-        ):
-            with pytest.raises(MachineError, match=r"Too many open files.*ulimit -n"):
-                work()
-    finally:
-        for opened in held:
-            os.close(opened)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    for work in (
+        lambda: source.window("g", "w", LAYERS),
+        lambda: source.read("g", "w", window.files[0]),
+        lambda: source.names(["g"]).__next__(),
+    ):
+        with no_handles(), pytest.raises(MachineError, match=r"Too many open files.*ulimit -n"):
+            work()
 
 
 def test_files_that_changed_since_they_were_listed_are_not_had(tmp_path: Path, way: str) -> None:

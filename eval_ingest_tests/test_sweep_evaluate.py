@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 from torch import nn
@@ -18,6 +19,7 @@ from eval_ingest.errors import SweepError, UnknownDatasetError
 from eval_ingest.settings import Settings
 from eval_ingest.sweep.encoders import Embeddings
 from eval_ingest.sweep.evaluate import evaluate
+from eval_ingest.sweep.results import latest, leaderboards, read_rows
 from eval_ingest.sweep.run import run_sweep
 from eval_ingest.sweep.suite import Suite
 from eval_ingest_tests.support.fake_evals import write_fake
@@ -148,9 +150,24 @@ def test_few_train_windows_are_drawn_as_label_fractions_are(root: Path, model: P
     assert tenth["regression"].metrics == few["regression"].metrics
 
 
-def test_rows_are_kept_where_one_asks_for_it(root: Path, tmp_path: Path) -> None:
-    evaluate("pixels", "classification", root=root, out=tmp_path / "kept")
-    assert (tmp_path / "kept" / "results.json").is_file()
+def test_each_checkpoint_of_a_training_has_a_score_of_its_own(
+    root: Path, model: Patches, tmp_path: Path
+) -> None:
+    out, suite = tmp_path / "kept", Suite(datasets=("classification",), seeds=(1, 2))
+    for _ in range(2):
+        last = evaluate(model, suite, adapter=adapter, root=root, out=out).rows
+    rows = read_rows(out)
+    assert len(rows) == len(pq.read_table(out / "results.parquet")) == 4
+    assert len(json.loads((out / "results.json").read_text())) == 4
+    (board,) = leaderboards(rows)
+    assert board.cells["classification", "Patches"].seeds == 2
+    assert {row.key for row in latest(rows)} == {row.key for row in last}
+
+    def broken(*_: Any) -> torch.Tensor:
+        raise ValueError("no such thing")
+
+    assert not evaluate(model, ["classification", "regression"], adapter=broken, root=root, out=out)
+    assert len(pq.read_table(out / "results.parquet")) == 4
 
 
 def test_one_dataset_that_fails_does_not_stop_the_others(root: Path, model: Patches) -> None:

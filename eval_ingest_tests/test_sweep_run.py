@@ -17,6 +17,7 @@ from eval_ingest import EvalDataset, cli, evaluate
 from eval_ingest.errors import IntegrityError, SweepError, UnknownDatasetError
 from eval_ingest.settings import Settings
 from eval_ingest.store.seal import sealed_json
+from eval_ingest.sweep import probes
 from eval_ingest.sweep import run as run_module
 from eval_ingest.sweep import splits as splits_module
 from eval_ingest.sweep.plots import draw
@@ -24,6 +25,7 @@ from eval_ingest.sweep.results import (
     ResultTable,
     Row,
     board_lines,
+    latest,
     leaderboards,
     read_rows,
     write_row,
@@ -131,7 +133,6 @@ def test_pixels_find_a_planted_signal_and_are_at_chance_without(sweep: Sweep) ->
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_random_network_finds_the_signal_too(kind: str, sweep: Sweep) -> None:
-    pytest.importorskip("olmoearth_pretrain_minimal")
     said: list[str] = []
     table = sweep(kind, f"shuffled_{kind}", encoders=("olmoearth:nano@random",), tell=said.append)
     real, shuffled = table.rows
@@ -266,6 +267,80 @@ def test_a_dataset_that_changed_is_scored_again_and_the_old_row_kept(
     assert sorted(row.dataset_version for row in rows) == ["one", "two"]
     (board,) = leaderboards(rows)
     assert board.cells["fake", "pixels"].seeds == 1  # the newer one alone
+
+
+def _fewer(root: Path, sweep: Sweep, monkeypatch: pytest.MonkeyPatch) -> None:
+    sweep("fake", root=root, max_train_samples=5)
+
+
+def _by_another_metric(root: Path, sweep: Sweep, monkeypatch: pytest.MonkeyPatch) -> None:
+    given = {"primary_metric": "f1"}
+    write_fake(root / "f1", "fake", "classification", counts=(12, 4, 6), settings=given)
+    sweep("fake", root=root / "f1")
+
+
+def _by_another_probe(root: Path, sweep: Sweep, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(probes, "VERSION", 999)
+    sweep("fake", root=root)
+    monkeypatch.undo()
+
+
+@pytest.mark.parametrize("earlier", [_fewer, _by_another_metric, _by_another_probe])
+def test_rows_of_other_settings_are_no_seeds_of_a_score(
+    earlier: Any, sweep: Sweep, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root, out = tmp_path / "evals", tmp_path / "out"
+    write_fake(root, "fake", "classification", counts=(12, 4, 6))
+    earlier(root, sweep, monkeypatch)
+    one = sweep("fake", root=root, label_fractions=(0.5, 1.0), seeds=(42, 1)).rows
+    boards = leaderboards(read_rows(out))
+    assert [board.label_fraction for board in boards] == [1.0, 0.5]
+    for board in boards:
+        scores = [row.test_score for row in one if row.label_fraction == board.label_fraction]
+        cell = board.cells["fake", "pixels"]
+        assert (cell.seeds, cell.score) == (2, pytest.approx(np.mean(scores)))
+    few = sweep("fake", root=root, max_train_samples=4).rows[0]
+    (board,) = leaderboards(read_rows(out))
+    assert (board.cells["fake", "pixels"].seeds, board.cells["fake", "pixels"].n_train) == (1, 4)
+    drawn = latest(read_rows(out))  # what pictures and reports show
+    assert drawn == [few]
+
+
+def test_scores_by_different_metrics_or_of_different_versions_are_not_compared(
+    sweep: Sweep, tmp_path: Path
+) -> None:
+    row = sweep("classification").rows[0]
+    others = (
+        {"encoder": "worse", "test_score": 0.1},
+        {"encoder": "by f1", "metric": "f1", "test_score": 7.0},
+        {"encoder": "on another version", "dataset_version": "old", "test_score": 8.0},
+        {"encoder": "with few", "n_train": 3, "test_score": 9.0},
+    )
+    for other in others:
+        write_row(tmp_path / "out", row.model_copy(update={"key": other["encoder"], **other}))
+    (board,) = leaderboards(read_rows(tmp_path / "out"))
+    assert board.best("classification") == ["pixels"]
+    lines = board_lines(board, width=200)
+    assert sum("*" in line for line in lines[1:]) == 1
+    assert [line.split()[1:5] for line in lines[2:6] if line] == [
+        ["fake", "accuracy", "80", "60"], ["fake", "f1", "80", "60"],
+        ["old", "accuracy", "80", "60"], ["fake", "accuracy", "3", "60"],
+    ]  # fmt: skip
+    assert draw(read_rows(tmp_path / "out"), tmp_path / "plots")
+
+
+def test_rows_of_earlier_builds_are_read_and_not_made_again(sweep: Sweep, tmp_path: Path) -> None:
+    sweep("classification")
+    [path] = (tmp_path / "out" / "rows").glob("*.json")
+    old = json.loads(path.read_text())
+    assert old.pop("setup") and old.pop("version") == 2
+    del old["checksum"]
+    path.write_bytes(sealed_json({"version": 1, **old}))
+    (board,) = leaderboards(read_rows(tmp_path / "out"))
+    assert board.cells["classification", "pixels"].seeds == 1
+    assert sweep("classification", seeds=(42, 1)).computed == 1
+    (board,) = leaderboards(read_rows(tmp_path / "out"))
+    assert board.cells["classification", "pixels"].seeds == 2
 
 
 KILLED = """

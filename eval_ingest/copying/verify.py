@@ -22,6 +22,8 @@ class Verified(NamedTuple):
     """What was read."""
     problems: list[str]
     """One text per damaged thing."""
+    cure: str = ""
+    """What to do about them."""
 
 
 def verify(

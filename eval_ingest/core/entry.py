@@ -174,6 +174,10 @@ _STATISTICS = {"mean", "std", "min", "max"}
 _STAGES = {"window_index", "split_assignment", "norm_stats", "weka_copy"}
 
 
+UNTOLD = "not published"
+"""In the place of where a dataset came from, of one that was published."""
+
+
 class Metadata(Record):
     """metadata.json: everything about an ingested dataset."""
 
@@ -214,6 +218,11 @@ class Metadata(Record):
     """Of an adopted dataset: the JSON of its entry in registry.json before we added to it."""
     history: list[Version] = Field(default_factory=list)
     """The versions before this one, the oldest first."""
+
+    @property
+    def is_untold(self) -> bool:
+        """True of what was published: where it came from isn't told, and can't be looked up."""
+        return self.source == UNTOLD
 
     @property
     def wrong_field(self) -> str:

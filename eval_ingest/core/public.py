@@ -7,12 +7,9 @@ report/export.py says.
 import re
 from typing import Any
 
-from eval_ingest.core.entry import Metadata
+from eval_ingest.core.entry import UNTOLD, Metadata
 from eval_ingest.errors import IntegrityError
 from eval_ingest.redaction import redacted
-
-UNTOLD = "not published"
-"""In the place of where a dataset came from."""
 
 _URL = re.compile(r"(?<![\w+.-])(?!https?:)[A-Za-z][A-Za-z0-9+.-]*://[^\s'\"<>)\],;]+")
 _PATH = re.compile(r"(?<![\w.:/~-])(?:~|/)[\w.@%+=~-]*(?:/[\w.@%+=~-]+)+/?")
@@ -73,7 +70,7 @@ def require_public(metadata: Metadata) -> None:
     Raises:
         IntegrityError: it isn't.
     """
-    known = metadata.source == UNTOLD and not metadata.their_entry
+    known = metadata.is_untold and not metadata.their_entry
     if not known or metadata.spec.copy_mode not in ("windows", "stream"):
         raise IntegrityError(
             f"{metadata.name} was not published by eval_ingest: its record says that samples are "

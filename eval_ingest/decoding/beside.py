@@ -102,15 +102,13 @@ def _found_beside(names: tuple[str, ...]) -> list[str]:
     return [name for name in names if _is_read_beside(name, stems)] if stems else []
 
 
-def _is_read_beside(name: str, stems: Iterable[str]) -> bool:
+def _is_read_beside(name: str, stems: set[str]) -> bool:
     lower = name.lower()
     if is_raster(name) or ".tmp" in lower:  # what a writer that was stopped has left
         return False
-    return lower in _LISTED_AS or any(
-        lower.startswith(f"{stem}.")
-        or (lower.startswith(f"{stem}_") and lower.endswith((".txt", ".xml")))
-        for stem in stems
-    )
+    ends = "._" if lower.endswith((".txt", ".xml")) else "."
+    begins = (lower[:end] for end, letter in enumerate(lower) if letter in ends)
+    return lower in _LISTED_AS or not stems.isdisjoint(begins)
 
 
 def _is_harmless(path: str, read: Callable[[str], bytes]) -> bool:

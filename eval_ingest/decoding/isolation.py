@@ -354,3 +354,6 @@ def _is_of_memory(error: BaseException) -> bool:
 
 isolated = Isolated()
 """This process's helpers."""
+
+# Those of a parent answer the parent; a lock that one of its threads held would stay locked.
+os.register_at_fork(after_in_child=isolated.__init__)  # type: ignore[misc]

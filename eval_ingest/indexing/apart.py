@@ -136,6 +136,8 @@ def _alone(
             raise
         return _NoMemory(most)
     except MemoryError:
-        return _NoMemory(most or 0)
+        if most is None:
+            raise
+        return _NoMemory(most)
     finally:
         limit_memory(None)

@@ -92,13 +92,11 @@ class DatasetJson:
         if names.given:
             return names.names(), names.place
         for band_set in node.get("band_sets").items():
-            names = band_set.get("class_names")
-            bands = _band_names(band_set)
-            if not names.given or (band is not None and band not in bands):
-                continue
-            if any(isinstance(item.value, list) for item in names.items()):
-                names = names.items()[bands.index(band) if band else 0]
-            return names.names(), names.place
+            lists, bands = _class_names(band_set), _band_names(band_set)
+            if lists and (band is None or band in bands):
+                names = band_set.get("class_names")
+                number = bands.index(band) if band and _is_by_band(names) else 0
+                return lists[number] if number < len(lists) else (), names.place
         return (), ""
 
     def class_property(self, layer: str) -> Node:
@@ -157,11 +155,17 @@ def _band_names(band_set: Node) -> tuple[str, ...]:
 
 
 def _class_names(band_set: Node) -> tuple[tuple[str, ...], ...]:
-    """Names by stored value for each band; a flat list is that of the only band."""
+    """Names by stored value for each band, as far as there are; a flat list is that of the only
+    band.
+    """
     names = band_set.get("class_names")
-    if names.given and any(isinstance(item.value, list) for item in names.items()):
+    if _is_by_band(names):
         return tuple(item.names() for item in names.items())
     return (names.names(),) if names.given else ()
+
+
+def _is_by_band(names: Node) -> bool:
+    return names.given and any(isinstance(item.value, list) for item in names.items())
 
 
 def _spatial_size(node: Node) -> tuple[int, int] | None:

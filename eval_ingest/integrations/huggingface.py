@@ -27,7 +27,7 @@ from eval_ingest.copying.verify import verify
 from eval_ingest.core.arguments import checked
 from eval_ingest.core.entry import Metadata, opening
 from eval_ingest.core.hub import HubAddress
-from eval_ingest.core.public import UNTOLD, public, require_public
+from eval_ingest.core.public import public, require_public
 from eval_ingest.core.registry_text import RegistryText
 from eval_ingest.core.spec import is_name
 from eval_ingest.decoding.beside import check_beside, check_content
@@ -43,8 +43,10 @@ from eval_ingest.sources.base import WindowFiles
 from eval_ingest.sources.local import LocalSource
 from eval_ingest.store import registry
 from eval_ingest.store.atomic import file_crc32c, read_bytes, write_bytes
+from eval_ingest.store.claims import is_published_elsewhere
 from eval_ingest.store.locks import locked
 from eval_ingest.store.outcomes import read_published
+from eval_ingest.store.ownership import Whose, whose
 from eval_ingest.store.roots.base import DatasetStore, EvalRoot
 from eval_ingest.store.roots.open import open_root
 from eval_ingest.store.seal import write_sealed_json
@@ -454,8 +456,7 @@ def pull(url: str, *, root: str | Path | None = None, progress: Progress = no_pr
 def _refuse_own(root: EvalRoot, name: str) -> None:
     """What was ingested here is not replaced by what was pulled."""
     store = root.dataset(name)
-    known = registry.read_metadata(store)
-    if (known is None and store.layout.path.exists()) or (known and known.source != UNTOLD):
+    if whose(store) is not Whose.NOBODYS and not is_published_elsewhere(store):
         raise StoreError(
             f"{store.url} is there already and wasn't pulled; remove it, or pull into another "
             "eval root"

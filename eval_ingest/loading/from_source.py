@@ -3,11 +3,10 @@
 They are what an ingest would have packed, value for value, as long as the source is what it was.
 
 The one place in loading/ that knows the source side. It is imported for such datasets alone, and
-needs what ingesting needs: pip install 'eval-ingest[ingest]'.
+needs what ingesting needs: pip install '.[ingest]' in a checkout.
 """
 
 import os
-import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
@@ -15,6 +14,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
+from eval_ingest.background import OwnLock
 from eval_ingest.core.crops import Corner
 from eval_ingest.core.entry import Metadata
 from eval_ingest.core.forms import is_folder_name
@@ -46,13 +46,13 @@ class SourceSamples:
         self._metadata = metadata
         self._groups, self._names, self._digests = index.groups, index.names, index.digests
         self._kept: dict[int, Arrays] = {}
-        self._lock = threading.RLock()
+        self._lock = OwnLock()
 
     @cached_property
     def _source(self) -> Source:
         name, url = self._metadata.name, self._metadata.source
         try:
-            return open_source(url)
+            return open_source(url, storage=self._metadata.config.window_storage)
         except EvalIngestError as error:
             raise LoadError(
                 f"{name} was ingested with copy: index, so its samples are read from {url}, and "

@@ -6,12 +6,12 @@ writing (writing.py).
 
 import asyncio
 import os
-import threading
 from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from concurrent.futures import Future
 from functools import partial
 from typing import Any
 
+from eval_ingest.background import OwnLock
 from eval_ingest.errors import EvalIngestError, SourceError, SourceNotFoundError
 from eval_ingest.objects.backend import Entry, Truncated, is_content
 from eval_ingest.objects.connection import Connection, connect
@@ -49,7 +49,7 @@ class Objects:
         self._endpoint = endpoint
         self._etag_is_md5 = True
         self._connection: Connection | None = None
-        self._opening = threading.Lock()
+        self._opening = OwnLock()
         self._resumes = resumes
         self.words = self.speaks(self.url, resumes)
 

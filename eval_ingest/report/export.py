@@ -8,8 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from eval_ingest.core.columns import arrow
-from eval_ingest.core.entry import Metadata
-from eval_ingest.core.public import UNTOLD, public, public_metadata, public_value
+from eval_ingest.core.entry import UNTOLD, Metadata
+from eval_ingest.core.public import public, public_metadata, public_value
 from eval_ingest.errors import NotIngestedError, StoreError
 from eval_ingest.report.view import open_view
 from eval_ingest.report.viewer import write_viewer

@@ -80,7 +80,7 @@ class View(AssignedWindows):
         here = places.get(self.index.keys[row])
         if here is None:
             what = f"window {self.index.keys[row]} is in {self.splits[row]}, and no sample is of it"
-            raise IntegrityError(what, cure_for(self.metadata.name))
+            raise IntegrityError(what, cure_for(self.metadata.name, self.metadata))
         samples = (data[i] for i in here)
         return next((found for found in samples if _has_label(found["target"])), data[here[0]])
 

@@ -88,7 +88,7 @@ def _rows(view: View, split: str) -> Iterator[dict[str, Any]]:
         at = places.get(sample["window"])
         if at is None:
             what = f"window {sample['window']} of {split} is not in the index"
-            raise IntegrityError(what, cure_for(view.metadata.name))
+            raise IntegrityError(what, cure_for(view.metadata.name, view.metadata))
         row: dict[str, Any] = {"window": sample["window"]}
         for modality in view.metadata.config.modalities:
             pixels = np.asarray(sample[modality.name])

@@ -30,7 +30,7 @@ typedef struct {
     char *texts;
     size_t n_texts, text_room;
     char path[LONGEST]; /* of the folder that is being listed, relative to the window */
-    int odd; /* a link, or neither a file nor a folder: Python has to look closer */
+    int odd; /* a link, no file or folder, too deep or too many: Python has to look closer */
 } Listing;
 
 #ifdef __APPLE__
@@ -146,9 +146,11 @@ static int list_folder(Listing *listing, int parent, const char *name, const cha
 
 static int list_window(Listing *listing, const char *root, const char *layers, size_t n_bytes)
 {
-    const int opened = open(root, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-    if (opened < 0)
-        return errno == ENOENT || errno == ENOTDIR ? 0 : errno;
+    const int opened = open(root, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
+    if (opened < 0) {
+        listing->odd = errno == ENOTDIR; /* it may be a link */
+        return errno == ENOENT ? 0 : errno;
+    }
     int error = 0;
     static const char *const names[] = {"metadata.json", "items.json"};
     for (int k = 0; k < 2 && !error; k++) {
@@ -238,6 +240,7 @@ static PyObject *py_list_window(PyObject *self, PyObject *args)
     int error;
     Py_BEGIN_ALLOW_THREADS
     error = list_window(listing, path, layers, (size_t)n_bytes);
+    listing->odd |= error == ELOOP || error == ENAMETOOLONG || error == E2BIG;
     if (!error) {
         sort_files(listing);
         text = as_text(listing, inodes, &length);

@@ -12,10 +12,11 @@ from typing import NamedTuple, TypeVar
 from eval_ingest.core.fingerprint import fingerprint
 from eval_ingest.errors import SourceError, SourceNotFoundError, lacking
 from eval_ingest.objects.backend import Entry
-from eval_ingest.objects.filesystems import weka_mount
 from eval_ingest.redaction import spelled
 from eval_ingest.sources.base import CONFIG_FILES
+from eval_ingest.sources.listing import is_folder
 from eval_ingest.sources.looks import Look, Memory
+from eval_ingest.sources.open import address
 from eval_ingest.sources.sqlite import DATABASE
 
 MAX_DEPTH = 4
@@ -77,7 +78,7 @@ def find_datasets(
         SourceNotFoundError: there is no such root.
         SourceError: it can't be listed.
     """
-    root = str(weka_mount(root) or root.removeprefix("file://")).rstrip("/") or "/"
+    root = address(root)
     ls, memory = lister or _lister(root), memory or Memory()
     level, folders = [""], 0
     for depth in range(max_depth + 1):
@@ -237,18 +238,30 @@ def _list_local(root: str, folder: str) -> list[Entry]:
 
 def _local_entry(folder: str, entry: os.DirEntry[str]) -> Entry:
     name = f"{folder}/{entry.name}" if folder else entry.name
-    # A link to a folder may lead round in circles.
-    if entry.is_dir(follow_symlinks=False) or (entry.is_symlink() and entry.is_dir()):
-        is_folder = not entry.is_symlink() or _is_dataset(entry.path)
-        if folder.rsplit("/", 1)[-1] != "windows":
-            return Entry(name, 0, "", folder=is_folder)
-        stat = entry.stat()  # of a group: it changes when a window comes or goes
-        version = f"time:{stat.st_mtime_ns}"
-        return Entry(name, 0, version, folder=is_folder, modified=stat.st_mtime)
-    if entry.name not in _WATCHED_FILES:
-        return Entry(name, 0, "")
-    stat = entry.stat()
+    parts = name.split("/")
+    # A link to a folder may lead round in circles, but nothing is looked for below `windows`.
+    in_windows = "windows" in parts and is_folder(entry)
+    if in_windows or entry.is_dir(follow_symlinks=False):
+        stat = _stat(entry) if parts[-2:-1] == ["windows"] else None
+        if stat is None:
+            return Entry(name, 0, "", folder=True)
+        # Of a group: it changes when a window comes or goes.
+        return Entry(name, 0, f"time:{stat.st_mtime_ns}", folder=True, modified=stat.st_mtime)
+    is_linked = entry.is_symlink() and _is_dataset(entry.path)
+    stat = _stat(entry) if entry.name in _WATCHED_FILES else None
+    if stat is None:
+        return Entry(name, 0, "", folder=is_linked)
     return Entry(name, stat.st_size, f"time:{stat.st_mtime_ns} {stat.st_ctime_ns}")
+
+
+def _stat(entry: os.DirEntry[str]) -> os.stat_result | None:
+    """What it is now; None if it has gone meanwhile, or is a link that can't be followed."""
+    try:
+        return entry.stat()
+    except OSError as error:
+        if lack := lacking(error):
+            raise lack from error
+        return None
 
 
 def _is_dataset(path: str) -> bool:

@@ -59,7 +59,7 @@ def list_window(
         why = _UNUSABLE.get(error.errno or 0)
         if why is None:
             raise
-        path = str(error.filename).removeprefix(f"{root}/")
+        path = os.path.relpath(error.filename, root)
         return b"%s\0%d\0%s\0" % (os.fsencode(path), 0, (UNUSABLE + why).encode())
 
 
@@ -72,16 +72,17 @@ def _listed(
         )
         if text is not None:  # there is nothing but plain files and folders
             return text
+    for path in (root, f"{root}/layers"):
+        if os.path.islink(path):
+            check_link(path)
     found = [file for name in WINDOW_FILES for file in _file(f"{root}/{name}", name, check_link)]
-    if os.path.islink(f"{root}/layers"):
-        check_link(f"{root}/layers")
     try:
-        with os.scandir(f"{root}/layers") as entries:
-            wanted = [entry for entry in entries if entry.name.partition(".")[0] in layers]
+        inside = _inside(f"{root}/layers")
     except (FileNotFoundError, NotADirectoryError):
-        wanted = []
-    for entry in wanted:
-        found += _below(entry, f"layers/{entry.name}", 1, check_link)
+        inside = []
+    for entry in inside:
+        if entry.name.partition(".")[0] in layers:
+            found += _below(entry, f"layers/{entry.name}", 1, check_link)
         if len(found) > MOST_FILES:
             raise OSError(errno.E2BIG, "too many files", entry.path)
     return b"".join(
@@ -150,6 +151,11 @@ def version_of(file: os.stat_result, inodes: bool) -> str:
     return f"{changed[0]} {changed[1]} {file.st_ino}"
 
 
+def is_folder(entry: os.DirEntry[str]) -> bool:
+    """True for a folder, and for a link that is none to a file: who follows it tells more."""
+    return not os.path.isfile(entry.path) if entry.is_symlink() else entry.is_dir()
+
+
 def keeps_inodes(path: str) -> bool:
     """False for the file systems of FUSE: gcsfuse numbers files anew each time it is mounted."""
     device = os.stat(path).st_dev
@@ -190,9 +196,14 @@ def _below(
         check_link(entry.path)
     if depth > _DEEPEST:
         raise OSError(errno.ELOOP, "too many levels of folders", entry.path)
-    with os.scandir(entry.path) as entries:
-        for child in entries:
-            yield from _below(child, f"{path}/{child.name}", depth + 1, check_link)
+    for child in _inside(entry.path):
+        yield from _below(child, f"{path}/{child.name}", depth + 1, check_link)
+
+
+def _inside(folder: str) -> list[os.DirEntry[str]]:
+    """What is in a folder by name: what is in the way is the same wherever it lies."""
+    with os.scandir(folder) as entries:
+        return sorted(entries, key=lambda entry: entry.name)
 
 
 def _file(

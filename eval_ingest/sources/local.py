@@ -23,6 +23,7 @@ from eval_ingest.sources.base import (
     digest_of,
 )
 from eval_ingest.sources.listing import (
+    is_folder,
     keeps_inodes,
     list_window,
     parse,
@@ -83,11 +84,11 @@ class LocalSource(Source):
         return Path(self.url)
 
     def groups(self) -> list[str]:
-        return self._visible_folders("windows")
+        return self._visible_folders()
 
     def names(self, groups: list[str]) -> Iterator[Listed]:
         for group in sorted(groups):
-            for name in self._visible_folders("windows", group):
+            for name in self._visible_folders(group):
                 yield Listed(group, name)
 
     def listing(self, groups: list[str], layers: frozenset[str]) -> Iterator[Listed]:
@@ -102,7 +103,7 @@ class LocalSource(Source):
         return _window_files(group, name, self._list(group, name, layers))
 
     def _list(self, group: str, name: str, layers: frozenset[str]) -> bytes:
-        root = f"{self.url}/windows/{group}/{name}"
+        root = f"{self._folder(group)}/{name}"
         try:
             return list_window(root, layers, self._check_link, self._inodes)
         except OSError as error:
@@ -124,22 +125,37 @@ class LocalSource(Source):
             for found in map_ordered(pool, look_at, some, in_flight=2 * threads):
                 yield from found
 
-    def _visible_folders(self, *parts: str) -> list[str]:
-        """Names of the folders in a folder; links to folders are followed within the dataset."""
-        path = os.path.join(self.url, *parts)
+    @cached_property
+    def _known(self) -> set[str]:
+        """Groups whose folders are in the dataset."""
+        return set()
+
+    def _folder(self, group: str) -> str:
+        """The folder of a group, or, without one, of all; links are followed within the dataset.
+
+        Raises:
+            SourceError: one leads out.
+        """
+        windows = f"{self.url}/windows"
+        path = f"{windows}/{group}" if group else windows
+        if group not in self._known:
+            for folder in (windows, path):
+                if os.path.islink(folder):
+                    self._check_link(folder)
+            self._known.add(group)
+        return path
+
+    def _visible_folders(self, group: str = "") -> list[str]:
+        """Names of the folders in a group's folder, or in that of all."""
+        path = self._folder(group)
         try:
-            if os.path.islink(path):
-                self._check_link(path)
             with os.scandir(path) as entries:
-                found = [e for e in entries if not e.name.startswith(".") and e.is_dir()]
+                found = (e.name for e in entries if not e.name.startswith(".") and is_folder(e))
+                return sorted(found)
         except (FileNotFoundError, NotADirectoryError):
             return []
         except OSError as error:
             raise cannot("listed", path, error) from error
-        for entry in found:
-            if entry.is_symlink():
-                self._check_link(entry.path)
-        return sorted(entry.name for entry in found)
 
     def _check_link(self, path: str) -> None:
         """Refuse a link that leads out of the dataset: a copy would publish what it points at.

@@ -8,32 +8,63 @@ import contextlib
 from collections.abc import Mapping
 from typing import Any
 
-from eval_ingest.core.entry import is_ours, split_counts
-from eval_ingest.core.spec import DatasetSpec, check_not_reserved
-from eval_ingest.errors import NotOursError, StoreError
-from eval_ingest.store.ownership import Whose, mark, whose
-from eval_ingest.store.registry import finish_removal, standing_entry
+from eval_ingest.core.entry import UNTOLD, is_ours, split_counts
+from eval_ingest.core.spec import SPLITS, DatasetSpec, check_not_reserved
+from eval_ingest.errors import IntegrityError, NotOursError, SpecError, StoreError
+from eval_ingest.store.outcomes import read_window_index
+from eval_ingest.store.ownership import Whose, is_marked, mark, whose
+from eval_ingest.store.registry import finish_removal, read_metadata, standing_entry
 from eval_ingest.store.roots.base import DatasetStore, EvalRoot
+from eval_ingest.store.shards import forget_shards
 
 
-def claim(store: DatasetStore, spec: DatasetSpec) -> None:
+def claim(store: DatasetStore, spec: DatasetSpec, overwrite: bool = False) -> None:
     """Make sure that a dataset's folder is ours, under its lock: a new one becomes ours now.
+
+    Of one that was published elsewhere, and is overwritten, stays what its readers hold: rows,
+    shards and windows by somebody else are never taken for the source's.
 
     Raises:
         NotOursError: it is somebody's, or the name is registered for a dataset of somebody.
+        SpecError: it was published elsewhere, and isn't to be overwritten.
         StoreError: it can't be written.
     """
-    refuse_theirs(store, spec)
+    refuse_theirs(store, spec, overwrite)
     finish_removal(store)
+    if is_published_elsewhere(store):
+        layout = store.layout
+        held = [layout.metadata, layout.opening, layout.samples, layout.windows]
+        names = [path.name for path in held]
+        store.keep_only(layout.path, [*names, *SPLITS, "config.json", "model.yaml"])
+        forget_shards(store)
     mark(store, Whose.ADOPTED if spec.adopted else Whose.INGESTED)
 
 
-def refuse_theirs(store: DatasetStore, spec: DatasetSpec) -> None:
-    """Nothing, if an ingest by this spec touches nothing of another tool.
+def is_published_elsewhere(store: DatasetStore) -> bool:
+    """True of a dataset that was pulled, or exported, and that no ingest has begun to replace.
+
+    Raises:
+        StoreError: it can't be read.
+    """
+    if whose(store) is not Whose.INGESTED or is_marked(store):
+        return False
+    with contextlib.suppress(IntegrityError):
+        metadata = read_metadata(store)
+        if metadata is not None:
+            return metadata.is_untold
+    with contextlib.suppress(IntegrityError):
+        index = read_window_index(store)
+        return index is not None and index.source == UNTOLD
+    return False
+
+
+def refuse_theirs(store: DatasetStore, spec: DatasetSpec, overwrite: bool = False) -> None:
+    """Nothing, if an ingest by this spec touches nothing of others.
 
     Raises:
         NotOursError: it would.
-        SpecError: the eval root uses the name itself.
+        SpecError: the eval root uses the name itself; or the dataset was published elsewhere, and
+            isn't to be overwritten: what lies there may not be what its source holds.
     """
     name, found = store.name, whose(store)
     if found in (Whose.NOBODYS, Whose.THEIRS):
@@ -51,6 +82,12 @@ def refuse_theirs(store: DatasetStore, spec: DatasetSpec) -> None:
     entry = None if found is Whose.INGESTED else their_entry(store.root, name)
     if found is Whose.THEIRS or entry is not None:
         raise NotOursError(f"{name}: {_told(store, found, entry)}")
+    if not overwrite and is_published_elsewhere(store):
+        raise SpecError(
+            f"{name} is not ingested in {store.url}: it was published elsewhere, and copied there; "
+            "to have it as it is published now, or undamaged, pull or copy it again; to ingest, "
+            f"give another --name, or replace it: eval-ingest ingest {name} --overwrite"
+        )
 
 
 def nothing_to_adopt(name: str) -> NotOursError:

@@ -5,12 +5,12 @@ isn't fetched again; nor is an archive.
 """
 
 import json
-import threading
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
+from eval_ingest.background import OwnLock
 from eval_ingest.core.entry import is_ours
 from eval_ingest.core.spec import SPLIT_OPTION, SPLITS
 from eval_ingest.errors import EvalIngestError
@@ -84,7 +84,7 @@ def _of_source(root: EvalRoot, origin: str) -> list[str]:
     ]  # fmt: skip
 
 
-_reading = threading.Lock()
+_reading = OwnLock()
 
 
 def _copied(folder: Path) -> Mapping[tuple[str, str], CopiedWindow]:

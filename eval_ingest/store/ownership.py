@@ -57,6 +57,11 @@ def whose(store: DatasetStore) -> Whose:
     return Whose.THEIRS if any(name[0] != "." for name in names) else Whose.NOBODYS
 
 
+def is_marked(store: DatasetStore) -> bool:
+    """True if an ingest by a version that leaves the marks has begun in a dataset's folder."""
+    return not store.names().isdisjoint(_MARKS.values())
+
+
 def holds_ours(folder: Path) -> bool:
     """True if a folder on this machine holds what no other tool writes, beside metadata.json."""
     return any((folder / name).exists() for name in (*_MARKS.values(), *_OURS_ALONE))

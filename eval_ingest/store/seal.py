@@ -11,10 +11,11 @@ import logging
 import mmap
 import re
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
+from eval_ingest.core.entry import Metadata
 from eval_ingest.core.registry_text import CHECKSUM
 from eval_ingest.errors import IntegrityError
 from eval_ingest.store.atomic import json_bytes, read_bytes, store_errors, write_bytes
@@ -131,9 +132,24 @@ def unsealed(content: bytes, path: Path, cure: str) -> bytes:
     return before.rstrip().removesuffix(b",") + b"}"
 
 
-def cure_for(name: str) -> str:
-    """The cure for damage of what an ingest makes anew."""
-    return f"run: eval-ingest ingest {name}"
+_AGAIN = "pull or copy it again: it was published elsewhere, and no ingest can repair it"
+
+
+def cure_for(name: str, published: Metadata | None = None) -> str:
+    """The cure for damage of a dataset: an ingest makes it anew, if it was ingested here."""
+    untold = published is not None and published.is_untold
+    return _AGAIN if untold else f"run: eval-ingest ingest {name}"
+
+
+@contextlib.contextmanager
+def cured(published: Metadata) -> Iterator[None]:
+    """Damage of a dataset that is read in the block is told with the cure that it has."""
+    try:
+        yield
+    except IntegrityError as error:
+        if not published.is_untold:
+            raise
+        raise IntegrityError(error.what, _AGAIN) from error
 
 
 def unless_damaged(read: Callable[[], Value | None]) -> Value | None:

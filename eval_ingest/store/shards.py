@@ -342,6 +342,16 @@ def shard_names(samples: Path) -> list[str]:
     return sorted(p.parent.name for p in samples.glob("*/index.parquet") if p.parent.name[0] != ".")
 
 
+def forget_shards(store: DatasetStore) -> None:
+    """Have no run know what is packed; the samples stay for readers.
+
+    Raises:
+        StoreError: it can't be written.
+    """
+    samples = store.layout.samples
+    store.remove(samples / name / "index.parquet" for name in shard_names(samples))
+
+
 def read_shard(
     store: DatasetStore, shard: str, row_key: str
 ) -> tuple[pa.Table, dict[str, ShardArray]] | None:

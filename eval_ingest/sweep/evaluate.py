@@ -162,8 +162,8 @@ def evaluate(
             None if out is None else Path(out).expanduser(), ranks=together,
         )  # fmt: skip
         found = scorer.datasets(raising=len(suite.datasets) == 1)
-        if out is not None and together.rank == 0:
-            write_tables(Path(out).expanduser(), found.rows)
+        if out is not None and found.rows and together.rank == 0:
+            write_tables(Path(out).expanduser())
     return Evaluation(found.rows, found.failures, time.monotonic() - started)
 
 

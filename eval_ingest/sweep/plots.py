@@ -100,10 +100,13 @@ def draw_scores(board: Leaderboard, colours: dict[str, str]) -> Figure:
 
 def _score_panel(ax: Axes, board: Leaderboard, dataset: str, colours: dict[str, str]) -> None:
     top, metric, windows = 0.0, "", 0
+    compared = next(iter(board.comparable(dataset)), {})
     for place, encoder in enumerate(board.encoders):
-        cell = board.cells.get((dataset, encoder))
+        cell = compared.get(encoder)
         if cell is None:
-            ax.text(0, place, " not scored", va="center", fontsize=8, color="#888888")
+            there = (dataset, encoder) in board.cells
+            text = " scored otherwise" if there else " not scored"
+            ax.text(0, place, text, va="center", fontsize=8, color="#888888")
             continue
         metric, windows = cell.metric, cell.n_test
         ax.barh(place, cell.score, height=0.62, color=colours[encoder], alpha=0.85)

@@ -27,7 +27,7 @@ from eval_ingest.store.records import record_of
 from eval_ingest.store.seal import read_sealed, unless_damaged, unsealed, write_sealed_json
 from eval_ingest.sweep.metrics import METRICS
 
-ROW_VERSION = 1
+ROW_VERSION = 2
 _CURE = "remove it, and run the sweep again"
 
 
@@ -49,6 +49,9 @@ class Row(Record):
     version: int = ROW_VERSION
     key: str
     """Fingerprint of everything that decides over the score."""
+    setup: str = ""
+    """The same without label fraction and seed: only rows of one setup are seeds of one score, or
+    points of one line. Rows of version 1 don't say it."""
     dataset: str
     dataset_version: str
     """The fingerprint in its metadata.json."""
@@ -163,7 +166,10 @@ def _row(path: Path) -> Row | None:
     content = read_sealed(path, _CURE)
     if content is None:
         return None
-    return record_of(Row, unsealed(content, path, _CURE), path, _CURE, {"version": ROW_VERSION})
+    text = unsealed(content, path, _CURE)
+    versions = range(ROW_VERSION, 0, -1)
+    found = (record_of(Row, text, path, _CURE, {"version": known}) for known in versions)
+    return next((row for row in found if row is not None), None)
 
 
 def read_rows(out: Path) -> list[Row]:
@@ -210,9 +216,9 @@ def _arrow(field: FieldInfo) -> pa.DataType:
     return _ARROW[kinds[0]]
 
 
-def write_tables(out: Path, rows: Sequence[Row]) -> None:
-    """results.parquet and results.json from rows."""
-    schema, columns = _schema(), []
+def write_tables(out: Path) -> None:
+    """results.parquet and results.json from all kept rows."""
+    rows, schema, columns = read_rows(out), _schema(), []
     for row in rows:
         flat: dict[str, Any] = {**row.model_dump(mode="json"), **row.metrics}
         flat["bands"] = [{"modality": m, "bands": bands} for m, bands in row.bands.items()]
@@ -239,6 +245,12 @@ class Cell:
     n_train: int
     n_test: int
     """Windows that the score is of."""
+    dataset_version: str
+
+    @property
+    def facts(self) -> tuple[str, int, int, str]:
+        """Scores can be compared where these are equal."""
+        return self.metric, self.n_train, self.n_test, self.dataset_version
 
 
 @dataclass(frozen=True)
@@ -252,19 +264,30 @@ class Leaderboard:
     cells: dict[tuple[str, str], Cell]
     """By (dataset, encoder)."""
 
+    def comparable(self, dataset: str) -> list[dict[str, Cell]]:
+        """Its scores by encoder, those apart that are of another metric or windows; most first."""
+        groups: dict[tuple[Any, ...], dict[str, Cell]] = defaultdict(dict)
+        for encoder in self.encoders:
+            cell = self.cells.get((dataset, encoder))
+            if cell is not None:
+                groups[cell.facts][encoder] = cell
+        return sorted(groups.values(), key=len, reverse=True)
+
     def best(self, dataset: str) -> list[str]:
-        """The encoders with the best score on a dataset; none if there is only one."""
-        found = {e: self.cells[dataset, e] for e in self.encoders if (dataset, e) in self.cells}
-        if len(found) < 2:
-            return []
-        scores = {e: -c.score if c.lower_is_better else c.score for e, c in found.items()}
-        return [e for e, value in scores.items() if value == max(scores.values())]
+        """The encoders with the best score of those that can be compared; none where one can't."""
+        found = []
+        for cells in self.comparable(dataset):
+            scores = {e: -c.score if c.lower_is_better else c.score for e, c in cells.items()}
+            best = max(scores.values())
+            found += [e for e, value in scores.items() if value == best and len(cells) > 1]
+        return found
 
 
 def leaderboards(rows: Iterable[Row]) -> list[Leaderboard]:
     """One per split and label fraction, the largest fraction first.
 
-    Of a dataset that was ingested anew, only the rows of the version scored last count.
+    Of a dataset that was ingested anew, or is scored in another way, only the rows that an encoder
+    got last count.
     """
     current = latest(rows)
     names = encoder_labels(current)
@@ -284,17 +307,26 @@ _Groups = dict[tuple[str, str], list[Row]]
 
 
 def latest(rows: Iterable[Row]) -> list[Row]:
-    """Without rows of a dataset version, or of an encoder's weights, that was scored anew."""
+    """Of each encoder on a dataset only the rows of the setup that was scored last, each once.
+
+    Another dataset version, other weights, settings or train windows make another setup, and so
+    does each call of `evaluate`.
+    """
     rows = list(rows)
 
-    def setting(row: Row) -> tuple[str, ...]:
+    def scored(row: Row) -> tuple[Any, ...]:
         return (row.dataset, row.split, *_variant(row))
 
-    def version(row: Row) -> tuple[str, str]:
-        return row.dataset_version, row.encoder_fingerprint
+    def setup(row: Row) -> tuple[str, ...]:
+        return row.dataset_version, row.encoder_fingerprint, row.metric, row.setup
 
-    newest = {setting(row): version(row) for row in sorted(rows, key=lambda r: r.finished_at)}
-    return [row for row in rows if version(row) == newest[setting(row)]]
+    def case(row: Row) -> tuple[Any, ...]:
+        return (*scored(row), row.label_fraction, row.seed)
+
+    by_time = sorted(rows, key=lambda row: row.finished_at)
+    newest = {scored(row): setup(row) for row in by_time}
+    last = {case(row): row.key for row in by_time if setup(row) == newest[scored(row)]}
+    return [row for row in rows if last.get(case(row)) == row.key]
 
 
 def _variant(row: Row) -> tuple[str, ...]:
@@ -336,6 +368,7 @@ def _cell(rows: Sequence[Row]) -> Cell | None:
         rows[0].lower_is_better,
         max(row.n_train for row in rows),
         max(row.n_test for row in rows),
+        rows[0].dataset_version,
     )
 
 
@@ -358,6 +391,7 @@ def board_lines(board: Leaderboard, width: int = 120) -> list[str]:
     """A leaderboard as a table; the best of each dataset is starred.
 
     Datasets by encoders where that fits into so many columns, else a line per dataset and encoder.
+    What can't be compared stands in lines of its own.
     """
     seeds = max((cell.seeds for cell in board.cells.values()), default=1)
     title = (
@@ -372,18 +406,18 @@ def board_lines(board: Leaderboard, width: int = 120) -> list[str]:
     wide = [["dataset", "metric", "train", board.split, *board.encoders]]
     tall = [["dataset", "metric", "train", board.split, "encoder", "score"]]
     for dataset in board.datasets:
-        best = board.best(dataset)
-        cells = {e: board.cells[dataset, e] for e in board.encoders if (dataset, e) in board.cells}
-        if not cells:
-            continue
-        one = next(iter(cells.values()))
-        metric = one.metric + (" (low)" if one.lower_is_better else "")
-        facts = [dataset, metric, f"{one.n_train:,}", f"{one.n_test:,}"]
-        texts = {e: _cell_text(cell, e in best) for e, cell in cells.items()}
-        wide.append([*facts, *(texts.get(e, "-") for e in board.encoders)])
-        for encoder, text in texts.items():
-            tall.append([*facts, encoder, text])
-            facts = [""] * len(facts)
+        best, groups = board.best(dataset), board.comparable(dataset)
+        versions = {cell.dataset_version for cells in groups for cell in cells.values()}
+        for cells in groups:
+            one = next(iter(cells.values()))
+            name = dataset if len(versions) == 1 else f"{dataset} {one.dataset_version[:8]}"
+            metric = one.metric + (" (low)" if one.lower_is_better else "")
+            facts = [name, metric, f"{one.n_train:,}", f"{one.n_test:,}"]
+            texts = {e: _cell_text(cell, e in best) for e, cell in cells.items()}
+            wide.append([*facts, *(texts.get(e, "-") for e in board.encoders)])
+            for encoder, text in texts.items():
+                tall.append([*facts, encoder, text])
+                facts = [""] * len(facts)
     lines = table(wide, width=sys.maxsize)
     if max(map(len, lines)) > width:
         lines = table(tall)

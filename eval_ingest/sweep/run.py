@@ -10,7 +10,7 @@ from eval_ingest.settings import Settings
 from eval_ingest.store.roots.open import open_root
 from eval_ingest.sweep.embed import Embedded, embed_split, writable
 from eval_ingest.sweep.encoders.base import Encoder
-from eval_ingest.sweep.results import Failure, ResultTable, read_rows, write_tables
+from eval_ingest.sweep.results import Failure, ResultTable, write_tables
 from eval_ingest.sweep.scoring import Encoders, Scorer, Tell, choose_device
 from eval_ingest.sweep.suite import Suite, catalog_of
 
@@ -69,7 +69,7 @@ def run_sweep(
         )  # fmt: skip
         table += _scored(scorer, spec, alone=len(suite.encoders) == 1)
     if table.rows:
-        write_tables(out, read_rows(out))
+        write_tables(out)
     return table
 
 

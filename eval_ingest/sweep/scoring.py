@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,15 @@ from eval_ingest.sweep.metrics import LOWER_IS_BETTER, number, primary_metric
 from eval_ingest.sweep.probes import Probed, run_knn, run_linear
 from eval_ingest.sweep.ranking import MAX_RANKED
 from eval_ingest.sweep.ranks import Ranks
-from eval_ingest.sweep.results import ClassScore, Failure, ResultTable, Row, read_row, write_row
+from eval_ingest.sweep.results import (
+    ROW_VERSION,
+    ClassScore,
+    Failure,
+    ResultTable,
+    Row,
+    read_row,
+    write_row,
+)
 from eval_ingest.sweep.rows import Rows
 from eval_ingest.sweep.splits import Splits, require_windows
 from eval_ingest.sweep.suite import Suite, settings_of
@@ -134,7 +143,7 @@ class Scorer:
         }
         kept: dict[str, Row | None] = dict.fromkeys(cases)
         if self.resume and self.out is not None:
-            kept = {key: read_row(self.out, key) for key in kept}
+            kept = {key: self._found(self.out, key, scored.setup) for key in kept}
         missing = [key for key in cases if kept[key] is None]
         if missing:
             splits = scored.splits(list(cases.values()))
@@ -145,6 +154,14 @@ class Scorer:
         else:
             self.tell(f"{name}, {encoder.name}: up to date, nothing to do")
         return ResultTable([row for row in kept.values() if row is not None], len(missing))
+
+    def _found(self, out: Path, key: str, setup: str) -> Row | None:
+        """A kept row; one of version 1 now says its setup, which its key tells."""
+        row = read_row(out, key)
+        if row is not None and not row.setup:
+            row = row.model_copy(update={"version": ROW_VERSION, "setup": setup})
+            write_row(out, row)
+        return row
 
     def _kept(self, row: Row) -> Row:
         if self.out is not None:
@@ -175,15 +192,25 @@ class _Scored:
     settings: EvalSettings
     probe: str
 
+    @cached_property
+    def setup(self) -> str:
+        """See Row."""
+        if not self.scorer.resume:  # a model that is being trained is another one each time
+            return str(time.time_ns())
+        return self._fingerprint()
+
     def key(self, fraction: float, seed: int) -> str:
         """Of the row that is to be."""
+        if not self.scorer.resume:
+            return f"{self.metadata.name}-{fraction:g}-{seed}-{self.setup}"
+        return self._fingerprint(fraction, seed)
+
+    def _fingerprint(self, *case: float) -> str:
         encoder, metadata, suite = self.encoder, self.metadata, self.scorer.suite
-        if not self.scorer.resume:  # a model that is being trained is another one each time
-            return f"{metadata.name}-{fraction:g}-{seed}-{time.time_ns()}"
         return fingerprint(
             "sweep_row", probes.VERSION, embed.VERSION, encoder.name, encoder.fingerprint,
             encoder.patch_size, encoder.normalize, encoder.method, metadata.name,
-            metadata.fingerprint, suite.split, self.probe, fraction, seed, self.settings.given,
+            metadata.fingerprint, suite.split, self.probe, *case, self.settings.given,
             suite.max_train_samples,
         )  # fmt: skip
 
@@ -223,6 +250,7 @@ class _Scored:
             notes.append(f"auroc and prauc are left out of more than {MAX_RANKED:,} labels")
         return Row(
             key=key,
+            setup=self.setup,
             dataset=metadata.name,
             dataset_version=metadata.fingerprint,
             task=str(task.kind),
