@@ -31,14 +31,14 @@ $(READY): pyproject.toml constraints.txt scripts/name_definitions.py $(wildcard 
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check "uv>=0.5"
 	$(if $(TORCH),UV_HTTP_RETRIES=0 $(INSTALL_TORCH) --torch-backend $(TORCH) 2>/dev/null || echo \
 	  "torch's $(TORCH) build can't be had from here: taking the one of the package index")
-	$(BIN)/uv pip install --quiet --python $(BIN)/python --constraint constraints.txt --reinstall-package dagster --editable '.[ingest,olmoearth,dask,s3,dev]'
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --constraint constraints.txt --reinstall-package dagster --editable '.[ingest,olmoearth,dask,s3,hub,dev]'
 	$(BIN)/python scripts/name_definitions.py
 	@touch $@
 
 demo: $(READY)  ## a small rslearn dataset goes in, a score comes out
 	@sh scripts/demo.sh $(BIN)
 
-test: $(READY)  ## every test; TEST_WORKERS=2
+test: $(READY)  ## every test, those beside the existing code after `make peers`; TEST_WORKERS=2
 	$(BIN)/python $(PYTEST)
 
 # What needs neither a server, nor a process of its own, nor an ingest.
@@ -56,7 +56,7 @@ test-latest:  ## every test with the newest of everything that our ranges allow;
 	$(PYTHON) -m venv $(LATEST)
 	$(LATEST)/bin/python -m pip install --quiet --upgrade pip
 	$(LATEST)/bin/python -m pip install --quiet --upgrade --upgrade-strategy eager \
-	  --editable '.[ingest,olmoearth,dask,s3,dev]' $(WITH)
+	  --editable '.[ingest,olmoearth,dask,s3,hub,dev]' $(WITH)
 	$(LATEST)/bin/python -m pip list --format freeze > $(LATEST)/versions.txt
 	$(LATEST)/bin/python $(PYTEST) $(TESTS)
 
@@ -69,7 +69,7 @@ lint: $(READY)  ## formatting, types, and which module may import which
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-docs: $(READY)  ## the site, in build/site; what is typed in its pages is run by test_site.py
+docs: $(READY)  ## the site, in build/site
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 bench: $(READY)  ## how fast it is, beside rslearn; WINDOWS=1000, GROWTH="250 1000 4000", MANY=100000 or PLACES=1
@@ -87,7 +87,7 @@ profile: $(READY)  ## where an ingest's processor time goes; WINDOWS="1000 4000"
 scale: $(READY)  ## an ingest over dask, where each request takes 30 ms; WORKERS="1 2 4" WINDOWS=1000 AT=/dev/shm
 	$(BIN)/python -m benchmarks.scale --workers $${WORKERS:-1 2 4} --windows $${WINDOWS:-1000} $${AT:+--at $$AT}
 
-peers: $(PEERS_READY)  ## make .venv-peers: the existing OlmoEarth eval code, for test_peers.py
+peers: $(PEERS_READY)  ## make .venv-peers: the existing OlmoEarth eval code, which some tests compare with; 0.6 GB
 
 # Its extras don't resolve: [eval] asks for versions that exclude each other. What is installed
 # without dependencies is only imported, never run.

@@ -21,7 +21,7 @@ from typing import Any, NoReturn
 
 from eval_ingest import __version__
 from eval_ingest.completion import SHELLS, complete, dataset_names
-from eval_ingest.errors import EvalIngestError, UnknownDatasetError, brief, lacking
+from eval_ingest.errors import EvalIngestError, UnknownDatasetError, brief, lacking, lacks
 from eval_ingest.interrupts import STOPPED, interruptible
 
 EXAMPLES = """\
@@ -133,8 +133,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             _complain(f"try: eval-ingest {shlex.join(again)}")
         return 1
     except ModuleNotFoundError as error:  # none of ours: those of an extra
-        cure = "run: pip install 'eval-ingest[ingest]'"
-        _complain(f"error: this needs {error.name}, which is not installed; {cure}")
+        _complain(f"error: {lacks('this', error.name, 'ingest')}")
         return 1
     except (OSError, RuntimeError, MemoryError) as error:
         if isinstance(error, BrokenPipeError):  # of what prints before anything is done

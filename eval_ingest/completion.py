@@ -6,7 +6,6 @@ What belongs here: which words may follow. What doesn't: the commands and flags 
 import argparse
 from collections.abc import Iterable
 
-from eval_ingest.errors import LoadError
 from eval_ingest.settings import Settings, is_completing
 
 SHELLS = ("bash", "zsh", "fish")
@@ -21,15 +20,9 @@ def complete(parser: argparse.ArgumentParser) -> None:
 
 
 def shell_code(shell: str) -> str:
-    """What a shell has to run to ask us.
+    """What a shell has to run to ask us."""
+    from argcomplete.shell_integration import shellcode
 
-    Raises:
-        LoadError: argcomplete isn't installed.
-    """
-    try:
-        from argcomplete.shell_integration import shellcode
-    except ImportError as error:
-        raise LoadError("completion needs argcomplete: pip install argcomplete") from error
     return str(shellcode(["eval-ingest"], shell=shell))
 
 

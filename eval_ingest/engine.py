@@ -29,7 +29,7 @@ from multiprocessing import forkserver
 from typing import Any, TypeAlias, TypeVar
 
 from eval_ingest.background import OwnLock
-from eval_ingest.errors import EngineError, SettingsError
+from eval_ingest.errors import EngineError, SettingsError, optional_part
 from eval_ingest.settings import Settings
 
 Item = TypeVar("Item")
@@ -388,12 +388,8 @@ def _keep_freed_memory() -> None:
 
 
 def _dask_client(address: str) -> Any:
-    try:
+    with optional_part("dask", f"EVAL_INGEST_ENGINE={address!r}", SettingsError):
         from distributed import Client
-    except ImportError as error:
-        raise SettingsError(
-            f"EVAL_INGEST_ENGINE={address!r} needs dask: pip install 'eval-ingest[dask]'"
-        ) from error
     try:
         return Client(address)  # type: ignore[no-untyped-call]
     except (OSError, ValueError) as error:

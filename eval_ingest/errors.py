@@ -162,7 +162,7 @@ class NewerVersionError(StoreError):
     def __init__(self, where: object, found: object, known: int) -> None:
         super().__init__(
             f"{where} is of version {found}, written by a newer eval_ingest; this one reads "
-            f"{known}: upgrade it (pip install --upgrade eval-ingest)"
+            f"{known}: upgrade it (git pull in its checkout, then pip install .)"
         )
 
 
@@ -186,7 +186,8 @@ class SweepError(EvalIngestError):
 
 
 _CURES = {
-    errno.EMFILE: "raise the limit of open files (ulimit -n), or set fewer EVAL_INGEST_WORKERS",
+    errno.EMFILE: "raise the limit of open files (ulimit -n), or have fewer workers "
+    "(EVAL_INGEST_WORKERS; in training num_workers)",
     errno.ENFILE: "the whole machine has too many open files: close some",
     errno.ENOMEM: "free memory, or set fewer EVAL_INGEST_WORKERS",
     errno.EAGAIN: "raise the limit of processes (ulimit -u), or set fewer EVAL_INGEST_WORKERS",
@@ -268,17 +269,32 @@ def brief(value: object, most: int) -> str:
     return short.repr(value)
 
 
+def cure_by(extra: str) -> str:
+    """How to install an extra of this package: from its checkout.
+
+    No package index has it, and whatever one may have by its name is a stranger's.
+    """
+    return f"run, in a checkout of eval_ingest: pip install '.[{extra}]'"
+
+
+def lacks(what: str, module: object, extra: str) -> str:
+    """What to say of something that needs a module which isn't installed."""
+    return f"{what} needs {module}; {cure_by(extra)}"
+
+
 @contextlib.contextmanager
-def optional_part(extra: str, what: str) -> Iterator[None]:
+def optional_part(
+    extra: str, what: str, raises: type[EvalIngestError] = LoadError
+) -> Iterator[None]:
     """Imports for something that not every installation can do.
 
     Raises:
-        LoadError: they aren't there; says how to install them.
+        LoadError: they aren't there; says how to install them. Or whatever `raises` says.
     """
     try:
         yield
     except ImportError as error:
-        raise LoadError(f"{what} needs {error.name}: pip install 'eval-ingest[{extra}]'") from error
+        raise raises(lacks(what, error.name or words_of(error), extra)) from error
 
 
 def words_of(error: BaseException) -> str:

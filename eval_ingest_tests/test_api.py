@@ -33,14 +33,14 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_importing_the_package_loads_nothing_that_is_slow() -> None:
     program = (
-        "import sys, time\n"
-        "start = time.perf_counter()\n"
+        "import sys\n"
+        "before = set(sys.modules)\n"
         "import eval_ingest\n"
         "assert {'ingest', 'EvalDataset'} <= set(dir(eval_ingest))\n"
-        "spent = time.perf_counter() - start\n"
-        "slow = {'torch', 'numpy', 'pyarrow', 'pydantic', 'dagster'} & set(sys.modules)\n"
-        "assert not slow, slow\n"
-        "assert spent < 0.1, spent\n"
+        "new = set(sys.modules) - before\n"
+        "packages = {name.partition('.')[0] for name in new}\n"
+        "assert packages - sys.stdlib_module_names == {'eval_ingest'}, packages\n"
+        "assert len(new) < 20, new\n"
     )
     subprocess.run([sys.executable, "-c", program], check=True)
 

@@ -65,7 +65,6 @@ def test_many_windows_are_worth_starting_processes() -> None:
 @pytest.fixture
 def two_workers(tmp_path: Path) -> Iterator[Cluster]:
     """A dask scheduler on 127.0.0.1 and two worker processes."""
-    pytest.importorskip("distributed")
     with cluster(tmp_path) as running:
         yield running
 

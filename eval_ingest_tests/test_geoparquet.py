@@ -5,9 +5,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import duckdb
+import geopandas
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pyogrio
 import pyproj
 import pytest
 import shapely
@@ -138,7 +141,6 @@ def test_the_file_says_what_the_standard_wants(file: Path) -> None:
 
 
 def test_geopandas_opens_it(file: Path) -> None:
-    geopandas = pytest.importorskip("geopandas")
     frame = geopandas.read_parquet(file).set_index("name")
     assert frame.crs == "OGC:CRS84" and frame.is_valid.all()
     areas = frame.to_crs("EPSG:6933").area
@@ -147,15 +149,12 @@ def test_geopandas_opens_it(file: Path) -> None:
 
 
 def test_duckdb_opens_it(file: Path) -> None:
-    duckdb = pytest.importorskip("duckdb")
     found = duckdb.connect().sql(f"select name, geometry from '{file}' order by name")
     assert str(found.types[1]).startswith("GEOMETRY")
     assert len(found.fetchall()) == len(PLACES)
 
 
 def test_gdal_takes_it_on_as_qgis_does(file: Path, tmp_path: Path) -> None:
-    pyogrio = pytest.importorskip("pyogrio")
-    geopandas = pytest.importorskip("geopandas")
     path = file
     if "Parquet" not in pyogrio.list_drivers():  # wheels have no driver for it
         path = tmp_path / "windows.gpkg"

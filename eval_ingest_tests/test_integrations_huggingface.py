@@ -34,8 +34,6 @@ from eval_ingest_tests.support.hub import Hub
 from eval_ingest_tests.support.plain_install import only_with
 from eval_ingest_tests.support.sealed import read_sealed_json
 
-pytest.importorskip("huggingface_hub")
-
 Ingested = Callable[[str], Path]
 SOME = "segmentation"
 TO = "hf://org/evals"
@@ -406,7 +404,6 @@ def test_texts_are_made_public(text: str, plain: str) -> None:
 def test_the_datasets_library_shows_rows_with_pictures(
     case: str, ingested: Ingested, tmp_path: Path
 ) -> None:
-    pytest.importorskip("datasets")
     path = eval_ingest.export(case, tmp_path / "out", root=ingested(case), windows=False)
     counts = {s: len(EvalDataset(case, s, root=path.parent)) for s in ("train", "val", "test")}
     program = (

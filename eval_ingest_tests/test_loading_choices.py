@@ -447,7 +447,8 @@ def test_the_table_says_where_and_when_each_sample_is(opened: Opened) -> None:
 
 
 def test_samples_are_outlines_in_geopandas(opened: Opened) -> None:
-    geopandas = pytest.importorskip("geopandas")
+    import geopandas
+
     ds = opened()
     frame = ds.windows.to_geopandas()
     assert isinstance(frame, geopandas.GeoDataFrame) and frame.crs == "OGC:CRS84"

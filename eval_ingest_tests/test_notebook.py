@@ -3,6 +3,8 @@
 from collections.abc import Callable
 from pathlib import Path
 
+import nbclient
+import nbformat
 import pytest
 
 NOTEBOOK = Path(__file__).parents[1] / "docs" / "example.ipynb"
@@ -11,9 +13,6 @@ NOTEBOOK = Path(__file__).parents[1] / "docs" / "example.ipynb"
 def test_the_example_notebook_runs_and_shows_pictures(
     ingested: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    nbclient = pytest.importorskip("nbclient")
-    nbformat = pytest.importorskip("nbformat")
-    pytest.importorskip("ipykernel")
     monkeypatch.setenv("OLMOEARTH_EVAL_DATASETS", str(ingested("segmentation")))
     for name in ("IPYTHONDIR", "JUPYTER_RUNTIME_DIR", "JUPYTER_CONFIG_DIR"):
         monkeypatch.setenv(name, str(tmp_path / name.lower()))

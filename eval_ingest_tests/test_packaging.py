@@ -11,8 +11,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import setuptools
+import torch
 import yaml
 
+from eval_ingest.engine import executor
+from eval_ingest.errors import SettingsError, SweepError, cure_by
+from eval_ingest.settings import Settings
+from eval_ingest.sweep.encoders.olmoearth import load_olmoearth
 from eval_ingest_tests.support.plain_install import only_with
 
 REPOSITORY = Path(__file__).parents[1]
@@ -59,7 +65,28 @@ def test_what_a_plain_install_lacks_is_told_by_every_command(
     assert works == {"list", "info", "registry", "leaderboard", "tasks", "signal", "remove"}
     told = [line for line in lines if ": exit " not in line]
     assert len(told) == sum(status == "1" for status in codes.values())
-    assert all("error: " in line and "eval-ingest[ingest]" in line for line in told)
+    assert all("error: " in line and "pip install '.[ingest]'" in line for line in told)
+
+
+def test_whatever_an_extra_brings_is_told_as_missing_in_the_same_words(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for module in ("distributed", "olmoearth_pretrain_minimal"):
+        monkeypatch.setitem(sys.modules, module, None)
+    asks: dict[str, Callable[[], object]] = {
+        "dask": lambda: executor(Settings(engine="tcp://127.0.0.1:9"), 4000).__enter__(),
+        "olmoearth": lambda: load_olmoearth("olmoearth:nano@random", 4, torch.device("cpu")),
+    }
+    for extra, ask in asks.items():
+        with pytest.raises((SettingsError, SweepError)) as error:
+            ask()
+        assert str(error.value).endswith(cure_by(extra))
+        assert f"[{extra}]" in cure_by(extra) and "checkout" in cure_by(extra)
+
+
+def test_no_test_is_left_out_for_lack_of_what_setup_installs() -> None:
+    for path in (REPOSITORY / "eval_ingest_tests").rglob("*.py"):
+        assert path == Path(__file__) or "importorskip" not in path.read_text(), path
 
 
 def test_a_commit_runs_what_make_lint_runs() -> None:
@@ -141,7 +168,6 @@ def test_a_port_that_is_taken_is_told_with_another(tmp_path: Path) -> None:
 
 
 def test_sdist_and_wheel_hold_every_file_of_the_package(tmp_path: Path) -> None:
-    setuptools = pytest.importorskip("setuptools", minversion="77")
     checkout = tmp_path / "checkout"
     made = shutil.ignore_patterns("__pycache__", "*.so", "*.egg-info")
     shutil.copytree(REPOSITORY / "eval_ingest", checkout / "eval_ingest", ignore=made)

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub as hub
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -305,7 +306,6 @@ def test_the_card_has_a_header_that_the_hub_reads(case: str, ingested: Ingested)
 
 @pytest.mark.parametrize("case", factories.CASES)
 def test_the_hubs_own_library_reads_the_card(case: str, ingested: Ingested) -> None:
-    hub = pytest.importorskip("huggingface_hub")
     view = with_spec(view_of(ingested, case), display_name='Crops: "maize" & more', licence="ODbL")
     card = hub.DatasetCard(dataset_card(view, quality_of(view), []))  # raises on a wrong header
     known = set(inspect.signature(hub.DatasetCardData).parameters) | {"tags", "configs"}

@@ -235,7 +235,6 @@ Tab = Callable[[str], list[str]]
 @pytest.fixture
 def tab(tmp_path: Path, far: Path) -> Tab:
     """What a shell is answered when Tab is pressed at the end of a line."""
-    pytest.importorskip("argcomplete")
 
     def press(line: str) -> list[str]:
         answer = tmp_path / "answer"
@@ -259,7 +258,6 @@ def test_a_shell_completes_commands_flags_and_datasets(tab: Tab) -> None:
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
 def test_what_a_shell_has_to_run_is_printed(shell: str, capsys: pytest.CaptureFixture[str]) -> None:
-    pytest.importorskip("argcomplete")
     assert cli.main(["completion", shell]) == 0
     out = capsys.readouterr().out
     assert "eval-ingest" in out and "ARGCOMPLETE" in out

@@ -216,7 +216,8 @@ def test_a_dataset_dropped_into_the_bucket_loads_without_reload_or_restart(
 
 @pytest.fixture
 def page(tmp_path: Path) -> Iterator[Any]:
-    sync_api = pytest.importorskip("playwright.sync_api", reason="needs playwright")
+    from playwright import sync_api
+
     chromium = shutil.which("chromium")
     if chromium is None:
         pytest.skip("needs Debian's chromium")

@@ -133,7 +133,6 @@ def test_pixels_find_a_planted_signal_and_are_at_chance_without(sweep: Sweep) ->
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_random_network_finds_the_signal_too(kind: str, sweep: Sweep) -> None:
-    pytest.importorskip("olmoearth_pretrain_minimal")
     said: list[str] = []
     table = sweep(kind, f"shuffled_{kind}", encoders=("olmoearth:nano@random",), tell=said.append)
     real, shuffled = table.rows

@@ -21,6 +21,7 @@ from eval_ingest.report.view import open_view
 from eval_ingest.store.registry import read_registry, require_metadata
 from eval_ingest.store.roots.base import EvalRoot
 from eval_ingest.sweep.encoders.olmoearth import weights_at_hand
+from eval_ingest.sweep.signal import Signals
 from eval_ingest.sweep.suite import Suite
 from eval_ingest_tests.support import factories
 from eval_ingest_tests.support.fake_evals import write_fake
@@ -145,6 +146,15 @@ def test_it_is_called_from_python_as_from_the_command_line(
         eval_ingest.signal(root=tmp_path / "nowhere")
 
 
+def test_a_suite_of_names_that_yaml_takes_for_other_things_can_be_read(tmp_path: Path) -> None:
+    names = ["2024", "007", "1e3", "no", "null", "tolbi-crops", "2024-01-01", "0x1f"]
+    known = Signal.model_construct(seconds=1.0, train_windows=None)
+    path = tmp_path / "suite.yaml"
+    path.write_text(Signals(dict.fromkeys(names, known), {}, names).suite_text)
+    assert Suite.load(path).datasets == tuple(names)
+    assert "tolbi-crops, " in path.read_text()
+
+
 def test_a_dataset_without_test_windows_says_so(tmp_path: Path) -> None:
     write_fake(tmp_path, "one", "classification", counts=(9, 9, 0))
     with pytest.raises(SweepError, match="the test split has no windows"):
@@ -172,8 +182,9 @@ def test_what_can_not_be_measured_says_so_at_once(tmp_path: Path) -> None:
 def test_pretrained_weights_are_used_where_they_lie_already(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    package = pytest.importorskip("olmoearth_pretrain_minimal")
-    constants = pytest.importorskip("huggingface_hub.constants")
+    import olmoearth_pretrain_minimal as package
+    from huggingface_hub import constants
+
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
     assert not weights_at_hand("olmoearth:nano")
     repository = package.ModelID.OLMOEARTH_V1_2_NANO.repo_id()

@@ -14,7 +14,14 @@ from eval_ingest.core.spec import DatasetSpec
 from eval_ingest.errors import SweepError, UnknownDatasetError
 from eval_ingest.store.roots.base import EvalRoot
 from eval_ingest.store.seal import sealed_json
-from eval_ingest.sweep.tasks import CALLBACK, as_overrides, as_python, patch_size, trainer_tasks
+from eval_ingest.sweep.tasks import (
+    CALLBACK,
+    as_overrides,
+    as_python,
+    left_out_lines,
+    patch_size,
+    trainer_tasks,
+)
 
 
 def entry(name: str, **changes: Any) -> dict[str, Any]:
@@ -130,6 +137,47 @@ def test_the_python_is_a_module_with_one_call_per_task(tmp_path: Path) -> None:
     assert odd["eval_interval"] == "Duration.epochs(10)"
     path = next(node for node in tree.body if isinstance(node, ast.Assign))
     assert ast.literal_eval(path.value.args[0]) == str(root.layout.registry)  # type: ignore[attr-defined]
+
+
+HOSTILE = 'x\nimport os; os.system("id")\n# \x1b[2J\u202e\U0001f33e\x7f"""\\'
+
+
+def test_no_name_of_a_record_becomes_code_or_moves_a_terminal(tmp_path: Path) -> None:
+    plain = root_of(_made(tmp_path / "plain"), entry("crops"), entry("thin", copy="stream"))
+    expected = ast.parse(as_python(trainer_tasks(plain)))
+    bands = ["sentinel2_l2a", HOSTILE]
+    hostile = root_of(
+        _made(tmp_path / 'a"""\nimport os\n\\b\x1b'),
+        entry(f"a{HOSTILE}", modalities=bands),
+        entry(f"m-{HOSTILE}", note=HOSTILE),
+    )
+    found = trainer_tasks(hostile)
+    text = as_python(found)
+    assert text.replace("\n", "").isprintable()
+    tree = ast.parse(text)
+    assert [type(node) for node in tree.body] == [type(node) for node in expected.body]
+    values = {node.value for node in ast.walk(tree) if isinstance(node, ast.Constant)}
+    assert {f"a{HOSTILE}", HOSTILE, str(hostile.layout.registry)} <= values
+    lines = list(left_out_lines(found))
+    assert all(line.isprintable() for line in lines) and len(lines) == 1
+    (word,) = as_overrides(found)
+    assert word.isascii() and word.isprintable()
+    key, _, value = shlex.split(word)[0].partition("=")
+    assert json.loads(value)["dataset"] == f"a{HOSTILE}"
+    assert key.removeprefix(f"{CALLBACK}.tasks.").isidentifier()
+
+
+def _made(folder: Path) -> Path:
+    folder.mkdir()
+    return folder
+
+
+@pytest.mark.parametrize("modalities", [["sentinel2_l2a", None], [{"a": 1}], [["b"]], "sentinel1"])
+def test_an_entry_whose_modalities_are_no_names_is_left_out(
+    modalities: Any, tmp_path: Path
+) -> None:
+    found = trainer_tasks(root_of(tmp_path, entry("odd", modalities=modalities)))
+    assert not found.tasks and "its entry says modalities: " in found.left_out["odd"]
 
 
 def test_an_override_is_one_shell_word_that_sets_a_whole_task(tmp_path: Path) -> None:

@@ -3,7 +3,7 @@
 They are what an ingest would have packed, value for value, as long as the source is what it was.
 
 The one place in loading/ that knows the source side. It is imported for such datasets alone, and
-needs what ingesting needs: pip install 'eval-ingest[ingest]'.
+needs what ingesting needs: pip install '.[ingest]' in a checkout.
 """
 
 import os

@@ -5,7 +5,7 @@ What belongs here: words. What doesn't: which errors mean what (faults.py).
 
 import math
 
-from eval_ingest.errors import EvalIngestError, SourceError, StoreError, lacking
+from eval_ingest.errors import EvalIngestError, SourceError, StoreError, cure_by, lacking
 from eval_ingest.objects import faults
 from eval_ingest.objects.filesystems import extra_for
 from eval_ingest.objects.retry import Limits
@@ -89,7 +89,7 @@ class SourceWords:
     def _cure_of_url(self, error: Exception) -> str:
         extra = extra_for(self._scheme)
         if isinstance(error, ImportError) and extra:
-            return f"run: pip install 'eval-ingest[{extra}]'"
+            return cure_by(extra)
         if self._scheme == "weka":
             return "set it to the address of Weka's S3, or give a path"
         return "give a path, gs://bucket/path, s3://bucket/path, or another URL that fsspec knows"

@@ -6,6 +6,7 @@ that are asked for. All are probed with few rates and epochs, on at most so many
 What follows from their scores is in core/signal.py.
 """
 
+import json
 import math
 import time
 from collections.abc import Mapping, Sequence
@@ -21,6 +22,7 @@ from eval_ingest.core import signal as core
 from eval_ingest.core.arguments import checked
 from eval_ingest.core.entry import Metadata
 from eval_ingest.core.eval_settings import EvalSettings
+from eval_ingest.core.plain_yaml import load_whole_yaml
 from eval_ingest.core.signal import Level, Signal
 from eval_ingest.core.suite import ALL
 from eval_ingest.core.task import Task, TaskKind
@@ -80,7 +82,7 @@ class Signals(Printed, dict[str, Signal]):
         lines = [
             f"# evals that together rank simple models best per second: {seconds:.1f} s with "
             "`pixels`",
-            f"datasets: [{', '.join(self.suite)}]",
+            f"datasets: [{', '.join(map(_in_yaml, self.suite))}]",
             "split: val",
         ]
         if all(fewest):
@@ -108,6 +110,11 @@ class Signals(Printed, dict[str, Signal]):
         elif len(self) + len(self.failures) > 1:
             lines.append("no dataset that tells models apart fits the budget")
         return lines
+
+
+def _in_yaml(name: str) -> str:
+    """A dataset's name, quoted where YAML would take it for something else, such as 2024 or no."""
+    return name if load_whole_yaml(name) == name else json.dumps(name)
 
 
 @checked

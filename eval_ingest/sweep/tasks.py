@@ -2,10 +2,12 @@
 
 Its trainer wants one DownstreamTaskConfig per dataset. What doesn't follow from the registry is
 said by the catalog (core/eval_settings.py); all else is as its own list mostly has it. Datasets of
-other tools are in the list too.
+other tools are in the list too, whose names may be any text: what is printed is code and arguments,
+so a text is either a literal or a part of a line.
 """
 
 import json
+import re
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,6 +20,7 @@ from eval_ingest.core.entry import split_counts
 from eval_ingest.core.eval_settings import EvalSettings
 from eval_ingest.core.spec import DatasetSpec
 from eval_ingest.errors import SweepError, UnknownDatasetError
+from eval_ingest.redaction import in_json, on_one_line
 from eval_ingest.store.registry import read_registry
 from eval_ingest.store.roots.base import EvalRoot
 from eval_ingest.sweep.suite import PATCH_SIZE, settings_of
@@ -121,8 +124,10 @@ def _unreadable(name: str, entry: Mapping[str, Any]) -> str:
     if not entry.get("modalities"):
         return "its entry names no modality"
     for key, kinds in _FIELDS.items():
-        if not isinstance(entry.get(key), kinds):
-            return f"its entry says {key}: {json.dumps(entry.get(key))[:80]}"
+        value = entry.get(key)
+        names = value if isinstance(value, list) else ()
+        if not isinstance(value, kinds) or not all(isinstance(name, str) for name in names):
+            return f"its entry says {key}: {json.dumps(value)[:80]}"
     most = entry.get("num_timesteps") or 1
     if most > MAX_TIMESTEPS:
         return f"it has {most} timesteps, and the trainer makes up dates for {MAX_TIMESTEPS}"
@@ -189,9 +194,9 @@ def _scored_by(given: EvalSettings) -> dict[str, Any]:
 
 
 def _task_name(name: str, taken: set[str]) -> str:
-    """A name as the trainer's overrides can say it: without dashes, no bare number, not taken."""
-    plain = name.replace("-", "_")
-    plain = f"eval_{plain}" if plain.isdigit() else plain
+    """A name as the trainer's overrides can say it: letters, no bare number, not taken."""
+    plain = re.sub(r"\W", "_", name, flags=re.ASCII)
+    plain = plain if plain.isidentifier() else f"eval_{plain}"
     unique, count = plain, 2
     while unique in taken:
         unique, count = f"{plain}_{count}", count + 1
@@ -212,7 +217,7 @@ def patch_size(window_size: int) -> int:
 
 
 _PYTHON_HEAD = '''\
-"""Downstream tasks of {registry}.
+"""Downstream tasks of the datasets in REGISTRY.
 
 Written by `eval-ingest tasks --format olmoearth`; learning rates are a beginning, not tuned.
 Beside it, `import eval_ingest.integrations.olmoearth_pretrain` reads packed samples, not rasters.
@@ -227,7 +232,7 @@ from olmoearth_pretrain.nn.pooling import PoolingType
 from olmoearth_pretrain.train.callbacks.evaluator_callback import DownstreamTaskConfig, EvalMode
 from upath import UPath
 
-REGISTRY = UPath({quoted})
+REGISTRY = UPath({registry})
 
 
 def _load(cls, path=None, *, load=registry.Registry.load):
@@ -255,10 +260,10 @@ _NAMED_VALUES = {
 
 def as_python(tasks: TaskList) -> str:
     """A Python module that defines EVAL_TASKS."""
-    lines = [_PYTHON_HEAD.format(registry=tasks.registry, quoted=_text(tasks.registry))]
+    lines = [_PYTHON_HEAD.format(registry=_text(tasks.registry))]
     for task in tasks.tasks:
         if task.note:
-            lines.append(f"    # {task.note}")
+            lines.append(f"    # {on_one_line(task.note)}")
         lines.append(f"    {_text(task.name)}: DownstreamTaskConfig(")
         for name, value in task.fields.items():
             shown = _NAMED_VALUES.get(name, _text)(value)
@@ -269,8 +274,12 @@ def as_python(tasks: TaskList) -> str:
 
 
 def _text(value: Any) -> str:
-    """A string, a number, a truth value or a list of strings, as formatters write it."""
-    return repr(value) if isinstance(value, bool) else json.dumps(value)
+    """A string, a number, a truth value or a list of strings in Python, as formatters write it."""
+    if isinstance(value, bool):
+        return repr(value)
+    # Beyond U+FFFF JSON has two escapes where Python has one.
+    text = json.dumps(value, ensure_ascii=False)
+    return in_json(text.encode("ascii", "backslashreplace").decode())
 
 
 def as_overrides(tasks: TaskList) -> list[str]:
@@ -279,11 +288,12 @@ def as_overrides(tasks: TaskList) -> list[str]:
     Each sets a whole task: fields of a task that isn't there can't be set one by one.
     """
     return [
-        shlex.quote(f"{CALLBACK}.tasks.{task.name}={json.dumps(task.fields)}")
+        shlex.quote(f"{CALLBACK}.tasks.{task.name}={in_json(json.dumps(task.fields))}")
         for task in tasks.tasks
     ]
 
 
 def left_out_lines(tasks: TaskList) -> Iterable[str]:
-    """What the list lacks, and why."""
-    return [f"left out: {name}: {reason}" for name, reason in tasks.left_out.items()]
+    """What the list lacks, and why, a line each."""
+    texts = (f"left out: {name}: {reason}" for name, reason in tasks.left_out.items())
+    return [on_one_line(text, most=500) for text in texts]

@@ -10,7 +10,7 @@ from typing import Any, Literal, Self
 import torch
 
 from eval_ingest.core.fingerprint import fingerprint
-from eval_ingest.errors import SweepError
+from eval_ingest.errors import SweepError, optional_part
 from eval_ingest.loading import EvalDataset
 from eval_ingest.loading.olmoearth import MISSING, SEEN, BandGroups, OlmoEarthAdapter
 from eval_ingest.sweep.encoders.base import Embeddings
@@ -219,13 +219,8 @@ def load_olmoearth(text: str, patch_size: int, device: torch.device) -> OlmoEart
         SweepError: the package isn't there, the weights can't be had, or they don't fit.
     """
     spec = OlmoEarthSpec.parse(text)
-    try:
+    with optional_part("olmoearth", text, SweepError):
         import olmoearth_pretrain_minimal as package
-    except ImportError as error:
-        raise SweepError(
-            f"{text} needs olmoearth-pretrain-minimal ({error}); "
-            'install it: pip install "eval-ingest[olmoearth]"'
-        ) from error
     name = f"olmoearth:{spec.version}-{spec.size}"
     if spec.weights == "random":
         name, weights = f"{name}@random", f"random initialisation (seed {RANDOM_SEED})"

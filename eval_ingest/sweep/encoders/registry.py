@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from eval_ingest.errors import SweepError, words_of
+from eval_ingest.errors import SweepError, lacks, words_of
 from eval_ingest.sweep.encoders.base import Encoder
 
 
@@ -65,10 +65,7 @@ def check_encoder(spec: str) -> None:
 
         OlmoEarthSpec.parse(spec)
         if importlib.util.find_spec("olmoearth_pretrain_minimal") is None:
-            raise SweepError(
-                f"{spec} needs olmoearth-pretrain-minimal; "
-                'install it: pip install "eval-ingest[olmoearth]"'
-            )
+            raise SweepError(lacks(spec, "olmoearth_pretrain_minimal", "olmoearth"))
     else:
         _factory(spec)
 
