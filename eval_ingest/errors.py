@@ -193,7 +193,8 @@ class SweepError(EvalIngestError):
 
 
 _CURES = {
-    errno.EMFILE: "raise the limit of open files (ulimit -n), or set fewer EVAL_INGEST_WORKERS",
+    errno.EMFILE: "raise the limit of open files (ulimit -n), or have fewer workers "
+    "(EVAL_INGEST_WORKERS; in training num_workers)",
     errno.ENFILE: "the whole machine has too many open files: close some",
     errno.ENOMEM: "free memory, or set fewer EVAL_INGEST_WORKERS",
     errno.EAGAIN: "raise the limit of processes (ulimit -u), or set fewer EVAL_INGEST_WORKERS",

@@ -16,6 +16,7 @@ from eval_ingest.redaction import holds_secret, redacted
 from eval_ingest.settings import Settings
 from eval_ingest.sources.base import Source
 from eval_ingest.sources.open import address, is_archive, open_source
+from eval_ingest.sources.sqlite import with_database
 from eval_ingest.store.catalog import find_spec
 from eval_ingest.store.claims import refuse_theirs
 from eval_ingest.store.copies import copies_of
@@ -139,6 +140,7 @@ def open_job(
             if not source.complete():
                 raise
             files, config = _configuration(source, spec, settings, theirs)
+    source = with_database(source, config.window_storage)
     return Job(spec, settings, eval_root, store, source, files, config, progress, theirs, overwrite)
 
 
@@ -160,7 +162,8 @@ def read_again(job: Job) -> Job:
         SourceError: the configuration can't be read or understood.
     """
     files, config = _configuration(job.source, job.spec, job.settings, job.their_entry)
-    return replace(job, files=files, config=config)
+    source = with_database(job.source, config.window_storage)
+    return replace(job, source=source, files=files, config=config)
 
 
 def _by_their_splits(config: ResolvedConfig, their_entry: str) -> ResolvedConfig:

@@ -4,7 +4,7 @@
 |---|---|---|
 | OLMOEARTH_EVAL_DATASETS | the eval root: datasets and registry | DEFAULT_EVAL_ROOT below |
 | EVAL_INGEST_CATALOG | folder of specs added to the built-in ones | {eval root}/catalog |
-| EVAL_INGEST_WORKERS | threads or processes that decode and copy | one per core |
+| EVAL_INGEST_WORKERS | threads or processes that decode and copy | one per core that it may use |
 | EVAL_INGEST_WINDOW_MIB | what a window's files, and its pixels unpacked, may have in MiB | 256 |
 | EVAL_INGEST_ENGINE | auto (processes if many windows), threads, processes, dask's address | auto |
 | EVAL_INGEST_CACHE | sweeps' embeddings, files of remote eval roots | ~/.cache/eval_ingest |
@@ -20,6 +20,8 @@ A file `.env` in the current folder is read too; the environment wins over it.
 """
 
 import contextlib
+import functools
+import math
 import os
 import re
 from collections.abc import Mapping
@@ -204,8 +206,36 @@ def storage_environment() -> tuple[tuple[str, str], ...]:
     return tuple(sorted(v for v in os.environ.items() if v[0].startswith(_STORAGE_PREFIXES)))
 
 
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+def _cores(root: Path = Path("/")) -> int:
+    """The processors that this process may use: those of its affinity, and no more than a quota."""
+    own = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return math.ceil(min(own, _quota(root)))
+
+
+@functools.lru_cache(maxsize=1)
+def _quota(root: Path) -> float:
+    """Processors' time in a second that control groups, of version 2 or 1, leave a container."""
+    found, told = [math.inf], ""
+    with contextlib.suppress(OSError):
+        told = (root / "proc/self/cgroup").read_text()
+    for line in told.splitlines():
+        _, controllers, path = line.split(":", 2)
+        mounts = ("",) if not controllers else (controllers, "cpu")
+        if "cpu" in controllers.split(",") or not controllers:
+            for base in (root / "sys/fs/cgroup" / mount for mount in mounts):
+                inner = base / path.lstrip("/")
+                found += [_quota_of(inner), *(_quota_of(folder) for folder in inner.parents)]
+    return min(found)
+
+
+def _quota_of(group: Path) -> float:
+    for names in (["cpu.max"], ["cpu.cfs_quota_us", "cpu.cfs_period_us"]):
+        with contextlib.suppress(OSError, ValueError, ZeroDivisionError):
+            texts = " ".join((group / name).read_text() for name in names)
+            quota, period = map(int, texts.split())  # "max" and -1: none
+            if quota > 0:
+                return quota / period
+    return math.inf
 
 
 def _environment(from_file: Mapping[str, str]) -> dict[str, str]:

@@ -183,8 +183,9 @@ class _Comparison:
         expected = {(group, name): digest for group, name, digest in zip(*names, strict=True)}
         groups = sorted({group for group, _ in expected})
         total = len(expected)
-        source = open_source(self.metadata.source)
-        for window in source.windows(groups, self.metadata.config.layer_names):
+        config = self.metadata.config
+        source = open_source(self.metadata.source, storage=config.window_storage)
+        for window in source.windows(groups, config.layer_names):
             digest = expected.pop((window.group, window.name), None)
             if digest not in (None, window.digest):
                 yield f"{window.key} has changed since it was indexed"

@@ -38,6 +38,7 @@ from eval_ingest.sources.base import Source, WindowFiles, WindowReader
 from eval_ingest.sources.discovery import MAX_DEPTH, SAMPLE, Found, find_datasets, spread
 from eval_ingest.sources.looks import Look, Memory, is_due, read_looks
 from eval_ingest.sources.open import open_source
+from eval_ingest.sources.sqlite import with_database
 from eval_ingest.store.atomic import read_bytes, remove_path, write_bytes
 from eval_ingest.store.catalog import Removed, read_catalog, removed_datasets
 from eval_ingest.store.claims import refuse_theirs
@@ -409,6 +410,7 @@ def _judge_source(sighting: Sighting, settings: Settings, state: State) -> Judge
         source = open_source(settings.expand(sighting.spec.source))
         files = read_config_files(source, sighting.spec, settings)
         config = resolve(files, sighting.spec)
+        source = with_database(source, config.window_storage)
         check_storage(source, config)
         inside = look_inside(sighting, source, config)
     except errors.StoreError:

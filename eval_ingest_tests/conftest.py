@@ -60,12 +60,15 @@ def pytest_collection_finish() -> None:
 
 
 @pytest.fixture(autouse=True)
-def _no_environment_of_the_machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    for name in ("OLMOEARTH_EVAL_DATASETS", "EVAL_INGEST_CATALOG", "EVAL_INGEST_WORKERS",
-                 "EVAL_INGEST_ENGINE", "EVAL_INGEST_STUDIO_ROOTS", "STUDIO_ROOT",
-                 "EVAL_INGEST_CACHE", "EVAL_INGEST_CACHE_GIB", "WEKA_ENDPOINT_URL"):  # fmt: skip
-        monkeypatch.delenv(name, raising=False)
+def _no_settings_of_the_machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name in filter(_is_a_setting, list(os.environ)):
+        monkeypatch.delenv(name)
     monkeypatch.chdir(tmp_path)  # away from a .env of the checkout
+
+
+def _is_a_setting(name: str) -> bool:
+    others = ("OLMOEARTH_EVAL_DATASETS", "STUDIO_ROOT", "WEKA_ENDPOINT_URL")
+    return name.startswith("EVAL_INGEST_") or name in others
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -118,7 +118,8 @@ def test_batches_and_loaders_give_every_crop(root: Path) -> None:
     targets = torch.cat([batch["target"] for batch in dataset.loader(4, shuffle=False)])
     assert torch.equal(targets, torch.stack([sample["target"] for sample in dataset]))
     for crop in ("random", None):
-        same(EvalDataset("crops", "val", root=root, crop=crop), dataset)
+        same(other := EvalDataset("crops", "val", root=root, crop=crop), dataset)
+        assert list(other.windows) == list(dataset.windows)
 
 
 def test_windows_are_packed_once_and_the_registry_counts_samples(root: Path) -> None:

@@ -19,7 +19,6 @@ from dagster._daemon.run_coordinator.queued_run_coordinator_daemon import (
     QueuedRunCoordinatorDaemon,
 )
 from dagster._serdes import ConfigurableClassData
-from dagster._utils.merger import deep_merge_dicts
 from dagster_graphql.schema import create_schema
 
 from eval_ingest.defs.assets import STAGE_ASSETS
@@ -34,6 +33,7 @@ BLOCK = re.compile(r"^```yaml\n# (?P<kind>[\w.]+)\n(?P<text>.*?)^```$", re.M | r
 TEXT = (REPOSITORY / "docs" / "deployment.md").read_text()
 BLOCKS = [(match["kind"], match["text"]) for match in BLOCK.finditer(TEXT)]
 INSTANCE = [text for kind, text in BLOCKS if kind == "dagster.yaml"]
+OURS = (REPOSITORY / "dagster.yaml").read_text()
 ENVIRONMENT = {
     "DAGSTER_PG_HOST": "127.0.0.1",
     "DAGSTER_PG_USERNAME": "somebody",
@@ -95,10 +95,13 @@ def test_each_piece_of_dagster_yaml_loads(text: str, tmp_path: Path) -> None:
     instance_of(text, tmp_path)
 
 
-def test_the_pieces_of_dagster_yaml_load_together(tmp_path: Path) -> None:
-    whole: dict[str, Any] = {}
-    for text in INSTANCE:
-        whole = deep_merge_dicts(whole, yaml.safe_load(text))
+def test_the_pieces_are_no_second_source_of_what_our_own_dagster_yaml_says(tmp_path: Path) -> None:
+    pieces = [yaml.safe_load(text) for text in INSTANCE]
+    named = [key for piece in pieces for key in piece]
+    assert sorted(named) == ["compute_logs", "run_launcher", "storage"]
+    whole = yaml.safe_load(OURS)
+    for piece in pieces:
+        whole |= piece
     ref = instance_of(yaml.safe_dump(whole), tmp_path)
     assert ref.run_launcher_data is not None and ref.storage_data is not None
     assert ref.run_launcher_data.class_name == "K8sRunLauncher"
@@ -110,7 +113,7 @@ def test_the_pieces_of_dagster_yaml_load_together(tmp_path: Path) -> None:
     [("claimName", "claim"), ("bucket:", "buket:"), ("hostname", "host"), ("max_retries", "max")],
 )
 def test_a_mistake_in_a_block_would_be_found(right: str, wrong: str, tmp_path: Path) -> None:
-    (text,) = [text for text in INSTANCE if right in text]
+    (text,) = [text for text in [*INSTANCE, OURS] if right in text]
     with pytest.raises(Exception, match=wrong.strip(":")):
         instance_of(text.replace(right, wrong), tmp_path)
 
@@ -139,11 +142,24 @@ def test_what_the_blocks_name_is_there() -> None:
     assert wanted - secret <= environment.keys()
 
 
+def test_a_pod_has_the_cores_and_the_disk_that_its_settings_count_on() -> None:
+    (run,) = [
+        piece["run_launcher"]
+        for text in INSTANCE
+        if "run_launcher" in (piece := yaml.safe_load(text))
+    ]
+    has = run["config"]["run_k8s_config"]["container_config"]["resources"]["requests"]
+    (text,) = [text for _, text in BLOCKS if "kind: ConfigMap\n" in text]
+    settings = Settings.load(yaml.safe_load(text)["data"], Path("none"))
+    assert settings.workers == int(has["cpu"])
+    assert settings.cache_gib < int(has["ephemeral-storage"].removesuffix("Gi"))
+
+
 # ------------------------------------------------------------------------------- our dagster.yaml
 
 
 def test_our_own_instance_queues_by_pools_that_assets_are_in(tmp_path: Path) -> None:
-    instance_of((REPOSITORY / "dagster.yaml").read_text(), tmp_path)
+    instance_of(OURS, tmp_path)
     with dg.DagsterInstance.from_config(str(tmp_path)) as instance:
         pools = instance.get_concurrency_config().pool_config
         # By ops, a command that was killed would keep its slot, and the next would wait for ever.
@@ -215,7 +231,7 @@ class Queue:
 def queue(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Queue]:
     monkeypatch.setenv("OLMOEARTH_EVAL_DATASETS", str(tmp_path / "evals"))
     launcher = {"module": "dagster._core.test_utils", "class": "MockedRunLauncher"}
-    ours = yaml.safe_load((REPOSITORY / "dagster.yaml").read_text())
+    ours = yaml.safe_load(OURS)
     (tmp_path / "dagster.yaml").write_text(yaml.safe_dump({**ours, "run_launcher": launcher}))
     target = ModuleTarget("eval_ingest.definitions", None, None, "location")
     with (

@@ -1,10 +1,14 @@
 """EvalDataset: opening, normalising, cropping, batching, and what it refuses."""
 
+import functools
+import gc
 import json
+import os
 import pickle
 import subprocess
 import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,12 +21,14 @@ from torch.utils.data import DataLoader
 from eval_ingest import EvalDataset, pipeline
 from eval_ingest.core import kernels
 from eval_ingest.core.norm import METHODS
+from eval_ingest.core.spec import SPLITS
 from eval_ingest.errors import IntegrityError, LoadError, UnknownDatasetError
 from eval_ingest.loading import collate, packed, parallel
 from eval_ingest.loading.memory import Recycler
 from eval_ingest.loading.normalize import Normalizer, make_normalizer
 from eval_ingest.store.npy import map_npy
 from eval_ingest.store.roots import base
+from eval_ingest.store.roots.base import EvalRoot
 from eval_ingest_tests.conftest import make_job
 
 Ingested = Callable[[str], Path]
@@ -277,6 +283,93 @@ def test_a_random_crop_has_pixels_and_target_from_one_place(ingested: Ingested) 
         assert torch.equal(whole["target"][y : y + size, x : x + size], crop["target"])
         seen.add(places[0])
     assert len(seen) > 1
+
+
+@pytest.mark.parametrize("case", ["segmentation", "per_pixel_regression"])
+def test_what_is_drawn_by_a_seed_does_not_hang_on_what_was_drawn_before(
+    case: str, ingested: Ingested, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root, before = ingested(case), torch.get_rng_state()
+
+    def opened(share: float, crop: str = "random") -> list[str]:
+        found = EvalDataset(case, "train", root=root, crop=crop, label_fraction=share,
+                            stratified=True)  # fmt: skip
+        return [found.window(i) for i in range(len(found))]
+
+    strata: list[Any] = []
+    whole = packed.PackedSamples.array
+    monkeypatch.setattr(packed.PackedSamples, "array", lambda *at: strata.append(at) or whole(*at))
+    assert len(opened(1)) > 4 and not strata  # there is nothing to draw
+    parts = [opened(share) for share in (0.2, 0.5, 0.8)]
+    assert (
+        strata and parts[1][: len(parts[0])] == parts[0] and parts[2][: len(parts[1])] == parts[1]
+    )
+    assert torch.equal(torch.get_rng_state(), before)
+    assert parts == [opened(share, "center") for share in (0.2, 0.5, 0.8)]
+    torch.manual_seed(5)
+    assert parts == [opened(share) for share in (0.2, 0.5, 0.8)]
+    torch.set_rng_state(before)
+
+
+def test_batches_cut_at_random_are_the_same_wherever_and_whenever_they_are_made(
+    ingested: Ingested,
+) -> None:
+    dataset = EvalDataset(
+        "segmentation", "train", root=ingested("segmentation"), crop="random", normalize=None
+    )
+
+    def batches(device: str | None, between: Callable[[], object]) -> torch.Tensor:
+        torch.manual_seed(7)
+        found = []
+        for batch in dataset.batches(2, device=device):
+            found.append(batch["target"])
+            between()
+        return torch.cat(found)
+
+    first = batches(None, lambda: None)
+    for device in (None, "cpu"):
+        assert torch.equal(first, batches(device, lambda: torch.rand(9)))
+    torch.manual_seed(8)
+    assert not torch.equal(first, torch.cat([b["target"] for b in dataset.batches(2)]))
+
+
+def test_no_file_stays_open_however_many_are_mapped(
+    ingested: Ingested, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def descriptors() -> int:
+        return len(os.listdir("/dev/fd"))
+
+    before = descriptors()
+    some = [EvalDataset("segmentation", split, root=ingested("segmentation")) for split in SPLITS]
+    samples = [dataset[0] for dataset in some]
+    assert descriptors() == before and len(samples) == 3
+    path = next((ingested("segmentation") / "segmentation" / "samples").glob("*/target.npy"))
+    with open("/proc/self/maps") as maps:
+        assert sum(str(path) in line for line in maps) == 3
+    del some, samples
+    gc.collect()
+    with open("/proc/self/maps") as maps:
+        assert not any(str(path) in line for line in maps)
+
+
+def test_maps_are_let_go_of_by_many_threads_at_once(
+    ingested: Ingested, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As of a root in a bucket, of which only so much may lie on the disk."""
+    dataset = EvalDataset("segmentation", "train", root=ingested("segmentation"))
+    samples = dataset._samples
+    assert isinstance(samples, packed.PackedSamples)
+    monkeypatch.setattr(EvalRoot, "cache_bytes", 1)
+    monkeypatch.setattr(packed, "map_npy", functools.cache(map_npy))
+    before, names = sys.getswitchinterval(), ["sentinel2_l2a", "target"]
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(8) as pool:
+            for found in pool.map(lambda k: samples.array(0, names[k % 2]), range(20_000)):
+                assert found.size
+    finally:
+        sys.setswitchinterval(before)
+    assert len(samples._maps) == 1
 
 
 def test_label_fractions_are_nested_and_drawn_as_documented(ingested: Ingested) -> None:

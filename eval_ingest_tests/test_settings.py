@@ -1,14 +1,21 @@
 """Settings: the environment, .env, and `${VAR:-default}`."""
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from eval_ingest import settings as settings_module
 from eval_ingest.errors import SettingsError
 from eval_ingest.settings import DEFAULT_EVAL_ROOT, Settings, literal
+
+
+def test_no_setting_of_the_machine_reaches_a_test() -> None:
+    names = re.findall(r"^\| ([A-Z_]+) \|", settings_module.__doc__ or "", re.M)
+    assert len(names) > 12 and not set(names) & os.environ.keys()
 
 
 def test_without_environment_evals_are_on_weka() -> None:
@@ -60,6 +67,46 @@ def test_defaults_stand_in_for_unset_variables() -> None:
 def test_unusable_workers_are_told(workers: str) -> None:
     with pytest.raises(SettingsError, match="must be a number from 1 up"):
         Settings.load({"EVAL_INGEST_WORKERS": workers}, Path("none"))
+
+
+GROUPS = {
+    "version 2": ({"sys/fs/cgroup/pod/a/cpu.max": "150000 100000\n"}, "0::/pod/a\n", 2),
+    "of a parent": (
+        {
+            "sys/fs/cgroup/pod/a/cpu.max": "max 100000\n",
+            "sys/fs/cgroup/pod/cpu.max": "100000 100000\n",
+        },
+        "0::/pod/a\n",
+        1,
+    ),
+    "within a namespace": ({"sys/fs/cgroup/cpu.max": "300000 100000\n"}, "0::/\n", 3),
+    "version 1": (
+        {
+            "sys/fs/cgroup/cpu,cpuacct/cpu.cfs_quota_us": "50000\n",
+            "sys/fs/cgroup/cpu,cpuacct/cpu.cfs_period_us": "100000\n",
+        },
+        "3:memory:/x\n4:cpu,cpuacct:/docker/of/the/host\n0::/\n",
+        1,
+    ),
+    "none": (
+        {"sys/fs/cgroup/cpu/cpu.cfs_quota_us": "-1\n", "sys/fs/cgroup/cpu.max": "max 100000\n"},
+        "4:cpu:/\n0::/\n",
+        4,
+    ),
+    "no groups at all": ({}, None, 4),
+}
+
+
+@pytest.mark.parametrize("kind", GROUPS)
+def test_a_container_has_as_many_workers_as_its_quota(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files, groups, expected = GROUPS[kind]
+    for name, text in files.items() | ({("proc/self/cgroup", groups)} if groups else set()):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(4)), raising=False)
+    assert settings_module._cores(tmp_path) == expected
 
 
 @pytest.mark.parametrize("size", ["0", "-1", "much", "inf", "nan"])

@@ -5,12 +5,15 @@ import mmap
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 import yaml
 
 from eval_ingest import EvalDataset, collate, pipeline
 from eval_ingest.loading.packed import PackedSamples
+from eval_ingest.store import npy
 from eval_ingest.store.registry import require_metadata
 from eval_ingest.store.roots.base import EvalRoot
 from eval_ingest.testing.datasets import write_matching
@@ -107,14 +110,49 @@ def test_what_is_read_ahead_of_a_sample_that_is_padded_first_is_its_window(
     assert isinstance(samples, PackedSamples) and dataset._corner(0)[0] > 0
     asked: list[tuple[int, int]] = []
 
-    class Memory:
-        def madvise(self, _: int, start: int, length: int) -> None:
-            asked.append((start, length))
-
-    found = samples._map(int(dataset._index.shards[0]), "sentinel2_l2a")
-    monkeypatch.setattr(samples, "_map", lambda *_: found._replace(memory=Memory()))
+    monkeypatch.setattr(npy, "_madvise", lambda *asks: asked.append(asks[:2]))
     dataset._read_ahead([0], [dataset._corner(0)])
     window = samples.array(0, "sentinel2_l2a")
-    first = window.__array_interface__["data"][0] - found.address
+    first = window.__array_interface__["data"][0]
     [(start, length)] = asked
+    assert start % mmap.PAGESIZE == 0
     assert start <= first < start + mmap.PAGESIZE and start + length == first + window.nbytes
+
+
+@pytest.mark.parametrize(
+    ("size", "crop", "mode"),
+    [
+        pytest.param(20, {}, "center", id="cuts, or fills up the shorter side"),
+        pytest.param(60, {"crop_size": 32}, "center", id="a crop is in part of what is filled up"),
+        pytest.param(60, {"crop_size": 32}, "topleft", id="so at the bottom and right"),
+        pytest.param(60, {"crop_size": 8}, "topleft", id="a crop is filled up altogether"),
+        pytest.param(12, {"crop_size": 20}, "center", id="cuts a crop"),
+        pytest.param(12, {"crop_size": 20, "load_all_crops": True}, "center", id="every crop"),
+        pytest.param(8, {"crop_size": 32, "load_all_crops": True}, "center", id="of few pixels"),
+    ],
+)
+def test_samples_lie_on_the_map_where_their_pixels_do(
+    size: int, crop: dict[str, Any], mode: str, tmp_path: Path
+) -> None:
+    pad, groups = variations.pad(size, "sentinel2_l2a", mode=mode), {"groups": ["train"]}
+    model = variations.model(variations.SAMPLE, pad, train_config=groups | crop)
+    source, root = written(model, tmp_path / "source"), tmp_path / "root"
+    pipeline.ingest(make_job(source, root, "placed"))
+    dataset = EvalDataset("placed", "train", root=root, normalize=None)
+    index = pq.read_table(root / "placed" / "window_index.parquet").to_pylist()
+    bounds = {f"{row['group']}/{row['name']}": row["bounds"] for row in index}
+    outlines = dataset.windows.table["geometry"].to_pylist()
+    for i, (sample, told) in enumerate(zip(dataset, dataset.windows, strict=True)):
+        stored = dataset._samples.array(dataset._row(i), "sentinel2_l2a").astype(np.float32)
+        places = {stored[at].tobytes(): at for at in np.ndindex(stored.shape[:2])}
+        assert len(places) == stored.shape[0] * stored.shape[1]
+        pixels = sample["sentinel2_l2a"].numpy()
+        found = [places.get(pixels[at].tobytes()) for at in np.ndindex(pixels.shape[:2])]
+        at = np.array([place for place in found if place is not None])
+        left, top, right, bottom = bounds[sample["window"]]
+        box = [right, bottom, right, bottom]
+        if at.size:
+            (y, x), (last_y, last_x) = at.min(axis=0), at.max(axis=0) + 1
+            box = [left + x, top + y, left + last_x, top + last_y]
+        assert told["pixel_bounds"] == box
+        assert (outlines[i] is None) == (not at.size)

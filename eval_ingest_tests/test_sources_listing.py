@@ -1,7 +1,6 @@
 """The files of a window, by the compiled listing and by Python's own, which give the same."""
 
 import os
-import resource
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from eval_ingest.sources import listing
 from eval_ingest.sources.listing import list_window, parse
 from eval_ingest.sources.local import LocalSource
 from eval_ingest_tests.support import compiled
+from eval_ingest_tests.support.handles import no_handles
 
 LAYERS = frozenset({"sentinel2", "label"})
 
@@ -242,24 +242,13 @@ def test_a_machine_without_file_handles_is_told_with_its_cure(tmp_path: Path, wa
     write(tmp_path, "windows/g/w/metadata.json")
     source = LocalSource(str(tmp_path))
     window = source.window("g", "w", LAYERS)
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    held: list[int] = []
-    resource.setrlimit(resource.RLIMIT_NOFILE, (min(soft, 512), hard))
-    try:
-        with pytest.raises(OSError, match="Too many open files"):
-            while True:
-                held.append(os.open(os.devnull, os.O_RDONLY))
-        for work in (
-            lambda: source.window("g", "w", LAYERS),
-            lambda: source.read("g", "w", window.files[0]),
-            lambda: source.names(["g"]).__next__(),
-        ):
-            with pytest.raises(MachineError, match=r"Too many open files.*ulimit -n"):
-                work()
-    finally:
-        for opened in held:
-            os.close(opened)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    for work in (
+        lambda: source.window("g", "w", LAYERS),
+        lambda: source.read("g", "w", window.files[0]),
+        lambda: source.names(["g"]).__next__(),
+    ):
+        with no_handles(), pytest.raises(MachineError, match=r"Too many open files.*ulimit -n"):
+            work()
 
 
 def test_files_that_changed_since_they_were_listed_are_not_had(tmp_path: Path, way: str) -> None:

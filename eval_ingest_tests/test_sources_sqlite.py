@@ -1,11 +1,14 @@
 """Windows in rslearn's SQLite storage: ingested as windows in files are, the database unchanged."""
 
+import json
+import os
 import resource
 import shutil
 import sqlite3
 import struct
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
 
@@ -14,12 +17,19 @@ import torch
 
 from benchmarks.storages import rewritten
 from eval_ingest import EvalDataset, pipeline
-from eval_ingest.errors import EvalIngestError, SourceError
+from eval_ingest.core.spec import DatasetSpec
+from eval_ingest.engine import no_progress
+from eval_ingest.errors import EvalIngestError, MachineError, SourceError
+from eval_ingest.job import open_job
+from eval_ingest.settings import Settings
 from eval_ingest.sources import remote
 from eval_ingest.sources.open import open_source
 from eval_ingest.sources.sqlite import DATABASE, SqliteSource
+from eval_ingest.store.roots.open import open_root
+from eval_ingest.verifying import verify_dataset
 from eval_ingest_tests.conftest import make_job
 from eval_ingest_tests.support.comparing import compare
+from eval_ingest_tests.support.handles import no_handles
 from eval_ingest_tests.support.oracle import rslearn_samples
 from eval_ingest_tests.support.servers import ObjectServer
 
@@ -198,6 +208,112 @@ def test_a_dataset_whose_database_is_gone_is_told_so(own: Path, tmp_path: Path) 
     (own / DATABASE).unlink()
     with pytest.raises(EvalIngestError, match="rslearn dataset migrate"):
         pipeline.ingest(make_job(own, tmp_path / "root"))
+
+
+@pytest.mark.parametrize("form", ["bare variable", "class path alone", "variable"])
+def test_a_database_is_read_however_the_configuration_names_it(
+    form: str, own: Path, tmp_path: Path
+) -> None:
+    config = json.loads((own / "config.json").read_text())
+    named = config["storage"]["class_path"]
+    config["workers"] = 1
+    if form == "class path alone":
+        config["storage"] = named
+    elif form == "variable":
+        config["storage"]["class_path"] = "${WINDOW_STORAGE}"
+    text = json.dumps(config)
+    if form == "bare variable":
+        text = text.replace('"workers": 1', '"workers": ${NUM_WORKERS}')
+    (own / "config.json").write_text(text)
+    values = {"name": "crops", "source": str(own), "max_invalid_fraction": 0.5, "copy": "index"}
+    settings = Settings(str(tmp_path / "root"), workers=2, variables={"WINDOW_STORAGE": named})
+    outcomes = pipeline.ingest(open_job(DatasetSpec.parse(values, "test"), settings))
+    assert len(outcomes[0].value) == 16
+    dataset = EvalDataset("crops", "val", root=tmp_path / "root")
+    assert dataset[0]["target"].numel()
+    assert verify_dataset(open_root(settings), "crops", no_progress).problems == []
+
+
+@pytest.fixture
+def unwritable() -> Iterator[Path]:
+    """A folder in which this process may write nothing once it is left alone."""
+    with tempfile.TemporaryDirectory(dir="/tmp") as made:
+        os.chmod(made, 0o755)
+        yield Path(made)
+        os.seteuid(os.getuid())
+        for path in (Path(made), *Path(made).rglob("*")):
+            path.chmod(0o755)
+
+
+def _leave_alone(folder: Path) -> None:
+    """Take every right from this process but to read."""
+    for path in (*folder.rglob("*"), folder):
+        path.chmod(0o555 if path.is_dir() else 0o444)
+    if os.geteuid() == 0:
+        os.seteuid(65534)
+
+
+def _logged(own: Path, folder: Path) -> Path:
+    """Copy the dataset with its last change in the log, as a writer that is killed leaves it."""
+    database = sqlite3.connect(own / DATABASE)
+    database.execute("PRAGMA journal_mode = WAL")
+    database.execute("DELETE FROM windows WHERE name = 'window_0003'")
+    database.commit()
+    shutil.copytree(own, folder, ignore=shutil.ignore_patterns("*-shm"))
+    database.close()
+    assert (folder / f"{DATABASE}-wal").stat().st_size > 0
+    return folder
+
+
+def test_what_is_in_the_log_counts_where_nothing_can_be_written(
+    own: Path, unwritable: Path
+) -> None:
+    logged = _logged(own, unwritable / "own")
+    _leave_alone(unwritable)
+    source = open_source(str(logged))
+    names = {window.name for window in source.windows(source.groups(), frozenset())}
+    assert "window_0002" in names and "window_0003" not in names
+    assert sorted(p.name for p in logged.glob(f"{DATABASE}*")) == [DATABASE, f"{DATABASE}-wal"]
+
+
+@pytest.mark.parametrize("name", [DATABASE, f"{DATABASE}-wal"])
+def test_a_part_of_a_database_that_may_not_be_read_is_told(
+    name: str, own: Path, unwritable: Path
+) -> None:
+    logged = _logged(own, unwritable / "own")
+    (logged / name).chmod(0)
+    if os.geteuid() == 0:
+        os.seteuid(65534)
+    with pytest.raises(SourceError, match=rf"/{name} can't be read: Permission denied"):
+        open_source(str(logged)).groups()
+
+
+def test_a_machine_without_file_handles_reads_no_half_of_a_database(
+    own: Path, tmp_path: Path
+) -> None:
+    source = open_source(str(_logged(own, tmp_path / "logged")))
+    told = 0
+    for left in range(6):
+        try:
+            with no_handles(left):
+                names = {window.name for window in source.names(source.groups()) or ()}
+        except MachineError as error:
+            assert "ulimit -n" in str(error)
+            told += 1
+        else:
+            assert "window_0002" in names and "window_0003" not in names
+    assert 2 <= told < 6
+
+
+def test_what_a_stopped_writer_had_begun_is_not_read(own: Path, tmp_path: Path) -> None:
+    with closing(sqlite3.connect(own / DATABASE)) as writer:
+        writer.execute("PRAGMA journal_mode = DELETE")
+        writer.execute("PRAGMA cache_size = 1")
+        writer.execute("UPDATE windows SET options_json = hex(zeroblob(10000))")
+        shutil.copytree(own, tmp_path / "killed")
+    assert (tmp_path / "killed" / f"{DATABASE}-journal").stat().st_size > 0
+    with pytest.raises(SourceError, match="of a writer that was stopped"):
+        open_source(str(tmp_path / "killed")).groups()
 
 
 def test_texts_that_are_no_utf8_make_their_window_invalid(own: Path, tmp_path: Path) -> None:

@@ -3,7 +3,7 @@
 The one place that cuts. Loading cuts pixels and targets by it, indexing counts labels by it.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -126,6 +126,27 @@ class Cut:
         rows, columns = self._sides or map(int, windows[0])
         room = windows - corners - (rows, columns)
         return (rows, columns) if min(room.min(), corners.min()) >= 0 else None
+
+    def footprint(
+        self, pads: Collection[Pad | None], window: tuple[int, int], corner: Corner
+    ) -> tuple[int, int, int, int]:
+        """Top, left, bottom and right of what of a window lies in a sample, in its pixels.
+
+        Where nothing does, since all of it is filled up, that is no more than the window's end.
+
+        Args:
+            pads: of the sample's modalities.
+            window: its height and width.
+            corner: where the sample is cut.
+        """
+        # Cut as pixels are: what is seen then is so by whatever is done to them.
+        marks = [np.broadcast_to(at, window) for at in np.ogrid[: window[0], : window[1]]]
+        cut = [[self._cut(mark, corner, pad, -1) for pad in pads] for mark in marks]
+        seen = [np.concatenate([one[one >= 0] for one in found]) for found in cut]
+        if not seen[0].size:
+            return (*window, *window)
+        (top, bottom), (left, right) = ((int(one.min()), int(one.max()) + 1) for one in seen)
+        return top, left, bottom, right
 
     def pixels(self, stored: NDArray[Any], corner: Corner, modality: str) -> NDArray[Any]:
         """A sample of a window's pixels (H, W, ...); a view of them where nothing is added."""

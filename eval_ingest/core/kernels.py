@@ -6,7 +6,6 @@ normalised pixels, to the last digit but one, since some processors round once a
 """
 
 from collections.abc import Sequence, Set
-from mmap import mmap
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -113,7 +112,8 @@ def scale(
 class Runs(NamedTuple):
     """Rectangles of equal size in a file that is mapped into memory, one a sample."""
 
-    memory: mmap
+    memory: NDArray[np.uint8]
+    """The file's bytes."""
     dtype: np.dtype[Any]
     starts: NDArray[np.int64]
     """First byte of each."""

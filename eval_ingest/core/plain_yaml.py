@@ -1,4 +1,4 @@
-"""YAML that comes from people and from buckets: plain values come out, or a problem in one line.
+"""YAML and JSON from people and from buckets: plain values come out, or a problem in one line.
 
 Only what PyYAML's SafeLoader makes, with the numbers that jsonargparse knows, since rslearn reads
 model.yaml by it: 1e3 is one, and dates are texts. What could grow beyond all bounds while it is
@@ -6,6 +6,8 @@ read is stopped: `<<` merges multiply, and nesting goes as deep as somebody like
 nothing until all that they stand for is looked at: load_whole_yaml.
 """
 
+import contextlib
+import json
 import re
 from typing import Any
 
@@ -145,6 +147,34 @@ def _count(value: Any, known: dict[int, int]) -> int:
         inner = value.values() if isinstance(value, dict) else value
         known[id(value)] = 1 + sum(_count(item, known) for item in inner)
     return known[id(value)]
+
+
+_BARE = re.compile(r"(?<=[:\[,\s])(\$\{[^{}\"\n]*\})(?=\s*[,\]}\n])")
+
+
+def load_json(text: str) -> Any:
+    """The value of a JSON text, in which a bare ${VAR} may stand for one; it stays as a text.
+
+    rslearn fills in variables before it parses.
+
+    Raises:
+        ValueError, RecursionError: it can't be read.
+
+    >>> load_json('{"path": ${DATASET_PATH}}')
+    {'path': '${DATASET_PATH}'}
+    """
+    try:
+        return json.loads(text)
+    except PARSE_FAULTS as first:
+        with contextlib.suppress(*PARSE_FAULTS):
+            return json.loads(_BARE.sub(r'"\1"', text))
+        raise first from None
+
+
+def class_path_of(value: Any) -> str:
+    """The class path of a value, also where only its text is given; "" if there is none."""
+    named = value.get("class_path") if isinstance(value, dict) else value
+    return named if isinstance(named, str) else ""
 
 
 def untyped(text: str) -> Any:

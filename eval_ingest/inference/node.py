@@ -4,8 +4,6 @@ Here texts become plain values, and nothing is imported or instantiated: the fil
 bucket, and a class_path in them is code.
 """
 
-import contextlib
-import json
 import math
 import re
 from collections.abc import Callable, Hashable, Mapping
@@ -17,7 +15,9 @@ from eval_ingest.core.plain_yaml import (
     PARSE_FAULTS,
     PLACEHOLDER,
     OddNumber,
+    class_path_of,
     first_line,
+    load_json,
     load_yaml,
 )
 from eval_ingest.errors import ConfigError, UnsupportedError, brief
@@ -31,7 +31,6 @@ _ALLOWED_PACKAGES = re.compile(
 
 _VARIABLE = re.compile(r"\$\{([^{}\n]+)\}")
 _DEFAULT = re.compile(r"\$\{\w+:-([^{}]*)\}")
-_BARE = re.compile(r"(?<=[:\[,\s])(\$\{[^{}\"\n]*\})(?=\s*[,\]}\n])")
 
 
 _EXACT = 2**53
@@ -89,8 +88,7 @@ class Node:
     @property
     def class_path(self) -> str:
         """The class path, also where only its text is given; empty if there is none."""
-        value = self.value.get("class_path") if isinstance(self.value, dict) else self.value
-        return value if isinstance(value, str) else ""
+        return class_path_of(self.value)
 
     @property
     def class_name(self) -> str:
@@ -228,22 +226,12 @@ def with_variables(text: str, variables: Mapping[str, str]) -> str:
 
 def parse_json(text: str, file: str, where: str) -> Node:
     """The JSON object in `text`; a ConfigError names file, line and problem."""
-    return _parsed(_load_json, "JSON object", text, Node(None, file, where=where))
+    return _parsed(load_json, "JSON object", text, Node(None, file, where=where))
 
 
 def parse_yaml(text: str, file: str, where: str) -> Node:
     """The YAML mapping in `text`; placeholders stay as texts."""
     return _parsed(load_yaml, "YAML mapping", text, Node(None, file, where=where))
-
-
-def _load_json(text: str) -> Any:
-    try:
-        return json.loads(text)
-    except PARSE_FAULTS as first:
-        # rslearn fills in ${VAR} before it parses, so that a bare one may stand for a number.
-        with contextlib.suppress(*PARSE_FAULTS):
-            return json.loads(_BARE.sub(r'"\1"', text))
-        raise first from None
 
 
 def _parsed(load: Callable[[str], Any], expected: str, text: str, root: Node) -> Node:

@@ -4,12 +4,13 @@ Opening reads opening.json and the split's index; no window is scanned, and pixe
 a sample is asked for. Workers of a DataLoader share the maps.
 """
 
+import functools
 import math
 import operator
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 from numbers import Integral
 from pathlib import Path
 from types import NoneType
@@ -137,7 +138,8 @@ class EvalDataset(Dataset[dict[str, Any]]):
         label_fraction: share of the train split, in (0, 1], or "10%", or a name in the spec's
             label_fractions: nested subsets, drawn by `seed`.
         stratified: draw label_fraction and max_samples so that each class (by a sample's most
-            frequent label) or fifth of the targets has its share, rare ones first; nested too.
+            frequent label, of random crops the middle one's) or fifth of the targets has its share,
+            rare ones first; nested too.
         seed: of label_fraction and max_samples.
         max_samples: at most so many samples, the first of those that label_fraction draws.
         nodata: what pixels without data are once normalised: 0, or NaN for models that mask them.
@@ -226,7 +228,8 @@ class EvalDataset(Dataset[dict[str, Any]]):
         self._cut = split_cut(self._opening.config, split)
         if crop is None:
             self._cut = replace(self._cut, sides=None)
-        self._random_crop = crop == "random"
+        # Where every crop is a sample there is nothing to choose.
+        self._random_crop = crop == "random" and self._cut.sides is not None
         self.channels_first, self._transforms = given["channels_first"], given["transforms"]
         self._index = self._read_index()
         self._refuse_filled_up()
@@ -324,11 +327,13 @@ class EvalDataset(Dataset[dict[str, Any]]):
             raise LoadError(
                 f"label_fraction is for the train split; {self.split} is always used whole"
             )
-        strata = None
-        if given["stratified"]:
-            targets = (self._stored_target(row, self._corner(row)) for row in range(len(self)))
-            strata = strata_of(targets, self.task)
+        strata = self._strata if given["stratified"] else None
         return drawn(len(self), share, given["max_samples"], given["seed"], strata)
+
+    def _strata(self) -> NDArray[np.int64]:
+        """A stratum per row: of a sample that is cut at random, that of the one in the middle."""
+        targets = (self._stored_target(row, self._fixed_corner(row)) for row in range(len(self)))
+        return strata_of(targets, self.task)
 
     def __getstate__(self) -> tuple[Any, ...]:
         given = (self._root, self._given_root, self._opening, self._arguments)
@@ -381,14 +386,25 @@ class EvalDataset(Dataset[dict[str, Any]]):
                 f"run: eval-ingest ingest {self.name}"
             )
         rows = [self._row(i) for i in range(len(self))]
-        corners = [None if self._random_crop else self._corner(row) for row in rows]
         keys = [(self._index.groups[row], self._index.names[row]) for row in rows]
-        return SampleWindows(index.table, self.split, keys, corners, self._cut)
+        return SampleWindows(index.table, self.split, keys, self._footprints(rows))
+
+    def _footprints(self, rows: Sequence[int]) -> NDArray[np.int64]:
+        """Of each sample (N, 4), in pixels of its window: see `core.crops.Cut.footprint`."""
+        pads = {modality.pad_of(self.split) for modality in self._inputs}
+        sizes = self._index.sizes(rows)
+        if self._random_crop or not (pads - {None} or self._cut.sides or self._cut.grid):
+            return np.column_stack([np.zeros_like(sizes), sizes])
+        footprint = functools.cache(partial(self._cut.footprint, pads))
+        pairs = zip(map(tuple, sizes.tolist()), map(self._fixed_corner, rows), strict=True)
+        return np.array([footprint(*at) for at in pairs], np.int64).reshape(-1, 4)
 
     def plot(
         self, i: int, prediction: Any = None, *, modality: str | None = None
     ) -> "SampleFigure":
         """A sample as a picture: its pixels, its label in the dataset's colours, and a legend.
+
+        With crop="random" the middle of its window is shown, each time.
 
         Args:
             i: which sample.
@@ -407,7 +423,7 @@ class EvalDataset(Dataset[dict[str, Any]]):
 
         [wanted] = self._choose([self._inputs[0].name if modality is None else modality])
         row = self._row(i)
-        corner = self._corner(row)
+        corner = self._fixed_corner(row)
         stored = {wanted.name: np.asarray(self._stored(row, wanted, corner))}
         stored["target"] = self._target(self._stored_target(row, corner)).numpy()
         title = f"{self.name} {self.split} {i}: {self._index.window(row)}"
@@ -563,22 +579,30 @@ class EvalDataset(Dataset[dict[str, Any]]):
         # What transforms give is theirs: it may well be of one shape.
         return samples if self._transforms is not None else [Ragged(sample) for sample in samples]
 
-    def _corner(self, row: int) -> Corner:
-        """Where the sample begins in its window: given, in the middle, or at random."""
+    def _fixed_corner(self, row: int) -> Corner:
+        """Where the sample begins in its window, if nothing is left to chance: see `_corner`."""
         given = self._index.corner(row)
-        if given is not None:
-            return given
-        if self._random_crop:
-            top, left = self._cut.spare(*self._index.size(row))
-            return int(torch.randint(top + 1, ())), int(torch.randint(left + 1, ()))
-        [corner] = self._cut.corners(*self._index.size(row))
-        return corner
+        if given is None:
+            [given] = self._cut.corners(*self._index.size(row))
+        return given
 
-    def _corners(self, rows: Sequence[int]) -> NDArray[np.int64]:
+    def _corner(self, row: int, chance: torch.Generator | None = None) -> Corner:
+        """Where the sample begins in its window: given, in the middle, or at random."""
+        if not self._random_crop:
+            return self._fixed_corner(row)
+        top, left = self._cut.spare(*self._index.size(row))
+        return (
+            int(torch.randint(top + 1, (), generator=chance)),
+            int(torch.randint(left + 1, (), generator=chance)),
+        )
+
+    def _corners(
+        self, rows: Sequence[int], chance: torch.Generator | None = None
+    ) -> NDArray[np.int64]:
         """The same of several (N, 2)."""
         found = np.zeros((len(rows), 2), np.int64)
         if self._index.corners is not None or self._random_crop:
-            found[:] = [self._corner(row) for row in rows] or found
+            found[:] = [self._corner(row, chance) for row in rows] or found
         elif self._cut.sides is not None or self._cut.grid is not None:
             sizes = self._index.sizes(rows)
             for size in set(map(tuple, sizes.tolist())):
@@ -636,30 +660,42 @@ class EvalDataset(Dataset[dict[str, Any]]):
             for bucketed in (self._buckets(every) if bucket else [every])
             for start in range(0, len(bucketed), batch_size)
         ][first::ranks]
+        asked = self._asked_for(turns, self._chance())
         if device is None:
-            yield from self._made(turns)
+            yield from self._made(asked)
         else:
             try:
                 carrier = Carrier(torch.device(device), self._normalizers)
             except (RuntimeError, TypeError) as error:  # torch's: no such device, no driver
                 raise LoadError(f"device={device!r} can't be had: {words_of(error)}") from error
-            yield from carrier.batches(self._made(turns, carrier))
+            yield from carrier.batches(self._made(asked, carrier))
+
+    def _chance(self) -> torch.Generator | None:
+        """Where random crops of `batches` come from: torch's state when they begin, and no more.
+
+        They are made in another thread, or ahead of the caller, who draws from that state as well.
+        """
+        if not self._random_crop:
+            return None
+        return torch.Generator().manual_seed(int(torch.randint(1 << 62, ())))
 
     def _made(
-        self, turns: Sequence[list[int]], carrier: Carrier | None = None
+        self,
+        asked: Iterable[tuple[list[int], NDArray[np.int64]]],
+        carrier: Carrier | None = None,
     ) -> Iterator[dict[str, Any]]:
-        """Batches of these rows; a carrier makes their pixels where it brings them."""
-        for rows, corners in self._asked_for(turns):
+        """Batches of these rows and corners; a carrier makes their pixels where it brings them."""
+        for rows, corners in asked:
             # Without a name here, which would keep its memory from the next one.
             yield self._batch(rows, corners, carrier) or collate(self._one_by_one(rows, corners))
 
     def _asked_for(
-        self, turns: Iterable[list[int]]
+        self, turns: Iterable[list[int]], chance: torch.Generator | None
     ) -> Iterator[tuple[list[int], NDArray[np.int64]]]:
         """Rows with their corners, whose samples are being read, those of the next ones too."""
         coming = []
         for rows in turns:
-            coming.append((rows, corners := self._corners(rows)))
+            coming.append((rows, corners := self._corners(rows, chance)))
             self._read_ahead(rows, _pairs(corners))
             if len(coming) > self._samples.reads_in_background:
                 yield coming.pop(0)

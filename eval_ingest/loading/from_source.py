@@ -52,7 +52,7 @@ class SourceSamples:
     def _source(self) -> Source:
         name, url = self._metadata.name, self._metadata.source
         try:
-            return open_source(url)
+            return open_source(url, storage=self._metadata.config.window_storage)
         except EvalIngestError as error:
             raise LoadError(
                 f"{name} was ingested with copy: index, so its samples are read from {url}, and "

@@ -1,7 +1,6 @@
 """Packed samples mapped into memory: a local root's where they lie, a remote one's in the cache."""
 
 import math
-import mmap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,7 +18,7 @@ from eval_ingest.errors import (
     StoreError,
     brief,
 )
-from eval_ingest.store.npy import map_npy, unreadable
+from eval_ingest.store.npy import map_npy, page_in, unreadable
 from eval_ingest.store.registry import read_metadata, require_metadata
 from eval_ingest.store.roots.base import DatasetStore, EvalRoot
 from eval_ingest.store.seal import cure_for, cured
@@ -31,12 +30,17 @@ _ATTEMPTS = 5
 class _Map(NamedTuple):
     """An array of a shard, in memory that the system fills from its file."""
 
+    memory: NDArray[np.uint8]
     array: NDArray[Any]
-    memory: mmap.mmap
-    begin: int
-    """Where in `memory` the array's first byte is."""
-    address: int
-    """Of the first byte of `memory`."""
+
+    @property
+    def begin(self) -> int:
+        """Where in `memory` the array's first byte is."""
+        return self.memory.nbytes - self.array.nbytes
+
+
+def _size(mapped: _Map) -> int:
+    return mapped.array.nbytes
 
 
 class PackedSamples:
@@ -160,16 +164,11 @@ class PackedSamples:
         """
         for row, (top, _) in zip(rows, corners, strict=True):
             for name in names:
-                found = self._map(int(self._index.shards[row]), name)
-                window = self._view(found.array, row, name)
+                window = self.array(row, name)
                 row_bytes = window.strides[0] if window.size else 0
                 first, last = (0, len(window)) if height is None else (top, top + height)
                 length = (min(last, len(window)) - first) * row_bytes
-                if length > mmap.PAGESIZE:
-                    start = window.__array_interface__["data"][0] - found.address
-                    start += first * row_bytes
-                    before = start % mmap.PAGESIZE
-                    found.memory.madvise(mmap.MADV_WILLNEED, start - before, length + before)
+                page_in(window.__array_interface__["data"][0] + first * row_bytes, length)
 
     def _view(self, array: NDArray[Any], row: int, name: str) -> NDArray[Any]:
         shard = self._metadata.shards[int(self._index.shards[row])]
@@ -189,30 +188,30 @@ class PackedSamples:
     def _map(self, shard: int, name: str) -> _Map:
         found = self._maps.get((shard, name))
         if found is None:
-            found = self._maps[shard, name] = self._open(self._metadata.shards[shard], name)
+            found = self._open(self._metadata.shards[shard], name)
+            self._keep((shard, name), found)
         return found
+
+    def _keep(self, key: tuple[int, str], found: _Map) -> None:
+        maps, limit = {**self._maps, key: found}, self._store.root.cache_bytes
+        # What is mapped takes room on the disk even when the cache has dropped it.
+        while limit is not None and len(maps) > 1 and sum(map(_size, maps.values())) > limit:
+            del maps[next(iter(maps))]
+        self._maps = maps  # exchanged whole: other threads are looking
 
     def _open(self, shard: Shard, name: str) -> _Map:
         """Map an array; of a remote root it is fetched first, if the cache doesn't have it."""
         for attempt in range(1, _ATTEMPTS + 1):
             path = self._path(shard, name)
             try:
-                memory, found = map_npy(path, shard.arrays[name])
-                break
+                return _Map(*map_npy(path, shard.arrays[name]))
             except FileNotFoundError as error:
                 # Another process may have needed the room between fetching and opening.
                 if attempt == _ATTEMPTS:
                     raise self._unreadable(shard, name, error) from error
             except (OSError, ValueError) as error:
                 raise self._unreadable(shard, name, error) from error
-        limit = self._store.root.cache_bytes
-        if limit is not None:
-            # What is mapped takes room on the disk even when the cache has dropped it.
-            room = limit - found.nbytes
-            while self._maps and sum(m.array.nbytes for m in list(self._maps.values())) > room:
-                self._maps.pop(next(iter(self._maps)), None)
-        begin = len(memory) - found.nbytes
-        return _Map(found, memory, begin, found.ctypes.data - begin)
+        raise AssertionError("unreachable")
 
     def _path(self, shard: Shard, name: str) -> Path:
         try:

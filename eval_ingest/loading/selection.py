@@ -1,6 +1,6 @@
 """Which samples of a split are drawn: label fractions, at random or by class."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
@@ -39,7 +39,11 @@ def _number(given: float | str) -> float:
 
 
 def drawn(
-    total: int, share: float, most: int | None, seed: int, strata: NDArray[np.int64] | None = None
+    total: int,
+    share: float,
+    most: int | None,
+    seed: int,
+    strata: Callable[[], NDArray[np.int64]] | None = None,
 ) -> NDArray[np.int64] | None:
     """The rows of a share of a split, or None for all of them in order.
 
@@ -52,7 +56,7 @@ def drawn(
         share: in (0, 1].
         most: at most so many; None: no limit.
         seed: of the order.
-        strata: a number per row.
+        strata: gives a number per row; asked only where not all rows are drawn.
 
     Raises:
         LoadError: `most` isn't at least 1.
@@ -64,7 +68,7 @@ def drawn(
         return None
     order = torch.randperm(total, generator=torch.Generator().manual_seed(seed)).numpy()
     if strata is not None:
-        found = strata[order]
+        found = strata()[order]
         place = np.empty(total)
         for stratum in np.unique(found):
             here = np.flatnonzero(found == stratum)

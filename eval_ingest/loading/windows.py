@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from eval_ingest.core.columns import arrow, floats, matrix, row_numbers
-from eval_ingest.core.crops import Corner, Cut
 from eval_ingest.core.footprints import outlines
 from eval_ingest.errors import IntegrityError, optional_part
 
@@ -36,6 +36,14 @@ class SampleWindows:
     | geometry | outline of the sample in longitude and latitude (OGC:CRS84), WKB |
 
     A sample that is cropped lies where its crop does; with crop="random", where its window does.
+    What is filled up around it counts not; a sample that is nothing but that lies at its window's
+    end, without an extent and an outline.
+
+    Args:
+        index: the window index.
+        split: of the samples.
+        keys: the window of each.
+        footprints: top, left, bottom and right of each (N, 4), in pixels of its window.
     """
 
     def __init__(
@@ -43,8 +51,7 @@ class SampleWindows:
         index: pa.Table,
         split: str,
         keys: Sequence[tuple[str, str]],
-        corners: Sequence[Corner | None],
-        cut: Cut,
+        footprints: NDArray[np.int64],
     ) -> None:
         pairs = zip(index["group"].to_pylist(), index["name"].to_pylist(), strict=True)
         rows = {key: k for k, key in enumerate(pairs)}
@@ -54,12 +61,7 @@ class SampleWindows:
             raise IntegrityError(what, "ingest the dataset again")
         table = index.take(row_numbers([rows[key] for key in keys]))
         bounds = matrix(table["bounds"], 4, 0, np.int64)
-        for k, corner in enumerate(corners):
-            if corner is not None:
-                left, top, right, bottom = bounds[k].tolist()
-                height, width = cut.size(bottom - top, right - left)
-                x, y = left + corner[1], top + corner[0]
-                bounds[k] = x, y, min(x + width, right), min(y + height, bottom)
+        bounds = np.tile(bounds[:, :2], 2) + footprints[:, [1, 0, 3, 2]]
         sizes = np.column_stack([floats(table["x_resolution"]), floats(table["y_resolution"])])
         ends = np.stack([bounds[:, :2] * sizes, bounds[:, 2:] * sizes])
         self._boxes = np.column_stack([ends.min(axis=0), ends.max(axis=0)])
@@ -107,8 +109,10 @@ class SampleWindows:
             import shapely
         shapes = np.full(len(self), None, dtype=object)
         crs = np.array(self._facts["crs"].to_pylist(), dtype=object)
+        left, bottom, right, top = self._boxes.T
+        has_extent = (left < right) & (bottom < top)
         for name in {text for text in crs if text is not None}:
-            here = np.flatnonzero(crs == name)
+            here = np.flatnonzero((crs == name) & has_extent)
             try:
                 shapes[here] = outlines(name, self._boxes[here])
             except pyproj.exceptions.ProjError:

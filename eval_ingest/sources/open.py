@@ -29,6 +29,7 @@ def open_source(
     progress: Progress = no_progress,
     copies: Copies | None = None,
     later: bool = False,
+    storage: str = "",
 ) -> Source:
     """The source at a path or URL: a folder, a bucket's folder, or an archive of one.
 
@@ -40,6 +41,7 @@ def open_source(
         progress: told how much of an archive is unpacked.
         copies: what a bucket's or an archive's windows are taken from as far as may be.
         later: True to leave an archive's windows for when they are asked for.
+        storage: how its windows are stored, if that is known: see `with_database`.
 
     Raises:
         SourceNotFoundError: there is nothing, or no rslearn dataset.
@@ -50,7 +52,7 @@ def open_source(
         from eval_ingest.sources.archive import open_archive
 
         found = open_archive(url, archives, progress=progress, copies=copies, later=later)
-        return with_database(found)
+        return with_database(found, storage)
     source: Source
     if "://" in url:
         # fsspec's file systems take a second to import; a folder needs none of them.
@@ -60,4 +62,4 @@ def open_source(
         source.check()
     else:
         source = LocalSource(url)
-    return with_database(source)
+    return with_database(source, storage)

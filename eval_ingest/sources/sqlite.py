@@ -19,7 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from eval_ingest.errors import SourceError
+from eval_ingest.core.plain_yaml import PARSE_FAULTS, class_path_of, load_json
+from eval_ingest.errors import EvalIngestError, SourceError, lacking
 from eval_ingest.sources.base import (
     ANYBODY,
     CONFIG_FILES,
@@ -31,14 +32,21 @@ from eval_ingest.sources.base import (
     SourceFile,
     WindowFiles,
     WindowReader,
+    cannot,
     is_read,
 )
 
 DATABASE = "windows.sqlite3"
-_LOG = f"{DATABASE}-wal"
+_LOG, _JOURNAL = f"{DATABASE}-wal", f"{DATABASE}-journal"
+"""Beside it: what was committed and isn't in it yet, and what a stopped writer has overwritten."""
 _SCHEMA_VERSION = 1
 """That rslearn 0.1.19 writes."""
 _TABLES = {"windows", "layer_datas", "completed_layers"}
+_ALONE = "unix-none"
+"""What SQLite calls a file system whose files nobody locks."""
+_LOG_UNUSABLE = {sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_IOERR,
+                 sqlite3.SQLITE_PROTOCOL}  # fmt: skip
+"""What comes of a log whose index can't be beside it, or of files that can't be locked."""
 _BUSY_S = 10.0
 """How long a writer is waited for."""
 
@@ -173,7 +181,7 @@ class SqliteSource(Source):
 
     @property
     def _database(self) -> Path:
-        return self.inner.on_disk(DATABASE, _LOG) / DATABASE
+        return self.inner.on_disk(DATABASE, _LOG, _JOURNAL) / DATABASE
 
     def _plain(self, name: object) -> str:
         """A group or window of the database, if it can be the name of a folder."""
@@ -186,39 +194,75 @@ class SqliteSource(Source):
 
     def _connect(self) -> sqlite3.Connection:
         path = self._database
+        log, journal = path.with_name(_LOG), path.with_name(_JOURNAL)
+        # Without a log there is no writer, and nothing is put beside the database. With one, but
+        # where its index can't be, the log is read without it, and nothing is locked.
+        ways = ["mode=ro", f"mode=ro&vfs={_ALONE}"] if _size(log) else ["mode=ro&immutable=1"]
+        if _size(journal):
+            ways = ["mode=ro"]
+        failed: sqlite3.Error | None = None
+        for way in ways:
+            try:
+                return self._opened(path, way)
+            except sqlite3.Error as error:
+                failed = error
+                if getattr(error, "sqlite_errorcode", 0) & 0xFF not in _LOG_UNUSABLE:
+                    break
+        raise self._unreadable(path, failed)
+
+    def _opened(self, path: Path, way: str) -> sqlite3.Connection:
+        database = sqlite3.connect(f"{path.as_uri()}?{way}", _BUSY_S, uri=True)
         try:
-            # Without a log there is no writer, and nothing is put beside the database. With one,
-            # but where its index may not be written, there is none either.
-            wal = path.with_name(_LOG)
-            log = wal.exists()
-            for mode in (*(("mode=ro",) if log else ()), "mode=ro&immutable=1"):
-                database = sqlite3.connect(f"{path.as_uri()}?{mode}", _BUSY_S, uri=True)
+            if way.endswith(_ALONE):
+                database.execute("PRAGMA locking_mode = EXCLUSIVE")  # the index is in memory then
+            _bound(database, _size(path) + _size(path.with_name(_LOG)))
+            _check(f"{self.url}/{DATABASE}", database)
+        except BaseException:
+            database.close()
+            raise
+        return database
+
+    def _unreadable(self, path: Path, error: sqlite3.Error | None) -> EvalIngestError:
+        """What to say of a database that SQLite can't open: it doesn't say why."""
+        if getattr(error, "sqlite_errorcode", 0) == sqlite3.SQLITE_READONLY_ROLLBACK:
+            return SourceError(
+                f"{self.url}/{_JOURNAL} is of a writer that was stopped, and what it had begun "
+                f"has to be undone first: open {DATABASE} with rslearn or sqlite3 there, once"
+            )
+        with contextlib.ExitStack() as opened:
+            for name in (DATABASE, _LOG, _JOURNAL, DATABASE):  # as many as SQLite has open
                 try:
-                    _bound(database, _size(path) + _size(wal))
-                    _check(f"{self.url}/{DATABASE}", database)
-                    return database
-                except sqlite3.OperationalError as error:
-                    database.close()
-                    if error.sqlite_errorcode != sqlite3.SQLITE_CANTOPEN:
-                        raise
-            raise SourceError(f"{self.url}/{DATABASE} can't be opened")
-        except sqlite3.Error as error:
-            raise SourceError(f"{self.url}/{DATABASE} can't be read: {error}") from error
+                    with contextlib.suppress(FileNotFoundError):
+                        opened.enter_context(open(path.with_name(name), "rb"))
+                except OSError as why:
+                    return cannot("read", f"{self.url}/{name}", why)
+            lack = None if error is None else lacking(error)
+        return lack or SourceError(f"{self.url}/{DATABASE} can't be read: {error}")
 
 
-def with_database(source: Source) -> Source:
-    """The source, with its windows as the database has them if config.json says so."""
+def with_database(source: Source, storage: str = "") -> Source:
+    """The source, with its windows as the database has them if its configuration says so.
+
+    Args:
+        source: where the database may be.
+        storage: `file` or `sqlite`, once it is known how its windows are stored: the source's own
+            config.json may say it with a variable, or isn't the one that counts.
+    """
+    inner = source.inner if isinstance(source, SqliteSource) else source
+    if (storage or _storage(inner)) != "sqlite":
+        return inner
+    inner.complete()
+    return SqliteSource(inner) if inner.has(DATABASE) else inner
+
+
+def _storage(source: Source) -> str:
     texts = map(source.read_text, CONFIG_FILES)
-    config = next((text for text in texts if text is not None), None)
+    text = next((text for text in texts if text is not None), "")
     try:
-        storage = json.loads(config or "")["storage"]["class_path"]
-        named = storage.rpartition(".")[2] == "SQLiteWindowStorageFactory"
-    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
-        return source
-    if not named:
-        return source
-    source.complete()
-    return SqliteSource(source) if source.has(DATABASE) else source
+        named = class_path_of(load_json(text)["storage"])
+    except PARSE_FAULTS:
+        return ""  # whoever needs the configuration says what is wrong
+    return "sqlite" if named.rpartition(".")[2] == "SQLiteWindowStorageFactory" else ""
 
 
 def _size(path: Path) -> int:
@@ -239,7 +283,8 @@ def _bound(database: sqlite3.Connection, n_bytes: int) -> None:
 
 def _check(path: str, database: sqlite3.Connection) -> None:
     """Refuse what isn't of the form that we know: tables whose columns are all stored."""
-    ((version,),) = _rows(database, "PRAGMA user_version")
+    # Whoever opens it makes of an error what it means there.
+    ((version,),) = database.execute("PRAGMA user_version")
     made = dict(_rows(database, "SELECT name, sql FROM sqlite_master WHERE type = 'table'"))
     stored = all(
         str(made.get(table)).upper().startswith("CREATE TABLE")
@@ -257,9 +302,7 @@ def _rows(database: sqlite3.Connection, query: str, *values: str) -> list[tuple[
     try:
         return database.execute(query, [os.fsencode(value) for value in values]).fetchall()
     except sqlite3.OperationalError as error:
-        if error.sqlite_errorcode == sqlite3.SQLITE_CANTOPEN:
-            raise
-        raise SourceError(f"{DATABASE} can't be read: {error}") from error
+        raise lacking(error) or SourceError(f"{DATABASE} can't be read: {error}") from error
     except (sqlite3.Error, ValueError, OverflowError) as error:
         too_large = getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_TOOBIG
         kind = _TooLargeError if too_large else SourceError

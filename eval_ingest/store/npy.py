@@ -1,5 +1,6 @@
 """The .npy files of shards: made at their full size, looked at without reading them, and mapped."""
 
+import ctypes
 import errno
 import functools
 import io
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
 from eval_ingest.core.entry import ShardArray
@@ -79,20 +81,37 @@ def unreadable(path: Path | str, error: Exception, cure: str) -> EvalIngestError
     )
 
 
-def map_npy(path: Path, recorded: ShardArray) -> tuple[mmap.mmap, NDArray[Any]]:
-    """A file in memory that the system fills from it, and the array in there, read-only.
+def map_npy(path: Path, recorded: ShardArray) -> tuple[NDArray[np.uint8], NDArray[Any]]:
+    """A file's bytes in memory that the system fills from it, and the array in there, read-only.
+
+    No file descriptor is kept, as Python's mmap does: datasets of many shards would run out of
+    them.
 
     Raises:
         ValueError: it isn't what was recorded.
         OSError: it can't be read.
     """
-    with open(path, "rb", buffering=0) as stream:
-        memory = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
     dtype = np.dtype(recorded.dtype)
     header = npy_header(recorded.shape, dtype)
-    if len(memory) != len(header) + _n_bytes(recorded) or memory[: len(header)] != header:
+    with pa.memory_map(str(path)) as file:
+        size = file.size()
+        # All that is read is paged in at once: so only this, which keeps the whole file mapped.
+        begin = file.read_buffer(len(header))
+    if size != len(header) + _n_bytes(recorded) or begin != pa.py_buffer(header):
         raise ValueError("it isn't what was recorded")
+    memory = np.frombuffer(pa.foreign_buffer(begin.address, size, begin), np.uint8)
     return memory, np.ndarray(recorded.shape, dtype, memory, len(header))
+
+
+def page_in(address: int, length: int) -> None:
+    """Have the system read bytes of a mapped file soon, all at once, if they are many."""
+    before = address % mmap.PAGESIZE
+    if length > mmap.PAGESIZE:
+        _madvise(address - before, length + before, mmap.MADV_WILLNEED)
+
+
+_madvise = ctypes.CDLL(None).madvise
+_madvise.argtypes = ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int
 
 
 def _n_bytes(recorded: ShardArray) -> int:

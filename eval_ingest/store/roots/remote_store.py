@@ -290,6 +290,7 @@ class RemoteStore(DatasetStore):
 
     def erase(self) -> None:
         objects, held = self.mirror.objects, self._held
+        self.windows.keep_only(())  # most of it by far, and never listed as a whole
         held.listed = {entry.name: entry for entry in objects.run(objects.find(self.name))}
         # Last: by them a stopped removal is known, and gone on with.
         ours = [f"{self.name}/{name}" for name in STAGE_FILES]

@@ -8,6 +8,7 @@ import contextlib
 from collections.abc import Collection, Container, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import chain
 from typing import Any
 
 from eval_ingest.engine import batched
@@ -31,7 +32,8 @@ from eval_ingest.store.window_files import (
 _TOGETHER = 16
 """Windows that are read back at a time."""
 
-_REMOVED_TOGETHER = 1000
+_LISTED_TOGETHER = 100
+"""The same whose files are listed: all of a large dataset's are millions."""
 
 
 @dataclass(frozen=True)
@@ -153,22 +155,28 @@ class RemoteWindows(Windows):
         return {path: one for path, one in zip(listed, data, strict=True) if one is not None}
 
     def paths(self) -> Iterator[str]:
-        base = self.mirror.name(self.folder)
+        base = f"{self.mirror.name(self.folder)}/"
         for group in self._folders():
-            entries = self._objects.run(self._objects.find(f"{base}/{group}"))
-            yield from sorted(entry.name.removeprefix(f"{base}/") for entry in entries)
+            below = self._objects.below(f"{base}{group}")
+            yield from sorted(one.name.removeprefix(base) for one in below if not one.folder)
+            for entries in self._found(sorted((group, one.last) for one in below if one.folder)):
+                yield from sorted(entry.name.removeprefix(base) for entry in entries)
+
+    def _found(self, keys: Iterable[Key]) -> Iterator[list[Entry]]:
+        """The files of windows, those of some at a time."""
+        find = self._objects.find
+        for some in batched(keys, _LISTED_TOGETHER):
+            found = self._objects.run_all(find(self._name(key)) for key in some)
+            yield list(chain.from_iterable(found))
 
     def keep_only(self, keys: Container[Key]) -> None:
-        there = [(group, name) for group in self._folders() for name in self._folders(group)]
+        there = ((group, name) for group in self._folders() for name in self._folders(group))
         self._remove(key for key in there if key not in keys)
 
     def _remove(self, keys: Iterable[Key]) -> None:
-        objects = self._objects
+        async def remove(entries: list[Entry]) -> None:
+            async with self._lease.writing(self._objects):
+                await self._objects.delete(entries)
 
-        async def remove(key: Key) -> None:
-            entries = await objects.find(self._name(key))
-            async with self._lease.writing(objects):
-                await objects.delete(entries)
-
-        for some in batched(keys, _REMOVED_TOGETHER):
-            objects.run_all(map(remove, some))
+        for entries in self._found(keys):
+            self._objects.run(remove(entries))
