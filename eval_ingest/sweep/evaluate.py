@@ -19,7 +19,7 @@ from eval_ingest.core.suite import ALL
 from eval_ingest.errors import SweepError
 from eval_ingest.loading import EvalDataset
 from eval_ingest.report.printing import table
-from eval_ingest.settings import Settings
+from eval_ingest.settings import Settings, user_path
 from eval_ingest.store.roots.open import open_root
 from eval_ingest.sweep.embed import Embedded, embedded_batches, joined
 from eval_ingest.sweep.encoders.base import Encoder
@@ -151,7 +151,7 @@ def evaluate(
         normalize=normalize,
         method=method,
     )
-    settings, folder = Settings.load(), None if out is None else Path(out).expanduser()
+    settings, folder = Settings.load(), None if out is None else user_path(out)
     with ranks() as together:
         eval_root = together.agreed(lambda: open_root(settings, root))
         suite = together.from_first(lambda: asked.checked(eval_root))
