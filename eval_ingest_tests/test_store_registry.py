@@ -482,3 +482,19 @@ def test_what_is_no_entry_gives_way_to_that_of_a_published_dataset(
     root.layout.registry.write_text('{"datasets": {"crops": ' + odd + ', "theirs": 7}}')
     assert rebuild_registry(root)["crops"] == {**before, "weka_path": str(root.path / "crops")}
     assert '"theirs": 7' in root.layout.registry.read_text()
+
+
+def test_an_entry_of_ours_is_only_dropped_where_its_dataset_is_known_to_be_gone(
+    reference: Path, tmp_path: Path
+) -> None:
+    root = EvalRoot(shutil.copytree(reference, tmp_path / "root"))
+    ours = read_registry(root)["crops"]
+    places = {
+        "in_a_bucket": "s3://somewhere/evals/in_a_bucket",
+        "not_mounted": "/weka/somewhere/evals/not_mounted",
+        "gone": str(tmp_path / "gone"),
+    }
+    entries = {name: {**ours, "name": name, "weka_path": at} for name, at in places.items()}
+    root.layout.registry.write_text(json.dumps({"datasets": entries}))
+    assert set(rebuild_registry(root)) == {"crops", "in_a_bucket", "not_mounted"}
+    assert rebuild_registry(root)["in_a_bucket"] == entries["in_a_bucket"]

@@ -240,7 +240,7 @@ def _build(
                 task = replace(task, copy_ahead=None)
             filtered_out = index_windows(
                 replace(task, packer=packer), to_read, pool, job.settings.workers, parts, publish,
-                job.progress, WindowsAhead(job.layout.ahead, job.row_key).note,
+                job.progress, WindowsAhead(job.layout.ahead).note,
             )  # fmt: skip
     finally:
         parts.flush()  # kept until the index itself is on disk: see finish_index
@@ -289,13 +289,14 @@ def _first_shape(task: IndexTask, work: IndexWork, pool: Executor) -> PackRow | 
     for window in work.windows.take(work.new[:_LOOK_AT]):
         # One by one: most often, the first will do. By a worker, which it may end; it is judged
         # in its turn.
-        (found,) = map_ordered(pool, task.shape_of, [window], 1, _unknown)
+        (found,) = map_ordered(pool, task.shape_of, [window], 1, no_shapes)
         if found is not None:
             return found
     return None
 
 
-def _unknown(lost: list[Listed]) -> list[PackRow | None]:
+def no_shapes(lost: Sequence[object]) -> list[PackRow | None]:
+    """Of what a worker was lost at nothing is known."""
     return [None] * len(lost)
 
 

@@ -29,6 +29,12 @@ def weka_mount(url: str) -> Path | None:
     return WEKA_MOUNT / bucket / inner.strip("/")
 
 
+def is_unmounted(path: str) -> bool:
+    """True for a path of a Weka that isn't mounted here."""
+    parts = Path(path).parts
+    return parts[:2] == WEKA_MOUNT.parts and not WEKA_MOUNT.joinpath(*parts[2:3]).is_dir()
+
+
 S3_SCHEMES, GOOGLE_SCHEMES = ("s3", "s3a", "weka"), ("gs", "gcs")
 _EXTRAS = dict.fromkeys(S3_SCHEMES, "s3") | dict.fromkeys(GOOGLE_SCHEMES, "gs")
 """Of our package, which bring the libraries for buckets."""

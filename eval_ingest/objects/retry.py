@@ -6,6 +6,7 @@ import random
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, TypeVar
 
 from eval_ingest.errors import EvalIngestError
@@ -64,13 +65,25 @@ async def retrying(
     raise AssertionError("unreachable")
 
 
+AT_ONCE = 1000
+"""Tasks of one `gather_or_cancel`: more than requests on their way, and not millions."""
+
+
 async def gather_or_cancel(work: Iterable[Coroutine[Any, Any, Result]]) -> list[Result]:
-    """All results in turn; the first error ends the others before it is raised."""
-    tasks = [asyncio.ensure_future(one) for one in work]
+    """All results in turn; the first error ends the others before it is raised.
+
+    However much work there is, it is asked for, and begun, in portions.
+    """
+    coming, results = iter(work), list[Result]()
+    tasks: list[asyncio.Task[Result]] = []
     try:
-        return await asyncio.gather(*tasks)
+        while tasks := [asyncio.ensure_future(one) for one in islice(coming, AT_ONCE)]:
+            results += await asyncio.gather(*tasks)
+        return results
     except BaseException:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        for one in coming:
+            one.close()
         raise

@@ -223,7 +223,7 @@ class WritableObjects(Objects):
         """
         entries = [one if isinstance(one, Entry) else Entry(one, 0, "") for one in found]
         most = self._backend.deleted_at_once
-        some = [entries[k : k + most] for k in range(0, len(entries), most)]
+        some = (entries[k : k + most] for k in range(0, len(entries), most))
         await gather_or_cancel(map(self._delete, some))
 
     async def _delete(self, entries: Sequence[Entry]) -> None:

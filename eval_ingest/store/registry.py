@@ -38,6 +38,7 @@ from eval_ingest.errors import (
     StoreError,
     UnknownDatasetError,
 )
+from eval_ingest.objects.filesystems import is_unmounted
 from eval_ingest.store.atomic import read_bytes, remove_path
 from eval_ingest.store.locks import locked
 from eval_ingest.store.ownership import Whose, disclaim, holds_ours, whose
@@ -227,11 +228,12 @@ def _compiled(root: EvalRoot, before: RegistryText, drop: Collection[str]) -> Re
 
 
 def _is_gone(path: Any) -> bool:
-    """True for a path that isn't there any more; what is none may be anywhere."""
-    try:
-        return isinstance(path, str) and not Path(path).exists()
-    except (OSError, ValueError):  # no path can be written so
+    """True for a path that isn't there any more; what is none, or out of reach, may be anywhere."""
+    if not isinstance(path, str) or "://" in path:
         return False
+    with contextlib.suppress(OSError, ValueError):  # no path can be written so
+        return not (is_unmounted(path) or Path(path).exists())
+    return False
 
 
 def _as_it_was(root: EvalRoot, entry: Entry) -> Entry | None:

@@ -11,6 +11,7 @@ it is sure that nobody was writing into it.
 import contextlib
 import json
 import os
+import re
 import secrets
 import time
 from collections.abc import Callable
@@ -192,7 +193,13 @@ def keep_copy(path: Path, standing: Standing) -> bool:
 
 def copies(path: Path) -> list[Path]:
     """The dated copies of the file, the newest last."""
-    return sorted(path.parent.glob(f"{path.stem}.[0-9]*Z{path.suffix}"))
+    is_copy = copy_pattern(path).fullmatch
+    return sorted(found for found in path.parent.glob("*") if is_copy(found.name))
+
+
+def copy_pattern(path: Path) -> re.Pattern[str]:
+    """What the names of its dated copies are."""
+    return re.compile(rf"{re.escape(path.stem)}\.[0-9].*Z{re.escape(path.suffix)}")
 
 
 def restored(path: Path, standing: Standing) -> RegistryText:

@@ -28,7 +28,15 @@ from eval_ingest.core.registry_text import RegistryText
 from eval_ingest.core.spec import NAME_PATTERN
 from eval_ingest.errors import IntegrityError, StoreError
 from eval_ingest.objects.backend import Conflict, Entry
-from eval_ingest.store.registry_file import CURE, content, copies, keep_copy, look, restored
+from eval_ingest.store.registry_file import (
+    CURE,
+    content,
+    copies,
+    copy_pattern,
+    keep_copy,
+    look,
+    restored,
+)
 from eval_ingest.store.roots.base import EvalRoot, Value
 from eval_ingest.store.roots.cache import PackCache
 from eval_ingest.store.roots.mirror import Mirror
@@ -95,6 +103,12 @@ class RemoteRoot(EvalRoot):
         objects = self.mirror.objects
         self.mirror.keep(path, objects.run(objects.put(self.mirror.name(path), data)), data)
 
+    def _pull_copies(self) -> None:
+        """Have the dated copies of registry.json: other machines have kept them as well."""
+        listed = {entry.name: entry for entry in self.mirror.objects.below("")}
+        kept = filter(copy_pattern(self.layout.registry).fullmatch, listed)
+        self.mirror.pull([self.path / name for name in kept], listed)
+
     def update_registry(self, change: Callable[[RegistryText], RegistryText]) -> RegistryText:
         path = self.layout.registry
         for attempt in range(ATTEMPTS):
@@ -104,6 +118,8 @@ class RemoteRoot(EvalRoot):
             if standing.damage:
                 self.mirror.pull_again(path)
                 standing = look(path, 0)
+            if standing.data is not None and not standing.ours:
+                self._pull_copies()
             wanted = change(restored(path, standing))
             if standing.says(wanted):
                 return wanted

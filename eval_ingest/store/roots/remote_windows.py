@@ -8,6 +8,7 @@ import contextlib
 from collections.abc import Collection, Container, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import chain
 from typing import Any
 
 from eval_ingest.engine import batched
@@ -31,7 +32,8 @@ from eval_ingest.store.window_files import (
 _TOGETHER = 16
 """Windows that are read back at a time."""
 
-_REMOVED_TOGETHER = 1000
+_LISTED_TOGETHER = 100
+"""The same whose files are listed: all of a large dataset's are millions."""
 
 
 @dataclass(frozen=True)
@@ -108,21 +110,20 @@ class RemoteWindows(Windows):
     def change_splits(self, windows: Iterable[tuple[CopiedWindow, str]]) -> list[CopiedWindow]:
         objects = self._objects
 
-        async def change(copied: CopiedWindow, split: str) -> CopiedWindow:
+        async def change(copied: CopiedWindow, split: str) -> CopiedWindow | None:
             name = f"{self._name(copied.key)}/{METADATA}"
             try:
                 entry, old = await objects.read_current(name)
-            except FileNotFoundError as error:
-                raise IntegrityError(
-                    f"{objects.url}/{name} is missing; ingest again with --overwrite"
-                ) from error
-            new = with_split(old, split)
+                new = with_split(old, split)
+            except (FileNotFoundError, IntegrityError):
+                return None
             # After it was read: then what another process writes from now on is another version.
             async with self._lease.writing(objects, name):
                 await objects.replace(entry, new)
-            return with_metadata(copied, split, old, new)
+            return with_metadata(copied, split, new)
 
-        return objects.run_all([change(copied, split) for copied, split in windows])
+        found = objects.run_all([change(copied, split) for copied, split in windows])
+        return [copied for copied in found if copied is not None]
 
     def measured(self, keys: Iterable[Key]) -> Iterator[tuple[Key, Measured | StoreError]]:
         for some in batched(keys, _TOGETHER):
@@ -153,22 +154,28 @@ class RemoteWindows(Windows):
         return {path: one for path, one in zip(listed, data, strict=True) if one is not None}
 
     def paths(self) -> Iterator[str]:
-        base = self.mirror.name(self.folder)
+        base = f"{self.mirror.name(self.folder)}/"
         for group in self._folders():
-            entries = self._objects.run(self._objects.find(f"{base}/{group}"))
-            yield from sorted(entry.name.removeprefix(f"{base}/") for entry in entries)
+            below = self._objects.below(f"{base}{group}")
+            yield from sorted(one.name.removeprefix(base) for one in below if not one.folder)
+            for entries in self._found(sorted((group, one.last) for one in below if one.folder)):
+                yield from sorted(entry.name.removeprefix(base) for entry in entries)
+
+    def _found(self, keys: Iterable[Key]) -> Iterator[list[Entry]]:
+        """The files of windows, those of some at a time."""
+        find = self._objects.find
+        for some in batched(keys, _LISTED_TOGETHER):
+            found = self._objects.run_all(find(self._name(key)) for key in some)
+            yield list(chain.from_iterable(found))
 
     def keep_only(self, keys: Container[Key]) -> None:
-        there = [(group, name) for group in self._folders() for name in self._folders(group)]
+        there = ((group, name) for group in self._folders() for name in self._folders(group))
         self._remove(key for key in there if key not in keys)
 
     def _remove(self, keys: Iterable[Key]) -> None:
-        objects = self._objects
+        async def remove(entries: list[Entry]) -> None:
+            async with self._lease.writing(self._objects):
+                await self._objects.delete(entries)
 
-        async def remove(key: Key) -> None:
-            entries = await objects.find(self._name(key))
-            async with self._lease.writing(objects):
-                await objects.delete(entries)
-
-        for some in batched(keys, _REMOVED_TOGETHER):
-            objects.run_all(map(remove, some))
+        for entries in self._found(keys):
+            self._objects.run(remove(entries))
