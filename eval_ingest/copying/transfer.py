@@ -70,6 +70,7 @@ def transfer(
     manifest, windows = Manifest(store.layout, store.send), store.windows
     to_copy = np.zeros(len(places), bool)
     if mode == "windows":
+        windows.require_told_apart(place.window for place in places)
         to_copy = ~_are(places, lambda place: _is_copied(place, manifest, windows))
         manifest.forget(place.window for place in places[to_copy])
         windows.clear(place.window for place in places[to_copy])

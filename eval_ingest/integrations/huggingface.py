@@ -42,7 +42,7 @@ from eval_ingest.settings import Settings
 from eval_ingest.sources.base import WindowFiles
 from eval_ingest.sources.local import LocalSource
 from eval_ingest.store import registry
-from eval_ingest.store.atomic import file_crc32c, read_bytes, write_bytes
+from eval_ingest.store.atomic import file_crc32c, read_bytes, store_errors, write_bytes
 from eval_ingest.store.claims import is_published_elsewhere
 from eval_ingest.store.locks import locked
 from eval_ingest.store.outcomes import read_published
@@ -50,6 +50,7 @@ from eval_ingest.store.ownership import Whose, whose
 from eval_ingest.store.roots.base import DatasetStore, EvalRoot
 from eval_ingest.store.roots.open import open_root
 from eval_ingest.store.seal import write_sealed_json
+from eval_ingest.store.told_apart import require_told_apart
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
@@ -433,6 +434,9 @@ def pull(url: str, *, root: str | Path | None = None, progress: Progress = no_pr
         names = sorted(p.split("/")[0] for p in listed if re.fullmatch(r"[^/]+/metadata\.json", p))
         raise StoreError(f"{address.url}: the repository holds {', '.join(names) or 'no dataset'}")
     aside = target.path / f".{name}.pull"
+    with store_errors("pulling to", aside):
+        aside.mkdir(parents=True, exist_ok=True)
+    require_told_apart(aside, wanted)
     for done, path in enumerate(wanted, start=1):
         with _asking(address):
             api.hf_hub_download(**where, filename=path, local_dir=aside)

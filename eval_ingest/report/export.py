@@ -21,6 +21,7 @@ from eval_ingest.store.paths import DatasetLayout
 from eval_ingest.store.registry import rebuild_registry, require_metadata, write_metadata
 from eval_ingest.store.roots.base import DatasetStore, EvalRoot
 from eval_ingest.store.seal import write_sealed_json
+from eval_ingest.store.told_apart import require_told_apart
 
 _ORIGINAL = "model.original.yaml"
 """Nothing reads it of a copy, and it tells where its owner's files are."""
@@ -72,6 +73,7 @@ def export_dataset(
         aside.path.mkdir(parents=True)
         _require_published(root, metadata, windows)
         files = list(_files(root.dataset(name), metadata, windows))
+        require_told_apart(aside.path, files)
         for folder in {(aside.path / path).parent for path in files}:
             folder.mkdir(parents=True, exist_ok=True)
         copies = root.dataset(name).copy_out(files, aside.path)
