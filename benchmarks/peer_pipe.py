@@ -51,7 +51,7 @@ class Peer:
         """End the process."""
         assert self._process.stdin is not None
         self._process.stdin.close()
-        self._process.wait(60)
+        self._process.wait(300)  # on a busy machine Python takes long to end
 
 
 def _plain(value: Any) -> Any:

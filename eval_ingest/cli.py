@@ -346,7 +346,11 @@ def _parser() -> argparse.ArgumentParser:
     add = command("publish", text, PUBLISH, dataset="needed").add_argument
     add("--to", required=True, metavar="hf://ORG/REPO", help="made if it isn't there")
     add("--licence", help="such as CC-BY-4.0; needed unless the dataset's spec says it")
-    add("--citation", metavar="TEXT_OR_FILE", help='BibTeX or words; "" for none')
+    add(
+        "--citation",
+        metavar="TEXT_OR_FILE",
+        help='how it is to be cited, which has to be said: BibTeX or words; "" for none',
+    )
     text = "with the rslearn copy, or only the packed samples (default)"
     add("--windows", action=switch, default=False, help=text)
     add("--private", action="store_true", help="a repository that is made is for its owner alone")

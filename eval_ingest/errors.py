@@ -26,11 +26,13 @@ EvalIngestError
 """
 
 import contextlib
+import copyreg
 import difflib
 import errno
 import os
 import reprlib
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 from eval_ingest.redaction import shown
 
@@ -43,6 +45,11 @@ class EvalIngestError(Exception):
 
     def __init__(self, message: str = "") -> None:
         super().__init__(shown(message))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # With its message as it is: those that make theirs from arguments couldn't be made again
+        # in another process.
+        return copyreg.__newobj__, (type(self), *self.args), vars(self)  # type: ignore[attr-defined]
 
 
 class SettingsError(EvalIngestError):

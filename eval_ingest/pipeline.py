@@ -25,7 +25,13 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from eval_ingest.copying.rslearn_files import Samples, remove_copy, write_copy_files
+from eval_ingest.copying.rslearn_files import (
+    ORIGINALS,
+    Samples,
+    originals,
+    remove_copy,
+    write_copy_files,
+)
 from eval_ingest.copying.transfer import copying_ahead, transfer
 from eval_ingest.copying.verify import look_at
 from eval_ingest.core.columns import memory_given_back
@@ -52,12 +58,14 @@ from eval_ingest.indexing.arriving import index_arriving
 from eval_ingest.indexing.build import finish_index, index_source, partial_rows
 from eval_ingest.indexing.wanted import check_storage
 from eval_ingest.job import Job, with_config_of, write_config
+from eval_ingest.objects.backend import crc32c_text
 from eval_ingest.sources.discovery import source_fingerprint
 from eval_ingest.store import registry
 from eval_ingest.store.atomic import file_crc32c, remove_path
 from eval_ingest.store.claims import claim
 from eval_ingest.store.index_file import read_index, read_splits, write_splits
 from eval_ingest.store.leftovers import GRACE_S, remove_retired, remove_unfinished
+from eval_ingest.store.manifest import JOURNAL
 from eval_ingest.store.outcomes import read_copy, read_outcome, read_source_state
 from eval_ingest.store.seal import unless_damaged, write_sealed_json
 from eval_ingest.store.shards import forget_shards
@@ -165,8 +173,10 @@ def weka_copy(job: Job, index: WindowIndex, splits: SplitAssignment) -> CopyResu
     if old is not None and old.fingerprint == wanted and _copy_is_there(job, old):
         job.source.forget()
         return old
-    if old is not None and old.manifest is not None and not _manifest_is_of(job, old):
-        remove_path(job.layout.copy_manifest)  # it vouches for windows that were replaced since
+    if old is not None:  # it has ended: a journal is of another copy, and so may a manifest be
+        remove_path(job.layout.path / JOURNAL)
+        if old.manifest is not None and not _manifest_is_of(job, old):
+            remove_path(job.layout.copy_manifest)
     # What lies there is about to change: the outcome of the last copy vouches for it no longer.
     remove_path(job.layout.weka_copy)
     job.store.send()
@@ -190,7 +200,12 @@ def _manifest_is_of(job: Job, result: CopyResult) -> bool:
 
 def _copy_is_there(job: Job, result: CopyResult) -> bool:
     """A quick look at what the result names. `eval-ingest verify` looks at every byte."""
-    return unless_damaged(lambda: look_at(job.store, result)) is not None
+    if unless_damaged(lambda: look_at(job.store, result)) is None:
+        return False
+    # Of the source's own texts no version is made: they are only kept as they are there.
+    theirs = originals(job.files) if result.mode == "windows" else {}
+    now = {name: crc32c_text(data) for name, (data, _) in theirs.items()}
+    return all(result.files.get(name) == now.get(name) for name in ORIGINALS)
 
 
 # -------------------------------------------------------------------------- 5. registry_entry
@@ -469,7 +484,8 @@ def forget(job: Job) -> None:
     with dataset_lock(job):
         layout = job.layout
         outcomes = (getattr(layout, stage) for stage in STAGES[:-1])
-        for path in (layout.resolved, *outcomes, layout.copy_manifest):
+        left = (layout.path / JOURNAL, layout.ahead)  # by a run that was stopped
+        for path in (layout.resolved, *outcomes, layout.copy_manifest, *left):
             remove_path(path)
         partial_rows(job).clear()
         forget_shards(job.store)

@@ -1,4 +1,7 @@
-"""The only reader of the environment.
+"""The only reader of the variables that are ours.
+
+What libraries read by themselves to reach buckets and the Hub stands in docs/environment.md; of
+those, objects/filesystems.py and integrations/huggingface.py ask where the server is.
 
 | variable | meaning | default |
 |---|---|---|

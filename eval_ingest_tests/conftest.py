@@ -28,8 +28,8 @@ ROOM = 6 << 30
 # A worker takes whole files, so that what a file shares is made once. These take the longest, by
 # processor time, and come first: else one of them would begin when the others have ended.
 LONGEST = (
-    "service", "remote_roots", "corpus", "adopting_roots", "sweep_run", "store_roots",
-    "sources_remote",
+    "service", "remote_roots", "corpus", "peers", "adopting", "adopting_roots", "sweep_run",
+    "store_roots", "sources_remote",
 )  # fmt: skip
 
 

@@ -191,14 +191,18 @@ def test_the_same_bytes_are_written_once_by_a_worker_that_was_lost(tmp_path: Pat
     windows.note([once])
     windows.note([once])
     assert windows.noted() == {("g", "w"): once}
-    assert (once.n_files, once.n_bytes) == (1, 1)
+    assert (once.n_files, once.n_bytes) == (2, len('1{"options": {"eval_split": ""}}'))
 
 
-def test_what_was_written_for_another_configuration_is_not_taken(tmp_path: Path) -> None:
+def test_what_was_damaged_when_a_worker_was_lost_is_written_again(tmp_path: Path) -> None:
     from eval_ingest.store.window_files import Content, Windows
 
-    files, copy = [Content("metadata.json", lambda: b"{}")], Windows(tmp_path / "windows")
-    folder = tmp_path / "ahead"
-    once = WindowsAhead(folder, "mapped").write("g", "w", "digest", files)
-    assert WindowsAhead(folder, "not mapped").move(once, "val", copy) is None
-    assert WindowsAhead(folder, "mapped").move(once, "val", copy) is not None
+    windows, copy = WindowsAhead(tmp_path / "ahead"), Windows(tmp_path / "windows")
+    files = [Content("layers/a/x", lambda: b"1"), Content("metadata.json", lambda: b"{}")]
+    windows.write("g", "w", "digest", files)
+    (path,) = (tmp_path / "ahead").rglob("x")
+    path.write_bytes(b"2")
+    copied = windows.move(windows.write("g", "w", "digest", files), "val", copy)
+    assert copied is not None
+    ((_, now),) = copy.measured([("g", "w")])
+    assert (copied.n_files, copied.n_bytes, copied.checksum) == now

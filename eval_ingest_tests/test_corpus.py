@@ -13,8 +13,12 @@ from typing import Any
 import pytest
 import yaml
 
+from eval_ingest import pipeline
+from eval_ingest_tests.conftest import make_job
 from eval_ingest_tests.support import stored_variations, variations
+from eval_ingest_tests.support.comparing import index_values
 from eval_ingest_tests.support.corpus import CONFIGS, SPECS, Comparison, Corpus
+from eval_ingest_tests.support.factories import pack
 
 NAMES = sorted(path.name for path in CONFIGS.iterdir() if path.is_dir()) if CONFIGS.is_dir() else []
 
@@ -38,6 +42,11 @@ def test_a_variation_gives_rslearn_s_samples(name: str, tmp_path: Path) -> None:
     found = compare(layers, more, model, tmp_path, **spec)
     assert found.verdict == "equal"
     assert found.samples["train"] >= 1
+    if name in stored_variations.EQUAL:
+        archive = pack(tmp_path / "d" / "source", tmp_path / "d.tar.gz")
+        spec |= {"max_invalid_fraction": 0.5, "copy": "stream"}
+        pipeline.run_stage(make_job(archive, tmp_path, "corpus", **spec), "window_index")
+        assert index_values(tmp_path, "corpus") == index_values(tmp_path / "d" / "root", "corpus")
 
 
 @pytest.mark.parametrize("name", variations.REFUSED | stored_variations.REFUSED)

@@ -9,6 +9,7 @@ import dagster as dg
 import pytest
 
 from eval_ingest import cli
+from eval_ingest.core.suite import SuiteFields
 from eval_ingest.definitions import build_defs
 from eval_ingest.settings import Settings
 from eval_ingest.sweep.results import read_rows
@@ -58,15 +59,17 @@ def rows(out: Path) -> list[dict[str, Any]]:
 def test_the_asset_gives_the_rows_of_the_command(
     root: Path, instance: dg.DagsterInstance, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = {"label_fractions": [0.5, 1.0], "seeds": [1, 42], "out": "by_dagster"}
+    config = {"label_fractions": ["50%", 1], "seeds": [1, 42], "max_train_samples": 40}
+    config["out"] = "by_dagster"
     assert materialize(root, instance, **config).success  # `out` is seen from here
     monkeypatch.setenv("OLMOEARTH_EVAL_DATASETS", str(root))
     monkeypatch.setenv("EVAL_INGEST_CACHE", str(tmp_path / "another_cache"))
-    flags = ["--datasets", "crops", "--label-fraction", "0.5", "1.0", "--seeds", "1", "42"]
+    flags = ["--datasets", "crops", "--label-fraction", "0.5", "1.0", "--seeds", "1", "42",
+             "--max-train-samples", "40"]  # fmt: skip
     out = ["--out", str(tmp_path / "by_command"), "--no-plots"]
     assert cli.main(["sweep", "--encoder", "pixels", *flags, *out]) == 0
     by_dagster, by_command = rows(tmp_path / "by_dagster"), rows(tmp_path / "by_command")
-    assert len(by_dagster) == 4
+    assert [row["n_train"] for row in by_dagster] == [30, 30, 40, 40]
     assert by_dagster == by_command
 
 
@@ -124,6 +127,8 @@ def test_the_launchpad_describes_every_choice() -> None:
     assert dg.AssetKey("eval_sweep") in node.get_all_asset_keys()
     from eval_ingest.defs.sweep import SweepConfig
 
+    wanted = SuiteFields.model_fields.keys() - {"datasets"} | {"device", "out"}
+    assert SweepConfig.model_fields.keys() == wanted  # a partition is a dataset
     described = {name for name, field in SweepConfig.model_fields.items() if field.description}
     assert described == set(SweepConfig.model_fields)
     assert json.loads(SweepConfig().model_dump_json())["encoders"] == ["pixels"]

@@ -1,7 +1,9 @@
 """Engines: threads, processes and a dask cluster give the same result, also when a worker dies."""
 
+import inspect
 import multiprocessing
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -15,7 +17,7 @@ import pytest
 from benchmarks.cluster import Cluster, cluster
 from eval_ingest import pipeline
 from eval_ingest.engine import Processes, executor, map_ordered
-from eval_ingest.errors import SettingsError
+from eval_ingest.errors import EvalIngestError, SettingsError
 from eval_ingest.job import open_job
 from eval_ingest.settings import Settings
 from eval_ingest_tests.conftest import make_job
@@ -254,3 +256,17 @@ def _is_at_work(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except OSError:
         return False
+
+
+def _kinds(kind: type[EvalIngestError]) -> Iterator[type[EvalIngestError]]:
+    yield kind
+    for below in kind.__subclasses__():
+        yield from _kinds(below)
+
+
+def test_an_error_comes_from_another_process_as_it_was_raised_there() -> None:
+    for kind in _kinds(EvalIngestError):
+        raised = kind(*("text" for _ in inspect.signature(kind).parameters))
+        found = pickle.loads(pickle.dumps(raised))
+        assert type(found) is kind and str(found) == str(raised) != ""
+        assert vars(found) == vars(raised)

@@ -25,7 +25,7 @@ from eval_ingest.verifying import verify_dataset
 from eval_ingest_tests.conftest import make_job
 from eval_ingest_tests.support import faults
 from eval_ingest_tests.support.comparing import assert_same_ingest, index_values
-from eval_ingest_tests.support.factories import members, pack
+from eval_ingest_tests.support.factories import first_window, members, pack
 
 
 def windows_read(monkeypatch: pytest.MonkeyPatch) -> list[str]:
@@ -126,6 +126,23 @@ def test_the_last_file_of_a_name_counts_wherever_it_stands(
         packed.add(small / names[3], names[3])
     pipeline.ingest(make_job(archive, tmp_path / "root"))
     assert index_values(tmp_path / "root") == index_values(reference)
+
+
+@pytest.mark.parametrize("copy", ["windows", "stream"])
+def test_files_that_are_too_large_to_be_judged_are_copied_as_from_a_folder(
+    copy: str, copied: Callable[[str], Path], tmp_path: Path
+) -> None:
+    source = copied("segmentation")
+    unfinished = first_window(source) / "layers" / "sentinel2.9"
+    unfinished.mkdir()
+    (unfinished / "large.json").write_bytes(bytes(3 << 20))
+    roots = {
+        tmp_path / "a": source,
+        tmp_path / "b": pack(source, tmp_path / "crops.tar.gz", members(source)),
+    }
+    for root, where in roots.items():
+        pipeline.ingest(make_job(where, root, copy=copy, max_invalid_fraction=0.5))
+    assert_same_ingest(*reversed(roots))
 
 
 def test_groups_that_nobody_asks_for_are_not_indexed(

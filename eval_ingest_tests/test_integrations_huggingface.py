@@ -23,7 +23,6 @@ from eval_ingest.engine import no_progress
 from eval_ingest.errors import IntegrityError, LoadError, SpecError, StoreError
 from eval_ingest.integrations import huggingface
 from eval_ingest.report.export import export_dataset
-from eval_ingest.settings import Settings
 from eval_ingest.store.atomic import file_crc32c
 from eval_ingest.store.registry import require_metadata
 from eval_ingest.store.roots.base import EvalRoot
@@ -436,21 +435,6 @@ def test_a_split_that_is_empty_is_left_out(written: Ingested, tmp_path: Path) ->
     assert "split: validation" in card and "split: test" not in card
     assert sorted(p.name for p in (path / "viewer").iterdir()) == ["train.parquet", "val.parquet"]
     assert require_metadata(EvalRoot(path.parent), "crops").splits["test"].count == 0
-
-
-def test_publications_at_once_share_no_folder_and_what_killed_ones_left_goes(
-    hub: Hub, ingested: Ingested, tmp_path: Path
-) -> None:
-    settings, root = Settings.load(), ingested(SOME)
-    with huggingface._staging(settings, HubAddress.parse(TO)) as other:
-        (other / "crops").mkdir(parents=True)
-        left = other.parent / "org--evals-killed"
-        left.mkdir()
-        left.with_name("org--evals-killed.lock").touch()
-        published(hub, root)
-        assert [path.name for path in other.iterdir()] == ["crops"]
-        assert not left.exists()
-    assert list(other.parent.iterdir()) == []
 
 
 @pytest.mark.parametrize(

@@ -94,7 +94,7 @@ def test_datasets_of_real_configurations_equal_ours(name: str, peer: Peer, tmp_p
     root = tmp_path / "root"
     pipeline.ingest(make_job(source, root, name))
     for task in trainer_tasks(EvalRoot(root)).tasks:
-        compare(peer, root, name, list(task.input_modalities), tmp_path)
+        compare(peer, root, name, task.fields["input_modalities"], tmp_path)
 
 
 def compare(

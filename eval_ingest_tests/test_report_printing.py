@@ -118,7 +118,7 @@ def test_no_command_says_anything_wider_than_the_terminal(
                 code = int(str(stopped.code))
             said = terminal.getvalue()[before:]
             assert said.strip(), line
-            if "EVAL_INGEST_SHOW" in os.environ:
+            if "SHOW_OUTPUT_OF_TESTS" in os.environ:
                 sys.__stdout__.write(f"$ eval-ingest {line}   -> {code}\n{said}\n")
             assert not too_wide(said), f"{line} ({code}):\n{said}"
 

@@ -241,8 +241,8 @@ def page(tmp_path: Path) -> Iterator[Any]:
 
 
 def look(page: Any, name: str) -> None:
-    """Keep a picture where EVAL_INGEST_SCREENSHOTS says, for people who want to see it."""
-    folder = os.environ.get("EVAL_INGEST_SCREENSHOTS")
+    """Keep a picture where SCREENSHOTS_OF_TESTS says, for people who want to see it."""
+    folder = os.environ.get("SCREENSHOTS_OF_TESTS")
     if folder:
         page.wait_for_timeout(1500)
         page.screenshot(path=Path(folder) / f"{name}.png")

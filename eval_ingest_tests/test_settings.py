@@ -11,11 +11,13 @@ import pytest
 from eval_ingest import settings as settings_module
 from eval_ingest.errors import SettingsError
 from eval_ingest.settings import DEFAULT_EVAL_ROOT, Settings, literal
+from eval_ingest_tests.support import killing
 
 
 def test_no_setting_of_the_machine_reaches_a_test() -> None:
     names = re.findall(r"^\| ([A-Z_]+) \|", settings_module.__doc__ or "", re.M)
     assert len(names) > 12 and not set(names) & os.environ.keys()
+    assert killing.MARK in os.environ  # by which what tests start is found when they have ended
 
 
 def test_without_environment_evals_are_on_weka() -> None:

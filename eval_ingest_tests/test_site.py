@@ -110,6 +110,20 @@ def test_every_shell_line_of_every_page_is_one_that_the_command_takes() -> None:
     assert seen > 30
 
 
+def test_a_petabyte_is_reckoned_from_the_parts_above_it() -> None:
+    text = (DOCS / "scaling.md").read_text()
+    parts, _, reckoned = text.partition("## What a petabyte")
+    measured = re.findall(r"\| ([\d.]+) ms \|", parts)
+    found = re.findall(r"800 million x ([\d.]+) ms.*?\| ([\d,]+) (?:core|worker) hours", reckoned)
+    assert len(found) == 2 and {each for each, _ in found} < set(measured)
+    for each, hours in found:
+        assert int(hours.replace(",", "")) == pytest.approx(800e6 * float(each) / 3.6e6, rel=0.02)
+    looks = re.search(r"([\d,]+) a second at every 30 s; (\d+) once", reckoned)
+    assert looks and [round(40_000 / 30, -2), round(40_000 / 900)] == [
+        int(n.replace(",", "")) for n in looks.groups()
+    ]
+
+
 def test_python_in_every_page_is_python() -> None:
     for page in [*DOCS.glob("*.md"), REPOSITORY / "README.md"]:
         for text in re.findall(r"^```python\n(.*?)^```", page.read_text(), re.M | re.S):

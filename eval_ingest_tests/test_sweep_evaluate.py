@@ -4,6 +4,7 @@ import json
 import random
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ import eval_ingest
 from eval_ingest import cli
 from eval_ingest.errors import SweepError, UnknownDatasetError
 from eval_ingest.settings import Settings
+from eval_ingest.sweep import splits
 from eval_ingest.sweep.encoders import Embeddings
 from eval_ingest.sweep.evaluate import evaluate
 from eval_ingest.sweep.results import latest, leaderboards, read_rows
@@ -168,6 +170,68 @@ def test_each_checkpoint_of_a_training_has_a_score_of_its_own(
 
     assert not evaluate(model, ["classification", "regression"], adapter=broken, root=root, out=out)
     assert len(pq.read_table(out / "results.parquet")) == 4
+
+
+def test_several_draws_train_on_what_each_alone_and_a_sweep_trains_on(
+    root: Path, tmp_path: Path
+) -> None:
+    cases = {"label_fractions": (0.5, 1.0), "seeds": (42, 7), "max_train_samples": 20}
+    suite = Suite(datasets=("regression",), split="val", **cases)  # type: ignore[arg-type]
+    seen: list[int] = []
+
+    def counting(model: nn.Module, batch: dict[str, Any], dataset: Any) -> torch.Tensor:
+        seen.append(len(batch["window"]) if dataset.split == "train" else 0)
+        return batch[next(iter(dataset.bands))][:, ::4, ::4, 0].contiguous()
+
+    together = evaluate(nn.Identity(), suite, adapter=counting, root=root).rows
+    assert [row.n_train for row in together] == [20] * 4 and 20 < sum(seen) < 60
+    pixels, settings = Suite(encoders=("pixels",)), Settings(cache=str(tmp_path / "cache"))
+    pixels = pixels.having(datasets="regression", split="val", **cases)
+    swept = run_sweep(pixels, tmp_path / "out", settings, root=root, device="cpu").rows
+    within = evaluate("pixels", suite, root=root).rows
+    for row, other, alike in zip(together, swept, within, strict=True):
+        given: dict[str, Any] = {"label_fraction": row.label_fraction, "seed": row.seed}
+        alone = evaluate(
+            nn.Identity(), "regression", adapter=counting, root=root, max_train_samples=20, **given
+        ).rows[0]
+        assert (alone.n_train, alone.metrics) == (row.n_train, row.metrics)
+        assert (other.n_train, other.metrics) == (alike.n_train, alike.metrics)
+
+
+def test_scored_on_train_all_its_windows_count(root: Path) -> None:
+    (row,) = evaluate("pixels", "classification", root=root, split="train", max_train_samples=9)
+    assert (row.n_train, row.n_test) == (9, 60)
+
+
+def test_a_dataset_that_is_ingested_anew_meanwhile_is_scored_in_its_new_version(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = write_fake(tmp_path, "fake", "classification", counts=(12, 6, 6), version="one")
+    published: list[Path] = []
+
+    def opened(name: str, split: str, **given: Any) -> eval_ingest.EvalDataset:
+        if split == "test" and not published:
+            published.append(folder.rename(tmp_path / ".old"))
+            write_fake(tmp_path, "fake", "classification", counts=(15, 7, 8), version="two")
+        return eval_ingest.EvalDataset(name, split, **given)
+
+    monkeypatch.setattr(splits, "EvalDataset", opened)
+    (row,) = evaluate("pixels", "fake", root=tmp_path, split="test")
+    assert (row.dataset_version, row.n_train, row.n_val, row.n_test) == ("two", 15, 7, 8)
+
+
+def test_a_model_gets_the_batches_that_it_is_trained_on(root: Path, model: Patches) -> None:
+    batches: list[torch.Tensor] = []
+
+    def keeping(model: nn.Module, batch: dict[str, Any], dataset: Any) -> torch.Tensor:
+        if dataset.split == "val":
+            batches.append(batch["sentinel2_l2a"].clone())
+        return adapter(model, batch, dataset)
+
+    (row,) = evaluate(model, "segmentation", adapter=keeping, root=root)
+    (expected,) = eval_ingest.EvalDataset("segmentation", "val", root=root).batches(20)
+    assert torch.equal(torch.cat(batches), expected["sentinel2_l2a"])
+    assert row.normalize == "dataset"
 
 
 def test_one_dataset_that_fails_does_not_stop_the_others(root: Path, model: Patches) -> None:
@@ -338,8 +402,9 @@ import torch.distributed as dist
 from eval_ingest.errors import EvalIngestError
 from eval_ingest.sweep.evaluate import evaluate
 
-root, store, rank, count, break_rank = sys.argv[1:4] + [int(sys.argv[4]), int(sys.argv[5])]
-rank = int(rank)
+root, store, *numbers = sys.argv[1:6]
+rank, count, break_rank = map(int, numbers)
+datasets = sys.argv[6:]
 dist.init_process_group("gloo", f"file://{store}", rank=rank, world_size=count)
 
 class Encoder:
@@ -357,7 +422,11 @@ class Encoder:
 
 encoder = Encoder()
 try:
-    found = evaluate(encoder, ["segmentation", "classification"], root=root, batch_size=25)
+    try:
+        evaluate(encoder, "clasification", root=root)
+    except EvalIngestError as error:
+        assert "did you mean classification" in str(error)
+    found = evaluate(encoder, datasets, root=root, batch_size=25)
     scores = {row.dataset: row.metrics for row in found}
     failures = [failure.message for failure in found.failures]
     print(json.dumps({"scores": scores, "failures": failures, "windows": encoder.windows}))
@@ -366,17 +435,27 @@ finally:
 """
 
 
-def on_ranks(root: Path, folder: Path, count: int, break_rank: int = -1) -> list[dict[str, Any]]:
-    store = folder / f"store{count}{break_rank}"
+def on_ranks(
+    roots: Sequence[Path],
+    folder: Path,
+    break_rank: int = -1,
+    datasets: Sequence[str] = ("segmentation", "classification"),
+) -> list[dict[str, Any]]:
+    store, count = folder / f"store{len(roots)}{break_rank}", len(roots)
     started = [
         subprocess.Popen(
-            [sys.executable, "-c", _RANK, root, store, str(rank), str(count), str(break_rank)],
+            [sys.executable, "-c", _RANK, root, store, str(rank), str(count), str(break_rank),
+             *datasets],
             stdout=subprocess.PIPE,
             text=True,
         )
-        for rank in range(count)
-    ]
-    outputs = [process.communicate(timeout=120)[0] for process in started]
+        for rank, root in enumerate(roots)
+    ]  # fmt: skip
+    try:
+        outputs = [process.communicate(timeout=120)[0] for process in started]
+    finally:
+        for process in started:
+            process.kill()
     assert all(process.returncode == 0 for process in started)
     return [json.loads(output.splitlines()[-1]) for output in outputs]
 
@@ -384,13 +463,29 @@ def on_ranks(root: Path, folder: Path, count: int, break_rank: int = -1) -> list
 def test_three_ranks_share_the_windows_and_get_the_scores_of_one(
     root: Path, tmp_path: Path
 ) -> None:
-    (one,) = on_ranks(root, tmp_path, 1)
-    three = on_ranks(root, tmp_path, 3)
+    (one,) = on_ranks([root], tmp_path)
+    three = on_ranks([root] * 3, tmp_path)
     assert all(found["scores"] == one["scores"] for found in three)
     # 60 train windows are three batches, 20 of val are one: there two ranks have nothing.
     assert [found["windows"] for found in three] == [2 * (25 + 20), 2 * 25, 2 * 10]
 
 
 def test_a_rank_that_fails_stops_none_of_the_others_for_ever(root: Path, tmp_path: Path) -> None:
-    for found in on_ranks(root, tmp_path, 3, break_rank=1):
+    for found in on_ranks([root] * 3, tmp_path, break_rank=1):
         assert len(found["failures"]) == 2 and "out of order" in found["failures"][0]
+
+
+def test_a_rank_that_can_not_open_a_dataset_leaves_no_other_alone(
+    root: Path, tmp_path: Path
+) -> None:
+    other = tmp_path / "as the second rank sees it"
+    write_fake(other, "segmentation", "segmentation", counts=(60, 20, 30), version="another")
+    write_fake(other, "classification", "classification", counts=(60, 20, 30))
+    (other / "classification" / "val" / "index.0.parquet").unlink()
+    write_fake(other, "scalar_regression", "scalar_regression", counts=(60, 20, 30))
+    first, second = on_ranks([root, other], tmp_path, datasets=KINDS)
+    assert first["failures"] == second["failures"] and first["scores"] == second["scores"]
+    replaced, damaged, missing = first["failures"]
+    assert "of version another" in replaced and "index.0.parquet" in damaged
+    assert "regression" in missing
+    assert list(first["scores"]) == ["scalar_regression"]

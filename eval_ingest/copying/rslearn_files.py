@@ -192,6 +192,20 @@ def configs(samples: Samples) -> dict[str, bytes]:
     }
 
 
+ORIGINALS = {"model.original.yaml": "model.yaml", "olmoearth_run.yaml": "olmoearth_run.yaml"}
+"""The source's own texts by what they are called in the copy."""
+
+
+def originals(files: ConfigFiles) -> dict[str, tuple[bytes, int]]:
+    """Those of ORIGINALS that there are, each with its mode bits."""
+    texts = {"model.yaml": files.model_yaml, "olmoearth_run.yaml": files.run_yaml}
+    return {
+        name: (text.encode(), files.permissions.get(own, 0o666))
+        for name, own in ORIGINALS.items()
+        if (text := texts[own]) is not None
+    }
+
+
 def write_copy_files(store: DatasetStore, files: ConfigFiles, samples: Samples) -> dict[str, str]:
     """Write all that rslearn reads beside the windows; returns paths in the dataset, and CRC32C.
 
@@ -204,14 +218,11 @@ def write_copy_files(store: DatasetStore, files: ConfigFiles, samples: Samples) 
     for name, data in configs(samples).items():
         write_bytes(layout.path / name, data)
         names.append(name)
-    for name, own, original in (
-        ("model.original.yaml", "model.yaml", files.model_yaml),
-        ("olmoearth_run.yaml", "olmoearth_run.yaml", files.run_yaml),
-    ):
-        if original is not None:
-            allowed = files.permissions.get(own, 0o666)
-            write_bytes(layout.path / name, original.encode(), allowed)
-            names.append(name)
+    theirs = originals(files)
+    for name, (data, permissions) in theirs.items():
+        write_bytes(layout.path / name, data, permissions)
+        names.append(name)
+    store.remove(layout.path / name for name in ORIGINALS if name not in theirs)
     inputs = copy_inputs(config, samples.modalities)
     places = places_in_splits(samples.index, samples.splits)
     windows = {
@@ -223,7 +234,7 @@ def write_copy_files(store: DatasetStore, files: ConfigFiles, samples: Samples) 
     return {path: file_crc32c(layout.path / path) for path in (*names, *indexes)}
 
 
-_FILES = ("config.json", "model.yaml", "model.original.yaml", "olmoearth_run.yaml")
+_FILES = ("config.json", "model.yaml", *ORIGINALS)
 
 
 def remove_copy(store: DatasetStore) -> None:

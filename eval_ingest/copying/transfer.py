@@ -5,7 +5,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -16,7 +16,13 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from eval_ingest.copying.places import Place, Places, places_in_splits
-from eval_ingest.copying.worker import CopyingAhead, MoveTask, ToPlace, TransferTask
+from eval_ingest.copying.worker import (
+    CopyingAhead,
+    MoveTask,
+    ToPlace,
+    TransferTask,
+    copied_digest,
+)
 from eval_ingest.core.columns import arrow, arrow_rows, numbers, row_numbers
 from eval_ingest.core.crops import corners
 from eval_ingest.core.entry import SPLIT_INDEX_VERSION, CopyResult, Shard, SplitFile
@@ -71,15 +77,12 @@ def transfer(
     to_copy = np.zeros(len(places), bool)
     if mode == "windows":
         windows.require_told_apart(place.window for place in places)
-        to_copy = ~_are(places, lambda place: _is_copied(place, manifest, windows))
-        manifest.forget(place.window for place in places[to_copy])
-        windows.clear(place.window for place in places[to_copy])
-        _move_between_splits(places, to_copy, manifest, windows)
+        to_copy = _to_copy(job, places, manifest, windows)
 
-    ahead = WindowsAhead(store.layout.ahead, index.row_key)
+    ahead = WindowsAhead(store.layout.ahead)
     noted = ahead.noted() if to_copy.any() else {}
     ready = np.flatnonzero(to_copy & ~new)
-    ready = ready[_are(places[ready], lambda place: _is_noted(place, noted))]
+    ready = ready[_are(places[ready], lambda place: _is_of(place, noted, job))]
     to_copy[ready] = False
     work = int((new | to_copy).sum())
     with executor(job.settings, work + len(ready) // _MOVES) as pool:
@@ -110,10 +113,12 @@ def _are(places: Places, what: Callable[[Place], bool]) -> NDArray[np.bool_]:
     return np.fromiter(map(what, places), bool, len(places))
 
 
-def _is_noted(place: Place, noted: Mapping[tuple[str, str], CopiedWindow]) -> bool:
-    """True if the window was copied when it was indexed, just as it was."""
-    copied = noted.get(place.window)
-    return copied is not None and copied.source_digest == place.source_digest
+def _is_of(place: Place, known: Mapping[tuple[str, str], CopiedWindow], job: Job) -> bool:
+    """True if a copy of the window is known, of what it is now."""
+    copied = known.get(place.window)
+    return copied is not None and copied.source_digest == copied_digest(
+        place.source_digest, job.config
+    )
 
 
 def copying_ahead(job: Job, arriving: bool = False) -> CopyingAhead | None:
@@ -129,7 +134,7 @@ def copying_ahead(job: Job, arriving: bool = False) -> CopyingAhead | None:
         return None
     if job.source.moves and not arriving:
         return None
-    return CopyingAhead(job.config, WindowsAhead(layout.ahead, job.row_key))
+    return CopyingAhead(job.config, WindowsAhead(layout.ahead))
 
 
 class _Placing:
@@ -290,41 +295,35 @@ class _Lying:
         return [number for number in found.tolist() if number >= 0]
 
 
-def _is_copied(place: Place, manifest: Manifest, windows: Windows) -> bool:
-    known = manifest.windows.get(place.window)
-    return (
-        known is not None
-        and known.source_digest == place.source_digest
-        and windows.has(*place.window)
-    )
+def _to_copy(job: Job, places: Places, manifest: Manifest, windows: Windows) -> NDArray[np.bool_]:
+    """Which windows are to be copied; for these way is made, the others have their splits."""
+    known = manifest.windows
+    to_copy = ~_are(places, lambda place: _is_of(place, known, job) and windows.has(*place.window))
+    lost = _move_between_splits(places[~to_copy], manifest, windows)
+    if lost:
+        to_copy |= _are(places, lambda place: place.window in lost)
+    manifest.forget(place.window for place in places[to_copy])
+    windows.clear(place.window for place in places[to_copy])
+    if len(known) > len(places) - int(to_copy.sum()):
+        wanted = {place.window for place in places}
+        manifest.forget([key for key in known if key not in wanted])  # in no split any more
+    return to_copy
 
 
 def _move_between_splits(
-    places: Places, to_copy: NDArray[np.bool_], manifest: Manifest, windows: Windows
-) -> None:
-    """Rewrite eval_split where it changed; drop windows that are in no split any more."""
-    if len(manifest.windows) > len(places) - int(to_copy.sum()):
-        wanted = {place.window for place in places}
-        manifest.forget([key for key in manifest.windows if key not in wanted])
-    staying = ((place, manifest.windows[place.window]) for place in places[~to_copy])
-    moving = ((copied, place.split) for place, copied in staying if copied.split != place.split)
+    places: Places, manifest: Manifest, windows: Windows
+) -> set[tuple[str, str]]:
+    """Rewrite eval_split where it changed; gives the windows that are gone or damaged."""
+    lost: set[tuple[str, str]] = set()
+    known = ((place, manifest.windows[place.window]) for place in places)
+    moving = ((copied, place.split) for place, copied in known if copied.split != place.split)
     for some in batched(moving, _MOVED_TOGETHER):
         # Not vouched for while metadata.json may say the one split or the other.
-        manifest.add(replace(copied, split="") for copied, _ in some)
-        unsure = {copied.key for copied, _ in some if not copied.split}
-        manifest.add(_measured_again(windows.change_splits(some), unsure, windows))
-
-
-def _measured_again(
-    copied: list[CopiedWindow], unsure: set[tuple[str, str]], windows: Windows
-) -> list[CopiedWindow]:
-    """Copied windows, those read back whose checksum isn't known: a run was stopped at them."""
-    known = {window.key: window for window in copied}
-    for key, found in windows.measured(unsure):
-        if isinstance(found, StoreError):
-            raise found
-        known[key] = replace(known[key], **found._asdict())
-    return list(known.values())
+        manifest.forget(copied.key for copied, _ in some)
+        moved = windows.change_splits(some)
+        manifest.add(moved)
+        lost |= {copied.key for copied, _ in some} - {copied.key for copied in moved}
+    return lost
 
 
 def _write_split_indexes(

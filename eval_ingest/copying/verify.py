@@ -8,11 +8,10 @@ from typing import NamedTuple
 from eval_ingest.copying.rslearn_index import wrong_indexes
 from eval_ingest.core.entry import CopyResult, Metadata
 from eval_ingest.errors import IntegrityError, StoreError
-from eval_ingest.store.manifest import CopiedWindows, Manifest
+from eval_ingest.store.manifest import CopiedWindows, read_manifest
 from eval_ingest.store.outcomes import read_copy
 from eval_ingest.store.paths import RSLEARN_INDEX, DatasetLayout
 from eval_ingest.store.roots.base import DatasetStore, Recorded
-from eval_ingest.store.seal import cure_for, read_sealed
 from eval_ingest.store.window_files import Measured
 
 
@@ -75,12 +74,11 @@ def _copied(
     """The windows that the manifest vouches for, and what is wrong with it."""
     try:
         path = store.layout.copy_manifest
-        store.read(path, lambda: read_sealed(path, cure_for(store.name)))
+        windows = store.read(path, lambda: read_manifest(store.layout))
         if copy is not None and copy.manifest is not None:
             store.verify(path, copy.manifest)
     except IntegrityError as error:
         return CopiedWindows(), [error.what]
-    windows = Manifest(store.layout).windows
     wanted = sum(found.n_windows for found in metadata.splits.values())
     if metadata.spec.copy_mode == "windows" and len(windows) != wanted:
         return windows, [f"{len(windows)} windows are copied, {wanted} are in the splits"]

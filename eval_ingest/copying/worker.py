@@ -7,6 +7,7 @@ from functools import partial
 from typing import Any
 
 from eval_ingest.copying.places import Place
+from eval_ingest.core.fingerprint import fingerprint
 from eval_ingest.core.resolved import ResolvedConfig
 from eval_ingest.core.task import Task
 from eval_ingest.decoding.judge import JUDGED_BYTES, read_window, sample_arrays
@@ -35,6 +36,7 @@ class CopyingAhead:
     def __call__(self, files: WindowFiles, reader: WindowReader) -> CopiedWindow:
         """Write a window aside."""
         group, name, digest = files.listed
+        digest = copied_digest(digest, self.config)
         with COPIES.watched(lambda: len(files.files)):
             contents = [_content(reader, (group, name), f, None, self.config) for f in files.files]
             return self.ahead.write(group, name, digest, contents)
@@ -111,8 +113,8 @@ class TransferTask:
         if copy:
             key, ours = (place.group, place.name), reader.ours()
             contents = [_content(reader, key, file, ours, self.config) for file in files.files]
-            digests = place.source_digest, place.split
-            copied = self.windows.write(*key, *digests, contents, *ours or ())
+            digest = copied_digest(files.digest, self.config)
+            copied = self.windows.write(*key, digest, place.split, contents, *ours or ())
         reader.drop()
         return copied
 
@@ -133,10 +135,22 @@ def _content(
     return Content(file.path, read, None, source.have(*window, file).permissions)
 
 
+def copied_digest(source_digest: str, config: ResolvedConfig) -> str:
+    """Of what a copied window is made from: its files, and the categories that are mapped there."""
+    task = config.task
+    if not task.category_mapping:
+        return source_digest
+    mapped = fingerprint(task.category_mapping, task.property_name, _label_layers(config))
+    return f"{source_digest}-{mapped}"
+
+
 def _is_label(path: str, config: ResolvedConfig) -> bool:
     folder, _, name = path.removeprefix("layers/").partition("/")
-    layers = {read.layer for read in config.label.part.reads}
-    return name == "data.geojson" and folder.partition(".")[0] in layers
+    return name == "data.geojson" and folder.partition(".")[0] in _label_layers(config)
+
+
+def _label_layers(config: ResolvedConfig) -> set[str]:
+    return {read.layer for read in config.label.part.reads}
 
 
 def _mapped(read: Callable[[], bytes], task: Task) -> bytes:

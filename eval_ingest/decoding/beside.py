@@ -48,6 +48,11 @@ def is_raster(path: str) -> bool:
     return _RASTER.fullmatch(path.rpartition("/")[2]) is not None
 
 
+def is_opened(path: str) -> bool:
+    """True for a file that rslearn may open, by its name."""
+    return is_raster(path) or path.endswith((".json", ".geojson"))
+
+
 def check_magic(path: str, data: bytes) -> None:
     """Raise for a raster that is none by its first bytes: another of GDAL's drivers would open it.
 

@@ -8,6 +8,7 @@ import json
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -26,8 +27,14 @@ from eval_ingest.core.resolved import (
 )
 from eval_ingest.core.task import IGNORE_LABEL, Task
 from eval_ingest.core.validate import Problem
-from eval_ingest.decoding.beside import check_beside, check_content, check_crs_of, check_unread
-from eval_ingest.decoding.fallback import Place, read_features, read_raster
+from eval_ingest.decoding.beside import (
+    check_beside,
+    check_content,
+    check_crs_of,
+    check_unread,
+    is_opened,
+)
+from eval_ingest.decoding.fallback import InMemory, read_features, read_raster
 from eval_ingest.decoding.geotiff import decode_geotiff
 from eval_ingest.decoding.grid import Grid, band_set_dirname
 from eval_ingest.decoding.isolation import Result, isolated
@@ -78,7 +85,7 @@ JUDGED_BYTES = MOST_WINDOW_MIB << 20
 """That a window may have which was found valid by a run with limits of its own."""
 
 _RSLEARN_S = 300.0
-"""That rslearn may take for one layer of a window: it fetches it too."""
+"""That rslearn may take for one layer of a window, and to be imported before the first."""
 
 
 @dataclass
@@ -422,23 +429,35 @@ class _WindowReader:
     def _by_rslearn(
         self, function: Callable[..., Result], layer: str, item_group: int, *more: Any
     ) -> Result:
-        self._check_layer(layer, item_group)
         config, found = rslearn_config(self.config), self._json("metadata.json", "")
-        on_map = {key: found[key] for key in ("projection", "bounds")}
-        group, name = self.files.group, self.files.name
-        place = Place(self.source.url, json.dumps(config), group, name, on_map)
+        described = {"group": self.files.group, "name": self.files.name}
+        described |= {key: found[key] for key in ("projection", "bounds")}
+        stored = InMemory(json.dumps(config), described, self._checked_layer(layer, item_group))
         try:
-            return isolated.run(function, place, layer, item_group, *more, seconds=_RSLEARN_S)
+            return isolated.run(function, stored, layer, item_group, *more, seconds=_RSLEARN_S)
         except Unreadable as stop:
             broken_label = function.__name__ == "read_features" and stop.code == "raster_unreadable"
             code = "label_unreadable" if broken_label else stop.code
             raise Unreadable(code, f"{layer}: {stop.detail}") from stop
 
-    def _check_layer(self, layer: str, item_group: int) -> None:
-        """Look at what rslearn will open."""
-        folders = f"layers/{layer}/", f"layers/{layer}.{item_group}/"
-        here = {path for path in self.files.by_path if path.startswith(folders)}
+    def _checked_layer(self, layer: str, item_group: int) -> dict[str, bytes]:
+        """The files that rslearn may open, looked at."""
+        folders = {f"layers/{layer}.{item_group}" if item_group else f"layers/{layer}"}
+        if self.config.packs_layers:
+            folders.add(f"layers/{layer}")
+        here = {
+            path for folder in folders for path in self._by_layer.get(folder, ()) if is_opened(path)
+        }
         check_content(here - self.done, self.read)
+        return {path: self.read(path) for path in here}
+
+    @cached_property
+    def _by_layer(self) -> dict[str, list[str]]:
+        """The files below each folder of an item group."""
+        found: dict[str, list[str]] = {}
+        for path in self.files.by_path:
+            found.setdefault("/".join(path.split("/", 2)[:2]), []).append(path)
+        return found
 
     def target(self, grid: Grid) -> NDArray[Any]:
         """The target, without padding: (H, W) or scalar."""

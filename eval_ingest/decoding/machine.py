@@ -24,7 +24,7 @@ from eval_ingest.errors import (
     words_of,
 )
 
-JUDGE_VERSION = 3
+JUDGE_VERSION = 4
 """Raised when a window that was invalid may be valid now, without a change of its files."""
 
 _OF_DATA = frozenset(

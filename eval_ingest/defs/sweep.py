@@ -4,13 +4,13 @@ It wires sweep/run.py, as `eval-ingest sweep` does, and gives the same rows.
 """
 # No `from __future__ import annotations` here: Dagster reads the annotations.
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args, get_origin
 
 import dagster as dg
-from pydantic import Field
+from pydantic import Field, create_model
 
 from eval_ingest.core.fingerprint import fingerprint
 from eval_ingest.core.suite import DEFAULT_OUT, SuiteFields
@@ -28,26 +28,30 @@ MAX_PICTURE_BYTES = 1 << 20
 """Pictures are kept in Dagster's event log; the most telling ones come first."""
 
 
-def _of_suite(name: str, **other: Any) -> Any:
-    """A field as suites have it, in the types that Dagster's forms know."""
-    default = SuiteFields.model_fields[name].default
-    given = list(default) if isinstance(default, tuple) else default
-    return Field(**{"default": given, "description": docstrings(SuiteFields)[name], **other})
+def _in_dagster(kind: Any) -> Any:
+    """A type as Dagster's forms know it: lists, and anything where a value may be of several."""
+    if get_origin(kind) is not tuple:
+        return kind
+    each = get_args(kind)[0]
+    return list[each if isinstance(each, type) else Any]  # type: ignore[misc]
 
 
-class SweepConfig(dg.Config):
+def _of_suite() -> Iterator[tuple[str, Any]]:
+    """A suite's fields but the datasets, of which a partition is one."""
+    for name, field in SuiteFields.model_fields.items():
+        default = list(field.default) if isinstance(field.default, tuple) else field.default
+        text = docstrings(SuiteFields)[name]
+        if name != "datasets":
+            yield name, (_in_dagster(field.annotation), Field(default, description=text))
+
+
+_SuiteConfig: Any = create_model("_SuiteConfig", __base__=dg.Config, **dict(_of_suite()))
+
+
+class SweepConfig(_SuiteConfig):  # type: ignore[misc]
     """What `eval-ingest sweep` takes as flags."""
 
-    encoders: list[str] = _of_suite("encoders", default=["pixels"])
-    split: str = _of_suite("split")
-    label_fractions: list[float] = _of_suite(
-        "label_fractions", description="parts of the train split; each holds the smaller ones"
-    )
-    seeds: list[int] = _of_suite("seeds")
-    patch_size: int | None = _of_suite("patch_size")
-    probe: str = _of_suite("probe")
-    normalize: str | None = _of_suite("normalize")
-    method: str | None = _of_suite("method")
+    encoders: list[str] = Field(default=["pixels"], description=docstrings(SuiteFields)["encoders"])
     device: str | None = Field(
         default=None, description="cpu or cuda; default: a GPU if there is one"
     )

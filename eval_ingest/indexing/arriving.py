@@ -148,7 +148,7 @@ class _Arrivals:
         self._parts.packing_key = ARRIVED
         self._groups = groups_named(job.spec, job.config)
         self._task = ArrivingTask(source, replace(index_task(job), copy_ahead=copy_ahead))
-        self._ahead = WindowsAhead(job.layout.ahead, job.row_key)
+        self._ahead = WindowsAhead(job.layout.ahead)
         self._waiting: deque[tuple[Packer | None, list[ArrivedWindow]]] = deque()
         self._packers: Packers | None = None
         self._published: list[str] = []

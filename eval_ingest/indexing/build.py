@@ -240,7 +240,7 @@ def _build(
                 task = replace(task, copy_ahead=None)
             filtered_out = index_windows(
                 replace(task, packer=packer), to_read, pool, job.settings.workers, parts, publish,
-                job.progress, WindowsAhead(job.layout.ahead, job.row_key).note,
+                job.progress, WindowsAhead(job.layout.ahead).note,
             )  # fmt: skip
     finally:
         parts.flush()  # kept until the index itself is on disk: see finish_index

@@ -13,7 +13,6 @@ import hashlib
 import json
 import os
 import re
-import secrets
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -25,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 from eval_ingest.copying.rslearn_files import Samples, configs, remove_copy
 from eval_ingest.copying.verify import verify
 from eval_ingest.core.arguments import checked
-from eval_ingest.core.entry import Metadata, opening
+from eval_ingest.core.entry import UNTOLD, Metadata, is_ours, opening
 from eval_ingest.core.hub import HubAddress
 from eval_ingest.core.public import public, require_public
 from eval_ingest.core.registry_text import RegistryText
@@ -35,18 +34,26 @@ from eval_ingest.decoding.limits import parse_json
 from eval_ingest.decoding.metadata import parse_metadata
 from eval_ingest.decoding.problems import Unreadable
 from eval_ingest.engine import Progress, no_progress
-from eval_ingest.errors import IntegrityError, SpecError, StoreError, optional_part
+from eval_ingest.errors import IntegrityError, OutdatedError, SpecError, StoreError, optional_part
 from eval_ingest.redaction import redacted
 from eval_ingest.report.printing import table
 from eval_ingest.settings import Settings
 from eval_ingest.sources.base import WindowFiles
 from eval_ingest.sources.local import LocalSource
 from eval_ingest.store import registry
-from eval_ingest.store.atomic import file_crc32c, read_bytes, store_errors, write_bytes
+from eval_ingest.store.atomic import (
+    file_crc32c,
+    read_bytes,
+    remove_path,
+    store_errors,
+    write_bytes,
+)
 from eval_ingest.store.claims import is_published_elsewhere
-from eval_ingest.store.locks import locked
-from eval_ingest.store.outcomes import read_published
+from eval_ingest.store.locks import folder_aside
+from eval_ingest.store.outcomes import read_outcome
 from eval_ingest.store.ownership import Whose, whose
+from eval_ingest.store.paths import PUBLISHED
+from eval_ingest.store.registry_file import understood
 from eval_ingest.store.roots.base import DatasetStore, EvalRoot
 from eval_ingest.store.roots.open import open_root
 from eval_ingest.store.seal import write_sealed_json
@@ -57,6 +64,10 @@ if TYPE_CHECKING:
 
 AT_ONCE = 64
 """Files a commit."""
+ATTEMPTS = 10
+"""So often is a publication put together anew where somebody else was faster."""
+WAIT_S = 5.0
+"""For another process that writes the dataset which is pulled."""
 _LAST = ("metadata.json", "opening.json", "README.md", "registry.json")
 _TEXTS = {".json", ".yaml", ".geojson"}
 
@@ -145,41 +156,39 @@ def publish(
         )
     from eval_ingest.report.export import export_dataset  # what draws isn't needed to pull
 
-    with _staging(settings, address) as staging:
-        export_dataset(eval_root, name, staging, windows, progress, licence, citation)
-        api = None if dry_run else _api()
-        if api is not None:
-            with _asking(address):
-                api.create_repo(address.repo, repo_type="dataset", private=private, exist_ok=True)
-            _beside_others(api, address, name, staging)
-        _cover(staging, name)
-        _say_where(staging, address)
-        _refuse_private(staging, {str(eval_root.path), metadata.source})
-        files = {str(p.relative_to(staging)): p.stat().st_size
-                 for p in sorted(staging.rglob("*")) if p.is_file()}  # fmt: skip
-        found = Published(address._replace(name=name).url, files)
-        return found if api is None else _send(api, address, name, staging, found, progress)
-
-
-@contextmanager
-def _staging(settings: Settings, address: HubAddress) -> Iterator[Path]:
-    """A folder for what one publication sends; those that killed ones have left go.
-
-    A lock beside it says that it is in use, and goes with the process.
-    """
     parent = Path(settings.cache).expanduser() / "publish"
-    for lock in parent.glob("*.lock"):
-        with suppress(StoreError), locked(lock, 0.0, "publishing"):
-            shutil.rmtree(lock.with_suffix(""), ignore_errors=True)
-            lock.unlink(missing_ok=True)
-    mine = parent / f"{address.repo.replace('/', '--')}-{secrets.token_hex(4)}"
-    lock = mine.with_name(f"{mine.name}.lock")
-    with locked(lock, 0.0, "publishing"):
-        try:
-            yield mine
-        finally:
-            shutil.rmtree(mine, ignore_errors=True)
-            lock.unlink(missing_ok=True)
+    with folder_aside(parent, "*", f"{name} is being published") as staging:
+        export_dataset(eval_root, name, staging, windows, progress, licence, citation)
+        private_places = {str(eval_root.path), metadata.source}
+        if dry_run:
+            return _composed(staging, name, address, private_places, b"")
+        api = _api()
+        with _asking(address):
+            api.create_repo(address.repo, repo_type="dataset", private=private, exist_ok=True)
+        for left in reversed(range(ATTEMPTS)):
+            with _asking(address):
+                head = api.repo_info(**_where(address)).sha
+            before = _beside_others(api, address, name, staging, head)
+            found = _composed(staging, name, address, private_places, before)
+            with suppress(*([OutdatedError] if left else [])):  # then of what is there by now
+                return _send(api, address, name, staging, found, progress, head)
+        raise AssertionError  # the last attempt tells
+
+
+def _composed(
+    staging: Path, name: str, address: HubAddress, places: set[str], before: bytes
+) -> Published:
+    """What a dataset's publication consists of, written, and looked through for what is private.
+
+    What the others say lies beside it, and isn't sent; `before` is their registry.json.
+    """
+    _cover(staging, name)
+    _say_where(staging, address, before)
+    ours = [p for p in sorted((staging / name).rglob("*")) if p.is_file()]
+    ours += [staging / "README.md", staging / "registry.json"]
+    _refuse_private(staging, ours, places, before)
+    sizes = {str(path.relative_to(staging)): path.stat().st_size for path in ours}
+    return Published(address._replace(name=name).url, sizes)
 
 
 def _api() -> "HfApi":
@@ -188,9 +197,9 @@ def _api() -> "HfApi":
     return HfApi(endpoint=os.environ.get("HF_ENDPOINT") or None)
 
 
-def _where(address: HubAddress) -> dict[str, Any]:
-    """The repository, as every request names it."""
-    return {"repo_id": address.repo, "repo_type": "dataset", "revision": address.revision}
+def _where(address: HubAddress, head: str | None = None) -> dict[str, Any]:
+    """The repository at an address's revision, or at a commit, as every request names it."""
+    return {"repo_id": address.repo, "repo_type": "dataset", "revision": head or address.revision}
 
 
 @contextmanager
@@ -209,6 +218,11 @@ def _asking(address: HubAddress) -> Iterator[None]:
         ) from error
     except errors.HfHubHTTPError as error:
         status = error.response.status_code if error.response is not None else 0
+        if status in (409, 412):
+            raise OutdatedError(
+                f"others publish in {address.url} at the same time, so nothing of theirs was "
+                f"replaced; {again}"
+            ) from error
         cure = (
             "log in with a token that may write: hf auth login" if status in (401, 403) else again
         )
@@ -226,15 +240,29 @@ def _asking(address: HubAddress) -> Iterator[None]:
 # ------------------------------------------------------------------------------ what is sent
 
 
-def _beside_others(api: "HfApi", address: HubAddress, name: str, staging: Path) -> None:
-    """Have what the repository's other datasets say of themselves, for registry and cover."""
+def _beside_others(
+    api: "HfApi", address: HubAddress, name: str, staging: Path, head: str | None
+) -> bytes:
+    """Have what a commit's other datasets say of themselves, for registry and cover.
+
+    Gives the commit's registry.json as it stands.
+    """
+    for left in staging.iterdir():
+        if left.name != name:
+            remove_path(left)
+    where = _where(address, head)
     with _asking(address):
-        for path in api.list_repo_files(address.repo, repo_type="dataset"):
+        for path in api.list_repo_files(**where):
             other, _, file = path.partition("/")
-            if file in ("metadata.json", "README.md") and is_name(other) and other != name:
-                api.hf_hub_download(address.repo, path, repo_type="dataset", local_dir=staging)
+            told = file in ("metadata.json", "README.md") and is_name(other) and other != name
+            if told or path == "registry.json":
+                api.hf_hub_download(**where, filename=path, local_dir=staging)
     shutil.rmtree(staging / ".cache", ignore_errors=True)
-    registry.rebuild_registry(EvalRoot(staging))
+    before = read_bytes(staging / "registry.json") or b""
+    known, root = understood(before or None).text.values, EvalRoot(staging)
+    ours = {other for other, entry in known.items() if isinstance(entry, dict) and is_ours(entry)}
+    registry.change_registry(root, ours.difference(root.dataset_names()))
+    return before
 
 
 def _cover(staging: Path, name: str) -> None:
@@ -272,37 +300,49 @@ def _cover(staging: Path, name: str) -> None:
     (staging / "README.md").write_text(f"---\n{text}---\n{body}")
 
 
-def _say_where(staging: Path, address: HubAddress) -> None:
-    """In registry.json, where the datasets are for everybody, and not here."""
+def _say_where(staging: Path, address: HubAddress, before: bytes) -> None:
+    """In registry.json, where the datasets are for everybody, and not here.
 
-    def named(before: RegistryText) -> RegistryText:
+    Where it says what it said before it is that to the byte: it tells when it was written.
+    """
+
+    def named(here_named: RegistryText) -> RegistryText:
         entries = []
-        for entry in before.entries:
+        for entry in here_named.entries:
             where = json.dumps(address._replace(name=entry.name).url)
             here = json.dumps(str(staging / entry.name))
             entries.append(replace(entry, raw=entry.raw.replace(here, where)))
-        return replace(before, entries=tuple(entries))
+        return replace(here_named, entries=tuple(entries))
 
     root = EvalRoot(staging)
-    root.update_registry(named)
+    now = root.update_registry(named)
+    known = understood(before or None)
+    if before and not known.damage and known.text.values == now.values:
+        write_bytes(root.layout.registry, before)
     for left in [root.layout.registry_lock, *staging.glob(".*")]:
         left.unlink(missing_ok=True)
     for left in staging.glob("registry.*.json"):
         left.unlink()
 
 
-def _refuse_private(staging: Path, places: set[str]) -> None:
+def _refuse_private(staging: Path, paths: list[Path], places: set[str], before: bytes) -> None:
     """Look through everything but packed numbers once more: rasters may name files, too.
+
+    But for entries of registry.json that everybody can read already.
 
     Raises:
         StoreError: a text tells a path, a bucket, an address or a secret; or any file one of the
             places.
     """
     known = places | {str(Path.home()), str(staging)} - {"/", ""}
-    for path in sorted(staging.rglob("*")):
-        if path.suffix == ".npy" or not path.is_file():
+    said = understood(before or None).text.values
+    for path in paths:
+        if path.suffix == ".npy":
             continue
         data = path.read_bytes()
+        if path.name == "registry.json":
+            entries = understood(data).text.entries
+            data = "\n".join(e.raw for e in entries if e.value != said.get(e.name)).encode()
         told = [text for text in known if text.encode() in data]
         if path.suffix in _TEXTS:
             told += filter(None, map(_private, data.decode(errors="replace").splitlines()))
@@ -329,14 +369,19 @@ def _send(
     staging: Path,
     found: Published,
     progress: Progress,
+    head: str | None,
 ) -> Published:
-    """Send what isn't there yet: a portion a commit, what makes it a version last."""
+    """Send what isn't there yet: a portion a commit, what makes it a version last.
+
+    Raises:
+        OutdatedError: somebody has made another commit since `head`.
+        StoreError: the Hub can't be reached or refuses.
+    """
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete
     from huggingface_hub.hf_api import RepoFile
 
-    where = _where(address)
     with _asking(address):
-        tree = list(api.list_repo_tree(**where, recursive=True))
+        tree = list(api.list_repo_tree(**_where(address, head), recursive=True))
     listed = [entry for entry in tree if isinstance(entry, RepoFile)]
     there = {entry.path: entry.lfs.sha256 if entry.lfs else entry.blob_id for entry in listed}
     new = [
@@ -346,10 +391,8 @@ def _send(
     last = [path for path in new if path.rsplit("/", 1)[-1] in _LAST]
     first = [path for path in new if path not in last]
     stale = [path for path in there if path.startswith(f"{name}/") and path not in found.files]
-    if new == ["registry.json"] and not stale:
-        return found  # it tells when it was written, and nothing else is new
     portions = [first[k : k + AT_ONCE] for k in range(0, len(first), AT_ONCE)]
-    commit, done = "", 0
+    done, began = 0, head
     for paths in [*portions, last]:
         operations: list[Any] = [CommitOperationAdd(path, staging / path) for path in paths]
         if paths is last:
@@ -357,12 +400,13 @@ def _send(
         if operations:
             message = f"{name}: {len(operations)} files"
             with _asking(address):
-                commit = api.create_commit(
-                    **where, operations=operations, commit_message=message
-                ).oid
+                head = api.create_commit(
+                    **_where(address), operations=operations, commit_message=message,
+                    parent_commit=head,
+                ).oid  # fmt: skip
         done += len(paths)
         progress("files sent", done, len(new))
-    return replace(found, sent=new, commit=commit)
+    return replace(found, sent=new, commit="" if head is None or head == began else head)
 
 
 @contextmanager
@@ -422,10 +466,9 @@ def pull(url: str, *, root: str | Path | None = None, progress: Progress = no_pr
         raise SpecError(f"datasets are pulled into a folder, and the eval root is {target.url}")
     api, name = _api(), address.name
     store = target.dataset(name)
-    final = store.layout
-    _refuse_own(target, name)
-    where = _where(address)
+    _refuse_own(store)
     with _asking(address):
+        where = _where(address, api.repo_info(**_where(address)).sha)
         listed = api.list_repo_files(**where)
     wanted = [path for path in listed if path.startswith(f"{name}/")]
     if odd := [path for path in wanted if {"", ".", ".."}.intersection(path.split("/"))]:
@@ -433,33 +476,48 @@ def pull(url: str, *, root: str | Path | None = None, progress: Progress = no_pr
     if f"{name}/metadata.json" not in wanted:
         names = sorted(p.split("/")[0] for p in listed if re.fullmatch(r"[^/]+/metadata\.json", p))
         raise StoreError(f"{address.url}: the repository holds {', '.join(names) or 'no dataset'}")
-    aside = target.path / f".{name}.pull"
-    with store_errors("pulling to", aside):
-        aside.mkdir(parents=True, exist_ok=True)
-    require_told_apart(aside, wanted)
+    if odd := [path for path in wanted if path.split("/")[1] not in PUBLISHED]:
+        raise StoreError(f"{address.url} has a file {odd[0]!r}, which no eval-ingest publishes")
+    with store.hold(WAIT_S, f"{name} is being pulled"):
+        _refuse_own(store)
+        aside = target.path / f".{name}.pull"
+        with store_errors("pulling to", aside):
+            aside.mkdir(parents=True, exist_ok=True)
+        require_told_apart(aside, wanted)
+        _fetch(api, address, where, wanted, aside, progress)
+        try:
+            _verified(EvalRoot(aside), name, progress)
+        except IntegrityError:
+            shutil.rmtree(aside)  # else it would be taken for what has arrived already
+            raise
+        store.withdraw()  # by renaming, as what comes: readers find the one or the other
+        os.rename(aside / name, store.layout.path)
+    shutil.rmtree(aside, ignore_errors=True)
+    registry.rebuild_registry(target)
+    return store.layout.path
+
+
+def _fetch(
+    api: "HfApi",
+    address: HubAddress,
+    where: dict[str, Any],
+    wanted: list[str],
+    aside: Path,
+    progress: Progress,
+) -> None:
+    """Have these files in a folder, and no others that a pull of another version has left."""
+    there = {path for path in aside.glob("[!.]*/**/*") if not path.is_dir()}
+    for stale in there - {aside / path for path in wanted}:
+        remove_path(stale)
     for done, path in enumerate(wanted, start=1):
         with _asking(address):
             api.hf_hub_download(**where, filename=path, local_dir=aside)
         progress("files fetched", done, len(wanted))
     shutil.rmtree(aside / ".cache", ignore_errors=True)
-    try:
-        _verified(EvalRoot(aside), name, progress)
-    except IntegrityError:
-        shutil.rmtree(aside)  # else it would be taken for what has arrived already
-        raise
-    with store.hold(5.0, f"{name} is being pulled"):
-        _refuse_own(target, name)
-        if final.path.exists():
-            shutil.rmtree(final.path)
-        os.rename(aside / name, final.path)
-    shutil.rmtree(aside, ignore_errors=True)
-    registry.rebuild_registry(target)
-    return final.path
 
 
-def _refuse_own(root: EvalRoot, name: str) -> None:
+def _refuse_own(store: DatasetStore) -> None:
     """What was ingested here is not replaced by what was pulled."""
-    store = root.dataset(name)
     if whose(store) is not Whose.NOBODYS and not is_published_elsewhere(store):
         raise StoreError(
             f"{store.url} is there already and wasn't pulled; remove it, or pull into another "
@@ -481,6 +539,9 @@ def _verified(aside: EvalRoot, name: str, progress: Progress) -> None:
         damaged = verify(store, metadata, progress).problems
         if registry.read_opening(store) != opening(metadata):
             damaged.append(f"{store.layout.opening.name} is of another version than metadata.json")
+        index = _arrived(store, metadata, "window_index")
+        if index.source != UNTOLD:
+            damaged.append(f"{store.layout.window_index.name} says where windows came from")
         if metadata.spec.copy_mode != "windows":
             remove_copy(store)
         elif not damaged:
@@ -502,11 +563,19 @@ def _arriving(name: str) -> Iterator[None]:
         ) from error
 
 
+def _arrived(store: DatasetStore, metadata: Metadata, stage: str) -> Any:
+    """A stage's outcome, which is of the version that was published."""
+    found = read_outcome(store, stage)
+    if found is None or found.fingerprint != metadata.fingerprints[stage]:
+        raise IntegrityError(f"the outcome of {stage} is missing, or of another version")
+    return found
+
+
 def _write_configs(store: DatasetStore, metadata: Metadata) -> None:
     """Have config.json and model.yaml as we write them: in others, rslearn runs what is named."""
-    layout, copy = store.layout, read_published(store, metadata, "weka_copy")
-    index = read_published(store, metadata, "window_index")
-    splits = read_published(store, metadata, "split_assignment").joined(index)
+    layout, copy = store.layout, _arrived(store, metadata, "weka_copy")
+    index = _arrived(store, metadata, "window_index")
+    splits = _arrived(store, metadata, "split_assignment").joined(index)
     for name, data in configs(Samples(metadata.config, index, splits)).items():
         if read_bytes(layout.path / name) != data:
             write_bytes(layout.path / name, data)

@@ -95,7 +95,8 @@ class EvalCallback(Callback):
             needed unless the module, or its `encoder`, is OlmoEarth's.
         at_end: also score when the training ends.
         prefix: of the logged names.
-        arguments: further ones of `evaluate`, such as split, max_train_samples, dtype.
+        arguments: further ones of `evaluate`, such as split, max_train_samples, dtype; normalize
+            and method as the training's own data has them, where EvalDataModule was given any.
     """
 
     def __init__(

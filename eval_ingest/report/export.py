@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -14,8 +13,9 @@ from eval_ingest.errors import NotIngestedError, StoreError
 from eval_ingest.report.view import open_view
 from eval_ingest.report.viewer import write_viewer
 from eval_ingest.report.writing import write_report
-from eval_ingest.store.atomic import file_crc32c, store_error
+from eval_ingest.store.atomic import file_crc32c, store_errors
 from eval_ingest.store.index_file import read_index, read_splits, write_index, write_splits
+from eval_ingest.store.locks import folder_aside
 from eval_ingest.store.outcomes import read_copy, read_published
 from eval_ingest.store.paths import DatasetLayout
 from eval_ingest.store.registry import rebuild_registry, require_metadata, write_metadata
@@ -67,31 +67,28 @@ def export_dataset(
     if final.path.exists():
         raise StoreError(f"{final.path} is there already; remove it or choose another --to")
     fresh = not target.path.exists()
-    aside = DatasetLayout(target.path / f".{name}.{os.getpid()}.export" / name)
     windows = windows and metadata.spec.copy_mode == "windows"
-    try:
-        aside.path.mkdir(parents=True)
+    with (
+        folder_aside(target.path, ".*.export", f"{name} is being exported") as folder,
+        store_errors("exporting to", final.path),
+    ):
+        aside = EvalRoot(folder).dataset(name)
         _require_published(root, metadata, windows)
         files = list(_files(root.dataset(name), metadata, windows))
-        require_told_apart(aside.path, files)
-        for folder in {(aside.path / path).parent for path in files}:
-            folder.mkdir(parents=True, exist_ok=True)
-        copies = root.dataset(name).copy_out(files, aside.path)
+        require_told_apart(folder, files)
+        for inside in {(aside.layout.path / path).parent for path in files}:
+            inside.mkdir(parents=True, exist_ok=True)
+        copies = root.dataset(name).copy_out(files, aside.layout.path)
         for done, _ in enumerate(copies, start=1):
             progress("files copied", done, len(files))
         _require_published(root, metadata, windows)
-        _make_public(aside)
-        exported = _with_checksums(_exported(metadata, windows, licence), aside)
-        here = EvalRoot(aside.path.parent)
-        _say_what_is_left(here.dataset(name))
-        write_metadata(here.dataset(name), exported)
-        write_viewer(open_view(here, name), aside.path, progress)
-        write_report(here, name, citation=citation)
-        os.rename(aside.path, final.path)
-    except OSError as error:
-        raise store_error(final.path, "exporting to", error) from error
-    finally:
-        shutil.rmtree(aside.path.parent, ignore_errors=True)
+        _make_public(aside.layout)
+        exported = _with_checksums(_exported(metadata, windows, licence), aside.layout)
+        _say_what_is_left(aside)
+        write_metadata(aside, exported)
+        write_viewer(open_view(aside.root, name), aside.layout.path, progress)
+        write_report(aside.root, name, citation=citation)
+        os.rename(aside.layout.path, final.path)
     rebuild_registry(target)
     if fresh:  # then nobody else can hold it, and it isn't for publishing
         target.layout.registry_lock.unlink(missing_ok=True)

@@ -269,8 +269,10 @@ class ArrivedSource(ArchiveSource):
         return _wanted(group, name, files, layers)
 
     def fetch(self, files: WindowFiles, wanted: Sequence[SourceFile]) -> dict[str, Had]:
-        found = self.in_memory[files.key].files
-        return {file.path: Had(found[os.fsencode(file.path)], ANYBODY) for file in wanted}
+        return {file.path: self.have(files.group, files.name, file) for file in wanted}
+
+    def have(self, group: str, name: str, file: SourceFile) -> Had:
+        return Had(self.in_memory[f"{group}/{name}"].files[os.fsencode(file.path)], ANYBODY)
 
     def keep(self, window: WindowReader) -> None:
         self.kept.append(self.in_memory[window.files.key])

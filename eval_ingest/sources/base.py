@@ -359,7 +359,6 @@ class WindowReader:
         fetchable: Fetchable,
         room: Room,
     ) -> None:
-        self.url = source.url
         self._source = source
         self._had: dict[str, Had] = {}
         with source.waiting.watched(lambda: len(self.files.files)):

@@ -9,19 +9,11 @@ import hashlib
 import os
 import shutil
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import google_crc32c
-
 from eval_ingest.store.atomic import store_errors
-from eval_ingest.store.manifest import (
-    CopiedWindow,
-    CopiedWindows,
-    FilesChecksum,
-    journal_text,
-    read_journal,
-)
+from eval_ingest.store.manifest import CopiedWindow, CopiedWindows, journal_text, read_journal
 from eval_ingest.store.window_files import (
     METADATA,
     Contents,
@@ -38,39 +30,31 @@ class WindowsAhead:
     """Windows that wait for their splits; pickled for worker processes.
 
     Args:
-        folder: where; each has a folder in it that is named after the window, its digest and the
-            row key, and is whole when it has that name.
-        row_key: of the configuration by which windows are written: it maps labels.
+        folder: where; each has a folder in it that is named after the window and its digest, and
+            is whole when it has that name.
     """
 
     folder: Path
-    row_key: str = ""
 
     @property
     def _journal(self) -> Path:
         return self.folder / "journal.jsonl"
 
     def _place(self, window: CopiedWindow) -> Path:
-        text = "\0".join((*window.key, window.source_digest, self.row_key))
+        text = "\0".join((*window.key, window.source_digest))
         named = hashlib.blake2b(os.fsencode(text), digest_size=16)
         return self.folder / named.hexdigest()
 
     def write(self, group: str, name: str, source_digest: str, files: Contents) -> CopiedWindow:
-        """Write a window's files and read them back.
-
-        What it gives has no split yet, and counts all files but metadata.json, which will be
-        another one.
+        """Write a window's files and read them back; what it gives has no split yet.
 
         Raises:
             IntegrityError: what was read back differs from what was written.
             StoreError: it can't be written.
         """
-        known, plain = measured([file for file in files if file.path != METADATA], "")
+        known, plain = measured(files, "")
         window = CopiedWindow(group, name, source_digest, "", *known)
         place = self._place(window)
-        if place.exists():  # a worker that was lost, or a run that was stopped, had written it
-            return window
-        plain += [(f.path, f.read(), f.permissions) for f in files if f.path == METADATA]
         aside = f"{place}.part"
         with store_errors("copying to", place):
             try:
@@ -81,7 +65,8 @@ class WindowsAhead:
                 shutil.rmtree(aside)
                 os.mkdir(aside)
             write_checked(aside, plain)
-            os.rename(aside, place)
+            # Whatever a worker that was lost, or a run that was stopped, had written there.
+            Windows.put(aside, place)
         return window
 
     def note(self, windows: Sequence[CopiedWindow]) -> None:
@@ -100,29 +85,19 @@ class WindowsAhead:
         return found
 
     def move(self, window: CopiedWindow, split: str, windows: Windows) -> CopiedWindow | None:
-        """Put a window into its place in the copy, with its split; None if it isn't there any more.
+        """Put a window into its place in the copy, with its split; None if it is gone or damaged.
 
         Raises:
             StoreError: it can't be moved.
         """
         place, final = self._place(window), windows.folder / window.group / window.name
-        with store_errors("copying to", final):
-            try:
-                _, new = rewrite_split(place / METADATA, split)
-            except FileNotFoundError:
-                return None
-            if not final.parent.exists():
-                final.parent.mkdir(parents=True, exist_ok=True)
-            windows.put(place, final)
-        checksum = FilesChecksum(window.checksum)
-        checksum.add(METADATA, google_crc32c.value(new))
-        return replace(
-            window,
-            split=split,
-            n_files=window.n_files + 1,
-            n_bytes=window.n_bytes + len(new),
-            checksum=str(checksum),
-        )
+        copied = rewrite_split(window, split, place / METADATA)
+        if copied is not None:
+            with store_errors("copying to", final):
+                if not final.parent.exists():
+                    final.parent.mkdir(parents=True, exist_ok=True)
+                windows.put(place, final)
+        return copied
 
     def clear(self) -> None:
         """Remove those that no split has."""

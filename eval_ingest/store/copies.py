@@ -15,7 +15,7 @@ from eval_ingest.core.entry import is_ours
 from eval_ingest.core.spec import SPLIT_OPTION, SPLITS
 from eval_ingest.errors import EvalIngestError
 from eval_ingest.objects.backend import is_content
-from eval_ingest.store.manifest import CopiedWindow, Manifest
+from eval_ingest.store.manifest import CopiedWindow, read_manifest
 from eval_ingest.store.paths import DatasetLayout
 from eval_ingest.store.registry import read_registry
 from eval_ingest.store.roots.base import EvalRoot
@@ -99,7 +99,7 @@ def _copied(folder: Path) -> Mapping[tuple[str, str], CopiedWindow]:
 
 @lru_cache(maxsize=_REMEMBERED)
 def _windows(folder: Path, version: int) -> Mapping[tuple[str, str], CopiedWindow]:
-    return Manifest(DatasetLayout(folder)).windows
+    return read_manifest(DatasetLayout(folder))
 
 
 def _held(
@@ -119,7 +119,7 @@ def _held(
             if len(original) == files[path][1] and is_content(original, files[path][2])
         }
         left = [path for path in files if path not in found and not _may_be_rewritten(path)]
-        if left and copied.source_digest == digest:
+        if left and copied.source_digest.partition("-")[0] == digest:  # and what was mapped
             there = windows.contents(copied.key)
             recorded = Measured(copied.n_files, copied.n_bytes, copied.checksum)
             if Measured.of(there) == recorded:

@@ -1,7 +1,9 @@
-"""Lock files: of two processes on this machine, one at a time."""
+"""Lock files: of two processes on this machine, one at a time; and folders that are one's alone."""
 
+import secrets
+import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from eval_ingest.errors import LockedError, StoreError
@@ -38,3 +40,37 @@ def locked(path: Path, timeout_s: float, waiting_for: str) -> Iterator[None]:
         yield
     finally:
         lock.release()
+
+
+@contextmanager
+def folder_aside(parent: Path, pattern: str, doing: str) -> Iterator[Path]:
+    """A new folder for this process alone, which goes in the end.
+
+    Those of the same pattern that killed processes have left go now: a lock beside each, which is
+    held from before the folder is made, says whether somebody is at it.
+
+    Args:
+        parent: where; made if it isn't there.
+        pattern: of such folders' names, in which `*` becomes a word of this one's own.
+        doing: what is done there, for messages.
+
+    Raises:
+        StoreError: it can't be made.
+    """
+
+    def lock_of(folder: Path) -> Path:
+        return folder.with_name(f"{folder.name}.lock")
+
+    for left in [path for path in parent.glob(pattern) if path.is_dir()]:
+        with suppress(StoreError), locked(lock_of(left), 0.0, doing):
+            shutil.rmtree(left, ignore_errors=True)
+            lock_of(left).unlink(missing_ok=True)
+    mine = parent / pattern.replace("*", secrets.token_hex(8))
+    with locked(lock_of(mine), 0.0, doing):
+        try:
+            with store_errors("making", mine):
+                mine.mkdir()
+            yield mine
+        finally:
+            shutil.rmtree(mine, ignore_errors=True)
+            lock_of(mine).unlink(missing_ok=True)

@@ -41,7 +41,7 @@ MANIFEST_FORM = TableForm(
         "group": ColumnForm(pa.string(), whole=True, right=folder_names),
         "name": ColumnForm(pa.string(), whole=True, right=folder_names),
         "source_digest": ColumnForm(pa.string(), whole=True),
-        "split": ColumnForm(pa.string(), whole=True, of=frozenset({*SPLITS, ""})),
+        "split": ColumnForm(pa.string(), whole=True, of=frozenset(SPLITS)),
         "n_files": ColumnForm(pa.int32(), whole=True),
         "n_bytes": ColumnForm(pa.int64(), whole=True),
         "checksum": ColumnForm(pa.string(), whole=True, right=hexadecimal),
@@ -60,6 +60,7 @@ class CopiedWindow:
     group: FolderName
     name: FolderName
     source_digest: str
+    """Of its files in the source; after a `-` of what is mapped in labels, where anything is."""
     split: Annotated[str, Field(pattern=r"\A(train|val|test)?\z")]
     n_files: Count
     n_bytes: Count
@@ -154,17 +155,9 @@ class Manifest:
         self._lost: list[tuple[str, str]] = []
         """Windows of the manifest that it doesn't vouch for, because the journal is damaged."""
         self._sent = -math.inf
-        self.windows = CopiedWindows()
-        path = layout.copy_manifest  # damaged, it vouches for no window: all are copied again
-        found = unless_damaged(lambda: read_table(path, MANIFEST_FORM, layout.name))
-        if found is not None:
-            for batch in found[0].to_batches(_READ_TOGETHER):
-                for row in batch.to_pylist():
-                    self._put(CopiedWindow(**row))
+        # Damaged, it vouches for no window: all are copied again.
+        self.windows = unless_damaged(lambda: read_manifest(layout)) or CopiedWindows()
         self._replay()
-
-    def _put(self, copied: CopiedWindow) -> None:
-        self.windows[copied.key] = copied
 
     def _replay(self) -> None:
         if not self._journal.exists():
@@ -177,22 +170,22 @@ class Manifest:
                 self.windows.clear()
                 self._journal_bytes = 0
                 return
-            if isinstance(entry, CopiedWindow):
-                self._put(entry)
-            else:
+            if not isinstance(entry, CopiedWindow):
                 self.windows.pop((entry["group"], entry["name"]), None)
+            elif entry.split:
+                self.windows[entry.key] = entry
+            else:  # an earlier version was about to change it
+                self.windows.pop(entry.key, None)
             self._journal_bytes = end
 
     def add(self, copied: Iterable[CopiedWindow]) -> None:
         """Note windows as copied, at once and on disk."""
-        found = list(copied)
-        for window in found:
-            self._put(window)
-        unsure = any(not window.split for window in found)
-        self._write((asdict(window) for window in found), at_once=unsure)
+        found = {window.key: window for window in copied}
+        self.windows.update(found)
+        self._write(map(asdict, found.values()), at_once=False)
 
     def forget(self, keys: Iterable[tuple[str, str]]) -> None:
-        """Note that windows are about to be replaced or removed."""
+        """Note that windows are about to be changed, replaced or removed."""
         known = [key for key in keys if self.windows.pop(key, None) is not None]
         self._write(({"group": group, "name": name} for group, name in known), at_once=True)
 
@@ -227,6 +220,24 @@ class Manifest:
         write_table(self._layout.copy_manifest, table, MANIFEST_FORM)
         self._journal.unlink(missing_ok=True)
         shutil.rmtree(self._layout.path / UNFINISHED, ignore_errors=True)
+
+
+def read_manifest(layout: DatasetLayout) -> CopiedWindows:
+    """The windows of a copy that has ended: a journal beside it is of no copy, or of another.
+
+    Raises:
+        IntegrityError: copy_manifest.parquet is damaged.
+        StoreError: it can't be read.
+    """
+    windows = CopiedWindows()
+    found = read_table(layout.copy_manifest, MANIFEST_FORM, layout.name)
+    for batch in () if found is None else found[0].to_batches(_READ_TOGETHER):
+        windows.update((copied.key, copied) for copied in map(_copied, batch.to_pylist()))
+    return windows
+
+
+def _copied(row: dict[str, Any]) -> CopiedWindow:
+    return CopiedWindow(**row)
 
 
 def journal_text(entries: Iterable[dict[str, Any]]) -> bytes:

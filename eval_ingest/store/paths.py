@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from eval_ingest.core.spec import check_name
+from eval_ingest.core.spec import SPLITS, check_name
 
 RSLEARN_INDEX = ".rslearn_dataset_index"
 
@@ -33,6 +33,15 @@ STAGE_FILES = (
 )  # fmt: skip
 """Files of a dataset's folder by which it is known as ours, be it published, damaged or half
 written; folders that other tools made have none of them."""
+
+
+PUBLISHED = (
+    "metadata.json", "opening.json", "norm_stats.json", "window_index.parquet",
+    "split_assignment.parquet", "weka_copy.json", "copy_manifest.parquet", "config.json",
+    "model.yaml", "olmoearth_run.yaml", "windows", RSLEARN_INDEX, "samples", *SPLITS,
+    "README.md", "report", "viewer",
+)  # fmt: skip
+"""What is right in a dataset's folder that is published; what runs keep for themselves isn't."""
 
 
 class _Below:

@@ -155,18 +155,17 @@ class Windows:
     def change_splits(self, windows: Iterable[tuple[CopiedWindow, str]]) -> list[CopiedWindow]:
         """Give copied windows other splits: only their metadata.json is rewritten.
 
+        What it gives lacks those that have none any more, or a damaged one.
+
         Raises:
             StoreError: one can't be written.
         """
-        return list(
-            COPIES.each(self._change_split, windows, WINDOWS_BEHIND, files=FILES_OF_METADATA)
-        )
+        found = COPIES.each(self._change_split, windows, WINDOWS_BEHIND, files=FILES_OF_METADATA)
+        return [copied for copied in found if copied is not None]
 
-    def _change_split(self, window: tuple[CopiedWindow, str]) -> CopiedWindow:
+    def _change_split(self, window: tuple[CopiedWindow, str]) -> CopiedWindow | None:
         copied, split = window
-        path = self.folder / copied.group / copied.name / METADATA
-        with store_errors("rewriting", path):
-            return with_metadata(copied, split, *rewrite_split(path, split))
+        return rewrite_split(copied, split, self.folder / copied.group / copied.name / METADATA)
 
     def measured(self, keys: Iterable[Key]) -> Iterator[tuple[Key, Measured | StoreError]]:
         """Each window read back: files, bytes and checksum, or why it can't be read."""
@@ -214,8 +213,8 @@ class Windows:
             StoreError: one can't be removed.
         """
         with store_errors("removing windows from", self.folder):
-            groups = os.listdir(self.folder) if self.folder.is_dir() else []
-            there = ((group, name) for group in groups for name in os.listdir(self.folder / group))
+            groups = _folders_in(self.folder) if self.folder.is_dir() else []
+            there = ((group, name) for group in groups for name in _folders_in(self.folder / group))
             unwanted = [key for key in there if key not in keys]
             if unwanted:
                 with self._scratch() as scratch:
@@ -230,6 +229,12 @@ class Windows:
             folders[:] = sorted(f for f in folders if not f.startswith("."))
             inside = Path(folder).relative_to(self.folder).as_posix()
             yield from (f"{inside}/{name}" for name in sorted(names))
+
+
+def _folders_in(folder: Path) -> list[str]:
+    """Groups, or windows: not what a desktop or a file system keeps there for itself."""
+    with os.scandir(folder) as entries:
+        return [entry.name for entry in entries if entry.name[0] != "." and entry.is_dir()]
 
 
 _FILES = 30
@@ -311,38 +316,53 @@ def _write_by_python(folder: str, files: Sequence[_Plain]) -> int:
     return -1
 
 
-def rewrite_split(path: Path, split: str) -> tuple[bytes, bytes]:
-    """Give a window's metadata.json a split; what it was and is.
+def rewrite_split(copied: CopiedWindow, split: str, path: Path) -> CopiedWindow | None:
+    """Give a copied window another split; None if its metadata.json, at `path`, is gone or damaged.
 
     Raises:
         IntegrityError: what was read back differs from what was written.
-        OSError: it can't be rewritten, or isn't there.
+        StoreError: it can't be rewritten.
     """
     folder, name = os.path.split(path)
     aside = f".{name}.tmp"
-    with open(path, "rb", buffering=0) as stream:
-        old, mode = stream.read(), os.fstat(stream.fileno()).st_mode
-    new = with_split(old, split)
-    content = [(aside, new, mode & 0o666)]
-    try:
-        write_checked(folder, content)
-    except FileExistsError:  # a run was stopped right here
-        os.unlink(f"{folder}/{aside}")
-        write_checked(folder, content)
-    os.replace(f"{folder}/{aside}", path)
-    return old, new
+    with store_errors("rewriting", path):
+        try:
+            with open(path, "rb", buffering=0) as stream:
+                old, mode = stream.read(), os.fstat(stream.fileno()).st_mode
+            new = with_split(old, split)
+        except (FileNotFoundError, IntegrityError):
+            return None
+        content = [(aside, new, mode & 0o666)]
+        try:
+            write_checked(folder, content)
+        except FileExistsError:  # a run was stopped right here
+            os.unlink(f"{folder}/{aside}")
+            write_checked(folder, content)
+        os.replace(f"{folder}/{aside}", path)
+    return with_metadata(copied, split, new)
 
 
 def with_split(metadata: bytes, split: str) -> bytes:
-    """A window's metadata.json with the split in its options."""
-    content = json.loads(metadata)
-    content["options"] = {**(content.get("options") or {}), SPLIT_OPTION: split}
+    """A window's metadata.json with the split in its options.
+
+    Raises:
+        IntegrityError: it is none.
+    """
+    try:
+        content = json.loads(metadata)
+        content["options"] = {**(content.get("options") or {}), SPLIT_OPTION: split}
+    except (ValueError, TypeError, AttributeError, RecursionError) as error:
+        raise IntegrityError(f"a window's metadata.json is none ({error})", "run again") from error
     return json.dumps(content).encode()
 
 
-def with_metadata(copied: CopiedWindow, split: str, old: bytes, new: bytes) -> CopiedWindow:
-    """A copied window whose metadata.json was exchanged."""
-    checksum = FilesChecksum(copied.checksum)
+def with_metadata(copied: CopiedWindow, split: str, new: bytes) -> CopiedWindow:
+    """A copied window that has another split, by its metadata.json with that.
+
+    What this was with the split before is known by what it is: a run may have been stopped when
+    one of the two had been written.
+    """
+    old, checksum = with_split(new, copied.split), FilesChecksum(copied.checksum)
     checksum.exchange(METADATA, google_crc32c.value(old), google_crc32c.value(new))
     n_bytes = copied.n_bytes - len(old) + len(new)
     return replace(copied, split=split, n_bytes=n_bytes, checksum=str(checksum))

@@ -121,7 +121,8 @@ def evaluate(
         probe: "auto" is what a dataset's settings say, else kNN for window classification, and a
             linear probe for all else.
         patch_size: pixels per side of a patch; default what a dataset's settings say, else 4.
-        normalize: "pretrained" (the default for modules), "dataset" or "none": see EvalDataset.
+        normalize: "dataset", "pretrained" or "none": see EvalDataset. Default: with an adapter
+            "dataset", so that batches are those of EvalDataset; OlmoEarth's models "pretrained".
         method: see EvalDataset; default norm_no_clip_2_std.
         batch_size: windows per batch; default what makes some tens of MiB of pixels.
         device: where the model is; default that of its parameters, else a GPU if there is one.
@@ -139,7 +140,7 @@ def evaluate(
         raise SweepError(f"{model.__name__} is a class; give what it makes: {model.__name__}(...)")
     if batch_size is not None and not (isinstance(batch_size, int) and batch_size > 0):
         raise SweepError(f"batch_size is {batch_size!r}; it must be a whole number above 0")
-    suite = _suite(
+    asked = _suite(
         datasets,
         split=split,
         label_fractions=label_fraction,
@@ -150,20 +151,20 @@ def evaluate(
         normalize=normalize,
         method=method,
     )
-    settings = Settings.load()
-    eval_root = open_root(settings, root)
-    suite = suite.checked(eval_root)
-    there = _device_of(model, device)
-    encoders = Encoders(model, suite, there, adapter)
-    encoders.of(EvalSettings())  # what can't be used as one is told before anything is done
-    with ranks() as together, undisturbed(model, there), _precision(model, there, dtype):
-        scorer = Scorer(
-            suite, eval_root, encoders, _embedding(together, batch_size), catalog_of(settings),
-            None if out is None else Path(out).expanduser(), ranks=together,
-        )  # fmt: skip
-        found = scorer.datasets(raising=len(suite.datasets) == 1)
-        if out is not None and found.rows and together.rank == 0:
-            write_tables(Path(out).expanduser())
+    settings, folder = Settings.load(), None if out is None else Path(out).expanduser()
+    with ranks() as together:
+        eval_root = together.agreed(lambda: open_root(settings, root))
+        suite = together.from_first(lambda: asked.checked(eval_root))
+        encoders = together.agreed(lambda: _encoders(model, suite, device, adapter))
+        there = encoders.device
+        with undisturbed(model, there), _precision(model, there, dtype):
+            scorer = Scorer(
+                suite, eval_root, encoders, _embedding(together, batch_size), catalog_of(settings),
+                folder, ranks=together,
+            )  # fmt: skip
+            found = scorer.datasets(raising=len(suite.datasets) == 1)
+            if folder is not None and found.rows:
+                together.from_first(lambda: write_tables(folder))
     return Evaluation(found.rows, found.failures, time.monotonic() - started)
 
 
@@ -177,9 +178,19 @@ def _embedding(
         share = embedded_batches(
             dataset, encoder, batch_size=batch_size, shard=together.shard, pooling=pooling
         )
-        return joined(together.interleaved(lambda: list(share)), dataset, started)
+        batches = together.interleaved(lambda: list(share))
+        return together.agreed(lambda: joined(batches, dataset, started))
 
     return embed
+
+
+def _encoders(
+    model: Any, suite: Suite, device: str | torch.device | None, adapter: Adapter | None
+) -> Encoders:
+    """The model as encoders; if it can't be used as one, that is told before anything is done."""
+    encoders = Encoders(model, suite, _device_of(model, device), adapter)
+    encoders.of(EvalSettings())
+    return encoders
 
 
 def _suite(datasets: str | Path | Sequence[str] | Suite, **given: Any) -> Suite:

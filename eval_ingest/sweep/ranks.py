@@ -30,23 +30,32 @@ class Ranks:
         """Its number, and how many there are."""
         return self.rank, self.count
 
+    def agreed(self, work: Callable[[], Value]) -> Value:
+        """What each rank makes for itself, if none of them fails: so none goes on alone.
+
+        Raises:
+            EvalIngestError: what failed on any rank, on all of them.
+        """
+        found = self._tried(work)
+        if self.count > 1:
+            failures: list[Any] = [None] * self.count
+            dist.all_gather_object(failures, _failure([found]), group=self.group)
+            _checked(failures)
+        value: Value = _checked([found])[0]
+        return value
+
     def interleaved(self, work: Callable[[], list[Value]]) -> list[Value]:
         """Every rank's results on rank 0, in turn: that of batch 0, 1, 2, ...; [] elsewhere.
 
         Raises:
             EvalIngestError: what failed on any rank, on all of them.
         """
-        found = self._tried(work)
+        mine = self.agreed(work)
         if self.count == 1:
-            mine: list[Value] = _checked([found])[0]
             return mine
         gathered: list[Any] | None = [None] * self.count if self.rank == 0 else None
-        dist.gather_object(found, gathered, dst=0, group=self.group)
-        failure = [_failure(gathered)] if gathered else [None]
-        dist.broadcast_object_list(failure, src=0, group=self.group)
-        if failure[0] is not None:
-            raise failure[0]
-        shares = _checked(gathered or [])
+        dist.gather_object(mine, gathered, dst=0, group=self.group)
+        shares = gathered or []
         longest = max(map(len, shares), default=0)
         return [share[k] for k in range(longest) for share in shares if k < len(share)]
 

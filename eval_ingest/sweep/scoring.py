@@ -19,7 +19,7 @@ from eval_ingest.core.fingerprint import fingerprint
 from eval_ingest.core.spec import DatasetSpec
 from eval_ingest.core.task import TaskKind
 from eval_ingest.engine import Progress, no_progress
-from eval_ingest.errors import EvalIngestError, SweepError
+from eval_ingest.errors import EvalIngestError, OutdatedError, SweepError
 from eval_ingest.loading import EvalDataset
 from eval_ingest.report.terminal import plural
 from eval_ingest.store.registry import require_metadata
@@ -43,7 +43,7 @@ from eval_ingest.sweep.results import (
     write_row,
 )
 from eval_ingest.sweep.rows import Rows
-from eval_ingest.sweep.splits import Splits, require_windows
+from eval_ingest.sweep.splits import Case, OpenSplits, Splits, require_windows
 from eval_ingest.sweep.suite import Suite, settings_of
 
 Tell = Callable[[str], None]
@@ -126,34 +126,56 @@ class Scorer:
         return table
 
     def dataset(self, name: str) -> ResultTable:
-        """The rows of a dataset, one for each label fraction and seed.
+        """The rows of a dataset, one for each label fraction and seed, all of one version.
 
         Raises:
             EvalIngestError: it can't be scored.
         """
-        metadata = require_metadata(self.root, name)
-        settings = settings_of(name, metadata.spec.eval, self.catalog)
-        encoder = self.encoders.of(settings)
-        scored = _Scored(self, encoder, metadata, settings, self._probe(metadata, settings))
-        require_windows(metadata, self.suite.split)
-        cases = {
-            scored.key(fraction, seed): (fraction, seed)
-            for fraction in _label_fractions(metadata, self.suite.label_fractions)
-            for seed in self.suite.seeds
-        }
+        try:
+            return self._rows_of(name)
+        except OutdatedError:  # ingested anew meanwhile: the new version is scored
+            return self._rows_of(name)
+
+    def _rows_of(self, name: str) -> ResultTable:
+        # All ranks score the version that the first one finds.
+        metadata, settings = self.ranks.from_first(lambda: self._looked_up(name))
+        scored, cases = self.ranks.agreed(lambda: self._asked_for(metadata, settings))
+        encoder = scored.encoder
         kept: dict[str, Row | None] = dict.fromkeys(cases)
         if self.resume and self.out is not None:
             kept = {key: self._found(self.out, key, scored.setup) for key in kept}
         missing = [key for key in cases if kept[key] is None]
         if missing:
-            splits = scored.splits(list(cases.values()))
-            new = self.ranks.from_first(
-                lambda: [self._kept(scored.row(key, *cases[key], splits)) for key in missing]
-            )
+            opened = self.ranks.agreed(lambda: scored.opened(list(cases.values())))
+            pooling = settings.pooling or "mean"
+            made = opened.embedded(lambda dataset: self.embed(dataset, encoder, pooling))
+
+            def probed() -> list[Row]:
+                splits = Splits.of(opened, made)
+                return [self._kept(scored.row(key, *cases[key], splits)) for key in missing]
+
+            new = self.ranks.from_first(probed)
             kept |= {row.key: row for row in new}
         else:
             self.tell(f"{name}, {encoder.name}: up to date, nothing to do")
         return ResultTable([row for row in kept.values() if row is not None], len(missing))
+
+    def _looked_up(self, name: str) -> tuple[Metadata, EvalSettings]:
+        metadata = require_metadata(self.root, name)
+        return metadata, settings_of(name, metadata.spec.eval, self.catalog)
+
+    def _asked_for(
+        self, metadata: Metadata, settings: EvalSettings
+    ) -> "tuple[_Scored, dict[str, Case]]":
+        """What is to be scored, and the cases by their rows' keys."""
+        encoder = self.encoders.of(settings)
+        scored = _Scored(self, encoder, metadata, settings, self._probe(metadata, settings))
+        require_windows(metadata, self.suite.split)
+        return scored, {
+            scored.key(fraction, seed): (fraction, seed)
+            for fraction in _label_fractions(metadata, self.suite.label_fractions)
+            for seed in self.suite.seeds
+        }
 
     def _found(self, out: Path, key: str, setup: str) -> Row | None:
         """A kept row; one of version 1 now says its setup, which its key tells."""
@@ -214,20 +236,12 @@ class _Scored:
             suite.max_train_samples,
         )  # fmt: skip
 
-    def splits(self, cases: Sequence[tuple[float, int]]) -> Splits:
-        """Embed it, for rows of these label fractions and seeds."""
-        scorer, suite, pooling = self.scorer, self.scorer.suite, self.settings.pooling or "mean"
-        drawn: dict[str, Any] = {}
-        if not scorer.resume:
-            drawn["max_samples"] = suite.max_train_samples
-        # One draw alone needs no other train windows; several are drawn from all that are embedded.
-        alone = not scorer.resume and len(cases) == 1
-        if alone:
-            drawn |= dict(zip(("label_fraction", "seed"), cases[0], strict=True))
-        return Splits.of(
+    def opened(self, cases: Sequence[Case]) -> OpenSplits:
+        """Its splits: of train what is drawn; all where rows are resumed, for other rows too."""
+        scorer, suite = self.scorer, self.scorer.suite
+        return OpenSplits.of(
             scorer.root.address, self.metadata, suite.split, self.encoder,
-            lambda dataset, encoder: scorer.embed(dataset, encoder, pooling),
-            drawn, whole=not alone,
+            None if scorer.resume else cases, suite.max_train_samples,
         )  # fmt: skip
 
     def row(self, key: str, fraction: float, seed: int, splits: Splits) -> Row:
@@ -236,8 +250,7 @@ class _Scored:
         device = self.scorer.encoders.device
         encoder, metadata = self.encoder, self.metadata
         self.scorer.progress(f"probing {encoder.name} on {metadata.name}", 0, 0)
-        most = self.scorer.suite.max_train_samples if self.scorer.resume else None
-        windows = splits.train_windows(fraction, seed, most)
+        windows = splits.train_windows(fraction, seed, self.scorer.suite.max_train_samples)
         train, val, notes = splits.train_and_val(windows, seed)
         task = metadata.config.task
         wanted = self.settings.pooling or "mean"

@@ -35,14 +35,13 @@ from eval_ingest.store.registry import rebuild_registry, require_metadata, write
 from eval_ingest.store.roots.base import EvalRoot
 from eval_ingest.store.roots.open import open_root
 from eval_ingest.sweep.embed import Embedded, embedded_batches, joined
-from eval_ingest.sweep.encoders.base import Encoder
 from eval_ingest.sweep.encoders.olmoearth import weights_at_hand
 from eval_ingest.sweep.encoders.registry import check_encoder, load_encoder
 from eval_ingest.sweep.metrics import LOWER_IS_BETTER, Tally, number, primary_metric
 from eval_ingest.sweep.probes import Probed, run_knn, run_linear, tallied
 from eval_ingest.sweep.ranking import RANKING
 from eval_ingest.sweep.rows import Rows
-from eval_ingest.sweep.splits import Splits, require_windows
+from eval_ingest.sweep.splits import OpenSplits, Splits, require_windows
 from eval_ingest.sweep.suite import PATCH_SIZE, Suite, catalog_of, settings_of
 
 MOST_WINDOWS = 256
@@ -289,13 +288,15 @@ class _Measuring:
         size = self.settings.patch_size or PATCH_SIZE
         encoder = load_encoder(spec, size, torch.device("cpu"))
 
-        def embed(dataset: EvalDataset, encoder: Encoder) -> Embedded:
+        def embed(dataset: EvalDataset) -> Embedded:
             started, pooling = time.monotonic(), self.settings.pooling or "mean"
             batches = embedded_batches(dataset, encoder, self.progress, pooling=pooling)
             return joined(batches, dataset, started)
 
-        few = {"max_samples": self.most}
-        return Splits.of(self.root.address, self.metadata, "test", encoder, embed, few, scored=few)
+        opened = OpenSplits.of(
+            self.root.address, self.metadata, "test", encoder, [(1.0, SEED)], self.most, self.most
+        )
+        return Splits.of(opened, opened.embedded(embed))
 
     def _probed(self, splits: Splits, fraction: float = 1.0) -> Probed:
         """kNN where the dataset is scored so, else a layer with few rates and epochs."""

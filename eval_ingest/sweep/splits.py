@@ -1,9 +1,7 @@
 """A dataset's embedded splits, and which of their windows a probe is trained and chosen on."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from types import MappingProxyType
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,6 +9,7 @@ from numpy.typing import NDArray
 from eval_ingest.core.entry import Metadata
 from eval_ingest.errors import SweepError
 from eval_ingest.loading import EvalDataset
+from eval_ingest.loading.selection import drawn
 from eval_ingest.sweep.embed import Embedded
 from eval_ingest.sweep.encoders.base import Encoder
 from eval_ingest.sweep.rows import Rows
@@ -39,25 +38,22 @@ def require_windows(metadata: Metadata, split: str) -> None:
         )
 
 
-@dataclass(frozen=True)
-class Splits:
-    """A dataset's embedded splits."""
+Case = tuple[float, int]
+"""A label fraction and a seed."""
 
-    name: str
-    root: str
-    embedded: Embedded
-    """train"""
-    place: dict[tuple[str, Any], int]
-    """A sample's key to its place in train."""
-    val: Rows | None
-    """None where the dataset has no val split."""
-    test: Rows
-    """The split that is scored."""
+
+@dataclass(frozen=True)
+class OpenSplits:
+    """A dataset's splits, all of one version, as an encoder wants them."""
+
+    datasets: dict[str, EvalDataset]
+    """train, val if there is one, and the split that is scored."""
     split: str
-    drawn: bool
-    """Only the windows that are trained on are embedded."""
-    seconds: float
-    """What embedding took."""
+    """The one that is scored."""
+    total: int
+    """Samples of train."""
+    rows: NDArray[np.int64] | None
+    """Those that are in `datasets`; None: all of them, in order."""
 
     @classmethod
     def of(
@@ -66,15 +62,14 @@ class Splits:
         metadata: Metadata,
         split: str,
         encoder: Encoder,
-        embed: Callable[[EvalDataset, Encoder], Embedded],
-        drawn: Mapping[str, Any],
-        whole: bool = True,
-        scored: Mapping[str, Any] = MappingProxyType({}),
-    ) -> "Splits":
-        """Embed the splits; of train only what `drawn`, arguments of EvalDataset, says, and of the
-        others what `scored` does.
+        cases: Sequence[Case] | None = None,
+        max_train: int | None = None,
+        max_scored: int | None = None,
+    ) -> "OpenSplits":
+        """Open them, of train only what these cases draw of at most so many; None: all of it.
 
-        With `whole`, label fractions are still to be drawn from what is embedded.
+        Raises:
+            EvalIngestError: they can't be opened, or are no longer of this version.
         """
 
         def opened(name: str) -> EvalDataset:
@@ -82,26 +77,65 @@ class Splits:
                 metadata.name,
                 name,
                 root=root,
+                version=metadata.fingerprint,
                 normalize=encoder.normalize,
                 method=encoder.method,
                 nodata=getattr(encoder, "nodata", 0.0),
-                **(drawn if name == "train" else scored),
+                max_samples=None if name == "train" else max_scored,
             )
 
         train = opened("train")
-        made = {"train": embed(train, encoder)}
+        rows = None
+        if cases is not None and split != "train":
+            rows = _union(drawn(len(train), share, max_train, seed) for share, seed in cases)
+        datasets = {"train": train if rows is None else train[rows]}
         for name in ("val", split):
-            if name not in made and metadata.splits[name].count:
-                made[name] = embed(opened(name), encoder)
+            if name not in datasets and metadata.splits[name].count:
+                datasets[name] = opened(name)
+        return cls(datasets, split, len(train), rows)
+
+    def embedded(self, embed: Callable[[EvalDataset], Embedded]) -> dict[str, Embedded]:
+        """Each of them."""
+        return {name: embed(dataset) for name, dataset in self.datasets.items()}
+
+
+def _union(draws: Iterable[NDArray[np.int64] | None]) -> NDArray[np.int64] | None:
+    """Rows that any of them has, the first ones first; None: all there are."""
+    found: dict[int, None] = {}
+    for rows in draws:
+        if rows is None:
+            return None
+        found |= dict.fromkeys(rows.tolist())
+    return np.array(list(found), np.int64)
+
+
+@dataclass(frozen=True)
+class Splits:
+    """A dataset's embedded splits."""
+
+    embedded: Embedded
+    """train"""
+    total: int
+    rows: NDArray[np.int64] | None
+    """See OpenSplits."""
+    val: Rows | None
+    """None where the dataset has no val split."""
+    test: Rows
+    """The split that is scored."""
+    split: str
+    seconds: float
+    """What embedding took."""
+
+    @classmethod
+    def of(cls, opened: OpenSplits, made: Mapping[str, Embedded]) -> "Splits":
+        """What was made of the opened ones."""
         return cls(
-            metadata.name,
-            root,
             made["train"],
-            {train.key(i): i for i in range(len(train))},
+            opened.total,
+            opened.rows,
             Rows.of(made["val"]) if "val" in made else None,
-            Rows.of(made[split]),
-            split,
-            bool(drawn) and not whole,
+            Rows.of(made[opened.split]),
+            opened.split,
             sum(found.seconds for found in made.values()),
         )
 
@@ -109,19 +143,13 @@ class Splits:
         self, label_fraction: float, seed: int, max_samples: int | None = None
     ) -> NDArray[np.int64]:
         """Places of the windows that EvalDataset(label_fraction=, seed=, max_samples=) has."""
-        if self.drawn or (label_fraction == 1 and max_samples is None):
-            return np.arange(len(self.embedded))
-        drawn = EvalDataset(
-            self.name,
-            "train",
-            root=self.root,
-            normalize=None,
-            label_fraction=label_fraction,
-            seed=seed,
-            max_samples=max_samples,
-        )
-        keys = [drawn.key(i) for i in range(len(drawn))]
-        return np.array([self.place[key] for key in keys if key in self.place], np.int64)
+        wanted = drawn(self.total, label_fraction, max_samples, seed)
+        if wanted is None:
+            wanted = np.arange(self.total)
+        if self.rows is None:
+            return wanted
+        order = np.argsort(self.rows)
+        return order[np.searchsorted(self.rows, wanted, sorter=order)]
 
     def train_and_val(self, samples: NDArray[np.int64], seed: int) -> tuple[Rows, Rows, list[str]]:
         """The rows to train on and to choose on, and what is unusual about them."""

@@ -286,6 +286,8 @@ class _Writer:
     def _raster_layer(
         self, window: "Window", name: str, layer: "LayerConfig", number: int
     ) -> list[Interval]:
+        from rslearn.dataset.window_data_storage import per_item_group as stored
+
         count = self._described.item_groups(name)
         if number % 3 == 1 and self._described.may_lack_groups(name):
             count = max(1, count - 1)
@@ -293,6 +295,10 @@ class _Writer:
         with window.data.open_layer_writer(name) as writer:
             for band_set in layer.band_sets:
                 for item_group, time in enumerate(times):
+                    if isinstance(window.data, stored.PerItemGroupStorage):
+                        # Formats of tiles expect their folder to be there.
+                        place = window.window_root, name, band_set.bands, item_group
+                        stored.per_item_group_raster_dir(*place).mkdir(parents=True)
                     writer.write_raster(
                         band_set.bands, band_set.instantiate_raster_format(),
                         *self._raster(window, name, band_set, time), group_idx=item_group,
@@ -328,6 +334,7 @@ class _Writer:
         return self._rng.integers(1, min(9000, np.iinfo(dtype).max - 1), shape).astype(dtype)
 
     def _vector_layer(self, window: "Window", name: str, layer: "LayerConfig", number: int) -> None:
+        from rslearn.dataset.window_data_storage.per_item_group import per_item_group_layer_dir
         from rslearn.utils.feature import Feature
 
         tasks = self._described.label_layers.get(name, [])
@@ -336,6 +343,7 @@ class _Writer:
             if not may_lack_label(task) or (number + k) % 5 != 2:
                 properties |= feature_properties(task, layer.class_names or [], self._rng)
         geometry = window.get_geometry()
+        per_item_group_layer_dir(window.window_root, name).mkdir(parents=True)  # see _raster_layer
         with window.data.open_layer_writer(name) as writer:
             writer.write_vector(
                 layer.instantiate_vector_format(),

@@ -60,9 +60,9 @@ def published(root: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in names}
 
 
-def index_values(root: Path) -> Any:
+def index_values(root: Path, name: str = "crops") -> Any:
     """window_index but for the digests, which hold modification times or checksums."""
-    table = pq.read_table(root / "crops" / "window_index.parquet")
+    table = pq.read_table(root / name / "window_index.parquet")
     return table.drop_columns(["source_digest"]).to_pylist()
 
 

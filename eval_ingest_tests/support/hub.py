@@ -37,12 +37,15 @@ class Hub:
     def clear(self) -> None:
         """Forget everything."""
         self.repos: dict[str, list[dict[str, bytes]]] = {}
+        """Commits by ORG/REPO, and of branches by ORG/REPO@BRANCH."""
         self.private: dict[str, bool] = {}
         self.blobs: dict[str, bytes] = {}
         self.requests: list[str] = []
         self.uploads: list[str] = []
         self.fail_after: int | None = None
         """Uploads of blobs that are taken before the connection is refused."""
+        self.meanwhile: list[Callable[[], object]] = []
+        """What others do, one right before each commit that comes."""
 
     def is_used_by(self, patch: pytest.MonkeyPatch) -> None:
         """Have huggingface_hub, which has read the environment by now, take it for the Hub."""
@@ -56,14 +59,31 @@ class Hub:
         patch.setattr(constants, "HF_HUB_DISABLE_PROGRESS_BARS", True)
 
     def files(self, repo: str, revision: str = "main") -> dict[str, bytes]:
-        """The files of a commit."""
-        commits = self.repos[repo]
-        return commits[-1 if revision in ("main", sha(len(commits) - 1)) else int(revision, 16) - 1]
+        """The files of a commit, given by its id, or of the last one of a branch."""
+        return self.repos[self.branch(repo, revision)][self.number(repo, revision)]
+
+    def branch(self, repo: str, revision: str = "main") -> str:
+        """The key of a branch, which is given by its name or by one of its commits."""
+        if revision == "main":
+            return repo
+        keys = [repo, *(key for key in self.repos if key.startswith(f"{repo}@"))]
+        named = [key for key in keys if key == f"{repo}@{revision}"]
+        return (named or [key for key in keys if revision[:8] == sha(key, 0)[:8]])[0]
+
+    def number(self, repo: str, revision: str = "main") -> int:
+        """The place of a commit in its branch."""
+        key = self.branch(repo, revision)
+        is_name = revision == "main" or key == f"{repo}@{revision}"
+        return len(self.repos[key]) - 1 if is_name else int(revision[8:], 16)
+
+    def head(self, repo: str, revision: str = "main") -> str:
+        """The id of a commit."""
+        return sha(self.branch(repo, revision), self.number(repo, revision))
 
 
-def sha(number: int) -> str:
-    """The id of a commit by its number."""
-    return f"{number + 1:040x}"
+def sha(branch: str, number: int) -> str:
+    """The id of a commit by its branch and number."""
+    return f"{hashlib.sha1(branch.encode()).hexdigest()[:8]}{number:032x}"
 
 
 def described(path: str, data: bytes) -> dict[str, Any]:
@@ -155,9 +175,9 @@ class Handler(BaseHTTPRequestHandler):
         if repo not in self.hub.repos:
             self.missing("RepoNotFound")
             return
-        commits = self.hub.repos[repo]
-        files = [{"rfilename": path} for path in sorted(commits[-1])]
-        found = {"id": repo, "sha": sha(len(commits) - 1), "siblings": files, "tags": [],
+        files = [{"rfilename": path} for path in sorted(self.hub.files(repo, revision or "main"))]
+        found = {"id": repo, "sha": self.hub.head(repo, revision or "main"),
+                 "siblings": files, "tags": [],
                  "private": self.hub.private[repo], "disabled": False, "gated": False,
                  "downloads": 0, "likes": 0}  # fmt: skip
         self.reply(found)
@@ -248,18 +268,26 @@ class Handler(BaseHTTPRequestHandler):
         return True
 
     def commit(self, repo: str, revision: str) -> None:
-        files = dict(self.hub.repos[repo][-1])
+        if self.hub.meanwhile:
+            self.hub.meanwhile.pop(0)()
+        branch = self.hub.repos[self.hub.branch(repo, revision)]
+        files = dict(branch[-1])
         for line in self.body.splitlines():
             key, value = (found := json.loads(line))["key"], found["value"]
-            if key == "file":
+            if key == "header":
+                parent = value.get("parentCommit")
+                if parent not in (None, self.hub.head(repo, revision)):
+                    self.reply({"error": "A commit has happened since."}, 412)
+                    return
+            elif key == "file":
                 files[value["path"]] = base64.b64decode(value["content"])
             elif key == "lfsFile":
                 files[value["path"]] = self.hub.blobs[value["oid"]]
             elif key == "deletedFile":
                 del files[value["path"]]
-        if not self.changed("hub: a commit", lambda: self.hub.repos[repo].append(files)):
+        if not self.changed("hub: a commit", lambda: branch.append(files)):
             return
-        oid = sha(len(self.hub.repos[repo]) - 1)
+        oid = self.hub.head(repo, revision)
         self.reply(
             {"success": True, "commitOid": oid, "commitUrl": f"{self.hub.url}/{repo}/commit/{oid}"}
         )
@@ -276,7 +304,7 @@ class Handler(BaseHTTPRequestHandler):
         etag = told.get("lfs", told)["oid"]
         headers = {
             "ETag": f'"{etag}"',
-            "X_Repo_Commit": sha(len(self.hub.repos[repo]) - 1),
+            "X_Repo_Commit": self.hub.head(repo, revision),
             "Accept_Ranges": "bytes",
         }
         asked = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""))

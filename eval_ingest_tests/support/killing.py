@@ -35,7 +35,7 @@ from eval_ingest.settings import DEFAULT_CACHE, Settings
 from eval_ingest.sources import window_table
 from eval_ingest.store.roots import base
 
-MARK = "EVAL_INGEST_TEST_MARK"
+MARK = "TESTS_OF_EVAL_INGEST"
 """An environment variable: whoever has the same value belongs together."""
 
 KILLED = -signal.SIGKILL

@@ -38,6 +38,11 @@ def _of_format(bands: list[str], name: str, dtype: str = "uint16", **more: Any) 
     return {"type": "raster", "band_sets": [stored], **more}
 
 
+def _tiled(bands: list[str], dtype: str, kind: str) -> dict[str, Any]:
+    stored = _class("utils.raster_format.ImageTileRasterFormat", format=kind, tile_size=8)
+    return {"type": "raster", "band_sets": [{"bands": bands, "dtype": dtype, "format": stored}]}
+
+
 def _sets(*band_sets: dict[str, Any]) -> dict[str, Any]:
     return {"type": "raster", "data_source": FETCHED, "band_sets": list(band_sets)}
 
@@ -247,6 +252,20 @@ EQUAL: dict[str, Variation] = {
         }]}},
         {},
         model(SAMPLE),
+    ),
+    "pictures and tiles of pictures": (
+        {
+            "sentinel1": _tiled(["vv", "vh"], "float32", "geotiff"),
+            "label_raster": _tiled(["label"], "uint8", "png"),
+        },
+        {},
+        model(SAMPLE | S1),
+    ),
+    "labels in tiles of features": (
+        {"label": {"type": "vector", "class_names": ["a", "b", "c", "odd"],
+                   "vector_format": _class("utils.vector_format.TileVectorFormat")}},
+        {},
+        model(SAMPLE, label=VECTOR, task=_SKIPS),
     ),
     "band sets of other resolutions": (
         {

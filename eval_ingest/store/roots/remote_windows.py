@@ -113,21 +113,20 @@ class RemoteWindows(Windows):
     def change_splits(self, windows: Iterable[tuple[CopiedWindow, str]]) -> list[CopiedWindow]:
         objects = self._objects
 
-        async def change(copied: CopiedWindow, split: str) -> CopiedWindow:
+        async def change(copied: CopiedWindow, split: str) -> CopiedWindow | None:
             name = f"{self._name(copied.key)}/{METADATA}"
             try:
                 entry, old = await objects.read_current(name)
-            except FileNotFoundError as error:
-                raise IntegrityError(
-                    f"{objects.url}/{name} is missing; ingest again with --overwrite"
-                ) from error
-            new = with_split(old, split)
+                new = with_split(old, split)
+            except (FileNotFoundError, IntegrityError):
+                return None
             # After it was read: then what another process writes from now on is another version.
             async with self._lease.writing(objects, name):
                 await objects.replace(entry, new)
-            return with_metadata(copied, split, old, new)
+            return with_metadata(copied, split, new)
 
-        return objects.run_all([change(copied, split) for copied, split in windows])
+        found = objects.run_all([change(copied, split) for copied, split in windows])
+        return [copied for copied in found if copied is not None]
 
     def measured(self, keys: Iterable[Key]) -> Iterator[tuple[Key, Measured | StoreError]]:
         for some in batched(keys, _TOGETHER):

@@ -13,12 +13,14 @@ import torch
 
 from eval_ingest.errors import SweepError
 from eval_ingest.loading import EvalDataset
+from eval_ingest.loading.normalize import DEFAULT_METHOD
 from eval_ingest.sweep.encoders.base import Embeddings
 from eval_ingest.sweep.encoders.olmoearth import OlmoEarthEncoder
 
 Adapter = Callable[[Any, dict[str, Any], EvalDataset], "Embeddings | torch.Tensor"]
 """`adapter(model, batch, dataset)`: the model's embeddings of a batch whose tensors are on the
-device. A tensor (B, h, w, D) is taken as patches, one (B, D) as pooled."""
+device, normalised as EvalDataset does it unless something else is asked for. A tensor (B, h, w, D)
+is taken as patches, one (B, D) as pooled."""
 
 
 class ModuleEncoder:
@@ -26,8 +28,9 @@ class ModuleEncoder:
 
     fingerprint = ""
     weights = "the model as it is now"
-    normalize: Literal["dataset", "pretrained"] | None = "pretrained"
-    method = "norm_no_clip_2_std"
+    normalize: Literal["dataset", "pretrained"] | None = "dataset"
+    method = DEFAULT_METHOD
+    """Both as EvalDataset has them, whose batches the model is being trained on."""
 
     def __init__(self, model: Any, adapter: Adapter, patch_size: int, device: torch.device) -> None:
         self.name, self.patch_size = type(model).__name__, patch_size
