@@ -77,6 +77,36 @@ def test_the_copy_has_the_categories_of_the_task_that_it_is_of(
         assert faults.verified(root) == []
 
 
+UNJUDGED = {
+    "cut off": (b'{"features": [{', True),
+    "cut off, unfinished": (b'{"features": [{', False),
+    "a list": (b"[1]", True),
+    "odd features": (b'{"features": [{"properties": 7}, 8]}', True),
+    "other features": (b'{"features": 3}', False),
+    "deep": (b"[" * 100_000, True),
+    "many lists": (b'{"features": [' + b"[]," * 1_600_000 + b"[]]}", False),
+}
+
+
+@pytest.mark.parametrize("as_archive", [False, True], ids=["folder", "archive"])
+def test_labels_that_nobody_judged_are_copied_as_they_are(
+    as_archive: bool, categories: Callable[..., Path], tmp_path: Path
+) -> None:
+    source, root = categories(MERGED, "agriculture", "river"), tmp_path / "root"
+    windows = sorted((source / "windows").glob("*/*"))
+    for window, (data, completed) in zip(windows, UNJUDGED.values(), strict=False):
+        group = window / "layers" / "label.1"
+        group.mkdir()
+        (group / "data.geojson").write_bytes(data)
+        if completed:
+            (group / "completed").touch()
+    if as_archive:
+        source = factories.pack(source, tmp_path / "crops.tar.gz")
+    pipeline.ingest(make_job(source, root))
+    copied = (root / "crops" / "windows").rglob("label.1/data.geojson")
+    assert sorted(map(Path.read_bytes, copied)) == sorted(data for data, _ in UNJUDGED.values())
+
+
 def test_a_window_that_no_task_changes_is_not_written_again_for_another(
     categories: Callable[..., Path], tmp_path: Path
 ) -> None:

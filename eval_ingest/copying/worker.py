@@ -11,6 +11,8 @@ from eval_ingest.core.fingerprint import fingerprint
 from eval_ingest.core.resolved import ResolvedConfig
 from eval_ingest.core.task import Task
 from eval_ingest.decoding.judge import JUDGED_BYTES, read_window, sample_arrays
+from eval_ingest.decoding.limits import parse_json
+from eval_ingest.decoding.problems import Unreadable
 from eval_ingest.errors import SourceError
 from eval_ingest.sources.base import Ours, Source, SourceFile, WindowFiles, WindowReader, crc_of
 from eval_ingest.store.ahead import WindowsAhead
@@ -128,7 +130,7 @@ def _content(
 ) -> Content:
     """A file of the copy: as it is, but for labels whose categories the task maps."""
     read = partial(source.read, *window, file)
-    if config.task.category_mapping and _is_label(file.path, config):
+    if config.task.category_mapping and _is_label(file.path, source.files, config):
         read, ours = partial(_mapped, read, config.task), None
     if ours is not None and file.path != METADATA:
         return Content(file.path, read, (file.size, crc_of(file.version)))
@@ -144,9 +146,12 @@ def copied_digest(source_digest: str, config: ResolvedConfig) -> str:
     return f"{source_digest}-{mapped}"
 
 
-def _is_label(path: str, config: ResolvedConfig) -> bool:
-    folder, _, name = path.removeprefix("layers/").partition("/")
-    return name == "data.geojson" and folder.partition(".")[0] in _label_layers(config)
+def _is_label(path: str, files: WindowFiles, config: ResolvedConfig) -> bool:
+    """True for the features of a label's item group that is completed: no other was judged."""
+    folder, _, name = path.rpartition("/")
+    layer = folder.removeprefix("layers/").partition(".")[0]
+    completed = f"{folder}/completed" in files.by_path
+    return name == "data.geojson" and completed and layer in _label_layers(config)
 
 
 def _label_layers(config: ResolvedConfig) -> set[str]:
@@ -154,13 +159,20 @@ def _label_layers(config: ResolvedConfig) -> set[str]:
 
 
 def _mapped(read: Callable[[], bytes], task: Task) -> bytes:
-    """A label's GeoJSON with mapped categories, which rslearn's own task can't map."""
-    content = json.loads(read())
-    for feature in content["features"]:
-        properties = feature.get("properties") or {}
-        value = properties.get(task.property_name)
-        if isinstance(value, str):
-            properties[task.property_name] = task.category_mapping.get(value, value)
+    """A label's GeoJSON with mapped categories, which rslearn's own task can't map.
+
+    As it is, if it is none: an item group that no input reads may hold anything.
+    """
+    data = read()
+    try:
+        content = parse_json(data, "", "label_unreadable")
+        for feature in content["features"]:
+            properties = feature.get("properties") or {}
+            value = properties.get(task.property_name)
+            if isinstance(value, str):
+                properties[task.property_name] = task.category_mapping.get(value, value)
+    except (Unreadable, LookupError, TypeError, AttributeError):
+        return data
     return json.dumps(content).encode()
 
 
