@@ -135,7 +135,7 @@ class RemoteSource(Source):
                     "and give that folder"
                 )
             if not (folder / name).is_file():
-                fetch(f"{self.url}/{name}", folder / name)
+                fetch(f"{self.url}/{name}", folder / name, entry)
         return folder
 
     # -------------------------------------------------------------------------------- listing

@@ -108,6 +108,22 @@ class Checked:
             self._crc32c.update(data)
         return data
 
+    def _now(self) -> "Entry":
+        """The object as it is now.
+
+        Raises:
+            SourceNotFoundError: it has gone.
+            CutOffError: it can't be looked at.
+        """
+        try:
+            now = Version.of(self._url).listed
+        except SourceNotFoundError:
+            raise
+        except SourceError as error:
+            raise CutOffError(str(error)) from error
+        assert now is not None
+        return now
+
     def compare(self) -> None:
         """Raise SourceError if it wasn't what was seen, whole."""
         url, listed = self._url, self._version.listed
@@ -116,6 +132,8 @@ class Checked:
                 raise SourceError(f"{url} has changed while it was read; run again")
             return
         kind, _, wanted = listed.version.partition(":")
+        if kind != "crc32c" and self._now().is_as(listed) is False:
+            raise SourceError(f"{url} has changed while it was read; run again")
         found = base64.b64encode(self._crc32c.digest()).decode()
         if self.size != listed.size or (kind == "crc32c" and found != wanted):
             raise SourceError(
@@ -125,14 +143,14 @@ class Checked:
             )
 
 
-def fetch(url: str, path: Path) -> None:
+def fetch(url: str, path: Path, listed: "Entry") -> None:
     """Bring an object to a file on this disk, of which there is nothing unless all is there.
 
     Raises:
-        SourceError: it can't be read, or doesn't arrive as it was seen.
+        SourceError: it can't be read, or doesn't arrive as it was listed.
         StoreError: this disk has no room for it.
     """
-    version = Version.of(url)
+    version = Version(listed.size, listed.version, listed)
     aside = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
