@@ -575,7 +575,7 @@ def write_report(name: str, root: Root = None, *, out: str | Path = DEFAULT_OUT)
 
 def _scores(name: str, out: Path) -> list[list[str]]:
     """What sweeps found on a dataset, a line an encoder and version, the newest version first."""
-    if not any((out / "rows").glob("*.json")):
+    if not any((out / "rows").glob("[!.]*.json")):
         return []
     from eval_ingest.sweep.results import leaderboards, read_rows
 

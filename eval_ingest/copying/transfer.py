@@ -1,7 +1,6 @@
 """One pass over the windows that are in a split: copied to the eval root, and packed."""
 
 import contextlib
-import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
@@ -46,6 +45,7 @@ from eval_ingest.store.seal import unless_damaged
 from eval_ingest.store.shards import ShardWriter, read_shard, shard_names
 from eval_ingest.store.split_index import TARGET, Crops, timestamps_column, write_split_index
 from eval_ingest.store.window_files import Windows
+from eval_ingest.waiting import remove_folder
 
 _TASK_WINDOWS = 64
 _MOVES = 8
@@ -232,7 +232,7 @@ def _scratch(samples: Path) -> Iterator[Path]:
     try:
         yield folder
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        remove_folder(folder)
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,6 @@ copied is kept in manifest.py.
 import contextlib
 import json
 import os
-import shutil
 import tempfile
 from collections.abc import Callable, Collection, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -135,7 +134,7 @@ class Windows:
         old = f"{aside}.old"
         os.rename(final, old)  # not removed, so that no half of it is ever in its place
         os.rename(aside, final)
-        shutil.rmtree(old, ignore_errors=True)
+        remove_folder(old)
 
     def _scratch(self) -> tempfile.TemporaryDirectory[str]:
         """A folder for what is on its way into the copy, or out of it."""

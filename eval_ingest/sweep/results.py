@@ -179,7 +179,7 @@ def read_rows(out: Path) -> list[Row]:
         SweepError: there is none.
         IntegrityError: one is damaged.
     """
-    rows = [row for path in (out / "rows").glob("*.json") if (row := _row(path)) is not None]
+    rows = [row for path in (out / "rows").glob("[!.]*.json") if (row := _row(path)) is not None]
     if not rows:
         raise SweepError(
             f"there are no results in {out}; run: eval-ingest sweep --encoder pixels --out {out}"

@@ -382,13 +382,13 @@ class DatasetStore:
             remove_path(path)
 
     def keep_only(self, folder: Path, names: Collection[str]) -> None:
-        """Remove what else is right in a folder, whoever wrote it.
+        """Remove what else is right in a folder, whoever wrote it, but for what is hidden.
 
         Raises:
             StoreError: it can't be removed.
         """
         there = sorted(folder.iterdir()) if folder.is_dir() else []
-        self.remove(path for path in there if path.name not in names)
+        self.remove(path for path in there if path.name not in names and path.name[0] != ".")
 
     def withdraw(self) -> None:
         """Take the whole dataset out of sight, at once.
