@@ -66,7 +66,7 @@ from eval_ingest.store.claims import claim
 from eval_ingest.store.index_file import read_index, read_splits, write_splits
 from eval_ingest.store.leftovers import GRACE_S, remove_retired, remove_unfinished
 from eval_ingest.store.manifest import JOURNAL
-from eval_ingest.store.outcomes import read_copy, read_outcome, read_source_state
+from eval_ingest.store.outcomes import read_outcome, read_source_state
 from eval_ingest.store.seal import unless_damaged, write_sealed_json
 from eval_ingest.store.shards import forget_shards
 from eval_ingest.waiting import remove_folder
@@ -169,7 +169,7 @@ def weka_copy(job: Job, index: WindowIndex, splits: SplitAssignment) -> CopyResu
         StoreError: the eval root can't be written.
     """
     wanted = _copy_wanted(job, index, splits)
-    old = unless_damaged(lambda: read_copy(job.store))
+    old: CopyResult | None = unless_damaged(lambda: read_outcome(job.store, "weka_copy"))
     if old is not None and old.fingerprint == wanted and _copy_is_there(job, old):
         job.source.forget()
         return old

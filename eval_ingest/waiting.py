@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from functools import partial
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 from eval_ingest.engine import Item, Result, map_ordered
 
@@ -177,20 +178,25 @@ _FILES = 32
 """That each of many folders holds, most often."""
 
 
-def remove_folder(path: str | Path, failed: Callable[..., object] = lambda *_: None) -> None:
+def remove_folder(path: str | Path) -> OSError | None:
     """Remove a folder, on a disk that keeps us waiting many of those in it at a time.
 
-    Args:
-        path: the folder; nothing is done where there is none.
-        failed: `onerror` of shutil.rmtree; what can't be removed stays, unless it raises.
+    Nothing is done where there is none. What can't be removed stays: the error says why.
     """
-    remove = partial(shutil.rmtree, onerror=failed)
+    failed: list[OSError] = []
+
+    def note(_function: object, _path: str, raised: tuple[Any, Any, Any]) -> None:
+        if not isinstance(raised[1], FileNotFoundError):  # another process was faster
+            failed.append(raised[1])
+
+    remove = partial(shutil.rmtree, onerror=note)
     level = [] if os.path.islink(path) else [str(path)]
     while 0 < len(level) <= _FEW:
         level = [folder for above in level for folder in _folders_in(above)]
     for _ in COPIES.each(remove, level, WINDOWS_BEHIND, files=_FILES):
         pass
     remove(path)
+    return failed[0] if failed else None
 
 
 def _folders_in(path: str) -> list[str]:

@@ -11,10 +11,11 @@ import yaml
 from eval_ingest import EvalDataset, api, pipeline
 from eval_ingest.store.manifest import JOURNAL, Manifest
 from eval_ingest.store.roots.base import EvalRoot
+from eval_ingest.sweep.results import write_row
 from eval_ingest_tests.conftest import make_job
 from eval_ingest_tests.support import factories, faults, places
-from eval_ingest_tests.support.comparing import published
 from eval_ingest_tests.support.damaging import Damage, cut, emptied, one
+from eval_ingest_tests.support.fake_scores import score
 from eval_ingest_tests.support.places import Place
 
 place = places.place
@@ -310,26 +311,28 @@ def test_texts_of_the_source_beside_the_windows_are_as_they_are_there(
 def test_files_of_others_stop_no_ingest(small: Path, tmp_path: Path) -> None:
     root = tmp_path / "root"
     pipeline.ingest(make_job(small, root))
+    out = root / "sweep_results"
+    for encoder in ("pixels", "constant"):
+        write_row(out, score("crops", "v", encoder, 0.5, "2026-01-01T00:00:00"))
     window = one(root, "crops/windows/*/*")
     folders = [root, *(path for path in root.rglob("*") if path.is_dir())]
     strays = [f / n for f in folders for n in (".DS_Store", ".nfs000001", "Thumbs.db", "a stray")]
+    strays += [path.with_name(f"._{path.name}") for path in root.rglob("*") if path.is_file()]
     for path in strays:
-        path.write_text("?")
+        path.write_bytes(b"\xff?")
     for folder in folders:
         (folder / ".snapshot").mkdir()
         (folder / ".snapshot" / "x").write_text("?")
+    inside = {path.parent for path in strays if path.parent.is_relative_to(window.parent)}
+    told = faults.verified(root)
+    assert len(told) == 10 and all("windows/" in text for text in told) and inside
     for splits in (OTHERS, {"strategy": "random", "seed": 6}):
         pipeline.ingest(make_job(small, root, splits=splits))
         assert len(EvalDataset("crops", "train", root=root))
-    job = make_job(small, root)
-    pipeline.forget(job)
-    pipeline.ingest(job)
+    faults.Run(str(small), root, overwrite=True).do()
+    assert faults.verified(root) == []
     assert (root / ".DS_Store").exists() and (root / "crops" / "windows" / ".DS_Store").exists()
     assert list(api.list_datasets(root)) == ["crops"]
-    assert window.is_dir()
-    for stray in strays:
-        stray.unlink(missing_ok=True)
-    for stray in root.rglob(".snapshot"):
-        shutil.rmtree(stray)
-    assert faults.verified(root) == []
-    assert published(root)
+    assert api.leaderboard(out=out)
+    api.remove("crops", root)
+    assert not (root / "crops").exists()

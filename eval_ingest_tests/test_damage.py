@@ -20,7 +20,7 @@ from eval_ingest.core.splits import SPLITS_FORM
 from eval_ingest.errors import IntegrityError, LoadError, StoreError
 from eval_ingest.store.index_file import read_index, read_splits
 from eval_ingest.store.manifest import MANIFEST_FORM
-from eval_ingest.store.outcomes import read_copy
+from eval_ingest.store.outcomes import read_outcome
 from eval_ingest.store.registry import read_metadata, read_opening, read_registry
 from eval_ingest.store.roots.base import EvalRoot
 from eval_ingest.store.seal import (
@@ -247,7 +247,7 @@ def test_what_never_stands_in_opening_json_hides_nothing_there(
 
 
 def test_a_copy_without_a_manifest_is_recorded_as_ever(root: Path) -> None:
-    found = read_copy(EvalRoot(root).dataset("crops"))
+    found = read_outcome(EvalRoot(root).dataset("crops"), "weka_copy")
     assert found is not None and found.model_dump()["manifest"] == found.manifest
     assert "manifest" not in found.model_copy(update={"manifest": None}).model_dump()
 

@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+import tarfile
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -18,8 +19,10 @@ from eval_ingest.errors import SourceError, SourceNotFoundError
 from eval_ingest.job import open_job
 from eval_ingest.objects import retry
 from eval_ingest.objects.backend import Entry
+from eval_ingest.objects.fsspec_backend import FsspecBackend
 from eval_ingest.objects.reading import Objects
 from eval_ingest.objects.retry import Limits
+from eval_ingest.objects.s3 import S3Backend
 from eval_ingest.sources import remote
 from eval_ingest.sources.base import Source, WindowFiles
 from eval_ingest.sources.discovery import find_datasets
@@ -340,13 +343,92 @@ def test_a_server_whose_etags_are_no_checksums_is_believed(
     store = Objects(f"{server.url}/data/crops")
     (entry,) = [e for e in store.require() if e.name == "config.json"]
     false = replace(entry, version=f"etag:{'0' * 32}", token="")
-    real = store._backend.head
+    real = store._backend._entry
+    monkeypatch.setattr(
+        store._backend, "_entry", lambda *args: replace(real(*args), version=false.version)
+    )
+    for _ in range(2):
+        assert json.loads(store.run(store.read("config.json", false)))["layers"]
 
-    async def head(name: str) -> Entry:
-        return replace(await real(name), version=false.version)
 
-    monkeypatch.setattr(store._backend, "head", head)
-    assert json.loads(store.run(store.read("config.json", false)))["layers"]
+@pytest.mark.parametrize("etag", ["%s-2", "%s0", "%.32s"], ids=["parts", "long", "encrypted"])
+def test_an_object_that_is_overwritten_at_its_size_is_not_taken_for_the_listed_one(
+    etag: str, server: ObjectServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if server.scheme != "s3":
+        pytest.skip("Google's objects have a CRC32C")
+    url, fs = f"{server.url}/data/overwritten", server.filesystem()
+    store, real = Objects(url), S3Backend._entry
+
+    def entry(*args: Any) -> Entry:
+        found = real(*args)
+        return replace(found, version=f"etag:{etag % found.version.removeprefix('etag:')[::-1]}")
+
+    monkeypatch.setattr(S3Backend, "_entry", entry)
+    fs.pipe_file(f"{url}/a", b"one")
+    fs.pipe_file(f"{url}/b", b"same")
+    entries = {e.name: e for e in store.require()}
+    assert store.run(store.read("a", entries["a"])) == b"one"
+    assert store.run(store.read("b", entries["b"])) == b"same"
+    fs.pipe_file(f"{url}/a", b"two")
+    with pytest.raises(SourceError, match="a has changed since it was listed"):
+        store.run(store.read("a", entries["a"]))
+
+
+@pytest.mark.parametrize("kind", ["time", "blob_id", "ETag"])
+def test_a_store_without_checksums_is_looked_at_again(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    memory = fsspec.filesystem("memory")
+    memory.pipe_file("/overwritten/a", b"one")
+    store, real = Objects("memory://overwritten"), FsspecBackend.entry
+
+    def entry(self: FsspecBackend, info: dict[str, Any]) -> Entry:
+        mark = {} if kind == "time" else {kind: real(self, info).version[5:]}
+        return real(self, {**info, **mark})
+
+    monkeypatch.setattr(FsspecBackend, "entry", entry)
+    (listed,) = store.require()
+    assert listed.version.startswith("time:" if kind == "time" else "etag:")
+    assert store.run(store.read("a", listed)) == b"one"
+    memory.pipe_file("/overwritten/a", b"two")
+    with pytest.raises(SourceError, match="a has changed since it was listed"):
+        store.run(store.read("a", listed))
+    memory.rm("/overwritten", recursive=True)
+
+
+def test_an_object_beside_the_windows_arrives_as_it_was_listed(tmp_path: Path) -> None:
+    memory = fsspec.filesystem("memory")
+    memory.pipe_file("/beside/database", b"one")
+    source = RemoteSource("memory://beside", tmp_path)
+    assert source.on_disk("database").joinpath("database").read_bytes() == b"one"
+    source = RemoteSource("memory://beside", tmp_path / "other")
+    source.check()
+    memory.pipe_file("/beside/database", b"two")
+    with pytest.raises(SourceError, match="has changed while it was read"):
+        source.on_disk("database")
+    memory.rm("/beside", recursive=True)
+
+
+def test_an_archive_that_is_overwritten_at_its_size_is_not_taken(
+    small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    memory, url = fsspec.filesystem("memory"), f"memory://{tmp_path.name}/crops.tar"
+    with tarfile.open(tmp_path / "crops.tar", "w") as archive:
+        archive.add(small, ".")
+    data = (tmp_path / "crops.tar").read_bytes()
+    memory.pipe(url, data)
+    real = Objects.open
+
+    def late(self: Objects) -> Any:
+        memory.pipe(url, data.replace(b"II*", b"II+"))
+        return real(self)
+
+    monkeypatch.setattr(Objects, "open", late)
+    with pytest.raises(SourceError, match="has changed while it was read; run again"):
+        open_source(url, archives=tmp_path / "unpacked")
+    assert list((tmp_path / "unpacked").iterdir()) == []
+    memory.rm(f"/{tmp_path.name}", recursive=True)
 
 
 def test_an_answer_that_does_not_come_is_asked_for_again(
@@ -396,6 +478,8 @@ def test_prefixes_cover_every_name_once_within_the_limit() -> None:
     assert max(counts) <= 64
     assert len(found) < 400
     assert prefixes([], 64) == []
+    nested = ["a" * length for length in range(1, 1000)]
+    assert prefixes(nested, 1) == sorted(f"{name}/" for name in nested)
 
 
 def test_many_windows_are_listed_by_many_prefixes(

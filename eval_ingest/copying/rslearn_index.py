@@ -85,7 +85,7 @@ def wrong_indexes(dataset: Path, splits: Mapping[tuple[str, str], str]) -> list[
         splits: the split of each window of the copy, by group and name.
     """
     problems = []
-    for path in sorted((dataset / RSLEARN_INDEX).glob("*.json")):
+    for path in sorted((dataset / RSLEARN_INDEX).glob("[!.]*.json")):
         try:
             listed = [
                 ((str(window["group"]), str(window["name"])), window["options"].get(SPLIT_OPTION))

@@ -1,7 +1,6 @@
 """One pass over the windows that are in a split: copied to the eval root, and packed."""
 
 import contextlib
-import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
@@ -46,6 +45,7 @@ from eval_ingest.store.seal import unless_damaged
 from eval_ingest.store.shards import ShardWriter, read_shard, shard_names
 from eval_ingest.store.split_index import TARGET, Crops, timestamps_column, write_split_index
 from eval_ingest.store.window_files import Windows
+from eval_ingest.waiting import remove_folder
 
 _TASK_WINDOWS = 64
 _MOVES = 8
@@ -76,6 +76,7 @@ def transfer(
     manifest, windows = Manifest(store.layout, store.send), store.windows
     to_copy = np.zeros(len(places), bool)
     if mode == "windows":
+        windows.require_told_apart(place.window for place in places)
         to_copy = _to_copy(job, places, manifest, windows)
 
     ahead = WindowsAhead(store.layout.ahead)
@@ -232,7 +233,7 @@ def _scratch(samples: Path) -> Iterator[Path]:
     try:
         yield folder
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        remove_folder(folder)
 
 
 @dataclass(frozen=True)

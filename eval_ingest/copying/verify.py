@@ -9,7 +9,7 @@ from eval_ingest.copying.rslearn_index import wrong_indexes
 from eval_ingest.core.entry import CopyResult, Metadata
 from eval_ingest.errors import IntegrityError, StoreError
 from eval_ingest.store.manifest import CopiedWindows, read_manifest
-from eval_ingest.store.outcomes import read_copy
+from eval_ingest.store.outcomes import read_outcome
 from eval_ingest.store.paths import RSLEARN_INDEX, DatasetLayout
 from eval_ingest.store.roots.base import DatasetStore, Recorded
 from eval_ingest.store.window_files import Measured
@@ -39,7 +39,7 @@ def verify(
     layout = store.layout
     copy = None
     with contextlib.suppress(IntegrityError):  # told by whoever looks at the stages' outcomes
-        copy = read_copy(store)
+        copy = read_outcome(store, "weka_copy")
     store.root.fetch_folder(layout.path / RSLEARN_INDEX)
     problems = [error.what for error in _damage(store, metadata, copy)]
     windows, unsure = _copied(store, metadata, copy)

@@ -9,7 +9,6 @@ windows is unpacked and judged by that.
 """
 
 import os
-import shutil
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Executor
@@ -21,7 +20,7 @@ from eval_ingest.core.index import index_schema
 from eval_ingest.engine import MANY_WINDOWS, executor, map_ordered
 from eval_ingest.errors import SourceError
 from eval_ingest.indexing.apart import Apart
-from eval_ingest.indexing.build import index_task, known_rows, partial_rows
+from eval_ingest.indexing.build import index_task, known_rows, no_shapes, partial_rows
 from eval_ingest.indexing.packer import Packer, Packers
 from eval_ingest.indexing.partial import ARRIVED
 from eval_ingest.indexing.wanted import check_storage, groups_named
@@ -29,14 +28,13 @@ from eval_ingest.indexing.work import CopyAhead, IndexedShard, IndexTask
 from eval_ingest.job import Job, read_again
 from eval_ingest.sources.archive import ArchiveSource
 from eval_ingest.sources.base import ANYBODY, Listed
-from eval_ingest.sources.tar import TarError
 from eval_ingest.sources.unpacking import ArrivedWindow, Unpacking
 from eval_ingest.store.ahead import WindowsAhead
 from eval_ingest.store.index_file import read_index
 from eval_ingest.store.seal import unless_damaged
 from eval_ingest.store.shards import PackRow
 from eval_ingest.store.window_files import write_checked
-from eval_ingest.waiting import COPIES, WINDOWS_BEHIND
+from eval_ingest.waiting import COPIES, WINDOWS_BEHIND, remove_folder
 
 _TOGETHER, _TOGETHER_BYTES = 32, 4 << 20
 """Windows that a worker gets at a time, and their bytes, if they are more than one."""
@@ -132,10 +130,8 @@ class ArrivingTask:
         try:
             os.makedirs(folder)
         except FileExistsError:  # a worker that was lost, or a run that was stopped, was at it
-            shutil.rmtree(folder)
+            remove_folder(folder)
             os.makedirs(folder)
-        except NotADirectoryError as error:
-            raise TarError(f"a folder above {folder} is a file in another place") from error
         write_checked(folder, files)
 
 
@@ -158,7 +154,7 @@ class _Arrivals:
 
     def take_all(self) -> None:
         """Index what comes, and unpack the rest."""
-        shutil.rmtree(self._parts.packing, ignore_errors=True)  # of a run that was stopped
+        remove_folder(self._parts.packing)  # of a run that was stopped
         try:
             self._source.arrive(self._take)
         except SourceError:
@@ -227,7 +223,7 @@ class _Arrivals:
     def _plan(self, first: list[ArrivedWindow], pool: Executor) -> None:
         """Plan shards for windows like the first valid one; without one, nothing is packed here."""
         batch = [Arriving(window, 0, None, self._is_wanted(window)) for window in first]
-        (like,) = map_ordered(pool, self._task.shape_of, [batch], 1, _unknown)
+        (like,) = map_ordered(pool, self._task.shape_of, [batch], 1, no_shapes)
         if like is not None:
             most = min(self._job.store.shard_bytes, _SHARD_BYTES)
             self._packers = Packers(self._parts.packing, self._job.config, like, most)
@@ -268,7 +264,3 @@ class _Arrivals:
         for window in self._held:
             unpacking.note(window, window is self._held[-1])
         self._held.clear()
-
-
-def _unknown(lost: list[list[Arriving]]) -> list[PackRow | None]:
-    return [None] * len(lost)

@@ -289,13 +289,14 @@ def _first_shape(task: IndexTask, work: IndexWork, pool: Executor) -> PackRow | 
     for window in work.windows.take(work.new[:_LOOK_AT]):
         # One by one: most often, the first will do. By a worker, which it may end; it is judged
         # in its turn.
-        (found,) = map_ordered(pool, task.shape_of, [window], 1, _unknown)
+        (found,) = map_ordered(pool, task.shape_of, [window], 1, no_shapes)
         if found is not None:
             return found
     return None
 
 
-def _unknown(lost: list[Listed]) -> list[PackRow | None]:
+def no_shapes(lost: Sequence[object]) -> list[PackRow | None]:
+    """Of what a worker was lost at nothing is known."""
     return [None] * len(lost)
 
 

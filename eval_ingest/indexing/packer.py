@@ -6,7 +6,6 @@ fixed before it knows which windows are valid; weka_copy packs what is missing t
 """
 
 import secrets
-import shutil
 import sys
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
@@ -28,6 +27,7 @@ from eval_ingest.store.records import read_record
 from eval_ingest.store.roots.base import DatasetStore
 from eval_ingest.store.seal import unless_damaged, write_sealed_json
 from eval_ingest.store.shards import PackRow, ShardWriter, plan_arrays
+from eval_ingest.waiting import remove_folder
 
 _PACKING = "packing.json"
 _MOST_ROWS = 1 << 14
@@ -250,7 +250,7 @@ def fresh_packer(
     Raises:
         StoreError: there is no room or no permission.
     """
-    shutil.rmtree(folder, ignore_errors=True)
+    remove_folder(folder)
     # Rows that were packed into shards which are gone must not count as packed into these.
     key = f"{key}-{secrets.token_hex(8)}"
     packer = Packer(folder, config, [like] * count, shard_bytes, key).create()

@@ -1,6 +1,5 @@
 """What is done of an index: a run that was stopped goes on from there."""
 
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -22,6 +21,7 @@ from eval_ingest.store.records import undamaged
 from eval_ingest.store.seal import cure_for, unless_damaged
 from eval_ingest.store.shards import PackRow
 from eval_ingest.store.tables import AsideTable, Chosen, LazyTable, read_table, write_table
+from eval_ingest.waiting import remove_folder
 
 
 class PartialFacts(Facts):
@@ -114,7 +114,7 @@ class PartialRows:
     def clear(self) -> None:
         """Remove all of it: the index is written."""
         self._waiting.clear()
-        shutil.rmtree(self._folder, ignore_errors=True)
+        remove_folder(self._folder)
 
 
 def right_rows(table: Some, columns: Sequence[str], path: Path, name: str) -> Some:

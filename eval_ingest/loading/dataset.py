@@ -377,9 +377,9 @@ class EvalDataset(Dataset[dict[str, Any]]):
             LoadError: the window index isn't the one that this version was made with.
         """
         # Its columns need Arrow's compute functions, which take 0.2 s to import.
-        from eval_ingest.store.outcomes import read_window_index
+        from eval_ingest.store.outcomes import read_outcome
 
-        index = read_window_index(self._store)
+        index = read_outcome(self._store, "window_index")
         if index is None or index.fingerprint != self.metadata.fingerprints.get("window_index"):
             raise LoadError(
                 f"the window index of {self.name} is missing, or newer than what is published; "

@@ -38,6 +38,13 @@ class Entry:
         """The last part of its name."""
         return self.name.rpartition("/")[2]
 
+    def is_as(self, seen: "Entry") -> bool | None:
+        """Whether it is what was seen; None if that can't be told, as of times and checksums."""
+        if self.size != seen.size:
+            return False
+        one, other = (entry.version.partition(":")[0] for entry in (self, seen))
+        return self.version == seen.version if one == other != "" else None
+
 
 Entries = list[Entry]
 

@@ -16,11 +16,12 @@ from eval_ingest.report.writing import write_report
 from eval_ingest.store.atomic import file_crc32c, store_errors
 from eval_ingest.store.index_file import read_index, read_splits, write_index, write_splits
 from eval_ingest.store.locks import folder_aside
-from eval_ingest.store.outcomes import read_copy, read_published
+from eval_ingest.store.outcomes import read_outcome, read_published
 from eval_ingest.store.paths import DatasetLayout
 from eval_ingest.store.registry import rebuild_registry, require_metadata, write_metadata
 from eval_ingest.store.roots.base import DatasetStore, EvalRoot
 from eval_ingest.store.seal import write_sealed_json
+from eval_ingest.store.told_apart import require_told_apart
 
 _ORIGINAL = "model.original.yaml"
 """Nothing reads it of a copy, and it tells where its owner's files are."""
@@ -74,6 +75,7 @@ def export_dataset(
         aside = EvalRoot(folder).dataset(name)
         _require_published(root, metadata, windows)
         files = list(_files(root.dataset(name), metadata, windows))
+        require_told_apart(folder, files)
         for inside in {(aside.layout.path / path).parent for path in files}:
             inside.mkdir(parents=True, exist_ok=True)
         copies = root.dataset(name).copy_out(files, aside.layout.path)
@@ -124,7 +126,7 @@ def _files(store: DatasetStore, metadata: Metadata, windows: bool) -> Iterator[s
             yield f"samples/{shard.name}/{array}.npy"
     if not windows:
         return
-    copy, layout = read_copy(store), store.layout
+    copy, layout = read_outcome(store, "weka_copy"), store.layout
     if copy is None or not copy.files:
         raise NotIngestedError(
             f"{layout.weka_copy} doesn't say what belongs to the copy; "
@@ -138,7 +140,7 @@ def _files(store: DatasetStore, metadata: Metadata, windows: bool) -> Iterator[s
 
 def _say_what_is_left(store: DatasetStore) -> None:
     """Have the outcome of the copy not count on what is left out."""
-    copy = read_copy(store)
+    copy = read_outcome(store, "weka_copy")
     if copy is not None:
         files = {path: crc for path, crc in copy.files.items() if path != _ORIGINAL}
         left = copy.model_copy(update={"files": files})

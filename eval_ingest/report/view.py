@@ -12,7 +12,7 @@ from eval_ingest.core.spec import SPLITS
 from eval_ingest.core.splits import AssignedWindows
 from eval_ingest.core.task import IGNORE_LABEL, Task
 from eval_ingest.errors import IntegrityError, NotIngestedError, StaleStageError
-from eval_ingest.store.outcomes import read_split_assignment, read_window_index
+from eval_ingest.store.outcomes import read_outcome
 from eval_ingest.store.registry import require_metadata
 from eval_ingest.store.roots.base import EvalRoot
 from eval_ingest.store.seal import cure_for
@@ -101,7 +101,7 @@ def open_view(root: EvalRoot, name: str) -> View:
     metadata = require_metadata(root, name)
     store = root.dataset(name)
     layout = store.layout
-    index, assignment = read_window_index(store), read_split_assignment(store)
+    index, assignment = read_outcome(store, "window_index"), read_outcome(store, "split_assignment")
     if index is None or assignment is None:
         missing = layout.window_index if index is None else layout.split_assignment
         raise NotIngestedError(

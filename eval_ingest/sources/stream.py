@@ -69,18 +69,28 @@ class Version:
 @contextlib.contextmanager
 def stream_of(url: str, version: Version) -> Iterator["Checked"]:
     """All bytes, from front to end; at the end they are to be compared with what was seen."""
-    if "://" not in url:
-        with open(url, "rb", buffering=0) as stream:
-            yield Checked(url, stream, version)
-    else:
+    with _opened(url) as stream:
+        yield Checked(url, stream, version)
+
+
+def _opened(url: str) -> IO[bytes]:
+    try:
+        if "://" not in url:
+            return open(url, "rb", buffering=0)
         from eval_ingest.objects.reading import Objects
 
-        with Objects(url).open() as stream:
-            yield Checked(url, stream, version)
+        stream: IO[bytes] = Objects(url).open()
+        return stream
+    except FileNotFoundError as error:
+        raise SourceNotFoundError(f"{url} has gone since it was looked at; run again") from error
+    except OSError as error:
+        raise lacking(error) or CutOffError(str(cannot("read", url, error))) from error
+    except SourceError as error:
+        raise CutOffError(str(error)) from error
 
 
 class CutOffError(SourceError):
-    """It can't be read to its end; what came is right."""
+    """It can't be read, or not to its end; what came is right."""
 
 
 class Checked:
@@ -108,6 +118,22 @@ class Checked:
             self._crc32c.update(data)
         return data
 
+    def _now(self) -> "Entry":
+        """The object as it is now.
+
+        Raises:
+            SourceNotFoundError: it has gone.
+            CutOffError: it can't be looked at.
+        """
+        try:
+            now = Version.of(self._url).listed
+        except SourceNotFoundError:
+            raise
+        except SourceError as error:
+            raise CutOffError(str(error)) from error
+        assert now is not None
+        return now
+
     def compare(self) -> None:
         """Raise SourceError if it wasn't what was seen, whole."""
         url, listed = self._url, self._version.listed
@@ -116,6 +142,8 @@ class Checked:
                 raise SourceError(f"{url} has changed while it was read; run again")
             return
         kind, _, wanted = listed.version.partition(":")
+        if kind != "crc32c" and self._now().is_as(listed) is False:
+            raise SourceError(f"{url} has changed while it was read; run again")
         found = base64.b64encode(self._crc32c.digest()).decode()
         if self.size != listed.size or (kind == "crc32c" and found != wanted):
             raise SourceError(
@@ -125,14 +153,14 @@ class Checked:
             )
 
 
-def fetch(url: str, path: Path) -> None:
+def fetch(url: str, path: Path, listed: "Entry") -> None:
     """Bring an object to a file on this disk, of which there is nothing unless all is there.
 
     Raises:
-        SourceError: it can't be read, or doesn't arrive as it was seen.
+        SourceError: it can't be read, or doesn't arrive as it was listed.
         StoreError: this disk has no room for it.
     """
-    version = Version.of(url)
+    version = Version(listed.size, listed.version, listed)
     aside = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

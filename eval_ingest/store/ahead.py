@@ -7,7 +7,6 @@ and what the files of the copy are (copying/worker.py).
 
 import hashlib
 import os
-import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -62,7 +61,7 @@ class WindowsAhead:
             except FileNotFoundError:
                 os.makedirs(aside, exist_ok=True)
             except FileExistsError:  # it was lost or stopped at this one
-                shutil.rmtree(aside)
+                remove_folder(aside)
                 os.mkdir(aside)
             write_checked(aside, plain)
             # Whatever a worker that was lost, or a run that was stopped, had written there.

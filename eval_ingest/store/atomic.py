@@ -145,22 +145,18 @@ def file_crc32c(path: Path) -> str:
 
 
 def remove_path(path: Path) -> None:
-    """Remove a file or a folder, if it is there.
+    """Remove a file or a folder, if it is there; of a link to one, the link.
 
     Raises:
-        StoreError: it can't be removed.
+        StoreError: something of it can't be removed; the rest is.
     """
     from eval_ingest.waiting import remove_folder  # a machine that only loads removes none
 
-    def failed(_function: object, _path: str, raised: tuple[Any, BaseException, Any]) -> None:
-        if not isinstance(raised[1], FileNotFoundError):  # another process was faster
-            raise raised[1]
-
     with store_errors("removing", path):
-        if path.is_dir() and not path.is_symlink():
-            remove_folder(path, failed)
-        else:
+        if not path.is_dir() or path.is_symlink():
             path.unlink(missing_ok=True)
+        elif (error := remove_folder(path)) is not None:
+            raise error
 
 
 def check_file(path: Path, crc32c: str, cure: str) -> None:

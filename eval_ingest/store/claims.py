@@ -11,7 +11,7 @@ from typing import Any
 from eval_ingest.core.entry import UNTOLD, is_ours, split_counts
 from eval_ingest.core.spec import SPLITS, DatasetSpec, check_not_reserved
 from eval_ingest.errors import IntegrityError, NotOursError, SpecError, StoreError
-from eval_ingest.store.outcomes import read_window_index
+from eval_ingest.store.outcomes import read_outcome
 from eval_ingest.store.ownership import Whose, is_marked, mark, whose
 from eval_ingest.store.registry import finish_removal, read_metadata, standing_entry
 from eval_ingest.store.roots.base import DatasetStore, EvalRoot
@@ -53,7 +53,7 @@ def is_published_elsewhere(store: DatasetStore) -> bool:
         if metadata is not None:
             return metadata.is_untold
     with contextlib.suppress(IntegrityError):
-        index = read_window_index(store)
+        index = read_outcome(store, "window_index")
         return index is not None and index.source == UNTOLD
     return False
 

@@ -6,7 +6,6 @@ A stopped copy goes on by it, and `verify` checks the windows against it later.
 import hashlib
 import json
 import math
-import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, MutableMapping
 from dataclasses import asdict, dataclass
@@ -28,6 +27,7 @@ from eval_ingest.store.atomic import store_errors
 from eval_ingest.store.paths import DatasetLayout
 from eval_ingest.store.seal import unless_damaged
 from eval_ingest.store.tables import read_table, write_table
+from eval_ingest.waiting import remove_folder
 
 UNFINISHED = ".copying"
 """Beside the windows folder: windows on their way into it, or out of it."""
@@ -219,7 +219,7 @@ class Manifest:
         table = pa.concat_tables(parts)
         write_table(self._layout.copy_manifest, table, MANIFEST_FORM)
         self._journal.unlink(missing_ok=True)
-        shutil.rmtree(self._layout.path / UNFINISHED, ignore_errors=True)
+        remove_folder(self._layout.path / UNFINISHED)
 
 
 def read_manifest(layout: DatasetLayout) -> CopiedWindows:

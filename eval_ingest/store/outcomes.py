@@ -6,8 +6,6 @@ from pathlib import Path
 from typing import Any
 
 from eval_ingest.core.entry import CopyResult, Metadata, NormStats, SourceState
-from eval_ingest.core.index import WindowIndex
-from eval_ingest.core.splits import SplitAssignment
 from eval_ingest.errors import StaleStageError
 from eval_ingest.store.index_file import read_index, read_splits
 from eval_ingest.store.records import read_record
@@ -35,21 +33,6 @@ def read_outcome(store: DatasetStore, stage: str) -> Any | None:
         return read_metadata(store)
     path: Path = getattr(store.layout, stage)
     return store.read(path, lambda: _READERS[stage](path))
-
-
-def read_window_index(store: DatasetStore) -> WindowIndex | None:
-    """window_index.parquet, or None if it isn't there."""
-    return read_outcome(store, "window_index")
-
-
-def read_split_assignment(store: DatasetStore) -> SplitAssignment | None:
-    """split_assignment.parquet, or None if it isn't there."""
-    return read_outcome(store, "split_assignment")
-
-
-def read_copy(store: DatasetStore) -> CopyResult | None:
-    """weka_copy.json, or None if it isn't there."""
-    return read_outcome(store, "weka_copy")
 
 
 def read_source_state(store: DatasetStore, at_hand: bool = False) -> SourceState | None:

@@ -7,7 +7,6 @@ copied is kept in manifest.py.
 import contextlib
 import json
 import os
-import shutil
 import tempfile
 from collections.abc import Callable, Collection, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -21,6 +20,7 @@ from eval_ingest.core.spec import SPLIT_OPTION
 from eval_ingest.errors import IntegrityError, StoreError
 from eval_ingest.store.atomic import store_errors, umask
 from eval_ingest.store.manifest import UNFINISHED, CopiedWindow, FilesChecksum
+from eval_ingest.store.told_apart import require_told_apart
 from eval_ingest.waiting import BYTES_BEHIND, COPIES, WINDOWS_BEHIND, Room, remove_folder
 
 try:
@@ -82,6 +82,14 @@ class Windows:
         """True if the window is there; a cheap look."""
         return (self.folder / group / name / METADATA).is_file()
 
+    def require_told_apart(self, keys: Iterable[Key]) -> None:
+        """Check that no window of these takes another one's place: in buckets none does.
+
+        Raises:
+            StoreError: one would.
+        """
+        require_told_apart(self.folder.parent, map("/".join, keys))
+
     def clear(self, keys: Iterable[Key]) -> None:
         """Make way for windows that will be written; where they are replaced at once, nothing."""
 
@@ -135,7 +143,7 @@ class Windows:
         old = f"{aside}.old"
         os.rename(final, old)  # not removed, so that no half of it is ever in its place
         os.rename(aside, final)
-        shutil.rmtree(old, ignore_errors=True)
+        remove_folder(old)
 
     def _scratch(self) -> tempfile.TemporaryDirectory[str]:
         """A folder for what is on its way into the copy, or out of it."""

@@ -7,7 +7,6 @@ through the cache. Windows go straight to the bucket: see remote_windows.py.
 
 import contextlib
 import os
-import shutil
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -281,8 +280,9 @@ class RemoteStore(DatasetStore):
     def keep_only(self, folder: Path, names: Collection[str]) -> None:
         here = {self.mirror.path / name for name in self._held.listed}
         if folder.is_dir():
-            here |= {path for path in folder.iterdir() if not is_note(path.name)}
-        self.remove([p for p in here if p.parent == folder and p.name not in names])
+            here |= {*folder.iterdir()}
+        found = [path for path in here if path.parent == folder and path.name[0] != "."]
+        self.remove(path for path in found if path.name not in names)
 
     def withdraw(self) -> None:
         # Nothing can be renamed; without these, nobody sees it.
@@ -296,4 +296,5 @@ class RemoteStore(DatasetStore):
         ours = [f"{self.name}/{name}" for name in STAGE_FILES]
         objects.run(held.delete([name for name in held.listed if name not in ours]))
         objects.run(held.delete(ours))
-        shutil.rmtree(self.layout.path, ignore_errors=True)
+        with contextlib.suppress(StoreError):  # nobody needs it
+            remove_path(self.layout.path)
