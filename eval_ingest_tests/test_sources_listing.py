@@ -11,7 +11,7 @@ from eval_ingest.sources import listing
 from eval_ingest.sources.listing import list_window, parse
 from eval_ingest.sources.local import LocalSource
 from eval_ingest_tests.support import compiled
-from eval_ingest_tests.support.handles import no_handles
+from eval_ingest_tests.support.lacking import no_handles
 
 LAYERS = frozenset({"sentinel2", "label"})
 

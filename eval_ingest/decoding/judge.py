@@ -74,13 +74,14 @@ from eval_ingest.decoding.sidecars import (
 )
 from eval_ingest.decoding.targets import raster_target, vector_target
 from eval_ingest.errors import words_of
+from eval_ingest.settings import MOST_WINDOW_MIB
 from eval_ingest.sources.base import WindowFiles, WindowReader
 from eval_ingest.sources.listing import MOST_FILES
 
 if TYPE_CHECKING:
     from eval_ingest.decoding.features import Features
 
-JUDGED_BYTES = 1 << 32
+JUDGED_BYTES = MOST_WINDOW_MIB << 20
 """That a window may have which was found valid by a run with limits of its own."""
 
 _RSLEARN_S = 300.0

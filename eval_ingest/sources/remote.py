@@ -35,10 +35,10 @@ from eval_ingest.sources.base import (
     is_read,
 )
 from eval_ingest.sources.prefixes import prefixes
-from eval_ingest.sources.staging import StagedWindows, remove_staging
+from eval_ingest.sources.staging import StagedWindows
 from eval_ingest.sources.stream import fetch
 from eval_ingest.sources.window_table import WindowTable
-from eval_ingest.waiting import ALWAYS
+from eval_ingest.waiting import ALWAYS, remove_folder
 
 WINDOWS_PER_LISTING = 64
 """Windows that one listing covers: a few pages of a thousand objects."""
@@ -262,7 +262,7 @@ class RemoteSource(Source):
         if self.staging is not None:
             if self._listing is not None:
                 self._listing.close()
-            remove_staging(self.staging)
+            remove_folder(self.staging)
 
 
 def _folder(group: str, name: str) -> bytes:
