@@ -33,6 +33,7 @@ from eval_ingest.sources.base import (
     check_text_size,
     digest_of,
     is_read,
+    plain,
 )
 from eval_ingest.sources.prefixes import prefixes
 from eval_ingest.sources.staging import StagedWindows
@@ -206,7 +207,7 @@ class RemoteSource(Source):
             found = self._listing.window(_folder(group, name))
             if found is not None:
                 return WindowFiles(group, name, tuple(found))
-        base = f"windows/{group}/{name}"
+        base = f"windows/{plain(group, self.url)}/{plain(name, self.url)}"
         files = [
             SourceFile(inner, entry.size, entry.version)
             for entry in self._objects.run(self._objects.find(base))

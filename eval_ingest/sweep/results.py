@@ -95,6 +95,7 @@ class Row(Record):
     embed_seconds: float
     """Of embedding all splits, when that was done."""
     finished_at: str
+    """Or, of rows that were there, when a sweep asked for them again, after others."""
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,14 @@ from eval_ingest.errors import IntegrityError, StoreError
 from eval_ingest.store.atomic import check_file, remove_path, store_errors, write_bytes
 from eval_ingest.store.locks import locked
 from eval_ingest.store.npy import check_npy
-from eval_ingest.store.paths import STAGE_FILES, DatasetLayout, RootLayout
+from eval_ingest.store.paths import (
+    ADOPTED_MARK,
+    INGESTED_MARK,
+    KEPT,
+    STAGE_FILES,
+    DatasetLayout,
+    RootLayout,
+)
 from eval_ingest.store.registry_file import exchange
 from eval_ingest.store.room import require_disk
 from eval_ingest.store.seal import cure_for, read_sealed
@@ -234,12 +241,14 @@ class DatasetStore:
         return _names_in(self.layout.path)
 
     def is_there(self) -> bool:
-        """True if there is a dataset that we wrote: published, damaged, unfinished, half removed.
+        """True if there is a dataset that we wrote: published, damaged, begun, half removed.
 
         Raises:
             StoreError: the root can't be reached.
         """
-        return not self.names().isdisjoint((*STAGE_FILES, ".window_index"))
+        here = _names_in(self.layout.path).intersection(KEPT)  # they never are in a bucket
+        ours = (*STAGE_FILES, INGESTED_MARK, ADOPTED_MARK)
+        return bool(here) or not self.names().isdisjoint(ours)
 
     def send(self, *paths: Path) -> None:
         """Have small files that were written or removed where they belong.
