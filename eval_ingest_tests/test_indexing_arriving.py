@@ -2,6 +2,8 @@
 
 import errno
 import io
+import json
+import subprocess
 import tarfile
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -157,6 +159,61 @@ def test_groups_that_nobody_asks_for_are_not_indexed(
     assert set(index.groups) == {group} and again == []
 
 
+def _in_march(folder: Path) -> list[str]:
+    found = sorted((folder / "windows").glob("*/*/metadata.json"))
+    for path in found[::2]:
+        content = json.loads(path.read_text())
+        path.write_text(json.dumps(content | {"options": {**content["options"], "month": "march"}}))
+    return [path.parent.name for path in found[::2]]
+
+
+@pytest.mark.parametrize("stops", [False, True], ids=["at once", "stopped"])
+@pytest.mark.parametrize("copy", ["windows", "stream"])
+def test_windows_that_a_filter_leaves_out_are_not_unpacked_a_second_time(
+    copy: str, stops: bool, copied: Callable[[str], Path], tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    source, root = copied("segmentation"), tmp_path / "root"
+    names = _in_march(source)
+    archive = pack(source, tmp_path / "crops.tar.gz", members(source))
+    spec = {"copy": copy, "tags": {"month": "march"}, "max_invalid_fraction": 0.5}
+    folder, *_ = pipeline.ingest(make_job(source, tmp_path / "folder", **spec))
+    if stops:
+        with monkeypatch.context() as stopping, pytest.raises(KeyboardInterrupt):
+            stopping.setattr(pipeline, "index_source", _stopped)
+            pipeline.ingest(make_job(archive, root, **spec))
+    again, anew, unpack = windows_read(monkeypatch), [], archives._unpack
+
+    def counted(*args: Any, **how: Any) -> None:
+        anew.append(how.get("anew", False))
+        unpack(*args, **how)
+
+    monkeypatch.setattr(archives, "_unpack", counted)
+    first = pipeline.run_stage(make_job(archive, root, **spec), "window_index")
+    assert again == [] and True not in anew
+    assert set(first.value.names) == set(names)
+    pipeline.ingest(make_job(archive, root, **spec))
+    assert True not in anew
+    assert_same_ingest(root, tmp_path / "folder")
+    facts = [index.value.extra for index in (first, folder)]
+    assert facts[0] == facts[1]
+
+
+def test_what_another_filter_left_out_of_a_stopped_pass_is_wanted(
+    copied: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, root = copied("segmentation"), tmp_path / "root"
+    _in_march(source)
+    archive = pack(source, tmp_path / "crops.tar.gz", members(source))
+    with monkeypatch.context() as stopping, pytest.raises(KeyboardInterrupt):
+        stopping.setattr(pipeline, "index_source", _stopped)
+        pipeline.ingest(make_job(archive, root, tags={"month": "march"}))
+    for where, at in ((archive, root), (source, tmp_path / "folder")):
+        pipeline.ingest(make_job(where, at, max_invalid_fraction=0.5))
+    assert index_values(root) == index_values(tmp_path / "folder")
+    assert faults.values(root) == faults.values(tmp_path / "folder")
+
+
 def test_no_window_is_written_whose_sample_is_packed_and_that_is_not_copied(
     small: Path, tmp_path: Path, reference: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -297,6 +354,42 @@ def test_a_pass_that_was_stopped_goes_on_where_it_was(
     pipeline.ingest(make_job(archive, root, copy=copy))
     assert index_values(root) == index_values(reference)
     assert verify_dataset(make_job(archive, root).root, "crops", no_progress).problems == []
+
+
+@pytest.mark.parametrize("depth", [1, 2, 3])
+@pytest.mark.parametrize("when", ["before", "behind", "behind a stop"])
+def test_a_name_that_is_a_file_and_a_folder_is_refused_though_no_window_is_written(
+    depth: int, when: str, small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = members(small)
+    windows = [name for name in names if name.startswith("windows")]
+    stray = tarfile.TarInfo("/".join(windows[4].split("/")[:depth]))
+    archive, root = tmp_path / "crops.tar", tmp_path / "root"
+    with tarfile.open(archive, "w") as packed:
+        for name in names:
+            if when == "before" and name == windows[0]:
+                packed.addfile(stray)
+            packed.add(small / name, name)
+        if when != "before":
+            packed.addfile(stray)
+    tar = ["tar", "-xf", str(archive), "-C", str(tmp_path)]
+    assert subprocess.run(tar, capture_output=True).returncode != 0
+    if when == "behind a stop":
+        noted, note = iter(range(99)), Unpacking.note
+
+        def stopping(self: Unpacking, *rest: Any) -> None:
+            note(self, *rest) if next(noted) < 2 else _stopped()
+
+        with monkeypatch.context() as patch:
+            patch.setattr("eval_ingest.indexing.arriving._SHARD_BYTES", 1)
+            patch.setattr("eval_ingest.indexing.arriving._TOGETHER", 1)
+            patch.setattr(partial, "PARTIAL_ROWS", 1)
+            patch.setattr(window_table, "_WAITING", 1)
+            patch.setattr(Unpacking, "note", stopping)
+            with pytest.raises(KeyboardInterrupt):
+                pipeline.ingest(make_job(archive, root, copy="stream"))
+    with pytest.raises(SourceError, match="is a file in one place, a folder in another"):
+        pipeline.ingest(make_job(archive, root, copy="stream"))
 
 
 def test_nothing_stays_of_an_archive_that_is_damaged_behind_many_windows(

@@ -146,3 +146,9 @@ def test_the_home_of_nobody_is_no_home() -> None:
     settings = Settings(eval_root="~nobody-is-called-so/evals", cache="~nobody-is-called-so")
     assert open_root(settings).path == Path.cwd() / "~nobody-is-called-so" / "evals"
     assert user_path("~/x") == Path.home() / "x"
+
+
+def test_windows_can_be_no_larger_than_what_copying_and_loading_take() -> None:
+    assert Settings.load({"EVAL_INGEST_WINDOW_MIB": "4096"}, Path("none")).window_mib == 4096
+    with pytest.raises(SettingsError, match=r"EVAL_INGEST_WINDOW_MIB=4097 is too much: .* 4096"):
+        Settings.load({"EVAL_INGEST_WINDOW_MIB": "4097"}, Path("none"))
