@@ -638,6 +638,8 @@ class Removed(Printed):
     """Where an adopted one lies, as it was before."""
     ignored: str = ""
     """Its source, which discovery leaves alone from now on."""
+    left: tuple[str, ...] = ()
+    """What of it wasn't deleted: the folder that its own was a link to, what may not be."""
 
     def lines(self) -> list[str]:
         """What the command line prints."""
@@ -645,6 +647,7 @@ class Removed(Printed):
         if self.given_back:
             there = f"windows and entry are as they were in {self.given_back}"
             lines = [f"{self.name} is given back: {there}"]
+        lines += [f"not deleted, and still taking room: {place}" for place in self.left]
         if self.ignored:
             lines.append(
                 f"where {self.ignored} is found under a watched root it is ignored; to have it "
@@ -674,11 +677,14 @@ def remove(
     eval_root = open_root(settings)
     store, last = eval_root.dataset(name), partial(drop_spec, settings)
     if name in finish_removals(eval_root, last):  # of an earlier command, which was stopped
-        return Removed(name, eval_root.url)
+        return Removed(name, eval_root.url, left=tuple(map(str, store.left())))
     if not store.is_there():
         require_metadata(eval_root, name)
     adopted = whose(store) is Whose.ADOPTED
     what = f"what is ours in {store.url}" if adopted else f"{store.url} and everything in it"
+    linked = "" if adopted else store.linked_to
+    if linked:
+        what = f"the link {store.url}, but not the data, which are in {linked},"
     if not agreed(what):
         return None
     source = ""
@@ -691,7 +697,8 @@ def remove(
                 source = metadata.source
     noted = bool(source) and note_removed(settings, name, source)
     remove_dataset(eval_root, name, last)
-    return Removed(name, eval_root.url, store.url if adopted else "", source if noted else "")
+    left = tuple(filter(None, (linked, *map(str, store.left()))))
+    return Removed(name, eval_root.url, store.url if adopted else "", source if noted else "", left)
 
 
 @checked

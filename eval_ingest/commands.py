@@ -251,7 +251,8 @@ def run_remove(options: argparse.Namespace) -> Told:
     removed = api.remove(options.name, agreed=lambda what: options.yes or _agreed(what))
     if removed is None:
         return Told({"removed": None}, ["nothing was deleted"])
-    return Told({"removed": removed.name}, removed.lines())
+    left = {"left": list(removed.left)} if removed.left else {}
+    return Told({"removed": removed.name, **left}, removed.lines())
 
 
 def _agreed(what: str) -> bool:

@@ -8,7 +8,7 @@ those, objects/filesystems.py and integrations/huggingface.py ask where the serv
 | OLMOEARTH_EVAL_DATASETS | the eval root: datasets and registry | DEFAULT_EVAL_ROOT below |
 | EVAL_INGEST_CATALOG | folder of specs added to the built-in ones | {eval root}/catalog |
 | EVAL_INGEST_WORKERS | threads or processes that decode and copy | one per core that it may use |
-| EVAL_INGEST_WINDOW_MIB | what a window's files, and its pixels unpacked, may have in MiB | 256 |
+| EVAL_INGEST_WINDOW_MIB | MiB of a window's files, and its pixels unpacked; at most 4096 | 256 |
 | EVAL_INGEST_ENGINE | auto (processes if many windows), threads, processes, dask's address | auto |
 | EVAL_INGEST_CACHE | sweeps' embeddings, files of remote eval roots | ~/.cache/eval_ingest |
 | EVAL_INGEST_CACHE_GIB | how much of remote eval roots it may hold | 100 |
@@ -42,6 +42,8 @@ ANSWER_VARIABLE = "EVAL_INGEST_ANSWER_SECONDS"
 REQUESTER_PAYS_VARIABLE = "EVAL_INGEST_REQUESTER_PAYS"
 DEFAULT_CACHE = "~/.cache/eval_ingest"
 DEFAULT_CACHE_GIB = 100.0
+MOST_WINDOW_MIB = 4096
+"""Of EVAL_INGEST_WINDOW_MIB: what copying, packing and loading take of a window that is valid."""
 
 _VARIABLE = re.compile(r"\$\$\{|\$\{(?P<name>[A-Za-z_][A-Za-z0-9_]*)(?::-(?P<default>[^}]*))?\}")
 
@@ -59,7 +61,7 @@ class Settings:
     """Limit of what the cache holds of remote eval roots."""
     weka_endpoint_url: str | None = None
     window_mib: int = 256
-    """That a window's files, and its pixels unpacked, may have."""
+    """That a window's files, and its pixels unpacked, may have; at most MOST_WINDOW_MIB."""
     answer_seconds: int = 2
     """How long a server that nothing has come from yet may say nothing."""
     requester_pays: tuple[tuple[str, str], ...] = ()
@@ -92,10 +94,12 @@ class Settings:
         def text(name: str) -> str | None:
             return variables.get(name, "").strip() or None
 
-        def count(name: str) -> int | None:
+        def count(name: str, most: int | None = None) -> int | None:
             value = text(name)
             if value is not None and not (value.isdigit() and int(value) > 0):
                 raise SettingsError(f"{name}={value!r} must be a number from 1 up")
+            if value is not None and most is not None and int(value) > most:
+                raise SettingsError(f"{name}={value} is too much: give at most {most}")
             return None if value is None else int(value)
 
         gib, engine = text("EVAL_INGEST_CACHE_GIB"), text("EVAL_INGEST_ENGINE") or "auto"
@@ -116,7 +120,7 @@ class Settings:
             cache=text("EVAL_INGEST_CACHE") or DEFAULT_CACHE,
             cache_gib=_gib(gib) if gib else DEFAULT_CACHE_GIB,
             weka_endpoint_url=text("WEKA_ENDPOINT_URL"),
-            window_mib=count("EVAL_INGEST_WINDOW_MIB") or cls.window_mib,
+            window_mib=count("EVAL_INGEST_WINDOW_MIB", MOST_WINDOW_MIB) or cls.window_mib,
             answer_seconds=count(ANSWER_VARIABLE) or cls.answer_seconds,
             requester_pays=_payers(text(REQUESTER_PAYS_VARIABLE) or ""),
             studio_roots=tuple(

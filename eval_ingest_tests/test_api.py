@@ -1,11 +1,14 @@
 """The package in Python: what a user sees of `import eval_ingest`."""
 
+import errno
 import inspect
+import os
 import shutil
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -19,6 +22,7 @@ from eval_ingest.errors import (
     SpecError,
     UnknownDatasetError,
 )
+from eval_ingest.store.roots.base import EvalRoot
 from eval_ingest.sweep.results import write_row
 from eval_ingest_tests.support.fake_scores import score
 
@@ -84,6 +88,48 @@ def test_a_dataset_is_validated_ingested_listed_and_loaded(root: Path, written: 
     assert list(eval_ingest.list_datasets()) == [] and not (root / "crops").exists()
     with pytest.raises(UnknownDatasetError):
         eval_ingest.remove("crops")
+
+
+def test_the_data_behind_a_link_stay_where_they_are_and_it_is_told(
+    root: Path, written: Written, tmp_path: Path
+) -> None:
+    eval_ingest.ingest("crops", written("segmentation"))
+    data = (root / "crops").rename(tmp_path / "elsewhere")
+    (root / "crops").symlink_to(data)
+    before = sorted(data.rglob("*"))
+    asked: list[str] = []
+    eval_ingest.remove("crops", agreed=lambda what: bool(asked.append(what)))
+    assert asked == [f"the link {root / 'crops'}, but not the data, which are in {data},"]
+    removed = eval_ingest.remove("crops")
+    assert removed is not None and removed.left == (str(data),)
+    assert f"not deleted, and still taking room: {data}" in repr(removed)
+    assert {path for path in data.rglob("*") if path.suffix != ".lock"} == {
+        path for path in before if path.suffix != ".lock"
+    }
+    assert not (root / "crops").is_symlink() and not list(root.glob(".removed.*"))
+    assert list(eval_ingest.list_datasets()) == []
+
+
+def test_what_of_a_removed_dataset_may_not_be_deleted_is_told(
+    root: Path, written: Written, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    eval_ingest.ingest("crops", written("segmentation"))
+    unlink = os.unlink
+
+    def refused(path: Any, **at: Any) -> None:
+        if os.fspath(path) == "target.npy":
+            raise PermissionError(errno.EACCES, "Permission denied", path)
+        unlink(path, **at)
+
+    monkeypatch.setattr(os, "unlink", refused)
+    removed = eval_ingest.remove("crops")
+    [left] = root.glob(".removed.crops.*")
+    assert removed is not None and removed.left == (str(left),)
+    assert {path.name for path in left.rglob("*") if path.is_file()} == {"target.npy"}
+    assert list(eval_ingest.list_datasets()) == [] and not list(root.glob(".removing.*"))
+    monkeypatch.undo()
+    EvalRoot(root).sweep()
+    assert not left.exists()
 
 
 def test_a_relative_source_gives_the_version_that_its_name_gives_elsewhere(

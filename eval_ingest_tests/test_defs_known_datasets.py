@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +14,15 @@ from dagster._core.definitions.data_version import (
 
 from eval_ingest import pipeline
 from eval_ingest.definitions import build_defs
+from eval_ingest.defs import sensors
 from eval_ingest.defs.assets import STAGE_ASSETS
 from eval_ingest.defs.checks import registry_entry_checks
 from eval_ingest.defs.known_datasets import known_datasets
 from eval_ingest.defs.partitions import add_partition, studio_datasets
 from eval_ingest.defs.resources import build_resources
+from eval_ingest.errors import StoreError
 from eval_ingest.settings import Settings
-from eval_ingest.store.registry import remove_dataset
+from eval_ingest.store.registry import rebuild_registry, remove_dataset
 from eval_ingest.store.roots.open import open_root
 from eval_ingest.store.seal import sealed_json
 from eval_ingest_tests.support import dagster_world
@@ -205,3 +208,59 @@ def test_an_eval_root_out_of_reach_costs_nothing_but_a_reason(world: World) -> N
     world.settings = Settings(eval_root="weka://nowhere/evals", catalog=world.settings.catalog)
     assert tick(world).dynamic_partitions_requests
     assert "set OLMOEARTH_EVAL_DATASETS" in str(tick(world).skip_message)
+
+
+@pytest.mark.parametrize(
+    ("emptied", "with_cursor"), [("gone", True), ("empty", False), ("with a catalog", True)]
+)
+def test_an_eval_root_that_is_not_mounted_costs_no_history(
+    emptied: str, with_cursor: bool, world: World
+) -> None:
+    assert world.front_door().success
+    cursor = tick(world).cursor if with_cursor else None
+    partitions = world.instance.get_dynamic_partitions(str(studio_datasets.name))
+    spec = world.folder / "catalog" / "crops.yaml"
+    root, aside = world.folder / "evals", world.folder / "elsewhere"
+    root.rename(aside)
+    spec.rename(world.folder / "crops.yaml")  # as if the catalog lay under it
+    if emptied != "gone":
+        (root / "catalog" if emptied == "with a catalog" else root).mkdir(parents=True)
+    told = tick(world, cursor)
+    text = told.skip_message if isinstance(told, dg.SkipReason) else told.skip_reason.skip_message
+    assert "holds no registry.json, and datasets were registered there; is it mounted?" in text
+    assert not isinstance(told, dg.SensorResult) or told.asset_events == []
+    assert set(partitions) <= set(world.instance.get_dynamic_partitions(str(studio_datasets.name)))
+    assert world.materializations("registry_entry")
+    (world.folder / "crops.yaml").rename(spec)
+    assert world.stale("crops") is StaleStatus.FRESH
+    if root.exists():
+        shutil.rmtree(root)
+    aside.rename(root)
+    assert "is it mounted" not in str(tick(world, cursor))
+    assert world.stale("crops") is StaleStatus.FRESH
+
+
+def test_an_eval_root_that_is_new_or_was_emptied_on_purpose_is_no_fault(world: World) -> None:
+    assert world.front_door().success
+    cursor = tick(world).cursor
+    shutil.rmtree(world.folder / "evals")
+    rebuild_registry(open_root(world.settings))
+    assert "crops is no longer registered" in str(tick(world, cursor).skip_reason)
+    world.settings = Settings(
+        eval_root=str(world.folder / "others"), catalog=world.settings.catalog
+    )
+    assert "mounted" not in str(tick(world, cursor))
+
+
+def test_below_an_eval_root_that_is_not_mounted_nothing_is_asked_for(world: World) -> None:
+    assert world.front_door().success
+    root = world.folder / "evals"
+    root.rename(world.folder / "elsewhere")
+    cache = str(world.folder / "cache")
+    settings = replace(world.settings, studio_roots=(str(world.source.parent),), cache=cache)
+    with (
+        dg.build_sensor_context(instance=world.instance) as context,
+        pytest.raises(StoreError, match=r"is it mounted\?"),
+    ):
+        sensors.look(context, settings)
+    assert not root.exists()

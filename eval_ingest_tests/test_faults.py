@@ -15,10 +15,10 @@ import numpy as np
 import pytest
 
 from eval_ingest import EvalDataset, pipeline
-from eval_ingest.errors import SourceError
+from eval_ingest.errors import SourceError, StoreError
 from eval_ingest.indexing.work import IndexTask
 from eval_ingest.redaction import spelled
-from eval_ingest.store import leftovers
+from eval_ingest.store import leftovers, told_apart
 from eval_ingest.store.atomic import write_json
 from eval_ingest.store.manifest import CopiedWindow, Manifest
 from eval_ingest.store.ownership import WRITTEN
@@ -26,6 +26,7 @@ from eval_ingest.store.registry import finish_removals, read_registry, rebuild_r
 from eval_ingest.store.roots.base import EvalRoot
 from eval_ingest.store.seal import write_sealed_json
 from eval_ingest.store.shards import ArrayPlan, ShardWriter
+from eval_ingest_tests.conftest import make_job
 from eval_ingest_tests.support import faults
 from eval_ingest_tests.support.faults import Scenario
 from eval_ingest_tests.support.killing import Run, is_running, start, wait_until
@@ -200,6 +201,37 @@ def test_workers_hold_no_files_open(tmp_path: Path) -> None:
 
 
 # ---------------------------------------------------------------------------------- the source
+
+
+def test_windows_that_the_disk_takes_for_one_stop_an_ingest_before_it_copies(
+    small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, root = shutil.copytree(small, tmp_path / "source"), EvalRoot(tmp_path / "root")
+    pipeline.ingest(make_job(source, root.path))
+    before = sorted(root.dataset("crops").windows.paths())
+    window = next(path.parent for path in sorted(source.glob("windows/*/*/metadata.json")))
+    shutil.copytree(window, window.with_name(window.name.upper()))
+    monkeypatch.setattr(told_apart, "_are_one", lambda *_: True)
+    with pytest.raises(StoreError, match=f"{window.name}' are one name to the disk of"):
+        pipeline.ingest(make_job(source, root.path))
+    assert sorted(root.dataset("crops").windows.paths()) == before
+    pipeline.ingest(make_job(source, root.path, copy="stream"))  # names lie in tables there
+
+
+def test_samples_are_read_whole_however_little_a_call_gives(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Linux gives at most 2 GiB at a time, and a file that has lost its end gives nothing."""
+    plan = ArrayPlan.of("target", "int64", [(40,)] * 3)
+    writer = ShardWriter.create(tmp_path / "shard", [plan])
+    for row in range(3):
+        writer.write(row, {"target": np.arange(40) + 100 * row})
+    read = os.pread
+    monkeypatch.setattr(os, "pread", lambda file, size, at: read(file, min(size, 7), at))
+    assert (writer.read(1)["target"] == np.arange(40) + 100).all()
+    os.truncate(tmp_path / "shard" / "target.npy", 1000)
+    with pytest.raises(StoreError, match="it ends too early"):
+        writer.read(2)
 
 
 def test_a_source_that_changes_underneath_gives_one_version_or_an_error(

@@ -2,6 +2,7 @@
 
 import errno
 import io
+import subprocess
 import tarfile
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -297,6 +298,42 @@ def test_a_pass_that_was_stopped_goes_on_where_it_was(
     pipeline.ingest(make_job(archive, root, copy=copy))
     assert index_values(root) == index_values(reference)
     assert verify_dataset(make_job(archive, root).root, "crops", no_progress).problems == []
+
+
+@pytest.mark.parametrize("depth", [1, 2, 3])
+@pytest.mark.parametrize("when", ["before", "behind", "behind a stop"])
+def test_a_name_that_is_a_file_and_a_folder_is_refused_though_no_window_is_written(
+    depth: int, when: str, small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = members(small)
+    windows = [name for name in names if name.startswith("windows")]
+    stray = tarfile.TarInfo("/".join(windows[4].split("/")[:depth]))
+    archive, root = tmp_path / "crops.tar", tmp_path / "root"
+    with tarfile.open(archive, "w") as packed:
+        for name in names:
+            if when == "before" and name == windows[0]:
+                packed.addfile(stray)
+            packed.add(small / name, name)
+        if when != "before":
+            packed.addfile(stray)
+    tar = ["tar", "-xf", str(archive), "-C", str(tmp_path)]
+    assert subprocess.run(tar, capture_output=True).returncode != 0
+    if when == "behind a stop":
+        noted, note = iter(range(99)), Unpacking.note
+
+        def stopping(self: Unpacking, *rest: Any) -> None:
+            note(self, *rest) if next(noted) < 2 else _stopped()
+
+        with monkeypatch.context() as patch:
+            patch.setattr("eval_ingest.indexing.arriving._SHARD_BYTES", 1)
+            patch.setattr("eval_ingest.indexing.arriving._TOGETHER", 1)
+            patch.setattr(partial, "PARTIAL_ROWS", 1)
+            patch.setattr(window_table, "_WAITING", 1)
+            patch.setattr(Unpacking, "note", stopping)
+            with pytest.raises(KeyboardInterrupt):
+                pipeline.ingest(make_job(archive, root, copy="stream"))
+    with pytest.raises(SourceError, match="is a file in one place, a folder in another"):
+        pipeline.ingest(make_job(archive, root, copy="stream"))
 
 
 def test_nothing_stays_of_an_archive_that_is_damaged_behind_many_windows(

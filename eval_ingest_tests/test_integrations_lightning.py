@@ -15,7 +15,7 @@ from lightning.pytorch.loggers import CSVLogger
 from torch.utils.data import DataLoader
 
 from eval_ingest import EvalDataset
-from eval_ingest.errors import LoadError
+from eval_ingest.errors import LoadError, OutdatedError
 from eval_ingest.integrations.lightning import EvalCallback, EvalDataModule
 from eval_ingest_tests.support.fake_evals import write_fake
 
@@ -69,6 +69,16 @@ def train(
     if not arguments.get("enable_checkpointing", True):
         trainer.save_checkpoint(folder / "last.ckpt")
     return module
+
+
+def test_all_splits_of_a_data_module_are_of_one_version(tmp_path: Path) -> None:
+    folder = write_fake(tmp_path, "crops", "segmentation", counts=(4, 2, 2), version="one")
+    data = EvalDataModule("crops", root=tmp_path)
+    assert data.dataset("train").metadata.fingerprint == "one"
+    folder.rename(tmp_path / ".old")
+    write_fake(tmp_path, "crops", "segmentation", counts=(4, 2, 2), version="two")
+    with pytest.raises(OutdatedError, match=r"of version two, .* not 'one'"):
+        data.dataset("val")
 
 
 def scored_steps(folder: Path) -> list[int]:

@@ -40,6 +40,7 @@ from eval_ingest.report.previews import previews
 from eval_ingest.report.tables import Board
 from eval_ingest.report.view import View, open_view
 from eval_ingest.report.writing import write_report
+from eval_ingest.store import told_apart
 from eval_ingest.store.registry import read_registry, require_metadata
 from eval_ingest.store.roots.base import EvalRoot
 from eval_ingest_tests.support import factories
@@ -378,6 +379,18 @@ def test_an_export_is_an_eval_root_that_loads(
         for modality in exported.bands:
             assert (exported[0][modality] == original[0][modality]).all()
     assert verified(path) == verified(source.dataset(case).layout.path)
+
+
+def test_what_the_disk_takes_for_one_is_not_exported_to_it(
+    ingested: Ingested, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = EvalRoot(shutil.copytree(ingested(SOME), tmp_path / "source"))
+    window = next(path.parent for path in source.path.glob("*/windows/*/*/metadata.json"))
+    shutil.copytree(window, window.with_name(window.name.upper()))
+    monkeypatch.setattr(told_apart, "_are_one", lambda *_: True)
+    with pytest.raises(StoreError, match="are one name to the disk of"):
+        export_dataset(source, SOME, tmp_path / "out")
+    assert not list((tmp_path / "out").iterdir())
 
 
 def verified(path: Path) -> list[str]:

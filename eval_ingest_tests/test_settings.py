@@ -123,3 +123,9 @@ def test_a_dollar_more_keeps_a_variable_as_it_is() -> None:
     assert settings.expand("/$${A}/${A}/$${NONE}/$A/$$") == "/${A}/x/${NONE}/$A/$$"
     for found in ("/${A}", "/$${A}", "/$$${A}", "/$", "/${A:-b}", "/${"):
         assert settings.expand(literal(found)) == found
+
+
+def test_windows_can_be_no_larger_than_what_copying_and_loading_take() -> None:
+    assert Settings.load({"EVAL_INGEST_WINDOW_MIB": "4096"}, Path("none")).window_mib == 4096
+    with pytest.raises(SettingsError, match=r"EVAL_INGEST_WINDOW_MIB=4097 is too much: .* 4096"):
+        Settings.load({"EVAL_INGEST_WINDOW_MIB": "4097"}, Path("none"))

@@ -5,7 +5,7 @@ import re
 import shlex
 import sys
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 
@@ -108,6 +108,23 @@ def test_every_shell_line_of_every_page_is_one_that_the_command_takes() -> None:
             parser.parse_args([word if word != "X" else "x" for word in words])
             seen += 1
     assert seen > 30
+
+
+def test_everything_that_a_run_writes_is_in_the_page_about_it(
+    ingested: Callable[[str], Path],
+) -> None:
+    text = (DOCS / "outcome.md").read_text()
+    of_splits = {"train", "val", "test"}
+    for case in ("segmentation", "class_mapping"):
+        names = {path.name for path in (ingested(case) / case).iterdir()} - of_splits
+        assert not [name for name in names if name not in text], case
+
+
+def test_every_variable_that_is_read_is_in_the_page_about_them(site: ModuleType) -> None:
+    text = (DOCS / "environment.md").read_text() + site.environment()
+    read = re.compile(r'environ(?:\.get\(|\[)"(\w+)"')
+    code = "".join(path.read_text() for path in (REPOSITORY / "eval_ingest").rglob("*.py"))
+    assert not [name for name in read.findall(code) if name not in {"TERM"} and name not in text]
 
 
 def test_a_petabyte_is_reckoned_from_the_parts_above_it() -> None:

@@ -2,8 +2,11 @@
 
 import io
 import os
+import shutil
+import sqlite3
 import tarfile
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +27,7 @@ from eval_ingest.verifying import verify_dataset
 from eval_ingest_tests.conftest import make_job
 from eval_ingest_tests.support import factories
 from eval_ingest_tests.support.comparing import assert_same_ingest
+from eval_ingest_tests.support.lacking import no_rights, open_to_all
 from eval_ingest_tests.support.servers import gcs_server
 
 
@@ -288,6 +292,85 @@ def test_a_stopped_unpacking_goes_on_where_it_was(
     assert local == {
         w.key: [f[:2] for f in w.files] for w in source.windows(source.groups(), layers)
     }
+
+
+def _torn(table: Path) -> None:
+    """Leave it as a process does that is killed while it says that all is there."""
+    with closing(sqlite3.connect(table)) as writer:
+        writer.execute("PRAGMA journal_mode = TRUNCATE")
+        writer.execute("PRAGMA cache_size = 1")
+        writer.execute("BEGIN")
+        writer.execute("INSERT OR REPLACE INTO facts VALUES ('whole', 2)")
+        for k in range(20):
+            writer.execute("INSERT INTO windows VALUES (?, zeroblob(9999))", (b"windows/g/%d" % k,))
+        shutil.copyfile(table, table.with_name("torn"))
+        shutil.copyfile(f"{table}-journal", table.with_name("torn-journal"))
+        writer.rollback()
+    table.with_name("torn").replace(table)
+    table.with_name("torn-journal").replace(f"{table}-journal")
+
+
+@pytest.mark.parametrize("later", [True, False])
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda table: table.write_bytes(b""),
+        lambda table: table.write_bytes(table.read_bytes()[:2000]),
+        lambda table: table.write_bytes(b"no database" * 1000),
+        lambda table: table.write_bytes(table.read_bytes()[:100] + bytes(12188)),
+        _torn,
+    ],
+    ids=["empty", "cut off", "rubbish", "zeros", "torn"],
+)
+def test_a_table_that_a_full_disk_or_a_kill_has_left_is_made_anew(
+    damage: Callable[[Path], None], later: bool, small: Path, tmp_path: Path
+) -> None:
+    archive, folder = pack(small, tmp_path / "crops.tar.gz", "."), tmp_path / "unpacked"
+    unpacked = open_archive(str(archive), folder, later=True).unpacked
+    assert not window_table.WindowTable(unpacked / "contents.sqlite", 2).is_whole
+    damage(unpacked / "contents.sqlite")
+    source = open_archive(str(archive), folder, later=later)
+    source.complete()
+    windows = list(source.windows(source.groups(), frozenset({"sentinel2"})))
+    assert len(windows) == 10
+    assert all(source.read(w.group, w.name, f) for w in windows for f in w.files if f.size)
+
+
+def test_an_archive_that_can_not_be_opened_is_told_as_such(small: Path, tmp_path: Path) -> None:
+    with open_to_all() as folder:
+        archive = pack(small, folder / "crops.tar")
+        archive.chmod(0)
+        told = r"crops.tar can't be read: Permission denied"
+        with no_rights(), pytest.raises(SourceError, match=told):
+            open_archive(str(archive), folder / "unpacked")
+
+
+def test_an_archive_that_goes_meanwhile_is_told_as_such(
+    small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    memory, url = fsspec.filesystem("memory"), f"memory://{tmp_path.name}/crops.tar"
+    memory.pipe(url, pack(small, tmp_path / "crops.tar").read_bytes())
+    real = Objects.open
+
+    def late(self: Objects) -> Any:
+        memory.rm(f"/{tmp_path.name}", recursive=True)
+        return real(self)
+
+    monkeypatch.setattr(Objects, "open", late)
+    with pytest.raises(SourceNotFoundError, match=r"crops.tar has gone since it was looked at"):
+        open_archive(url, tmp_path / "unpacked")
+
+
+def test_a_folder_may_be_called_like_an_archive(small: Path, tmp_path: Path) -> None:
+    url = f"memory://{tmp_path.name}/eu.tar"
+    fsspec.filesystem("memory").put(f"{small}/", f"/{tmp_path.name}/eu.tar/", recursive=True)
+    shutil.copytree(small, tmp_path / "eu.tar")
+    found = [
+        {window.key for window in source.windows(source.groups(), frozenset())}
+        for source in map(open_source, (str(tmp_path / "eu.tar"), url))
+    ]
+    assert len(found[0]) == 10 and found[0] == found[1]
+    fsspec.filesystem("memory").rm(f"/{tmp_path.name}", recursive=True)
 
 
 def test_unpacked_bytes_that_were_damaged_on_disk_are_told(small: Path, tmp_path: Path) -> None:

@@ -10,8 +10,9 @@ from eval_ingest.errors import MachineError, SourceError
 from eval_ingest.sources import listing
 from eval_ingest.sources.listing import list_window, parse
 from eval_ingest.sources.local import LocalSource
+from eval_ingest.sources.remote import RemoteSource
 from eval_ingest_tests.support import compiled
-from eval_ingest_tests.support.handles import no_handles
+from eval_ingest_tests.support.lacking import no_handles
 
 LAYERS = frozenset({"sentinel2", "label"})
 
@@ -134,6 +135,18 @@ def test_a_link_out_of_the_dataset_is_refused(tmp_path: Path, way: str, link: st
     ):
         with pytest.raises(SourceError, match=r"is a link to .*outside, which is outside of the"):
             look(LocalSource(str(tmp_path / "dataset")))
+
+
+@pytest.mark.parametrize(
+    "key", [("..", "w"), ("g", ".."), ("g", "../../out"), ("/", "w"), ("", "w")]
+)
+def test_a_name_that_leads_out_of_the_dataset_is_refused(
+    tmp_path: Path, key: tuple[str, str]
+) -> None:
+    write(tmp_path, "out/w/metadata.json", "data/windows/g/w/metadata.json", "data/w/metadata.json")
+    for source in (LocalSource(str(tmp_path / "data")), RemoteSource("memory://data")):
+        with pytest.raises(SourceError, match="which names no folder"):
+            source.window(*key, LAYERS)
 
 
 @pytest.mark.parametrize("link", ["windows", "windows/g", "windows/g/w"])

@@ -478,6 +478,8 @@ def test_prefixes_cover_every_name_once_within_the_limit() -> None:
     assert max(counts) <= 64
     assert len(found) < 400
     assert prefixes([], 64) == []
+    nested = ["a" * length for length in range(1, 1000)]
+    assert prefixes(nested, 1) == sorted(f"{name}/" for name in nested)
 
 
 def test_many_windows_are_listed_by_many_prefixes(

@@ -1,14 +1,12 @@
 """Windows in rslearn's SQLite storage: ingested as windows in files are, the database unchanged."""
 
 import json
-import os
 import resource
 import shutil
 import sqlite3
 import struct
-import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 
@@ -29,7 +27,7 @@ from eval_ingest.store.roots.open import open_root
 from eval_ingest.verifying import verify_dataset
 from eval_ingest_tests.conftest import make_job
 from eval_ingest_tests.support.comparing import compare
-from eval_ingest_tests.support.handles import no_handles
+from eval_ingest_tests.support.lacking import no_handles, no_rights, open_to_all
 from eval_ingest_tests.support.oracle import rslearn_samples
 from eval_ingest_tests.support.servers import ObjectServer
 
@@ -234,25 +232,6 @@ def test_a_database_is_read_however_the_configuration_names_it(
     assert verify_dataset(open_root(settings), "crops", no_progress).problems == []
 
 
-@pytest.fixture
-def unwritable() -> Iterator[Path]:
-    """A folder in which this process may write nothing once it is left alone."""
-    with tempfile.TemporaryDirectory(dir="/tmp") as made:
-        os.chmod(made, 0o755)
-        yield Path(made)
-        os.seteuid(os.getuid())
-        for path in (Path(made), *Path(made).rglob("*")):
-            path.chmod(0o755)
-
-
-def _leave_alone(folder: Path) -> None:
-    """Take every right from this process but to read."""
-    for path in (*folder.rglob("*"), folder):
-        path.chmod(0o555 if path.is_dir() else 0o444)
-    if os.geteuid() == 0:
-        os.seteuid(65534)
-
-
 def _logged(own: Path, folder: Path) -> Path:
     """Copy the dataset with its last change in the log, as a writer that is killed leaves it."""
     database = sqlite3.connect(own / DATABASE)
@@ -265,27 +244,25 @@ def _logged(own: Path, folder: Path) -> Path:
     return folder
 
 
-def test_what_is_in_the_log_counts_where_nothing_can_be_written(
-    own: Path, unwritable: Path
-) -> None:
-    logged = _logged(own, unwritable / "own")
-    _leave_alone(unwritable)
-    source = open_source(str(logged))
-    names = {window.name for window in source.windows(source.groups(), frozenset())}
-    assert "window_0002" in names and "window_0003" not in names
-    assert sorted(p.name for p in logged.glob(f"{DATABASE}*")) == [DATABASE, f"{DATABASE}-wal"]
+def test_what_is_in_the_log_counts_where_nothing_can_be_written(own: Path) -> None:
+    with open_to_all() as folder:
+        logged = _logged(own, folder / "own")
+        for path in (*logged.rglob("*"), logged):
+            path.chmod(0o555 if path.is_dir() else 0o444)
+        with no_rights():
+            source = open_source(str(logged))
+            names = {window.name for window in source.windows(source.groups(), frozenset())}
+        assert "window_0002" in names and "window_0003" not in names
+        assert sorted(p.name for p in logged.glob(f"{DATABASE}*")) == [DATABASE, f"{DATABASE}-wal"]
 
 
 @pytest.mark.parametrize("name", [DATABASE, f"{DATABASE}-wal"])
-def test_a_part_of_a_database_that_may_not_be_read_is_told(
-    name: str, own: Path, unwritable: Path
-) -> None:
-    logged = _logged(own, unwritable / "own")
-    (logged / name).chmod(0)
-    if os.geteuid() == 0:
-        os.seteuid(65534)
-    with pytest.raises(SourceError, match=rf"/{name} can't be read: Permission denied"):
-        open_source(str(logged)).groups()
+def test_a_part_of_a_database_that_may_not_be_read_is_told(name: str, own: Path) -> None:
+    with open_to_all() as folder:
+        (_logged(own, folder / "own") / name).chmod(0)
+        told = rf"/{name} can't be read: Permission denied"
+        with no_rights(), pytest.raises(SourceError, match=told):
+            open_source(str(folder / "own")).groups()
 
 
 def test_a_machine_without_file_handles_reads_no_half_of_a_database(

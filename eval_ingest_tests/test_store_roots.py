@@ -19,7 +19,8 @@ from eval_ingest.engine import no_progress
 from eval_ingest.errors import IntegrityError, NewerVersionError, OutdatedError, StoreError
 from eval_ingest.settings import Settings
 from eval_ingest.store.atomic import write_bytes
-from eval_ingest.store.registry import read_registry
+from eval_ingest.store.ownership import Whose, mark
+from eval_ingest.store.registry import read_registry, remove_dataset
 from eval_ingest.store.roots.base import DatasetStore, EvalRoot
 from eval_ingest.store.roots.lease import _Holder
 from eval_ingest.store.seal import sealed_json
@@ -80,6 +81,20 @@ def test_a_dataset_is_published_withdrawn_and_erased(place: Place) -> None:
         other.erase()
     assert not other.is_there()
     assert place.names() == set()
+
+
+def test_a_dataset_that_was_only_begun_can_be_removed(place: Place) -> None:
+    store = place.root.dataset("crops")
+    for begun in (store.layout.staging, store.layout.archive, store.layout.ahead, None):
+        if begun is not None:
+            write_bytes(begun / "file", b"of the source")
+        else:
+            with store.hold(1.0, "test"):
+                mark(store, Whose.INGESTED)
+        assert store.is_there()
+        remove_dataset(place.root, "crops")
+        assert not store.is_there() and not store.layout.path.exists()
+        assert place.names() == {"registry.json"}
 
 
 def test_a_shard_is_put_found_whole_and_missed(place: Place, few: Path) -> None:

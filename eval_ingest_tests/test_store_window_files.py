@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from eval_ingest.store import window_files
-from eval_ingest.store.window_files import write_checked
+from eval_ingest.errors import StoreError
+from eval_ingest.store import told_apart, window_files
+from eval_ingest.store.window_files import Windows, write_checked
 from eval_ingest_tests.support import compiled
 
 
@@ -39,3 +40,36 @@ def test_what_is_there_already_is_not_replaced(tmp_path: Path) -> None:
         write_checked(str(tmp_path), [("link", b"ours", 0o666)])
     assert (tmp_path / "x").read_bytes() == b"theirs"
     assert not (tmp_path / "elsewhere").exists()
+
+
+@pytest.mark.parametrize(
+    ("names", "alike"),
+    [
+        (["g/a", "g/b", "h/a"], None),
+        (["g/a", "g/A"], ("g/A", "g/a")),
+        (["g/x", "G/y"], ("G", "g")),
+        (["g/\u00e9", "g/e\u0301"], ("g/e\u0301", "g/\u00e9")),
+        (["g/\u00c9", "g/e\u0301"], ("g/e\u0301", "g/\u00c9")),
+        (["g/stra\u00dfe", "g/STRASSE"], ("g/STRASSE", "g/stra\u00dfe")),
+        (["g/\udcff", "g/\udcfe"], None),
+    ],
+)
+def test_names_that_are_one_to_the_disk_are_refused_before_anything_is_written(
+    names: list[str], alike: tuple[str, str] | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    windows = Windows(tmp_path / "windows")
+    windows.require_told_apart(tuple(name.split("/")) for name in names)  # this disk knows them
+    asked: list[tuple[str, str]] = []
+
+    def are_one(folder: Path, *pair: str) -> bool:
+        asked.append(pair)
+        return True
+
+    monkeypatch.setattr(told_apart, "_are_one", are_one)
+    if alike is None:
+        windows.require_told_apart(tuple(name.split("/")) for name in names)
+        assert not asked
+        return
+    with pytest.raises(StoreError, match="are one name to the disk of"):
+        windows.require_told_apart(tuple(name.split("/")) for name in names)
+    assert asked[0] == alike and not list(tmp_path.iterdir())

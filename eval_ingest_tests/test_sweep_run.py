@@ -304,6 +304,8 @@ def test_rows_of_other_settings_are_no_seeds_of_a_score(
     assert (board.cells["fake", "pixels"].seeds, board.cells["fake", "pixels"].n_train) == (1, 4)
     drawn = latest(read_rows(out))  # what pictures and reports show
     assert drawn == [few]
+    again = sweep("fake", root=root, label_fractions=(0.5, 1.0), seeds=(42, 1))
+    assert again.computed == 0 and leaderboards(read_rows(out)) == boards  # as asked for last
 
 
 def test_scores_by_different_metrics_or_of_different_versions_are_not_compared(

@@ -76,6 +76,7 @@ def transfer(
     manifest, windows = Manifest(store.layout, store.send), store.windows
     to_copy = np.zeros(len(places), bool)
     if mode == "windows":
+        windows.require_told_apart(place.window for place in places)
         to_copy = _to_copy(job, places, manifest, windows)
 
     ahead = WindowsAhead(store.layout.ahead)

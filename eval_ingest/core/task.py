@@ -1,6 +1,7 @@
 """What is predicted: the task kinds, their classes, and how a stored label becomes a target."""
 
 from enum import StrEnum
+from functools import cached_property
 from typing import Annotated
 
 from pydantic import Field
@@ -71,6 +72,11 @@ class Task(Record):
     """Classification: features of unlisted classes are passed over."""
     category_mapping: dict[str, str] = Field(default_factory=dict)
     """Classification: stored category to the one that is looked up among the classes."""
+
+    @cached_property
+    def class_ids(self) -> dict[str, int]:
+        """Ids by name; of two classes of a name, the first one's."""
+        return {known.name: k for k, known in reversed([*enumerate(self.classes)])}
 
     @property
     def ignored_id(self) -> int | None:

@@ -1,6 +1,6 @@
 """Vector labels: the features of a window in its own pixels, and which of them a crop has."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -8,13 +8,19 @@ import numpy as np
 import shapely
 from shapely.geometry import shape
 
+from eval_ingest.core.crops import starts
+from eval_ingest.core.resolved import CropGrid
 from eval_ingest.decoding.grid import Grid
+from eval_ingest.decoding.problems import Unreadable
 
 Bounds = tuple[int, int, int, int]
 
-
-_MANY_POINTS = 10_000
-"""From here on shapes are indexed: a window may have 100,000 crops, and each looks for its own."""
+_MOST_TESTS = 20_000_000
+"""Of a shape and a crop that are near each other, for one window: ten seconds or so."""
+_POINTS = 500
+"""Of a shape, that make its tests take twice as long."""
+_MANY_POINTS = 100
+"""From here on a shape is prepared: its tests look at the points that matter."""
 
 
 class Features:
@@ -26,10 +32,6 @@ class Features:
                 raise TypeError(f"properties of a feature are a {type(found).__name__}, no object")
         self._shapes = np.array(shapes, dtype=object)
         self._properties = properties
-        self._tree: shapely.STRtree | None = None
-        if len(shapes) and shapely.get_num_coordinates(self._shapes).sum() > _MANY_POINTS:
-            self._tree = shapely.STRtree(self._shapes)
-            shapely.prepare(self._shapes)
 
     @classmethod
     def parse(cls, collection: Any, grid: Grid) -> "Features":
@@ -46,17 +48,91 @@ class Features:
         shapes = [shape(feature["geometry"]) for feature in features]
         return cls(shapes, [feature.get("properties") for feature in features])
 
-    def within(self, bounds: Bounds) -> list[dict[str, Any]]:
+    def within(self, bounds: Bounds) -> Iterator[dict[str, Any]]:
         """Properties of the features that intersect bounds in pixels."""
-        if not len(self._shapes):
-            return []
-        box = shapely.box(*bounds)
-        if self._tree is None:
-            hits = np.flatnonzero(shapely.intersects(self._shapes, box))
-        else:
-            near = np.sort(self._tree.query(box))
-            hits = near[shapely.intersects(self._shapes[near], box)]
-        return [dict(self._properties[k] or {}) for k in hits.tolist()]
+        if len(self._shapes):
+            hits = np.flatnonzero(shapely.intersects(self._shapes, shapely.box(*bounds)))
+            yield from (self._properties[k] or {} for k in hits.tolist())
+
+    def __iter__(self) -> Iterator[tuple[Any, dict[str, Any]]]:
+        """Shapes and properties."""
+        return ((found, p or {}) for found, p in zip(self._shapes, self._properties, strict=True))
+
+
+def first_of_crops(
+    features: Iterable[tuple[Any, dict[str, Any]]],
+    grid: Grid,
+    cut: CropGrid,
+    value_of: Callable[[dict[str, Any]], float | None],
+    without: float,
+) -> list[float]:
+    """For every crop of a window, in rslearn's order, what the first feature says that reaches it.
+
+    Args:
+        features: shapes in the window's pixels, with their properties.
+        grid: the window's.
+        cut: where its crops lie.
+        value_of: what a feature says by its properties; None if that is nothing.
+        without: stands for crops of which none says anything.
+
+    Raises:
+        Unreadable: what `value_of` raises of a feature that comes first; or it takes too long.
+    """
+    crops = _Crops(grid, cut, without)
+    for found, properties in features:
+        if not crops.n_open:
+            break
+        value: float | Unreadable | None
+        try:
+            value = value_of(properties)
+        except Unreadable as problem:
+            value = problem
+        if isinstance(value, Unreadable):
+            if crops.take(found, np.nan):
+                raise value
+        elif value is not None:
+            crops.take(found, value)
+    return crops.values.ravel().tolist()
+
+
+class _Crops:
+    """The crops of a window, column by column, and the values of those that have one."""
+
+    def __init__(self, grid: Grid, cut: CropGrid, without: float) -> None:
+        x, y = grid.bounds[:2]
+        height, width = cut.sides
+        self._left = x + np.array(starts(grid.width, width, cut.overlap))
+        self._top = y + np.array(starts(grid.height, height, cut.overlap))
+        self._right, self._bottom = self._left + width, self._top + height
+        edges = self._left[:, None], self._top, self._right[:, None], self._bottom
+        self._boxes = shapely.box(*edges)
+        self.values = np.full((len(self._left), len(self._top)), float(without))
+        self._open = np.ones(self.values.shape, bool)
+        self.n_open, self._tests = self._open.size, 0
+
+    def take(self, found: Any, value: float) -> bool:
+        """Give those that a shape reaches, and that have none yet, a value; False if none are."""
+        x0, y0, x1, y1 = found.bounds
+        first = np.searchsorted(self._right, x0), np.searchsorted(self._bottom, y0)
+        last = np.searchsorted(self._left, x1, "right"), np.searchsorted(self._top, y1, "right")
+        near = np.argwhere(self._open[first[0] : last[0], first[1] : last[1]]) + first
+        if not len(near):
+            return False
+        n_points = shapely.get_num_coordinates(found)
+        self._tests += len(near) * (1 + n_points // _POINTS)
+        if self._tests > _MOST_TESTS:
+            raise Unreadable(
+                "window_too_large",
+                f"it has {self.values.size:,} crops, and too many features near many of them to "
+                "find out which is whose",
+            )
+        if n_points > _MANY_POINTS:
+            shapely.prepare(found)
+        columns, rows = near.T
+        columns, rows = near[shapely.intersects(found, self._boxes[columns, rows])].T
+        self.values[columns, rows], self._open[columns, rows] = value, False
+        self.n_open -= len(columns)
+        return len(columns) > 0
 
 
 def _reprojected(collection: dict[str, Any], grid: Grid) -> tuple[list[Any], list[Any]]:

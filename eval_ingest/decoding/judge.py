@@ -8,14 +8,15 @@ import json
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
+from itertools import chain
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from eval_ingest.core.copy_config import rslearn_config
-from eval_ingest.core.crops import corners, starts
+from eval_ingest.core.crops import starts
 from eval_ingest.core.resolved import (
     BandSet,
     LabelInput,
@@ -72,15 +73,16 @@ from eval_ingest.decoding.sidecars import (
     parse_group_counts,
     steps_of_group,
 )
-from eval_ingest.decoding.targets import raster_target, vector_target
+from eval_ingest.decoding.targets import feature_target, raster_target, vector_target
 from eval_ingest.errors import words_of
+from eval_ingest.settings import MOST_WINDOW_MIB
 from eval_ingest.sources.base import WindowFiles, WindowReader
 from eval_ingest.sources.listing import MOST_FILES
 
 if TYPE_CHECKING:
     from eval_ingest.decoding.features import Features
 
-JUDGED_BYTES = 1 << 32
+JUDGED_BYTES = MOST_WINDOW_MIB << 20
 """That a window may have which was found valid by a run with limits of its own."""
 
 _RSLEARN_S = 300.0
@@ -467,34 +469,27 @@ class _WindowReader:
             raise Unreadable("label_missing", "no label layer is completed")
         if task.kind.per_pixel:
             return self._raster_target(label, chosen, task, grid)
-        return self._vector_target(chosen, grid, grid.bounds)
+        within = (found.within(grid.bounds) for found in self._features(chosen, grid))
+        return vector_target(chain.from_iterable(within), task)
 
     def crop_targets(self, grid: Grid) -> list[float]:
         """The targets of every crop, of each of the configuration's grids in turn.
 
         A crop that no labelled feature reaches into has none: -1 or NaN.
         """
-        chosen = choose_reads(self.files, self.config.label.part, "label")
-        x, y = grid.bounds[:2]
-        found = []
-        for cut in self.config.grids:
-            for top, left in corners(grid.height, grid.width, cut):
-                bottom, right = top + cut.sides[0], left + cut.sides[1]
-                crop = (x + left, y + top, x + right, y + bottom)
-                try:
-                    found.append(float(self._vector_target(chosen, grid, crop)))
-                except Unreadable as stop:
-                    if stop.code not in ("label_missing", "unlabelled"):
-                        raise
-                    found.append(IGNORE_LABEL if self.config.task.kind.has_classes else np.nan)
-        return found
+        if not self.config.grids:
+            return []
+        from eval_ingest.decoding.features import first_of_crops
 
-    def _vector_target(
-        self, chosen: list[tuple[str, int]], grid: Grid, bounds: tuple[int, int, int, int]
-    ) -> NDArray[Any]:
-        features = [self._features(layer, item_group, grid) for layer, item_group in chosen]
-        within = [properties for found in features for properties in found.within(bounds)]
-        return vector_target(within, self.config.task)
+        chosen = choose_reads(self.files, self.config.label.part, "label")
+        features, task = self._features(chosen, grid), self.config.task
+        value_of = partial(feature_target, task=task)
+        none = IGNORE_LABEL if task.kind.has_classes else np.nan
+        grids = (
+            first_of_crops(chain.from_iterable(features), grid, cut, value_of, none)
+            for cut in self.config.grids
+        )
+        return [*chain.from_iterable(grids)]
 
     def _raster_target(
         self, label: LabelInput, chosen: list[tuple[str, int]], task: Task, grid: Grid
@@ -515,12 +510,13 @@ class _WindowReader:
             target[hidden[:, :, 0]] = IGNORE_LABEL if task.kind.has_classes else np.nan
         return target
 
-    def _features(self, layer: str, item_group: int, grid: Grid) -> "Features":
-        """The window's features, parsed once for all its crops."""
-        if (layer, item_group) not in self.features:
-            read = self._geojson if self.config.layer(layer).geojson else self._other_features
-            self.features[layer, item_group] = read(layer, item_group, grid)
-        return self.features[layer, item_group]
+    def _features(self, chosen: list[tuple[str, int]], grid: Grid) -> list["Features"]:
+        """The features of item groups, parsed once for the window and all its crops."""
+        for layer, item_group in chosen:
+            if (layer, item_group) not in self.features:
+                read = self._geojson if self.config.layer(layer).geojson else self._other_features
+                self.features[layer, item_group] = read(layer, item_group, grid)
+        return [self.features[read] for read in chosen]
 
     def _other_features(self, layer: str, item_group: int, grid: Grid) -> "Features":
         import shapely

@@ -2,7 +2,8 @@
 
 It adds a partition for each dataset that is registered or can be ingested here, and notes as
 materialised what was ingested by `eval-ingest`, by another Dagster, or by a sensor's run of the
-stages alone, with its pictures and checks. What is no more goes. It runs nothing.
+stages alone, with its pictures and checks. What is no more goes, unless the eval root has gone as
+a whole: then it isn't mounted. It runs nothing.
 """
 
 import time
@@ -18,6 +19,7 @@ from eval_ingest.core.spec import NAME_PATTERN
 from eval_ingest.defs.checks import evaluations
 from eval_ingest.defs.front_door import TAKEN
 from eval_ingest.defs.metadata import draw_pictures, entry_metadata, stage_path
+from eval_ingest.defs.mounted import require_registry
 from eval_ingest.defs.partitions import studio_datasets
 from eval_ingest.defs.running import is_going_on, set_up_pools
 from eval_ingest.defs.versions import DATA_VERSION_TAG, last_record, version_of
@@ -57,6 +59,7 @@ def known_datasets(
     registered: Set[str] | None = None
     try:
         root = open_root(settings)
+        require_registry(context.instance, root, tick.shown)
         entries = {n: e for n, e in read_registry(root).items() if NAME_PATTERN.fullmatch(n)}
         registered = entries.keys()
         tick.show_theirs({n: entry for n, entry in entries.items() if not is_ours(entry)})

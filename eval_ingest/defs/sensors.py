@@ -23,6 +23,7 @@ from eval_ingest.background import Background
 from eval_ingest.core.fingerprint import fingerprint
 from eval_ingest.defs.assets import STAGE_ASSETS
 from eval_ingest.defs.cursor import Cursor, Seen, Step
+from eval_ingest.defs.mounted import require_registry
 from eval_ingest.defs.partitions import studio_datasets
 from eval_ingest.defs.running import PARTITION_TAG, is_going_on, set_up_pools
 from eval_ingest.errors import EvalIngestError
@@ -30,6 +31,7 @@ from eval_ingest.redaction import in_lines, on_one_line, redacted
 from eval_ingest.settings import Settings
 from eval_ingest.sources.looks import Memory
 from eval_ingest.store.catalog import add_spec
+from eval_ingest.store.roots.open import open_root
 from eval_ingest.watching import Judgement, Looks, Sighting, State, look_at, survey
 
 NAME = "studio_discovery"
@@ -94,6 +96,8 @@ def look(context: dg.SensorEvaluationContext, settings: Settings) -> dg.SensorRe
     set_up_pools(context.instance)
     cursor = Cursor.parse(context.cursor, redacted(settings.eval_root))
     cursor.tick += 1
+    registered = [name for name, seen in cursor.seen.items() if seen.step is Step.REGISTERED]
+    require_registry(context.instance, open_root(settings), registered)
     found = survey(
         settings.studio_roots,
         settings,

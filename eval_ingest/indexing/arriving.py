@@ -28,7 +28,6 @@ from eval_ingest.indexing.work import CopyAhead, IndexedShard, IndexTask
 from eval_ingest.job import Job, read_again
 from eval_ingest.sources.archive import ArchiveSource
 from eval_ingest.sources.base import ANYBODY, Listed
-from eval_ingest.sources.tar import TarError
 from eval_ingest.sources.unpacking import ArrivedWindow, Unpacking
 from eval_ingest.store.ahead import WindowsAhead
 from eval_ingest.store.index_file import read_index
@@ -133,8 +132,6 @@ class ArrivingTask:
         except FileExistsError:  # a worker that was lost, or a run that was stopped, was at it
             remove_folder(folder)
             os.makedirs(folder)
-        except NotADirectoryError as error:
-            raise TarError(f"a folder above {folder} is a file in another place") from error
         write_checked(folder, files)
 
 

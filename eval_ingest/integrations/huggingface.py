@@ -41,7 +41,13 @@ from eval_ingest.settings import Settings
 from eval_ingest.sources.base import WindowFiles
 from eval_ingest.sources.local import LocalSource
 from eval_ingest.store import registry
-from eval_ingest.store.atomic import file_crc32c, read_bytes, remove_path, write_bytes
+from eval_ingest.store.atomic import (
+    file_crc32c,
+    read_bytes,
+    remove_path,
+    store_errors,
+    write_bytes,
+)
 from eval_ingest.store.claims import is_published_elsewhere
 from eval_ingest.store.locks import folder_aside
 from eval_ingest.store.outcomes import read_outcome
@@ -51,6 +57,7 @@ from eval_ingest.store.registry_file import understood
 from eval_ingest.store.roots.base import DatasetStore, EvalRoot
 from eval_ingest.store.roots.open import open_root
 from eval_ingest.store.seal import write_sealed_json
+from eval_ingest.store.told_apart import require_told_apart
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
@@ -474,6 +481,9 @@ def pull(url: str, *, root: str | Path | None = None, progress: Progress = no_pr
     with store.hold(WAIT_S, f"{name} is being pulled"):
         _refuse_own(store)
         aside = target.path / f".{name}.pull"
+        with store_errors("pulling to", aside):
+            aside.mkdir(parents=True, exist_ok=True)
+        require_told_apart(aside, wanted)
         _fetch(api, address, where, wanted, aside, progress)
         try:
             _verified(EvalRoot(aside), name, progress)

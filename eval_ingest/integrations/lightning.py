@@ -52,14 +52,17 @@ class EvalDataModule(LightningDataModule):
         self._train, self._loader, self._arguments = train or {}, loader or {}, arguments
 
     def dataset(self, split: str) -> EvalDataset:
-        """A split as it is loaded.
+        """A split as it is loaded, of the version that the first one was of.
 
         Raises:
             UnknownDatasetError: no such dataset.
+            OutdatedError: it was ingested anew since: its splits may be others.
             LoadError: an argument that it can't satisfy.
         """
         own = self._train if split == "train" else {}
-        return EvalDataset(self._dataset, split, **{**self._arguments, **own})
+        found = EvalDataset(self._dataset, split, **{**self._arguments, **own})
+        self._arguments.setdefault("version", found.metadata.fingerprint)
+        return found
 
     def _dataloader(self, split: str) -> Any:
         return self.dataset(split).loader(self.batch_size, self.num_workers, **self._loader)

@@ -226,9 +226,10 @@ class Objects:
 
     def _is(self, data: bytes, listed: Entry) -> bool | None:
         """Whether these bytes are an object's; None if its version says nothing of them."""
-        if len(data) == listed.size and listed.version.startswith("etag:") > self._etag_is_md5:
-            return None
-        return len(data) == listed.size and is_content(data, listed.version)
+        if len(data) != listed.size:
+            return False
+        is_sum = self._etag_is_md5 or not listed.version.startswith("etag:")
+        return is_content(data, listed.version) if is_sum else None
 
     def _require(self, now: Entry, listed: Entry) -> None:
         if now.is_as(listed) is False:

@@ -21,6 +21,7 @@ from eval_ingest.store.paths import DatasetLayout
 from eval_ingest.store.registry import rebuild_registry, require_metadata, write_metadata
 from eval_ingest.store.roots.base import DatasetStore, EvalRoot
 from eval_ingest.store.seal import write_sealed_json
+from eval_ingest.store.told_apart import require_told_apart
 
 _ORIGINAL = "model.original.yaml"
 """Nothing reads it of a copy, and it tells where its owner's files are."""
@@ -74,6 +75,7 @@ def export_dataset(
         aside = EvalRoot(folder).dataset(name)
         _require_published(root, metadata, windows)
         files = list(_files(root.dataset(name), metadata, windows))
+        require_told_apart(folder, files)
         for inside in {(aside.layout.path / path).parent for path in files}:
             inside.mkdir(parents=True, exist_ok=True)
         copies = root.dataset(name).copy_out(files, aside.layout.path)

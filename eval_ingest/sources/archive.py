@@ -323,9 +323,10 @@ def open_archive(
         SourceError: it is damaged, unsafe, larger than the limits, or holds no dataset.
         StoreError: it can't be unpacked there.
     """
+    version = Version.of(url)
     if folder is None:
         raise SourceError(f"{url} is an archive, and only a dataset's source may be one; unpack it")
-    target = folder / Version.of(url).name(url)
+    target = folder / version.name(url)
     if not _table(target).is_whole:
         with _locked(folder):
             for other in folder.iterdir():  # earlier versions, or of another archive
@@ -339,7 +340,7 @@ def open_archive(
 
 def _begin(url: str, target: Path, limits: Limits, progress: Progress, later: bool) -> None:
     """Unpack an archive; but, if the rest is for later, not more than its configuration."""
-    if later and (target / _TABLE).is_file() and _table(target).fact("done"):
+    if later and _table(target).is_begun:
         with contextlib.suppress(SourceError):
             _dataset_in(target / _TREE, url)
             return  # a run was stopped when its windows arrived

@@ -167,6 +167,20 @@ def digest_of(listed: bytes) -> str:
     return hashlib.blake2b(listed, digest_size=16).hexdigest()
 
 
+def plain(name: object, where: str) -> str:
+    """A group or window, if it can be the name of a folder: not all names come from a listing.
+
+    Raises:
+        SourceError: it can't.
+    """
+    if not isinstance(name, str) or not name or name[0] == "." or {"/", "\0"} & set(name):
+        raise SourceError(
+            f"{where} has a group or window {str(name)[:80]!r}, which names no folder; "
+            "correct it there"
+        )
+    return name
+
+
 Window = WindowFiles | Callable[[], WindowFiles]
 """A window's files, or what lists them: where that takes time, it is done ahead too."""
 

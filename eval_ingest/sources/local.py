@@ -21,6 +21,7 @@ from eval_ingest.sources.base import (
     cannot,
     check_text_size,
     digest_of,
+    plain,
 )
 from eval_ingest.sources.listing import (
     is_folder,
@@ -103,7 +104,7 @@ class LocalSource(Source):
         return _window_files(group, name, self._list(group, name, layers))
 
     def _list(self, group: str, name: str, layers: frozenset[str]) -> bytes:
-        root = f"{self._folder(group)}/{name}"
+        root = f"{self._folder(plain(group, self.url))}/{plain(name, self.url)}"
         try:
             return list_window(root, layers, self._check_link, self._inodes)
         except OSError as error:

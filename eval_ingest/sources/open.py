@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 
 from eval_ingest.engine import Progress, no_progress
+from eval_ingest.errors import SourceNotFoundError
 from eval_ingest.objects.filesystems import weka_mount
 from eval_ingest.sources.base import ARCHIVE_ENDINGS, Copies, Source
 from eval_ingest.sources.local import LocalSource
@@ -11,13 +12,22 @@ from eval_ingest.sources.sqlite import with_database
 
 
 def is_archive(url: str) -> bool:
-    """True for an archive's path or URL."""
-    return url.lower().endswith(ARCHIVE_ENDINGS)
+    """True for an archive's path or URL, and for the URL of a folder that is called like one."""
+    return url.lower().endswith(ARCHIVE_ENDINGS) and not os.path.isdir(url)
+
+
+def _is_folder(url: str) -> bool:
+    """True for a URL below which there are objects."""
+    if "://" not in url:
+        return False
+    from eval_ingest.objects.reading import Objects
+
+    return bool(Objects(url).below(""))
 
 
 def address(url: str) -> str:
     """One way of writing a source's path or URL; what is kept of a path is read elsewhere."""
-    url = str(weka_mount(url) or url.removeprefix("file://"))
+    url = str(weka_mount(url) or url.removeprefix("file://").removeprefix("local://"))
     return url.rstrip("/") if "://" in url else os.path.abspath(os.path.expanduser(url))
 
 
@@ -51,8 +61,12 @@ def open_source(
     if is_archive(url):
         from eval_ingest.sources.archive import open_archive
 
-        found = open_archive(url, archives, progress=progress, copies=copies, later=later)
-        return with_database(found, storage)
+        try:
+            found = open_archive(url, archives, progress=progress, copies=copies, later=later)
+            return with_database(found, storage)
+        except SourceNotFoundError:
+            if not _is_folder(url):
+                raise
     source: Source
     if "://" in url:
         # fsspec's file systems take a second to import; a folder needs none of them.

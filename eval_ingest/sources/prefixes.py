@@ -2,6 +2,8 @@
 
 import os
 from collections.abc import Sequence
+from itertools import groupby
+from operator import itemgetter
 
 
 def prefixes(names: Sequence[str], most: int) -> list[str]:
@@ -15,19 +17,14 @@ def prefixes(names: Sequence[str], most: int) -> list[str]:
     ['a/', 'ab/']
     """
     found: list[str] = []
-
-    def divide(texts: list[str]) -> None:
+    # With its slash, no name is the beginning of another.
+    waiting = [sorted({f"{name}/" for name in names})] if names else []
+    while waiting:
+        texts = waiting.pop()
         common = os.path.commonprefix(texts)  # noqa: RUF071  of texts: half a name will do
         if len(texts) <= most:
             found.append(common)
-            return
-        branches: dict[str, list[str]] = {}
-        for text in texts:
-            branches.setdefault(text[: len(common) + 1], []).append(text)
-        for branch in branches.values():
-            divide(branch)
-
-    if names:
-        # With its slash, no name is the beginning of another.
-        divide(sorted(f"{name}/" for name in names))
+            continue
+        branches = [list(some) for _, some in groupby(texts, itemgetter(slice(len(common) + 1)))]
+        waiting += reversed(branches)
     return found

@@ -33,12 +33,13 @@ from eval_ingest.sources.base import (
     check_text_size,
     digest_of,
     is_read,
+    plain,
 )
 from eval_ingest.sources.prefixes import prefixes
-from eval_ingest.sources.staging import StagedWindows, remove_staging
+from eval_ingest.sources.staging import StagedWindows
 from eval_ingest.sources.stream import fetch
 from eval_ingest.sources.window_table import WindowTable
-from eval_ingest.waiting import ALWAYS
+from eval_ingest.waiting import ALWAYS, remove_folder
 
 WINDOWS_PER_LISTING = 64
 """Windows that one listing covers: a few pages of a thousand objects."""
@@ -206,7 +207,7 @@ class RemoteSource(Source):
             found = self._listing.window(_folder(group, name))
             if found is not None:
                 return WindowFiles(group, name, tuple(found))
-        base = f"windows/{group}/{name}"
+        base = f"windows/{plain(group, self.url)}/{plain(name, self.url)}"
         files = [
             SourceFile(inner, entry.size, entry.version)
             for entry in self._objects.run(self._objects.find(base))
@@ -262,7 +263,7 @@ class RemoteSource(Source):
         if self.staging is not None:
             if self._listing is not None:
                 self._listing.close()
-            remove_staging(self.staging)
+            remove_folder(self.staging)
 
 
 def _folder(group: str, name: str) -> bytes:

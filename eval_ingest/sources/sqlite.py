@@ -34,6 +34,7 @@ from eval_ingest.sources.base import (
     WindowReader,
     cannot,
     is_read,
+    plain,
 )
 
 DATABASE = "windows.sqlite3"
@@ -184,13 +185,7 @@ class SqliteSource(Source):
         return self.inner.on_disk(DATABASE, _LOG, _JOURNAL) / DATABASE
 
     def _plain(self, name: object) -> str:
-        """A group or window of the database, if it can be the name of a folder."""
-        if not isinstance(name, str) or not name or name[0] == "." or {"/", "\0"} & set(name):
-            raise SourceError(
-                f"{self.url}/{DATABASE} has a group or window {str(name)[:80]!r}, which names no "
-                "folder; correct it there"
-            )
-        return name
+        return plain(name, f"{self.url}/{DATABASE}")
 
     def _connect(self) -> sqlite3.Connection:
         path = self._database

@@ -19,7 +19,6 @@ import google_crc32c
 
 from eval_ingest.errors import StoreError
 from eval_ingest.sources.base import WindowFiles
-from eval_ingest.waiting import remove_folder
 
 _TALLY = "kept"
 _TALLY_UNIT = 1 << 14
@@ -101,11 +100,6 @@ class StagedWindows:
         """Remove a window's bytes: they are where they belong."""
         with contextlib.suppress(OSError):
             self._path(files).unlink(missing_ok=True)
-
-
-def remove_staging(folder: Path) -> None:
-    """Remove all of it."""
-    remove_folder(folder)
 
 
 def _failed(path: Path, error: Exception) -> StoreError:

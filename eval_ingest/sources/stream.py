@@ -69,18 +69,28 @@ class Version:
 @contextlib.contextmanager
 def stream_of(url: str, version: Version) -> Iterator["Checked"]:
     """All bytes, from front to end; at the end they are to be compared with what was seen."""
-    if "://" not in url:
-        with open(url, "rb", buffering=0) as stream:
-            yield Checked(url, stream, version)
-    else:
+    with _opened(url) as stream:
+        yield Checked(url, stream, version)
+
+
+def _opened(url: str) -> IO[bytes]:
+    try:
+        if "://" not in url:
+            return open(url, "rb", buffering=0)
         from eval_ingest.objects.reading import Objects
 
-        with Objects(url).open() as stream:
-            yield Checked(url, stream, version)
+        stream: IO[bytes] = Objects(url).open()
+        return stream
+    except FileNotFoundError as error:
+        raise SourceNotFoundError(f"{url} has gone since it was looked at; run again") from error
+    except OSError as error:
+        raise lacking(error) or CutOffError(str(cannot("read", url, error))) from error
+    except SourceError as error:
+        raise CutOffError(str(error)) from error
 
 
 class CutOffError(SourceError):
-    """It can't be read to its end; what came is right."""
+    """It can't be read, or not to its end; what came is right."""
 
 
 class Checked:

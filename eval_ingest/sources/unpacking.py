@@ -12,6 +12,7 @@ import stat
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 import google_crc32c
 
@@ -78,6 +79,19 @@ class ArrivedWindow:
             raise _twice([self.folder, path])
 
 
+class _Placed(NamedTuple):
+    """A member, and where it belongs."""
+
+    member: Member
+    parts: list[bytes]
+    """Of its path."""
+    folder: bytes
+    """The window's that it belongs to, and its path in there; both empty if to none."""
+    path: bytes
+    is_first: bool
+    """True for the first member of a window."""
+
+
 class Unpacking:
     """The members of an archive on their way to become files.
 
@@ -114,15 +128,17 @@ class Unpacking:
         self._target, self._table, self._done = target, table, done
         self._files = _Files(target, fill)
         self._number = 0
+        self._folders: set[int] = set()
+        """Hashes of the windows' folders so far and of those above, be they written or not; ..."""
+        self._strays: set[int] = set()
+        """... and of the files that are in no window."""
         self._members = self._checked(limits, each)
-        self._held: tuple[Member, list[bytes]] | None = None
+        self._held: _Placed | None = None
         """A member that the next step begins with."""
         self._large: ArrivedWindow | None = None
 
-    def _checked(
-        self, limits: Limits, each: Callable[[], None]
-    ) -> Iterator[tuple[Member, list[bytes]]]:
-        """The members that aren't written yet, with the parts of their paths."""
+    def _checked(self, limits: Limits, each: Callable[[], None]) -> Iterator["_Placed"]:
+        """The members that aren't written yet, each with its place."""
         total = 0
         for member in self._archive:
             self._number += 1
@@ -133,18 +149,42 @@ class Unpacking:
                     f"holds more than {limits.members:,} members or {limits.total_bytes:,} bytes; "
                     "unpack it by hand and give the folder"
                 )
-            if self._number > self._done and parts:
-                yield member, parts
+            if parts:
+                placed = self._placed(member, parts)
+                if self._number > self._done:
+                    yield placed
             each()
+
+    def _placed(self, member: Member, parts: list[bytes]) -> "_Placed":
+        """A member with its place, which isn't a file here and a folder there.
+
+        Where a window is written by others, or not at all, the disk doesn't notice.
+        """
+        folder, path = _window_of(parts)
+        if path or (folder and member.is_folder):
+            is_first = hash(folder) not in self._folders
+            if is_first:
+                windows = folder.split(b"/")
+                above = {hash(b"/".join(windows[:n])) for n in range(1, len(windows) + 1)}
+                if not self._strays.isdisjoint(above):
+                    raise _twice(parts)
+                self._folders |= above
+            return _Placed(member, parts, folder, path, is_first)
+        if not member.is_folder:
+            if hash(whole := b"/".join(parts)) in self._folders:
+                raise _twice(parts)
+            self._strays.add(hash(whole))
+        return _Placed(member, parts, folder, path, False)
 
     def begin(self, config_files: Sequence[str]) -> bool:
         """Write what stands before the first window; True if a configuration does."""
-        for member, parts in self._members:
+        for placed in self._members:
+            parts = placed.parts
             if _WINDOWS not in parts:
-                self._put(member, parts)
+                self._put(placed)
                 continue
             above = self._target / os.fsdecode(b"/".join(parts[: parts.index(_WINDOWS)]))
-            self._held = member, parts
+            self._held = placed
             self._table.flush(force=True, done=self._number - 1)
             return any((above / name).is_file() for name in config_files)
         return False
@@ -158,23 +198,21 @@ class Unpacking:
         Args:
             group_folders: the archive's path of the windows, with a slash at its end.
         """
-        seen: set[int] = set()
         window: ArrivedWindow | None = None
-        for member, parts in self._members:
-            folder, path = _window_of(parts)
+        for placed in self._members:
+            member, _, folder, path, is_first = placed
             if not folder.startswith(group_folders) or not (path or member.is_folder):
-                self._put(member, parts)
+                self._put(placed)
                 continue
             if window is None or folder != window.folder:
                 if window is not None:
                     yield window
-                if hash(folder) in seen or (self._done and self._table.window(folder) is not None):
-                    self._held = member, parts
+                if not is_first:
+                    self._held = placed
                     return
-                seen.add(hash(folder))
                 window = ArrivedWindow(folder)
             if window.n_bytes + member.size > _GATHERED_BYTES:
-                self._held, self._large = (member, parts), window
+                self._held, self._large = placed, window
                 return
             window.last = self._number
             if member.is_folder:
@@ -198,16 +236,16 @@ class Unpacking:
                 self._files.write(parts, len(data), (memoryview(data),))
             self._table.add(self._large.folder, self._large.versions)
         if self._held is not None:
-            self._put(*self._held)
-        for member, parts in self._members:
-            self._put(member, parts)
+            self._put(self._held)
+        for placed in self._members:
+            self._put(placed)
             self._table.flush(done=self._number)
         self._table.flush(force=True, done=self._number)
         return self._archive.behind
 
-    def _put(self, member: Member, parts: list[bytes]) -> None:
+    def _put(self, placed: "_Placed") -> None:
         """Write a member, and note its size and version, or a folder, if it belongs to a window."""
-        folder, path = _window_of(parts)
+        member, parts, folder, path, _ = placed
         if member.is_folder:
             self._files.make_folder(parts)
             if folder:

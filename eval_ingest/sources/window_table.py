@@ -26,6 +26,9 @@ _MAKE = (
     "CREATE TABLE IF NOT EXISTS windows (folder BLOB PRIMARY KEY, files BLOB) WITHOUT ROWID",
 )
 
+_DAMAGED = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR}
+"""What comes of a file that is no such table: a full disk or a kill may leave one."""
+
 Files = dict[bytes, tuple[int, bytes]]
 """Size and version of each of a window's files, by path."""
 
@@ -45,6 +48,7 @@ class WindowTable:
 
     def __init__(self, path: Path, version: int = 1) -> None:
         self._path, self._version = path, version
+        self._journal = path.with_name(f"{path.name}-journal")
         self._waiting: dict[bytes, Files] = {}
         self._writer: sqlite3.Connection | None = None
         self._readers = threading.local()
@@ -57,18 +61,40 @@ class WindowTable:
         with self._explained():
             self._path.parent.mkdir(parents=True, exist_ok=True)
             if anew:
-                self._path.unlink(missing_ok=True)
-            # Without SQLite's own locks, which some shared file systems don't have.
-            self._writer = self._connect("mode=rwc&nolock=1")
+                self._remove()
+            try:
+                done = self._start()
+            except sqlite3.DatabaseError as error:
+                if error.sqlite_errorcode & 0xFF not in _DAMAGED:
+                    raise
+                self._remove()
+                done = self._start()
+        try:
+            yield done
+        finally:
+            self._stop()
+
+    def _start(self) -> int:
+        # Without SQLite's own locks, which some shared file systems don't have.
+        self._writer = self._connect("mode=rwc&nolock=1")
+        try:
             for statement in _MAKE:
                 self._writer.execute(statement)
-        try:
-            yield int(self.fact("done") or 0)
-        finally:
+            return int(self._fact("done") or 0)
+        except BaseException:
+            self._stop()
+            raise
+
+    def _stop(self) -> None:
+        if self._writer is not None:
             self._writer.close()
-            self._writer = None
-            self._waiting.clear()
-            self.close()
+        self._writer = None
+        self._waiting.clear()
+        self.close()
+
+    def _remove(self) -> None:
+        for path in (self._path, self._journal):
+            path.unlink(missing_ok=True)
 
     def add(self, folder: bytes, files: Files) -> None:
         """Note files of a window, or a window without any; the last of a name counts."""
@@ -99,14 +125,27 @@ class WindowTable:
     @property
     def is_whole(self) -> bool:
         """True if it is there, with all of its windows, and of this version."""
-        with contextlib.suppress(StoreError):
-            return self._path.is_file() and self.fact("whole") == self._version
-        return False
+        return self._fact_of_a_run("whole") == self._version
+
+    @property
+    def is_begun(self) -> bool:
+        """True if a run that was stopped has noted how far it came."""
+        return bool(self._fact_of_a_run("done"))
+
+    def _fact_of_a_run(self, name: str) -> int | str | None:
+        """A fact, if there is a table, and none that a run has left in the middle of a change."""
+        with contextlib.suppress(StoreError, FileNotFoundError):
+            is_torn = self._journal.exists() and self._journal.stat().st_size
+            return self.fact(name) if self._path.is_file() and not is_torn else None
+        return None
 
     def fact(self, name: str) -> int | str | None:
         """A fact that was written with the windows."""
         with self._explained():
-            row = self._table.execute("SELECT value FROM facts WHERE name = ?", (name,)).fetchone()
+            return self._fact(name)
+
+    def _fact(self, name: str) -> int | str | None:
+        row = self._table.execute("SELECT value FROM facts WHERE name = ?", (name,)).fetchone()
         return None if row is None else row[0]
 
     def groups(self, dataset: bytes) -> list[str]:
@@ -166,7 +205,7 @@ class WindowTable:
     def _explained(self) -> Iterator[None]:
         try:
             yield
-        except (OSError, sqlite3.Error) as error:
+        except (OSError, sqlite3.Error, zlib.error) as error:
             raise lacking(error) or StoreError(
                 f"{self._path} can't be used: {error}; free space there or make it writable, "
                 f"remove {self._path.parent} if it is damaged, and run again"

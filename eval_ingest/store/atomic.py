@@ -145,10 +145,10 @@ def file_crc32c(path: Path) -> str:
 
 
 def remove_path(path: Path) -> None:
-    """Remove a file or a folder, if it is there.
+    """Remove a file or a folder, if it is there; of a link to one, the link.
 
     Raises:
-        StoreError: it can't be removed.
+        StoreError: something of it can't be removed; the rest is.
     """
     from eval_ingest.waiting import remove_folder  # a machine that only loads removes none
 

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from eval_ingest.core.spec import SPLITS
 from eval_ingest.store.atomic import write_bytes
+from eval_ingest.store.paths import ADOPTED_MARK, INGESTED_MARK
 from eval_ingest.store.roots.base import DatasetStore
 from eval_ingest.store.seal import is_sealed
 
@@ -29,7 +30,7 @@ class Whose(StrEnum):
     THEIRS = "another tool's"
 
 
-_MARKS = {Whose.INGESTED: ".ingested_by_eval_ingest", Whose.ADOPTED: ".adopted_by_eval_ingest"}
+_MARKS = {Whose.INGESTED: INGESTED_MARK, Whose.ADOPTED: ADOPTED_MARK}
 _TEXTS = {
     Whose.INGESTED: "Written by eval_ingest, which replaces and removes what is in this folder.\n",
     Whose.ADOPTED: "Adopted by eval_ingest, which leaves alone what was in this folder before.\n",

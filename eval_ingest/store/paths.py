@@ -43,6 +43,11 @@ PUBLISHED = (
 )  # fmt: skip
 """What is right in a dataset's folder that is published; what runs keep for themselves isn't."""
 
+INGESTED_MARK, ADOPTED_MARK = ".ingested_by_eval_ingest", ".adopted_by_eval_ingest"
+"""Files that say so from the first moment on."""
+KEPT = (".window_index", ".staging", ".copied_ahead", ".archive")
+"""Folders of what an ingest keeps on the machine that it runs on until it is done."""
+
 
 class _Below:
     """A file or folder right in a layout's folder."""

@@ -149,6 +149,16 @@ def read_registry(root: EvalRoot) -> dict[str, Any]:
     return {name: value for name, value in entries.items() if isinstance(value, dict)}
 
 
+def has_registry(root: EvalRoot) -> bool:
+    """True if there is a registry.json: there is one where a dataset was ever registered.
+
+    Raises:
+        StoreError: it can't be read.
+    """
+    path = root.layout.registry
+    return root.read(path, lambda: read_bytes(path) is not None)
+
+
 def standing_entry(root: EvalRoot, name: str) -> Entry | None:
     """The entry of this name, be its value an object or not; None if there is none.
 

@@ -12,6 +12,7 @@ rename when it is complete and is never changed after that.
 """
 
 import contextlib
+import errno
 import itertools
 import math
 import os
@@ -239,7 +240,7 @@ class ShardWriter:
             n_bytes = math.prod(shape) * dtype.itemsize
             # Not through a memory map: all of the shard would count as this process's memory.
             with store_errors("reading", self.folder / plan.name):
-                data = os.pread(self._file(plan.name), n_bytes, self._place(plan, row))
+                data = _read(self._file(plan.name), n_bytes, self._place(plan, row))
             found[plan.name] = np.frombuffer(data, dtype).reshape(shape)
         return found
 
@@ -334,6 +335,17 @@ class ShardWriter:
                 steps = [row.timesteps[plan.name] for _, row in rows]
                 found[f"{plan.name}.timesteps"] = steps
         return arrow_table(found, SHARD_FORM.schema(found))
+
+
+def _read(opened: int, n_bytes: int, at: int) -> bytes:
+    """Bytes of a file: one call of the system gives at most 2 GiB, and may give fewer."""
+    parts: list[bytes] = []
+    while n_bytes:
+        parts.append(data := os.pread(opened, n_bytes, at))
+        if not data:
+            raise OSError(errno.EIO, "it ends too early")
+        n_bytes, at = n_bytes - len(data), at + len(data)
+    return parts[0] if len(parts) == 1 else b"".join(parts)
 
 
 def shard_names(samples: Path) -> list[str]:

@@ -20,6 +20,7 @@ from eval_ingest.core.spec import SPLIT_OPTION
 from eval_ingest.errors import IntegrityError, StoreError
 from eval_ingest.store.atomic import store_errors, umask
 from eval_ingest.store.manifest import UNFINISHED, CopiedWindow, FilesChecksum
+from eval_ingest.store.told_apart import require_told_apart
 from eval_ingest.waiting import BYTES_BEHIND, COPIES, WINDOWS_BEHIND, Room, remove_folder
 
 try:
@@ -80,6 +81,14 @@ class Windows:
     def has(self, group: str, name: str) -> bool:
         """True if the window is there; a cheap look."""
         return (self.folder / group / name / METADATA).is_file()
+
+    def require_told_apart(self, keys: Iterable[Key]) -> None:
+        """Check that no window of these takes another one's place: in buckets none does.
+
+        Raises:
+            StoreError: one would.
+        """
+        require_told_apart(self.folder.parent, map("/".join, keys))
 
     def clear(self, keys: Iterable[Key]) -> None:
         """Make way for windows that will be written; where they are replaced at once, nothing."""

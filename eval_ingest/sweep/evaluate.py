@@ -5,7 +5,7 @@ and metrics as in a sweep (run.py), which is for many encoders and keeps what it
 """
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -140,21 +140,16 @@ def evaluate(
         raise SweepError(f"{model.__name__} is a class; give what it makes: {model.__name__}(...)")
     if batch_size is not None and not (isinstance(batch_size, int) and batch_size > 0):
         raise SweepError(f"batch_size is {batch_size!r}; it must be a whole number above 0")
-    asked = _suite(
-        datasets,
-        split=split,
-        label_fractions=label_fraction,
-        seeds=seed,
-        max_train_samples=max_train_samples,
-        probe=probe,
-        patch_size=patch_size,
-        normalize=normalize,
-        method=method,
-    )
-    settings, folder = Settings.load(), None if out is None else Path(out).expanduser()
+    given = {
+        "split": split, "label_fractions": label_fraction, "seeds": seed, "probe": probe,
+        "max_train_samples": max_train_samples, "patch_size": patch_size, "normalize": normalize,
+        "method": method,
+    }  # fmt: skip
+    folder = None if out is None else Path(out).expanduser()
     with ranks() as together:
+        settings = together.agreed(Settings.load)
         eval_root = together.agreed(lambda: open_root(settings, root))
-        suite = together.from_first(lambda: asked.checked(eval_root))
+        suite = together.from_first(lambda: _suite(datasets, given).checked(eval_root))
         encoders = together.agreed(lambda: _encoders(model, suite, device, adapter))
         there = encoders.device
         with undisturbed(model, there), _precision(model, there, dtype):
@@ -193,7 +188,7 @@ def _encoders(
     return encoders
 
 
-def _suite(datasets: str | Path | Sequence[str] | Suite, **given: Any) -> Suite:
+def _suite(datasets: str | Path | Sequence[str] | Suite, given: Mapping[str, Any]) -> Suite:
     """The suite that is meant, with what arguments say otherwise."""
     if isinstance(datasets, Suite):
         suite = datasets

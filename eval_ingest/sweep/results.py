@@ -18,11 +18,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import Field
 from pydantic.fields import FieldInfo
+from pydantic_core import to_json
 
 from eval_ingest.core.bounds import MOST_NUMBER, Count, Record, Whole
 from eval_ingest.errors import SweepError
 from eval_ingest.report.printing import table
-from eval_ingest.store.atomic import write_json, written_aside
+from eval_ingest.store.atomic import write_bytes, written_aside
 from eval_ingest.store.records import record_of
 from eval_ingest.store.seal import read_sealed, unless_damaged, unsealed, write_sealed_json
 from eval_ingest.sweep.metrics import METRICS
@@ -94,6 +95,7 @@ class Row(Record):
     embed_seconds: float
     """Of embedding all splits, when that was done."""
     finished_at: str
+    """Or, of rows that were there, when a sweep asked for them again, after others."""
 
 
 @dataclass(frozen=True)
@@ -220,12 +222,12 @@ def write_tables(out: Path) -> None:
     """results.parquet and results.json from all kept rows."""
     rows, schema, columns = read_rows(out), _schema(), []
     for row in rows:
-        flat: dict[str, Any] = {**row.model_dump(mode="json"), **row.metrics}
+        flat: dict[str, Any] = {**row.model_dump(), **row.metrics}
         flat["bands"] = [{"modality": m, "bands": bands} for m, bands in row.bands.items()]
         columns.append({name: flat.get(name) for name in schema.names})
     with written_aside(out / "results.parquet") as temporary:
         pq.write_table(pa.Table.from_pylist(columns, schema), temporary, compression="zstd")
-    write_json(out / "results.json", [row.model_dump(mode="json") for row in rows])
+    write_bytes(out / "results.json", to_json(rows, indent=2) + b"\n")
 
 
 # ------------------------------------------------------------------------------- leaderboard

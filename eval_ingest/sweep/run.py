@@ -1,5 +1,7 @@
 """Run a suite over encoders: embed what isn't in the cache, probe what isn't in the results."""
 
+from collections.abc import Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 
 from eval_ingest.core.eval_settings import EvalSettings
@@ -10,7 +12,15 @@ from eval_ingest.settings import Settings
 from eval_ingest.store.roots.open import open_root
 from eval_ingest.sweep.embed import Embedded, embed_split, writable
 from eval_ingest.sweep.encoders.base import Encoder
-from eval_ingest.sweep.results import Failure, ResultTable, write_tables
+from eval_ingest.sweep.results import (
+    Failure,
+    ResultTable,
+    Row,
+    latest,
+    read_rows,
+    write_row,
+    write_tables,
+)
 from eval_ingest.sweep.scoring import Encoders, Scorer, Tell, choose_device
 from eval_ingest.sweep.suite import Suite, catalog_of
 
@@ -69,8 +79,17 @@ def run_sweep(
         )  # fmt: skip
         table += _scored(scorer, spec, alone=len(suite.encoders) == 1)
     if table.rows:
+        _show_last(out, table.rows)
         write_tables(out)
     return table
+
+
+def _show_last(out: Path, rows: Sequence[Row]) -> None:
+    """Make what was asked for what leaderboards show, also where others were scored since then."""
+    shown, now = {row.key for row in latest(read_rows(out))}, datetime.now(UTC).isoformat()
+    for row in rows:
+        if row.key not in shown:
+            write_row(out, row.model_copy(update={"finished_at": now}))
 
 
 def _scored(scorer: Scorer, spec: str, alone: bool) -> ResultTable:

@@ -113,16 +113,13 @@ def _union(draws: Iterable[NDArray[np.int64] | None]) -> NDArray[np.int64] | Non
 class Splits:
     """A dataset's embedded splits."""
 
+    opened: OpenSplits
     embedded: Embedded
     """train"""
-    total: int
-    rows: NDArray[np.int64] | None
-    """See OpenSplits."""
     val: Rows | None
     """None where the dataset has no val split."""
     test: Rows
     """The split that is scored."""
-    split: str
     seconds: float
     """What embedding took."""
 
@@ -130,12 +127,10 @@ class Splits:
     def of(cls, opened: OpenSplits, made: Mapping[str, Embedded]) -> "Splits":
         """What was made of the opened ones."""
         return cls(
+            opened,
             made["train"],
-            opened.total,
-            opened.rows,
             Rows.of(made["val"]) if "val" in made else None,
             Rows.of(made[opened.split]),
-            opened.split,
             sum(found.seconds for found in made.values()),
         )
 
@@ -143,19 +138,22 @@ class Splits:
         self, label_fraction: float, seed: int, max_samples: int | None = None
     ) -> NDArray[np.int64]:
         """Places of the windows that EvalDataset(label_fraction=, seed=, max_samples=) has."""
-        wanted = drawn(self.total, label_fraction, max_samples, seed)
+        total, there = self.opened.total, self.opened.rows
+        wanted = drawn(total, label_fraction, max_samples, seed)
         if wanted is None:
-            wanted = np.arange(self.total)
-        if self.rows is None:
+            wanted = np.arange(total)
+        if there is None:
             return wanted
-        order = np.argsort(self.rows)
-        return order[np.searchsorted(self.rows, wanted, sorter=order)]
+        order = np.argsort(there)
+        return order[np.searchsorted(there, wanted, sorter=order)]
 
     def train_and_val(self, samples: NDArray[np.int64], seed: int) -> tuple[Rows, Rows, list[str]]:
         """The rows to train on and to choose on, and what is unusual about them."""
         notes = []
-        if self.split in ("train", "val"):
-            notes.append(f"scored on {self.split}, which the probe has seen or was chosen on")
+        if self.opened.split in ("train", "val"):
+            notes.append(
+                f"scored on {self.opened.split}, which the probe has seen or was chosen on"
+            )
         if self.val is not None:
             return Rows.of(self.embedded, samples), self.val, notes
         known = self.embedded.windows

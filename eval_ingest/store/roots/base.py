@@ -18,11 +18,18 @@ from typing import TYPE_CHECKING, TypeVar
 from eval_ingest.core.entry import ShardArray
 from eval_ingest.core.registry_text import RegistryText
 from eval_ingest.core.spec import NAME_PATTERN, SPLITS
-from eval_ingest.errors import IntegrityError
+from eval_ingest.errors import IntegrityError, StoreError
 from eval_ingest.store.atomic import check_file, remove_path, store_errors, write_bytes
 from eval_ingest.store.locks import locked
 from eval_ingest.store.npy import check_npy
-from eval_ingest.store.paths import STAGE_FILES, DatasetLayout, RootLayout
+from eval_ingest.store.paths import (
+    ADOPTED_MARK,
+    INGESTED_MARK,
+    KEPT,
+    STAGE_FILES,
+    DatasetLayout,
+    RootLayout,
+)
 from eval_ingest.store.registry_file import exchange
 from eval_ingest.store.room import require_disk
 from eval_ingest.store.seal import cure_for, read_sealed
@@ -151,10 +158,9 @@ class EvalRoot:
 
     def sweep(self) -> None:
         """Remove what was taken out of sight, also by removals that were stopped."""
-        from eval_ingest.waiting import remove_folder  # a machine that only loads removes none
-
         for removed in self.path.glob(f"{_REMOVED}*"):
-            remove_folder(removed)
+            with contextlib.suppress(StoreError):  # somebody else's; another time, then
+                remove_path(removed)
 
 
 @dataclass
@@ -235,12 +241,14 @@ class DatasetStore:
         return _names_in(self.layout.path)
 
     def is_there(self) -> bool:
-        """True if there is a dataset that we wrote: published, damaged, unfinished, half removed.
+        """True if there is a dataset that we wrote: published, damaged, begun, half removed.
 
         Raises:
             StoreError: the root can't be reached.
         """
-        return not self.names().isdisjoint((*STAGE_FILES, ".window_index"))
+        here = _names_in(self.layout.path).intersection(KEPT)  # they never are in a bucket
+        ours = (*STAGE_FILES, INGESTED_MARK, ADOPTED_MARK)
+        return bool(here) or not self.names().isdisjoint(ours)
 
     def send(self, *paths: Path) -> None:
         """Have small files that were written or removed where they belong.
@@ -396,17 +404,25 @@ class DatasetStore:
         Raises:
             StoreError: it can't be removed.
         """
-        aside = self.root.path / f"{_REMOVED}{self.name}.{time.time_ns()}"
-        with store_errors("removing", self.layout.path), contextlib.suppress(FileNotFoundError):
-            self.layout.path.rename(aside)
+        aside, path = self.root.path / f"{_REMOVED}{self.name}.{time.time_ns()}", self.layout.path
+        with store_errors("removing", path), contextlib.suppress(FileNotFoundError):
+            # What a link leads to is somebody's own: the link goes, and the data stay.
+            path.unlink() if path.is_symlink() else path.rename(aside)
 
     def erase(self) -> None:
-        """Remove all that is left of a withdrawn dataset.
+        """Remove all that is left of a withdrawn dataset, as far as that can be: see `left`."""
+        for removed in self.left():
+            with contextlib.suppress(StoreError):
+                remove_path(removed)
 
-        Raises:
-            StoreError: it can't be removed.
-        """
-        self.root.sweep()
+    def left(self) -> list[Path]:
+        """What takes room still though the dataset was removed: it couldn't be deleted."""
+        return sorted(self.root.path.glob(f"{_REMOVED}{self.name}.*"))
+
+    @property
+    def linked_to(self) -> str:
+        """Where its data are, if its folder under the root is a link to them; else empty."""
+        return os.path.realpath(self.layout.path) if self.layout.path.is_symlink() else ""
 
 
 def _names_in(folder: Path) -> set[str]:

@@ -20,7 +20,7 @@ from eval_ingest.errors import IntegrityError, StoreError
 from eval_ingest.redaction import redacted
 from eval_ingest.store.atomic import check_file, file_crc32c, remove_path
 from eval_ingest.store.locks import locked
-from eval_ingest.store.paths import STAGE_FILES
+from eval_ingest.store.paths import KEPT, STAGE_FILES
 from eval_ingest.store.records import read_record
 from eval_ingest.store.room import require_cache
 from eval_ingest.store.roots.base import DatasetStore, Recorded
@@ -34,8 +34,7 @@ from eval_ingest.store.seal import cure_for
 MAX_SHARD_BYTES = 1 << 30
 """Shards of a remote root are smaller than a local one's: they are fetched whole."""
 
-_ELSEWHERE = {"windows", "samples", ".staging", ".archive", ".window_index", ".copying",
-              ".copied_ahead"}  # fmt: skip
+_ELSEWHERE = {"windows", "samples", ".copying", *KEPT}
 """Folders of a dataset that aren't mirrored file by file."""
 
 _AT_ONCE = 16

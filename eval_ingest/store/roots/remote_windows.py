@@ -74,6 +74,9 @@ class RemoteWindows(Windows):
         """The groups, or the windows of one."""
         return self._objects.folders(self.mirror.name(self.folder / group))
 
+    def require_told_apart(self, keys: Iterable[Key]) -> None:
+        pass
+
     def clear(self, keys: Iterable[Key]) -> None:
         self._remove(key for key in keys if self.has(*key))
 

@@ -1,9 +1,11 @@
-"""A process that has no file handles left, or a few."""
+"""A process that lacks file handles, or rights."""
 
 import contextlib
 import os
 import resource
+import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 
 
 @contextlib.contextmanager
@@ -23,3 +25,24 @@ def no_handles(left: int = 0) -> Iterator[None]:
         for opened in held:
             os.close(opened)
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+@contextlib.contextmanager
+def no_rights() -> Iterator[None]:
+    """Be nobody meanwhile, who may do what all may, if this process is root's."""
+    if os.getuid() == 0:
+        os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(os.getuid())
+
+
+@contextlib.contextmanager
+def open_to_all() -> Iterator[Path]:
+    """A folder that everybody reaches and may write."""
+    with tempfile.TemporaryDirectory(dir="/tmp") as made:
+        os.chmod(made, 0o777)
+        yield Path(made)
+        for path in Path(made).rglob("*"):
+            path.chmod(0o755)
