@@ -34,7 +34,7 @@ import reprlib
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from eval_ingest.redaction import shown
+from eval_ingest.redaction import on_one_line, shown
 
 
 class EvalIngestError(Exception):
@@ -67,9 +67,10 @@ class UnknownDatasetError(SpecError):
         names, cure = sorted(known), cure or f"To ingest it: eval-ingest ingest {name}"
         near = difflib.get_close_matches(name, names, n=3)
         if near:
-            hint = f"did you mean {' or '.join(near)}?"
+            hint = f"did you mean {' or '.join(map(on_one_line, near))}?"
         elif names:
-            hint = f"known: {', '.join(names[:12])}{', ...' if len(names) > 12 else ''}."
+            first = map(on_one_line, names[:12])  # a registry's keys may be any text
+            hint = f"known: {', '.join(first)}{', ...' if len(names) > 12 else ''}."
         else:
             hint = "there is none yet."
         if near:  # a cure that holds the wrong name is none

@@ -2,6 +2,7 @@
 
 import errno
 import io
+import json
 import subprocess
 import tarfile
 from collections.abc import Callable, Iterator
@@ -156,6 +157,61 @@ def test_groups_that_nobody_asks_for_are_not_indexed(
     pipeline.run_stage(job, "window_index")
     index = read_outcome(job.store, "window_index")
     assert set(index.groups) == {group} and again == []
+
+
+def _in_march(folder: Path) -> list[str]:
+    found = sorted((folder / "windows").glob("*/*/metadata.json"))
+    for path in found[::2]:
+        content = json.loads(path.read_text())
+        path.write_text(json.dumps(content | {"options": {**content["options"], "month": "march"}}))
+    return [path.parent.name for path in found[::2]]
+
+
+@pytest.mark.parametrize("stops", [False, True], ids=["at once", "stopped"])
+@pytest.mark.parametrize("copy", ["windows", "stream"])
+def test_windows_that_a_filter_leaves_out_are_not_unpacked_a_second_time(
+    copy: str, stops: bool, copied: Callable[[str], Path], tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    source, root = copied("segmentation"), tmp_path / "root"
+    names = _in_march(source)
+    archive = pack(source, tmp_path / "crops.tar.gz", members(source))
+    spec = {"copy": copy, "tags": {"month": "march"}, "max_invalid_fraction": 0.5}
+    folder, *_ = pipeline.ingest(make_job(source, tmp_path / "folder", **spec))
+    if stops:
+        with monkeypatch.context() as stopping, pytest.raises(KeyboardInterrupt):
+            stopping.setattr(pipeline, "index_source", _stopped)
+            pipeline.ingest(make_job(archive, root, **spec))
+    again, anew, unpack = windows_read(monkeypatch), [], archives._unpack
+
+    def counted(*args: Any, **how: Any) -> None:
+        anew.append(how.get("anew", False))
+        unpack(*args, **how)
+
+    monkeypatch.setattr(archives, "_unpack", counted)
+    first = pipeline.run_stage(make_job(archive, root, **spec), "window_index")
+    assert again == [] and True not in anew
+    assert set(first.value.names) == set(names)
+    pipeline.ingest(make_job(archive, root, **spec))
+    assert True not in anew
+    assert_same_ingest(root, tmp_path / "folder")
+    facts = [index.value.extra for index in (first, folder)]
+    assert facts[0] == facts[1]
+
+
+def test_what_another_filter_left_out_of_a_stopped_pass_is_wanted(
+    copied: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, root = copied("segmentation"), tmp_path / "root"
+    _in_march(source)
+    archive = pack(source, tmp_path / "crops.tar.gz", members(source))
+    with monkeypatch.context() as stopping, pytest.raises(KeyboardInterrupt):
+        stopping.setattr(pipeline, "index_source", _stopped)
+        pipeline.ingest(make_job(archive, root, tags={"month": "march"}))
+    for where, at in ((archive, root), (source, tmp_path / "folder")):
+        pipeline.ingest(make_job(where, at, max_invalid_fraction=0.5))
+    assert index_values(root) == index_values(tmp_path / "folder")
+    assert faults.values(root) == faults.values(tmp_path / "folder")
 
 
 def test_no_window_is_written_whose_sample_is_packed_and_that_is_not_copied(

@@ -160,6 +160,9 @@ def test_no_name_of_a_record_becomes_code_or_moves_a_terminal(tmp_path: Path) ->
     assert {f"a{HOSTILE}", HOSTILE, str(hostile.layout.registry)} <= values
     lines = list(left_out_lines(found))
     assert all(line.isprintable() for line in lines) and len(lines) == 1
+    for asked in ("nothing", "crop"):
+        told = str(UnknownDatasetError(asked, ["crops\n", HOSTILE], "the registry"))
+        assert told.isprintable() and "crops\\x0a" in told
     (word,) = as_overrides(found)
     assert word.isascii() and word.isprintable()
     key, _, value = shlex.split(word)[0].partition("=")

@@ -82,7 +82,8 @@ def index_source(job: Job, copy_ahead: CopyAhead | None = None) -> WindowIndex:
         if old.fingerprint == now:
             parts.clear()  # a run was stopped when it had just written the index
             return old
-    work = IndexWork.of(listed, known, stopped, partial(_still_right, task))
+    right = partial(_still_right, task)
+    work = IndexWork.of(listed, known, stopped, right, parts.read_left_out())
     return _build(job, task, work, listed.table, parts)
 
 
@@ -114,7 +115,12 @@ def finish_index(job: Job, index: WindowIndex) -> None:
 def partial_rows(job: Job) -> PartialRows:
     """What stopped runs have left of the index."""
     columns = index_schema(job.config).names
-    return PartialRows(job.layout.path / ".window_index", job.row_key, columns)
+    wanted = fingerprint("wanted", job.spec.tags, job.spec.temporal_range)
+    return PartialRows(job.layout.path / ".window_index", job.row_key, columns, wanted)
+
+
+def _all_right(table: pa.Table) -> NDArray[np.bool_]:
+    return np.ones(table.num_rows, bool)
 
 
 @dataclass(frozen=True)
@@ -126,11 +132,13 @@ class IndexWork:
     new: NDArray[np.int64]
     """Those that the last index doesn't have, in the order in which they are read and packed."""
     to_read: ToRead
-    """Those without a row, each with its place among the new ones."""
+    """Those that nothing is known of, each with its place among the new ones."""
     kept: list[Rows]
     """Rows of the last index, if there is one, then of what stopped runs have done."""
     n_arrived: int = 0
-    """Rows among them that were read as they came off an archive's stream."""
+    """Windows that were read as they came off an archive's stream."""
+    n_left_out: int = 0
+    """Windows that stopped runs have left out, by their filter."""
 
     @classmethod
     def of(
@@ -138,9 +146,8 @@ class IndexWork:
         windows: WindowList,
         known: LazyTable | None = None,
         stopped: Sequence[Rows] = (),
-        still_right: Callable[[pa.Table], NDArray[np.bool_]] = lambda table: np.ones(
-            table.num_rows, bool
-        ),
+        still_right: Callable[[pa.Table], NDArray[np.bool_]] = _all_right,
+        left_out: Sequence[Rows] = (),
     ) -> "IndexWork":
         """Compare windows, as they are now, with the last index and with what was left undone.
 
@@ -149,14 +156,20 @@ class IndexWork:
             known: the last index.
             stopped: what stopped runs have done of another.
             still_right: tells of each row whether it need not be looked at again.
+            left_out: windows that they have found, and that aren't wanted.
         """
         listed = RowsByKey(windows.table, KEY)
         left = np.ones(len(windows), bool)
         kept: list[Rows] = []
+        unwanted: list[Rows] = []
 
-        def keep(rows: Rows) -> None:
+        def keep(
+            rows: Rows,
+            kept: list[Rows] = kept,
+            right: Callable[[pa.Table], NDArray[np.bool_]] = still_right,
+        ) -> None:
             found = listed.find(rows.table)
-            here = np.flatnonzero((found >= 0) & still_right(rows.table))
+            here = np.flatnonzero((found >= 0) & right(rows.table))
             here = here[left[found[here]]]
             # The last of a window's rows counts.
             _, last = np.unique(found[here][::-1], return_index=True)
@@ -167,15 +180,21 @@ class IndexWork:
         if known is not None:
             keep(Rows.of(known))
         before = int(left.sum())
-        for rows in stopped:
-            if rows.packing == ARRIVED:
-                keep(rows)
+
+        def go_on(arrived: bool) -> None:
+            for rows in stopped:
+                if (rows.packing == ARRIVED) is arrived:
+                    keep(rows)
+            for rows in left_out:
+                if (rows.packing == ARRIVED) is arrived:
+                    keep(rows, unwanted, _all_right)
+
+        go_on(arrived=True)
         new = windows.reading_order(np.flatnonzero(left))
-        for rows in stopped:
-            if rows.packing != ARRIVED:
-                keep(rows)
+        go_on(arrived=False)
         to_read = ToRead(windows, new, np.flatnonzero(left[new]))
-        return cls(windows, new, to_read, kept, before - len(new))
+        n_left_out = sum(len(rows.rows) for rows in unwanted)
+        return cls(windows, new, to_read, kept, before - len(new), n_left_out)
 
 
 def _still_right(task: IndexTask, table: pa.Table) -> NDArray[np.bool_]:
@@ -248,7 +267,8 @@ def _build(
     table = MergedTable.by(KEY[:2], index_schema(job.config), [*work.kept, *parts.written])
     if listed is None:
         listed = pa.concat_tables([table.select(KEY).whole(), WindowList(filtered_out).table])
-    extra = {"n_filtered_out": len(filtered_out), "n_read": work.n_arrived + len(work.new)}
+    n_filtered_out = work.n_left_out + len(filtered_out)
+    extra = {"n_filtered_out": n_filtered_out, "n_read": work.n_arrived + len(work.new)}
     wanted = _index_fingerprint(job, listed, table, task.judged_by)
     return WindowIndex(table, wanted, job.row_key, job.origin, extra)
 

@@ -1,10 +1,10 @@
 """What is done of an index: a run that was stopped goes on from there."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -14,9 +14,11 @@ from eval_ingest.core.forms import ColumnForm, Facts, TableForm
 from eval_ingest.core.index import INDEX_FORM
 from eval_ingest.core.keyed import KEY
 from eval_ingest.core.resolved import ResolvedConfig
+from eval_ingest.indexing.listed import WindowList
 from eval_ingest.indexing.packer import Packer, pack_rows
 from eval_ingest.indexing.rows import add_geometry
 from eval_ingest.indexing.work import IndexedShard
+from eval_ingest.sources.base import Listed
 from eval_ingest.store.records import undamaged
 from eval_ingest.store.seal import cure_for, unless_damaged
 from eval_ingest.store.shards import PackRow
@@ -38,11 +40,24 @@ PARTIAL_FORM = TableForm(
     PartialFacts,
     together=128,  # read at a time, of each of many files
 )
+
+
+class LeftOutFacts(PartialFacts):
+    """What a stopped run says of the windows that its filter left out."""
+
+    wanted: str
+    """The filter's fingerprint."""
+
+
+LEFT_OUT_FORM = TableForm(
+    "left_out_windows", 1, {name: INDEX_FORM.columns[name] for name in KEY}, LeftOutFacts
+)
 ARRIVED = "arrived"
 """The packing key of rows whose samples, if they were packed, lie among the dataset's others."""
 PARTIAL_ROWS = 2048
 """Finished rows between two writes: a stopped run loses at most ten seconds of work."""
 _ROW = KEY[:2]
+_ROWS, _LEFT_OUT = "??????.arrow", "*.left_out.arrow"
 
 Some = TypeVar("Some", pa.Table, LazyTable)
 
@@ -50,12 +65,14 @@ Some = TypeVar("Some", pa.Table, LazyTable)
 class PartialRows:
     """What is done of an index that isn't complete yet, in a folder: rows and packed samples."""
 
-    def __init__(self, folder: Path, key: str, columns: Sequence[str]) -> None:
+    def __init__(self, folder: Path, key: str, columns: Sequence[str], wanted: str = "") -> None:
         self._folder = folder
-        self._key = key
+        self._key, self._wanted = key, wanted
         self._columns = columns
         self._waiting: list[pa.Table] = []
-        self._count = len(self._files())
+        self._left_out: list[Listed] = []
+        """Those that wait: windows without a row, which the filter doesn't want."""
+        self._count = len(self._files(_ROWS))
         self.written: list[Rows] = []
         """What was added, as far as it is on the disk."""
         self.packer: Packer | None = None
@@ -68,12 +85,19 @@ class PartialRows:
         """Where the packer's shards grow."""
         return self._folder / "packing"
 
-    def _files(self) -> list[Path]:
-        return sorted(self._folder.glob("*.arrow"))
+    def _files(self, names: str) -> list[Path]:
+        return sorted(self._folder.glob(names))
 
     def read(self) -> "list[Rows]":
         """What earlier runs left, if their row key is ours."""
-        found = (unless_damaged(partial(self._read, path)) for path in self._files())
+        return self._read_all(_ROWS, self._read)
+
+    def read_left_out(self) -> "list[Rows]":
+        """The windows that earlier runs left out, by the filter that is ours."""
+        return self._read_all(_LEFT_OUT, self._read_left_out)
+
+    def _read_all(self, names: str, read: "Callable[[Path], Rows | None]") -> "list[Rows]":
+        found = (unless_damaged(partial(read, path)) for path in self._files(names))
         return [rows for rows in found if rows is not None]
 
     def _read(self, path: Path) -> "Rows | None":
@@ -84,13 +108,25 @@ class PartialRows:
         table = right_rows(part[0], self._columns, path, name)
         return Rows.of(AsideTable(path, table.schema, len(table), name), part[1].packing)
 
+    def _read_left_out(self, path: Path) -> "Rows | None":
+        part = read_table(path, LEFT_OUT_FORM, self._folder.parent.name)
+        if part is None or (part[1].row_key, part[1].wanted) != (self._key, self._wanted):
+            return None
+        lacking = next((name for name in KEY if name not in part[0].column_names), "")
+        undamaged(lacking, path, cure_for(self._folder.parent.name))
+        return Rows.of(part[0], part[1].packing)
+
     def add(self, shard: IndexedShard) -> bool:
-        """Keep some rows, in files of about PARTIAL_ROWS rows; True if all are on the disk now."""
+        """Keep some rows, in files of about PARTIAL_ROWS, and which windows have none.
+
+        True if all are on the disk now.
+        """
         places = {(row.group, row.name): place for place, row in shard.packed}
         names = zip(shard.table["group"].to_pylist(), shard.table["name"].to_pylist(), strict=True)
         column = row_numbers([places.get(name) for name in names])
         self._waiting.append(shard.table.append_column("place", column))
-        if sum(part.num_rows for part in self._waiting) >= PARTIAL_ROWS:
+        self._left_out += shard.filtered_out
+        if sum(part.num_rows for part in self._waiting) + len(self._left_out) >= PARTIAL_ROWS:
             self.flush()
         return not self._waiting
 
@@ -102,6 +138,11 @@ class PartialRows:
             self.packer.sync()
         packing = self.packer.key if self.packer is not None else self.packing_key
         facts = {"row_key": self._key, "packing": packing}
+        if self._left_out:
+            path = self._folder / f"{self._count:06d}.left_out.arrow"
+            keys = WindowList(self._left_out).table
+            write_table(path, keys, LEFT_OUT_FORM, **facts, wanted=self._wanted)
+            self._left_out.clear()
         path = self._folder / f"{self._count:06d}.arrow"
         table = add_geometry(pa.concat_tables(self._waiting))
         table = table.take(_order(table))
@@ -114,6 +155,7 @@ class PartialRows:
     def clear(self) -> None:
         """Remove all of it: the index is written."""
         self._waiting.clear()
+        self._left_out.clear()
         remove_folder(self._folder)
 
 
@@ -152,7 +194,7 @@ class Rows(Chosen):
     """The key of the packer, see `Packer.key`; "": their samples lie elsewhere."""
 
     @classmethod
-    def of(cls, table: LazyTable, packing: str = "") -> "Rows":
+    def of(cls, table: Any, packing: str = "") -> "Rows":
         """All of a table."""
         return cls(table, np.arange(table.num_rows), packing)
 
