@@ -231,7 +231,7 @@ def test_what_a_newer_version_published_is_not_rebuilt(few: Path, tmp_path: Path
         lambda: pipeline.forget(make_job(few, tmp_path)),
         lambda: EvalDataset("crops", "val", root=tmp_path),
     ):
-        with pytest.raises(NewerVersionError, match=r"newer eval_ingest; .* upgrade it \(pip inst"):
+        with pytest.raises(NewerVersionError, match=r"newer eval_ingest; .* upgrade it \(git pull"):
             do()
     assert {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()} == before
     assert list(read_registry(EvalRoot(tmp_path))) == ["crops"]
@@ -344,7 +344,7 @@ def test_what_a_newer_version_published_is_left_alone_in_every_root(
         lambda: pipeline.forget(place.job(few, copy="stream")),
         lambda: EvalDataset("crops", "val"),
     ):
-        with pytest.raises(NewerVersionError, match=r"upgrade it \(pip inst"):
+        with pytest.raises(NewerVersionError, match=r"upgrade it \(git pull"):
             do()
     assert {name: place.read(name) for name in place.names()} == before
 

@@ -8,6 +8,7 @@ slower and larger where there are 100,000 rows.
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
+from functools import cached_property
 from itertools import chain
 from typing import Any, TypeAlias
 
@@ -42,6 +43,22 @@ class Texts(Sequence[str]):
         for start in range(0, len(self), _FEW):
             parts = (column.slice(start, _FEW).to_pylist() for column in self._columns)
             yield from map("/".join, zip(*parts, strict=True))
+
+    def some(self, rows: NDArray[np.int64]) -> list[str]:
+        """Those of some rows: at a fifth of the time that one by one takes."""
+        parts = []
+        for ends, text in self._buffers:
+            spans = zip(ends[rows].tolist(), ends[rows + 1].tolist(), strict=True)
+            parts.append([str(text[first:last], "utf-8") for first, last in spans])
+        return list(map("/".join, zip(*parts, strict=True)))
+
+    @cached_property
+    def _buffers(self) -> list[tuple[NDArray[np.int32], memoryview]]:
+        found = []
+        for array in map(one_array, self._columns):
+            _, ends, text = array.buffers()
+            found.append((np.frombuffer(ends, np.int32)[array.offset :], memoryview(text or b"")))
+        return found
 
 
 _FEW = 1 << 12
@@ -110,11 +127,6 @@ def values_of(column: Column) -> list[Any]:
     return [None if n is None else _EPOCH + n * _MICROSECOND for n in microseconds]
 
 
-def codes(column: Column) -> NDArray[np.int64]:
-    """A number per row that is equal where the values are; -1 for null."""
-    return encoded(column)[0]
-
-
 def digest_numbers(column: pa.Array) -> NDArray[np.int64] | None:
     """Digests of 16 hexadecimal digits as their upper 63 bits, -1 for null; None if some aren't.
 
@@ -139,7 +151,7 @@ def digest_numbers(column: pa.Array) -> NDArray[np.int64] | None:
 
 
 def encoded(column: Column) -> tuple[NDArray[np.int64], pa.Array]:
-    """Codes as `codes` gives them, and the values that they stand for."""
+    """A number per row, -1 for null, and the values that they stand for."""
     found = one_array(column).dictionary_encode()
     return numbers(found.indices, -1).astype(np.int64), found.dictionary
 

@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from eval_ingest.core.bounds import JsonObject
 from eval_ingest.core.columns import (
     Texts,
-    codes,
     digest_numbers,
+    encoded,
     floats,
     is_text,
     lengths,
@@ -226,7 +226,7 @@ class WindowIndex:
         parts = [digest_numbers(batch[0]) for batch in batches]
         known = [part for part in parts if part is not None]
         if len(known) < len(parts):  # not of ours
-            return codes(self.table["pixel_digest"])
+            return encoded(self.table["pixel_digest"])[0]
         return np.concatenate([np.zeros(0, np.int64), *known])
 
     def moments(self, of: str) -> NDArray[np.float64]:

@@ -15,7 +15,7 @@ import dagster as dg
 from eval_ingest.core.bounds import Record, kept, read_kept
 from eval_ingest.core.entry import Metadata, is_ours
 from eval_ingest.core.fingerprint import fingerprint
-from eval_ingest.core.spec import NAME_PATTERN
+from eval_ingest.core.spec import is_name
 from eval_ingest.defs.checks import evaluations
 from eval_ingest.defs.front_door import TAKEN
 from eval_ingest.defs.metadata import draw_pictures, entry_metadata, stage_path
@@ -60,7 +60,7 @@ def known_datasets(
     try:
         root = open_root(settings)
         require_registry(context.instance, root, tick.shown)
-        entries = {n: e for n, e in read_registry(root).items() if NAME_PATTERN.fullmatch(n)}
+        entries = {n: e for n, e in read_registry(root).items() if is_name(n)}
         registered = entries.keys()
         tick.show_theirs({n: entry for n, entry in entries.items() if not is_ours(entry)})
         tick.show_ours(root, {n: str(e["fingerprint"]) for n, e in entries.items() if is_ours(e)})

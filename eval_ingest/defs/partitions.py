@@ -9,7 +9,7 @@ from typing import Any
 import dagster as dg
 from dagster import DagsterInstance
 
-from eval_ingest.core.spec import NAME_PATTERN
+from eval_ingest.core.spec import is_name
 
 
 class DatasetPartitions(dg.DynamicPartitionsDefinition):
@@ -26,7 +26,7 @@ class DatasetPartitions(dg.DynamicPartitionsDefinition):
         current_time: datetime | None = None,
         dynamic_partitions_store: Any = None,
     ) -> bool:
-        return NAME_PATTERN.fullmatch(partition_key) is not None
+        return is_name(partition_key)
 
 
 studio_datasets = DatasetPartitions(name="studio_datasets")

@@ -30,7 +30,7 @@ from eval_ingest.core.registry_text import (
     members_of,
     object_of,
 )
-from eval_ingest.core.spec import NAME_PATTERN
+from eval_ingest.core.spec import NAME_PATTERN, is_name
 from eval_ingest.errors import (
     EvalIngestError,
     IntegrityError,
@@ -226,7 +226,7 @@ def _compiled(root: EvalRoot, before: RegistryText, drop: Collection[str]) -> Re
     def is_stale(entry: Entry) -> bool:
         if entry.name in drop:
             return is_ours(entry.value) or _is_of(root.dataset(entry.name), entry.value)
-        if entry.name in names or not NAME_PATTERN.fullmatch(entry.name):
+        if entry.name in names or not is_name(entry.name):
             return False
         value = entry.value
         if not is_ours(value) or whose(root.dataset(entry.name)) is Whose.ADOPTED:
@@ -248,7 +248,7 @@ def _is_gone(path: Any) -> bool:
 
 def _as_it_was(root: EvalRoot, entry: Entry) -> Entry | None:
     """Their own entry of a dataset that is being given back; None for all others."""
-    if not NAME_PATTERN.fullmatch(entry.name) or not is_ours(entry.value):
+    if not is_name(entry.name) or not is_ours(entry.value):
         return None  # or they have just written it
     note = _note(root, entry.name)  # here it is known to whoever gives it back
     raw = _noted(note)

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from eval_ingest.core.entry import ShardArray
 from eval_ingest.core.registry_text import RegistryText
-from eval_ingest.core.spec import NAME_PATTERN, SPLITS
+from eval_ingest.core.spec import SPLITS, is_name
 from eval_ingest.errors import IntegrityError, StoreError
 from eval_ingest.store.atomic import check_file, remove_path, store_errors, write_bytes
 from eval_ingest.store.locks import locked
@@ -93,7 +93,7 @@ class EvalRoot:
         if not self.path.is_dir():
             return []
         names = (found.parent.name for found in self.path.glob("*/metadata.json"))
-        return sorted(name for name in names if NAME_PATTERN.fullmatch(name))
+        return sorted(filter(is_name, names))
 
     def fetch_metadata(self) -> list[str]:
         """Have every dataset's metadata.json as it is now; the names as `dataset_names` has them.

@@ -25,7 +25,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from eval_ingest.core.registry_text import RegistryText
-from eval_ingest.core.spec import NAME_PATTERN
+from eval_ingest.core.spec import is_name
 from eval_ingest.errors import IntegrityError, StoreError
 from eval_ingest.objects.backend import Conflict, Entry
 from eval_ingest.store.registry_file import (
@@ -78,7 +78,7 @@ class RemoteRoot(EvalRoot):
     def _published(self) -> dict[str, Entry]:
         """metadata.json of every dataset that has one."""
         objects = self.mirror.objects
-        names = list(filter(NAME_PATTERN.fullmatch, objects.folders("")))
+        names = list(filter(is_name, objects.folders("")))
         found = objects.run_all([objects.stat(f"{name}/metadata.json") for name in names])
         return {name: entry for name, entry in zip(names, found, strict=True) if entry is not None}
 
