@@ -11,8 +11,9 @@ import sys
 def main() -> int:
     """Run the command line."""
     # Ctrl-C ends a program that is only being imported, without a traceback; commands look for it
-    # themselves: see interrupts.py.
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    # themselves: see interrupts.py. Who began us may have it ignored.
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
     from eval_ingest.cli import main
 
     return main()

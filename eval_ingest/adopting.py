@@ -183,7 +183,7 @@ def _copy_in(folder: Path) -> Path | None:
         return folder
     try:
         inside = [path for path in folder.iterdir() if path.is_dir() and path.name[0] != "."]
-    except OSError:
+    except (OSError, ValueError):  # see below
         return None
     nested = [path for path in inside if _is_copy(path)]
     return nested[0] if len(nested) == 1 else None

@@ -36,7 +36,7 @@ from eval_ingest.engine import (
 from eval_ingest.errors import EvalIngestError, SpecError, UnknownDatasetError
 from eval_ingest.report import terminal
 from eval_ingest.report.printing import Printed, table
-from eval_ingest.settings import Settings
+from eval_ingest.settings import Settings, user_path
 from eval_ingest.store.catalog import (
     absolute,
     add_spec,
@@ -235,7 +235,7 @@ class Info(Printed):
     def of(cls, root: EvalRoot, name: str, out: str | Path = DEFAULT_OUT) -> "Info":
         """The same of a root that is open."""
         metadata = require_metadata(root, name)
-        return cls(metadata, root.dataset(name).url, _scores(name, Path(out).expanduser()))
+        return cls(metadata, root.dataset(name).url, _scores(name, user_path(out)))
 
     def lines(self) -> list[str]:
         """What the command line prints."""
@@ -568,7 +568,7 @@ def write_report(name: str, root: Root = None, *, out: str | Path = DEFAULT_OUT)
     from eval_ingest.report import writing
     from eval_ingest.report.tables import Board
 
-    scores = _scores(name, Path(out).expanduser())
+    scores = _scores(name, user_path(out))
     boards = [Board("frozen encoders", scores)] if scores else []
     return writing.write_report(eval_root, name, boards)
 
@@ -624,7 +624,7 @@ def export(
         )
     from eval_ingest.report.export import export_dataset
 
-    return export_dataset(eval_root, name, Path(to).expanduser(), windows, progress)
+    return export_dataset(eval_root, name, user_path(to), windows, progress)
 
 
 @dataclass(frozen=True, repr=False)
@@ -716,6 +716,6 @@ def leaderboard(
     """
     from eval_ingest.sweep.results import leaderboards, read_rows
 
-    rows = read_rows(Path(out).expanduser())
+    rows = read_rows(user_path(out))
     wanted = {datasets} if isinstance(datasets, str) else set(datasets)
     return leaderboards([row for row in rows if not wanted or row.dataset in wanted])

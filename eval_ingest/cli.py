@@ -187,10 +187,11 @@ def _complain(text: str) -> None:
 
 def _folder(text: str) -> Path:
     from eval_ingest.core.arguments import folder_fault  # brings numpy, which --help does without
+    from eval_ingest.settings import user_path
 
     if fault := folder_fault(text):
         raise argparse.ArgumentTypeError(f"{brief(text, 60)} {fault}; give a path on this machine")
-    return Path(text).expanduser()  # a shell doesn't in --out=~/sweeps
+    return user_path(text)  # a shell doesn't in --out=~/sweeps
 
 
 # --------------------------------------------------------------------------------- what is said
@@ -381,7 +382,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--all", action="store_true", help="every dataset; proposes a suite")
     text = "more models than constant, noise and pixels; default random, and olmoearth:nano "
     text += "if its weights are at hand"
-    add("--encoder", dest="encoders", nargs="+", metavar="NAME", help=text)
+    add("--encoder", dest="encoders", action="extend", nargs="+", metavar="NAME", help=text)
     add("--windows", type=int, default=256, metavar="N", help="of a split at most; default 256")
     add("--budget", type=float, default=60.0, metavar="SECONDS", help="of the suite; default 60")
     add("--suite", type=_folder, metavar="YAML", help="where the proposed suite is written")
@@ -391,7 +392,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--format", choices=("olmoearth",), default="olmoearth", help="whose trainer")
     text = "a Python module with EVAL_TASKS (default), or command line arguments"
     add("--as", dest="form", choices=("python", "overrides"), default="python", help=text)
-    add("--datasets", nargs="+", default=[], metavar="NAME", help="default: all")
+    add("--datasets", action="extend", nargs="+", default=[], metavar="NAME", help="default: all")
 
     text = "what a shell has to run to complete this program's commands"
     command("completion", text, COMPLETION).add_argument("shell", choices=SHELLS)

@@ -13,13 +13,15 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from eval_ingest import api
 from eval_ingest.completion import shell_code
+from eval_ingest.core.arguments import place_fault
 from eval_ingest.engine import PROGRAM
 from eval_ingest.errors import EvalIngestError, SpecError, UnknownDatasetError, optional_part
 from eval_ingest.flags import given_fields
 from eval_ingest.redaction import in_json
 from eval_ingest.report import terminal
 from eval_ingest.report.printing import Progress, say, screen, told
-from eval_ingest.settings import Settings
+from eval_ingest.settings import Settings, user_path
+from eval_ingest.store.atomic import read_bytes
 from eval_ingest.store.roots.base import EvalRoot
 from eval_ingest.store.roots.open import open_root
 
@@ -221,20 +223,27 @@ def run_publish(options: argparse.Namespace) -> Told:
     """Publish a dataset on the Hub."""
     from eval_ingest.integrations.huggingface import publish
 
-    citation = options.citation
-    if citation and "\n" not in citation and Path(citation).expanduser().is_file():
-        citation = Path(citation).expanduser().read_text()
     found = publish(
         options.name,
         options.to,
         licence=options.licence,
-        citation=citation,
+        citation=None if options.citation is None else _text_or_file(options.citation),
         windows=options.windows,
         private=options.private,
         dry_run=options.dry_run,
         progress=options.progress,
     )
     return Told(vars(found), found.lines(options.dry_run))
+
+
+def _text_or_file(text: str) -> str:
+    """What a file of this name says, if there is one; else the text itself."""
+    if place_fault(text) or not (path := user_path(text)).is_file():
+        return text
+    try:
+        return (read_bytes(path) or b"").decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise SpecError(f"{path} is not UTF-8 text ({error}); save it as such") from error
 
 
 def run_pull(options: argparse.Namespace) -> Told:

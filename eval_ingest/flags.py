@@ -19,6 +19,7 @@ from pydantic.fields import FieldInfo
 
 from eval_ingest.core.spec import DatasetSpec, SplitPolicy
 from eval_ingest.core.suite import SuiteFields
+from eval_ingest.errors import SpecError
 
 _FLAGS = {
     "config": "olmoearth-run-config-path",
@@ -99,7 +100,12 @@ def given_fields(options: argparse.Namespace) -> dict[str, Any]:
         if value is None:
             continue
         if get_origin(field.annotation) is dict:
-            value = {key: part for key, _, part in (text.partition("=") for text in value)}
+            pairs = [text.partition("=")[::2] for text in value]
+            value = dict(pairs)
+            for key in value:
+                if [known for known, _ in pairs].count(key) > 1:
+                    flag = _FLAGS.get(name, name).replace("_", "-")
+                    raise SpecError(f"--{flag} has {key} more than once; give it one value")
         fields = given.setdefault("splits", {}) if name in SplitPolicy.model_fields else given
         fields[name] = value
     return given
@@ -122,9 +128,10 @@ def _options(annotation: Any) -> dict[str, Any]:
     if origin is Literal:
         return {"metavar": f"{{{','.join(parts)}}}"}
     if origin is dict:
-        return {"nargs": "+"}
+        return {"nargs": "+", "action": "extend"}
     if origin is tuple:
         numbers = {"type": parts[0]} if parts[0] in (int, float) else {}
         exactly = Ellipsis not in parts and not numbers  # of numbers DatasetSpec says more
-        return {"nargs": len(parts) if exactly else "+", **numbers}
+        nargs = len(parts) if exactly else "+"
+        return {"nargs": nargs, "action": "extend", **numbers}  # given twice, none is lost
     return {"type": annotation} if annotation in (int, float) else {}

@@ -33,7 +33,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Self
 
-from eval_ingest.errors import SettingsError
+from eval_ingest.errors import SettingsError, brief
 from eval_ingest.redaction import names_secret
 
 DEFAULT_EVAL_ROOT = "weka://dfive-default/olmoearth/eval_datasets"
@@ -96,8 +96,8 @@ class Settings:
 
         def count(name: str, most: int | None = None) -> int | None:
             value = text(name)
-            if value is not None and not (value.isdigit() and int(value) > 0):
-                raise SettingsError(f"{name}={value!r} must be a number from 1 up")
+            if value is not None and not re.fullmatch(r"0*[1-9][0-9]{0,9}", value):
+                raise SettingsError(f"{name}={brief(value, 60)} must be a number from 1 up")
             if value is not None and most is not None and int(value) > most:
                 raise SettingsError(f"{name}={value} is too much: give at most {most}")
             return None if value is None else int(value)
@@ -154,6 +154,15 @@ class Settings:
             return found
 
         return _VARIABLE.sub(value, text)
+
+
+def user_path(path: str | Path) -> Path:
+    """A path on this machine, with its `~`; of a user who isn't known that stays as it is.
+
+    >>> user_path("~nobody-is-called-so/evals")
+    PosixPath('~nobody-is-called-so/evals')
+    """
+    return Path(os.path.expanduser(path))
 
 
 def literal(url: str) -> str:
@@ -282,4 +291,10 @@ def _read_dotenv(path: Path) -> dict[str, str]:
         return {}
     from dotenv import dotenv_values
 
-    return {key: value for key, value in dotenv_values(path).items() if value is not None}
+    try:
+        found = dotenv_values(path)
+    except (OSError, UnicodeDecodeError) as error:
+        raise SettingsError(
+            f"{path.absolute()} can't be read as UTF-8 text ({error}); correct it or remove it"
+        ) from error
+    return {key: value for key, value in found.items() if value is not None}

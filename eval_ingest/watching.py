@@ -33,7 +33,7 @@ from eval_ingest.inference.resolve import resolve
 from eval_ingest.objects.faults import first_line
 from eval_ingest.objects.filesystems import weka_mount
 from eval_ingest.redaction import holds_secret, redacted, shown, spelled
-from eval_ingest.settings import Settings, literal
+from eval_ingest.settings import Settings, literal, user_path
 from eval_ingest.sources.base import Source, WindowFiles, WindowReader
 from eval_ingest.sources.discovery import MAX_DEPTH, SAMPLE, Found, find_datasets, spread
 from eval_ingest.sources.looks import Look, Memory, is_due, read_looks
@@ -225,7 +225,7 @@ def _look(
         )
     if memory is None:
         return list(find_datasets(expanded, max_depth))
-    cache = Path(settings.cache).expanduser()
+    cache = user_path(settings.cache)
     path = cache / "looks" / f"{fingerprint(expanded, max_depth)}.json"
     looks = {}
     with contextlib.suppress(errors.StoreError):  # damaged: then everything is looked at in full
@@ -240,8 +240,11 @@ def _look(
 
 def _plain(url: str) -> str:
     """One way of writing a path or URL."""
-    url = str(weka_mount(url) or url)
-    return url.rstrip("/") if "://" in url else os.path.realpath(url)
+    with contextlib.suppress(ValueError):  # no path: others may register any text
+        url = str(weka_mount(url) or url)
+        if url and "://" not in url:
+            return os.path.realpath(url)
+    return url.rstrip("/")
 
 
 def _registered_specs(
@@ -449,7 +452,7 @@ def judge_all(
     Raises:
         StoreError: the eval root can't be reached.
     """
-    folder = Path(settings.cache).expanduser() / "judged"
+    folder = user_path(settings.cache) / "judged"
 
     def one(sighting: Sighting) -> Judgement:
         path = folder / f"{fingerprint(settings.eval_root, sighting.name)}.json"

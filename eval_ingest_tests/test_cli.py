@@ -18,9 +18,10 @@ from typing import Any
 import pytest
 import yaml
 
-from eval_ingest import EvalDataset, cli, pipeline
+from eval_ingest import EvalDataset, __main__, cli, commands, pipeline
 from eval_ingest.core.spec import DatasetSpec, SplitPolicy
 from eval_ingest.core.suite import SuiteFields
+from eval_ingest.errors import SpecError
 from eval_ingest.flags import add_spec_flags, add_suite_flags, given_fields
 from eval_ingest.settings import Settings
 from eval_ingest.sweep.results import ResultTable
@@ -507,3 +508,51 @@ def test_what_pictures_lack_is_told_with_flags_that_the_command_has(
     with pytest.raises(SystemExit):
         cli.main([command[0], "--help"])
     assert flags and flags <= set(re.findall(r"--[a-z][a-z-]*", capsys.readouterr().out))
+
+
+def test_flags_that_are_given_twice_lose_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    def given(*words: str) -> dict[str, Any]:
+        return given_fields(cli._parse(["ingest", "crops", *words]))
+
+    assert given("--groups", "a", "--groups", "b", "c") == {"groups": ["a", "b", "c"]}
+    assert given("--tags", "a=1", "--tags", "b=2", "d") == {"tags": {"a": "1", "b": "2", "d": ""}}
+    assert given("--modalities", "x", "--modalities", "y") == {"modalities": ["x", "y"]}
+    for twice in (["--tags", "split=1", "split=2"], ["--tags", "split=1", "--tags", "split=1"]):
+        with pytest.raises(SpecError, match="--tags has split more than once"):
+            given(*twice)
+    with pytest.raises(SpecError, match="--label-fractions has few more than once"):
+        given("--label-fractions", "few=0.1", "few=0.2")
+    words = ["--encoder", "pixels", "--encoder", "noise", "--datasets", "a", "--datasets", "b"]
+    sweep = cli._parse(["sweep", *words, "--seeds", "1", "--seeds", "2"])
+    assert (sweep.encoders, sweep.datasets) == (["pixels", "noise"], ["a", "b"])
+    assert sweep.seeds == [1, 2]
+    tasks = cli._parse(["tasks", "--datasets", "a", "--datasets", "b"])
+    assert tasks.datasets == ["a", "b"] and cli._parse(["tasks"]).datasets == []
+
+
+def test_a_citation_is_a_text_or_the_file_of_that_name(tmp_path: Path) -> None:
+    text = "Jane Doe et al.: " + "a long title of what was found " * 20
+    assert commands._text_or_file(text) == text
+    for plain in ("", "~word of a title", "~nobody-is-called-so", "A. B./C. D.", "x" * 5000):
+        assert commands._text_or_file(plain) == plain
+    cite = tmp_path / "cite.bib"
+    cite.write_bytes("\ufeff@misc{M\u00fcller}".encode())
+    assert commands._text_or_file(str(cite)) == "@misc{M\u00fcller}"
+    cite.write_bytes("@misc{M\u00fcller}".encode("latin-1"))
+    with pytest.raises(SpecError, match=r"cite\.bib is not UTF-8 text .* save it as such"):
+        commands._text_or_file(str(cite))
+
+
+@pytest.mark.parametrize("before", [signal.SIG_IGN, signal.SIG_DFL, signal.default_int_handler])
+def test_a_program_that_was_begun_with_ctrl_c_ignored_ignores_it(
+    before: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As by `trap '' INT`, or by a script in the background."""
+    found: list[Any] = []
+    monkeypatch.setattr(cli, "main", lambda: found.append(signal.getsignal(signal.SIGINT)) or 0)
+    ours = signal.signal(signal.SIGINT, before)
+    try:
+        assert __main__.main() == 0
+    finally:
+        signal.signal(signal.SIGINT, ours)
+    assert found == [signal.SIG_IGN if before is signal.SIG_IGN else signal.SIG_DFL]

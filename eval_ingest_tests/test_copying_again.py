@@ -2,11 +2,9 @@
 
 import json
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import yaml
 
 from eval_ingest import EvalDataset, api, pipeline
 from eval_ingest.store.manifest import JOURNAL, Manifest
@@ -21,8 +19,6 @@ from eval_ingest_tests.support.places import Place
 place = places.place
 
 OTHERS = {"strategy": "random", "seed": 5}
-MERGED = "rslp.forest_loss_driver.train.ForestLossTask"
-PLAIN = "rslearn.train.tasks.classification.ClassificationTask"
 
 
 @pytest.fixture
@@ -34,23 +30,10 @@ def root(reference: Path, tmp_path: Path) -> Path:
 # ---------------------------------------------------------------------------------- categories
 
 
-@pytest.fixture
-def categories(tmp_path: Path) -> Callable[[str], Path]:
-    """Writes a source whose task has a class; gives its folder."""
-    source = factories.vector_classification(tmp_path / "labelled", windows=12, timesteps=1)
-    for label in source.rglob("data.geojson"):
-        label.write_text(label.read_text().replace("Coffee", "coca").replace("Maize", "flood"))
-
-    def write(task: str, *classes: str) -> Path:
-        path = source / "model.yaml"
-        content = yaml.safe_load(path.read_text())
-        (declared,) = content["data"]["init_args"]["task"]["init_args"]["tasks"].values()
-        declared["class_path"] = task
-        declared["init_args"]["classes"] = [*classes, "Trees", "Grassland"]
-        path.write_text(yaml.safe_dump(content))
-        return source
-
-    return write
+@pytest.fixture(scope="module")
+def labelled(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A source whose labels are those of several tasks; don't change it."""
+    return factories.two_tasks(tmp_path_factory.mktemp("labelled"))
 
 
 def stored(root: Path) -> set[str]:
@@ -65,67 +48,35 @@ def stored(root: Path) -> set[str]:
 
 
 def test_the_copy_has_the_categories_of_the_task_that_it_is_of(
-    categories: Callable[..., Path], tmp_path: Path
+    labelled: Path, tmp_path: Path
 ) -> None:
     root = tmp_path / "root"
     for _ in range(2):
-        source = categories(PLAIN, "coca", "flood")
-        pipeline.ingest(make_job(source, root))
+        pipeline.ingest(make_job(labelled, root, task="plain"))
         assert stored(root) == {"coca", "flood", "Trees", "Grassland"}
-        source = categories(MERGED, "agriculture", "river")
-        pipeline.ingest(make_job(source, root))
+        pipeline.ingest(make_job(labelled, root, task="merged"))
         assert stored(root) == {"agriculture", "river", "Trees", "Grassland"}
         assert faults.verified(root) == []
 
 
-UNJUDGED = {
-    "cut off": (b'{"features": [{', True),
-    "cut off, unfinished": (b'{"features": [{', False),
-    "a list": (b"[1]", True),
-    "odd features": (b'{"features": [{"properties": 7}, 8]}', True),
-    "other features": (b'{"features": 3}', False),
-    "deep": (b"[" * 100_000, True),
-    "many lists": (b'{"features": [' + b"[]," * 1_600_000 + b"[]]}", False),
-}
-
-
-@pytest.mark.parametrize("as_archive", [False, True], ids=["folder", "archive"])
-def test_labels_that_nobody_judged_are_copied_as_they_are(
-    as_archive: bool, categories: Callable[..., Path], tmp_path: Path
-) -> None:
-    source, root = categories(MERGED, "agriculture", "river"), tmp_path / "root"
-    windows = sorted((source / "windows").glob("*/*"))
-    for window, (data, completed) in zip(windows, UNJUDGED.values(), strict=False):
-        group = window / "layers" / "label.1"
-        group.mkdir()
-        (group / "data.geojson").write_bytes(data)
-        if completed:
-            (group / "completed").touch()
-    if as_archive:
-        source = factories.pack(source, tmp_path / "crops.tar.gz")
-    pipeline.ingest(make_job(source, root))
-    copied = (root / "crops" / "windows").rglob("label.1/data.geojson")
-    assert sorted(map(Path.read_bytes, copied)) == sorted(data for data, _ in UNJUDGED.values())
-
-
-def test_a_window_that_no_task_changes_is_not_written_again_for_another(
-    categories: Callable[..., Path], tmp_path: Path
+def test_a_window_that_is_the_same_for_another_task_is_not_copied_again(
+    labelled: Path, tmp_path: Path
 ) -> None:
     root = tmp_path / "root"
-    pipeline.ingest(make_job(categories(PLAIN, "coca", "flood"), root))
-    before = {path: path.stat().st_ino for path in (root / "crops" / "windows").rglob("*.tif")}
-    pipeline.ingest(make_job(categories(PLAIN, "flood", "coca"), root))
+    pipeline.ingest(make_job(labelled, root, task="plain"))
+    before = {path: path.stat().st_ino for path in (root / "crops" / "windows").rglob("*")}
+    pipeline.ingest(make_job(labelled, root, task="sorted"))
     assert {path: path.stat().st_ino for path in before} == before
 
 
 def test_what_stopped_runs_of_two_tasks_have_copied_is_not_mixed(
-    categories: Callable[..., Path], tmp_path: Path
+    labelled: Path, tmp_path: Path
 ) -> None:
     root, expected = tmp_path / "root", tmp_path / "expected"
-    pipeline.ingest(make_job(categories(PLAIN, "coca", "flood"), expected))
-    for task, *classes in ((PLAIN, "coca", "flood"), (MERGED, "agriculture", "river")):
-        faults.Run(str(categories(task, *classes)), root, shard_bytes=1).stop()
-    pipeline.ingest(make_job(categories(PLAIN, "coca", "flood"), root))
+    pipeline.ingest(make_job(labelled, expected, task="plain"))
+    for task in ("plain", "merged"):
+        faults.Run(str(labelled), root, shard_bytes=1, spec={"task": task}).stop()
+    pipeline.ingest(make_job(labelled, root, task="plain"))
     assert stored(root) == {"coca", "flood", "Trees", "Grassland"}
     assert faults.verified(root) == []
     windows = [Manifest(EvalRoot(r).dataset("crops").layout).windows for r in (root, expected)]

@@ -80,7 +80,7 @@ def test_another_size_replaces_it(tmp_path: Path) -> None:
     demo.write_demo_dataset(tmp_path, windows=1)
     path = demo.write_demo_dataset(tmp_path, windows=2)
     assert len(good_windows(path)) == 2
-    assert [p.name for p in sorted(tmp_path.iterdir())] == [".demo_complete", "tolbi"]
+    assert [p.name for p in sorted(tmp_path.iterdir())] == ["tolbi"]
 
 
 def test_someone_elses_dataset_is_left_alone(tmp_path: Path) -> None:
@@ -111,3 +111,31 @@ def test_the_command_says_in_one_line_what_it_wrote(
     captured = capsys.readouterr()
     assert captured.out.count("\n") == 1 and str(tmp_path / "tolbi") in captured.out
     assert captured.err == ""
+
+
+@pytest.mark.parametrize("stopped_at", ["partial", "before", "tolbi"])
+def test_a_run_that_was_killed_takes_nothing_for_somebody_elses(
+    stopped_at: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    demo.write_demo_dataset(tmp_path, windows=1)
+    renamed, done = Path.rename, monkeypatch.context()
+
+    def killed(self: Path, target: Path) -> Path:
+        if stopped_at in ("partial", target.name.removeprefix(".tolbi.")):
+            raise KeyboardInterrupt
+        return renamed(self, target)
+
+    with done as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Path, "rename", killed)
+        demo.write_demo_dataset(tmp_path, windows=2)
+    assert len(good_windows(demo.write_demo_dataset(tmp_path, windows=3))) == 3
+    assert [p.name for p in tmp_path.iterdir()] == ["tolbi"]
+
+
+def test_a_demo_of_an_earlier_version_is_known_by_the_file_beside_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = demo.write_demo_dataset(tmp_path, windows=1)
+    (path / demo.COMPLETE_MARKER).rename(tmp_path / demo.COMPLETE_MARKER)
+    demo.write_demo_dataset(tmp_path, windows=1)
+    assert "nothing to do" in capsys.readouterr().out

@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pytest
 
+import eval_ingest
 from eval_ingest import pipeline, watching
 from eval_ingest.cli import main
 from eval_ingest.core.spec import DatasetSpec
-from eval_ingest.errors import SourceError, SourceNotFoundError
+from eval_ingest.errors import NotOursError, SourceError, SourceNotFoundError
 from eval_ingest.job import open_job
 from eval_ingest.objects import filesystems
 from eval_ingest.settings import Settings
@@ -411,3 +412,19 @@ def test_a_watched_root_may_begin_with_a_tilde(
     shell(tmp_path / "root" / "one")
     monkeypatch.setenv("HOME", str(tmp_path))
     assert [s.found.url for s in survey(["~/root"], settings).sightings] == [f"{tmp_path}/root/one"]
+
+
+@pytest.mark.parametrize("source", ["/data/a\0b", "", None, 7, "gs://[", "x" * 9000, "\ud800"])
+def test_an_entry_whose_source_is_no_path_hides_no_dataset(
+    source: object, few: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(few)  # no source is not the folder that we stand in
+    evals = tmp_path / "evals"
+    evals.mkdir()
+    entry = {"name": "odd", "source_path": source, "weka_path": source}
+    (evals / "registry.json").write_text(json.dumps({"datasets": {"odd": entry}}))
+    settings = Settings(eval_root=str(evals), cache=str(tmp_path / "cache"))
+    found = survey([str(few)], settings)
+    assert found.down == {} and [s.name for s in found.sightings] == [few.name]
+    with pytest.raises(NotOursError, match="there is no copy of its windows to adopt"):
+        eval_ingest.adopt("odd", root=evals)

@@ -19,6 +19,7 @@ CASES = {
     "metadata.json, registry.json": 1,
     "Parquet of an eval root": 1,
     "packed samples": 1,
+    "copied labels": 2,
     "files of somebody else's dataset": 2,
     "what is shared, and what is remembered": 1,
     "what a stopped ingest left": 2,

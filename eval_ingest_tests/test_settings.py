@@ -10,7 +10,8 @@ import pytest
 
 from eval_ingest import settings as settings_module
 from eval_ingest.errors import SettingsError
-from eval_ingest.settings import DEFAULT_EVAL_ROOT, Settings, literal
+from eval_ingest.settings import DEFAULT_EVAL_ROOT, Settings, literal, user_path
+from eval_ingest.store.roots.open import open_root
 from eval_ingest_tests.support import killing
 
 
@@ -123,6 +124,28 @@ def test_a_dollar_more_keeps_a_variable_as_it_is() -> None:
     assert settings.expand("/$${A}/${A}/$${NONE}/$A/$$") == "/${A}/x/${NONE}/$A/$$"
     for found in ("/${A}", "/$${A}", "/$$${A}", "/$", "/${A:-b}", "/${"):
         assert settings.expand(literal(found)) == found
+
+
+@pytest.mark.parametrize("name", ["EVAL_INGEST_WORKERS", "EVAL_INGEST_DISCOVERY_SECONDS"])
+@pytest.mark.parametrize("value", ["\u00b2", "9" * 5000, "0", "-1", "1_000", "\u0663", "1.0", "x"])
+def test_what_is_no_number_is_told_in_a_line(name: str, value: str) -> None:
+    with pytest.raises(SettingsError, match=f"{name}=.* must be a number from 1 up") as told:
+        Settings.load({name: value}, Path("none"))
+    assert len(str(told.value)) < 200
+    assert Settings.load({name: "0012"}, Path("none"))
+
+
+def test_a_dotenv_that_is_no_utf_8_is_told_in_a_line(tmp_path: Path) -> None:
+    dotenv = tmp_path / ".env"
+    dotenv.write_bytes("# f\u00fcr alle\nSTUDIO_ROOT=/x\n".encode("latin-1"))
+    with pytest.raises(SettingsError, match=r"\.env can't be read as UTF-8 text .* remove it"):
+        Settings.load({}, dotenv)
+
+
+def test_the_home_of_nobody_is_no_home() -> None:
+    settings = Settings(eval_root="~nobody-is-called-so/evals", cache="~nobody-is-called-so")
+    assert open_root(settings).path == Path.cwd() / "~nobody-is-called-so" / "evals"
+    assert user_path("~/x") == Path.home() / "x"
 
 
 def test_windows_can_be_no_larger_than_what_copying_and_loading_take() -> None:

@@ -19,7 +19,7 @@ from eval_ingest.defs.partitions import studio_datasets
 from eval_ingest.defs.running import SWEEP_POOL, LogProgress, step_on
 from eval_ingest.errors import SweepError
 from eval_ingest.flags import docstrings
-from eval_ingest.settings import Settings
+from eval_ingest.settings import Settings, user_path
 
 if TYPE_CHECKING:
     from eval_ingest.sweep.results import ResultTable, Row
@@ -108,7 +108,7 @@ def _run(
     suite = Suite().having(datasets=name, **said)
     return run_sweep(
         suite,
-        Path(config.out).expanduser(),
+        user_path(config.out),
         settings,
         device=config.device,
         progress=LogProgress(context.log, "eval_sweep"),

@@ -37,7 +37,7 @@ from eval_ingest.engine import Progress, no_progress
 from eval_ingest.errors import IntegrityError, OutdatedError, SpecError, StoreError, optional_part
 from eval_ingest.redaction import redacted
 from eval_ingest.report.printing import table
-from eval_ingest.settings import Settings
+from eval_ingest.settings import Settings, user_path
 from eval_ingest.sources.base import WindowFiles
 from eval_ingest.sources.local import LocalSource
 from eval_ingest.store import registry
@@ -156,7 +156,7 @@ def publish(
         )
     from eval_ingest.report.export import export_dataset  # what draws isn't needed to pull
 
-    parent = Path(settings.cache).expanduser() / "publish"
+    parent = user_path(settings.cache) / "publish"
     with folder_aside(parent, "*", f"{name} is being published") as staging:
         export_dataset(eval_root, name, staging, windows, progress, licence, citation)
         private_places = {str(eval_root.path), metadata.source}

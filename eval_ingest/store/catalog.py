@@ -25,7 +25,7 @@ from eval_ingest.errors import (
 )
 from eval_ingest.objects.filesystems import weka_mount
 from eval_ingest.redaction import redacted
-from eval_ingest.settings import Settings
+from eval_ingest.settings import Settings, user_path
 from eval_ingest.store.atomic import (
     read_bytes,
     remove_path,
@@ -45,7 +45,7 @@ def catalog_folder(settings: Settings) -> Path | None:
         StoreError: a remote eval root can't be read.
     """
     if settings.catalog is not None:
-        return Path(settings.catalog).expanduser()
+        return user_path(settings.catalog)
     try:
         root = open_root(settings)
     except StoreError:

@@ -19,7 +19,7 @@ from eval_ingest.core.suite import ALL
 from eval_ingest.errors import SweepError
 from eval_ingest.loading import EvalDataset
 from eval_ingest.report.printing import table
-from eval_ingest.settings import Settings
+from eval_ingest.settings import Settings, user_path
 from eval_ingest.store.roots.open import open_root
 from eval_ingest.sweep.embed import Embedded, embedded_batches, joined
 from eval_ingest.sweep.encoders.base import Encoder
@@ -145,7 +145,7 @@ def evaluate(
         "max_train_samples": max_train_samples, "patch_size": patch_size, "normalize": normalize,
         "method": method,
     }  # fmt: skip
-    folder = None if out is None else Path(out).expanduser()
+    folder = None if out is None else user_path(out)
     with ranks() as together:
         settings = together.agreed(Settings.load)
         eval_root = together.agreed(lambda: open_root(settings, root))

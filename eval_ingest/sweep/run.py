@@ -8,7 +8,7 @@ from eval_ingest.core.eval_settings import EvalSettings
 from eval_ingest.engine import Progress, no_progress
 from eval_ingest.errors import SweepError
 from eval_ingest.loading import EvalDataset
-from eval_ingest.settings import Settings
+from eval_ingest.settings import Settings, user_path
 from eval_ingest.store.roots.open import open_root
 from eval_ingest.sweep.embed import Embedded, embed_split, writable
 from eval_ingest.sweep.encoders.base import Encoder
@@ -65,7 +65,7 @@ def run_sweep(
         )
     suite = suite.checked(eval_root)
     writable(out, "say --out FOLDER of yours")
-    cache = Path(settings.cache).expanduser()
+    cache = user_path(settings.cache)
 
     def embedded(dataset: EvalDataset, encoder: Encoder, pooling: str) -> Embedded:
         return embed_split(dataset, encoder, cache, progress, pooling)

@@ -22,7 +22,7 @@ from eval_ingest.core.plain_yaml import YamlProblem, load_whole_yaml
 from eval_ingest.core.spec import SPLITS, DatasetSpec
 from eval_ingest.core.suite import ALL, SuiteFields
 from eval_ingest.errors import SweepError, UnknownDatasetError
-from eval_ingest.settings import Settings
+from eval_ingest.settings import Settings, user_path
 from eval_ingest.store.catalog import read_catalog
 from eval_ingest.store.roots.base import EvalRoot
 from eval_ingest.sweep.encoders.base import Encoder
@@ -63,7 +63,7 @@ class Suite(SuiteFields):
         Raises:
             SweepError: it can't be read, or holds what a suite doesn't have.
         """
-        path = Path(path).expanduser()
+        path = user_path(path)
         try:
             content = load_whole_yaml(path.read_text(encoding="utf-8"))
         except (OSError, UnicodeDecodeError, YamlProblem) as error:

@@ -34,7 +34,7 @@ DEMO_NAME = "tolbi"
 _GROUP = "20251210"
 
 COMPLETE_MARKER = ".demo_complete"
-"""Beside the dataset, written last: says what was written."""
+"""In the dataset, before it has its name: says what was written."""
 
 DEFECTS = ("no_metadata", "truncated", "label_not_completed", "unlabelled")
 """What is wrong with the broken windows, one each."""
@@ -246,25 +246,28 @@ def write_demo_dataset(root: Path, *, windows: int = 120) -> Path:
         StoreError: `<root>/tolbi` exists and isn't a demo.
     """
     wanted = {"seed": 0, "windows": windows}
-    target, marker = root / DEMO_NAME, root / COMPLETE_MARKER
-    found = _read_marker(marker)
+    target, beside = root / DEMO_NAME, root / COMPLETE_MARKER  # where earlier versions wrote it
+    found = _read_marker(target / COMPLETE_MARKER) or _read_marker(beside)
     if target.exists():
         if found == wanted:
             print(f"{target} is there already: {windows} windows; nothing to do")
             return target
         if found is None:
             raise StoreError(
-                f"{target} exists, but no {marker.name} beside it says that it is a demo dataset; "
+                f"{target} exists, but no {COMPLETE_MARKER} in it says that it is a demo dataset; "
                 "choose another --root or move it away"
             )
-        marker.unlink()
-        shutil.rmtree(target)
-    aside = root / f".{DEMO_NAME}.partial"
-    shutil.rmtree(aside, ignore_errors=True)
+    aside, before = root / f".{DEMO_NAME}.partial", root / f".{DEMO_NAME}.before"
+    for left in (aside, before):
+        shutil.rmtree(left, ignore_errors=True)
     workers = min(Settings.load().workers, 8) if windows >= _MANY_WINDOWS else 1
     write_tolbi_like(root, aside.name, windows=windows, seed=0, workers=workers)
+    (aside / COMPLETE_MARKER).write_text(json.dumps(wanted) + "\n")
+    if target.exists():
+        target.rename(before)
     aside.rename(target)
-    marker.write_text(json.dumps(wanted) + "\n")
+    beside.unlink(missing_ok=True)
+    shutil.rmtree(before, ignore_errors=True)
     print(
         f"{target}: {windows} windows of 64 x 64 pixels and 12 months, {len(COVERS)} classes, "
         f"and {len(DEFECTS)} broken windows on purpose"
@@ -275,7 +278,7 @@ def write_demo_dataset(root: Path, *, windows: int = 120) -> Path:
 def _read_marker(marker: Path) -> object:
     try:
         return json.loads(marker.read_text())
-    except (FileNotFoundError, ValueError):
+    except (FileNotFoundError, NotADirectoryError, ValueError):
         return None
 
 

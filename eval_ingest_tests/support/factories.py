@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import yaml
 
 from eval_ingest.testing.datasets import quiet_rslearn, save_items
 from eval_ingest.testing.demo import write_tolbi_like
@@ -108,6 +109,31 @@ def vector_classification(root: Path, *, windows: int = 24, timesteps: int = 2) 
             writer.features(window, {"plot": k}, {"category": classes[kind]})
             save_items(window, {"sentinel2": monthly(timesteps), "sentinel1_ascending": times})
     return writer.path
+
+
+def two_tasks(root: Path, *, windows: int = 12) -> Path:
+    """The same labels for a task, one that sorts its classes otherwise, and one that merges some.
+
+    The task that merges is a class of rslearn_projects: rslearn's own can't.
+    """
+    source = vector_classification(root, windows=windows, timesteps=1)
+    for path in source.rglob("data.geojson"):
+        path.write_text(path.read_text().replace("Coffee", "coca").replace("Maize", "flood"))
+    content = yaml.safe_load((source / "model.yaml").read_text())
+    declared = content["data"]["init_args"]["task"]["init_args"]
+    ((name, plain),) = declared["tasks"].items()
+    merged = "rslp.forest_loss_driver.train.ForestLossTask"
+    declared["tasks"] = {
+        new: {"class_path": path, "init_args": {**plain["init_args"], "classes": classes}}
+        for new, path, classes in (
+            ("plain", plain["class_path"], ["coca", "flood", "Trees", "Grassland"]),
+            ("sorted", plain["class_path"], ["Grassland", "Trees", "coca", "flood"]),
+            ("merged", merged, ["agriculture", "river", "Trees", "Grassland"]),
+        )
+    }
+    declared["input_mapping"] = dict.fromkeys(declared["tasks"], declared["input_mapping"][name])
+    (source / "model.yaml").write_text(yaml.safe_dump(content))
+    return source
 
 
 def per_pixel_regression(

@@ -77,6 +77,7 @@ KINDS: dict[str, type[Kind]] = {
     "Parquet of an eval root": fuzz_stored.StoredTables,
     "packed samples": fuzz_stored.StoredSamples,
     "copied windows": fuzz_stored.StoredWindows,
+    "copied labels": fuzz_stored.StoredLabels,
     "files of somebody else's dataset": fuzz_forged.Forged,
     "what is shared, and what is remembered": fuzz_shared.Shared,
     "what a stopped ingest left": fuzz_stored.Stopped,

@@ -6,6 +6,7 @@ import shutil
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from eval_ingest.errors import EvalIngestError
 from eval_ingest.store.registry import read_registry
@@ -18,22 +19,31 @@ class Stored(Kind):
     """A file of an eval root: read as it was written or an error of ours, and repaired.
 
     What a quick look doesn't find, pixels and copied windows, `verify` does, and then
-    `--overwrite` repairs it. Everything else is repaired by the next ingest.
+    `--overwrite` repairs it. Everything else is repaired by the next ingest, be it the same one, or
+    one of other splits or another task.
     """
 
     patterns: tuple[str, ...] = ()
     """Of the files that are damaged, below the dataset's folder."""
+    specs: tuple[dict[str, Any], ...] = ({}, {"splits": {"strategy": "random", "seed": 5}})
+    """Of what was ingested, and of what may be afterwards."""
     inputs_per_case = 25
     """One of them is repaired; the others are only read, which takes much less time."""
 
     def __init__(self, folder: Path) -> None:
         super().__init__(folder)
-        source = factories.segmentation(folder / "whole", windows=8, timesteps=2)
-        self.run = killing.Run(str(source), folder / "root")
-        self.run.do()
-        self.expected = faults.values(self.run.root)
-        self.work = self.run.into(folder / "work")
+        source = str(self.source(folder / "whole"))
+        runs = [killing.Run(source, folder / f"root_{k}", spec=s) for k, s in enumerate(self.specs)]
+        for run in runs:
+            run.do()
+        self.run, self.work = runs[0], runs[0].into(folder / "work")
+        self.whole = [_contents(run.root) for run in runs]
+        self.expected, _ = self.whole[0]
         self.roots = self.prepare(folder)
+
+    def source(self, folder: Path) -> Path:
+        """Writes what is ingested."""
+        return factories.segmentation(folder, windows=8, timesteps=2)
 
     def prepare(self, folder: Path) -> list[Path]:
         """Eval roots to damage."""
@@ -52,21 +62,28 @@ class Stored(Kind):
         if root == self.run.root:
             outcome += self._load(path)
             self._verify(path)
-        name = path.relative_to(self.work.root)
+        number = rng.randrange(len(self.specs))
+        name = f"{path.relative_to(self.work.root)}, then {self.specs[number]}"
         try:
-            self.work.do()
-            wrong = self._wrong()
-            if wrong and _only_verify_finds(path):
-                outcome["repaired by --overwrite"] += 1
-                replace(self.work, overwrite=True).do()
-                wrong = self._wrong()
-            else:
-                outcome["as it was after the next ingest"] += 1
+            outcome[self._repair(path, number, rng.random() < 0.3)] += 1
         except EvalIngestError as error:
             raise Fault(f"{name} can't be repaired: {error}") from error
-        if wrong:
-            raise Fault(f"{name} is not repaired: {wrong}")
+        except Fault as error:
+            raise Fault(f"{name}: {error}") from error
         return outcome
+
+    def _repair(self, path: Path, number: int, overwrite: bool) -> str:
+        """Ingest what one of the specs asks for; says what it took."""
+        run = replace(self.work, spec=self.specs[number], overwrite=overwrite)
+        run.do()
+        wrong, told = self._wrong(number), "as it was after the next ingest"
+        if wrong and not overwrite and _only_verify_finds(path):
+            told = "repaired by --overwrite"
+            replace(run, overwrite=True).do()
+            wrong = self._wrong(number)
+        if wrong:
+            raise Fault(f"it is not repaired: {wrong}")
+        return told
 
     def _damaged(self, rng: random.Random) -> tuple[Path, bytes]:
         """A file that was damaged, and what was in it."""
@@ -105,19 +122,31 @@ class Stored(Kind):
         if not told and path.name not in ("registry.json", "source_state.json"):
             raise Fault(f"{path} is damaged, and verify finds nothing")
 
-    def _wrong(self) -> list[str]:
-        """What `verify` finds, and whether the values are those that they were."""
+    def _wrong(self, number: int) -> list[str]:
+        """What `verify` finds, and whether values and copy are those of one of the specs."""
         found = faults.verified(self.work.root)
-        if not found and faults.values(self.work.root) != self.expected:
+        (values, files), (right, whole) = _contents(self.work.root), self.whole[number]
+        if not found and values != right:
             raise Fault("other values, and verify finds nothing")
+        told = "\n".join(found)
+        for path, _ in {*files.items()} ^ {*whole.items()}:
+            if "/".join(path.split("/")[:2]) not in told:
+                raise Fault(f"{path} of the copy is another one, and verify finds {found}")
         if not read_registry(EvalRoot(self.work.root)):
             raise Fault("nothing is registered")
         return found
 
 
+def _contents(root: Path | str) -> tuple[dict[str, str], dict[str, bytes]]:
+    """What EvalDataset gives of a root, and the files of the copied windows."""
+    folder = Path(root, "crops", "windows")
+    files = {p.relative_to(folder): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+    return faults.values(root), {str(path): data for path, data in files.items()}
+
+
 def _only_verify_finds(path: Path) -> bool:
     """True for files of which an ingest looks at size and header alone, or at nothing."""
-    return path.suffix == ".npy" or "windows" in path.parts
+    return path.suffix == ".npy" or not {"windows", ".copied_ahead"}.isdisjoint(path.parts)
 
 
 def _damage_file(rng: random.Random, path: Path) -> None:
@@ -162,11 +191,22 @@ class StoredWindows(Stored):
     patterns = ("windows/**/*",)
 
 
+class StoredLabels(StoredWindows):
+    """Copied windows whose labels are written as one of two tasks has them."""
+
+    specs = ({"task": "plain"}, {"task": "merged"},
+             {"task": "merged", "splits": {"strategy": "random", "seed": 5}})  # fmt: skip
+
+    def source(self, folder: Path) -> Path:
+        return factories.two_tasks(folder)
+
+
 class Stopped(Stored):
     """What a stopped ingest has left to go on from."""
 
     inputs_per_case = 1
-    patterns = (".window_index/**/*", ".copy_journal.jsonl", "*.parquet", "windows/**/*")
+    patterns = (".window_index/**/*", ".copy_journal.jsonl", "*.parquet", "windows/**/*",
+                ".copied_ahead/**/*")  # fmt: skip
 
     def prepare(self, folder: Path) -> list[Path]:
         moments = (("windows read", 4), ("windows copied", 4))

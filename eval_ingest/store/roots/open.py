@@ -12,7 +12,7 @@ from eval_ingest.objects.filesystems import (
     weka_mount,
 )
 from eval_ingest.redaction import holds_secret
-from eval_ingest.settings import EVAL_ROOT_VARIABLE, Settings
+from eval_ingest.settings import EVAL_ROOT_VARIABLE, Settings, user_path
 from eval_ingest.store.roots.base import EvalRoot
 
 
@@ -39,7 +39,7 @@ def open_root(settings: Settings, root: str | Path | None = None) -> EvalRoot:
         text = HubAddress.parse(text).root
     scheme, separator, rest = text.partition("://")
     if not separator or scheme == "file":
-        path = Path("/" + rest.lstrip("/") if separator else text).expanduser().absolute()
+        path = user_path("/" + rest.lstrip("/") if separator else text).absolute()
         if path.is_file():
             raise StoreError(
                 f"the eval root {path} is a file; set {EVAL_ROOT_VARIABLE} to a folder"
@@ -72,7 +72,7 @@ def open_root(settings: Settings, root: str | Path | None = None) -> EvalRoot:
                 f"{EVAL_ROOT_VARIABLE}=$HOME/evals, or {WEKA_ENDPOINT_VARIABLE} to the address of "
                 "Weka's S3"
             )
-    cache = Path(settings.cache).expanduser().absolute()
+    cache = user_path(settings.cache).absolute()
     server = endpoint or next(
         (settings.variables[name] for name in _SERVERS if settings.variables.get(name)), ""
     )

@@ -4,7 +4,6 @@ import hashlib
 import re
 import warnings
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal, Self
 
 import torch
@@ -13,6 +12,7 @@ from eval_ingest.core.fingerprint import fingerprint
 from eval_ingest.errors import SweepError, optional_part
 from eval_ingest.loading import EvalDataset
 from eval_ingest.loading.olmoearth import MISSING, SEEN, BandGroups, OlmoEarthAdapter
+from eval_ingest.settings import user_path
 from eval_ingest.sweep.encoders.base import Embeddings
 
 VERSION = 1
@@ -57,7 +57,7 @@ class OlmoEarthSpec:
                 "weights, @random, or @/path/to/weights"
             )
         weights = (match["weights"] if match else None) or "hub"
-        if weights not in ("hub", "random") and not Path(weights).expanduser().exists():
+        if weights not in ("hub", "random") and not user_path(weights).exists():
             raise SweepError(
                 f"encoder {text}: there is nothing at {weights}; give a folder with config.json "
                 "and weights.pth, or a .pth file"
@@ -285,7 +285,7 @@ def _from_hub(package: Any, text: str, spec: OlmoEarthSpec) -> tuple[torch.nn.Mo
 
 
 def _from_path(package: Any, text: str, spec: OlmoEarthSpec) -> tuple[torch.nn.Module, str]:
-    path = Path(spec.weights).expanduser()
+    path = user_path(spec.weights)
     try:
         if path.is_dir():
             model = package.load_model_from_path(path).encoder
