@@ -32,7 +32,7 @@ SHAPES: dict[str, list[shapely.Geometry]] = {
         for x in range(1000, 1300, 2)
         for y in range(-2000, -1700, 2)
     ],
-    "everything, many times": [shapely.box(1000, -2000, 1300, -1700)] * 20_000,
+    "everything, many times": [shapely.box(1000, -2000, 1300, -1700)] * 2_000,
     "edges and beyond": [
         shapely.box(900, -2100, 1000, -2000),
         shapely.Point(1300, -1700),
@@ -85,6 +85,8 @@ def test_a_window_whose_crops_take_too_long_is_too_large(
 ) -> None:
     """Each is near every crop and meets few: the boxes around them tell nothing."""
     monkeypatch.setattr("eval_ingest.decoding.features._MOST_TESTS", 200_000)
+    monkeypatch.setattr("eval_ingest.decoding.features._MOST_S", 0.5)
+    monkeypatch.setattr("eval_ingest.decoding.features._POINTS_AT_ONCE", 100_000)
     ends = [(1000.0, -2000.0), (1300.0, -1700.0)]
     line = shapely.LineString(ends * (10_000 if "one" in kind else 1))
     features = ((line, {"k": 1}) for _ in range(10))

@@ -1,11 +1,13 @@
 """Vector labels: the features of a window in its own pixels, and which of them a crop has."""
 
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import lru_cache
 from typing import Any
 
 import numpy as np
 import shapely
+from numpy.typing import NDArray
 from shapely.geometry import shape
 
 from eval_ingest.core.crops import starts
@@ -17,10 +19,12 @@ Bounds = tuple[int, int, int, int]
 
 _MOST_TESTS = 20_000_000
 """Of a shape and a crop that are near each other, for one window: ten seconds or so."""
-_POINTS = 500
-"""Of a shape, that make its tests take twice as long."""
+_MOST_S = 60.0
+"""Of a core that they may take where shapes of many points lie so that all of them matter."""
 _MANY_POINTS = 100
 """From here on a shape is prepared: its tests look at the points that matter."""
+_POINTS_AT_ONCE = 10_000_000
+"""That are looked at between two looks at the time, at most."""
 
 
 class Features:
@@ -108,7 +112,7 @@ class _Crops:
         self._boxes = shapely.box(*edges)
         self.values = np.full((len(self._left), len(self._top)), float(without))
         self._open = np.ones(self.values.shape, bool)
-        self.n_open, self._tests = self._open.size, 0
+        self.n_open, self._tests, self._began = self._open.size, 0, time.thread_time()
 
     def take(self, found: Any, value: float) -> bool:
         """Give those that a shape reaches, and that have none yet, a value; False if none are."""
@@ -118,21 +122,26 @@ class _Crops:
         near = np.argwhere(self._open[first[0] : last[0], first[1] : last[1]]) + first
         if not len(near):
             return False
-        n_points = shapely.get_num_coordinates(found)
-        self._tests += len(near) * (1 + n_points // _POINTS)
-        if self._tests > _MOST_TESTS:
-            raise Unreadable(
-                "window_too_large",
-                f"it has {self.values.size:,} crops, and too many features near many of them to "
-                "find out which is whose",
-            )
-        if n_points > _MANY_POINTS:
-            shapely.prepare(found)
-        columns, rows = near.T
-        columns, rows = near[shapely.intersects(found, self._boxes[columns, rows])].T
+        columns, rows = near[self._meets(found, self._boxes[tuple(near.T)])].T
         self.values[columns, rows], self._open[columns, rows] = value, False
         self.n_open -= len(columns)
         return len(columns) > 0
+
+    def _meets(self, found: Any, boxes: NDArray[Any]) -> NDArray[np.bool_]:
+        n_points, parts = int(shapely.get_num_coordinates(found)), []
+        if n_points > _MANY_POINTS:
+            shapely.prepare(found)
+        step = max(_POINTS_AT_ONCE // (1 + n_points), 1)
+        for start in range(0, len(boxes), step):
+            parts.append(shapely.intersects(found, boxes[start : start + step]))
+            self._tests += len(parts[-1])
+            if self._tests > _MOST_TESTS or time.thread_time() - self._began > _MOST_S:
+                raise Unreadable(
+                    "window_too_large",
+                    f"it has {self.values.size:,} crops, and too many features near many of them "
+                    "to find out which is whose",
+                )
+        return np.concatenate(parts)
 
 
 def _reprojected(collection: dict[str, Any], grid: Grid) -> tuple[list[Any], list[Any]]:

@@ -370,7 +370,7 @@ static PyObject *py_read_files(PyObject *self, PyObject *args)
     const char *listed;
     Py_ssize_t n_bytes;
     int inodes;
-    /* listed: as list_window gives it; inodes: as there, or -1 for versions of another kind */
+    /* listed: as list_plain_window gives it; inodes: as there, or -1 for other versions */
     if (!PyArg_ParseTuple(args, "O&y#i", PyUnicode_FSConverter, &root, &listed, &n_bytes, &inodes))
         return NULL;
     PyObject *result = PyList_New(0);
@@ -410,7 +410,7 @@ static PyObject *py_read_files(PyObject *self, PyObject *args)
 }
 
 static PyMethodDef methods[] = {
-    {"list_window", py_list_window, METH_VARARGS, NULL},
+    {"list_plain_window", py_list_window, METH_VARARGS, NULL},
     {"read_files", py_read_files, METH_VARARGS, NULL},
     {NULL, NULL, 0, NULL},
 };

@@ -15,7 +15,7 @@ from eval_ingest.sources.base import ANYBODY, UNUSABLE, WINDOW_FILES, Had
 try:
     from eval_ingest.sources import _listing
 
-    _listing.list_window  # noqa: B018  of an older build, which doesn't fit
+    _listing.list_plain_window  # noqa: B018  an older build follows links
 except (ImportError, AttributeError):  # an installation without a C compiler
     _listing = None  # type: ignore[assignment]
 
@@ -67,7 +67,7 @@ def _listed(
     root: str, layers: frozenset[str], check_link: Callable[[str], None], inodes: bool
 ) -> bytes:
     if _listing is not None:
-        text = _listing.list_window(
+        text = _listing.list_plain_window(
             root, b"".join(os.fsencode(name) + b"\0" for name in layers), inodes, MOST_FILES
         )
         if text is not None:  # there is nothing but plain files and folders
