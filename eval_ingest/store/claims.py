@@ -46,7 +46,7 @@ def is_published_elsewhere(store: DatasetStore) -> bool:
     Raises:
         StoreError: it can't be read.
     """
-    if whose(store) is not Whose.INGESTED or is_marked(store):
+    if is_marked(store) or whose(store) is not Whose.INGESTED:
         return False
     with contextlib.suppress(IntegrityError):
         metadata = read_metadata(store)
