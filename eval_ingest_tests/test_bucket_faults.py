@@ -12,11 +12,12 @@ from typing import get_args
 import pytest
 
 from eval_ingest.core import registry_text
+from eval_ingest.errors import IntegrityError, UnknownDatasetError
 from eval_ingest.objects import retry
 from eval_ingest.objects.backend import Entries, Entry
 from eval_ingest.objects.filesystems import root_of
 from eval_ingest.settings import Settings
-from eval_ingest.store.registry import rebuild_registry, remove_dataset
+from eval_ingest.store.registry import rebuild_registry, remove_dataset, require_metadata
 from eval_ingest.store.roots import remote_windows
 from eval_ingest.store.roots.open import open_root
 from eval_ingest_tests.support.bucket_faults import ROOT, world
@@ -109,3 +110,14 @@ def test_a_file_of_others_is_kept_once_and_not_by_each_machine(
         bucket.objects[path] = b'{"datasets": {"theirs": {"weka_path": "/weka/theirs"}}}', 0.0
         open_root(Settings.load()).update_registry(lambda text: text.put([OTHER]))
     assert len([name for name in bucket.objects if "/registry.2" in name]) == 1
+
+
+def test_a_damaged_dataset_is_no_unknown_one_on_any_machine(bucket: MemoryBucket) -> None:
+    """Whose it is, is said by files that this machine hasn't got."""
+    top = f"{root_of(ROOT)}/crops"
+    bucket.objects |= {f"{top}/metadata.json": (b'{"a": 1}', 0.0)}
+    with pytest.raises(UnknownDatasetError):
+        require_metadata(open_root(Settings.load()), "crops")
+    bucket.objects |= {f"{top}/.ingested_by_eval_ingest": (b"", 0.0)}
+    with pytest.raises(IntegrityError, match=r"crops/metadata\.json"):
+        require_metadata(open_root(Settings.load()), "crops")

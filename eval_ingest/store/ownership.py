@@ -8,6 +8,7 @@ known by what else only we write. Everything else is somebody's, and nothing is 
 """
 
 import contextlib
+from collections.abc import Iterable
 from enum import StrEnum
 from pathlib import Path
 
@@ -63,9 +64,9 @@ def is_marked(store: DatasetStore) -> bool:
     return not store.names().isdisjoint(_MARKS.values())
 
 
-def holds_ours(folder: Path) -> bool:
-    """True if a folder on this machine holds what no other tool writes, beside metadata.json."""
-    return any((folder / name).exists() for name in (*_MARKS.values(), *_OURS_ALONE))
+def holds_ours(names: Iterable[str]) -> bool:
+    """True if a folder of these names holds what no other tool writes, beside metadata.json."""
+    return not {*_MARKS.values(), *_OURS_ALONE}.isdisjoint(names)
 
 
 def _is_ours(metadata: Path) -> bool:

@@ -57,8 +57,14 @@ def read_metadata(store: DatasetStore) -> Metadata | None:
     Raises:
         StoreError: it can't be read, or is of another version.
     """
-    layout = store.layout
-    return store.read(layout.metadata, lambda: metadata_at_hand(layout))
+    path = store.layout.metadata
+
+    def read() -> Metadata | None:
+        if is_another_tools(path) and not holds_ours(store.names()):
+            return None
+        return read_record(Metadata, path)
+
+    return store.read(path, read)
 
 
 def metadata_at_hand(layout: DatasetLayout) -> Metadata | None:
@@ -67,7 +73,8 @@ def metadata_at_hand(layout: DatasetLayout) -> Metadata | None:
     Raises:
         StoreError: it can't be read, or is of another version.
     """
-    if is_another_tools(layout.metadata) and not holds_ours(layout.path):
+    names = (path.name for path in layout.path.glob("*"))
+    if is_another_tools(layout.metadata) and not holds_ours(names):
         return None
     return read_record(Metadata, layout.metadata)
 
