@@ -20,8 +20,6 @@ from eval_ingest.store.roots.base import EvalRoot
 from eval_ingest_tests.support import hub as stand_in
 from eval_ingest_tests.support.hub import Hub
 
-pytest.importorskip("huggingface_hub")
-
 Ingested = Callable[[str], Path]
 Files = dict[str, bytes]
 SOME, OTHER = "segmentation", "vector_classification"
