@@ -11,12 +11,13 @@ import pytest
 import shapely
 
 from eval_ingest.core.crops import corners
-from eval_ingest.core.resolved import CropGrid
+from eval_ingest.core.resolved import CropGrid, InputPart, LayerRead
 from eval_ingest.core.task import LabelClass, Task, TaskKind
 from eval_ingest.decoding.beside import check_beside
 from eval_ingest.decoding.features import Features, first_of_crops
 from eval_ingest.decoding.grid import Grid
 from eval_ingest.decoding.problems import Unreadable
+from eval_ingest.decoding.rasters import choose_reads
 from eval_ingest.decoding.targets import feature_target, raster_target
 from eval_ingest.sources.base import SourceFile, WindowFiles
 
@@ -97,6 +98,17 @@ def test_a_window_whose_crops_take_too_long_is_too_large(
     assert time.process_time() - started < 5
 
 
+def test_many_item_groups_are_chosen_from_many_in_no_time() -> None:
+    groups = range(1, 40_001)
+    marked = [SourceFile(f"layers/s2.{k}/completed", 0, "") for k in groups]
+    reads = tuple(LayerRead(layer="s2", item_group=k) for k in reversed(groups))
+    part = InputPart(key="s2", reads=reads, stack=True)
+    started = time.process_time()
+    found = choose_reads(WindowFiles("a", "b", tuple(marked)), part, "s2")
+    assert time.process_time() - started < 2
+    assert found == [("s2", k) for k in reversed(groups)]
+
+
 def test_many_empty_files_of_a_folder_take_no_time() -> None:
     names = [f"{k}_{k}.tif" for k in range(25_000)] + [f"a{k}.x.y_z.txt" for k in range(25_000)]
     files = WindowFiles("a", "b", tuple(SourceFile(f"layers/x/{n}", 0, "") for n in names))
@@ -138,6 +150,7 @@ def test_a_category_is_looked_up_at_once_however_many_classes_are() -> None:
     targets = [feature_target({"kind": name}, task) for name in ["7", "last"] * 5_000]
     assert time.process_time() - started < 3
     assert targets == [14, 9_998] * 5_000
+    assert task.model_copy(update={"classes": classes[2:]}).class_ids["7"] == 12
     for value in ("x", 7, None, [7]):
         with pytest.raises(Unreadable, match="none of the classes"):
             feature_target({"kind": value}, task)

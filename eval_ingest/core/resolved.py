@@ -4,6 +4,7 @@ A `ResolvedConfig` is everything that index, pack and loader need to know about 
 It is inferred by inference/resolve.py and kept in metadata.json with the origin of each value.
 """
 
+from functools import cached_property
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, JsonValue, model_validator
@@ -326,7 +327,11 @@ class ResolvedConfig(Record):
 
     def layer(self, name: str) -> Layer:
         """The layer of that name; KeyError if no input reads it."""
-        return {layer.name: layer for layer in self.layers}[name]
+        return self._by_name[name]
+
+    @cached_property
+    def _by_name(self) -> dict[str, Layer]:
+        return {layer.name: layer for layer in self.layers}
 
     def modality(self, name: str) -> ModalityInput:
         """The modality of that name; KeyError if the dataset doesn't have it."""

@@ -8,7 +8,7 @@ had is a source's own: local.py, remote.py and archive.py are sources, open.py c
 import hashlib
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -145,7 +145,7 @@ class WindowFiles:
         return Listed(self.group, self.name, self.digest)
 
     @cached_property
-    def _completed(self) -> dict[str, list[int]]:
+    def _completed(self) -> dict[str, dict[int, None]]:
         """Completed item groups by layer, in order."""
         found: dict[str, list[int]] = {}
         for path in self.by_path:
@@ -153,13 +153,11 @@ class WindowFiles:
                 layer, _, number = path[7:-10].partition(".")
                 if not number or (number.isascii() and number.isdigit()):
                     found.setdefault(layer, []).append(int(number or 0))
-        for numbers in found.values():
-            numbers.sort()
-        return found
+        return {layer: dict.fromkeys(sorted(numbers)) for layer, numbers in found.items()}
 
-    def completed(self, layer: str) -> list[int]:
+    def completed(self, layer: str) -> Collection[int]:
         """Item groups of a layer whose `completed` marker is there, in order."""
-        return self._completed.get(layer, [])
+        return self._completed.get(layer, {}).keys()
 
 
 def digest_of(listed: bytes) -> str:
