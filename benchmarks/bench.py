@@ -24,7 +24,7 @@ import time
 import types
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -265,8 +265,11 @@ def _one_ingest(source: str, root: str, spec: str) -> dict[str, float]:
 
 
 @contextmanager
-def peak_memory(every_s: float = 0.05) -> Iterator[list[int]]:
-    """The most memory in bytes that this process and its workers took together."""
+def peak_memory(every_s: float = 0.25) -> Iterator[list[int]]:
+    """The most memory in bytes that this process and its workers took together.
+
+    More looks would take the time of what is measured: each asks after every thread.
+    """
     peak, ended = [0], threading.Event()
 
     def watch() -> None:
@@ -287,7 +290,8 @@ def family(pid: int) -> list[int]:
     found = [pid]
     for parent in found:
         for tasks in Path(f"/proc/{parent}/task").glob("*/children"):
-            found += map(int, tasks.read_text().split())
+            with suppress(FileNotFoundError):  # a thread that has ended
+                found += map(int, tasks.read_text().split())
     return found
 
 

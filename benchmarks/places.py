@@ -62,8 +62,7 @@ def latency_rows(source: Path, delays_ms: tuple[int, ...] = (0, 1, 5)) -> list[R
         warm(source)
         if "memory" in what:
             forget(source)
-        slow = slow_opens(CACHE.absolute(), delay)
-        seconds[what] = run_ingest(source.absolute(), root, environment=slow)["seconds"]
+        seconds[what] = _by_command(source.absolute(), root, slow_opens(CACHE.absolute(), delay))
     remove(root)
     plain = next(iter(seconds.values()))
     return [
@@ -75,6 +74,19 @@ def latency_rows(source: Path, delays_ms: tuple[int, ...] = (0, 1, 5)) -> list[R
         )
         for what, found in seconds.items()
     ]
+
+
+def _by_command(source: Path, root: Path, environment: dict[str, str]) -> float:
+    """Seconds of an ingest as a user has it: nobody looks at its threads meanwhile."""
+    command = Path(sys.executable).parent / "eval-ingest"
+    began = time.perf_counter()
+    subprocess.run(
+        [command, "ingest", "tolbi_crops", "--source", source],
+        env={**os.environ, **environment, "OLMOEARTH_EVAL_DATASETS": str(root)},
+        check=True,
+        capture_output=True,
+    )
+    return time.perf_counter() - began
 
 
 def forget(folder: Path) -> None:
