@@ -166,6 +166,7 @@ def test_packed_samples_are_not_damaged_where_the_machine_lacks_something(
         raise error
 
     monkeypatch.setattr(npy, "open", refuse, raising=False)
+    monkeypatch.setattr(npy.pa, "memory_map", refuse)
     for ask in (lambda: train[0], lambda: EvalDataset("crops", "train", root=reference)):
         with pytest.raises((MachineError, MemoryError)) as caught:
             ask()
