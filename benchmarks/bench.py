@@ -503,15 +503,16 @@ def load_rows(source: Path, root: Path) -> list[Row]:
         for batch in batches:
             del batch
 
-    stored = plain._samples._map(0, "sentinel2_l2a").array
+    index = plain._index
+    shards = {n: plain._samples._map(n, "sentinel2_l2a").array for n in set(index.shards.tolist())}
     rows = [plain._row(i) for i in range(len(plain))]
-    places = [int(plain._index.rows[row]) for row in rows]
-    out = np.empty((32, *stored.shape[1:]), np.float32)
+    places = [(shards[int(index.shards[row])], int(index.rows[row])) for row in rows]
+    out = np.empty((32, *places[0][0].shape[1:]), np.float32)
 
     def memmap() -> None:
         """The same samples out of a plain numpy memory map, into memory that is used again."""
         for start in range(0, len(places), 32):
-            for k, place in enumerate(places[start : start + 32]):
+            for k, (stored, place) in enumerate(places[start : start + 32]):
                 np.copyto(out[k], stored[place])
 
     batches, normalised, loader, copied = (

@@ -49,6 +49,11 @@ class Places:
         self.before.append(before)
 
 
+def test_what_a_stopped_run_left_is_not_written_over(tmp_path: Path) -> None:
+    (tmp_path / "000003.left_out.arrow").touch()  # it was stopped before it wrote 000003.arrow
+    assert PartialRows(tmp_path, "", [])._count == 4
+
+
 def test_handing_out_windows_costs_as_much_per_window_however_many_there_are(
     tmp_path: Path,
 ) -> None:

@@ -13,12 +13,14 @@ import pytest
 import eval_ingest
 from eval_ingest import EvalDataset, cli, pipeline
 from eval_ingest.errors import IntegrityError, SpecError
+from eval_ingest.integrations.huggingface import _refuse_own
 from eval_ingest.report.export import export_dataset
 from eval_ingest.settings import Settings
 from eval_ingest.sources.discovery import find_datasets
 from eval_ingest.store.atomic import file_crc32c
 from eval_ingest.store.claims import is_published_elsewhere
 from eval_ingest.store.roots.base import EvalRoot
+from eval_ingest.store.roots.open import open_root
 from eval_ingest.store.seal import sealed_json
 from eval_ingest.watching import Judgement, Sighting, State, judge
 from eval_ingest_tests.conftest import make_job
@@ -101,6 +103,7 @@ def test_a_replacement_that_was_stopped_goes_on_as_an_ingest_of_the_source(
             SOME, written(SOME), root=forged, overwrite=True, tell=tell, max_invalid_fraction=0.5
         )
     assert (pixels(forged)[0] == 7).all()  # what readers hold
+    _refuse_own(open_root(Settings(eval_root=str(forged))).dataset(SOME))  # it may be pulled again
     eval_ingest.ingest(SOME, written(SOME), root=forged, max_invalid_fraction=0.5)
     np.testing.assert_array_equal(pixels(forged)[0], pixels(ingested(SOME))[0])
 

@@ -1,6 +1,7 @@
 """The files of a window, by the compiled listing and by Python's own, which give the same."""
 
 import os
+import pickle
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -162,7 +163,7 @@ def test_a_folder_that_is_a_link_within_the_dataset_is_listed(
     assert {f.path for f in window.files} == source.fetch(window, window.files).keys()
 
 
-@pytest.mark.parametrize("target", ["gone", "w"])
+@pytest.mark.parametrize("target", ["gone", "w", "/gone/w"])
 def test_a_window_that_is_a_link_to_nothing_is_a_window_without_files(
     tmp_path: Path, way: str, target: str
 ) -> None:
@@ -171,6 +172,21 @@ def test_a_window_that_is_a_link_to_nothing_is_a_window_without_files(
     windows = list(LocalSource(str(tmp_path)).windows(["g"], LAYERS))
     assert [window.name for window in windows] == ["a", "w"]
     assert not windows[1].files or windows[1].unusable.startswith("metadata.json lies")
+
+
+def test_a_group_that_is_a_link_to_nothing_has_no_windows(tmp_path: Path) -> None:
+    write(tmp_path, "windows/g/a/metadata.json")
+    (tmp_path / "windows/old").symlink_to("/gone/old")
+    source = LocalSource(str(tmp_path))
+    assert [window.name for window in source.names(source.groups())] == ["a"]
+
+
+def test_what_a_source_knows_of_its_groups_does_not_go_with_each_task(tmp_path: Path) -> None:
+    write(tmp_path, "windows/g/a/metadata.json")
+    source = LocalSource(str(tmp_path))
+    before = len(pickle.dumps(source))
+    list(source.names(source.groups()))
+    assert len(pickle.dumps(source)) == before
 
 
 @pytest.mark.parametrize("depth", [1, 20])

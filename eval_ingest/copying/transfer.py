@@ -20,7 +20,7 @@ from eval_ingest.copying.worker import (
     MoveTask,
     ToPlace,
     TransferTask,
-    copied_digest,
+    mapping_of,
 )
 from eval_ingest.core.columns import arrow, arrow_rows, numbers, row_numbers
 from eval_ingest.core.crops import corners
@@ -44,7 +44,7 @@ from eval_ingest.store.roots.base import DatasetStore
 from eval_ingest.store.seal import unless_damaged
 from eval_ingest.store.shards import ShardWriter, read_shard, shard_names
 from eval_ingest.store.split_index import TARGET, Crops, timestamps_column, write_split_index
-from eval_ingest.store.window_files import Windows
+from eval_ingest.store.window_files import Key, Windows
 from eval_ingest.waiting import remove_folder
 
 _TASK_WINDOWS = 64
@@ -76,13 +76,12 @@ def transfer(
     manifest, windows = Manifest(store.layout, store.send), store.windows
     to_copy = np.zeros(len(places), bool)
     if mode == "windows":
-        windows.require_told_apart(place.window for place in places)
         to_copy = _to_copy(job, places, manifest, windows)
 
     ahead = WindowsAhead(store.layout.ahead)
     noted = ahead.noted() if to_copy.any() else {}
     ready = np.flatnonzero(to_copy & ~new)
-    ready = ready[_are(places[ready], lambda place: _is_of(place, noted, job))]
+    ready = ready[_are_of(places[ready], noted, job)]
     to_copy[ready] = False
     work = int((new | to_copy).sum())
     with executor(job.settings, work + len(ready) // _MOVES) as pool:
@@ -113,12 +112,15 @@ def _are(places: Places, what: Callable[[Place], bool]) -> NDArray[np.bool_]:
     return np.fromiter(map(what, places), bool, len(places))
 
 
-def _is_of(place: Place, known: Mapping[tuple[str, str], CopiedWindow], job: Job) -> bool:
-    """True if a copy of the window is known, of what it is now."""
-    copied = known.get(place.window)
-    return copied is not None and copied.source_digest == copied_digest(
-        place.source_digest, job.config
-    )
+def _are_of(places: Places, known: Mapping[Key, CopiedWindow], job: Job) -> NDArray[np.bool_]:
+    """True for windows of which a copy is known, of what they are now."""
+    mapping = mapping_of(job.config)
+
+    def is_of(place: Place) -> bool:
+        copied = known.get(place.window)
+        return copied is not None and copied.source_digest == place.source_digest + mapping
+
+    return _are(places, is_of)
 
 
 def copying_ahead(job: Job, arriving: bool = False) -> CopyingAhead | None:
@@ -298,7 +300,11 @@ class _Lying:
 def _to_copy(job: Job, places: Places, manifest: Manifest, windows: Windows) -> NDArray[np.bool_]:
     """Which windows are to be copied; for these way is made, the others have their splits."""
     known = manifest.windows
-    to_copy = ~_are(places, lambda place: _is_of(place, known, job) and windows.has(*place.window))
+    there = _are_of(places, known, job)
+    there[there] = _are(places[there], lambda place: windows.has(*place.window))
+    to_copy = ~there
+    if to_copy.any():
+        windows.require_told_apart(place.window for place in places)
     lost = _move_between_splits(places[~to_copy], manifest, windows)
     if lost:
         to_copy |= _are(places, lambda place: place.window in lost)

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 from eval_ingest.copying.places import Place
@@ -35,10 +35,14 @@ class CopyingAhead:
     config: ResolvedConfig
     ahead: WindowsAhead
 
+    @cached_property
+    def _mapping(self) -> str:
+        return mapping_of(self.config)
+
     def __call__(self, files: WindowFiles, reader: WindowReader) -> CopiedWindow:
         """Write a window aside."""
         group, name, digest = files.listed
-        digest = copied_digest(digest, self.config)
+        digest += self._mapping
         with COPIES.watched(lambda: len(files.files)):
             contents = [_content(reader, (group, name), f, None, self.config) for f in files.files]
             return self.ahead.write(group, name, digest, contents)
@@ -69,6 +73,10 @@ class TransferTask:
     config: ResolvedConfig
     windows: Windows
     writer: ShardWriter | None
+
+    @cached_property
+    def _mapping(self) -> str:
+        return mapping_of(self.config)
 
     def __call__(self, batch: list[ToPlace]) -> list[CopiedWindow | None]:
         """Pack and copy some windows, several at a time: a root may be a network mount.
@@ -115,7 +123,7 @@ class TransferTask:
         if copy:
             key, ours = (place.group, place.name), reader.ours()
             contents = [_content(reader, key, file, ours, self.config) for file in files.files]
-            digest = copied_digest(files.digest, self.config)
+            digest = files.digest + self._mapping
             copied = self.windows.write(*key, digest, place.split, contents, *ours or ())
         reader.drop()
         return copied
@@ -137,13 +145,12 @@ def _content(
     return Content(file.path, read, None, source.have(*window, file).permissions)
 
 
-def copied_digest(source_digest: str, config: ResolvedConfig) -> str:
-    """Of what a copied window is made from: its files, and the categories that are mapped there."""
+def mapping_of(config: ResolvedConfig) -> str:
+    """What follows the digest of a copied window's files: by which categories labels are mapped."""
     task = config.task
     if not task.category_mapping:
-        return source_digest
-    mapped = fingerprint(task.category_mapping, task.property_name, _label_layers(config))
-    return f"{source_digest}-{mapped}"
+        return ""
+    return f"-{fingerprint(task.category_mapping, task.property_name, _label_layers(config))}"
 
 
 def _is_label(path: str, files: WindowFiles, config: ResolvedConfig) -> bool:

@@ -130,7 +130,8 @@ class ArrivingTask:
         try:
             os.makedirs(folder)
         except FileExistsError:  # a worker that was lost, or a run that was stopped, was at it
-            remove_folder(folder)
+            if (error := remove_folder(folder)) is not None:
+                raise error from None
             os.makedirs(folder)
         write_checked(folder, files)
 

@@ -57,7 +57,7 @@ ARRIVED = "arrived"
 PARTIAL_ROWS = 2048
 """Finished rows between two writes: a stopped run loses at most ten seconds of work."""
 _ROW = KEY[:2]
-_ROWS, _LEFT_OUT = "??????.arrow", "*.left_out.arrow"
+_ROWS, _LEFT_OUT, _ALL = "??????.arrow", "??????.left_out.arrow", "??????.*arrow"
 
 Some = TypeVar("Some", pa.Table, LazyTable)
 
@@ -72,7 +72,7 @@ class PartialRows:
         self._waiting: list[pa.Table] = []
         self._left_out: list[Listed] = []
         """Those that wait: windows without a row, which the filter doesn't want."""
-        self._count = len(self._files(_ROWS))
+        self._count = 1 + max((int(path.name[:6]) for path in self._files(_ALL)), default=-1)
         self.written: list[Rows] = []
         """What was added, as far as it is on the disk."""
         self.packer: Packer | None = None

@@ -518,11 +518,20 @@ def _fetch(
 
 def _refuse_own(store: DatasetStore) -> None:
     """What was ingested here is not replaced by what was pulled."""
-    if whose(store) is not Whose.NOBODYS and not is_published_elsewhere(store):
+    if whose(store) is not Whose.NOBODYS and not _holds_published(store):
         raise StoreError(
             f"{store.url} is there already and wasn't pulled; remove it, or pull into another "
             "eval root"
         )
+
+
+def _holds_published(store: DatasetStore) -> bool:
+    """True of what was pulled, also where an ingest that was to replace it has only begun."""
+    with suppress(IntegrityError):
+        metadata = registry.read_metadata(store)
+        if metadata is not None:
+            return metadata.is_untold
+    return is_published_elsewhere(store)
 
 
 def _verified(aside: EvalRoot, name: str, progress: Progress) -> None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain, islice
 from pathlib import Path
+from typing import Any
 
 from eval_ingest.engine import batched, map_ordered
 from eval_ingest.errors import SourceError, SourceNotFoundError
@@ -131,6 +132,10 @@ class LocalSource(Source):
         """Groups whose folders are in the dataset."""
         return set()
 
+    def __getstate__(self) -> dict[str, Any]:
+        # It goes with each task: a worker looks at the groups of its own.
+        return {name: value for name, value in self.__dict__.items() if name != "_known"}
+
     def _folder(self, group: str) -> str:
         """The folder of a group, or, without one, of all; links are followed within the dataset.
 
@@ -143,7 +148,8 @@ class LocalSource(Source):
             for folder in (windows, path):
                 if os.path.islink(folder):
                     self._check_link(folder)
-            self._known.add(group)
+            if os.path.exists(path):
+                self._known.add(group)
         return path
 
     def _visible_folders(self, group: str = "") -> list[str]:
@@ -162,10 +168,10 @@ class LocalSource(Source):
         """Refuse a link that leads out of the dataset: a copy would publish what it points at.
 
         Raises:
-            SourceError: it leads out.
+            SourceError: it leads out, to something that is there.
         """
         root, real = os.path.realpath(self.url), os.path.realpath(path)
-        if os.path.commonpath([root, real]) != root:
+        if os.path.lexists(real) and os.path.commonpath([root, real]) != root:
             raise SourceError(
                 f"{path} is a link to {real}, which is outside of the dataset; "
                 "put a copy there instead (for another model.yaml alone, "

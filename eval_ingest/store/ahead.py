@@ -7,6 +7,7 @@ and what the files of the copy are (copying/worker.py).
 
 import hashlib
 import os
+import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -61,10 +62,11 @@ class WindowsAhead:
             except FileNotFoundError:
                 os.makedirs(aside, exist_ok=True)
             except FileExistsError:  # it was lost or stopped at this one
-                remove_folder(aside)
+                shutil.rmtree(aside)
                 os.mkdir(aside)
             write_checked(aside, plain)
             # Whatever a worker that was lost, or a run that was stopped, had written there.
+            shutil.rmtree(f"{aside}.old", ignore_errors=True)
             Windows.put(aside, place)
         return window
 

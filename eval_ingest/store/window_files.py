@@ -7,6 +7,7 @@ copied is kept in manifest.py.
 import contextlib
 import json
 import os
+import shutil
 import tempfile
 from collections.abc import Callable, Collection, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -143,7 +144,8 @@ class Windows:
         old = f"{aside}.old"
         os.rename(final, old)  # not removed, so that no half of it is ever in its place
         os.rename(aside, final)
-        remove_folder(old)
+        # Not many of its folders at a time: this is one of many threads already.
+        shutil.rmtree(old, ignore_errors=True)
 
     def _scratch(self) -> tempfile.TemporaryDirectory[str]:
         """A folder for what is on its way into the copy, or out of it."""
