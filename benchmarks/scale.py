@@ -181,12 +181,12 @@ def _pass_on(source: socket.socket, target: socket.socket, counted: Counter[str]
 
 def _bytes_of_rows(root: Path) -> int:
     """The index of the dataset that was ingested there, as its rows were sent."""
-    from eval_ingest.store.outcomes import read_window_index
+    from eval_ingest.store.outcomes import read_outcome
     from eval_ingest.store.roots.base import EvalRoot
 
     opened = EvalRoot(root)
     (name,) = opened.dataset_names()
-    index = read_window_index(opened.dataset(name))
+    index = read_outcome(opened.dataset(name), "window_index")
     assert index is not None
     return len(pickle.dumps(index.table))
 

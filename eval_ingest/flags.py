@@ -133,5 +133,6 @@ def _options(annotation: Any) -> dict[str, Any]:
         numbers = {"type": parts[0]} if parts[0] in (int, float) else {}
         exactly = Ellipsis not in parts and not numbers  # of numbers DatasetSpec says more
         nargs = len(parts) if exactly else "+"
-        return {"nargs": nargs, "action": "extend", **numbers}  # given twice, none is lost
+        several = {"action": "extend"} if Ellipsis in parts else {}  # given twice, none is lost
+        return {"nargs": nargs, **several, **numbers}
     return {"type": annotation} if annotation in (int, float) else {}

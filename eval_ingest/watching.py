@@ -380,16 +380,13 @@ def judge(sighting: Sighting, settings: Settings) -> Judgement:
         damaged = True  # an ingest makes it anew
     except errors.NewerVersionError as error:
         return Judgement(State.NOT_INGESTABLE, str(error))
-    if metadata is None and not damaged:
-        if sighting.removed:
-            return Judgement(State.IGNORED, sighting.removed)
-        try:
+    if metadata is None and not damaged and sighting.removed:
+        return Judgement(State.IGNORED, sighting.removed)
+    if (metadata is None and not damaged) or (metadata is not None and metadata.is_untold):
+        try:  # of what is damaged, a run says so
             refuse_theirs(store, sighting.spec)
         except errors.NotOursError as error:
             return Judgement(State.THEIRS, str(error))
-    if metadata is not None and metadata.is_untold:  # or damaged: then a run says so
-        try:
-            refuse_theirs(store, sighting.spec)
         except errors.SpecError as error:
             return Judgement(State.NOT_INGESTABLE, str(error))
     # What is here of a bucket is looked at first: what it says of a version stays true.

@@ -516,6 +516,8 @@ def test_flags_that_are_given_twice_lose_nothing(capsys: pytest.CaptureFixture[s
 
     assert given("--groups", "a", "--groups", "b", "c") == {"groups": ["a", "b", "c"]}
     assert given("--tags", "a=1", "--tags", "b=2", "d") == {"tags": {"a": "1", "b": "2", "d": ""}}
+    ratios = given("--ratios", "7", "2", "1", "--ratios", "8", "1", "1")  # as elsewhere, the last
+    assert ratios == {"splits": {"ratios": [8, 1, 1]}}
     assert given("--modalities", "x", "--modalities", "y") == {"modalities": ["x", "y"]}
     for twice in (["--tags", "split=1", "split=2"], ["--tags", "split=1", "--tags", "split=1"]):
         with pytest.raises(SpecError, match="--tags has split more than once"):

@@ -202,12 +202,23 @@ def test_two_pulls_of_a_dataset_do_not_share_a_folder(
 
 
 @pytest.mark.parametrize("name", [".copied_ahead/journal.jsonl", "source_state.json",
-                                  ".ingested_by_eval_ingest"])  # fmt: skip
-def test_what_a_run_would_go_on_from_is_not_pulled(name: str, hub: Hub, tmp_path: Path) -> None:
+                                  ".ingested_by_eval_ingest", "LICENSE"])  # fmt: skip
+def test_what_lies_beside_what_was_published_is_not_pulled(
+    name: str, hub: Hub, tmp_path: Path
+) -> None:
     hub.repos[REPO].append({**hub.files(REPO), f"{SOME}/{name}": b"x"})
-    with pytest.raises(StoreError, match=r"has a file .* which no eval-ingest publishes"):
-        eval_ingest.pull(f"{TO}/{SOME}", root=tmp_path)
-    assert not (tmp_path / SOME).exists()
+    eval_ingest.pull(f"{TO}/{SOME}", root=tmp_path)
+    assert (tmp_path / SOME / "metadata.json").exists()
+    assert not (tmp_path / SOME / name).exists()
+
+
+def test_a_folder_that_is_a_link_is_not_pulled_over(hub: Hub, tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    root = tmp_path / "root"
+    root.mkdir()
+    (root / SOME).symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(StoreError, match=r"is a link to .*elsewhere; remove"):
+        eval_ingest.pull(f"{TO}/{SOME}", root=root)
 
 
 # -------------------------------------------------------------------------------- folders aside

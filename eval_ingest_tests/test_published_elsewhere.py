@@ -108,7 +108,12 @@ def test_a_replacement_that_was_stopped_goes_on_as_an_ingest_of_the_source(
     np.testing.assert_array_equal(pixels(forged)[0], pixels(ingested(SOME))[0])
 
 
-def test_discovery_asks_for_no_run_that_would_be_refused(forged: Path, written: Ingested) -> None:
+@pytest.mark.parametrize("unpublished", [False, True])
+def test_discovery_asks_for_no_run_that_would_be_refused(
+    unpublished: bool, forged: Path, written: Ingested
+) -> None:
+    if unpublished:
+        (forged / SOME / "metadata.json").unlink()
     [found] = find_datasets(str(written(SOME)))
     spec = make_job(written(SOME), forged / "elsewhere", SOME).spec
     judged: Judgement = judge(Sighting(spec, found, True), Settings(eval_root=str(forged)))

@@ -476,8 +476,8 @@ def pull(url: str, *, root: str | Path | None = None, progress: Progress = no_pr
     if f"{name}/metadata.json" not in wanted:
         names = sorted(p.split("/")[0] for p in listed if re.fullmatch(r"[^/]+/metadata\.json", p))
         raise StoreError(f"{address.url}: the repository holds {', '.join(names) or 'no dataset'}")
-    if odd := [path for path in wanted if path.split("/")[1] not in PUBLISHED]:
-        raise StoreError(f"{address.url} has a file {odd[0]!r}, which no eval-ingest publishes")
+    # Whatever else its owner keeps beside what was published is nothing of ours.
+    wanted = [path for path in wanted if path.split("/")[1] in PUBLISHED]
     with store.hold(WAIT_S, f"{name} is being pulled"):
         _refuse_own(store)
         aside = target.path / f".{name}.pull"
@@ -517,7 +517,12 @@ def _fetch(
 
 
 def _refuse_own(store: DatasetStore) -> None:
-    """What was ingested here is not replaced by what was pulled."""
+    """What was ingested here is not replaced by what was pulled, nor is a link to elsewhere."""
+    if store.linked_to:
+        raise StoreError(
+            f"{store.url} is a link to {store.linked_to}; remove the link, and what is there, or "
+            "pull into another eval root"
+        )
     if whose(store) is not Whose.NOBODYS and not _holds_published(store):
         raise StoreError(
             f"{store.url} is there already and wasn't pulled; remove it, or pull into another "

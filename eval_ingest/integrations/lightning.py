@@ -61,7 +61,7 @@ class EvalDataModule(LightningDataModule):
         """
         own = self._train if split == "train" else {}
         found = EvalDataset(self._dataset, split, **{**self._arguments, **own})
-        self._arguments.setdefault("version", found.metadata.fingerprint)
+        self._arguments.setdefault("version", found.version)
         return found
 
     def _dataloader(self, split: str) -> Any:

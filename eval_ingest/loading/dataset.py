@@ -468,6 +468,11 @@ class EvalDataset(Dataset[dict[str, Any]]):
         return found
 
     @property
+    def version(self) -> str:
+        """The fingerprint of what is loaded, which `version=` takes."""
+        return self._opening.fingerprint
+
+    @property
     def task(self) -> Task:
         """What is predicted."""
         return self._opening.config.task
