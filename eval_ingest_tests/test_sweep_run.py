@@ -337,9 +337,21 @@ def test_rows_of_earlier_builds_are_read_and_not_made_again(sweep: Sweep, tmp_pa
     path.write_bytes(sealed_json({"version": 1, **old}))
     (board,) = leaderboards(read_rows(tmp_path / "out"))
     assert board.cells["classification", "pixels"].seeds == 1
-    assert sweep("classification", seeds=(42, 1)).computed == 1
+    assert sweep("classification", seeds=(1,)).computed == 1  # and not for the old one
     (board,) = leaderboards(read_rows(tmp_path / "out"))
     assert board.cells["classification", "pixels"].seeds == 2
+    assert sweep("classification", seeds=(42, 1)).computed == 0
+
+
+def test_a_row_that_cannot_be_read_ends_no_sweep(
+    sweep: Sweep, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    sweep("classification")
+    rows = tmp_path / "out" / "rows"
+    (rows / "damaged.json").write_bytes(b"{")
+    (rows / "newer.json").write_bytes(sealed_json({"version": 9}))
+    assert sweep("classification").computed == 0
+    assert caplog.text.count("it is in no table") >= 2
 
 
 KILLED = """

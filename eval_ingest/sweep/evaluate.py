@@ -25,7 +25,7 @@ from eval_ingest.sweep.embed import Embedded, embedded_batches, joined
 from eval_ingest.sweep.encoders.base import Encoder
 from eval_ingest.sweep.encoders.module import Adapter, undisturbed
 from eval_ingest.sweep.ranks import Ranks, ranks
-from eval_ingest.sweep.results import Failure, Row, write_tables
+from eval_ingest.sweep.results import Failure, Row, readable_rows, write_tables
 from eval_ingest.sweep.scoring import Encoders, Scorer, choose_device
 from eval_ingest.sweep.suite import Suite, catalog_of
 
@@ -159,7 +159,7 @@ def evaluate(
             )  # fmt: skip
             found = scorer.datasets(raising=len(suite.datasets) == 1)
             if folder is not None and found.rows:
-                together.from_first(lambda: write_tables(folder))
+                together.from_first(lambda: write_tables(folder, readable_rows(folder)))
     return Evaluation(found.rows, found.failures, time.monotonic() - started)
 
 

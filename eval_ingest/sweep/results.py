@@ -6,9 +6,10 @@
 {out}/plots/*.png
 """
 
+import logging
 import sys
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
@@ -21,7 +22,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import to_json
 
 from eval_ingest.core.bounds import MOST_NUMBER, Count, Record, Whole
-from eval_ingest.errors import SweepError
+from eval_ingest.errors import IntegrityError, NewerVersionError, SweepError
 from eval_ingest.report.printing import table
 from eval_ingest.store.atomic import write_bytes, written_aside
 from eval_ingest.store.records import record_of
@@ -181,11 +182,29 @@ def read_rows(out: Path) -> list[Row]:
         SweepError: there is none.
         IntegrityError: one is damaged.
     """
-    rows = [row for path in (out / "rows").glob("[!.]*.json") if (row := _row(path)) is not None]
+    rows = _rows(out, _row)
     if not rows:
         raise SweepError(
             f"there are no results in {out}; run: eval-ingest sweep --encoder pixels --out {out}"
         )
+    return rows
+
+
+def readable_rows(out: Path) -> list[Row]:
+    """Those that can be read; what is wrong with others is told, and ends nobody's training."""
+
+    def row(path: Path) -> Row | None:
+        try:
+            return _row(path)
+        except (IntegrityError, NewerVersionError) as error:
+            logging.getLogger("eval_ingest").warning("%s; it is in no table", error)
+            return None
+
+    return _rows(out, row)
+
+
+def _rows(out: Path, read: Callable[[Path], Row | None]) -> list[Row]:
+    rows = [row for path in (out / "rows").glob("[!.]*.json") if (row := read(path)) is not None]
     rows.sort(key=lambda r: (r.dataset, r.encoder, r.label_fraction, r.seed, r.finished_at))
     return rows
 
@@ -218,9 +237,9 @@ def _arrow(field: FieldInfo) -> pa.DataType:
     return _ARROW[kinds[0]]
 
 
-def write_tables(out: Path) -> None:
-    """results.parquet and results.json from all kept rows."""
-    rows, schema, columns = read_rows(out), _schema(), []
+def write_tables(out: Path, rows: Sequence[Row]) -> None:
+    """results.parquet and results.json."""
+    schema, columns = _schema(), []
     for row in rows:
         flat: dict[str, Any] = {**row.model_dump(), **row.metrics}
         flat["bands"] = [{"modality": m, "bands": bands} for m, bands in row.bands.items()]

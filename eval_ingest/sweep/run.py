@@ -17,7 +17,7 @@ from eval_ingest.sweep.results import (
     ResultTable,
     Row,
     latest,
-    read_rows,
+    readable_rows,
     write_row,
     write_tables,
 )
@@ -79,17 +79,19 @@ def run_sweep(
         )  # fmt: skip
         table += _scored(scorer, spec, alone=len(suite.encoders) == 1)
     if table.rows:
-        _show_last(out, table.rows)
-        write_tables(out)
+        write_tables(out, _showing(out, table.rows))
     return table
 
 
-def _show_last(out: Path, rows: Sequence[Row]) -> None:
-    """Make what was asked for what leaderboards show, also where others were scored since then."""
-    shown, now = {row.key for row in latest(read_rows(out))}, datetime.now(UTC).isoformat()
-    for row in rows:
-        if row.key not in shown:
-            write_row(out, row.model_copy(update={"finished_at": now}))
+def _showing(out: Path, asked: Sequence[Row]) -> list[Row]:
+    """All rows; those asked for are what leaderboards show, also where others came since then."""
+    rows, now = readable_rows(out), datetime.now(UTC).isoformat()
+    last = {row.key for row in asked} - {row.key for row in latest(rows)}
+    for k, row in enumerate(rows):
+        if row.key in last:
+            rows[k] = row.model_copy(update={"finished_at": now})
+            write_row(out, rows[k])
+    return rows
 
 
 def _scored(scorer: Scorer, spec: str, alone: bool) -> ResultTable:

@@ -40,6 +40,7 @@ from eval_ingest.sweep.results import (
     ResultTable,
     Row,
     read_row,
+    readable_rows,
     write_row,
 )
 from eval_ingest.sweep.rows import Rows
@@ -143,7 +144,8 @@ class Scorer:
         encoder = scored.encoder
         kept: dict[str, Row | None] = dict.fromkeys(cases)
         if self.resume and self.out is not None:
-            kept = {key: self._found(self.out, key, scored.setup) for key in kept}
+            self._name_setup(self.out, scored)
+            kept = {key: read_row(self.out, key) for key in kept}
         missing = [key for key in cases if kept[key] is None]
         if missing:
             opened = self.ranks.agreed(lambda: scored.opened(list(cases.values())))
@@ -177,13 +179,16 @@ class Scorer:
             for seed in self.suite.seeds
         }
 
-    def _found(self, out: Path, key: str, setup: str) -> Row | None:
-        """A kept row; one of version 1 now says its setup, which its key tells."""
-        row = read_row(out, key)
-        if row is not None and not row.setup:
-            row = row.model_copy(update={"version": ROW_VERSION, "setup": setup})
-            write_row(out, row)
-        return row
+    def _name_setup(self, out: Path, scored: "_Scored") -> None:
+        """Rows of version 1 of this setup, which their keys tell, now say so: all seeds of it."""
+        for row in self._unnamed:
+            if row.key == scored.key(row.label_fraction, row.seed):
+                named = row.model_copy(update={"version": ROW_VERSION, "setup": scored.setup})
+                write_row(out, named)
+
+    @cached_property
+    def _unnamed(self) -> list[Row]:
+        return [] if self.out is None else [r for r in readable_rows(self.out) if not r.setup]
 
     def _kept(self, row: Row) -> Row:
         if self.out is not None:
