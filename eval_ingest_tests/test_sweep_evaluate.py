@@ -18,6 +18,7 @@ import eval_ingest
 from eval_ingest import cli
 from eval_ingest.errors import SweepError, UnknownDatasetError
 from eval_ingest.settings import Settings
+from eval_ingest.store.seal import sealed_json
 from eval_ingest.sweep import splits
 from eval_ingest.sweep.encoders import Embeddings
 from eval_ingest.sweep.evaluate import evaluate
@@ -170,6 +171,17 @@ def test_each_checkpoint_of_a_training_has_a_score_of_its_own(
 
     assert not evaluate(model, ["classification", "regression"], adapter=broken, root=root, out=out)
     assert len(pq.read_table(out / "results.parquet")) == 4
+
+
+def test_a_kept_row_that_cannot_be_read_ends_no_training(
+    root: Path, model: Patches, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "rows").mkdir()
+    (tmp_path / "rows" / "damaged.json").write_bytes(b"{")
+    (tmp_path / "rows" / "newer.json").write_bytes(sealed_json({"version": 9}))
+    assert evaluate(model, "classification", adapter=adapter, root=root, out=tmp_path)
+    assert len(pq.read_table(tmp_path / "results.parquet")) == 1
+    assert caplog.text.count("it is in no table") == 2
 
 
 def test_several_draws_train_on_what_each_alone_and_a_sweep_trains_on(

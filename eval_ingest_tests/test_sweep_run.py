@@ -343,17 +343,6 @@ def test_rows_of_earlier_builds_are_read_and_not_made_again(sweep: Sweep, tmp_pa
     assert sweep("classification", seeds=(42, 1)).computed == 0
 
 
-def test_a_row_that_cannot_be_read_ends_no_sweep(
-    sweep: Sweep, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    sweep("classification")
-    rows = tmp_path / "out" / "rows"
-    (rows / "damaged.json").write_bytes(b"{")
-    (rows / "newer.json").write_bytes(sealed_json({"version": 9}))
-    assert sweep("classification").computed == 0
-    assert caplog.text.count("it is in no table") >= 2
-
-
 KILLED = """
 import os, sys, signal
 from pathlib import Path
