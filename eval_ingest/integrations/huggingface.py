@@ -48,7 +48,7 @@ from eval_ingest.store.atomic import (
     store_errors,
     write_bytes,
 )
-from eval_ingest.store.claims import is_published_elsewhere
+from eval_ingest.store.claims import holds_published
 from eval_ingest.store.locks import folder_aside
 from eval_ingest.store.outcomes import read_outcome
 from eval_ingest.store.ownership import Whose, whose
@@ -523,20 +523,11 @@ def _refuse_own(store: DatasetStore) -> None:
             f"{store.url} is a link to {store.linked_to}; remove the link, and what is there, or "
             "pull into another eval root"
         )
-    if whose(store) is not Whose.NOBODYS and not _holds_published(store):
+    if whose(store) is not Whose.NOBODYS and not holds_published(store):
         raise StoreError(
             f"{store.url} is there already and wasn't pulled; remove it, or pull into another "
             "eval root"
         )
-
-
-def _holds_published(store: DatasetStore) -> bool:
-    """True of what was pulled, also where an ingest that was to replace it has only begun."""
-    with suppress(IntegrityError):
-        metadata = registry.read_metadata(store)
-        if metadata is not None:
-            return metadata.is_untold
-    return is_published_elsewhere(store)
 
 
 def _verified(aside: EvalRoot, name: str, progress: Progress) -> None:

@@ -48,6 +48,15 @@ def is_published_elsewhere(store: DatasetStore) -> bool:
     """
     if is_marked(store) or whose(store) is not Whose.INGESTED:
         return False
+    return holds_published(store)
+
+
+def holds_published(store: DatasetStore) -> bool:
+    """True if what readers get is what was pulled, or exported, also while it is being replaced.
+
+    Raises:
+        StoreError: it can't be read.
+    """
     with contextlib.suppress(IntegrityError):
         metadata = read_metadata(store)
         if metadata is not None:

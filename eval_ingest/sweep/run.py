@@ -72,10 +72,11 @@ def run_sweep(
 
     there = choose_device(device)
     table, catalog = ResultTable([], 0), catalog_of(settings)
+    unnamed = [row for row in readable_rows(out) if not row.setup]
     for spec in suite.encoders:
         scorer = Scorer(
             suite, eval_root, Encoders(spec, suite, there), embedded, catalog, out, resume=True,
-            progress=progress, tell=tell or (lambda text: None),
+            unnamed=unnamed, progress=progress, tell=tell or (lambda text: None),
         )  # fmt: skip
         table += _scored(scorer, spec, alone=len(suite.encoders) == 1)
     if table.rows:

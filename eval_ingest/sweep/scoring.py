@@ -40,7 +40,6 @@ from eval_ingest.sweep.results import (
     ResultTable,
     Row,
     read_row,
-    readable_rows,
     write_row,
 )
 from eval_ingest.sweep.rows import Rows
@@ -109,6 +108,8 @@ class Scorer:
     """Where rows are kept."""
     resume: bool = False
     """Rows that are there are not made again, and all of train is embedded, for other rows too."""
+    unnamed: Sequence[Row] = ()
+    """Kept rows that don't say their setup, as those of version 1."""
     ranks: Ranks = field(default_factory=Ranks)
     progress: Progress = no_progress
     tell: Tell = lambda text: None
@@ -181,14 +182,10 @@ class Scorer:
 
     def _name_setup(self, out: Path, scored: "_Scored") -> None:
         """Rows of version 1 of this setup, which their keys tell, now say so: all seeds of it."""
-        for row in self._unnamed:
+        for row in self.unnamed:
             if row.key == scored.key(row.label_fraction, row.seed):
                 named = row.model_copy(update={"version": ROW_VERSION, "setup": scored.setup})
                 write_row(out, named)
-
-    @cached_property
-    def _unnamed(self) -> list[Row]:
-        return [] if self.out is None else [r for r in readable_rows(self.out) if not r.setup]
 
     def _kept(self, row: Row) -> Row:
         if self.out is not None:
